@@ -1,0 +1,1 @@
+"""From vectors to answers: live state, items, search, query and the HTTP API."""

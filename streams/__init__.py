@@ -1,0 +1,1 @@
+"""Kafka in: events, state, pipeline, transport, replay and evaluation."""

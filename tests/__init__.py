@@ -1,0 +1,1 @@
+"""Tests, flat by package and module; integration, faults and benches below."""
