@@ -1,0 +1,109 @@
+"""Every Redis key of the project, and a user's partition: the only place where either is spelled.
+
+A key is `<prefix>:{<tag>}:<rest>`; the braces are a Redis Cluster hash tag, so that everything one partition writes
+atomically lies in one slot. A user's partition is Kafka's own default, murmur2(user_id) mod N.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+ITEMS_TAG = "items"
+CONTEXT_TAG = "context"
+
+
+def partition_tag(partition: int) -> str:
+    """Hash tag of a user partition, e.g. `p17`."""
+    return f"p{partition}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Builds the keys of one deployment (or one replay) below `prefix`.
+
+    A *tag* names a unit of atomic writing: `p<partition>`, `items` or `context`.
+    """
+
+    prefix: str = "perseid"
+
+    def cluster(self) -> str:
+        """Hash of facts about the deployment: partition count, kinds, serving model, player clock."""
+        return f"{self.prefix}:cluster"
+
+    def model(self, version: str) -> str:
+        """Hash of what an API process needs to serve a model version (JSON and context weights)."""
+        return f"{self.prefix}:model:{version}"
+
+    def roles(self) -> str:
+        """Hash role id → JSON heartbeat of every running process."""
+        return f"{self.prefix}:roles"
+
+    def owner(self, tag: str) -> str:
+        """Hash with the claim token, generation, positions and log identities of one tag."""
+        return f"{self.prefix}:{{{tag}}}:owner"
+
+    def user(self, tag: str, user_id: str) -> str:
+        """Hash of one user: state, profile and one field of vectors per model version."""
+        return f"{self.prefix}:{{{tag}}}:u:{user_id}"
+
+    def users(self, tag: str) -> str:
+        """Sorted set user → time of the user's newest event, for idle removal, counting and digests."""
+        return f"{self.prefix}:{{{tag}}}:users"
+
+    def waiting(self, tag: str) -> str:
+        """Set of users whose window holds an item that had no vector when they were encoded."""
+        return f"{self.prefix}:{{{tag}}}:waiting"
+
+    def popularity(self, tag: str, bucket: int) -> str:
+        """Hash `location \\x1f item` → weight of one time bucket of one partition."""
+        return f"{self.prefix}:{{{tag}}}:pop:{bucket}"
+
+    def popularity_buckets(self, tag: str) -> str:
+        """Hash bucket → number of increments, so that a reader re-reads only what changed."""
+        return f"{self.prefix}:{{{tag}}}:pops"
+
+    def item(self, item_id: str) -> str:
+        """Hash of one item: catalogue record, text vector, tags, and one retrieval vector per model version."""
+        return f"{self.prefix}:{{{ITEMS_TAG}}}:i:{item_id}"
+
+    def item_index(self) -> str:
+        """Sorted set item → item-log position of its last change."""
+        return f"{self.prefix}:{{{ITEMS_TAG}}}:index"
+
+    def item_log(self) -> str:
+        """Stream of item changes; entry id `<position>-0`."""
+        return f"{self.prefix}:{{{ITEMS_TAG}}}:log"
+
+    def contexts(self) -> str:
+        """Hash location → context record (JSON)."""
+        return f"{self.prefix}:{{{CONTEXT_TAG}}}:records"
+
+
+@lru_cache(maxsize=65536)
+def partition_of(user_id: str, partitions: int) -> int:
+    """The home partition of a user: Kafka's default partitioner for a keyed record.
+
+    >>> partition_of("21", 1000) == (murmur2(b"21") & 0x7FFFFFFF) % 1000
+    True
+    """
+    return (murmur2(user_id.encode()) & 0x7FFFFFFF) % partitions
+
+
+def murmur2(data: bytes) -> int:
+    """32-bit MurmurHash2 with the seed of Kafka's Java client (org.apache.kafka.common.utils.Utils.murmur2)."""
+    m, mask = 0x5BD1E995, 0xFFFFFFFF
+    length = len(data)
+    h = (0x9747B28C ^ length) & mask
+    for i in range(0, length - length % 4, 4):
+        k = int.from_bytes(data[i : i + 4], "little")
+        k = (k * m) & mask
+        k ^= k >> 24
+        h = ((h * m) & mask) ^ ((k * m) & mask)
+    tail = data[length - length % 4 :]
+    if tail:
+        h ^= int.from_bytes(tail, "little")
+        h = (h * m) & mask
+    h ^= h >> 13
+    h = (h * m) & mask
+    return h ^ (h >> 15)

@@ -1,0 +1,228 @@
+"""What the live state holds, as plain values, and how each is written to bytes: users, items, contexts, vectors.
+
+Assumes nothing about where the bytes live (Redis or memory) and decides nothing about what changes them: that is
+`streams.state`. Codecs carry a version byte; a reader that meets an unknown version raises instead of guessing.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+
+# Field names of the hash of one user.
+STATE, PROFILE = "s", "p"
+# Field names of the hash of one item.
+CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH, POSITION = "c", "e", "t", "m", "vh", "th", "n"
+
+_STATE_VERSION = 1
+_HEADER = struct.Struct("<BBHHHqqq")
+_U64_GAPS = 1  # flag: some gap between two events exceeds 2^32 ms (49 days), so gaps take eight bytes each
+
+
+def vector_field(model: str) -> str:
+    """Field of a user's or an item's hash that holds its vectors of one model version."""
+    return f"v:{model}"
+
+
+def event_hash(event_id: str) -> int:
+    """64-bit hash by which an event id is remembered (BLAKE2b, little endian)."""
+    return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little")
+
+
+@dataclass(slots=True)
+class UserState:
+    """One user's state: a pure function of the user's records in their partition.
+
+    The window is held in four parallel columns, oldest first, ordered by (`ts_ms`, arrival).
+    """
+
+    hashes: list[int] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
+    ts_ms: list[int] = field(default_factory=list)
+    evicted: list[int] = field(default_factory=list)  # hashes of the latest evicted events, oldest first
+    evicted_ms: int = -1  # time of the newest evicted event; older late events are dropped
+    forgotten_ms: int = -1  # forget mark: events at or before it are ignored for ever
+    purchases: dict[str, int] = field(default_factory=dict)  # evicted purchases: item → time
+    profile: bytes | None = None  # canonical JSON of {"numeric", "categorical"}
+    profile_ms: int = -1
+
+    def remembers(self, hashed_event_id: int) -> bool:
+        """Whether this event id was applied, as far as the memory reaches (window and latest evicted)."""
+        return hashed_event_id in self.hashes or hashed_event_id in self.evicted
+
+    @property
+    def empty(self) -> bool:
+        return not self.hashes and self.forgotten_ms < 0 and self.profile_ms < 0 and not self.purchases
+
+
+def encode_state(state: UserState) -> bytes:
+    """Everything of `UserState` but the profile, as one byte string (about 26 bytes per event)."""
+    count = len(state.hashes)
+    times = np.asarray(state.ts_ms, dtype=np.int64)
+    gaps = np.diff(times)
+    wide = bool(count > 1 and gaps.max() >= 2**32)
+    names = [item.encode() for item in state.items]
+    bought = [item.encode() for item in state.purchases]
+    return b"".join(
+        (
+            _HEADER.pack(
+                _STATE_VERSION,
+                _U64_GAPS if wide else 0,
+                count,
+                len(state.evicted),
+                len(bought),
+                state.evicted_ms,
+                state.forgotten_ms,
+                state.ts_ms[0] if count else 0,
+            ),
+            gaps.astype(np.uint64 if wide else np.uint32).tobytes(),
+            np.asarray(state.hashes + state.evicted, dtype=np.uint64).tobytes(),
+            bytes(state.kinds),
+            np.asarray(list(state.purchases.values()), dtype=np.int64).tobytes(),
+            bytes(len(name) - 1 for name in names + bought),
+            *names,
+            *bought,
+        )
+    )
+
+
+def decode_state(data: bytes | None) -> UserState:
+    """Inverse of `encode_state`; `None` (no such user) gives an empty state.
+
+    Raises:
+        ValueError: the bytes were written by another version of the codec.
+    """
+    if not data:
+        return UserState()
+    version, flags, count, evicted, bought, evicted_ms, forgotten_ms, first_ms = _HEADER.unpack_from(data)
+    if version != _STATE_VERSION:
+        raise ValueError(f"user state has codec version {version}, this build reads {_STATE_VERSION}: upgrade it")
+    at = _HEADER.size
+    width = 8 if flags & _U64_GAPS else 4
+    gap_count = max(0, count - 1)
+    gaps = np.frombuffer(data, np.uint64 if width == 8 else np.uint32, gap_count, at)
+    at += width * gap_count
+    hashes = np.frombuffer(data, np.uint64, count + evicted, at).tolist()
+    at += 8 * (count + evicted)
+    kinds = list(data[at : at + count])
+    at += count
+    bought_ms = np.frombuffer(data, np.int64, bought, at).tolist()
+    at += 8 * bought
+    lengths = data[at : at + count + bought]
+    at += count + bought
+    names: list[str] = []
+    for length in lengths:
+        names.append(data[at : at + length + 1].decode())
+        at += length + 1
+    times = np.concatenate(([first_ms], first_ms + np.cumsum(gaps.astype(np.int64)))).tolist() if count else []
+    return UserState(
+        hashes=hashes[:count],
+        items=names[:count],
+        kinds=kinds,
+        ts_ms=times,
+        evicted=hashes[count:],
+        evicted_ms=evicted_ms,
+        forgotten_ms=forgotten_ms,
+        purchases=dict(zip(names[count:], bought_ms, strict=True)),
+    )
+
+
+def encode_profile(profile: bytes | None, profile_ms: int) -> bytes:
+    """A profile with its time; a removed profile keeps its time, so that an older one cannot come back."""
+    return struct.pack("<q", profile_ms) + (profile or b"")
+
+
+def decode_profile(data: bytes | None) -> tuple[bytes | None, int]:
+    """Inverse of `encode_profile`: (canonical JSON or None, time or -1)."""
+    if not data:
+        return None, -1
+    return data[8:] or None, struct.unpack_from("<q", data)[0]
+
+
+def load_user(fields: Sequence[bytes | None]) -> UserState:
+    """A user from the values of the fields (`STATE`, `PROFILE`)."""
+    state = decode_state(fields[0])
+    state.profile, state.profile_ms = decode_profile(fields[1])
+    return state
+
+
+def encode_vectors(vectors: Vector, half: bool = True) -> bytes:
+    """User vectors [2, d] (h_next, h_gen) or an item vector [d]; fp16 unless `half` is false."""
+    return vectors.astype(np.float16 if half else np.float32).tobytes()
+
+
+def decode_vectors(data: bytes, rows: int, dim: int) -> Vector:
+    """Vectors [rows, dim] as fp32, from either width.
+
+    Raises:
+        ValueError: the length fits neither fp16 nor fp32.
+    """
+    if len(data) == rows * dim * 2:
+        return np.frombuffer(data, np.float16).astype(np.float32).reshape(rows, dim)
+    if len(data) == rows * dim * 4:
+        return np.frombuffer(data, np.float32).reshape(rows, dim)
+    raise ValueError(f"{len(data)} bytes are not {rows}x{dim} vectors in fp16 or fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRecord:
+    """One item as the live state knows it.
+
+    `catalogue` is None while the item is withdrawn or unknown to the catalogue; its vector is kept all the same.
+    """
+
+    item_id: str
+    position: int
+    catalogue: Mapping[str, Any] | None
+    text_vector: Vector | None  # [d_text]
+    tags: tuple[str, ...]
+    embedder: str | None
+    vector_hash: str | None  # text_hash that came with the vector
+    text_hash: str | None  # hash of the catalogue's canonical text
+    retrieval: Vector | None  # [d], of the model version asked for
+
+    @property
+    def vector_pending(self) -> bool:
+        """Whether the vector does not belong to the catalogue's present text."""
+        if self.text_vector is None:
+            return True
+        return self.vector_hash is not None and self.text_hash is not None and self.vector_hash != self.text_hash
+
+
+ITEM_FIELDS = (POSITION, CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH)
+
+
+def load_item(item_id: str, fields: Sequence[bytes | None]) -> ItemRecord:
+    """An item from the values of `ITEM_FIELDS` followed by its retrieval vector's field."""
+    position, catalogue, text_vector, tags, embedder, vector_hash, text_hash, retrieval = fields
+    return ItemRecord(
+        item_id=item_id,
+        position=int(position or 0),
+        catalogue=orjson.loads(catalogue) if catalogue else None,
+        text_vector=np.frombuffer(text_vector, np.float32) if text_vector else None,
+        tags=tuple(orjson.loads(tags)) if tags else (),
+        embedder=embedder.decode() if embedder else None,
+        vector_hash=vector_hash.decode() if vector_hash else None,
+        text_hash=text_hash.decode() if text_hash else None,
+        retrieval=decode_vectors(retrieval, 1, _any_dim(retrieval))[0] if retrieval else None,
+    )
+
+
+def _any_dim(data: bytes) -> int:
+    # Retrieval vectors are always stored in fp32: the search index must equal the tower's output.
+    return len(data) // 4
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys: equal values give equal bytes."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

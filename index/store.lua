@@ -1,0 +1,85 @@
+-- The one script that writes guarded state. KEYS[1] is the owner hash of the tag; the keys of the operations follow.
+-- ARGV[1] is the command:
+--   claim  token generation group run_id log_generation n (topic identity)*n -> {"ok", new_logs, (position)*n} | {"refused", stored}
+--   commit token topic expected position nops (op)*                           -> {"ok"} | {"token"|"position", stored}
+--   beat   token n (topic position)*n                                         -> {"ok"} | {"token"}
+-- An op is: code, index of its key in KEYS, count, arguments. See index/store.py for their meaning.
+local owner, command = KEYS[1], ARGV[1]
+redis.replicate_commands()
+
+local function claim()
+  local token, generation, group, run_id, log_generation = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
+  local stored = redis.call('HMGET', owner, 'generation', 'group', 'run_id')
+  if stored[2] == group and stored[1] and tonumber(stored[1]) > generation then
+    return {'refused', stored[1]}
+  end
+  redis.call('HSET', owner, 'token', token, 'generation', generation, 'group', group)
+  if KEYS[2] and (stored[3] ~= run_id or redis.call('EXISTS', KEYS[2]) == 0) then
+    -- The item log is a new one: followers reload. One entry keeps the key alive and marks the start.
+    local position = redis.call('HINCRBY', owner, 'item_position', 1)
+    redis.call('DEL', KEYS[2])
+    redis.call('XADD', KEYS[2], position .. '-0', 'i', '')
+    redis.call('HSET', owner, 'run_id', run_id, 'item_log', log_generation)
+  end
+  local answer, renewed = {'ok', ''}, {}
+  for i = 8, 7 + 2 * tonumber(ARGV[7]), 2 do
+    local topic, identity = ARGV[i], ARGV[i + 1]
+    local known = redis.call('HGET', owner, 'log:' .. topic)
+    if known ~= identity then
+      redis.call('HSET', owner, 'log:' .. topic, identity, 'pos:' .. topic, 0)
+      redis.call('HINCRBY', owner, 'logs:' .. topic, 1)
+      if known then renewed[#renewed + 1] = topic end
+    end
+    answer[#answer + 1] = redis.call('HGET', owner, 'pos:' .. topic) or '0'
+  end
+  answer[2] = table.concat(renewed, ',')
+  return answer
+end
+
+local function append_to_item_log(item_key, item)
+  local position = redis.call('HINCRBY', owner, 'item_position', 1)
+  redis.call('HSET', item_key, 'n', position)
+  redis.call('ZADD', KEYS[3], position, item)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', 100000, position .. '-0', 'i', item)
+end
+
+local function commit()
+  local token, topic, expected, position = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+  local stored = redis.call('HMGET', owner, 'token', 'pos:' .. topic)
+  if stored[1] ~= token then return {'token', stored[2] or '0'} end
+  if stored[2] ~= expected then return {'position', stored[2] or '0'} end
+  local at = 7
+  for _ = 1, tonumber(ARGV[6]) do
+    local code, key, count = ARGV[at], KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2])
+    local first, last = at + 3, at + 2 + count
+    if code == 'hset' then redis.call('HSET', key, unpack(ARGV, first, last))
+    elseif code == 'hdel' then redis.call('HDEL', key, unpack(ARGV, first, last))
+    elseif code == 'hincr' then
+      for i = first, last, 2 do redis.call('HINCRBY', key, ARGV[i], ARGV[i + 1]) end
+    elseif code == 'delete' then redis.call('DEL', key)
+    elseif code == 'zadd' then
+      for i = first, last, 2 do redis.call('ZADD', key, ARGV[i + 1], ARGV[i]) end
+    elseif code == 'zrem' then redis.call('ZREM', key, unpack(ARGV, first, last))
+    elseif code == 'sadd' then redis.call('SADD', key, unpack(ARGV, first, last))
+    elseif code == 'srem' then redis.call('SREM', key, unpack(ARGV, first, last))
+    elseif code == 'log' then append_to_item_log(key, ARGV[first])
+    else return redis.error_reply('unknown operation ' .. code) end
+    at = last + 1
+  end
+  redis.call('HSET', owner, 'pos:' .. topic, position)
+  return {'ok'}
+end
+
+local function beat()
+  if redis.call('HGET', owner, 'token') ~= ARGV[2] then return {'token'} end
+  for i = 4, 3 + 2 * tonumber(ARGV[3]), 2 do
+    redis.call('HSET', owner, 'seen:' .. ARGV[i], ARGV[i + 1])
+  end
+  redis.call('HINCRBY', owner, 'beat', 1)
+  return {'ok'}
+end
+
+if command == 'claim' then return claim() end
+if command == 'commit' then return commit() end
+if command == 'beat' then return beat() end
+return redis.error_reply('unknown command ' .. tostring(command))

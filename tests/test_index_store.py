@@ -1,0 +1,228 @@
+"""One contract for both stores: claims, fencing, atomic writes, idempotent repeats, the item log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from deploy.redis_server import RedisServer
+from index.keys import CONTEXT_TAG, ITEMS_TAG, Keys
+from index.memory_store import MemoryStore
+from index.redis_store import RedisStore
+from index.store import ClaimRefusedError, Commit, FencedError, LiveStore, LogIdentity, Op, StoreUnavailableError
+
+LOG = LogIdentity("cluster-a")
+Scenario = Callable[[LiveStore], Awaitable[None]]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def check(request: pytest.FixtureRequest, keys: Keys) -> Callable[[Scenario], None]:
+    """Runs a scenario against a fresh store of either kind."""
+    server: RedisServer | None = request.getfixturevalue("redis_server") if request.param == "redis" else None
+
+    def run(scenario: Scenario) -> None:
+        async def main() -> None:
+            store: LiveStore = RedisStore(server.url, keys) if server else MemoryStore(keys)
+            try:
+                await scenario(store)
+            finally:
+                await store.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+def commit(store: LiveStore, token: str, expected: int, position: int, *ops: Op, topic: str = "clicks") -> Commit:
+    return Commit("p3", token, topic, expected, position, ops)
+
+
+def test_a_claim_starts_at_zero_and_positions_move_with_the_state(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        user = store.keys.user("p3", "anna")
+        claim = await store.claim("p3", "t1", 1, {"clicks": LOG, "users": LOG})
+        assert claim.positions == {"clicks": 0, "users": 0} and claim.new_logs == ()
+        await store.commit([commit(store, "t1", 0, 5, Op("hset", user, {"s": b"\x00\xff"}))])
+        assert (await store.claim("p3", "t2", 1, {"clicks": LOG, "users": LOG})).positions == {"clicks": 5, "users": 0}
+        assert await store.read([(user, ["s", "p"])]) == [[b"\x00\xff", None]]
+
+    check(scenario)
+
+
+def test_a_displaced_owner_cannot_write(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        user = store.keys.user("p3", "anna")
+        await store.claim("p3", "old", 1, {"clicks": LOG})
+        await store.claim("p3", "new", 2, {"clicks": LOG})
+        with pytest.raises(FencedError) as caught:
+            await store.commit([commit(store, "old", 0, 1, Op("hset", user, {"s": b"x"}))])
+        assert caught.value.reason == "token"
+        assert await store.read([(user, ["s"])]) == [[None]]
+        assert not await store.beat("p3", "old", {"clicks": 0})
+        assert await store.beat("p3", "new", {"clicks": 0})
+
+    check(scenario)
+
+
+def test_an_older_generation_of_the_same_group_is_refused(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        await store.claim("p3", "a", 7, {"clicks": LOG}, group="g@cluster-a")
+        with pytest.raises(ClaimRefusedError):
+            await store.claim("p3", "b", 6, {"clicks": LOG}, group="g@cluster-a")
+        await store.commit([commit(store, "a", 0, 1)])  # the refused claim changed nothing
+        await store.claim("p3", "c", 1, {"clicks": LOG}, group="g@cluster-b")  # generations of another broker
+
+    check(scenario)
+
+
+def test_a_position_that_is_not_the_stored_one_is_refused(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        user = store.keys.user("p3", "anna")
+        await store.claim("p3", "t", 1, {"clicks": LOG})
+        await store.commit([commit(store, "t", 0, 10)])
+        for expected, position in ((0, 12), (9, 11), (11, 12)):
+            with pytest.raises(FencedError) as caught:
+                await store.commit([commit(store, "t", expected, position, Op("hset", user, {"s": b"x"}))])
+            assert (caught.value.reason, caught.value.position) == ("position", 10)
+        assert await store.read([(user, ["s"])]) == [[None]]
+
+    check(scenario)
+
+
+def test_repeating_an_applied_write_changes_nothing(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        counts = store.keys.popularity("p3", 1)
+        await store.claim("p3", "t", 1, {"clicks": LOG})
+        write = commit(store, "t", 0, 2, Op("hincr", counts, {"a": 3}))
+        await store.commit([write])
+        await store.commit([write])
+        assert await store.read_all(counts) == {"a": b"3"}
+
+    check(scenario)
+
+
+def test_every_operation(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        keys = store.keys
+        user, counts, users, waiting = (
+            keys.user("p3", "u"),
+            keys.popularity("p3", 0),
+            keys.users("p3"),
+            keys.waiting("p3"),
+        )
+        await store.claim("p3", "t", 1, {"clicks": LOG})
+        first = (
+            Op("hset", user, {"s": b"1", "p": b"2"}),
+            Op("hincr", counts, {"x": 2, "y": -1}),
+            Op("zadd", users, {"u": 1_700_000_000_123, "v": 5}),
+            Op("sadd", waiting, names=("u", "v")),
+        )
+        await store.commit([commit(store, "t", 0, 1, *first)])
+        assert await store.scores(users) == {"u": 1_700_000_000_123, "v": 5}
+        second = (
+            Op("hdel", user, names=("p",)),
+            Op("hincr", counts, {"x": 1}),
+            Op("zrem", users, names=("v",)),
+            Op("srem", waiting, names=("v",)),
+        )
+        await store.commit([commit(store, "t", 1, 2, *second)])
+        assert await store.read([(user, ["s", "p"])]) == [[b"1", None]]
+        assert await store.read_all(counts) == {"x": b"3", "y": b"-1"}
+        assert await store.scores(users) == {"u": 1_700_000_000_123}
+        assert await store.members(waiting) == {"u"}
+        await store.commit([commit(store, "t", 2, 3, Op("delete", user))])
+        assert await store.read_all(user) == {}
+
+    check(scenario)
+
+
+def test_a_new_log_starts_at_zero_and_keeps_the_users(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        user = store.keys.user("p3", "anna")
+        await store.claim("p3", "t", 4, {"clicks": LOG, "users": LOG}, group="g")
+        await store.commit([commit(store, "t", 0, 9, Op("hset", user, {"s": b"x"}))])
+        claim = await store.claim("p3", "t2", 5, {"clicks": LogIdentity("cluster-b"), "users": LOG}, group="g")
+        assert claim.positions == {"clicks": 0, "users": 0} and claim.new_logs == ("clicks",)
+        assert await store.read([(user, ["s"])]) == [[b"x"]]
+
+    check(scenario)
+
+
+def test_the_item_log_tells_followers_what_changed(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        keys = store.keys
+        await store.claim(ITEMS_TAG, "t", 1, {"catalog": LOG})
+        start = await store.read_log("", 0, 0)
+        assert start.reload and start.generation
+        ops = [Op("log", keys.item(item), names=(item,)) for item in ("a", "b")]
+        await store.commit([Commit(ITEMS_TAG, "t", "catalog", 0, 2, ops)])
+        page = await store.read_log(start.generation, start.position, 0)
+        assert (page.items, page.position, page.reload) == (("a", "b"), start.position + 2, False)
+        assert await store.scores(keys.item_index()) == {"a": start.position + 1, "b": start.position + 2}
+        assert await store.read([(keys.item("b"), ["n"])]) == [[str(page.position).encode()]]
+        empty = await store.read_log(start.generation, page.position, 20)
+        assert (empty.items, empty.position, empty.reload) == ((), page.position, False)
+
+    check(scenario)
+
+
+def test_a_waiting_follower_is_woken_by_a_change(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        await store.claim(ITEMS_TAG, "t", 1, {"catalog": LOG})
+        start = await store.read_log("", 0, 0)
+        follower = asyncio.create_task(store.read_log(start.generation, start.position, 2000))
+        await asyncio.sleep(0.01)
+        op = Op("log", store.keys.item("a"), names=("a",))
+        await store.commit([Commit(ITEMS_TAG, "t", "catalog", 0, 1, [op])])
+        page = await asyncio.wait_for(follower, 1.0)
+        assert page.items == ("a",)
+
+    check(scenario)
+
+
+def test_partitions_and_kinds_are_fixed_once(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        await store.ensure_cluster(32, ["view", "cart"])
+        await store.ensure_cluster(32, ["view", "cart", "wish"])
+        with pytest.raises(ValueError, match="32 user partitions"):
+            await store.ensure_cluster(16, ["view", "cart", "wish"])
+        with pytest.raises(ValueError, match="may only be appended"):
+            await store.ensure_cluster(32, ["cart", "view"])
+
+    check(scenario)
+
+
+def test_contexts_live_under_their_own_tag(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        await store.claim(CONTEXT_TAG, "t", 1, {"context": LOG})
+        op = Op("hset", store.keys.contexts(), {"berlin": b"{}"})
+        await store.commit([Commit(CONTEXT_TAG, "t", "context", 0, 1, [op])])
+        assert await store.read_all(store.keys.contexts()) == {"berlin": b"{}"}
+
+    check(scenario)
+
+
+def test_a_restarted_redis_opens_a_new_item_log(keys: Keys, tmp_path: Any) -> None:
+    server = RedisServer(tmp_path, appendonly=True)
+    server.start()
+
+    async def scenario() -> None:
+        store = RedisStore(server.url, keys)
+        await store.claim(ITEMS_TAG, "t", 1, {"catalog": LOG})
+        first = await store.read_log("", 0, 0)
+        server.kill()
+        with pytest.raises(StoreUnavailableError):
+            await store.read([("x", ["y"])])
+        server.start()
+        await store.claim(ITEMS_TAG, "t2", 1, {"catalog": LOG})
+        second = await store.read_log(first.generation, first.position, 0)
+        assert second.reload and second.generation != first.generation
+        await store.close()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        server.stop()
