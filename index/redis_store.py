@@ -27,7 +27,6 @@ from index.store import (
     FencedError,
     LogIdentity,
     LogPage,
-    Op,
     StoreUnavailableError,
 )
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from deploy.redis_server import RedisServer
+
 from index.keys import Keys
 
 
