@@ -40,6 +40,7 @@ class MemoryStore:
         stored = owner.get("generation")
         if stored is not None and owner.get("group") == group.encode() and int(stored) > generation:
             raise ClaimRefusedError(f"claim of {tag} with generation {generation}: stored is {int(stored)}")
+        previous = owner.get("token", b"").decode()
         owner.update(token=token.encode(), generation=str(generation).encode(), group=group.encode())
         if tag == ITEMS_TAG and "item_log" not in owner:
             self._log = [(self._next_item_position(), "")]
@@ -53,7 +54,7 @@ class MemoryStore:
                 _increment(owner, f"logs:{topic}", 1)
                 renewed += [topic] if known else []
             positions[topic] = int(owner[f"pos:{topic}"])
-        return Claim(tag, token, positions, tuple(renewed))
+        return Claim(tag, token, positions, previous, tuple(renewed))
 
     async def commit(self, commits: Sequence[Commit]) -> None:
         for commit in commits:
@@ -68,12 +69,13 @@ class MemoryStore:
                 self._apply(op)
             owner[f"pos:{commit.topic}"] = str(commit.position).encode()
 
-    async def beat(self, tag: str, token: str, positions: Mapping[str, int]) -> bool:
+    async def beat(self, tag: str, token: str, ends: Mapping[str, int], caught_up: bool) -> bool:
         owner = self._hashes[self.keys.owner(tag)]
         if owner.get("token") != token.encode():
             return False
-        owner.update({f"seen:{topic}": str(position).encode() for topic, position in positions.items()})
-        _increment(owner, "beat", 1)
+        owner.update({f"seen:{topic}": str(end).encode() for topic, end in ends.items()})
+        if caught_up:
+            _increment(owner, "beat", 1)
         return True
 
     async def read(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[bytes | None]]:
@@ -127,7 +129,7 @@ class MemoryStore:
                     _increment(self._hashes[op.key], name, int(value))
             case "delete":
                 for group in (self._hashes, self._sorted, self._sets):
-                    group.pop(op.key, None)  # type: ignore[attr-defined]
+                    group.pop(op.key, None)
             case "zadd":
                 self._sorted[op.key].update({name: int(value) for name, value in op.values.items()})
             case "zrem":

@@ -59,8 +59,9 @@ class RedisStore:
             )
 
         self.keys = keys
-        self._redis = client(timeout_s)
-        self._follow = client(_FOLLOW_MARGIN_S)
+        # Any: the client's stubs mix sync and async answers.
+        self._redis: Any = client(timeout_s)
+        self._follow: Any = client(_FOLLOW_MARGIN_S)
         self._source = resources.files("index").joinpath("store.lua").read_text()
         self._sha: str | None = None
 
@@ -79,20 +80,20 @@ class RedisStore:
             if self._sha is None:
                 self._sha = await self._redis.script_load(self._source)
             try:
-                answer: Any = await self._redis.evalsha(self._sha, len(keys), *keys, *args)  # type: ignore[misc]
+                answer: Any = await self._redis.evalsha(self._sha, len(keys), *keys, *args)
             except NoScriptError:  # Redis was restarted since the script was loaded
-                answer = await self._redis.eval(self._source, len(keys), *keys, *args)  # type: ignore[misc]
+                answer = await self._redis.eval(self._source, len(keys), *keys, *args)
             return list(answer)
 
     async def ensure_cluster(self, partitions: int, kinds: Sequence[str]) -> None:
         wanted = {"partitions": str(partitions), "kinds": "\n".join(kinds)}
         async with self._translated():
             for name, value in wanted.items():
-                await self._redis.hsetnx(self.keys.cluster(), name, value)  # type: ignore[misc]
-            stored = await self._redis.hmget(self.keys.cluster(), list(wanted))  # type: ignore[misc]
+                await self._redis.hsetnx(self.keys.cluster(), name, value)
+            stored = await self._redis.hmget(self.keys.cluster(), list(wanted))
         check_cluster(partitions, kinds, int(stored[0]), stored[1].decode().split("\n"))
         async with self._translated():
-            await self._redis.hset(self.keys.cluster(), "kinds", wanted["kinds"])  # type: ignore[misc]
+            await self._redis.hset(self.keys.cluster(), "kinds", wanted["kinds"])
 
     async def claim(
         self, tag: str, token: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
@@ -104,13 +105,13 @@ class RedisStore:
             keys += [self.keys.item_log(), self.keys.item_index()]
         topics = list(logs)
         identities = [part for topic in topics for part in (topic, str(logs[topic]))]
-        args = ["claim", token, generation, group, run_id, uuid.uuid4().hex, len(topics), *identities]
+        args: list[bytes | int | str] = ["claim", token, generation, group, run_id, uuid.uuid4().hex, len(topics), *identities]
         answer = await self._script(keys, args)
         if answer[0] == b"refused":
             raise ClaimRefusedError(f"claim of {tag} with generation {generation}: stored is {answer[1].decode()}")
-        new_logs = tuple(answer[1].decode().split(",")) if answer[1] else ()
-        positions = {topic: int(value) for topic, value in zip(topics, answer[2:], strict=True)}
-        return Claim(tag, token, positions, new_logs)
+        new_logs = tuple(answer[2].decode().split(",")) if answer[2] else ()
+        positions = {topic: int(value) for topic, value in zip(topics, answer[3:], strict=True)}
+        return Claim(tag, token, positions, answer[1].decode(), new_logs)
 
     async def commit(self, commits: Sequence[Commit]) -> None:
         for commit in commits:
@@ -118,9 +119,9 @@ class RedisStore:
             answer = await self._script(keys, args)
             raise_if_refused(commit, answer[0].decode(), int(answer[1]) if len(answer) > 1 else 0)
 
-    async def beat(self, tag: str, token: str, positions: Mapping[str, int]) -> bool:
-        pairs = [part for topic, position in positions.items() for part in (topic, position)]
-        answer = await self._script([self.keys.owner(tag)], ["beat", token, len(positions), *pairs])
+    async def beat(self, tag: str, token: str, ends: Mapping[str, int], caught_up: bool) -> bool:
+        pairs = [part for topic, end in ends.items() for part in (topic, end)]
+        answer = await self._script([self.keys.owner(tag)], ["beat", token, int(caught_up), len(ends), *pairs])
         return answer[0] == b"ok"
 
     async def read(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[bytes | None]]:
@@ -132,12 +133,12 @@ class RedisStore:
 
     async def read_all(self, key: str) -> dict[str, bytes]:
         async with self._translated():
-            found: dict[bytes, bytes] = await self._redis.hgetall(key)  # type: ignore[misc]
+            found: dict[bytes, bytes] = await self._redis.hgetall(key)
         return {name.decode(): value for name, value in found.items()}
 
     async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
         async with self._translated():
-            await self._redis.hset(key, mapping=dict(fields))  # type: ignore[misc]
+            await self._redis.hset(key, mapping=dict(fields))
 
     async def scores(self, key: str) -> dict[str, int]:
         async with self._translated():
@@ -146,7 +147,7 @@ class RedisStore:
 
     async def members(self, key: str) -> set[str]:
         async with self._translated():
-            found = await self._redis.smembers(key)  # type: ignore[misc]
+            found = await self._redis.smembers(key)
         return {member.decode() for member in found}
 
     async def read_log(self, generation: str, position: int, wait_ms: int) -> LogPage:
@@ -155,7 +156,7 @@ class RedisStore:
                 {self.keys.item_log(): f"{position}-0"}, count=_LOG_PAGE, block=wait_ms or None
             )
             owner = self.keys.owner(ITEMS_TAG)
-            facts = await self._follow.hmget(owner, ["item_log", "item_position"])  # type: ignore[misc]
+            facts = await self._follow.hmget(owner, ["item_log", "item_position"])
         entries = found[0][1] if found else []
         log, end = (facts[0] or b"").decode(), int(facts[1] or 0)
         if log != generation:

@@ -1,15 +1,15 @@
 -- The one script that writes guarded state. KEYS[1] is the owner hash of the tag; the keys of the operations follow.
 -- ARGV[1] is the command:
---   claim  token generation group run_id log_generation n (topic identity)*n -> {"ok", new_logs, (position)*n} | {"refused", stored}
+--   claim  token generation group run_id log_generation n (topic identity)*n -> {"ok", previous_token, new_logs, (position)*n} | {"refused", stored}
 --   commit token topic expected position nops (op)*                           -> {"ok"} | {"token"|"position", stored}
---   beat   token n (topic position)*n                                         -> {"ok"} | {"token"}
+--   beat   token caught_up n (topic end_offset)*n                              -> {"ok"} | {"token"}
 -- An op is: code, index of its key in KEYS, count, arguments. See index/store.py for their meaning.
 local owner, command = KEYS[1], ARGV[1]
 redis.replicate_commands()
 
 local function claim()
   local token, generation, group, run_id, log_generation = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
-  local stored = redis.call('HMGET', owner, 'generation', 'group', 'run_id')
+  local stored = redis.call('HMGET', owner, 'generation', 'group', 'run_id', 'token')
   if stored[2] == group and stored[1] and tonumber(stored[1]) > generation then
     return {'refused', stored[1]}
   end
@@ -21,7 +21,7 @@ local function claim()
     redis.call('XADD', KEYS[2], position .. '-0', 'i', '')
     redis.call('HSET', owner, 'run_id', run_id, 'item_log', log_generation)
   end
-  local answer, renewed = {'ok', ''}, {}
+  local answer, renewed = {'ok', stored[4] or '', ''}, {}
   for i = 8, 7 + 2 * tonumber(ARGV[7]), 2 do
     local topic, identity = ARGV[i], ARGV[i + 1]
     local known = redis.call('HGET', owner, 'log:' .. topic)
@@ -32,7 +32,7 @@ local function claim()
     end
     answer[#answer + 1] = redis.call('HGET', owner, 'pos:' .. topic) or '0'
   end
-  answer[2] = table.concat(renewed, ',')
+  answer[3] = table.concat(renewed, ',')
   return answer
 end
 
@@ -72,10 +72,10 @@ end
 
 local function beat()
   if redis.call('HGET', owner, 'token') ~= ARGV[2] then return {'token'} end
-  for i = 4, 3 + 2 * tonumber(ARGV[3]), 2 do
+  for i = 5, 4 + 2 * tonumber(ARGV[4]), 2 do
     redis.call('HSET', owner, 'seen:' .. ARGV[i], ARGV[i + 1])
   end
-  redis.call('HINCRBY', owner, 'beat', 1)
+  if ARGV[3] == '1' then redis.call('HINCRBY', owner, 'beat', 1) end
   return {'ok'}
 end
 

@@ -62,6 +62,7 @@ class Claim:
     tag: str
     token: str
     positions: Mapping[str, int]
+    previous_token: str = ""  # who held the tag before; the same owner's caches stay valid
     new_logs: tuple[str, ...] = ()  # topics whose log is another one than the stored position counted in
 
 
@@ -118,8 +119,12 @@ class LiveStore(Protocol):
             FencedError: token or position differ; earlier commits of the list stay applied.
         """
 
-    async def beat(self, tag: str, token: str, positions: Mapping[str, int]) -> bool:
-        """Confirms that `tag` is caught up at these positions; False when the token is no longer the owner's."""
+    async def beat(self, tag: str, token: str, ends: Mapping[str, int], caught_up: bool) -> bool:
+        """Records the log ends the owner saw and, when it had applied up to them, confirms that it is caught up.
+
+        Returns:
+            False when the token is no longer the owner's; nothing was written then.
+        """
 
     async def read(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[bytes | None]]:
         """Values of named fields of hashes, one list per request; one round trip."""

@@ -243,7 +243,7 @@ class _Body:
         value = self.body.get(name)
         if value is None and not required:
             return ""
-        return self._typed(name, value, str, "a string")
+        return str(self._typed(name, value, str, "a string"))
 
     def labels(self, name: str) -> list[str]:
         value = self.body.get(name)

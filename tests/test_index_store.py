@@ -44,9 +44,10 @@ def test_a_claim_starts_at_zero_and_positions_move_with_the_state(check: Callabl
     async def scenario(store: LiveStore) -> None:
         user = store.keys.user("p3", "anna")
         claim = await store.claim("p3", "t1", 1, {"clicks": LOG, "users": LOG})
-        assert claim.positions == {"clicks": 0, "users": 0} and claim.new_logs == ()
+        assert claim.previous_token == "" and claim.positions == {"clicks": 0, "users": 0} and claim.new_logs == ()
         await store.commit([commit(store, "t1", 0, 5, Op("hset", user, {"s": b"\x00\xff"}))])
-        assert (await store.claim("p3", "t2", 1, {"clicks": LOG, "users": LOG})).positions == {"clicks": 5, "users": 0}
+        again = await store.claim("p3", "t2", 1, {"clicks": LOG, "users": LOG})
+        assert (again.positions, again.previous_token) == ({"clicks": 5, "users": 0}, "t1")
         assert await store.read([(user, ["s", "p"])]) == [[b"\x00\xff", None]]
 
     check(scenario)
@@ -61,8 +62,10 @@ def test_a_displaced_owner_cannot_write(check: Callable[[Scenario], None]) -> No
             await store.commit([commit(store, "old", 0, 1, Op("hset", user, {"s": b"x"}))])
         assert caught.value.reason == "token"
         assert await store.read([(user, ["s"])]) == [[None]]
-        assert not await store.beat("p3", "old", {"clicks": 0})
-        assert await store.beat("p3", "new", {"clicks": 0})
+        assert not await store.beat("p3", "old", {"clicks": 0}, True)
+        assert await store.beat("p3", "new", {"clicks": 4}, True)
+        assert await store.beat("p3", "new", {"clicks": 6}, False)
+        assert await store.read([(store.keys.owner("p3"), ["beat", "seen:clicks"])]) == [[b"1", b"6"]]
 
     check(scenario)
 
