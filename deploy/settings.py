@@ -1,0 +1,213 @@
+"""Settings of all processes: flat, few, read from an environment that is passed in, each `PERSEID_<NAME>`.
+
+An unknown name is an error that says what was meant. Addresses may carry passwords and keys are secrets: both are held
+as `SecretStr`, and `public_address` is the only way in which an address is shown. It does not know which process needs
+which setting: the table in the README says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from index.keys import Keys
+from streams.events import DEFAULT_KINDS, FORGET, Kind, Rules
+
+PREFIX = "PERSEID_"
+SCOPES = ("read", "write", "admin")
+_REMEMBERED = "remembered"
+
+
+def _kinds_text(kinds: tuple[Kind, ...]) -> str:
+    return ",".join(f"{kind.name}:{kind.weight}{f':{_REMEMBERED}' if kind.remembered else ''}" for kind in kinds)
+
+
+class Settings(BaseModel):
+    """One value per setting; every one has a default that works on one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kafka: SecretStr = Field(SecretStr("127.0.0.1:9092"), description="Kafka bootstrap servers, `host:port,…`")
+    redis: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Redis address, may hold a password")
+    prefix: str = Field("perseid", description="first part of every Redis key", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    group: str = Field("perseid", description="consumer group of the workers; `embed` uses `<group>-embed`")
+    partitions: int = Field(32, description="partitions of the topics keyed by user; cannot be changed later", ge=1)
+    kinds: str = Field(
+        _kinds_text(DEFAULT_KINDS),
+        description="kinds of events in code order, `name:weight[:remembered]`; only append to it",
+    )
+    model: Path = Field(Path(".perseid/model"), description="folder of the model artefact (worker, embed)")
+    embedders: str = Field("minilm-l6-v2:384", description="known text embedders and their dimension, `name:dim,…`")
+    device: str = Field("auto", description="where the encoder runs: `auto`, `cpu` or `cuda`")
+    threads: int = Field(1, description="CPU threads of the encoder (worker) or of the text model (embed)", ge=1)
+    cache_mb: int = Field(256, description="memory for cached keys and values of active users (worker)", ge=1)
+    idle_days: int = Field(400, description="users without events for so long are removed (worker)", ge=1)
+    bucket_minutes: int = Field(60, description="width of a popularity bucket (worker)", ge=1)
+    api_host: str = Field("127.0.0.1", description="address the API listens on")
+    api_port: int = Field(8000, description="port the API listens on; 0 takes a free one", ge=0, le=65535)
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="API keys with scopes read, write, admin: `key:read+write,…`; empty = open"
+    )
+    api_in_flight: int = Field(64, description="requests answered at a time before 503 (API)", ge=1)
+    state: Path = Field(Path(".perseid"), description="folder for caches, logs and snapshots")
+    log_level: str = Field("info", description="`debug`, `info`, `warning` or `error`")
+
+    @field_validator("kafka")
+    @classmethod
+    def _has_hosts(cls, value: SecretStr) -> SecretStr:
+        for server in value.get_secret_value().split(","):
+            host, _, port = server.strip().rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError("expected host:port, several separated by commas")
+        return value
+
+    @field_validator("redis")
+    @classmethod
+    def _is_redis(cls, value: SecretStr) -> SecretStr:
+        if urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("expected redis://[:password@]host:port/db, rediss://… or unix://…")
+        return value
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds_parse(cls, value: str) -> str:
+        parse_kinds(value)
+        return value
+
+    @field_validator("embedders")
+    @classmethod
+    def _embedders_parse(cls, value: str) -> str:
+        parse_embedders(value)
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_parse(cls, value: SecretStr) -> SecretStr:
+        parse_api_keys(value.get_secret_value())
+        return value
+
+    @field_validator("device", "log_level")
+    @classmethod
+    def _is_word(cls, value: str, info: Any) -> str:
+        known = {"device": ("auto", "cpu", "cuda"), "log_level": ("debug", "info", "warning", "error")}[info.field_name]
+        if value not in known:
+            raise ValueError(f"expected one of {', '.join(known)}")
+        return value
+
+    def keys(self) -> Keys:
+        """The key builder of this deployment."""
+        return Keys(self.prefix)
+
+    def rules(self) -> Rules:
+        """What records this deployment accepts."""
+        return Rules(parse_kinds(self.kinds), parse_embedders(self.embedders))
+
+    def scopes(self) -> dict[str, frozenset[str]]:
+        """API key → its scopes; empty when the API is open."""
+        return parse_api_keys(self.api_keys.get_secret_value())
+
+    def environment(self) -> dict[str, str]:
+        """The same settings as variables, secrets included, for a child process. Never log it."""
+        return {f"{PREFIX}{name.upper()}": _plain(value) for name, value in self}
+
+
+def load(environ: Mapping[str, str], **overrides: Any) -> Settings:
+    """Settings from the `PERSEID_*` variables of `environ`; `overrides` win, None among them is ignored.
+
+    Raises:
+        ValueError: an unknown name or a bad value; says which variable and what is expected, never a secret's value.
+    """
+    given: dict[str, Any] = {}
+    for variable, value in environ.items():
+        if variable.startswith(PREFIX):
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in Settings.model_fields or variable != f"{PREFIX}{name.upper()}":
+                raise ValueError(_unknown(variable))
+            given[name] = value
+    given.update({name: value for name, value in overrides.items() if value is not None})
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        shown = "" if _is_secret(name) else f"={given.get(name)!r}"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise ValueError(f"{PREFIX}{name.upper()}{shown}: {message}") from None
+
+
+def table() -> str:
+    """The settings as a Markdown table: name, default, meaning."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = _plain(field.default)
+        rows.append(f"| `{PREFIX}{name.upper()}` | {f'`{default}`' if default else ''} | {field.description} |")
+    return "\n".join(rows)
+
+
+def public_address(address: str) -> str:
+    """An address without user name and password: `redis://127.0.0.1:6379/0`; plain `host:port` stays."""
+    if "://" not in address:
+        return address.rpartition("@")[2]
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def parse_kinds(text: str) -> tuple[Kind, ...]:
+    """Kinds in code order from `view:1,purchase:5:remembered`. Raises ValueError saying what is wrong."""
+    kinds = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, rest = part.partition(":")
+        weight, _, flag = rest.partition(":")
+        if not name or not weight.lstrip("-").isdigit() or flag not in ("", _REMEMBERED):
+            raise ValueError(f"{part!r} is not name:weight or name:weight:{_REMEMBERED}, weight a whole number")
+        kinds.append(Kind(name, int(weight), flag == _REMEMBERED))
+    names = [kind.name for kind in kinds]
+    if not names or len(set(names)) != len(names) or len(names) > 255:
+        raise ValueError(f"needs 1 to 255 different kinds, got {names}")
+    if FORGET in names:
+        raise ValueError(f"{FORGET!r} is built in and cannot be a configured kind; leave it out")
+    return tuple(kinds)
+
+
+def parse_embedders(text: str) -> dict[str, int]:
+    """Embedder → dimension from `name:dim,…`. Raises ValueError saying what is wrong."""
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, dim = part.rpartition(":")
+        if not name or not dim.isdigit() or not 1 <= int(dim) <= 8192:
+            raise ValueError(f"{part!r} is not name:dimension with a dimension of 1 to 8192")
+        found[name] = int(dim)
+    if not found:
+        raise ValueError("needs at least one embedder, for example minilm-l6-v2:384")
+    return found
+
+
+def parse_api_keys(text: str) -> dict[str, frozenset[str]]:
+    """API key → scopes from `key:read+write,…`. Raises ValueError that names no key."""
+    found = {}
+    for number, part in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
+        key, _, scopes = part.rpartition(":")
+        if len(key) < 16 or not set(scopes.split("+")) <= set(SCOPES):
+            raise ValueError(f"entry {number} is not key:scopes, a key of at least 16 characters, scopes {SCOPES}")
+        found[key] = frozenset(scopes.split("+"))
+    return found
+
+
+def _plain(value: Any) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _is_secret(name: str) -> bool:
+    field = Settings.model_fields.get(name)
+    return field is None or isinstance(field.default, SecretStr)
+
+
+def _unknown(variable: str) -> str:
+    names = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    near = difflib.get_close_matches(variable.upper(), names, 1)
+    return f"unknown setting {variable}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}")
