@@ -1,0 +1,172 @@
+"""The one librdkafka producer of a process: acknowledged sends to await, and exposures that may be dropped.
+
+Partitions are chosen as Kafka's Java client does (murmur2), so that a user's records go to the user's home. The queue
+is bounded: `send` waits for room, `expose` drops and counts, so an answer never waits for Kafka. One thread of ours
+serves the callbacks. It does not know what a valid record is: see `streams.events.check`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+QUEUE_RECORDS = 100_000
+_QUEUE_KB = 65_536  # the queue's second bound: a few large records count as much as many small ones
+_LINGER_MS = 1  # a lone record leaves almost at once; under load batches form while requests are in flight
+_MAX_VALUE_BYTES = 1_000_000  # the broker's own default; larger values are refused before they are queued
+_DELIVERY_TIMEOUT_MS = 10_000  # a caller of POST waits at most this long for Kafka
+_POLL_S = 0.1  # only bounds how late the callback thread notices that it should end
+_RETRY_S = 0.005  # a full queue drains thousands of records in this time
+
+Acknowledged = tuple[int, int]  # partition, offset
+
+
+class DeliveryError(Exception):
+    """Kafka did not acknowledge a record; it may or may not be in the log."""
+
+
+class EventProducer:
+    """Sends records of any topic. Use one per process, from any thread; `close` it at the end.
+
+    Args:
+        bootstrap: Kafka servers, `host:port,…`.
+        queue_records: how many records may wait for acknowledgement.
+        delivery_timeout_ms: after which an unacknowledged record counts as failed.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        queue_records: int = QUEUE_RECORDS,
+        linger_ms: int = _LINGER_MS,
+        delivery_timeout_ms: int = _DELIVERY_TIMEOUT_MS,
+    ) -> None:
+        self._producer = Producer(
+            {
+                "bootstrap.servers": bootstrap,
+                "partitioner": "murmur2_random",  # librdkafka's own default is not Kafka's
+                "acks": "all",
+                "linger.ms": linger_ms,
+                "queue.buffering.max.messages": queue_records,
+                "queue.buffering.max.kbytes": _QUEUE_KB,
+                "message.max.bytes": _MAX_VALUE_BYTES,
+                "delivery.timeout.ms": delivery_timeout_ms,
+                "log_level": 2,  # an unreachable broker is reported by each failed send, not once a second on stderr
+            }
+        )
+        self.sent = 0
+        self.failed = 0
+        self.dropped = 0  # exposures that found the queue full or were not acknowledged
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="producer", daemon=True)
+        self._thread.start()
+
+    async def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None = None,
+        *,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> Acknowledged:
+        """Sends one record and returns (partition, offset) once Kafka has acknowledged it.
+
+        Raises:
+            ValueError: the record is larger than Kafka takes; no repetition helps.
+            DeliveryError: no acknowledgement within the delivery timeout.
+        """
+        deadline = time.monotonic() + _DELIVERY_TIMEOUT_MS / 1000
+        while True:
+            future = self.enqueue(topic, key, value, partition, timestamp_ms=timestamp_ms, headers=headers)
+            if future is not None:
+                return await asyncio.wrap_future(future)
+            if time.monotonic() > deadline:
+                raise DeliveryError(f"the queue of records for Kafka was full for {_DELIVERY_TIMEOUT_MS} ms")
+            await asyncio.sleep(_RETRY_S)
+
+    def enqueue(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None = None,
+        *,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> Future[Acknowledged] | None:
+        """Queues one record without waiting; None when the queue is full. Raises ValueError for a too large one."""
+        future: Future[Acknowledged] = Future()
+        future.set_running_or_notify_cancel()  # a caller that gave up must not break the callback
+
+        def acknowledged(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                self.sent += 1
+                future.set_result((message.partition() or 0, message.offset() or 0))
+            else:
+                self.failed += 1
+                future.set_exception(DeliveryError(f"{topic}: {error.str()}"))
+
+        queued = self._produce(topic, key, value, partition, timestamp_ms, headers, acknowledged)
+        return future if queued else None
+
+    def expose(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
+        """Queues a record whose loss is bearable; never waits and never raises. Losses count in `dropped`."""
+
+        def acknowledged(error: KafkaError | None, _: Message) -> None:
+            if error is None:
+                self.sent += 1
+            else:
+                self.dropped += 1
+
+        try:
+            queued = self._produce(topic, key, value, partition, None, (), acknowledged)
+        except ValueError:
+            queued = False
+        if not queued:
+            self.dropped += 1
+
+    def close(self, timeout_s: float = 5.0) -> int:
+        """Waits for what is queued and ends the thread; returns how many records were left unacknowledged."""
+        left = int(self._producer.flush(timeout_s))
+        self._closing.set()
+        self._thread.join()
+        return left
+
+    def _produce(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None,
+        timestamp_ms: int | None,
+        headers: Sequence[tuple[str, bytes]],
+        acknowledged: Any,
+    ) -> bool:
+        options: dict[str, Any] = {} if partition is None else {"partition": partition}
+        if timestamp_ms is not None:
+            options["timestamp"] = timestamp_ms
+        try:
+            self._producer.produce(topic, value, key, on_delivery=acknowledged, headers=list(headers), **options)
+        except BufferError:
+            return False
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                size = len(value or b"") + len(key or b"")
+                raise ValueError(
+                    f"{topic}: a record of {size} bytes is too large, at most {_MAX_VALUE_BYTES}"
+                ) from error
+            raise ValueError(f"{topic}: {error.args[0].str()}") from error
+        return True
+
+    def _serve(self) -> None:
+        while not self._closing.is_set():
+            self._producer.poll(_POLL_S)

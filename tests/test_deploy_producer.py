@@ -1,0 +1,81 @@
+"""The producer against the embedded broker: acknowledgement, Kafka's own partitioner, size limit, drops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.broker import Broker, topic_partitions
+from deploy.producer import DeliveryError, EventProducer
+from index.keys import partition_of
+
+
+@pytest.fixture(scope="module")
+def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    broker = Broker(topic_partitions(8), Path(tmp_path_factory.mktemp("broker")) / "log")
+    yield broker.start()
+    broker.stop()
+
+
+@pytest.fixture
+def producer(bootstrap: str) -> Iterator[EventProducer]:
+    producer = EventProducer(bootstrap)
+    yield producer
+    producer.close()
+
+
+def test_a_send_returns_partition_and_offset_of_the_users_home(producer: EventProducer) -> None:
+    async def run() -> list[tuple[int, int]]:
+        return await asyncio.gather(*(producer.send("clickstream", f"u{n}".encode(), b"{}") for n in range(50)))
+
+    acknowledged = asyncio.run(run())
+    assert [partition for partition, _ in acknowledged] == [partition_of(f"u{n}", 8) for n in range(50)]
+    assert len(set(acknowledged)) == 50
+    assert producer.sent == 50
+
+
+def test_a_named_partition_and_a_null_value_are_kept(producer: EventProducer) -> None:
+    async def run() -> list[tuple[int, int]]:
+        first = await producer.send("users", b"u", None, 3, timestamp_ms=946_684_800_000, headers=[("h", b"1")])
+        return [first, await producer.send("users", b"u", b"x", 3)]
+
+    first, second = asyncio.run(run())
+    assert (first[0], second) == (3, (3, first[1] + 1))
+
+
+def test_a_record_beyond_kafkas_limit_is_refused_at_once(producer: EventProducer) -> None:
+    with pytest.raises(ValueError, match="too large"):
+        asyncio.run(producer.send("catalog", b"i", b"x" * 1_100_000))
+    producer.expose("exposures", b"u", b"x" * 1_100_000)
+    assert producer.dropped == 1
+
+
+def test_exposures_that_find_a_full_queue_are_dropped_and_counted() -> None:
+    producer = EventProducer("127.0.0.1:1", queue_records=10, delivery_timeout_ms=500)
+    for _ in range(25):
+        producer.expose("exposures", b"u", b"{}")
+    assert producer.dropped == 15
+    producer.close(timeout_s=5.0)
+    assert producer.dropped == 25
+
+
+def test_a_send_without_a_broker_fails_within_its_timeout() -> None:
+    producer = EventProducer("127.0.0.1:1", delivery_timeout_ms=300)
+    with pytest.raises(DeliveryError, match="clickstream"):
+        asyncio.run(producer.send("clickstream", b"u", b"{}"))
+    assert producer.failed == 1
+    producer.close(timeout_s=0.1)
+
+
+def test_a_cancelled_send_does_not_stop_the_producer(producer: EventProducer) -> None:
+    async def run() -> tuple[int, int]:
+        given_up = asyncio.ensure_future(producer.send("catalog", b"i", b"{}"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        return await producer.send("catalog", b"i", b"{}")
+
+    assert asyncio.run(run())[0] == 0
