@@ -1,0 +1,92 @@
+"""The shape of a model: sizes, vocabularies and the window it was trained for.
+
+A config is a plain value that travels inside the artefact; two models with equal configs have equal parameter
+shapes once they know the same items. Presets are JSON files beside this module. It does not know how a model is
+trained (that is `TrainOptions`) and holds no learned number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from typing import Any
+
+BLOCKS = ("paper", "gated")
+PRESETS = ("nano", "small", "base", "paper")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Sizes and vocabularies of one encoder.
+
+    `kinds` are the names of event kinds in code order; `tags` is the controlled vocabulary; `context_features` names
+    the columns of the context offset. `block` is "paper" (post-norm, ReLU; arXiv 2512.10149) or "gated" (pre-norm,
+    gated attention, SwiGLU). A window is cut to its last `window` events when it reaches `window + slack`.
+    """
+
+    d_model: int = 64
+    n_layers: int = 2
+    n_heads: int = 2
+    d_ff: int = 176
+    block: str = "gated"
+    d_text: int = 384
+    d_reduced: int = 96  # the text vector is first reduced to this many whitened components
+    kinds: tuple[str, ...] = ("view", "cart", "purchase", "like", "dislike", "remove")
+    tags: tuple[str, ...] = ()
+    context_features: tuple[str, ...] = ()
+    window: int = 200
+    slack: int = 56
+    temperature: float = 0.07
+    dropout: float = 0.1
+    profile_buckets: int = 1024
+
+    def __post_init__(self) -> None:
+        positive = ("d_model", "n_layers", "n_heads", "d_ff", "d_text", "d_reduced", "window", "slack",
+                    "profile_buckets")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a whole number above 0")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one of them")
+        if self.block not in BLOCKS:
+            raise ValueError(f"unknown block {self.block!r}; choose one of {', '.join(BLOCKS)}")
+        if not self.temperature > 0 or not 0 <= self.dropout < 1:
+            raise ValueError(f"temperature {self.temperature} must be above 0 and dropout {self.dropout} in [0, 1)")
+        for name in ("kinds", "tags", "context_features"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} has repeated names; each name may appear once")
+        if not self.kinds:
+            raise ValueError("kinds is empty; name at least one kind of event")
+
+    @property
+    def capacity(self) -> int:
+        """The longest window in events, `window + slack`."""
+        return self.window + self.slack
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form; `from_dict` is its inverse."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        known = {field.name for field in fields(cls)}
+        unknown = set(values) - known
+        if unknown:
+            raise ValueError(f"unknown model setting {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain)
+
+
+def preset(name: str, **overrides: Any) -> ModelConfig:
+    """The config of a named preset with some settings replaced: `preset("nano", tags=("red", "blue"))`."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    values = json.loads(files("encoder").joinpath("presets", f"{name}.json").read_text("utf-8"))
+    return ModelConfig.from_dict({**values, **overrides})

@@ -1,0 +1,105 @@
+"""The items an encoder knows, as ready-made unit rows on its device.
+
+`put` runs the item tower once per item; afterwards a token's content is one gather. Row 0 is the zero vector that
+stands for an item without a vector. Replacing an item changes tokens encoded from now on, not cached ones. It is used
+by one thread and does not remember text vectors or tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from encoder.model import StarsEncoder
+
+MISSING_ROW = 0
+TOWER_BATCH = 4096  # items per tower call: bounds the memory of a bulk load
+
+
+class ItemTable:
+    """Known items: id -> row of a growing device matrix [rows, d]."""
+
+    def __init__(self, model: StarsEncoder) -> None:
+        self._tower = model.tower
+        self._rows = torch.zeros(1024, model.config.d_model, device=model.general.device)
+        self._row_of: dict[str, int] = {}
+        self._free: list[int] = []
+        self._d_text = model.config.d_text
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._row_of
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Unit content rows [rows, d]; row 0 is zero."""
+        return self._rows
+
+    def row(self, item_id: str) -> int:
+        """The row of an item, `MISSING_ROW` if it has no vector."""
+        return self._row_of.get(item_id, MISSING_ROW)
+
+    @torch.inference_mode()
+    def put(self, ids: Sequence[str], vectors: NDArray[np.float32], tags: Sequence[Sequence[str]]) -> None:
+        """Add or replace items from text vectors [n, d_text] and tag names.
+
+        Raises ValueError when lengths or the dimension do not fit or a vector is not finite.
+        """
+        array = np.asarray(vectors, dtype=np.float32)
+        if array.shape != (len(ids), self._d_text) or len(tags) != len(ids):
+            raise ValueError(
+                f"{len(ids)} items with vectors of shape {array.shape} and {len(tags)} tag lists; "
+                f"this model needs vectors [{len(ids)}, {self._d_text}] and one tag list per item"
+            )
+        if not np.isfinite(array).all():
+            bad = ids[int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])]
+            raise ValueError(f"the vector of item {bad!r} has NaN or infinity; send finite numbers")
+        for start in range(0, len(ids), TOWER_BATCH):
+            part = slice(start, start + TOWER_BATCH)
+            self._put_rows(ids[part], array[part], tags[part])
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Forget items; unknown ids are ignored. Tokens already cached keep what they saw."""
+        for item_id in ids:
+            row = self._row_of.pop(item_id, None)
+            if row is not None:
+                self._free.append(row)
+
+    def retrieval(self, ids: Sequence[str]) -> NDArray[np.float32]:
+        """L2-normalised retrieval vectors, float32 [n, d].
+
+        Raises ValueError for an item without a vector.
+        """
+        unknown = [item_id for item_id in ids if item_id not in self._row_of]
+        if unknown:
+            raise ValueError(f"item {unknown[0]!r} has no vector; put it into the table first")
+        index = torch.tensor([self._row_of[item_id] for item_id in ids], dtype=torch.int64, device=self._rows.device)
+        out: NDArray[np.float32] = self._rows[index].cpu().numpy()
+        return out
+
+    def _put_rows(self, ids: Sequence[str], vectors: NDArray[np.float32], tags: Sequence[Sequence[str]]) -> None:
+        tower, device = self._tower, self._rows.device
+        text = tower.reduce(torch.from_numpy(vectors).to(device))
+        unit = tower(text, tower.deltas(ids), tower.tag_rows(tags).to(device))
+        rows = [self._claim(item_id) for item_id in ids]
+        self._reserve(max(rows, default=0) + 1)
+        last = {row: at for at, row in enumerate(rows)}  # an id given twice: the last one wins, on every device
+        self._rows[torch.tensor(list(last), device=device)] = unit[torch.tensor(list(last.values()), device=device)]
+
+    def _claim(self, item_id: str) -> int:
+        row = self._row_of.get(item_id)
+        if row is None:
+            row = self._free.pop() if self._free else len(self._row_of) + 1
+            self._row_of[item_id] = row
+        return row
+
+    def _reserve(self, count: int) -> None:
+        if count > len(self._rows):
+            grown = self._rows.new_zeros(max(count, 2 * len(self._rows)), self._rows.shape[1])
+            grown[: len(self._rows)] = self._rows
+            self._rows = grown

@@ -1,0 +1,73 @@
+"""Preallocated slots of keys and values on the device, and who holds them: least recently used by bytes.
+
+A slot holds one key's window for all layers; its length says how many leading positions are valid ([USER] is
+position 0). Slots are disposable: losing one costs a re-encode, never a wrong answer. It does not know what a key
+means, nor whether its window has changed: the encoder decides that from `keep`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import torch
+
+from encoder.config import ModelConfig
+
+FLOAT_BYTES = 4
+
+
+@dataclass(slots=True)
+class Slot:
+    """One key's place: `positions` leading ones are cached ([USER], then events), `missing` had no vector then."""
+
+    number: int
+    positions: int = 0
+    missing: dict[int, str] = field(default_factory=dict)  # event index -> item id
+
+
+class SlotCache:
+    """key -> Slot in least-recently-used order over one tensor [layers, slots, 1 + W + S, 2, heads, d_head]."""
+
+    def __init__(self, config: ModelConfig, cache_bytes: int, device: torch.device) -> None:
+        self.slot_bytes = config.n_layers * (1 + config.capacity) * 2 * config.d_model * FLOAT_BYTES
+        self.count = cache_bytes // self.slot_bytes
+        if self.count < 1:
+            raise ValueError(f"cache_bytes {cache_bytes} holds no user; one takes {self.slot_bytes} bytes")
+        shape = (config.n_layers, self.count, 1 + config.capacity, 2, config.n_heads, config.d_head)
+        self.storage = torch.zeros(shape, device=device)  # zeros: a masked position must be finite
+        self._held: OrderedDict[Hashable, Slot] = OrderedDict()
+        self._free = list(range(self.count - 1, -1, -1))
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, key: Hashable) -> Slot | None:
+        """The key's slot, which becomes the most recently used."""
+        slot = self._held.get(key)
+        if slot is not None:
+            self._held.move_to_end(key)
+        return slot
+
+    def take(self, key: Hashable) -> Slot:
+        """The key's slot, or an empty one: a free one or that of the least recently used key."""
+        slot = self.get(key)
+        if slot is None:
+            if not self._free:
+                self._free.append(self._held.popitem(last=False)[1].number)
+                self.evictions += 1
+            slot = self._held[key] = Slot(self._free.pop())
+        return slot
+
+    def drop(self, key: Hashable) -> bool:
+        """Forget a key; False if it held nothing."""
+        slot = self._held.pop(key, None)
+        if slot is not None:
+            self._free.append(slot.number)
+        return slot is not None
+
+    def drop_where(self, predicate: Callable[[Hashable], bool]) -> int:
+        """Forget every key for which `predicate` holds; how many those were."""
+        return sum([self.drop(key) for key in [key for key in self._held if predicate(key)]])

@@ -1,0 +1,37 @@
+"""What an event says about its own time: calendar, gap to the previous event. Plain numpy on milliseconds.
+
+Everything here is a function of the event's time and its predecessor's, never of "now", of the number of events or
+of the distance from the end: that is what keeps a cached token valid for ever. Times are UTC; it knows no time zone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+DAY_MS = 86_400_000
+WEEK_MS = 7 * DAY_MS
+YEAR_MS = 31_556_952_000  # mean Gregorian year
+EPOCH_WEEKDAY_MS = 3 * DAY_MS  # 1970-01-01 was a Thursday: weeks start on Monday
+HARMONICS = ((DAY_MS, 3), (WEEK_MS, 3), (YEAR_MS, 2))
+CALENDAR_WIDTH = 2 * sum(count for _, count in HARMONICS)
+GAP_NONE = 0  # the first event of a window has no predecessor
+GAP_BUCKETS = 34  # none, below 1 s, then powers of two of seconds up to 68 years
+
+
+def calendar_features(ts_ms: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Sine and cosine harmonics of hour, weekday and time of year; int64 [n] -> float32 [n, CALENDAR_WIDTH]."""
+    columns = []
+    for period_ms, count in HARMONICS:
+        phase = ((ts_ms + (EPOCH_WEEKDAY_MS if period_ms == WEEK_MS else 0)) % period_ms) / period_ms
+        for harmonic in range(1, count + 1):
+            angle = 2.0 * np.pi * harmonic * phase
+            columns += [np.sin(angle), np.cos(angle)]
+    return np.stack(columns, axis=-1).astype(np.float32)
+
+
+def gap_buckets(gap_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Logarithmic bucket of the gap to the previous event; a negative gap means "no previous event"."""
+    seconds = np.maximum(gap_ms, 0) / 1000.0
+    bucket = np.where(seconds < 1.0, 1, 2 + np.floor(np.log2(np.maximum(seconds, 1.0)))).astype(np.int64)
+    return np.where(gap_ms < 0, GAP_NONE, np.minimum(bucket, GAP_BUCKETS - 1))

@@ -1,0 +1,111 @@
+"""From requests to rows: which positions of which windows are encoded, packed without padding, and embedded.
+
+A packed batch has one row per new position and no padding; only attention sees a padded view of it. Kinds are checked
+here because a wrong index would end a CUDA context. It knows nothing about caches or attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encoder.items import MISSING_ROW, ItemTable
+from encoder.model import StarsEncoder
+from encoder.profiles import profile_buckets
+from encoder.requests import EncodeRequest
+from encoder.tokens import calendar_features, gap_buckets
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Packed rows: row r is position `position[r]` of request `owner[r]` and its `offset[r]`-th new one."""
+
+    owner: IntArray  # [N]
+    position: IntArray  # [N], 0 is [USER], event i is i + 1
+    offset: IntArray  # [N]
+    last: IntArray  # [B] each request's last row
+    most: int  # most rows of one request
+
+    @classmethod
+    def pack(cls, first: Sequence[int], end: Sequence[int]) -> Rows:
+        """Rows of positions first[b] <= p < end[b] of each request b; every request has at least one."""
+        start = np.asarray(first, dtype=np.int64)
+        counts = np.asarray(end, dtype=np.int64) - start
+        stop = np.cumsum(counts)
+        owner = np.repeat(np.arange(len(start)), counts)
+        offset = np.arange(stop[-1]) - (stop - counts)[owner]
+        return cls(owner, start[owner] + offset, offset, stop - 1, int(counts.max()))
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Rows ready for the first block [N, d] and the events among them whose item has no vector."""
+
+    x: Tensor
+    missing: list[tuple[int, int, str]]  # request, event index, item id
+
+
+@dataclass(frozen=True, slots=True)
+class _Events:
+    """The new events of a batch as columns, in packed order."""
+
+    ids: list[str]
+    kind: IntArray
+    ts_ms: IntArray
+    gap_ms: IntArray
+
+
+def embed(
+    model: StarsEncoder, table: ItemTable, requests: Sequence[EncodeRequest], first: Sequence[int], rows: Rows
+) -> Embedded:
+    """Embed the packed rows of windows whose new positions begin at first[b].
+
+    Raises ValueError for a kind the model does not know.
+    """
+    events = _columns(requests, first)
+    if len(events.kind) and not 0 <= events.kind.min() <= events.kind.max() < len(model.config.kinds):
+        raise ValueError(f"kind {events.kind.min()} or {events.kind.max()} is outside 0..{len(model.config.kinds) - 1}")
+    is_event = rows.position > 0
+    owner, position = rows.owner[is_event], rows.position[is_event]
+    item_row = np.fromiter(map(table.row, events.ids), dtype=np.int64, count=len(events.ids))
+    absent = np.flatnonzero(item_row == MISSING_ROW)
+    missing = [(int(owner[at]), int(position[at]) - 1, events.ids[at]) for at in absent]
+    gap = gap_buckets(np.where(position == 1, -1, np.maximum(events.gap_ms, 0)))
+    index = torch.from_numpy(np.stack([item_row, events.kind, gap, position - 1])).to(table.rows.device)
+    calendar = torch.from_numpy(calendar_features(events.ts_ms)).to(table.rows.device)
+    x: Tensor = model.event(table.rows[index[0]], index[1], index[2], index[3], calendar)
+    return Embedded(x if is_event.all() else _with_users(model, requests, rows, x), missing)
+
+
+def _columns(requests: Sequence[EncodeRequest], first: Sequence[int]) -> _Events:
+    ids: list[str] = []
+    kinds: list[int] = []
+    times: list[int] = []
+    before: list[int] = []
+    for request, at in zip(requests, first, strict=True):
+        start = max(at - 1, 0)
+        ids.extend(request.items[start:])
+        kinds.extend(request.kinds[start:])
+        times.extend(request.ts_ms[start:])
+        before.extend(request.ts_ms[max(start - 1, 0) : start] or request.ts_ms[:1])
+        before.extend(request.ts_ms[start:-1])
+    ts_ms = np.asarray(times, dtype=np.int64)
+    return _Events(ids, np.asarray(kinds, dtype=np.int64), ts_ms, ts_ms - np.asarray(before, dtype=np.int64))
+
+
+def _with_users(model: StarsEncoder, requests: Sequence[EncodeRequest], rows: Rows, events: Tensor) -> Tensor:
+    """Merge the event rows with the [USER] rows of the requests that start at position 0."""
+    user_at = torch.from_numpy(np.flatnonzero(rows.position == 0)).to(events.device)
+    event_at = torch.from_numpy(np.flatnonzero(rows.position > 0)).to(events.device)
+    owners = rows.owner[rows.position == 0]
+    x = events.new_empty(len(rows.owner), events.shape[1])
+    x[event_at] = events
+    x[user_at] = model.user([profile_buckets(requests[at].profile, model.config.profile_buckets) for at in owners])
+    return x
