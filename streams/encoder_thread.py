@@ -8,9 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
 
 from encoder.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
 from index.records import ItemRecord, Vector
+
+T = TypeVar("T")
 
 
 class EncoderThread:
@@ -46,7 +51,7 @@ class EncoderThread:
             known = [record for record in records if record.text_vector is not None]
             gone = [record.item_id for record in records if record.text_vector is None]
             if known:
-                vectors = _stack([record.text_vector for record in known])
+                vectors = np.stack([record.text_vector for record in known if record.text_vector is not None])
                 self.encoder.items.put([r.item_id for r in known], vectors, [r.tags for r in known])
             if gone:
                 self.encoder.items.remove([item_id for item_id in gone if item_id in self.encoder.items])
@@ -65,5 +70,5 @@ class EncoderThread:
         """Waits for the running call and ends the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    async def _run[T](self, call: Callable[[], T]) -> T:
+    async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
