@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -20,6 +20,7 @@ from index.store import LiveStore
 
 _POLL_S = 0.005  # an event becomes visible some milliseconds after Kafka has it; each look is one round trip
 _POSITION, _BEAT = "pos:clickstream", "beat"
+_Raw = tuple[bytes | None, bytes | None]  # state and profile as stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ class UserReader:
         return await self._placed(user, None if after is None else found, asked=location)
 
     async def _look(
-        self, user_id: str, location: str | None, last: LiveUser | None = None, last_raw: bytes | None = None
-    ) -> tuple[LiveUser, bytes | None]:
+        self, user_id: str, location: str | None, last: LiveUser | None = None, last_raw: _Raw = (None, None)
+    ) -> tuple[LiveUser, _Raw]:
         """One round trip; an unchanged state is not decoded again."""
         keys, partition = self.store.keys, partition_of(user_id, self.partitions)
         tag = partition_tag(partition)
@@ -94,10 +95,10 @@ class UserReader:
             (keys.contexts(), [location or ""]),
         ]
         (position, beat), (state, profile, vectors), (context,) = await self.store.read(requests)
-        same = last is not None and state == last_raw
+        raw = (state, profile)
         user = LiveUser(
             user_id=user_id,
-            state=last.state if last is not None and same else load_user((state, profile)),
+            state=last.state if last is not None and raw == last_raw else load_user(raw),
             vectors=decode_vectors(vectors, 2, self.dim) if vectors else None,
             partition=partition,
             offset=int(position or 0),
@@ -105,7 +106,7 @@ class UserReader:
             location=location or "",
             context=_context(context),
         )
-        return user, state
+        return user, raw
 
     async def _placed(self, user: LiveUser, includes_after: bool | None, asked: str | None) -> LiveUser:
         """The user at the location that counts: the one asked for, else the profile's."""
@@ -114,17 +115,7 @@ class UserReader:
         if home:
             ((found,),) = await self.store.read([(self.store.keys.contexts(), [home])])
             location, context = home, _context(found)
-        return LiveUser(
-            user.user_id,
-            user.state,
-            user.vectors,
-            user.partition,
-            user.offset,
-            user.beat,
-            location,
-            context,
-            includes_after,
-        )
+        return replace(user, location=location, context=context, includes_after=includes_after)
 
 
 def profile_location(profile: bytes | None) -> str:
