@@ -86,7 +86,7 @@ def _vector_ops(event: VectorEntry, keys: Keys, encoder: EncoderThread | None, r
     }
     if event.text_hash:
         fields[VECTOR_HASH] = event.text_hash.encode()
-    if encoder and retrieval is not None:
-        fields[versions[0]] = retrieval
+    if encoder is not None and retrieval is not None:
+        fields[vector_field(encoder.version)] = retrieval
     drop = [] if event.text_hash else [Op("hdel", key, names=(VECTOR_HASH,))]
     return [*drop, Op("hset", key, fields), log]

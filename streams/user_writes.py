@@ -39,7 +39,7 @@ LOCATION_SEPARATOR = "\x1f"  # between location and item in a popularity field; 
 class EngineSettings:
     """Sizes of the live state; the same values give the same digest."""
 
-    limits: WindowLimits = WindowLimits()
+    limits: WindowLimits = field(default_factory=WindowLimits)
     bucket_ms: int = 6 * 3600 * 1000  # popularity is counted in buckets of this width …
     horizon_buckets: int = 120  # … and forgotten after this many (30 days)
     cached_users: int = 2000  # decoded users kept per partition, about 10 KB each
@@ -131,6 +131,7 @@ class UserWriter:
                     for user_id, touched in plan.touched.items():
                         touched.state = plan.tenure.users[user_id]
                         touched.keep = len(touched.state.ts_ms)
+                        touched.encode = bool(touched.state.ts_ms) or touched.state.profile is not None
                 await self._encode(plans)
                 await self._write(plans)
             except BaseException:

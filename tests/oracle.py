@@ -1,0 +1,94 @@
+"""A single-threaded oracle of the live state: slow, obvious, and sharing no code with the pipeline but the id hash.
+
+Takes the records of every partition in offset order, after forwarding, and returns what `streams.digest.read_state`
+must read. It keeps whole histories and rebuilds windows by sorting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+W, S = 200, 56
+HOUR6 = 6 * 3600 * 1000
+HORIZON = 120
+KINDS = ["view", "cart", "purchase", "like", "dislike", "remove"]
+WEIGHTS = [1, 3, 5, 2, -2, -1]
+
+
+def hashed(event_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "little")
+
+
+@dataclass
+class OracleUser:
+    window: list[tuple[int, int, int, str, int]] = field(default_factory=list)  # ts, arrival, hash, item, kind
+    evicted: list[int] = field(default_factory=list)
+    evicted_ms: int = -1
+    forgotten_ms: int = -1
+    profile: dict[str, Any] | None = None
+    profile_ms: int = -1
+
+
+class Oracle:
+    """Feed `click`/`profile` values already known to be well-formed, in offset order of their home partition."""
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
+        self.users: list[dict[str, OracleUser]] = [defaultdict(OracleUser) for _ in range(partitions)]
+        self.counts: list[dict[tuple[int, str], int]] = [defaultdict(int) for _ in range(partitions)]
+        self.clocks = [-1] * partitions
+        self.arrivals = 0
+
+    def click(self, partition: int, body: dict[str, Any], timestamp_ms: int) -> None:
+        user = self.users[partition][body["user_id"]]
+        ts_ms = body["ts_ms"]
+        if ts_ms > timestamp_ms + 300_000:
+            ts_ms = timestamp_ms
+        if body["kind"] == "forget":
+            if ts_ms > user.forgotten_ms:
+                newest = max([ts_ms, user.evicted_ms] + [event[0] for event in user.window])
+                profile, profile_ms = user.profile, user.profile_ms
+                self.users[partition][body["user_id"]] = OracleUser(
+                    forgotten_ms=newest, profile=profile, profile_ms=profile_ms
+                )
+            return
+        identity = hashed(body["event_id"])
+        seen = {event[2] for event in user.window} | set(user.evicted)
+        if ts_ms <= user.forgotten_ms or identity in seen or ts_ms < user.evicted_ms:
+            if not user.window and user.forgotten_ms < 0 and user.profile_ms < 0:
+                del self.users[partition][body["user_id"]]
+            return
+        self.arrivals += 1
+        kind = KINDS.index(body["kind"])
+        user.window = sorted([*user.window, (ts_ms, self.arrivals, identity, body["item_id"], kind)])
+        if len(user.window) == W + S:
+            out, user.window = user.window[:S], user.window[S:]
+            user.evicted = (user.evicted + [event[2] for event in out])[-S:]
+            user.evicted_ms = out[-1][0]
+        self.clocks[partition] = max(self.clocks[partition], ts_ms)
+        if WEIGHTS[kind] > 0 and ts_ms // HOUR6 > self.clocks[partition] // HOUR6 - HORIZON:
+            name = f"{body.get('location') or ''}\x1f{body['item_id']}"
+            self.counts[partition][ts_ms // HOUR6, name] += WEIGHTS[kind]
+
+    def profile(self, partition: int, user_id: str, content: dict[str, Any] | None, ts_ms: int) -> None:
+        user = self.users[partition][user_id]
+        if ts_ms >= user.profile_ms:
+            user.profile, user.profile_ms = content, ts_ms
+
+    def part(self, partition: int, positions: dict[str, int]) -> dict[str, Any]:
+        popularity: dict[str, dict[str, int]] = {}
+        for (bucket, name), count in self.counts[partition].items():
+            if bucket > self.clocks[partition] // HOUR6 - HORIZON:
+                popularity.setdefault(str(bucket), {})[name] = count
+        users = {
+            user_id: {
+                "window": [[str(event[2]), event[3], event[4], event[0]] for event in user.window],
+                "profile": user.profile,
+                "forgotten_ms": user.forgotten_ms,
+            }
+            for user_id, user in self.users[partition].items()
+        }
+        return {"users": users, "popularity": popularity, "positions": positions}
