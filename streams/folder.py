@@ -76,9 +76,11 @@ class Folder:
 
     `item_ids` are those of `items` in file order, then those only events name. `arrivals_ms[i]` is when item i becomes
     known: its `first_seen` (unix seconds) or `ts_ms`, else its first event, else the start of the timeline.
+    `start_ms` is the time of the first thing known at all.
     """
 
     name: str
+    start_ms: int
     events: Events
     user_ids: list[str]
     item_ids: list[str]
@@ -90,10 +92,6 @@ class Folder:
     vectors: list[dict[str, Any]]  # by ts_ms
     kind_names: tuple[str, ...]
     skipped: Mapping[str, int]  # reason -> rows
-
-    @property
-    def start_ms(self) -> int:
-        return int(self.events.ts_ms[0])
 
     @property
     def stop_ms(self) -> int:
@@ -130,17 +128,22 @@ def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, st
     item_ids = [item["item_id"] for item in items] + [item for item in named if item not in described]
     kinds = _kind_codes(table["event_type"], rules, kind_of or {})
     events = _columns(table, kinds, user_ids, item_ids, path / EVENTS)
-    start_ms = int(events.ts_ms[0])
+    first_ms = int(events.ts_ms[0])
+    contexts = _timed(path / CONTEXTS, "location", first_ms)
+    profiles = _timed(path / PROFILES, "user_id", first_ms)
+    arrivals_ms = _arrivals(items, events, len(item_ids), path / ITEMS)
+    start_ms = min([first_ms, *(row["ts_ms"] for row in contexts + profiles), *arrivals_ms[arrivals_ms >= 0].tolist()])
     return Folder(
         name=path.resolve().name,
+        start_ms=start_ms,
         events=events,
         user_ids=user_ids,
         item_ids=item_ids,
         items=items,
-        arrivals_ms=_arrivals(items, events, len(item_ids), path / ITEMS),
+        arrivals_ms=np.where(arrivals_ms < 0, start_ms, arrivals_ms),
         impressions=list(_jsonl(path / IMPRESSIONS)),
-        contexts=_timed(path / CONTEXTS, "location", start_ms),
-        profiles=_timed(path / PROFILES, "user_id", start_ms),
+        contexts=contexts,
+        profiles=profiles,
         vectors=_timed(path / VECTORS, "item_id", start_ms),
         kind_names=tuple(kind.name for kind in rules.kinds),
         skipped=skipped,
@@ -250,7 +253,7 @@ def _read_items(path: Path) -> list[dict[str, Any]]:
 
 
 def _timed(path: Path, identifier: str, start_ms: int) -> list[dict[str, Any]]:
-    """Records of a file with an id each, by `ts_ms`; one without a time counts from the start of the timeline."""
+    """Records of a file with an id each, by `ts_ms`; one without a time counts from `start_ms`."""
     records = []
     for number, record in enumerate(_jsonl(path), 1):
         ts_ms = record.setdefault("ts_ms", start_ms)
@@ -261,9 +264,8 @@ def _timed(path: Path, identifier: str, start_ms: int) -> list[dict[str, Any]]:
 
 
 def _arrivals(items: Sequence[Mapping[str, Any]], events: Events, count: int, path: Path) -> NDArray[np.int64]:
-    """When each item becomes known [count], never before the timeline starts."""
-    start_ms = int(events.ts_ms[0])
-    arrivals = np.full(count, start_ms, np.int64)
+    """When each item becomes known [count], -1 where nothing says so."""
+    arrivals = np.full(count, -1, np.int64)
     acted, first = np.unique(events.items, return_index=True)
     arrivals[acted[acted >= 0]] = events.ts_ms[first[acted >= 0]]
     for number, item in enumerate(items):
@@ -273,7 +275,7 @@ def _arrivals(items: Sequence[Mapping[str, Any]], events: Events, count: int, pa
                 raise ValueError(
                     f"{path} line {number + 1}: time {said!r} is no number; `first_seen` is in unix seconds"
                 )
-            arrivals[number] = max(start_ms, round(said * unit))
+            arrivals[number] = max(YEAR_2000_MS, round(said * unit))
     return arrivals
 
 
