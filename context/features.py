@@ -26,7 +26,7 @@ DAY_MS = 86_400_000
 CYCLES: dict[str, tuple[float, int]] = {"hour": (DAY_MS, 2), "weekday": (7 * DAY_MS, 3), "year": (365.2425 * DAY_MS, 2)}
 # A cycle that the training times cover by less than this share cannot be told from a trend, so it is left out.
 MIN_COVERED = 0.75
-NUMBER_BOUND = 3.0  # standard deviations: beyond what was seen, a weather value counts as extreme and no more
+NUMBER_BOUND = 2.0  # standard deviations: beyond what was seen, a weather value counts as extreme and no more
 MAX_FEATURES = 256
 MAX_READ = 256  # fields, events or promotions read from one record: a huge record must not slow a query down
 MAX_NAME = 256

@@ -135,7 +135,7 @@ def test_extremes_are_bounded_by_what_training_saw() -> None:
         "event.holiday:fair": 1.0,
         "promotion.category:tea": 0.5,
         "promotion.tag:blue": -0.25,
-        "weather.temp_c": 3.0,
+        "weather.temp_c": 2.0,
     }
 
 
