@@ -137,42 +137,36 @@ class RecentPopularity:
         self._row: dict[str, int] = {}
         self._counts: NDArray[np.int64] = np.zeros(1024, np.int64)  # [capacity] by row
         self._latest: NDArray[np.int64] = np.zeros(1024, np.int64)  # number of the latest choice, 0 = never
+        self._allowed: NDArray[np.bool_] = np.zeros(1024, np.bool_)
         self._recent: deque[tuple[int, int]] = deque()  # (ts_ms, row) inside the horizon, in order of arrival
         self._choices = 0
 
-    def know(self, item_id: str) -> None:
-        """Makes an item a candidate."""
-        self._row_of(item_id)
+    def know(self, item_id: str, allowed: bool = True) -> None:
+        """Makes an item a candidate, or no longer one."""
+        self._allowed[self._row_of(item_id)] = allowed
 
     def add(self, item_id: str, ts_ms: int) -> None:
-        """Counts one choice; times may be a little out of order, a late one is forgotten with its successor."""
+        """Counts one choice, of a candidate or not; times may be a little out of order, a late one is forgotten with its successor."""
         row = self._row_of(item_id)
         self._choices += 1
         self._counts[row] += 1
         self._latest[row] = self._choices
         self._recent.append((ts_ms, row))
 
-    def top(
-        self, k: int, now_ms: int, allowed: Collection[str] | None = None, without: Iterable[str] = ()
-    ) -> list[str]:
-        """The k most chosen items at `now_ms`, of the `allowed` ones (None: all known) but those of `without`."""
+    def top(self, k: int, now_ms: int, without: Iterable[str] = ()) -> list[str]:
+        """The k most chosen candidates at `now_ms`, but those of `without`."""
         self._forget(now_ms)
         n = len(self._ids)
         # One number per row orders by count, then by the latest choice: unique but for items never chosen.
         rank = self._counts[:n] * (self._choices + 1) + self._latest[:n]
-        usable = np.ones(n, bool) if allowed is None else self._mask(allowed)
-        usable &= ~self._mask(without)
+        usable = self._allowed[:n].copy()
+        usable[[self._row[item] for item in without if item in self._row]] = False
         rows = np.flatnonzero(usable)
         if len(rows) > 4 * k:
             smallest = np.partition(rank[rows], len(rows) - k)[len(rows) - k]
             rows = rows[rank[rows] >= smallest]
         best = rows[np.argsort(-rank[rows], kind="stable")][:k]
         return [self._ids[row] for row in best]
-
-    def _mask(self, items: Iterable[str]) -> NDArray[np.bool_]:
-        mask = np.zeros(len(self._ids), bool)
-        mask[[self._row[item] for item in items if item in self._row]] = True
-        return mask
 
     def _forget(self, now_ms: int) -> None:
         while self._recent and self._recent[0][0] <= now_ms - self._horizon_ms:
@@ -186,4 +180,5 @@ class RecentPopularity:
             if row == len(self._counts):
                 self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
                 self._latest = np.concatenate([self._latest, np.zeros_like(self._latest)])
+                self._allowed = np.concatenate([self._allowed, np.zeros_like(self._allowed)])
         return row

@@ -79,6 +79,8 @@ def test_the_sign_test_equals_the_binomial_sum(wins: int, losses: int) -> None:
 
 def test_recent_popularity_forgets_what_is_older_than_its_horizon() -> None:
     popular = RecentPopularity(horizon_ms=100)
+    popular.know("old")
+    popular.know("new")
     for ts_ms in (0, 1, 2):
         popular.add("old", ts_ms)
     popular.add("new", 90)
@@ -94,7 +96,9 @@ def test_recent_popularity_leaves_out_history_and_fills_up_with_items_never_chos
     popular.add("c", 5)
     assert popular.top(3, 6) == ["c", "a", "b"]
     assert popular.top(3, 6, without={"c", "unknown"}) == ["a", "b"]
-    assert popular.top(3, 6, allowed=["b", "c", "unknown"]) == ["c", "b"]
+    popular.know("a", allowed=False)
+    popular.add("stranger", 7)  # chosen, but in no catalogue
+    assert popular.top(3, 8) == ["c", "b"]
 
 
 @given(st.lists(st.tuples(st.sampled_from(ITEMS), st.integers(0, 30)), max_size=60), st.integers(1, 12))
@@ -115,5 +119,6 @@ def test_recent_popularity_equals_counting_from_scratch(steps: list[tuple[str, i
 def test_recent_popularity_grows_with_the_catalogue() -> None:
     popular = RecentPopularity()
     for number in range(3000):
+        popular.know(f"item-{number}")
         popular.add(f"item-{number}", number)
     assert popular.top(2, 3000) == ["item-2999", "item-2998"]
