@@ -143,10 +143,11 @@ class RecentPopularity:
 
     def know(self, item_id: str, allowed: bool = True) -> None:
         """Makes an item a candidate, or no longer one."""
-        self._allowed[self._row_of(item_id)] = allowed
+        row = self._row_of(item_id)  # may grow the arrays
+        self._allowed[row] = allowed
 
     def add(self, item_id: str, ts_ms: int) -> None:
-        """Counts one choice, of a candidate or not; times may be a little out of order, a late one is forgotten with its successor."""
+        """Counts one choice, of a candidate or not; a late one is forgotten with the event that came before it."""
         row = self._row_of(item_id)
         self._choices += 1
         self._counts[row] += 1
