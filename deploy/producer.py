@@ -27,7 +27,7 @@ _RETRY_S = 0.005  # a full queue drains thousands of records in this time
 Acknowledged = tuple[int, int]  # partition, offset
 
 
-class DeliveryError(Exception):
+class DeliveryError(ConnectionError):
     """Kafka did not acknowledge a record; it may or may not be in the log."""
 
 

@@ -1,0 +1,54 @@
+"""How a command finds the processes it talks to: the environment, or the state folder of a running `perseid up`.
+
+`up` writes its addresses and passwords as `PERSEID_*` lines into `up.env` of its state folder, readable by its user
+only; `attach` reads them back. Variables of the environment win over the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploy.settings import PREFIX, Settings, load
+
+FILE = "up.env"
+
+state_option = click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="State folder of a running `perseid up` to talk to, instead of PERSEID_* variables.",
+)
+
+
+def write_addresses(state: Path, settings: Settings) -> Path:
+    """Writes the settings for `attach` (and for a shell: `set -a; . FILE`), for this user's eyes only."""
+    path = state / FILE
+    part = path.with_name(f"{FILE}.part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.writelines(f"{name}='{value}'\n" for name, value in settings.environment().items())
+    os.replace(part, path)
+    return path
+
+
+def attach(environ: Mapping[str, str], state: Path | None = None, **overrides: Any) -> Settings:
+    """Settings from `environ`, and below them those of the `perseid up` that runs with `state`.
+
+    Raises:
+        ValueError: nothing runs with that state folder, or a setting is wrong.
+    """
+    found: dict[str, str] = {}
+    if state is not None:
+        try:
+            lines = (state / FILE).read_text().splitlines()
+        except FileNotFoundError as error:
+            raise ValueError(f"no {FILE} in {state}: no `perseid up` runs with this state folder") from error
+        for line in lines:
+            name, _, value = line.partition("=")
+            found[name] = value.strip("'")
+    given = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
+    return load({**found, **given}, **overrides)

@@ -1,0 +1,82 @@
+"""The `perseid` command: a list of commands, each loaded when it is used, and one clear line when something is wrong.
+
+Assumes that a command raises ValueError or OSError for what the user can put right. Only this module turns errors
+into exit statuses: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted. It does not know what a command does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+# Command -> module. Loaded on use: the API process must not pay for torch, nor the worker for FastAPI.
+COMMANDS = {
+    "up": "deploy.commands_up",
+    "worker": "deploy.commands_roles",
+    "embed": "deploy.commands_roles",
+    "api": "deploy.commands_roles",
+    "traffic": "deploy.commands_roles",
+    "produce": "deploy.commands_data",
+    "convert": "deploy.commands_data",
+    "train": "deploy.commands_model",
+    "evaluate": "deploy.commands_model",
+    "replay": "deploy.commands_model",
+    "doctor": "deploy.commands_doctor",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="perseid", prog_name="perseid")
+def cli() -> None:
+    """Streaming recommendations: events go into Kafka, the next API call answers from them.
+
+    Settings come from PERSEID_* variables; the README lists them.
+
+    Example: perseid up
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit status; messages go to stderr."""
+    try:
+        done = cli.main(list(arguments), prog_name="perseid", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        click.echo(f"perseid: {error}", err=True)
+        return 1
+    return done if isinstance(done, int) else 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
