@@ -56,9 +56,7 @@ class Traffic:
             self._slice(now_ms, now_ms + SLICE_MS)
             now_ms += SLICE_MS
             while self.heap and self.heap[0][0] < now_ms:
-                record = heapq.heappop(self.heap)[-1]
-                if record.ts_ms >= self.start_ms:
-                    yield record
+                yield heapq.heappop(self.heap)[-1]
 
     def _slice(self, from_ms: int, until_ms: int) -> None:
         self._restock(from_ms, until_ms)
@@ -130,7 +128,8 @@ class Traffic:
         self.pages += len(pages.session)
 
     def _push_clicks(self, visits: Visits, actions: Actions) -> None:
-        for row in np.lexsort((actions.kind, actions.page, actions.ts_ms)).tolist():
+        order = np.lexsort((actions.kind, actions.page, actions.ts_ms))
+        for row in order[actions.ts_ms[order] >= self.start_ms].tolist():
             session, ts_ms = int(actions.session[row]), int(actions.ts_ms[row])
             user_id = self.people.ids[visits.user[session]]
             click = {
@@ -148,6 +147,8 @@ class Traffic:
 
     def _push_pages(self, visits: Visits, pages: Pages) -> None:
         for page, (session, ts_ms) in enumerate(zip(pages.session.tolist(), pages.ts_ms.tolist(), strict=True)):
+            if ts_ms < self.start_ms:
+                continue
             user_id, shown = self.people.ids[visits.user[session]], pages.shown[page]
             page_id = f"{self.prefix}-p{self.pages + page}"
             items = [
