@@ -2,7 +2,7 @@
 
 A slow text model never delays clicks or stock-outs, because nothing else waits for this loop. Vectors are published in
 catalogue order, an unchanged text is never embedded twice, and offsets are committed only after Kafka has acknowledged
-what follows from them. It does not judge bad records (the worker dead-letters them) and keeps a withdrawn item's vector.
+what follows from them. It does not judge bad records (the worker dead-letters them); a withdrawn item's vector stays.
 """
 
 from __future__ import annotations

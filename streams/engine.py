@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.store import LiveStore, LogIdentity
 from streams.encoder_thread import EncoderThread
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record, Rules
 from streams.intake import Intake, Outlet
 from streams.item_writes import context_ops, item_ops
 from streams.tenure import Tenure
@@ -115,6 +115,14 @@ class Engine:
             tag = tag_of(topic, 0)
             if (topic, tag) in batches:
                 await self._apply_single(topic, tag, self._next(topic, tag, batches[topic, tag]))
+
+    async def skip(self, record: Record, error: MalformedError) -> None:
+        """Dead-letters a record that could not be applied because of a defect, and moves the position past it."""
+        await self.outlet.dead_letter(record, error)
+        self.counts[f"malformed:{record.topic}"] += 1
+        tenure = self.tenures[tag_of(record.topic, record.partition)]
+        if record.offset >= tenure.positions[record.topic]:
+            await tenure.commit(self.store, record.topic, record.offset + 1, [])
 
     async def sweep_waiting(self) -> int:
         """Re-encodes users that waited for the vector of an item that is known now; returns how many."""

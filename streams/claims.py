@@ -1,0 +1,154 @@
+"""Claims of assigned partitions: takes them after a rebalance, and again whenever a write was refused or a gap seen.
+
+One place decides where reading goes on: it holds the consumer's `reading` lock, claims in the store, checks the
+position against the log, clears what was fetched before, and seeks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+from faust.types import TP
+
+from index.store import ClaimRefusedError, LogIdentity
+from streams.engine import Engine, tag_of, topics_of
+from streams.logs import LogLookup
+from streams.transport import Positions, StateConsumer
+
+_RETRY_S = 0.25  # between attempts while the store or the broker is away
+_REFUSED_RETRY_S = 2.0  # another member has a newer generation: our own next rebalance is the usual way out
+
+log = logging.getLogger(__name__)
+
+
+class PositionBeyondLogError(Exception):
+    """The stored position lies beyond the end of the log it names: the log was cut, and nothing here may guess."""
+
+
+class Claims:
+    """Keeps the engine's tenures in line with the consumer's assignment.
+
+    Args:
+        forget_fetched: drops records of these tags that were fetched and not yet applied.
+        fail: called with an error that no retry can mend; ends the worker.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        lookup: LogLookup,
+        group: str,
+        forget_fetched: Callable[[set[str]], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._engine, self._lookup, self._group = engine, lookup, group
+        self._forget_fetched, self._fail = forget_fetched, fail
+        self._identities: dict[str, LogIdentity] = {}
+        self.unsettled: set[str] = set()  # tags to claim or seek; nothing of them is read or applied meanwhile
+        self._seek_only: set[str] = set()
+        self._wake = asyncio.Event()
+        self.consumer: StateConsumer | None = None
+        self.counts: Counter[str] = engine.counts
+
+    def again(self, tag: str, *, claim: bool) -> None:
+        """Asks for a new claim of a tag, or only for a seek back to its position."""
+        if tag not in self.unsettled and not claim:
+            self._seek_only.add(tag)
+        if claim:
+            self._seek_only.discard(tag)
+        self.unsettled.add(tag)
+        self._wake.set()
+
+    async def take(self, assignment: set[TP], generation: int) -> Positions:
+        """After a rebalance: releases what is gone, claims what is assigned. Returns the positions it settled."""
+        assert self.consumer is not None
+        tags = {tag_of(tp.topic, tp.partition) for tp in assignment}
+        for tag in set(self._engine.tenures) - tags:
+            await self._engine.release(tag)
+        self.unsettled, self._seek_only = set(tags), set()
+        async with self.consumer.reading:
+            positions = await self._settle(assignment)
+        if self.unsettled:
+            self._wake.set()
+        return positions
+
+    async def keep(self) -> None:
+        """Settles what could not be settled at once; runs as long as the worker."""
+        assert self.consumer is not None
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            refused = self.counts["claims_refused"]
+            async with self.consumer.reading:
+                await self._settle(set(self.consumer.assignment()))
+            if self.unsettled:
+                self._wake.set()
+                await asyncio.sleep(_RETRY_S if self.counts["claims_refused"] == refused else _REFUSED_RETRY_S)
+
+    async def _settle(self, assignment: set[TP]) -> Positions:
+        assert self.consumer is not None
+        by_tag: dict[str, set[TP]] = defaultdict(set)
+        for tp in assignment:
+            by_tag[tag_of(tp.topic, tp.partition)].add(TP(*tp))
+        self.unsettled &= set(by_tag)
+        wanted = {tag: by_tag[tag] for tag in self.unsettled}
+        self._forget_fetched(set(wanted))
+        try:
+            positions = await self._positions(wanted)
+            await self.consumer.move(positions)
+        except (ConnectionError, TimeoutError) as error:
+            log.warning("cannot settle %d partitions yet: %s", len(wanted), error)
+            return {}
+        except PositionBeyondLogError as error:
+            self._fail(error)
+            return {}
+        settled = {tag_of(tp.topic, tp.partition) for tp in positions}
+        self.unsettled -= settled
+        self._seek_only -= settled
+        return positions
+
+    async def _positions(self, wanted: dict[str, set[TP]]) -> dict[TP, int]:
+        """Claims each tag and finds where to read on; a tag whose claim failed is left out."""
+        assert self.consumer is not None
+        if any(tag not in self._seek_only for tag in wanted):
+            self._identities = await self._lookup.identities(
+                sorted({tp.topic for tps in wanted.values() for tp in tps})
+            )
+        claimed = [tag for tag in sorted(wanted) if await self._claim(tag)]
+        tps = {tp for tag in claimed for tp in wanted[tag]}
+        starts, ends = await self.consumer.log_starts(tps), await self.consumer.log_ends(tps)
+        return {tp: self._checked(tp, starts[tp], ends[tp]) for tp in tps}
+
+    async def _claim(self, tag: str) -> bool:
+        assert self.consumer is not None
+        tenure = self._engine.tenures.get(tag)
+        if tag in self._seek_only and tenure is not None:
+            tenure.fresh = set(tenure.positions)
+            return True
+        identities = {topic: self._identities[topic] for topic in topics_of(tag)}
+        group = f"{self._group}@{next(iter(identities.values())).cluster_id}"
+        try:
+            await self._engine.claim(tag, self.consumer.generation, identities, group)
+            return True
+        except ClaimRefusedError as error:
+            self.counts["claims_refused"] += 1
+            log.warning("%s", error)
+        return False
+
+    def _checked(self, tp: TP, start: int, end: int) -> int:
+        tenure = self._engine.tenures[tag_of(tp.topic, tp.partition)]
+        position = tenure.positions[tp.topic]
+        if position > end:
+            raise PositionBeyondLogError(
+                f"{tp.topic}[{tp.partition}]: stored position {position} is beyond the end {end} of the same log. "
+                "The log was cut: restore it, or delete the live state and rebuild it from Kafka"
+            )
+        if position < start:
+            self.counts["lost_to_retention"] += start - position
+            log.error("%s[%d]: offsets %d to %d left Kafka unread", tp.topic, tp.partition, position, start)
+            tenure.reread.add(tp.topic)  # this gap is known
+            return start
+        return position

@@ -1,0 +1,144 @@
+"""Faust's Kafka transport, made to start where the live state says and to hand over micro-batches.
+
+Faust keeps its consumer thread, group membership and rebalances. Replaced are three things: positions come from the
+store instead of Kafka's committed offsets, records go out in batches instead of one task per event, and nothing is
+read while positions move (one lock), so no record of an earlier position can slip in behind a seek.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import aiokafka
+from aiokafka.errors import KafkaError
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from streams.events import Record
+
+Positions = Mapping[TP, int]
+
+
+@dataclass(slots=True)
+class Wiring:
+    """What the consumer asks of the worker; set by the worker before the app starts."""
+
+    take: Callable[[set[TP], int], Awaitable[Positions]]  # claims the assignment: positions by partition
+    wanted: Callable[[set[TP]], set[TP]]  # of the assigned partitions, those to read now
+    deliver: Callable[[Sequence[Record]], None]  # takes over a batch; never blocks
+    fetch_wait_ms: int = 10  # how long the broker may hold an empty fetch
+    idle_s: float = 0.02  # pause when nothing is wanted: all queues are full or everything is being claimed
+
+
+class StateConsumerThread(driver.AIOKafkaConsumerThread):
+    """The consumer's thread, with Faust's co-partitioning assignor and a short fetch wait.
+
+    Without tables Faust would assign round robin, which splits `clickstream[p]` and `users[p]`: they share one home.
+    """
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        conf, consumer = self.app.conf, cast(StateConsumer, self.consumer)
+        self._assignor = self.app.assignor
+        return aiokafka.AIOKafkaConsumer(
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            bootstrap_servers=driver.server_list(transport.url, transport.default_port),
+            partition_assignment_strategy=[self._assignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=conf.broker_max_poll_records,
+            max_poll_interval_ms=int((conf.broker_max_poll_interval or 0) * 1000),
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_wait_ms=consumer.wiring.fetch_wait_ms,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            isolation_level="read_committed",
+            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
+            **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
+        )
+
+
+class StateConsumer(driver.Consumer):
+    """A consumer whose positions live with the state."""
+
+    wiring: Wiring
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.reading = asyncio.Lock()  # held while a fetch is under way, and by whoever moves positions
+        super().__init__(*args, **kwargs)
+
+    def _new_consumer_thread(self) -> StateConsumerThread:
+        return StateConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def seek_to_committed(self) -> Positions:
+        """Called by Faust after every rebalance: claims what is assigned and seeks to the stored positions."""
+        return await self.wiring.take(set(self.assignment()), self.generation)
+
+    @property
+    def generation(self) -> int:
+        """Generation of the consumer group, as of the last assignment."""
+        return int(self.app.consumer_generation_id)
+
+    async def move(self, positions: Positions) -> None:
+        """Seeks in the consumer's own thread; the caller holds `reading`."""
+        for tp, offset in positions.items():
+            await self._thread.call_thread(self._thread._ensure_consumer().seek, tp, offset)
+
+    async def log_ends(self, tps: set[TP]) -> Positions:
+        """End offsets, asked of the broker now."""
+        return {TP(*tp): int(end) for tp, end in (await self.highwaters(*tps)).items()} if tps else {}
+
+    async def log_starts(self, tps: set[TP]) -> Positions:
+        """First offsets that the broker still has."""
+        return {TP(*tp): int(start) for tp, start in (await self.earliest_offsets(*tps)).items()} if tps else {}
+
+    async def report_positions(self, positions: Positions) -> None:
+        """Commits offsets to Kafka: only a lag gauge for others, so a failure does not matter."""
+        offsets = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in positions.items()}
+        try:
+            await self._thread.call_thread(self._thread._ensure_consumer().commit, offsets)
+        except KafkaError:
+            pass
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """Faust's fetch loop: reads what is wanted and delivers it in one piece."""
+        try:
+            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                if not self.flow_active:
+                    await self.can_resume_flow.wait()
+                async with self.reading:
+                    idle = not await self._read_once()
+                if idle:
+                    await asyncio.sleep(self.wiring.idle_s)
+        except self.consumer_stopped_errors:
+            if not self.app.should_stop:
+                raise
+
+    async def _read_once(self) -> bool:
+        """One fetch; False when nothing was wanted."""
+        wanted = self.wiring.wanted(set(self._get_active_partitions())) if self.flow_active else set()
+        if not wanted:
+            return False
+        # The lock is held meanwhile, so this also bounds how long a claim waits for a quiet consumer.
+        found = await self._thread.getmany(wanted, timeout=0.2)
+        if found and self.flow_active:
+            self.wiring.deliver([_record(raw) for raws in found.values() for raw in raws])
+        return True
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's livelock detector watches per-event streams, which are not used; the worker's beat stands for it."""
+
+
+class StateTransport(driver.Transport):
+    """Faust's aiokafka transport with `StateConsumer`."""
+
+    Consumer = StateConsumer
+
+
+def _record(raw: Any) -> Record:
+    return Record(raw.topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, raw.headers)

@@ -1,0 +1,266 @@
+"""The worker: a Faust app whose agents apply micro-batches from Kafka to the live state.
+
+Three lanes (users, items, contexts) each have one serial agent, so a flood of clicks does not delay a stock-out. A
+lone record is applied at once; what arrives meanwhile is the next batch. No exception leaves an agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import faust
+from faust.types import TP
+
+from index.store import FencedError, StoreUnavailableError
+from streams.claims import Claims
+from streams.engine import Engine, GapError, tag_of
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record
+from streams.logs import LogLookup
+from streams.transport import StateConsumer, StateTransport, Wiring
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How a worker talks to Kafka and how much it takes at once."""
+
+    bootstrap: str
+    group: str = "perseid"
+    max_batch: int = 512  # records applied in one write: a few hundred users for the encoder's batch
+    max_pending: int = 4096  # fetched records that may wait per lane before its partitions are no longer read
+    session_s: float = 6.0  # a killed worker's partitions are free after this long
+    fetch_wait_ms: int = 10
+    beat_s: float = 0.2  # how often "caught up" is confirmed to the API; it calls answers stale after 1 s
+    retry_s: float = 0.1  # first pause when the store is away; doubles up to two seconds
+
+
+@dataclass(slots=True)
+class Lane:
+    """Records of some topics on their way to one serial agent."""
+
+    topics: frozenset[str]
+    channel: Any
+    pending: list[Record] = field(default_factory=list)
+
+    def forget(self, tags: set[str]) -> None:
+        self.pending = [record for record in self.pending if tag_of(record.topic, record.partition) not in tags]
+
+
+LANES = (frozenset({USERS, CLICKSTREAM}), frozenset({CATALOG, ITEM_VECTORS}), frozenset({CONTEXT}))
+
+
+class StreamWorker:
+    """Runs one engine against Kafka until stopped.
+
+    Args:
+        engine: applies the records; nobody else uses it.
+        follow: keeps the encoder's items in line with the item log; runs beside the agents.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: WorkerSettings, follow: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        self.engine, self.settings = engine, settings
+        self._lookup = LogLookup(settings.bootstrap)
+        self.claims = Claims(engine, self._lookup, settings.group, self._forget_fetched, self._fail)
+        self._failure: BaseException | None = None
+        self._stop = asyncio.Event()
+        self.app = self._build_app()
+        self.lanes = [self._build_lane(topics) for topics in LANES]
+        self._background: list[Callable[[], Awaitable[None]]] = [
+            self.claims.keep,
+            self._beat,
+            self._sweep,
+            *([follow] if follow else []),
+        ]
+
+    async def run(self) -> None:
+        """Consumes until `stop` is called.
+
+        Raises:
+            PositionBeyondLogError: and nothing was changed.
+            ValueError: the broker's topics do not fit the live state.
+        """
+        await self._check_topics()
+        self.claims.consumer = cast(StateConsumer, self.app.consumer)
+        await self.app.start()
+        tasks = [asyncio.ensure_future(call()) for call in self._background]
+        for task in tasks:
+            task.add_done_callback(self._ended)
+        await self._stop.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.app.stop()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Asks `run` to end; the batch in work is finished or was not written."""
+        self._stop.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything assigned is claimed."""
+        return bool(self.engine.tenures) and not self.claims.unsettled
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(task.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
+        self._failure = self._failure or error
+        self._stop.set()
+
+    async def _check_topics(self) -> None:
+        counts = await self._lookup.partition_counts()
+        for topic in CONSUMED:
+            wanted = self.engine.partitions if topic in (CLICKSTREAM, USERS) else 1
+            if counts.get(topic) != wanted:
+                found = f"has {counts[topic]} partitions" if topic in counts else "does not exist"
+                raise ValueError(
+                    f"topic {topic} {found}, the live state needs {wanted}: create it with {wanted} partitions, "
+                    "or use another key prefix with the partition count that the topics have"
+                )
+
+    def _build_app(self) -> faust.App:
+        settings = self.settings
+        app = faust.App(
+            settings.group,
+            broker=f"aiokafka://{settings.bootstrap}",
+            store="memory://",
+            web_enabled=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            stream_wait_empty=False,
+            broker_session_timeout=settings.session_s,
+            broker_heartbeat_interval=settings.session_s / 3,
+            broker_rebalance_timeout=settings.session_s,
+            broker_request_timeout=max(10.0, settings.session_s),
+            broker_max_poll_records=settings.max_pending,
+        )
+        app.transport = StateTransport(app.conf.broker_consumer, app)
+        StateConsumer.wiring = Wiring(self.claims.take, self._wanted, self._deliver, settings.fetch_wait_ms)
+        app.topics.add(app.topic(*CONSUMED, key_type=bytes, value_type=bytes, value_serializer="raw"))
+        return app
+
+    def _build_lane(self, topics: frozenset[str]) -> Lane:
+        lane = Lane(topics, self.app.channel(maxsize=1))
+
+        async def apply(wakes: faust.StreamT[Any]) -> None:
+            async for _ in wakes:
+                while lane.pending:
+                    batch, lane.pending = (
+                        lane.pending[: self.settings.max_batch],
+                        lane.pending[self.settings.max_batch :],
+                    )
+                    await self._apply(batch)
+
+        self.app.agent(lane.channel, name=f"apply-{'-'.join(sorted(topics))}")(apply)
+        return lane
+
+    def _wanted(self, assigned: set[TP]) -> set[TP]:
+        full = {topic for lane in self.lanes if len(lane.pending) >= self.settings.max_pending for topic in lane.topics}
+        unsettled = self.claims.unsettled
+        return {tp for tp in assigned if tp.topic not in full and tag_of(tp.topic, tp.partition) not in unsettled}
+
+    def _deliver(self, records: Sequence[Record]) -> None:
+        for lane in self.lanes:
+            mine = [record for record in records if record.topic in lane.topics]
+            if mine:
+                lane.pending += mine
+                self._wake(lane)
+
+    def _wake(self, lane: Lane) -> None:
+        for subscriber in lane.channel._subscribers or [lane.channel]:
+            if subscriber.queue.empty():
+                subscriber.queue.put_nowait(True)
+
+    def _forget_fetched(self, tags: set[str]) -> None:
+        for lane in self.lanes:
+            lane.forget(tags)
+
+    async def _apply(self, batch: list[Record]) -> None:
+        """Applies a batch whatever happens: retries, and leaves out what is no longer ours."""
+        pause, attempts = self.settings.retry_s, 0
+        while batch and not self._stop.is_set():
+            batch = [record for record in batch if self._is_ours(record)]
+            try:
+                await self.engine.apply(batch)
+                return
+            except GapError as gap:
+                log.info("%s", gap)
+                self.claims.again(tag_of(gap.topic, gap.partition), claim=False)
+            except FencedError as fenced:
+                log.warning("%s", fenced)
+                self.engine.counts["fenced"] += 1
+                self.claims.again(fenced.tag, claim=True)
+            except StoreUnavailableError as error:
+                self.engine.counts["store_retries"] += 1
+                log.warning("the store is away, %d records wait: %s", len(batch), error)
+                await asyncio.sleep(pause)
+                pause = min(2.0, pause * 2)
+            except Exception:
+                # The agent boundary: a defect of ours must not stop the stream or lose what is around it.
+                attempts += 1
+                log.exception("applying %d records failed (attempt %d)", len(batch), attempts)
+                await asyncio.sleep(pause)
+                if attempts > 2:
+                    await self._apply_one_by_one(batch)
+                    return
+
+    async def _apply_one_by_one(self, batch: Sequence[Record]) -> None:
+        for record in batch:
+            try:
+                if self._is_ours(record):
+                    await self.engine.apply([record])
+            except (GapError, FencedError, StoreUnavailableError):
+                await self._apply([record])
+            except Exception as error:
+                self.engine.counts["defects"] += 1
+                log.exception("%s[%d]@%d cannot be applied", record.topic, record.partition, record.offset)
+                reason = f"processing failed: {type(error).__name__}"
+                await self.engine.skip(record, MalformedError("value", reason))
+
+    def _is_ours(self, record: Record) -> bool:
+        tag = tag_of(record.topic, record.partition)
+        return tag in self.engine.tenures and tag not in self.claims.unsettled
+
+    async def _beat(self) -> None:
+        """Confirms to the API, tag by tag, that everything up to the log's end is applied."""
+        consumer = cast(StateConsumer, self.app.consumer)
+        turn = 0
+        while True:
+            await asyncio.sleep(self.settings.beat_s)
+            tenures = {tag: t for tag, t in self.engine.tenures.items() if tag not in self.claims.unsettled}
+            tps = {TP(*tp) for tp in consumer.assignment() if tag_of(*tp) in tenures}
+            try:
+                ends = await consumer.log_ends(tps)
+                for tag, tenure in tenures.items():
+                    mine = {tp.topic: end for tp, end in ends.items() if tag_of(*tp) == tag}
+                    caught_up = all(tenure.positions[topic] >= end for topic, end in mine.items())
+                    if mine and not await self.engine.store.beat(tag, tenure.token, mine, caught_up):
+                        self.claims.again(tag, claim=True)
+                turn += 1
+                if turn % 10 == 0:
+                    await consumer.report_positions(
+                        {tp: tenures[tag_of(*tp)].positions[tp.topic] for tp in tps if tag_of(*tp) in tenures}
+                    )
+            except (TimeoutError, StoreUnavailableError, OSError) as error:
+                log.warning("cannot confirm being caught up: %s", error)
+            except faust.exceptions.ConsumerNotStarted:
+                continue
+
+    async def _sweep(self) -> None:
+        """Re-encodes users whose items got their vectors after they were clicked."""
+        while True:
+            await asyncio.sleep(self.settings.beat_s)
+            try:
+                await self.engine.sweep_waiting()
+            except (StoreUnavailableError, FencedError) as error:
+                log.warning("cannot re-encode waiting users yet: %s", error)
