@@ -50,7 +50,7 @@ class RedisStore:
     """
 
     def __init__(self, url: str, keys: Keys, *, timeout_s: float = 5.0, retries: int = 0) -> None:
-        def client(timeout: float) -> aioredis.Redis:
+        def client(timeout: float, retries: int) -> aioredis.Redis:
             return aioredis.Redis.from_url(
                 url,
                 socket_timeout=timeout,
@@ -60,8 +60,8 @@ class RedisStore:
 
         self.keys = keys
         # Any: the client's stubs mix sync and async answers.
-        self._redis: Any = client(timeout_s)
-        self._follow: Any = client(_FOLLOW_MARGIN_S)
+        self._redis: Any = client(timeout_s, retries)
+        self._follow: Any = client(_FOLLOW_MARGIN_S, max(1, retries))
         self._source = resources.files("index").joinpath("store.lua").read_text()
         self._sha: str | None = None
 

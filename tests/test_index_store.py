@@ -209,7 +209,7 @@ def test_contexts_live_under_their_own_tag(check: Callable[[Scenario], None]) ->
 
 
 def test_a_restarted_redis_opens_a_new_item_log(keys: Keys, tmp_path: Any) -> None:
-    server = RedisServer(tmp_path, appendonly=True)
+    server = RedisServer(tmp_path, append_only=True)
     server.start()
 
     async def scenario() -> None:
