@@ -60,7 +60,12 @@ class UserPrefix(nn.Module):
 
 
 class StarsEncoder(nn.Module):
-    """Item tower, token embedding, blocks and the two output heads (STARS, arXiv 2512.10149)."""
+    """Item tower, token embedding, blocks and the two output heads (STARS, arXiv 2512.10149).
+
+    `context` [d, features] is W_c of the context offset; `prior` [items] holds b = −λ log p in logits, frozen.
+    """
+
+    prior: Tensor
 
     def __init__(self, config: ModelConfig, item_ids: Sequence[str] = ()) -> None:
         super().__init__()
@@ -74,8 +79,8 @@ class StarsEncoder(nn.Module):
         self.final_norm = nn.LayerNorm(d) if config.block == "gated" else nn.Identity()
         self.next_head = _identity_linear(d)
         self.general_head = _identity_linear(d)
-        self.context = nn.Linear(len(config.context_features), d, bias=False)
-        nn.init.zeros_(self.context.weight)
+        self.context = nn.Parameter(torch.zeros(d, len(config.context_features)))
+        self.register_buffer("prior", torch.zeros(len(item_ids)))
 
     @property
     def layers(self) -> list[Block]:

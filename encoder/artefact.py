@@ -1,0 +1,108 @@
+"""A model on disk: one folder with `model.safetensors` (all numbers) and `model.json` (all words). No pickles.
+
+The version "m-<8 hex>" is a hash of numbers, config and item ids, so equal models have equal versions. A folder
+appears whole or not at all. It does not choose where artefacts live nor which one is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+
+from encoder.config import ModelConfig
+from encoder.model import StarsEncoder
+from encoder.serving import DOCUMENT, FORMAT, SERVING, TENSORS, read_document
+
+
+def save(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> str:
+    """Write the model to a new folder and return its version. Saving the same model there again changes nothing.
+
+    Raises ValueError when the folder already holds something else.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        version = _write(model, temporary, metadata)
+        if folder.exists() and any(folder.iterdir()):
+            _require_same(folder, version)
+        else:
+            temporary.chmod(0o755)
+            os.replace(temporary, folder)  # atomic; an empty folder may be in the way
+            _sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return version
+
+
+def save_version(model: StarsEncoder, parent: Path, metadata: Mapping[str, Any]) -> tuple[Path, str]:
+    """Write the model to `parent/<version>`, or find it there already; the folder and the version."""
+    version, _ = identity(model)
+    save(model, parent / version, metadata)
+    return parent / version, version
+
+
+def load(folder: Path) -> tuple[StarsEncoder, dict[str, Any]]:
+    """The model, in evaluation mode on the CPU, and its metadata with `version` added.
+
+    Raises ValueError when the folder holds no artefact, one of another format, or a damaged one.
+    """
+    document = read_document(folder)
+    model = StarsEncoder(ModelConfig.from_dict(document["config"]), document["item_ids"])
+    model.load_state_dict(load_file(folder / TENSORS))
+    return model.eval(), {**document["metadata"], "version": document["version"]}
+
+
+def serving_arrays(model: StarsEncoder) -> dict[str, NDArray[np.float32]]:
+    """What a query process needs: `context.weight` [d, features] and `prior` [items], as `load_serving` gives them."""
+    state = model.state_dict()
+    return {name: state[key].cpu().numpy().copy() for key, name in SERVING.items()}
+
+
+def identity(model: StarsEncoder) -> tuple[str, dict[str, Any]]:
+    """The model's version and what it is a hash of: config, item ids and the digest of the tensor file."""
+    digest = hashlib.sha256(_tensor_file(model)).hexdigest()
+    words = {"config": model.config.to_dict(), "item_ids": model.tower.item_ids, "sha256": digest}
+    return "m-" + hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:8], words
+
+
+def _tensor_file(model: StarsEncoder) -> bytes:
+    content: bytes = serialize({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
+    return content
+
+
+def _write(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> str:
+    version, words = identity(model)
+    document = {"format": FORMAT, "version": version, **words, "metadata": dict(metadata)}
+    (folder / TENSORS).write_bytes(_tensor_file(model))
+    (folder / DOCUMENT).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    for path in (folder / TENSORS, folder / DOCUMENT, folder):
+        _sync(path)
+    return version
+
+
+def _require_same(folder: Path, version: str) -> None:
+    try:
+        present = read_document(folder)["version"]
+    except ValueError:
+        present = "something that is no model"
+    if present != version:
+        raise ValueError(f"{folder} already holds {present}; save {version} to another folder")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,41 @@
+"""Negatives for a catalogue too large for a full softmax: same page, then same subclass, then uniform.
+
+Same-page items were seen and not chosen, same-subclass ones are alike: both teach more than uniform ones, which keep
+the whole space apart. It draws indexes from a given generator and knows neither vectors nor losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+MAX_PAGE = 10
+
+
+class Negatives:
+    """Draws candidates for targets over one catalogue."""
+
+    def __init__(self, subclass: Sequence[str], per_subclass: int, uniform: int) -> None:
+        _, self._code = np.unique(np.asarray(subclass, dtype=str), return_inverse=True)
+        self._sorted = np.argsort(self._code, kind="stable")
+        self._size = np.bincount(self._code)
+        self._start = np.cumsum(self._size) - self._size
+        self._per_subclass, self._uniform = per_subclass, uniform
+
+    def own(self, target: IntArray, pages: Sequence[NDArray[Any]] | None, rng: np.random.Generator) -> IntArray:
+        """Up to 10 page negatives and some of the target's subclass, int64 [N, K]; -1 where there is none."""
+        code = self._code[target]
+        draw = (rng.random((len(target), self._per_subclass)) * self._size[code][:, None]).astype(np.int64)
+        same = self._sorted[self._start[code][:, None] + draw]
+        page = np.full((len(target), MAX_PAGE), -1, dtype=np.int64)
+        for row, shown in enumerate(pages or ()):
+            page[row, : min(len(shown), MAX_PAGE)] = shown[:MAX_PAGE]
+        return np.concatenate([page, same], axis=1)
+
+    def shared(self, rng: np.random.Generator) -> IntArray:
+        """Uniform negatives for a whole batch, int64 [U], without repetition."""
+        return rng.choice(len(self._code), min(self._uniform, len(self._code)), replace=False)

@@ -1,0 +1,168 @@
+"""Training data as columns: users' ordered events over a catalogue, cut into windows and batches.
+
+A user's history becomes chunks of at most W+S events; each event is a target exactly once and later chunks begin
+with S events of earlier history. Batches are of similar length. Everything is a function of the data and a seed. It
+knows no topics, files or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoder.config import ModelConfig
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+MEGA_BATCH = 20  # batches sorted by length together: little padding, still a random order
+
+
+@dataclass
+class TrainingData:
+    """A catalogue and its users' events, sorted by (user, ts). Index arrays point into `item_ids`.
+
+    `context` holds the features at each event's own time and place, used when that event is the target. `pages` holds
+    per event up to 10 items that were shown on the same page and not chosen.
+    """
+
+    item_ids: list[str]
+    item_vectors: FloatArray  # [n_items, d_text]
+    item_tags: list[list[str]]
+    item_subclass: list[str]
+    user_ptr: IntArray  # [n_users + 1]
+    items: NDArray[np.int32]  # [n_events]
+    kinds: NDArray[np.uint8]  # [n_events]
+    ts_ms: IntArray  # [n_events]
+    context: FloatArray | None = None  # [n_events, n_features]
+    pages: Sequence[NDArray[Any]] | None = None
+    profiles: Sequence[Mapping[str, Any] | None] | None = None
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ValueError when columns do not fit each other or the config."""
+        items, events, users = len(self.item_ids), len(self.items), len(self.user_ptr) - 1
+        features = 0 if self.context is None else self.context.shape[1]
+        wrong = [
+            (not events, "there are no events; give at least one"),
+            (self.item_vectors.shape != (items, config.d_text),
+             f"item_vectors {self.item_vectors.shape}, expected ({items}, {config.d_text})"),
+            (len(self.item_tags) != items or len(self.item_subclass) != items, "one tag list and subclass per item"),
+            (len(self.kinds) != events or len(self.ts_ms) != events, "one kind and time per event"),
+            (users < 1 or self.user_ptr[0] != 0 or self.user_ptr[-1] != events
+             or bool((np.diff(self.user_ptr) < 0).any()), f"user_ptr must rise from 0 to {events}"),
+            (features != len(config.context_features),
+             f"context has {features} columns, the model {len(config.context_features)} features"),
+            (self.context is not None and len(self.context) != events, "one context row per event"),
+            (self.pages is not None and len(self.pages) != events, "one page per event"),
+            (self.profiles is not None and len(self.profiles) != users, f"one profile (or None) for {users} users"),
+        ]
+        for is_wrong, message in wrong:
+            if is_wrong:
+                raise ValueError(f"training data: {message}")
+        if self.items.min() < 0 or self.items.max() >= items:
+            raise ValueError(f"training data: item {self.items.min()} or {self.items.max()} outside 0..{items - 1}")
+        if self.kinds.max() >= len(config.kinds):
+            raise ValueError(f"training data: kind {self.kinds.max()} outside 0..{len(config.kinds) - 1}")
+        order = np.diff(self.ts_ms)
+        order[self.user_ptr[1:-1][(self.user_ptr[1:-1] > 0) & (self.user_ptr[1:-1] < events)] - 1] = 0
+        if (order < 0).any():
+            raise ValueError(f"training data: event {int(np.argmax(order < 0)) + 1} is early; sort by (user, ts)")
+
+    @property
+    def users(self) -> IntArray:
+        """The user of each event, int64 [n_events]."""
+        return np.repeat(np.arange(len(self.user_ptr) - 1), np.diff(self.user_ptr))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Slices start[c]..end[c] of the event columns; events from `aim[c]` on are targets."""
+
+    start: IntArray
+    end: IntArray
+    aim: IntArray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def rows(self) -> IntArray:
+        """Input rows of each chunk: [USER] and all events but the last, which is only a target."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A padded batch of chunks: row 0 is [USER], row r reads event r - 1 and predicts event r."""
+
+    inputs: IntArray  # [B, T - 1] event index, -1 is padding
+    target: IntArray  # [N] event index
+    at: IntArray  # [N] flat row (of B x T) that predicts it
+    user: IntArray  # [B]
+
+
+def cut_chunks(user_ptr: IntArray, weight: FloatArray, config: ModelConfig) -> Chunks:
+    """Chunks of every user; those without a target of positive weight are left out."""
+    start, end, aim = [], [], []
+    longest, overlap = config.capacity + 1, min(config.slack, config.capacity - 1)
+    worth = np.concatenate([[0], np.cumsum(weight > 0)])
+    for first, stop in zip(user_ptr[:-1].tolist(), user_ptr[1:].tolist(), strict=True):
+        at = first
+        while at < stop:
+            low = max(first, at - overlap)
+            high = min(low + longest, stop)
+            if worth[high] > worth[at]:
+                start.append(low)
+                end.append(high)
+                aim.append(at)
+            at = high
+    return Chunks(*(np.asarray(column, dtype=np.int64) for column in (start, end, aim)))
+
+
+def batches(
+    chunks: Chunks, users: IntArray, weight: FloatArray, tokens: int, rng: np.random.Generator
+) -> Iterator[Batch]:
+    """Batches of about `tokens` padded rows in random order, similar lengths together."""
+    groups = plan(chunks.rows, tokens, rng)
+    for group in groups:
+        yield collate(chunks, group, users, weight)
+
+
+def plan(rows: IntArray, tokens: int, rng: np.random.Generator) -> list[IntArray]:
+    """Which chunks form a batch: shuffled, sorted by length within mega-batches, cut by tokens, shuffled again."""
+    order = rng.permutation(len(rows))
+    mega = max(1, int(MEGA_BATCH * tokens / max(rows.mean(), 1.0)))
+    groups: list[IntArray] = []
+    for low in range(0, len(order), mega):
+        pile = order[low : low + mega]
+        pile = pile[np.argsort(rows[pile], kind="stable")]
+        group: list[int] = []
+        for chunk in pile.tolist():
+            if group and (len(group) + 1) * rows[chunk] > tokens:
+                groups.append(np.asarray(group))
+                group = []
+            group.append(chunk)
+        groups.append(np.asarray(group))
+    return [groups[at] for at in rng.permutation(len(groups))]
+
+
+def collate(chunks: Chunks, group: IntArray, users: IntArray, weight: FloatArray) -> Batch:
+    """Pad the chunks of one batch."""
+    start, end, aim = chunks.start[group], chunks.end[group], chunks.aim[group]
+    length = int((end - start).max())
+    event = start[:, None] + np.arange(length)  # [B, T]: what row r predicts
+    is_target = (event >= aim[:, None]) & (event < end[:, None])
+    is_target &= weight[np.minimum(event, len(weight) - 1)] > 0
+    inputs = np.where(event[:, :-1] < end[:, None] - 1, event[:, :-1], -1)
+    return Batch(inputs, event[is_target], np.flatnonzero(is_target), users[start])
+
+
+def first_choices(data: TrainingData) -> NDArray[np.bool_]:
+    """True where an event is its user's first with that item, bool [n_events]."""
+    pair = data.users * np.int64(len(data.item_ids)) + data.items
+    out = np.zeros(len(pair), dtype=bool)
+    out[np.unique(pair, return_index=True)[1]] = True
+    return out

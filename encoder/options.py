@@ -1,0 +1,61 @@
+"""How a model is trained: one flat, frozen set of options, each with its reason.
+
+Sizes and vocabularies are `ModelConfig`'s. The defaults are what worked on two CPU cores with catalogues of some
+thousand items. Two runs with equal data, config and options are equal, except where `max_seconds` ends them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+PRIORS = ("off", "train", "serve", "both")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """Options of one run; `max_seconds` bounds the whole run and anneals the learning rate to its end."""
+
+    seed: int = 0
+    epochs: int = 20
+    max_seconds: float | None = None
+    lr: float = 3e-3
+    batch_tokens: int | None = None  # padded rows of a batch; None: about 60 steps an epoch
+    threads: int | None = None
+    device: str = "cpu"
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup: float = 0.1
+    ema: float = 0.995
+    kind_weights: tuple[float, ...] | None = None  # of an event as a target; 0 or less: never a target. None: all 1
+    repeats: bool = False  # is choosing an item again something to predict? Lists leave seen items out by default
+    holdout: float = 0.02  # last share of the timeline, kept out and used to measure
+    full_limit: int = 20_000  # up to so many items the softmax runs over all of them
+    uniform_negatives: int = 512
+    subclass_negatives: int = 16
+    low_precision: bool | None = None  # bfloat16 in the full softmax; None: where the processor is fast at it
+    general_weight: float = 0.1
+    general_horizon: int = 10  # h_gen predicts one of the next so many events
+    general_rows: int = 8  # [GEN] rows trained per chunk
+    contrast_weight: float = 0.0
+    delta_dropout: float = 0.1
+    delta_shrinkage: float = 2.0  # δ counts n / (n + this) for an item with n training events
+    profile_dropout: float = 0.1  # so that the default for strangers is learned too
+    prior: str = "off"  # where −λ log p is added: train, serve, both
+    prior_strength: float = 0.3
+    context_noise: float = 2.0  # features whose effect is within so many units of noise get none
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.prior not in PRIORS:
+            raise ValueError(f"unknown prior {self.prior!r}; choose one of {', '.join(PRIORS)}")
+        for name in ("epochs", "general_rows", "general_horizon", "uniform_negatives", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout is {self.holdout}; give a share in [0, 1)")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"max_seconds is {self.max_seconds}; give a number above 0 or None")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,49 @@
+"""An artefact as plain numbers, for processes that answer queries: numpy only, torch is never loaded.
+
+Reads the folder that `encoder.artefact.save` wrote and checks it. It gives the context offset's matrix, the frozen
+popularity prior and the document beside them; it cannot encode anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+DOCUMENT = "model.json"
+TENSORS = "model.safetensors"
+FORMAT = 1
+SERVING = {"context": "context.weight", "prior": "prior"}  # tensor name -> serving name
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def load_serving(folder: Path) -> tuple[Arrays, dict[str, Any]]:
+    """`context.weight` float32 [d, features] and `prior` float32 [items] (logits), and the artefact's document.
+
+    Raises ValueError when the folder holds no artefact, one of another format, or a damaged one.
+    """
+    document = read_document(folder)
+    tensors = load_file(folder / TENSORS)
+    return {name: tensors[key] for key, name in SERVING.items()}, document
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """The checked `model.json`: `version`, `config`, `item_ids`, `metadata`.
+
+    Raises ValueError when the folder holds no artefact, one of another format, or a damaged one.
+    """
+    try:
+        document: dict[str, Any] = json.loads((folder / DOCUMENT).read_text("utf-8"))
+        digest = hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no readable model ({error}); train one or name another folder") from error
+    if document.get("format") != FORMAT:
+        raise ValueError(f"{folder} has model format {document.get('format')!r}, not {FORMAT}; train again")
+    if document["sha256"] != digest:
+        raise ValueError(f"{folder / TENSORS} does not belong to its {DOCUMENT}; copy the folder again or train again")
+    return document

@@ -1,0 +1,255 @@
+"""Training: one-cycle AdamW over length-bucketed windows, averaged weights, then the context offset.
+
+A run is a function of data, config, options and seed; every step draws from a generator of its own, so a resumed run
+equals an uninterrupted one. A time limit anneals the run instead of cutting it. It knows columns, not topics or
+files; the result is an artefact folder (see `encoder.artefact`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from encoder import artefact, checkpoint
+from encoder.config import ModelConfig
+from encoder.dataset import TrainingData, collate, cut_chunks, plan
+from encoder.model import StarsEncoder
+from encoder.objective import Columns, Objective
+from encoder.offsets import OffsetProblem, choose_events, fit_offsets
+from encoder.options import TrainOptions
+from encoder.quality import measure, target_states
+
+__all__ = ["TrainOptions", "TrainResult", "TrainingData", "train"]
+
+LOOP_SHARE = 0.85  # of max_seconds; the rest measures, fits the context offset and saves
+FINAL_LR = 0.02  # of the peak
+IntArray = NDArray[np.int64]
+OnStep = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Where the artefact is, its version, what was measured and how long the run took."""
+
+    folder: Path
+    version: str
+    metrics: dict[str, float]
+    seconds: float
+
+
+def train(
+    data: TrainingData, config: ModelConfig, options: TrainOptions, *, out: Path, resume: bool = False,
+    progress: bool = False, on_step: OnStep | None = None, metadata: dict[str, Any] | None = None,
+) -> TrainResult:
+    """Train and write the artefact to `out/<version>`; the checkpoint lives in `out` meanwhile.
+
+    `on_step(step, loss)` is called after each step; what it raises ends the run. `metadata` is added to the artefact's.
+    Raises ValueError for data that do not fit, and on resume for a checkpoint of another run.
+    """
+    data.check(config)
+    with _threads(options.threads):
+        run = _Run(data, config, options, out)
+        if resume:
+            run.restore()
+        run.loop(progress, on_step)
+        return run.finish(metadata or {})
+
+
+class _Run:
+    def __init__(self, data: TrainingData, config: ModelConfig, options: TrainOptions, out: Path) -> None:
+        torch.manual_seed(options.seed)
+        self.began = time.monotonic()
+        self.data, self.config, self.options, self.out = data, config, options, out
+        self.model = StarsEncoder(config, data.item_ids).to(options.device)
+        self.columns = Columns.prepare(data, config, options, self.model)
+        self.objective = Objective(self.model, self.columns, options)
+        self.chunks = cut_chunks(data.user_ptr, self.columns.weight, config)
+        rows = int(self.chunks.rows.sum())
+        self.tokens = options.batch_tokens or min(max(rows // 60, 1024), 16_384)
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        self.average = {name: parameter.detach().clone() for parameter, name in self.names.items()}
+        self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=options.lr, betas=(0.9, 0.98), fused=True)
+        self.step, self.loss = 0, math.nan
+        self.saved = self.began
+
+    def loop(self, progress: bool, on_step: OnStep | None) -> None:
+        """All epochs, or as many as the time allows."""
+        with _bar(progress) as bar:
+            task = bar.add_task("training", total=1.0)
+            for epoch, group, total in self._schedule():
+                done = self._done(total)
+                if done >= 1:
+                    break
+                self._one_step(group, done)
+                bar.update(task, completed=done, description=f"epoch {epoch + 1}  loss {self.loss:.3f}")
+                if time.monotonic() - self.saved >= self.options.checkpoint_seconds:
+                    self.save()
+                if on_step is not None:
+                    on_step(self.step, self.loss)
+
+    def _schedule(self) -> Iterator[tuple[int, IntArray, int]]:
+        """Epoch, chunks and estimated total steps of every step that is still to do."""
+        seen = 0
+        for epoch in range(self.options.epochs):
+            groups = plan(self.chunks.rows, self.tokens, np.random.default_rng([self.options.seed, 1, epoch]))
+            total = seen + len(groups) * (self.options.epochs - epoch)
+            for position, group in enumerate(groups):
+                if seen + position >= self.step:
+                    yield epoch, group, total
+            seen += len(groups)
+
+    def _done(self, total: int) -> float:
+        """Share of the run that is done, by steps or by time."""
+        limit = self.options.max_seconds
+        by_time = 0.0 if limit is None else (time.monotonic() - self.began) / (LOOP_SHARE * limit)
+        return max(self.step / total, by_time)
+
+    def _one_step(self, group: IntArray, done: float) -> None:
+        rng = np.random.default_rng([self.options.seed, 2, self.step])
+        torch.manual_seed(int(rng.integers(2**62)))
+        self.model.train()
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = self.options.lr * _one_cycle(done, self.options.warmup)
+        batch = collate(self.chunks, group, self.columns.users, self.columns.weight)
+        loss = self.objective(batch, self.chunks, group, rng)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.names), 1 - keep)
+        value = float(loss.detach())
+        self.loss = value if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * value
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        tensors = {f"model/{name}": parameter for parameter, name in self.names.items()}
+        tensors |= {f"average/{name}": value for name, value in self.average.items()}
+        tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names)
+        counters = {"step": self.step, "loss": self.loss, "seconds": time.monotonic() - self.began}
+        checkpoint.write(self.out, self._fingerprint(), counters, tensors)
+        self.saved = time.monotonic()
+
+    def restore(self) -> None:
+        """Continue from the checkpoint, if there is one."""
+        found = checkpoint.read(self.out, self._fingerprint())
+        if found is None:
+            return
+        counters, tensors = found
+        with torch.no_grad():
+            for parameter, name in self.names.items():
+                parameter.copy_(tensors[f"model/{name}"])
+                self.average[name].copy_(tensors[f"average/{name}"])
+        checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
+        self.step, self.loss = counters["step"], counters["loss"]
+        self.began -= counters["seconds"]
+
+    def finish(self, metadata: dict[str, Any]) -> TrainResult:
+        """Averaged weights, the context offset, the measurement and the artefact."""
+        with torch.no_grad():
+            for parameter, name in self.names.items():
+                parameter.copy_(self.average[name])
+            self.model.eval()
+            unit = self.objective.unit_rows(None, None)
+            if self.data.context is not None and self.data.context.shape[1]:
+                self.model.context.copy_(self._offsets(unit))
+        metrics = {"loss": self.loss, "steps": float(self.step)} | measure(self.objective, unit)
+        document = {"options": self.options.to_dict(), "metrics": metrics, "data": self._data_summary(), **metadata}
+        folder, version = artefact.save_version(self._exported(), self.out, document)
+        checkpoint.remove(self.out)
+        return TrainResult(folder, version, metrics, time.monotonic() - self.began)
+
+    def _offsets(self, unit: Tensor) -> Tensor:
+        context, weight = self.data.context, self.columns.weight
+        if context is None:
+            return self.model.context
+        targets = np.flatnonzero(weight > 0)
+        chosen = targets[choose_events(context[targets], self.options.seed)]
+        mask = np.zeros_like(weight)
+        mask[chosen] = 1
+        states = target_states(self.objective, mask, unit)
+        target = torch.from_numpy(self.data.items[states.events].astype(np.int64)).to(unit.device)
+        features = torch.from_numpy(context[states.events]).float().to(unit.device)
+        problem = OffsetProblem(
+            states.users, unit, target, features, self.data.ts_ms[states.events], self.config.temperature
+        )
+        return fit_offsets(problem, noise_units=self.options.context_noise, seed=self.options.seed)
+
+    def _exported(self) -> StarsEncoder:
+        """The model with δ only for items that have training events, already scaled."""
+        kept = np.flatnonzero(self.columns.counts > 0)
+        final = StarsEncoder(self.config, [self.data.item_ids[at] for at in kept.tolist()])
+        state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        state["tower.delta"] = (state["tower.delta"] * self.columns.gate.cpu())[kept]
+        state["prior"] = torch.zeros(len(kept))
+        if self.options.prior in ("serve", "both"):
+            state["prior"] = self.columns.prior.cpu()[kept]
+        final.load_state_dict(state)
+        return final.eval()
+
+    def _data_summary(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "users": len(data.user_ptr) - 1, "items": len(data.item_ids), "events": len(data.items),
+            "since_ms": int(data.ts_ms.min()), "until_ms": int(data.ts_ms.max()),
+        }
+
+    def _fingerprint(self) -> str:
+        """Names the run: what would make a resumed one differ."""
+        free = {"max_seconds", "threads", "checkpoint_seconds"}
+        options = {name: value for name, value in self.options.to_dict().items() if name not in free}
+        words = json.dumps([self.config.to_dict(), options, self.data.item_ids], sort_keys=True)
+        digest = hashlib.sha256(words.encode())
+        for column in (self.data.user_ptr, self.data.items, self.data.kinds, self.data.ts_ms, self.data.item_vectors):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+
+def _groups(model: StarsEncoder, options: TrainOptions) -> list[dict[str, Any]]:
+    """Weight decay only on matrices of the blocks and heads: δ, embeddings, norms and biases are left alone."""
+    decayed = [
+        parameter for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and name.startswith(("blocks.", "next_head.", "general_head.", "tower.fuse"))
+    ]
+    chosen = {id(parameter) for parameter in decayed}
+    free = [parameter for parameter in model.parameters() if id(parameter) not in chosen and parameter.numel()]
+    return [{"params": decayed, "weight_decay": options.weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def _one_cycle(done: float, warmup: float) -> float:
+    """Share of the peak rate: linear rise over `warmup`, then a cosine down to FINAL_LR."""
+    if done < warmup:
+        return FINAL_LR + (1 - FINAL_LR) * done / warmup
+    fall = min((done - warmup) / (1 - warmup), 1.0)
+    return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bar(shown: bool) -> Progress:
+    share = TextColumn("{task.percentage:>3.0f} %")
+    return Progress(TextColumn("{task.description}"), BarColumn(), share, TimeElapsedColumn(), disable=not shown)
