@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.store import LiveStore, LogIdentity
@@ -57,9 +57,11 @@ class Engine:
         outlet: Outlet,
         encoder: EncoderThread | None = None,
         settings: EngineSettings | None = None,
+        announce: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.store, self.rules, self.partitions, self.outlet = store, rules, partitions, outlet
         self.encoder = encoder
+        self._announce = announce  # writes the deployment's facts and model into a store that does not have them
         self.settings = settings or EngineSettings()
         self.tenures: dict[str, Tenure] = {}
         self.counts: Counter[str] = Counter()
@@ -73,6 +75,8 @@ class Engine:
             ClaimRefusedError, StoreUnavailableError
         """
         claim = await self.store.claim(tag, uuid.uuid4().hex, generation, logs, group)
+        if not claim.previous_token and self._announce is not None:  # a new store, or one that was emptied
+            await self._announce()
         before = self.tenures.get(tag)
         kept = before is not None and claim.previous_token == before.token and before.positions == claim.positions
         if before is not None and kept:
