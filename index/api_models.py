@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_COUNT = 200
 MAX_BATCH = 1_000
 DEFAULT_COUNT = 10
-# An id as on the topics: at most 256 bytes, which is checked where bytes are at hand.
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+MAX_ID_BYTES = 256
+
+
+def _possible_id(value: str) -> str:
+    size = len(value.encode(errors="surrogatepass"))
+    if not 1 <= size <= MAX_ID_BYTES or not value.isprintable():
+        raise ValueError(f"an id has 1 to {MAX_ID_BYTES} bytes and no control or separator characters")
+    return value
+
+
+# An id that no record could carry is refused at the door, so nothing behind it meets one.
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BYTES), AfterValidator(_possible_id)]
 Slot = Literal["next", "general", "mixed"]
 ServedBy = Literal["personal", "stale", "popular"]
 

@@ -1,0 +1,57 @@
+"""The model that is served, as the query side needs it: version, dimension, and the offset of time and place.
+
+Assumes the hash that a worker writes per version (`json`: the artefact's document, `context.weight`: fp32 [d, F]). It
+cannot encode anything, and does not decide which version is served.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import orjson
+
+from context.features import ContextFeatures
+from context.offsets import ContextOffset
+from index.store import LiveStore
+
+DOCUMENT, WEIGHT = "json", "context.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """`dim` is d of all vectors; `embedder` names the text vectors that it was trained with, "" if it says none."""
+
+    version: str
+    dim: int
+    offset: ContextOffset
+    embedder: str = ""
+
+
+async def load_model(store: LiveStore, version: str) -> ServedModel | None:
+    """The model of this version, None while no worker has written it.
+
+    Raises:
+        StoreUnavailableError: the store did not answer.
+        ValueError: what is stored is not a model that this build reads.
+    """
+    ((document, weight),) = await store.read([(store.keys.model(version), [DOCUMENT, WEIGHT])])
+    return None if document is None else parse_model(version, document, weight or b"")
+
+
+def parse_model(version: str, document: bytes, weight: bytes) -> ServedModel:
+    """A model from its stored document and context weight. Raises ValueError when they do not fit each other."""
+    try:
+        body = orjson.loads(document)
+        dim, metadata = int(body["config"]["d_model"]), body.get("metadata", {})
+        rows = metadata.get("context_features") or []
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"model {version}: its document is not an artefact's ({error!r}); publish it again") from error
+    features = ContextFeatures.from_list(rows)
+    if len(weight) != 4 * dim * len(features):
+        raise ValueError(
+            f"model {version}: context.weight has {len(weight)} bytes, not {dim}x{len(features)} float32; "
+            "publish it again"
+        )
+    matrix = np.frombuffer(weight, "<f4").reshape(dim, len(features))
+    return ServedModel(version, dim, ContextOffset(matrix, features), str(metadata.get("embedder") or ""))
