@@ -1,0 +1,67 @@
+"""Calendar and gap features, hashed profiles, configs: known answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from encoder.config import PRESETS, ModelConfig, preset
+from encoder.profiles import profile_buckets
+from encoder.tokens import CALENDAR_WIDTH, DAY_MS, GAP_NONE, WEEK_MS, calendar_features, gap_buckets
+
+MONDAY_MS = 1_704_067_200_000  # 2024-01-01 00:00 UTC, a Monday
+
+
+def test_calendar_is_smooth_and_periodic() -> None:
+    times = np.asarray([MONDAY_MS, MONDAY_MS + WEEK_MS, MONDAY_MS + DAY_MS // 4, MONDAY_MS + 1], dtype=np.int64)
+    first, week, morning, soon = calendar_features(times)
+    assert first.shape == (CALENDAR_WIDTH,)
+    assert np.allclose(first[:12], week[:12], atol=1e-6)  # hour and weekday repeat, the year goes on
+    assert np.abs(first[12:] - week[12:]).max() > 0.05
+    assert (morning[0], morning[1]) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-6))  # six o'clock
+    assert np.abs(soon - first).max() < 1e-5
+    assert first[6:8].tolist() == pytest.approx([0.0, 1.0], abs=1e-6)  # the week begins on Monday
+
+
+def test_gap_buckets_are_powers_of_two_of_seconds() -> None:
+    gaps = np.asarray([-1, 0, 999, 1000, 1999, 2000, 4000, 60_000, 10**15], dtype=np.int64)
+    assert gap_buckets(gaps).tolist() == [GAP_NONE, 1, 1, 2, 2, 3, 4, 7, 33]
+
+
+def test_profile_buckets_are_stable_and_skip_what_is_no_feature() -> None:
+    profile = {"numeric": {"age": 30.0}, "categorical": {"plan": "gold"}}
+    assert profile_buckets(profile, 1024) == profile_buckets(profile, 1024)
+    assert len(profile_buckets(profile, 1024)) == 2
+    assert profile_buckets(None, 8) == profile_buckets({}, 8) == []
+    strange = {"numeric": {"a": math.nan, "b": math.inf, "c": 10**400, "d": "7"}, "categorical": {"e": None}}
+    assert profile_buckets(strange, 8) == []
+    near, far = ({"numeric": {"age": age}} for age in (30.1, 300.0))
+    assert profile_buckets({"numeric": {"age": 30.0}}, 10**6) == profile_buckets(near, 10**6)
+    assert profile_buckets(near, 10**6) != profile_buckets(far, 10**6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name: str) -> None:
+    config = preset(name, tags=("red",), context_features=("heat",))
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert config.capacity == 256
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block": "mixed"}, "unknown block"), ({"n_heads": 3}, "multiple of n_heads"), ({"d_model": 0}, "above 0"),
+        ({"tags": ("a", "a")}, "repeated"), ({"kinds": ()}, "kinds is empty"), ({"dropout": 1.0}, "dropout"),
+        ({"colour": 1}, "unknown model setting"),
+    ],
+)
+def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        preset("nano", **settings)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(ValueError, match="choose one of nano"):
+        preset("huge")

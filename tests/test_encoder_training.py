@@ -1,0 +1,228 @@
+"""Training learns planted rules, resumes exactly, and gives contexts without effect no weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from encoder import artefact
+from encoder.config import ModelConfig
+from encoder.dataset import cut_chunks
+from encoder.incremental import EncodeRequest, IncrementalEncoder
+from encoder.training import TrainingData, TrainOptions, train
+
+START_MS = 1_700_000_000_000
+HOUR_MS = 3_600_000
+D_TEXT = 12
+CONFIG = ModelConfig(
+    d_model=16, n_layers=1, n_heads=2, d_ff=24, d_text=D_TEXT, d_reduced=8, kinds=("view", "dislike"), window=20,
+    slack=6, dropout=0.0, profile_buckets=16,
+)
+OPTIONS = TrainOptions(epochs=4, lr=1e-2, batch_tokens=512, threads=1, holdout=0.1, low_precision=False)
+
+
+def shop(users: int, length: int, choose: Any, items: int = 24, seed: int = 0) -> TrainingData:
+    """Users whose `choose(rng, user, position, previous item)` gives the next item; text says the item's parity."""
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros((users, length), dtype=np.int32)
+    for user in range(users):
+        for position in range(length):
+            chosen[user, position] = choose(rng, user, position, chosen[user, position - 1] if position else -1)
+    text = rng.normal(size=(items, D_TEXT)).astype(np.float32) * 0.1
+    text[np.arange(items), np.arange(items) % 2] += 1.0
+    steps = rng.integers(HOUR_MS // 2, HOUR_MS, (users, length)).cumsum(axis=1)
+    return TrainingData(
+        item_ids=[f"i{item}" for item in range(items)], item_vectors=text, item_tags=[[]] * items,
+        item_subclass=["even", "odd"] * (items // 2), user_ptr=np.arange(users + 1, dtype=np.int64) * length,
+        items=chosen.ravel(), kinds=np.zeros(chosen.size, dtype=np.uint8), ts_ms=(START_MS + steps).ravel(),
+        profiles=[None] * users,
+    )
+
+
+def checkerboard(rng: np.random.Generator, user: int, position: int, previous: int) -> int:
+    """Users of even number like even items, the others odd ones."""
+    return int(rng.integers(12)) * 2 + user % 2
+
+
+def parity_of_list(folder: Path, data: TrainingData, history: list[int]) -> float:
+    """Share of even items among the five nearest to h_next of a new user."""
+    encoder = IncrementalEncoder(artefact.load(folder)[0], cache_bytes=10**6, device="cpu")
+    encoder.items.put(data.item_ids, data.item_vectors, data.item_tags)
+    times = [START_MS + HOUR_MS * at for at in range(len(history))]
+    request = EncodeRequest(0, [f"i{item}" for item in history], [0] * len(history), times, None, 0)
+    scores = encoder.items.retrieval(data.item_ids) @ encoder.encode([request]).vectors[0, 0]
+    return float(np.mean(np.argsort(-scores)[:5] % 2 == 0))
+
+
+@pytest.mark.parametrize("full_limit", [1000, 1])
+def test_training_learns_the_checkerboard(tmp_path: Path, full_limit: int) -> None:
+    data = shop(120, 12, checkerboard)
+    losses: list[float] = []
+    options = replace(OPTIONS, full_limit=full_limit, uniform_negatives=12, subclass_negatives=4)
+    result = train(data, CONFIG, options, out=tmp_path, on_step=lambda step, loss: losses.append(loss))
+    assert losses[-1] < losses[0] - 0.3
+    assert parity_of_list(result.folder, data, [0, 4, 8]) == 1.0
+    assert parity_of_list(result.folder, data, [1, 5, 9]) == 0.0
+    assert result.metrics["recall@10"] > 1.5 * result.metrics["popular_recall@10"] - 0.2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [result.version]
+
+
+def test_cold_items_are_found_by_their_text(tmp_path: Path) -> None:
+    data = shop(120, 12, lambda rng, user, *_: int(rng.integers(2, 12)) * 2 + user % 2)  # items 0..3 never chosen
+    result = train(data, CONFIG, OPTIONS, out=tmp_path)
+    model, _ = artefact.load(result.folder)
+    assert "i0" not in model.tower.item_row and "i4" in model.tower.item_row
+    encoder = IncrementalEncoder(model, cache_bytes=10**6, device="cpu")
+    encoder.items.put(data.item_ids, data.item_vectors, data.item_tags)
+    request = EncodeRequest(0, ["i4", "i8"], [0, 0], [START_MS, START_MS + HOUR_MS], None, 0)
+    scores = encoder.items.retrieval(["i0", "i1"]) @ encoder.encode([request]).vectors[0, 0]
+    assert scores[0] > scores[1]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    data = shop(60, 10, checkerboard)
+    options = replace(OPTIONS, epochs=2, checkpoint_seconds=0.0)
+    config = replace(CONFIG, dropout=0.2)
+    whole = train(data, config, options, out=tmp_path / "whole")
+
+    def stop(step: int, loss: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, config, options, out=tmp_path / "cut", on_step=stop)
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["checkpoint.safetensors"]
+    steps: list[int] = []
+    resumed = train(data, config, options, out=tmp_path / "cut", resume=True, on_step=lambda step, _: steps.append(step))
+    assert steps[0] == 4
+    assert resumed.version == whole.version
+    with pytest.raises(KeyboardInterrupt):
+        train(data, config, options, out=tmp_path / "cut", on_step=stop)
+    with pytest.raises(ValueError, match="other data or options"):
+        train(data, config, replace(options, lr=0.5), out=tmp_path / "cut", resume=True)
+
+
+def test_equal_seeds_give_equal_models(tmp_path: Path) -> None:
+    data = shop(30, 8, checkerboard)
+    options = replace(OPTIONS, epochs=1)
+    versions = [train(data, CONFIG, replace(options, seed=seed), out=tmp_path).version for seed in (1, 1, 2)]
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_a_time_limit_ends_the_run(tmp_path: Path) -> None:
+    data = shop(60, 10, checkerboard)
+    result = train(data, CONFIG, replace(OPTIONS, epochs=10**6, max_seconds=1.0), out=tmp_path)
+    assert result.seconds < 5.0
+    assert result.metrics["steps"] > 3
+
+
+CONTEXT = replace(CONFIG, context_features=("heat", "noise", "constant"))
+
+
+def two_seasons(effect: bool) -> TrainingData:
+    """Even items sell in the heat and odd ones otherwise, if there is an effect; users have no taste of their own."""
+    heat = np.random.default_rng(5).random((400, 8)) < 0.3
+
+    def choose(rng: np.random.Generator, user: int, position: int, previous: int) -> int:
+        even = (0.8 if heat[user, position] else 0.4) if effect else 0.5
+        return int(rng.integers(12)) * 2 + (rng.random() >= even)
+
+    data = shop(400, 8, choose)
+    noise = np.random.default_rng(6).normal(size=heat.size)
+    data.context = np.stack([heat.ravel(), noise, np.ones(heat.size)], axis=1).astype(np.float32)
+    return data
+
+
+def test_context_is_learned_when_it_matters_and_only_then(tmp_path: Path) -> None:
+    options = replace(OPTIONS, epochs=3, repeats=True)
+    weights = {}
+    for effect in (True, False):
+        result = train(two_seasons(effect), CONTEXT, options, out=tmp_path / str(effect))
+        model, _ = artefact.load(result.folder)
+        weights[effect] = model.context.detach().numpy()
+    on, off = np.linalg.norm(weights[True], axis=0), np.linalg.norm(weights[False])
+    assert on[0] > 0.05
+    assert on[1] < 0.1 * on[0]
+    assert on[2] == 0.0  # never varied in training
+    assert off <= 0.1 * on[0]
+    model, data = artefact.load(next((tmp_path / "True").iterdir()))[0], two_seasons(True)
+    encoder = IncrementalEncoder(model, cache_bytes=10**6, device="cpu")
+    encoder.items.put(data.item_ids, data.item_vectors, data.item_tags)
+    user = encoder.encode([EncodeRequest(0, ["i3", "i6"], [0, 0], [START_MS, START_MS + HOUR_MS], None, 0)]).vectors[0, 0]
+    items = encoder.items.retrieval(data.item_ids)
+    even = [np.sum(np.argsort(-(items @ (user + heat * weights[True][:, 0])))[:10] % 2 == 0) for heat in (0.0, 1.0)]
+    assert even[1] >= even[0] + 2
+
+
+def test_profiles_kinds_pages_and_contrast_train(tmp_path: Path) -> None:
+    data = shop(30, 8, checkerboard)
+    data.profiles = [{"categorical": {"likes": str(user % 2)}} for user in range(30)]
+    data.kinds[::5] = 1
+    data.pages = [np.asarray([1, 2], dtype=np.int32) if event % 2 else np.zeros(0, np.int32) for event in range(240)]
+    options = replace(OPTIONS, epochs=1, kind_weights=(1.0, -2.0), contrast_weight=0.05, full_limit=1, prior="both")
+    result = train(data, CONFIG, options, out=tmp_path)
+    model, metadata = artefact.load(result.folder)
+    assert (model.prior > 0).all()
+    assert metadata["options"]["prior"] == "both"
+
+
+def test_every_event_is_a_target_once_and_chunks_fit_the_window() -> None:
+    lengths = [1, 26, 27, 28, 200, 0, 53]
+    ptr = np.concatenate([[0], np.cumsum(lengths)])
+    weight = np.ones(ptr[-1], dtype=np.float32)
+    chunks = cut_chunks(ptr, weight, CONFIG)
+    targets = np.concatenate([np.arange(aim, end) for aim, end in zip(chunks.aim, chunks.end, strict=True)])
+    assert sorted(targets.tolist()) == list(range(ptr[-1]))
+    assert (chunks.rows - 1).max() <= CONFIG.capacity
+    later = chunks.aim > chunks.start
+    assert ((chunks.aim - chunks.start)[later] == CONFIG.slack).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"item_vectors": np.zeros((24, 5), np.float32)}, "item_vectors"), ({"item_tags": []}, "one tag list"),
+        ({"user_ptr": np.asarray([0, 5])}, "user_ptr"), ({"items": np.full(40, 24, np.int32)}, "outside 0..23"),
+        ({"kinds": np.full(40, 7, np.uint8)}, "kind 7"), ({"ts_ms": np.arange(40)[::-1].copy()}, "sort by"),
+        ({"context": np.zeros((40, 2), np.float32)}, "context has 2"), ({"profiles": [None]}, "one profile"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    data = replace(shop(5, 8, checkerboard), **change)
+    with pytest.raises(ValueError, match=message):
+        train(data, CONFIG, OPTIONS, out=tmp_path)
+
+
+def test_bad_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose one of off"):
+        TrainOptions(prior="always")
+    with pytest.raises(ValueError, match="epochs is 0"):
+        TrainOptions(epochs=0)
+    with pytest.raises(ValueError, match="one per kind"):
+        train(shop(5, 8, checkerboard), CONFIG, replace(OPTIONS, kind_weights=(1.0,)), out=tmp_path)
+
+
+def test_low_precision_softmax_agrees_with_autograd() -> None:
+    from encoder.losses import candidate_softmax, full_softmax
+
+    torch.manual_seed(0)
+    users, items = (torch.nn.functional.normalize(torch.randn(n, 16), dim=1) for n in (300, 40))
+    target, weight = torch.randint(40, (300,)), torch.rand(300)
+    gradients = []
+    own, shared = torch.full((300, 1), -1), torch.arange(40)
+    for loss in (
+        lambda u, v: candidate_softmax(u, v, target, own, shared, weight, temperature=0.1),
+        lambda u, v: full_softmax(u, v, target, weight, temperature=0.1),
+        lambda u, v: full_softmax(u, v, target, weight, temperature=0.1, dtype=torch.bfloat16),
+    ):
+        left, right = users.clone().requires_grad_(), items.clone().requires_grad_()
+        value = loss(left, right)
+        gradients.append((value.detach(), *torch.autograd.grad(value, (left, right))))
+    for exact, fused, rough in zip(*gradients, strict=True):
+        assert torch.allclose(exact, fused, atol=1e-5)
+        assert (exact - rough).norm() <= 0.02 * exact.norm()
