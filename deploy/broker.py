@@ -3,7 +3,15 @@
 It speaks the Kafka protocol over TCP on 127.0.0.1 and needs nothing installed, but it is no storage: everything is in
 memory, a partition keeps about its last 5 MiB and silently drops what is older, nothing is compacted, and each start
 is a new log with a new cluster id on a new port (the library lets nobody choose one). Topics must be created here,
-because its CreateTopics does not answer. It does not know what the topics carry.
+because its CreateTopics does not answer. It does not know what the topics carry. What its clients must know:
+
+* kafka-python 3 needs `api_version=(2, 3)`: the answer to newer version negotiations is malformed.
+* An empty fetch is answered only after its whole maximum wait, whatever arrives meanwhile: consumers should ask for a
+  wait of 5-10 ms. One fetch returns one producer batch per partition, so batches decide the reading speed.
+* Group members must name the same assignor first, or the broker aborts; a leader that assigns before its followers
+  have asked makes these fail with InvalidRequest, so it should wait a moment. A rebalance takes the session timeout
+  less one second. Offsets by timestamp, listing groups and log compaction do not exist; unknown topics appear with 4
+  partitions when they are first asked for.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from deploy.processes import StartError, kill, log_tail, spawn, terminate
 
@@ -54,6 +63,7 @@ class MockCluster:
         self._library = _declared(ctypes.CDLL(str(find_librdkafka())))
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         conf = self._library.rd_kafka_conf_new()
+        self._library.rd_kafka_conf_set(conf, b"log_level", b"3", error, _ERROR_BYTES)  # errors only
         self._client = self._library.rd_kafka_new(_RD_KAFKA_PRODUCER, conf, error, _ERROR_BYTES)
         if not self._client:
             raise OSError(f"librdkafka did not start: {error.value.decode()}")
@@ -87,6 +97,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
     signatures = {
         "rd_kafka_conf_new": (pointer, []),
+        "rd_kafka_conf_set": (number, [pointer, text, text, text, ctypes.c_size_t]),
         "rd_kafka_new": (pointer, [number, pointer, text, ctypes.c_size_t]),
         "rd_kafka_destroy": (None, [pointer]),
         "rd_kafka_mock_cluster_new": (pointer, [pointer, number]),
@@ -109,6 +120,15 @@ class Broker:
         self._log = log
         self._child: subprocess.Popen[bytes] | None = None
         self._address = ""
+
+    def __enter__(self) -> Broker:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     @property
     def address(self) -> str:

@@ -169,12 +169,9 @@ class Supervisor:
 
         Roles that ended between two calls are told apart by their starting order: what others depend on starts first.
         """
-        for name, running in self._running.items():
-            if self._crash is not None:
-                break
-            if (status := running.child.poll()) is not None:
-                tail = log_tail(running.role.log, running.log_start)
-                self._crash = Crash(name, status, running.role.log, tail)
+        if self._crash is None:
+            ended = (name for name, running in self._running.items() if running.child.poll() is not None)
+            self._crash = next((self._describe(name) for name in ended), None)
         return self._crash
 
     def stop(self, grace_s: float = 10.0) -> dict[str, int]:
@@ -198,6 +195,11 @@ class Supervisor:
     def pids(self) -> dict[str, int]:
         """Process id of each role in starting order, also of one that has crashed."""
         return {name: running.child.pid for name, running in self._running.items()}
+
+    def _describe(self, name: str) -> Crash:
+        running = self._running[name]
+        status = running.child.wait()
+        return Crash(name, status, running.role.log, log_tail(running.role.log, running.log_start))
 
     def _forget(self, name: str) -> _Running:
         if name not in self._running:
