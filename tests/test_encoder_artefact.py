@@ -41,7 +41,7 @@ def test_a_loaded_model_answers_as_the_saved_one(tmp_path: Path) -> None:
         encoder = IncrementalEncoder(each, cache_bytes=10**6, device="cpu")
         encoder.items.put(["a", "c"], np.ones((2, 4), dtype=np.float32), [["red"], []])
         answers.append(encoder.encode([EncodeRequest(0, ["a", "c"], [0, 1], [10**12, 10**12 + 5], None, 0)]).vectors)
-    assert np.array_equal(*answers)
+    assert np.array_equal(answers[0], answers[1])
 
 
 def test_version_is_a_hash_of_the_content(tmp_path: Path) -> None:

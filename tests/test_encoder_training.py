@@ -14,6 +14,7 @@ from encoder import artefact
 from encoder.config import ModelConfig
 from encoder.dataset import cut_chunks
 from encoder.incremental import EncodeRequest, IncrementalEncoder
+from encoder.losses import candidate_softmax, full_softmax
 from encoder.training import TrainingData, TrainOptions, train
 
 START_MS = 1_700_000_000_000
@@ -98,7 +99,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         train(data, config, options, out=tmp_path / "cut", on_step=stop)
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["checkpoint.safetensors"]
     steps: list[int] = []
-    resumed = train(data, config, options, out=tmp_path / "cut", resume=True, on_step=lambda step, _: steps.append(step))
+    out = tmp_path / "cut"
+    resumed = train(data, config, options, out=out, resume=True, on_step=lambda step, _: steps.append(step))
     assert steps[0] == 4
     assert resumed.version == whole.version
     with pytest.raises(KeyboardInterrupt):
@@ -153,7 +155,8 @@ def test_context_is_learned_when_it_matters_and_only_then(tmp_path: Path) -> Non
     model, data = artefact.load(next((tmp_path / "True").iterdir()))[0], two_seasons(True)
     encoder = IncrementalEncoder(model, cache_bytes=10**6, device="cpu")
     encoder.items.put(data.item_ids, data.item_vectors, data.item_tags)
-    user = encoder.encode([EncodeRequest(0, ["i3", "i6"], [0, 0], [START_MS, START_MS + HOUR_MS], None, 0)]).vectors[0, 0]
+    window = EncodeRequest(0, ["i3", "i6"], [0, 0], [START_MS, START_MS + HOUR_MS], None, 0)
+    user = encoder.encode([window]).vectors[0, 0]
     items = encoder.items.retrieval(data.item_ids)
     even = [np.sum(np.argsort(-(items @ (user + heat * weights[True][:, 0])))[:10] % 2 == 0) for heat in (0.0, 1.0)]
     assert even[1] >= even[0] + 2
@@ -208,21 +211,18 @@ def test_bad_options_are_refused(tmp_path: Path) -> None:
 
 
 def test_low_precision_softmax_agrees_with_autograd() -> None:
-    from encoder.losses import candidate_softmax, full_softmax
-
     torch.manual_seed(0)
     users, items = (torch.nn.functional.normalize(torch.randn(n, 16), dim=1) for n in (300, 40))
     target, weight = torch.randint(40, (300,)), torch.rand(300)
-    gradients = []
     own, shared = torch.full((300, 1), -1), torch.arange(40)
-    for loss in (
-        lambda u, v: candidate_softmax(u, v, target, own, shared, weight, temperature=0.1),
-        lambda u, v: full_softmax(u, v, target, weight, temperature=0.1),
-        lambda u, v: full_softmax(u, v, target, weight, temperature=0.1, dtype=torch.bfloat16),
-    ):
-        left, right = users.clone().requires_grad_(), items.clone().requires_grad_()
-        value = loss(left, right)
-        gradients.append((value.detach(), *torch.autograd.grad(value, (left, right))))
-    for exact, fused, rough in zip(*gradients, strict=True):
+    users.requires_grad_()
+    items.requires_grad_()
+    losses = [
+        candidate_softmax(users, items, target, own, shared, weight, temperature=0.1),
+        full_softmax(users, items, target, weight, temperature=0.1),
+        full_softmax(users, items, target, weight, temperature=0.1, dtype=torch.bfloat16),
+    ]
+    values = [[loss, *torch.autograd.grad(loss, (users, items))] for loss in losses]
+    for exact, fused, rough in zip(*values, strict=True):
         assert torch.allclose(exact, fused, atol=1e-5)
         assert (exact - rough).norm() <= 0.02 * exact.norm()
