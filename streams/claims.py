@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from faust.types import TP
 
-from index.store import ClaimRefusedError, LogIdentity
+from index.store import ClaimRefusedError, LogIdentity, StoreUnavailableError
 from streams.engine import Engine, tag_of, topics_of
 from streams.logs import LogLookup
 from streams.transport import Positions, StateConsumer
@@ -99,7 +99,7 @@ class Claims:
         try:
             positions = await self._positions(wanted)
             await self.consumer.move(positions)
-        except (ConnectionError, TimeoutError) as error:
+        except (ConnectionError, TimeoutError, StoreUnavailableError) as error:
             log.warning("cannot settle %d partitions yet: %s", len(wanted), error)
             return {}
         except PositionBeyondLogError as error:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
-from index.store import LiveStore, LogIdentity
+from index.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity
 from streams.encoder_thread import EncoderThread
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record, Rules
 from streams.intake import Intake, Outlet
@@ -62,6 +62,7 @@ class Engine:
         self.store, self.rules, self.partitions, self.outlet = store, rules, partitions, outlet
         self.encoder = encoder
         self._announce = announce  # writes the deployment's facts and model into a store that does not have them
+        self._unannounced = False
         self.settings = settings or EngineSettings()
         self.tenures: dict[str, Tenure] = {}
         self.counts: Counter[str] = Counter()
@@ -75,18 +76,21 @@ class Engine:
             ClaimRefusedError, StoreUnavailableError
         """
         claim = await self.store.claim(tag, uuid.uuid4().hex, generation, logs, group)
-        if not claim.previous_token and self._announce is not None:  # a new store, or one that was emptied
+        self._unannounced |= not claim.previous_token  # a new store, or one that was emptied
+        if self._unannounced and self._announce is not None:
             await self._announce()
+        self._unannounced = False
         before = self.tenures.get(tag)
         kept = before is not None and claim.previous_token == before.token and before.positions == claim.positions
         if before is not None and kept:
             before.token = claim.token
             tenure = before
         else:
-            await self.release(tag)
             tenure = Tenure(tag, claim.token, dict(claim.positions), self.settings.cached_users)
             await self._users.open(tenure)
-        tenure.fresh, tenure.reread = set(logs), set()
+            await self.release(tag)
+        tenure.generation, tenure.logs, tenure.group = generation, logs, group
+        tenure.fresh, tenure.reread, tenure.unsure = set(logs), set(), False
         self.counts["claims"] += 1
         self.counts["new_logs"] += len(claim.new_logs)
         self.tenures[tag] = tenure
@@ -109,6 +113,9 @@ class Engine:
         batches: dict[tuple[str, str], list[Record]] = defaultdict(list)
         for record in records:
             batches[record.topic, tag_of(record.topic, record.partition)].append(record)
+        for tag in dict.fromkeys(tag for _, tag in batches):
+            if self.tenures[tag].unsure:
+                await self._renew(tag)
         for topic in USER_TOPICS:
             parts = {tag: part for (name, tag), part in batches.items() if name == topic}
             if parts:
@@ -120,12 +127,25 @@ class Engine:
             if (topic, tag) in batches:
                 await self._apply_single(topic, tag, self._next(topic, tag, batches[topic, tag]))
 
+    async def _renew(self, tag: str) -> None:
+        """Claims anew after a write of unknown outcome: a late arrival of it is fenced, and how far it got is read."""
+        before = self.tenures[tag]
+        positions = dict(before.positions)
+        first = next(iter(positions))
+        try:
+            tenure = await self.claim(tag, before.generation, before.logs, before.group)
+        except ClaimRefusedError as error:
+            raise FencedError(tag, first, "token", positions[first]) from error
+        for topic, stored in tenure.positions.items():
+            if stored < positions[topic]:  # the store lost writes that it had confirmed: read on from there
+                raise FencedError(tag, topic, "position", stored)
+
     async def skip(self, record: Record, error: MalformedError) -> None:
         """Dead-letters a record that could not be applied because of a defect, and moves the position past it."""
         await self.outlet.dead_letter(record, error)
         self.counts[f"malformed:{record.topic}"] += 1
-        tenure = self.tenures[tag_of(record.topic, record.partition)]
-        if record.offset >= tenure.positions[record.topic]:
+        tenure = self.tenures.get(tag_of(record.topic, record.partition))
+        if tenure is not None and record.offset >= tenure.positions[record.topic]:
             await tenure.commit(self.store, record.topic, record.offset + 1, [])
 
     async def sweep_waiting(self) -> int:
@@ -156,6 +176,11 @@ class Engine:
             ops = context_ops(events, self.store.keys)
         else:
             ops = await item_ops(events, self.store.keys, self.encoder)
-        await self.tenures[tag].commit(self.store, topic, records[-1].offset + 1, ops)
+        tenure = self.tenures[tag]
+        try:
+            await tenure.commit(self.store, topic, records[-1].offset + 1, ops)
+        except BaseException:
+            tenure.unsure = True
+            raise
         self.counts["applied"] += len(events)
         self.counts[f"applied:{topic}"] += len(events)

@@ -15,6 +15,7 @@ from typing import Protocol
 from streams.events import DEAD_LETTERS, MalformedError, Record
 
 MAX_DEAD_LETTER_BYTES = 512 * 1024
+_MAX_TEXT_BYTES = 1024  # of a dead letter's key, reason and field: a producer chooses how long these are
 _RETRY_S = 0.5  # between attempts to reach Kafka; the delivery timeout of the producer comes on top
 
 log = logging.getLogger(__name__)
@@ -47,15 +48,15 @@ class KafkaOutlet:
     async def dead_letter(self, record: Record, error: MalformedError) -> None:
         value = record.value or b""
         headers = [
-            ("reason", error.reason.encode()),
-            ("field", error.field.encode()),
+            ("reason", error.reason.encode()[:_MAX_TEXT_BYTES]),
+            ("field", error.field.encode()[:_MAX_TEXT_BYTES]),
             ("topic", record.topic.encode()),
             ("partition", str(record.partition).encode()),
             ("offset", str(record.offset).encode()),
             ("length", str(len(value)).encode()),
             ("sha256", hashlib.sha256(value).hexdigest().encode()),
         ]
-        key = record.key[:MAX_DEAD_LETTER_BYTES] if record.key is not None else None
+        key = None if record.key is None else record.key[:_MAX_TEXT_BYTES]
         cut = None if record.value is None else value[:MAX_DEAD_LETTER_BYTES]
         await self._until_acknowledged(DEAD_LETTERS, key, cut, None, record.timestamp_ms, headers)
 

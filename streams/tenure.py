@@ -6,11 +6,11 @@ Everything here is disposable: it can be rebuilt from the store, and is dropped 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from index.records import UserState
-from index.store import Commit, LiveStore, Op
+from index.store import Commit, LiveStore, LogIdentity, Op
 
 
 @dataclass(slots=True)
@@ -25,6 +25,10 @@ class Tenure:
     token: str
     positions: dict[str, int]
     cached_users: int
+    generation: int = 0
+    logs: Mapping[str, LogIdentity] = field(default_factory=dict)
+    group: str = ""
+    unsure: bool = False  # a write failed: whether it was applied is known after the next claim
     fresh: set[str] = field(default_factory=set)
     reread: set[str] = field(default_factory=set)
     users: OrderedDict[str, UserState] = field(default_factory=OrderedDict)

@@ -90,12 +90,18 @@ class StateConsumer(driver.Consumer):
             await self._thread.call_thread(self._thread._ensure_consumer().seek, tp, offset)
 
     async def log_ends(self, tps: set[TP]) -> Positions:
-        """End offsets, asked of the broker now."""
-        return {TP(*tp): int(end) for tp, end in (await self.highwaters(*tps)).items()} if tps else {}
+        """End offsets, asked of the broker now. ConnectionError when it does not answer."""
+        return await self._offsets(self.highwaters, tps)
 
     async def log_starts(self, tps: set[TP]) -> Positions:
-        """First offsets that the broker still has."""
-        return {TP(*tp): int(start) for tp, start in (await self.earliest_offsets(*tps)).items()} if tps else {}
+        """First offsets that the broker still has. ConnectionError when it does not answer."""
+        return await self._offsets(self.earliest_offsets, tps)
+
+    async def _offsets(self, ask: Callable[..., Awaitable[Mapping[TP, int]]], tps: set[TP]) -> Positions:
+        try:
+            return {TP(*tp): int(offset) for tp, offset in (await ask(*tps)).items()} if tps else {}
+        except KafkaError as error:
+            raise ConnectionError(f"Kafka does not tell its offsets: {type(error).__name__}: {error}") from error
 
     async def report_positions(self, positions: Positions) -> None:
         """Commits offsets to Kafka: only a lag gauge for others, so a failure does not matter."""

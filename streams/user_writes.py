@@ -149,6 +149,7 @@ class UserWriter:
         return plan
 
     async def _drop(self, tenure: Tenure) -> None:
+        tenure.unsure = True
         tenure.users.clear()
         if self._encoder is not None:
             await self._encoder.drop_tag(tenure.tag)

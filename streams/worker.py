@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from streams.claims import Claims
 from streams.engine import Engine, GapError, tag_of
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record
 from streams.logs import LogLookup
+from streams.tenure import Tenure
 from streams.transport import StateConsumer, StateTransport, Wiring
 
 log = logging.getLogger(__name__)
@@ -224,8 +225,15 @@ class StreamWorker:
             except Exception as error:
                 self.engine.counts["defects"] += 1
                 log.exception("%s[%d]@%d cannot be applied", record.topic, record.partition, record.offset)
-                reason = f"processing failed: {type(error).__name__}"
-                await self.engine.skip(record, MalformedError("value", reason))
+                await self._skip(record, MalformedError("value", f"processing failed: {type(error).__name__}"))
+
+    async def _skip(self, record: Record, error: MalformedError) -> None:
+        """Dead-letters a record whose application is defective; when its claim is unsure, it is read once more."""
+        try:
+            await self.engine.skip(record, error)
+        except (FencedError, StoreUnavailableError) as refused:
+            log.warning("%s", refused)
+            self.claims.again(tag_of(record.topic, record.partition), claim=True)
 
     def _is_ours(self, record: Record) -> bool:
         tag = tag_of(record.topic, record.partition)
@@ -241,7 +249,10 @@ class StreamWorker:
             tps = {TP(*tp) for tp in consumer.assignment() if tag_of(*tp) in tenures}
             try:
                 ends = await consumer.log_ends(tps)
+                await self._check_stored(tenures)
                 for tag, tenure in tenures.items():
+                    if tag in self.claims.unsettled or self.engine.tenures.get(tag) is not tenure:
+                        continue
                     mine = {tp.topic: end for tp, end in ends.items() if tag_of(*tp) == tag}
                     caught_up = all(tenure.positions[topic] >= end for topic, end in mine.items())
                     if mine and not await self.engine.store.beat(tag, tenure.token, mine, caught_up):
@@ -255,6 +266,17 @@ class StreamWorker:
                 log.warning("cannot confirm being caught up: %s", error)
             except faust.exceptions.ConsumerNotStarted:
                 continue
+
+    async def _check_stored(self, tenures: Mapping[str, Tenure]) -> None:
+        """Claims anew what a restarted store took back: without new records no refused write would tell."""
+        keys, written = self.engine.store.keys, {tag: dict(t.positions) for tag, t in tenures.items()}
+        rows = await self.engine.store.read(
+            [(keys.owner(tag), [f"pos:{topic}" for topic in positions]) for tag, positions in written.items()]
+        )
+        for (tag, positions), stored in zip(written.items(), rows, strict=True):
+            if any(int(value or 0) < position for value, position in zip(stored, positions.values(), strict=True)):
+                log.warning("the store has lost writes to %s: reading them once more", tag)
+                self.claims.again(tag, claim=True)
 
     async def _sweep(self) -> None:
         """Re-encodes users whose items got their vectors after they were clicked."""
