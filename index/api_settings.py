@@ -32,23 +32,12 @@ class KafkaSide:
 
 
 @dataclass(frozen=True, slots=True)
-class RoleIdentity:
-    """Who this process is in the table of roles."""
-
-    role_id: str
-    host: str = ""
-    pid: int = 0
-    started_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class ApiSettings:
     """Times in milliseconds unless named otherwise. `keys` maps API key → scopes (read, write, admin); empty = open."""
 
     kafka: str = ""  # addresses as shown by /v1/status
     redis: str = ""
     keys: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    role: RoleIdentity | None = None  # whose heartbeat is written; None writes none
     snapshots: Path | None = None  # folder of index snapshots, which shorten the start
     in_flight: int = 64  # more means that answers queue here; the client had better try another process
     after_wait_ms: float = 100.0  # an event is visible after some 10 ms, unless the worker is behind
@@ -57,4 +46,4 @@ class ApiSettings:
     poll_ms: float = 100.0  # of liveness: a tenth of what counts as stale
     popularity_ms: float = 3_000.0  # between two looks at the popularity buckets, which move slowly
     popularity_half_life_ms: float = 3 * 86_400_000.0
-    users_ms: float = 30_000.0  # between two counts of users
+    users_ms: float = 2_000.0  # between two counts of users; longer when one takes long
