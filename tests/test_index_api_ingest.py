@@ -98,7 +98,7 @@ def test_the_documented_example_of_each_topic_is_accepted(topic: str) -> None:
     response = site.post(topic, example_of(topic))
     assert response.status_code == 202, response.text
     PublishedAnswer.model_validate(response.json(), strict=True)
-    ((published_topic, key, value, partition),) = site.log.records
+    ((published_topic, _, value, partition),) = site.log.records
     assert published_topic == topic and value is not None
     assert orjson.loads(value) == example_of(topic)
     by_user = topic in ("clickstream", "users")
