@@ -35,6 +35,10 @@ class ItemTable:
     def __len__(self) -> int:
         return len(self._row_of)
 
+    def ids(self) -> list[str]:
+        """All known items."""
+        return list(self._row_of)
+
     @property
     def rows(self) -> torch.Tensor:
         """Unit content rows [rows, d]; row 0 is zero."""

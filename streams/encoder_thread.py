@@ -6,8 +6,9 @@ All access to `IncrementalEncoder` (which is not thread-safe) goes through this 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from collections.abc import Callable, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +17,8 @@ from encoder.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
 from index.records import ItemRecord, Vector
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class EncoderThread:
@@ -44,19 +47,31 @@ class EncoderThread:
 
         return await self._run(learn)
 
-    async def replace_items(self, records: Sequence[ItemRecord]) -> None:
-        """Takes over changed items from the item log: those with a vector are known from now on, others forgotten."""
+    def apply(self, records: Sequence[ItemRecord]) -> None:
+        """Takes over changed items from the item log, before whatever is asked next; never blocks.
+
+        Items with a vector are known from now on, others are forgotten.
+        """
+        known = [record for record in records if record.text_vector is not None]
+        gone = [record.item_id for record in records if record.text_vector is None]
 
         def update() -> None:
-            known = [record for record in records if record.text_vector is not None]
-            gone = [record.item_id for record in records if record.text_vector is None]
+            table = self.encoder.items
             if known:
                 vectors = np.stack([record.text_vector for record in known if record.text_vector is not None])
-                self.encoder.items.put([r.item_id for r in known], vectors, [r.tags for r in known])
-            if gone:
-                self.encoder.items.remove([item_id for item_id in gone if item_id in self.encoder.items])
+                table.put([record.item_id for record in known], vectors, [record.tags for record in known])
+            table.remove([item_id for item_id in gone if item_id in table])
 
-        await self._run(update)
+        self._later(update)
+
+    def reset(self, item_ids: Set[str]) -> None:
+        """A new item log begins: forgets all items but these; never blocks."""
+
+        def update() -> None:
+            table = self.encoder.items
+            table.remove([item_id for item_id in table.ids() if item_id not in item_ids])
+
+        self._later(update)
 
     async def drop_tag(self, tag: str) -> None:
         """Forgets the cached keys and values of one partition's users."""
@@ -70,5 +85,13 @@ class EncoderThread:
         """Waits for the running call and ends the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
+    def _later(self, call: Callable[[], None]) -> None:
+        self._thread.submit(call).add_done_callback(_report)
+
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _report(done: Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.error("the encoder did not take over items: %r", error)
