@@ -1,0 +1,89 @@
+"""The API process: the application of `index.api` under uvicorn, with a producer for what is posted and shown.
+
+One process, one event loop; more load means more processes. It answers from the first second on, with 503 until the
+items are loaded. Neither torch nor Faust is loaded here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from deploy.producer import EventProducer
+from deploy.running import log_to_stderr, now_ms, open_store, running
+from deploy.settings import Settings, public_address
+from index.api import create_app
+from index.api_errors import InvalidRecordError
+from index.api_settings import ApiSettings, KafkaSide
+from index.metrics import ApiMetrics
+from streams.events import MalformedError, check
+
+_TIMEOUT_S = 0.1  # of one Redis call: a list from memory in time is worth more than a personal one too late
+_SHUTDOWN_S = 5  # requests under way may end within this
+
+
+def run_api(settings: Settings) -> None:
+    """Answers until SIGTERM or SIGINT. Raises OSError when the port is taken."""
+    log_to_stderr(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    kafka = settings.kafka.get_secret_value()
+    store = open_store(settings, timeout_s=_TIMEOUT_S, retries=1)
+    producer, metrics = EventProducer(kafka), ApiMetrics(CollectorRegistry())
+    app = create_app(store, api_settings(settings), kafka_side(settings, producer), metrics)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.api_host,
+            port=settings.api_port,
+            log_config=None,  # ours, set up above
+            access_log=False,  # at hundreds of requests a second it costs more than the answers say
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+            server_header=False,
+        )
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        async with running(store, "api", lambda: {"counters": {**metrics.counters(), "dropped": producer.dropped}}):
+            await server.serve()
+    finally:
+        producer.close()
+        await store.close()
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """What the application is told; addresses without credentials."""
+    return ApiSettings(
+        kafka=public_address(settings.kafka.get_secret_value()),
+        redis=public_address(settings.redis.get_secret_value()),
+        keys=settings.scopes(),
+        snapshots=settings.state / "snapshots",
+        in_flight=settings.api_in_flight,
+    )
+
+
+def kafka_side(settings: Settings, producer: EventProducer) -> KafkaSide:
+    """The application's way to Kafka: the worker's own rules, and one producer."""
+    return KafkaSide(validator(settings, now_ms), producer.send, producer.expose, lambda: producer.dropped)
+
+
+def validator(settings: Settings, clock_ms: Callable[[], int]) -> Callable[[str, Any], tuple[bytes, bytes]]:
+    """Checks a record as a worker would; errors are those that the API shows."""
+    rules = settings.rules()
+
+    def validate(topic: str, body: Any) -> tuple[bytes, bytes]:
+        try:
+            return check(topic, body, clock_ms(), rules)
+        except MalformedError as error:
+            raise InvalidRecordError(error.field, error.reason) from error
+
+    return validate

@@ -1,0 +1,78 @@
+"""`perseid train`, `evaluate` and `replay`: a model from a data folder, and how good it is on what came later."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+import orjson
+
+from deploy.attach import attach
+
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+@click.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--out", type=click.Path(path_type=Path), default=Path(".perseid/models"), show_default=True)
+@click.option(
+    "--split",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Share of the events, by time, to train on; the rest stays unseen for `evaluate` and `replay`.",
+)
+@click.option(
+    "--preset",
+    "preset_name",
+    type=click.Choice(["nano", "small", "base", "paper"]),
+    default="nano",
+    show_default=True,
+    help="Size of the encoder.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--max-seconds", type=click.FloatRange(min=1), help="Bound of the whole training run.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in --out.")
+@click.option("--texts", type=click.Path(path_type=Path), help="File that remembers text vectors between runs.")
+@click.option("--quiet", is_flag=True, help="Print one short line instead of the JSON result.")
+def train(
+    folder: Path,
+    out: Path,
+    split: float,
+    preset_name: str,
+    epochs: int,
+    max_seconds: float | None,
+    seed: int,
+    threads: int | None,
+    device: str,
+    resume: bool,
+    texts: Path | None,
+    quiet: bool,
+) -> None:
+    """Train a model on a data FOLDER; the artefact is OUT/<version>.
+
+    Example: perseid train ml_latest_small --split 0.8 --out models --max-seconds 120
+    """
+    from deploy.train import TrainPlan, train_folder
+    from encoder.text_memory import TextMemory
+    from encoder.training import TrainOptions
+
+    cores = os.cpu_count() or 1
+    options = TrainOptions(seed=seed, epochs=epochs, max_seconds=max_seconds, threads=threads or cores, device=device)
+    plan = TrainPlan(folder, out, split, preset_name, options, resume, progress=sys.stderr.isatty())
+    memory = TextMemory(texts)
+    try:
+        result = train_folder(plan, attach(os.environ).rules(), memory)
+    finally:
+        memory.close()
+    if quiet:
+        quality = ", ".join(f"{name} {value:.3g}" for name, value in result.metrics.items())
+        click.echo(f"Model {result.version} after {result.seconds:.0f} s: {quality}")
+        return
+    shown = {"model": str(result.folder), "version": result.version, "seconds": round(result.seconds, 1)}
+    click.echo(orjson.dumps({**shown, "metrics": result.metrics}).decode())

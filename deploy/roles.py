@@ -1,0 +1,130 @@
+"""The main functions of worker, embed and traffic processes: build the parts, run until SIGTERM or SIGINT, close.
+
+Assumes one role per process; torch and Faust are imported inside the role that needs them. The API has a module of its
+own (`deploy.api_role`). Nothing here decides what a role does with an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from deploy.producer import EventProducer
+from deploy.running import log_to_stderr, on_signals, open_store, running
+from deploy.settings import Settings
+from encoder.serving import DOCUMENT, load_serving
+from index.store import LiveStore
+
+
+def run_worker(settings: Settings) -> None:
+    """Applies the five consumed topics to the live state until stopped.
+
+    Raises:
+        ValueError: the model, the topics or the stored state do not fit the settings.
+    """
+    log_to_stderr(settings)
+    asyncio.run(_worker(settings))
+
+
+def run_embed(settings: Settings) -> None:
+    """Turns catalogue texts into item vectors until stopped. Raises ValueError when the model does not fit."""
+    log_to_stderr(settings)
+    asyncio.run(_embed(settings))
+
+
+def run_traffic(settings: Settings, plan_file: Path) -> None:
+    """Sends what a traffic plan says until stopped."""
+    log_to_stderr(settings)
+    asyncio.run(_traffic(settings, plan_file))
+
+
+async def _worker(settings: Settings) -> None:
+    import torch
+    from index.follower import ItemFollower
+
+    from encoder.artefact import load
+    from encoder.incremental import IncrementalEncoder
+    from streams.encoder_thread import EncoderThread
+    from streams.engine import Engine
+    from streams.outlet import KafkaOutlet
+    from streams.user_writes import EngineSettings
+    from streams.worker import StreamWorker, WorkerSettings
+
+    torch.set_num_threads(settings.threads)
+    model, metadata = load(settings.model)
+    rules = settings.rules()
+    store = open_store(settings)
+    engine_settings = EngineSettings(bucket_ms=settings.bucket_minutes * 60_000)
+
+    async def announce() -> None:
+        await store.ensure_cluster(settings.partitions, [kind.name for kind in rules.kinds])
+        await publish_model(store, settings.model, engine_settings.bucket_ms)
+
+    await announce()
+    encoder = EncoderThread(
+        IncrementalEncoder(model, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device),
+        metadata["version"],
+    )
+    producer = EventProducer(settings.kafka.get_secret_value())
+    engine = Engine(store, rules, settings.partitions, KafkaOutlet(producer.send), encoder, engine_settings, announce)
+    follower = ItemFollower(store, metadata["version"], encoder.replace_items)
+    worker = StreamWorker(engine, WorkerSettings(settings.kafka.get_secret_value(), settings.group), follower.run)
+    try:
+        async with running(store, "worker", lambda: {"counters": dict(engine.counts)}):
+            on_signals(worker.stop)
+            await worker.run()
+    finally:
+        encoder.close()
+        producer.close()
+        await store.close()
+
+
+async def _embed(settings: Settings) -> None:
+    from deploy.texts import text_model
+    from encoder.text_memory import TextMemory
+    from streams.embed import EmbedRole, KafkaCatalog
+
+    model = text_model(settings.model, settings.threads)
+    store, producer, stop = open_store(settings), EventProducer(settings.kafka.get_secret_value()), asyncio.Event()
+    memory = TextMemory(settings.state / "texts")
+    role = EmbedRole(store, settings.rules(), model, memory, producer.send)
+    source = KafkaCatalog(settings.kafka.get_secret_value(), f"{settings.group}-embed")
+    try:
+        async with running(store, "embed", lambda: {"counters": dict(role.counts)}):
+            on_signals(stop.set)
+            await role.run(source, stop)
+    finally:
+        memory.close()
+        producer.close()
+        await store.close()
+
+
+async def _traffic(settings: Settings, plan_file: Path) -> None:
+    from deploy.texts import known_vectors
+    from deploy.traffic import Traffic, TrafficPlan
+
+    plan = TrafficPlan.read(plan_file)
+    store, producer, stop = open_store(settings), EventProducer(settings.kafka.get_secret_value()), asyncio.Event()
+    traffic = Traffic(plan, settings, store, producer, lambda folder: known_vectors(folder, plan))
+    try:
+        async with running(store, "traffic", traffic.counters):
+            on_signals(stop.set)
+            await traffic.run(stop)
+    finally:
+        producer.close()
+        await store.close()
+
+
+async def publish_model(store: LiveStore, folder: Path, bucket_ms: int) -> str:
+    """Writes what API processes need of a model, then names it the served one. Returns its version.
+
+    Raises:
+        ValueError: the folder holds no artefact.
+    """
+    arrays, document = load_serving(folder)
+    version = str(document["version"])
+    weight = arrays["context.weight"].astype("<f4").tobytes()
+    body = (folder / DOCUMENT).read_bytes()
+    await store.write(store.keys.model(version), {"json": body, "context.weight": weight})
+    await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(bucket_ms).encode()})
+    return version

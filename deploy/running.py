@@ -1,0 +1,54 @@
+"""What every process of ours does alike: log to stderr, open the live state, send heartbeats, end on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from deploy.heartbeat import beat, this_process
+from deploy.settings import Settings, public_address
+from index.redis_store import RedisStore
+from index.store import LiveStore
+
+_FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Sets up logging and says once with whom this process talks, without passwords."""
+    logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT, force=True)
+    kafka, redis = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
+    logging.getLogger("perseid.deploy").info("process %d, kafka %s, redis %s", os.getpid(), kafka, redis)
+
+
+def open_store(settings: Settings, **options: Any) -> RedisStore:
+    """The live state of this deployment; `options` are those of `RedisStore`."""
+    return RedisStore(settings.redis.get_secret_value(), settings.keys(), **options)
+
+
+@asynccontextmanager
+async def running(store: LiveStore, role: str, describe: Callable[[], dict[str, Any]]) -> AsyncIterator[None]:
+    """Sends heartbeats with what `describe` says as long as the block runs."""
+    task = asyncio.create_task(beat(store, this_process(role), describe))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def on_signals(stop: Callable[[], None]) -> None:
+    """Calls `stop` on SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def now_ms() -> int:
+    """Wall time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000

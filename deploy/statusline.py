@@ -1,0 +1,98 @@
+"""One line that says what a running `perseid up` does, from the API's own status; rewritten in place on a terminal.
+
+Assumes the JSON of `GET /v1/status`. Where there is no terminal a line is printed every ten seconds instead. It
+measures nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+_PLAIN_EVERY = 10  # seconds between two lines of a log
+_TIMEOUT_S = 0.8  # the next look comes after a second
+
+
+def fetch(url: str, timeout_s: float = _TIMEOUT_S) -> dict[str, Any] | None:
+    """The JSON object at `url`; None when nobody answers, or with anything else."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+            found = json.load(answer)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def is_ok(url: str, timeout_s: float = _TIMEOUT_S) -> bool:
+    """Whether `url` answers with a status of success."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+            return bool(200 <= answer.status < 300)
+    except OSError:
+        return False
+
+
+def describe(status: Mapping[str, Any] | None) -> str:
+    """One line; what is not known yet is shown as –."""
+    if status is None:
+        return "waiting for the API"
+    topics = status.get("topics") or {}
+    lag = sum(int(topic.get("lag") or 0) for topic in topics.values())
+    fresh = status.get("freshness_ms") or {}
+    parts = [
+        phase(status),
+        f"{float(status.get('events_per_s') or 0):.0f} events/s",
+        f"users {status.get('users') or 0}",
+        f"items {status.get('items') or 0}",
+        f"lag {lag}",
+        f"event→visible p50 {_ms(fresh.get('p50'))} p99 {_ms(fresh.get('p99'))}",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def phase(status: Mapping[str, Any]) -> str:
+    """What the traffic process is doing, "" when there is none."""
+    for role in (status.get("roles") or {}).values():
+        if role.get("role") == "traffic":
+            sent = f" {role['sent']}" if "loading" in str(role.get("phase")) else ""
+            return f"{role.get('phase', '')}{sent}"
+    return ""
+
+
+class StatusLine:
+    """Shows lines on `out`: in place on a terminal, now and then elsewhere."""
+
+    def __init__(self, out: TextIO = sys.stdout) -> None:
+        self._out = out
+        self._shown = 0
+        self._open = False
+
+    def show(self, line: str) -> None:
+        """Replaces the last line, or prints this one if it is time."""
+        if self._out.isatty():
+            self._out.write(f"\r\x1b[K{line}")
+            self._open = True
+        elif self._shown % _PLAIN_EVERY == 0:
+            self._out.write(f"{line}\n")
+        self._out.flush()
+        self._shown += 1
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self.end()
+        self._out.write(f"{text}\n")
+        self._out.flush()
+
+    def end(self) -> None:
+        """Leaves the last line standing."""
+        if self._open:
+            self._out.write("\n")
+            self._open = False
+
+
+def _ms(value: Any) -> str:
+    return "–" if not isinstance(value, (int, float)) else f"{value:.1f} ms"

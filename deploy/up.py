@@ -1,0 +1,284 @@
+"""Everything on one machine: a shop and a model to begin with, broker, Redis, the roles, traffic, and a status line.
+
+Assumes a state folder of its own; what takes time (history, text vectors, model) is kept there by content, so the next
+start is quick. Servers that PERSEID_KAFKA or PERSEID_REDIS name are used instead of embedded ones. All processes die
+with this one. It knows no events: `deploy.traffic` sends them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import orjson
+import redis
+
+from deploy.attach import FILE, write_addresses
+from deploy.broker import Broker, topic_partitions
+from deploy.processes import Role, StartError, Supervisor
+from deploy.redis_server import RedisServer
+from deploy.settings import PREFIX, Settings, load, public_address
+from deploy.shop import Shop
+from deploy.statusline import StatusLine, describe, fetch, is_ok, phase
+from deploy.traffic import TrafficPlan
+from encoder.serving import read_document
+
+TRAIN_SECONDS = 45.0  # the first answer has to come within three minutes, texts and start included
+DATA_SPLIT = 0.8  # share of a data folder's events to train on; the rest is live traffic
+HISTORY_DAYS = 60
+_READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
+_HOUR_MS = 3_600_000
+_ROLES = ("worker", "embed", "api", "traffic")
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """The command's options; `data` None means the generated shop."""
+
+    state: Path
+    data: Path | None = None
+    speed: float | None = None
+    traffic: bool = True
+    api_port: int | None = None
+    seed: int = 0
+
+
+def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None:
+    """Runs everything until Ctrl-C or SIGTERM.
+
+    Raises:
+        ValueError: bad options, data or settings, or another `up` uses the state folder.
+        StartError: a process did not start, or ended by itself later.
+    """
+    state = options.state.resolve()
+    state.mkdir(parents=True, exist_ok=True)
+    with _only_one(state), ExitStack() as stack:
+        stack.enter_context(_stoppable())
+        settings = load(environ, state=state, api_port=options.api_port)
+        _check_port(settings)
+        plan = prepare(options, state, settings, environ, line)
+        settings = settings.model_copy(update={"model": Path(plan.model)})
+        settings = _servers(settings, environ, plan, stack, line)
+        write_addresses(state, settings)
+        stack.callback((state / FILE).unlink, missing_ok=True)
+        supervisor = stack.enter_context(Supervisor())
+        _start_roles(supervisor, settings, plan, environ)
+        _watch(supervisor, settings, line)
+
+
+def prepare(
+    options: UpOptions, state: Path, settings: Settings, environ: Mapping[str, str], line: StatusLine
+) -> TrafficPlan:
+    """History and model, made or found in the state folder."""
+    if options.data is None:
+        folder, split_ms = _shop_history(state, options.seed, line)
+        split = 1.0
+    else:
+        folder, split = options.data.resolve(), DATA_SPLIT
+        if not (folder / "events.csv.gz").is_file():
+            raise ValueError(f"{options.data} is no data folder: it has no events.csv.gz; `perseid convert` makes one")
+        split_ms = 0
+    texts = state / "texts"
+    model = _model(folder, split, state, settings, environ, line)
+    document = read_document(model)
+    if options.data is not None:
+        split_ms = int(document["metadata"]["before_ms"])
+    return TrafficPlan(
+        kind="shop" if options.data is None else "data",
+        folder=str(folder),
+        split_ms=split_ms,
+        key=_key(_content(folder), document["version"], options.seed, settings.partitions, settings.kinds),
+        model=str(model),
+        texts=str(texts),
+        seed=options.seed,
+        speed=options.speed,
+        live=options.traffic,
+    )
+
+
+def _shop_history(state: Path, seed: int, line: StatusLine) -> tuple[Path, int]:
+    """The generated shop's history and its end; made once, complete or not at all."""
+    folder = state / f"shop-{seed}-{_key(repr(Shop(seed).config), HISTORY_DAYS)}"
+    marker = folder / "complete.json"
+    if not marker.exists():
+        line.say("Generating the shop and its history …")
+        end_ms = int(time.time() * 1000) // _HOUR_MS * _HOUR_MS
+        Shop(seed).write_history(folder, end_ms, HISTORY_DAYS)
+        marker.write_bytes(orjson.dumps({"end_ms": end_ms}))
+    return folder, int(orjson.loads(marker.read_bytes())["end_ms"])
+
+
+def _model(
+    folder: Path, split: float, state: Path, settings: Settings, environ: Mapping[str, str], line: StatusLine
+) -> Path:
+    """The artefact for this data; trained in a process of its own when there is none yet."""
+    out = state / "models" / _key(_content(folder), split, TRAIN_SECONDS, settings.kinds)
+    found = _artefact(out)
+    if found is None:
+        line.say(f"Training a small model on {folder.name} (about a minute, kept for the next start) …")
+        command = [
+            *_command("train", str(folder), "--out", str(out), "--split", str(split)),
+            *("--max-seconds", str(TRAIN_SECONDS), "--texts", str(state / "texts"), "--quiet"),
+        ]
+        done = subprocess.run(command, env=_environment(settings, environ), check=False)
+        found = _artefact(out)
+        if done.returncode or found is None:
+            raise StartError(f"training on {folder} failed with status {done.returncode}; see the lines above")
+    return found
+
+
+def _artefact(out: Path) -> Path | None:
+    found = sorted(path.parent for path in out.glob("m-*/model.json"))
+    return found[0] if found else None
+
+
+def _servers(
+    settings: Settings, environ: Mapping[str, str], plan: TrafficPlan, stack: ExitStack, line: StatusLine
+) -> Settings:
+    """Starts what the environment does not name, and says where everything is."""
+    found: dict[str, str] = {}
+    if f"{PREFIX}KAFKA" not in environ:
+        broker = Broker(topic_partitions(settings.partitions), settings.state / "logs" / "broker.log")
+        stack.callback(broker.stop)
+        found["kafka"] = broker.start()
+    if f"{PREFIX}REDIS" not in environ:
+        # Kept by content: a user of one shop or model must not appear in another.
+        server = RedisServer(settings.state / f"redis-{plan.key}", append_only=True)
+        stack.callback(server.stop)
+        found["redis"] = server.start()
+        with redis.Redis.from_url(server.url) as client:
+            client.delete(settings.keys().roles())  # processes of an earlier start
+    settings = load(settings.environment() | {f"{PREFIX}{name.upper()}": value for name, value in found.items()})
+    kafka, live = settings.kafka.get_secret_value(), public_address(settings.redis.get_secret_value())
+    line.say(f"Kafka {kafka}{_embedded('kafka', found)}, live state {live}{_embedded('redis', found)}")
+    return settings
+
+
+def _embedded(name: str, found: Mapping[str, str]) -> str:
+    return " (embedded)" if name in found else ""
+
+
+def _start_roles(supervisor: Supervisor, settings: Settings, plan: TrafficPlan, environ: Mapping[str, str]) -> None:
+    plan_file = settings.state / "traffic.json"
+    plan.write(plan_file)
+    env = _environment(settings, environ)
+    for name in _ROLES:
+        arguments = (str(plan_file),) if name == "traffic" else ()
+        log = settings.state / "logs" / f"{name}.log"
+        supervisor.start(Role(name, (*_command(name), *arguments), log, env))
+
+
+def _watch(supervisor: Supervisor, settings: Settings, line: StatusLine) -> None:
+    """Waits for the first answer, then shows the status until a signal comes or a role ends."""
+    url = f"http://{settings.api_host}:{settings.api_port}"
+    supervisor.wait_ready("api", lambda: is_ok(f"{url}/healthz"), _READY_S)
+    line.say(f"API {url}  (documentation: {url}/docs)  logs: {settings.state / 'logs'}")
+    introduced = False
+    while (crash := supervisor.crash()) is None:
+        status = fetch(f"{url}/v1/status")
+        if not introduced and status is not None and _loaded(status):
+            introduced = _introduce(settings, url, line)
+        line.show(describe(status))
+        time.sleep(1.0)
+    line.end()
+    raise StartError(str(crash))
+
+
+def _loaded(status: Mapping[str, object]) -> bool:
+    return phase(status) in ("live", "no traffic", "timeline ended") and is_loaded(status)
+
+
+def is_loaded(status: Mapping[str, object]) -> bool:
+    """Whether there is a user to ask for."""
+    return bool(status.get("users")) and bool(status.get("items"))
+
+
+def _introduce(settings: Settings, url: str, line: StatusLine) -> bool:
+    user = example_user(settings)
+    if user is None:
+        return False
+    line.say(f"Ready. Ask for a user:  curl '{url}/v1/recommendations/{user}?count=5&explain=true'")
+    line.say(f"Send your own events:   perseid produce --state {settings.state} FILE")
+    return True
+
+
+def example_user(settings: Settings) -> str | None:
+    """The user with the latest event, of any partition; None while there is none."""
+    with redis.Redis.from_url(settings.redis.get_secret_value(), socket_timeout=1.0) as client:
+        try:
+            for partition in range(settings.partitions):
+                found = client.zrevrange(settings.keys().users(f"p{partition}"), 0, 0)
+                if found:
+                    return str(found[0].decode())
+        except redis.RedisError:
+            pass
+    return None
+
+
+def _command(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "deploy.cli", *arguments)
+
+
+def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Ours with these settings; the project is importable even where it is not installed."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))
+    # One thread per process unless told otherwise: four processes share the cores, and spinning pools only steal them.
+    return {"OMP_NUM_THREADS": "1", **environ, **settings.environment(), "PYTHONPATH": paths}
+
+
+def _content(folder: Path) -> str:
+    """A hash of the data files of a folder."""
+    digest = sha256()
+    for path in sorted(folder.glob("*.gz")):
+        digest.update(path.name.encode() + b"\0" + sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _key(*parts: object) -> str:
+    return sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
+
+
+def _check_port(settings: Settings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.api_host, settings.api_port))
+        except OSError as error:
+            raise ValueError(
+                f"port {settings.api_port} of {settings.api_host} is taken; choose another by --api-port"
+            ) from error
+
+
+@contextmanager
+def _only_one(state: Path) -> Iterator[None]:
+    with (state / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another `perseid up` runs with {state}; choose another folder by --state") from error
+        yield
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends us like Ctrl-C: in order, children included."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

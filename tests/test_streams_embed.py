@@ -1,0 +1,205 @@
+"""The embed role: order, memory, unchanged items, withdrawn items, refused publishing, and a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from encoder.text import canonical_text, text_hash
+from numpy.typing import NDArray
+
+from deploy.broker import Broker, topic_partitions
+from deploy.producer import EventProducer
+from index.keys import Keys
+from index.memory_store import MemoryStore
+from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
+from streams.embed import EmbedRole, KafkaCatalog
+from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry, parse
+
+RULES = Rules(embedders={"letters": 26})
+TS_MS = 1_700_000_000_000
+
+
+class LetterModel:
+    """Counts letters: close texts get close vectors, and nothing has to be loaded. Remembers what it was asked."""
+
+    name = "letters"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.asked += texts
+        counts = np.array([[text.lower().count(chr(97 + n)) + 0.01 for n in range(26)] for text in texts], np.float32)
+        return np.asarray(counts / np.linalg.norm(counts, axis=1, keepdims=True), np.float32)
+
+    def tag(self, items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        return [[f"brand:{item['brand']}"] if item["brand"] else [] for item in items]
+
+
+class Topic:
+    """A stand-in for Kafka that keeps what was published and can refuse a few times."""
+
+    def __init__(self, refusals: int = 0) -> None:
+        self.refusals = refusals
+        self.records: list[tuple[str, bytes]] = []
+
+    async def publish(self, topic: str, key: bytes, value: bytes) -> None:
+        assert topic == ITEM_VECTORS
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError("no acknowledgement")
+        self.records.append((key.decode(), value))
+
+    def vectors(self) -> list[VectorEntry]:
+        parsed = [parse(Record(ITEM_VECTORS, 0, 0, TS_MS, None, value), RULES) for _, value in self.records]
+        return [entry for entry in parsed if isinstance(entry, VectorEntry)]
+
+
+def catalog(offset: int, item_id: str, title: str | None, brand: str = "Acme", **more: Any) -> Record:
+    body = {"item_id": item_id, "title": title, "brand": brand, "ts_ms": TS_MS, **more}
+    value = None if title is None else orjson.dumps(body)
+    return Record(CATALOG, 0, offset, TS_MS, item_id.encode(), value)
+
+
+@pytest.fixture
+def memory() -> MutableMapping[str, NDArray[np.float32]]:
+    return {}
+
+
+def role(topic: Topic, memory: MutableMapping[str, NDArray[np.float32]]) -> tuple[EmbedRole, LetterModel, MemoryStore]:
+    store, model = MemoryStore(), LetterModel()
+    return EmbedRole(store, RULES, model, memory, topic.publish), model, store
+
+
+def test_vectors_come_in_catalogue_order_with_tags_and_hash(memory: dict[str, NDArray[np.float32]]) -> None:
+    topic = Topic()
+    embed, _model, _ = role(topic, memory)
+    titles = ["red kettle", "blue lamp", "green chair"]
+    asyncio.run(embed.embed([catalog(n, f"i{n}", title) for n, title in enumerate(titles)]))
+    found = topic.vectors()
+    assert [entry.item_id for entry in found] == ["i0", "i1", "i2"]
+    assert [entry.tags for entry in found] == [("brand:Acme",)] * 3
+    text = canonical_text({"title": "blue lamp", "brand": "Acme"})
+    assert found[1].text_hash == text_hash(text)
+    assert found[1].vector is not None
+    np.testing.assert_array_equal(found[1].vector, LetterModel().embed([text])[0])
+
+
+def test_only_the_latest_of_several_records_of_an_item_counts(memory: dict[str, NDArray[np.float32]]) -> None:
+    topic = Topic()
+    embed, model, _ = role(topic, memory)
+    asyncio.run(embed.embed([catalog(0, "a", "old"), catalog(1, "b", "lamp"), catalog(2, "a", "new")]))
+    assert [entry.item_id for entry in topic.vectors()] == ["b", "a"]
+    assert not any("old" in text for text in model.asked)
+
+
+def test_an_unchanged_text_is_never_embedded_twice(memory: dict[str, NDArray[np.float32]]) -> None:
+    topic = Topic()
+    embed, model, _ = role(topic, memory)
+    asyncio.run(embed.embed([catalog(0, "a", "lamp")]))
+    asyncio.run(embed.embed([catalog(1, "a", "lamp", available=False), catalog(2, "b", "lamp")]))
+    again, second_model, _ = role(topic, memory)  # another process with the same memory
+    asyncio.run(again.embed([catalog(3, "c", "lamp")]))
+    assert len(model.asked) == 1
+    assert second_model.asked == []
+    assert again.counts["remembered"] == 1
+
+
+def test_an_item_whose_stored_vector_is_current_is_left_alone(memory: dict[str, NDArray[np.float32]]) -> None:
+    async def run() -> None:
+        topic = Topic()
+        embed, _model, store = role(topic, memory)
+        stored = text_hash(canonical_text({"title": "lamp", "brand": "Acme"})).encode()
+        fields = {EMBEDDER: b"letters", VECTOR_HASH: stored, TAGS: canonical_json(["brand:Acme"])}
+        await store.write(store.keys.item("a"), fields)
+        assert await embed.embed([catalog(0, "a", "lamp", available=False)]) == 0
+        assert await embed.embed([catalog(1, "a", "lamp", price=3.0), catalog(2, "a", "lantern")]) == 1
+        await store.write(store.keys.item("a"), {TAGS: b"[]"})
+        assert await embed.embed([catalog(3, "a", "lamp")]) == 1, "other tags are published, too"
+
+    asyncio.run(run())
+
+
+def test_withdrawn_and_malformed_items_publish_nothing(memory: dict[str, NDArray[np.float32]]) -> None:
+    topic = Topic()
+    embed, _, _ = role(topic, memory)
+    broken = Record(CATALOG, 0, 2, TS_MS, b"x", b"{not json")
+    assert asyncio.run(embed.embed([catalog(0, "a", "lamp"), catalog(1, "a", None), broken])) == 0
+    assert topic.records == []
+    assert embed.counts["malformed"] == 1
+
+
+class TwoBatches:
+    """A source of two batches that then asks its reader to stop, and notes what was committed."""
+
+    def __init__(self, batches: list[list[Record]], stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
+        self._batches, self._stop, self._loop = batches, stop, loop
+        self.commits = 0
+        self.closed = False
+
+    def take(self, most: int) -> list[Record]:
+        if not self._batches:
+            self._loop.call_soon_threadsafe(self._stop.set)
+            return []
+        return self._batches.pop(0)
+
+    def commit(self) -> None:
+        self.commits += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_refused_vectors_are_published_again_before_the_offset_is_committed(
+    memory: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.embed._RETRY_S", 0.01)
+
+    async def run() -> None:
+        topic, stop = Topic(refusals=3), asyncio.Event()
+        embed, model, _ = role(topic, memory)
+        batches = [[catalog(0, "a", "lamp")], [catalog(1, "b", "chair")]]
+        source = TwoBatches(batches, stop, asyncio.get_running_loop())
+        await asyncio.wait_for(embed.run(source, stop), 10)
+        assert [key for key, _ in topic.records] == ["a", "b"]
+        assert (source.commits, source.closed, embed.counts["failed"]) == (2, True, 3)
+        assert len(model.asked) == 2, "a repeated batch is not embedded again"
+
+    asyncio.run(run())
+
+
+def test_through_a_real_broker_and_again_after_a_restart(tmp_path: Path) -> None:
+    broker = Broker(topic_partitions(2), tmp_path / "log")
+    producer = EventProducer(broker.start())
+    try:
+        asyncio.run(_through(broker.address, producer))
+    finally:
+        producer.close()
+        broker.stop()
+
+
+async def _through(address: str, producer: EventProducer) -> None:
+    async def embed_until(published: int) -> LetterModel:
+        model, stop = LetterModel(), asyncio.Event()
+        embed = EmbedRole(MemoryStore(Keys("t")), RULES, model, {}, producer.send)
+        running = asyncio.create_task(embed.run(KafkaCatalog(address, "embed"), stop))
+        async with asyncio.timeout(20):
+            while embed.counts["published"] < published:
+                await asyncio.sleep(0.01)
+        stop.set()
+        await running
+        return model
+
+    for n in range(3):
+        await producer.send(CATALOG, f"i{n}".encode(), catalog(0, f"i{n}", f"lamp {n}").value)
+    assert len((await embed_until(3)).asked) == 3
+    await producer.send(CATALOG, b"i3", catalog(0, "i3", "chair").value)
+    assert len((await embed_until(1)).asked) == 1, "the committed offset is where the next process starts"
+    vector = await producer.send(ITEM_VECTORS, b"end", b"{}")
+    assert vector == (0, 4)
