@@ -8,6 +8,7 @@ absorbs what does not vary with context and is thrown away. It knows no feature'
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_EVENTS = 20_000  # 20,000 x 1,024 logits are 80 MB and 0.1 s per step
-MAX_ITEMS = 1024  # uniform alternatives: the estimate stays consistent (McFadden 1978)
-MAX_STEPS = 80
+MAX_EVENTS = 12_000  # with these limits a fit takes two or three seconds on one core
+MAX_ITEMS = 512  # uniform alternatives: the estimate stays consistent (McFadden 1978)
+MAX_STEPS = 60
+SURE_STEPS = 3  # so many steps without a correction of the step size: from then on it is rarely checked
+ROWS_PER_CHUNK = 512  # 512 x 512 logits stay in the processor's cache
 TIME_BLOCKS = 40
 
 
@@ -34,37 +37,59 @@ class OffsetProblem:
 
 
 class _Choice:
-    """Mean cross-entropy of the targets as a function of the offset matrix W [d, F + 1] in standardised features."""
+    """Mean cross-entropy of the targets as a function of the offset matrix W [d, F + 1] in standardised features.
 
-    def __init__(self, problem: OffsetProblem, features: Tensor, shared: Tensor) -> None:
+    Each chunk of rows has alternatives of its own: one draw for all would bend the offsets towards what it contains.
+    """
+
+    def __init__(self, problem: OffsetProblem, features: Tensor, rng: np.random.Generator) -> None:
         self.features, self.temperature = features, problem.temperature  # [N, F + 1], the last column is 1
-        self.own, self.others = problem.items[problem.target], problem.items[shared]  # [N, d], [U, d]
-        base = torch.cat([(problem.users * self.own).sum(1, keepdim=True), problem.users @ self.others.T], dim=1)
-        base[:, 1:][shared == problem.target.unsqueeze(1)] = -torch.inf
-        self.base = base / problem.temperature
+        self.own = problem.items[problem.target]  # [N, d]
+        self.parts = [slice(start, start + ROWS_PER_CHUNK) for start in range(0, len(self.own), ROWS_PER_CHUNK)]
+        self.others: list[Tensor] = []  # [U, d] of each chunk
+        self.base: list[Tensor] = []  # [rows, 1 + U] logits without context, the target first
+        for part in self.parts:
+            drawn = rng.choice(len(problem.items), min(MAX_ITEMS, len(problem.items)), replace=False)
+            shared = torch.from_numpy(drawn).to(features.device)
+            users, others = problem.users[part], problem.items[shared]
+            logits = torch.cat([(users * self.own[part]).sum(1, keepdim=True), users @ others.T], dim=1)
+            logits[:, 1:][shared == problem.target[part].unsqueeze(1)] = -torch.inf
+            self.others.append(others)
+            self.base.append(logits / self.temperature)
 
-    def loss(self, weight: Tensor) -> tuple[float, Tensor]:
-        """The loss and the chance of each candidate [N, 1 + U], the target first."""
-        shift = torch.cat([((self.features @ weight.T) * self.own).sum(1, keepdim=True),
-                           self.features @ (weight.T @ self.others.T)], dim=1)
-        logits = self.base + shift / self.temperature
-        log_chance = torch.log_softmax(logits, dim=1)
-        return -float(log_chance[:, 0].mean()), log_chance.exp_()
+    def loss(self, weight: Tensor) -> float:
+        return sum(float(-chance[:, 0].log().sum()) for _, _, chance in self._chances(weight)) / len(self.own)
 
-    def gradient(self, chance: Tensor) -> Tensor:
-        """[d, F + 1]."""
-        own = self.own.T @ (self.features * (chance[:, :1] - 1.0))
-        return (own + self.others.T @ (chance[:, 1:].T @ self.features)) / (self.temperature * len(self.base))
+    def slope(self, weight: Tensor) -> tuple[float, Tensor]:
+        """The loss and its gradient [d, F + 1]."""
+        total, gradient = 0.0, torch.zeros_like(weight)
+        for part, others, chance in self._chances(weight):
+            features = self.features[part]
+            gradient += self.own[part].T @ (features * (chance[:, :1] - 1.0))
+            gradient += others.T @ (chance[:, 1:].T @ features)
+            total -= float(chance[:, 0].log().sum())
+        return total / len(self.own), gradient / (self.temperature * len(self.own))
 
-    def each(self, chance: Tensor) -> Tensor:
+    def each(self, weight: Tensor) -> Tensor:
         """Gradient of every event with respect to its user vector, [N, d]."""
-        return (self.own * (chance[:, :1] - 1.0) + chance[:, 1:] @ self.others) / self.temperature
+        rows = [self.own[part] * (chance[:, :1] - 1.0) + chance[:, 1:] @ others
+                for part, others, chance in self._chances(weight)]
+        return torch.cat(rows) / self.temperature
 
     def steepness(self) -> float:
-        spread = self.others - self.others.mean(0)
+        """About the largest curvature: of the items' spread times that of the features."""
+        spread = self.others[0] - self.others[0].mean(0)
         curve = torch.linalg.matrix_norm(spread.T @ spread / len(spread), 2)
         moments = torch.linalg.matrix_norm(self.features.T @ self.features / len(self.features), 2)
         return float(curve * moments) / self.temperature**2
+
+    def _chances(self, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Of each chunk: its rows, alternatives [U, d] and the chance of each candidate [rows, 1 + U]."""
+        for part, others, base in zip(self.parts, self.others, self.base, strict=True):
+            features, logits = self.features[part], base.clone()
+            logits[:, 0] += ((features @ weight.T) * self.own[part]).sum(1) / self.temperature
+            logits[:, 1:] += features @ (weight.T @ others.T / self.temperature)
+            yield part, others, torch.softmax(logits, dim=1).clamp_min_(1e-30)
 
 
 def fit_offsets(problem: OffsetProblem, *, noise_units: float, seed: int) -> Tensor:
@@ -77,8 +102,7 @@ def fit_offsets(problem: OffsetProblem, *, noise_units: float, seed: int) -> Ten
         return out
     standard = (problem.features[:, alive] - mean[alive]) / deviation[alive]
     features = torch.cat([standard, standard.new_ones(len(standard), 1)], dim=1)
-    drawn = rng.choice(len(problem.items), min(MAX_ITEMS, len(problem.items)), replace=False)
-    choice = _Choice(problem, features, torch.from_numpy(drawn).to(features.device))
+    choice = _Choice(problem, features, rng)
     weight = features.new_zeros(out.shape[0], features.shape[1])
     weight = _descend(choice, weight, torch.full_like(weight[0], torch.inf))
     for blocks in (0, TIME_BLOCKS):  # the second pass sees noise without the effects found by the first
@@ -102,25 +126,26 @@ def choose_events(features: NDArray[np.float32], seed: int) -> NDArray[np.int64]
 
 
 def _descend(choice: _Choice, weight: Tensor, threshold: Tensor) -> Tensor:
-    """Accelerated proximal gradient (FISTA with backtracking); the constant column is never shrunk."""
+    """Accelerated proximal gradient (FISTA with backtracking and restarts); the constant is never shrunk."""
     threshold = torch.cat([threshold[:-1], threshold.new_zeros(1)])
-    steep, momentum, ahead = choice.steepness() / 8, 1.0, weight
-    for _ in range(MAX_STEPS):
-        at, chance = choice.loss(ahead)
-        slope = choice.gradient(chance)
-        while True:
-            new = _shrink(ahead - slope / steep, threshold / steep)
+    steep, momentum, ahead, sure = choice.steepness() / 8, 1.0, weight, 0
+    for step in range(MAX_STEPS):
+        at, slope = choice.slope(ahead)
+        new = _shrink(ahead - slope / steep, threshold / steep)
+        while sure < SURE_STEPS or step % 10 == 0:
             move = new - ahead
             bound = at + float((slope * move).sum()) + steep / 2 * float(move.square().sum())
-            if choice.loss(new)[0] <= bound + 1e-6:
+            if choice.loss(new) <= bound + 1e-6:
+                sure += 1
                 break
-            steep *= 2
-        change = float((new - weight).norm() / weight.norm().clamp_min(1e-3))
+            sure, steep = 0, steep * 2
+            new = _shrink(ahead - slope / steep, threshold / steep)
+        change = float((new - weight).norm() / weight.norm().clamp_min(1e-2))
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         turned = float(((ahead - new) * (new - weight)).sum()) > 0  # overshooting: restart the momentum
         ahead = new if turned else new + (momentum - 1) / following * (new - weight)
         weight, momentum = new, 1.0 if turned else following
-        if change < 1e-3:
+        if change < 2e-3:
             break
     return weight
 
@@ -132,7 +157,7 @@ def _shrink(weight: Tensor, threshold: Tensor) -> Tensor:
 
 def _noise(choice: _Choice, weight: Tensor, ts_ms: NDArray[np.int64], blocks: int) -> Tensor:
     """Standard deviation of each column's gradient norm [F + 1]: events independent, or only blocks of time."""
-    each = choice.each(choice.loss(weight)[1])
+    each = choice.each(weight)
     count = len(each)
     noise = (each.square().sum(1) @ choice.features.square()).sqrt() / count
     if blocks:
