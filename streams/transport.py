@@ -8,18 +8,24 @@ read while positions move (one lock), so no record of an earlier position can sl
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import aiokafka
 from aiokafka.errors import KafkaError
+from faust.assignor.partition_assignor import PartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streams.events import Record
 
 Positions = Mapping[TP, int]
+_FOLLOWERS_S = 0.1  # the embedded broker refuses members that ask for their assignment after the leader gave it
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -31,6 +37,15 @@ class Wiring:
     deliver: Callable[[Sequence[Record]], None]  # takes over a batch; never blocks
     fetch_wait_ms: int = 10  # how long the broker may hold an empty fetch
     idle_s: float = 0.02  # pause when nothing is wanted: all queues are full or everything is being claimed
+
+
+class PatientAssignor(PartitionAssignor):
+    """Faust's co-partitioning assignor, whose leader lets the other members ask first."""
+
+    def assign(self, cluster: Any, member_metadata: Any) -> Any:
+        if len(member_metadata) > 1:
+            time.sleep(_FOLLOWERS_S)  # blocks the consumer's own thread only, once per rebalance
+        return super().assign(cluster, member_metadata)
 
 
 class StateConsumerThread(driver.AIOKafkaConsumerThread):
@@ -104,12 +119,31 @@ class StateConsumer(driver.Consumer):
             raise ConnectionError(f"Kafka does not tell its offsets: {type(error).__name__}: {error}") from error
 
     async def report_positions(self, positions: Positions) -> None:
-        """Commits offsets to Kafka: only a lag gauge for others, so a failure does not matter."""
+        """Commits offsets to Kafka: only a lag gauge for others, so a failure does not matter.
+
+        Not during a rebalance: a commit of the old generation would make this member join once more.
+        """
+        if self.app.rebalancing or not self.flow_active:
+            return
         offsets = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in positions.items()}
         try:
             await self._thread.call_thread(self._thread._ensure_consumer().commit, offsets)
         except KafkaError:
             pass
+
+    async def check_membership(self) -> None:
+        """Makes aiokafka go on after an error in joining the group: it waits until somebody asks for the error.
+
+        Raises:
+            RuntimeError: it has given up for good.
+        """
+        coordinator = self._thread._ensure_consumer()._coordinator
+        try:
+            await self._thread.call_thread(coordinator.check_errors)
+        except KafkaError as error:
+            if coordinator._coordination_task.done():
+                raise RuntimeError(f"no longer a member of the consumer group: {error}") from error
+            log.warning("joining the consumer group failed, trying again: %s", error)
 
     async def _drain_messages(self, fetcher: Any) -> None:
         """Faust's fetch loop: reads what is wanted and delivers it in one piece."""
@@ -126,12 +160,16 @@ class StateConsumer(driver.Consumer):
                 raise
 
     async def _read_once(self) -> bool:
-        """One fetch; False when nothing was wanted."""
+        """One fetch; False when nothing was wanted or it failed."""
         wanted = self.wiring.wanted(set(self._get_active_partitions())) if self.flow_active else set()
         if not wanted:
             return False
         # The lock is held meanwhile, so this also bounds how long a claim waits for a quiet consumer.
-        found = await self._thread.getmany(wanted, timeout=0.2)
+        try:
+            found = await self._thread.getmany(wanted, timeout=0.2)
+        except KafkaError as error:
+            log.warning("cannot fetch: %s: %s", type(error).__name__, error)
+            return False
         if found and self.flow_active:
             self.wiring.deliver([_record(raw) for raws in found.values() for raw in raws])
         return True

@@ -21,7 +21,7 @@ from streams.engine import Engine, GapError, tag_of
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record
 from streams.logs import LogLookup
 from streams.tenure import Tenure
-from streams.transport import StateConsumer, StateTransport, Wiring
+from streams.transport import PatientAssignor, StateConsumer, StateTransport, Wiring
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,7 @@ class StreamWorker:
             broker_rebalance_timeout=settings.session_s,
             broker_request_timeout=max(10.0, settings.session_s),
             broker_max_poll_records=settings.max_pending,
+            PartitionAssignor=PatientAssignor,
         )
         app.transport = StateTransport(app.conf.broker_consumer, app)
         StateConsumer.wiring = Wiring(self.claims.take, self._wanted, self._deliver, settings.fetch_wait_ms)
@@ -245,9 +246,12 @@ class StreamWorker:
         turn = 0
         while True:
             await asyncio.sleep(self.settings.beat_s)
+            if self.app.crashed:
+                raise RuntimeError("the Faust app has crashed") from self.app.crash_reason
             tenures = {tag: t for tag, t in self.engine.tenures.items() if tag not in self.claims.unsettled}
             tps = {TP(*tp) for tp in consumer.assignment() if tag_of(*tp) in tenures}
             try:
+                await consumer.check_membership()
                 ends = await consumer.log_ends(tps)
                 await self._check_stored(tenures)
                 for tag, tenure in tenures.items():
