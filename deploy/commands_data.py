@@ -33,7 +33,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     "kind": "view", "ts_ms": 1700000000000}. {"topic": "catalog", "key": "i1", "value": null} withdraws an item. Each is
     checked first; the last output line is a JSON summary. Exits with 1 when a line was refused.
 
-    Example: echo '{"user_id": "u1", "item_id": "i1", "kind": "view"}' | perseid produce --topic clickstream --stamp -
+    Example: perseid produce --topic clickstream --stamp clicks.jsonl
     """
     from deploy.produce import produce as send_lines
     from deploy.producer import EventProducer

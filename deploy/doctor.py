@@ -27,9 +27,9 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_REDIS = (6, 2)
 PACKAGES = (
     "faust-streaming", "aiokafka", "confluent-kafka", "kafka-python", "torch", "redis", "hnswlib", "fastapi",
-    "uvicorn", "orjson", "safetensors", "sentence-transformers",
+    "uvicorn", "orjson", "safetensors", "tokenizers",
 )  # fmt: skip
-_TIMEOUT_S = 5.0  # a healthy server answers in milliseconds; a person waits for this command
+_TIMEOUT_S = 3.0  # a healthy server answers in milliseconds; a person waits for this command
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def _packages(_: Settings) -> list[Finding]:
 def _kafka(settings: Settings) -> list[Finding]:
     address = public_address(settings.kafka.get_secret_value())
     client = AdminClient(
-        {"bootstrap.servers": settings.kafka.get_secret_value(), "log_level": 0, "socket.timeout.ms": 5000}
+        {"bootstrap.servers": settings.kafka.get_secret_value(), "log_level": 0, "socket.timeout.ms": 3000}
     )
     try:
         seen = client.list_topics(timeout=_TIMEOUT_S)
@@ -119,7 +119,7 @@ def _redis(settings: Settings) -> list[Finding]:
     )
     try:
         info: dict[str, Any] = client.info()
-        facts: dict[bytes, bytes] = client.hgetall(settings.keys().cluster())
+        facts: Mapping[Any, Any] = client.hgetall(settings.keys().cluster())
     except RedisError as error:
         return [Finding("redis", "wrong", f"{address}: {error}", "start Redis, or set PERSEID_REDIS to it")]
     finally:

@@ -19,7 +19,7 @@ import orjson
 from deploy.producer import Acknowledged, EventProducer
 from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.store import LiveStore, StoreUnavailableError
-from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS
+from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS
 from streams.folder_records import SourceRecord
 
 PARTITION_BYTES = 1_500_000  # unapplied bytes per partition: a third of what the embedded broker keeps
@@ -184,10 +184,13 @@ class Player:
         await self._pacer.room(record.topic, partition, stop)
         if stop.is_set():
             return
-        timestamp_ms = record.timestamp_ms if self._stamp else None
+        timestamp_ms: int | None = None
+        headers: tuple[tuple[str, bytes], ...] = ()
+        if self._stamp:  # the record's own time is another one, so freshness is measured from this header
+            timestamp_ms, headers = record.timestamp_ms, ((SENT_MS, str(int(time.time() * 1000)).encode()),)
         while True:
             future = self._producer.enqueue(
-                record.topic, record.key, record.value, partition, timestamp_ms=timestamp_ms
+                record.topic, record.key, record.value, partition, timestamp_ms=timestamp_ms, headers=headers
             )
             if future is not None:
                 break

@@ -40,10 +40,10 @@ def run_traffic(settings: Settings, plan_file: Path) -> None:
 
 async def _worker(settings: Settings) -> None:
     import torch
-    from index.follower import ItemFollower
 
     from encoder.artefact import load
     from encoder.incremental import IncrementalEncoder
+    from index.follower import ItemFollower
     from streams.encoder_thread import EncoderThread
     from streams.engine import Engine
     from streams.outlet import KafkaOutlet
@@ -67,16 +67,24 @@ async def _worker(settings: Settings) -> None:
     )
     producer = EventProducer(settings.kafka.get_secret_value())
     engine = Engine(store, rules, settings.partitions, KafkaOutlet(producer.send), encoder, engine_settings, announce)
-    follower = ItemFollower(store, metadata["version"], encoder.replace_items)
+    follower = ItemFollower(store, metadata["version"], encoder, text_vectors=True)
     worker = StreamWorker(engine, WorkerSettings(settings.kafka.get_secret_value(), settings.group), follower.run)
     try:
-        async with running(store, "worker", lambda: {"counters": dict(engine.counts)}):
+        async with running(store, "worker", lambda: worker_report(engine)):
             on_signals(worker.stop)
+            await follower.catch_up()  # a window encoded before its items are known would be encoded again
             await worker.run()
     finally:
         encoder.close()
         producer.close()
         await store.close()
+
+
+def worker_report(engine: Engine) -> dict[str, Any]:
+    """A worker's share of its heartbeat."""
+    stats = engine.encoder.encoder.stats if engine.encoder is not None else None
+    cache = {} if stats is None else {f"cache_{name}": getattr(stats, name) for name in ("hits", "misses", "evictions")}
+    return {"counters": {**engine.counts, **cache}, "freshness_ms": engine.metrics.freshness.percentiles()}
 
 
 async def _embed(settings: Settings) -> None:

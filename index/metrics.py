@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 # From half a millisecond, an event seen at once, to a minute, a worker that catches up.
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.5, 1, 5, 60)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _RECENT = 2000  # latest events whose age makes the percentiles: four seconds at 500 events/s
 _FIELD = re.compile(r"[a-z_]{1,24}")
-
-EVENT_OUTCOMES = ("applied", "redelivered", "resent", "late", "forgotten", "misrouted", "clamped", "gap")
 
 
 class Freshness:
@@ -47,85 +47,52 @@ class Freshness:
 
 
 class WorkerMetrics:
-    """What a worker counts. `counters()` is the heartbeat's share of it."""
+    """What a worker shows: its pipeline's counts, read when scraped, and three histograms.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Args:
+        counts: totals by name; `malformed:<topic>:<field>` becomes `perseid_dead_letters`, a name without a colon an
+            outcome of `perseid_events`.
+    """
+
+    def __init__(self, registry: CollectorRegistry, counts: Mapping[str, int]) -> None:
         self.registry = registry
-        self._events = Counter(
-            "perseid_events", "Records by topic and by what became of them.", ["topic", "outcome"], registry=registry
-        )
-        self._malformed = Counter(
-            "perseid_dead_letters", "Records sent to dead-letters, by field.", ["topic", "field"], registry=registry
-        )
-        self._encoded = Counter(
-            "perseid_encoded_users",
-            "Users encoded: appended to a cached window, or rebuilt.",
-            ["how"],
-            registry=registry,
-        )
         self.encode_batch = Histogram(
             "perseid_encode_batch_users", "Users per encoder batch.", buckets=_BATCHES, registry=registry
         )
         self.encode_seconds = Histogram(
             "perseid_encode_seconds", "Time of one encoder batch.", buckets=_SECONDS, registry=registry
         )
-        self.write_seconds = Histogram(
-            "perseid_store_write_seconds", "Time of one atomic write.", buckets=_SECONDS, registry=registry
-        )
-        self._store = Counter(
-            "perseid_store_troubles",
-            "Writes retried, and claims lost to another owner.",
-            ["trouble"],
-            registry=registry,
-        )
-        self.cache_bytes = Gauge("perseid_encoder_cache_bytes", "Bytes of cached keys and values.", registry=registry)
-        self.lag = Gauge("perseid_worker_lag_records", "Records not yet applied.", ["topic"], registry=registry)
         self.freshness = Freshness(
             Histogram("perseid_freshness_seconds", "Event in Kafka until visible.", buckets=_SECONDS, registry=registry)
         )
-        self._totals: dict[str, int] = {}
+        registry.register(_Counts(counts))
 
-    def event(self, topic: str, outcome: str, count: int = 1) -> None:
-        """Counts records of `topic`.
-
-        Raises:
-            ValueError: `outcome` is not one of `EVENT_OUTCOMES`.
-        """
-        if outcome not in EVENT_OUTCOMES:
-            raise ValueError(f"outcome {outcome!r} is unknown, expected one of {EVENT_OUTCOMES}")
-        self._events.labels(topic, outcome).inc(count)
-        self._add(outcome, count)
-
-    def malformed(self, topic: str, field: str) -> None:
-        """Counts a dead letter under the field's root: names inside it are the producer's, and unbounded."""
-        found = _FIELD.match(field)
-        self._malformed.labels(topic, found.group() if found else "other").inc()
-        self._add("malformed", 1)
-
-    def encoded(self, appended: int, rebuilt: int, seconds: float) -> None:
-        """Counts one encoder batch of `appended` + `rebuilt` users."""
-        self.encode_batch.observe(appended + rebuilt)
+    def encoded(self, users: int, seconds: float) -> None:
+        """One encoder batch."""
+        self.encode_batch.observe(users)
         self.encode_seconds.observe(seconds)
-        for how, count in (("appended", appended), ("rebuilt", rebuilt)):
-            self._encoded.labels(how).inc(count)
-            self._add(how, count)
 
-    def store_retried(self) -> None:
-        """The store did not answer a write, which is repeated."""
-        self._store.labels("retried").inc()
-        self._add("store_retries", 1)
 
-    def fenced(self) -> None:
-        """The store refused a write: another owner, or another position."""
-        self._store.labels("fenced").inc()
-        self._add("fenced", 1)
+class _Counts(Collector):
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
 
-    def counters(self) -> dict[str, int]:
-        """Totals since the start by name: the event outcomes, `malformed`, `appended`, `rebuilt`, `fenced` …"""
-        return dict(self._totals)
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        events = CounterMetricFamily("perseid_events", "Records by what became of them.", labels=["outcome"])
+        dead = CounterMetricFamily("perseid_dead_letters", "Dead letters by field.", labels=["topic", "field"])
+        for name, count in dict(self._counts).items():
+            kind, *labels = str(name).split(":")
+            if not labels:
+                events.add_metric([kind], count)
+            elif kind == "malformed" and len(labels) == 2:
+                dead.add_metric(labels, count)
+        yield from (events, dead)
 
-    def _add(self, name: str, count: int) -> None:
-        self._totals[name] = self._totals.get(name, 0) + count
+
+def field_label(field: str) -> str:
+    """The root of a field's name as a label: names inside it are the producer's, and unbounded."""
+    found = _FIELD.match(field)
+    return found.group() if found else "other"
 
 
 class ApiMetrics:

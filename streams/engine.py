@@ -10,7 +10,10 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from prometheus_client import CollectorRegistry
+
 from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.metrics import WorkerMetrics
 from index.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity
 from streams.encoder_thread import EncoderThread
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record, Rules
@@ -58,6 +61,7 @@ class Engine:
         encoder: EncoderThread | None = None,
         settings: EngineSettings | None = None,
         announce: Callable[[], Awaitable[None]] | None = None,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         self.store, self.rules, self.partitions, self.outlet = store, rules, partitions, outlet
         self.encoder = encoder
@@ -66,8 +70,9 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.tenures: dict[str, Tenure] = {}
         self.counts: Counter[str] = Counter()
+        self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
         self.intake = Intake(rules, partitions, outlet, self.counts)
-        self._users = UserWriter(store, rules, self.intake, encoder, self.settings, self.counts)
+        self._users = UserWriter(store, rules, self.intake, encoder, self.settings, self.counts, self.metrics)
 
     async def claim(self, tag: str, generation: int, logs: Mapping[str, LogIdentity], group: str = "") -> Tenure:
         """Takes a tag and reads its positions; caches survive when nobody else held it in between.
@@ -143,7 +148,7 @@ class Engine:
     async def skip(self, record: Record, error: MalformedError) -> None:
         """Dead-letters a record that could not be applied because of a defect, and moves the position past it."""
         await self.outlet.dead_letter(record, error)
-        self.counts[f"malformed:{record.topic}"] += 1
+        self.counts[f"malformed:{record.topic}:{error.field}"] += 1
         tenure = self.tenures.get(tag_of(record.topic, record.partition))
         if tenure is not None and record.offset >= tenure.positions[record.topic]:
             await tenure.commit(self.store, record.topic, record.offset + 1, [])

@@ -26,6 +26,7 @@ PARTITIONED = (CLICKSTREAM, USERS, EXPOSURES)  # by user; the other topics have 
 COMPACTED = (CATALOG, ITEM_VECTORS, CONTEXT, USERS)
 
 FORGET = "forget"
+SENT_MS = "sent-ms"  # header: when a player sent a record whose timestamp is another time
 YEAR_2000_MS = 946_684_800_000
 FAST_CLOCK_MS = 5 * 60 * 1000  # producers' clocks may run ahead of the broker's by this much
 MAX_ID_BYTES = 256

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from index.keys import partition_of
+from index.metrics import field_label
 from streams.events import Click, Event, Forget, MalformedError, Profile, Record, Rules, parse
 
 
@@ -29,7 +30,7 @@ class Intake:
 
     Args:
         partitions: number of user partitions.
-        counts: gets `malformed`, `malformed:<topic>`, `misrouted` and `clamped`.
+        counts: gets `malformed`, `malformed:<topic>:<field>`, `misrouted` and `clamped`.
     """
 
     def __init__(self, rules: Rules, partitions: int, outlet: Outlet, counts: Counter[str]) -> None:
@@ -44,7 +45,7 @@ class Intake:
                 good.append((record, parse(record, self._rules)))
             except MalformedError as error:
                 bad.append(self._outlet.dead_letter(record, error))
-                self._counts[f"malformed:{record.topic}"] += 1
+                self._counts[f"malformed:{record.topic}:{field_label(error.field)}"] += 1
         self._counts["malformed"] += len(bad)
         await asyncio.gather(*bad)
         return good

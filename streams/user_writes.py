@@ -7,6 +7,7 @@ batch can be applied again from the store's truth.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import orjson
 
 from encoder.incremental import EncodeRequest
 from index.keys import Keys
+from index.metrics import WorkerMetrics
 from index.records import (
     PROFILE,
     STATE,
@@ -84,7 +86,9 @@ class UserWriter:
         encoder: EncoderThread | None,
         settings: EngineSettings,
         counts: Counter[str],
+        metrics: WorkerMetrics,
     ) -> None:
+        self._metrics = metrics
         self._store, self._intake, self._encoder = store, intake, encoder
         self._settings, self._counts = settings, counts
         self._weights = [kind.weight for kind in rules.kinds]
@@ -210,7 +214,9 @@ class UserWriter:
         jobs = [(plan, user, t) for plan in plans for user, t in plan.touched.items() if t.encode]
         if not jobs:
             return
+        started = time.perf_counter()
         result = await self._encoder.encode([_request(plan.tenure.tag, user, t) for plan, user, t in jobs])
+        self._metrics.encoded(len(jobs), time.perf_counter() - started)
         for (_, _, touched), vectors, missing in zip(jobs, result.vectors, result.missing, strict=True):
             touched.vectors = encode_vectors(vectors, self._settings.half_vectors)
             touched.missing = missing

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,7 +19,7 @@ from faust.types import TP
 from index.store import FencedError, StoreUnavailableError
 from streams.claims import Claims
 from streams.engine import Engine, GapError, tag_of
-from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS, USERS, MalformedError, Record
 from streams.logs import LogLookup
 from streams.tenure import Tenure
 from streams.transport import PatientAssignor, StateConsumer, StateTransport, Wiring
@@ -194,6 +195,7 @@ class StreamWorker:
             batch = [record for record in batch if self._is_ours(record)]
             try:
                 await self.engine.apply(batch)
+                self._observe(batch)
                 return
             except GapError as gap:
                 log.info("%s", gap)
@@ -215,6 +217,14 @@ class StreamWorker:
                 if attempts > 2:
                     await self._apply_one_by_one(batch)
                     return
+
+    def _observe(self, batch: Sequence[Record]) -> None:
+        """How old the batch's clicks were when they became visible."""
+        now_ms = time.time() * 1000
+        for record in batch:
+            if record.topic == CLICKSTREAM:
+                sent_ms = next((float(value) for name, value in record.headers if name == SENT_MS), record.timestamp_ms)
+                self.engine.metrics.freshness.observe(max(0.0, now_ms - sent_ms))
 
     async def _apply_one_by_one(self, batch: Sequence[Record]) -> None:
         for record in batch:
