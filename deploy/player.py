@@ -50,6 +50,7 @@ class Pacer:
     def __init__(self, store: LiveStore, limit: int = PARTITION_BYTES) -> None:
         self._store, self._limit = store, limit
         self._flights: dict[tuple[str, int], _Flight] = {}
+        self._looked_s = 0.0
         self.waited_s = 0.0
 
     def note(self, topic: str, partition: int, size: int, future: Future[Acknowledged]) -> None:
@@ -88,8 +89,14 @@ class Pacer:
             await self.look()
             await asyncio.sleep(_POLL_S)
 
+    async def look_sometimes(self) -> None:
+        """`look`, at most once a second."""
+        if time.monotonic() - self._looked_s >= 1.0:
+            await self.look()
+
     async def look(self) -> None:
         """Forgets what the positions have passed. An unreachable store changes nothing."""
+        self._looked_s = time.monotonic()
         waiting = [where for where, flight in self._flights.items() if flight.records]
         keys = self._store.keys
         tags = [_SINGLE_TAGS.get(topic, partition_tag(partition)) for topic, partition in waiting]
@@ -173,6 +180,7 @@ class Player:
         for record in records:
             while (wait_s := timeline.wait_s(record.timestamp_ms)) > 0 and not stop.is_set():
                 await _pause(stop, min(wait_s, _CLOCK_S))
+                await self._pacer.look_sometimes()
                 if clock is not None:
                     await clock.publish(timeline.now_ms())
             if stop.is_set():

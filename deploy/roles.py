@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deploy.producer import EventProducer
 from deploy.running import log_to_stderr, on_signals, open_store, running
 from deploy.settings import Settings
 from encoder.serving import DOCUMENT, load_serving
 from index.store import LiveStore
+
+if TYPE_CHECKING:
+    from streams.engine import Engine
 
 
 def run_worker(settings: Settings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,14 @@ class LogInMemory:
         self.fail_at = fail_at
 
     def enqueue(
-        self, topic: str, key: bytes, value: bytes | None, partition: int, *, timestamp_ms: int | None
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes | None,
+        partition: int,
+        *,
+        timestamp_ms: int | None,
+        headers: Sequence[tuple[str, bytes]],
     ) -> Future[tuple[int, int]]:
         future: Future[tuple[int, int]] = Future()
         if self.fail_at is not None and len(self.records) >= self.fail_at:
