@@ -51,7 +51,6 @@ class Pacer:
         self._store, self._limit = store, limit
         self._flights: dict[tuple[str, int], _Flight] = {}
         self._looked_s = 0.0
-        self.waited_s = 0.0
 
     def note(self, topic: str, partition: int, size: int, future: Future[Acknowledged]) -> None:
         """A record is on its way to this partition. Topics that no worker applies are not paced."""
@@ -76,12 +75,10 @@ class Pacer:
         Raises:
             DeliveryError: Kafka refused an earlier record.
         """
-        started = time.monotonic()
         while self.full(topic, partition) and not stop.is_set():
             await self.look()
             if self.full(topic, partition):
                 await asyncio.sleep(_POLL_S)
-        self.waited_s += time.monotonic() - started
 
     async def drained(self, stop: asyncio.Event) -> None:
         """Waits until everything sent has been applied, or until `stop`."""

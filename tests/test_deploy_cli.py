@@ -1,0 +1,142 @@
+"""The command line from outside: help with an example, one clear line on bad input, and produce against a broker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from deploy.attach import attach, write_addresses
+from deploy.broker import Broker, topic_partitions
+from deploy.cli import COMMANDS, cli, run
+from deploy.produce import read_line
+from deploy.settings import load
+from index.keys import partition_of
+from streams.events import MalformedError, Rules
+
+CLICK = {"topic": "clickstream", "event_id": "e1", "user_id": "u1", "item_id": "i1", "kind": "view"}
+TS_MS = 1_700_000_000_000
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = CliRunner().invoke(cli, [command, "--help"])
+    assert done.exit_code == 0, done.output
+    assert "Example: " in done.output
+    assert f"perseid {command}" in done.output.split("Example: ")[1]
+
+
+def test_the_overview_names_the_commands_of_users() -> None:
+    done = CliRunner().invoke(cli, ["--help"])
+    assert all(f"\n  {name} " in done.output for name in set(COMMANDS) - {"traffic"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["fly"], 2, "No such command 'fly'"),
+        (["train", "/nowhere"], 2, "does not exist"),
+        (["up", "--data", "/nowhere"], 2, "does not exist"),
+        (["up", "--speed", "0"], 2, "0"),
+        (["produce", "--state", "/nowhere", os.devnull], 1, "no `perseid up` runs with this state folder"),
+        (["doctor", "--state", "/nowhere"], 1, "no `perseid up` runs with this state folder"),
+        (["traffic", __file__], 1, "is no traffic plan"),
+    ],
+)
+def test_bad_input_gives_a_status_and_one_clear_line(
+    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == status
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def test_an_unknown_setting_ends_a_command_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERSEID_PARTITION", "8")
+    assert run(["doctor"]) == 1
+    assert capsys.readouterr().err == "perseid: unknown setting PERSEID_PARTITION; did you mean PERSEID_PARTITIONS?\n"
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    code = (
+        "import sys, deploy.cli, deploy.commands_up, deploy.commands_roles, deploy.commands_data, deploy.attach;"
+        "print(sorted({'torch', 'faust', 'fastapi'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_addresses_of_a_running_up_are_private_and_the_environment_wins(tmp_path: Path) -> None:
+    settings = load({"PERSEID_REDIS": "redis://:pass word's@127.0.0.1:1/0", "PERSEID_PARTITIONS": "4"})
+    path = write_addresses(tmp_path, settings)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert attach({}, tmp_path) == settings
+    assert attach({"PERSEID_PARTITIONS": "8"}, tmp_path).partitions == 8
+
+
+def test_lines_are_checked_by_the_workers_rules() -> None:
+    rules = Rules()
+    topic, key, value = read_line(orjson.dumps({**CLICK, "ts_ms": TS_MS}), None, rules, TS_MS)
+    assert (topic, key) == ("clickstream", b"u1")
+    assert value is not None and orjson.loads(value)["item_id"] == "i1"
+    assert read_line(b'{"topic": "catalog", "key": "i1", "value": null}', None, rules, TS_MS) == (
+        "catalog",
+        b"i1",
+        None,
+    )
+    for line, field in [
+        (b"{", "value"),
+        (b"[]", "value"),
+        (b"{}", "topic"),
+        (orjson.dumps(CLICK), "ts_ms"),
+        (b'{"topic": "clickstream", "key": "u1", "value": null}', "value"),
+        (b'{"topic": "exposures"}', "topic"),
+    ]:
+        with pytest.raises(MalformedError) as caught:
+            read_line(line, None, rules, TS_MS)
+        assert caught.value.field == field
+
+
+def test_a_stamp_fills_in_time_and_event_id() -> None:
+    line = orjson.dumps({"user_id": "u", "item_id": "i", "kind": "view"})
+    first, second = (read_line(line, "clickstream", Rules(), TS_MS, stamp=True)[2] for _ in range(2))
+    assert first is not None and second is not None
+    assert orjson.loads(first)["ts_ms"] == TS_MS
+    assert orjson.loads(first)["event_id"] != orjson.loads(second)["event_id"]
+
+
+@pytest.fixture(scope="module")
+def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    broker = Broker(topic_partitions(8), tmp_path_factory.mktemp("broker") / "log")
+    yield broker.start()
+    broker.stop()
+
+
+def test_produce_reports_offsets_and_refused_lines(
+    bootstrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERSEID_KAFKA", bootstrap)
+    good = [{**CLICK, "event_id": f"e{n}", "ts_ms": TS_MS + n} for n in range(5)]
+    lines = [orjson.dumps(line) for line in good] + [
+        b"{",
+        b"",
+        orjson.dumps({**CLICK, "kind": "stare", "ts_ms": TS_MS}),
+    ]
+    (tmp_path / "events.jsonl").write_bytes(b"\n".join(lines))
+    assert run(["produce", "--each", str(tmp_path / "events.jsonl")]) == 1
+    shown = capsys.readouterr()
+    *each, summary = map(orjson.loads, shown.out.splitlines())
+    home = partition_of("u1", 8)
+    assert [(line["line"], line["partition"], line["offset"]) for line in each] == [(n + 1, home, n) for n in range(5)]
+    assert summary == {"sent": 5, "rejected": 2, "offsets": {"clickstream": {str(home): [0, 4]}}}
+    assert shown.err.splitlines()[0].startswith("line 6: value: not JSON")
+    assert shown.err.splitlines()[1].startswith("line 8: kind: unknown")

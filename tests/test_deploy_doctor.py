@@ -1,0 +1,125 @@
+"""The doctor on real servers, healthy and sick: what it sees, what it advises, and what it never shows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from deploy.broker import Broker, topic_partitions
+from deploy.cli import run
+from deploy.doctor import Finding, examine
+from deploy.redis_server import RedisServer
+from deploy.settings import Settings, load
+from encoder.artefact import save
+from encoder.config import preset
+from encoder.model import StarsEncoder
+from index.redis_store import RedisStore
+from streams.events import DEFAULT_KINDS
+
+
+@pytest.fixture(scope="module")
+def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    broker = Broker(topic_partitions(4), tmp_path_factory.mktemp("broker") / "log")
+    yield broker.start()
+    broker.stop()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(tmp_path_factory.mktemp("model")) / "m"
+    save(StarsEncoder(preset("nano", d_text=384)), folder, {"embedder": "minilm-l6-v2", "context_features": []})
+    return folder
+
+
+@pytest.fixture
+def settings(bootstrap: str, model: Path, redis_server: RedisServer) -> Settings:
+    environ = {"PERSEID_KAFKA": bootstrap, "PERSEID_REDIS": redis_server.url, "PERSEID_MODEL": str(model)}
+    return load({**environ, "PERSEID_PARTITIONS": "4", "PERSEID_PREFIX": "doctor"})
+
+
+def by_name(findings: list[Finding], name: str) -> list[Finding]:
+    return [finding for finding in findings if finding.name == name]
+
+
+def changed(settings: Settings, **values: object) -> Settings:
+    return load(settings.environment(), **values)
+
+
+def test_a_healthy_installation_has_nothing_wrong(settings: Settings) -> None:
+    findings = examine(settings)
+    assert [finding for finding in findings if finding.state == "wrong"] == []
+    assert "mockCluster" in by_name(findings, "kafka")[0].what
+    assert "6.2" in by_name(findings, "redis")[0].what or "7" in by_name(findings, "redis")[0].what
+    assert by_name(findings, "model")[0].what.startswith("m-")
+
+
+def test_nothing_shows_a_password(settings: Settings, redis_server: RedisServer) -> None:
+    secret = redis_server.url.split("@")[0].rpartition(":")[2]
+    wrong = changed(settings, redis=redis_server.url.replace(secret, "another-secret"))
+    shown = "\n".join(map(str, examine(settings) + examine(wrong)))
+    assert secret not in shown
+    assert "another-secret" not in shown
+    assert by_name(examine(wrong), "redis")[0].state == "wrong"
+
+
+def test_servers_that_are_not_there_come_with_a_remedy(settings: Settings, tmp_path: Path) -> None:
+    away = changed(settings, kafka="127.0.0.1:1", redis="redis://127.0.0.1:1/0", model=str(tmp_path))
+    findings = {finding.name: finding for finding in examine(away) if finding.state == "wrong"}
+    assert set(findings) == {"kafka", "redis", "model"}
+    assert "PERSEID_KAFKA" in findings["kafka"].remedy
+    assert "PERSEID_REDIS" in findings["redis"].remedy
+    assert "perseid train" in findings["model"].remedy
+
+
+def test_topics_with_another_partition_count_are_named(settings: Settings) -> None:
+    (topics,) = by_name(examine(changed(settings, partitions=8)), "topics")
+    assert topics.state == "wrong"
+    assert "clickstream has 4 partitions, not 8" in topics.what
+    assert "catalog" not in topics.what
+
+
+def test_a_redis_that_evicts_is_wrong(settings: Settings, redis_server: RedisServer) -> None:
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            findings = by_name(examine(settings), "redis")
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    assert any(finding.state == "wrong" and "noeviction" in finding.remedy for finding in findings)
+
+
+def test_a_live_state_of_another_shape_is_named(settings: Settings) -> None:
+    async def make() -> None:
+        store = RedisStore(settings.redis.get_secret_value(), changed(settings, prefix="other").keys())
+        await store.ensure_cluster(4, [kind.name for kind in DEFAULT_KINDS])
+        await store.close()
+
+    asyncio.run(make())
+    here = changed(settings, prefix="other")
+    assert by_name(examine(here), "state")[0].state == "ok"
+    fewer = by_name(examine(changed(here, partitions=2)), "state")
+    assert "PERSEID_PARTITIONS=4" in fewer[0].remedy
+    kinds = by_name(examine(changed(here, kinds="buy:1")), "state")
+    assert kinds[0].state == "wrong"
+
+
+def test_a_model_that_does_not_fit_is_named(settings: Settings) -> None:
+    wrong = [f for f in examine(changed(settings, embedders="other:100", kinds="buy:1")) if f.state == "wrong"]
+    assert {finding.name for finding in wrong} == {"model"}
+    assert "minilm-l6-v2:384" in wrong[0].remedy
+    assert "PERSEID_KINDS" in wrong[1].remedy
+
+
+def test_the_command_exits_with_one_when_something_is_wrong(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    assert run(["doctor"]) == 0
+    monkeypatch.setenv("PERSEID_KAFKA", "127.0.0.1:1")
+    assert run(["doctor"]) == 1
+    assert "WRONG  kafka" in capsys.readouterr().out
