@@ -54,7 +54,7 @@ def training_data(
         raise ValueError(f"{folder.name} has no event before {before_ms} on an item with a vector; nothing to train on")
     order = rows[np.argsort(folder.events.users[rows], kind="stable")]  # by (user, time)
     users, counts = np.unique(folder.events.users[order], return_counts=True)
-    known = [number for number in _known_items(folder, before_ms) if folder.item_ids[number] in set(vectors.item_ids)]
+    known = _known_items(folder, vectors, before_ms)
     place = np.full(len(folder.item_ids), -1, np.int32)
     place[known] = np.arange(len(known))
     user_ids = [folder.user_ids[user] for user in users]
@@ -74,9 +74,7 @@ def training_data(
 def _usable_rows(folder: Folder, vectors: ItemVectors, before_ms: int | None) -> tuple[NDArray[np.int64], int]:
     """Positions of the events to train on, in time order, and how many fall away for want of a vector."""
     stop, events = folder.events.before(before_ms), folder.events
-    has_vector = np.zeros(len(folder.item_ids) + 1, bool)  # the last entry serves the item -1 of a forget
-    vectored = set(vectors.item_ids)
-    has_vector[:-1] = [item_id in vectored for item_id in folder.item_ids]
+    has_vector = np.append(_vectored(folder, vectors), False)  # the last entry serves the item -1 of a forget
     clicks = (events.kinds[:stop] != FORGET_CODE) & (
         events.ts_ms[:stop] > _forgotten_ms(folder, stop)[events.users[:stop]]
     )
@@ -92,13 +90,19 @@ def _forgotten_ms(folder: Folder, stop: int) -> NDArray[np.int64]:
     return marks
 
 
-def _known_items(folder: Folder, before_ms: int | None) -> list[int]:
-    """Items that had become known, or were acted upon, before `before_ms`."""
+def _known_items(folder: Folder, vectors: ItemVectors, before_ms: int | None) -> list[int]:
+    """Items with a vector that had become known, or were acted upon, before `before_ms`."""
     stop = folder.events.before(before_ms)
     known = folder.arrivals_ms < before_ms if before_ms is not None else np.ones(len(folder.item_ids), bool)
     acted = folder.events.items[:stop]
     known[acted[acted >= 0]] = True
-    return [int(number) for number in np.flatnonzero(known)]
+    return [int(number) for number in np.flatnonzero(known & _vectored(folder, vectors))]
+
+
+def _vectored(folder: Folder, vectors: ItemVectors) -> NDArray[np.bool_]:
+    """Which items have a vector [items]."""
+    known = set(vectors.item_ids)
+    return np.array([item_id in known for item_id in folder.item_ids], bool)
 
 
 def _item_columns(folder: Folder, vectors: ItemVectors, known: Sequence[int]) -> dict[str, Any]:
