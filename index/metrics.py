@@ -7,8 +7,9 @@ label values. The same numbers travel in the role's heartbeat, so that `/v1/stat
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
@@ -17,27 +18,29 @@ from prometheus_client.registry import Collector
 # From half a millisecond, an event seen at once, to a minute, a worker that catches up.
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.5, 1, 5, 60)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-_RECENT = 2000  # latest events whose age makes the percentiles: four seconds at 500 events/s
+_RECENT = 2000  # at most so many of the latest events make the percentiles …
+_RECENT_S = 10.0  # … and none older: what a backlog cost is forgotten soon after it
 _FIELD = re.compile(r"[a-z_]{1,24}")
 
 
 class Freshness:
     """Ages of the latest events when they became visible: percentiles for heartbeats, a histogram for Prometheus."""
 
-    def __init__(self, histogram: Histogram) -> None:
-        self._histogram = histogram
-        self._recent: deque[float] = deque(maxlen=_RECENT)
+    def __init__(self, histogram: Histogram, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._histogram, self._now_s = histogram, monotonic_s
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # (when, age in ms)
 
     def observe(self, age_ms: float) -> None:
         """One event became visible `age_ms` after Kafka had acknowledged it."""
-        self._recent.append(age_ms)
+        self._recent.append((self._now_s(), age_ms))
         self._histogram.observe(age_ms / 1000)
 
     def percentiles(self) -> dict[str, float]:
-        """`p50` and `p99` in milliseconds over the latest events, and how many those are; empty when none came."""
-        if not self._recent:
+        """`p50` and `p99` in milliseconds over the events of the last seconds, and how many those are; empty if none."""
+        since = self._now_s() - _RECENT_S
+        ordered = sorted(age_ms for seen_s, age_ms in self._recent if seen_s >= since)
+        if not ordered:
             return {}
-        ordered = sorted(self._recent)
         last = len(ordered) - 1
         return {
             "p50": round(ordered[last // 2], 3),
@@ -117,9 +120,7 @@ class ApiMetrics:
         self._answers = Counter(
             "perseid_api_answers", "Recommendations by rung of the ladder.", ["served_by"], registry=registry
         )
-        self._exposures = Counter(
-            "perseid_api_exposures", "Exposure records by outcome.", ["outcome"], registry=registry
-        )
+        self._exposures = Counter("perseid_api_exposures", "Exposure records handed over.", registry=registry)
         self._refused = Counter("perseid_api_refused", "Requests not tried, by reason.", ["reason"], registry=registry)
         self._records = Counter(
             "perseid_api_records", "Records posted, by topic and outcome.", ["topic", "outcome"], registry=registry
@@ -144,11 +145,10 @@ class ApiMetrics:
         self._answers.labels(served_by).inc()
         self._add(served_by, 1)
 
-    def exposure(self, sent: bool) -> None:
-        """One exposure record, queued for Kafka or dropped because the queue was full."""
-        outcome = "sent" if sent else "dropped"
-        self._exposures.labels(outcome).inc()
-        self._add(f"exposures_{outcome}", 1)
+    def exposure(self) -> None:
+        """One exposure record was handed to Kafka's queue; how many were lost is the gauge `exposures_lost`."""
+        self._exposures.inc()
+        self._add("exposures", 1)
 
     def refused(self, reason: str) -> None:
         """One request that was not tried: `overload`, `not_ready`, `too_large`, `key`."""
@@ -182,6 +182,7 @@ _DEPLOYMENT: Mapping[str, tuple[str, list[str]]] = {
     "index_position": ("Item-log position that this process has applied.", []),
     "index_age_seconds": ("Time since this process last reached the end of the item log.", []),
     "users": ("Users in the live state.", []),
+    "exposures_lost": ("Exposure records of this process that Kafka did not get.", []),
     "redis_up": ("Whether the live state answered last.", []),
     "roles": ("Running processes by role.", ["role"]),
     "role_counter": ("Counters of the running processes of a role, summed.", ["role", "counter"]),
