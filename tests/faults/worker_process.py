@@ -1,0 +1,109 @@
+"""One worker in a process of its own, as small as it can be: the engine, the stream worker, and a status file.
+
+Runs below a fork server that has the imports already, so that a killed worker's successor starts at once. Mutations
+(`tests.faults.mutations`) are applied here and nowhere else. It does not know which fault it is part of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from deploy.producer import EventProducer
+from index.keys import Keys
+from index.redis_store import RedisStore
+from index.store import Commit
+from streams.engine import Engine
+from streams.events import Rules
+from streams.outlet import KafkaOutlet
+from streams.worker import StreamWorker, WorkerSettings
+from tests.faults.mutations import mutated_store
+
+RULES = Rules(embedders={"toy": 4})
+STATUS_S = 0.02  # how often the status file is renewed; a case that waits for it polls at the same pace
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What a worker needs to know; `mutation` names one of `tests.faults.mutations`, "" is the real thing."""
+
+    name: str
+    bootstrap: str
+    redis_url: str
+    prefix: str
+    partitions: int
+    session_s: float
+    folder: Path
+    mutation: str = ""
+    max_batch: int = 512
+    write_delay_s: float = 0.0  # a slow store makes a backlog last as long as a fault needs, until `hurry` exists
+
+    @property
+    def status(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def hurry(self) -> Path:
+        return self.folder / "hurry"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+
+def run(options: WorkerOptions) -> None:
+    """Entry point of the process."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a harness that dies leaves no workers
+    with options.log.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    asyncio.run(_serve(options))
+
+
+async def _serve(options: WorkerOptions) -> None:
+    store = mutated_store(options.mutation, options.redis_url, Keys(options.prefix))
+    _slow_down(store, options)
+    producer = EventProducer(options.bootstrap)
+    engine = Engine(store, RULES, options.partitions, KafkaOutlet(producer.send))
+    settings = WorkerSettings(options.bootstrap, session_s=options.session_s, max_batch=options.max_batch)
+    worker = StreamWorker(engine, settings)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    telling = asyncio.create_task(_tell(worker, options.status))
+    try:
+        await worker.run()
+    finally:
+        telling.cancel()
+        await store.close()
+        producer.close()
+
+
+def _slow_down(store: RedisStore, options: WorkerOptions) -> None:
+    commit = store.commit
+
+    async def slow(commits: Sequence[Commit]) -> None:
+        if not options.hurry.exists():
+            await asyncio.sleep(options.write_delay_s)
+        await commit(commits)
+
+    if options.write_delay_s:
+        store.commit = slow  # type: ignore[method-assign]
+
+
+async def _tell(worker: StreamWorker, path: Path) -> None:
+    """Says which tags are claimed and settled, and the counters."""
+    part = path.with_suffix(".part")
+    while True:
+        tags = sorted(set(worker.engine.tenures) - worker.claims.unsettled)
+        part.write_bytes(orjson.dumps({"tags": tags, "counts": {str(k): v for k, v in worker.engine.counts.items()}}))
+        part.replace(path)
+        await asyncio.sleep(STATUS_S)
