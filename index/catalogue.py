@@ -1,0 +1,327 @@
+"""All items this process can recommend: columns by label for filters and hard rules, records, and the search index.
+
+Assumes one writer (a follower of the item log) that delivers whole records; readers may be other threads. Labels are
+dense small integers that stay inside `index`. Records are kept as JSON bytes: parsed dictionaries would take four times
+the memory and only the shown items are ever needed.
+It does not know users, scores or how records arrive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from index.filters import Filter, Label, LabelField, Mask, NumberField, mask
+from index.hnsw import HnswIndex
+from index.records import ItemRecord, Vector
+from index.search import Labels, SearchIndex
+
+_ALWAYS_MS, _NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends
+_FIRST_CAPACITY = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item as this process knows it.
+
+    `catalogue` is None for a withdrawn item; `tags` came with its vector; `position` is that of the item log.
+    """
+
+    item_id: str
+    position: int
+    catalogue: Mapping[str, Any] | None
+    tags: tuple[str, ...]
+    embedder: str | None
+    has_vector: bool
+    vector_pending: bool
+
+    @property
+    def title(self) -> str:
+        return str(self.catalogue.get("title", "")) if self.catalogue else ""
+
+
+class Catalogue:
+    """Items of one model version.
+
+    Args:
+        model: version whose retrieval vectors the records carry.
+        dim: their length d.
+        search: the index to fill; an `HnswIndex`, which scans while the vectors are small, unless given.
+    """
+
+    def __init__(self, model: str, dim: int, search: SearchIndex | None = None) -> None:
+        self.model, self.dim = model, dim
+        self.search: SearchIndex = search or HnswIndex(dim)
+        self.position = 0  # highest item-log position applied
+        self._lock = threading.RLock()
+        self._label: dict[str, int] = {}
+        self._ids: list[str] = []  # by label; "" is free
+        self._bodies: list[bytes | None] = []  # by label
+        self._free: list[int] = []
+        self._postings: dict[tuple[LabelField, str], _Posting] = {}
+        self._columns = _Numbers(_FIRST_CAPACITY)
+
+    def __len__(self) -> int:
+        """Items with a catalogue record."""
+        return int(np.count_nonzero(self._columns.listed[: self.size]))
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._label
+
+    @property
+    def size(self) -> int:
+        """Number of labels; the length of every mask."""
+        return len(self._ids)
+
+    def apply(self, records: Sequence[ItemRecord]) -> None:
+        """Takes over records; one whose position is not higher than the item's present one is ignored."""
+        with self._lock:
+            latest = {record.item_id: record for record in sorted(records, key=lambda record: record.position)}
+            newer = [record for record in latest.values() if record.position > self.position_of(record.item_id)]
+            self._check(newer)
+            labels = [self._replace(record) for record in newer]
+            self._move_vectors(labels, newer)
+            self.position = max([self.position, *(record.position for record in newer)])
+            self._release(newer)
+
+    def reset(self, item_ids: Set[str]) -> None:
+        """A new item log begins, whose positions are not comparable: drops all items but these, which stay usable."""
+        with self._lock:
+            gone = [item_id for item_id in self._label if item_id not in item_ids]
+            empty = [ItemRecord(item_id, 0, None, None, (), None, None, None, None) for item_id in gone]
+            labels = [self._replace(record) for record in empty]
+            self._move_vectors(labels, empty)
+            self._release(empty)
+            self._columns.position[: self.size] = -1
+            self.position = 0
+
+    def get(self, item_id: str) -> Item | None:
+        """The item, or None when this process has never heard of it."""
+        with self._lock:
+            label = self._label.get(item_id)
+            if label is None:
+                return None
+            body = self._bodies[label]
+            position, has_vector = int(self._columns.position[label]), bool(self._columns.vector[label])
+        catalogue, tags, embedder, pending = orjson.loads(body) if body else (None, (), None, True)
+        return Item(item_id, position, catalogue, tuple(tags), embedder, has_vector, pending)
+
+    def position_of(self, item_id: str) -> int:
+        """Item-log position of the item's record; −1 when unknown."""
+        label = self._label.get(item_id)
+        return -1 if label is None else int(self._columns.position[label])
+
+    def item_ids(self) -> list[str]:
+        """All items known, also withdrawn ones."""
+        with self._lock:
+            return list(self._label)
+
+    def vector(self, item_id: str) -> Vector | None:
+        """The item's retrieval vector [d], or None."""
+        label = self._label.get(item_id)
+        if label is None or not self._columns.vector[label]:
+            return None
+        return np.array(self.search.vectors([label])[0])
+
+    def hard_mask(self, now_ms: int) -> Mask:
+        """[size] items that may be shown at all: listed, in stock, inside their time window and with a vector."""
+        with self._lock:
+            columns, size = self._columns, self.size
+            shown = columns.stock[:size] & columns.vector[:size]
+            shown &= columns.starts[:size] <= now_ms
+            shown &= columns.ends[:size] > now_ms
+            return shown
+
+    def filter_mask(self, tree: Filter) -> Mask:
+        """[size] items that a client's filter lets pass."""
+        with self._lock:
+            return mask(tree, self)
+
+    def similar(self, item_id: str, count: int, now_ms: int, tree: Filter | None = None) -> list[tuple[str, float]]:
+        """The nearest other items that may be shown, with their cosines; empty when the item has no vector."""
+        vector = self.vector(item_id)
+        if vector is None:
+            return []
+        allowed = self.hard_mask(now_ms)
+        if tree is not None:
+            allowed &= self.filter_mask(tree)[: len(allowed)]
+        allowed[self.labels_of([item_id])] = False
+        labels, scores = self.search.search(vector[None], count, allowed)
+        return list(zip(self.ids_of(labels[0]), scores[0].tolist(), strict=True))
+
+    def labels_of(self, item_ids: Iterable[str]) -> Labels:
+        """Labels [m] of those of the items that are known."""
+        found = [label for label in map(self._label.get, item_ids) if label is not None]
+        return np.array(found, np.int64)
+
+    def ids_of(self, labels: Labels) -> list[str]:
+        """Item ids of labels [m]."""
+        ids = self._ids
+        return [ids[label] for label in labels.tolist()]
+
+    def holders(self, field: LabelField, value: str) -> Label:
+        """Labels of the items that have `value` in `field` (for `index.filters`)."""
+        if field == "item_id":
+            return self.labels_of([value]).astype(np.int32)
+        posting = self._postings.get((field, value))
+        return posting.labels() if posting else np.zeros(0, np.int32)
+
+    def regionless(self) -> Mask:
+        """[size] items without regions."""
+        return self._columns.regionless[: self.size]
+
+    def numbers(self, field: NumberField) -> NDArray[Any]:
+        """[size] price (float64), starts or ends (int64 ms)."""
+        column: NDArray[Any] = getattr(self._columns, field)
+        return column[: self.size]
+
+    def available(self) -> Mask:
+        """[size] the catalogue's flag; False for withdrawn items."""
+        return self._columns.stock[: self.size]
+
+    def close(self) -> None:
+        """Ends background work of the search index."""
+        self.search.close()
+
+    def _check(self, records: Sequence[ItemRecord]) -> None:
+        for record in records:
+            if record.retrieval is not None and record.retrieval.shape != (self.dim,):
+                raise ValueError(
+                    f"item {record.item_id!r} has a retrieval vector {record.retrieval.shape}, model {self.model} has "
+                    f"({self.dim},): read the vectors of this model version"
+                )
+
+    def _replace(self, record: ItemRecord) -> int:
+        label = self._label.get(record.item_id)
+        if label is None:
+            label = self._new_label(record.item_id)
+        else:
+            for key in _values_of(self._bodies[label]):
+                self._postings[key].remove(label)
+                if not len(self._postings[key]):
+                    del self._postings[key]
+        body = _body(record)
+        self._bodies[label] = body
+        for key in _values_of(body):
+            self._postings.setdefault(key, _Posting()).add(label)
+        self._columns.set(label, record)
+        return label
+
+    def _new_label(self, item_id: str) -> int:
+        if self._free:
+            label = self._free.pop()
+            self._ids[label] = item_id
+        else:
+            label = len(self._ids)
+            self._columns.make_room(label + 1)
+            self._ids.append(item_id)
+            self._bodies.append(None)
+        self._label[item_id] = label
+        return label
+
+    def _move_vectors(self, labels: Sequence[int], records: Sequence[ItemRecord]) -> None:
+        given = [(label, record.retrieval) for label, record in zip(labels, records, strict=True)]
+        present = [(label, vector) for label, vector in given if vector is not None]
+        if present:
+            self.search.upsert([label for label, _ in present], np.stack([vector for _, vector in present]))
+        absent = [label for label, vector in given if vector is None]
+        if absent:
+            self.search.remove(absent)
+
+    def _release(self, records: Sequence[ItemRecord]) -> None:
+        """Frees the labels of items of which nothing is left."""
+        for record in records:
+            if record.catalogue is None and record.retrieval is None and record.embedder is None:
+                label = self._label.pop(record.item_id)
+                self._ids[label] = ""
+                self._free.append(label)
+
+
+class _Numbers:
+    """Columns by label, grown ahead of need."""
+
+    def __init__(self, capacity: int) -> None:
+        self.position = np.full(capacity, -1, np.int64)
+        self.price = np.full(capacity, np.nan)
+        self.starts = np.full(capacity, _ALWAYS_MS, np.int64)
+        self.ends = np.full(capacity, _NEVER_MS, np.int64)
+        self.listed, self.stock, self.vector, self.regionless = np.zeros((4, capacity), np.bool_)
+
+    def make_room(self, size: int) -> None:
+        capacity = len(self.position)
+        if size <= capacity:
+            return
+        larger = _Numbers(max(size, capacity * 3 // 2))
+        for name, column in vars(self).items():
+            getattr(larger, name)[:capacity] = column
+        vars(self).update(vars(larger))
+
+    def set(self, label: int, record: ItemRecord) -> None:
+        fields = record.catalogue or {}
+        price, starts, ends = fields.get("price"), fields.get("starts_ms"), fields.get("ends_ms")
+        self.position[label] = record.position
+        self.price[label] = np.nan if price is None else price
+        self.starts[label] = _ALWAYS_MS if starts is None else starts
+        self.ends[label] = _NEVER_MS if ends is None else ends
+        self.listed[label] = record.catalogue is not None
+        self.stock[label] = record.catalogue is not None and fields.get("available") is not False
+        self.vector[label] = record.retrieval is not None
+        self.regionless[label] = record.catalogue is not None and not fields.get("regions")
+
+
+class _Posting:
+    """Labels of the items that share one value: an int32 array with room, four bytes per item."""
+
+    __slots__ = ("_count", "_labels")
+
+    def __init__(self) -> None:
+        self._labels: Label = np.zeros(4, np.int32)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def labels(self) -> Label:
+        return self._labels[: self._count]
+
+    def add(self, label: int) -> None:
+        if self._count == len(self._labels):
+            self._labels = np.concatenate((self._labels, np.zeros(max(4, self._count // 2), np.int32)))
+        self._labels[self._count] = label
+        self._count += 1
+
+    def remove(self, label: int) -> None:
+        at = int(np.flatnonzero(self.labels() == label)[0])
+        self._count -= 1
+        self._labels[at] = self._labels[self._count]
+
+
+def _body(record: ItemRecord) -> bytes | None:
+    """What `get` and the postings need of a record, as JSON."""
+    if record.catalogue is None and record.embedder is None and not record.tags:
+        return None
+    # A record read without its text vector cannot tell by itself whether it has one.
+    hashes = record.vector_hash, record.text_hash
+    differs = None not in hashes and hashes[0] != hashes[1]
+    return orjson.dumps((record.catalogue, record.tags, record.embedder, record.retrieval is None or differs))
+
+
+def _values_of(body: bytes | None) -> set[tuple[LabelField, str]]:
+    """(field, value) pairs that a record is found by; tags of the catalogue and those that came with the vector."""
+    if body is None:
+        return set()
+    catalogue, tags, _, _ = orjson.loads(body)
+    fields = catalogue or {}
+    found: set[tuple[LabelField, str]] = {("tags", tag) for tag in (*tags, *(fields.get("tags") or ()))}
+    found.update(("category", value) for value in fields.get("category") or ())
+    found.update(("region", value) for value in fields.get("regions") or ())
+    for field in ("brand", "subclass"):
+        if fields.get(field):
+            found.add((field, fields[field]))
+    return found
