@@ -22,6 +22,8 @@ from pathlib import Path
 
 import orjson
 import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from deploy.attach import FILE, write_addresses
 from deploy.broker import Broker, topic_partitions
@@ -32,12 +34,15 @@ from deploy.shop import Shop
 from deploy.statusline import StatusLine, describe, fetch, is_ok, phase
 from deploy.traffic import TrafficPlan
 from encoder.serving import read_document
+from index.keys import partition_tag
+from index.records import STATE, decode_state
 
 TRAIN_SECONDS = 45.0  # the first answer has to come within three minutes, texts and start included
 DATA_SPLIT = 0.8  # share of a data folder's events to train on; the rest is live traffic
 HISTORY_DAYS = 60
 _READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
 _HOUR_MS = 3_600_000
+_LOOKED_AT = 8  # partitions, and users of each, among which the example is found
 _ROLES = ("worker", "embed", "api", "traffic")
 
 
@@ -156,7 +161,8 @@ def _servers(
         server = RedisServer(settings.state / f"redis-{plan.key}", append_only=True)
         stack.callback(server.stop)
         found["redis"] = server.start()
-        with redis.Redis.from_url(server.url) as client:
+        # Half a minute of patience: a long append-only file may still be loading.
+        with redis.Redis.from_url(server.url, retry=Retry(ConstantBackoff(0.1), 300)) as client:
             client.delete(settings.keys().roles())  # processes of an earlier start
     settings = load(settings.environment() | {f"{PREFIX}{name.upper()}": value for name, value in found.items()})
     kafka, live = settings.kafka.get_secret_value(), public_address(settings.redis.get_secret_value())
@@ -213,16 +219,18 @@ def _introduce(settings: Settings, url: str, line: StatusLine) -> bool:
 
 
 def example_user(settings: Settings) -> str | None:
-    """The user with the latest event, of any partition; None while there is none."""
+    """A user with recent events; None while there is none."""
+    keys, best = settings.keys(), (0, "")
     with redis.Redis.from_url(settings.redis.get_secret_value(), socket_timeout=1.0) as client:
         try:
-            for partition in range(settings.partitions):
-                found = client.zrevrange(settings.keys().users(f"p{partition}"), 0, 0)
-                if found:
-                    return str(found[0].decode())
+            for tag in map(partition_tag, range(min(settings.partitions, _LOOKED_AT))):
+                for user in client.zrevrange(keys.users(tag), 0, _LOOKED_AT):
+                    times = decode_state(client.hget(keys.user(tag, user.decode()), STATE)).ts_ms
+                    if times:
+                        best = max(best, (times[-1], user.decode()))
         except redis.RedisError:
-            pass
-    return None
+            return None
+    return best[1] or None
 
 
 def _command(*arguments: str) -> tuple[str, ...]:
