@@ -270,6 +270,7 @@ class StreamWorker:
                     mine = {tp.topic: end for tp, end in ends.items() if tag_of(*tp) == tag}
                     caught_up = all(tenure.positions[topic] >= end for topic, end in mine.items())
                     if mine and not await self.engine.store.beat(tag, tenure.token, mine, caught_up):
+                        self.engine.counts["fenced"] += 1
                         self.claims.again(tag, claim=True)
                 turn += 1
                 if turn % 10 == 0:

@@ -22,6 +22,7 @@ _HALVES_BEFORE_DEATH = 30  # writes of clicks by this worker before it dies betw
 _COMPARISONS = (
     "if stored[1] ~= token then return {'token', stored[2] or '0'} end",
     "if stored[2] ~= expected then return {'position', stored[2] or '0'} end",
+    "if redis.call('HGET', owner, 'token') ~= ARGV[2] then return {'token'} end",
 )
 
 
