@@ -1,0 +1,223 @@
+"""Asks before it is told: what would have been recommended just before a click, by the code that answers clients.
+
+Reads the user from the live state, ranks with `index.query` over a catalogue that follows the item log, and sets the
+popularity of the last days beside it: same candidates, history removed. Nothing is exposed. It does not apply events;
+`streams.replay` does, after the question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from context.features import is_active
+from index.api_model import ServedModel
+from index.catalogue import Catalogue
+from index.follower import ItemFollower
+from index.live_user import LiveUser, UserReader
+from index.popularity import Popularity
+from index.query import ContextView, Query, UserView, Weights, recommend
+from index.records import ItemRecord, event_hash
+from index.store import LiveStore
+from streams.comparison import Comparison, history_slice
+from streams.encoder_thread import EncoderThread
+from streams.events import Click, Rules
+from streams.metrics import DAY_MS, RecentPopularity
+
+BASELINE = "recent popularity"
+Slot = Literal["next", "general", "mixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskSettings:
+    """Which questions are asked, and how their lists are scored."""
+
+    slots: tuple[Slot, ...] = ("mixed", "next")
+    ks: tuple[int, ...] = (5, 10, 20)
+    start_ms: int | None = None  # earlier events are applied without a question
+    every: int = 1  # of the events that could be asked about, only each n-th is
+    repeats: bool = False  # True: also ask about items the user has seen, and leave those in the lists
+    baseline_ms: int = 7 * DAY_MS
+    # An API process sums popularity every few seconds; here: not more often than this many events or event time.
+    popularity_ms: int = 60_000
+    popularity_events: int = 25
+
+
+class Candidates:
+    """Sink of the item log that feeds the catalogue, the baseline's candidates and the encoder's removals alike."""
+
+    def __init__(self, catalogue: Catalogue, baseline: RecentPopularity, encoder: EncoderThread | None) -> None:
+        self.catalogue, self._baseline, self._encoder = catalogue, baseline, encoder
+        self._windows: dict[str, tuple[int | None, int | None]] = {}  # items with a start or an end
+        self._listed: set[str] = set()
+
+    def apply(self, records: Sequence[ItemRecord]) -> None:
+        self.catalogue.apply(records)
+        for record in records:
+            fields = record.catalogue or {}
+            listed = record.catalogue is not None and record.retrieval is not None
+            self._know(record.item_id, listed and fields.get("available") is not False)
+            window = fields.get("starts_ms"), fields.get("ends_ms")
+            if window != (None, None):
+                self._windows[record.item_id] = window
+            else:
+                self._windows.pop(record.item_id, None)
+        removed = [record for record in records if record.embedder is None]
+        if self._encoder is not None and removed:
+            self._encoder.apply(removed)
+
+    def reset(self, item_ids: Set[str]) -> None:
+        self.catalogue.reset(item_ids)
+        for item_id in self._listed - item_ids:
+            self._know(item_id, False)
+
+    def outside(self, now_ms: int) -> set[str]:
+        """Items whose time window is not open at `now_ms`."""
+        return {
+            item_id
+            for item_id, (starts_ms, ends_ms) in self._windows.items()
+            if (starts_ms is not None and now_ms < starts_ms) or (ends_ms is not None and now_ms >= ends_ms)
+        }
+
+    def can_show(self, item_id: str, now_ms: int) -> bool:
+        """Whether the item could be in a list at `now_ms`."""
+        return item_id in self._listed and item_id not in self.outside(now_ms)
+
+    @property
+    def size(self) -> int:
+        return len(self._listed)
+
+    def _know(self, item_id: str, shown: bool) -> None:
+        self._baseline.know(item_id, shown)
+        (self._listed.add if shown else self._listed.discard)(item_id)
+
+
+class Asker:
+    """Asks questions of a live state.
+
+    Args:
+        model: what is served; its vectors are read.
+        encoder: told of items that lose their vector, as a worker's would be.
+    """
+
+    def __init__(
+        self,
+        store: LiveStore,
+        model: ServedModel,
+        rules: Rules,
+        partitions: int,
+        bucket_ms: int,
+        settings: AskSettings | None = None,
+        encoder: EncoderThread | None = None,
+        weights: Weights | None = None,
+    ) -> None:
+        self.settings = settings or AskSettings()
+        if self.settings.every < 1:
+            raise ValueError(f"every is {self.settings.every}; 1 asks about each event, 10 about each tenth")
+        self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
+        self._weights = weights or Weights()
+        self._positive = [kind.weight > 0 for kind in rules.kinds]
+        self._reader = UserReader(store, partitions, model.version, model.dim)
+        self._popularity = Popularity(store)
+        self._baseline = RecentPopularity(self.settings.baseline_ms)
+        self._candidates = Candidates(Catalogue(model.version, model.dim), self._baseline, encoder)
+        self._follower = ItemFollower(store, model.version, self._candidates)
+        self._due, self._refreshed_ms, self._since_refresh = 0, -1, 0
+        self.skipped: Counter[str] = Counter()  # events that no question was asked about, by reason
+        self.targets: Counter[str] = Counter()  # questions whose target no list could hold
+        self.comparison = Comparison((*self.settings.slots, BASELINE), self.settings.ks)
+
+    def wants(self, click: Click, now_ms: int) -> bool:
+        """Whether to ask about a click that arrives at `now_ms`; counts it as skipped otherwise."""
+        reason = None
+        if self.settings.start_ms is not None and now_ms < self.settings.start_ms:
+            reason = "before the start"
+        elif not self._positive[click.kind]:
+            reason = "not a choice"
+        else:
+            self._due += 1
+            reason = None if self._due % self.settings.every == 0 else "between questions"
+        if reason is not None:
+            self.skipped[reason] += 1
+        return reason is None
+
+    async def items_changed(self) -> None:
+        """Takes over what the item log holds by now."""
+        await self._follower.catch_up()
+
+    def observe(self, click: Click, now_ms: int) -> None:
+        """Tells the baseline what was chosen."""
+        self._since_refresh += 1
+        if self._positive[click.kind]:
+            self._baseline.add(click.item_id, now_ms)
+
+    async def ask(self, click: Click, now_ms: int) -> None:
+        """Asks for lists as of `now_ms`, before `click` is applied, and scores them against its item.
+
+        Raises:
+            StoreUnavailableError: nothing was scored.
+        """
+        user = await self._reader.read(click.user_id, click.location or None)
+        view = UserView(user.vectors, frozenset(user.state.items), user.state.purchases)
+        bought_ms = now_ms - self._weights.purchase_ms
+        seen = view.window | {item for item, ts_ms in view.purchases.items() if ts_ms > bought_ms}
+        reason = self._not_new(click, user, seen)
+        if reason is not None:
+            self.skipped[reason] += 1
+            return
+        await self._refresh(now_ms)
+        lists = self._lists(user, view, now_ms)
+        without = self._candidates.outside(now_ms) | (set() if self.settings.repeats else seen)
+        lists[BASELINE] = self._baseline.top(max(self.settings.ks), now_ms, without)
+        if not self._candidates.can_show(click.item_id, now_ms):
+            known = click.item_id in self._candidates.catalogue
+            self.targets["not to be shown" if known else "not in the catalogue"] += 1
+        self.comparison.add(lists, click.item_id, history_slice(len(user.state.items)))
+
+    def result(self) -> dict[str, Any]:
+        """The comparison's result, with what was not asked and what could not be found."""
+        return {
+            **self.comparison.result(self._candidates.size),
+            "skipped": dict(self.skipped),
+            "targets_out_of_reach": dict(self.targets),
+        }
+
+    def close(self) -> None:
+        """Ends background work of the search index."""
+        self._candidates.catalogue.close()
+
+    def _not_new(self, click: Click, user: LiveUser, seen: Set[str]) -> str | None:
+        if click.ts_ms <= user.state.forgotten_ms:
+            return "forgotten"
+        if user.state.remembers(event_hash(click.event_id)):
+            return "sent before"
+        return "seen before" if not self.settings.repeats and click.item_id in seen else None
+
+    def _lists(self, user: LiveUser, view: UserView, now_ms: int) -> dict[str, list[str]]:
+        """Ranked ids of each slot, as the API would answer."""
+        record = user.context if is_active(user.context, now_ms) else None
+        offset = self._model.offset.offset(now_ms, record)
+        promotions = (record or {}).get("promotions") or ()
+        context = ContextView(user.location, offset.delta if offset.applied else None, promotions)
+        count, repeats, catalogue = max(self.settings.ks), self.settings.repeats, self._candidates.catalogue
+        found = {
+            slot: recommend(
+                Query(count, slot, include_seen=repeats),
+                view,
+                catalogue,
+                context,
+                self._popularity,
+                now_ms,
+                self._weights,
+            )
+            for slot in self.settings.slots
+        }
+        return {slot: [entry.item_id for entry in answer.items] for slot, answer in found.items()}
+
+    async def _refresh(self, now_ms: int) -> None:
+        elapsed = self._refreshed_ms < 0 or now_ms - self._refreshed_ms >= self.settings.popularity_ms
+        if self._refreshed_ms < 0 or (elapsed and self._since_refresh >= self.settings.popularity_events):
+            await self._popularity.refresh(self._partitions, self._bucket_ms, now_ms)
+            self._refreshed_ms, self._since_refresh = now_ms, 0
