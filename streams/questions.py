@@ -195,26 +195,20 @@ class Asker:
             return "sent before"
         return "seen before" if not self.settings.repeats and click.item_id in seen else None
 
-    def _lists(self, user: LiveUser, view: UserView, now_ms: int) -> dict[str, list[str]]:
+    def _lists(self, user: LiveUser, view: UserView, now_ms: int) -> dict[str, Sequence[str]]:
         """Ranked ids of each slot, as the API would answer."""
         record = user.context if is_active(user.context, now_ms) else None
         offset = self._model.offset.offset(now_ms, record)
         promotions = (record or {}).get("promotions") or ()
         context = ContextView(user.location, offset.delta if offset.applied else None, promotions)
-        count, repeats, catalogue = max(self.settings.ks), self.settings.repeats, self._candidates.catalogue
-        found = {
-            slot: recommend(
-                Query(count, slot, include_seen=repeats),
-                view,
-                catalogue,
-                context,
-                self._popularity,
-                now_ms,
-                self._weights,
+        found: dict[str, Sequence[str]] = {}
+        for slot in self.settings.slots:
+            query = Query(max(self.settings.ks), slot, include_seen=self.settings.repeats)
+            answer = recommend(
+                query, view, self._candidates.catalogue, context, self._popularity, now_ms, self._weights
             )
-            for slot in self.settings.slots
-        }
-        return {slot: [entry.item_id for entry in answer.items] for slot, answer in found.items()}
+            found[slot] = [entry.item_id for entry in answer.items]
+        return found
 
     async def _refresh(self, now_ms: int) -> None:
         elapsed = self._refreshed_ms < 0 or now_ms - self._refreshed_ms >= self.settings.popularity_ms

@@ -61,16 +61,17 @@ class SilentOutlet:
 
 @dataclass(frozen=True, slots=True)
 class Covers:
-    """From where to where a source reads one partition; the log's own first offset is `first`."""
+    """Offsets of one partition: its log holds first..log_end, of which start..end are read (ends excluded)."""
 
     first: int
     start: int
     end: int
+    log_end: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What a replay did. `complete`: every log was read from offset 0, so the digest may be compared with the live one."""
+    """What a replay did. `complete`: all logs were read from offset 0 to their end, so the digest equals the live one."""
 
     source: str
     complete: bool
@@ -88,7 +89,7 @@ class ReplayReport:
         return {
             "source": self.source,
             "complete": self.complete,
-            "covers": {name: [c.first, c.start, c.end] for name, c in self.covers.items()},
+            "covers": {name: [c.first, c.start, c.end, c.log_end] for name, c in self.covers.items()},
             "records": dict(self.records),
             "counts": dict(sorted(self.counts.items())),
             "dead_letters": dict(self.dead_letters),
@@ -178,7 +179,7 @@ async def replay(
     covers = covers or {}
     return ReplayReport(
         source=source,
-        complete=all(c.start == 0 for c in covers.values()),
+        complete=all(c.start == 0 and c.end == c.log_end for c in covers.values()),
         covers=covers,
         records=dict(feeder.fed),
         counts=dict(engine.counts),
