@@ -24,6 +24,7 @@ from index.search import Labels, SearchIndex
 
 _ALWAYS_MS, _NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends
 _FIRST_CAPACITY = 1024
+_APPLY_RECORDS = 64  # per lock, about two milliseconds: how long a query in another thread may have to wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +81,24 @@ class Catalogue:
         return len(self._ids)
 
     def apply(self, records: Sequence[ItemRecord]) -> None:
-        """Takes over records; one whose position is not higher than the item's present one is ignored."""
-        with self._lock:
-            latest = {record.item_id: record for record in sorted(records, key=lambda record: record.position)}
-            newer = [record for record in latest.values() if record.position > self.position_of(record.item_id)]
-            self._check(newer)
-            labels = [self._replace(record) for record in newer]
-            self._move_vectors(labels, newer)
-            self.position = max([self.position, *(record.position for record in newer)])
-            self._release(newer)
+        """Takes over records; one whose position is not higher than the item's present one is ignored.
+
+        Raises:
+            ValueError: a retrieval vector is not of this model's length; nothing is changed.
+        """
+        self._check(records)
+        latest = {record.item_id: record for record in sorted(records, key=lambda record: record.position)}
+        newer = [record for record in latest.values() if record.position > self.position_of(record.item_id)]
+        for at in range(0, len(newer), _APPLY_RECORDS):
+            with self._lock:
+                self._take(newer[at : at + _APPLY_RECORDS])
 
     def reset(self, item_ids: Set[str]) -> None:
         """A new item log begins, whose positions are not comparable: drops all items but these, which stay usable."""
         with self._lock:
             gone = [item_id for item_id in self._label if item_id not in item_ids]
             empty = [ItemRecord(item_id, 0, None, None, (), None, None, None, None) for item_id in gone]
-            labels = [self._replace(record) for record in empty]
-            self._move_vectors(labels, empty)
-            self._release(empty)
+            self._take(empty)
             self._columns.position[: self.size] = -1
             self.position = 0
 
@@ -196,6 +197,12 @@ class Catalogue:
                     f"item {record.item_id!r} has a retrieval vector {record.retrieval.shape}, model {self.model} has "
                     f"({self.dim},): read the vectors of this model version"
                 )
+
+    def _take(self, records: Sequence[ItemRecord]) -> None:
+        labels = [self._replace(record) for record in records]
+        self._move_vectors(labels, records)
+        self.position = max([self.position, *(record.position for record in records)])
+        self._release(records)
 
     def _replace(self, record: ItemRecord) -> int:
         label = self._label.get(record.item_id)

@@ -74,9 +74,7 @@ class HnswIndex(ExactIndex):
         self._rebuild = False
         self.recall: float | None = None  # of the last canary
         self._wake, self._closed = threading.Event(), threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="hnsw-keeper", daemon=True)
-        if background:
-            self._keeper.start()
+        self._background, self._keeper = background, threading.Thread(target=self._keep, name="hnsw", daemon=True)
 
     @property
     def has_graph(self) -> bool:
@@ -138,13 +136,19 @@ class HnswIndex(ExactIndex):
     def rebuild(self) -> None:
         """Asks the keeper to build the graph anew."""
         self._rebuild = True
-        self._wake.set()
+        self._call_keeper()
 
     def close(self) -> None:
         self._closed.set()
         self._wake.set()
         if self._keeper.is_alive():
             self._keeper.join()
+
+    def _call_keeper(self) -> None:
+        self._wake.set()
+        # Started when first needed: most catalogues are small and never have a graph.
+        if self._background and self._keeper.ident is None and not self._closed.is_set():
+            self._keeper.start()
 
     def _keep(self) -> None:
         while not self._closed.is_set():
@@ -192,7 +196,7 @@ class HnswIndex(ExactIndex):
         self._outside[rows] = True
         self._delta += len(rows)
         if self._delta >= _DELTA_ROWS or self._must_build():
-            self._wake.set()
+            self._call_keeper()
 
     def _grow(self, capacity: int) -> None:
         super()._grow(capacity)
