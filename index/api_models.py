@@ -135,17 +135,23 @@ class RecommendationsRequest(BaseModel):
     )
 
 
+class Neighbour(_Shape):
+    item_id: str
+    score: float = Field(description="cosine")
+    title: str | None = None
+
+
 class SimilarAnswer(BaseModel):
     item_id: str
     model: str
     index: IndexState
-    items: list[Recommended]
+    items: list[Neighbour]
 
     model_config = _example(
         item_id="i7",
         model="m-0a1b2c3d",
         index={"items": 3012, "position": 9120, "age_ms": 12.0},
-        items=[{"item_id": "i9", "score": 0.91, "slot": "next", "title": "Iced coffee"}],
+        items=[{"item_id": "i9", "score": 0.91, "title": "Iced coffee"}],
     )
 
 

@@ -36,7 +36,7 @@ class Freshness:
         self._histogram.observe(age_ms / 1000)
 
     def percentiles(self) -> dict[str, float]:
-        """`p50` and `p99` in milliseconds over the events of the last seconds, and how many those are; empty if none."""
+        """`p50` and `p99` in milliseconds over the latest events, and their number; empty if none."""
         since = self._now_s() - _RECENT_S
         ordered = sorted(age_ms for seen_s, age_ms in self._recent if seen_s >= since)
         if not ordered:
