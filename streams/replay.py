@@ -71,7 +71,7 @@ class Covers:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What a replay did. `complete`: all logs were read from offset 0 to their end, so the digest equals the live one."""
+    """What a replay did. `complete`: all logs were read from 0 to their end, so the digest equals the live one."""
 
     source: str
     complete: bool
@@ -161,10 +161,10 @@ async def replay(
     engine: Engine,
     outlet: SilentOutlet,
     asker: Asker | None = None,
-    covers: Mapping[str, Covers] | None = None,
+    covers: Callable[[], Mapping[str, Covers]] = dict,
     progress: Callable[[Record], None] | None = None,
 ) -> ReplayReport:
-    """Applies all records, asks about clicks as `asker` wants, and reports.
+    """Applies all records, asks about clicks as `asker` wants, and reports; `covers` says afterwards what was read.
 
     Raises:
         StoreUnavailableError: the live state did not answer; a replay begins anew then.
@@ -176,11 +176,11 @@ async def replay(
         if progress is not None:
             progress(record)
     await feeder.flush()
-    covers = covers or {}
+    read = covers()
     return ReplayReport(
         source=source,
-        complete=all(c.start == 0 and c.end == c.log_end for c in covers.values()),
-        covers=covers,
+        complete=all(c.start == 0 and c.end == c.log_end for c in read.values()),
+        covers=read,
         records=dict(feeder.fed),
         counts=dict(engine.counts),
         dead_letters=dict(outlet.dead_letters),
