@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -45,10 +45,14 @@ class Pacer:
     Args:
         store: where workers keep their positions.
         limit: bytes that may be unapplied per partition.
+
+    `logs` names the log of each topic that is sent to: a position in another log (an earlier broker's, until a worker
+    has claimed the new one) says nothing. Topics without an entry are not checked.
     """
 
     def __init__(self, store: LiveStore, limit: int = PARTITION_BYTES) -> None:
         self._store, self._limit = store, limit
+        self.logs: Mapping[str, str] = {}
         self._flights: dict[tuple[str, int], _Flight] = {}
         self._looked_s = 0.0
 
@@ -99,12 +103,14 @@ class Pacer:
         tags = [_SINGLE_TAGS.get(topic, partition_tag(partition)) for topic, partition in waiting]
         try:
             found = await self._store.read(
-                [(keys.owner(tag), [f"pos:{topic}"]) for tag, (topic, _) in zip(tags, waiting, strict=True)]
+                [(keys.owner(tag), [f"pos:{t}", f"log:{t}"]) for tag, (t, _) in zip(tags, waiting, strict=True)]
             )
         except StoreUnavailableError:
             return
-        for where, (position,) in zip(waiting, found, strict=True):
-            _forget(self._flights[where], int(position or 0))
+        for where, (position, log) in zip(waiting, found, strict=True):
+            expected = self.logs.get(where[0])
+            if expected is None or log == expected.encode():
+                _forget(self._flights[where], int(position or 0))
 
 
 def _forget(flight: _Flight, position: int) -> None:

@@ -23,9 +23,10 @@ from deploy.settings import Settings
 from deploy.shop import Shop, ShopRecord
 from index.keys import partition_of
 from index.store import LiveStore
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors, SourceRecord, records
+from streams.logs import LogLookup
 
 HISTORY_EVENTS = 200  # of a user: the window, more would be cut away
 MOST_EVENTS = 150_000  # of all users together, so that a large folder does not delay the start by minutes
@@ -94,6 +95,8 @@ class Traffic:
             DeliveryError: Kafka refused a record.
             ValueError: the folder cannot be read.
         """
+        lookup = LogLookup(self._settings.kafka.get_secret_value())
+        self.pacer.logs = {topic: str(log) for topic, log in (await lookup.identities(CONSUMED)).items()}
         folder = await asyncio.to_thread(read_folder, Path(self._plan.folder), self._settings.rules())
         cluster = self._store.keys.cluster()
         loaded, clock_ms = (await self._store.read([(cluster, ["loaded", "clock_ms"])]))[0]

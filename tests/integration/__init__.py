@@ -1,0 +1,1 @@
+"""Tests that talk to running processes from outside."""

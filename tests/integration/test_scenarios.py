@@ -1,0 +1,206 @@
+"""The product from outside: Kafka in, HTTP out, against the processes of `perseid up` and the shop's own truth."""
+
+from __future__ import annotations
+
+import random
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+import pytest
+from confluent_kafka import Producer
+
+from deploy.shop import Shop
+from tests.integration.live import Live, click, new_id
+
+USERS = 20
+VISIBLE_S = 20.0  # for what has no stated limit here (embedding a text on two busy cores)
+
+
+def send(live: Live, topic: str, key: str, *bodies: dict[str, Any] | None) -> list[Any]:
+    """Produces by kafka-python and waits for the acknowledgements."""
+    producer = live.producer()
+    values = [None if body is None else orjson.dumps(body) for body in bodies]
+    futures = [producer.send(topic, key=key.encode(), value=value) for value in values]
+    found = [future.get(10) for future in futures]
+    producer.close()
+    return found
+
+
+def available(live: Live, items: Iterable[str], count: int, rng: random.Random) -> list[str]:
+    """Some items of a list that can be recommended now."""
+    found: list[str] = []
+    for item in rng.sample(sorted(items), len(list(items))):
+        record = live.get(f"/v1/items/{item}")
+        if record["catalogue"] is not None and record["catalogue"]["available"]:
+            found.append(item)
+            if len(found) == count:
+                break
+    return found
+
+
+def recommended(answer: dict[str, Any]) -> list[str]:
+    return [entry["item_id"] for entry in answer["items"]]
+
+
+def after(live: Live, user: str, event: str, **query: Any) -> dict[str, Any]:
+    """The answer that includes an event; `after` waits 100 ms, busy machines get a few of those."""
+    found: dict[str, Any] = live.until(
+        lambda: (answer := live.recommend(user, after=event, **query))["as_of"]["includes_after"] and answer,
+        5.0,
+        f"{event} is applied",
+    )
+    return found
+
+
+def test_a_new_user_is_understood_after_three_views_and_followed_when_they_turn(live: Live, shop: Shop) -> None:
+    rng, categories = random.Random(1), shop.categories
+    shares: list[int] = []
+    turned: list[int] = []
+    producer = live.producer()
+    for n in range(USERS):
+        user = new_id("new")
+        first, second = rng.sample(categories, 2)
+        for category, into in ((first, shares), (second, turned)):
+            events = [click(user, item) for item in available(live, shop.items_of(category), 3, rng)]
+            for event in events:
+                producer.send("clickstream", key=user.encode(), value=orjson.dumps(event)).get(10)
+            answer = after(live, user, events[-1]["event_id"], count=10)
+            assert answer["served_by"] == "personal", (n, answer)
+            of = Counter(shop.category_of(item) for item in recommended(answer))
+            into.append(of[category])
+    producer.close()
+    assert sum(shares) / USERS >= 7, shares
+    assert sum(turned) / USERS >= 7, turned
+
+
+def test_events_from_another_partitioner_reach_their_user(live: Live, shop: Shop) -> None:
+    rng = random.Random(2)
+    # librdkafka's default partitioner is not Kafka's: most of these land in foreign partitions and are forwarded.
+    producer = Producer({"bootstrap.servers": live.kafka})
+    users = [new_id("elsewhere") for _ in range(8)]
+    before = _counter(live, "misrouted")
+    last = {}
+    for user in users:
+        for item in available(live, shop.items_of(shop.categories[0]), 3, rng):
+            event = click(user, item)
+            producer.produce("clickstream", orjson.dumps(event), user.encode())
+            last[user] = event["event_id"]
+    assert producer.flush(10) == 0
+    for user in users:
+        answer = after(live, user, last[user], count=10)
+        assert answer["served_by"] == "personal"
+    live.until(lambda: _counter(live, "misrouted") > before, 5.0, "misrouted records are counted")
+
+
+def _counter(live: Live, name: str) -> int:
+    return int(live.get("/v1/status")["counters"].get(name, 0))
+
+
+def test_a_new_item_is_found_withdrawn_sold_out_and_relisted(live: Live, shop: Shop) -> None:
+    rng = random.Random(3)
+    category = shop.categories[1]
+    known = shop.items_of(category)
+    user, item = new_id("taste"), shop.new_item(category, int(time.time() * 1000))
+    body = {**item, "item_id": new_id("fresh"), "ts_ms": int(time.time() * 1000)}
+    fresh = str(body["item_id"])
+    same = [other for other in known if shop.subclass_of(other) == item.get("subclass")]
+    events = [click(user, other) for other in available(live, same or known, 3, rng)]
+    send(live, "clickstream", user, *events)
+    send(live, "catalog", fresh, body)
+
+    def listed() -> bool:
+        return fresh in recommended(live.recommend(user, count=200))
+
+    live.until(listed, VISIBLE_S, "a new item is embedded, tagged, indexed and recommended")
+    record = live.get(f"/v1/items/{fresh}")
+    assert record["tags"], record
+
+    for change in ({**body, "available": False}, None):
+        position = _change(live, fresh, change)
+        answer = live.recommend(user, count=200)
+        assert answer["index"]["position"] >= position and fresh not in recommended(answer)
+        _change(live, fresh, body)
+        live.until(listed, 2.0, "a relisted item is back at once")
+
+
+def _change(live: Live, item: str, body: dict[str, Any] | None) -> int:
+    """Produces a catalogue change and waits until the API knows it; returns its item-log position."""
+    before = live.get(f"/v1/items/{item}")["position"]
+    send(live, "catalog", item, body)
+    return int(
+        live.until(lambda: (p := live.get(f"/v1/items/{item}")["position"]) > before and p, 5.0, f"{item} changes")
+    )
+
+
+def test_a_heat_wave_moves_the_next_answer_there_and_nowhere_else_until_it_ends(live: Live, shop: Shop) -> None:
+    rng = random.Random(4)
+    weather = {"heat_wave": True, "temp_c": 35.0, "condition": "clear"}
+    favoured = shop.favoured_category(weather)
+    here, there = new_id("hot"), new_id("mild")
+    others = [category for category in shop.categories if category != favoured]
+    users = []
+    for _ in range(USERS):
+        user = new_id("walker")
+        events = [click(user, item) for item in available(live, shop.items_of(rng.choice(others)), 3, rng)]
+        send(live, "clickstream", user, *events)
+        after(live, user, events[-1]["event_id"])
+        users.append(user)
+
+    def share(location: str) -> list[int]:
+        lists = [recommended(live.recommend(user, count=10, location=location)) for user in users]
+        return [sum(shop.category_of(item) == favoured for item in items) for items in lists]
+
+    calm_here, calm_there = share(here), share(there)
+    now = int(time.time() * 1000)
+    until = now + 20_000
+    send(live, "context", here, {"location": here, "ts_ms": now, "valid_until_ms": until, "weather": weather})
+    shown = live.until(
+        lambda: (
+            (answer := live.recommend(users[0], count=10, location=here, explain=True))["context"]["ts_ms"] == now
+            and answer
+        ),
+        5.0,
+        "the context is applied",
+    )
+    applied = {entry["feature"]: entry["strength"] for entry in shown["context"]["applied"]}
+    assert applied["weather.heat_wave=true"] > 0, applied
+    hot_here, hot_there = share(here), share(there)
+    assert time.time() * 1000 < until, "the machine was too slow for this test's heat wave"
+    assert hot_there == calm_there
+    gain = (sum(hot_here) - sum(calm_here)) / USERS
+    assert gain >= 2, (gain, calm_here, hot_here)
+    time.sleep(max(0.0, until / 1000 - time.time()) + 0.05)
+    assert share(here) == calm_here
+    assert live.recommend(users[0], location=here)["context"]["ts_ms"] is None
+
+
+def test_forgotten_users_are_strangers_also_for_late_clicks(live: Live, shop: Shop) -> None:
+    rng = random.Random(5)
+    user = new_id("leaver")
+    items = available(live, shop.items_of(shop.categories[2]), 3, rng)
+    events = [click(user, item) for item in items]
+    send(live, "clickstream", user, *events)
+    send(live, "users", user, {"user_id": user, "ts_ms": int(time.time() * 1000), "numeric": {"age": 30}})
+    after(live, user, events[-1]["event_id"])
+    live.call("DELETE", f"/v1/users/{user}")
+    live.until(lambda: live.recommend(user)["served_by"] == "popular", 5.0, "the user is forgotten")
+    late = click(user, items[0], ts_ms=events[0]["ts_ms"] - 1000)
+    send(live, "clickstream", user, late)
+    live.until(lambda: _counter(live, "forgotten") > 0, 5.0, "the late click is seen and ignored")
+    assert live.recommend(user)["served_by"] == "popular"
+    record = live.get(f"/v1/users/{user}")
+    assert not record["events"] and record["profile"] is None and record["forgotten_ms"], record
+
+
+def test_strangers_get_a_list_and_bad_requests_are_problems(live: Live) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        live.recommend("anybody", count=100_000)
+    problem = orjson.loads(caught.value.read())
+    assert caught.value.code == 400 and problem["title"]
+    assert caught.value.headers["content-type"].startswith("application/problem+json")
+    strangers = live.recommend(new_id("stranger"), count=5)
+    assert strangers["served_by"] == "popular" and len(strangers["items"]) == 5
