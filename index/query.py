@@ -1,26 +1,34 @@
-"""From two user vectors to a list: sources, rules, score, slots. The function `recommend` is the architecture.
+"""From two user vectors to a list: sources, rules, scores, slots. The function `recommend` is the architecture.
 
 Pure on what it is given: vectors, a catalogue, a context, popularity and the time. Rules and filters are part of the
-search, so a list is never short while enough allowed items exist. It does not read stores, expose or speak HTTP.
+search, so a list is never short while enough allowed items exist. Re-scoring is bounded and comes after the search, so
+that popularity and promotions never bend the vector space.
+It does not read stores, know events or speak HTTP.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
 from index.catalogue import Catalogue
-from index.filters import Filter, Mask
+from index.filters import Filter, LabelField, Mask
 from index.popularity import Popularity
 from index.records import Vector
+from index.search import Labels
 
 Slot = Literal["next", "general", "popular"]
 _SLOTS: tuple[Slot, ...] = ("next", "general")  # in the order of a user's vectors
-_EXTRA = 3  # candidates fetched per wanted item and slot: re-scoring moves items up by a few places
+_TARGETS: Mapping[str, LabelField] = {"item": "item_id", "category": "category", "tag": "tags"}
+_DEPTH, _MARGIN = 2, 40  # candidates per source: this many per wanted item and more; re-scoring moves a few places
+_FEW = 1000  # allowed items that are cheaper to rank one by one than to look for in the popular list
+_MAX_PROMOTIONS = 256  # read from one context record, as for its features
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ class UserView:
 
 @dataclass(frozen=True, slots=True)
 class ContextView:
-    """Δ [d] of time and place, and the location's promotions."""
+    """Δ [d] of time and place, and the location's promotions, as in a context record that has not expired."""
 
     location: str = ""
     delta: Vector | None = None
@@ -74,10 +82,11 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Recommendations:
-    """The list, and how many items each rule removed."""
+    """The list, how many items each rule removed, and how many candidates each source found."""
 
     items: list[Ranked]
     removed: Mapping[str, int]
+    retrieved: Mapping[str, int] = field(default_factory=dict)
 
 
 def recommend(
@@ -91,119 +100,84 @@ def recommend(
 ) -> Recommendations:
     """The `query.count` best items for a user, or all that are allowed when there are fewer.
 
-    Without user vectors the list is by popularity; a personal list that runs out of vectors is filled up by it too.
+    An item's score is h·v + Δ·v + popularity + promotions, with v its vector and h the user's of the slot. Without
+    user vectors h is zero and popularity counts in full. Ties are broken by item id.
     """
     weights = weights or Weights()
     allowed, removed = _allowed(query, user, catalogue, now_ms, weights)
-    scorer = _Scorer(catalogue, context, popularity, weights, now_ms)
-    lists = [
-        scorer.rank(vector, slot, allowed, query.count)
-        for slot, vector in zip(_SLOTS, _vectors(user, context), strict=False)
-        if query.slot in (slot, "mixed")
-    ]
-    chosen = _round_robin(lists, query.count)
-    if len(chosen) < query.count:
-        taken = {ranked.item_id for ranked in chosen}
-        chosen += scorer.popular(allowed, taken, query.count - len(chosen))
-    return Recommendations(chosen, removed)
-
-
-def _vectors(user: UserView, context: ContextView) -> Vector | tuple[()]:
-    """User vectors moved by the context, [2, d]; none for a stranger."""
+    slots, aims = _aims(query, user, catalogue.dim)
+    boosts = _boosts(catalogue, context.promotions, len(allowed), now_ms, weights)
+    sources = _Sources(catalogue, popularity, context, allowed, query.count)
     if user.vectors is None:
-        return ()
-    return user.vectors if context.delta is None else user.vectors + context.delta
+        found = {"popular": sources.popular(allowed), "promoted": sources.popular(_promoted(allowed, boosts))}
+        found["context"] = sources.nearest(None if context.delta is None else context.delta[None], allowed)
+        share = 1.0
+    else:
+        moved = aims if context.delta is None else aims + context.delta
+        found = {slot: sources.nearest(moved[at : at + 1], allowed) for at, slot in enumerate(slots)}
+        found |= {"promoted": sources.nearest(moved, _promoted(allowed, boosts)), "popular": sources.top()}
+        share = weights.popularity
+    pool = _Pool(catalogue, np.unique(np.concatenate(list(found.values()))))
+    pool.add("cosine", pool.vectors @ aims.T)
+    pool.add("context", None if context.delta is None else pool.vectors @ context.delta)
+    pool.add("popularity", share * popularity.shares(pool.item_ids, context.location))
+    pool.add("promotion", None if boosts is None else boosts[pool.labels])
+    items = _round_robin([pool.ranked(at) for at in range(len(slots))], query.count)
+    return Recommendations(
+        [pool.entry(place, slots[at], at) for place, at in items],
+        removed,
+        {name: len(labels) for name, labels in found.items()},
+    )
+
+
+def _aims(query: Query, user: UserView, dim: int) -> tuple[tuple[Slot, ...], Vector]:
+    """The slots of the list and the user's vector of each, [slots, d]; a stranger has one, zero."""
+    if user.vectors is None:
+        return ("popular",), np.zeros((1, dim), np.float32)
+    wanted = [at for at, slot in enumerate(_SLOTS) if query.slot in (slot, "mixed")]
+    return tuple(_SLOTS[at] for at in wanted), user.vectors[wanted]
 
 
 def _allowed(
     query: Query, user: UserView, catalogue: Catalogue, now_ms: int, weights: Weights
 ) -> tuple[Mask, dict[str, int]]:
     """[size] items that may be listed, and how many each rule took out of what the one before had left."""
-    allowed = catalogue.hard_mask(now_ms).copy()
-    removed = {"rules": len(catalogue) - int(allowed.sum())}
+    allowed = catalogue.hard_mask(now_ms)
+    left = int(np.count_nonzero(allowed))
+    removed = {"rules": max(0, len(catalogue) - left)}
 
-    def take_out(name: str, change: Mask | None, items: AbstractSet[str]) -> None:
-        before = int(allowed.sum())
-        if change is not None:
-            size = min(len(change), len(allowed))
-            allowed[:size] &= change[:size]
-            allowed[size:] = False
+    def take_out(name: str, items: AbstractSet[str]) -> None:
+        nonlocal left
         labels = catalogue.labels_of(items)
         allowed[labels[labels < len(allowed)]] = False
-        removed[name] = before - int(allowed.sum())
+        before, left = left, int(np.count_nonzero(allowed))
+        removed[name] = before - left
 
     if query.tree is not None:
-        take_out("filter", catalogue.filter_mask(query.tree), frozenset())
+        np.logical_and(allowed, catalogue.filter_mask(query.tree)[: len(allowed)], out=allowed)
+        take_out("filter", frozenset())
     if not query.include_seen:
         bought = {item for item, ts_ms in user.purchases.items() if ts_ms > now_ms - weights.purchase_ms}
-        take_out("seen", None, user.window | bought)
+        take_out("seen", user.window | bought)
     if query.exclude:
-        take_out("excluded", None, query.exclude)
+        take_out("excluded", query.exclude)
     return allowed, removed
 
 
-class _Scorer:
-    """Scores candidates of one query."""
-
-    def __init__(
-        self, catalogue: Catalogue, context: ContextView, popularity: Popularity, weights: Weights, now_ms: int
-    ) -> None:
-        self._catalogue, self._context, self._weights = catalogue, context, weights
-        self._popularity, self._popular = popularity, popularity.scores(context.location)
-        self._most = max(self._popular.values(), default=0.0)
-        self._promotions = [p for p in context.promotions if _running(p, now_ms)]
-
-    def rank(self, vector: Vector, slot: Slot, allowed: Mask, count: int) -> list[Ranked]:
-        """Candidates nearest to a vector [d], re-scored, best first; ties by id. Promoted items are candidates too."""
-        labels, cosines = self._catalogue.search.search(vector[None], count * _EXTRA, allowed)
-        scored = dict(zip(labels[0].tolist(), cosines[0].tolist(), strict=True))
-        for label in self._promoted(allowed):
-            if label not in scored:
-                scored[label] = float(self._catalogue.search.vectors([label])[0] @ vector)
-        ids = self._catalogue.ids_of(np.fromiter(scored, np.int64, len(scored)))
-        ranked = [
-            self._scored(item_id, label, slot, score)
-            for item_id, (label, score) in zip(ids, scored.items(), strict=True)
-        ]
-        return sorted(ranked, key=lambda entry: (-entry.score, entry.item_id))[:count]
-
-    def popular(self, allowed: Mask, taken: AbstractSet[str], count: int) -> list[Ranked]:
-        """The most popular allowed items, then the others in the order of their ids."""
-        found: list[Ranked] = []
-        known = self._popularity.top(self._context.location)
-        rest = sorted(set(self._catalogue.ids_of(np.flatnonzero(allowed))) - set(known)) if count else []
-        for item_id in (*known, *rest):
-            labels = self._catalogue.labels_of([item_id])
-            if len(found) == count:
-                break
-            if item_id not in taken and len(labels) and labels[0] < len(allowed) and allowed[labels[0]]:
-                parts = {"popularity": self._share(item_id)}
-                found.append(Ranked(item_id, parts["popularity"], "popular", parts))
-        return found
-
-    def _scored(self, item_id: str, label: int, slot: Slot, score: float) -> Ranked:
-        parts = {"cosine": score, "popularity": self._weights.popularity * self._share(item_id)}
-        if self._context.delta is not None:
-            parts["context"] = float(self._catalogue.search.vectors([label])[0] @ self._context.delta)
-            parts["cosine"] -= parts["context"]
-        if self._promotions:
-            parts["promotion"] = self._promotion(item_id)
-        return Ranked(item_id, sum(parts.values()), slot, parts)
-
-    def _share(self, item_id: str) -> float:
-        """0 for an item nobody touched, 1 for the most popular one."""
-        return float(np.log1p(self._popular.get(item_id, 0.0)) / np.log1p(self._most)) if self._most else 0.0
-
-    def _promotion(self, item_id: str) -> float:
-        item = self._catalogue.get(item_id)
-        strength = sum(float(p.get("strength", 1.0)) for p in self._promotions if item and _targets(p, item))
-        limit = self._weights.promotion_limit
-        return min(limit, max(-limit, self._weights.promotion * strength))
-
-    def _promoted(self, allowed: Mask) -> list[int]:
-        """Labels of allowed items that are promoted by name."""
-        named = [str(p["item"]) for p in self._promotions if p.get("item")]
-        return [label for label in self._catalogue.labels_of(named).tolist() if label < len(allowed) and allowed[label]]
+def _boosts(
+    catalogue: Catalogue, promotions: Sequence[Mapping[str, Any]], size: int, now_ms: int, weights: Weights
+) -> Vector | None:
+    """[size] what the promotions of items, categories and tags that run now add, bounded; None without any."""
+    boosts: Vector | None = None
+    for promotion in islice(promotions, _MAX_PROMOTIONS):
+        if not _running(promotion, now_ms):
+            continue
+        boosts = np.zeros(size, np.float32) if boosts is None else boosts
+        for name, target in _TARGETS.items():
+            if promotion.get(name):
+                labels = catalogue.labels_with(target, str(promotion[name]))
+                boosts[labels[labels < size]] += weights.promotion * float(promotion.get("strength", 1.0))
+    return None if boosts is None else np.clip(boosts, -weights.promotion_limit, weights.promotion_limit)
 
 
 def _running(promotion: Mapping[str, Any], now_ms: int) -> bool:
@@ -211,24 +185,90 @@ def _running(promotion: Mapping[str, Any], now_ms: int) -> bool:
     return (starts_ms is None or starts_ms <= now_ms) and (ends_ms is None or now_ms < ends_ms)
 
 
-def _targets(promotion: Mapping[str, Any], item: Any) -> bool:
-    fields = item.catalogue or {}
-    return (
-        promotion.get("item") == item.item_id
-        or promotion.get("category") in (fields.get("category") or ())
-        or promotion.get("tag") in (*item.tags, *(fields.get("tags") or ()))
-    )
+def _promoted(allowed: Mask, boosts: Vector | None) -> Mask | None:
+    """[size] allowed items that promotions push up, which may lie far from the user; None if there are none."""
+    promoted = None if boosts is None else allowed & (boosts > 0)
+    return promoted if promoted is not None and promoted.any() else None
 
 
-def _round_robin(lists: Sequence[Sequence[Ranked]], count: int) -> list[Ranked]:
-    """One item of each list in turn, each item once (STARS, arXiv 2512.10149, serving)."""
-    chosen: dict[str, Ranked] = {}
-    places = [iter(ranked) for ranked in lists]
-    while places and len(chosen) < count:
-        for place in list(places):
-            fresh = next((entry for entry in place if entry.item_id not in chosen), None)
-            if fresh is None:
-                places.remove(place)
-            elif len(chosen) < count:
-                chosen[fresh.item_id] = fresh
-    return list(chosen.values())
+class _Sources:
+    """Where candidates come from. Each source gives labels [m] of items that a mask allows."""
+
+    def __init__(
+        self, catalogue: Catalogue, popularity: Popularity, context: ContextView, allowed: Mask, count: int
+    ) -> None:
+        self._catalogue, self._popularity, self._location = catalogue, popularity, context.location
+        self._allowed, self._depth = allowed, _DEPTH * count + _MARGIN
+
+    def nearest(self, aims: Vector | None, mask: Mask | None) -> Labels:
+        """The nearest to each of aims [q, d]."""
+        if aims is None or mask is None:
+            return np.zeros(0, np.int64)
+        return np.unique(self._catalogue.search.search(aims, self._depth, mask)[0])
+
+    def top(self) -> Labels:
+        """What is allowed of the very most popular."""
+        return self._known(self._popularity.top(self._location)[: self._depth], self._allowed)
+
+    def popular(self, mask: Mask | None) -> Labels:
+        """The most popular, then the others in the order of their ids; as many as wanted or all there are."""
+        if mask is None:
+            return np.zeros(0, np.int64)
+        if np.count_nonzero(mask) <= _FEW:
+            return np.flatnonzero(mask)
+        top, at, step = self._popularity.top(self._location), 0, 4 * self._depth
+        found = np.zeros(0, np.int64)
+        while at < len(top) and len(found) < self._depth:
+            found = np.concatenate((found, self._known(top[at : at + step], mask)))
+            at, step = at + step, 2 * step
+        return np.concatenate((found, self._others(mask, found))) if len(found) < self._depth else found
+
+    def _others(self, mask: Mask, found: Labels) -> Labels:
+        rest = mask.copy()
+        rest[found] = False
+        ids = self._catalogue.ids_of(np.flatnonzero(rest))
+        return self._catalogue.labels_of(heapq.nsmallest(self._depth - len(found), ids))
+
+    def _known(self, item_ids: Sequence[str], mask: Mask) -> Labels:
+        labels = self._catalogue.labels_of(item_ids)
+        labels = labels[labels < len(mask)]
+        return labels[mask[labels]]
+
+
+class _Pool:
+    """All candidates of one query with the parts of their scores, for every slot."""
+
+    def __init__(self, catalogue: Catalogue, labels: Labels) -> None:
+        self.labels = labels  # [m]
+        self.item_ids = catalogue.ids_of(labels)
+        self.vectors: Vector = catalogue.search.vectors(labels)  # [m, d]
+        self._parts: dict[str, Any] = {}  # each [m] or [m, slots]
+
+    def add(self, name: str, part: Any) -> None:
+        """A summand of every score, [m] or [m, slots]; None is left out."""
+        if part is not None:
+            self._parts[name] = part if part.ndim == 2 else part[:, None]
+
+    def ranked(self, slot: int) -> list[int]:
+        """Places of the candidates in the pool, best first by the score of a slot; ties by item id."""
+        scores = sum(part[:, min(slot, part.shape[1] - 1)].astype(np.float64) for part in self._parts.values())
+        by_place = np.asarray(scores).tolist()
+        return sorted(range(len(self.labels)), key=lambda place: (-by_place[place], self.item_ids[place]))
+
+    def entry(self, place: int, slot: Slot, at: int) -> Ranked:
+        """The candidate as an entry of the list."""
+        parts = {name: float(part[place, min(at, part.shape[1] - 1)]) for name, part in self._parts.items()}
+        return Ranked(self.item_ids[place], sum(parts.values()), slot, parts)
+
+
+def _round_robin(lists: Sequence[Sequence[int]], count: int) -> list[tuple[int, int]]:
+    """(place, list) of one candidate of each list in turn, each once (STARS, arXiv 2512.10149, serving)."""
+    chosen: dict[int, int] = {}
+    left = [iter(ranked) for ranked in lists]
+    for _ in range(count):
+        turn = len(chosen) % len(lists)
+        place = next((place for place in left[turn] if place not in chosen), None)
+        if place is None:
+            break
+        chosen[place] = turn
+    return list(chosen.items())
