@@ -214,6 +214,15 @@ def test_missing_items_are_reported_and_encoded_once_known() -> None:
     assert_equal_to_whole(made, [request(1, events, 5)])
 
 
+def test_a_late_event_before_an_item_that_became_known() -> None:
+    made = encoder()
+    events = [*history(5), ("later-1", 0, START_MS + 10**10)]
+    made.encode([request(1, events)])
+    made.items.put(["later-1"], vectors(1, 9), [["blue"]])
+    late = [*events[:2], ("item-7", 1, events[1][2]), *events[2:]]
+    assert_equal_to_whole(made, [request(1, late, 2)])
+
+
 def test_more_keys_than_slots_in_one_batch() -> None:
     made = encoder(users=3)
     batch = [request(user, history(3 + user % 5, user)) for user in range(10)]
