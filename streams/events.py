@@ -356,8 +356,10 @@ def _vector_entry(body: _Body, rules: Rules) -> Event:
     vector = _vector(body.body.get("vector"))
     if vector.shape != (dim,):
         raise MalformedError("vector", f"has {vector.size} numbers, {embedder} has {dim}")
-    if not np.isfinite(vector).all() or not np.any(vector):
-        raise MalformedError("vector", "holds a non-finite number or only zeros")
+    with np.errstate(over="ignore", under="ignore"):
+        length = float(np.dot(vector, vector))  # in fp32, as whoever normalises it will have it
+    if not 0 < length < math.inf:
+        raise MalformedError("vector", "has no finite length above zero in 32-bit floats")
     return VectorEntry(item_id, embedder, vector, tuple(body.labels("tags")), body.label("text_hash") or None)
 
 
@@ -378,7 +380,8 @@ def _context_entry(body: _Body, rules: Rules) -> Event:
     valid_until_ms = body.integer("valid_until_ms")
     if valid_until_ms is None:
         raise MalformedError("valid_until_ms", "missing")
-    promotions = body.body.get("promotions") or []
+    promotions = body.body.get("promotions")
+    promotions = [] if promotions is None else promotions
     if not isinstance(promotions, list) or not all(isinstance(entry, dict) for entry in promotions):
         raise MalformedError("promotions", "expected a list of objects")
     content = {
@@ -400,10 +403,17 @@ def _weather(weather: dict[str, Any]) -> dict[str, Any]:
 
 
 def _promotion(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    body = _Body(entry, 0)
-    targets = {target: body.label(target) for target in ("item", "tag", "category") if entry.get(target)}
-    if len(targets) != 1:
-        raise MalformedError(name, "names exactly one of item, tag, category")
+    try:
+        return _promotion_fields(_Body(entry, 0))
+    except MalformedError as error:
+        raise MalformedError(f"{name}.{error.field}", error.reason) from error
+
+
+def _promotion_fields(body: _Body) -> dict[str, Any]:
+    named = [target for target in ("item", "tag", "category") if body.body.get(target) is not None]
+    if len(named) != 1:
+        raise MalformedError("item", "exactly one of item, tag and category is to be named")
+    targets = {target: body.identifier(target) for target in named}
     strength = body.number("strength")
     times = {"starts_ms": body.integer("starts_ms"), "ends_ms": body.integer("ends_ms")}
     return {**targets, "strength": 1.0 if strength is None else strength, **times}

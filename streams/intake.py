@@ -44,10 +44,10 @@ class Intake:
             try:
                 good.append((record, parse(record, self._rules)))
             except MalformedError as error:
-                bad.append(self._outlet.dead_letter(record, error))
+                bad.append((record, error))
                 self._counts[f"malformed:{record.topic}:{field_label(error.field)}"] += 1
         self._counts["malformed"] += len(bad)
-        await asyncio.gather(*bad)
+        await asyncio.gather(*(self._outlet.dead_letter(record, error) for record, error in bad))
         return good
 
     async def accept_at_home(self, records: Sequence[Record]) -> list[Click | Forget | Profile]:

@@ -1,0 +1,143 @@
+"""What broken, careless or hostile producers send: records of each consumed topic that must not be accepted.
+
+Every value here is wrong for a reason; what is merely odd (unknown fields, no key) is not among them. Vectors are of
+the embedder `toy` with four numbers.
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS
+
+BIG = 900_000  # bytes: near the 1 MB at which Kafka refuses a record
+TS_MS = 1_760_000_000_000
+
+_TEXTS: list[Any] = [3, 1.5, True, [], {}, ["a"]]
+_IDS: list[Any] = [*_TEXTS, "", "x" * 257, "é" * 129, "a\nb", "a\x1fb", "\u2028"]
+_LABELS: list[Any] = [*_TEXTS, "x" * 257, "a\tb"]
+_LISTS: list[Any] = ["x", 3, True, {}, [3], [""], [None], [["a"]], ["x" * 257], ["a", "b\x00"]]
+_NUMBERS: list[Any] = ["1", "cheap", True, [], {}]
+_INTEGERS: list[Any] = ["1", 1.5, True, [], {}, 2**62, -(2**63), 1e300]
+_TIMES: list[Any] = [*_INTEGERS, 0, -1, 1_760_000_000, 946_684_799_999]
+_OBJECTS: list[Any] = ["x", 3, True, [], [1]]
+
+
+def _base64(*numbers: float) -> str:
+    return base64.b64encode(np.asarray(numbers, dtype="<f4").tobytes()).decode()
+
+
+_VECTORS: list[Any] = [
+    *(3, True, {}, "", "!!!!", "AAAA", "é", [], [1, 2, 3], [1, 2, 3, 4, 5], ["a", 1, 2, 3], [True, 1, 2, 3]),
+    *([None, 1, 2, 3], [0, 0, 0, 0], [[1], [2], [3], [4]], [1e300, 0, 0, 0], [1e30, 1e30, 0, 0], [1e-30, 0, 0, 0]),
+    *(
+        _base64(1, 2, 3),
+        _base64(1, 2, 3, 4, 5),
+        _base64(np.nan, 1, 2, 3),
+        _base64(np.inf, 1, 2, 3),
+        _base64(0, 0, 0, 0),
+    ),
+]
+_PROMOTIONS: list[Any] = [
+    *("x", 3, True, 0, "", {}, {"a": 1}, [3], [None], [{}], [{"item": ""}], [{"item": 3}], [{"item": "a", "tag": "b"}]),
+    *([{"item": "a", "strength": "x"}], [{"tag": "a", "starts_ms": 1.5}], [{"category": "a", "ends_ms": "x"}]),
+]
+
+REQUIRED: Mapping[str, Mapping[str, list[Any]]] = {
+    CLICKSTREAM: {"event_id": _IDS, "user_id": _IDS, "item_id": _IDS, "kind": [*_TEXTS, "", "sneeze"], "ts_ms": _TIMES},
+    USERS: {"user_id": _IDS, "ts_ms": _TIMES},
+    CATALOG: {"item_id": _IDS, "title": _TEXTS, "ts_ms": _TIMES},
+    ITEM_VECTORS: {"item_id": _IDS, "embedder": [*_IDS, "other"], "vector": _VECTORS, "ts_ms": _TIMES},
+    CONTEXT: {"location": _IDS, "ts_ms": _TIMES, "valid_until_ms": _INTEGERS},
+}
+OPTIONAL: Mapping[str, Mapping[str, list[Any]]] = {
+    CLICKSTREAM: dict.fromkeys(("session_id", "location", "recommendation_id", "page_id"), _LABELS),
+    USERS: {
+        "numeric": [*_OBJECTS, {"a": "b"}, {"a": None}, {"a": True}, {"a": []}],
+        "categorical": [*_OBJECTS, {"a": 3}, {"a": None}, {"a": {}}, {"x" * 2000: 3}],
+    },
+    CATALOG: {
+        "description": _TEXTS,
+        "brand": _LABELS,
+        "subclass": _LABELS,
+        "price": _NUMBERS,
+        "available": ["yes", 1, 0, [], {}],
+        **dict.fromkeys(("category", "tags", "regions"), _LISTS),
+        **dict.fromkeys(("starts_ms", "ends_ms"), _INTEGERS),
+    },
+    ITEM_VECTORS: {"tags": _LISTS, "text_hash": _LABELS},
+    CONTEXT: {
+        "weather": [*_OBJECTS, {"t": []}, {"t": None}, {"t": {}}],
+        "events": _LISTS,
+        "promotions": _PROMOTIONS,
+    },
+}
+GOOD: Mapping[str, dict[str, Any]] = {
+    CLICKSTREAM: {"event_id": "e1", "user_id": "u1", "item_id": "i1", "kind": "view", "ts_ms": TS_MS},
+    USERS: {"user_id": "u1", "numeric": {"age": 3}, "categorical": {"location": "berlin"}, "ts_ms": TS_MS},
+    CATALOG: {"item_id": "i1", "title": "Tea", "price": 2.5, "ts_ms": TS_MS},
+    ITEM_VECTORS: {"item_id": "i1", "embedder": "toy", "vector": [1, 0, 0.5, 0], "tags": ["t"], "ts_ms": TS_MS},
+    CONTEXT: {"location": "berlin", "ts_ms": TS_MS, "valid_until_ms": TS_MS + 1, "weather": {"heat_wave": True}},
+}
+_DEEP = 100_000
+_BODIES = (
+    *(b"", b" ", b"null", b"3", b"true", b"[]", b'"x"', b"{}", b"[{}]", b"{", b"{]", b"nul", b'{"a":NaN}', b'{"a":'),
+    *(b"\x00", b"\xff\xfe", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b'{"user_id":"\xff"}', b'{"user_id":"\\ud800"}'),
+    *(b"[" * _DEEP, b'{"a":' * _DEEP, b"[" * _DEEP + b"]" * _DEEP, b"\x80" * BIG, b"9" * BIG, b'"' + b"x" * BIG + b'"'),
+)
+_KEYS = (b"", b"\xff", b"another", b"u1 ", b"x" * 300, b"x" * 300_000)
+_NULL_KEYS = (None, b"", b"\xff\xfe", b"x" * 257, b"a\nb", b"x" * 300_000)
+
+
+def wrong(topic: str) -> list[tuple[str, dict[str, Any]]]:
+    """(field, body): each body has one wrong or missing field."""
+    good, out = GOOD[topic], []
+    for name, values in {**REQUIRED[topic], **OPTIONAL[topic]}.items():
+        out += [(name, {**good, name: value}) for value in values]
+    for name in REQUIRED[topic]:
+        out.append((name, {key: value for key, value in good.items() if key != name}))
+        out.append((name, {**good, name: None}))
+    return out
+
+
+def malformed(topic: str, count: int, seed: int, large: int = 20) -> list[tuple[bytes | None, bytes | None]]:
+    """`count` pairs (key, value), at most about `large` of them near 1 MB."""
+    rng = random.Random(seed)
+    wrongs = [orjson.dumps(body) for _, body in wrong(topic)]
+    good = orjson.dumps(GOOD[topic])
+    small = [body for body in _BODIES if len(body) < 1000]
+    out: list[tuple[bytes | None, bytes | None]] = []
+    out += [(None, body) for body in _BODIES if len(body) >= 1000]
+    out += [(None, _large(topic, rng)) for _ in range(large - len(out))]
+    while len(out) < count:
+        roll = rng.random()
+        if roll < 0.5:
+            out.append((None, rng.choice(wrongs)))
+        elif roll < 0.6:
+            out.append((None, rng.choice(small)))
+        elif roll < 0.75:
+            out.append((None, rng.randbytes(rng.randrange(200))))
+        elif roll < 0.9:
+            out.append((None, good[: rng.randrange(len(good))]))
+        elif roll < 0.95:
+            out.append((rng.choice(_KEYS), good))
+        else:
+            out.append((rng.choice(_NULL_KEYS), None))
+    rng.shuffle(out)
+    return out
+
+
+def _large(topic: str, rng: random.Random) -> bytes:
+    name = rng.choice([name for name, values in REQUIRED[topic].items() if values is _IDS])
+    body = {**GOOD[topic], name: "x" * BIG}
+    if topic == ITEM_VECTORS and rng.random() < 0.5:
+        body = {**GOOD[topic], "vector": [rng.random() for _ in range(40_000)]}
+    if topic == USERS and rng.random() < 0.5:
+        body = {**GOOD[topic], "categorical": {"x" * BIG: 3}}
+    return orjson.dumps(body)

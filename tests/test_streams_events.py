@@ -1,0 +1,291 @@
+"""Validation: what each topic's record means, which field is wrong with a bad one, and that nothing else escapes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from index.keys import ITEMS_TAG
+from index.memory_store import MemoryStore
+from index.store import LogIdentity
+from streams.digest import read_state
+from streams.engine import Engine, topics_of
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONSUMED,
+    CONTEXT,
+    EXPOSURES,
+    ITEM_VECTORS,
+    USERS,
+    CatalogueEntry,
+    Click,
+    ContextEntry,
+    Forget,
+    MalformedError,
+    Profile,
+    Record,
+    Rules,
+    VectorEntry,
+    check,
+    parse,
+)
+from streams.outlet import KafkaOutlet
+from tests.faults.malformed import GOOD, TS_MS, malformed, wrong
+
+RULES = Rules(embedders={"toy": 4})
+
+
+def record(topic: str, body: Any, key: bytes | None = None, timestamp_ms: int = TS_MS, offset: int = 0) -> Record:
+    value = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
+    return Record(topic, 0, offset, timestamp_ms, key, value)
+
+
+def test_a_click_with_everything() -> None:
+    body = {**GOOD[CLICKSTREAM], "kind": "purchase", "session_id": "s", "location": "x", "page_id": "p"}
+    event = parse(record(CLICKSTREAM, {**body, "recommendation_id": "r", "unknown": [1]}, b"u1"), RULES)
+    assert event == Click("e1", "u1", "i1", 2, TS_MS, TS_MS, "x", "s", "r", "p")
+
+
+def test_optional_labels_of_a_click_may_be_null_or_empty() -> None:
+    event = parse(record(CLICKSTREAM, {**GOOD[CLICKSTREAM], "location": None, "session_id": ""}), RULES)
+    assert event == Click("e1", "u1", "i1", 0, TS_MS, TS_MS)
+
+
+def test_a_forget_has_no_item() -> None:
+    body = {"event_id": "f", "user_id": "u", "kind": "forget", "ts_ms": TS_MS}
+    assert parse(record(CLICKSTREAM, body), RULES) == Forget("f", "u", TS_MS, TS_MS)
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "timestamp_ms", "expected"),
+    [
+        (300_000, TS_MS, TS_MS + 300_000),  # five minutes ahead are believed
+        (300_001, TS_MS, TS_MS),  # more is clamped to Kafka's time
+        (-(10**9), TS_MS, TS_MS - 10**9),  # late is late
+        (300_001, -1, TS_MS + 300_001),  # a record without a timestamp has nothing to be compared with
+    ],
+)
+def test_fast_clocks_are_clamped_to_the_records_own_time(ahead_ms: int, timestamp_ms: int, expected: int) -> None:
+    event = parse(
+        record(CLICKSTREAM, {**GOOD[CLICKSTREAM], "ts_ms": TS_MS + ahead_ms}, timestamp_ms=timestamp_ms), RULES
+    )
+    assert isinstance(event, Click)
+    assert (event.ts_ms, event.raw_ts_ms) == (expected, TS_MS + ahead_ms)
+
+
+def test_a_profile_and_its_removal() -> None:
+    event = parse(record(USERS, GOOD[USERS], b"u1"), RULES)
+    assert event == Profile("u1", b'{"categorical":{"location":"berlin"},"numeric":{"age":3.0}}', TS_MS)
+    assert parse(record(USERS, None, b"u1", timestamp_ms=TS_MS + 5), RULES) == Profile("u1", None, TS_MS + 5)
+
+
+def test_a_catalogue_entry_and_its_withdrawal() -> None:
+    full: dict[str, Any] = {
+        "item_id": "i1",
+        "title": "Tea",
+        "description": "green",
+        "brand": "acme",
+        "category": ["a", "b"],
+    }
+    full |= {"subclass": "a/b", "price": 2, "tags": ["t"], "available": False, "regions": ["eu"]}
+    full |= {"starts_ms": 1, "ends_ms": 2, "ts_ms": TS_MS}
+    event = parse(record(CATALOG, full), RULES)
+    expected = {name: value for name, value in full.items() if name != "item_id"}
+    assert event == CatalogueEntry("i1", {**expected, "price": 2.0})
+    sparse = parse(record(CATALOG, {"item_id": "i1", "title": "", "ts_ms": TS_MS}), RULES)
+    assert isinstance(sparse, CatalogueEntry) and sparse.fields is not None
+    assert sparse.fields["available"] is True and sparse.fields["price"] is None and sparse.fields["category"] == []
+    assert parse(record(CATALOG, None, b"i1"), RULES) == CatalogueEntry("i1", None)
+
+
+def test_a_vector_as_numbers_or_base64_and_its_removal() -> None:
+    encoded = base64.b64encode(np.asarray([1, 0, 0.5, 0], dtype="<f4").tobytes()).decode()
+    for vector in ([1, 0, 0.5, 0], encoded):
+        event = parse(record(ITEM_VECTORS, {**GOOD[ITEM_VECTORS], "vector": vector, "text_hash": "h"}), RULES)
+        assert isinstance(event, VectorEntry) and event.vector is not None and event.vector.dtype == np.float32
+        assert event.vector.tolist() == [1.0, 0.0, 0.5, 0.0]
+        assert (event.item_id, event.embedder, event.tags, event.text_hash) == ("i1", "toy", ("t",), "h")
+    assert parse(record(ITEM_VECTORS, None, b"i1"), RULES) == VectorEntry("i1", "", None, (), None)
+
+
+def test_a_context_and_its_removal() -> None:
+    promotion = {"tag": "tea", "strength": 2, "starts_ms": 1}
+    event = parse(record(CONTEXT, {**GOOD[CONTEXT], "events": ["fair"], "promotions": [promotion]}), RULES)
+    assert isinstance(event, ContextEntry) and event.content is not None
+    assert orjson.loads(event.content) == {
+        "location": "berlin",
+        "ts_ms": TS_MS,
+        "valid_until_ms": TS_MS + 1,
+        "weather": {"heat_wave": True},
+        "events": ["fair"],
+        "promotions": [{"tag": "tea", "strength": 2.0, "starts_ms": 1, "ends_ms": None}],
+    }
+    assert parse(record(CONTEXT, None, b"berlin"), RULES) == ContextEntry("berlin", None)
+
+
+def _wrong() -> list[Any]:
+    return [
+        pytest.param(topic, field, body, id=f"{topic}-{n}-{field}")
+        for topic in CONSUMED
+        for n, (field, body) in enumerate(wrong(topic))
+    ]
+
+
+@pytest.mark.parametrize(("topic", "field", "body"), _wrong())
+def test_the_field_that_is_wrong_is_named(topic: str, field: str, body: dict[str, Any]) -> None:
+    with pytest.raises(MalformedError) as caught:
+        parse(record(topic, body), RULES)
+    assert caught.value.field.split(".")[0].split("[")[0] == field and caught.value.reason
+
+
+@pytest.mark.parametrize("topic", CONSUMED)
+def test_a_key_that_is_not_the_id_is_refused_and_none_is_fine(topic: str) -> None:
+    with pytest.raises(MalformedError, match="key: differs"):
+        parse(record(topic, GOOD[topic], b"someone"), RULES)
+    parse(record(topic, GOOD[topic], None), RULES)
+
+
+@pytest.mark.parametrize("topic", CONSUMED)
+@pytest.mark.parametrize("key", [None, b"", b"\xff", b"x" * 257, b"a\nb"])
+def test_a_null_without_a_proper_key_is_refused(topic: str, key: bytes | None) -> None:
+    with pytest.raises(MalformedError):
+        parse(record(topic, None, key), RULES)
+
+
+def test_a_null_click_is_refused() -> None:
+    with pytest.raises(MalformedError, match="value: null"):
+        parse(record(CLICKSTREAM, None, b"u1"), RULES)
+
+
+def test_a_topic_that_is_not_consumed_is_a_defect_and_not_a_bad_record() -> None:
+    with pytest.raises(KeyError):
+        parse(record(EXPOSURES, {}), RULES)
+
+
+@pytest.mark.parametrize("topic", CONSUMED)
+def test_what_is_checked_before_producing_is_what_a_consumer_accepts(topic: str) -> None:
+    key, value = check(topic, GOOD[topic], TS_MS, RULES)
+    parse(record(topic, value, key), RULES)
+    with pytest.raises(MalformedError, match="not JSON"):
+        check(topic, {**GOOD[topic], "x": object()}, TS_MS, RULES)
+    name, body = wrong(topic)[0]
+    with pytest.raises(MalformedError, match=name):
+        check(topic, body, TS_MS, RULES)
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["view", "forget", "toy", "u1", TS_MS]),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=5),
+    max_leaves=10,
+)
+_FIELDS = sorted({name for body in GOOD.values() for name in body} | {"promotions", "events", "price", "regions"})
+
+
+@given(
+    topic=st.sampled_from(CONSUMED),
+    changes=st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=4),
+    key=st.none() | st.binary(max_size=5) | st.sampled_from([b"u1", b"i1", b"berlin"]),
+    timestamp_ms=st.integers(-(2**62), 2**62),
+)
+def test_changed_fields_give_an_event_or_a_malformed_error(
+    topic: str, changes: dict[str, Any], key: bytes | None, timestamp_ms: int
+) -> None:
+    try:
+        parse(record(topic, {**GOOD[topic], **changes}, key, timestamp_ms), RULES)
+    except MalformedError as error:
+        assert error.reason and error.field
+
+
+@given(st.sampled_from(CONSUMED), st.none() | st.binary(max_size=300), st.none() | st.binary(max_size=10))
+def test_any_bytes_give_an_event_or_a_malformed_error(topic: str, value: bytes | None, key: bytes | None) -> None:
+    try:
+        parse(Record(topic, 0, 0, TS_MS, key, value), RULES)
+    except MalformedError as error:
+        assert error.reason and error.field
+
+
+class Letters:
+    """Keeps what the outlet sends."""
+
+    def __init__(self) -> None:
+        self.headers: list[dict[str, bytes]] = []
+        self.largest = 0
+
+    async def __call__(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None = None,
+        *,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> tuple[int, int]:
+        assert topic == "dead-letters"
+        self.headers.append(dict(headers))
+        size = len(key or b"") + len(value or b"") + sum(len(name) + len(content) for name, content in headers)
+        self.largest = max(self.largest, size)
+        return 0, len(self.headers) - 1
+
+
+async def _engine(letters: Letters) -> Engine:
+    engine = Engine(MemoryStore(), RULES, 1, KafkaOutlet(letters))
+    for tag in ("p0", ITEMS_TAG, "context"):
+        await engine.claim(tag, 1, dict.fromkeys(topics_of(tag), LogIdentity("c")))
+    return engine
+
+
+def _state_without_positions(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: {key: value for key, value in part.items() if key != "positions"} for name, part in state.items()}
+
+
+@pytest.mark.parametrize("topic", CONSUMED)
+def test_ten_thousand_malformed_records_become_dead_letters_and_change_nothing(topic: str) -> None:
+    id_field = {CLICKSTREAM: "user_id", USERS: "user_id", CONTEXT: "location"}.get(topic, "item_id")
+
+    def good(n: int) -> bytes:
+        unique = {"event_id": f"e{n}"} if topic == CLICKSTREAM else {}
+        return orjson.dumps({**GOOD[topic], **unique, id_field: f"id{n % 20}", "ts_ms": TS_MS + n})
+
+    async def scenario() -> None:
+        letters, no_letters = Letters(), Letters()
+        engine, undisturbed = await _engine(letters), await _engine(no_letters)
+        bad = malformed(topic, 10_000, seed=7)
+        log: list[Record] = []
+        for n, (key, value) in enumerate(bad):
+            log.append(Record(topic, 0, len(log), TS_MS, key, value))
+            if n % 40 == 0:
+                log.append(Record(topic, 0, len(log), TS_MS, None, good(n)))
+        for start in range(0, len(log), 500):
+            await engine.apply(log[start : start + 500])
+        await undisturbed.apply([Record(topic, 0, n, TS_MS, None, good(n * 40)) for n in range(len(bad) // 40)])
+        assert engine.counts["malformed"] == len(letters.headers) == len(bad) and not no_letters.headers
+        assert engine.counts["applied"] == undisturbed.counts["applied"] == len(bad) // 40
+        state, expected = await read_state(engine.store, 1), await read_state(undisturbed.store, 1)
+        assert _state_without_positions(state) == _state_without_positions(expected)
+        tag = "p0" if topic in (CLICKSTREAM, USERS) else "contexts" if topic == CONTEXT else "items"
+        assert state[tag]["positions"][topic] == len(log)
+        assert all(h["reason"] and h["field"] and h["topic"] == topic.encode() for h in letters.headers)
+        lengths = {int(h["offset"]): (int(h["length"]), h["sha256"].decode()) for h in letters.headers}
+        for sent in log:
+            if sent.offset in lengths:
+                value = sent.value or b""
+                assert lengths[sent.offset] == (len(value), hashlib.sha256(value).hexdigest())
+        assert letters.largest < 600_000
+
+    asyncio.run(scenario())
