@@ -1,11 +1,15 @@
 """Text vectors and tags of a folder's items, each text embedded once in its life.
 
-Assumes the canonical text and hash of `encoder.text`. Loads no torch by itself: `item_vectors` gets the text model.
+Assumes the canonical text and hash of `encoder.text`. Loads torch only where texts are embedded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from streams.folder_records import ItemVectors, catalogue_body
 
 Memory = MutableMapping[str, NDArray[np.float32]]
 _BATCH = 128  # texts between two steps of the progress bar: about a second
+_MANY = 1_000  # texts for which it is worth to load the text model in several processes
 
 
 def known_items(folder: Folder, before_ms: int | None) -> list[dict[str, Any]]:
@@ -34,19 +39,24 @@ def item_vectors(
     tagger: VocabularyTagger,
     memory: Memory,
     progress: bool = False,
+    processes: int = 1,
 ) -> ItemVectors:
     """Vectors of all items; texts in `memory` are not embedded again, new ones are added to it.
 
+    Many texts are shared among `processes` with a model each: one model gains nothing from a second thread.
+
     Raises:
-        ValueError: there are no items.
+        ValueError: there are no items, or the text model is not installed.
     """
     if not items:
         raise ValueError("there are no items before the split; describe some in items.jsonl.gz or train on more")
     texts = {text_hash(text): text for text in map(canonical_text, items)}
     missing = [key for key in texts if key not in memory]
-    for part in _parts(missing, progress):
-        for key, vector in zip(part, model.embed([texts[key] for key in part]), strict=True):
-            memory[key] = vector
+    parts = [missing[at : at + _BATCH] for at in range(0, len(missing), _BATCH)]
+    with _embedder(model, processes if len(missing) >= _MANY else 1) as embed_all:
+        found = embed_all([[texts[key] for key in part] for part in parts])
+        for part, vectors in zip(_shown(parts, progress), found, strict=True):
+            memory.update(zip(part, vectors, strict=True))
     return remembered_vectors(items, model.name, tagger, memory)
 
 
@@ -65,11 +75,28 @@ def remembered_vectors(
     )
 
 
-def _parts(keys: Sequence[str], progress: bool) -> Iterator[Sequence[str]]:
+@contextmanager
+def _embedder(model: MiniLM, processes: int) -> Iterator[Callable[[list[list[str]]], Iterable[NDArray[np.float32]]]]:
+    """Embeds batches of texts in order, here or in processes of their own."""
+    if processes == 1:
+        yield lambda batches: map(model.embed, batches)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield lambda batches: pool.map(_embed, batches)
+
+
+def _embed(texts: list[str]) -> NDArray[np.float32]:
+    """In a process of the pool: its model is loaded once."""
+    return _model().embed(texts)
+
+
+@cache
+def _model() -> MiniLM:
+    return MiniLM()
+
+
+def _shown(parts: Sequence[Sequence[str]], progress: bool) -> Iterator[Sequence[str]]:
     from rich.progress import Progress
 
     with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("embedding texts", total=len(keys))
-        for at in range(0, len(keys), _BATCH):
-            yield keys[at : at + _BATCH]
-            bar.advance(task, _BATCH)
+        yield from bar.track(parts, description="embedding texts")

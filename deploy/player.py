@@ -26,7 +26,7 @@ PARTITION_BYTES = 1_500_000  # unapplied bytes per partition: a third of what th
 _RECORD_BYTES = 120  # what the log adds to key and value, at most
 _POLL_S = 0.02  # a look at the positions costs one round trip
 _CLOCK_S = 0.2  # the published clock may be behind by this much
-_LONGEST_PAUSE_S = 2.0  # empty stretches of a timeline are skipped: nobody watches a shop at night
+LONGEST_PAUSE_S = 2.0  # empty stretches of a timeline are skipped: nobody watches a shop at night
 _SINGLE_TAGS = {CATALOG: ITEMS_TAG, ITEM_VECTORS: ITEMS_TAG, CONTEXT: CONTEXT_TAG}  # where positions are kept
 _BURST = 500  # records sent between two looks at clock and stop signal
 
@@ -138,9 +138,9 @@ class Timeline:
     def wait_s(self, ts_ms: int) -> float:
         """Seconds until `ts_ms`; a long pause is cut by moving the clock forward."""
         wait_s = (ts_ms - self.now_ms()) / 1000 / self._speed
-        if wait_s > _LONGEST_PAUSE_S:
-            self._start_ms += (wait_s - _LONGEST_PAUSE_S) * 1000 * self._speed
-            wait_s = _LONGEST_PAUSE_S
+        if wait_s > LONGEST_PAUSE_S:
+            self._start_ms += (wait_s - LONGEST_PAUSE_S) * 1000 * self._speed
+            wait_s = LONGEST_PAUSE_S
         return max(0.0, wait_s)
 
 

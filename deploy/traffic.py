@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from deploy.player import Clock, Pacer, Player, Timeline, as_json
+from deploy.player import LONGEST_PAUSE_S, Clock, Pacer, Player, Timeline, as_json
 from deploy.producer import EventProducer
 from deploy.settings import Settings
 from deploy.shop import Shop, ShopRecord
@@ -196,10 +196,16 @@ def later(clicks: Iterator[SourceRecord], by_ms: int) -> Iterator[SourceRecord]:
 
 
 def usual_speed(folder: Folder, split_ms: int) -> float:
-    """The speed at which the rest of a timeline brings about twenty events a second."""
-    count = len(folder.events) - folder.events.before(split_ms)
-    span_s = (folder.stop_ms - split_ms) / 1000
-    return max(1.0, span_s * _EVENTS_PER_S / max(1, count))
+    """The speed at which the rest of a timeline brings about twenty events a second, long pauses cut."""
+    gaps_s = np.diff(folder.events.ts_ms[folder.events.before(split_ms) :]) / 1000
+    if not len(gaps_s):
+        return 1.0
+    slow, fast = 1.0, 1e9
+    for _ in range(60):  # halving in logarithms: far more exact than needed
+        speed = (slow * fast) ** 0.5
+        lasts_s = np.minimum(gaps_s / speed, LONGEST_PAUSE_S).sum()
+        slow, fast = (speed, fast) if lasts_s > len(gaps_s) / _EVENTS_PER_S else (slow, speed)
+    return slow
 
 
 def _sent(record: ShopRecord) -> SourceRecord:

@@ -42,7 +42,7 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
     before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
     known = known_items(folder, before_ms)
     tagger = VocabularyTagger(build_vocabulary(known))
-    vectors = item_vectors(known, MiniLM(), tagger, memory, plan.progress)
+    vectors = item_vectors(known, MiniLM(), tagger, memory, plan.progress, plan.options.threads or 1)
     features = context_features(folder, before_ms)
     prepared = training_data(folder, vectors, features, before_ms)
     config = preset(
