@@ -173,6 +173,11 @@ class Catalogue:
         posting = self._postings.get((field, value))
         return posting.labels() if posting else np.zeros(0, np.int32)
 
+    def labels_with(self, field: LabelField, value: str) -> Labels:
+        """Labels [m] of the items that have `value` in `field`, as a copy."""
+        with self._lock:
+            return self.holders(field, value).astype(np.int64)
+
     def regionless(self) -> Mask:
         """[size] items without regions."""
         return self._columns.regionless[: self.size]

@@ -1,0 +1,142 @@
+"""Popularity with counts that can be added up by hand: decay, locations, partitions, and reading only what grew."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index.keys import partition_tag
+from index.memory_store import MemoryStore
+from index.popularity import LOCATION_SEPARATOR, Popularity
+
+HOUR_MS = 3_600_000
+Shop = Mapping[tuple[int, int], Mapping[tuple[str, str], int]]  # (partition, bucket) → (location, item) → count
+
+
+class CountingStore(MemoryStore):
+    """Remembers which hashes were read whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys_read: list[str] = []
+
+    async def read_all(self, key: str) -> dict[str, bytes]:
+        self.keys_read.append(key)
+        return await super().read_all(key)
+
+
+async def put(store: MemoryStore, counts: Shop) -> None:
+    for (partition, bucket), fields in counts.items():
+        tag = partition_tag(partition)
+        named = {f"{place}{LOCATION_SEPARATOR}{item}": str(count).encode() for (place, item), count in fields.items()}
+        await store.write(store.keys.popularity(tag, bucket), named)
+        await store.write(store.keys.popularity_buckets(tag), {str(bucket): str(sum(fields.values())).encode()})
+
+
+def popularity(counts: Shop, now_ms: int, half_life_ms: float = HOUR_MS) -> Popularity:
+    async def made() -> Popularity:
+        store = MemoryStore()
+        await put(store, counts)
+        found = Popularity(store, half_life_ms=half_life_ms)
+        await found.refresh(2, HOUR_MS, now_ms)
+        return found
+
+    return asyncio.run(made())
+
+
+def test_partitions_add_up_and_a_bucket_halves_every_half_life() -> None:
+    found = popularity({(0, 0): {("", "a"): 8}, (1, 0): {("", "a"): 8}, (1, 2): {("", "b"): 5}}, now_ms=3 * HOUR_MS)
+    assert found.weight("a") == pytest.approx(16 / 4)  # its bucket ended two hours ago
+    assert found.weight("b") == pytest.approx(5)
+    assert found.weight("unknown") == 0
+    assert found.top() == ["b", "a"]
+
+
+def test_a_bucket_that_is_not_over_weighs_in_full() -> None:
+    assert popularity({(0, 7): {("", "a"): 3}}, now_ms=7 * HOUR_MS + 5).weight("a") == 3
+
+
+def test_at_a_location_its_own_counts_decide_and_the_others_only_order_the_rest() -> None:
+    found = popularity({(0, 0): {("oslo", "a"): 1, ("rome", "b"): 60, ("rome", "c"): 30, ("", "d"): 9}}, HOUR_MS)
+    assert found.top("oslo") == ["a", "b", "c", "d"]
+    assert found.top("rome") == ["b", "c", "d", "a"]
+    assert found.top("nowhere") == found.top() == ["b", "c", "d", "a"]
+    assert found.weight("a", "oslo") == pytest.approx(1 + 1 / 100)
+    assert found.weight("b", "oslo") == pytest.approx(60 / 100)
+
+
+def test_shares_are_logarithmic_and_one_for_the_most_popular() -> None:
+    found = popularity({(0, 0): {("", "a"): 7, ("", "b"): 1}}, HOUR_MS)
+    np.testing.assert_allclose(found.shares(["b", "a", "nobody"]), [np.log(2) / np.log(8), 1, 0])
+
+
+def test_equal_weights_are_ordered_by_id() -> None:
+    assert popularity({(0, 0): {("", name): 2 for name in "cab"}}, HOUR_MS).top() == ["a", "b", "c"]
+
+
+def test_without_counts_nothing_is_popular() -> None:
+    found = popularity({}, 0)
+    assert found.top("oslo") == [] and found.shares(["a"]).tolist() == [0] and found.weight("a") == 0
+
+
+def test_only_buckets_that_grew_are_read_again_and_removed_ones_vanish() -> None:
+    async def scenario() -> None:
+        store = CountingStore()
+        await put(store, {(0, 0): {("", "a"): 1}, (0, 1): {("oslo", "b"): 1}})
+        found = Popularity(store, half_life_ms=1e12)
+        assert await found.refresh(1, HOUR_MS, HOUR_MS) == 2
+        assert await found.refresh(1, HOUR_MS, HOUR_MS) == 0
+        await put(store, {(0, 1): {("oslo", "b"): 3, ("oslo", "c"): 1}})
+        store.keys_read.clear()
+        assert await found.refresh(1, HOUR_MS, HOUR_MS) == 1
+        assert store.keys_read[1:] == [store.keys.popularity("p0", 1)]
+        assert found.top() == ["b", "a", "c"]
+        await store.write(store.keys.popularity_buckets("p0"), {})
+        store._hashes[store.keys.popularity_buckets("p0")].pop("0")
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        assert found.top() == ["b", "c"]
+        assert found.weight("a") == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_half_life_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="half life 0 ms must be positive"):
+        Popularity(MemoryStore(), half_life_ms=0)
+
+
+SHOPS = st.dictionaries(
+    st.tuples(st.integers(0, 1), st.integers(0, 5)),
+    st.dictionaries(
+        st.tuples(st.sampled_from(["", "oslo", "rome"]), st.sampled_from("abcd")), st.integers(1, 9), min_size=1
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SHOPS, st.integers(0, 8 * HOUR_MS))
+def test_weights_equal_the_sum_spelled_out(counts: Shop, now_ms: int) -> None:
+    found = popularity(counts, now_ms)
+
+    def spelled(item: str, place: str | None) -> float:
+        return math.fsum(
+            count * 0.5 ** (max(0, now_ms - (bucket + 1) * HOUR_MS) / HOUR_MS)
+            for (_, bucket), fields in counts.items()
+            for (where, name), count in fields.items()
+            if name == item and place in (None, where)
+        )
+
+    everything = sum(spelled(item, None) for item in "abcd")
+    places = {where for fields in counts.values() for where, _ in fields}
+    for item in "abcd":
+        assert found.weight(item) == pytest.approx(spelled(item, None))
+        if "oslo" in places:
+            wanted = spelled(item, "oslo") + spelled(item, None) / max(1.0, everything)
+            assert found.weight(item, "oslo") == pytest.approx(wanted)
