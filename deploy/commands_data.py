@@ -72,3 +72,21 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
 
 def _terminal() -> bool:
     return sys.stderr.isatty()
+
+
+@click.command()
+@click.argument("name", metavar="FORMAT")
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.argument("out", type=click.Path(path_type=Path))
+def convert(name: str, path: Path, out: Path) -> None:
+    """Turn a public data set at PATH into the data folder OUT, which train, replay, evaluate and up read.
+
+    FORMAT is movielens (a folder with ratings.csv and movies.csv), rees46 (a CSV file or a folder of them) or
+    amazon-reviews (a folder with one reviews file and, if there, its metadata, JSON lines).
+
+    Example: perseid convert movielens ml-latest data/movielens
+    """
+    from deploy.convert import convert as write_folder
+
+    done = write_folder(name, path, out)
+    click.echo(orjson.dumps({"events": done.events, "items": done.items, "left_out": done.left_out}).decode())

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import orjson
 
-from deploy.attach import attach
+from deploy.attach import attach, state_option
+from deploy.settings import Settings, load
+
+if TYPE_CHECKING:
+    from index.store import LiveStore
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -76,3 +83,103 @@ def train(
         return
     shown = {"model": str(result.folder), "version": result.version, "seconds": round(result.seconds, 1)}
     click.echo(orjson.dumps({**shown, "metrics": result.metrics}).decode())
+
+
+@click.command()
+@click.argument("folder", type=_FOLDER, required=False)
+@click.option("--model", type=_FOLDER, help="Artefact to ask questions of.  [default: PERSEID_MODEL, if it is there]")
+@click.option("--split", type=click.FloatRange(0, 1), default=0.0, help="Of a FOLDER: ask only after this share.")
+@click.option("--from-ms", "start_ms", type=int, help="Of topics: begin with records of this time (epoch ms).")
+@click.option("--until-ms", "stop_ms", type=int, help="End before records of this time (epoch ms).")
+@click.option("--from-offset", "offsets", multiple=True, metavar="TOPIC:PARTITION=N", help="Of topics: begin there.")
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event.")
+@click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
+@click.option("--prefix", help="Rebuild in Redis below this unused key prefix instead of in memory.")
+@click.option("--texts", type=click.Path(path_type=Path), help="File that remembers text vectors between runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@state_option
+def replay(
+    folder: Path | None,
+    model: Path | None,
+    split: float,
+    start_ms: int | None,
+    stop_ms: int | None,
+    offsets: tuple[str, ...],
+    every: int,
+    repeats: bool,
+    prefix: str | None,
+    texts: Path | None,
+    as_json: bool,
+    state: Path | None,
+) -> None:
+    """Send history through the pipeline again, beside the live one: a data FOLDER, or the topics of Kafka without it.
+
+    Rebuilds the live state elsewhere, asks for recommendations before each event is applied, and prints the metrics
+    next to recent popularity, and a digest that equals the live one when the log is complete.
+
+    Example: perseid replay ml_latest_small --model models/m-1234abcd --split 0.8
+    """
+    from deploy.replays import ReplayPlan, replay_folder, replay_topics
+    from encoder.text_memory import TextMemory
+    from streams.questions import AskSettings
+
+    settings = attach(os.environ, state)
+    if model is None and (settings.model / "model.json").is_file():
+        model = settings.model
+    with records_bar() as progress, new_store(settings, prefix) as store:
+        plan = ReplayPlan(model, AskSettings(every=every, repeats=repeats), store, progress)
+        if folder is not None:
+            if start_ms is not None or offsets:
+                raise click.UsageError("--from-ms and --from-offset are for topics; a FOLDER has --split")
+            memory = TextMemory(texts or settings.state / "texts")
+            report = replay_folder(folder, plan, settings, memory, split, stop_ms)
+            memory.close()
+        else:
+            starts = dict(map(parse_offset, offsets)) or None
+            report = replay_topics(plan, settings, start_ms=start_ms, stop_ms=stop_ms, starts=starts)
+    click.echo(orjson.dumps(report.to_dict()).decode() if as_json else report.table())
+
+
+def parse_offset(text: str) -> tuple[tuple[str, int], int]:
+    """((topic, partition), offset) from `topic:partition=offset`. Raises click.UsageError for anything else."""
+    where, _, offset = text.partition("=")
+    topic, _, partition = where.rpartition(":")
+    if not topic or not partition.isdigit() or not offset.isdigit():
+        raise click.UsageError(f"--from-offset {text!r} is not TOPIC:PARTITION=N, for example clickstream:3=1200")
+    return (topic, int(partition)), int(offset)
+
+
+@contextmanager
+def new_store(settings: Settings, prefix: str | None) -> Iterator[LiveStore | None]:
+    """A live state in Redis below a prefix that nobody uses; None (memory) without a prefix."""
+    if prefix is None:
+        yield None
+        return
+    import redis
+
+    from index.redis_store import RedisStore
+
+    mine = load(settings.environment(), prefix=prefix)
+    with redis.Redis.from_url(mine.redis.get_secret_value()) as client:
+        try:
+            taken = client.exists(mine.keys().cluster())
+        except redis.RedisError as error:
+            raise ValueError(f"Redis does not answer: {error}; set PERSEID_REDIS, or leave --prefix out") from error
+    if taken:
+        raise ValueError(f"there is a live state below the prefix {prefix!r} already; choose one that nobody uses")
+    yield RedisStore(mine.redis.get_secret_value(), mine.keys())
+
+
+@contextmanager
+def records_bar() -> Iterator[Callable[[object], None] | None]:
+    """Counts records on a terminal; None without one."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("replaying", total=None)
+        yield lambda _: bar.advance(task)
