@@ -168,16 +168,17 @@ def _boosts(
     catalogue: Catalogue, promotions: Sequence[Mapping[str, Any]], size: int, now_ms: int, weights: Weights
 ) -> Vector | None:
     """[size] what the promotions of items, categories and tags that run now add, bounded; None without any."""
-    boosts: Vector | None = None
+    limit, boosts = weights.promotion_limit, None
     for promotion in islice(promotions, _MAX_PROMOTIONS):
         if not _running(promotion, now_ms):
             continue
         boosts = np.zeros(size, np.float32) if boosts is None else boosts
+        boost = weights.promotion * float(promotion.get("strength", 1.0))
         for name, target in _TARGETS.items():
             if promotion.get(name):
                 labels = catalogue.labels_with(target, str(promotion[name]))
-                boosts[labels[labels < size]] += weights.promotion * float(promotion.get("strength", 1.0))
-    return None if boosts is None else np.clip(boosts, -weights.promotion_limit, weights.promotion_limit)
+                boosts[labels[labels < size]] += max(-limit, min(limit, boost))
+    return None if boosts is None else np.clip(boosts, -limit, limit)
 
 
 def _running(promotion: Mapping[str, Any], now_ms: int) -> bool:

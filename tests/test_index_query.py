@@ -1,0 +1,279 @@
+"""The query pipeline: known answers on four axes, and a brute-force ranking of everything allowed as the oracle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index.catalogue import Catalogue
+from index.filters import parse_filter
+from index.hnsw import HnswIndex
+from index.keys import partition_tag
+from index.memory_store import MemoryStore
+from index.popularity import LOCATION_SEPARATOR, Popularity
+from index.query import ContextView, Query, UserView, Weights, recommend
+from index.records import ItemRecord, Vector
+
+NOW_MS, DIM = 1_000_000, 4
+PLAIN = Weights(popularity=0.0)
+
+
+def unit(*values: float) -> Vector:
+    found = np.array(values, np.float32)
+    return np.asarray(found / np.linalg.norm(found), np.float32)
+
+
+def record(item_id: str, vector: Vector | None, **fields: Any) -> ItemRecord:
+    return ItemRecord(item_id, 1, {"title": item_id, **fields}, None, (), "e", None, None, vector)
+
+
+def counted(clicks: Mapping[str, int], location: str = "") -> Popularity:
+    async def made() -> Popularity:
+        store, tag = MemoryStore(), partition_tag(0)
+        fields = {f"{location}{LOCATION_SEPARATOR}{item}": str(count).encode() for item, count in clicks.items()}
+        await store.write(store.keys.popularity(tag, 0), fields)
+        await store.write(store.keys.popularity_buckets(tag), {"0": b"1"})
+        found = Popularity(store)
+        await found.refresh(1, 1, 0)
+        return found
+
+    return asyncio.run(made())
+
+
+NOBODY = counted({})
+
+
+@pytest.fixture
+def shop() -> Iterator[Catalogue]:
+    """Teas along axis 0 and fans along axis 1, each a little further away than the one before."""
+    catalogue = Catalogue("m-1", DIM)
+    for number in range(6):
+        catalogue.apply(
+            [
+                record(f"tea{number}", unit(1, 0, 0.1 * number, 0), category=["tea"], price=float(number)),
+                record(f"fan{number}", unit(0, 1, 0.1 * number, 0), category=["fan"], price=float(number)),
+            ]
+        )
+    yield catalogue
+    catalogue.close()
+
+
+TEA_NOW_FANS_LATER = UserView(np.stack([unit(1, 0.1, 0, 0), unit(0.1, 1, 0, 0)]))
+
+
+def ids(catalogue: Catalogue, query: Query, user: UserView = TEA_NOW_FANS_LATER, **more: Any) -> list[str]:
+    context, popularity = more.get("context", ContextView()), more.get("popularity", NOBODY)
+    found = recommend(query, user, catalogue, context, popularity, NOW_MS, more.get("weights", PLAIN))
+    return [entry.item_id for entry in found.items]
+
+
+def test_each_slot_has_its_vector_and_mixed_takes_turns(shop: Catalogue) -> None:
+    assert ids(shop, Query(3, "next")) == ["tea0", "tea1", "tea2"]
+    assert ids(shop, Query(3, "general")) == ["fan0", "fan1", "fan2"]
+    assert ids(shop, Query(5, "mixed")) == ["tea0", "fan0", "tea1", "fan1", "tea2"]
+
+
+def test_mixed_lists_each_item_once_and_says_which_slot_chose_it(shop: Catalogue) -> None:
+    only_tea = UserView(np.stack([unit(1, 0, 0, 0), unit(1, 0, 0.05, 0)]))
+    found = recommend(Query(12), only_tea, shop, ContextView(), NOBODY, NOW_MS, PLAIN)
+    assert len({entry.item_id for entry in found.items}) == 12
+    assert [entry.slot for entry in found.items[:4]] == ["next", "general", "next", "general"]
+
+
+def test_seen_items_are_left_out_unless_asked_for(shop: Catalogue) -> None:
+    bought = {"tea1": NOW_MS - 10, "tea2": NOW_MS - PLAIN.purchase_ms}  # the second one long ago
+    user = UserView(TEA_NOW_FANS_LATER.vectors, frozenset({"tea0"}), bought)
+    assert ids(shop, Query(2, "next"), user) == ["tea2", "tea3"]
+    assert ids(shop, Query(2, "next", include_seen=True), user) == ["tea0", "tea1"]
+
+
+def test_excluded_and_filtered_items_are_replaced_by_the_next_ones(shop: Catalogue) -> None:
+    cheap = parse_filter({"field": "price", "gte": 2})
+    assert ids(shop, Query(3, "next", cheap, frozenset({"tea3"}))) == ["tea2", "tea4", "tea5"]
+
+
+def test_a_filter_reaches_what_lies_far_away(shop: Catalogue) -> None:
+    assert ids(shop, Query(9, "next", parse_filter({"field": "category", "in": ["fan"]}))) == [
+        f"fan{number}" for number in range(6)
+    ]
+
+
+def test_hard_rules_hold_whatever_is_asked(shop: Catalogue) -> None:
+    later = 5
+    changes: dict[str, dict[str, Any]] = {
+        "tea0": {"available": False},
+        "tea1": {"starts_ms": NOW_MS + 1},
+        "tea2": {"ends_ms": NOW_MS},
+    }
+    for item_id, fields in changes.items():
+        shop.apply([ItemRecord(item_id, later, fields, None, (), "e", None, None, shop.vector(item_id))])
+    shop.apply([ItemRecord("tea3", later, None, None, (), "e", None, None, shop.vector("tea3"))])
+    shop.apply([ItemRecord("tea4", later, {}, None, (), None, None, None, None)])
+    assert ids(shop, Query(2, "next"))[0] == "tea5"
+    everything = ids(shop, Query(50, include_seen=True, tree=parse_filter({"field": "price", "lte": 1e9})))
+    assert not set(everything) & {"tea0", "tea1", "tea2", "tea3", "tea4"}
+
+
+def test_the_context_moves_both_vectors_and_shows_its_part(shop: Catalogue) -> None:
+    heat = ContextView("oslo", np.array([0, 2, 0, 0], np.float32))
+    found = recommend(Query(2, "next"), TEA_NOW_FANS_LATER, shop, heat, NOBODY, NOW_MS, PLAIN)
+    assert [entry.item_id for entry in found.items] == ["fan0", "fan1"]
+    assert found.items[0].parts["context"] == pytest.approx(2.0)
+    assert found.items[0].parts["cosine"] == pytest.approx(float(unit(1, 0.1, 0, 0)[1]), abs=1e-6)
+
+
+def test_a_stranger_gets_the_popular_ones_moved_by_the_context(shop: Catalogue) -> None:
+    stranger, popularity = UserView(None), counted({"fan3": 9, "tea2": 5, "gone": 99})
+    assert ids(shop, Query(4), stranger, popularity=popularity) == ["fan3", "tea2", "fan0", "fan1"]
+    tea_time = ContextView("", np.array([5, 0, 0, 0], np.float32))
+    assert ids(shop, Query(3), stranger, popularity=popularity, context=tea_time) == ["tea2", "tea0", "tea1"]
+
+
+def test_popularity_at_the_location_counts(shop: Catalogue) -> None:
+    popularity = counted({"tea5": 3}, location="oslo")
+    assert ids(shop, Query(1), UserView(None), popularity=popularity, context=ContextView("oslo")) == ["tea5"]
+
+
+def test_popularity_may_only_break_near_ties(shop: Catalogue) -> None:
+    popularity = counted({"tea1": 1000, "fan0": 100_000})
+    assert ids(shop, Query(2, "next"), popularity=popularity, weights=Weights()) == ["tea1", "tea0"]
+
+
+@pytest.mark.parametrize(
+    "promotion", [{"category": "fan"}, {"item": "fan4"}, {"tag": "sale"}], ids=["category", "item", "tag"]
+)
+def test_a_promotion_lifts_even_what_lies_far_away_but_not_beyond_its_limit(
+    shop: Catalogue, promotion: Mapping[str, Any]
+) -> None:
+    fan4 = {"title": "fan4", "category": ["fan"], "tags": ["sale"]}
+    shop.apply([ItemRecord("fan4", 9, fan4, None, (), "e", None, None, shop.vector("fan4"))])
+    context = ContextView(promotions=[{**promotion, "strength": 1e6, "starts_ms": None, "ends_ms": NOW_MS + 1}])
+    strong = Weights(popularity=0, promotion_limit=1.5)
+    assert ids(shop, Query(1, "next"), context=context, weights=strong)[0].startswith("fan")
+    found = recommend(Query(12, "next"), TEA_NOW_FANS_LATER, shop, context, NOBODY, NOW_MS, PLAIN)
+    assert found.items[0].item_id == "tea0"
+    assert [round(e.parts["promotion"], 6) for e in found.items if e.item_id == "fan4"] == [0.3]
+
+
+def test_a_promotion_outside_its_window_does_nothing(shop: Catalogue) -> None:
+    for window in ({"ends_ms": NOW_MS}, {"starts_ms": NOW_MS + 1}):
+        context = ContextView(promotions=[{"category": "fan", "strength": 9.0, **window}])
+        found = recommend(Query(1, "next"), TEA_NOW_FANS_LATER, shop, context, NOBODY, NOW_MS)
+        assert found.items[0].item_id == "tea0" and "promotion" not in found.items[0].parts
+
+
+def test_a_negative_promotion_pushes_down(shop: Catalogue) -> None:
+    context = ContextView(promotions=[{"item": "tea0", "strength": -1.0}])
+    assert ids(shop, Query(1, "next"), context=context) == ["tea1"]
+
+
+def test_a_promotion_reaches_strangers_too(shop: Catalogue) -> None:
+    context = ContextView(promotions=[{"item": "fan5", "strength": 1.0}])
+    assert ids(shop, Query(1), UserView(None), context=context) == ["fan5"]
+
+
+def test_equal_scores_are_ordered_by_id(shop: Catalogue) -> None:
+    shop.apply([record(name, unit(0, 0, 0, 1)) for name in ("z", "a", "m")])
+    towards = UserView(np.stack([unit(0, 0, 0, 1)] * 2))
+    assert ids(shop, Query(3, "next"), towards) == ["a", "m", "z"]
+
+
+def test_what_was_removed_and_retrieved_is_counted(shop: Catalogue) -> None:
+    shop.apply([ItemRecord("tea0", 9, {"available": False}, None, (), "e", None, None, shop.vector("tea0"))])
+    user = UserView(TEA_NOW_FANS_LATER.vectors, frozenset({"tea1", "tea2", "unknown"}))
+    query = Query(3, "mixed", parse_filter({"field": "category", "in": ["tea"]}), frozenset({"tea3", "tea1"}))
+    found = recommend(query, user, shop, ContextView(), NOBODY, NOW_MS)
+    assert found.removed == {"rules": 1, "filter": 6, "seen": 2, "excluded": 1}
+    assert found.retrieved == {"next": 2, "general": 2, "promoted": 0, "popular": 0}
+    assert [entry.item_id for entry in found.items] == ["tea4", "tea5"]
+
+
+def test_a_catalogue_without_items_gives_an_empty_list() -> None:
+    empty = Catalogue("m-1", DIM)
+    assert ids(empty, Query(5)) == [] == ids(empty, Query(5), UserView(None))
+
+
+VECTORS = np.random.default_rng(0).standard_normal((40, DIM)).astype(np.float32)
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+CLICKS = {f"i{n:02d}": n % 7 for n in range(0, 40, 3) if n % 7}
+POPULAR = counted(CLICKS)
+
+
+def world(graph: bool) -> Catalogue:
+    search = HnswIndex(DIM, exact_bytes=0, background=False) if graph else None
+    catalogue = Catalogue("m-1", DIM, search)
+    catalogue.apply(
+        [
+            record(
+                f"i{n:02d}", VECTORS[n], category=["even" if n % 2 == 0 else "odd"], price=float(n), available=n != 5
+            )
+            for n in range(40)
+        ]
+    )
+    if isinstance(search, HnswIndex):
+        search.maintain()
+    return catalogue
+
+
+WORLDS = {graph: world(graph) for graph in (False, True)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    graph=st.booleans(),
+    count=st.integers(1, 60),
+    slot=st.sampled_from(["next", "general", "mixed"]),
+    seen=st.sets(st.integers(0, 39), max_size=38),
+    price=st.none() | st.integers(0, 40),
+    seed=st.integers(0, 9),
+    known=st.booleans(),
+    promoted=st.sampled_from([None, "even", "odd"]),
+    context=st.booleans(),
+)
+def test_any_query_gives_what_ranking_everything_gives(
+    graph: bool,
+    count: int,
+    slot: Any,
+    seen: set[int],
+    price: int | None,
+    seed: int,
+    known: bool,
+    promoted: str | None,
+    context: bool,
+) -> None:
+    """With 40 items every source reaches all of them, so the pipeline must equal a full ranking."""
+    random = np.random.default_rng(seed)
+    h = random.standard_normal((2, DIM)).astype(np.float32)
+    delta = 0.3 * random.standard_normal(DIM).astype(np.float32) if context else None
+    promotions = [{"category": promoted, "strength": 1.0}] if promoted else []
+    tree = None if price is None else parse_filter({"field": "price", "gte": price})
+    weights = Weights()
+    user = UserView(h if known else None, frozenset(f"i{n:02d}" for n in seen))
+    view = ContextView("", delta, promotions)
+    found = recommend(Query(count, slot, tree), user, WORLDS[graph], view, POPULAR, NOW_MS, weights)
+
+    def score(n: int, aim: Vector) -> float:
+        share = np.log1p(POPULAR.weight(f"i{n:02d}")) / np.log1p(max(map(POPULAR.weight, CLICKS)))
+        boost = weights.promotion if promoted == ("even" if n % 2 == 0 else "odd") else 0.0
+        moved = aim if delta is None else aim + delta
+        return float(VECTORS[n] @ moved + (weights.popularity if known else 1.0) * share + boost)
+
+    left = [n for n in range(40) if n != 5 and n not in seen and (price is None or n >= price)]
+    aims = [h[0], h[1]] if known else [np.zeros(DIM, np.float32)]
+    if known and slot != "mixed":
+        aims = [h[0 if slot == "next" else 1]]
+    lists = [sorted(left, key=lambda n, aim=aim: (-score(n, aim), n)) for aim in aims]  # type: ignore[misc]
+    expected: list[int] = []
+    while len(expected) < min(count, len(left)):
+        ranked = lists[len(expected) % len(lists)]
+        expected.append(next(n for n in ranked if n not in expected))
+    assert [entry.item_id for entry in found.items] == [f"i{n:02d}" for n in expected]
+    for place, entry in enumerate(found.items):
+        assert entry.score == pytest.approx(sum(entry.parts.values()))
+        assert entry.score == pytest.approx(score(expected[place], aims[place % len(aims)]), abs=1e-5)
