@@ -155,7 +155,7 @@ def _render(
     if asked.scenario is not None:
         body["scenario"] = asked.scenario
     if asked.explain:
-        body["explain"] = {"removed": dict(found.removed)}
+        body["explain"] = {"retrieved": dict(found.retrieved), "removed": dict(found.removed)}
     return body
 
 
