@@ -1,0 +1,110 @@
+"""Dead letters and forwarded records: what they carry, what is cut, and waiting for Kafka's acknowledgement."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+
+import pytest
+
+from streams.events import CLICKSTREAM, DEAD_LETTERS, MalformedError, Record
+from streams.outlet import MAX_DEAD_LETTER_BYTES, KafkaOutlet
+
+Sent = tuple[str, bytes | None, bytes | None, int | None, int | None, list[tuple[str, bytes]]]
+KAFKA_BYTES = 1_000_000  # what a producer and a broker accept by default
+
+
+class Kafka:
+    """Takes records up to Kafka's size after `failures` attempts without an acknowledgement."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures, self.attempts = failures, 0
+        self.sent: list[Sent] = []
+
+    async def __call__(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None = None,
+        *,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> tuple[int, int]:
+        self.attempts += 1
+        size = len(key or b"") + len(value or b"") + sum(len(name) + len(content) for name, content in headers)
+        if size > KAFKA_BYTES:
+            raise ValueError(f"a record of {size} bytes is too large")
+        if self.attempts <= self.failures:
+            raise ConnectionError("no acknowledgement")
+        self.sent.append((topic, key, value, partition, timestamp_ms, list(headers)))
+        return 0, len(self.sent) - 1
+
+
+def record(key: bytes | None = b"u", value: bytes | None = b"x", timestamp_ms: int = 5) -> Record:
+    return Record(CLICKSTREAM, 3, 41, timestamp_ms, key, value, (("trace", b"1"),))
+
+
+def bury(sent: Record, error: MalformedError, kafka: Kafka | None = None) -> Sent:
+    kafka = kafka or Kafka()
+    asyncio.run(KafkaOutlet(kafka).dead_letter(sent, error))
+    return kafka.sent[0]
+
+
+def test_a_dead_letter_carries_the_raw_bytes_and_says_where_they_were_and_why() -> None:
+    topic, key, value, _, timestamp_ms, headers = bury(record(value=b"\xff{"), MalformedError("value", "not JSON"))
+    assert (topic, key, value, timestamp_ms) == (DEAD_LETTERS, b"u", b"\xff{", 5)
+    assert dict(headers) == {
+        "reason": b"not JSON",
+        "field": b"value",
+        "topic": b"clickstream",
+        "partition": b"3",
+        "offset": b"41",
+        "length": b"2",
+        "sha256": hashlib.sha256(b"\xff{").hexdigest().encode(),
+    }
+
+
+def test_a_long_value_is_cut_and_its_length_and_hash_are_those_of_the_whole() -> None:
+    value = b"x" * (MAX_DEAD_LETTER_BYTES + 1)
+    _, _, cut, _, _, headers = bury(record(value=value), MalformedError("value", "not JSON"))
+    assert cut == value[:MAX_DEAD_LETTER_BYTES]
+    assert dict(headers)["length"] == str(len(value)).encode()
+    assert dict(headers)["sha256"] == hashlib.sha256(value).hexdigest().encode()
+
+
+@pytest.mark.parametrize("key_bytes", [0, 1, 499_000, 999_000])
+def test_whatever_a_broker_took_fits_into_a_dead_letter(key_bytes: int) -> None:
+    sent = record(b"k" * key_bytes, b"v" * (999_900 - key_bytes))
+    name = "numeric." + "n" * 900_000  # a field's name is the producer's choice too
+    bury(sent, MalformedError(name, name))
+
+
+def test_a_null_stays_a_null_and_a_missing_timestamp_becomes_zero() -> None:
+    _, key, value, _, timestamp_ms, headers = bury(record(None, None, -1), MalformedError("value", "null"))
+    assert (key, value, timestamp_ms) == (None, None, 0)
+    assert dict(headers)["length"] == b"0"
+
+
+def test_a_forwarded_record_keeps_key_time_and_headers_and_names_its_origin() -> None:
+    kafka = Kafka()
+    asyncio.run(KafkaOutlet(kafka).forward(record(None), 7, b"u"))
+    topic, key, value, partition, timestamp_ms, headers = kafka.sent[0]
+    assert (topic, key, value, partition, timestamp_ms) == (CLICKSTREAM, b"u", b"x", 7, 5)
+    assert headers == [("trace", b"1"), ("forwarded-from", b"clickstream[3]@41")]
+
+
+def test_a_record_too_large_for_forwarding_becomes_a_dead_letter() -> None:
+    kafka = Kafka()
+    asyncio.run(KafkaOutlet(kafka).forward(record(value=b"x" * 999_990), 7, b"u"))
+    topic, _, value, _, _, headers = kafka.sent[0]
+    assert topic == DEAD_LETTERS and value is not None and len(value) == MAX_DEAD_LETTER_BYTES
+    assert b"cannot be forwarded" in dict(headers)["reason"]
+
+
+def test_it_tries_until_kafka_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.outlet._RETRY_S", 0.001)
+    kafka = Kafka(failures=3)
+    bury(record(), MalformedError("value", "not JSON"), kafka)
+    assert kafka.attempts == 4 and len(kafka.sent) == 1
