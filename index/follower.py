@@ -16,7 +16,8 @@ from typing import Protocol
 from index.records import ITEM_FIELDS, ItemRecord, load_item, vector_field
 from index.store import LiveStore, StoreUnavailableError
 
-_CHUNK = 1000  # items read in one round trip, about 2 MB with text vectors
+_CHUNK = 250  # items read in one round trip and handed over at once: the sink takes some 5 ms, then others get a turn
+_FULL_PAGE = 1000  # entries of the log; after so many there may be more, so the end was not seen
 _WAIT_MS = 200  # how long one look at the log may wait for a change; bounds how old `age_ms` gets on a quiet log
 _RETRY_S = 0.2
 
@@ -60,15 +61,15 @@ class ItemFollower:
 
     @property
     def age_ms(self) -> float | None:
-        """Since the end of the log was last reached; None before the first load."""
+        """Since the end of the log was last known to be reached; None before the first time."""
         return None if self._seen_s is None else (self._now_s() - self._seen_s) * 1000
 
     def start_from(self, generation: str, position: int) -> None:
         """Goes on from a snapshot's position instead of loading; an unusable one leads to a load."""
         self.generation, self.position = generation, position
 
-    async def load(self) -> None:
-        """Reads all items.
+    async def load(self) -> int:
+        """Reads all items; returns how many there are.
 
         Raises:
             StoreUnavailableError: the sink is as it was, or holds a part of the items.
@@ -79,9 +80,9 @@ class ItemFollower:
         if self.generation and self.generation != start.generation:
             log.info("item log %s begins, %d items are read again", start.generation, len(item_ids))
         self._sink.reset(set(item_ids))
-        for at in range(0, len(item_ids), _CHUNK):
-            await self._read(item_ids[at : at + _CHUNK])
+        await self._read(item_ids)
         self.generation, self.position, self._seen_s = start.generation, start.position, asked
+        return len(item_ids)
 
     async def poll(self, wait_ms: int) -> int:
         """Applies what is new, waiting up to `wait_ms` for it; returns how many items changed.
@@ -92,25 +93,30 @@ class ItemFollower:
         asked = self._now_s()
         page = await self._store.read_log(self.generation, self.position, wait_ms)
         if page.reload:
-            await self.load()
-            return len(await self._store.scores(self._store.keys.item_index()))
+            return await self.load()
         changed = list(dict.fromkeys(page.items))
         await self._read(changed)
+        if page.position - self.position < _FULL_PAGE:
+            self._seen_s = asked if page.items else self._now_s()
         self.position = page.position
-        self._seen_s = self._now_s() if not page.items else asked
         return len(changed)
 
     async def catch_up(self) -> None:
-        """Applies everything that is in the log now."""
-        while self._seen_s is None or await self.poll(0):
-            if self._seen_s is None:
-                await self.load()
+        """Applies everything that is in the log now, from a snapshot's position or from nothing.
+
+        Raises:
+            StoreUnavailableError: call again.
+        """
+        if not self.generation:
+            await self.load()
+        while await self.poll(0) or self._seen_s is None:
+            pass
 
     async def run(self) -> None:
         """Follows for ever; a store that is away is waited for."""
         while True:
             try:
-                if self._seen_s is None and not self.generation:
+                if not self.generation:
                     await self.load()
                 await self.poll(_WAIT_MS)
             except StoreUnavailableError as error:
@@ -118,8 +124,8 @@ class ItemFollower:
                 await asyncio.sleep(_RETRY_S)
 
     async def _read(self, item_ids: Sequence[str]) -> None:
-        if not item_ids:
-            return
         keys = self._store.keys
-        rows = await self._store.read([(keys.item(item_id), self._fields) for item_id in item_ids])
-        self._sink.apply([load_item(item_id, row) for item_id, row in zip(item_ids, rows, strict=True)])
+        for at in range(0, len(item_ids), _CHUNK):
+            part = item_ids[at : at + _CHUNK]
+            rows = await self._store.read([(keys.item(item_id), self._fields) for item_id in part])
+            self._sink.apply([load_item(item_id, row) for item_id, row in zip(part, rows, strict=True)])
