@@ -181,7 +181,7 @@ class UserWriter:
                 change = apply_forget(state, event)
             else:
                 change = apply_profile(state, event)
-            self._counts[change.outcome] += 1
+            self._counts[change.outcome.value] += 1
             if change.outcome is not Outcome.APPLIED:
                 continue
             touched = plan.touched.setdefault(event.user_id, _Touched(state, change.keep))

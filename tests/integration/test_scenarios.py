@@ -64,14 +64,13 @@ def test_a_new_user_is_understood_after_three_views_and_followed_when_they_turn(
     for n in range(USERS):
         user = new_id("new")
         first, second = rng.sample(categories, 2)
-        for category, into in ((first, shares), (second, turned)):
+        for category, into, slot in ((first, shares, "mixed"), (second, turned, "next")):
             events = [click(user, item) for item in available(live, shop.items_of(category), 3, rng)]
             for event in events:
                 producer.send("clickstream", key=user.encode(), value=orjson.dumps(event)).get(10)
-            answer = after(live, user, events[-1]["event_id"], count=10)
+            answer = after(live, user, events[-1]["event_id"], count=10, slot=slot)
             assert answer["served_by"] == "personal", (n, answer)
-            of = Counter(shop.category_of(item) for item in recommended(answer))
-            into.append(of[category])
+            into.append(Counter(shop.category_of(item) for item in recommended(answer))[category])
     producer.close()
     assert sum(shares) / USERS >= 7, shares
     assert sum(turned) / USERS >= 7, turned
