@@ -22,6 +22,8 @@ from index.hnsw import HnswIndex
 from index.records import ItemRecord, Vector
 from index.search import Labels, SearchIndex
 
+FieldValue = tuple[LabelField, str]
+
 _ALWAYS_MS, _NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends
 _FIRST_CAPACITY = 1024
 _APPLY_RECORDS = 64  # per lock, about two milliseconds: how long a query in another thread may have to wait
@@ -58,14 +60,14 @@ class Catalogue:
 
     def __init__(self, model: str, dim: int, search: SearchIndex | None = None) -> None:
         self.model, self.dim = model, dim
-        self.search: SearchIndex = search or HnswIndex(dim)
+        self.search: SearchIndex = HnswIndex(dim) if search is None else search  # an empty index is falsy
         self.position = 0  # highest item-log position applied
         self._lock = threading.RLock()
         self._label: dict[str, int] = {}
         self._ids: list[str] = []  # by label; "" is free
         self._bodies: list[bytes | None] = []  # by label
         self._free: list[int] = []
-        self._postings: dict[tuple[LabelField, str], _Posting] = {}
+        self._postings: dict[FieldValue, _Posting] = {}
         self._columns = _Numbers(_FIRST_CAPACITY)
 
     def __len__(self) -> int:
@@ -213,17 +215,21 @@ class Catalogue:
         label = self._label.get(record.item_id)
         if label is None:
             label = self._new_label(record.item_id)
-        else:
-            for key in _values_of(self._bodies[label]):
-                self._postings[key].remove(label)
-                if not len(self._postings[key]):
-                    del self._postings[key]
-        body = _body(record)
-        self._bodies[label] = body
-        for key in _values_of(body):
-            self._postings.setdefault(key, _Posting()).add(label)
+        body, before = _body(record), self._bodies[label]
+        if body != before:
+            self._bodies[label] = body
+            self._post(label, _values_of(before), _values_of(body))
         self._columns.set(label, record)
         return label
+
+    def _post(self, label: int, before: set[FieldValue], after: set[FieldValue]) -> None:
+        """Moves a label between postings; most changes are of stock or price and move none."""
+        for key in before - after:
+            self._postings[key].remove(label)
+            if not len(self._postings[key]):
+                del self._postings[key]
+        for key in after - before:
+            self._postings.setdefault(key, _Posting()).add(label)
 
     def _new_label(self, item_id: str) -> int:
         if self._free:
@@ -324,13 +330,13 @@ def _body(record: ItemRecord) -> bytes | None:
     return orjson.dumps((record.catalogue, record.tags, record.embedder, record.retrieval is None or differs))
 
 
-def _values_of(body: bytes | None) -> set[tuple[LabelField, str]]:
+def _values_of(body: bytes | None) -> set[FieldValue]:
     """(field, value) pairs that a record is found by; tags of the catalogue and those that came with the vector."""
     if body is None:
         return set()
     catalogue, tags, _, _ = orjson.loads(body)
     fields = catalogue or {}
-    found: set[tuple[LabelField, str]] = {("tags", tag) for tag in (*tags, *(fields.get("tags") or ()))}
+    found: set[FieldValue] = {("tags", tag) for tag in (*tags, *(fields.get("tags") or ()))}
     found.update(("category", value) for value in fields.get("category") or ())
     found.update(("region", value) for value in fields.get("regions") or ())
     for field in ("brand", "subclass"):

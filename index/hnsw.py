@@ -9,6 +9,7 @@ It does not know why a row changed.
 
 from __future__ import annotations
 
+import atexit
 import math
 import threading
 import time
@@ -141,6 +142,7 @@ class HnswIndex(ExactIndex):
     def close(self) -> None:
         self._closed.set()
         self._wake.set()
+        atexit.unregister(self.close)
         if self._keeper.is_alive():
             self._keeper.join()
 
@@ -148,6 +150,8 @@ class HnswIndex(ExactIndex):
         self._wake.set()
         # Started when first needed: most catalogues are small and never have a graph.
         if self._background and self._keeper.ident is None and not self._closed.is_set():
+            # A thread that still runs inside hnswlib when the interpreter ends would abort the process.
+            atexit.register(self.close)
             self._keeper.start()
 
     def _keep(self) -> None:

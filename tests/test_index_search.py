@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -278,3 +280,12 @@ def test_closing_ends_a_build_under_way() -> None:
     started = time.monotonic()
     index.close()
     assert time.monotonic() - started < 2.0
+
+
+def test_a_process_that_ends_during_a_build_ends_well() -> None:
+    code = (
+        "import numpy as np; from index.hnsw import HnswIndex; index = HnswIndex(64, exact_bytes=0)\n"
+        "index.upsert(range(20_000), np.random.default_rng(0).standard_normal((20_000, 64)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
