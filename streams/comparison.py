@@ -1,11 +1,12 @@
 """Several ways to make lists, asked the same questions: their metrics side by side, by slice, and who wins.
 
-A question has one target: what the user chose next. Every list is scored on every question. It does not know what the
-lists are made of; by convention the last name given is the one to beat.
+A question has one target: what the user chose next. Every list is scored on every question, those that nobody could
+have answered too. It does not know what the lists are made of.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,22 +28,24 @@ def history_slice(events: int) -> str:
 
 @dataclass(slots=True)
 class Comparison:
-    """Scores of lists by name at cut-offs `ks`; wins and losses are hits at the `k` nearest to 10."""
+    """Scores of lists by name at cut-offs `ks`, each measured against every one of `baselines` on hits at `k`."""
 
     names: Sequence[str]
+    baselines: Sequence[str]
     ks: Sequence[int] = (5, 10, 20)
-    boards: dict[str, Scoreboard] = field(default_factory=dict)
+    boards: dict[str, Scoreboard] = field(init=False)
     slices: dict[str, dict[str, Scoreboard]] = field(default_factory=dict)
-    wins: dict[str, int] = field(default_factory=dict)
-    losses: dict[str, int] = field(default_factory=dict)
+    wins: Counter[tuple[str, str]] = field(default_factory=Counter)  # (name, baseline) → questions only `name` hit
+    losses: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         if not self.names or not self.ks:
             raise ValueError(f"a comparison needs names and cut-offs, got {self.names!r} and {self.ks!r}")
-        self.boards = {name: Scoreboard(self.ks) for name in self.names}
+        self.boards = {name: Scoreboard(self.ks) for name in self._all}
 
     @property
     def k(self) -> int:
+        """The cut-off nearest to 10."""
         return min(self.ks, key=lambda k: (abs(k - 10), k))
 
     @property
@@ -50,18 +53,18 @@ class Comparison:
         return self.boards[self.names[0]].questions
 
     def add(self, lists: Mapping[str, Sequence[str]], target: str, slice_name: str) -> None:
-        """Scores one question's lists, one for every name."""
-        boards = self.slices.setdefault(slice_name, {name: Scoreboard((self.k,)) for name in self.names})
-        baseline = hit_rate(lists[self.names[-1]], {target}, self.k)
-        for name in self.names:
+        """Scores one question's lists, one for every name and baseline."""
+        slices = self.slices.setdefault(slice_name, {name: Scoreboard((self.k,)) for name in self._all})
+        hits = {name: hit_rate(lists[name], {target}, self.k) for name in self._all}
+        for name in self._all:
             self.boards[name].add(lists[name], {target})
-            boards[name].add(lists[name], {target})
-            hit = hit_rate(lists[name], {target}, self.k)
-            self.wins[name] = self.wins.get(name, 0) + (hit > baseline)
-            self.losses[name] = self.losses.get(name, 0) + (hit < baseline)
+            slices[name].add(lists[name], {target})
+        for pair in self._pairs:
+            self.wins[pair] += hits[pair[0]] > hits[pair[1]]
+            self.losses[pair] += hits[pair[0]] < hits[pair[1]]
 
     def result(self, catalogue_size: int) -> dict[str, Any]:
-        """Plain values for JSON: `metrics` by list, `slices` by name and list, `versus` the last list."""
+        """Plain values for JSON: `metrics` by list, `slices` by name and list, `versus` each baseline."""
         return {
             "questions": self.questions,
             "catalogue": catalogue_size,
@@ -69,40 +72,52 @@ class Comparison:
             "slices": {
                 slice_name: {
                     "questions": boards[self.names[0]].questions,
-                    **{name: _rounded(board.means(catalogue_size)) for name, board in boards.items()},
+                    "metrics": {name: _rounded(board.means(catalogue_size)) for name, board in boards.items()},
                 }
                 for slice_name, boards in sorted(self.slices.items())
             },
-            "versus": {
-                name: {
-                    "baseline": self.names[-1],
+            "versus": [
+                {
+                    "list": name,
+                    "baseline": baseline,
                     "k": self.k,
-                    "wins": self.wins.get(name, 0),
-                    "losses": self.losses.get(name, 0),
-                    "p": sign_test(self.wins.get(name, 0), self.losses.get(name, 0)),
+                    "wins": self.wins[name, baseline],
+                    "losses": self.losses[name, baseline],
+                    "p": sign_test(self.wins[name, baseline], self.losses[name, baseline]),
                 }
-                for name in self.names[:-1]
-            },
+                for name, baseline in self._pairs
+            ],
         }
+
+    @property
+    def _all(self) -> list[str]:
+        return [*self.names, *self.baselines]
+
+    @property
+    def _pairs(self) -> list[tuple[str, str]]:
+        return [(name, baseline) for name in self.names for baseline in self.baselines]
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The metrics of `Comparison.result` as an aligned text table, a line per list, and the slices below it."""
-    metrics: Mapping[str, Mapping[str, float]] = result["metrics"]
-    columns = list(dict.fromkeys(name for row in metrics.values() for name in row))
-    lines = [["", *columns]] + [[name, *(f"{row.get(c, 0):.4f}" for c in columns)] for name, row in metrics.items()]
-    text = _aligned(lines)
-    parts = [text]
-    for name, found in result["slices"].items():
-        rows = [[key, *(f"{value:.4f}" for value in row.values())] for key, row in found.items() if key != "questions"]
-        shown = next((list(row) for key, row in found.items() if key != "questions"), [])
-        parts.append(_aligned([[f"{name} ({found['questions']} questions)", *shown], *rows]))
-    for name, against in result["versus"].items():
+    """The metrics of `Comparison.result` as aligned text, a line per list, slices and verdicts below.
+
+    Recall is left out: with one target a question it is the hit rate.
+    """
+    parts = [_metrics_table("all questions", result["questions"], result["metrics"])]
+    parts += [_metrics_table(name, found["questions"], found["metrics"]) for name, found in result["slices"].items()]
+    for against in result["versus"]:
+        chance = f"p = {against['p']:.2g}" if against["p"] else "p < 1e-12"
         parts.append(
-            f"{name} against {against['baseline']} at {against['k']}: {against['wins']} questions won, "
-            f"{against['losses']} lost, p = {against['p']:.2g}"
+            f"{against['list']} against {against['baseline']}, hits at {against['k']}: "
+            f"{against['wins']} questions won, {against['losses']} lost, {chance}"
         )
     return "\n\n".join(parts)
+
+
+def _metrics_table(title: str, questions: int, metrics: Mapping[str, Mapping[str, float]]) -> str:
+    columns = [name for name in next(iter(metrics.values())) if not name.startswith("Recall")]
+    rows = [[name, *(f"{row[column]:.4f}" for column in columns)] for name, row in metrics.items()]
+    return _aligned([[f"{title} ({questions})", *columns], *rows])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -127,11 +127,12 @@ class Scoreboard:
 class RecentPopularity:
     """The most chosen items of the last days, counted as events come: the list to beat.
 
-    An event counts 1 while event time is less than `horizon_ms` past it. Ties, and items no longer chosen at all, go by
-    the latest choice first; items never chosen come last, in the order in which they became known.
+    An event counts 1 while event time is less than `horizon_ms` past it; without a horizon, for ever. Ties, and items
+    no longer chosen at all, go by the latest choice first; items never chosen come last, in the order in which they
+    became known.
     """
 
-    def __init__(self, horizon_ms: int = 7 * DAY_MS) -> None:
+    def __init__(self, horizon_ms: int | None = 7 * DAY_MS) -> None:
         self._horizon_ms = horizon_ms
         self._ids: list[str] = []
         self._row: dict[str, int] = {}
@@ -152,7 +153,8 @@ class RecentPopularity:
         self._choices += 1
         self._counts[row] += 1
         self._latest[row] = self._choices
-        self._recent.append((ts_ms, row))
+        if self._horizon_ms is not None:
+            self._recent.append((ts_ms, row))
 
     def top(self, k: int, now_ms: int, without: Iterable[str] = ()) -> list[str]:
         """The k most chosen candidates at `now_ms`, but those of `without`."""
@@ -170,7 +172,7 @@ class RecentPopularity:
         return [self._ids[row] for row in best]
 
     def _forget(self, now_ms: int) -> None:
-        while self._recent and self._recent[0][0] <= now_ms - self._horizon_ms:
+        while self._horizon_ms is not None and self._recent and self._recent[0][0] <= now_ms - self._horizon_ms:
             self._counts[self._recent.popleft()[1]] -= 1
 
     def _row_of(self, item_id: str) -> int:
@@ -183,3 +185,30 @@ class RecentPopularity:
                 self._latest = np.concatenate([self._latest, np.zeros_like(self._latest)])
                 self._allowed = np.concatenate([self._allowed, np.zeros_like(self._allowed)])
         return row
+
+
+class Baselines:
+    """Lists without a model, by name: popularity of the last days and of all time, over the same candidates.
+
+    The second one is there because recent popularity starves where events are rare.
+    """
+
+    names = ("recent popularity", "all-time popularity")
+
+    def __init__(self, horizon_ms: int = 7 * DAY_MS) -> None:
+        self._counts = (RecentPopularity(horizon_ms), RecentPopularity(None))
+
+    def know(self, item_id: str, allowed: bool = True) -> None:
+        """Makes an item a candidate, or no longer one."""
+        for counts in self._counts:
+            counts.know(item_id, allowed)
+
+    def add(self, item_id: str, ts_ms: int) -> None:
+        """Counts one choice."""
+        for counts in self._counts:
+            counts.add(item_id, ts_ms)
+
+    def lists(self, k: int, now_ms: int, without: Collection[str] = ()) -> dict[str, list[str]]:
+        """The k best of each, without the items of `without`."""
+        tops = (counts.top(k, now_ms, without) for counts in self._counts)
+        return dict(zip(self.names, tops, strict=True))

@@ -1,7 +1,7 @@
 """Asks before it is told: what would have been recommended just before a click, by the code that answers clients.
 
-Reads the user from the live state, ranks with `index.query` over a catalogue that follows the item log, and sets the
-popularity of the last days beside it: same candidates, history removed. Nothing is exposed. It does not apply events;
+Reads the user from the live state, ranks with `index.query` over a catalogue that follows the item log, and sets
+popularity beside it: same candidates, history removed. Nothing is exposed. It does not apply events;
 `streams.replay` does, after the question.
 """
 
@@ -24,9 +24,8 @@ from index.store import LiveStore
 from streams.comparison import Comparison, history_slice
 from streams.encoder_thread import EncoderThread
 from streams.events import Click, Rules
-from streams.metrics import DAY_MS, RecentPopularity
+from streams.metrics import DAY_MS, Baselines
 
-BASELINE = "recent popularity"
 Slot = Literal["next", "general", "mixed"]
 
 
@@ -46,10 +45,10 @@ class AskSettings:
 
 
 class Candidates:
-    """Sink of the item log that feeds the catalogue, the baseline's candidates and the encoder's removals alike."""
+    """Sink of the item log that feeds the catalogue, the baselines' candidates and the encoder's removals alike."""
 
-    def __init__(self, catalogue: Catalogue, baseline: RecentPopularity, encoder: EncoderThread | None) -> None:
-        self.catalogue, self._baseline, self._encoder = catalogue, baseline, encoder
+    def __init__(self, catalogue: Catalogue, baselines: Baselines, encoder: EncoderThread | None) -> None:
+        self.catalogue, self._baselines, self._encoder = catalogue, baselines, encoder
         self._windows: dict[str, tuple[int | None, int | None]] = {}  # items with a start or an end
         self._listed: set[str] = set()
 
@@ -90,7 +89,7 @@ class Candidates:
         return len(self._listed)
 
     def _know(self, item_id: str, shown: bool) -> None:
-        self._baseline.know(item_id, shown)
+        self._baselines.know(item_id, shown)
         (self._listed.add if shown else self._listed.discard)(item_id)
 
 
@@ -121,13 +120,13 @@ class Asker:
         self._positive = [kind.weight > 0 for kind in rules.kinds]
         self._reader = UserReader(store, partitions, model.version, model.dim)
         self._popularity = Popularity(store)
-        self._baseline = RecentPopularity(self.settings.baseline_ms)
-        self._candidates = Candidates(Catalogue(model.version, model.dim), self._baseline, encoder)
+        self._baselines = Baselines(self.settings.baseline_ms)
+        self._candidates = Candidates(Catalogue(model.version, model.dim), self._baselines, encoder)
         self._follower = ItemFollower(store, model.version, self._candidates)
         self._due, self._refreshed_ms, self._since_refresh = 0, -1, 0
         self.skipped: Counter[str] = Counter()  # events that no question was asked about, by reason
         self.targets: Counter[str] = Counter()  # questions whose target no list could hold
-        self.comparison = Comparison((*self.settings.slots, BASELINE), self.settings.ks)
+        self.comparison = Comparison(self.settings.slots, Baselines.names, self.settings.ks)
 
     def wants(self, click: Click, now_ms: int) -> bool:
         """Whether to ask about a click that arrives at `now_ms`; counts it as skipped otherwise."""
@@ -148,10 +147,10 @@ class Asker:
         await self._follower.catch_up()
 
     def observe(self, click: Click, now_ms: int) -> None:
-        """Tells the baseline what was chosen."""
+        """Tells the baselines what was chosen."""
         self._since_refresh += 1
         if self._positive[click.kind]:
-            self._baseline.add(click.item_id, now_ms)
+            self._baselines.add(click.item_id, now_ms)
 
     async def ask(self, click: Click, now_ms: int) -> None:
         """Asks for lists as of `now_ms`, before `click` is applied, and scores them against its item.
@@ -170,7 +169,7 @@ class Asker:
         await self._refresh(now_ms)
         lists = self._lists(user, view, now_ms)
         without = self._candidates.outside(now_ms) | (set() if self.settings.repeats else seen)
-        lists[BASELINE] = self._baseline.top(max(self.settings.ks), now_ms, without)
+        lists |= self._baselines.lists(max(self.settings.ks), now_ms, without)
         if not self._candidates.can_show(click.item_id, now_ms):
             known = click.item_id in self._candidates.catalogue
             self.targets["not to be shown" if known else "not in the catalogue"] += 1
