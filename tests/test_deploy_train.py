@@ -1,0 +1,142 @@
+"""From a folder to an artefact: what is looked at, what is written beside the model, what is embedded only once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from deploy.cli import cli
+from deploy.item_texts import item_vectors, known_items, remembered_vectors
+from deploy.texts import known_vectors, text_model
+from deploy.traffic import TrafficPlan
+from deploy.train import TrainPlan, train_folder
+from encoder.serving import read_document
+from encoder.text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash
+from encoder.text_memory import TextMemory
+from encoder.training import TrainOptions
+from streams.events import Rules
+from streams.folder import read_folder
+from tests.folders import START_S, item, write_folder
+
+USERS, ITEMS, STEPS = 12, 10, 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Users walk through the items in turn; two items appear in the last quarter; weather changes once a day."""
+    rows = [
+        (f"u{user}", f"i{(user + step) % (ITEMS - 2 if step < 9 else ITEMS)}", "view", START_S + step * 3600 + user)
+        for step in range(STEPS)
+        for user in range(USERS)
+    ]
+    context = [
+        {"location": "", "ts_ms": (START_S + hour * 3600) * 1000, "weather": {"hot": hour % 2 == 0}}
+        for hour in range(STEPS)
+    ]
+    items = [item(f"i{number}", brand="Acme", category=["A" if number % 2 else "B"]) for number in range(ITEMS)]
+    path = Path(tmp_path_factory.mktemp("data")) / "walks"
+    return write_folder(path, sorted(rows, key=lambda row: row[3]), items, context=context)
+
+
+@pytest.fixture(scope="module")
+def memory(folder: Path) -> TextMemory:
+    """All texts, with vectors that need no text model: equal texts have equal vectors."""
+    remembered = TextMemory()
+    for line in known_items(read_folder(folder), None):
+        key = text_hash(canonical_text(line))
+        remembered[key] = np.random.default_rng(int(key[:8], 16)).normal(size=384).astype(np.float32)
+    return remembered
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path, memory: TextMemory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = Path(tmp_path_factory.mktemp("models"))
+    options = TrainOptions(epochs=1, threads=1)
+    return train_folder(TrainPlan(folder, out, 0.75, options=options), Rules(), memory).folder
+
+
+def test_the_artefact_says_what_the_other_processes_need(folder: Path, model: Path) -> None:
+    document = read_document(model)
+    metadata, config = document["metadata"], document["config"]
+    assert metadata["embedder"] == "minilm-l6-v2"
+    assert metadata["data"] == "walks"
+    assert [row["name"] for row in metadata["context_features"]] == config["context_features"]
+    assert "weather.hot=true" in config["context_features"]
+    assert config["kinds"] == [kind.name for kind in Rules().kinds]
+    assert {"category:a", "category:b"} <= set(config["tags"])
+
+
+def test_nothing_from_the_split_on_is_known_to_the_model(folder: Path, model: Path) -> None:
+    document = read_document(model)
+    assert document["metadata"]["before_ms"] == (START_S + 9 * 3600) * 1000
+    assert set(document["item_ids"]) == {f"i{number}" for number in range(ITEMS - 2)}
+
+
+def test_the_model_names_the_text_model_that_fits_it(model: Path) -> None:
+    found = text_model(model, 1)
+    assert found.name == "minilm-l6-v2"
+    assert found.tag([{"title": "new", "category": ["A"]}]) == [["category:a"]]
+
+
+def test_traffic_finds_the_vectors_that_training_left(
+    folder: Path, model: Path, memory: TextMemory, tmp_path: Path
+) -> None:
+    kept = TextMemory(tmp_path / "texts")
+    kept.update(memory)
+    kept.close()
+    plan = TrafficPlan("data", str(folder), (START_S + 9 * 3600) * 1000, "k", str(model), str(tmp_path / "texts"))
+    found = known_vectors(read_folder(folder), plan)
+    assert sorted(found.item_ids) == [f"i{number}" for number in range(ITEMS - 2)]
+    assert found.vectors.shape == (ITEMS - 2, 384)
+
+
+class CountingModel(MiniLM):
+    """Answers with noise and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.asked += texts
+        return np.random.default_rng(0).normal(size=(len(texts), 384)).astype(np.float32)
+
+
+def test_each_text_is_embedded_once_in_its_life() -> None:
+    items = [item("a", title="lamp"), item("b", title="lamp"), item("c", title="chair")]
+    model, memory, tagger = CountingModel(), TextMemory(), VocabularyTagger(build_vocabulary(items))
+    first = item_vectors(items, model, tagger, memory)
+    assert sorted(model.asked) == ["chair", "lamp"]
+    np.testing.assert_array_equal(first.vectors[0], first.vectors[1])
+    again = item_vectors([*items, item("d", title="table")], model, tagger, memory)
+    assert model.asked[2:] == ["table"]
+    np.testing.assert_array_equal(again.vectors[:3], first.vectors)
+
+
+def test_items_whose_text_nobody_embedded_are_left_out() -> None:
+    memory = TextMemory()
+    memory[text_hash("lamp")] = np.ones(384, np.float32)
+    found = remembered_vectors([item("a", title="lamp"), item("b", title="new")], "m", VocabularyTagger([]), memory)
+    assert (found.item_ids, found.text_hashes) == (["a"], [text_hash("lamp")])
+
+
+def test_a_catalogue_without_items_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"items\.jsonl\.gz"):
+        item_vectors([], CountingModel(), VocabularyTagger([]), TextMemory())
+
+
+def test_the_command_trains_and_reports(folder: Path, memory: TextMemory, tmp_path: Path) -> None:
+    kept = TextMemory(tmp_path / "texts")
+    kept.update(memory)
+    kept.close()
+    arguments = ["train", str(folder), "--out", str(tmp_path / "out"), "--epochs", "1", "--threads", "1", "--quiet"]
+    done = CliRunner().invoke(cli, [*arguments, "--texts", str(tmp_path / "texts")])
+    assert done.exit_code == 0, done.output
+    (found,) = (tmp_path / "out").glob("m-*")
+    assert found.name in done.output
+    assert len(read_document(found)["item_ids"]) == ITEMS
