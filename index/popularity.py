@@ -25,7 +25,8 @@ _NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing 
 class Popularity:
     """Decayed counts by location and overall.
 
-    A bucket of age a weighs 2^(−a / half_life); its age is measured from the bucket's end to `now_ms`. At a location
+    A bucket of age a weighs 2^(−a / half_life), a counted from its end in whole buckets: all processes have the same
+    weights until the next bucket begins. At a location
     its own counts decide; the overall ones together count as one click there, so that they order what the location
     does not know.
     """
@@ -122,7 +123,7 @@ class Popularity:
     def _decay(self, bucket_ms: int, now_ms: int) -> None:
         by_field = np.zeros(len(self._item_of))
         for (_, bucket), (fields, counts) in self._counts.items():
-            age_ms = max(0, now_ms - (bucket + 1) * bucket_ms)
+            age_ms = max(0, now_ms // bucket_ms - bucket - 1) * bucket_ms
             decay = 2.0 ** (-age_ms / self._half_life_ms)
             if decay >= _NEGLIGIBLE:
                 by_field[fields] += decay * counts
