@@ -21,6 +21,7 @@ from index.live_user import UserReader
 from index.liveness import Liveness
 from index.metrics import ApiMetrics
 from index.popularity import Popularity
+from index.snapshot import keep_snapshots, start_from_snapshot
 from index.store import LiveStore, StoreUnavailableError
 
 _log = logging.getLogger("perseid.api")
@@ -66,7 +67,7 @@ class Serving:
     model: ServedModel
     catalogue: Catalogue
     follower: ItemFollower
-    following: asyncio.Task[None]
+    tasks: tuple[asyncio.Task[None], ...]  # that keep it current
 
 
 class IndexKeeper:
@@ -117,18 +118,33 @@ class IndexKeeper:
             self.current = None
 
     async def _close(self, serving: Serving) -> None:
-        await self._background.stop([serving.following])
+        await self._background.stop(serving.tasks)
         serving.catalogue.close()
 
     async def _open(self, model: ServedModel) -> Serving:
-        catalogue = Catalogue(model.version, model.dim)
+        """Loads all items, from the snapshot and what came after it, or from the store; then goes on following."""
+        catalogue, folder = Catalogue(model.version, model.dim), self._settings.snapshots
         follower = ItemFollower(self._store, model.version, catalogue)
         try:
-            await follower.load()
-        except StoreUnavailableError:
+            if folder is not None:
+                await asyncio.to_thread(start_from_snapshot, folder, catalogue, follower)
+            await self._catch_up(follower)
+        except BaseException:
             catalogue.close()
             raise
-        return Serving(model, catalogue, follower, self._background.start(f"items of {model.version}", follower.run()))
+        tasks = [self._background.start(f"items of {model.version}", follower.run())]
+        if folder is not None:
+            saving = keep_snapshots(folder, catalogue, follower, self._settings.snapshot_ms / 1000)
+            tasks.append(self._background.start(f"snapshots of {model.version}", saving))
+        return Serving(model, catalogue, follower, tuple(tasks))
+
+    async def _catch_up(self, follower: ItemFollower) -> None:
+        while True:
+            try:
+                return await follower.catch_up()
+            except StoreUnavailableError as error:
+                _log.warning("the items are not loaded yet: %s", error)
+                await asyncio.sleep(self._settings.poll_ms / 1000)
 
 
 @dataclass(frozen=True, slots=True)

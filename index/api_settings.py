@@ -44,6 +44,7 @@ class ApiSettings:
     stale_ms: float = 1_000.0  # a confirmation older than this is no promise any more
     index_limit_ms: float = 60_000.0  # beyond this, items shown may be withdrawn for too long
     poll_ms: float = 100.0  # of liveness: a tenth of what counts as stale
+    snapshot_ms: float = 60_000.0  # between two snapshots; a start then reads a minute of changes
     popularity_ms: float = 3_000.0  # between two looks at the popularity buckets, which move slowly
     popularity_half_life_ms: float = 3 * 86_400_000.0
     users_ms: float = 2_000.0  # between two counts of users; longer when one takes long

@@ -434,6 +434,29 @@ def test_an_index_that_was_not_followed_for_a_minute_answers_503() -> None:
     asyncio.run(run())
 
 
+def test_a_restarted_process_answers_the_same_from_its_snapshot_and_the_log(tmp_path: Path) -> None:
+    async def run() -> None:
+        store = MemoryStore()
+        first = await World(store, snapshots=tmp_path, snapshot_ms=10.0).start()
+        await first.put_user("u1", ["tea0"])
+        async with first.running() as client:
+            before = ids(await ask(client, count=20))
+            await until(_written, "a snapshot is written")
+        await first.withdraw("tea1")  # while no process is there
+        second = World(store, snapshots=tmp_path)
+        second.tokens, second.positions = first.tokens, first.positions
+        async with second.running() as client:
+            assert ids(await ask(client, count=20)) == [item for item in before if item != "tea1"]
+
+    def written() -> bool:
+        return any(tmp_path.glob("*.snapshot"))
+
+    async def _written() -> bool:
+        return written()
+
+    asyncio.run(run())
+
+
 def test_scopes_of_keys_hold_for_reading_too() -> None:
     keys = {"reader-key-000000": frozenset({"read"}), "admin-key-0000000": frozenset({"admin"})}
 
