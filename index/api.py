@@ -19,7 +19,7 @@ from index.api_ingest import Ingest, ingest_router
 from index.api_recommend import recommend_router
 from index.api_serving import Background, IndexKeeper, Services, follow_popularity
 from index.api_settings import ApiSettings, KafkaSide
-from index.api_state import UserCount, state_router
+from index.api_state import UserCount, operations_router, state_router
 from index.liveness import Liveness
 from index.metrics import ApiMetrics
 from index.popularity import Popularity
@@ -78,7 +78,8 @@ def create_app(
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics)
     app.include_router(recommend_router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))
-    app.include_router(state_router(services, users))
+    app.include_router(state_router(services))
+    app.include_router(operations_router(services, users))
     return app
 
 

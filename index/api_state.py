@@ -63,7 +63,7 @@ def index_state(serving: Serving) -> dict[str, Any]:
     return {
         "items": len(serving.catalogue),
         "position": serving.follower.position,
-        "age_ms": None if age_ms is None else round(age_ms, 1),
+        "age_ms": _rounded(age_ms),
     }
 
 
@@ -74,9 +74,13 @@ def as_of(user: LiveUser, liveness: Liveness) -> dict[str, Any]:
         "ts_ms": user.newest_ms,
         "partition": user.partition,
         "offset": user.offset,
-        "lag_ms": None if lag_ms is None else round(lag_ms, 1),
+        "lag_ms": _rounded(lag_ms),
         "includes_after": user.includes_after,
     }
+
+
+def _rounded(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds, 1)
 
 
 async def describe_item(services: Services, item_id: str) -> dict[str, Any]:
@@ -127,7 +131,7 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "redis": services.settings.redis,
         "redis_up": liveness.reachable,
         "topics": {
-            name: {"lag": topic.lag, "position": topic.position, "lag_ms": topic.lag_ms}
+            name: {"lag": topic.lag, "position": topic.position, "lag_ms": _rounded(topic.lag_ms)}
             for name, topic in liveness.topics.items()
         },
         "events_per_s": round(liveness.events_per_s, 1),
@@ -186,8 +190,8 @@ def show_deployment(services: Services, users: int | None) -> None:
     show("exposures_lost", services.kafka.dropped())
 
 
-def state_router(services: Services, users: UserCount) -> APIRouter:
-    """`GET /v1/items/{item_id}`, `/v1/users/{user_id}`, `/v1/status`, `/healthz`, `/readyz`, `/metrics`."""
+def state_router(services: Services) -> APIRouter:
+    """`GET /v1/items/{item_id}` and `/v1/users/{user_id}`."""
     router = APIRouter(tags=["state"])
     keys, metrics = services.settings.keys, services.metrics
 
@@ -214,6 +218,14 @@ def state_router(services: Services, users: UserCount) -> APIRouter:
     async def user(user_id: UserId) -> Response:
         """Window, profile and position, as the next answer will know them; empty for a stranger."""
         return json_response(await describe_user(services, user_id))
+
+    return router
+
+
+def operations_router(services: Services, users: UserCount) -> APIRouter:
+    """`GET /v1/status`, `/healthz`, `/readyz` and `/metrics`."""
+    router = APIRouter(tags=["operations"])
+    keys, metrics = services.settings.keys, services.metrics
 
     @router.get(
         "/v1/status",
