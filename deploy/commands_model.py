@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,7 +127,9 @@ def replay(
     settings = attach(os.environ, state)
     if model is None and (settings.model / "model.json").is_file():
         model = settings.model
-    with records_bar() as progress, new_store(settings, prefix) as store:
+    with records_bar("records") as show, new_store(settings, prefix) as store:
+        counted = count(1)
+        progress = None if show is None else lambda _: show(next(counted))
         plan = ReplayPlan(model, AskSettings(every=every, repeats=repeats), store, progress)
         if folder is not None:
             if start_ms is not None or offsets:
@@ -138,6 +141,45 @@ def replay(
             starts = dict(map(parse_offset, offsets)) or None
             report = replay_topics(plan, settings, start_ms=start_ms, stop_ms=stop_ms, starts=starts)
     click.echo(orjson.dumps(report.to_dict()).decode() if as_json else report.table())
+
+
+@click.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--model", type=_FOLDER, help="Artefact to evaluate.  [default: PERSEID_MODEL]")
+@click.option(
+    "--split",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Ask after this share of the events.  [default: after what the model was trained on]",
+)
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event.")
+@click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
+@click.option("--texts", type=click.Path(path_type=Path), help="File that remembers text vectors between runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+def evaluate(
+    folder: Path, model: Path | None, split: float | None, every: int, repeats: bool, texts: Path | None, as_json: bool
+) -> None:
+    """Measure a model on the later part of a data FOLDER, offline: each choice is predicted from all before it.
+
+    Prints HR, NDCG, MRR and coverage next to recent popularity. `replay` asks the same through the serving path.
+
+    Example: perseid evaluate ml_latest_small --model models/m-1234abcd
+    """
+    from deploy.evaluation import evaluate_folder
+    from encoder.text_memory import TextMemory
+    from streams.comparison import table
+    from streams.questions import AskSettings
+
+    settings = attach(os.environ)
+    memory = TextMemory(texts or settings.state / "texts")
+    ask = AskSettings(every=every, repeats=repeats)
+    with records_bar("events") as progress:
+        found = evaluate_folder(folder, model or settings.model, settings, memory, split, ask, progress)
+    memory.close()
+    if as_json:
+        click.echo(orjson.dumps(found).decode())
+        return
+    click.echo(f"model {found['model']} on {found['data']}: {found['questions']} questions\n")
+    click.echo(table(found) if found["questions"] else "nothing to ask about after the split")
 
 
 def parse_offset(text: str) -> tuple[tuple[str, int], int]:
@@ -171,15 +213,15 @@ def new_store(settings: Settings, prefix: str | None) -> Iterator[LiveStore | No
 
 
 @contextmanager
-def records_bar() -> Iterator[Callable[[object], None] | None]:
-    """Counts records on a terminal; None without one."""
+def records_bar(unit: str) -> Iterator[Callable[[int], None] | None]:
+    """Shows how many are done on a terminal; None without one."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn(f"{{task.completed:.0f}} {unit}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("replaying", total=None)
-        yield lambda _: bar.advance(task)
+        task = bar.add_task(unit, total=None)
+        yield lambda done: bar.update(task, completed=done)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
@@ -140,3 +141,56 @@ def test_the_command_trains_and_reports(folder: Path, memory: TextMemory, tmp_pa
     (found,) = (tmp_path / "out").glob("m-*")
     assert found.name in done.output
     assert len(read_document(found)["item_ids"]) == ITEMS
+
+
+@pytest.fixture
+def texts(memory: TextMemory, tmp_path: Path) -> str:
+    kept = TextMemory(tmp_path / "kept")
+    kept.update(memory)
+    kept.close()
+    return str(tmp_path / "kept")
+
+
+def test_evaluate_asks_only_about_what_the_model_has_not_seen(folder: Path, model: Path, texts: str) -> None:
+    arguments = ["evaluate", str(folder), "--model", str(model), "--texts", texts, "--repeats", "--json"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    found = orjson.loads(done.output.splitlines()[-1])
+    assert found["start_ms"] == (START_S + 9 * 3600) * 1000
+    assert found["questions"] == USERS * (STEPS - 9)
+    assert 0 <= found["metrics"]["next"]["HR@10"] <= 1
+
+
+def test_replay_asks_the_same_questions_and_gives_a_digest(folder: Path, model: Path, texts: str) -> None:
+    arguments = [
+        "replay",
+        str(folder),
+        "--model",
+        str(model),
+        "--texts",
+        texts,
+        "--split",
+        "0.75",
+        "--repeats",
+        "--json",
+    ]
+    first, again = (CliRunner().invoke(cli, arguments) for _ in range(2))
+    assert first.exit_code == 0, first.output
+    found, repeated = (orjson.loads(done.output.splitlines()[-1]) for done in (first, again))
+    assert found["answers"]["questions"] == USERS * (STEPS - 9)
+    assert found["records"]["clickstream"] == USERS * STEPS
+    assert found["digest"] == repeated["digest"]
+
+
+def test_a_model_that_has_seen_everything_is_not_evaluated(folder: Path, model: Path, texts: str) -> None:
+    other = write_folder(folder.parent / "others", [("u", "i0", "view", START_S)], [item("i0")])
+    done = CliRunner().invoke(cli, ["evaluate", str(other), "--model", str(model), "--texts", texts])
+    assert isinstance(done.exception, ValueError)
+    assert "give --split" in str(done.exception)
+
+
+@pytest.mark.parametrize("offset", ["clickstream", "clickstream=5", "clickstream:x=5", ":1=2"])
+def test_an_offset_that_names_no_place_is_refused(offset: str) -> None:
+    done = CliRunner().invoke(cli, ["replay", "--from-offset", offset])
+    assert done.exit_code == 2
+    assert "TOPIC:PARTITION=N" in done.output
