@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from deploy.settings import Settings, load, parse_kinds, public_address, table
@@ -96,3 +98,8 @@ def test_the_table_names_every_setting_once() -> None:
     text = table()
     for name in Settings.model_fields:
         assert text.count(f"`PERSEID_{name.upper()}`") == 1
+
+
+def test_the_readme_holds_this_table() -> None:
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    assert table() in readme.read_text(), "run: python -c 'from deploy.settings import table; print(table())'"
