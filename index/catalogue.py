@@ -327,7 +327,8 @@ def _body(record: ItemRecord) -> bytes | None:
     # A record read without its text vector cannot tell by itself whether it has one.
     hashes = record.vector_hash, record.text_hash
     differs = None not in hashes and hashes[0] != hashes[1]
-    return orjson.dumps((record.catalogue, record.tags, record.embedder, record.retrieval is None or differs))
+    body = orjson.dumps((record.catalogue, record.tags, record.embedder, record.retrieval is None or differs))
+    return bytes(memoryview(body))  # a copy of exact size: orjson's own keeps its buffer of some kilobytes
 
 
 def _values_of(body: bytes | None) -> set[FieldValue]:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
-from index.records import ITEM_FIELDS, ItemRecord, load_item, vector_field
+from index.keys import ITEMS_TAG
+from index.records import ITEM_FIELDS, TEXT_VECTOR, ItemRecord, load_item, vector_field
 from index.store import LiveStore, StoreUnavailableError
 
 _CHUNK = 250  # items read in one round trip and handed over at once: the sink takes some 5 ms, then others get a turn
@@ -54,10 +55,11 @@ class ItemFollower:
     ) -> None:
         self._store, self._sink, self._now_s = store, sink, monotonic_s
         self._fields = [
-            name if text_vectors or name != "e" else "-" for name in (*ITEM_FIELDS, vector_field(model))
+            name if text_vectors or name != TEXT_VECTOR else "-" for name in (*ITEM_FIELDS, vector_field(model))
         ]  # "-" is a field that no item has
         self.generation, self.position = "", 0
-        self._seen_s: float | None = None
+        self._seen_s: float | None = None  # when the end of the log, as it was then, is known to have been applied
+        self._ahead: tuple[int, float] | None = None  # an end of the log that may not be applied yet, seen when
 
     @property
     def age_ms(self) -> float | None:
@@ -72,16 +74,18 @@ class ItemFollower:
         """Reads all items; returns how many there are.
 
         Raises:
-            StoreUnavailableError: the sink is as it was, or holds a part of the items.
+            StoreUnavailableError: the sink is as it was, or holds a part of the items; `poll` loads again.
         """
-        asked = self._now_s()
+        asked_s = self._now_s()
         start = await self._store.read_log("", 0, 0)
         item_ids = sorted(await self._store.scores(self._store.keys.item_index()))
         if self.generation and self.generation != start.generation:
             log.info("item log %s begins, %d items are read again", start.generation, len(item_ids))
+        self.generation = ""  # until all are read: the sink's positions count in no log
         self._sink.reset(set(item_ids))
         await self._read(item_ids)
-        self.generation, self.position, self._seen_s = start.generation, start.position, asked
+        self.generation, self.position = start.generation, start.position
+        self._seen_s, self._ahead = asked_s, None
         return len(item_ids)
 
     async def poll(self, wait_ms: int) -> int:
@@ -90,42 +94,47 @@ class ItemFollower:
         Raises:
             StoreUnavailableError: call again.
         """
-        asked = self._now_s()
         page = await self._store.read_log(self.generation, self.position, wait_ms)
         if page.reload:
             return await self.load()
-        changed = list(dict.fromkeys(page.items))
-        await self._read(changed)
-        if page.position - self.position < _FULL_PAGE:
-            self._seen_s = asked if page.items else self._now_s()
+        changed, end, now_s = list(dict.fromkeys(page.items)), page.position, self._now_s()
+        if changed:
+            end = await self._read(changed)
         self.position = page.position
+        self._note(end, now_s)
         return len(changed)
 
-    async def catch_up(self) -> None:
-        """Applies everything that is in the log now, from a snapshot's position or from nothing.
+    def _note(self, end: int, now_s: float) -> None:
+        """Caught up at a time means: the position has reached the end as it was at that time."""
+        if self._ahead is None or self.position >= self._ahead[0]:
+            self._seen_s = self._ahead[1] if self._ahead else self._seen_s
+            self._ahead = end, now_s
+        if self.position >= end:
+            self._seen_s = now_s
 
-        Raises:
-            StoreUnavailableError: call again.
-        """
-        if not self.generation:
+    async def catch_up(self) -> None:
+        """Applies everything that is in the log now."""
+        if self._seen_s is None:
             await self.load()
-        while await self.poll(0) or self._seen_s is None:
+        while await self.poll(0):
             pass
 
     async def run(self) -> None:
         """Follows for ever; a store that is away is waited for."""
         while True:
             try:
-                if not self.generation:
-                    await self.load()
                 await self.poll(_WAIT_MS)
             except StoreUnavailableError as error:
                 log.warning("cannot follow the items: %s", error)
                 await asyncio.sleep(_RETRY_S)
 
-    async def _read(self, item_ids: Sequence[str]) -> None:
-        keys = self._store.keys
+    async def _read(self, item_ids: Sequence[str]) -> int:
+        """Hands items to the sink; returns the end of the log when the last ones were read."""
+        keys, end = self._store.keys, 0
         for at in range(0, len(item_ids), _CHUNK):
             part = item_ids[at : at + _CHUNK]
-            rows = await self._store.read([(keys.item(item_id), self._fields) for item_id in part])
+            requests = [(keys.item(item_id), self._fields) for item_id in part]
+            *rows, (position,) = await self._store.read([*requests, (keys.owner(ITEMS_TAG), ["item_position"])])
             self._sink.apply([load_item(item_id, row) for item_id, row in zip(part, rows, strict=True)])
+            end = int(position or 0)
+        return end
