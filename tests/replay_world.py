@@ -1,0 +1,81 @@
+"""A tiny shop and an untrained model for replay and evaluation tests: no quality, but exact lists to compare."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from context.features import ContextFeatures
+from context.offsets import ContextOffset
+from encoder.config import ModelConfig
+from encoder.incremental import IncrementalEncoder
+from encoder.model import StarsEncoder
+from index.api_model import ServedModel
+from streams.encoder_thread import EncoderThread
+from streams.events import Rules
+from streams.folder import Folder, read_folder
+from streams.folder_records import ItemVectors
+from tests.folders import START_S, item, write_folder
+
+PARTITIONS, VERSION = 3, "m-00000001"
+RULES = Rules(embedders={"toy": 4})
+CONFIG = ModelConfig(d_model=16, n_layers=1, n_heads=2, d_ff=16, d_text=4, d_reduced=4, window=20, slack=4)
+HEADER = "user_id,item_id,event_type,timestamp,location"
+
+
+def shop(path: Path, seed: int = 0, events: int = 400, items: int = 40, users: int = 12) -> Folder:
+    """Users with a favourite corner of the catalogue, some kinds that are no choice, items that arrive on the way."""
+    rng = random.Random(seed)
+    rows = []
+    for n in range(events):
+        user = rng.randrange(users)
+        number = (user * 3 + rng.randrange(8)) % items if rng.random() < 0.8 else rng.randrange(items)
+        kind = rng.choice(("view", "view", "view", "add_to_cart", "purchase", "dislike"))
+        rows.append((f"u{user}", f"i{number}", kind, START_S + n * 50, rng.choice(("oslo", ""))))
+    return read_folder(
+        write_folder(
+            path,
+            rows,
+            [item(f"i{n}", available=n != 7) for n in range(items)],
+            header=HEADER,
+            context=[_weather(START_S + n * 5000) for n in range(4)],
+            users=[{"user_id": "u1", "categorical": {"location": "oslo"}}],
+        ),
+        RULES,
+    )
+
+
+def _weather(second: int) -> dict[str, Any]:
+    return {
+        "location": "oslo",
+        "ts_ms": second * 1000,
+        "valid_until_ms": (second + 4000) * 1000,
+        "weather": {"sky": "blue"},
+        "events": [],
+        "promotions": [],
+    }
+
+
+def vectors_of(folder: Folder, seed: int = 0) -> ItemVectors:
+    matrix = np.random.default_rng(seed).standard_normal((len(folder.item_ids), 4)).astype(np.float32)
+    return ItemVectors("toy", folder.item_ids, matrix, [[] for _ in folder.item_ids])
+
+
+def encoder(seed: int = 0) -> IncrementalEncoder:
+    torch.manual_seed(seed)
+    return IncrementalEncoder(StarsEncoder(CONFIG).eval(), cache_bytes=1 << 22, device="cpu")
+
+
+def encoder_thread() -> EncoderThread:
+    return EncoderThread(encoder(), VERSION)
+
+
+def served() -> ServedModel:
+    """A model whose context feature pulls: its offset is as long as is allowed."""
+    features = ContextFeatures.build([_weather(START_S)])
+    weight = np.random.default_rng(5).standard_normal((CONFIG.d_model, len(features))).astype(np.float32)
+    return ServedModel(VERSION, CONFIG.d_model, ContextOffset(weight, features))
