@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import torch
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
@@ -43,7 +42,6 @@ def evaluate_folder(
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on everything and no split is given.
     """
-    torch.set_num_threads(settings.threads)
     loaded, metadata = load(model)
     folder = read_folder(path, settings.rules())
     ask = replace(ask, start_ms=_start_ms(folder, metadata, split))

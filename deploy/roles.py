@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.producer import EventProducer
-from deploy.running import log_to_stderr, on_signals, open_store, running
+from deploy.running import limit_threads, log_to_stderr, on_signals, open_store, running
 from deploy.settings import Settings
 from encoder.serving import DOCUMENT, load_serving
 from index.store import LiveStore
@@ -27,6 +27,7 @@ def run_worker(settings: Settings) -> None:
         ValueError: the model, the topics or the stored state do not fit the settings.
     """
     log_to_stderr(settings)
+    limit_threads(settings.threads)
     asyncio.run(_worker(settings))
 
 
@@ -43,8 +44,6 @@ def run_traffic(settings: Settings, plan_file: Path) -> None:
 
 
 async def _worker(settings: Settings) -> None:
-    import torch
-
     from encoder.artefact import load
     from encoder.incremental import IncrementalEncoder
     from index.follower import ItemFollower
@@ -54,7 +53,6 @@ async def _worker(settings: Settings) -> None:
     from streams.user_writes import EngineSettings
     from streams.worker import StreamWorker, WorkerSettings
 
-    torch.set_num_threads(settings.threads)
     model, metadata = load(settings.model)
     rules = settings.rules()
     store = open_store(settings)

@@ -26,6 +26,11 @@ def log_to_stderr(settings: Settings) -> None:
     logging.getLogger("perseid.deploy").info("process %d, kafka %s, redis %s", os.getpid(), kafka, redis)
 
 
+def limit_threads(count: int) -> None:
+    """Bounds the threads of numerical libraries that are loaded from now on; call it before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+
+
 def open_store(settings: Settings, **options: Any) -> RedisStore:
     """The live state of this deployment; `options` are those of `RedisStore`."""
     return RedisStore(settings.redis.get_secret_value(), settings.keys(), **options)
