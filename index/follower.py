@@ -18,7 +18,6 @@ from index.records import ITEM_FIELDS, TEXT_VECTOR, ItemRecord, load_item, vecto
 from index.store import LiveStore, StoreUnavailableError
 
 _CHUNK = 250  # items read in one round trip and handed over at once: the sink takes some 5 ms, then others get a turn
-_FULL_PAGE = 1000  # entries of the log; after so many there may be more, so the end was not seen
 _WAIT_MS = 200  # how long one look at the log may wait for a change; bounds how old `age_ms` gets on a quiet log
 _RETRY_S = 0.2
 
@@ -113,10 +112,14 @@ class ItemFollower:
             self._seen_s = now_s
 
     async def catch_up(self) -> None:
-        """Applies everything that is in the log now."""
-        if self._seen_s is None:
+        """Applies everything that is in the log now, from a snapshot's position or from nothing.
+
+        Raises:
+            StoreUnavailableError: call again.
+        """
+        if not self.generation:
             await self.load()
-        while await self.poll(0):
+        while await self.poll(0) or self._seen_s is None:
             pass
 
     async def run(self) -> None:

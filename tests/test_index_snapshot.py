@@ -1,0 +1,137 @@
+"""Snapshots: what was saved comes back, and a file that cannot be trusted is refused and does no harm."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.catalogue import Catalogue
+from index.follower import ItemFollower
+from index.memory_store import MemoryStore
+from index.query import ContextView, Query, UserView, recommend
+from index.records import ItemRecord, Vector
+from index.snapshot import restore_snapshot, save_snapshot, start_items
+from tests.test_index_follower import MODEL, VECTOR, Owner
+from tests.test_index_query import NOBODY
+
+DIM = 2
+
+
+def filled(count: int = 300) -> Catalogue:
+    catalogue = Catalogue(MODEL, DIM)
+    random = np.random.default_rng(0)
+    for number in range(count):
+        vector: Vector | None = random.standard_normal(DIM).astype(np.float32) if number % 5 else None
+        fields = {"title": f"Tea №{number}", "price": float(number)} if number % 7 else None
+        catalogue.apply([ItemRecord(f"i{number}", number + 1, fields, None, ("hot",), "e", "a", "b", vector)])
+    return catalogue
+
+
+def follower_at(catalogue: Catalogue, generation: str, position: int) -> ItemFollower:
+    follower = ItemFollower(MemoryStore(), MODEL, catalogue)
+    follower.start_from(generation, position)
+    return follower
+
+
+def saved(path: Path, catalogue: Catalogue) -> Path:
+    save_snapshot(path, catalogue, follower_at(catalogue, "log", 42))
+    return path
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    before, after = filled(), Catalogue(MODEL, DIM)
+    before.apply([ItemRecord("i8", 900, None, None, (), None, None, None, None)])  # leaves a hole in the labels
+    header = restore_snapshot(saved(tmp_path / "items", before), after)
+    assert (header.generation, header.position, header.model) == ("log", 42, MODEL)
+    assert sorted(after.item_ids()) == sorted(before.item_ids()) and len(after) == len(before)
+    for item_id in before.item_ids():
+        assert after.get(item_id) == before.get(item_id)
+        np.testing.assert_array_equal(after.vector(item_id), before.vector(item_id))
+    user = UserView(np.array([[1, 0], [0, 1]], np.float32))
+    lists = [recommend(Query(20), user, catalogue, ContextView(), NOBODY, 0) for catalogue in (before, after)]
+    assert lists[0] == lists[1]
+
+
+def test_an_empty_catalogue_has_a_snapshot_too(tmp_path: Path) -> None:
+    after = Catalogue(MODEL, DIM)
+    restore_snapshot(saved(tmp_path / "items", Catalogue(MODEL, DIM)), after)
+    assert after.item_ids() == []
+
+
+def test_a_flipped_bit_anywhere_is_noticed_and_changes_nothing(tmp_path: Path) -> None:
+    path = saved(tmp_path / "items", filled(20))
+    good = path.read_bytes()
+    for at in range(0, len(good), 7):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        after = Catalogue(MODEL, DIM)
+        with pytest.raises(ValueError, match=r"snapshot .* is (damaged|of another format)"):
+            restore_snapshot(path, after)
+        assert after.item_ids() == []
+
+
+@pytest.mark.parametrize("size", [0, 10, 47, 48, 500, -1])
+def test_a_torn_file_is_refused(tmp_path: Path, size: int) -> None:
+    path = saved(tmp_path / "items", filled(20))
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match="loaded from the store"):
+        restore_snapshot(path, Catalogue(MODEL, DIM))
+
+
+@pytest.mark.parametrize(("model", "dim"), [("m-ffffffff", DIM), (MODEL, 3)])
+def test_another_models_snapshot_is_refused(tmp_path: Path, model: str, dim: int) -> None:
+    path = saved(tmp_path / "items", filled(5))
+    with pytest.raises(ValueError, match=f"is of model {MODEL} with 2 dimensions, not of {model} with {dim}"):
+        restore_snapshot(path, Catalogue(model, dim))
+
+
+def test_a_failed_save_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "items", filled(5))
+    before = path.read_bytes()
+
+    def disk_full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("index.snapshot.os.fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        saved(path, filled(6))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_start_from_a_snapshot_reads_only_what_changed_since(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store, path = MemoryStore(), tmp_path / "items"
+        owner = await Owner(store).start()
+        await owner.put("a", "b")
+        first = Catalogue(MODEL, DIM)
+        follower = ItemFollower(store, MODEL, first)
+        await start_items(path, first, follower)  # there is none yet
+        assert save_snapshot(path, first, follower) == 2
+        await owner.put("c")
+        await owner.withdraw("a")
+        second = Catalogue(MODEL, DIM)
+        resumed = ItemFollower(store, MODEL, second)
+        second.reset = lambda item_ids: pytest.fail("loaded everything")  # type: ignore[method-assign]
+        await start_items(path, second, resumed)
+        assert sorted(second.item_ids()) == ["a", "b", "c"] and len(second) == 2
+        assert resumed.position == 5 and resumed.age_ms is not None
+        np.testing.assert_array_equal(second.vector("b"), VECTOR)
+
+    asyncio.run(scenario())
+
+
+def test_a_start_from_an_unusable_snapshot_loads_everything(tmp_path: Path) -> None:
+    async def scenario(path: Path) -> None:
+        store, catalogue = MemoryStore(), Catalogue(MODEL, DIM)
+        owner = await Owner(store).start()
+        await owner.put("a", "b")
+        await start_items(path, catalogue, ItemFollower(store, MODEL, catalogue))
+        assert sorted(catalogue.item_ids()) == ["a", "b"]
+
+    damaged, foreign = tmp_path / "damaged", tmp_path / "foreign"
+    damaged.write_bytes(b"x" * 100)
+    asyncio.run(scenario(damaged))
+    asyncio.run(scenario(saved(foreign, filled(5))))  # of a log that this store does not have
+    asyncio.run(scenario(tmp_path / "missing"))
