@@ -9,9 +9,9 @@ It does not know users, scores or how records arrive.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -47,6 +47,15 @@ class Item:
     @property
     def title(self) -> str:
         return str(self.catalogue.get("title", "")) if self.catalogue else ""
+
+
+class Stored(NamedTuple):
+    """One item as it is kept: JSON of (record, tags, embedder, whether its vector is pending), and its vector [d]."""
+
+    item_id: str
+    position: int
+    body: bytes | None
+    vector: Vector | None
 
 
 class Catalogue:
@@ -93,16 +102,29 @@ class Catalogue:
         newer = [record for record in latest.values() if record.position > self.position_of(record.item_id)]
         for at in range(0, len(newer), _APPLY_RECORDS):
             with self._lock:
-                self._take(newer[at : at + _APPLY_RECORDS])
+                self._take([_stored(record) for record in newer[at : at + _APPLY_RECORDS]])
 
     def reset(self, item_ids: Set[str]) -> None:
         """A new item log begins, whose positions are not comparable: drops all items but these, which stay usable."""
         with self._lock:
             gone = [item_id for item_id in self._label if item_id not in item_ids]
-            empty = [ItemRecord(item_id, 0, None, None, (), None, None, None, None) for item_id in gone]
-            self._take(empty)
+            self._take([Stored(item_id, 0, None, None) for item_id in gone])
             self._columns.position[: self.size] = -1
             self.position = 0
+
+    def stored(self) -> Iterator[list[Stored]]:
+        """All items in pieces, for a snapshot; items that change meanwhile may be as before or after the change."""
+        for at in range(0, self.size, _APPLY_RECORDS):
+            with self._lock:
+                labels = [label for label in range(at, min(at + _APPLY_RECORDS, self.size)) if self._ids[label]]
+                items = [self._stored(label) for label in labels]
+            yield items
+
+    def restore(self, items: Sequence[Stored]) -> None:
+        """Takes over items of a snapshot of this model version; they replace what is known of them."""
+        for at in range(0, len(items), _APPLY_RECORDS):
+            with self._lock:
+                self._take(items[at : at + _APPLY_RECORDS])
 
     def get(self, item_id: str) -> Item | None:
         """The item, or None when this process has never heard of it."""
@@ -205,21 +227,31 @@ class Catalogue:
                     f"({self.dim},): read the vectors of this model version"
                 )
 
-    def _take(self, records: Sequence[ItemRecord]) -> None:
-        labels = [self._replace(record) for record in records]
-        self._move_vectors(labels, records)
-        self.position = max([self.position, *(record.position for record in records)])
-        self._release(records)
+    def _stored(self, label: int) -> Stored:
+        vector = np.array(self.search.vectors([label])[0]) if self._columns.vector[label] else None
+        return Stored(self._ids[label], int(self._columns.position[label]), self._bodies[label], vector)
 
-    def _replace(self, record: ItemRecord) -> int:
-        label = self._label.get(record.item_id)
+    def _take(self, items: Sequence[Stored]) -> None:
+        labels = [self._replace(item) for item in items]
+        present = [(label, item.vector) for label, item in zip(labels, items, strict=True) if item.vector is not None]
+        if present:
+            self.search.upsert([label for label, _ in present], np.stack([vector for _, vector in present]))
+        absent = [label for label, item in zip(labels, items, strict=True) if item.vector is None]
+        if absent:
+            self.search.remove(absent)
+        self.position = max([self.position, *(item.position for item in items)])
+        self._release(items)
+
+    def _replace(self, item: Stored) -> int:
+        label = self._label.get(item.item_id)
         if label is None:
-            label = self._new_label(record.item_id)
-        body, before = _body(record), self._bodies[label]
-        if body != before:
-            self._bodies[label] = body
-            self._post(label, _values_of(before), _values_of(body))
-        self._columns.set(label, record)
+            label = self._new_label(item.item_id)
+        before, columns = self._bodies[label], self._columns
+        columns.position[label], columns.vector[label] = item.position, item.vector is not None
+        if item.body != before:
+            self._bodies[label] = item.body
+            self._post(label, _values_of(before), _values_of(item.body))
+            columns.describe(label, _catalogue_of(item.body))
         return label
 
     def _post(self, label: int, before: set[FieldValue], after: set[FieldValue]) -> None:
@@ -243,20 +275,11 @@ class Catalogue:
         self._label[item_id] = label
         return label
 
-    def _move_vectors(self, labels: Sequence[int], records: Sequence[ItemRecord]) -> None:
-        given = [(label, record.retrieval) for label, record in zip(labels, records, strict=True)]
-        present = [(label, vector) for label, vector in given if vector is not None]
-        if present:
-            self.search.upsert([label for label, _ in present], np.stack([vector for _, vector in present]))
-        absent = [label for label, vector in given if vector is None]
-        if absent:
-            self.search.remove(absent)
-
-    def _release(self, records: Sequence[ItemRecord]) -> None:
+    def _release(self, items: Sequence[Stored]) -> None:
         """Frees the labels of items of which nothing is left."""
-        for record in records:
-            if record.catalogue is None and record.retrieval is None and record.embedder is None:
-                label = self._label.pop(record.item_id)
+        for item in items:
+            if item.body is None and item.vector is None:
+                label = self._label.pop(item.item_id)
                 self._ids[label] = ""
                 self._free.append(label)
 
@@ -280,17 +303,15 @@ class _Numbers:
             getattr(larger, name)[:capacity] = column
         vars(self).update(vars(larger))
 
-    def set(self, label: int, record: ItemRecord) -> None:
-        fields = record.catalogue or {}
+    def describe(self, label: int, catalogue: Mapping[str, Any] | None) -> None:
+        fields = catalogue or {}
         price, starts, ends = fields.get("price"), fields.get("starts_ms"), fields.get("ends_ms")
-        self.position[label] = record.position
         self.price[label] = np.nan if price is None else price
         self.starts[label] = _ALWAYS_MS if starts is None else starts
         self.ends[label] = _NEVER_MS if ends is None else ends
-        self.listed[label] = record.catalogue is not None
-        self.stock[label] = record.catalogue is not None and fields.get("available") is not False
-        self.vector[label] = record.retrieval is not None
-        self.regionless[label] = record.catalogue is not None and not fields.get("regions")
+        self.listed[label] = catalogue is not None
+        self.stock[label] = catalogue is not None and fields.get("available") is not False
+        self.regionless[label] = catalogue is not None and not fields.get("regions")
 
 
 class _Posting:
@@ -320,22 +341,25 @@ class _Posting:
         self._labels[at] = self._labels[self._count]
 
 
-def _body(record: ItemRecord) -> bytes | None:
-    """What `get` and the postings need of a record, as JSON."""
+def _stored(record: ItemRecord) -> Stored:
     if record.catalogue is None and record.embedder is None and not record.tags:
-        return None
+        return Stored(record.item_id, record.position, None, record.retrieval)
     # A record read without its text vector cannot tell by itself whether it has one.
     hashes = record.vector_hash, record.text_hash
     differs = None not in hashes and hashes[0] != hashes[1]
     body = orjson.dumps((record.catalogue, record.tags, record.embedder, record.retrieval is None or differs))
-    return bytes(memoryview(body))  # a copy of exact size: orjson's own keeps its buffer of some kilobytes
+    # A copy of exact size: orjson's own bytes keep its buffer of some kilobytes.
+    return Stored(record.item_id, record.position, bytes(memoryview(body)), record.retrieval)
+
+
+def _catalogue_of(body: bytes | None) -> Mapping[str, Any] | None:
+    fields: Mapping[str, Any] | None = orjson.loads(body)[0] if body else None
+    return fields
 
 
 def _values_of(body: bytes | None) -> set[FieldValue]:
     """(field, value) pairs that a record is found by; tags of the catalogue and those that came with the vector."""
-    if body is None:
-        return set()
-    catalogue, tags, _, _ = orjson.loads(body)
+    catalogue, tags, *_ = orjson.loads(body) if body else (None, ())
     fields = catalogue or {}
     found: set[FieldValue] = {("tags", tag) for tag in (*tags, *(fields.get("tags") or ()))}
     found.update(("category", value) for value in fields.get("category") or ())

@@ -102,16 +102,22 @@ async def start_items(path: Path | None, catalogue: Catalogue, follower: ItemFol
     Raises:
         StoreUnavailableError: call again.
     """
-    if path is not None and path.exists():
-        try:
-            header = restore_snapshot(path, catalogue)
-        except (OSError, ValueError) as error:
-            log.warning("%s", error)
-        else:
-            follower.start_from(header.generation, header.position)
-            await follower.poll(0)  # loads everything when the log has moved on too far
-            return
-    await follower.load()
+    header = None if path is None else _resume(path, catalogue)
+    if header is None:
+        await follower.load()
+    else:
+        follower.start_from(header.generation, header.position)
+        await follower.poll(0)  # loads everything when the log has moved on too far
+
+
+def _resume(path: Path, catalogue: Catalogue) -> SnapshotHeader | None:
+    try:
+        return restore_snapshot(path, catalogue)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s", error)
+        return None
 
 
 def _framed(content: bytes) -> tuple[bytes, bytes]:

@@ -61,6 +61,13 @@ def test_an_empty_catalogue_has_a_snapshot_too(tmp_path: Path) -> None:
     assert after.item_ids() == []
 
 
+def test_items_without_vectors_come_back(tmp_path: Path) -> None:
+    before, after = Catalogue(MODEL, DIM), Catalogue(MODEL, DIM)
+    before.apply([ItemRecord("a", 1, {"title": "Tea"}, None, (), None, None, None, None)])
+    restore_snapshot(saved(tmp_path / "items", before), after)
+    assert after.get("a") == before.get("a") and after.vector("a") is None
+
+
 def test_a_flipped_bit_anywhere_is_noticed_and_changes_nothing(tmp_path: Path) -> None:
     path = saved(tmp_path / "items", filled(20))
     good = path.read_bytes()
