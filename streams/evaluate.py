@@ -214,7 +214,7 @@ class _Evaluation:
         user.keep = len(state.items)
 
     def _rank(self, question: _Question, slot: Slot, pair: NDArray[np.float32]) -> list[str]:
-        """The list of one slot; a stranger gets the popular one, as from the API."""
+        """The list of one slot; a stranger gets the recently popular one (the API adds context to it)."""
         if not question.request.items and question.request.profile is None:
             return question.baselines[Baselines.names[0]]
         count = max(self._ask.ks)
@@ -225,9 +225,21 @@ class _Evaluation:
         allowed = items.shown & (items.arrivals_ms <= question.ts_ms)
         allowed[[items.row[item] for item in question.seen if item in items.row]] = False
         scores = np.where(allowed, rows @ items.matrix.T, -np.inf)  # [1 or 2, n]
-        lists = [_best(row, count, items.item_ids) for row in scores]
-        merged = [item for place in zip(*lists, strict=True) for item in place]
-        return list(dict.fromkeys(merged))[:count]
+        # Two lists may share all but their last places: each must reach as deep as both together.
+        lists = [_best(row, count * len(scores), items.item_ids) for row in scores]
+        return _round_robin(lists, count)
+
+
+def _round_robin(lists: Sequence[Sequence[str]], count: int) -> list[str]:
+    """The best of each list in turn that is not chosen yet, until one runs out (STARS, arXiv 2512.10149, serving)."""
+    chosen: dict[str, None] = {}
+    places = [iter(ranked) for ranked in lists]
+    while len(chosen) < count:
+        item = next((item for item in places[len(chosen) % len(places)] if item not in chosen), None)
+        if item is None:
+            break
+        chosen[item] = None
+    return list(chosen)
 
 
 def _best(scores: NDArray[np.floating[Any]], count: int, item_ids: Sequence[str]) -> list[str]:

@@ -15,11 +15,16 @@ from encoder.config import ModelConfig
 from encoder.incremental import IncrementalEncoder
 from encoder.model import StarsEncoder
 from index.api_model import ServedModel
+from index.keys import partition_tag
+from index.memory_store import MemoryStore
+from index.store import LogIdentity
 from streams.encoder_thread import EncoderThread
+from streams.engine import Engine, topics_of
 from streams.events import Rules
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
 from tests.folders import START_S, item, write_folder
+from tests.streams_world import MemoryBroker
 
 PARTITIONS, VERSION = 3, "m-00000001"
 RULES = Rules(embedders={"toy": 4})
@@ -75,7 +80,24 @@ def encoder_thread() -> EncoderThread:
 
 
 def served() -> ServedModel:
-    """A model whose context feature pulls: its offset is as long as is allowed."""
+    """A model whose offset is as long as a user's vector, along the four axes that untrained items lie on."""
     features = ContextFeatures.build([_weather(START_S)])
     weight = np.random.default_rng(5).standard_normal((CONFIG.d_model, len(features))).astype(np.float32)
-    return ServedModel(VERSION, CONFIG.d_model, ContextOffset(weight, features))
+    weight[CONFIG.d_text :] = 0
+    return ServedModel(VERSION, CONFIG.d_model, ContextOffset(weight, features, max_norm=1.0))
+
+
+async def lived(broker: MemoryBroker, store: MemoryStore, rng: random.Random) -> Engine:
+    """Applies a broker's logs partition by partition in random order, forwarding as it goes."""
+    engine = Engine(store, Rules(), PARTITIONS, broker)
+    for tag in map(partition_tag, range(PARTITIONS)):
+        await engine.claim(tag, 1, dict.fromkeys(topics_of(tag), LogIdentity("live")))
+    while True:
+        behind = [
+            log[at : at + rng.choice((1, 7, 30))]
+            for (topic, partition), log in list(broker.logs.items())
+            if (at := engine.tenures[partition_tag(partition)].positions[topic]) < len(log)
+        ]
+        if not behind:
+            return engine
+        await engine.apply(rng.choice(behind))

@@ -16,8 +16,8 @@ from streams.digest import digest
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
 from streams.replay import Covers, SilentOutlet, folder_logs, open_engine, replay
 from streams.topic_reader import TopicReader
+from tests.replay_world import PARTITIONS, lived
 from tests.streams_world import MemoryBroker, fill
-from tests.test_streams_replay import PARTITIONS, lived
 
 NOW_MS = 1_700_000_000_000
 
