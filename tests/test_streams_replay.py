@@ -129,7 +129,7 @@ def test_a_question_knows_every_event_before_it_and_not_its_own(tmp_path: Path) 
 def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repeats: bool) -> None:
     folder = shop(tmp_path / "shop")
     vectors = vectors_of(folder)
-    ask = AskSettings(("mixed", "next", "general"), (1, 5), folder.split_ms(0.2), every=2, repeats=repeats)
+    ask = AskSettings(("mixed", "next", "general"), (1, 5), folder.split_ms(0.05), repeats=repeats)
     report = asked(numbered(records(folder, vectors=vectors), PARTITIONS), ask)
     expected = evaluate(folder, vectors, encoder(), served().offset, RULES, ask)
     answers = report.answers
