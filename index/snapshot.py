@@ -7,6 +7,7 @@ It holds no graph: that is rebuilt in the background while a scan answers.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import mmap
 import os
@@ -52,6 +53,7 @@ def save_snapshot(path: Path, catalogue: Catalogue, follower: ItemFollower) -> i
     """
     header = SnapshotHeader(catalogue.model, catalogue.dim, follower.generation, follower.position)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with beside.open("wb") as file:
             digest, count = blake2b(digest_size=_DIGEST_BYTES), 0
@@ -96,28 +98,40 @@ def restore_snapshot(path: Path, catalogue: Catalogue) -> SnapshotHeader:
     return header
 
 
-async def start_items(path: Path | None, catalogue: Catalogue, follower: ItemFollower) -> None:
-    """Brings an empty catalogue to the present: from the snapshot and the log since then, or else from the store.
+def start_from_snapshot(folder: Path, catalogue: Catalogue, follower: ItemFollower) -> bool:
+    """Fills an empty catalogue from the model's snapshot, so that the follower goes on from there; False without one.
 
-    Raises:
-        StoreUnavailableError: call again.
+    Blocks on the disk: belongs in a thread. An unusable snapshot is reported and not used.
     """
-    header = None if path is None else _resume(path, catalogue)
-    if header is None:
-        await follower.load()
-    else:
-        follower.start_from(header.generation, header.position)
-        await follower.poll(0)  # loads everything when the log has moved on too far
-
-
-def _resume(path: Path, catalogue: Catalogue) -> SnapshotHeader | None:
     try:
-        return restore_snapshot(path, catalogue)
+        header = restore_snapshot(snapshot_path(folder, catalogue.model), catalogue)
     except FileNotFoundError:
-        return None
+        return False
     except (OSError, ValueError) as error:
         log.warning("%s", error)
-        return None
+        return False
+    follower.start_from(header.generation, header.position)
+    return True
+
+
+async def keep_snapshots(folder: Path, catalogue: Catalogue, follower: ItemFollower, every_s: float) -> None:
+    """Saves the catalogue every so often when it has changed, for ever. A full disk is reported and tried again."""
+    saved: tuple[str, int] | None = None
+    while True:
+        await asyncio.sleep(every_s)
+        at = follower.generation, follower.position
+        if at == saved or not follower.generation:
+            continue  # nothing new, or nothing that a position stands for
+        try:
+            await asyncio.to_thread(save_snapshot, snapshot_path(folder, catalogue.model), catalogue, follower)
+            saved = at
+        except OSError as error:
+            log.warning("no snapshot of the items is kept: %s", error)
+
+
+def snapshot_path(folder: Path, model: str) -> Path:
+    """Where the snapshot of a model version lies."""
+    return folder / f"{model}.snapshot"
 
 
 def _framed(content: bytes) -> tuple[bytes, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from index.follower import ItemFollower
 from index.memory_store import MemoryStore
 from index.query import ContextView, Query, UserView, recommend
 from index.records import ItemRecord, Vector
-from index.snapshot import restore_snapshot, save_snapshot, start_items
+from index.snapshot import keep_snapshots, restore_snapshot, save_snapshot, snapshot_path, start_from_snapshot
 from tests.test_index_follower import MODEL, VECTOR, Owner
 from tests.test_index_query import NOBODY
 
@@ -109,19 +110,21 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, mon
 
 def test_a_start_from_a_snapshot_reads_only_what_changed_since(tmp_path: Path) -> None:
     async def scenario() -> None:
-        store, path = MemoryStore(), tmp_path / "items"
+        store = MemoryStore()
         owner = await Owner(store).start()
         await owner.put("a", "b")
         first = Catalogue(MODEL, DIM)
         follower = ItemFollower(store, MODEL, first)
-        await start_items(path, first, follower)  # there is none yet
-        assert save_snapshot(path, first, follower) == 2
+        assert not start_from_snapshot(tmp_path, first, follower)  # there is none yet
+        await follower.catch_up()
+        assert save_snapshot(snapshot_path(tmp_path, MODEL), first, follower) == 2
         await owner.put("c")
         await owner.withdraw("a")
         second = Catalogue(MODEL, DIM)
         resumed = ItemFollower(store, MODEL, second)
         second.reset = lambda item_ids: pytest.fail("loaded everything")  # type: ignore[method-assign]
-        await start_items(path, second, resumed)
+        assert start_from_snapshot(tmp_path, second, resumed)
+        await resumed.catch_up()
         assert sorted(second.item_ids()) == ["a", "b", "c"] and len(second) == 2
         assert resumed.position == 5 and resumed.age_ms is not None
         np.testing.assert_array_equal(second.vector("b"), VECTOR)
@@ -129,16 +132,59 @@ def test_a_start_from_a_snapshot_reads_only_what_changed_since(tmp_path: Path) -
     asyncio.run(scenario())
 
 
-def test_a_start_from_an_unusable_snapshot_loads_everything(tmp_path: Path) -> None:
-    async def scenario(path: Path) -> None:
-        store, catalogue = MemoryStore(), Catalogue(MODEL, DIM)
+@pytest.mark.parametrize("kind", ["damaged", "of another log", "missing", "unreadable"])
+def test_a_start_from_an_unusable_snapshot_loads_everything(tmp_path: Path, kind: str) -> None:
+    async def scenario() -> None:
+        store, catalogue, path = MemoryStore(), Catalogue(MODEL, DIM), snapshot_path(tmp_path, MODEL)
+        if kind == "damaged":
+            path.write_bytes(b"x" * 100)
+        elif kind == "unreadable":
+            path.mkdir()
+        elif kind == "of another log":
+            saved(path, filled(5))
         owner = await Owner(store).start()
         await owner.put("a", "b")
-        await start_items(path, catalogue, ItemFollower(store, MODEL, catalogue))
+        follower = ItemFollower(store, MODEL, catalogue)
+        assert start_from_snapshot(tmp_path, catalogue, follower) == (kind == "of another log")
+        await follower.catch_up()
         assert sorted(catalogue.item_ids()) == ["a", "b"]
 
-    damaged, foreign = tmp_path / "damaged", tmp_path / "foreign"
-    damaged.write_bytes(b"x" * 100)
-    asyncio.run(scenario(damaged))
-    asyncio.run(scenario(saved(foreign, filled(5))))  # of a log that this store does not have
-    asyncio.run(scenario(tmp_path / "missing"))
+    asyncio.run(scenario())
+
+
+def test_snapshots_are_kept_while_items_change_and_a_disk_that_fails_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        store, catalogue, folder = MemoryStore(), Catalogue(MODEL, DIM), tmp_path / "state"
+        folder.write_bytes(b"in the way")
+        owner = await Owner(store).start()
+        await owner.put("a")
+        follower = ItemFollower(store, MODEL, catalogue)
+        await follower.catch_up()
+        keeping = asyncio.create_task(keep_snapshots(folder, catalogue, follower, 0.001))
+        await until(lambda: "no snapshot of the items is kept" in caplog.text)
+        folder.unlink()
+        await until(lambda: restored(folder) == ["a"])
+        await owner.put("b")
+        await follower.catch_up()
+        await until(lambda: restored(folder) == ["a", "b"])
+        written = snapshot_path(folder, MODEL).stat().st_mtime_ns
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert snapshot_path(folder, MODEL).stat().st_mtime_ns == written  # nothing changed, nothing written
+        keeping.cancel()
+
+    asyncio.run(scenario())
+
+
+def restored(folder: Path) -> list[str]:
+    catalogue = Catalogue(MODEL, DIM)
+    start_from_snapshot(folder, catalogue, ItemFollower(MemoryStore(), MODEL, catalogue))
+    return sorted(catalogue.item_ids())
+
+
+async def until(check: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not check():
+            await asyncio.sleep(0.005)
