@@ -26,9 +26,8 @@ class Popularity:
     """Decayed counts by location and overall.
 
     A bucket of age a weighs 2^(−a / half_life), a counted from its end in whole buckets: all processes have the same
-    weights until the next bucket begins. At a location
-    its own counts decide; the overall ones together count as one click there, so that they order what the location
-    does not know.
+    weights until the next bucket begins. At a location its own counts decide; the overall ones together count as one
+    click there, so that they order what the location does not know.
     """
 
     def __init__(self, store: LiveStore, *, half_life_ms: float = 2 * DAY_MS) -> None:

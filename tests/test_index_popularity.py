@@ -58,8 +58,9 @@ def test_partitions_add_up_and_a_bucket_halves_every_half_life() -> None:
     assert found.top() == ["b", "a"]
 
 
-def test_a_bucket_that_is_not_over_weighs_in_full() -> None:
-    assert popularity({(0, 7): {("", "a"): 3}}, now_ms=7 * HOUR_MS + 5).weight("a") == 3
+@pytest.mark.parametrize(("now_ms", "weight"), [(7 * HOUR_MS + 5, 4), (9 * HOUR_MS - 1, 4), (9 * HOUR_MS, 2)])
+def test_weights_change_only_when_a_bucket_begins_so_that_all_processes_have_the_same(now_ms: int, weight: int) -> None:
+    assert popularity({(0, 7): {("", "a"): 4}}, now_ms).weight("a") == weight
 
 
 def test_at_a_location_its_own_counts_decide_and_the_others_only_order_the_rest() -> None:
@@ -127,7 +128,7 @@ def test_weights_equal_the_sum_spelled_out(counts: Shop, now_ms: int) -> None:
 
     def spelled(item: str, place: str | None) -> float:
         return math.fsum(
-            count * 0.5 ** (max(0, now_ms - (bucket + 1) * HOUR_MS) / HOUR_MS)
+            count * 0.5 ** max(0, now_ms // HOUR_MS - bucket - 1)
             for (_, bucket), fields in counts.items()
             for (where, name), count in fields.items()
             if name == item and place in (None, where)
