@@ -1,8 +1,9 @@
 """From two user vectors to a list: sources, rules, scores, slots. The function `recommend` is the architecture.
 
 Pure on what it is given: vectors, a catalogue, a context, popularity and the time. Rules and filters are part of the
-search, so a list is never short while enough allowed items exist. Re-scoring is bounded and comes after the search, so
-that popularity and promotions never bend the vector space.
+search, so a list is never short while enough allowed items exist. Re-scoring comes after the search, so that popularity
+and promotions never bend the vector space; it is bounded, so the search goes just as deep as makes the list that of
+scoring every allowed item (as far as the index finds the nearest).
 It does not read stores, know events or speak HTTP.
 """
 
@@ -19,14 +20,18 @@ import numpy as np
 
 from index.catalogue import Catalogue
 from index.filters import Filter, LabelField, Mask
-from index.popularity import Popularity
+from index.popularity import Amounts, Popularity
 from index.records import Vector
 from index.search import Labels
 
 Slot = Literal["next", "general", "popular"]
 _SLOTS: tuple[Slot, ...] = ("next", "general")  # in the order of a user's vectors
+Found = Mapping[str, Labels]  # source → labels [m]
 _TARGETS: Mapping[str, LabelField] = {"item": "item_id", "category": "category", "tag": "tags"}
-_DEPTH, _MARGIN = 2, 40  # candidates per source: this many per wanted item and more; re-scoring moves a few places
+_DEPTH, _MARGIN = 2, 40  # candidates per source: this many per wanted item and more; re-scoring moves a few places …
+_DEEPER = 4  # … and how many times more when it could have moved an item further
+_DEEPEST = 4096  # … but no further: vectors this close to each other say nothing, and a query must stay quick
+_ROUNDING = 1e-5  # between inner products of the search and ours
 _FEW = 1000  # allowed items that are cheaper to rank one by one than to look for in the popular list
 _MAX_PROMOTIONS = 256  # read from one context record, as for its features
 
@@ -39,6 +44,11 @@ class Weights:
     promotion: float = 0.15  # of a promotion of strength 1
     promotion_limit: float = 0.3  # of all promotions of one item together
     purchase_ms: int = 90 * 86_400_000  # an item that was bought counts as seen for this long
+
+    def __post_init__(self) -> None:
+        for name in ("popularity", "promotion", "promotion_limit"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"weight {name}={getattr(self, name)} must be a number from 0; 0 switches it off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +117,22 @@ def recommend(
     allowed, removed = _allowed(query, user, catalogue, now_ms, weights)
     slots, aims = _aims(query, user, catalogue.dim)
     boosts = _boosts(catalogue, context.promotions, len(allowed), now_ms, weights)
-    sources = _Sources(catalogue, popularity, context, allowed, query.count)
-    if user.vectors is None:
-        found = {"popular": sources.popular(allowed), "promoted": sources.popular(_promoted(allowed, boosts))}
-        found["context"] = sources.nearest(None if context.delta is None else context.delta[None], allowed)
-        share = 1.0
-    else:
-        moved = aims if context.delta is None else aims + context.delta
-        found = {slot: sources.nearest(moved[at : at + 1], allowed) for at, slot in enumerate(slots)}
-        found |= {"promoted": sources.nearest(moved, _promoted(allowed, boosts)), "popular": sources.top()}
-        share = weights.popularity
-    pool = _Pool(catalogue, np.unique(np.concatenate(list(found.values()))))
-    pool.add("cosine", pool.vectors @ aims.T)
-    pool.add("context", None if context.delta is None else pool.vectors @ context.delta)
-    pool.add("popularity", share * popularity.shares(pool.item_ids, context.location))
-    pool.add("promotion", None if boosts is None else boosts[pool.labels])
-    items = _round_robin([pool.ranked(at) for at in range(len(slots))], query.count)
+    share = 1.0 if user.vectors is None else weights.popularity
+    sources = _Sources(catalogue, popularity, context, allowed, boosts)
+    depth = _DEPTH * query.count + _MARGIN
+    while True:
+        found, reach = (
+            sources.for_stranger(depth) if user.vectors is None else sources.for_user(slots, aims, share, depth)
+        )
+        pool = _Pool(catalogue, np.unique(np.concatenate(list(found.values()))))
+        pool.add("cosine", _products(pool.vectors, aims))
+        pool.add("context", None if context.delta is None else _products(pool.vectors, context.delta[None]))
+        pool.add("popularity", share * popularity.shares(pool.item_ids, context.location))
+        pool.add("promotion", None if boosts is None else boosts[pool.labels])
+        if depth >= _DEEPEST or all(reach[at] <= pool.last(at, query.count) for at in range(len(slots))):
+            break
+        depth *= _DEEPER
+    items = _round_robin([pool.ranked(at, query.count) for at in range(len(slots))], query.count)
     return Recommendations(
         [pool.entry(place, slots[at], at) for place, at in items],
         removed,
@@ -192,48 +202,90 @@ def _promoted(allowed: Mask, boosts: Vector | None) -> Mask | None:
     return promoted if promoted is not None and promoted.any() else None
 
 
+def _products(vectors: Vector, aims: Vector) -> Amounts:
+    """Inner products [m, q] of vectors [m, d] and aims [q, d].
+
+    Summed row by row, so that equal vectors get equal scores wherever they lie and whichever search found them.
+    """
+    return np.asarray(np.einsum("md,qd->mq", vectors, aims), np.float64)
+
+
 class _Sources:
-    """Where candidates come from. Each source gives labels [m] of items that a mask allows."""
+    """Where candidates come from, as labels [m] by source, and how high the score of any other item can reach.
+
+    What a search has not reached is at most as near as the last item it found, and less popular than the last of the
+    popular ones; promotions add at most the strongest one (the threshold algorithm of Fagin, Lotem and Naor, 2003).
+    """
 
     def __init__(
-        self, catalogue: Catalogue, popularity: Popularity, context: ContextView, allowed: Mask, count: int
+        self,
+        catalogue: Catalogue,
+        popularity: Popularity,
+        context: ContextView,
+        allowed: Mask,
+        boosts: Vector | None,
     ) -> None:
-        self._catalogue, self._popularity, self._location = catalogue, popularity, context.location
-        self._allowed, self._depth = allowed, _DEPTH * count + _MARGIN
+        self._catalogue, self._popularity, self._context = catalogue, popularity, context
+        self._allowed, self._promoted = allowed, _promoted(allowed, boosts)
+        self._most = 0.0 if boosts is None else float(boosts.max(initial=0.0))
 
-    def nearest(self, aims: Vector | None, mask: Mask | None) -> Labels:
-        """The nearest to each of aims [q, d]."""
-        if aims is None or mask is None:
-            return np.zeros(0, np.int64)
-        return np.unique(self._catalogue.search.search(aims, self._depth, mask)[0])
+    def for_user(self, slots: Sequence[Slot], aims: Vector, share: float, depth: int) -> tuple[Found, Amounts]:
+        """The nearest to each of aims [slots, d], promoted items and the most popular; reach [slots]."""
+        moved = aims if self._context.delta is None else aims + self._context.delta
+        nearest, edge = self._nearest(moved, self._allowed, depth)
+        promoted, promoted_edge = self._nearest(moved, self._promoted, depth)
+        top = self._popularity.top(self._context.location)[: depth + 1]
+        popular = self._known(top[:depth], self._allowed)
+        rest = share * float(self._shares(top[depth:]).max(initial=0.0))
+        found = dict(zip(slots, nearest, strict=True)) | {"promoted": np.unique(promoted), "popular": popular}
+        return found, np.maximum(edge, promoted_edge + self._most) + rest
 
-    def top(self) -> Labels:
-        """What is allowed of the very most popular."""
-        return self._known(self._popularity.top(self._location)[: self._depth], self._allowed)
+    def for_stranger(self, depth: int) -> tuple[Found, Amounts]:
+        """What is popular, promoted or near to the context; reach [1]."""
+        popular, rest = self._popular(self._allowed, depth)
+        promoted, promoted_rest = self._popular(self._promoted, depth)
+        found, edge = {"popular": popular, "promoted": promoted, "context": np.zeros(0, np.int64)}, np.zeros(1)
+        if self._context.delta is not None:
+            nearest, edge = self._nearest(self._context.delta[None], self._allowed, depth)
+            found["context"] = np.unique(nearest)
+        return found, edge + max(rest, promoted_rest + self._most)
 
-    def popular(self, mask: Mask | None) -> Labels:
-        """The most popular, then the others in the order of their ids; as many as wanted or all there are."""
+    def _nearest(self, aims: Vector, mask: Mask | None, depth: int) -> tuple[Labels, Amounts]:
+        """The nearest [q, m] to each of aims [q, d], and how near any other item can be [q]."""
         if mask is None:
-            return np.zeros(0, np.int64)
-        if np.count_nonzero(mask) <= _FEW:
-            return np.flatnonzero(mask)
-        top, at, step = self._popularity.top(self._location), 0, 4 * self._depth
+            return np.zeros((len(aims), 0), np.int64), np.full(len(aims), -np.inf)
+        labels, scores = self._catalogue.search.search(aims, depth, mask)
+        if labels.shape[1] < depth:
+            return labels, np.full(len(aims), -np.inf)
+        return labels, scores[:, -1].astype(np.float64) + _ROUNDING
+
+    def _popular(self, mask: Mask | None, depth: int) -> tuple[Labels, float]:
+        """The `depth` most popular, ties and what nobody touched by id, and the share that any other can have."""
+        if mask is None:
+            return np.zeros(0, np.int64), -np.inf
+        if np.count_nonzero(mask) <= max(_FEW, depth):
+            return np.flatnonzero(mask), -np.inf
+        top, at, step = self._popularity.top(self._context.location), 0, 4 * depth
         found = np.zeros(0, np.int64)
-        while at < len(top) and len(found) < self._depth:
+        while at < len(top) and len(found) < depth:
             found = np.concatenate((found, self._known(top[at : at + step], mask)))
             at, step = at + step, 2 * step
-        return np.concatenate((found, self._others(mask, found))) if len(found) < self._depth else found
+        rest = float(self._shares(top[at : at + 1]).max(initial=0.0))
+        return (np.concatenate((found, self._others(mask, found, depth))) if len(found) < depth else found), rest
 
-    def _others(self, mask: Mask, found: Labels) -> Labels:
+    def _others(self, mask: Mask, found: Labels, depth: int) -> Labels:
         rest = mask.copy()
         rest[found] = False
         ids = self._catalogue.ids_of(np.flatnonzero(rest))
-        return self._catalogue.labels_of(heapq.nsmallest(self._depth - len(found), ids))
+        return self._catalogue.labels_of(heapq.nsmallest(depth - len(found), ids))
 
     def _known(self, item_ids: Sequence[str], mask: Mask) -> Labels:
         labels = self._catalogue.labels_of(item_ids)
         labels = labels[labels < len(mask)]
         return labels[mask[labels]]
+
+    def _shares(self, item_ids: Sequence[str]) -> Amounts:
+        return self._popularity.shares(item_ids, self._context.location)
 
 
 class _Pool:
@@ -250,11 +302,25 @@ class _Pool:
         if part is not None:
             self._parts[name] = part if part.ndim == 2 else part[:, None]
 
-    def ranked(self, slot: int) -> list[int]:
-        """Places of the candidates in the pool, best first by the score of a slot; ties by item id."""
-        scores = sum(part[:, min(slot, part.shape[1] - 1)].astype(np.float64) for part in self._parts.values())
-        by_place = np.asarray(scores).tolist()
-        return sorted(range(len(self.labels)), key=lambda place: (-by_place[place], self.item_ids[place]))
+    def last(self, slot: int, count: int) -> float:
+        """The score of the `count`-th best; minus infinity when there are fewer."""
+        scores = self._scores(slot)
+        return (
+            float(np.partition(scores, len(scores) - count)[len(scores) - count]) if len(scores) >= count else -np.inf
+        )
+
+    def ranked(self, slot: int, count: int) -> list[int]:
+        """Places of the `count` best candidates in the pool by the score of a slot, best first; ties by item id."""
+        scores = self._scores(slot)
+        places = np.flatnonzero(scores >= self.last(slot, count)).tolist()
+        return sorted(places, key=lambda place: (-scores[place], self.item_ids[place]))[:count]
+
+    def _scores(self, slot: int) -> Amounts:
+        """[m]"""
+        found = np.zeros(len(self.labels))
+        for part in self._parts.values():
+            found += part[:, min(slot, part.shape[1] - 1)]
+        return found
 
     def entry(self, place: int, slot: Slot, at: int) -> Ranked:
         """The candidate as an entry of the list."""

@@ -277,3 +277,88 @@ def test_any_query_gives_what_ranking_everything_gives(
     for place, entry in enumerate(found.items):
         assert entry.score == pytest.approx(sum(entry.parts.values()))
         assert entry.score == pytest.approx(score(expected[place], aims[place % len(aims)]), abs=1e-5)
+
+
+# Larger worlds, where a source does not reach everything: how deep it goes has to follow from what re-scoring can do.
+
+
+def clumps(seed: int, size: int, spread: float) -> tuple[Catalogue, dict[str, int], list[dict[str, Any]]]:
+    """Items in two clumps; in tight ones cosines are so close that popularity and promotions decide."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((2, 8))
+    catalogue = Catalogue("m-1", 8)
+    for n in range(size):
+        vector = unit(*(centres[n % 2] + spread * random.standard_normal(8)))
+        fields = {"category": [f"c{random.integers(4)}"], "tags": [f"t{random.integers(3)}"]}
+        catalogue.apply([record(f"i{n:04d}", vector, **fields)])
+    clicks = {
+        f"i{n:04d}": int(count) for n, count in zip(random.permutation(size), random.zipf(1.3, 200), strict=False)
+    }
+    return catalogue, {item: min(count, 1000) for item, count in clicks.items()}, [
+        {"category": "c1"}, {"tag": "t2"}, {"item": f"i{size - 1:04d}"}, {"tag": "t0"},
+    ]  # fmt: skip
+
+
+CLUMPS = {spread: clumps(1, 800, spread) for spread in (0.001, 0.03, 1.0)}
+CLUMPS_POPULAR = {spread: counted(clicks) for spread, (_, clicks, _) in CLUMPS.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    spread=st.sampled_from(sorted(CLUMPS)),
+    count=st.integers(1, 30),
+    seed=st.integers(0, 1000),
+    strengths=st.lists(st.sampled_from([-3.0, -0.2, 0.01, 0.5, 3.0]), max_size=4),
+    moved=st.booleans(),
+    known=st.booleans(),
+)
+def test_scores_are_those_of_the_best_of_all_items_however_close_they_lie(
+    spread: float, count: int, seed: int, strengths: list[float], moved: bool, known: bool
+) -> None:
+    (catalogue, clicks, targets), popularity = CLUMPS[spread], CLUMPS_POPULAR[spread]
+    random = np.random.default_rng(seed)
+    h = np.stack([unit(*random.standard_normal(8)) for _ in range(2)])
+    delta = 0.2 * random.standard_normal(8).astype(np.float32) if moved else None
+    promotions = [{**target, "strength": strength} for target, strength in zip(targets, strengths, strict=False)]
+    weights, user = Weights(popularity=0.05), UserView(h if known else None)
+    found = recommend(
+        Query(count, "general"), user, catalogue, ContextView("", delta, promotions), popularity, NOW_MS, weights
+    )
+
+    ids = catalogue.item_ids()
+    vectors = np.stack([vector for item in ids if (vector := catalogue.vector(item)) is not None]).astype(np.float64)
+    aim = (h[1] if known else np.zeros(8)) + (0.0 if delta is None else delta)
+    boosts = np.zeros(len(ids))
+    for promotion in promotions:
+        boost = min(0.3, max(-0.3, weights.promotion * promotion["strength"]))
+        boosts[[_names(promotion, catalogue, item) for item in ids]] += boost
+    shares = np.array([np.log1p(clicks.get(item, 0)) for item in ids]) / np.log1p(max(clicks.values()))
+    scores = vectors @ aim + np.clip(boosts, -0.3, 0.3) + (weights.popularity if known else 1.0) * shares
+    by_id = dict(zip(ids, scores, strict=True))
+    best = np.sort(scores)[::-1][:count]
+    # Which of two items comes first is left open where fp32 cannot tell.
+    np.testing.assert_allclose([by_id[entry.item_id] for entry in found.items], best, atol=2e-6)
+    np.testing.assert_allclose([entry.score for entry in found.items], best, atol=2e-6)
+
+
+def _names(promotion: Mapping[str, Any], catalogue: Catalogue, item_id: str) -> bool:
+    item = catalogue.get(item_id)
+    assert item is not None and item.catalogue is not None
+    return (
+        promotion.get("item") == item_id
+        or promotion.get("category") in item.catalogue["category"]
+        or promotion.get("tag") in item.catalogue["tags"]
+    )
+
+
+@pytest.mark.parametrize("name", ["popularity", "promotion", "promotion_limit"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_weight_that_bounds_nothing_is_refused(name: str, value: float) -> None:
+    numbers: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=f"weight {name}"):
+        Weights(**numbers)
+
+
+def test_a_stranger_gets_the_allowed_ones_though_the_popular_ones_are_gone(shop: Catalogue) -> None:
+    popularity = counted({**{f"gone{number}": 1000 for number in range(3000)}, "fan2": 1})
+    assert ids(shop, Query(3), UserView(None), popularity=popularity) == ["fan2", "fan0", "fan1"]
