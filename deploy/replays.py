@@ -1,7 +1,7 @@
-"""Replay as a command: a data folder or topics, a model, and a live state of its own, put together.
+"""Replay and evaluation as commands: a data folder or topics, a model, and a live state of its own, put together.
 
-Assumes an artefact of `deploy.train` for questions; without one only state and digest are rebuilt. Loads torch with a
-model. Item vectors of a folder come from its file, else from the text memory and MiniLM. It does not parse options.
+Assumes an artefact of `deploy.train` for questions; without one only state and digest are rebuilt. Item vectors of a
+folder come from its own file, else from the text memory and MiniLM. Imports torch. It does not parse options.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import orjson
 
 from deploy.item_texts import Memory, item_vectors, known_items
 from deploy.settings import Settings
@@ -19,9 +22,11 @@ from encoder.serving import DOCUMENT, load_serving
 from index.api_model import ServedModel, parse_model
 from index.memory_store import MemoryStore
 from index.store import LiveStore, LogIdentity
+from streams.digest import digest
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine
-from streams.events import CONSUMED, Record
+from streams.evaluate import evaluate
+from streams.events import CONSUMED, ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry, parse
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors, records
 from streams.questions import Asker, AskSettings
@@ -47,14 +52,16 @@ class ReplayPlan:
 def replay_folder(
     path: Path, plan: ReplayPlan, settings: Settings, memory: Memory, split: float = 0.0, stop_ms: int | None = None
 ) -> ReplayReport:
-    """Replays a data folder up to `stop_ms`; questions begin after a share `split` of its events.
+    """Replays a data folder up to `stop_ms`.
+
+    Questions begin after a share `split` of its events; with 0 after what the model was trained on of this folder.
 
     Raises:
         ValueError: the folder or the model cannot be read.
     """
     folder = read_folder(path, settings.rules())
     vectors = folder_vectors(folder, plan.model, memory, plan.progress is not None) if plan.model else None
-    ask = plan.ask if not split else _from(plan.ask, folder.split_ms(split))
+    ask = replace(plan.ask, start_ms=asked_from(folder, plan.model, split))
     source = numbered(records(folder, None, stop_ms, vectors=vectors), settings.partitions)
     return asyncio.run(_replay(folder.name, source, plan, ask, settings, folder_logs(folder.name), dict))
 
@@ -89,15 +96,87 @@ def replay_topics(
         raise ConnectionError(f"Kafka does not answer as expected: {error!r}") from error
 
 
+async def differences_from_live(report: ReplayReport, live: LiveStore, partitions: int) -> list[str]:
+    """Names of the digest's parts in which a live state differs from a replay; none when they are equal.
+
+    Raises:
+        StoreUnavailableError: the live state did not answer.
+    """
+    return report.digest.differences(await digest(live, partitions))
+
+
+def evaluate_folder(
+    path: Path,
+    model: Path,
+    settings: Settings,
+    memory: Memory,
+    ask: AskSettings,
+    split: float = 0.0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Metrics of a model on a folder's events after a share `split` (0: after what it was trained on), offline.
+
+    Raises:
+        ValueError: the folder or the model cannot be read, or no event is left to ask about.
+    """
+    folder = read_folder(path, settings.rules())
+    vectors = folder_vectors(folder, model, memory, progress is not None) or _own_vectors(folder, settings.rules())
+    encoder = _encoder(model, settings)
+    encoder.close()  # no thread is needed: nothing else runs meanwhile
+    served = _served(model)
+    ask = replace(ask, start_ms=asked_from(folder, model, split))
+    result = evaluate(folder, vectors, encoder.encoder, served.offset, settings.rules(), ask, progress)
+    if not result["questions"]:
+        raise ValueError(
+            f"nothing of {folder.name} is left to ask {served.version} about: {result['skipped']}; use a split"
+        )
+    return {"folder": folder.name, "model": served.version, "asked_from_ms": ask.start_ms, **result}
+
+
+def asked_from(folder: Folder, model: Path | None, split: float) -> int | None:
+    """When questions begin: after a share of the events, else where the model's training ended; None: at once."""
+    if split:
+        return folder.split_ms(split)
+    metadata = load_serving(model)[1]["metadata"] if model is not None else {}
+    if metadata.get("data") != folder.name:
+        return None
+    before_ms = metadata.get("before_ms")
+    return folder.stop_ms if before_ms is None else int(before_ms)
+
+
+def _own_vectors(folder: Folder, rules: Rules) -> ItemVectors:
+    """The newest vector of each item that the folder brings. Raises ValueError for a record that a worker refuses."""
+    entries: dict[str, VectorEntry] = {}
+    for record in folder.vectors:
+        try:
+            entry = parse(Record(ITEM_VECTORS, 0, 0, record["ts_ms"], None, orjson.dumps(record)), rules)
+        except MalformedError as error:
+            raise ValueError(f"{folder.name}: vector of {record['item_id']!r}: {error}") from error
+        assert isinstance(entry, VectorEntry)
+        entries[entry.item_id] = entry
+    found = [(entry, entry.vector) for entry in entries.values() if entry.vector is not None]
+    return ItemVectors(
+        embedder=found[0][0].embedder,
+        item_ids=[entry.item_id for entry, _ in found],
+        vectors=np.stack([vector for _, vector in found]),
+        tags=[entry.tags for entry, _ in found],
+    )
+
+
 def folder_vectors(folder: Folder, model: Path, memory: Memory, progress: bool) -> ItemVectors | None:
     """Vectors of all items of a folder for a model; None when the folder brings its own."""
     from deploy.texts import text_model
     from encoder.text import MiniLM, VocabularyTagger
 
+    _, document = load_serving(model)
     if folder.vectors:
+        trained, brought = document["metadata"].get("embedder"), {record.get("embedder") for record in folder.vectors}
+        if brought != {trained}:
+            raise ValueError(
+                f"{folder.name} brings vectors of {brought}, the model was trained on those of {trained!r}"
+            )
         return None
     text_model(model, 1)  # refuses a model that was trained on vectors of another embedder
-    _, document = load_serving(model)
     return item_vectors(
         known_items(folder, None), MiniLM(), VocabularyTagger(document["config"]["tags"]), memory, progress
     )
@@ -156,9 +235,3 @@ def _served(model: Path) -> ServedModel:
     arrays, document = load_serving(model)
     weight = arrays["context.weight"].astype("<f4").tobytes()
     return parse_model(str(document["version"]), (model / DOCUMENT).read_bytes(), weight)
-
-
-def _from(ask: AskSettings, start_ms: int) -> AskSettings:
-    from dataclasses import replace
-
-    return replace(ask, start_ms=start_ms)

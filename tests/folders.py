@@ -34,3 +34,9 @@ def write_folder(
 
 def item(item_id: str, **more: Any) -> dict[str, Any]:
     return {"item_id": item_id, "title": f"title of {item_id}", **more}
+
+
+def write_vectors(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Adds the folder's own item vectors."""
+    with gzip.open(path / "item-vectors.jsonl.gz", "wb") as packed:
+        packed.writelines(orjson.dumps(record) + b"\n" for record in records)

@@ -1,0 +1,96 @@
+"""Replay and evaluation put together: a folder that brings its vectors, a saved model, and a comparison with live."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deploy.replays import ReplayPlan, differences_from_live, evaluate_folder, replay_folder
+from deploy.settings import load
+from encoder.artefact import save
+from encoder.model import StarsEncoder
+from index.memory_store import MemoryStore
+from streams.folder import Folder, read_folder
+from streams.questions import AskSettings
+from tests.folders import write_vectors
+from tests.replay_world import CONFIG, PARTITIONS, shop, vectors_of
+
+SETTINGS = load({}, partitions=PARTITIONS, embedders="toy:4", device="cpu", cache_mb=4)
+MODEL = replace(CONFIG, window=200, slack=56)  # the window of the live state
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    found = shop(tmp_path / "shop")
+    vectors = vectors_of(found)
+    write_vectors(tmp_path / "shop", [vectors.body(row, int(found.arrivals_ms[row])) for row in range(40)])
+    return found
+
+
+@pytest.fixture
+def path(tmp_path: Path, folder: Folder) -> Path:
+    return tmp_path / "shop"
+
+
+def untrained(seed: int) -> StarsEncoder:
+    torch.manual_seed(seed)
+    return StarsEncoder(MODEL).eval()
+
+
+def saved(tmp_path: Path, **metadata: Any) -> Path:
+    save(untrained(0), tmp_path / "model", {"embedder": "toy", "context_features": [], **metadata})
+    return tmp_path / "model"
+
+
+def test_questions_begin_where_the_models_training_ended(tmp_path: Path, folder: Folder, path: Path) -> None:
+    cut = folder.split_ms(0.75)
+    model = saved(tmp_path, data="shop", before_ms=cut)
+    report = replay_folder(path, ReplayPlan(model), SETTINGS, {})
+    result = evaluate_folder(path, model, SETTINGS, {}, AskSettings())
+    assert report.answers is not None and report.answers["questions"] == result["questions"] > 10
+    assert report.answers["skipped"]["before the start"] == folder.events.before(cut)
+    assert result["asked_from_ms"] == cut and result["folder"] == "shop" and result["model"] == report.model
+    assert set(result["metrics"]) == {"mixed", "next", "recent popularity", "all-time popularity"}
+
+
+def test_a_split_says_where_questions_begin(tmp_path: Path, folder: Folder, path: Path) -> None:
+    result = evaluate_folder(path, saved(tmp_path, data="shop", before_ms=None), SETTINGS, {}, AskSettings(), split=0.5)
+    assert result["skipped"]["before the start"] == folder.events.before(folder.split_ms(0.5))
+
+
+def test_a_model_that_has_seen_everything_is_not_asked(tmp_path: Path, path: Path) -> None:
+    model = saved(tmp_path, data="shop", before_ms=None)
+    with pytest.raises(ValueError, match=r"nothing of shop is left to ask m-.*use a split"):
+        evaluate_folder(path, model, SETTINGS, {}, AskSettings())
+
+
+def test_vectors_of_another_embedder_are_refused(tmp_path: Path, path: Path) -> None:
+    model = saved(tmp_path)
+    save(untrained(1), tmp_path / "other", {"embedder": "other", "context_features": []})
+    assert evaluate_folder(path, model, SETTINGS, {}, AskSettings())["questions"]
+    with pytest.raises(ValueError, match=r"brings vectors of \{'toy'\}, the model was trained on those of 'other'"):
+        evaluate_folder(path, tmp_path / "other", SETTINGS, {}, AskSettings())
+    with pytest.raises(ValueError, match="vector of 'i24': vector: has 4 numbers, toy has 5"):
+        evaluate_folder(path, model, SETTINGS.model_copy(update={"embedders": "toy:5"}), {}, AskSettings())
+
+
+class Kept(MemoryStore):
+    """Stays readable after a replay has closed it."""
+
+    async def close(self) -> None:
+        return None
+
+
+def test_a_live_state_with_the_same_history_does_not_differ(path: Path) -> None:
+    whole, part = Kept(), Kept()
+    report = replay_folder(path, ReplayPlan(store=whole), SETTINGS, {})
+    replay_folder(path, ReplayPlan(store=part), SETTINGS, {}, stop_ms=read_folder(path).split_ms(0.9))
+    assert report.answers is None and report.model is None
+    assert asyncio.run(differences_from_live(report, whole, PARTITIONS)) == []
+    different = asyncio.run(differences_from_live(report, part, PARTITIONS))
+    assert different and set(different) <= {"items", "contexts", *(f"p{n}" for n in range(PARTITIONS))}
