@@ -123,7 +123,7 @@ class StateConsumer(driver.Consumer):
 
         Not during a rebalance: a commit of the old generation would make this member join once more.
         """
-        if self.app.rebalancing or not self.flow_active:
+        if not positions or self.app.rebalancing or not self.flow_active:
             return
         offsets = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in positions.items()}
         try:

@@ -116,6 +116,8 @@ class StreamWorker:
             self._fail(task.exception())
 
     def _fail(self, error: BaseException | None) -> None:
+        if error is not None and self._failure is None:
+            log.error("the worker ends", exc_info=error)
         self._failure = self._failure or error
         self._stop.set()
 
