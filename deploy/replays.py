@@ -220,12 +220,10 @@ async def _opened(
 
 
 def _encoder(model: Path, settings: Settings) -> EncoderThread:
-    import torch
-
     from encoder.artefact import load
-    from encoder.incremental import IncrementalEncoder
+    from encoder.incremental import IncrementalEncoder, use_threads
 
-    torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     loaded, metadata = load(model)
     encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
     return EncoderThread(encoder, metadata["version"])

@@ -43,8 +43,17 @@ class ModelConfig:
     profile_buckets: int = 1024
 
     def __post_init__(self) -> None:
-        positive = ("d_model", "n_layers", "n_heads", "d_ff", "d_text", "d_reduced", "window", "slack",
-                    "profile_buckets")
+        positive = (
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "d_ff",
+            "d_text",
+            "d_reduced",
+            "window",
+            "slack",
+            "profile_buckets",
+        )
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number above 0")

@@ -22,7 +22,7 @@ from encoder.requests import EncodeRequest, EncodeResult, check
 from encoder.slots import FLOAT_BYTES, Slot, SlotCache
 from encoder.windows import Embedded, Rows, embed
 
-__all__ = ["EncodeRequest", "EncodeResult", "EncoderStats", "IncrementalEncoder", "ItemTable"]
+__all__ = ["EncodeRequest", "EncodeResult", "EncoderStats", "IncrementalEncoder", "ItemTable", "use_threads"]
 
 ROWS_PER_FORWARD = 4096  # bounds activation memory: 4096 rows of d_ff 3072 are 50 MB
 GATHER_BYTES = 6 << 20  # on CPU gather keys and values in pieces that stay in its caches: 1.5-5 times faster
@@ -49,6 +49,11 @@ class _Piece:
     slots: Tensor  # int64 [c]
     length: int
     mask: Tensor | None  # [c, 1, R + 1, length], added to the scores; None when every row reads every key
+
+
+def use_threads(count: int) -> None:
+    """Bounds the CPU threads of all tensor work in this process."""
+    torch.set_num_threads(count)
 
 
 class IncrementalEncoder:

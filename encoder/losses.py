@@ -19,7 +19,13 @@ ROWS_PER_CHUNK = 256  # larger is no faster; smaller adds up the item gradient t
 class _FullSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, users: Tensor, items: Tensor, target: Tensor, weight: Tensor, scale: float, bias: Tensor,
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        scale: float,
+        bias: Tensor,
         dtype: torch.dtype,
     ) -> Tensor:
         table = items.to(dtype)
@@ -49,7 +55,13 @@ class _FullSoftmax(torch.autograd.Function):
 
 
 def full_softmax(
-    users: Tensor, items: Tensor, target: Tensor, weight: Tensor, *, temperature: float, bias: Tensor | None = None,
+    users: Tensor,
+    items: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    *,
+    temperature: float,
+    bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Weighted mean cross-entropy of target int64 [N] among all items [C, d] for users [N, d].
@@ -62,7 +74,14 @@ def full_softmax(
 
 
 def candidate_softmax(
-    users: Tensor, items: Tensor, target: Tensor, own: Tensor, shared: Tensor, weight: Tensor, *, temperature: float,
+    users: Tensor,
+    items: Tensor,
+    target: Tensor,
+    own: Tensor,
+    shared: Tensor,
+    weight: Tensor,
+    *,
+    temperature: float,
     bias: Tensor | None = None,
 ) -> Tensor:
     """Weighted mean cross-entropy of the target among candidates, all int64 rows of `items` [C, d].

@@ -59,8 +59,14 @@ class Columns:
         profiles = data.profiles or [None] * (len(data.user_ptr) - 1)
         gate = torch.from_numpy(counts / np.maximum(counts + options.delta_shrinkage, 1.0))
         return cls(
-            data, weight, held_out, data.users, gap_buckets(gap), counts,
-            gate.float().unsqueeze(1).to(options.device), model.tower.reduce(vectors),
+            data,
+            weight,
+            held_out,
+            data.users,
+            gap_buckets(gap),
+            counts,
+            gate.float().unsqueeze(1).to(options.device),
+            model.tower.reduce(vectors),
             model.tower.tag_rows(data.item_tags).to(options.device),
             torch.from_numpy(-options.prior_strength * np.log(share)).float().to(options.device),
             [profile_buckets(profile, config.profile_buckets) for profile in profiles],
@@ -95,9 +101,7 @@ class Objective:
         self.model, self.columns, self.options = model, columns, options
         self.device = torch.device(options.device)
         self.full = len(columns.data.item_ids) <= options.full_limit
-        self.negatives = Negatives(
-            columns.data.item_subclass, options.subclass_negatives, options.uniform_negatives
-        )
+        self.negatives = Negatives(columns.data.item_subclass, options.subclass_negatives, options.uniform_negatives)
         self.bias = columns.prior if options.prior in ("train", "both") else None
         self.dtype = torch.bfloat16 if _low_precision(options, self.device) else torch.float32
         data = columns.data
@@ -109,8 +113,12 @@ class Objective:
         target_items = data.items[batch.target].astype(np.int64)
         rows, future = self._futures(chunks, group, rng)
         own, shared = self._draw(batch.target, target_items, rng)
-        needed = None if self.full else _distinct(
-            data.items[batch.inputs[batch.inputs >= 0]], target_items, data.items[future], own[own >= 0], shared
+        needed = (
+            None
+            if self.full
+            else _distinct(
+                data.items[batch.inputs[batch.inputs >= 0]], target_items, data.items[future], own[own >= 0], shared
+            )
         )
         unit = self.unit_rows(needed, rng)
         states, gen = self.states(batch, unit, needed, rows, rng)
@@ -170,13 +178,20 @@ class Objective:
         return users + self._context[self._send(events)] @ self.model.context.T
 
     def _softmax(
-        self, users: Tensor, unit: Tensor, needed: IntArray | None, target: IntArray, own: IntArray, shared: IntArray,
+        self,
+        users: Tensor,
+        unit: Tensor,
+        needed: IntArray | None,
+        target: IntArray,
+        own: IntArray,
+        shared: IntArray,
         weight: Tensor,
     ) -> Tensor:
         temperature = self.model.config.temperature
         if needed is None:
-            return full_softmax(users, unit, self._send(target), weight, temperature=temperature, bias=self.bias,
-                                dtype=self.dtype)
+            return full_softmax(
+                users, unit, self._send(target), weight, temperature=temperature, bias=self.bias, dtype=self.dtype
+            )
         bias = None if self.bias is None else self.bias[self._send(needed)]
         at, far = self._send(np.searchsorted(needed, target)), self._send(np.searchsorted(needed, shared))
         close = self._send(np.where(own < 0, -1, np.searchsorted(needed, own)))

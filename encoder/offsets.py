@@ -72,8 +72,10 @@ class _Choice:
 
     def each(self, weight: Tensor) -> Tensor:
         """Gradient of every event with respect to its user vector, [N, d]."""
-        rows = [self.own[part] * (chance[:, :1] - 1.0) + chance[:, 1:] @ others
-                for part, others, chance in self._chances(weight)]
+        rows = [
+            self.own[part] * (chance[:, :1] - 1.0) + chance[:, 1:] @ others
+            for part, others, chance in self._chances(weight)
+        ]
         return torch.cat(rows) / self.temperature
 
     def steepness(self) -> float:

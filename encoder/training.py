@@ -51,8 +51,15 @@ class TrainResult:
 
 
 def train(
-    data: TrainingData, config: ModelConfig, options: TrainOptions, *, out: Path, resume: bool = False,
-    progress: bool = False, on_step: OnStep | None = None, metadata: dict[str, Any] | None = None,
+    data: TrainingData,
+    config: ModelConfig,
+    options: TrainOptions,
+    *,
+    out: Path,
+    resume: bool = False,
+    progress: bool = False,
+    on_step: OnStep | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> TrainResult:
     """Train and write the artefact to `out/<version>`; the checkpoint lives in `out` meanwhile.
 
@@ -206,8 +213,11 @@ class _Run:
     def _data_summary(self) -> dict[str, Any]:
         data = self.data
         return {
-            "users": len(data.user_ptr) - 1, "items": len(data.item_ids), "events": len(data.items),
-            "since_ms": int(data.ts_ms.min()), "until_ms": int(data.ts_ms.max()),
+            "users": len(data.user_ptr) - 1,
+            "items": len(data.item_ids),
+            "events": len(data.items),
+            "since_ms": int(data.ts_ms.min()),
+            "until_ms": int(data.ts_ms.max()),
         }
 
     def _fingerprint(self) -> str:
@@ -224,7 +234,8 @@ class _Run:
 def _groups(model: StarsEncoder, options: TrainOptions) -> list[dict[str, Any]]:
     """Weight decay only on matrices of the blocks and heads: δ, embeddings, norms and biases are left alone."""
     decayed = [
-        parameter for name, parameter in model.named_parameters()
+        parameter
+        for name, parameter in model.named_parameters()
         if parameter.ndim == 2 and name.startswith(("blocks.", "next_head.", "general_head.", "tower.fuse"))
     ]
     chosen = {id(parameter) for parameter in decayed}

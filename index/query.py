@@ -33,6 +33,7 @@ _DEEPER = 4  # … and how many times more when it could have moved an item furt
 _DEEPEST = 4096  # … but no further: vectors this close to each other say nothing, and a query must stay quick
 _ROUNDING = 1e-5  # between inner products of the search and ours
 _FEW = 1000  # allowed items that are cheaper to rank one by one than to look for in the popular list
+_MOST_GROUPS = 6  # searches for promoted items, one for each strength; beyond, one for all
 _MAX_PROMOTIONS = 256  # read from one context record, as for its features
 
 
@@ -196,10 +197,15 @@ def _running(promotion: Mapping[str, Any], now_ms: int) -> bool:
     return (starts_ms is None or starts_ms <= now_ms) and (ends_ms is None or now_ms < ends_ms)
 
 
-def _promoted(allowed: Mask, boosts: Vector | None) -> Mask | None:
-    """[size] allowed items that promotions push up, which may lie far from the user; None if there are none."""
-    promoted = None if boosts is None else allowed & (boosts > 0)
-    return promoted if promoted is not None and promoted.any() else None
+def _promoted(allowed: Mask, boosts: Vector | None) -> list[tuple[Mask, float]]:
+    """Allowed items that promotions push up, which may lie far from the user, in groups that get at most so much."""
+    promoted = allowed & (boosts > 0) if boosts is not None else allowed[:0]
+    if boosts is None or not promoted.any():
+        return []
+    values = np.unique(boosts[promoted])
+    if len(values) > _MOST_GROUPS:
+        return [(promoted, float(values[-1]))]
+    return [(allowed & (boosts == value), float(value)) for value in values]
 
 
 def _products(vectors: Vector, aims: Vector) -> Amounts:
@@ -227,42 +233,46 @@ class _Sources:
     ) -> None:
         self._catalogue, self._popularity, self._context = catalogue, popularity, context
         self._allowed, self._promoted = allowed, _promoted(allowed, boosts)
-        self._most = 0.0 if boosts is None else float(boosts.max(initial=0.0))
 
     def for_user(self, slots: Sequence[Slot], aims: Vector, share: float, depth: int) -> tuple[Found, Amounts]:
         """The nearest to each of aims [slots, d], promoted items and the most popular; reach [slots]."""
         moved = aims if self._context.delta is None else aims + self._context.delta
         nearest, edge = self._nearest(moved, self._allowed, depth)
-        promoted, promoted_edge = self._nearest(moved, self._promoted, depth)
+        promoted = [np.zeros(0, np.int64)]
+        for mask, boost in self._promoted:
+            labels, group_edge = self._nearest(moved, mask, depth)
+            promoted.append(labels.ravel())
+            edge = np.maximum(edge, group_edge + boost)
         top = self._popularity.top(self._context.location)[: depth + 1]
         popular = self._known(top[:depth], self._allowed)
         rest = share * float(self._shares(top[depth:]).max(initial=0.0))
-        found = dict(zip(slots, nearest, strict=True)) | {"promoted": np.unique(promoted), "popular": popular}
-        return found, np.maximum(edge, promoted_edge + self._most) + rest
+        found = {"promoted": np.unique(np.concatenate(promoted)), "popular": popular}
+        return dict(zip(slots, nearest, strict=True)) | found, edge + rest
 
     def for_stranger(self, depth: int) -> tuple[Found, Amounts]:
         """What is popular, promoted or near to the context; reach [1]."""
         popular, rest = self._popular(self._allowed, depth)
-        promoted, promoted_rest = self._popular(self._promoted, depth)
-        found, edge = {"popular": popular, "promoted": promoted, "context": np.zeros(0, np.int64)}, np.zeros(1)
+        promoted = [np.zeros(0, np.int64)]
+        for mask, boost in self._promoted:
+            labels, group_rest = self._popular(mask, depth)
+            promoted.append(labels)
+            rest = max(rest, group_rest + boost)
+        found = {"popular": popular, "promoted": np.concatenate(promoted), "context": promoted[0]}
+        edge = np.zeros(1)
         if self._context.delta is not None:
             nearest, edge = self._nearest(self._context.delta[None], self._allowed, depth)
             found["context"] = np.unique(nearest)
-        return found, edge + max(rest, promoted_rest + self._most)
+        return found, edge + rest
 
-    def _nearest(self, aims: Vector, mask: Mask | None, depth: int) -> tuple[Labels, Amounts]:
+    def _nearest(self, aims: Vector, mask: Mask, depth: int) -> tuple[Labels, Amounts]:
         """The nearest [q, m] to each of aims [q, d], and how near any other item can be [q]."""
-        if mask is None:
-            return np.zeros((len(aims), 0), np.int64), np.full(len(aims), -np.inf)
         labels, scores = self._catalogue.search.search(aims, depth, mask)
         if labels.shape[1] < depth:
             return labels, np.full(len(aims), -np.inf)
         return labels, scores[:, -1].astype(np.float64) + _ROUNDING
 
-    def _popular(self, mask: Mask | None, depth: int) -> tuple[Labels, float]:
+    def _popular(self, mask: Mask, depth: int) -> tuple[Labels, float]:
         """The `depth` most popular, ties and what nobody touched by id, and the share that any other can have."""
-        if mask is None:
-            return np.zeros(0, np.int64), -np.inf
         if np.count_nonzero(mask) <= max(_FEW, depth):
             return np.flatnonzero(mask), -np.inf
         top, at, step = self._popularity.top(self._context.location), 0, 4 * depth

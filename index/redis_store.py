@@ -105,7 +105,16 @@ class RedisStore:
             keys += [self.keys.item_log(), self.keys.item_index()]
         topics = list(logs)
         identities = [part for topic in topics for part in (topic, str(logs[topic]))]
-        args: list[bytes | int | str] = ["claim", token, generation, group, run_id, uuid.uuid4().hex, len(topics), *identities]
+        args: list[bytes | int | str] = [
+            "claim",
+            token,
+            generation,
+            group,
+            run_id,
+            uuid.uuid4().hex,
+            len(topics),
+            *identities,
+        ]
         answer = await self._script(keys, args)
         if answer[0] == b"refused":
             raise ClaimRefusedError(f"claim of {tag} with generation {generation}: stored is {answer[1].decode()}")

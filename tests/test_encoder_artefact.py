@@ -17,8 +17,17 @@ from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model import StarsEncoder
 from encoder.serving import load_serving
 
-CONFIG = ModelConfig(d_model=8, n_layers=1, n_heads=2, d_ff=8, d_text=4, d_reduced=3, tags=("red",),
-                     context_features=("heat", "rain"), profile_buckets=16)
+CONFIG = ModelConfig(
+    d_model=8,
+    n_layers=1,
+    n_heads=2,
+    d_ff=8,
+    d_text=4,
+    d_reduced=3,
+    tags=("red",),
+    context_features=("heat", "rain"),
+    profile_buckets=16,
+)
 
 
 def model(seed: int = 0) -> StarsEncoder:

@@ -29,8 +29,17 @@ PROFILES: list[dict[str, Any] | None] = [
 
 def config(block: str, window: int = 12, slack: int = 6) -> ModelConfig:
     return ModelConfig(
-        d_model=16, n_layers=3, n_heads=2, d_ff=24, block=block, d_text=D_TEXT, d_reduced=4,
-        kinds=("view", "buy", "no"), tags=("red", "blue"), window=window, slack=slack,
+        d_model=16,
+        n_layers=3,
+        n_heads=2,
+        d_ff=24,
+        block=block,
+        d_text=D_TEXT,
+        d_reduced=4,
+        kinds=("view", "buy", "no"),
+        tags=("red", "blue"),
+        window=window,
+        slack=slack,
     )
 
 

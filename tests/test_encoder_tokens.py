@@ -52,8 +52,12 @@ def test_presets_survive_json(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"block": "mixed"}, "unknown block"), ({"n_heads": 3}, "multiple of n_heads"), ({"d_model": 0}, "above 0"),
-        ({"tags": ("a", "a")}, "repeated"), ({"kinds": ()}, "kinds is empty"), ({"dropout": 1.0}, "dropout"),
+        ({"block": "mixed"}, "unknown block"),
+        ({"n_heads": 3}, "multiple of n_heads"),
+        ({"d_model": 0}, "above 0"),
+        ({"tags": ("a", "a")}, "repeated"),
+        ({"kinds": ()}, "kinds is empty"),
+        ({"dropout": 1.0}, "dropout"),
         ({"colour": 1}, "unknown model setting"),
     ],
 )

@@ -21,8 +21,17 @@ START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 D_TEXT = 12
 CONFIG = ModelConfig(
-    d_model=16, n_layers=1, n_heads=2, d_ff=24, d_text=D_TEXT, d_reduced=8, kinds=("view", "dislike"), window=20,
-    slack=6, dropout=0.0, profile_buckets=16,
+    d_model=16,
+    n_layers=1,
+    n_heads=2,
+    d_ff=24,
+    d_text=D_TEXT,
+    d_reduced=8,
+    kinds=("view", "dislike"),
+    window=20,
+    slack=6,
+    dropout=0.0,
+    profile_buckets=16,
 )
 OPTIONS = TrainOptions(epochs=4, lr=1e-2, batch_tokens=512, threads=1, holdout=0.1, low_precision=False)
 
@@ -38,9 +47,14 @@ def shop(users: int, length: int, choose: Any, items: int = 24, seed: int = 0) -
     text[np.arange(items), np.arange(items) % 2] += 1.0
     steps = rng.integers(HOUR_MS // 2, HOUR_MS, (users, length)).cumsum(axis=1)
     return TrainingData(
-        item_ids=[f"i{item}" for item in range(items)], item_vectors=text, item_tags=[[]] * items,
-        item_subclass=["even", "odd"] * (items // 2), user_ptr=np.arange(users + 1, dtype=np.int64) * length,
-        items=chosen.ravel(), kinds=np.zeros(chosen.size, dtype=np.uint8), ts_ms=(START_MS + steps).ravel(),
+        item_ids=[f"i{item}" for item in range(items)],
+        item_vectors=text,
+        item_tags=[[]] * items,
+        item_subclass=["even", "odd"] * (items // 2),
+        user_ptr=np.arange(users + 1, dtype=np.int64) * length,
+        items=chosen.ravel(),
+        kinds=np.zeros(chosen.size, dtype=np.uint8),
+        ts_ms=(START_MS + steps).ravel(),
         profiles=[None] * users,
     )
 
@@ -189,10 +203,14 @@ def test_every_event_is_a_target_once_and_chunks_fit_the_window() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"item_vectors": np.zeros((24, 5), np.float32)}, "item_vectors"), ({"item_tags": []}, "one tag list"),
-        ({"user_ptr": np.asarray([0, 5])}, "user_ptr"), ({"items": np.full(40, 24, np.int32)}, "outside 0..23"),
-        ({"kinds": np.full(40, 7, np.uint8)}, "kind 7"), ({"ts_ms": np.arange(40)[::-1].copy()}, "sort by"),
-        ({"context": np.zeros((40, 2), np.float32)}, "context has 2"), ({"profiles": [None]}, "one profile"),
+        ({"item_vectors": np.zeros((24, 5), np.float32)}, "item_vectors"),
+        ({"item_tags": []}, "one tag list"),
+        ({"user_ptr": np.asarray([0, 5])}, "user_ptr"),
+        ({"items": np.full(40, 24, np.int32)}, "outside 0..23"),
+        ({"kinds": np.full(40, 7, np.uint8)}, "kind 7"),
+        ({"ts_ms": np.arange(40)[::-1].copy()}, "sort by"),
+        ({"context": np.zeros((40, 2), np.float32)}, "context has 2"),
+        ({"profiles": [None]}, "one profile"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

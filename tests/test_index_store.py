@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from deploy.redis_server import RedisServer
 
+from deploy.redis_server import RedisServer
 from index.keys import CONTEXT_TAG, ITEMS_TAG, Keys
 from index.memory_store import MemoryStore
 from index.redis_store import RedisStore

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from encoder.text import canonical_text, text_hash
 from numpy.typing import NDArray
 
 from deploy.broker import Broker, topic_partitions
 from deploy.producer import EventProducer
+from encoder.text import canonical_text, text_hash
 from index.keys import Keys
 from index.memory_store import MemoryStore
 from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json

@@ -56,16 +56,21 @@ def measure(config: ModelConfig, batch: int, ratio_goal: float, time_goal: float
     users = [history(ids, user) for user in range(batch)]
     start = LENGTH - APPENDS // 2
     encoder.encode([request(user, events, start, 0) for user, events in enumerate(users)])
-    steps = [[request(user, events, length, length - 1) for user, events in enumerate(users)]
-             for length in range(start + 1, start + APPENDS + 1)]
+    steps = [
+        [request(user, events, length, length - 1) for user, events in enumerate(users)]
+        for length in range(start + 1, start + APPENDS + 1)
+    ]
     append_ms, appended = timed([lambda step=step: encoder.encode(step) for step in steps], warm=5)  # type: ignore[misc]
     difference = float(np.abs(appended.vectors - encoder.encode_whole(steps[-1]).vectors).max())
     whole = [request(user, events, LENGTH, 0) for user, events in enumerate(users)]
     rounds = 4 if batch > 1 else 12
     whole_ms, _ = timed([lambda: encoder.encode_whole(whole)] * rounds, warm=1)
     name = f"d{config.d_model}_batch{batch}"
-    print(f"{name} ({config.block}): append {append_ms / batch:.3f} ms, whole window {whole_ms / batch:.3f} ms "
-          f"per user, {whole_ms / append_ms:.1f} times, difference {difference:.1e}", file=sys.stderr)
+    print(
+        f"{name} ({config.block}): append {append_ms / batch:.3f} ms, whole window {whole_ms / batch:.3f} ms "
+        f"per user, {whole_ms / append_ms:.1f} times, difference {difference:.1e}",
+        file=sys.stderr,
+    )
     return [
         result(f"{name}_append", append_ms / batch, "ms CPU/user", time_goal, at_most=True),
         result(f"{name}_whole", whole_ms / batch, "ms CPU/user", None),
@@ -102,8 +107,9 @@ def result(name: str, value: float, unit: str, goal: float | None, *, at_most: b
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parent)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
     return done.stdout.strip() or "unknown"
 
 
