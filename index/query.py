@@ -275,7 +275,7 @@ class _Sources:
         """The `depth` most popular, ties and what nobody touched by id, and the share that any other can have."""
         if np.count_nonzero(mask) <= max(_FEW, depth):
             return np.flatnonzero(mask), -np.inf
-        top, at, step = self._popularity.top(self._context.location), 0, 4 * depth
+        top, at, step = self._popularity.top(self._context.location), 0, 2 * depth
         found = np.zeros(0, np.int64)
         while at < len(top) and len(found) < depth:
             found = np.concatenate((found, self._known(top[at : at + step], mask)))
