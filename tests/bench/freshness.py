@@ -1,0 +1,238 @@
+"""How soon the next answer knows an event: acknowledged by Kafka → first answer whose top item is the right one.
+
+All roles run as processes of `perseid up --no-traffic`. Beside them this process sends load at a fixed rate (open loop,
+random users) and probes: one more view by a random known user, chosen so that it changes the user's top item. The right
+top item is computed here, before the event is sent, by encoding the whole window with the event (`encode_whole`) and
+ranking with the API's own query function; every probe is checked against it. The generator and the oracle share the
+machine with what they measure.
+
+    python -m tests.bench.freshness [--state DIR] [--rates 100,500,1000] [--probes 100]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from confluent_kafka import Producer
+
+from context.features import is_active
+from encoder.artefact import load
+from encoder.incremental import EncodeRequest, IncrementalEncoder, use_threads
+from index.api_model import ServedModel, load_model
+from index.catalogue import Catalogue
+from index.follower import ItemFollower
+from index.keys import Keys
+from index.live_user import LiveUser, UserReader
+from index.popularity import Popularity
+from index.query import ContextView, Query, UserView, recommend
+from index.records import ItemRecord, Vector, decode_vectors, encode_vectors
+from index.redis_store import RedisStore
+from tests.bench.append import commit, hardware, result
+from tests.integration.live import Live, click
+
+GOALS = {"p50": 10.0, "p99": 40.0}  # ms, at GOAL_RATE events/s
+GOAL_RATE = 500
+WARM_UP_S = 3.0
+LATE_MS = 2000.0  # a probe that is not right by then counts as failed
+
+
+@dataclass
+class Tables:
+    """A sink that fills both a catalogue and the oracle's item table."""
+
+    catalogue: Catalogue
+    encoder: IncrementalEncoder
+    known: list[str] = field(default_factory=list)
+
+    def apply(self, records: Any) -> None:
+        self.catalogue.apply(records)
+        given: list[ItemRecord] = [record for record in records if record.text_vector is not None]
+        if given:
+            vectors = np.stack([record.text_vector for record in given if record.text_vector is not None])
+            self.encoder.items.put([record.item_id for record in given], vectors, [record.tags for record in given])
+            self.known += [record.item_id for record in given]
+
+    def reset(self, item_ids: Any) -> None:
+        self.catalogue.reset(item_ids)
+
+
+class Oracle:
+    """What the API should answer, from the live state and an offline encoding of the whole window."""
+
+    def __init__(self, store: RedisStore, model: ServedModel, tables: Tables, partitions: int) -> None:
+        self._model, self._tables = model, tables
+        self._reader = UserReader(store, partitions, model.version, model.dim)
+        self.popularity = Popularity(store)
+
+    async def probe(self, user_id: str, rng: random.Random) -> tuple[dict[str, Any], str] | None:
+        """An event that changes the user's top item, and the new top; None when a few tries found none."""
+        user = await self._reader.read(user_id)
+        if user.vectors is None:
+            return None
+        now = self._top(user, user.vectors, set(user.state.items))
+        for item in rng.sample(self._tables.known, 5):
+            event = click(user_id, item, ts_ms=max(int(time.time() * 1000), user.newest_ms or 0))
+            vectors = self._whole(user, item, event["ts_ms"])
+            top = self._top(user, vectors, {*user.state.items, item})
+            if top != now:
+                return event, top
+        return None
+
+    def _whole(self, user: LiveUser, item: str, ts_ms: int) -> Vector:
+        state = user.state
+        profile = orjson.loads(state.profile) if state.profile else None
+        items, kinds, times = [*state.items, item], [*state.kinds, 0], [*state.ts_ms, ts_ms]
+        encoded = self._tables.encoder.encode_whole([EncodeRequest("probe", items, kinds, times, profile, 0)])
+        return decode_vectors(encode_vectors(encoded.vectors[0]), 2, self._model.dim)  # as stored, in fp16
+
+    def _top(self, user: LiveUser, vectors: Vector, seen: set[str]) -> str:
+        now_ms = int(time.time() * 1000)
+        record = user.context if is_active(user.context, now_ms) else None
+        offset = self._model.offset.offset(now_ms, record)
+        context = ContextView(
+            user.location, offset.delta if offset.applied else None, (record or {}).get("promotions") or ()
+        )
+        view = UserView(vectors, frozenset(seen), user.state.purchases)
+        query = Query(count=1, slot="next")
+        return recommend(query, view, self._tables.catalogue, context, self.popularity, now_ms).items[0].item_id
+
+
+class Load:
+    """Sends clicks of random users at a fixed rate from a thread of its own, on schedule whatever happens."""
+
+    def __init__(self, kafka: str, users: list[str], items: list[str], rate: float) -> None:
+        self._producer = Producer({"bootstrap.servers": kafka, "partitioner": "murmur2_random", "linger.ms": 1})
+        self._users, self._items, self._rate = users, items, rate
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.sent = 0
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._producer.flush(10)
+
+    def _run(self) -> None:
+        rng, began = random.Random(1), time.monotonic()
+        while not self._stop.is_set():
+            due = int((time.monotonic() - began) * self._rate)
+            while self.sent < due:
+                event = click(rng.choice(self._users), rng.choice(self._items))
+                self._producer.produce("clickstream", orjson.dumps(event), event["user_id"].encode())
+                self.sent += 1
+            self._producer.poll(0)
+            time.sleep(0.002)
+
+
+class Prober:
+    """Sends one event and asks until the answer is right."""
+
+    def __init__(self, live: Live) -> None:
+        self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 0})
+        self._http = http.client.HTTPConnection("127.0.0.1", live.port, timeout=5)
+
+    def measure(self, event: dict[str, Any], top: str) -> float:
+        """Milliseconds from the acknowledgement to the first right answer; infinite when there was none in time."""
+        acknowledged: list[float] = []
+        self._producer.produce(
+            "clickstream",
+            orjson.dumps(event),
+            event["user_id"].encode(),
+            on_delivery=lambda error, _: acknowledged.append(time.perf_counter()),
+        )
+        while not acknowledged:
+            self._producer.poll(0.001)
+        while (waited_ms := (time.perf_counter() - acknowledged[0]) * 1000) < LATE_MS:
+            self._http.request("GET", f"/v1/recommendations/{event['user_id']}?count=1&slot=next")
+            answer = orjson.loads(self._http.getresponse().read())
+            if answer["items"] and answer["items"][0]["item_id"] == top:
+                return (time.perf_counter() - acknowledged[0]) * 1000
+        return waited_ms if waited_ms < LATE_MS else float("inf")
+
+
+async def bench(live: Live, rates: list[int], probes: int) -> list[dict[str, Any]]:
+    """One set of figures per rate."""
+    settings = live.settings()
+    store = RedisStore(settings["PERSEID_REDIS"], Keys(settings["PERSEID_PREFIX"]))
+    model, metadata = load(Path(settings["PERSEID_MODEL"]))
+    served = await load_model(store, metadata["version"])
+    assert served is not None
+    tables = Tables(Catalogue(served.version, served.dim), IncrementalEncoder(model, cache_bytes=1 << 26, device="cpu"))
+    await ItemFollower(store, served.version, tables, text_vectors=True).catch_up()
+    partitions, facts = int(settings["PERSEID_PARTITIONS"]), await store.read_all(store.keys.cluster())
+    oracle = Oracle(store, served, tables, partitions)
+    users = sorted({user for p in range(partitions) for user in await store.scores(store.keys.users(f"p{p}"))})
+    rng, prober, results = random.Random(0), Prober(live), []
+    rng.shuffle(users)
+    probed, loaded = users[: max(20, len(users) // 10)], users[max(20, len(users) // 10) :]
+    for rate in rates:
+        delays: list[float] = []
+        with Load(live.kafka, loaded, tables.known, rate) as load_thread:
+            await asyncio.sleep(WARM_UP_S)
+            began, before = time.monotonic(), load_thread.sent
+            while len(delays) < probes:
+                await oracle.popularity.refresh(partitions, int(facts["bucket_ms"]), int(time.time() * 1000))
+                found = await oracle.probe(rng.choice(probed), rng)
+                if found is not None:
+                    delays.append(prober.measure(*found))
+            real_rate = (load_thread.sent - before) / (time.monotonic() - began)
+        results += figures(rate, real_rate, delays)
+    await store.close()
+    tables.catalogue.close()
+    return results
+
+
+def figures(rate: int, real_rate: float, delays: list[float]) -> list[dict[str, Any]]:
+    """Percentiles of the probes that were answered rightly, and the share of those that were not."""
+    right = [delay for delay in delays if delay != float("inf")]
+    wrong = len(delays) - len(right)
+    print(f"{rate}/s asked, {real_rate:.0f}/s sent: {len(right)} right, {wrong} not in time", file=sys.stderr)
+    rows = []
+    for name, share in (("p50", 50), ("p95", 95), ("p99", 99)):
+        goal = GOALS.get(name) if rate == GOAL_RATE else None
+        value = float(np.percentile(right, share)) if right else float("nan")
+        rows.append(result(f"{rate}_per_s_{name}", value, "ms", goal, at_most=True))
+    return [
+        *rows,
+        result(f"{rate}_per_s_samples", len(right), "probes", None),
+        result(f"{rate}_per_s_wrong", wrong, "probes", 0 if rate == GOAL_RATE else None, at_most=True),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--state", type=Path, help="state folder to keep between runs: saves the training")
+    parser.add_argument("--rates", default="100,500,1000", help="events per second, separated by commas")
+    parser.add_argument("--probes", type=int, default=100, help="probes per rate")
+    given = parser.parse_args()
+    use_threads(1)
+    state = given.state or Path(tempfile.mkdtemp(prefix="perseid-bench-")) / "state"
+    live = Live(state, "--no-traffic")
+    try:
+        live.wait_ready()
+        results = asyncio.run(bench(live, [int(rate) for rate in given.rates.split(",")], given.probes))
+    finally:
+        live.stop()
+    where = f"embedded broker and Redis, all roles and the generator on one machine; {hardware()}"
+    print(json.dumps({"bench": "freshness", "commit": commit(), "hardware": where, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
