@@ -6,6 +6,8 @@ Assumes the canonical text and hash of `encoder.text`. Loads torch only where te
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -81,8 +83,20 @@ def _embedder(model: MiniLM, processes: int) -> Iterator[Callable[[list[list[str
     if processes == 1:
         yield lambda batches: map(model.embed, batches)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         yield lambda batches: pool.map(_embed, batches)
+
+
+def _end_with_parent() -> None:
+    """A worker of the pool would wait for ever for the next batch of a killed parent."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _embed(texts: list[str]) -> NDArray[np.float32]:
