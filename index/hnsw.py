@@ -32,6 +32,7 @@ _ROOM = 1.5  # nodes of a new graph per row: changed vectors take new nodes
 _MAX_DEAD = 0.2  # share of dead nodes at which a graph is built anew
 _MAX_FETCH = 0.25  # of the graph; to walk more of it costs more than a scan
 _OVER_FETCH = 1.3  # beyond what the share of allowed nodes suggests, so that a second try is rare
+_WALK_ROWS = 25  # rows gathered and multiplied in the time that a walk takes per candidate (measured at d=128)
 _CANARY_QUERIES = 32  # remembered to measure recall with
 _CANARY_S = 60.0  # a scan per remembered query a minute is less than a thousandth of one core
 
@@ -44,7 +45,7 @@ class HnswIndex(ExactIndex):
         ef: candidates kept while walking the graph; higher finds more and takes longer.
         links: neighbours per node (hnswlib's M).
         ef_construction: the same as `ef` while building.
-        exact_bytes: no graph while all vectors take less; no walk where the allowed ones take less.
+        exact_bytes: no graph while all vectors take less; no scan of allowed ones that take more.
         min_recall: a graph that finds less on recent queries is built anew.
         background: False leaves `maintain` to the caller (tests).
     """
@@ -100,7 +101,7 @@ class HnswIndex(ExactIndex):
         with self._lock:
             usable = self._usable(allowed)
             count = int(np.count_nonzero(usable))
-            if self._graph is None or count <= self._exact_rows:
+            if self._graph is None or count <= min(self._exact_rows, self._scan_rows(k, count)):
                 return self._scan(asked, k, usable, count)
             self._recent.append(asked[0])
             return self._walk(self._graph, asked, k, usable, count) or self._scan(asked, k, usable, count)
@@ -161,6 +162,10 @@ class HnswIndex(ExactIndex):
                 self.maintain()
             else:
                 self.canary()
+
+    def _scan_rows(self, k: int, count: int) -> float:
+        """Rows that can be scanned in the time of a walk that ends with k of `count` allowed labels."""
+        return _WALK_ROWS * max(self._ef, _OVER_FETCH * k * self._count / max(1, count))
 
     def _walk(self, graph: _Graph, queries: Vector, k: int, usable: Mask, count: int) -> tuple[Labels, Vector] | None:
         """Graph and delta together; None when the graph would have to be walked too far, or came back short."""
