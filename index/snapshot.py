@@ -12,6 +12,7 @@ import logging
 import mmap
 import os
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -28,6 +29,8 @@ _MAGIC = b"perseid items 1\n"
 _LENGTH = struct.Struct("<I")
 _DIGEST_BYTES = 32
 _READ_BYTES = 1 << 20
+_ABANDONED_S = 3600.0  # a file that was begun this long ago is not being written any more
+_OTHER_MODELS = 1  # whose snapshot is kept: the one to roll back to
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ def save_snapshot(path: Path, catalogue: Catalogue, follower: ItemFollower) -> i
     header = SnapshotHeader(catalogue.model, catalogue.dim, follower.generation, follower.position)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(path)
     try:
         with beside.open("wb") as file:
             digest, count = blake2b(digest_size=_DIGEST_BYTES), 0
@@ -132,6 +136,16 @@ async def keep_snapshots(folder: Path, catalogue: Catalogue, follower: ItemFollo
 def snapshot_path(folder: Path, model: str) -> Path:
     """Where the snapshot of a model version lies."""
     return folder / f"{model}.snapshot"
+
+
+def _tidy(path: Path) -> None:
+    """Removes what writers that were killed left behind, and snapshots of models that are long gone."""
+    for left in path.parent.glob("*.part"):
+        if time.time() - left.stat().st_mtime > _ABANDONED_S:
+            left.unlink(missing_ok=True)
+    others = [other for other in path.parent.glob("*.snapshot") if other != path]
+    for other in sorted(others, key=lambda other: other.stat().st_mtime)[:-_OTHER_MODELS]:
+        other.unlink(missing_ok=True)
 
 
 def _framed(content: bytes) -> tuple[bytes, bytes]:

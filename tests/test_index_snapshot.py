@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +196,71 @@ async def until(check: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not check():
             await asyncio.sleep(0.005)
+
+
+@contextmanager
+def disk_with(room: int) -> Iterator[None]:
+    """No file can grow beyond `room` bytes: the system refuses further writes, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_full_disk_is_an_error_and_costs_nothing(tmp_path: Path, room: int) -> None:
+    before, after = filled(), Catalogue(MODEL, DIM)
+    path = saved(tmp_path / "items", before)
+    with disk_with(room), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        saved(path, filled(3000))
+    restore_snapshot(path, after)
+    assert sorted(after.item_ids()) == sorted(before.item_ids())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+_WRITER = """
+    import sys
+    from pathlib import Path
+    from index.snapshot import save_snapshot
+    from tests.test_index_snapshot import filled, follower_at
+    catalogue = filled(5000)
+    for position in range(1, 10_000):
+        save_snapshot(Path(sys.argv[1]), catalogue, follower_at(catalogue, "log", position))
+        print(position, flush=True)
+"""
+
+
+def test_a_writer_killed_in_the_middle_leaves_the_last_good_file(tmp_path: Path) -> None:
+    path = tmp_path / "items"
+    command = [sys.executable, "-c", textwrap.dedent(_WRITER), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        written = [int(writer.stdout.readline()) for _ in range(3)]
+        while not list(tmp_path.glob("*.part")):  # killed as soon as a half-written file is there
+            assert writer.poll() is None
+        writer.kill()
+        written += [int(line) for line in writer.stdout]
+    before, after = filled(5000), Catalogue(MODEL, DIM)
+    assert restore_snapshot(path, after).position in (written[-1], written[-1] + 1)
+    assert sorted(after.item_ids()) == sorted(before.item_ids())
+
+
+def test_what_killed_writers_left_and_models_long_gone_are_removed(tmp_path: Path) -> None:
+    names = ["m-1.snapshot", "m-2.snapshot", "m-3.snapshot", "m-1.snapshot.1.part", "m-1.snapshot.2.part"]
+    for at, name in enumerate(names):
+        (tmp_path / name).write_bytes(b"")
+        if name != "m-1.snapshot.2.part":  # this one was begun just now
+            os.utime(tmp_path / name, (at, at))
+    saved(tmp_path / "m-1.snapshot", filled(1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m-1.snapshot", "m-1.snapshot.2.part", "m-3.snapshot"]
+
+
+def test_items_that_never_had_a_vector_are_saved_however_many_they_are(tmp_path: Path) -> None:
+    before, after = filled(2), Catalogue(MODEL, DIM)
+    before.apply([ItemRecord(f"x{n}", n + 1, {"title": "x"}, None, (), None, None, None, None) for n in range(5000)])
+    restore_snapshot(saved(tmp_path / "items", before), after)
+    assert sorted(after.item_ids()) == sorted(before.item_ids())
