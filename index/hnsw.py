@@ -33,6 +33,7 @@ _MAX_DEAD = 0.2  # share of dead nodes at which a graph is built anew
 _MAX_FETCH = 0.25  # of the graph; to walk more of it costs more than a scan
 _OVER_FETCH = 1.3  # beyond what the share of allowed nodes suggests, so that a second try is rare
 _WALK_ROWS = 25  # rows gathered and multiplied in the time that a walk takes per candidate (measured at d=128)
+_EF_SHARE = 1.5  # candidates kept while walking, per node wanted: the last of so many would be missed with fewer
 _CANARY_QUERIES = 32  # remembered to measure recall with
 _CANARY_S = 60.0  # a scan per remembered query a minute is less than a thousandth of one core
 
@@ -165,7 +166,7 @@ class HnswIndex(ExactIndex):
 
     def _scan_rows(self, k: int, count: int) -> float:
         """Rows that can be scanned in the time of a walk that ends with k of `count` allowed labels."""
-        return _WALK_ROWS * max(self._ef, _OVER_FETCH * k * self._count / max(1, count))
+        return _WALK_ROWS * max(self._ef, _EF_SHARE * _OVER_FETCH * k * self._count / max(1, count))
 
     def _walk(self, graph: _Graph, queries: Vector, k: int, usable: Mask, count: int) -> tuple[Labels, Vector] | None:
         """Graph and delta together; None when the graph would have to be walked too far, or came back short."""
@@ -270,7 +271,7 @@ class _Graph:
         self.labels: Labels = np.zeros(capacity, np.int64)  # [capacity] label of each node
         self._index = hnswlib.Index("ip", dim)
         self._index.init_index(capacity, M=links, ef_construction=ef_construction, random_seed=1)
-        self._index.set_ef(ef)
+        self._ef = ef
 
     def add(self, labels: Labels, vectors: Vector) -> NDArray[np.int32]:
         """Inserts vectors [n, d]; returns their nodes [n]."""
@@ -283,6 +284,7 @@ class _Graph:
 
     def nearest(self, queries: Vector, count: int) -> tuple[Labels, Vector] | None:
         """Nodes [q, count] and inner products [q, count], best first; None if the walk does not reach so many."""
+        self._index.set_ef(max(self._ef, math.ceil(_EF_SHARE * count)))
         try:
             nodes, distances = self._index.knn_query(queries, k=min(count, self.used), num_threads=1)
         except RuntimeError:  # hnswlib's way to say that it found fewer
