@@ -289,3 +289,18 @@ def test_a_process_that_ends_during_a_build_ends_well() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.3, 0.05])
+def test_a_walk_misses_hardly_any_of_the_last_places_under_a_filter(share: float) -> None:
+    random = np.random.default_rng(3)
+    vectors = random.standard_normal((4000, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    graph, scan = HnswIndex(16, ef=60, exact_bytes=0, background=False), ExactIndex(16)
+    for index in (graph, scan):
+        index.upsert(np.arange(4000), vectors)
+    graph.maintain()
+    allowed, queries = random.random(4000) < share, vectors[:100] + np.float32(0.01)
+    found, truth = (index.search(queries, 60, allowed)[0] for index in (graph, scan))
+    assert found.shape == truth.shape == (100, 60) and allowed[found].all()
+    assert np.mean([len(np.intersect1d(*rows)) / 60 for rows in zip(found, truth, strict=True)]) >= 0.99
