@@ -54,6 +54,7 @@ class EventProducer:
                 "partitioner": "murmur2_random",  # librdkafka's own default is not Kafka's
                 "acks": "all",
                 "linger.ms": linger_ms,
+                "compression.type": "gzip",  # every client can read it, and the embedded broker keeps few bytes
                 "queue.buffering.max.messages": queue_records,
                 "queue.buffering.max.kbytes": _QUEUE_KB,
                 "message.max.bytes": _MAX_VALUE_BYTES,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.producer import EventProducer
-from deploy.running import limit_threads, log_to_stderr, on_signals, open_store, running
+from deploy.running import limit_threads, log_to_stderr, on_signals, open_store, run_until_done, running
 from deploy.settings import Settings
 from encoder.serving import DOCUMENT, load_serving
 from index.store import LiveStore
@@ -28,7 +28,7 @@ def run_worker(settings: Settings) -> None:
     """
     log_to_stderr(settings)
     limit_threads(settings.threads)
-    asyncio.run(_worker(settings))
+    run_until_done(_worker(settings))
 
 
 def run_embed(settings: Settings) -> None:

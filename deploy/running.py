@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,6 +34,13 @@ def limit_threads(count: int) -> None:
 def open_store(settings: Settings, **options: Any) -> RedisStore:
     """The live state of this deployment; `options` are those of `RedisStore`."""
     return RedisStore(settings.redis.get_secret_value(), settings.keys(), **options)
+
+
+def run_until_done(main: Coroutine[Any, Any, None]) -> None:
+    """Runs a process's main coroutine; unlike `asyncio.run` it does not wait for tasks that refuse to be cancelled."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(main)
 
 
 @asynccontextmanager

@@ -38,6 +38,7 @@ class WorkerSettings:
     session_s: float = 6.0  # a killed worker's partitions are free after this long
     fetch_wait_ms: int = 10
     beat_s: float = 0.2  # how often "caught up" is confirmed to the API; it calls answers stale after 1 s
+    stop_s: float = 8.0  # Faust usually stops within a second
     retry_s: float = 0.1  # first pause when the store is away; doubles up to two seconds
 
 
@@ -97,8 +98,11 @@ class StreamWorker:
         await self._stop.wait()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.app.stop()
+        # Positions live with the state, so nothing is lost when Faust's consumer thread does not end in time.
+        stopping = asyncio.ensure_future(self.app.stop())
+        _, late = await asyncio.wait([stopping, *tasks], timeout=self.settings.stop_s)
+        if late:
+            log.warning("%d parts of the worker did not stop within %s s and are left", len(late), self.settings.stop_s)
         if self._failure is not None:
             raise self._failure
 
