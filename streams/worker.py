@@ -96,15 +96,21 @@ class StreamWorker:
         for task in tasks:
             task.add_done_callback(self._ended)
         await self._stop.wait()
-        for task in tasks:
-            task.cancel()
         # Positions live with the state, so nothing is lost when Faust's consumer thread does not end in time.
-        stopping = asyncio.ensure_future(self.app.stop())
-        _, late = await asyncio.wait([stopping, *tasks], timeout=self.settings.stop_s)
+        ending = asyncio.ensure_future(self._end(tasks))
+        _, late = await asyncio.wait([ending, *tasks], timeout=self.settings.stop_s)
         if late:
             log.warning("%d parts of the worker did not stop within %s s and are left", len(late), self.settings.stop_s)
         if self._failure is not None:
             raise self._failure
+
+    async def _end(self, tasks: Sequence[asyncio.Future[None]]) -> None:
+        waiting = set(tasks)
+        while waiting:  # Faust's calls into its consumer thread may swallow a cancellation
+            for task in waiting:
+                task.cancel()
+            _, waiting = await asyncio.wait(waiting, timeout=0.1)
+        await self.app.stop()
 
     def stop(self) -> None:
         """Asks `run` to end; the batch in work is finished or was not written."""
@@ -260,7 +266,7 @@ class StreamWorker:
         """Confirms to the API, tag by tag, that everything up to the log's end is applied."""
         consumer = cast(StateConsumer, self.app.consumer)
         turn = 0
-        while True:
+        while not self._stop.is_set():
             await asyncio.sleep(self.settings.beat_s)
             if self.app.crashed:
                 raise RuntimeError("the Faust app has crashed") from self.app.crash_reason
@@ -301,7 +307,7 @@ class StreamWorker:
 
     async def _sweep(self) -> None:
         """Re-encodes users whose items got their vectors after they were clicked."""
-        while True:
+        while not self._stop.is_set():
             await asyncio.sleep(self.settings.beat_s)
             try:
                 await self.engine.sweep_waiting()

@@ -1,0 +1,384 @@
+"""The worker on the embedded broker and a real Redis: positions, forwarding, refusals, dead letters, confirmations."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import orjson
+import pytest
+
+from deploy.broker import Broker, topic_partitions
+from deploy.producer import EventProducer
+from deploy.redis_server import RedisServer
+from index.keys import Keys, partition_of, partition_tag
+from index.redis_store import RedisStore
+from index.store import Commit
+from streams.claims import PositionBeyondLogError
+from streams.digest import read_state
+from streams.engine import Engine
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Rules
+from streams.outlet import MAX_DEAD_LETTER_BYTES, KafkaOutlet
+from streams.state import apply_click
+from streams.worker import StreamWorker, WorkerSettings
+from tests.faults.malformed import GOOD, TS_MS, malformed
+from tests.faults.truth import LogReader
+from tests.streams_world import click
+
+PARTITIONS = 4
+RULES = Rules(embedders={"toy": 4})
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with Broker(topic_partitions(PARTITIONS), tmp_path / "broker.log") as running:
+        yield running
+
+
+class Shop:
+    """One deployment as a test sees it: a producer, the store, and workers that come and go."""
+
+    def __init__(self, bootstrap: str, redis_url: str, keys: Keys) -> None:
+        self.bootstrap, self.store = bootstrap, RedisStore(redis_url, keys)
+        self.producer = EventProducer(bootstrap)
+        self.now_ms = TS_MS
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[StreamWorker]:
+        """A running worker that has claimed everything."""
+        worker = self.new_worker()
+        running = asyncio.create_task(worker.run())
+        try:
+            await self.until(lambda: worker.settled or running.done(), "the worker has claimed its partitions")
+            if running.done():
+                running.result()
+            yield worker
+        finally:
+            worker.stop()
+            await running
+
+    def new_worker(self) -> StreamWorker:
+        engine = Engine(self.store, RULES, PARTITIONS, KafkaOutlet(self.producer.send))
+        return StreamWorker(engine, WorkerSettings(self.bootstrap, session_s=3.0, beat_s=0.05))
+
+    async def send(self, user: str, event_id: str, item: str = "i", partition: int | None = None) -> None:
+        self.now_ms += 1
+        body = orjson.dumps(click(user, item, self.now_ms, event_id))
+        await self.producer.send(CLICKSTREAM, user.encode(), body, partition, timestamp_ms=self.now_ms)
+
+    async def window(self, user: str) -> list[str]:
+        """Items of a user's window."""
+        state = await read_state(self.store, PARTITIONS)
+        users = state[partition_tag(partition_of(user, PARTITIONS))]["users"]
+        return [event[1] for event in users[user]["window"]] if user in users else []
+
+    async def owner(self, tag: str) -> dict[str, int]:
+        """Numeric fields of a tag's owner record."""
+        fields = await self.store.read_all(self.store.keys.owner(tag))
+        return {name: int(value) for name, value in fields.items() if value.isdigit()}
+
+    @staticmethod
+    async def until(check: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not check():
+            assert time.monotonic() < deadline, f"not within {TIMEOUT_S:g} s: {what}"
+            await asyncio.sleep(0.002)
+
+    async def close(self) -> None:
+        self.producer.close()
+        await self.store.close()
+
+
+@pytest.fixture
+def play(broker: Broker, redis_server: RedisServer, keys: Keys) -> Callable[[Callable[[Shop], Awaitable[None]]], None]:
+    """Runs a scenario in a fresh shop."""
+
+    def run(scenario: Callable[[Shop], Awaitable[None]]) -> None:
+        async def main() -> None:
+            shop = Shop(broker.address, redis_server.url, keys)
+            try:
+                await scenario(shop)
+            finally:
+                await shop.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+Play = Callable[[Callable[[Shop], Awaitable[None]]], None]
+
+
+def test_a_new_worker_goes_on_where_the_state_says(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        async with shop.worker() as first:
+            for n in range(5):
+                await shop.send("anna", f"e{n}", f"i{n}")
+            await shop.until(lambda: first.engine.counts["applied"] == 5, "five are applied")
+        for n in range(5, 8):
+            await shop.send("anna", f"e{n}", f"i{n}")
+        async with shop.worker() as second:
+            await shop.until(lambda: second.engine.counts["applied"] == 3, "three more are applied")
+            assert second.engine.counts["redelivered"] == second.engine.counts["duplicate"] == 0
+        assert await shop.window("anna") == [f"i{n}" for n in range(8)]
+
+    play(scenario)
+
+
+def test_a_misrouted_record_goes_home_with_its_time_and_origin(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        home = partition_of("anna", PARTITIONS)
+        wrong = (home + 1) % PARTITIONS
+        async with shop.worker() as worker:
+            await shop.send("anna", "e1", "tea", partition=wrong)
+            await shop.until(lambda: worker.engine.counts["applied"] == 1, "it is applied at home")
+            assert worker.engine.counts["misrouted"] == 1
+        assert await shop.window("anna") == ["tea"]
+        reader = LogReader(shop.bootstrap)
+        logs = await asyncio.to_thread(reader.read, [(CLICKSTREAM, home), (CLICKSTREAM, wrong)])
+        reader.close()
+        (copy,), (sent,) = logs[CLICKSTREAM, home], logs[CLICKSTREAM, wrong]
+        assert (copy.key, copy.value, copy.timestamp_ms) == (sent.key, sent.value, sent.timestamp_ms)
+        assert list(copy.headers) == [("forwarded-from", f"clickstream[{wrong}]@0".encode())]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("topics", "message"),
+    [
+        ({**topic_partitions(PARTITIONS), "users": 8}, "topic users has 8 partitions, the live state needs 4"),
+        ({**topic_partitions(PARTITIONS), "catalog": 2}, "topic catalog has 2 partitions, the live state needs 1"),
+        ({"clickstream": 4, "users": 4, "catalog": 1, "item-vectors": 1}, "topic context does not exist"),
+    ],
+)
+def test_topics_that_do_not_fit_are_refused_with_the_remedy(
+    topics: dict[str, int], message: str, redis_server: RedisServer, keys: Keys, tmp_path: Path
+) -> None:
+    async def scenario(bootstrap: str) -> None:
+        shop = Shop(bootstrap, redis_server.url, keys)
+        try:
+            with pytest.raises(ValueError, match=message) as caught:
+                await shop.new_worker().run()
+            assert "create it with" in str(caught.value)
+        finally:
+            await shop.close()
+
+    with Broker(topics, tmp_path / "other.log") as broker:
+        asyncio.run(scenario(broker.address))
+
+
+def test_a_position_beyond_the_log_stops_the_worker_and_changes_nothing(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        async with shop.worker() as worker:
+            await shop.send("anna", "e1", "tea")
+            await shop.until(lambda: worker.engine.counts["applied"] == 1, "it is applied")
+        home = partition_of("anna", PARTITIONS)
+        tag = partition_tag(home)
+        token = (await shop.store.read([(shop.store.keys.owner(tag), ["token"])]))[0][0]
+        await shop.store.commit([Commit(tag, (token or b"").decode(), CLICKSTREAM, 1, 99)])
+        with pytest.raises(PositionBeyondLogError, match=rf"clickstream\[{home}\]: stored position 99 .* end 1 "):
+            await asyncio.wait_for(shop.new_worker().run(), TIMEOUT_S)
+        assert (await shop.owner(tag))["pos:clickstream"] == 99
+        assert await shop.window("anna") == ["tea"]
+
+    play(scenario)
+
+
+def test_a_lone_event_is_applied_at_once(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        seconds = []
+        async with shop.worker() as worker:
+            for n in range(30):
+                await shop.send(f"user-{n}", f"e{n}")
+                start, wanted = time.perf_counter(), n + 1
+                await shop.until(lambda wanted=wanted: worker.engine.counts["applied"] >= wanted, "it is applied")  # type: ignore[misc]
+                seconds.append(time.perf_counter() - start)
+        assert median(seconds) < 0.2, f"median {median(seconds) * 1000:.0f} ms from acknowledged to applied"
+
+    play(scenario)
+
+
+def test_a_store_that_is_away_for_two_seconds_loses_nothing(broker: Broker, keys: Keys, tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis", append_only=True)
+    server.start()
+
+    async def scenario() -> None:
+        shop = Shop(broker.address, server.url, keys)
+        try:
+            async with shop.worker() as worker:
+                for n in range(100):
+                    await shop.send(f"user-{n % 10}", f"e{n}", f"i{n}")
+                await shop.until(lambda: worker.engine.counts["applied"] > 0, "some are applied")
+                server.kill()
+                gone = time.monotonic()
+                for n in range(100, 200):
+                    await shop.send(f"user-{n % 10}", f"e{n}", f"i{n}")
+                retried = worker.engine.counts
+                await shop.until(lambda: time.monotonic() - gone > 2 and retried["store_retries"] > 0, "it is missed")
+                server.start()
+                await _caught_up(shop, worker, 200)
+            for user in range(10):
+                assert await shop.window(f"user-{user}") == [f"i{n}" for n in range(user, 200, 10)]
+        finally:
+            await shop.close()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        server.stop()
+
+
+async def _caught_up(shop: Shop, worker: StreamWorker, records: int) -> None:
+    """Waits until the positions of the clickstream add up to what was sent."""
+
+    def position() -> int:
+        return sum(tenure.positions.get(CLICKSTREAM, 0) for tenure in worker.engine.tenures.values())
+
+    await shop.until(lambda: position() == records, f"{records} are applied")
+
+
+def test_a_new_broker_starts_new_logs_and_keeps_the_users(
+    redis_server: RedisServer, keys: Keys, tmp_path: Path
+) -> None:
+    async def scenario(bootstrap: str, event_id: str, expected: list[str]) -> None:
+        shop = Shop(bootstrap, redis_server.url, keys)
+        try:
+            async with shop.worker() as worker:
+                await shop.send("anna", event_id, event_id)
+                await shop.until(lambda: worker.engine.counts["applied"] == 1, "it is applied")
+                assert worker.engine.counts["new_logs"] == (0 if event_id == "e1" else 2 * PARTITIONS + 3)
+            assert await shop.window("anna") == expected
+            home = partition_tag(partition_of("anna", PARTITIONS))
+            assert (await shop.owner(home))["pos:clickstream"] == 1
+        finally:
+            await shop.close()
+
+    for event_id, expected in (("e1", ["e1"]), ("e2", ["e1", "e2"])):
+        with Broker(topic_partitions(PARTITIONS), tmp_path / "broker.log") as broker:
+            asyncio.run(scenario(broker.address, event_id, expected))
+
+
+def test_being_caught_up_is_confirmed_but_not_under_a_backlog(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        tag = partition_tag(partition_of("anna", PARTITIONS))
+        idle = next(partition_tag(p) for p in range(PARTITIONS) if partition_tag(p) != tag)
+        async with shop.worker() as worker:
+            start = await _beats(shop, tag, idle)
+            while (await _beats(shop, tag, idle))[0] <= start[0]:
+                pass
+            commit, open_again = shop.store.commit, asyncio.Event()
+
+            async def held_up(commits: Sequence[Commit]) -> None:
+                await open_again.wait()
+                await commit(commits)
+
+            shop.store.commit = held_up  # type: ignore[method-assign]
+            await shop.send("anna", "e1")
+            await shop.until(lambda: worker.engine.counts["applied"] == 1, "the record is in work")
+            before = await _beats(shop, tag, idle)
+            while (await _beats(shop, tag, idle))[1] < before[1] + 5:
+                pass
+            held = await _beats(shop, tag, idle)
+            assert held[0] <= before[0] + 1  # one may have been under way when the record came
+            assert (await shop.owner(tag))["seen:clickstream"] == 1
+            open_again.set()
+            while (await _beats(shop, tag, idle))[0] <= held[0]:
+                pass
+            assert (await shop.owner(tag))["pos:clickstream"] == 1
+
+    play(lambda shop: asyncio.wait_for(scenario(shop), TIMEOUT_S))
+
+
+async def _beats(shop: Shop, *tags: str) -> list[int]:
+    return [(await shop.owner(tag)).get("beat", 0) for tag in tags]
+
+
+def test_malformed_records_of_every_topic_become_dead_letters_and_the_rest_is_applied(play: Play) -> None:
+    limit = 999_900  # with key and headers just below what the broker's producers refuse
+
+    def bad(topic: str) -> list[tuple[bytes | None, bytes | None]]:
+        small = [(k, v) for k, v in malformed(topic, 60, seed=3) if len(k or b"") + len(v or b"") < 10_000]
+        return [*small, (None, b"{" + b" " * (limit - 1))]
+
+    async def scenario(shop: Shop) -> None:
+        sent = [(topic, key, value) for topic in CONSUMED for key, value in bad(topic)]
+        async with shop.worker() as worker:
+            places = []
+            for n, (topic, key, value) in enumerate(sent):
+                places.append(await shop.producer.send(topic, key, value, 0, timestamp_ms=TS_MS))
+                if n % 10 == 0:
+                    await shop.send(f"user-{n}", f"e{n}")
+            good = len(range(0, len(sent), 10))
+            counts = worker.engine.counts
+            await shop.until(lambda: counts["malformed"] + counts["applied"] == len(sent) + good, "all are seen")
+            assert (counts["applied"], counts["defects"], counts["store_retries"]) == (good, 0, 0)
+        state = await read_state(shop.store, PARTITIONS)
+        assert state["items"]["items"] == {} and state["contexts"]["contexts"] == {}
+        assert sum(len(state[partition_tag(p)]["users"]) for p in range(PARTITIONS)) == good
+        reader = LogReader(shop.bootstrap)
+        letters = (await asyncio.to_thread(reader.read, [(DEAD_LETTERS, 0)]))[DEAD_LETTERS, 0]
+        reader.close()
+        by_place = {}
+        for letter in letters:
+            headers = dict(letter.headers)
+            assert headers["reason"] and headers["field"]
+            place = headers["topic"].decode(), int(headers["partition"]), int(headers["offset"])
+            by_place[place] = (letter.key, letter.value, int(headers["length"]), headers["sha256"].decode())
+        assert len(by_place) == len(letters) == len(sent)
+        for (topic, key, value), (partition, offset) in zip(sent, places, strict=True):
+            raw = value or b""
+            cut = None if value is None else value[:MAX_DEAD_LETTER_BYTES]
+            assert by_place[topic, partition, offset] == (key, cut, len(raw), hashlib.sha256(raw).hexdigest())
+
+    play(scenario)
+
+
+def test_nulls_do_what_the_topics_say(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        tag = partition_tag(partition_of("u1", PARTITIONS))
+        async with shop.worker() as worker:
+            for topic in (USERS, CATALOG):
+                key = b"u1" if topic == USERS else b"i1"
+                await shop.producer.send(topic, key, orjson.dumps(GOOD[topic]), timestamp_ms=TS_MS)
+                await shop.producer.send(topic, key, None, timestamp_ms=TS_MS + 1)
+            await shop.producer.send(CLICKSTREAM, b"u1", None, timestamp_ms=TS_MS)
+            counts = worker.engine.counts
+            await shop.until(lambda: counts["applied"] == 4 and counts["malformed"] == 1, "all are seen")
+        state = await read_state(shop.store, PARTITIONS)
+        assert state[tag]["users"]["u1"]["profile"] is None
+        assert state["items"]["items"]["i1"]["catalogue"] is None
+
+    play(scenario)
+
+
+def test_a_defect_of_ours_costs_one_record_and_not_the_stream(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defective(state: Any, event: Any, *rest: Any) -> Any:
+        if event.item_id == "boom":
+            raise ZeroDivisionError("a defect")
+        return real(state, event, *rest)
+
+    real = apply_click
+    monkeypatch.setattr("streams.user_writes.apply_click", defective)
+
+    async def scenario(shop: Shop) -> None:
+        async with shop.worker() as worker:
+            for n in range(20):
+                await shop.send("anna", f"e{n}", "boom" if n == 7 else f"i{n}")
+            await _caught_up(shop, worker, 20)
+            assert worker.engine.counts["defects"] == 1
+        assert await shop.window("anna") == [f"i{n}" for n in range(20) if n != 7]
+        reader = LogReader(shop.bootstrap)
+        (letter,) = (await asyncio.to_thread(reader.read, [(DEAD_LETTERS, 0)]))[DEAD_LETTERS, 0]
+        reader.close()
+        assert dict(letter.headers)["reason"] == b"processing failed: ZeroDivisionError"
+        assert orjson.loads(letter.value or b"")["item_id"] == "boom"
+
+    play(scenario)
