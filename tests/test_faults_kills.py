@@ -9,9 +9,9 @@ from tests.faults.runs import play
 
 EVENTS = 4000
 SMALL = [killed_times(3) if case.name == "killed" else case for case in CASES]
-RUNS = [
-    (case, seed) for case in SMALL for seed in ((1, 2) if case.name in ("killed", "two-workers", "zombie") else (1,))
-]
+# Two workers are seen with two seeds as well: once without and once with an encoder.
+SEEDS = {"killed": (1, 2), "zombie": (1, 2), "encoded": (2,)}
+RUNS = [(case, seed) for case in SMALL for seed in SEEDS.get(case.name, (1,))]
 
 
 @pytest.mark.slow

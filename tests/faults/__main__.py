@@ -26,6 +26,8 @@ def line(result: Result) -> str:
     """One row of the table."""
     recovery = "-" if result.recovery_s is None else f"{result.recovery_s:.1f}"
     verdict = "yes" if result.same_digest else f"NO ({', '.join(result.difference.parts)})"
+    if result.case.encode:
+        verdict += f"  {result.wrong_vectors} users with wrong vectors"
     if result.case.mutation:
         verdict += "  caught" if result.good else "  NOT CAUGHT"
     return (

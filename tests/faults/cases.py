@@ -135,6 +135,7 @@ class Case:
 
     `drag_s` is about how long one worker shall need for all records, so that a backlog outlasts the fault; 0 for as
     fast as it can. `max_lag` None lets the traffic run ahead as it likes. `resends` is the share of clicks sent twice.
+    With `encode` the workers have an encoder, and stored vectors must be those of whole windows.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Case:
     max_lag: int | None = 2000
     resends: float = 0.05
     append_only: bool = False
+    encode: bool = False
     mutation: str = ""
 
 
@@ -158,6 +160,7 @@ CASES = (
     Case("redis-killed", redis_killed, drag_s=4.0, append_only=True),
     Case("redis-rolled-back", redis_rolled_back, drag_s=4.0),
     Case("resends", resends, resends=0.4),
+    Case("encoded", two_workers, drag_s=16.0, max_lag=None, encode=True),
 )
 MUTATED = (
     Case("halves", lambda stage: dies_between_two_halves(stage, ""), mutation=POSITION_FIRST),

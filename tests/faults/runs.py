@@ -25,12 +25,14 @@ class Result:
     misrouted: int
     difference: Difference
     same_digest: bool
+    wrong_vectors: int
     recovery_s: float | None
     seconds: float
 
     @property
     def exact(self) -> bool:
-        return self.same_digest and not self.difference.lost and not self.difference.twice
+        wrong = self.difference.lost + self.difference.twice + self.wrong_vectors
+        return self.same_digest and not wrong
 
     @property
     def good(self) -> bool:
@@ -51,7 +53,7 @@ def play(
         AssertionError: the case could not do what it is for, or the positions did not reach the logs' ends.
     """
     start = time.monotonic()
-    records = generate(seed, partitions, events, case.resends)
+    records = generate(seed, partitions, events, case.resends, steady=case.encode)
     with Stage(
         records,
         seed,
@@ -60,6 +62,7 @@ def play(
         max_lag=case.max_lag,
         drag_s=case.drag_s,
         append_only=case.append_only,
+        encode=case.encode,
         mutation=case.mutation,
     ) as stage:
         case.act(stage)
@@ -79,6 +82,7 @@ def play(
             misrouted=expected.misrouted,
             difference=compare(state, expected.parts),
             same_digest=digest_of(state) == digest_of(expected.parts),
+            wrong_vectors=len(stage.wrong_vectors()) if case.encode else 0,
             recovery_s=median(stage.recoveries_s) if stage.recoveries_s else None,
             seconds=time.monotonic() - start,
         )

@@ -12,10 +12,10 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from redis import Redis
@@ -31,11 +31,13 @@ from streams.digest import read_state
 from streams.engine import tag_of
 from tests.faults.traffic import Sent, Traffic
 from tests.faults.truth import LogReader, log_partitions
+from tests.faults.vectors import waiting, wrong_vectors
 from tests.faults.worker_process import WorkerOptions, run
 
 PREFIX = "faults"
 _POLL_S = 0.005
 _WRITE_DELAY_S = 0.04  # of dragged workers; their batch size makes the pace
+T = TypeVar("T")
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tests.faults.worker_process"])
 
@@ -99,6 +101,7 @@ class Stage:
         max_lag: how far the traffic runs ahead of the workers.
         drag_s: about how long one worker shall need for all records, 0 for as fast as it can.
         append_only: Redis keeps what it confirmed over a kill.
+        encode: the workers have an encoder.
         mutation: the defect of every worker that is started without another one.
     """
 
@@ -112,10 +115,12 @@ class Stage:
         max_lag: int | None = None,
         drag_s: float = 0.0,
         append_only: bool = False,
+        encode: bool = False,
         mutation: str = "",
     ) -> None:
         self.random, self.partitions, self.session_s = random.Random(seed), partitions, session_s
         self.records, self._drag_s, self.mutation = records, drag_s, mutation
+        self.encode = encode
         self._max_lag = len(records) if max_lag is None else max_lag
         self._folder = tempfile.TemporaryDirectory(prefix="perseid-faults-")
         self.folder = Path(self._folder.name)
@@ -163,6 +168,7 @@ class Stage:
             session_s=self.session_s,
             folder=self.folder,
             mutation=self.mutation if mutation is None else mutation,
+            encode=self.encode,
             max_batch=max(4, int(len(self.records) * _WRITE_DELAY_S / self._drag_s)) if self._drag_s else 512,
             write_delay_s=_WRITE_DELAY_S if self._drag_s else 0.0,
         )
@@ -242,11 +248,19 @@ class Stage:
     def read_state(self) -> dict[str, Any]:
         """The live state as plain values."""
 
-        async def read() -> dict[str, Any]:
+        return self._ask(lambda store: read_state(store, self.partitions))
+
+    def wrong_vectors(self) -> list[str]:
+        """Users whose stored vectors are not those of their whole window, once nobody waits for an item."""
+        self.wait(lambda: not self._ask(lambda store: waiting(store, self.partitions)), "nobody waits for an item")
+        return self._ask(lambda store: wrong_vectors(store, self.partitions))
+
+    def _ask(self, question: Callable[[RedisStore], Coroutine[Any, Any, T]]) -> T:
+        async def ask() -> T:
             store = RedisStore(self.redis.url, Keys(PREFIX))
             try:
-                return await read_state(store, self.partitions)
+                return await question(store)
             finally:
                 await store.close()
 
-        return asyncio.run(read())
+        return asyncio.run(ask())

@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 
 from deploy.producer import EventProducer
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS
+from tests.faults.vectors import ITEMS, item_vector
 from tests.streams_world import NOW_MS, MemoryBroker, fill
 
 _PACE_RECORDS = 100  # the lag is looked at once per so many records
@@ -44,22 +45,33 @@ class _InOrder(MemoryBroker):
         self.sent.append(Sent(topic, partition, key, value, timestamp_ms))
 
 
-def generate(seed: int, partitions: int, events: int, resends: float = 0.0) -> list[Sent]:
-    """About `events` records in sending order; a share `resends` of the clicks comes once more a little later."""
+def generate(seed: int, partitions: int, events: int, resends: float = 0.0, steady: bool = False) -> list[Sent]:
+    """About `events` records in sending order; a share `resends` of the clicks comes once more a little later.
+
+    With `steady` the items' vectors come first and never change, and nobody has a profile: what is left decides a
+    user's vectors.
+    """
     broker = _InOrder()
     fill(broker, partitions, seed, events, users=40 * partitions)
     rng = random.Random(seed)
-    out: list[Sent] = []
+    out: list[Sent] = [_item_record(number) for number in range(ITEMS)] if steady else []
     clicks: list[Sent] = []
     for record in broker.sent:
+        if steady and record.topic == USERS:
+            continue
         out.append(record)
         if record.topic == CLICKSTREAM:
             clicks.append(record)
             if rng.random() < resends:
                 out.append(rng.choice(clicks[-50:]))
-        if rng.random() < 0.02:
+        if not steady and rng.random() < 0.02:
             out.append(_shop_record(rng, len(out)))
     return out
+
+
+def _item_record(number: int) -> Sent:
+    body = {"item_id": f"item-{number}", "embedder": "toy", "vector": item_vector(number), "ts_ms": NOW_MS}
+    return Sent(ITEM_VECTORS, 0, f"item-{number}".encode(), orjson.dumps(body), NOW_MS)
 
 
 def _shop_record(rng: random.Random, number: int) -> Sent:

@@ -154,7 +154,7 @@ def _items(logs: Logs) -> dict[str, Any]:
         vector = vectors.get(item)
         items[item] = {
             "catalogue": listed,
-            "tags": [] if vector is None else vector["tags"],
+            "tags": [] if vector is None else vector.get("tags", []),
             "embedder": None if vector is None else vector["embedder"],
             "vector": vector is not None,
             "hashes": [None, None if listed is None else text_hash(canonical_text(listed))],

@@ -19,14 +19,17 @@ from pathlib import Path
 import orjson
 
 from deploy.producer import EventProducer
+from index.follower import ItemFollower
 from index.keys import Keys
 from index.redis_store import RedisStore
 from index.store import Commit
+from streams.encoder_thread import EncoderThread
 from streams.engine import Engine
 from streams.events import Rules
 from streams.outlet import KafkaOutlet
 from streams.worker import StreamWorker, WorkerSettings
 from tests.faults.mutations import mutated_store
+from tests.faults.vectors import VERSION, new_encoder
 
 RULES = Rules(embedders={"toy": 4})
 STATUS_S = 0.02  # how often the status file is renewed; a case that waits for it polls at the same pace
@@ -44,6 +47,7 @@ class WorkerOptions:
     session_s: float
     folder: Path
     mutation: str = ""
+    encode: bool = False
     max_batch: int = 512
     write_delay_s: float = 0.0  # a slow store makes a backlog last as long as a fault needs, until `hurry` exists
 
@@ -74,15 +78,21 @@ async def _serve(options: WorkerOptions) -> None:
     store = mutated_store(options.mutation, options.redis_url, Keys(options.prefix))
     _slow_down(store, options)
     producer = EventProducer(options.bootstrap)
-    engine = Engine(store, RULES, options.partitions, KafkaOutlet(producer.send))
+    encoder = EncoderThread(new_encoder(), VERSION) if options.encode else None
+    follower = None if encoder is None else ItemFollower(store, VERSION, encoder, text_vectors=True)
+    engine = Engine(store, RULES, options.partitions, KafkaOutlet(producer.send), encoder)
     settings = WorkerSettings(options.bootstrap, session_s=options.session_s, max_batch=options.max_batch)
-    worker = StreamWorker(engine, settings)
+    worker = StreamWorker(engine, settings, None if follower is None else follower.run)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     telling = asyncio.create_task(_tell(worker, options.status))
     try:
+        if follower is not None:
+            await follower.catch_up()
         await worker.run()
     finally:
         telling.cancel()
+        if encoder is not None:
+            encoder.close()
         await store.close()
         producer.close()
 
