@@ -6,6 +6,7 @@ missed is a failure and not a success. What is true afterwards is judged by `tes
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,6 +92,18 @@ def redis_killed(stage: Stage) -> None:
     assert worker.alive, worker.log_tail()
 
 
+def redis_paused(stage: Stage) -> None:
+    """Redis is silent for longer than a worker waits for an answer: the write it gave up on is done afterwards."""
+    worker = stage.start()
+    stage.wait_applied(len(stage.records) // 4)
+    missed = worker.count("store_retries")
+    stage.signal_redis(signal.SIGSTOP)
+    stage.wait(lambda: worker.count("store_retries") > missed, "a write is not answered in time")
+    stage.signal_redis(signal.SIGCONT)
+    stage.first_write()
+    assert worker.alive, worker.log_tail()
+
+
 def redis_rolled_back(stage: Stage) -> None:
     """Redis comes back without its last writes, once under load and once when everything was applied."""
     worker = stage.start()
@@ -158,6 +171,7 @@ CASES = (
     Case("two-workers", two_workers, drag_s=16.0, max_lag=None),
     Case("zombie", zombie, drag_s=10.0, max_lag=None),
     Case("redis-killed", redis_killed, drag_s=4.0, append_only=True),
+    Case("redis-paused", redis_paused, drag_s=4.0),
     Case("redis-rolled-back", redis_rolled_back, drag_s=4.0),
     Case("resends", resends, resends=0.4),
     Case("encoded", two_workers, drag_s=16.0, max_lag=None, encode=True),

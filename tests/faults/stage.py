@@ -190,6 +190,11 @@ class Stage:
         except (RedisError, OSError):
             return False
 
+    def signal_redis(self, number: signal.Signals) -> None:
+        """SIGSTOP leaves it reachable and silent: what was sent to it is done after SIGCONT."""
+        assert self.redis.pid is not None
+        os.kill(self.redis.pid, number)
+
     def redis_setting(self, name: str, value: str) -> None:
         """CONFIG SET."""
         self._client.config_set(name, value)

@@ -6,7 +6,7 @@ Reads logs through librdkafka and bodies as plain JSON; of the pipeline it uses 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -190,11 +190,3 @@ def _counted(part: Mapping[str, Any]) -> Counter[str]:
         for name, count in names.items():
             counts[f"popularity {bucket} {name}"] += count
     return counts
-
-
-def by_topic(logs: Logs) -> dict[str, int]:
-    """Records per topic, for reports."""
-    counts: dict[str, int] = defaultdict(int)
-    for (topic, _), log in logs.items():
-        counts[topic] += len(log)
-    return dict(counts)
