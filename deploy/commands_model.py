@@ -97,6 +97,8 @@ def train(
 @click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
 @click.option("--prefix", help="Rebuild in Redis below this unused key prefix instead of in memory.")
 @click.option("--texts", type=click.Path(path_type=Path), help="File that remembers text vectors between runs.")
+@click.option("--state-only", is_flag=True, help="Ask nothing and encode nothing: only the digest, much faster.")
+@click.option("--compare", is_flag=True, help="Of topics: compare with the live state; exit with 1 where it differs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
 @state_option
 def replay(
@@ -110,9 +112,11 @@ def replay(
     repeats: bool,
     prefix: str | None,
     texts: Path | None,
+    state_only: bool,
+    compare: bool,
     as_json: bool,
     state: Path | None,
-) -> None:
+) -> int:
     """Send history through the pipeline again, beside the live one: a data FOLDER, or the topics of Kafka without it.
 
     Rebuilds the live state elsewhere, asks for recommendations before each event is applied, and prints the metrics
@@ -120,13 +124,17 @@ def replay(
 
     Example: perseid replay ml_latest_small --model models/m-1234abcd --split 0.8
     """
-    from deploy.replays import ReplayPlan, replay_folder, replay_topics
+    from deploy.replays import ReplayPlan, compare_with_live, replay_folder, replay_topics
     from encoder.text_memory import TextMemory
     from streams.questions import AskSettings
 
     settings = attach(os.environ, state)
-    if model is None and (settings.model / "model.json").is_file():
+    if state_only:
+        model = None
+    elif model is None and (settings.model / "model.json").is_file():
         model = settings.model
+    if compare and folder is not None:
+        raise click.UsageError("--compare is for topics; a FOLDER has no live state")
     with records_bar("records") as show, new_store(settings, prefix) as store:
         counted = count(1)
         progress = None if show is None else lambda _: show(next(counted))
@@ -141,6 +149,12 @@ def replay(
             starts = dict(map(parse_offset, offsets)) or None
             report = replay_topics(plan, settings, start_ms=start_ms, stop_ms=stop_ms, starts=starts)
     click.echo(orjson.dumps(report.to_dict()).decode() if as_json else report.table())
+    if not compare:
+        return 0
+    different = compare_with_live(report, settings)
+    where = f"differs in {', '.join(different)}" if different else "is equal"
+    click.echo(f"the live state {where}", err=True)
+    return 1 if different else 0
 
 
 @click.command()

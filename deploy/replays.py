@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 
 from deploy.item_texts import Memory, item_vectors, known_items
+from deploy.running import open_store
 from deploy.settings import Settings
 from encoder.serving import DOCUMENT, load_serving
 from index.api_model import ServedModel, parse_model
@@ -103,6 +104,19 @@ async def differences_from_live(report: ReplayReport, live: LiveStore, partition
         StoreUnavailableError: the live state did not answer.
     """
     return report.digest.differences(await digest(live, partitions))
+
+
+def compare_with_live(report: ReplayReport, settings: Settings) -> list[str]:
+    """`differences_from_live` of the live state that the settings name. Traffic should rest meanwhile."""
+
+    async def compare() -> list[str]:
+        store = open_store(settings)
+        try:
+            return await differences_from_live(report, store, settings.partitions)
+        finally:
+            await store.close()
+
+    return asyncio.run(compare())
 
 
 def evaluate_folder(
