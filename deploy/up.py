@@ -37,7 +37,7 @@ from encoder.serving import read_document
 from index.keys import partition_tag
 from index.records import STATE, decode_state
 
-TRAIN_EPOCHS = 8  # about 40 s on two idle cores; so many steps whatever else runs, so the model is always the same
+TRAIN_EPOCHS = 6  # about 35 s on two idle cores; so many steps whatever else runs, so the model is always the same
 TRAIN_SECONDS = 100.0  # bound for large folders: the first answer has to come within three minutes
 DATA_SPLIT = 0.8  # share of a data folder's events to train on; the rest is live traffic
 HISTORY_DAYS = 60

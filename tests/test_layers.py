@@ -36,7 +36,6 @@ OWNERS = {
     "fastapi": {"index"},
     "starlette": {"index"},
     "uvicorn": {"deploy"},
-    "pydantic_settings": {"deploy"},
     "click": {"deploy"},
 }
 
