@@ -276,14 +276,10 @@ class StreamWorker:
                 await consumer.check_membership()
                 ends = await consumer.log_ends(tps)
                 await self._check_stored(tenures)
-                for tag, tenure in tenures.items():
-                    if tag in self.claims.unsettled or self.engine.tenures.get(tag) is not tenure:
-                        continue
-                    mine = {tp.topic: end for tp, end in ends.items() if tag_of(*tp) == tag}
-                    caught_up = all(tenure.positions[topic] >= end for topic, end in mine.items())
-                    if mine and not await self.engine.store.beat(tag, tenure.token, mine, caught_up):
-                        self.engine.counts["fenced"] += 1
-                        self.claims.again(tag, claim=True)
+                by_tag: dict[str, dict[str, int]] = {}
+                for tp, end in ends.items():
+                    by_tag.setdefault(tag_of(*tp), {})[tp.topic] = end
+                await asyncio.gather(*(self._confirm(tenures[tag], mine) for tag, mine in by_tag.items()))
                 turn += 1
                 if turn % 10 == 0:
                     await consumer.report_positions(
@@ -293,6 +289,15 @@ class StreamWorker:
                 log.warning("cannot confirm being caught up: %s", error)
             except faust.exceptions.ConsumerNotStarted:
                 continue
+
+    async def _confirm(self, tenure: Tenure, ends: Mapping[str, int]) -> None:
+        """One tag's beat: the ends of its logs, and whether everything up to them is applied."""
+        if tenure.tag in self.claims.unsettled or self.engine.tenures.get(tenure.tag) is not tenure:
+            return
+        caught_up = all(tenure.positions[topic] >= end for topic, end in ends.items())
+        if not await self.engine.store.beat(tenure.tag, tenure.token, ends, caught_up):
+            self.engine.counts["fenced"] += 1
+            self.claims.again(tenure.tag, claim=True)
 
     async def _check_stored(self, tenures: Mapping[str, Tenure]) -> None:
         """Claims anew what a restarted store took back: without new records no refused write would tell."""
