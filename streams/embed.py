@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 from confluent_kafka import Consumer, KafkaException, Message
-from encoder.text import canonical_text, text_hash
 from numpy.typing import NDArray
 
+from encoder.text import canonical_text, text_hash
 from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from index.store import LiveStore, StoreUnavailableError
 from streams.events import CATALOG, ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules, parse

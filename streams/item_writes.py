@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from encoder.text import canonical_text, text_hash
 
+from encoder.text import canonical_text, text_hash
 from index.keys import Keys
 from index.records import (
     CATALOGUE,

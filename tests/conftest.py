@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from deploy.redis_server import RedisServer
 
+from deploy.redis_server import RedisServer
 from index.keys import Keys
 
 
