@@ -102,7 +102,7 @@ class ExactIndex:
         self._end = end
 
     def _grow(self, capacity: int) -> None:
-        matrix = np.empty((capacity, self.dim), np.float32)
+        matrix = np.zeros((capacity, self.dim), np.float32)
         matrix[: self._end] = self._matrix[: self._end]
         live = np.zeros(capacity, np.bool_)
         live[: self._end] = self._live[: self._end]
