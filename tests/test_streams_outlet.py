@@ -78,7 +78,9 @@ def test_a_long_value_is_cut_and_its_length_and_hash_are_those_of_the_whole() ->
 def test_whatever_a_broker_took_fits_into_a_dead_letter(key_bytes: int) -> None:
     sent = record(b"k" * key_bytes, b"v" * (999_900 - key_bytes))
     name = "numeric." + "n" * 900_000  # a field's name is the producer's choice too
-    bury(sent, MalformedError(name, name))
+    _, _, value, _, _, headers = bury(sent, MalformedError(name, name))  # a too large one would be refused
+    assert value is not None and len(value) == min(999_900 - key_bytes, 512 * 1024)
+    assert dict(headers)["length"] == str(999_900 - key_bytes).encode()
 
 
 def test_a_null_stays_a_null_and_a_missing_timestamp_becomes_zero() -> None:
