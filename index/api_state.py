@@ -45,7 +45,7 @@ class UserCount:
             return
         try:
             tags = [partition_tag(number) for number in range(self._liveness.partitions)]
-            self.users = sum([len(await self._store.scores(self._store.keys.users(tag))) for tag in tags])
+            self.users = sum([await self._store.count(self._store.keys.users(tag)) for tag in tags])
         except StoreUnavailableError:
             pass
 

@@ -9,6 +9,7 @@ import asyncio
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from index.keys import ITEMS_TAG, Keys
 from index.redis_store import check_cluster, raise_if_refused
@@ -90,6 +91,13 @@ class MemoryStore:
     async def scores(self, key: str) -> dict[str, int]:
         return dict(self._sorted.get(key, {}))
 
+    async def count(self, key: str) -> int:
+        return len(self._sorted.get(key, ()))
+
+    async def lowest(self, key: str, below_score: int, limit: int) -> list[str]:
+        found = ((score, name) for name, score in self._sorted.get(key, {}).items() if score < below_score)
+        return [name for _, name in sorted(found, key=lambda entry: (entry[0], entry[1].encode()))[:limit]]
+
     async def members(self, key: str) -> set[str]:
         return set(self._sets.get(key, ()))
 
@@ -97,10 +105,9 @@ class MemoryStore:
         owner = self._hashes[self.keys.owner(ITEMS_TAG)]
         if wait_ms and (not self._log or self._log[-1][0] <= position):
             self._grown.clear()
-            try:
-                await asyncio.wait_for(self._grown.wait(), wait_ms / 1000)
-            except TimeoutError:
-                pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_ms / 1000):
+                    await self._grown.wait()
         log, end = owner.get("item_log", b"").decode(), int(owner.get("item_position", b"0"))
         if log != generation:
             return LogPage(log, end, (), reload=True)

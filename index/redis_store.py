@@ -154,6 +154,15 @@ class RedisStore:
             found = await self._redis.zrange(key, 0, -1, withscores=True)
         return {member.decode(): int(score) for member, score in found}
 
+    async def count(self, key: str) -> int:
+        async with self._translated():
+            return int(await self._redis.zcard(key))
+
+    async def lowest(self, key: str, below_score: int, limit: int) -> list[str]:
+        async with self._translated():
+            found = await self._redis.zrangebyscore(key, "-inf", f"({below_score}", start=0, num=limit)
+        return [member.decode() for member in found]
+
     async def members(self, key: str) -> set[str]:
         async with self._translated():
             found = await self._redis.smembers(key)

@@ -138,6 +138,12 @@ class LiveStore(Protocol):
     async def scores(self, key: str) -> dict[str, int]:
         """All members of a sorted set with their scores."""
 
+    async def count(self, key: str) -> int:
+        """How many members a sorted set has, without reading them."""
+
+    async def lowest(self, key: str, below_score: int, limit: int) -> list[str]:
+        """Up to `limit` members of a sorted set with a score under `below_score`, the lowest first, ties by name."""
+
     async def members(self, key: str) -> set[str]:
         """All members of a set."""
 

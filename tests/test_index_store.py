@@ -142,6 +142,22 @@ def test_every_operation(check: Callable[[Scenario], None]) -> None:
     check(scenario)
 
 
+def test_a_sorted_set_is_counted_and_read_from_its_low_end(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        users = store.keys.users("p3")
+        assert await store.count(users) == 0
+        assert await store.lowest(users, 10, 5) == []
+        await store.claim("p3", "t", 1, {"clicks": LOG})
+        scores = {"new": 1_700_000_000_123, "é": 7, "b": 7, "a": 9, "old": -3, "edge": 10}
+        await store.commit([commit(store, "t", 0, 1, Op("zadd", users, scores))])
+        assert await store.count(users) == 6
+        assert await store.lowest(users, 10, 100) == ["old", "b", "é", "a"]
+        assert await store.lowest(users, 10, 2) == ["old", "b"]
+        assert await store.lowest(users, -3, 2) == []
+
+    check(scenario)
+
+
 def test_a_new_log_starts_at_zero_and_keeps_the_users(check: Callable[[Scenario], None]) -> None:
     async def scenario(store: LiveStore) -> None:
         user = store.keys.user("p3", "anna")
