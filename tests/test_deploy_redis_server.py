@@ -101,6 +101,17 @@ def test_append_only_data_survive_stop_and_kill_on_the_same_url(tmp_path: Path) 
             assert client.get("written before") == b"kill"
 
 
+def test_a_start_returns_only_when_a_long_append_only_file_is_loaded(tmp_path: Path) -> None:
+    keys = 300_000  # about 0.3 s to load: much longer than the first look at the server
+    sets = (f"*3\r\n$3\r\nSET\r\n${len(key)}\r\n{key}\r\n$1\r\nx\r\n" for key in map(str, range(keys)))
+    (tmp_path / "appendonly.aof").write_text("".join(sets))
+    with (
+        RedisServer(tmp_path, append_only=True) as server,
+        Redis.from_url(server.url, retry=Retry(NoBackoff(), 0)) as client,
+    ):
+        assert client.dbsize() == keys
+
+
 def test_without_append_only_a_kill_loses_everything_and_the_run_id_changes() -> None:
     with RedisServer() as server:
         with Redis.from_url(server.url) as client:
