@@ -1,4 +1,4 @@
-"""Transformer blocks cut in three: what attention reads, queries and keys/values, and what follows attention.
+"""Transformer blocks cut in pieces: what attention reads, queries and keys/values, attention, and what follows it.
 
 The cut lets training, whole-window encoding and the cached append share every weight and every operation around
 attention; only the caller knows which keys a row may see. A block knows no mask, no position and no cache.
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoder.config import ModelConfig
+from encoder.relative import Relations, RelativeBias
 
 
 class Block(nn.Module):
@@ -20,8 +21,9 @@ class Block(nn.Module):
         super().__init__()
         d = config.d_model
         self.heads = config.n_heads
-        self.query = nn.Linear(d, d)
-        self.key_value = nn.Linear(d, 2 * d)
+        self.query: nn.Module = nn.Linear(d, d)
+        self.key_value: nn.Module = nn.Linear(d, 2 * d)
+        self.bias = None if config.bias == "none" else RelativeBias(config)
         self.output = nn.Linear(d, d)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -32,6 +34,29 @@ class Block(nn.Module):
     def finish(self, x: Tensor, read: Tensor, attended: Tensor) -> Tensor:
         """The rest of the block, from the row, what it read and what attention returned; all [..., d]."""
         raise NotImplementedError
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, relations: Relations | None
+    ) -> Tensor:
+        """What queries [B, H, R, d_head] get from keys and values [B, H, T, d_head], [B, H, R, d_head].
+
+        `mask` bool, broadcastable to [B, H, R, T], is true where a query may read; None: everywhere. `relations` are
+        given exactly when the config has a bias.
+        """
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self._scores_mask(mask, relations))
+
+    def attend_causal(self, query: Tensor, key: Tensor, value: Tensor, relations: Relations | None) -> Tensor:
+        """`attend` for whole windows: row r reads rows 0..r."""
+        if relations is None:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.attend(query, key, value, _triangle(query), relations)
+
+    def _scores_mask(self, mask: Tensor | None, relations: Relations | None) -> Tensor | None:
+        """The bias with -inf where nothing may be read; a plain mask without a bias."""
+        if self.bias is None or relations is None:
+            return mask
+        bias: Tensor = self.bias(relations)
+        return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
     def split_heads(self, rows: Tensor) -> Tensor:
         """[B, T, d] -> [B, heads, T, d_head]."""
@@ -83,6 +108,53 @@ class GatedBlock(Block):
         return out
 
 
+class HstuBlock(Block):
+    """Pointwise attention: SiLU of each score instead of a softmax over them, so that the number of similar events
+    counts; what it returns is normalised and gated (Hierarchical Sequential Transduction Unit, arXiv 2402.17152).
+    Scores are divided by the window's capacity, which is fixed: a row's state never depends on the length.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        d = config.d_model
+        self.scale = 1.0 / config.capacity
+        self.attention_norm = nn.LayerNorm(d)
+        self.query = nn.Sequential(self.query, nn.SiLU())
+        self.key_value = nn.Sequential(self.key_value, nn.SiLU())
+        self.gate = nn.Linear(d, d)
+        self.attended_norm = nn.LayerNorm(d)
+
+    def read(self, x: Tensor) -> Tensor:
+        out: Tensor = self.attention_norm(x)
+        return out
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, relations: Relations | None
+    ) -> Tensor:
+        scores = query @ key.transpose(-1, -2)
+        if self.bias is not None and relations is not None:
+            scores = scores + self.bias(relations)
+        weight = F.silu(scores) * self.scale
+        return (weight if mask is None else weight.masked_fill(~mask, 0.0)) @ value
+
+    def attend_causal(self, query: Tensor, key: Tensor, value: Tensor, relations: Relations | None) -> Tensor:
+        return self.attend(query, key, value, _triangle(query), relations)
+
+    def finish(self, x: Tensor, read: Tensor, attended: Tensor) -> Tensor:
+        gated = self.attended_norm(attended) * F.silu(self.gate(read))
+        out: Tensor = x + self.output(self.dropout(gated))
+        return out
+
+
+def _triangle(rows: Tensor) -> Tensor:
+    """True where row r [R] may read row t [T = R]."""
+    length = rows.shape[-2]
+    return torch.ones(length, length, dtype=torch.bool, device=rows.device).tril()
+
+
+_BLOCKS: dict[str, type[Block]] = {"paper": PaperBlock, "gated": GatedBlock, "hstu": HstuBlock}
+
+
 def make_block(config: ModelConfig) -> Block:
     """The block named by `config.block`."""
-    return PaperBlock(config) if config.block == "paper" else GatedBlock(config)
+    return _BLOCKS[config.block](config)

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from typing import Any
 
-BLOCKS = ("paper", "gated")
+BLOCKS = ("paper", "gated", "hstu")
+BIASES = ("none", "position", "time")
 PRESETS = ("nano", "small", "base", "paper")
 
 
@@ -23,7 +24,9 @@ class ModelConfig:
 
     `kinds` are the names of event kinds in code order; `tags` is the controlled vocabulary; `context_features` names
     the columns of the context offset. `block` is "paper" (post-norm, ReLU; arXiv 2512.10149) or "gated" (pre-norm,
-    gated attention, SwiGLU). A window is cut to its last `window` events when it reaches `window + slack`.
+    gated attention, SwiGLU) or "hstu" (pointwise attention without softmax; arXiv 2402.17152). `bias` is what attention
+    adds for the places of two events: "none", "position", or "time" (position and time between them). A window is cut
+    to its last `window` events when it reaches `window + slack`.
     """
 
     d_model: int = 64
@@ -31,6 +34,7 @@ class ModelConfig:
     n_heads: int = 2
     d_ff: int = 176
     block: str = "gated"
+    bias: str = "none"
     d_text: int = 384
     d_reduced: int = 96  # the text vector is first reduced to this many whitened components
     kinds: tuple[str, ...] = ("view", "cart", "purchase", "like", "dislike", "remove")
@@ -61,6 +65,8 @@ class ModelConfig:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one of them")
         if self.block not in BLOCKS:
             raise ValueError(f"unknown block {self.block!r}; choose one of {', '.join(BLOCKS)}")
+        if self.bias not in BIASES:
+            raise ValueError(f"unknown bias {self.bias!r}; choose one of {', '.join(BIASES)}")
         if not self.temperature > 0 or not 0 <= self.dropout < 1:
             raise ValueError(f"temperature {self.temperature} must be above 0 and dropout {self.dropout} in [0, 1)")
         for name in ("kinds", "tags", "context_features"):

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
+from encoder.blocks import Block
 from encoder.items import ItemTable
 from encoder.model import StarsEncoder
+from encoder.relative import Relations
 from encoder.requests import EncodeRequest, EncodeResult, check
 from encoder.slots import FLOAT_BYTES, Slot, SlotCache
 from encoder.windows import Embedded, Rows, embed
@@ -43,12 +44,16 @@ class EncoderStats:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Requests whose keys and values are gathered together: `part` of the batch, in slots, `length` keys, mask."""
+    """Requests whose keys and values are gathered together: `part` of the batch, in slots, `length` keys, mask.
+
+    `relations` are what lies between queries and keys, where the model has a bias for that.
+    """
 
     part: slice
     slots: Tensor  # int64 [c]
     length: int
-    mask: Tensor | None  # [c, 1, R + 1, length], added to the scores; None when every row reads every key
+    mask: Tensor | None  # bool [c, 1, R + 1, length]; None when every row reads every key
+    relations: Relations | None
 
 
 def use_threads(count: int) -> None:
@@ -153,18 +158,20 @@ class IncrementalEncoder:
             slot.positions = at
             if slot.missing:
                 slot.missing = {event: item for event, item in slot.missing.items() if event + 1 < at}
-        vectors = self._forward(embedded.x, rows, [slot.number for slot in slots])
+        vectors = self._forward(embedded, rows, [slot.number for slot in slots])
         for owner, event, item in embedded.missing:
             slots[owner].missing[event] = item
         for request, slot in zip(requests, slots, strict=True):
             slot.positions = 1 + len(request.items)
         return vectors
 
-    def _forward(self, x: Tensor, rows: Rows, numbers: Sequence[int]) -> NDArray[np.float32]:
-        """All blocks over packed rows x [N, d] and one [GEN] row per request."""
-        new, batch = len(x), len(numbers)
+    def _forward(self, embedded: Embedded, rows: Rows, numbers: Sequence[int]) -> NDArray[np.float32]:
+        """All blocks over packed rows [N, d] and one [GEN] row per request."""
+        x, new, batch = embedded.x, len(embedded.x), len(numbers)
         slot = torch.tensor(numbers, device=self.device)
         row_slot, position = slot[self._send(rows.owner)], self._send(rows.position)
+        if self._config.bias == "time":
+            self._slots.times[row_slot, position] = embedded.ts_ms
         spread, packed = self._padding(rows, batch)
         pieces = self._pieces(rows, slot)
         z = torch.cat([x, self.model.general.expand(batch, -1)])  # [N + B, d]
@@ -173,13 +180,13 @@ class IncrementalEncoder:
             read = block.read(z)
             cache[row_slot, position] = block.key_value(read[:new]).view(new, *cache.shape[2:])
             queries = block.query(read)[spread].view(*spread.shape, *cache.shape[3:])  # [B, R + 1, H, d_head]
-            attended = torch.cat([self._attend(cache, queries, piece) for piece in pieces])
+            attended = torch.cat([self._attend(block, cache, queries, piece) for piece in pieces])
             z = block.finish(z, read, attended.view(-1, z.shape[1])[packed])
         following = self.model.next_vector(z[self._send(rows.last)])
         vectors: NDArray[np.float32] = torch.stack([following, self.model.general_vector(z[new:])], dim=1).cpu().numpy()
         return vectors
 
-    def _attend(self, cache: Tensor, queries: Tensor, piece: _Piece) -> Tensor:
+    def _attend(self, block: Block, cache: Tensor, queries: Tensor, piece: _Piece) -> Tensor:
         """What each query of a piece reads from its request's keys and values; [c, R + 1, d]."""
         count = len(piece.slots)
         if count == 1:  # no copy: the slot itself
@@ -193,7 +200,7 @@ class IncrementalEncoder:
             found = cache[:, : piece.length].index_select(0, piece.slots)
         key, value = found.permute(2, 0, 3, 1, 4).unbind(0)  # [c, H, length, d_head]
         query = queries[piece.part].transpose(1, 2)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=piece.mask).transpose(1, 2).flatten(2)
+        return block.attend(query, key, value, piece.mask, piece.relations).transpose(1, 2).flatten(2)
 
     def _padding(self, rows: Rows, batch: int) -> tuple[Tensor, Tensor]:
         """`spread` [B, R + 1]: which packed row (new rows, then [GEN]) is where; `packed` [N + B]: the way back."""
@@ -216,17 +223,30 @@ class IncrementalEncoder:
             mask = None
             if int(limit[part].min()) + 1 < length:
                 reads = torch.arange(length, device=self.device) <= self._send(limit[part]).unsqueeze(-1)
-                mask = torch.where(reads, 0.0, -torch.inf).unsqueeze(1)
-            pieces.append(_Piece(part, slot[part], length, mask))
+                mask = reads.unsqueeze(1)
+            pieces.append(_Piece(part, slot[part], length, mask, self._relations(limit[part], slot[part], length)))
         return pieces
+
+    def _relations(self, reader: NDArray[np.int64], slots: Tensor, length: int) -> Relations | None:
+        """What lies between the queries at positions `reader` [c, R + 1] of some slots [c] and their keys."""
+        if self._config.bias == "none":
+            return None
+        at = self._send(reader)
+        times = self._slots.times[slots] if self._config.bias == "time" else None
+        if times is None:
+            return Relations.between(at, None, length, None)
+        return Relations.between(at, times.gather(1, at), length, times[:, :length])
 
     def _whole(self, requests: Sequence[EncodeRequest]) -> tuple[NDArray[np.float32], list[tuple[str, ...]]]:
         ends = np.asarray([len(request.items) for request in requests], dtype=np.int64)
         rows = Rows.pack([0] * len(requests), [1 + int(end) for end in ends])
         embedded: Embedded = embed(self.model, self.items, requests, [0] * len(requests), rows)
         x = embedded.x.new_zeros(len(requests), rows.most, embedded.x.shape[1])
-        x[self._send(rows.owner), self._send(rows.position)] = embedded.x
-        states, general = self.model.states(x, self._send(ends).unsqueeze(1))
+        at = self._send(rows.owner), self._send(rows.position)
+        x[at] = embedded.x
+        ts_ms = torch.zeros(x.shape[:2], dtype=torch.int64, device=self.device)
+        ts_ms[at] = embedded.ts_ms
+        states, general = self.model.states(x, self._send(ends).unsqueeze(1), ts_ms)
         last = states[torch.arange(len(ends), device=self.device), self._send(ends)]
         both = torch.stack([self.model.next_vector(last), self.model.general_vector(general[:, 0])], dim=1)
         missing: list[dict[str, None]] = [{} for _ in requests]

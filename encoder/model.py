@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from encoder.blocks import Block, make_block
 from encoder.config import ModelConfig
+from encoder.relative import Relations
 from encoder.tokens import CALENDAR_WIDTH, GAP_BUCKETS
 from encoder.tower import ItemTower
 
@@ -76,7 +77,7 @@ class StarsEncoder(nn.Module):
         self.user = UserPrefix(config)
         self.general = nn.Parameter(torch.randn(d) * 0.02)
         self.blocks = nn.ModuleList(make_block(config) for _ in range(config.n_layers))
-        self.final_norm = nn.LayerNorm(d) if config.block == "gated" else nn.Identity()
+        self.final_norm = nn.LayerNorm(d) if config.block != "paper" else nn.Identity()
         self.next_head = _identity_linear(d)
         self.general_head = _identity_linear(d)
         self.context = nn.Parameter(torch.zeros(d, len(config.context_features)))
@@ -86,24 +87,37 @@ class StarsEncoder(nn.Module):
     def layers(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def states(self, x: Tensor, read_to: Tensor) -> tuple[Tensor, Tensor]:
+    def states(self, x: Tensor, read_to: Tensor, ts_ms: Tensor) -> tuple[Tensor, Tensor]:
         """Encode whole windows: rows x [B, T, d] with [USER] first, right-padded -> (states [B, T, d], GEN [B, G, d]).
 
         `read_to` int64 [B, G]: each [GEN] row reads positions 0..read_to of its window ([USER] is position 0).
+        `ts_ms` int64 [B, T] are the rows' event times; [USER]'s and padding's do not matter.
         """
         batch, length, d = x.shape
         gen = self.general.expand(batch, read_to.shape[1], d)
-        seen = torch.arange(length, device=x.device) <= read_to.unsqueeze(-1)  # [B, G, T]
+        seen = (torch.arange(length, device=x.device) <= read_to.unsqueeze(-1)).unsqueeze(1)  # [B, 1, G, T]
+        within, reading = self._relations(length, read_to, ts_ms)
         for block in self.layers:
             read, gen_read = block.read(x), block.read(gen)
             key, value = (block.split_heads(part) for part in block.key_value(read).chunk(2, dim=-1))
-            rows = F.scaled_dot_product_attention(block.split_heads(block.query(read)), key, value, is_causal=True)
+            rows = block.attend_causal(block.split_heads(block.query(read)), key, value, within)
             x = block.finish(x, read, _merge_heads(rows))
             if gen.shape[1]:
                 query = block.split_heads(block.query(gen_read))
-                reads = F.scaled_dot_product_attention(query, key, value, attn_mask=seen.unsqueeze(1))
+                reads = block.attend(query, key, value, seen, reading)
                 gen = block.finish(gen, gen_read, _merge_heads(reads))
         return x, gen
+
+    def _relations(
+        self, length: int, read_to: Tensor, ts_ms: Tensor
+    ) -> tuple[Relations, Relations] | tuple[None, None]:
+        """Between all rows of a window, and between its [GEN] rows and them."""
+        if self.config.bias == "none":
+            return None, None
+        times = ts_ms if self.config.bias == "time" else None
+        rows = torch.arange(length, device=read_to.device).unsqueeze(0)
+        last_ms = None if times is None else times.gather(1, read_to)
+        return Relations.between(rows, times, length, times), Relations.between(read_to, last_ms, length, times)
 
     def next_vector(self, states: Tensor) -> Tensor:
         """h_next of item (or [USER]) states [..., d], L2-normalised."""

@@ -165,7 +165,8 @@ class Objective:
         users = self.model.user([self._profile(user, rng) for user in batch.user.tolist()])
         x = torch.cat([users.unsqueeze(1), events], dim=1)
         x = F.dropout(x, self.model.config.dropout, training=self.model.training)
-        return self.model.states(x, self._send(gen_rows))
+        ts_ms = np.concatenate([np.zeros((len(event), 1), np.int64), data.ts_ms[event]], axis=1)
+        return self.model.states(x, self._send(gen_rows), self._send(ts_ms))
 
     def next_users(self, states: Tensor, batch: Batch) -> Tensor:
         """h_next + W_c·context of the batch's targets, [N, d]."""

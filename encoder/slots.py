@@ -28,7 +28,10 @@ class Slot:
 
 
 class SlotCache:
-    """key -> Slot in least-recently-used order over one tensor [layers, slots, 1 + W + S, 2, heads, d_head]."""
+    """key -> Slot in least-recently-used order over one tensor [layers, slots, 1 + W + S, 2, heads, d_head].
+
+    `times` int64 [slots, 1 + W + S] holds the events' times where attention has a time bias.
+    """
 
     def __init__(self, config: ModelConfig, cache_bytes: int, device: torch.device) -> None:
         self.slot_bytes = config.n_layers * (1 + config.capacity) * 2 * config.d_model * FLOAT_BYTES
@@ -37,6 +40,7 @@ class SlotCache:
             raise ValueError(f"cache_bytes {cache_bytes} holds no user; one takes {self.slot_bytes} bytes")
         shape = (config.n_layers, self.count, 1 + config.capacity, 2, config.n_heads, config.d_head)
         self.storage = torch.zeros(shape, device=device)  # zeros: a masked position must be finite
+        self.times = torch.zeros(shape[1:3] if config.bias == "time" else (0, 0), dtype=torch.int64, device=device)
         self._held: OrderedDict[Hashable, Slot] = OrderedDict()
         self._free = list(range(self.count - 1, -1, -1))
         self.evictions = 0

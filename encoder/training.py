@@ -236,7 +236,9 @@ def _groups(model: StarsEncoder, options: TrainOptions) -> list[dict[str, Any]]:
     decayed = [
         parameter
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 2 and name.startswith(("blocks.", "next_head.", "general_head.", "tower.fuse"))
+        if parameter.ndim == 2
+        and ".bias." not in name
+        and name.startswith(("blocks.", "next_head.", "general_head.", "tower.fuse"))
     ]
     chosen = {id(parameter) for parameter in decayed}
     free = [parameter for parameter in model.parameters() if id(parameter) not in chosen and parameter.numel()]

@@ -49,6 +49,7 @@ class Embedded:
     """Rows ready for the first block [N, d] and the events among them whose item has no vector."""
 
     x: Tensor
+    ts_ms: Tensor  # int64 [N], 0 for [USER]
     missing: list[tuple[int, int, str]]  # request, event index, item id
 
 
@@ -81,7 +82,10 @@ def embed(
     index = torch.from_numpy(np.stack([item_row, events.kind, gap, position - 1])).to(table.rows.device)
     calendar = torch.from_numpy(calendar_features(events.ts_ms)).to(table.rows.device)
     x: Tensor = model.event(table.rows[index[0]], index[1], index[2], index[3], calendar)
-    return Embedded(x if is_event.all() else _with_users(model, requests, rows, x), missing)
+    ts_ms = np.zeros(len(is_event), dtype=np.int64)
+    ts_ms[is_event] = events.ts_ms
+    x = x if is_event.all() else _with_users(model, requests, rows, x)
+    return Embedded(x, torch.from_numpy(ts_ms).to(x.device), missing)
 
 
 def _columns(requests: Sequence[EncodeRequest], first: Sequence[int]) -> _Events:

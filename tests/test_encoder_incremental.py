@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from encoder.config import ModelConfig
+from encoder.config import BIASES, BLOCKS, ModelConfig
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model import StarsEncoder
 
@@ -27,13 +27,14 @@ PROFILES: list[dict[str, Any] | None] = [
 ]
 
 
-def config(block: str, window: int = 12, slack: int = 6) -> ModelConfig:
+def config(block: str, window: int = 12, slack: int = 6, bias: str = "none") -> ModelConfig:
     return ModelConfig(
         d_model=16,
         n_layers=3,
         n_heads=2,
         d_ff=24,
         block=block,
+        bias=bias,
         d_text=D_TEXT,
         d_reduced=4,
         kinds=("view", "buy", "no"),
@@ -43,9 +44,11 @@ def config(block: str, window: int = 12, slack: int = 6) -> ModelConfig:
     )
 
 
-def encoder(block: str = "gated", users: int = 4, window: int = 12, slack: int = 6) -> IncrementalEncoder:
+def encoder(
+    block: str = "gated", users: int = 4, window: int = 12, slack: int = 6, bias: str = "none"
+) -> IncrementalEncoder:
     torch.manual_seed(3)
-    model = StarsEncoder(config(block, window, slack), ITEMS[:10])
+    model = StarsEncoder(config(block, window, slack, bias), ITEMS[:10])
     with torch.no_grad():  # trained models are not near zero: make every part count
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -116,10 +119,15 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(block=st.sampled_from(["gated", "paper"]), slots=st.integers(1, 8), steps=st.lists(STEPS, max_size=14))
-def test_append_equals_whole_window(block: str, slots: int, steps: list[tuple[str, Any]]) -> None:
-    shop = Shop(encoder(block, users=slots))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    block=st.sampled_from(BLOCKS),
+    bias=st.sampled_from(BIASES),
+    slots=st.integers(1, 8),
+    steps=st.lists(STEPS, max_size=14),
+)
+def test_append_equals_whole_window(block: str, bias: str, slots: int, steps: list[tuple[str, Any]]) -> None:
+    shop = Shop(encoder(block, users=slots, bias=bias))
     for action, value in steps:
         if action == "events":
             for user, item, kind, offset_ms in value:
@@ -177,15 +185,22 @@ def test_general_vector_changes_with_the_history() -> None:
     assert np.abs(short[1] - other[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("block", ["gated", "paper"])
-def test_no_earlier_state_changes_with_a_later_event(block: str) -> None:
-    model = encoder(block).model
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_no_earlier_state_changes_with_a_later_event(block: str, bias: str) -> None:
+    model = encoder(block, bias=bias).model
     x = torch.randn(2, 9, 16)
     changed = x.clone()
     changed[:, 6:] += 1.0
     read_to = torch.tensor([[3, 5], [0, 5]])
+    ts_ms = torch.arange(18).view(2, 9) * 10**7
+    later = ts_ms.clone()
+    later[:, 6:] *= 3
     with torch.inference_mode():
-        (before, gen_before), (after, gen_after) = model.states(x, read_to), model.states(changed, read_to)
+        (before, gen_before), (after, gen_after) = (
+            model.states(x, read_to, ts_ms),
+            model.states(changed, read_to, later),
+        )
     assert torch.equal(before[:, :6], after[:, :6])
     assert not torch.allclose(before[:, 6:], after[:, 6:])
     assert torch.allclose(gen_before, gen_after, atol=1e-6)  # [GEN] rows that read at most position 5
