@@ -94,8 +94,9 @@ class MemoryStore:
     async def count(self, key: str) -> int:
         return len(self._sorted.get(key, ()))
 
-    async def lowest(self, key: str, below_score: int, limit: int) -> list[str]:
-        found = ((score, name) for name, score in self._sorted.get(key, {}).items() if score < below_score)
+    async def lowest(self, key: str, below_score: int, limit: int, from_score: int = -(2**53)) -> list[str]:
+        scores = self._sorted.get(key, {})
+        found = ((score, name) for name, score in scores.items() if from_score <= score < below_score)
         return [name for _, name in sorted(found, key=lambda entry: (entry[0], entry[1].encode()))[:limit]]
 
     async def members(self, key: str) -> set[str]:

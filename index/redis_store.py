@@ -158,9 +158,9 @@ class RedisStore:
         async with self._translated():
             return int(await self._redis.zcard(key))
 
-    async def lowest(self, key: str, below_score: int, limit: int) -> list[str]:
+    async def lowest(self, key: str, below_score: int, limit: int, from_score: int = -(2**53)) -> list[str]:
         async with self._translated():
-            found = await self._redis.zrangebyscore(key, "-inf", f"({below_score}", start=0, num=limit)
+            found = await self._redis.zrangebyscore(key, from_score, f"({below_score}", start=0, num=limit)
         return [member.decode() for member in found]
 
     async def members(self, key: str) -> set[str]:

@@ -141,8 +141,8 @@ class LiveStore(Protocol):
     async def count(self, key: str) -> int:
         """How many members a sorted set has, without reading them."""
 
-    async def lowest(self, key: str, below_score: int, limit: int) -> list[str]:
-        """Up to `limit` members of a sorted set with a score under `below_score`, the lowest first, ties by name."""
+    async def lowest(self, key: str, below_score: int, limit: int, from_score: int = -(2**53)) -> list[str]:
+        """Up to `limit` members with `from_score` <= score < `below_score`, the lowest first, ties by name."""
 
     async def members(self, key: str) -> set[str]:
         """All members of a set."""

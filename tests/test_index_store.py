@@ -154,6 +154,7 @@ def test_a_sorted_set_is_counted_and_read_from_its_low_end(check: Callable[[Scen
         assert await store.lowest(users, 10, 100) == ["old", "b", "é", "a"]
         assert await store.lowest(users, 10, 2) == ["old", "b"]
         assert await store.lowest(users, -3, 2) == []
+        assert await store.lowest(users, 10, 2, from_score=7) == ["b", "é"]
 
     check(scenario)
 
