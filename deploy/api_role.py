@@ -36,9 +36,8 @@ def run_api(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    kafka = settings.kafka.get_secret_value()
     store = open_store(settings, timeout_s=_TIMEOUT_S, retries=1)
-    producer, metrics = EventProducer(kafka), ApiMetrics(CollectorRegistry())
+    producer, metrics = EventProducer(settings.kafka_access()), ApiMetrics(CollectorRegistry())
     app = create_app(store, api_settings(settings), kafka_side(settings, producer), metrics)
     server = uvicorn.Server(
         uvicorn.Config(

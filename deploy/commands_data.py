@@ -39,7 +39,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     from deploy.producer import EventProducer
 
     settings = attach(os.environ, state)
-    producer = EventProducer(settings.kafka.get_secret_value())
+    producer = EventProducer(settings.kafka_access())
 
     def show(number: int, name: str, acknowledged: tuple[int, int]) -> None:
         partition, offset = acknowledged

@@ -16,6 +16,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from streams.kafka_access import KafkaAccess
+
 QUEUE_RECORDS = 100_000
 _QUEUE_KB = 65_536  # the queue's second bound: a few large records count as much as many small ones
 _LINGER_MS = 1  # a lone record leaves almost at once; under load batches form while requests are in flight
@@ -35,22 +37,23 @@ class EventProducer:
     """Sends records of any topic. Use one per process, from any thread; `close` it at the end.
 
     Args:
-        bootstrap: Kafka servers, `host:port,…`.
+        access: the cluster. Topics are given by their logical names.
         queue_records: how many records may wait for acknowledgement.
         delivery_timeout_ms: after which an unacknowledged record counts as failed.
     """
 
     def __init__(
         self,
-        bootstrap: str,
+        access: KafkaAccess,
         *,
         queue_records: int = QUEUE_RECORDS,
         linger_ms: int = _LINGER_MS,
         delivery_timeout_ms: int = _DELIVERY_TIMEOUT_MS,
     ) -> None:
+        self._access = access
         self._producer = Producer(
             {
-                "bootstrap.servers": bootstrap,
+                **access.librdkafka(),
                 "partitioner": "murmur2_random",  # librdkafka's own default is not Kafka's
                 "acks": "all",
                 "linger.ms": linger_ms,
@@ -156,7 +159,9 @@ class EventProducer:
         if timestamp_ms is not None:
             options["timestamp"] = timestamp_ms
         try:
-            self._producer.produce(topic, value, key, on_delivery=acknowledged, headers=list(headers), **options)
+            self._producer.produce(
+                self._access.topic(topic), value, key, on_delivery=acknowledged, headers=list(headers), **options
+            )
         except BufferError:
             return False
         except KafkaException as error:

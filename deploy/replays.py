@@ -86,11 +86,11 @@ def replay_topics(
     from streams.logs import LogLookup
     from streams.topic_reader import TopicReader
 
-    bootstrap = settings.kafka.get_secret_value()
-    logs = asyncio.run(LogLookup(bootstrap).identities(CONSUMED))
+    access = settings.kafka_access()
+    logs = asyncio.run(LogLookup(access).identities(CONSUMED))
     embedded = any(identity.cluster_id.startswith("mockCluster") for identity in logs.values())
     try:
-        with TopicReader(bootstrap, embedded=embedded, starts=starts, start_ms=start_ms, stop_ms=stop_ms) as reader:
+        with TopicReader(access, embedded=embedded, starts=starts, start_ms=start_ms, stop_ms=stop_ms) as reader:
             source = reader.records()
             return asyncio.run(_replay("topics", source, plan, plan.ask, settings, logs, lambda: reader.covers))
     except KafkaError as error:

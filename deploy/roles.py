@@ -67,10 +67,10 @@ async def _worker(settings: Settings) -> None:
         IncrementalEncoder(model, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device),
         metadata["version"],
     )
-    producer = EventProducer(settings.kafka.get_secret_value())
+    producer = EventProducer(settings.kafka_access())
     engine = Engine(store, rules, settings.partitions, KafkaOutlet(producer.send), encoder, engine_settings, announce)
     follower = ItemFollower(store, metadata["version"], encoder, text_vectors=True)
-    worker = StreamWorker(engine, WorkerSettings(settings.kafka.get_secret_value(), settings.group), follower.run)
+    worker = StreamWorker(engine, WorkerSettings(settings.kafka_access(), settings.group), follower.run)
     try:
         async with running(store, "worker", lambda: worker_report(engine)):
             on_signals(worker.stop)
@@ -95,10 +95,10 @@ async def _embed(settings: Settings) -> None:
     from streams.embed import EmbedRole, KafkaCatalog
 
     model = text_model(settings.model, settings.threads)
-    store, producer, stop = open_store(settings), EventProducer(settings.kafka.get_secret_value()), asyncio.Event()
+    store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
     memory = TextMemory(settings.state / "texts")
     role = EmbedRole(store, settings.rules(), model, memory, producer.send)
-    source = KafkaCatalog(settings.kafka.get_secret_value(), f"{settings.group}-embed")
+    source = KafkaCatalog(settings.kafka_access(), f"{settings.group}-embed")
     try:
         async with running(store, "embed", lambda: {"counters": dict(role.counts)}):
             on_signals(stop.set)
@@ -114,7 +114,7 @@ async def _traffic(settings: Settings, plan_file: Path) -> None:
     from deploy.traffic import Traffic, TrafficPlan
 
     plan = TrafficPlan.read(plan_file)
-    store, producer, stop = open_store(settings), EventProducer(settings.kafka.get_secret_value()), asyncio.Event()
+    store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
     traffic = Traffic(plan, settings, store, producer, lambda folder: known_vectors(folder, plan))
     try:
         async with running(store, "traffic", traffic.counters):

@@ -13,14 +13,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from index.keys import Keys
 from streams.events import DEFAULT_KINDS, FORGET, Kind, Rules
+from streams.kafka_access import KafkaAccess
 
 PREFIX = "PERSEID_"
 SCOPES = ("read", "write", "admin")
 _REMEMBERED = "remembered"
+_WORDS = {
+    "device": ("auto", "cpu", "cuda"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "elasticsearch_use": ("filters", "knn"),
+}
 
 
 def _kinds_text(kinds: tuple[Kind, ...]) -> str:
@@ -33,7 +39,25 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kafka: SecretStr = Field(SecretStr("127.0.0.1:9092"), description="Kafka bootstrap servers, `host:port,…`")
-    redis: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Redis address, may hold a password")
+    kafka_security: str = Field("plaintext", description="`plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`")
+    kafka_mechanism: str = Field("", description="with SASL: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512` (default)")
+    kafka_user: str = Field("", description="user name, with SASL")
+    kafka_password: SecretStr = Field(SecretStr(""), description="password, with SASL")
+    kafka_ca: str = Field("", description="PEM file of the authorities to trust, with TLS; empty = the system's")
+    kafka_cert: str = Field("", description="PEM file of this client's certificate, where Kafka asks for one")
+    kafka_key: str = Field("", description="PEM file of that certificate's unencrypted key")
+    topic_prefix: str = Field("", description="comes before the name of each Kafka topic: `shop1.`")
+    redis: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis address, may hold a password; `rediss://` for TLS"
+    )
+    redis_cluster: bool = Field(False, description="whether the address is a node of a Redis Cluster")
+    redis_ca: str = Field("", description="PEM file of the authorities to trust, with `rediss://`")
+    elasticsearch: SecretStr = Field(
+        SecretStr(""), description="Elasticsearch address, `https://host:9200`; empty = none"
+    )
+    elasticsearch_api_key: SecretStr = Field(SecretStr(""), description="API key, base64 as Elasticsearch shows it")
+    elasticsearch_ca: str = Field("", description="PEM file of the authorities to trust, with `https://`")
+    elasticsearch_use: str = Field("filters", description="what Elasticsearch does: `filters` or `knn` (and filters)")
     prefix: str = Field("perseid", description="first part of every Redis key", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     group: str = Field("perseid", description="consumer group of the workers; `embed` uses `<group>-embed`")
     partitions: int = Field(32, description="partitions of the topics keyed by user; cannot be changed later", ge=1)
@@ -72,6 +96,21 @@ class Settings(BaseModel):
             raise ValueError("expected redis://[:password@]host:port/db, rediss://… or unix://…")
         return value
 
+    @field_validator("elasticsearch")
+    @classmethod
+    def _is_http(cls, value: SecretStr) -> SecretStr:
+        address = urlsplit(value.get_secret_value())
+        if value.get_secret_value() and (address.scheme not in ("http", "https") or not address.hostname):
+            raise ValueError("expected http://host:port or https://host:port")
+        return value
+
+    @field_validator("kafka_ca", "kafka_cert", "kafka_key", "redis_ca", "elasticsearch_ca")
+    @classmethod
+    def _is_file(cls, value: str) -> str:
+        if value and not Path(value).is_file():
+            raise ValueError("there is no such file")
+        return value
+
     @field_validator("kinds")
     @classmethod
     def _kinds_parse(cls, value: str) -> str:
@@ -90,13 +129,46 @@ class Settings(BaseModel):
         parse_api_keys(value.get_secret_value())
         return value
 
-    @field_validator("device", "log_level")
+    @field_validator("device", "log_level", "elasticsearch_use")
     @classmethod
     def _is_word(cls, value: str, info: Any) -> str:
-        known = {"device": ("auto", "cpu", "cuda"), "log_level": ("debug", "info", "warning", "error")}[info.field_name]
+        known = _WORDS[info.field_name]
         if value not in known:
             raise ValueError(f"expected one of {', '.join(known)}")
         return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        self.kafka_access()
+        redis, elastic = urlsplit(_plain(self.redis)), urlsplit(_plain(self.elasticsearch))
+        if self.redis_ca and redis.scheme != "rediss":
+            raise ValueError(f"{PREFIX}REDIS_CA needs a rediss:// address, not {redis.scheme}://")
+        if self.redis_cluster and (redis.scheme == "unix" or redis.path.strip("/") not in ("", "0")):
+            raise ValueError(
+                f"{PREFIX}REDIS_CLUSTER needs redis:// or rediss:// and database 0, a cluster has no other"
+            )
+        if self.elasticsearch_ca and elastic.scheme != "https":
+            raise ValueError(f"{PREFIX}ELASTICSEARCH_CA needs an https:// address in {PREFIX}ELASTICSEARCH")
+        if _plain(self.elasticsearch_api_key) and not elastic.scheme:
+            raise ValueError(f"{PREFIX}ELASTICSEARCH_API_KEY needs an address in {PREFIX}ELASTICSEARCH")
+        return self
+
+    def kafka_access(self) -> KafkaAccess:
+        """How every Kafka client reaches the cluster. ValueError: the settings contradict each other."""
+        try:
+            return KafkaAccess(
+                _plain(self.kafka),
+                self.kafka_security,
+                self.kafka_mechanism,
+                self.kafka_user,
+                _plain(self.kafka_password),
+                self.kafka_ca,
+                self.kafka_cert,
+                self.kafka_key,
+                self.topic_prefix,
+            )
+        except ValueError as error:
+            raise ValueError(f"{PREFIX}KAFKA_* and {PREFIX}TOPIC_PREFIX: {error}") from None
 
     def keys(self) -> Keys:
         """The key builder of this deployment."""
@@ -133,9 +205,11 @@ def load(environ: Mapping[str, str], **overrides: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else "?"
-        shown = "" if _is_secret(name) else f"={given.get(name)!r}"
         message = str(first["msg"]).removeprefix("Value error, ")
+        if not first["loc"]:  # several settings together; the message names them
+            raise ValueError(message) from None
+        name = str(first["loc"][0])
+        shown = "" if _is_secret(name) else f"={given.get(name)!r}"
         raise ValueError(f"{PREFIX}{name.upper()}{shown}: {message}") from None
 
 

@@ -95,7 +95,7 @@ class Traffic:
             DeliveryError: Kafka refused a record.
             ValueError: the folder cannot be read.
         """
-        lookup = LogLookup(self._settings.kafka.get_secret_value())
+        lookup = LogLookup(self._settings.kafka_access())
         self.pacer.logs = {topic: str(log) for topic, log in (await lookup.identities(CONSUMED)).items()}
         folder = await asyncio.to_thread(read_folder, Path(self._plan.folder), self._settings.rules())
         cluster = self._store.keys.cluster()

@@ -155,7 +155,9 @@ def _servers(
     """Starts what the environment does not name, and says where everything is."""
     found: dict[str, str] = {}
     if f"{PREFIX}KAFKA" not in environ:
-        broker = Broker(topic_partitions(settings.partitions), settings.state / "logs" / "broker.log")
+        counts = topic_partitions(settings.partitions)
+        topics = {settings.kafka_access().topic(name): count for name, count in counts.items()}
+        broker = Broker(topics, settings.state / "logs" / "broker.log")
         stack.callback(broker.stop)
         found["kafka"] = broker.start()
     if f"{PREFIX}REDIS" not in environ:
@@ -167,7 +169,7 @@ def _servers(
         with redis.Redis.from_url(server.url, retry=Retry(ConstantBackoff(0.1), 300)) as client:
             client.delete(settings.keys().roles())  # processes of an earlier start
     settings = load(settings.environment() | {f"{PREFIX}{name.upper()}": value for name, value in found.items()})
-    kafka, live = settings.kafka.get_secret_value(), public_address(settings.redis.get_secret_value())
+    kafka, live = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
     line.say(f"Kafka {kafka}{_embedded('kafka', found)}, live state {live}{_embedded('redis', found)}")
     return settings
 

@@ -83,7 +83,7 @@ class Claims:
             self._wake.clear()
             refused = self.counts["claims_refused"]
             async with self.consumer.reading:
-                await self._settle(set(self.consumer.assignment()))
+                await self._settle(self.consumer.assigned())
             if self.unsettled:
                 self._wake.set()
                 await asyncio.sleep(_RETRY_S if self.counts["claims_refused"] == refused else _REFUSED_RETRY_S)

@@ -24,6 +24,7 @@ from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from index.store import LiveStore, StoreUnavailableError
 from streams.events import CATALOG, ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules, parse
 from streams.folder_records import ItemVectors
+from streams.kafka_access import KafkaAccess
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,10 @@ class CatalogSource(Protocol):
 class KafkaCatalog:
     """`CatalogSource` on Kafka, by librdkafka; blocks its thread, so it is called from one of its own."""
 
-    def __init__(self, bootstrap: str, group: str) -> None:
+    def __init__(self, access: KafkaAccess, group: str) -> None:
         self._consumer = Consumer(
             {
-                "bootstrap.servers": bootstrap,
+                **access.librdkafka(),
                 "group.id": group,
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,
@@ -78,7 +79,7 @@ class KafkaCatalog:
                 "log_level": 3,
             }
         )
-        self._consumer.subscribe([CATALOG])
+        self._consumer.subscribe([access.topic(CATALOG)])
 
     def take(self, most: int) -> list[Record]:
         found = self._consumer.consume(1, _IDLE_S)

@@ -6,13 +6,14 @@ Knows nothing of positions. The embedded broker has no topic ids; it is a new cl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from index.store import LogIdentity
+from streams.kafka_access import KafkaAccess
 
 _TIMEOUT_S = 5.0  # a broker that is up answers in milliseconds
 _EMBEDDED = "mockCluster"  # how librdkafka's in-process broker names its clusters; it never answers DescribeTopics
@@ -22,21 +23,22 @@ class LogLookup:
     """Looks up log identities and partition counts.
 
     Args:
-        bootstrap: Kafka servers.
-        config: further librdkafka settings (security).
+        access: the cluster. Topics are asked for and named by their logical names.
     """
 
-    def __init__(self, bootstrap: str, config: Mapping[str, str] | None = None) -> None:
-        self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2, **(config or {})})
+    def __init__(self, access: KafkaAccess) -> None:
+        self._access = access
+        self._admin = AdminClient({**access.librdkafka(), "log_level": 2})
 
     async def identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
         """Identity of each topic's log. ConnectionError when the broker does not answer."""
         return await asyncio.to_thread(self._identities, topics)
 
     async def partition_counts(self) -> dict[str, int]:
-        """Partition count of every topic there is. ConnectionError when the broker does not answer."""
+        """Partition count of every topic of ours. ConnectionError when the broker does not answer."""
         metadata = await asyncio.to_thread(self._metadata)
-        return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
+        access, topics = self._access, metadata.topics.items()
+        return {access.name(topic): len(found.partitions) for topic, found in topics if access.owns(topic)}
 
     def _metadata(self) -> Any:
         try:
@@ -49,7 +51,9 @@ class LogLookup:
         if cluster_id.startswith(_EMBEDDED):
             return {topic: LogIdentity(cluster_id) for topic in topics}
         try:
-            found = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=_TIMEOUT_S)
-            return {topic: LogIdentity(cluster_id, str(future.result().topic_id)) for topic, future in found.items()}
+            asked = TopicCollection([self._access.topic(topic) for topic in topics])
+            found = self._admin.describe_topics(asked, request_timeout=_TIMEOUT_S)
+            ids = {self._access.name(topic): future.result().topic_id for topic, future in found.items()}
+            return {topic: LogIdentity(cluster_id, str(topic_id)) for topic, topic_id in ids.items()}
         except KafkaException as error:
             raise ConnectionError(f"Kafka does not describe its topics: {error.args[0].str()}") from error

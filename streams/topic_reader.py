@@ -18,6 +18,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from streams.events import Record
 from streams.folder_records import TOPIC_ORDER
+from streams.kafka_access import KafkaAccess
 from streams.replay import Covers
 
 # The embedded broker answers newer version negotiations wrongly; to this version both sides keep.
@@ -31,13 +32,12 @@ class TopicReader:
     """Historical records of some topics.
 
     Args:
-        bootstrap: Kafka servers.
+        access: the cluster.
         topics: those to read, of `TOPIC_ORDER`.
         embedded: the broker is the embedded one, which cannot look offsets up by time: records are read and left out.
         starts: offsets to begin at, by (topic, partition); what is not named begins at the log's start.
         start_ms: begin each partition at its first record of this Kafka timestamp or later.
         stop_ms: end each partition before its first record of this Kafka timestamp or later.
-        config: further settings of `KafkaConsumer` (security).
 
     Raises:
         ValueError: a topic does not exist, or a start lies outside its log.
@@ -46,26 +46,24 @@ class TopicReader:
 
     def __init__(
         self,
-        bootstrap: str,
+        access: KafkaAccess,
         topics: Sequence[str] = TOPIC_ORDER,
         *,
         embedded: bool = False,
         starts: Mapping[tuple[str, int], int] | None = None,
         start_ms: int | None = None,
         stop_ms: int | None = None,
-        config: Mapping[str, Any] | None = None,
     ) -> None:
         version = {"api_version": _EMBEDDED_VERSION} if embedded else {}
         self._consumer = KafkaConsumer(
-            bootstrap_servers=bootstrap.split(","),
+            **access.kafka_python(),
             enable_auto_commit=False,
             isolation_level="read_committed",
             fetch_max_wait_ms=50,
             max_poll_records=_BUFFERED,
             **version,
-            **(config or {}),
         )
-        self._start_ms, self._stop_ms = start_ms, stop_ms
+        self._access, self._start_ms, self._stop_ms = access, start_ms, stop_ms
         self._first_read: dict[TopicPartition, int] = {}
         self._ended_at: dict[TopicPartition, int] = {}  # where `stop_ms` ended a partition before its log did
         try:
@@ -81,7 +79,7 @@ class TopicReader:
         for tp, covers in self._covers.items():
             start = covers.start if self._start_ms is None else self._first_read.get(tp, covers.end)
             end = self._ended_at.get(tp, covers.end)
-            found[f"{tp.topic}[{tp.partition}]"] = Covers(covers.first, min(start, end), end, covers.log_end)
+            found[self._named(tp)] = Covers(covers.first, min(start, end), end, covers.log_end)
         return found
 
     @property
@@ -95,14 +93,14 @@ class TopicReader:
         Raises:
             ConnectionError: nothing came for half a minute although the log goes on.
         """
-        merge = _Merge(self._covers)
+        merge = _Merge(self._covers, {self._access.topic(name): rank for rank, name in enumerate(TOPIC_ORDER)})
         while True:
             while merge.waiting:
                 self._fetch(merge)
             record = merge.next()
             if record is None:
                 return
-            tp = TopicPartition(record.topic, record.partition)
+            tp = TopicPartition(self._access.topic(record.topic), record.partition)
             if self._start_ms is not None and record.timestamp_ms < self._start_ms and tp not in self._first_read:
                 continue
             if self._stop_ms is not None and record.timestamp_ms >= self._stop_ms:
@@ -127,17 +125,17 @@ class TopicReader:
     ) -> dict[TopicPartition, Covers]:
         """Assigns and seeks all partitions."""
         existing = self._consumer.topics()
-        absent = [topic for topic in topics if topic not in existing]
+        absent = [topic for topic in map(self._access.topic, topics) if topic not in existing]
         if absent:
             raise ValueError(f"topic {absent[0]!r} does not exist on this broker, which has {sorted(existing)}")
         tps = [
             TopicPartition(topic, partition)
-            for topic in topics
+            for topic in map(self._access.topic, topics)
             for partition in sorted(self._consumer.partitions_for_topic(topic) or ())
         ]
         self._consumer.assign(tps)
         first, last = self._consumer.beginning_offsets(tps), self._consumer.end_offsets(tps)
-        wanted = {TopicPartition(*name): offset for name, offset in starts.items()}
+        wanted = {TopicPartition(self._access.topic(topic), part): offset for (topic, part), offset in starts.items()}
         if self._start_ms is not None and not embedded:
             found = self._consumer.offsets_for_times(dict.fromkeys(tps, self._start_ms))
             wanted |= {tp: last[tp] if at is None else at.offset for tp, at in found.items()}
@@ -145,9 +143,7 @@ class TopicReader:
         for tp in tps:
             start = wanted.get(tp, first[tp])
             if not first[tp] <= start <= last[tp]:
-                raise ValueError(
-                    f"{tp.topic}[{tp.partition}] cannot start at {start}: its log holds {first[tp]} to {last[tp]}"
-                )
+                raise ValueError(f"{self._named(tp)} cannot start at {start}: its log holds {first[tp]} to {last[tp]}")
             covers[tp] = Covers(first[tp], start, last[tp], last[tp])
             self._consumer.seek(tp, start)
         return covers
@@ -161,23 +157,30 @@ class TopicReader:
             fetched = self._consumer.poll(timeout_ms=_POLL_MS)
             self._consumer.resume(*full)
             for tp, found in fetched.items():
-                merge.add(tp, [_record(raw) for raw in found])
+                merge.add(tp, [self._record(raw) for raw in found])
             merge.settle({tp: self._consumer.position(tp) for tp in merge.waiting})
             if fetched:
                 deadline = time.monotonic() + _WAIT_S
             elif merge.waiting and time.monotonic() > deadline:
-                stuck = sorted(f"{tp.topic}[{tp.partition}]" for tp in merge.waiting)
+                stuck = sorted(map(self._named, merge.waiting))
                 raise ConnectionError(f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try again")
+
+    def _named(self, tp: TopicPartition) -> str:
+        return f"{self._access.name(tp.topic)}[{tp.partition}]"
+
+    def _record(self, raw: Any) -> Record:
+        topic, headers = self._access.name(raw.topic), tuple(raw.headers or ())
+        return Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, headers)
 
 
 class _Merge:
     """Buffers by partition and a heap of their first records."""
 
-    def __init__(self, covers: Mapping[TopicPartition, Covers]) -> None:
+    def __init__(self, covers: Mapping[TopicPartition, Covers], rank: Mapping[str, int]) -> None:
         self._end = {tp: c.end for tp, c in covers.items() if c.start < c.end}
         self._buffers: dict[TopicPartition, deque[Record]] = {tp: deque() for tp in self._end}
         self._heap: list[tuple[int, int, int, TopicPartition]] = []
-        self._rank = {topic: rank for rank, topic in enumerate(TOPIC_ORDER)}
+        self._rank = rank  # of a topic, at equal times
         self.waiting: set[TopicPartition] = set(self._end)  # not at their end, and nothing buffered
         self._read_to: dict[TopicPartition, int] = {tp: c.start for tp, c in covers.items()}
 
@@ -226,7 +229,3 @@ class _Merge:
     def _push(self, tp: TopicPartition) -> None:
         first = self._buffers[tp][0]
         heapq.heappush(self._heap, (first.timestamp_ms, self._rank[tp.topic], tp.partition, tp))
-
-
-def _record(raw: Any) -> Record:
-    return Record(raw.topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, tuple(raw.headers or ()))

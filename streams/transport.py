@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streams.events import Record
+from streams.kafka_access import KafkaAccess
 
 Positions = Mapping[TP, int]
 _FOLLOWERS_S = 0.1  # the embedded broker refuses members that ask for their assignment after the leader gave it
@@ -30,8 +31,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Wiring:
-    """What the consumer asks of the worker; set by the worker before the app starts."""
+    """What the consumer asks of the worker, by logical topics; set by the worker before the app starts."""
 
+    access: KafkaAccess
     take: Callable[[set[TP], int], Awaitable[Positions]]  # claims the assignment: positions by partition
     wanted: Callable[[set[TP]], set[TP]]  # of the assigned partitions, those to read now
     deliver: Callable[[Sequence[Record]], None]  # takes over a batch; never blocks
@@ -60,7 +62,6 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
         return aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
-            bootstrap_servers=driver.server_list(transport.url, transport.default_port),
             partition_assignment_strategy=[self._assignor],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -74,12 +75,12 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
             isolation_level="read_committed",
             metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
-            **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
+            **consumer.wiring.access.aiokafka(),
         )
 
 
 class StateConsumer(driver.Consumer):
-    """A consumer whose positions live with the state."""
+    """A consumer whose positions live with the state. Faust sees physical topics, the worker logical ones."""
 
     wiring: Wiring
 
@@ -92,7 +93,11 @@ class StateConsumer(driver.Consumer):
 
     async def seek_to_committed(self) -> Positions:
         """Called by Faust after every rebalance: claims what is assigned and seeks to the stored positions."""
-        return await self.wiring.take(set(self.assignment()), self.generation)
+        return self._physical(await self.wiring.take(self.assigned(), self.generation))
+
+    def assigned(self) -> set[TP]:
+        """The partitions that this member has now."""
+        return self._logical(self.assignment())
 
     @property
     def generation(self) -> int:
@@ -101,7 +106,7 @@ class StateConsumer(driver.Consumer):
 
     async def move(self, positions: Positions) -> None:
         """Seeks in the consumer's own thread; the caller holds `reading`."""
-        for tp, offset in positions.items():
+        for tp, offset in self._physical(positions).items():
             await self._thread.call_thread(self._thread._ensure_consumer().seek, tp, offset)
 
     async def log_ends(self, tps: set[TP]) -> Positions:
@@ -114,7 +119,8 @@ class StateConsumer(driver.Consumer):
 
     async def _offsets(self, ask: Callable[..., Awaitable[Mapping[TP, int]]], tps: set[TP]) -> Positions:
         try:
-            return {TP(*tp): int(offset) for tp, offset in (await ask(*tps)).items()} if tps else {}
+            found = await ask(*self._physical(dict.fromkeys(tps, 0))) if tps else {}
+            return {self._named(tp): int(offset) for tp, offset in found.items()}
         except KafkaError as error:
             raise ConnectionError(f"Kafka does not tell its offsets: {type(error).__name__}: {error}") from error
 
@@ -125,7 +131,7 @@ class StateConsumer(driver.Consumer):
         """
         if not positions or self.app.rebalancing or not self.flow_active:
             return
-        offsets = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in positions.items()}
+        offsets = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in self._physical(positions).items()}
         try:
             await self._thread.call_thread(self._thread._ensure_consumer().commit, offsets)
         except KafkaError:
@@ -161,18 +167,31 @@ class StateConsumer(driver.Consumer):
 
     async def _read_once(self) -> bool:
         """One fetch; False when nothing was wanted or it failed."""
-        wanted = self.wiring.wanted(set(self._get_active_partitions())) if self.flow_active else set()
+        wanted = self.wiring.wanted(self._logical(self._get_active_partitions())) if self.flow_active else set()
         if not wanted:
             return False
         # The lock is held meanwhile, so this also bounds how long a claim waits for a quiet consumer.
         try:
-            found = await self._thread.getmany(wanted, timeout=0.2)
+            found = await self._thread.getmany(set(self._physical(dict.fromkeys(wanted, 0))), timeout=0.2)
         except KafkaError as error:
             log.warning("cannot fetch: %s: %s", type(error).__name__, error)
             return False
         if found and self.flow_active:
-            self.wiring.deliver([_record(raw) for raws in found.values() for raw in raws])
+            self.wiring.deliver([self._record(raw) for raws in found.values() for raw in raws])
         return True
+
+    def _named(self, tp: Any) -> TP:
+        return TP(self.wiring.access.name(tp.topic), tp.partition)
+
+    def _logical(self, tps: Iterable[Any]) -> set[TP]:
+        return {self._named(tp) for tp in tps}
+
+    def _physical(self, positions: Positions) -> dict[TP, int]:
+        return {TP(self.wiring.access.topic(tp.topic), tp.partition): offset for tp, offset in positions.items()}
+
+    def _record(self, raw: Any) -> Record:
+        topic = self.wiring.access.name(raw.topic)
+        return Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, raw.headers)
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's livelock detector watches per-event streams, which are not used; the worker's beat stands for it."""
@@ -182,7 +201,3 @@ class StateTransport(driver.Transport):
     """Faust's aiokafka transport with `StateConsumer`."""
 
     Consumer = StateConsumer
-
-
-def _record(raw: Any) -> Record:
-    return Record(raw.topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, raw.headers)

@@ -20,6 +20,7 @@ from index.store import FencedError, StoreUnavailableError
 from streams.claims import Claims
 from streams.engine import Engine, GapError, tag_of
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS, USERS, MalformedError, Record
+from streams.kafka_access import KafkaAccess
 from streams.logs import LogLookup
 from streams.tenure import Tenure
 from streams.transport import PatientAssignor, StateConsumer, StateTransport, Wiring
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 class WorkerSettings:
     """How a worker talks to Kafka and how much it takes at once."""
 
-    bootstrap: str
+    access: KafkaAccess
     group: str = "perseid"
     max_batch: int = 512  # records applied in one write: a few hundred users for the encoder's batch
     max_pending: int = 4096  # fetched records that may wait per lane before its partitions are no longer read
@@ -69,7 +70,7 @@ class StreamWorker:
         self, engine: Engine, settings: WorkerSettings, follow: Callable[[], Awaitable[None]] | None = None
     ) -> None:
         self.engine, self.settings = engine, settings
-        self._lookup = LogLookup(settings.bootstrap)
+        self._lookup = LogLookup(settings.access)
         self.claims = Claims(engine, self._lookup, settings.group, self._forget_fetched, self._fail)
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
@@ -146,7 +147,7 @@ class StreamWorker:
         settings = self.settings
         app = faust.App(
             settings.group,
-            broker=f"aiokafka://{settings.bootstrap}",
+            **settings.access.faust(),
             store="memory://",
             web_enabled=False,
             topic_allow_declare=False,
@@ -160,8 +161,11 @@ class StreamWorker:
             PartitionAssignor=PatientAssignor,
         )
         app.transport = StateTransport(app.conf.broker_consumer, app)
-        StateConsumer.wiring = Wiring(self.claims.take, self._wanted, self._deliver, settings.fetch_wait_ms)
-        app.topics.add(app.topic(*CONSUMED, key_type=bytes, value_type=bytes, value_serializer="raw"))
+        StateConsumer.wiring = Wiring(
+            settings.access, self.claims.take, self._wanted, self._deliver, settings.fetch_wait_ms
+        )
+        topics = [settings.access.topic(name) for name in CONSUMED]
+        app.topics.add(app.topic(*topics, key_type=bytes, value_type=bytes, value_serializer="raw"))
         return app
 
     def _build_lane(self, topics: frozenset[str]) -> Lane:
@@ -271,7 +275,7 @@ class StreamWorker:
             if self.app.crashed:
                 raise RuntimeError("the Faust app has crashed") from self.app.crash_reason
             tenures = {tag: t for tag, t in self.engine.tenures.items() if tag not in self.claims.unsettled}
-            tps = {TP(*tp) for tp in consumer.assignment() if tag_of(*tp) in tenures}
+            tps = {tp for tp in consumer.assigned() if tag_of(*tp) in tenures}
             try:
                 await consumer.check_membership()
                 ends = await consumer.log_ends(tps)

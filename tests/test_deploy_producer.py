@@ -11,6 +11,7 @@ import pytest
 from deploy.broker import Broker, topic_partitions
 from deploy.producer import DeliveryError, EventProducer
 from index.keys import partition_of
+from streams.kafka_access import KafkaAccess
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def producer(bootstrap: str) -> Iterator[EventProducer]:
-    producer = EventProducer(bootstrap)
+    producer = EventProducer(KafkaAccess(bootstrap))
     yield producer
     producer.close()
 
@@ -54,7 +55,7 @@ def test_a_record_beyond_kafkas_limit_is_refused_at_once(producer: EventProducer
 
 
 def test_exposures_that_find_a_full_queue_are_dropped_and_counted() -> None:
-    producer = EventProducer("127.0.0.1:1", queue_records=10, delivery_timeout_ms=500)
+    producer = EventProducer(KafkaAccess("127.0.0.1:1"), queue_records=10, delivery_timeout_ms=500)
     for _ in range(25):
         producer.expose("exposures", b"u", b"{}")
     assert producer.dropped == 15
@@ -63,7 +64,7 @@ def test_exposures_that_find_a_full_queue_are_dropped_and_counted() -> None:
 
 
 def test_a_send_without_a_broker_fails_within_its_timeout() -> None:
-    producer = EventProducer("127.0.0.1:1", delivery_timeout_ms=300)
+    producer = EventProducer(KafkaAccess("127.0.0.1:1"), delivery_timeout_ms=300)
     with pytest.raises(DeliveryError, match="clickstream"):
         asyncio.run(producer.send("clickstream", b"u", b"{}"))
     assert producer.failed == 1

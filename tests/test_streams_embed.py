@@ -20,6 +20,7 @@ from index.memory_store import MemoryStore
 from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from streams.embed import EmbedRole, KafkaCatalog
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry, parse
+from streams.kafka_access import KafkaAccess
 
 RULES = Rules(embedders={"letters": 26})
 TS_MS = 1_700_000_000_000
@@ -176,7 +177,7 @@ def test_refused_vectors_are_published_again_before_the_offset_is_committed(
 
 def test_through_a_real_broker_and_again_after_a_restart(tmp_path: Path) -> None:
     broker = Broker(topic_partitions(2), tmp_path / "log")
-    producer = EventProducer(broker.start())
+    producer = EventProducer(KafkaAccess(broker.start()))
     try:
         asyncio.run(_through(broker.address, producer))
     finally:
@@ -188,7 +189,7 @@ async def _through(address: str, producer: EventProducer) -> None:
     async def embed_until(published: int) -> LetterModel:
         model, stop = LetterModel(), asyncio.Event()
         embed = EmbedRole(MemoryStore(Keys("t")), RULES, model, {}, producer.send)
-        running = asyncio.create_task(embed.run(KafkaCatalog(address, "embed"), stop))
+        running = asyncio.create_task(embed.run(KafkaCatalog(KafkaAccess(address), "embed"), stop))
         async with asyncio.timeout(20):
             while embed.counts["published"] < published:
                 await asyncio.sleep(0.01)

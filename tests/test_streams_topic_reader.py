@@ -14,6 +14,7 @@ from deploy.broker import Broker, topic_partitions
 from index.memory_store import MemoryStore
 from streams.digest import digest
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
+from streams.kafka_access import KafkaAccess
 from streams.replay import Covers, SilentOutlet, folder_logs, open_engine, replay
 from streams.topic_reader import TopicReader
 from tests.replay_world import PARTITIONS, lived
@@ -38,7 +39,7 @@ def produce(broker: Broker, records: list[tuple[str, int, int, str]]) -> None:
 
 def read(broker: Broker, **more: object) -> tuple[list[tuple[str, int, int]], dict[str, Covers]]:
     """(value, partition, offset) of all records, and what was covered."""
-    with TopicReader(broker.address, embedded=True, **more) as reader:  # type: ignore[arg-type]
+    with TopicReader(KafkaAccess(broker.address), embedded=True, **more) as reader:  # type: ignore[arg-type]
         found = [((record.value or b"").decode(), record.partition, record.offset) for record in reader.records()]
         return found, reader.covers
 
@@ -66,7 +67,7 @@ def test_records_come_by_time_and_at_equal_times_by_topic(broker: Broker) -> Non
 
 def test_reading_ends_where_the_logs_ended_when_it_began(broker: Broker) -> None:
     produce(broker, [(CLICKSTREAM, 0, n, f"early {n}") for n in range(3)])
-    with TopicReader(broker.address, embedded=True) as reader:
+    with TopicReader(KafkaAccess(broker.address), embedded=True) as reader:
         produce(broker, [(CLICKSTREAM, 0, 10, "later"), (CLICKSTREAM, 1, 10, "later")])
         assert reader.total == 3
         assert [record.offset for record in reader.records()] == [0, 1, 2]
@@ -122,5 +123,5 @@ def test_replaying_topics_gives_the_live_digest(broker: Broker) -> None:
         assert report.complete and report.counts["misrouted"] > 0
         return report.digest.hex
 
-    with TopicReader(broker.address, embedded=True) as reader:
+    with TopicReader(KafkaAccess(broker.address), embedded=True) as reader:
         assert asyncio.run(again(reader.records())) == expected

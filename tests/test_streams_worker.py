@@ -24,6 +24,7 @@ from streams.claims import PositionBeyondLogError
 from streams.digest import read_state
 from streams.engine import Engine
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Rules
+from streams.kafka_access import KafkaAccess
 from streams.outlet import MAX_DEAD_LETTER_BYTES, KafkaOutlet
 from streams.state import apply_click
 from streams.worker import StreamWorker, WorkerSettings
@@ -47,7 +48,7 @@ class Shop:
 
     def __init__(self, bootstrap: str, redis_url: str, keys: Keys) -> None:
         self.bootstrap, self.store = bootstrap, RedisStore(redis_url, keys)
-        self.producer = EventProducer(bootstrap)
+        self.producer = EventProducer(KafkaAccess(bootstrap))
         self.now_ms = TS_MS
 
     @asynccontextmanager
@@ -66,7 +67,7 @@ class Shop:
 
     def new_worker(self) -> StreamWorker:
         engine = Engine(self.store, RULES, PARTITIONS, KafkaOutlet(self.producer.send))
-        return StreamWorker(engine, WorkerSettings(self.bootstrap, session_s=3.0, beat_s=0.05))
+        return StreamWorker(engine, WorkerSettings(KafkaAccess(self.bootstrap), session_s=3.0, beat_s=0.05))
 
     async def send(self, user: str, event_id: str, item: str = "i", partition: int | None = None) -> None:
         self.now_ms += 1

@@ -17,6 +17,7 @@ import orjson
 
 from deploy.producer import EventProducer
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS
+from streams.kafka_access import KafkaAccess
 from tests.faults.vectors import ITEMS, item_vector
 from tests.streams_world import NOW_MS, MemoryBroker, fill
 
@@ -112,7 +113,7 @@ class Traffic:
     def __init__(self, bootstrap: str, records: list[Sent], progress: Callable[[], int], max_lag: int) -> None:
         self.max_lag, self.sent = max_lag, 0
         self._records, self._progress = records, progress
-        self._producer = EventProducer(bootstrap)
+        self._producer = EventProducer(KafkaAccess(bootstrap))
         self._abandoned = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="traffic", daemon=True)
         self._thread.start()

@@ -26,6 +26,7 @@ from index.store import Commit
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine
 from streams.events import Rules
+from streams.kafka_access import KafkaAccess
 from streams.outlet import KafkaOutlet
 from streams.worker import StreamWorker, WorkerSettings
 from tests.faults.mutations import mutated_store
@@ -77,11 +78,12 @@ def run(options: WorkerOptions) -> None:
 async def _serve(options: WorkerOptions) -> None:
     store = mutated_store(options.mutation, options.redis_url, Keys(options.prefix))
     _slow_down(store, options)
-    producer = EventProducer(options.bootstrap)
+    access = KafkaAccess(options.bootstrap)
+    producer = EventProducer(access)
     encoder = EncoderThread(new_encoder(), VERSION) if options.encode else None
     follower = None if encoder is None else ItemFollower(store, VERSION, encoder, text_vectors=True)
     engine = Engine(store, RULES, options.partitions, KafkaOutlet(producer.send), encoder)
-    settings = WorkerSettings(options.bootstrap, session_s=options.session_s, max_batch=options.max_batch)
+    settings = WorkerSettings(access, session_s=options.session_s, max_batch=options.max_batch)
     worker = StreamWorker(engine, settings, None if follower is None else follower.run)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     telling = asyncio.create_task(_tell(worker, options.status))

@@ -1,0 +1,150 @@
+"""How every Kafka client of ours reaches the cluster: servers, security, and the prefix of topic names.
+
+One value is passed to all clients and spelled out here for librdkafka, kafka-python, aiokafka and Faust. Everything
+inside uses the logical names of `streams.events`; only clients see physical ones (`<prefix><name>`). Nothing that
+prints or logs the value shows the password. It does not connect and reads no environment.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass, field
+from typing import Any
+
+SECURITY = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+DEFAULT_MECHANISM = "SCRAM-SHA-512"
+_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,200}")  # with the longest of our names it stays below Kafka's 249
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaAccess:
+    """Where Kafka is, who we are there, and what our topics are called.
+
+    Args:
+        bootstrap: servers, `host:port,…`.
+        security: one of `SECURITY`.
+        mechanism: one of `MECHANISMS` when `security` is SASL; empty means `DEFAULT_MECHANISM`.
+        user, password: needed with SASL, refused without.
+        ca: PEM file of the authorities to trust; empty means those of the system. Needs TLS, as the next two do.
+        cert, key: PEM files of the client's own certificate and its unencrypted key; both or none.
+        topic_prefix: comes before each topic's name.
+
+    Raises:
+        ValueError: the parts contradict each other; names the part, never the password.
+    """
+
+    bootstrap: str
+    security: str = "plaintext"
+    mechanism: str = ""
+    user: str = ""
+    password: str = field(default="", repr=False)
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    topic_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if self.security not in SECURITY:
+            raise ValueError(f"security {self.security!r} is none of {', '.join(SECURITY)}")
+        self._check_sasl()
+        if not self.tls and (self.ca or self.cert or self.key):
+            raise ValueError(f"certificate files need security ssl or sasl_ssl, not {self.security}")
+        if bool(self.cert) != bool(self.key):
+            raise ValueError("the client's certificate and its key are needed together; give both or none")
+        if not _PREFIX.fullmatch(self.topic_prefix):
+            raise ValueError(f"topic prefix {self.topic_prefix!r} is not up to 200 letters, digits, '.', '_' and '-'")
+
+    def _check_sasl(self) -> None:
+        if self.sasl:
+            if not self.user or not self.password:
+                raise ValueError(f"security {self.security} needs a user and a password; give both")
+            if self.mechanism and self.mechanism not in MECHANISMS:
+                raise ValueError(f"mechanism {self.mechanism!r} is none of {', '.join(MECHANISMS)}")
+        elif self.user or self.password or self.mechanism:
+            raise ValueError(
+                f"user, password and mechanism need security sasl_plaintext or sasl_ssl, not {self.security}"
+            )
+
+    @property
+    def tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.security in ("ssl", "sasl_ssl")
+
+    @property
+    def sasl(self) -> bool:
+        """Whether clients log in with user and password."""
+        return self.security in ("sasl_plaintext", "sasl_ssl")
+
+    @property
+    def servers(self) -> list[str]:
+        """`host:port` of each bootstrap server."""
+        return [server.strip() for server in self.bootstrap.split(",")]
+
+    def topic(self, name: str) -> str:
+        """The physical topic of a logical name."""
+        return self.topic_prefix + name
+
+    def owns(self, physical: str) -> bool:
+        """Whether a physical topic carries our prefix."""
+        return physical.startswith(self.topic_prefix)
+
+    def name(self, physical: str) -> str:
+        """The logical name of a physical topic. Raises ValueError when it does not carry the prefix."""
+        if not self.owns(physical):
+            raise ValueError(f"topic {physical!r} does not begin with the prefix {self.topic_prefix!r}")
+        return physical[len(self.topic_prefix) :]
+
+    def librdkafka(self) -> dict[str, Any]:
+        """Settings of confluent-kafka's Producer, Consumer and AdminClient. Holds the password: never log it."""
+        config = {"bootstrap.servers": self.bootstrap, "security.protocol": self.security}
+        if self.sasl:
+            config |= {"sasl.mechanisms": self._mechanism, "sasl.username": self.user, "sasl.password": self.password}
+        files = {"ssl.ca.location": self.ca, "ssl.certificate.location": self.cert, "ssl.key.location": self.key}
+        return config | {name: path for name, path in files.items() if path}
+
+    def kafka_python(self) -> dict[str, Any]:
+        """Arguments of kafka-python's clients. Holds the password: never log it."""
+        config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
+        files = {"ssl_cafile": self.ca, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
+        return config | self._sasl_arguments() | {name: path for name, path in files.items() if path}
+
+    def aiokafka(self) -> dict[str, Any]:
+        """Arguments of aiokafka's clients. Holds the password: never log it. OSError: a certificate cannot be read."""
+        config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
+        return config | self._sasl_arguments() | ({"ssl_context": self._ssl_context()} if self.tls else {})
+
+    def faust(self) -> dict[str, Any]:
+        """Arguments of a Faust app: its broker and credentials. OSError: a certificate cannot be read."""
+        return {"broker": [f"aiokafka://{server}" for server in self.servers], **self._faust_credentials()}
+
+    @property
+    def _mechanism(self) -> str:
+        return self.mechanism or DEFAULT_MECHANISM
+
+    def _faust_credentials(self) -> dict[str, Any]:
+        import faust  # here, because processes without a Faust app use this module too
+
+        context = self._ssl_context() if self.tls else None
+        if self.sasl:
+            credentials = faust.SASLCredentials(
+                username=self.user, password=self.password, ssl_context=context, mechanism=self._mechanism
+            )
+            return {"broker_credentials": credentials}
+        return {} if context is None else {"broker_credentials": faust.SSLCredentials(context)}
+
+    def _sasl_arguments(self) -> dict[str, str]:
+        if not self.sasl:
+            return {}
+        return {
+            "sasl_mechanism": self._mechanism,
+            "sasl_plain_username": self.user,
+            "sasl_plain_password": self.password,
+        }
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.ca or None)
+        if self.cert:
+            context.load_cert_chain(self.cert, self.key)
+        return context
