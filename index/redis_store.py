@@ -1,25 +1,23 @@
 """The live state in Redis: one Lua script for guarded writes, pipelines for reads, a stream as item log.
 
-Assumes Redis 6.2 or newer with `noeviction`; knows nothing about users or items beyond their keys. Retries belong to
-the callers: a worker repeats a write for ever, the API gives up after one more try.
+Assumes Redis 6.2 or newer with `noeviction`, one server or a cluster: what one script touches lies in one slot. Knows
+nothing about users or items beyond their keys, nor which node has them. Retries belong to the callers: a worker
+repeats a write for ever, the API gives up after one more try.
 """
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
 
-import redis.asyncio as aioredis
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import MovedError, NoScriptError, RedisError
 
 from index.keys import ITEMS_TAG, Keys
+from index.redis_nodes import Command, nodes
 from index.store import (
     Claim,
     ClaimRefusedError,
@@ -30,7 +28,6 @@ from index.store import (
     StoreUnavailableError,
 )
 
-_UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError, TimeoutError)
 _LOG_PAGE = 2000  # entries of the item log fetched at once: a few hundred KB of records at most
 _FOLLOW_MARGIN_S = 5.0  # a blocking log read may take this much longer than asked before the connection counts as dead
 
@@ -40,68 +37,74 @@ def _encode(value: bytes | int | str) -> bytes:
 
 
 class RedisStore:
-    """`LiveStore` on one Redis server.
+    """`LiveStore` on one Redis server or on a Redis Cluster.
 
     Args:
-        url: `redis://[:password@]host:port/db` or `rediss://…`.
+        url: `redis://[[user]:password@]host:port/db` or `rediss://…`; of a cluster `host:port,host:port`.
         keys: key builder with the deployment's prefix.
         timeout_s: of one read or write; a worker can wait longer than an API process.
         retries: how often the client repeats a call that failed by connection or timeout.
+        cluster: whether the address names nodes of a Redis Cluster.
+        ca_file: PEM file of the authorities to trust with `rediss://`, instead of the system's.
+
+    Raises:
+        ValueError: an address that cannot be used; the message does not repeat it.
     """
 
-    def __init__(self, url: str, keys: Keys, *, timeout_s: float = 5.0, retries: int = 0) -> None:
-        def client(timeout: float, retries: int) -> aioredis.Redis:
-            return aioredis.Redis.from_url(
-                url,
-                socket_timeout=timeout,
-                socket_connect_timeout=timeout,
-                retry=Retry(ConstantBackoff(0.01), retries),
-            )
-
+    def __init__(
+        self,
+        url: str,
+        keys: Keys,
+        *,
+        timeout_s: float = 5.0,
+        retries: int = 0,
+        cluster: bool = False,
+        ca_file: str = "",
+    ) -> None:
         self.keys = keys
-        # Any: the client's stubs mix sync and async answers.
-        self._redis: Any = client(timeout_s, retries)
-        self._follow: Any = client(_FOLLOW_MARGIN_S, max(1, retries))
+        self._nodes = nodes(url, cluster=cluster, timeout_s=timeout_s, retries=retries, ca_file=ca_file)
+        self._follow = nodes(url, cluster=cluster, timeout_s=_FOLLOW_MARGIN_S, retries=max(1, retries), ca_file=ca_file)
         self._source = resources.files("index").joinpath("store.lua").read_text()
-        self._sha: str | None = None
+        self._sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()  # how Redis names a script
 
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:
         try:
             yield
-        except _UNAVAILABLE as error:
-            raise StoreUnavailableError(f"{type(error).__name__}: {error}") from error
-        except RedisError as error:
-            # LOADING, MISCONF, OOM, CLUSTERDOWN …: the server is there and will not serve now.
+        except MovedError as error:
+            raise StoreUnavailableError(f"this server is a node of a Redis Cluster and sends us on: {error}") from error
+        except (RedisError, OSError, TimeoutError) as error:
+            # Also LOADING, MISCONF, OOM, CLUSTERDOWN …: the server is there and will not serve now.
             raise StoreUnavailableError(f"{type(error).__name__}: {error}") from error
 
-    async def _script(self, keys: Sequence[str], args: Sequence[bytes | int | str]) -> list[bytes]:
+    async def _run(self, key: str, name: str, *words: bytes | int | str, **reading: Any) -> Any:
+        """One command on one key."""
         async with self._translated():
-            if self._sha is None:
-                self._sha = await self._redis.script_load(self._source)
+            (answer,) = await self._nodes.run([Command(key, (name, key, *words), reading)])
+        return answer
+
+    async def _script(self, keys: Sequence[str], args: Sequence[bytes | int | str]) -> list[bytes]:
+        rest = (len(keys), *keys, *args)
+        async with self._translated():
             try:
-                answer: Any = await self._redis.evalsha(self._sha, len(keys), *keys, *args)
-            except NoScriptError:  # Redis was restarted since the script was loaded
-                answer = await self._redis.eval(self._source, len(keys), *keys, *args)
+                (answer,) = await self._nodes.run([Command(keys[0], ("EVALSHA", self._sha, *rest))])
+            except NoScriptError:  # the node was restarted, or has just taken over the slot
+                (answer,) = await self._nodes.run([Command(keys[0], ("EVAL", self._source, *rest))])
             return list(answer)
 
     async def ensure_cluster(self, partitions: int, kinds: Sequence[str]) -> None:
         wanted = {"partitions": str(partitions), "kinds": "\n".join(kinds)}
-        async with self._translated():
-            for name, value in wanted.items():
-                await self._redis.hsetnx(self.keys.cluster(), name, value)
-            stored = await self._redis.hmget(self.keys.cluster(), list(wanted))
+        for name, value in wanted.items():
+            await self._run(self.keys.cluster(), "HSETNX", name, value)
+        stored = await self._run(self.keys.cluster(), "HMGET", *wanted)
         check_cluster(partitions, kinds, int(stored[0]), stored[1].decode().split("\n"))
-        async with self._translated():
-            await self._redis.hset(self.keys.cluster(), "kinds", wanted["kinds"])
+        await self._run(self.keys.cluster(), "HSET", "kinds", wanted["kinds"])
 
     async def claim(
         self, tag: str, token: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
     ) -> Claim:
-        run_id, keys = "", [self.keys.owner(tag)]
+        keys = [self.keys.owner(tag)]
         if tag == ITEMS_TAG:
-            async with self._translated():
-                run_id = (await self._redis.info("server"))["run_id"]
             keys += [self.keys.item_log(), self.keys.item_index()]
         topics = list(logs)
         identities = [part for topic in topics for part in (topic, str(logs[topic]))]
@@ -110,7 +113,6 @@ class RedisStore:
             token,
             generation,
             group,
-            run_id,
             uuid.uuid4().hex,
             len(topics),
             *identities,
@@ -135,46 +137,36 @@ class RedisStore:
 
     async def read(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[bytes | None]]:
         async with self._translated():
-            pipe = self._redis.pipeline(transaction=False)
-            for key, fields in requests:
-                pipe.hmget(key, list(fields))
-            return [list(values) for values in await pipe.execute()]
+            return await self._nodes.run([Command(key, ("HMGET", key, *fields)) for key, fields in requests])
 
     async def read_all(self, key: str) -> dict[str, bytes]:
-        async with self._translated():
-            found: dict[bytes, bytes] = await self._redis.hgetall(key)
+        found: dict[bytes, bytes] = await self._run(key, "HGETALL")
         return {name.decode(): value for name, value in found.items()}
 
     async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
-        async with self._translated():
-            await self._redis.hset(key, mapping=dict(fields))
+        await self._run(key, "HSET", *(part for field in fields.items() for part in field))
 
     async def scores(self, key: str) -> dict[str, int]:
-        async with self._translated():
-            found = await self._redis.zrange(key, 0, -1, withscores=True)
+        found = await self._run(key, "ZRANGE", 0, -1, "WITHSCORES", withscores=True)
         return {member.decode(): int(score) for member, score in found}
 
     async def count(self, key: str) -> int:
-        async with self._translated():
-            return int(await self._redis.zcard(key))
+        return int(await self._run(key, "ZCARD"))
 
     async def lowest(self, key: str, below_score: int, limit: int, from_score: int = -(2**53)) -> list[str]:
-        async with self._translated():
-            found = await self._redis.zrangebyscore(key, from_score, f"({below_score}", start=0, num=limit)
+        found = await self._run(key, "ZRANGEBYSCORE", from_score, f"({below_score}", "LIMIT", 0, limit)
         return [member.decode() for member in found]
 
     async def members(self, key: str) -> set[str]:
-        async with self._translated():
-            found = await self._redis.smembers(key)
-        return {member.decode() for member in found}
+        return {member.decode() for member in await self._run(key, "SMEMBERS")}
 
     async def read_log(self, generation: str, position: int, wait_ms: int) -> LogPage:
+        log_key, owner = self.keys.item_log(), self.keys.owner(ITEMS_TAG)
+        wait = ("BLOCK", wait_ms) if wait_ms else ()
+        read = Command(log_key, ("XREAD", "COUNT", _LOG_PAGE, *wait, "STREAMS", log_key, f"{position}-0"))
         async with self._translated():
-            found: Any = await self._follow.xread(
-                {self.keys.item_log(): f"{position}-0"}, count=_LOG_PAGE, block=wait_ms or None
-            )
-            owner = self.keys.owner(ITEMS_TAG)
-            facts = await self._follow.hmget(owner, ["item_log", "item_position"])
+            (found,) = await self._follow.run([read])
+            (facts,) = await self._follow.run([Command(owner, ("HMGET", owner, "item_log", "item_position"))])
         entries = found[0][1] if found else []
         log, end = (facts[0] or b"").decode(), int(facts[1] or 0)
         if log != generation:
@@ -186,8 +178,8 @@ class RedisStore:
         return LogPage(log, positions[-1] if positions else position, items, reload=False)
 
     async def close(self) -> None:
-        await self._redis.aclose()
-        await self._follow.aclose()
+        await self._nodes.close()
+        await self._follow.close()
 
 
 def _commit_arguments(keys: Keys, commit: Commit) -> tuple[list[str], list[bytes | int | str]]:

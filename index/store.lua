@@ -1,6 +1,6 @@
 -- The one script that writes guarded state. KEYS[1] is the owner hash of the tag; the keys of the operations follow.
 -- ARGV[1] is the command:
---   claim  token generation group run_id log_generation n (topic identity)*n -> {"ok", previous_token, new_logs, (position)*n} | {"refused", stored}
+--   claim  token generation group log_generation n (topic identity)*n -> {"ok", previous_token, new_logs, (position)*n} | {"refused", stored}
 --   commit token topic expected position nops (op)*                           -> {"ok"} | {"token"|"position", stored}
 --   beat   token caught_up n (topic end_offset)*n                              -> {"ok"} | {"token"}
 -- An op is: code, index of its key in KEYS, count, arguments. See index/store.py for their meaning.
@@ -8,8 +8,10 @@ local owner, command = KEYS[1], ARGV[1]
 redis.replicate_commands()
 
 local function claim()
-  local token, generation, group, run_id, log_generation = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
+  local token, generation, group, log_generation = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
   local stored = redis.call('HMGET', owner, 'generation', 'group', 'run_id', 'token')
+  -- Of the very node that has this slot: asked from outside, it could be another one's after a failover.
+  local run_id = KEYS[2] and string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   if stored[2] == group and stored[1] and tonumber(stored[1]) > generation then
     return {'refused', stored[1]}
   end
@@ -22,7 +24,7 @@ local function claim()
     redis.call('HSET', owner, 'run_id', run_id, 'item_log', log_generation)
   end
   local answer, renewed = {'ok', stored[4] or '', ''}, {}
-  for i = 8, 7 + 2 * tonumber(ARGV[7]), 2 do
+  for i = 7, 6 + 2 * tonumber(ARGV[6]), 2 do
     local topic, identity = ARGV[i], ARGV[i + 1]
     local known = redis.call('HGET', owner, 'log:' .. topic)
     if known ~= identity then
