@@ -1,0 +1,153 @@
+"""How fast and how much an endpoint may be asked: requests and tokens per minute, tokens per day, and when to stop.
+
+One gate stands before all endpoints of a process; the day's spending is shared by all processes through the ledger.
+Tokens are estimated before a request and corrected by what the answer says, so a limit is never exceeded by more than
+an estimate was short. It knows no HTTP and no prices.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from encoder.endpoint_ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+_MINUTE_S: Final = 60.0
+_BYTES_PER_TOKEN: Final = 3  # English has four or more, other scripts about three: rather too many tokens than too few
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What endpoints may be asked; 0 is no limit.
+
+    `characters` of a text are sent at most, `timeout_s` is for one whole request, `concurrency` requests are under way.
+    """
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    tokens_per_day: int = 0
+    concurrency: int = 4
+    timeout_s: float = 30.0
+    characters: int = 8_000
+
+
+class EndpointError(OSError):
+    """An endpoint cannot be used now; the same call may be repeated, not sooner than after `wait_s` if that is given."""
+
+    def __init__(self, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class BudgetError(EndpointError):
+    """The day's tokens are spent; `wait_s` is the time to the next day."""
+
+
+class AnswerError(ValueError):
+    """An endpoint's answer cannot be used, or it refuses this very request; repeating it does not help at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Tokens that one request may cost, and the day they count for."""
+
+    tokens: int
+    day: int
+
+
+def estimate_tokens(text: str) -> int:
+    """An upper estimate of a text's tokens."""
+    return len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 4
+
+
+class Gate:
+    """Lets requests pass as far as the limits allow. For use from any thread.
+
+    Args:
+        monotonic_s, pause: clock and waiting; `pause` waits for some seconds and says whether the gate was closed.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        ledger: Ledger,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], bool] | None = None,
+    ) -> None:
+        self.limits, self.ledger = limits, ledger
+        self.counts: Counter[str] = Counter()
+        self._closing = threading.Event()
+        self._pause = pause or self._closing.wait
+        self._now_s, self._lock = monotonic_s, threading.Lock()
+        self._passed: deque[tuple[float, int]] = deque()  # (when, tokens) of the last minute
+
+    def enter(self, tokens: int) -> Reservation:
+        """Waits until the minute's limits allow a request of so many tokens, and takes them from the day's.
+
+        Raises:
+            BudgetError: the day's tokens do not suffice.
+            EndpointError: the gate was closed, or the ledger cannot be written.
+        """
+        while (wait_s := self._wait_s(tokens)) > 0:
+            self.counts["rate_waits"] += 1
+            self.sleep(wait_s)
+        if self._closing.is_set():
+            raise EndpointError("this process is ending")
+        day = self.ledger.reserve(tokens, self.limits.tokens_per_day)
+        if day is None:
+            raise self._spent(tokens)
+        self.counts["requests"] += 1
+        return Reservation(tokens, day)
+
+    def settle(self, reservation: Reservation, used: int) -> None:
+        """Replaces what was reserved by what was used."""
+        self.counts["tokens"] += used
+        self.ledger.settle(reservation.day, used - reservation.tokens)
+
+    def sleep(self, seconds: float) -> None:
+        """Waits. Raises EndpointError when the gate is closed meanwhile."""
+        if self._pause(seconds):
+            raise EndpointError("this process is ending")
+
+    def most_tokens(self, otherwise: int) -> int:
+        """How many tokens a single request may have so that it can pass at all."""
+        bounds = [limit for limit in (self.limits.tokens_per_minute, self.limits.tokens_per_day) if limit]
+        return min([otherwise, *bounds])
+
+    def close(self) -> None:
+        """Ends all waiting; nothing passes from now on."""
+        self._closing.set()
+
+    def _wait_s(self, tokens: int) -> float:
+        """0 and the request is noted, or how long until it should be tried again."""
+        with self._lock:
+            now_s = self._now_s()
+            while self._passed and self._passed[0][0] <= now_s - _MINUTE_S:
+                self._passed.popleft()
+            if self._fits(tokens):
+                self._passed.append((now_s, tokens))
+                return 0.0
+            return max(0.001, self._passed[0][0] + _MINUTE_S - now_s)
+
+    def _fits(self, tokens: int) -> bool:
+        requests, most = self.limits.requests_per_minute, self.limits.tokens_per_minute
+        if not self._passed:  # one that is larger than a minute's tokens passes alone
+            return True
+        under_way = sum(passed for _, passed in self._passed)
+        return not (requests and len(self._passed) >= requests) and not (most and under_way + tokens > most)
+
+    def _spent(self, tokens: int) -> BudgetError:
+        self.counts["over_budget"] += 1
+        wait_s, limit = self.ledger.seconds_to_next_day(), self.limits.tokens_per_day
+        return BudgetError(
+            f"{self.ledger.spent_today()} of {limit} tokens of this day are spent and {tokens} more are needed: pausing "
+            f"{wait_s / 3600:.1f} h until midnight UTC, nothing is dropped; raise PERSEID_LLM_TOKENS_PER_DAY to go on",
+            wait_s,
+        )
