@@ -86,9 +86,9 @@ class Ledger:
         """Until the day's spending begins anew."""
         return DAY_S - self._now_s() % DAY_S
 
-    def vectors(self, embedder: str) -> LedgerVectors:
-        """The vectors of one embedder."""
-        return LedgerVectors(self, embedder)
+    def vectors(self, embedder: str, dimension: int) -> LedgerVectors:
+        """The vectors of one embedder; those that it made in another dimension are others."""
+        return LedgerVectors(self, f"{embedder}:{dimension}")
 
     def tags(self, keys: Sequence[str]) -> list[list[str] | None]:
         """Tags remembered under each key; None where there are none. Raises OSError when the file cannot be read."""

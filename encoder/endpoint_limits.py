@@ -39,7 +39,7 @@ class Limits:
 
 
 class EndpointError(OSError):
-    """An endpoint cannot be used now; the same call may be repeated, not sooner than after `wait_s` if that is given."""
+    """An endpoint cannot be used now; the same call may be repeated, after `wait_s` if that is given."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
@@ -96,20 +96,25 @@ class Gate:
             EndpointError: the gate was closed, or the ledger cannot be written.
         """
         while (wait_s := self._wait_s(tokens)) > 0:
-            self.counts["rate_waits"] += 1
+            self.count("rate_waits")
             self.sleep(wait_s)
         if self._closing.is_set():
             raise EndpointError("this process is ending")
         day = self.ledger.reserve(tokens, self.limits.tokens_per_day)
         if day is None:
             raise self._spent(tokens)
-        self.counts["requests"] += 1
+        self.count("requests")
         return Reservation(tokens, day)
 
     def settle(self, reservation: Reservation, used: int) -> None:
         """Replaces what was reserved by what was used."""
-        self.counts["tokens"] += used
+        self.count("tokens", used)
         self.ledger.settle(reservation.day, used - reservation.tokens)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Adds to `counts`."""
+        with self._lock:
+            self.counts[name] += by
 
     def sleep(self, seconds: float) -> None:
         """Waits. Raises EndpointError when the gate is closed meanwhile."""
@@ -144,10 +149,10 @@ class Gate:
         return not (requests and len(self._passed) >= requests) and not (most and under_way + tokens > most)
 
     def _spent(self, tokens: int) -> BudgetError:
-        self.counts["over_budget"] += 1
+        self.count("over_budget")
         wait_s, limit = self.ledger.seconds_to_next_day(), self.limits.tokens_per_day
         return BudgetError(
-            f"{self.ledger.spent_today()} of {limit} tokens of this day are spent and {tokens} more are needed: pausing "
-            f"{wait_s / 3600:.1f} h until midnight UTC, nothing is dropped; raise PERSEID_LLM_TOKENS_PER_DAY to go on",
+            f"{self.ledger.spent_today()} of {limit} tokens of this day are spent and {tokens} more are needed: "
+            f"pausing {wait_s / 3600:.1f} h until midnight UTC, nothing is dropped; raise PERSEID_LLM_TOKENS_PER_DAY to go on",
             wait_s,
         )
