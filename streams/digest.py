@@ -16,7 +16,9 @@ import orjson
 from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.records import ITEM_FIELDS, PROFILE, STATE, canonical_json, load_item, load_user, vector_field
 from index.store import LiveStore
+from streams.clock import PartitionClock
 from streams.engine import topics_of
+from streams.state import leave_if_idle
 
 _CHUNK = 500  # users or items read in one round trip
 
@@ -67,12 +69,17 @@ async def read_state(store: LiveStore, partitions: int) -> dict[str, Any]:
 
 
 async def _users(store: LiveStore, tag: str) -> dict[str, Any]:
+    """Users who count as idle are left out of it, whether or not they were removed from the store by now."""
+    clock, idle_ms = (await store.read([(store.keys.owner(tag), ("clock", "idle_ms"))]))[0]
+    horizon_ms = PartitionClock.decode(clock).before(int(idle_ms or 0))
     users: dict[str, Any] = {}
     ids = sorted(await store.scores(store.keys.users(tag)))
     for chunk in _chunks(ids):
         rows = await store.read([(store.keys.user(tag, user_id), (STATE, PROFILE)) for user_id in chunk])
         for user_id, fields in zip(chunk, rows, strict=True):
             state = load_user(fields)
+            if leave_if_idle(state, horizon_ms) and state.empty:
+                continue
             columns = zip(state.hashes, state.items, state.kinds, state.ts_ms, strict=True)
             users[user_id] = {
                 "window": [[str(hashed), item, kind, ts_ms] for hashed, item, kind, ts_ms in columns],

@@ -67,6 +67,7 @@ class Engine:
         self.encoder = encoder
         self._announce = announce  # writes the deployment's facts and model into a store that does not have them
         self._unannounced = False
+        self._swept = 0  # turns of the idle sweep
         self.settings = settings or EngineSettings()
         self.tenures: dict[str, Tenure] = {}
         self.counts: Counter[str] = Counter()
@@ -155,7 +156,18 @@ class Engine:
 
     async def sweep_waiting(self) -> int:
         """Re-encodes users that waited for the vector of an item that is known now; returns how many."""
-        return await self._users.sweep_waiting(list(self.tenures.values()))
+        return await self._users.sweep_waiting(self._user_tenures())
+
+    async def sweep_idle(self) -> int:
+        """Removes some idle users of one partition, another one with each call; returns how many."""
+        tenures = self._user_tenures()
+        if not tenures:
+            return 0
+        self._swept += 1
+        return await self._users.sweep_idle(tenures[self._swept % len(tenures)])
+
+    def _user_tenures(self) -> list[Tenure]:
+        return [tenure for tenure in self.tenures.values() if CLICKSTREAM in tenure.positions and not tenure.unsure]
 
     def _next(self, topic: str, tag: str, records: Sequence[Record]) -> list[Record]:
         """The records at or after the position; a first one that does not continue it is not believed at once."""

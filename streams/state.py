@@ -30,7 +30,7 @@ class Outcome(StrEnum):
 
     APPLIED = "applied"
     DUPLICATE = "duplicate"  # its id is among the remembered ones
-    LATE = "late"  # older than the newest evicted event
+    LATE = "late"  # older than the newest evicted event, or than what an idle user is remembered for
     FORGOTTEN = "forgotten"  # at or before the forget mark
     OUTDATED = "outdated"  # a profile older than the stored one
 
@@ -43,18 +43,38 @@ class Change:
     keep: int = 0
 
 
-def apply_click(state: UserState, click: Click, limits: WindowLimits, remembered: Container[int]) -> Change:
+def leave_if_idle(state: UserState, horizon_ms: int) -> bool:
+    """Removes what a user did when all of it is older than `horizon_ms`; says whether there was something.
+
+    Whoever touches a user calls this first, so it makes no difference when the removal reaches the store. The profile
+    and the forget mark stay: one is the shop's to remove, the other is for ever.
+    """
+    if not state.ts_ms or state.ts_ms[-1] >= horizon_ms:
+        return False
+    _clear(state)
+    return True
+
+
+def _clear(state: UserState) -> None:
+    state.hashes, state.items, state.kinds, state.ts_ms = [], [], [], []
+    state.evicted, state.evicted_ms, state.purchases = [], -1, {}
+
+
+def apply_click(
+    state: UserState, click: Click, limits: WindowLimits, remembered: Container[int], horizon_ms: int = -1
+) -> Change:
     """Inserts a click at its place by (`ts_ms`, arrival) and cuts the window when it is full.
 
     Args:
         remembered: codes of the kinds that stay "seen" after they leave the window.
+        horizon_ms: older clicks are dropped, so that a resend cannot bring back what was removed as idle.
     """
     if click.ts_ms <= state.forgotten_ms:
         return Change(Outcome.FORGOTTEN)
     hashed = event_hash(click.event_id)
     if state.remembers(hashed):
         return Change(Outcome.DUPLICATE)
-    if click.ts_ms < state.evicted_ms:
+    if click.ts_ms < max(state.evicted_ms, horizon_ms):
         return Change(Outcome.LATE)
     place = bisect_right(state.ts_ms, click.ts_ms)
     state.hashes.insert(place, hashed)
@@ -90,8 +110,7 @@ def apply_forget(state: UserState, forget: Forget) -> Change:
     if forget.ts_ms <= state.forgotten_ms:
         return Change(Outcome.DUPLICATE)
     state.forgotten_ms = max([forget.ts_ms, state.evicted_ms, *state.ts_ms[-1:]])
-    state.hashes, state.items, state.kinds, state.ts_ms = [], [], [], []
-    state.evicted, state.evicted_ms, state.purchases = [], -1, {}
+    _clear(state)
     return Change(Outcome.APPLIED)
 
 

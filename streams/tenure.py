@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from index.records import UserState
 from index.store import Commit, LiveStore, LogIdentity, Op
+from streams.clock import PartitionClock
 
 
 @dataclass(slots=True)
@@ -34,7 +35,8 @@ class Tenure:
     users: OrderedDict[str, UserState] = field(default_factory=OrderedDict)
     # Users whose window holds items without a vector, and which; an empty tuple where that is not known.
     waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    clock_ms: int = -1  # largest event time applied in this partition
+    clock: PartitionClock = field(default_factory=PartitionClock)
+    idle_ms: int = -1  # for how long users are kept, as stored beside the clock; -1 while it is not
     buckets: set[int] = field(default_factory=set)  # popularity buckets that exist
 
     def missing(self, user_ids: Iterable[str]) -> list[str]:

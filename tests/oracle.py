@@ -14,6 +14,8 @@ from typing import Any
 W, S = 200, 56
 HOUR6 = 6 * 3600 * 1000
 HORIZON = 120
+IDLE_MS = 400 * 24 * 3600 * 1000
+AGREEING = 32
 KINDS = ["view", "cart", "purchase", "like", "dislike", "remove"]
 WEIGHTS = [1, 3, 5, 2, -2, -1]
 
@@ -35,14 +37,16 @@ class OracleUser:
 class Oracle:
     """Feed `click`/`profile` values already known to be well-formed, in offset order of their home partition."""
 
-    def __init__(self, partitions: int) -> None:
-        self.partitions = partitions
+    def __init__(self, partitions: int, idle_ms: int = IDLE_MS) -> None:
+        self.partitions, self.idle_ms = partitions, idle_ms
         self.users: list[dict[str, OracleUser]] = [defaultdict(OracleUser) for _ in range(partitions)]
         self.counts: list[dict[tuple[int, str], int]] = [defaultdict(int) for _ in range(partitions)]
+        self.applied_ms: list[list[int]] = [[] for _ in range(partitions)]  # times of the latest applied clicks
         self.clocks = [-1] * partitions
         self.arrivals = 0
 
     def click(self, partition: int, body: dict[str, Any], timestamp_ms: int) -> None:
+        self._remove_if_idle(partition, body["user_id"])
         user = self.users[partition][body["user_id"]]
         ts_ms = body["ts_ms"]
         if ts_ms > timestamp_ms + 300_000:
@@ -57,7 +61,8 @@ class Oracle:
             return
         identity = hashed(body["event_id"])
         seen = {event[2] for event in user.window} | set(user.evicted)
-        if ts_ms <= user.forgotten_ms or identity in seen or ts_ms < user.evicted_ms:
+        too_old = ts_ms <= user.forgotten_ms or ts_ms < user.evicted_ms or ts_ms < self._horizon(partition)
+        if too_old or identity in seen:
             if not user.window and user.forgotten_ms < 0 and user.profile_ms < 0:
                 del self.users[partition][body["user_id"]]
             return
@@ -68,10 +73,21 @@ class Oracle:
             out, user.window = user.window[:S], user.window[S:]
             user.evicted = (user.evicted + [event[2] for event in out])[-S:]
             user.evicted_ms = out[-1][0]
-        self.clocks[partition] = max(self.clocks[partition], ts_ms)
+        self.applied_ms[partition] = [*self.applied_ms[partition], ts_ms][-AGREEING:]
+        if len(self.applied_ms[partition]) == AGREEING:
+            self.clocks[partition] = max(self.clocks[partition], min(self.applied_ms[partition]))
         if WEIGHTS[kind] > 0 and ts_ms // HOUR6 > self.clocks[partition] // HOUR6 - HORIZON:
             name = f"{body.get('location') or ''}\x1f{body['item_id']}"
             self.counts[partition][ts_ms // HOUR6, name] += WEIGHTS[kind]
+
+    def _horizon(self, partition: int) -> int:
+        return self.clocks[partition] - self.idle_ms if self.idle_ms and self.clocks[partition] >= 0 else -1
+
+    def _remove_if_idle(self, partition: int, user_id: str) -> None:
+        user = self.users[partition][user_id]
+        if user.window and max(event[0] for event in user.window) < self._horizon(partition):
+            kept = OracleUser(forgotten_ms=user.forgotten_ms, profile=user.profile, profile_ms=user.profile_ms)
+            self.users[partition][user_id] = kept
 
     def profile(self, partition: int, user_id: str, content: dict[str, Any] | None, ts_ms: int) -> None:
         user = self.users[partition][user_id]
@@ -80,6 +96,11 @@ class Oracle:
 
     def part(self, partition: int, positions: dict[str, int]) -> dict[str, Any]:
         popularity: dict[str, dict[str, int]] = {}
+        for user_id in list(self.users[partition]):
+            self._remove_if_idle(partition, user_id)
+            user = self.users[partition][user_id]
+            if not user.window and user.forgotten_ms < 0 and user.profile_ms < 0:
+                del self.users[partition][user_id]
         for (bucket, name), count in self.counts[partition].items():
             if bucket > self.clocks[partition] // HOUR6 - HORIZON:
                 popularity.setdefault(str(bucket), {})[name] = count
