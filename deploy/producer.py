@@ -16,7 +16,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from streams.kafka_access import KafkaAccess
+from streams.kafka_access import KafkaAccess, Reasons
 
 QUEUE_RECORDS = 100_000
 _QUEUE_KB = 65_536  # the queue's second bound: a few large records count as much as many small ones
@@ -50,10 +50,11 @@ class EventProducer:
         linger_ms: int = _LINGER_MS,
         delivery_timeout_ms: int = _DELIVERY_TIMEOUT_MS,
     ) -> None:
-        self._access = access
+        self._access, self._reasons = access, Reasons()
         self._producer = Producer(
             {
                 **access.librdkafka(),
+                "error_cb": self._reasons,
                 "partitioner": "murmur2_random",  # librdkafka's own default is not Kafka's
                 "acks": "all",
                 "linger.ms": linger_ms,
@@ -117,7 +118,7 @@ class EventProducer:
                 future.set_result((message.partition() or 0, message.offset() or 0))
             else:
                 self.failed += 1
-                future.set_exception(DeliveryError(f"{topic}: {error.str()}"))
+                future.set_exception(DeliveryError(self._reasons.explain(f"{topic}: {error.str()}")))
 
         queued = self._produce(topic, key, value, partition, timestamp_ms, headers, acknowledged)
         return future if queued else None

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import orjson
-from confluent_kafka import Consumer, KafkaException, Message
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from numpy.typing import NDArray
 
 from encoder.text import canonical_text, text_hash
@@ -24,7 +24,7 @@ from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from index.store import LiveStore, StoreUnavailableError
 from streams.events import CATALOG, ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules, parse
 from streams.folder_records import ItemVectors
-from streams.kafka_access import KafkaAccess
+from streams.kafka_access import KafkaAccess, Reasons
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,11 @@ class KafkaCatalog:
     """`CatalogSource` on Kafka, by librdkafka; blocks its thread, so it is called from one of its own."""
 
     def __init__(self, access: KafkaAccess, group: str) -> None:
+        self._reasons = Reasons()
         self._consumer = Consumer(
             {
                 **access.librdkafka(),
+                "error_cb": self._complain,
                 "group.id": group,
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,
@@ -76,7 +78,7 @@ class KafkaCatalog:
                 "heartbeat.interval.ms": 2_000,
                 "max.poll.interval.ms": 600_000,  # a batch through a slow endpoint may take minutes
                 "isolation.level": "read_committed",
-                "log_level": 3,
+                "log_level": 2,
             }
         )
         self._consumer.subscribe([access.topic(CATALOG)])
@@ -95,6 +97,13 @@ class KafkaCatalog:
 
     def close(self) -> None:
         self._consumer.close()
+
+    def _complain(self, error: KafkaError) -> None:
+        """Logs an outage once, not each attempt to connect."""
+        known = self._reasons.recent
+        self._reasons(error)
+        if not known and self._reasons.recent:
+            log.warning("cannot read %s: %s", CATALOG, self._reasons.recent)
 
 
 def _record(message: Message) -> Record:

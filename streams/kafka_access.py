@@ -7,14 +7,22 @@ prints or logs the value shows the password. It does not connect and reads no en
 
 from __future__ import annotations
 
+import logging
 import re
 import ssl
+import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError
 
 SECURITY = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 DEFAULT_MECHANISM = "SCRAM-SHA-512"
+_RECENT_S = 30.0  # a reason older than this has probably passed
+_ALL_DOWN = "_ALL_BROKERS_DOWN"  # follows the error that says why
+_DETAIL = re.compile(r" \(after \d+ms in state \w+\)$")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,200}")  # with the longest of our names it stays below Kafka's 249
 
 
@@ -105,7 +113,11 @@ class KafkaAccess:
         return config | {name: path for name, path in files.items() if path}
 
     def kafka_python(self) -> dict[str, Any]:
-        """Arguments of kafka-python's clients. Holds the password: never log it."""
+        """Arguments of kafka-python's clients. Holds the password: never log it.
+
+        Also silences kafka-python's debug log, which shows each request and with it the password.
+        """
+        logging.getLogger("kafka").setLevel(max(logging.INFO, logging.getLogger("kafka").level))
         config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
         files = {"ssl_cafile": self.ca, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
         return config | self._sasl_arguments() | {name: path for name, path in files.items() if path}
@@ -148,3 +160,24 @@ class KafkaAccess:
         if self.cert:
             context.load_cert_chain(self.cert, self.key)
         return context
+
+
+class Reasons:
+    """Why librdkafka cannot reach its brokers, which its calls do not say: pass one as `error_cb` of a client."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._at_s = 0.0
+
+    def __call__(self, error: KafkaError) -> None:
+        if error.name() != _ALL_DOWN:
+            self._last, self._at_s = _DETAIL.sub("", error.str()), time.monotonic()
+
+    @property
+    def recent(self) -> str:
+        """The last reason of the last half minute, without secrets; empty when there was none."""
+        return self._last if time.monotonic() - self._at_s < _RECENT_S else ""
+
+    def explain(self, what: str) -> str:
+        """`what`, and the recent reason if there is one."""
+        return f"{what}: {self.recent}" if self.recent else what

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from index.store import LogIdentity
-from streams.kafka_access import KafkaAccess
+from streams.kafka_access import KafkaAccess, Reasons
 
 _TIMEOUT_S = 5.0  # a broker that is up answers in milliseconds
 _EMBEDDED = "mockCluster"  # how librdkafka's in-process broker names its clusters; it never answers DescribeTopics
@@ -28,7 +28,9 @@ class LogLookup:
 
     def __init__(self, access: KafkaAccess) -> None:
         self._access = access
-        self._admin = AdminClient({**access.librdkafka(), "log_level": 2})
+        self._reasons = Reasons()
+        config: dict[str, Any] = {**access.librdkafka(), "log_level": 2, "error_cb": self._reasons}
+        self._admin = AdminClient(config)
 
     async def identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
         """Identity of each topic's log. ConnectionError when the broker does not answer."""
@@ -44,7 +46,7 @@ class LogLookup:
         try:
             return self._admin.list_topics(timeout=_TIMEOUT_S)
         except KafkaException as error:
-            raise ConnectionError(f"Kafka does not answer: {error.args[0].str()}") from error
+            raise ConnectionError(self._explained("does not answer", error)) from error
 
     def _identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
         cluster_id = self._metadata().cluster_id or ""
@@ -56,4 +58,8 @@ class LogLookup:
             ids = {self._access.name(topic): future.result().topic_id for topic, future in found.items()}
             return {topic: LogIdentity(cluster_id, str(topic_id)) for topic, topic_id in ids.items()}
         except KafkaException as error:
-            raise ConnectionError(f"Kafka does not describe its topics: {error.args[0].str()}") from error
+            raise ConnectionError(self._explained("does not describe its topics", error)) from error
+
+    def _explained(self, what: str, error: KafkaException) -> str:
+        self._admin.poll(0)  # delivers the reasons
+        return self._reasons.explain(f"Kafka {what}: {error.args[0].str()}")
