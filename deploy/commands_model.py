@@ -211,19 +211,19 @@ def new_store(settings: Settings, prefix: str | None) -> Iterator[LiveStore | No
     if prefix is None:
         yield None
         return
-    import redis
-
-    from index.redis_store import RedisStore
+    from deploy.running import ask_redis, open_store
+    from index.redis_nodes import Command
+    from index.store import StoreUnavailableError
 
     mine = load(settings.environment(), prefix=prefix)
-    with redis.Redis.from_url(mine.redis.get_secret_value()) as client:
-        try:
-            taken = client.exists(mine.keys().cluster())
-        except redis.RedisError as error:
-            raise ValueError(f"Redis does not answer: {error}; set PERSEID_REDIS, or leave --prefix out") from error
+    key = mine.keys().cluster()
+    try:
+        (taken,) = ask_redis(mine, [Command(key, ("EXISTS", key))])
+    except StoreUnavailableError as error:
+        raise ValueError(f"Redis does not answer: {error}; set PERSEID_REDIS, or leave --prefix out") from error
     if taken:
         raise ValueError(f"there is a live state below the prefix {prefix!r} already; choose one that nobody uses")
-    yield RedisStore(mine.redis.get_secret_value(), mine.keys())
+    yield open_store(mine)
 
 
 @contextmanager

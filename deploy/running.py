@@ -7,14 +7,17 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from deploy.heartbeat import beat, this_process
 from deploy.settings import Settings, public_address
+from index.redis_nodes import Command, nodes
 from index.redis_store import RedisStore
-from index.store import LiveStore
+from index.store import LiveStore, StoreUnavailableError
 
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
 
@@ -33,7 +36,24 @@ def limit_threads(count: int) -> None:
 
 def open_store(settings: Settings, **options: Any) -> RedisStore:
     """The live state of this deployment; `options` are those of `RedisStore`."""
-    return RedisStore(settings.redis.get_secret_value(), settings.keys(), **options)
+    redis = settings.redis.get_secret_value()
+    return RedisStore(redis, settings.keys(), cluster=settings.redis_cluster, ca_file=settings.redis_ca, **options)
+
+
+def ask_redis(settings: Settings, commands: Sequence[Command], timeout_s: float = 1.0) -> list[Any]:
+    """Answers to a few commands from outside any event loop. Raises StoreUnavailableError when there are none."""
+
+    async def ask() -> list[Any]:
+        redis, ca_file = settings.redis.get_secret_value(), settings.redis_ca
+        found = nodes(redis, cluster=settings.redis_cluster, timeout_s=timeout_s, retries=0, ca_file=ca_file)
+        try:
+            return await found.run(commands)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailableError(f"{type(error).__name__}: {error}") from error
+        finally:
+            await found.close()
+
+    return asyncio.run(ask())
 
 
 def run_until_done(main: Coroutine[Any, Any, None]) -> None:

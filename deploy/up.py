@@ -18,17 +18,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import starmap
 from pathlib import Path
 
 import orjson
 import redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
 from deploy.attach import FILE, write_addresses
 from deploy.broker import Broker, topic_partitions
 from deploy.processes import Role, StartError, Supervisor
 from deploy.redis_server import RedisServer
+from deploy.running import ask_redis
 from deploy.settings import PREFIX, Settings, load, public_address
 from deploy.shop import Shop
 from deploy.statusline import StatusLine, describe, fetch, is_ok, phase
@@ -36,6 +36,8 @@ from deploy.traffic import TrafficPlan
 from encoder.serving import read_document
 from index.keys import partition_tag
 from index.records import STATE, decode_state
+from index.redis_nodes import Command
+from index.store import StoreUnavailableError
 
 TRAIN_EPOCHS = 6  # about 35 s on two idle cores; so many steps whatever else runs, so the model is always the same
 TRAIN_SECONDS = 100.0  # bound for large folders: the first answer has to come within three minutes
@@ -165,8 +167,7 @@ def _servers(
         server = RedisServer(settings.state / f"redis-{plan.key}", append_only=True)
         stack.callback(server.stop)
         found["redis"] = server.start()
-        # Half a minute of patience: a long append-only file may still be loading.
-        with redis.Redis.from_url(server.url, retry=Retry(ConstantBackoff(0.1), 300)) as client:
+        with redis.Redis.from_url(server.url) as client:
             client.delete(settings.keys().roles())  # processes of an earlier start
     settings = load(settings.environment() | {f"{PREFIX}{name.upper()}": value for name, value in found.items()})
     kafka, live = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
@@ -224,17 +225,17 @@ def _introduce(settings: Settings, url: str, line: StatusLine) -> bool:
 
 def example_user(settings: Settings) -> str | None:
     """A user with recent events; None while there is none."""
-    keys, best = settings.keys(), (0, "")
-    with redis.Redis.from_url(settings.redis.get_secret_value(), socket_timeout=1.0) as client:
-        try:
-            for tag in map(partition_tag, range(min(settings.partitions, _LOOKED_AT))):
-                for user in client.zrevrange(keys.users(tag), 0, _LOOKED_AT):
-                    times = decode_state(client.hget(keys.user(tag, user.decode()), STATE)).ts_ms
-                    if times:
-                        best = max(best, (times[-1], user.decode()))
-        except redis.RedisError:
-            return None
-    return best[1] or None
+    keys, tags = settings.keys(), [partition_tag(number) for number in range(min(settings.partitions, _LOOKED_AT))]
+    newest = [Command(key, ("ZREVRANGE", key, 0, _LOOKED_AT)) for key in map(keys.users, tags)]
+    try:
+        found = ask_redis(settings, newest)
+        users = [(tag, user.decode()) for tag, some in zip(tags, found, strict=True) for user in some]
+        states = ask_redis(settings, [Command(key, ("HGET", key, STATE)) for key in starmap(keys.user, users)])
+    except StoreUnavailableError:
+        return None
+    times = [decode_state(state).ts_ms for state in states]
+    known = [(ts_ms[-1], user) for ts_ms, (_, user) in zip(times, users, strict=True) if ts_ms]
+    return max(known)[1] if known else None
 
 
 def _command(*arguments: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
 from importlib import resources
 from typing import Any
 
@@ -65,7 +66,11 @@ class RedisStore:
         self._nodes = nodes(url, cluster=cluster, timeout_s=timeout_s, retries=retries, ca_file=ca_file)
         self._follow = nodes(url, cluster=cluster, timeout_s=_FOLLOW_MARGIN_S, retries=max(1, retries), ca_file=ca_file)
         self._source = resources.files("index").joinpath("store.lua").read_text()
-        self._sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()  # how Redis names a script
+
+    @cached_property
+    def _sha(self) -> str:
+        """How Redis names a script that it has seen."""
+        return hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
 
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:
