@@ -19,6 +19,7 @@ import orjson
 from deploy.item_texts import Memory, item_vectors, known_items
 from deploy.running import open_store
 from deploy.settings import Settings
+from deploy.state_sizes import engine_settings
 from encoder.serving import DOCUMENT, load_serving
 from index.api_model import ServedModel, parse_model
 from index.memory_store import MemoryStore
@@ -32,7 +33,6 @@ from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors, records
 from streams.questions import Asker, AskSettings
 from streams.replay import ReplayReport, SilentOutlet, folder_logs, numbered, open_engine, replay
-from streams.user_writes import EngineSettings
 
 Progress = Callable[[Record], None]
 
@@ -216,8 +216,9 @@ async def _opened(
 ) -> AsyncIterator[tuple[Engine, Asker | None]]:
     """An engine on a live state of its own and, with a model, someone who asks; closed afterwards."""
     store = plan.store or MemoryStore(settings.keys())
-    rules, writes = settings.rules(), EngineSettings(bucket_ms=settings.bucket_minutes * 60_000, half_vectors=False)
     encoder = _encoder(plan.model, settings) if plan.model else None
+    config = encoder.encoder.model.config if encoder else None
+    rules, writes = settings.rules(), engine_settings(settings, config, half_vectors=False)
     asker = None
     try:
         engine = await open_engine(store, rules, settings.partitions, outlet, encoder, logs, writes)

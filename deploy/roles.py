@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deploy.producer import EventProducer
 from deploy.running import limit_threads, log_to_stderr, on_signals, open_store, run_until_done, running
 from deploy.settings import Settings
+from deploy.state_sizes import engine_settings, keep_window
 from encoder.serving import DOCUMENT, load_serving
 from index.store import LiveStore
 
@@ -50,17 +51,17 @@ async def _worker(settings: Settings) -> None:
     from streams.encoder_thread import EncoderThread
     from streams.engine import Engine
     from streams.outlet import KafkaOutlet
-    from streams.user_writes import EngineSettings
     from streams.worker import StreamWorker, WorkerSettings
 
     model, metadata = load(settings.model)
     rules = settings.rules()
     store = open_store(settings)
-    engine_settings = EngineSettings(bucket_ms=settings.bucket_minutes * 60_000)
+    sizes = engine_settings(settings, model.config)
 
     async def announce() -> None:
         await store.ensure_cluster(settings.partitions, [kind.name for kind in rules.kinds])
-        await publish_model(store, settings.model, engine_settings.bucket_ms)
+        await keep_window(store, sizes)
+        await publish_model(store, settings.model, sizes.bucket_ms)
 
     await announce()
     encoder = EncoderThread(
@@ -68,7 +69,7 @@ async def _worker(settings: Settings) -> None:
         metadata["version"],
     )
     producer = EventProducer(settings.kafka_access())
-    engine = Engine(store, rules, settings.partitions, KafkaOutlet(producer.send), encoder, engine_settings, announce)
+    engine = Engine(store, rules, settings.partitions, KafkaOutlet(producer.send), encoder, sizes, announce)
     follower = ItemFollower(store, metadata["version"], encoder, text_vectors=True)
     worker = StreamWorker(engine, WorkerSettings(settings.kafka_access(), settings.group), follower.run)
     try:

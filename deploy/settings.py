@@ -71,6 +71,7 @@ class Settings(BaseModel):
     threads: int = Field(1, description="CPU threads of the encoder (worker) or of the text model (embed)", ge=1)
     cache_mb: int = Field(256, description="memory for cached keys and values of active users (worker)", ge=1)
     bucket_minutes: int = Field(360, description="width of a popularity bucket (worker)", ge=1)
+    idle_days: int = Field(400, description="users are removed so long after their last event; 0 = never", ge=0)
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: int = Field(8000, description="port the API listens on; 0 takes a free one", ge=0, le=65535)
     api_keys: SecretStr = Field(

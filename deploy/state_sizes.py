@@ -1,0 +1,50 @@
+"""The sizes of the live state that worker and replay must agree on: from settings and model, kept beside the state.
+
+Assumes that the model says how long a window is. A live state that was made with another window is refused, because
+what was cut from its windows is not there any more. It knows neither records nor positions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploy.settings import Settings
+from index.store import LiveStore
+
+if TYPE_CHECKING:
+    from encoder.config import ModelConfig
+    from streams.user_writes import EngineSettings
+
+_DAY_MS = 86_400_000
+_FIRST = "200+56"  # what states were made with before they said so
+
+
+def engine_settings(settings: Settings, config: ModelConfig | None, *, half_vectors: bool = True) -> EngineSettings:
+    """Sizes for an engine; without a model, windows have the default length."""
+    from streams.state import WindowLimits
+    from streams.user_writes import EngineSettings
+
+    return EngineSettings(
+        limits=WindowLimits() if config is None else WindowLimits(config.window, config.slack),
+        bucket_ms=settings.bucket_minutes * 60_000,
+        idle_ms=settings.idle_days * _DAY_MS,
+        half_vectors=half_vectors,
+    )
+
+
+async def keep_window(store: LiveStore, sizes: EngineSettings) -> None:
+    """Writes the window's length once; later a different one is refused.
+
+    Raises:
+        ValueError: the live state was made with another window.
+    """
+    wanted = f"{sizes.limits.size}+{sizes.limits.slack}"
+    key = store.keys.cluster()
+    stored, used = (await store.read([(key, ["window", "model"])]))[0]
+    kept = stored.decode() if stored else _FIRST if used else wanted
+    if kept != wanted:
+        raise ValueError(
+            f"the model cuts windows at {wanted} events (window+slack), the live state was made with {kept}: "
+            "serve a model with that window, or use another PERSEID_PREFIX and rebuild from Kafka"
+        )
+    await store.write(key, {"window": wanted.encode()})
