@@ -12,20 +12,29 @@ from pathlib import Path
 
 from deploy.item_texts import Memory, item_vectors, known_items
 from encoder.config import preset
+from encoder.incremental import IncrementalEncoder
+from encoder.model import StarsEncoder
 from encoder.text import MiniLM, VocabularyTagger, build_vocabulary
 from encoder.training import TrainOptions, TrainResult, train
 from streams.events import Rules
-from streams.folder import read_folder
+from streams.folder import Folder, read_folder
+from streams.folder_records import ItemVectors
+from streams.leave_one_out import LeaveOneOut, leave_one_out, rank_targets
 from streams.training_data import context_features, training_data
 
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """What to train on: the folder's timeline up to `split` (share of its events, 1 = all) with a preset's sizes."""
+    """What to train on: the folder's timeline up to `split` (share of its events, 1 = all) with a preset's sizes.
+
+    `protocol` "loo" instead leaves out the last two events of each user and keeps the weights that rank the last but
+    one best.
+    """
 
     folder: Path
     out: Path
     split: float = 1.0
+    protocol: str = "timeline"
     preset: str = "nano"
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
@@ -39,6 +48,8 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         ValueError: the folder is malformed, or nothing is left to train on.
     """
     folder = read_folder(plan.folder, rules)
+    if plan.protocol == "loo":
+        return _train_leave_one_out(plan, folder, memory)
     before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
     known = known_items(folder, before_ms)
     tagger = VocabularyTagger(build_vocabulary(known))
@@ -68,3 +79,34 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         progress=plan.progress,
         metadata=metadata,
     )
+
+
+def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> TrainResult:
+    tagger, vectors = folder_items(plan, folder, memory)
+    split = leave_one_out(folder, vectors)
+    config = preset(
+        plan.preset, d_text=vectors.vectors.shape[1], kinds=folder.kind_names, tags=tuple(tagger.vocabulary)
+    )
+    return train(
+        split.training(),
+        config,
+        plan.options,
+        out=plan.out,
+        resume=plan.resume,
+        progress=plan.progress,
+        validate=lambda model: validation_score(model, split),
+        metadata={"embedder": vectors.embedder, "context_features": [], "data": folder.name, "protocol": "loo"},
+    )
+
+
+def folder_items(plan: TrainPlan, folder: Folder, memory: Memory) -> tuple[VocabularyTagger, ItemVectors]:
+    """The whole catalogue's tags and vectors: in leave-one-out every item is known from the start."""
+    known = known_items(folder, None)
+    tagger = VocabularyTagger(build_vocabulary(known))
+    return tagger, item_vectors(known, MiniLM(), tagger, memory, plan.progress, plan.options.threads or 1)
+
+
+def validation_score(model: StarsEncoder, split: LeaveOneOut) -> float:
+    """NDCG@10 of h_next on the validation targets."""
+    encoder = IncrementalEncoder(model, cache_bytes=1 << 20, device="cpu")
+    return rank_targets(encoder, split, "validation", slots=("next",), ks=(10,)).metrics("next")["ndcg@10"]

@@ -15,7 +15,6 @@ from typing import Any
 
 BLOCKS = ("paper", "gated", "hstu")
 BIASES = ("none", "position", "time")
-PRESETS = ("nano", "small", "base", "paper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,21 @@ class ModelConfig:
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
     """The config of a named preset with some settings replaced: `preset("nano", tags=("red", "blue"))`."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-    values = json.loads(files("encoder").joinpath("presets", f"{name}.json").read_text("utf-8"))
-    return ModelConfig.from_dict({**values, **overrides})
+    return ModelConfig.from_dict({**_preset(name)["model"], **overrides})
+
+
+def preset_training(name: str) -> dict[str, Any]:
+    """What a named preset says about training: some of `TrainOptions`, by name."""
+    return dict(_preset(name)["training"])
+
+
+def preset_names() -> list[str]:
+    """All presets, by name."""
+    return sorted(path.name.removesuffix(".json") for path in files("encoder").joinpath("presets").iterdir())
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in preset_names():
+        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(preset_names())}")
+    found: dict[str, Any] = json.loads(files("encoder").joinpath("presets", f"{name}.json").read_text("utf-8"))
+    return found

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 PRIORS = ("off", "train", "serve", "both")
+SCHEDULES = ("one_cycle", "constant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class TrainOptions:
     device: str = "cpu"
     weight_decay: float = 0.01
     clip: float = 1.0
-    warmup: float = 0.1
+    schedule: str = "one_cycle"  # or "constant": for runs that end when validation no longer improves
+    warmup: float = 0.1  # share of the run ("one_cycle") or of the first epoch ("constant")
     ema: float = 0.995
     kind_weights: tuple[float, ...] | None = None  # of an event as a target; 0 or less: never a target. None: all 1
     repeats: bool = False  # is choosing an item again something to predict? Lists leave seen items out by default
@@ -44,12 +46,16 @@ class TrainOptions:
     prior: str = "off"  # where −λ log p is added: train, serve, both
     prior_strength: float = 0.3
     context_noise: float = 1.4  # features whose effect is within so many units of noise get none
+    validate_every: int = 2  # epochs, where a validation is given
+    patience: int = 0  # validations without a better one before the run ends; 0 = all epochs
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
             raise ValueError(f"unknown prior {self.prior!r}; choose one of {', '.join(PRIORS)}")
-        for name in ("epochs", "general_rows", "general_horizon", "uniform_negatives", "lr"):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        for name in ("validate_every", "epochs", "general_rows", "general_horizon", "uniform_negatives", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
         if not 0 <= self.holdout < 1:

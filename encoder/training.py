@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from encoder.objective import Columns, Objective
 from encoder.offsets import OffsetProblem, choose_events, fit_offsets
 from encoder.options import TrainOptions
 from encoder.quality import measure, target_states
+from encoder.validation import Best, Validate
 
 __all__ = ["TrainOptions", "TrainResult", "TrainingData", "train"]
 
@@ -59,16 +60,19 @@ def train(
     resume: bool = False,
     progress: bool = False,
     on_step: OnStep | None = None,
+    validate: Validate | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> TrainResult:
     """Train and write the artefact to `out/<version>`; the checkpoint lives in `out` meanwhile.
 
-    `on_step(step, loss)` is called after each step; what it raises ends the run. `metadata` is added to the artefact's.
+    `on_step(step, loss)` is called after each step; what it raises ends the run. `validate(model)` is called every
+    `options.validate_every` epochs with the averaged weights; the best ones by what it returns become the artefact.
+    `metadata` is added to the artefact's.
     Raises ValueError for data that do not fit, and on resume for a checkpoint of another run.
     """
     data.check(config)
     with _threads(options.threads):
-        run = _Run(data, config, options, out)
+        run = _Run(data, config, options, out, validate)
         if resume:
             run.restore()
         run.loop(progress, on_step)
@@ -77,7 +81,9 @@ def train(
 
 
 class _Run:
-    def __init__(self, data: TrainingData, config: ModelConfig, options: TrainOptions, out: Path) -> None:
+    def __init__(
+        self, data: TrainingData, config: ModelConfig, options: TrainOptions, out: Path, validate: Validate | None
+    ) -> None:
         torch.manual_seed(options.seed)
         self.began = time.monotonic()
         self.data, self.config, self.options, self.out = data, config, options, out
@@ -91,22 +97,35 @@ class _Run:
         self.average = {name: parameter.detach().clone() for parameter, name in self.names.items()}
         self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=options.lr, betas=(0.9, 0.98), fused=True)
         self.step, self.loss = 0, math.nan
+        self.validate, self.best = validate, Best(options.patience)
         self.saved = self.began
 
     def loop(self, progress: bool, on_step: OnStep | None) -> None:
         """All epochs, or as many as the time allows."""
+        epoch = 0
         with _bar(progress) as bar:
             task = bar.add_task("training", total=1.0)
             for epoch, group, total in self._schedule():
                 done = self._done(total)
                 if done >= 1:
                     break
-                self._one_step(group, done)
+                if epoch >= self.best.epochs + self.options.validate_every:
+                    self._validate(epoch)
+                if self.best.exhausted:
+                    break
+                self._one_step(group, done, total)
                 bar.update(task, completed=done, description=f"epoch {epoch + 1}  loss {self.loss:.3f}")
                 if time.monotonic() - self.saved >= self.options.checkpoint_seconds:
                     self.save()
                 if on_step is not None:
                     on_step(self.step, self.loss)
+        if not self.best.exhausted:
+            self._validate(epoch + 1)
+
+    def _validate(self, epochs: int) -> None:
+        """Measures the averaged weights after so many epochs."""
+        if self.validate is not None:
+            self.best.offer(epochs, self.validate(self._exported(self.average)), self.average)
 
     def _schedule(self) -> Iterator[tuple[int, IntArray, int]]:
         """Epoch, chunks and estimated total steps of every step that is still to do."""
@@ -125,12 +144,12 @@ class _Run:
         by_time = 0.0 if limit is None else (time.monotonic() - self.began) / (LOOP_SHARE * limit)
         return max(self.step / total, by_time)
 
-    def _one_step(self, group: IntArray, done: float) -> None:
+    def _one_step(self, group: IntArray, done: float, total: int) -> None:
         rng = np.random.default_rng([self.options.seed, 2, self.step])
         torch.manual_seed(int(rng.integers(2**62)))
         self.model.train()
         for settings in self.optimizer.param_groups:
-            settings["lr"] = self.options.lr * _one_cycle(done, self.options.warmup)
+            settings["lr"] = self.options.lr * self._rate(done, total)
         batch = collate(self.chunks, group, self.columns.users, self.columns.weight)
         loss = self.objective(batch, self.chunks, group, rng)
         self.optimizer.zero_grad(set_to_none=True)
@@ -144,12 +163,24 @@ class _Run:
         value = float(loss.detach())
         self.loss = value if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * value
 
+    def _rate(self, done: float, total: int) -> float:
+        """Share of the peak rate."""
+        if self.options.schedule == "one_cycle":
+            return _one_cycle(done, self.options.warmup)
+        rising = self.options.warmup * total / self.options.epochs
+        return min(1.0, (self.step + 1) / max(rising, 1.0))
+
     def save(self) -> None:
         """Write a checkpoint."""
         tensors = {f"model/{name}": parameter for parameter, name in self.names.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
-        tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names)
-        counters = {"step": self.step, "loss": self.loss, "seconds": time.monotonic() - self.began}
+        tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names) | self.best.tensors()
+        counters = {
+            "step": self.step,
+            "loss": self.loss,
+            "seconds": time.monotonic() - self.began,
+            "validations": self.best.scores,
+        }
         checkpoint.write(self.out, self._fingerprint(), counters, tensors)
         self.saved = time.monotonic()
 
@@ -165,20 +196,23 @@ class _Run:
                 self.average[name].copy_(tensors[f"average/{name}"])
         checkpoint.restore_optimizer(self.optimizer, self.names, tensors)
         self.step, self.loss = counters["step"], counters["loss"]
+        self.best.restore(counters["validations"], tensors)
         self.began -= counters["seconds"]
 
     def finish(self, metadata: dict[str, Any]) -> TrainResult:
         """Averaged weights, the context offset, the measurement and the artefact."""
         with torch.no_grad():
             for parameter, name in self.names.items():
-                parameter.copy_(self.average[name])
+                parameter.copy_((self.best.weights or self.average)[name])
             self.model.eval()
             unit = self.objective.unit_rows(None, None)
             if self.data.context is not None and self.data.context.shape[1]:
                 self.model.context.copy_(self._offsets(unit))
         metrics = {"loss": self.loss, "steps": float(self.step)} | measure(self.objective, unit)
+        if self.best.scores:
+            metrics |= {"validation": self.best.score, "best_epoch": float(self.best.at)}
         document = {"options": self.options.to_dict(), "metrics": metrics, "data": self._data_summary(), **metadata}
-        folder, version = artefact.save_version(self._exported(), self.out, document)
+        folder, version = artefact.save_version(self._exported({}), self.out, document)
         checkpoint.remove(self.out)
         return TrainResult(folder, version, metrics, time.monotonic() - self.began)
 
@@ -198,11 +232,12 @@ class _Run:
         )
         return fit_offsets(problem, noise_units=self.options.context_noise, seed=self.options.seed)
 
-    def _exported(self) -> StarsEncoder:
-        """The model with δ only for items that have training events, already scaled."""
+    def _exported(self, weights: Mapping[str, Tensor]) -> StarsEncoder:
+        """The model, with `weights` in place of its own, and δ only for items that have training events, scaled."""
         kept = np.flatnonzero(self.columns.counts > 0)
         final = StarsEncoder(self.config, [self.data.item_ids[at] for at in kept.tolist()])
         state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        state |= {name: value.detach().cpu().clone() for name, value in weights.items()}
         state["tower.delta"] = (state["tower.delta"] * self.columns.gate.cpu())[kept]
         state["prior"] = torch.zeros(len(kept))
         if self.options.prior in ("serve", "both"):
@@ -222,7 +257,7 @@ class _Run:
 
     def _fingerprint(self) -> str:
         """Names the run: what would make a resumed one differ."""
-        free = {"max_seconds", "threads", "checkpoint_seconds"}
+        free = {"max_seconds", "threads", "checkpoint_seconds", "patience"}
         options = {name: value for name, value in self.options.to_dict().items() if name not in free}
         words = json.dumps([self.config.to_dict(), options, self.data.item_ids], sort_keys=True)
         digest = hashlib.sha256(words.encode())

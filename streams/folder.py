@@ -56,6 +56,7 @@ class Events:
     ts_ms: NDArray[np.int64]  # [n]
     rows: NDArray[np.int64]  # [n] row in the file, the first below the header is 1
     details: pl.DataFrame
+    order: NDArray[np.int64] | None = None  # [n] place among the user's events (`seq_pos`); below 0: has none
 
     def __len__(self) -> int:
         return len(self.ts_ms)
@@ -227,7 +228,17 @@ def _columns(
         ts_ms=table["ms"].to_numpy(),
         rows=table["row"].cast(pl.Int64).to_numpy(),
         details=table.select([name for name in DETAILS if name in table.columns]),
+        order=_order(table, path),
     )
+
+
+def _order(table: pl.DataFrame, path: Path) -> NDArray[np.int64] | None:
+    """The column `seq_pos`, None where there is none."""
+    if "seq_pos" not in table.columns:
+        return None
+    places = table["seq_pos"].cast(pl.Int64, strict=False)
+    _refuse(table.filter(places.is_null()), path, "has a seq_pos that is no whole number", "give each event its place")
+    return places.to_numpy()
 
 
 def _codes(column: pl.Series, ids: Sequence[str]) -> NDArray[np.int32]:

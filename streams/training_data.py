@@ -112,11 +112,11 @@ def _item_columns(folder: Folder, vectors: ItemVectors, known: Sequence[int]) ->
         "item_ids": [folder.item_ids[number] for number in known],
         "item_vectors": np.asarray(vectors.vectors, np.float32)[rows],
         "item_tags": [list(vectors.tags[number]) for number in rows],
-        "item_subclass": [_subclass(folder.items[n]) if n < len(folder.items) else "" for n in known],
+        "item_subclass": [subclass_of(folder.items[n]) if n < len(folder.items) else "" for n in known],
     }
 
 
-def _subclass(item: Mapping[str, Any]) -> str:
+def subclass_of(item: Mapping[str, Any]) -> str:
     """The item's subclass, else its last category."""
     return str(item.get("subclass") or next(iter((item.get("category") or [])[-1:]), ""))
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from encoder.config import PRESETS, ModelConfig, preset
+from encoder.config import ModelConfig, preset, preset_names, preset_training
+from encoder.options import TrainOptions
 from encoder.profiles import profile_buckets
 from encoder.tokens import CALENDAR_WIDTH, DAY_MS, GAP_NONE, WEEK_MS, calendar_features, gap_buckets
 
@@ -42,11 +43,12 @@ def test_profile_buckets_are_stable_and_skip_what_is_no_feature() -> None:
     assert profile_buckets(near, 10**6) != profile_buckets(far, 10**6)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", preset_names())
 def test_presets_survive_json(name: str) -> None:
     config = preset(name, tags=("red",), context_features=("heat",))
     assert ModelConfig.from_dict(config.to_dict()) == config
     assert config.capacity == 256
+    assert TrainOptions(**preset_training(name)).to_dict() == {**TrainOptions().to_dict(), **preset_training(name)}
 
 
 @pytest.mark.parametrize(
@@ -67,5 +69,5 @@ def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str)
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(ValueError, match="choose one of nano"):
+    with pytest.raises(ValueError, match="choose one of amazon, base"):
         preset("huge")
