@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "deploy.commands_model",
     "replay": "deploy.commands_model",
     "doctor": "deploy.commands_doctor",
+    "stack": "deploy.commands_stack",
 }
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures: one real Redis per test run, a key prefix per test, and a deadline-based wait."""
+"""Shared fixtures: real servers once per test run, a prefix of keys and topics per test, and a deadline-based wait."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 
 from deploy.redis_server import RedisServer
 from index.keys import Keys
+from streams.kafka_access import KafkaAccess
+from tests import services
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +21,33 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[str]:
+    """`host:port` of a real Kafka, shared by all tests: use `kafka_access`, which has a topic prefix of its own."""
+    with services.kafka() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def elasticsearch_url() -> Iterator[str]:
+    """URL of a real Elasticsearch, shared by all tests: name indices after the fixture `keys`."""
+    with services.elasticsearch() as url:
+        yield url
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """Of a test's own topics; its consumer groups may carry it too."""
+    return f"test-{uuid.uuid4().hex[:12]}-"
+
+
+@pytest.fixture
+def kafka_access(kafka_server: str, topic_prefix: str) -> Iterator[KafkaAccess]:
+    """The real Kafka, with topics of this test's own; `deploy.topics.create_topics` makes them."""
+    with services.own_topics(kafka_server, topic_prefix) as access:
+        yield access
 
 
 @pytest.fixture

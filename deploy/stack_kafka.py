@@ -1,0 +1,268 @@
+"""One Apache Kafka broker (KRaft, no ZooKeeper) as a child process of ours, without Docker, on 127.0.0.1.
+
+Assumes a Java and the jars of `deploy.stack_artefacts`; both are found when they are not given. The folder keeps
+configuration, log and data over `stop`, `kill` and a new `start`; ports stay the same. Sessions are short, so that a
+killed worker's partitions and a killed broker are back within seconds. It does not know which topics exist.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from deploy.processes import StartError, kill, log_tail, spawn, terminate
+from deploy.stack_artefacts import kafka_jars
+from deploy.stack_java import find_java
+from deploy.stack_pins import KAFKA_VERSION
+
+HOST = "127.0.0.1"
+READY_S = 90.0  # usually two seconds; eighteen were seen on two busy cores
+_STOP_S = 30.0  # usually under one second
+_FORMAT_S = 60.0
+# Below the range from which Linux takes ports of outgoing connections: a restarted server must find its own free.
+_PORTS = range(20_000, 32_000)
+_PORT_TRIES = 100
+# A fixed id of 22 characters: a random one may begin with "-", which the formatter takes for an option.
+_CLUSTER_ID = "perseid-local-stack-00"
+_LOGGING = """status=error
+rootLogger.level=warn
+rootLogger.appenderRef.console.ref=console
+appender.console.type=Console
+appender.console.name=console
+appender.console.layout.type=PatternLayout
+appender.console.layout.pattern=[%d] %p %m (%c)%n
+"""
+
+
+class KafkaServer:
+    """A broker that is its own controller.
+
+    Args:
+        folder: for configuration, log and data.
+        port: of the clients' listener; None takes a free one at the first start.
+        protocol: of the clients' listener, named `CLIENT`: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL. The broker
+            talks to itself over listeners of its own, so `properties` need only configure `listener.name.client.…`.
+        properties: added to server.properties, and stronger than ours.
+        format_arguments: more arguments of `kafka.tools.StorageTool format`, as `--add-scram …`.
+        heap_mb: Java heap; below about 256 the broker dies.
+        jars, java: folder of jars and `java` program; None finds them (and fetches the jars).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        protocol: str = "PLAINTEXT",
+        properties: Mapping[str, str] | None = None,
+        format_arguments: Sequence[str] = (),
+        heap_mb: int = 512,
+        jars: Path | None = None,
+        java: Path | None = None,
+    ) -> None:
+        self.folder = folder
+        self._port = port
+        self._inner_ports: tuple[int, int] | None = None  # broker to itself, controller
+        self._protocol = protocol
+        self._properties = dict(properties or {})
+        self._format_arguments = tuple(format_arguments)
+        self._heap_mb = heap_mb
+        self._jars, self._java = jars, java
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> KafkaServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def port(self) -> int:
+        """TCP port on 127.0.0.1. Raises ValueError before the first start when none was given."""
+        if self._port is None:
+            raise ValueError("the port is chosen by start(): call it first, or pass port=")
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """`host:port` for `bootstrap.servers`."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def version(self) -> str:
+        """Of Kafka."""
+        return KAFKA_VERSION
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None while it does not run."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def log(self) -> Path:
+        """What the broker says."""
+        return self.folder / "kafka.log"
+
+    def start(self, timeout_s: float = READY_S) -> str:
+        """Starts the broker, waits until it accepts connections, and returns its address.
+
+        Raises:
+            StartError: it ended or was not ready in time; carries the end of its log.
+            ValueError: it runs already, the port is taken, or Java or Maven is missing.
+        """
+        if self._child is not None:
+            raise ValueError(f"this broker is running already on {self.address}: stop() it first")
+        self._prepare()
+        check_free(self.port)
+        start = self.log.stat().st_size if self.log.exists() else 0
+        heap = (f"-Xms{self._heap_mb}m", f"-Xmx{self._heap_mb}m")
+        # SIGTERM when we die: the broker then closes its logs and ends; the next start need not recover them.
+        child = spawn([*self._command(*heap), "kafka.Kafka", self._config], log=self.log, death_signal=signal.SIGTERM)
+        try:
+            wait_for_port(child, self.port, timeout_s, "Kafka", self.log, start)
+        except StartError:
+            kill(child)
+            raise
+        self._child = child
+        return self.address
+
+    def stop(self, grace_s: float = _STOP_S) -> None:
+        """Lets the broker end by itself (SIGTERM), and kills it after `grace_s` seconds."""
+        if self._child is not None:
+            terminate(self._child, grace_s)
+            self._child = None
+
+    def kill(self) -> None:
+        """SIGKILL, for fault tests; the folder stays, so that `start` finds what the broker had written."""
+        if self._child is not None:
+            kill(self._child)
+            self._child = None
+
+    def restart(self) -> str:
+        """`stop` and `start`."""
+        self.stop()
+        return self.start()
+
+    @property
+    def _config(self) -> str:
+        return str(self.folder / "server.properties")
+
+    def _command(self, *options: str) -> list[str]:
+        logging = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
+        return [str(self._java), *options, "-cp", f"{self._jars}/*", logging]
+
+    def _prepare(self) -> None:
+        """Programs, ports, configuration, and a formatted data folder."""
+        self.folder = self.folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._java = self._java or find_java(os.environ).program
+        self._jars = self._jars or kafka_jars(os.environ, lambda _: None)
+        if self._port is None:
+            self._port = free_port()
+        if self._inner_ports is None:
+            self._inner_ports = (free_port(), free_port())
+        (self.folder / "log4j2.properties").write_text(_LOGGING)
+        properties = _server_properties(self.folder, self.port, *self._inner_ports, self._protocol) | self._properties
+        config = Path(self._config)
+        config.touch(mode=0o600)  # may hold passwords of tests
+        config.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+        self._format()
+
+    def _format(self) -> None:
+        """Gives a new data folder its cluster id; leaves a formatted one alone."""
+        tool = ("kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", self._config, "--ignore-formatted")
+        command = [*self._command("-Xmx128m", "-XX:TieredStopAtLevel=1"), *tool, *self._format_arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_S, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise StartError(f"Kafka could not format {self.folder}:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+
+
+def _server_properties(folder: Path, port: int, inner: int, controller: int, protocol: str) -> dict[str, str]:
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@{HOST}:{controller}",
+        "listeners": f"CLIENT://{HOST}:{port},INNER://{HOST}:{inner},CONTROLLER://{HOST}:{controller}",
+        "advertised.listeners": f"CLIENT://{HOST}:{port},INNER://{HOST}:{inner}",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "INNER",
+        "listener.security.protocol.map": f"CLIENT:{protocol},INNER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": str(folder / "data"),
+        "num.network.threads": "2",
+        "num.io.threads": "4",
+        "auto.create.topics.enable": "false",  # a misspelled topic is an error, not a new topic
+        # One node: internal topics with one copy, and few partitions, which a start has to open one by one.
+        "offsets.topic.replication.factor": "1",
+        "offsets.topic.num.partitions": "4",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "2",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        # After kill -9 the controller waits this long before it believes that the broker is a new one.
+        "broker.session.timeout.ms": "2000",
+        "broker.heartbeat.interval.ms": "500",
+        "group.initial.rebalance.delay.ms": "0",
+        "group.min.session.timeout.ms": "1000",  # fault tests use sessions of 2 s, the workers of 6 s
+    }
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on, outside the range of outgoing connections."""
+    for port in random.sample(_PORTS, _PORT_TRIES):
+        if _is_free(port):
+            return port
+    raise ValueError(f"no free port among {_PORT_TRIES} of {_PORTS.start} to {_PORTS.stop}")
+
+
+def check_free(port: int) -> None:
+    """Raises ValueError when somebody else listens on the port: a server of ours could not, and seem ready."""
+    if not _is_free(port):
+        raise ValueError(f"port {port} of {HOST} is taken: end what listens on it, or choose another")
+
+
+def wait_until_free(port: int, timeout_s: float) -> None:
+    """Polls until nobody listens on the port. Raises ValueError when somebody still does."""
+    deadline = time.monotonic() + timeout_s
+    while not _is_free(port) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    check_free(port)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_for_port(
+    child: subprocess.Popen[bytes], port: int, timeout_s: float, name: str, log: Path, start: int
+) -> None:
+    """Polls until the port accepts a connection. Raises StartError with what the log says beyond byte `start`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if child.poll() is not None:
+            raise StartError(f"{name} ended with status {child.returncode} (log: {log}):\n{log_tail(log, start)}")
+        try:
+            socket.create_connection((HOST, port), 1.0).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                late = f"{name} did not answer on port {port} within {timeout_s:g} s (log: {log})"
+                raise StartError(f"{late}:\n{log_tail(log, start)}") from None
+            time.sleep(0.05)
+        else:
+            return

@@ -1,0 +1,119 @@
+"""Where tests find real servers: addresses from the environment, containers, or processes of their own without Docker.
+
+`TEST_KAFKA` (host:port) and `TEST_ELASTICSEARCH` (URL) name servers to use. Else testcontainers starts them where a
+Docker daemon answers, else `deploy.stack_*` does with Java and Maven. On a machine with none of these a test is
+skipped with the reason; with CI=true it fails. Each server is started once per run; tests share it by prefixes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from deploy import stack_docker
+from deploy.stack_elasticsearch import ElasticsearchServer
+from deploy.stack_kafka import KafkaServer
+from streams.kafka_access import KafkaAccess
+
+KAFKA_IMAGE = "confluentinc/cp-kafka:7.9.0"
+ELASTICSEARCH_IMAGE = "elasticsearch:9.2.0"
+_DELETE_S = 20.0
+
+
+@contextmanager
+def found(
+    variable: str,
+    container: Callable[[], AbstractContextManager[str]],
+    process: Callable[[], AbstractContextManager[str]],
+    environ: Mapping[str, str] = os.environ,
+) -> Iterator[str]:
+    """The address of a server in one of the three ways; skips, or fails in CI, when there is none."""
+    if environ.get(variable):
+        yield environ[variable]
+        return
+    try:
+        with (container if stack_docker.daemon_answers(environ) else process)() as address:
+            yield address
+    except ValueError as error:  # Java, Maven … is missing
+        if environ.get("CI") == "true":
+            pytest.fail(f"CI needs this server: {error}")
+        pytest.skip(f"no Docker daemon, {variable} is not set, and {error}")
+
+
+def kafka() -> AbstractContextManager[str]:
+    """`host:port` of a real Kafka."""
+    return found("TEST_KAFKA", _kafka_container, kafka_process)
+
+
+def elasticsearch() -> AbstractContextManager[str]:
+    """URL of a real Elasticsearch."""
+    return found("TEST_ELASTICSEARCH", _elasticsearch_container, elasticsearch_process)
+
+
+@contextmanager
+def kafka_process() -> Iterator[str]:
+    """A broker without Docker, with empty topics."""
+    with open_folder("perseid-test-kafka-") as folder, KafkaServer(folder) as server:
+        yield server.address
+
+
+@contextmanager
+def elasticsearch_process() -> Iterator[str]:
+    """A node without Docker, with no index."""
+    with open_folder("perseid-test-elasticsearch-") as folder, ElasticsearchServer(folder) as server:
+        yield server.url
+
+
+@contextmanager
+def open_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder that other ids may enter, unlike pytest's: Elasticsearch does not run as root."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def own_topics(bootstrap: str, prefix: str) -> Iterator[KafkaAccess]:
+    """Access with a topic prefix of its own, whose topics are deleted in the end."""
+    access = KafkaAccess(bootstrap, topic_prefix=prefix)
+    yield access
+    admin = AdminClient({**access.librdkafka(), "log_level": 2})
+    topics = [topic for topic in admin.list_topics(timeout=_DELETE_S).topics if access.owns(topic)]
+    if topics:
+        for future in admin.delete_topics(topics, operation_timeout=_DELETE_S).values():
+            future.result()
+
+
+@contextmanager
+def _kafka_container() -> Iterator[str]:
+    from testcontainers.community.kafka import KafkaContainer
+
+    container = KafkaContainer(KAFKA_IMAGE).with_kraft()
+    for name, value in (
+        ("KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS", "1000"),
+        ("KAFKA_AUTO_CREATE_TOPICS_ENABLE", "false"),
+        ("KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "1"),
+        ("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1"),
+    ):
+        container.with_env(name, value)
+    with container as started:
+        yield started.get_bootstrap_server()
+
+
+@contextmanager
+def _elasticsearch_container() -> Iterator[str]:
+    from testcontainers.community.elasticsearch import ElasticSearchContainer
+
+    container = ElasticSearchContainer(ELASTICSEARCH_IMAGE).with_env("ES_JAVA_OPTS", "-Xms512m -Xmx512m")
+    with container as started:
+        yield f"http://{started.get_container_host_ip()}:{started.get_exposed_port(started.port)}"
