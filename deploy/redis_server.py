@@ -16,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from redis import Redis
@@ -46,7 +47,8 @@ class RedisServer(EmbeddedServer):
 
     `directory` None: a temporary one, removed by `stop`. `append_only`: keep every write (fsync each second), so that
     the next start on the same directory finds the data. `port` None: a free one. `executable` None: see
-    `find_redis_server`. Errors of `start`: StartError with the end of the log, ValueError for a bad path.
+    `find_redis_server`. `options`: more lines of redis.conf, for TLS, users or a cluster. Errors of `start`:
+    StartError with the end of the log, ValueError for a bad path.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class RedisServer(EmbeddedServer):
         password: str | None = None,
         append_only: bool = False,
         executable: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self._given_directory = directory
@@ -65,6 +68,7 @@ class RedisServer(EmbeddedServer):
         self._password = secrets.token_urlsafe(24) if password is None else _checked_password(password)
         self._append_only = append_only
         self._executable = executable
+        self._options = tuple(options)
 
     @property
     def port(self) -> int:
@@ -122,7 +126,7 @@ class RedisServer(EmbeddedServer):
         log = directory / "redis.log"
         start = log.stat().st_size if log.exists() else 0
         program = str(self._executable or find_redis_server())
-        config = _configuration(port, self._password, directory, append_only=self._append_only)
+        config = _configuration(port, self._password, directory, self._append_only, self._options)
         # SIGTERM when we die: Redis then flushes and ends cleanly, and unlike a Python program it always obeys
         child = spawn([program, "-"], log=log, stdin=config.encode(), death_signal=signal.SIGTERM)
         try:
@@ -139,7 +143,7 @@ def _checked_password(password: str) -> str:
     return password
 
 
-def _configuration(port: int, password: str, directory: Path, *, append_only: bool) -> str:
+def _configuration(port: int, password: str, directory: Path, append_only: bool, options: Sequence[str]) -> str:
     """redis.conf: no dumps (the history is Kafka or the append-only file), no eviction, loopback only."""
     quoted = str(directory).replace("\\", "\\\\").replace('"', '\\"')
     lines = [
@@ -153,6 +157,7 @@ def _configuration(port: int, password: str, directory: Path, *, append_only: bo
         "appendfsync everysec",
         "maxmemory-policy noeviction",
         "daemonize no",
+        *options,
     ]
     return "\n".join(lines) + "\n"
 
