@@ -89,6 +89,27 @@ class Comparison:
             ],
         }
 
+    def memory(self) -> dict[str, Any]:
+        """What has been scored, as plain values for JSON."""
+        return {
+            "boards": {name: board.memory() for name, board in self.boards.items()},
+            "slices": {
+                s: {name: board.memory() for name, board in boards.items()} for s, boards in self.slices.items()
+            },
+            "pairs": [[*pair, self.wins[pair], self.losses[pair]] for pair in self._pairs],
+        }
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Goes on from what `memory` said; the names and baselines are the same."""
+        for name, found in memory["boards"].items():
+            self.boards[name].remember(found)
+        for slice_name, boards in memory["slices"].items():
+            self.slices[slice_name] = {name: Scoreboard((self.k,)) for name in self._all}
+            for name, found in boards.items():
+                self.slices[slice_name][name].remember(found)
+        for name, baseline, wins, losses in memory["pairs"]:
+            self.wins[name, baseline], self.losses[name, baseline] = wins, losses
+
     @property
     def _all(self) -> list[str]:
         return [*self.names, *self.baselines]

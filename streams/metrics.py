@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +124,19 @@ class Scoreboard:
             rows[f"coverage@{k}"] = coverage(self._shown[k], catalogue_size)
         return rows
 
+    def memory(self) -> dict[str, Any]:
+        """What has been scored, as plain values for JSON."""
+        shown = {str(k): sorted(items) for k, items in self._shown.items()}
+        return {"questions": self.questions, "sums": self._sums, "shown": shown}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Goes on from what `memory` said."""
+        self.questions, self._sums = memory["questions"], dict(memory["sums"])
+        self._shown = {int(k): set(items) for k, items in memory["shown"].items()}
+
+
+_COLUMNS = ("counts", "latest", "allowed")  # of `RecentPopularity`, one entry an item
+
 
 class RecentPopularity:
     """The most chosen items of the last days, counted as events come: the list to beat.
@@ -149,6 +163,7 @@ class RecentPopularity:
 
     def add(self, item_id: str, ts_ms: int) -> None:
         """Counts one choice, of a candidate or not; a late one is forgotten with the event that came before it."""
+        self._forget(ts_ms)  # not only when asked: what is held is bounded by the horizon
         row = self._row_of(item_id)
         self._choices += 1
         self._counts[row] += 1
@@ -170,6 +185,22 @@ class RecentPopularity:
             rows = rows[rank[rows] >= smallest]
         best = rows[np.argsort(-rank[rows], kind="stable")][:k]
         return [self._ids[row] for row in best]
+
+    def memory(self) -> dict[str, Any]:
+        """What has been counted, as plain values for JSON."""
+        n = len(self._ids)
+        columns = {name: getattr(self, f"_{name}")[:n].tolist() for name in _COLUMNS}
+        return {"ids": self._ids, "recent": list(self._recent), "choices": self._choices, **columns}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Goes on from what `memory` said."""
+        self._ids, self._choices = list(memory["ids"]), memory["choices"]
+        self._row = {item_id: row for row, item_id in enumerate(self._ids)}
+        self._recent = deque((ts_ms, row) for ts_ms, row in memory["recent"])
+        for name in _COLUMNS:
+            column = np.zeros(max(1024, 2 * len(self._ids)), getattr(self, f"_{name}").dtype)
+            column[: len(self._ids)] = memory[name]
+            setattr(self, f"_{name}", column)
 
     def _forget(self, now_ms: int) -> None:
         while self._horizon_ms is not None and self._recent and self._recent[0][0] <= now_ms - self._horizon_ms:
@@ -212,3 +243,12 @@ class Baselines:
         """The k best of each, without the items of `without`."""
         tops = (counts.top(k, now_ms, without) for counts in self._counts)
         return dict(zip(self.names, tops, strict=True))
+
+    def memory(self) -> list[dict[str, Any]]:
+        """What has been counted, as plain values for JSON."""
+        return [counts.memory() for counts in self._counts]
+
+    def remember(self, memory: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on from what `memory` said."""
+        for counts, found in zip(self._counts, memory, strict=True):
+            counts.remember(found)

@@ -8,7 +8,7 @@ popularity beside it: same candidates, history removed. Nothing is exposed. It d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -182,6 +182,23 @@ class Asker:
             "skipped": dict(self.skipped),
             "targets_out_of_reach": dict(self.targets),
         }
+
+    def memory(self) -> dict[str, Any]:
+        """What was asked and counted so far, as plain values for JSON; catalogue and popularity are read anew."""
+        return {
+            "due": self._due,
+            "skipped": self.skipped,
+            "targets": self.targets,
+            "comparison": self.comparison.memory(),
+            "baselines": self._baselines.memory(),
+        }
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Goes on from what `memory` said of an asker with the same settings."""
+        self._due = memory["due"]
+        self.skipped, self.targets = Counter(memory["skipped"]), Counter(memory["targets"])
+        self.comparison.remember(memory["comparison"])
+        self._baselines.remember(memory["baselines"])
 
     def close(self) -> None:
         """Ends background work of the search index."""

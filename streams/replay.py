@@ -11,12 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from index.follower import ItemFollower
 from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
 from index.store import LiveStore, LogIdentity
-from streams.comparison import table
-from streams.digest import Digest, digest
+from streams.digest import digest
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine, GapError, topics_of
 from streams.events import (
@@ -34,12 +33,14 @@ from streams.events import (
 )
 from streams.folder_records import TOPIC_ORDER, SourceRecord
 from streams.questions import Asker
+from streams.replay_report import Covers, ReplayReport, Tally
 from streams.user_writes import EngineSettings
 
 # Records applied at once while nothing is asked: a user's run of events is then encoded once.
 _CHUNK = 512
 # Clicks of different users that may wait while questions are asked: what the encoder takes in one batch.
 _PENDING = 64
+_REASONS = 100  # of dead letters told apart: a reason may quote a field's name, of which there are any number
 _ITEM_TOPICS = (CATALOG, ITEM_VECTORS)
 # Within a chunk of the warm-up items come first, so that no window is encoded before its items are known.
 _CHUNK_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, USERS, CLICKSTREAM))}
@@ -48,76 +49,17 @@ _CHUNK_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS,
 class SilentOutlet:
     """Counts what production would send to Kafka: a replayed log holds the forwarded copies already."""
 
-    def __init__(self) -> None:
-        self.dead_letters: Counter[str] = Counter()  # by topic and reason
+    def __init__(self, dead_letters: Counter[str] | None = None) -> None:
+        self.dead_letters = Counter() if dead_letters is None else dead_letters  # by topic and reason
         self.forwarded = 0
 
     async def dead_letter(self, record: Record, error: MalformedError) -> None:
-        self.dead_letters[f"{record.topic}: {error}"] += 1
+        reason = f"{record.topic}: {error}"
+        known = reason in self.dead_letters or len(self.dead_letters) < _REASONS
+        self.dead_letters[reason if known else f"{record.topic}: other reasons"] += 1
 
     async def forward(self, record: Record, partition: int, key: bytes) -> None:
         self.forwarded += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Covers:
-    """Offsets of one partition: its log holds first..log_end, of which start..end are read (ends excluded)."""
-
-    first: int
-    start: int
-    end: int
-    log_end: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayReport:
-    """What a replay did. `complete`: all logs were read from 0 to their end, so the digest equals the live one."""
-
-    source: str
-    complete: bool
-    covers: Mapping[str, Covers]
-    records: Mapping[str, int]  # by topic
-    counts: Mapping[str, int]  # the engine's: applied, duplicate, late, malformed, misrouted …
-    dead_letters: Mapping[str, int]
-    digest: Digest
-    answers: Mapping[str, Any] | None  # Asker.result
-    model: str | None
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "source": self.source,
-            "complete": self.complete,
-            "covers": {name: [c.first, c.start, c.end, c.log_end] for name, c in self.covers.items()},
-            "records": dict(self.records),
-            "counts": dict(sorted(self.counts.items())),
-            "dead_letters": dict(self.dead_letters),
-            "digest": self.digest.hex,
-            "digest_parts": self.digest.parts,
-            "model": self.model,
-            "answers": self.answers,
-            "seconds": round(self.seconds, 1),
-        }
-
-    def table(self) -> str:
-        """The same for people."""
-        records = ", ".join(f"{count} {topic}" for topic, count in sorted(self.records.items()))
-        told = ("applied", "duplicate", "late", "forgotten", "malformed", "misrouted", "gaps")
-        counts = ", ".join(f"{self.counts[name]} {name}" for name in told if self.counts.get(name))
-        lines = [f"replayed {self.source}: {records} in {self.seconds:.0f} s", f"engine: {counts}"]
-        lines += [f"dead letters: {count} x {reason}" for reason, count in sorted(self.dead_letters.items())]
-        gone = [f"{name} from {c.first}" for name, c in sorted(self.covers.items()) if c.first > 0]
-        if gone:
-            lines.append(f"the log no longer covers everything: {', '.join(gone)}")
-        lines.append(f"digest {self.digest.hex}{'' if self.complete else ' (of a part of the log)'}")
-        if self.answers is not None:
-            skipped = ", ".join(f"{count} {reason}" for reason, count in self.answers["skipped"].items())
-            away = ", ".join(f"{count} {why}" for why, count in self.answers["targets_out_of_reach"].items())
-            lines.append(f"model {self.model}, {self.answers['questions']} questions; not asked: {skipped or 'none'}")
-            lines.append(f"targets that no list could hold (they count as misses): {away or 'none'}")
-            lines += ["", table(self.answers)] if self.answers["questions"] else []
-        return "\n".join(lines)
 
 
 async def open_engine(
@@ -162,33 +104,78 @@ async def replay(
     outlet: SilentOutlet,
     asker: Asker | None = None,
     covers: Callable[[], Mapping[str, Covers]] = dict,
-    progress: Callable[[Record], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> ReplayReport:
     """Applies all records, asks about clicks as `asker` wants, and reports; `covers` says afterwards what was read.
 
     Raises:
         StoreUnavailableError: the live state did not answer; a replay begins anew then.
     """
-    began = time.monotonic()
-    feeder = _Feeder(engine, asker)
+    tally = Tally(dead_letters=outlet.dead_letters)
+    await feed(records, engine, tally, asker, progress)
+    return await report(source, engine, tally, asker, covers())
+
+
+async def feed(
+    records: Iterable[Record],
+    engine: Engine,
+    tally: Tally,
+    asker: Asker | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Applies records, all of them when it returns, and counts on in `tally`; returns how many there were.
+
+    An engine and an asker that are new go on from the tally's counts. `progress` is told of all records so far, after
+    every batch.
+
+    Raises:
+        StoreUnavailableError: the live state did not answer.
+    """
+    began_s, done_before = time.monotonic(), tally.done
+    await _go_on(engine, tally, asker)
+    feeder = _Feeder(engine, asker, tally.records, tally.asked, progress)
     for record in records:
         await feeder.feed(record)
-        if progress is not None:
-            progress(record)
     await feeder.flush()
-    read = covers()
+    tally.asked, tally.counts = feeder.asked, Counter(engine.counts)
+    tally.asker = asker.memory() if asker is not None else None
+    tally.seconds += time.monotonic() - began_s
+    return tally.done - done_before
+
+
+async def report(
+    source: str, engine: Engine, tally: Tally, asker: Asker | None, covers: Mapping[str, Covers]
+) -> ReplayReport:
+    """What a replay has done so far. Reads the whole state for the digest."""
+    began_s = time.monotonic()
+    found = await digest(engine.store, engine.partitions)
     return ReplayReport(
         source=source,
-        complete=all(c.start == 0 and c.end == c.log_end for c in read.values()),
-        covers=read,
-        records=dict(feeder.fed),
-        counts=dict(engine.counts),
-        dead_letters=dict(outlet.dead_letters),
-        digest=await digest(engine.store, engine.partitions),
+        complete=all(c.complete for c in covers.values()),
+        covers=covers,
+        records=dict(tally.records),
+        counts=dict(tally.counts),
+        dead_letters=dict(tally.dead_letters),
+        digest=found,
         answers=asker.result() if asker is not None else None,
         model=engine.encoder.version if engine.encoder is not None else None,
-        seconds=time.monotonic() - began,
+        seconds=tally.seconds + time.monotonic() - began_s,
     )
+
+
+async def _go_on(engine: Engine, tally: Tally, asker: Asker | None) -> None:
+    """Makes a new engine and a new asker know what the replay has come to; with an empty tally that is nothing."""
+    if not tally.done:
+        return
+    engine.counts.clear()
+    engine.counts.update(tally.counts)
+    if engine.encoder is not None:
+        items = ItemFollower(engine.store, engine.encoder.version, engine.encoder, text_vectors=True)
+        await items.catch_up()
+    if asker is not None:
+        if tally.asker is not None:
+            asker.remember(tally.asker)
+        await asker.items_changed()
 
 
 @dataclass(slots=True)
@@ -197,26 +184,27 @@ class _Feeder:
 
     engine: Engine
     asker: Asker | None
-    fed: Counter[str] = field(default_factory=Counter)
+    fed: Counter[str]
+    asked: bool = False  # since the first question items and clicks are applied in their order
+    progress: Callable[[int], None] | None = None
     _pending: list[Record] = field(default_factory=list)
     _users: set[str] = field(default_factory=set)  # with a click among the pending
-    _asked: bool = False  # since the first question items and clicks are applied in their order
 
     async def feed(self, record: Record) -> None:
         self.fed[record.topic] += 1
         click = self._click(record)
-        if self._asked and self._pending and self._pending[-1].topic != record.topic:
+        if self.asked and self._pending and self._pending[-1].topic != record.topic:
             await self.flush()
         if click is not None and self.asker is not None:
             if self.asker.wants(click, record.timestamp_ms):
-                if not self._asked or click.user_id in self._users:
+                if not self.asked or click.user_id in self._users:
                     await self.flush()
-                self._asked = True
+                self.asked = True
                 await self.asker.ask(click, record.timestamp_ms)
             self.asker.observe(click, record.timestamp_ms)
             self._users.add(click.user_id)
         self._pending.append(record)
-        if len(self._pending) >= (_PENDING if self._asked else _CHUNK):
+        if len(self._pending) >= (_PENDING if self.asked else _CHUNK):
             await self.flush()
 
     async def flush(self) -> None:
@@ -230,6 +218,8 @@ class _Feeder:
             await self.engine.sweep_waiting()  # as a worker does when it is idle
             if self.asker is not None:
                 await self.asker.items_changed()
+        if self.progress is not None:
+            self.progress(self.fed.total())
 
     async def _apply(self, records: Sequence[Record]) -> None:
         while records:

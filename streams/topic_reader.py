@@ -1,31 +1,40 @@
 """Reads the consumed topics from a broker as they were, once, merged by time: for replay.
 
-Belongs to no consumer group and commits nothing. Ends at the offsets the logs had when it was opened. Partitions are
-merged by Kafka timestamp; at equal times users, catalog, item-vectors, context, clickstream; within a partition the
-offset order stays, whatever its timestamps. It does not know what records mean.
+Belongs to no consumer group and commits nothing. Ends at the offsets the logs had when it was opened, and can be
+opened again where an earlier one stopped. The order is that of `streams.log_merge`: by Kafka timestamp, at equal times
+users, catalog, item-vectors, context, clickstream. It does not know what records mean.
 """
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import OffsetOutOfRangeError
 
 from streams.events import Record
 from streams.folder_records import TOPIC_ORDER
 from streams.kafka_access import KafkaAccess
-from streams.replay import Covers
+from streams.log_merge import LogMerge, Place
+from streams.replay_report import Covers
 
 # The embedded broker answers newer version negotiations wrongly; to this version both sides keep.
 _EMBEDDED_VERSION = (2, 3)
-_BUFFERED = 5_000  # records of one partition held while others are waited for, about 1 MB
+_POLL_RECORDS = 2_000  # handed over at once: more than a partition's share of the buffer would only wait there
 _POLL_MS = 100
-_WAIT_S = 30.0  # without any record although the log is said to hold more
+_FETCH_BYTES = 256 * 1024  # fetched ahead of one partition; a larger record comes alone
+_WAIT_S = 60.0  # without any record although the log is said to hold more: a broker restarts in less
+
+
+class Span(NamedTuple):
+    """Offsets of one partition, end excluded; None is that end of the log."""
+
+    start: int | None = None
+    end: int | None = None
 
 
 class TopicReader:
@@ -35,12 +44,14 @@ class TopicReader:
         access: the cluster.
         topics: those to read, of `TOPIC_ORDER`.
         embedded: the broker is the embedded one, which cannot look offsets up by time: records are read and left out.
-        starts: offsets to begin at, by (topic, partition); what is not named begins at the log's start.
+        spans: offsets to read of some partitions, by (topic, partition); times do not matter for these.
         start_ms: begin each partition at its first record of this Kafka timestamp or later.
         stop_ms: end each partition before its first record of this Kafka timestamp or later.
+        whole: topics that `start_ms` does not cut.
+        resume: what `standing` said when another reader with the same arguments stopped.
 
     Raises:
-        ValueError: a topic does not exist, or a start lies outside its log.
+        ValueError: a topic or partition does not exist, a span lies outside its log, or the times are in wrong order.
         kafka.errors.KafkaError: the broker does not answer.
     """
 
@@ -50,64 +61,85 @@ class TopicReader:
         topics: Sequence[str] = TOPIC_ORDER,
         *,
         embedded: bool = False,
-        starts: Mapping[tuple[str, int], int] | None = None,
+        spans: Mapping[Place, Span] | None = None,
         start_ms: int | None = None,
         stop_ms: int | None = None,
+        whole: Collection[str] = (),
+        resume: Mapping[str, Any] | None = None,
     ) -> None:
+        if start_ms is not None and stop_ms is not None and stop_ms < start_ms:
+            raise ValueError(f"the end {stop_ms} lies before the start {start_ms}; swap them")
         version = {"api_version": _EMBEDDED_VERSION} if embedded else {}
         self._consumer = KafkaConsumer(
             **access.kafka_python(),
             enable_auto_commit=False,
+            auto_offset_reset="none",  # the default would leave out what is between here and the end
             isolation_level="read_committed",
             fetch_max_wait_ms=50,
-            max_poll_records=_BUFFERED,
+            max_poll_records=_POLL_RECORDS,
+            max_partition_fetch_bytes=_FETCH_BYTES,
             **version,
         )
-        self._access, self._start_ms, self._stop_ms = access, start_ms, stop_ms
-        self._first_read: dict[TopicPartition, int] = {}
-        self._ended_at: dict[TopicPartition, int] = {}  # where `stop_ms` ended a partition before its log did
+        self._access, self._embedded = access, embedded
+        self._start_ms, self._stop_ms, self._whole = start_ms, stop_ms, whole
+        self._timed: set[Place] = set()  # cut by time while reading, because the broker cannot
+        self._unbegun: set[Place] = set()  # of these, where no record at or after `start_ms` was met yet
+        self._covers: dict[Place, Covers] = {}
+        self._next: dict[Place, int] = {}
         try:
-            self._covers = self._place(topics, starts or {}, embedded)
+            places = self._places(topics)
+            self._open(places, spans or {}) if resume is None else self._reopen(places, resume)
+            self._total = sum(c.end - (c.first if place in self._unbegun else c.start) for place, c in self._pairs)
         except BaseException:
             self._consumer.close()
             raise
 
     @property
     def covers(self) -> dict[str, Covers]:
-        """What has been read of each partition, by `topic[partition]`, and from where its log still reaches."""
-        found = {}
-        for tp, covers in self._covers.items():
-            start = covers.start if self._start_ms is None else self._first_read.get(tp, covers.end)
-            end = self._ended_at.get(tp, covers.end)
-            found[self._named(tp)] = Covers(covers.first, min(start, end), end, covers.log_end)
-        return found
+        """What has been or will be read of each partition, by `topic[partition]`, and what its log holds."""
+        return {_named(place): covers for place, covers in self._pairs}
+
+    @property
+    def partitions(self) -> dict[str, int]:
+        """How many partitions each topic has."""
+        return {topic: sum(place[0] == topic for place in self._covers) for topic, _ in self._covers}
 
     @property
     def total(self) -> int:
         """How many offsets lie between the starts and the ends: not fewer than the records to come."""
-        return sum(covers.end - covers.start for covers in self._covers.values())
+        return self._total
+
+    @property
+    def standing(self) -> dict[str, Any]:
+        """Where to go on behind the record that was yielded last, as plain values for JSON."""
+        return {
+            _named(place): {
+                "covers": [covers.first, covers.start, covers.end, covers.log_end, covers.lost],
+                "next": self._next[place],
+                "timed": place in self._timed,
+                "begun": place not in self._unbegun,
+            }
+            for place, covers in self._pairs
+        }
 
     def records(self) -> Iterator[Record]:
         """All records, merged. Can be read once.
 
         Raises:
-            ConnectionError: nothing came for half a minute although the log goes on.
+            ConnectionError: nothing came for a minute although the log goes on.
         """
-        merge = _Merge(self._covers, {self._access.topic(name): rank for rank, name in enumerate(TOPIC_ORDER)})
+        spans = {place: (self._next[place], covers.end) for place, covers in self._pairs}
+        merge = LogMerge(spans, {topic: rank for rank, topic in enumerate(TOPIC_ORDER)})
         while True:
-            while merge.waiting:
+            if merge.waiting:
                 self._fetch(merge)
             record = merge.next()
             if record is None:
                 return
-            tp = TopicPartition(self._access.topic(record.topic), record.partition)
-            if self._start_ms is not None and record.timestamp_ms < self._start_ms and tp not in self._first_read:
+            place = record.topic, record.partition
+            if place in self._timed and not self._in_time(place, record, merge):
                 continue
-            if self._stop_ms is not None and record.timestamp_ms >= self._stop_ms:
-                self._ended_at[tp] = record.offset
-                merge.end(tp)
-                continue
-            self._first_read.setdefault(tp, record.offset)
+            self._next[place] = record.offset + 1
             yield record
 
     def close(self) -> None:
@@ -120,112 +152,158 @@ class TopicReader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _place(
-        self, topics: Sequence[str], starts: Mapping[tuple[str, int], int], embedded: bool
-    ) -> dict[TopicPartition, Covers]:
-        """Assigns and seeks all partitions."""
-        existing = self._consumer.topics()
-        absent = [topic for topic in map(self._access.topic, topics) if topic not in existing]
-        if absent:
-            raise ValueError(f"topic {absent[0]!r} does not exist on this broker, which has {sorted(existing)}")
-        tps = [
-            TopicPartition(topic, partition)
-            for topic in map(self._access.topic, topics)
-            for partition in sorted(self._consumer.partitions_for_topic(topic) or ())
-        ]
-        self._consumer.assign(tps)
-        first, last = self._consumer.beginning_offsets(tps), self._consumer.end_offsets(tps)
-        wanted = {TopicPartition(self._access.topic(topic), part): offset for (topic, part), offset in starts.items()}
-        if self._start_ms is not None and not embedded:
-            found = self._consumer.offsets_for_times(dict.fromkeys(tps, self._start_ms))
-            wanted |= {tp: last[tp] if at is None else at.offset for tp, at in found.items()}
-        covers = {}
-        for tp in tps:
-            start = wanted.get(tp, first[tp])
-            if not first[tp] <= start <= last[tp]:
-                raise ValueError(f"{self._named(tp)} cannot start at {start}: its log holds {first[tp]} to {last[tp]}")
-            covers[tp] = Covers(first[tp], start, last[tp], last[tp])
-            self._consumer.seek(tp, start)
-        return covers
+    @property
+    def _pairs(self) -> list[tuple[Place, Covers]]:
+        return list(self._covers.items())
 
-    def _fetch(self, merge: _Merge) -> None:
+    def _places(self, topics: Sequence[str]) -> list[Place]:
+        """Every partition of the topics."""
+        existing = self._consumer.topics()
+        absent = [topic for topic in topics if self._access.topic(topic) not in existing]
+        if absent:
+            raise ValueError(
+                f"topic {self._access.topic(absent[0])!r} does not exist on this broker, which has {sorted(existing)}"
+            )
+        return [
+            (topic, partition)
+            for topic in topics
+            for partition in sorted(self._consumer.partitions_for_topic(self._access.topic(topic)) or ())
+        ]
+
+    def _open(self, places: Sequence[Place], spans: Mapping[Place, Span]) -> None:
+        """Finds out what to read, and seeks there."""
+        unknown = [place for place in spans if place not in places]
+        if unknown:
+            known = [partition for topic, partition in places if topic == unknown[0][0]]
+            there = f"it has partitions 0 to {max(known)}" if known else "the topics are " + ", ".join(TOPIC_ORDER)
+            raise ValueError(f"{_named(unknown[0])} does not exist: {there}")
+        first, last = self._log_ends(places)
+        starts, ends = self._offsets_at(places, self._start_ms, last), self._offsets_at(places, self._stop_ms, last)
+        for place in places:
+            start, end = first[place] if place[0] in self._whole else starts.get(place, first[place]), last[place]
+            end = ends.get(place, end)
+            if place in spans:
+                start, end = _within(place, spans[place], first[place], last[place])
+            elif self._embedded and (self._start_ms is not None or self._stop_ms is not None):
+                self._timed.add(place)
+                if self._start_ms is not None and place[0] not in self._whole:
+                    self._unbegun.add(place)
+            self._next[place] = start
+            shown = end if place in self._unbegun else start
+            self._covers[place] = Covers(first[place], min(shown, end), end, last[place])
+        self._seek()
+
+    def _reopen(self, places: Sequence[Place], resume: Mapping[str, Any]) -> None:
+        """Goes on where another reader stopped; what retention removed meanwhile is noted as lost."""
+        if sorted(map(_named, places)) != sorted(resume):
+            raise ValueError("the topics have other partitions than when this reading began; begin anew")
+        first, last = self._log_ends(places)
+        for place in places:
+            found = resume[_named(place)]
+            covers = Covers(*found["covers"])
+            if last[place] < covers.end:
+                raise ValueError(
+                    f"{_named(place)} ends at {last[place]} and reached {covers.end} when this reading began: it is "
+                    "another log by now; begin anew"
+                )
+            self._covers[place], self._next[place] = covers, found["next"]
+            self._timed |= {place} if found["timed"] else set()
+            self._unbegun |= set() if found["begun"] else {place}
+            if self._next[place] < first[place]:
+                self._note_lost(place, self._next[place], first[place])
+                self._next[place] = first[place]
+        self._seek()
+
+    def _seek(self) -> None:
+        self._consumer.assign([self._tp(place) for place in self._next])
+        for place, offset in self._next.items():
+            self._consumer.seek(self._tp(place), offset)
+
+    def _log_ends(self, places: Sequence[Place]) -> tuple[dict[Place, int], dict[Place, int]]:
+        tps = {place: self._tp(place) for place in places}
+        first, last = self._consumer.beginning_offsets(tps.values()), self._consumer.end_offsets(tps.values())
+        return {place: first[tp] for place, tp in tps.items()}, {place: last[tp] for place, tp in tps.items()}
+
+    def _offsets_at(self, places: Sequence[Place], at_ms: int | None, last: Mapping[Place, int]) -> dict[Place, int]:
+        """The first offsets with a Kafka timestamp of `at_ms` or later; nothing when that is not asked or not known."""
+        if at_ms is None or self._embedded:
+            return {}
+        found = self._consumer.offsets_for_times({self._tp(place): max(0, at_ms) for place in places})
+        at = {place: found.get(self._tp(place)) for place in places}
+        return {place: last[place] if where is None else min(where.offset, last[place]) for place, where in at.items()}
+
+    def _in_time(self, place: Place, record: Record, merge: LogMerge) -> bool:
+        """Whether a record of a broker without times is wanted."""
+        if place in self._unbegun:
+            if record.timestamp_ms < (self._start_ms or 0):
+                self._next[place] = record.offset + 1
+                return False
+            if self._stop_ms is None or record.timestamp_ms < self._stop_ms:
+                self._unbegun.discard(place)
+                self._covers[place] = replace(self._covers[place], start=record.offset)
+        if self._stop_ms is None or record.timestamp_ms < self._stop_ms:
+            return True
+        covers = self._covers[place]
+        self._covers[place] = replace(covers, start=min(covers.start, record.offset), end=record.offset)
+        self._next[place] = record.offset
+        merge.end(place)
+        return False
+
+    def _fetch(self, merge: LogMerge) -> None:
         """Gets more records of partitions that are waited for; others pause when they hold enough."""
         deadline = time.monotonic() + _WAIT_S
         while merge.waiting:
-            full = merge.full()
-            self._consumer.pause(*full)
-            fetched = self._consumer.poll(timeout_ms=_POLL_MS)
-            self._consumer.resume(*full)
+            enough = [self._tp(place) for place in merge.satisfied()]
+            self._consumer.pause(*enough)
+            fetched = self._poll(merge)
+            self._consumer.resume(*enough)
             for tp, found in fetched.items():
-                merge.add(tp, [self._record(raw) for raw in found])
-            merge.settle({tp: self._consumer.position(tp) for tp in merge.waiting})
+                place = self._access.name(tp.topic), tp.partition
+                merge.add(place, [_record(place[0], raw) for raw in found])
+            merge.settle({place: self._consumer.position(self._tp(place)) for place in merge.waiting})
             if fetched:
                 deadline = time.monotonic() + _WAIT_S
             elif merge.waiting and time.monotonic() > deadline:
-                stuck = sorted(map(self._named, merge.waiting))
+                stuck = sorted(map(_named, merge.waiting))
                 raise ConnectionError(f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try again")
 
-    def _named(self, tp: TopicPartition) -> str:
-        return f"{self._access.name(tp.topic)}[{tp.partition}]"
+    def _poll(self, merge: LogMerge) -> Mapping[TopicPartition, Sequence[Any]]:
+        try:
+            found: Mapping[TopicPartition, Sequence[Any]] = self._consumer.poll(timeout_ms=_POLL_MS)
+            return found
+        except OffsetOutOfRangeError:  # retention has removed what was to be read next
+            first, _ = self._log_ends(list(self._covers))
+            for place, start in first.items():
+                reached = self._consumer.position(self._tp(place))
+                if reached < start:
+                    self._note_lost(place, reached, start)
+                    self._consumer.seek(self._tp(place), start)
+            return {}
 
-    def _record(self, raw: Any) -> Record:
-        topic, headers = self._access.name(raw.topic), tuple(raw.headers or ())
-        return Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, headers)
+    def _note_lost(self, place: Place, reached: int, log_start: int) -> None:
+        covers = self._covers[place]
+        lost = max(0, min(log_start, covers.end) - reached)
+        self._covers[place] = replace(covers, first=log_start, lost=covers.lost + lost)
+
+    def _tp(self, place: Place) -> TopicPartition:
+        return TopicPartition(self._access.topic(place[0]), place[1])
 
 
-class _Merge:
-    """Buffers by partition and a heap of their first records."""
+def _named(place: Place) -> str:
+    return f"{place[0]}[{place[1]}]"
 
-    def __init__(self, covers: Mapping[TopicPartition, Covers], rank: Mapping[str, int]) -> None:
-        self._end = {tp: c.end for tp, c in covers.items() if c.start < c.end}
-        self._buffers: dict[TopicPartition, deque[Record]] = {tp: deque() for tp in self._end}
-        self._heap: list[tuple[int, int, int, TopicPartition]] = []
-        self._rank = rank  # of a topic, at equal times
-        self.waiting: set[TopicPartition] = set(self._end)  # not at their end, and nothing buffered
-        self._read_to: dict[TopicPartition, int] = {tp: c.start for tp, c in covers.items()}
 
-    def add(self, tp: TopicPartition, records: Sequence[Record]) -> None:
-        """Takes over fetched records before the end."""
-        if tp not in self._end or not records:
-            return
-        self._read_to[tp] = records[-1].offset + 1
-        self._buffers[tp].extend(record for record in records if record.offset < self._end[tp])
-        if tp in self.waiting and self._buffers[tp]:
-            self.waiting.discard(tp)
-            self._push(tp)
+def _record(topic: str, raw: Any) -> Record:
+    return Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, tuple(raw.headers or ()))
 
-    def settle(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Gives up waiting where the consumer has passed the end: the last offsets may hold no record of ours."""
-        for tp, position in positions.items():
-            self._read_to[tp] = max(self._read_to[tp], position)
-            if self._read_to[tp] >= self._end[tp]:
-                self.waiting.discard(tp)
 
-    def next(self) -> Record | None:
-        """The earliest record; None at the end of all partitions."""
-        if not self._heap:
-            return None
-        tp = heapq.heappop(self._heap)[-1]
-        record = self._buffers[tp].popleft()
-        if self._buffers[tp]:
-            self._push(tp)
-        elif self._read_to[tp] < self._end[tp]:
-            self.waiting.add(tp)
-        return record
-
-    def full(self) -> list[TopicPartition]:
-        """Partitions that need no more for now, and those that are at their end."""
-        ended = [tp for tp in self._read_to if tp not in self._end]
-        return ended + [tp for tp, buffer in self._buffers.items() if len(buffer) >= _BUFFERED]
-
-    def end(self, tp: TopicPartition) -> None:
-        """Nothing of this partition is wanted any more."""
-        del self._end[tp]
-        self._buffers[tp].clear()
-        self.waiting.discard(tp)
-        self._heap = [entry for entry in self._heap if entry[-1] != tp]
-        heapq.heapify(self._heap)
-
-    def _push(self, tp: TopicPartition) -> None:
-        first = self._buffers[tp][0]
-        heapq.heappush(self._heap, (first.timestamp_ms, self._rank[tp.topic], tp.partition, tp))
+def _within(place: Place, span: Span, first: int, last: int) -> tuple[int, int]:
+    """Start and end of a span. Raises ValueError when the log does not hold it."""
+    start, end = first if span.start is None else span.start, last if span.end is None else span.end
+    if not first <= start <= last:
+        raise ValueError(f"{_named(place)} cannot start at {start}: its log holds {first} to {last}")
+    if not start <= end <= last:
+        raise ValueError(
+            f"{_named(place)} cannot end at {end}: it starts at {start} and its log holds {first} to {last}"
+        )
+    return start, end

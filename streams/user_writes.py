@@ -63,7 +63,7 @@ class UserWriter:
         clock, idle_ms = (await self._store.read([(keys.owner(tag), ["clock", "idle_ms"])]))[0]
         tenure.clock, tenure.idle_ms = PartitionClock.decode(clock), int(idle_ms or -1)
         tenure.buckets = {int(bucket) for bucket in await self._store.read_all(keys.popularity_buckets(tag))}
-        tenure.waiting = dict.fromkeys(await self._store.members(keys.waiting(tag)), ())
+        tenure.waiting = dict.fromkeys(sorted(await self._store.members(keys.waiting(tag))), ())
 
     async def apply(self, topic: str, parts: Sequence[tuple[Tenure, Sequence[Record]]]) -> None:
         """Applies one topic's records, by partition."""

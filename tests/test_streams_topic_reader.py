@@ -15,8 +15,9 @@ from index.memory_store import MemoryStore
 from streams.digest import digest
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
 from streams.kafka_access import KafkaAccess
-from streams.replay import Covers, SilentOutlet, folder_logs, open_engine, replay
-from streams.topic_reader import TopicReader
+from streams.replay import SilentOutlet, folder_logs, open_engine, replay
+from streams.replay_report import Covers
+from streams.topic_reader import Span, TopicReader
 from tests.replay_world import PARTITIONS, lived
 from tests.streams_world import MemoryBroker, fill
 
@@ -75,7 +76,7 @@ def test_reading_ends_where_the_logs_ended_when_it_began(broker: Broker) -> None
 
 def test_offsets_and_times_cut_a_piece_out(broker: Broker) -> None:
     produce(broker, [(CLICKSTREAM, p, ms, f"{p}:{ms}") for p in (0, 1) for ms in (0, 10, 20, 30)])
-    found, covers = read(broker, starts={(CLICKSTREAM, 0): 2})
+    found, covers = read(broker, spans={(CLICKSTREAM, 0): Span(2)})
     assert [value for value, _, _ in found] == ["1:0", "1:10", "0:20", "1:20", "0:30", "1:30"]
     assert covers["clickstream[0]"] == Covers(0, 2, 4, 4)
     found, covers = read(broker, start_ms=NOW_MS + 5, stop_ms=NOW_MS + 30)
@@ -88,7 +89,7 @@ def test_offsets_and_times_cut_a_piece_out(broker: Broker) -> None:
 def test_a_start_outside_the_log_and_a_missing_topic_are_refused(broker: Broker) -> None:
     produce(broker, [(CLICKSTREAM, 0, 0, "x")])
     with pytest.raises(ValueError, match=r"clickstream\[0\] cannot start at 7: its log holds 0 to 1"):
-        read(broker, starts={(CLICKSTREAM, 0): 7})
+        read(broker, spans={(CLICKSTREAM, 0): Span(7)})
     with pytest.raises(ValueError, match="topic 'nonsense' does not exist"):
         read(broker, topics=("nonsense",))
 
