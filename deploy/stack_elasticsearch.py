@@ -15,12 +15,12 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
-from types import TracebackType
 
-from deploy.processes import StartError, kill, log_tail, spawn, terminate
+from deploy.embedded import EmbeddedServer
+from deploy.processes import StartError, kill, log_tail, spawn
 from deploy.stack_artefacts import elasticsearch_home, elasticsearch_version
 from deploy.stack_java import find_java
-from deploy.stack_kafka import HOST, check_free, free_port, wait_until_free
+from deploy.stack_ports import HOST, check_free, free_port, wait_until_free
 
 READY_S = 180.0  # usually 8-10 s; one minute was seen on two busy cores
 _STOP_S = 30.0  # usually two seconds
@@ -29,7 +29,7 @@ _UNPRIVILEGED = 987  # any id that is not root and that owns nothing
 _OTHERS_MAY_ENTER = 0o001
 
 
-class ElasticsearchServer:
+class ElasticsearchServer(EmbeddedServer):
     """A single node.
 
     Args:
@@ -48,21 +48,12 @@ class ElasticsearchServer:
         home: Path | None = None,
         java_home: Path | None = None,
     ) -> None:
+        super().__init__()
         self.folder = folder
         self._port = port
         self._transport_port: int | None = None
         self._heap_mb = heap_mb
         self._home, self._java_home = home, java_home
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> ElasticsearchServer:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def port(self) -> int:
@@ -80,11 +71,6 @@ class ElasticsearchServer:
     def version(self) -> str:
         """Of Elasticsearch; the name of its home says it. Empty before the first start when no home was given."""
         return "" if self._home is None else self._home.name.rpartition("-")[2]
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the launcher, which ends with the server; None while it does not run."""
-        return None if self._child is None else self._child.pid
 
     @property
     def log(self) -> Path:
@@ -123,15 +109,12 @@ class ElasticsearchServer:
 
     def stop(self, grace_s: float = _STOP_S) -> None:
         """Lets the node end by itself (SIGTERM), and kills it after `grace_s` seconds."""
-        if self._child is not None:
-            terminate(self._child, grace_s)
-            self._child = None
+        super().stop(grace_s)
 
     def kill(self) -> None:
         """SIGKILL to launcher and server, for fault tests; the folder stays."""
         if self._child is not None:
-            kill(self._child)
-            self._child = None
+            super().kill()
             wait_until_free(self.port, _GONE_S)  # we wait for the launcher only, and the server is large
 
     def restart(self) -> str:

@@ -8,27 +8,21 @@ killed worker's partitions and a killed broker are back within seconds. It does 
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
-from deploy.processes import StartError, kill, log_tail, spawn, terminate
+from deploy.embedded import EmbeddedServer
+from deploy.processes import StartError, kill, spawn
 from deploy.stack_artefacts import kafka_jars
 from deploy.stack_java import find_java
 from deploy.stack_pins import KAFKA_VERSION
+from deploy.stack_ports import HOST, check_free, free_port, wait_for_port
 
-HOST = "127.0.0.1"
 READY_S = 90.0  # usually two seconds; eighteen were seen on two busy cores
 _STOP_S = 30.0  # usually under one second
 _FORMAT_S = 60.0
-# Below the range from which Linux takes ports of outgoing connections: a restarted server must find its own free.
-_PORTS = range(20_000, 32_000)
-_PORT_TRIES = 100
 # A fixed id of 22 characters: a random one may begin with "-", which the formatter takes for an option.
 _CLUSTER_ID = "perseid-local-stack-00"
 _LOGGING = """status=error
@@ -41,7 +35,7 @@ appender.console.layout.pattern=[%d] %p %m (%c)%n
 """
 
 
-class KafkaServer:
+class KafkaServer(EmbeddedServer):
     """A broker that is its own controller.
 
     Args:
@@ -67,6 +61,7 @@ class KafkaServer:
         jars: Path | None = None,
         java: Path | None = None,
     ) -> None:
+        super().__init__()
         self.folder = folder
         self._port = port
         self._inner_ports: tuple[int, int] | None = None  # broker to itself, controller
@@ -75,16 +70,6 @@ class KafkaServer:
         self._format_arguments = tuple(format_arguments)
         self._heap_mb = heap_mb
         self._jars, self._java = jars, java
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> KafkaServer:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def port(self) -> int:
@@ -102,11 +87,6 @@ class KafkaServer:
     def version(self) -> str:
         """Of Kafka."""
         return KAFKA_VERSION
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, None while it does not run."""
-        return None if self._child is None else self._child.pid
 
     @property
     def log(self) -> Path:
@@ -138,15 +118,7 @@ class KafkaServer:
 
     def stop(self, grace_s: float = _STOP_S) -> None:
         """Lets the broker end by itself (SIGTERM), and kills it after `grace_s` seconds."""
-        if self._child is not None:
-            terminate(self._child, grace_s)
-            self._child = None
-
-    def kill(self) -> None:
-        """SIGKILL, for fault tests; the folder stays, so that `start` finds what the broker had written."""
-        if self._child is not None:
-            kill(self._child)
-            self._child = None
+        super().stop(grace_s)
 
     def restart(self) -> str:
         """`stop` and `start`."""
@@ -215,54 +187,3 @@ def _server_properties(folder: Path, port: int, inner: int, controller: int, pro
         "group.initial.rebalance.delay.ms": "0",
         "group.min.session.timeout.ms": "1000",  # fault tests use sessions of 2 s, the workers of 6 s
     }
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on, outside the range of outgoing connections."""
-    for port in random.sample(_PORTS, _PORT_TRIES):
-        if _is_free(port):
-            return port
-    raise ValueError(f"no free port among {_PORT_TRIES} of {_PORTS.start} to {_PORTS.stop}")
-
-
-def check_free(port: int) -> None:
-    """Raises ValueError when somebody else listens on the port: a server of ours could not, and seem ready."""
-    if not _is_free(port):
-        raise ValueError(f"port {port} of {HOST} is taken: end what listens on it, or choose another")
-
-
-def wait_until_free(port: int, timeout_s: float) -> None:
-    """Polls until nobody listens on the port. Raises ValueError when somebody still does."""
-    deadline = time.monotonic() + timeout_s
-    while not _is_free(port) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    check_free(port)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def wait_for_port(
-    child: subprocess.Popen[bytes], port: int, timeout_s: float, name: str, log: Path, start: int
-) -> None:
-    """Polls until the port accepts a connection. Raises StartError with what the log says beyond byte `start`."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if child.poll() is not None:
-            raise StartError(f"{name} ended with status {child.returncode} (log: {log}):\n{log_tail(log, start)}")
-        try:
-            socket.create_connection((HOST, port), 1.0).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                late = f"{name} did not answer on port {port} within {timeout_s:g} s (log: {log})"
-                raise StartError(f"{late}:\n{log_tail(log, start)}") from None
-            time.sleep(0.05)
-        else:
-            return
