@@ -211,6 +211,12 @@ class Catalogue:
         column: NDArray[Any] = getattr(self._columns, field)
         return column[: self.size]
 
+    def positions(self) -> NDArray[np.int64]:
+        """[size] item-log position of each item's record, a copy; negative where there is none."""
+        found = self._columns.position[: self.size].copy()
+        found[self._free] = -1
+        return found
+
     def available(self) -> Mask:
         """[size] the catalogue's flag; False for withdrawn items."""
         return self._columns.stock[: self.size]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Protocol
 
 from index.keys import ITEMS_TAG
@@ -41,6 +41,7 @@ class ItemFollower:
         model: version whose retrieval vectors the records carry.
         sink: gets every item, then every change.
         text_vectors: whether the records carry text vectors (the encoder needs them, an API process does not).
+        taken: awaited after each call of the sink, for one that passes records on and must not be flooded.
     """
 
     def __init__(
@@ -50,13 +51,15 @@ class ItemFollower:
         sink: ItemSink,
         *,
         text_vectors: bool = False,
+        taken: Callable[[], Awaitable[None]] | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._sink, self._now_s = store, sink, monotonic_s
+        self._store, self._sink, self._taken, self._now_s = store, sink, taken, monotonic_s
         self._fields = [
             name if text_vectors or name != TEXT_VECTOR else "-" for name in (*ITEM_FIELDS, vector_field(model))
         ]  # "-" is a field that no item has
         self.generation, self.position = "", 0
+        self.loading = ""  # the log whose items are being read
         self._seen_s: float | None = None  # when the end of the log, as it was then, is known to have been applied
         self._ahead: tuple[int, float] | None = None  # an end of the log that may not be applied yet, seen when
 
@@ -81,6 +84,7 @@ class ItemFollower:
         if self.generation and self.generation != start.generation:
             log.info("item log %s begins, %d items are read again", start.generation, len(item_ids))
         self.generation = ""  # until all are read: the sink's positions count in no log
+        self.loading = start.generation
         self._sink.reset(set(item_ids))
         await self._read(item_ids)
         self.generation, self.position = start.generation, start.position
@@ -139,5 +143,7 @@ class ItemFollower:
             requests = [(keys.item(item_id), self._fields) for item_id in part]
             *rows, (position,) = await self._store.read([*requests, (keys.owner(ITEMS_TAG), ["item_position"])])
             self._sink.apply([load_item(item_id, row) for item_id, row in zip(part, rows, strict=True)])
+            if self._taken is not None:
+                await self._taken()
             end = int(position or 0)
         return end
