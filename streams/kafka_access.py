@@ -113,22 +113,21 @@ class KafkaAccess:
         return config | {name: path for name, path in files.items() if path}
 
     def kafka_python(self) -> dict[str, Any]:
-        """Arguments of kafka-python's clients. Holds the password: never log it.
-
-        Also silences kafka-python's debug log, which shows each request and with it the password.
-        """
-        logging.getLogger("kafka").setLevel(max(logging.INFO, logging.getLogger("kafka").level))
+        """Arguments of kafka-python's clients. Holds the password: never log it."""
+        self._hush("kafka")
         config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
         files = {"ssl_cafile": self.ca, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
         return config | self._sasl_arguments() | {name: path for name, path in files.items() if path}
 
     def aiokafka(self) -> dict[str, Any]:
         """Arguments of aiokafka's clients. Holds the password: never log it. OSError: a certificate cannot be read."""
+        self._hush("aiokafka")
         config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
         return config | self._sasl_arguments() | ({"ssl_context": self._ssl_context()} if self.tls else {})
 
     def faust(self) -> dict[str, Any]:
         """Arguments of a Faust app: its broker and credentials. OSError: a certificate cannot be read."""
+        self._hush("aiokafka")
         return {"broker": [f"aiokafka://{server}" for server in self.servers], **self._faust_credentials()}
 
     @property
@@ -154,6 +153,12 @@ class KafkaAccess:
             "sasl_plain_username": self.user,
             "sasl_plain_password": self.password,
         }
+
+    def _hush(self, client: str) -> None:
+        """Ends a client's debug log, which shows every request, and so the password of PLAIN."""
+        logger = logging.getLogger(client)
+        if self.sasl:
+            logger.setLevel(max(logging.INFO, logger.level))
 
     def _ssl_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=self.ca or None)
