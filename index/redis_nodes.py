@@ -59,7 +59,10 @@ class OneServer:
         self._client = connect(url)
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        return _checked(await _send(self._client, commands))
+        try:
+            return _checked(await _send(self._client, commands))
+        except MovedError as error:
+            raise RedisError(f"this server is a node of a Redis Cluster and sends us on: {error}") from error
 
     async def close(self) -> None:
         await self._client.aclose()

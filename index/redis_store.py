@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Any
 
-from redis.exceptions import MovedError, NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from index.keys import ITEMS_TAG, Keys
 from index.redis_nodes import Command, nodes
@@ -76,8 +76,6 @@ class RedisStore:
     async def _translated(self) -> AsyncIterator[None]:
         try:
             yield
-        except MovedError as error:
-            raise StoreUnavailableError(f"this server is a node of a Redis Cluster and sends us on: {error}") from error
         except (RedisError, OSError, TimeoutError) as error:
             # Also LOADING, MISCONF, OOM, CLUSTERDOWN …: the server is there and will not serve now.
             raise StoreUnavailableError(f"{type(error).__name__}: {error}") from error

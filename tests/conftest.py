@@ -13,6 +13,7 @@ from deploy.redis_server import RedisServer
 from index.keys import Keys
 from streams.kafka_access import KafkaAccess
 from tests import services
+from tests.redis_cluster import ClusterOfServers
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +49,12 @@ def kafka_access(kafka_server: str, topic_prefix: str) -> Iterator[KafkaAccess]:
     """The real Kafka, with topics of this test's own; `deploy.topics.create_topics` makes them."""
     with services.own_topics(kafka_server, topic_prefix) as access:
         yield access
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOfServers]:
+    with ClusterOfServers(Path(tmp_path_factory.mktemp("redis-cluster"))) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -132,6 +132,7 @@ class ClusterOfServers:
             "cluster-enabled yes",
             f"cluster-node-timeout {_NODE_TIMEOUT_MS}",
             "repl-diskless-sync-delay 0",
+            "appendfsync always",  # a killed node comes back with all that it answered
             f"masterauth {self._password}",
         )
         return RedisServer(directory, port=port, password=self._password, append_only=True, options=options)

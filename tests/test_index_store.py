@@ -18,14 +18,15 @@ LOG = LogIdentity("cluster-a")
 Scenario = Callable[[LiveStore], Awaitable[None]]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "server", "cluster"])
 def check(request: pytest.FixtureRequest, keys: Keys) -> Callable[[Scenario], None]:
-    """Runs a scenario against a fresh store of either kind."""
-    server: RedisServer | None = request.getfixturevalue("redis_server") if request.param == "redis" else None
+    """Runs a scenario against a fresh store of each kind."""
+    kind: str = request.param
+    server = None if kind == "memory" else request.getfixturevalue(f"redis_{kind}")
 
     def run(scenario: Scenario) -> None:
         async def main() -> None:
-            store: LiveStore = RedisStore(server.url, keys) if server else MemoryStore(keys)
+            store: LiveStore = RedisStore(server.url, keys, cluster=kind == "cluster") if server else MemoryStore(keys)
             try:
                 await scenario(store)
             finally:
