@@ -1,7 +1,7 @@
 """Offline evaluation as a command: a data folder and a model put together, without broker, store or index.
 
-Assumes an artefact of `deploy.train`; item vectors come from the folder, else from the text memory and MiniLM. Loads
-torch. The protocol and the metrics are those of `streams.evaluate`.
+Assumes an artefact of `deploy.train`; item vectors come from the folder, else from `deploy.texts`. Loads torch. The
+protocol and the metrics are those of `streams.evaluate`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def evaluate_folder(
     loaded, metadata = load(model)
     folder = read_folder(path, settings.rules())
     ask = replace(ask, start_ms=_start_ms(folder, metadata, split))
-    vectors = folder_vectors(folder, model, memory, progress is not None) or given_vectors(folder, settings.rules())
+    vectors = folder_vectors(folder, model, settings, memory, progress is not None) or given_vectors(
+        folder, settings.rules()
+    )
     encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
     features = ContextFeatures.from_list(metadata["context_features"])
     offset = ContextOffset(serving_arrays(loaded)["context.weight"], features)

@@ -5,6 +5,7 @@ Assumes the canonical text and hash of `encoder.text`. Loads torch only where te
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -12,18 +13,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.text import MiniLM, VocabularyTagger, canonical_text, text_hash
+from encoder.endpoint_text import Embedder, embed_each
+from encoder.text import MiniLM, canonical_text, text_hash
 from streams.folder import Folder
 from streams.folder_records import ItemVectors, catalogue_body
 
+T = TypeVar("T")
 Memory = MutableMapping[str, NDArray[np.float32]]
-_BATCH = 128  # texts between two steps of the progress bar: about a second
+Texts = dict[str, str]  # text by hash
+Vectors = dict[str, NDArray[np.float32]]  # by hash
+_BATCH = 256  # texts between two steps of the progress bar: some seconds
+log = logging.getLogger(__name__)
 _MANY = 1_000  # texts for which it is worth to load the text model in several processes
+
+
+class Tagger(Protocol):
+    """What tags items: `VocabularyTagger` or `ChatTagger`."""
+
+    def tag(self, items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        """Tags of each item, all from a controlled vocabulary."""
 
 
 def known_items(folder: Folder, before_ms: int | None) -> list[dict[str, Any]]:
@@ -37,54 +50,67 @@ def known_items(folder: Folder, before_ms: int | None) -> list[dict[str, Any]]:
 
 def item_vectors(
     items: Sequence[Mapping[str, Any]],
-    model: MiniLM,
-    tagger: VocabularyTagger,
+    model: Embedder,
+    tagger: Tagger,
     memory: Memory,
     progress: bool = False,
     processes: int = 1,
 ) -> ItemVectors:
     """Vectors of all items; texts in `memory` are not embedded again, new ones are added to it.
 
-    Many texts are shared among `processes` with a model each: one model gains nothing from a second thread.
+    Many texts are shared among `processes` with a model each: one model gains nothing from a second thread. Items for
+    whose text an endpoint gives no usable answer are left out.
 
     Raises:
-        ValueError: there are no items, or the text model is not installed.
+        ValueError: there are no items, the text model is not installed, or it answers none of a batch of texts.
+        OSError: an endpoint cannot be used now; what it has answered is remembered.
     """
     if not items:
         raise ValueError("there are no items before the split; describe some in items.jsonl.gz or train on more")
     texts = {text_hash(text): text for text in map(canonical_text, items)}
     missing = [key for key in texts if key not in memory]
-    parts = [missing[at : at + _BATCH] for at in range(0, len(missing), _BATCH)]
+    parts = [{key: texts[key] for key in missing[at : at + _BATCH]} for at in range(0, len(missing), _BATCH)]
     with _embedder(model, processes if len(missing) >= _MANY else 1) as embed_all:
-        found = embed_all([[texts[key] for key in part] for part in parts])
-        for part, vectors in zip(_shown(parts, progress), found, strict=True):
-            memory.update(zip(part, vectors, strict=True))
-    return remembered_vectors(items, model.name, tagger, memory)
+        for found in _shown(embed_all(parts), len(parts), progress, "embedding texts"):
+            memory.update({key: vector for key, vector in found.items() if key not in memory})
+    return remembered_vectors(items, model.name, tagger, memory, progress)
 
 
 def remembered_vectors(
-    items: Sequence[Mapping[str, Any]], embedder: str, tagger: VocabularyTagger, memory: Memory
+    items: Sequence[Mapping[str, Any]], embedder: str, tagger: Tagger, memory: Memory, progress: bool = False
 ) -> ItemVectors:
-    """Vectors of those items whose texts are in `memory`; needs no text model."""
+    """Vectors of those items whose texts are in `memory`; needs no text model. Raises OSError as its tagger does."""
     hashed = [(item, text_hash(canonical_text(item))) for item in items]
     found = [(item, key) for item, key in hashed if key in memory]
+    parts = [[item for item, _ in found[at : at + _BATCH]] for at in range(0, len(found), _BATCH)]
+    tags = _shown(map(tagger.tag, parts), len(parts), progress, "tagging items")
     return ItemVectors(
         embedder=embedder,
         item_ids=[item["item_id"] for item, _ in found],
         vectors=np.stack([memory[key] for _, key in found]) if found else np.zeros((0, 0), np.float32),
-        tags=tagger.tag([item for item, _ in found]),
+        tags=[own for part in tags for own in part],
         text_hashes=[key for _, key in found],
     )
 
 
 @contextmanager
-def _embedder(model: MiniLM, processes: int) -> Iterator[Callable[[list[list[str]]], Iterable[NDArray[np.float32]]]]:
-    """Embeds batches of texts in order, here or in processes of their own."""
-    if processes == 1:
-        yield lambda batches: map(model.embed, batches)
+def _embedder(model: Embedder, processes: int) -> Iterator[Callable[[list[Texts]], Iterator[Vectors]]]:
+    """Embeds batches of texts by hash in order: here, or with MiniLM in processes of their own."""
+    if processes == 1 or not isinstance(model, MiniLM):
+        yield lambda batches: (_answered(model, texts) for texts in batches)
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         yield lambda batches: pool.map(_embed, batches)
+
+
+def _answered(model: Embedder, texts: Texts) -> Vectors:
+    """Raises ValueError when there is no answer for any of them: that is not the fault of a text."""
+    found, errors = embed_each(model, texts)
+    if errors and not found:
+        raise next(iter(errors.values()))
+    for key, error in errors.items():
+        log.warning("items with the text of hash %s are left out: %s", key, error)
+    return found
 
 
 def _end_with_parent() -> None:
@@ -99,9 +125,9 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _embed(texts: list[str]) -> NDArray[np.float32]:
+def _embed(texts: Texts) -> Vectors:
     """In a process of the pool: its model is loaded once."""
-    return _model().embed(texts)
+    return dict(zip(texts, _model().embed(list(texts.values())), strict=True))
 
 
 @cache
@@ -109,8 +135,8 @@ def _model() -> MiniLM:
     return MiniLM()
 
 
-def _shown(parts: Sequence[Sequence[str]], progress: bool) -> Iterator[Sequence[str]]:
+def _shown(parts: Iterable[T], count: int, progress: bool, what: str) -> Iterator[T]:
     from rich.progress import Progress
 
     with Progress(transient=True, disable=not progress) as bar:
-        yield from bar.track(parts, description="embedding texts")
+        yield from bar.track(parts, total=count, description=what)

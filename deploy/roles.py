@@ -14,7 +14,7 @@ from deploy.producer import EventProducer
 from deploy.running import limit_threads, log_to_stderr, on_signals, open_store, run_until_done, running
 from deploy.settings import Settings
 from deploy.state_sizes import engine_settings, keep_window
-from encoder.serving import DOCUMENT, load_serving
+from encoder.serving import DOCUMENT, load_serving, read_document
 from index.store import LiveStore
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ async def _worker(settings: Settings) -> None:
     encoder = EncoderThread(
         IncrementalEncoder(model, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device),
         metadata["version"],
+        metadata.get("embedder"),
     )
     producer = EventProducer(settings.kafka_access())
     engine = Engine(store, rules, settings.partitions, KafkaOutlet(producer.send), encoder, sizes, announce)
@@ -91,21 +92,27 @@ def worker_report(engine: Engine) -> dict[str, Any]:
 
 
 async def _embed(settings: Settings) -> None:
-    from deploy.texts import text_model
-    from encoder.text_memory import TextMemory
-    from streams.embed import EmbedRole, KafkaCatalog
+    from deploy.texts import TextSource
+    from streams.catalog_source import KafkaCatalog
+    from streams.embed import EmbedRole
 
-    model = text_model(settings.model, settings.threads)
+    document, source = read_document(settings.model), TextSource(settings)
+    model = source.model(document)
     store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
-    memory = TextMemory(settings.state / "texts")
-    role = EmbedRole(store, settings.rules(), model, memory, producer.send)
-    source = KafkaCatalog(settings.kafka_access(), f"{settings.group}-embed")
+    role = EmbedRole(store, settings.rules(), model, source.memory, producer.send)
+    # A group for each model: a new one brings other vectors or tags, so it begins with the whole catalogue.
+    catalog = KafkaCatalog(settings.kafka_access(), f"{settings.group}-embed-{document['version']}")
+
+    def end() -> None:
+        stop.set()
+        model.close()  # whatever waits for an endpoint ends, too
+
     try:
-        async with running(store, "embed", lambda: {"counters": dict(role.counts)}):
-            on_signals(stop.set)
-            await role.run(source, stop)
+        async with running(store, "embed", lambda: {"counters": {**role.report(), **model.counts}}):
+            on_signals(end)
+            await role.run(catalog, stop)
     finally:
-        memory.close()
+        source.close()
         producer.close()
         await store.close()
 
@@ -116,7 +123,7 @@ async def _traffic(settings: Settings, plan_file: Path) -> None:
 
     plan = TrafficPlan.read(plan_file)
     store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
-    traffic = Traffic(plan, settings, store, producer, lambda folder: known_vectors(folder, plan))
+    traffic = Traffic(plan, settings, store, producer, lambda folder: known_vectors(folder, plan, settings))
     try:
         async with running(store, "traffic", traffic.counters):
             on_signals(stop.set)

@@ -59,7 +59,7 @@ class Settings(BaseModel):
     elasticsearch_ca: str = Field("", description="PEM file of the authorities to trust, with `https://`")
     elasticsearch_use: str = Field("filters", description="what Elasticsearch does: `filters` or `knn` (and filters)")
     prefix: str = Field("perseid", description="first part of every Redis key", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    group: str = Field("perseid", description="consumer group of the workers; `embed` uses `<group>-embed`")
+    group: str = Field("perseid", description="consumer group of the workers; `embed` uses `<group>-embed-<model>`")
     partitions: int = Field(32, description="partitions of the topics keyed by user; cannot be changed later", ge=1)
     kinds: str = Field(
         _kinds_text(DEFAULT_KINDS),
@@ -79,6 +79,24 @@ class Settings(BaseModel):
     )
     api_in_flight: int = Field(64, description="requests answered at a time before 503 (API)", ge=1)
     state: Path = Field(Path(".perseid"), description="folder for caches, logs and snapshots")
+    embed_url: SecretStr = Field(
+        SecretStr(""), description="OpenAI-compatible API for text vectors, like `http://host/v1`; empty = MiniLM here"
+    )
+    embed_model: str = Field("", description="its model; `PERSEID_EMBEDDERS` has to name it with its dimension")
+    embed_key: SecretStr = Field(SecretStr(""), description="its key")
+    chat_url: SecretStr = Field(
+        SecretStr(""), description="OpenAI-compatible API that chooses more tags; empty = only those a record matches"
+    )
+    chat_model: str = Field("", description="its model")
+    chat_key: SecretStr = Field(SecretStr(""), description="its key")
+    llm_tokens_per_day: int = Field(
+        10_000_000, description="spend limit of both endpoints, kept over restarts, UTC days; 0 = none", ge=0
+    )
+    llm_tokens_per_minute: int = Field(0, description="rate limit of both endpoints; 0 = none", ge=0)
+    llm_requests_per_minute: int = Field(0, description="rate limit of both endpoints; 0 = none", ge=0)
+    llm_concurrency: int = Field(4, description="requests to endpoints at a time", ge=1, le=64)
+    llm_timeout_s: float = Field(30.0, description="patience for one request, seconds", gt=0)
+    llm_characters: int = Field(8_000, description="of a text, at most so many are sent to endpoints", ge=1)
     log_level: str = Field("info", description="`debug`, `info`, `warning` or `error`")
 
     @field_validator("kafka")

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.item_texts import Memory, item_vectors, known_items
+from deploy.settings import load
+from deploy.texts import TextSource
 from encoder.config import preset
+from encoder.endpoint_text import ChatTagger
 from encoder.incremental import IncrementalEncoder
 from encoder.model import StarsEncoder
-from encoder.text import MiniLM, VocabularyTagger, build_vocabulary
+from encoder.text import VocabularyTagger, build_vocabulary
 from encoder.training import TrainOptions, TrainResult, train
 from streams.events import Rules
 from streams.folder import Folder, read_folder
@@ -39,6 +42,7 @@ class TrainPlan:
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
     progress: bool = False
+    texts: TextSource = field(default_factory=lambda: TextSource(load({}), {}))
 
 
 def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
@@ -46,14 +50,15 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
 
     Raises:
         ValueError: the folder is malformed, or nothing is left to train on.
+        OSError: an endpoint that embeds or tags cannot be used now.
     """
     folder = read_folder(plan.folder, rules)
     if plan.protocol == "loo":
         return _train_leave_one_out(plan, folder, memory)
     before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
     known = known_items(folder, before_ms)
-    tagger = VocabularyTagger(build_vocabulary(known))
-    vectors = item_vectors(known, MiniLM(), tagger, memory, plan.progress, plan.options.threads or 1)
+    tagger = plan.texts.tagger(build_vocabulary(known))
+    vectors = item_vectors(known, plan.texts.embedder, tagger, memory, plan.progress, plan.options.threads or 1)
     features = context_features(folder, before_ms)
     prepared = training_data(folder, vectors, features, before_ms)
     config = preset(
@@ -64,7 +69,7 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         context_features=features.names,
     )
     metadata = {
-        "embedder": vectors.embedder,
+        **plan.texts.names,
         "context_features": features.to_list(),
         "data": folder.name,
         "before_ms": before_ms,
@@ -95,15 +100,15 @@ def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> Tra
         resume=plan.resume,
         progress=plan.progress,
         validate=lambda model: validation_score(model, split),
-        metadata={"embedder": vectors.embedder, "context_features": [], "data": folder.name, "protocol": "loo"},
+        metadata={**plan.texts.names, "context_features": [], "data": folder.name, "protocol": "loo"},
     )
 
 
-def folder_items(plan: TrainPlan, folder: Folder, memory: Memory) -> tuple[VocabularyTagger, ItemVectors]:
+def folder_items(plan: TrainPlan, folder: Folder, memory: Memory) -> tuple[ChatTagger | VocabularyTagger, ItemVectors]:
     """The whole catalogue's tags and vectors: in leave-one-out every item is known from the start."""
     known = known_items(folder, None)
-    tagger = VocabularyTagger(build_vocabulary(known))
-    return tagger, item_vectors(known, MiniLM(), tagger, memory, plan.progress, plan.options.threads or 1)
+    tagger = plan.texts.tagger(build_vocabulary(known))
+    return tagger, item_vectors(known, plan.texts.embedder, tagger, memory, plan.progress, plan.options.threads or 1)
 
 
 def validation_score(model: StarsEncoder, split: LeaveOneOut) -> float:

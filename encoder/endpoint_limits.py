@@ -153,6 +153,6 @@ class Gate:
         wait_s, limit = self.ledger.seconds_to_next_day(), self.limits.tokens_per_day
         return BudgetError(
             f"{self.ledger.spent_today()} of {limit} tokens of this day are spent and {tokens} more are needed: "
-            f"pausing {wait_s / 3600:.1f} h until midnight UTC, nothing is dropped; raise PERSEID_LLM_TOKENS_PER_DAY to go on",
+            f"pausing {wait_s / 3600:.1f} h until midnight UTC, nothing is dropped; PERSEID_LLM_TOKENS_PER_DAY sets it",
             wait_s,
         )

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import orjson
@@ -32,6 +32,43 @@ _MOST_TOKENS: Final = 100_000  # per request; the known services take 300,000
 _ANSWER_TOKENS: Final = 1_024  # bounds what an item whose text asks for a novel can cost
 _OWN_KINDS: Final = ("brand", "price")  # facts of the record: nothing to be chosen
 _EMPTY: Final = "-"  # stands for an empty text, which endpoints refuse
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors: `MiniLM` or `EndpointEmbedder`."""
+
+    @property
+    def name(self) -> str:
+        """Name under which the vectors are published."""
+
+    @property
+    def batch(self) -> int:
+        """How many texts are best embedded together."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors float32 [n, d_text]."""
+
+
+def embed_each(
+    model: Embedder, texts: Mapping[str, str]
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, AnswerError]]:
+    """Vectors of texts by key, and why the others have none: if not all are answered together, each is asked alone.
+
+    Raises EndpointError when the model cannot be used now.
+    """
+    if not texts:
+        return {}, {}
+    try:
+        return dict(zip(texts, model.embed(list(texts.values())), strict=True)), {}
+    except AnswerError as error:
+        if len(texts) == 1:
+            return {}, dict.fromkeys(texts, error)
+    found, errors = dict[str, NDArray[np.float32]](), dict[str, AnswerError]()
+    for key, text in texts.items():
+        vectors, refused = embed_each(model, {key: text})
+        found |= vectors
+        errors |= refused
+    return found, errors
 
 
 class EndpointEmbedder:
@@ -164,9 +201,9 @@ class ChatTagger:
 
 
 class EndpointTextModel:
-    """An embedder with a tagger, and the gate that both of them pass: the text model of an embed process."""
+    """An embedder with a tagger, one of them at least by an endpoint, and the gate that both pass."""
 
-    def __init__(self, embedder: EndpointEmbedder, tagger: ChatTagger | VocabularyTagger, gate: Gate) -> None:
+    def __init__(self, embedder: Embedder, tagger: ChatTagger | VocabularyTagger, gate: Gate) -> None:
         self.embedder, self.tagger, self._gate = embedder, tagger, gate
 
     @property

@@ -67,6 +67,15 @@ class ItemTable:
             part = slice(start, start + TOWER_BATCH)
             self._put_rows(ids[part], array[part], tags[part])
 
+    @torch.inference_mode()
+    def restore(self, ids: Sequence[str], rows: NDArray[np.float32]) -> None:
+        """Add or replace items by rows [n, d] that `retrieval` of the same model gave before."""
+        if rows.shape != (len(ids), self._rows.shape[1]):
+            raise ValueError(
+                f"{len(ids)} items with rows {rows.shape}; this model needs [{len(ids)}, {self._rows.shape[1]}]"
+            )
+        self._store(ids, torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(self._rows.device))
+
     def remove(self, ids: Iterable[str]) -> None:
         """Forget items; unknown ids are ignored. Tokens already cached keep what they saw."""
         for item_id in ids:
@@ -89,7 +98,11 @@ class ItemTable:
     def _put_rows(self, ids: Sequence[str], vectors: NDArray[np.float32], tags: Sequence[Sequence[str]]) -> None:
         tower, device = self._tower, self._rows.device
         text = tower.reduce(torch.from_numpy(vectors).to(device))
-        unit = tower(text, tower.deltas(ids), tower.tag_rows(tags).to(device))
+        self._store(ids, tower(text, tower.deltas(ids), tower.tag_rows(tags).to(device)))
+
+    def _store(self, ids: Sequence[str], unit: torch.Tensor) -> None:
+        """Put unit rows [n, d] into the table."""
+        device = self._rows.device
         rows = [self._claim(item_id) for item_id in ids]
         self._reserve(max(rows, default=0) + 1)
         last = {row: at for at, row in enumerate(rows)}  # an id given twice: the last one wins, on every device

@@ -97,7 +97,7 @@ async def describe_item(services: Services, item_id: str) -> dict[str, Any]:
         "catalogue": item.catalogue,
         "tags": list(item.tags),
         "embedder": item.embedder,
-        "vector_pending": item.vector_pending,
+        "vector_pending": item.vector_pending or item.embedder not in ("", serving.model.embedder, None),
         "indexed": item.retrieval is not None,
         "index": index_state(serving),
     }

@@ -2,13 +2,17 @@
 
 A slow text model never delays clicks or stock-outs, because nothing else waits for this loop. Vectors are published in
 catalogue order, an unchanged text is never embedded twice, and offsets are committed only after Kafka has acknowledged
-what follows from them. It does not judge bad records (the worker dead-letters them); a withdrawn item's vector stays.
+what follows from them. A text model that is away or may not be asked is waited for; an item it cannot answer for stays
+pending, is asked about again ever more rarely, and holds the committed offset. It does not judge bad records (the
+worker dead-letters them); a withdrawn item's vector stays.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -16,107 +20,47 @@ from typing import Any, Protocol
 
 import numpy as np
 import orjson
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from numpy.typing import NDArray
 
+from encoder.endpoint_limits import EndpointError
+from encoder.endpoint_text import embed_each
 from encoder.text import canonical_text, text_hash
 from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from index.store import LiveStore, StoreUnavailableError
-from streams.events import CATALOG, ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules, parse
+from streams.catalog_source import CatalogSource
+from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules, parse
 from streams.folder_records import ItemVectors
-from streams.kafka_access import KafkaAccess, Reasons
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # texts embedded together: the model is fastest there and a batch takes about half a second on two cores
-_IDLE_S = 0.25  # how long one look at the topic waits; also bounds how late a stop is noticed
-_RETRY_S = 0.5  # Kafka said no: it is asked again no faster than this
+MOST_PENDING = 1_000  # items; with more of them the text model is at fault, and nothing further is read
+_RETRY_S, _MOST_RETRY_S = 0.5, 60.0  # Kafka or the text model is away: full jitter below these, doubling
+_PENDING_S, _MOST_PENDING_S = 60.0, 3_600.0  # how long an item without a usable answer rests, doubling
 
 Publish = Callable[[str, bytes, bytes], Awaitable[object]]
+Vector = NDArray[np.float32]
 
 
 class TextModel(Protocol):
-    """What turns items into vectors and tags."""
+    """What turns items into vectors and tags. Calls block and come from one thread at a time.
+
+    Both raise EndpointError when the model cannot be used now, `embed` AnswerError when it has no answer for one of the
+    texts.
+    """
 
     @property
     def name(self) -> str:
         """Name under which the vectors are published."""
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    @property
+    def batch(self) -> int:
+        """How many items are best asked about together."""
+
+    def embed(self, texts: Sequence[str]) -> Vector:
         """L2-normalised vectors [n, d_text]."""
 
     def tag(self, items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """Tags of each item, all from the controlled vocabulary."""
-
-
-class CatalogSource(Protocol):
-    """Where catalogue records come from."""
-
-    def take(self, most: int) -> list[Record]:
-        """The next records in order, at most `most`; empty when none came for a moment. Blocks briefly."""
-
-    def commit(self) -> None:
-        """Everything taken so far need not come again."""
-
-    def close(self) -> None:
-        """Leaves the group."""
-
-
-class KafkaCatalog:
-    """`CatalogSource` on Kafka, by librdkafka; blocks its thread, so it is called from one of its own."""
-
-    def __init__(self, access: KafkaAccess, group: str) -> None:
-        self._reasons = Reasons()
-        self._consumer = Consumer(
-            {
-                **access.librdkafka(),
-                "error_cb": self._complain,
-                "group.id": group,
-                "auto.offset.reset": "earliest",
-                "enable.auto.commit": False,
-                "session.timeout.ms": 6_000,  # a killed embed process is replaced after this long
-                "heartbeat.interval.ms": 2_000,
-                "max.poll.interval.ms": 600_000,  # a batch through a slow endpoint may take minutes
-                "isolation.level": "read_committed",
-                "log_level": 2,
-            }
-        )
-        self._consumer.subscribe([access.topic(CATALOG)])
-
-    def take(self, most: int) -> list[Record]:
-        found = self._consumer.consume(1, _IDLE_S)
-        if found:  # a lone item does not wait for others, a backlog comes in batches
-            found += self._consumer.consume(most - 1, 0.01) if most > 1 else []
-        return [_record(message) for message in found if message.error() is None]
-
-    def commit(self) -> None:
-        try:
-            self._consumer.commit(asynchronous=False)
-        except KafkaException as error:  # nothing to commit, or the partition went to another member: it reads again
-            log.info("offsets of %s not committed: %s", CATALOG, error)
-
-    def close(self) -> None:
-        self._consumer.close()
-
-    def _complain(self, error: KafkaError) -> None:
-        """Logs an outage once, not each attempt to connect."""
-        known = self._reasons.recent
-        self._reasons(error)
-        if not known and self._reasons.recent:
-            log.warning("cannot read %s: %s", CATALOG, self._reasons.recent)
-
-
-def _record(message: Message) -> Record:
-    _, timestamp_ms = message.timestamp()
-    key, value = message.key(), message.value()
-    return Record(
-        CATALOG,
-        message.partition() or 0,
-        message.offset() or 0,
-        timestamp_ms,
-        key if key is None or isinstance(key, bytes) else key.encode(),
-        value if value is None or isinstance(value, bytes) else value.encode(),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +72,15 @@ class _Wanted:
     hash: str
     tags: tuple[str, ...]
     ts_ms: int
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An item for which the text model gave no usable answer."""
+
+    record: Record
+    tries: int
+    due_s: float  # monotonic
 
 
 class EmbedRole:
@@ -144,57 +97,118 @@ class EmbedRole:
         store: LiveStore,
         rules: Rules,
         model: TextModel,
-        memory: MutableMapping[str, NDArray[np.float32]],
+        memory: MutableMapping[str, Vector],
         publish: Publish,
     ) -> None:
         self._store, self._rules, self._model, self._memory, self._publish = store, rules, model, memory, publish
+        self._pending: dict[str, _Pending] = {}
+        self._read_to = 0  # offset behind the last record that is done or pending
         self.counts: Counter[str] = Counter()
+        self.waiting = ""  # why nothing is done at present; empty: nothing has to be waited for
+
+    def report(self) -> dict[str, int]:
+        """Counts, how many items are `pending`, and whether the role is `embed_waiting` for Kafka or the text model."""
+        return {**self.counts, "pending": len(self._pending), "embed_waiting": int(bool(self.waiting))}
 
     async def run(self, source: CatalogSource, stop: asyncio.Event) -> None:
         """Embeds what comes until `stop`, then leaves the group. A batch that Kafka refuses is sent again."""
+        committed = 0
         try:
             while not stop.is_set():
-                records = await asyncio.to_thread(source.take, BATCH)
-                if records and await self._until_published(records, stop):
-                    await asyncio.to_thread(source.commit)
+                records = await self._take(source, stop)
+                if source.rebalanced():  # what is pending comes again to whoever owns the catalogue now
+                    self._pending.clear()
+                    self._read_to = committed = 0
+                if not await self._until_published(records, stop):
+                    return
+                self._read_to = records[-1].offset + 1 if records else self._read_to
+                await self._until_published(self._due(), stop)
+                if (done := self.done_to()) != committed:
+                    await asyncio.to_thread(source.commit, done)
+                    committed = done
         finally:
             await asyncio.to_thread(source.close)
+
+    def done_to(self) -> int:
+        """The offset below which everything is published: that of the oldest pending record, else what was read."""
+        return min((pending.record.offset for pending in self._pending.values()), default=self._read_to)
 
     async def embed(self, records: Sequence[Record]) -> int:
         """Publishes what these records ask for, in their order; returns how many vector records that were.
 
         Raises:
-            OSError: Kafka did not acknowledge all of them; the same call can be repeated.
+            OSError: Kafka did not acknowledge all of them, or the text model cannot be used now; the same call can be
+                repeated, and pays for no text again.
         """
-        self.counts["read"] += len(records)
-        wanted = await self._without_known(self._wanted(records))
-        if not wanted:
-            return 0
+        latest = self._latest(records)
+        listed = {item_id: fields for item_id, (_, fields) in latest.items() if fields is not None}
+        wanted = await self._without_known(await self._wanted(listed))
         vectors = await self._vectors(wanted)
+        answered = [item for item in wanted if item.hash in vectors]
         # One after the other into the producer's queue, then wait for all: Kafka keeps the order of one producer.
         await asyncio.gather(
             *(
                 self._publish(ITEM_VECTORS, item.item_id.encode(), self._value(item, vectors[item.hash]))
-                for item in wanted
+                for item in answered
             )
         )
-        self.counts["published"] += len(wanted)
-        return len(wanted)
+        seen = {item_id: record for item_id, (record, _) in latest.items()}
+        self._note_pending(seen, [item for item in wanted if item.hash not in vectors])
+        self.counts["published"] += len(answered)
+        return len(answered)
+
+    async def _take(self, source: CatalogSource, stop: asyncio.Event) -> list[Record]:
+        if len(self._pending) < MOST_PENDING:
+            records = await asyncio.to_thread(source.take, self._model.batch)
+            self.counts["read"] += len(records)
+            return records
+        next_s = min(pending.due_s for pending in self._pending.values())
+        await self._wait(next_s - time.monotonic(), "the text model has no usable answers for many items", stop)
+        return []
+
+    def _due(self) -> list[Record]:
+        """Pending records to be tried again, in catalogue order."""
+        now_s = time.monotonic()
+        due = [pending.record for pending in self._pending.values() if pending.due_s <= now_s]
+        return sorted(due, key=lambda record: record.offset)[: self._model.batch]
 
     async def _until_published(self, records: Sequence[Record], stop: asyncio.Event) -> bool:
-        while not stop.is_set():
+        """Whether all was done; False only when a stop came before."""
+        attempt = 0
+        while records and not stop.is_set():
             try:
                 await self.embed(records)
+                self.waiting = ""
                 return True
             except OSError as error:
                 self.counts["failed"] += 1
-                log.warning("item vectors were not published, trying again: %s", error)
-                await asyncio.sleep(_RETRY_S)
-        return False
+                asked_s = error.wait_s if isinstance(error, EndpointError) else None
+                backoff_s = random.uniform(0, min(_MOST_RETRY_S, _RETRY_S * 2**attempt))
+                attempt = min(attempt + 1, 16)
+                await self._wait(backoff_s if asked_s is None else asked_s, str(error), stop)
+        return not records
 
-    def _wanted(self, records: Sequence[Record]) -> list[_Wanted]:
-        """The latest text of each item, in the order in which the latest records came."""
-        latest: dict[str, Mapping[str, Any]] = {}
+    async def _wait(self, seconds: float, reason: str, stop: asyncio.Event) -> None:
+        if reason != self.waiting:
+            log.warning("item vectors wait up to %.0f s: %s", max(0.0, seconds), reason)
+        self.waiting = reason
+        try:
+            await asyncio.wait_for(stop.wait(), max(0.0, seconds))
+        except TimeoutError:
+            pass
+
+    def _note_pending(self, seen: Mapping[str, Record], unanswered: Sequence[_Wanted]) -> None:
+        """Items of these records are done, but for those without an answer; a newer record replaces a pending one."""
+        before = {item_id: self._pending.pop(item_id) for item_id in seen if item_id in self._pending}
+        for item in unanswered:
+            record, known = seen[item.item_id], before.get(item.item_id)
+            tries = known.tries + 1 if known is not None and known.record.offset == record.offset else 1
+            rest_s = min(_MOST_PENDING_S, _PENDING_S * 2 ** min(tries - 1, 16))
+            self._pending[item.item_id] = _Pending(record, tries, time.monotonic() + rest_s)
+
+    def _latest(self, records: Sequence[Record]) -> dict[str, tuple[Record, Mapping[str, Any] | None]]:
+        """The latest record of each item and its fields (None: withdrawn), in the order in which these came."""
+        latest: dict[str, tuple[Record, Mapping[str, Any] | None]] = {}
         for record in records:
             try:
                 entry = parse(record, self._rules)
@@ -203,10 +217,13 @@ class EmbedRole:
                 continue
             assert isinstance(entry, CatalogueEntry)
             latest.pop(entry.item_id, None)
-            if entry.fields is not None:
-                latest[entry.item_id] = entry.fields
-        tags = self._model.tag(list(latest.values()))
-        return [self._text(item_id, fields, tags[at]) for at, (item_id, fields) in enumerate(latest.items())]
+            latest[entry.item_id] = record, entry.fields
+        return latest
+
+    async def _wanted(self, listed: Mapping[str, Mapping[str, Any]]) -> list[_Wanted]:
+        """What each item needs, by its fields."""
+        tags = await asyncio.to_thread(self._model.tag, list(listed.values()))
+        return [self._text(item_id, fields, tags[at]) for at, (item_id, fields) in enumerate(listed.items())]
 
     @staticmethod
     def _text(item_id: str, fields: Mapping[str, Any], tags: Sequence[str]) -> _Wanted:
@@ -227,19 +244,23 @@ class EmbedRole:
     def _as_stored(self, item: _Wanted) -> list[bytes | None]:
         return [self._model.name.encode(), item.hash.encode(), canonical_json(list(item.tags))]
 
-    async def _vectors(self, wanted: Sequence[_Wanted]) -> dict[str, NDArray[np.float32]]:
-        """Text hash → vector [d_text]; a text that was embedded before is not embedded again."""
+    async def _vectors(self, wanted: Sequence[_Wanted]) -> dict[str, Vector]:
+        """Text hash → vector [d_text]; a text that was embedded before is not embedded again.
+
+        Texts without a usable answer are not among them.
+        """
         texts = {item.hash: item.text for item in wanted}
         found = {key: vector for key in texts if (vector := self._memory.get(key)) is not None}
-        missing = [key for key in texts if key not in found]
-        if missing:
-            vectors = await asyncio.to_thread(self._model.embed, [texts[key] for key in missing])
-            for key, vector in zip(missing, vectors, strict=True):
-                found[key] = self._memory[key] = vector
-        self.counts["embedded"] += len(missing)
-        self.counts["remembered"] += len(texts) - len(missing)
-        return found
+        missing = {key: text for key, text in texts.items() if key not in found}
+        answers, errors = await asyncio.to_thread(embed_each, self._model, missing)
+        for key, error in errors.items():
+            log.warning("an item stays without a new vector, its text (hash %s) is put off: %s", key, error)
+        self._memory.update({key: vector for key, vector in answers.items() if key not in self._memory})
+        self.counts["embedded"] += len(answers)
+        self.counts["unanswered"] += len(errors)
+        self.counts["remembered"] += len(found)
+        return found | answers
 
-    def _value(self, item: _Wanted, vector: NDArray[np.float32]) -> bytes:
+    def _value(self, item: _Wanted, vector: Vector) -> bytes:
         record = ItemVectors(self._model.name, [item.item_id], vector[None], [item.tags], [item.hash])
         return orjson.dumps(record.body(0, item.ts_ms))

@@ -27,12 +27,17 @@ class EncoderThread:
     Args:
         encoder: used by nobody else from now on.
         version: model version its vectors belong to.
+        embedder: whose text vectors the model was trained on; the tower sees no other ones. None takes all.
     """
 
-    def __init__(self, encoder: IncrementalEncoder, version: str) -> None:
-        self.version = version
+    def __init__(self, encoder: IncrementalEncoder, version: str, embedder: str | None = None) -> None:
+        self.version, self.embedder = version, embedder
         self.encoder = encoder
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+
+    def reads(self, embedder: str | None) -> bool:
+        """Whether the model can make something of this embedder's vectors."""
+        return embedder is not None and self.embedder in (None, embedder)
 
     async def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
         """User vectors for a micro-batch; rows in the order of the requests."""
@@ -50,16 +55,23 @@ class EncoderThread:
     def apply(self, records: Sequence[ItemRecord]) -> None:
         """Takes over changed items from the item log, before whatever is asked next; never blocks.
 
-        Items with a vector are known from now on, others are forgotten.
+        Items with a vector are known from now on, others are forgotten. An item whose newest vector is another
+        embedder's stays as it was: its retrieval vector, if it has one, is what the tower made of its last own vector.
         """
-        known = [record for record in records if record.text_vector is not None]
+        known = [record for record in records if record.text_vector is not None and self.reads(record.embedder)]
+        kept = [record for record in records if record.text_vector is not None and not self.reads(record.embedder)]
         gone = [record.item_id for record in records if record.text_vector is None]
+        gone += [record.item_id for record in kept if record.retrieval is None]
+        kept = [record for record in kept if record.retrieval is not None]
 
         def update() -> None:
             table = self.encoder.items
             if known:
                 vectors = np.stack([record.text_vector for record in known if record.text_vector is not None])
                 table.put([record.item_id for record in known], vectors, [record.tags for record in known])
+            if kept:
+                rows = np.stack([record.retrieval for record in kept if record.retrieval is not None])
+                table.restore([record.item_id for record in kept], rows)
             table.remove([item_id for item_id in gone if item_id in table])
 
         self._later(update)

@@ -1,7 +1,8 @@
 """Which writes an item's or a location's event asks for: catalogue records, vectors, contexts.
 
 Last write wins by offset. A withdrawn item keeps its vector; an item's retrieval vector is the item tower's output
-for the model version that the encoder serves.
+for the model version that the encoder serves. A vector of another embedder than that model's is stored and not used:
+the item keeps the retrieval vector it has for this model, if any, until one of its own embedder comes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ def context_ops(events: Sequence[Event], keys: Keys) -> list[Op]:
 
 async def item_ops(events: Sequence[Event], keys: Keys, encoder: EncoderThread | None) -> list[Op]:
     """Writes each item's record and appends it to the item log, in offset order."""
-    entries = [event for event in events if isinstance(event, VectorEntry) and event.vector is not None]
+    entries = [
+        event
+        for event in events
+        if isinstance(event, VectorEntry) and event.vector is not None and encoder is not None
+        if encoder.reads(event.embedder)
+    ]
     retrieval = await _retrieval_vectors(entries, encoder)
     ops: list[Op] = []
     for event in events:

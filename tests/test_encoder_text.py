@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder.text import (
-    LocalTextModel,
     MiniLM,
     TagLimits,
     VocabularyTagger,
@@ -184,13 +183,6 @@ def test_only_tags_of_the_vocabulary_are_given() -> None:
     assert tagger.vocabulary == ("word:pot", "category:tea", "brand:nobody")
     with pytest.raises(ValueError, match="'word:pot' twice"):
         VocabularyTagger(["word:pot", "word:pot"])
-
-
-def test_a_text_model_is_an_embedder_and_a_tagger(minilm: MiniLM) -> None:
-    model = LocalTextModel(minilm, VocabularyTagger(["word:tea"]))
-    assert model.name == "minilm-l6-v2"
-    assert model.embed(["pot"]).shape == (1, 384)
-    assert model.tag([TEAPOT]) == [["word:tea"]]
 
 
 def vector(value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
