@@ -24,7 +24,7 @@ COMMANDS = {
     "convert": "deploy.commands_data",
     "train": "deploy.commands_model",
     "evaluate": "deploy.commands_model",
-    "replay": "deploy.commands_model",
+    "replay": "deploy.commands_replay",
     "doctor": "deploy.commands_doctor",
     "stack": "deploy.commands_stack",
 }

@@ -78,8 +78,10 @@ class KeptStore(MemoryStore):
                 if self._file.in_transaction:
                     self._file.execute("ROLLBACK")
                 raise
-        for noted in (*self._changed.values(), *self._removed.values(), self._deleted):
-            noted.clear()
+        for table in self._changed:
+            self._changed[table].clear()
+            self._removed[table].clear()
+        self._deleted.clear()
         self._log.clear()  # a replay's items never stop changing, and its followers are loaded anew after each part
 
     def close_file(self) -> None:

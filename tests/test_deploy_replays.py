@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from deploy.replays import ReplayPlan, differences_from_live, evaluate_folder, replay_folder
+from deploy.evaluation import evaluate_folder
+from deploy.replay_parts import ReplayPlan
+from deploy.replays import differences_from_live, replay_folder
 from deploy.settings import load
 from encoder.artefact import save
 from encoder.model import StarsEncoder
@@ -51,32 +53,23 @@ def test_questions_begin_where_the_models_training_ended(tmp_path: Path, folder:
     cut = folder.split_ms(0.75)
     model = saved(tmp_path, data="shop", before_ms=cut)
     report = replay_folder(path, ReplayPlan(model), SETTINGS, {})
-    result = evaluate_folder(path, model, SETTINGS, {}, AskSettings())
+    result = evaluate_folder(path, model, SETTINGS, {}, None, AskSettings())
     assert report.answers is not None and report.answers["questions"] == result["questions"] > 10
     assert report.answers["skipped"]["before the start"] == folder.events.before(cut)
-    assert result["asked_from_ms"] == cut and result["folder"] == "shop" and result["model"] == report.model
+    assert result["start_ms"] == cut and result["data"] == "shop" and result["model"] == report.model
     assert set(result["metrics"]) == {"mixed", "next", "recent popularity", "all-time popularity"}
 
 
 def test_a_split_says_where_questions_begin(tmp_path: Path, folder: Folder, path: Path) -> None:
-    result = evaluate_folder(path, saved(tmp_path, data="shop", before_ms=None), SETTINGS, {}, AskSettings(), split=0.5)
-    assert result["skipped"]["before the start"] == folder.events.before(folder.split_ms(0.5))
-
-
-def test_a_model_that_has_seen_everything_is_not_asked(tmp_path: Path, path: Path) -> None:
-    model = saved(tmp_path, data="shop", before_ms=None)
-    with pytest.raises(ValueError, match=r"nothing of shop is left to ask m-.*use a split"):
-        evaluate_folder(path, model, SETTINGS, {}, AskSettings())
+    report = replay_folder(path, ReplayPlan(saved(tmp_path, data="shop", before_ms=None)), SETTINGS, {}, split=0.5)
+    assert report.answers is not None
+    assert report.answers["skipped"]["before the start"] == folder.events.before(folder.split_ms(0.5))
 
 
 def test_vectors_of_another_embedder_are_refused(tmp_path: Path, path: Path) -> None:
-    model = saved(tmp_path)
     save(untrained(1), tmp_path / "other", {"embedder": "other", "context_features": []})
-    assert evaluate_folder(path, model, SETTINGS, {}, AskSettings())["questions"]
     with pytest.raises(ValueError, match=r"brings vectors of \{'toy'\}, the model was trained on those of 'other'"):
-        evaluate_folder(path, tmp_path / "other", SETTINGS, {}, AskSettings())
-    with pytest.raises(ValueError, match="vector of 'i24': vector: has 4 numbers, toy has 5"):
-        evaluate_folder(path, model, SETTINGS.model_copy(update={"embedders": "toy:5"}), {}, AskSettings())
+        replay_folder(path, ReplayPlan(tmp_path / "other"), SETTINGS, {})
 
 
 class Kept(MemoryStore):

@@ -187,10 +187,3 @@ def test_a_model_that_has_seen_everything_is_not_evaluated(folder: Path, model: 
     done = CliRunner().invoke(cli, ["evaluate", str(other), "--model", str(model), "--texts", texts])
     assert isinstance(done.exception, ValueError)
     assert "give --split" in str(done.exception)
-
-
-@pytest.mark.parametrize("offset", ["clickstream", "clickstream=5", "clickstream:x=5", ":1=2"])
-def test_an_offset_that_names_no_place_is_refused(offset: str) -> None:
-    done = CliRunner().invoke(cli, ["replay", "--from-offset", offset])
-    assert done.exit_code == 2
-    assert "TOPIC:PARTITION=N" in done.output

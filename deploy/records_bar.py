@@ -1,0 +1,60 @@
+"""A progress bar of records on a terminal: how many, how fast and, where the end is known, how long it will take.
+
+Nothing is shown where stderr is no terminal. It does not know what is done to the records.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Show = Callable[[int, int | None], None]  # records done, and how many there will be
+
+
+@contextmanager
+def records_bar(unit: str) -> Iterator[Show | None]:
+    """Shows what it is told; None without a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s")
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn(f"{{task.completed:,.0f}}{{task.fields[of]}} {unit}"),
+        BarColumn(bar_width=30),
+        Speed(),
+        TextColumn("elapsed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    # The speed is that of the last half minute: what a resumed run found done already is not counted.
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=30) as bar:
+        task = bar.add_task(unit, total=None, of="")
+        began = False
+
+        def show(done: int, total: int | None) -> None:
+            nonlocal began
+            if not began:
+                bar.reset(task, total=total, completed=done, of=f" of {total:,}" if total is not None else "")
+                began = True
+            bar.update(task, completed=done)
+
+        yield show
