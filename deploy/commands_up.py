@@ -29,8 +29,24 @@ import click
     help="Folder for caches, logs and the live state.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the generated shop.")
-def up(data: Path | None, speed: float | None, no_traffic: bool, api_port: int | None, state: Path, seed: int) -> int:
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of workers.")
+@click.option(
+    "--apis", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes, ports ascending."
+)
+def up(
+    data: Path | None,
+    speed: float | None,
+    no_traffic: bool,
+    api_port: int | None,
+    state: Path,
+    seed: int,
+    workers: int,
+    apis: int,
+) -> int:
     """Run everything on this machine: broker, Redis, worker, embed, API and traffic. Ctrl-C stops it.
+
+    Servers that PERSEID_KAFKA, PERSEID_REDIS or PERSEID_ELASTICSEARCH name are used instead of embedded ones; `perseid
+    stack up` starts real ones. Topics that are missing there are created.
 
     The first start generates a shop, embeds its texts and trains a small model (about two minutes); later starts take
     what is in the state folder.
@@ -43,7 +59,7 @@ def up(data: Path | None, speed: float | None, no_traffic: bool, api_port: int |
 
     line = StatusLine()
     try:
-        run_up(UpOptions(state, data, speed, not no_traffic, api_port, seed), os.environ, line)
+        run_up(UpOptions(state, data, speed, not no_traffic, api_port, seed, workers, apis), os.environ, line)
     except KeyboardInterrupt:
         line.end()
         line.say("Stopped.")

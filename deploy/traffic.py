@@ -49,8 +49,9 @@ class TrafficPlan:
     speed: float | None = None
     live: bool = True
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path) -> Path:
         path.write_bytes(orjson.dumps(asdict(self)))
+        return path
 
     @staticmethod
     def read(path: Path) -> TrafficPlan:

@@ -8,11 +8,8 @@ with this one. It knows no events: `deploy.traffic` sends them.
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,12 +23,15 @@ import redis
 
 from deploy.attach import FILE, write_addresses
 from deploy.broker import Broker, topic_partitions
-from deploy.processes import Role, StartError, Supervisor
+from deploy.processes import StartError, Supervisor
 from deploy.redis_server import RedisServer
+from deploy.role_processes import api_ports, command, environment, roles
 from deploy.running import ask_redis
 from deploy.settings import PREFIX, Settings, load, public_address
 from deploy.shop import Shop
 from deploy.statusline import StatusLine, describe, fetch, is_ok, phase
+from deploy.texts import embedder_key
+from deploy.topics import create_topics
 from deploy.traffic import TrafficPlan
 from encoder.serving import read_document
 from index.keys import partition_tag
@@ -46,7 +46,6 @@ HISTORY_DAYS = 60
 _READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
 _HOUR_MS = 3_600_000
 _LOOKED_AT = 8  # partitions, and users of each, among which the example is found
-_ROLES = ("worker", "embed", "api", "traffic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,8 @@ class UpOptions:
     traffic: bool = True
     api_port: int | None = None
     seed: int = 0
+    workers: int = 1
+    apis: int = 1  # on consecutive ports
 
 
 def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None:
@@ -73,14 +74,16 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
     with _only_one(state), ExitStack() as stack:
         stack.enter_context(_stoppable())
         settings = load(environ, state=state, api_port=options.api_port)
-        _check_port(settings)
+        ports = api_ports(settings, options.apis)
         plan = prepare(options, state, settings, environ, line)
         settings = settings.model_copy(update={"model": Path(plan.model)})
         settings = _servers(settings, environ, plan, stack, line)
         write_addresses(state, settings)
         stack.callback((state / FILE).unlink, missing_ok=True)
         supervisor = stack.enter_context(Supervisor())
-        _start_roles(supervisor, settings, plan, environ)
+        plan_file = plan.write(state / "traffic.json")
+        for role in roles(settings, environ, plan_file, options.workers, ports):
+            supervisor.start(role)
         _watch(supervisor, settings, line)
 
 
@@ -130,16 +133,20 @@ def _model(
     folder: Path, split: float, state: Path, settings: Settings, environ: Mapping[str, str], line: StatusLine
 ) -> Path:
     """The artefact for this data; trained in a process of its own when there is none yet."""
-    out = state / "models" / _key(_content(folder), split, TRAIN_EPOCHS, TRAIN_SECONDS, settings.kinds)
+    out = (
+        state
+        / "models"
+        / _key(*(_content(folder), split, TRAIN_EPOCHS, TRAIN_SECONDS, settings.kinds + embedder_key(settings)))
+    )
     found = _artefact(out)
     if found is None:
         line.say(f"Training a small model on {folder.name} (about a minute, kept for the next start) …")
-        command = [
-            *_command("train", str(folder), "--out", str(out), "--split", str(split)),
+        arguments = [
+            *command("train", str(folder), "--out", str(out), "--split", str(split)),
             *("--epochs", str(TRAIN_EPOCHS), "--max-seconds", str(TRAIN_SECONDS)),
             *("--texts", str(state / "texts"), "--quiet"),
         ]
-        done = subprocess.run(command, env=_environment(settings, environ), check=False)
+        done = subprocess.run(arguments, env=environment(settings, environ), check=False)
         found = _artefact(out)
         if done.returncode or found is None:
             raise StartError(f"training on {folder} failed with status {done.returncode}; see the lines above")
@@ -162,6 +169,8 @@ def _servers(
         broker = Broker(topics, settings.state / "logs" / "broker.log")
         stack.callback(broker.stop)
         found["kafka"] = broker.start()
+    elif created := create_topics(settings.kafka_access(), settings.partitions):
+        line.say(f"Created topics {', '.join(created)}")
     if f"{PREFIX}REDIS" not in environ:
         # Kept by content: a user of one shop or model must not appear in another.
         server = RedisServer(settings.state / f"redis-{plan.key}", append_only=True)
@@ -177,16 +186,6 @@ def _servers(
 
 def _embedded(name: str, found: Mapping[str, str]) -> str:
     return " (embedded)" if name in found else ""
-
-
-def _start_roles(supervisor: Supervisor, settings: Settings, plan: TrafficPlan, environ: Mapping[str, str]) -> None:
-    plan_file = settings.state / "traffic.json"
-    plan.write(plan_file)
-    env = _environment(settings, environ)
-    for name in _ROLES:
-        arguments = (str(plan_file),) if name == "traffic" else ()
-        log = settings.state / "logs" / f"{name}.log"
-        supervisor.start(Role(name, (*_command(name), *arguments), log, env))
 
 
 def _watch(supervisor: Supervisor, settings: Settings, line: StatusLine) -> None:
@@ -238,18 +237,6 @@ def example_user(settings: Settings) -> str | None:
     return max(known)[1] if known else None
 
 
-def _command(*arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "deploy.cli", *arguments)
-
-
-def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Ours with these settings; the project is importable even where it is not installed."""
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))
-    # One thread per process unless told otherwise: four processes share the cores, and spinning pools only steal them.
-    return {"OMP_NUM_THREADS": "1", **environ, **settings.environment(), "PYTHONPATH": paths}
-
-
 def _content(folder: Path) -> str:
     """A hash of the data files of a folder."""
     digest = sha256()
@@ -260,17 +247,6 @@ def _content(folder: Path) -> str:
 
 def _key(*parts: object) -> str:
     return sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
-
-
-def _check_port(settings: Settings) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.api_host, settings.api_port))
-        except OSError as error:
-            raise ValueError(
-                f"port {settings.api_port} of {settings.api_host} is taken; choose another by --api-port"
-            ) from error
 
 
 @contextmanager

@@ -13,10 +13,12 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+from zlib import crc32
 
 import orjson
 from kafka import KafkaProducer
@@ -27,18 +29,35 @@ _numbers = itertools.count()
 
 
 class Live:
-    """A deployment started by `perseid up`, with the calls the scenarios need."""
+    """A deployment started by `perseid up`, with the calls the scenarios need.
 
-    def __init__(self, state: Path, *arguments: str) -> None:
+    With several API processes each user has one of them, as behind a sticky load balancer; other calls take turns, and
+    `until` asks each of them.
+    """
+
+    def __init__(self, state: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
         self.state = state
         state.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        count = int(arguments[arguments.index("--apis") + 1]) if "--apis" in arguments else 1
+        port = free_ports(count)
+        self.urls = [f"http://127.0.0.1:{port + n}" for n in range(count)]
+        self._turn = itertools.count()
+        self._pinned: str | None = None
         self._log = (state.parent / "up.log").open("ab")
-        command = [sys.executable, "-m", "deploy.cli", "up", "--state", str(state), "--api-port", str(self.port)]
+        command = [sys.executable, "-m", "deploy.cli", "up", "--state", str(state), "--api-port", str(port)]
         self.process = subprocess.Popen(
-            [*command, *arguments], cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
+            [*command, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **(variables or {})},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+
+    @property
+    def url(self) -> str:
+        """Of the API process whose turn it is."""
+        return self._pinned or self.urls[next(self._turn) % len(self.urls)]
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
         """Waits until the histories are loaded and everything is applied."""
@@ -67,6 +86,10 @@ class Live:
     def kafka(self) -> str:
         return self.settings()["PERSEID_KAFKA"]
 
+    def topic(self, name: str) -> str:
+        """What a topic is called here."""
+        return self.settings()["PERSEID_TOPIC_PREFIX"] + name
+
     def producer(self) -> KafkaProducer:
         """A kafka-python producer as a user would make one; the embedded broker needs `api_version`."""
         return KafkaProducer(bootstrap_servers=self.kafka, api_version=(2, 3), acks="all", linger_ms=0)
@@ -87,15 +110,27 @@ class Live:
 
     def recommend(self, user: str, **query: Any) -> Any:
         """Recommendations of a user."""
-        return self.get(f"/v1/recommendations/{user}", **query)
+        with self._pin(self.urls[crc32(user.encode()) % len(self.urls)]):
+            return self.get(f"/v1/recommendations/{user}", **query)
 
     def until(self, check: Any, timeout_s: float, what: str) -> Any:
-        """Polls until `check()` is true and returns it."""
-        deadline = time.monotonic() + timeout_s
-        while not (found := check()):
-            assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}\n{self.output()}"
-            time.sleep(0.02)
+        """Polls until `check()` is true for every API process and returns it."""
+        deadline, found = time.monotonic() + timeout_s, None
+        for url in self.urls:
+            with self._pin(url):
+                while not (found := check()):
+                    assert time.monotonic() < deadline, f"{url}: not within {timeout_s} s: {what}\n{self.output()}"
+                    time.sleep(0.02)
         return found
+
+    @contextmanager
+    def _pin(self, url: str) -> Iterator[None]:
+        """All calls go to one API process, unless a surrounding block has chosen already."""
+        before, self._pinned = self._pinned, self._pinned or url
+        try:
+            yield
+        finally:
+            self._pinned = before
 
     def stop(self) -> None:
         """Ctrl-C, as its user would."""
@@ -113,6 +148,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def free_ports(count: int) -> int:
+    """The first of some consecutive free ports."""
+    while True:
+        first = free_port()
+        try:
+            for port in range(first + 1, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
 
 
 def new_id(kind: str) -> str:

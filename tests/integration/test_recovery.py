@@ -76,7 +76,7 @@ def test_the_index_is_at_a_change_soon_after_the_worker_applied_it(
     producer = live.producer()
     for n in range(CHANGES):
         before = int(client.hget(owner, "item_position") or 0)
-        producer.send("catalog", key=item.encode(), value=orjson.dumps({**body, "available": bool(n % 2)}))
+        producer.send(live.topic("catalog"), key=item.encode(), value=orjson.dumps({**body, "available": bool(n % 2)}))
         while (position := int(client.hget(owner, "item_position") or 0)) == before:
             pass
         applied = time.perf_counter()

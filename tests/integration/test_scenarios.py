@@ -14,8 +14,10 @@ import pytest
 from confluent_kafka import Producer
 
 from deploy.shop import Shop
+from tests.integration.deployments import DEPLOYMENTS
 from tests.integration.live import Live, click, new_id
 
+LIVE = DEPLOYMENTS
 USERS = 20
 VISIBLE_S = 20.0  # for what has no stated limit here (embedding a text on two busy cores)
 
@@ -24,7 +26,7 @@ def send(live: Live, topic: str, key: str, *bodies: dict[str, Any] | None) -> li
     """Produces by kafka-python and waits for the acknowledgements."""
     producer = live.producer()
     values = [None if body is None else orjson.dumps(body) for body in bodies]
-    futures = [producer.send(topic, key=key.encode(), value=value) for value in values]
+    futures = [producer.send(live.topic(topic), key=key.encode(), value=value) for value in values]
     found = [future.get(10) for future in futures]
     producer.close()
     return found
@@ -69,7 +71,7 @@ def test_a_new_user_is_understood_after_three_views_and_followed_when_they_turn(
         for category, into, slot in ((first, shares, "mixed"), (second, turned, "next")):
             events = [click(user, item) for item in available(live, shop.items_of(category), 3, rng)]
             for event in events:
-                producer.send("clickstream", key=user.encode(), value=orjson.dumps(event)).get(10)
+                producer.send(live.topic("clickstream"), key=user.encode(), value=orjson.dumps(event)).get(10)
             answer = after(live, user, events[-1]["event_id"], count=10, slot=slot)
             assert answer["served_by"] == "personal", (n, answer)
             into.append(Counter(shop.category_of(item) for item in recommended(answer))[category])
@@ -88,7 +90,7 @@ def test_events_from_another_partitioner_reach_their_user(live: Live, shop: Shop
     for user in users:
         for item in available(live, shop.items_of(shop.categories[0]), 3, rng):
             event = click(user, item)
-            producer.produce("clickstream", orjson.dumps(event), user.encode())
+            producer.produce(live.topic("clickstream"), orjson.dumps(event), user.encode())
             last[user] = event["event_id"]
     assert producer.flush(10) == 0
     for user in users:

@@ -1,0 +1,74 @@
+"""The deployments on which every scenario must pass: embedded, and real servers in the ways people combine them.
+
+Assumes a folder in which shop and model have been prepared once (`prepared`); each deployment copies it and starts
+`perseid up` with the variables and options that make it what it is. Real servers come from the fixtures of
+`tests.conftest`; Kafka is shared, with topics and a group of each deployment's own. It does not know the scenarios.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from deploy.redis_server import RedisServer
+from deploy.settings import load
+from deploy.statusline import StatusLine
+from deploy.up import UpOptions, prepare
+from tests import services
+from tests.integration.live import Live
+from tests.redis_cluster import ClusterOfServers
+
+SEED = 3
+EMBEDDED = "embedded"
+REAL = "kafka and redis"
+DEPLOYMENTS = (EMBEDDED, REAL, "two workers and two apis", "redis cluster")
+_PREPARED = ("shop-*", "models", "texts*")
+_OPTIONS: Mapping[str, tuple[str, ...]] = {"two workers and two apis": ("--workers", "2", "--apis", "2")}
+
+Fixture = Callable[[str], str]  # name of a session fixture → its value
+
+
+def prepared(folder: Path) -> Path:
+    """Makes the shop, its history and a model in the folder, or finds them there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "prepare.log").open("w") as out:
+        prepare(UpOptions(folder, seed=SEED), folder, load({}, state=folder), os.environ, StatusLine(out))
+    return folder
+
+
+@contextmanager
+def deployment(name: str, source: Path, folder: Path, fixture: Fixture) -> Iterator[Live]:
+    """A running, loaded deployment; its servers and topics end with the block."""
+    state = folder / "state"
+    for pattern in _PREPARED:
+        for path in source.glob(pattern):
+            shutil.copytree(path, state / path.name) if path.is_dir() else _copy(path, state / path.name)
+    with ExitStack() as stack:
+        variables = {} if name == EMBEDDED else _servers(name, folder, fixture, stack)
+        live = Live(state, "--no-traffic", "--seed", str(SEED), *_OPTIONS.get(name, ()), variables=variables)
+        stack.callback(live.stop)
+        live.wait_ready()
+        yield live
+
+
+def _servers(name: str, folder: Path, fixture: Fixture, stack: ExitStack) -> dict[str, str]:
+    """Starts or finds the servers; returns the variables that name them."""
+    own = f"live-{uuid.uuid4().hex[:8]}"
+    access = stack.enter_context(services.own_topics(fixture("kafka_server"), f"{own}-"))
+    server = ClusterOfServers(folder / "redis") if name == "redis cluster" else RedisServer(folder / "redis")
+    stack.enter_context(server)
+    return {
+        "PERSEID_KAFKA": access.bootstrap,
+        "PERSEID_TOPIC_PREFIX": access.topic_prefix,
+        "PERSEID_GROUP": own,
+        "PERSEID_REDIS": server.url,
+    }
+
+
+def _copy(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(path, to)
