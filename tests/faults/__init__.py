@@ -1,1 +1,1 @@
-"""The kill harness: real workers on the embedded broker and Redis, broken on purpose, held against the oracle."""
+"""The kill harness: real workers, API processes, Kafka and Redis, broken on purpose, held against the oracle."""

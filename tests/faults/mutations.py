@@ -14,16 +14,26 @@ from index.keys import Keys
 from index.records import UserState
 from index.redis_store import RedisStore
 from index.store import Commit
-from streams.events import CLICKSTREAM
+from streams.engine import Engine, tag_of
+from streams.events import CLICKSTREAM, Record
+from streams.transport import StateConsumer
+from streams.worker import StreamWorker
 
 POSITION_FIRST, STATE_FIRST, NO_DEDUPE, UNFENCED = "position-first", "state-first", "no-dedupe", "unfenced"
-MUTATIONS = (POSITION_FIRST, STATE_FIRST, UNFENCED, NO_DEDUPE)
+UNGUARDED, SAME_ITEM_LOG, ANY_LOG = "unguarded-rebalance", "same-item-log", "any-log"
 _HALVES_BEFORE_DEATH = 30  # writes of clicks by this worker before it dies between the two halves of one
-_COMPARISONS = (
-    "if stored[1] ~= token then return {'token', stored[2] or '0'} end",
-    "if stored[2] ~= expected then return {'position', stored[2] or '0'} end",
-    "if redis.call('HGET', owner, 'token') ~= ARGV[2] then return {'token'} end",
-)
+# Lines of the store's script, and what each mutation makes of them.
+_SCRIPT: dict[str, dict[str, str]] = {
+    UNFENCED: {
+        "if stored[1] ~= token then return {'token', stored[2] or '0'} end": "",
+        "if stored[2] ~= expected then return {'position', stored[2] or '0'} end": "",
+        "if redis.call('HGET', owner, 'token') ~= ARGV[2] then return {'token'} end": "",
+    },
+    # A restarted store does not begin a new item log, whatever it lost.
+    SAME_ITEM_LOG: {"stored[3] ~= run_id or ": ""},
+    # A position counts in whatever log there is.
+    ANY_LOG: {"if known ~= identity then": "if not known then"},
+}
 
 
 def mutated_store(mutation: str, url: str, keys: Keys) -> RedisStore:
@@ -33,12 +43,45 @@ def mutated_store(mutation: str, url: str, keys: Keys) -> RedisStore:
     if mutation in (POSITION_FIRST, STATE_FIRST):
         return _TwoHalves(url, keys, position_first=mutation == POSITION_FIRST)
     store = RedisStore(url, keys)
-    if mutation == UNFENCED:
-        for comparison in _COMPARISONS:
-            if comparison not in store._source:
-                raise ValueError(f"store.lua does not hold {comparison!r} any more: adapt this mutation")
-            store._source = store._source.replace(comparison, "")
+    for line, other in _SCRIPT.get(mutation, {}).items():
+        if line not in store._source:
+            raise ValueError(f"store.lua does not hold {line!r} any more: adapt this mutation")
+        store._source = store._source.replace(line, other)
     return store
+
+
+def mutate_worker(mutation: str, worker: StreamWorker) -> None:
+    """Takes the guards of rebalances away: what was fetched before a seek may be delivered and applied after it.
+
+    They are the consumer's lock, the pause of tags that are being claimed, the check of what is ours, and the
+    contiguity check behind all of them.
+    """
+    if mutation != UNGUARDED:
+        return
+    worker._is_ours = lambda record: tag_of(record.topic, record.partition) in worker.engine.tenures  # type: ignore[method-assign]
+    StateConsumer._read_once = _read_whatever_comes  # type: ignore[method-assign, assignment]
+    StateConsumer.reading = property(lambda self: _NoLock(), lambda self, lock: None)  # type: ignore[assignment]
+    Engine._next = _believe_every_gap  # type: ignore[method-assign, assignment]
+
+
+class _NoLock:
+    """Holds nobody up."""
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+
+async def _read_whatever_comes(consumer: StateConsumer) -> bool:
+    found = await consumer._thread.getmany(set(consumer._get_active_partitions()), timeout=0.2)
+    if found:
+        consumer.wiring.deliver([consumer._record(raw) for raws in found.values() for raw in raws])
+    return True
+
+
+def _believe_every_gap(engine: Engine, topic: str, tag: str, records: Sequence[Record]) -> list[Record]:
+    position = engine.tenures[tag].positions[topic]
+    return [record for record in records if record.offset >= position]
 
 
 class _TwoHalves(RedisStore):

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
+import orjson
+
+from index.keys import partition_of
 from streams.digest import digest_of
+from streams.events import CLICKSTREAM
 from tests.faults.cases import Case
-from tests.faults.mutations import NO_DEDUPE, POSITION_FIRST, STATE_FIRST
+from tests.faults.children import Api
+from tests.faults.mutations import NO_DEDUPE, POSITION_FIRST, SAME_ITEM_LOG, STATE_FIRST
+from tests.faults.servers import AnyBroker
 from tests.faults.stage import Stage
-from tests.faults.traffic import generate
-from tests.faults.truth import Difference, compare, expect, log_partitions
+from tests.faults.traffic import Sent, generate
+from tests.faults.truth import DEAD, Difference, Expected, compare, expect, missing_dead_letters, unlogged
+
+_PROBES = 10
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run found. `recovery_s`: median time from a fault to the first write after it."""
+    """What a run found.
+
+    `missing` counts acknowledged records that are in no log and poison without its dead letter, `wrong_dead` dead
+    letters of good records, `wrong_items` items of API processes (and of Elasticsearch) that are not the oracle's,
+    `recoveries_s` the times from each fault, or from when the server was back, to the first write, `visible_ms` the
+    median from sending a lone click, after all is over, until it is applied.
+    """
 
     case: Case
     seed: int
@@ -25,14 +43,32 @@ class Result:
     misrouted: int
     difference: Difference
     same_digest: bool
+    missing: int
+    wrong_dead: int
+    wrong_items: int
     wrong_vectors: int
-    recovery_s: float | None
-    seconds: float
+    recoveries_s: list[float] = field(default_factory=list)
+    visible_ms: float | None = None
+    seconds: float = 0.0
 
     @property
     def exact(self) -> bool:
-        wrong = self.difference.lost + self.difference.twice + self.wrong_vectors
-        return self.same_digest and not wrong
+        wrong = (self.lost, self.difference.twice, self.wrong_dead, self.wrong_items, self.wrong_vectors)
+        return self.same_digest and not any(wrong)
+
+    @property
+    def lost(self) -> int:
+        return self.difference.lost + self.missing
+
+    @property
+    def recovery_s(self) -> float | None:
+        """The longest."""
+        return max(self.recoveries_s, default=None)
+
+    @property
+    def late(self) -> bool:
+        """Whether a first write took longer than it may."""
+        return not self.case.mutation and (self.recovery_s or 0.0) > self.case.limit_s
 
     @property
     def good(self) -> bool:
@@ -41,48 +77,92 @@ class Result:
             return self.difference.lost > 0
         if self.case.mutation in (STATE_FIRST, NO_DEDUPE):
             return self.difference.twice > 0
+        if self.case.mutation == SAME_ITEM_LOG:
+            return self.wrong_items > 0
         return self.exact != bool(self.case.mutation)
 
 
 def play(
-    case: Case, seed: int, events: int, *, partitions: int = 8, session_s: float = 2.0, settle_s: float = 120.0
+    case: Case,
+    seed: int,
+    events: int,
+    broker: AnyBroker,
+    *,
+    session_s: float = 2.0,
+    haste: float = 1.0,
+    settle_s: float = 300.0,
 ) -> Result:
-    """Runs a case. A mutation's positions need not reach the end: it is judged as it stands after `settle_s`.
+    """Runs a case. A mutation may keep it from going as it should: it is judged as it stands then.
 
     Raises:
         AssertionError: the case could not do what it is for, or the positions did not reach the logs' ends.
     """
     start = time.monotonic()
-    records = generate(seed, partitions, events, case.resends, steady=case.encode)
-    with Stage(
-        records,
-        seed,
-        partitions=partitions,
-        session_s=session_s,
-        max_lag=case.max_lag,
-        drag_s=case.drag_s,
-        append_only=case.append_only,
-        encode=case.encode,
-        mutation=case.mutation,
-    ) as stage:
-        case.act(stage)
-        stage.hurry()
+    options = case.stage(events, session_s, haste)
+    records = generate(seed, options.partitions, events, case.mix)
+    run = f"f{os.getpid()}-{next(_numbers)}"
+    with Stage(broker, run, records, seed, options) as stage:
         try:
-            stage.wait(stage.settled, "every position is at its log's end", settle_s)
+            case.act(stage)
+            stage.hurry()
+            late_s = options.patience_s if case.mutation else settle_s
+            stage.wait(stage.settled, "every position is at its log's end", late_s)
         except AssertionError:
             if not case.mutation:
                 raise
-        logs = stage.logs.read(log_partitions(partitions))
-        expected, state = expect(logs, partitions), stage.read_state()
-        return Result(
-            case=case,
-            seed=seed,
-            sent=len(records),
-            applied=expected.applied,
-            misrouted=expected.misrouted,
-            difference=compare(state, expected.parts),
-            same_digest=digest_of(state) == digest_of(expected.parts),
-            wrong_vectors=len(stage.wrong_vectors()) if case.encode else 0,
-            recovery_s=median(stage.recoveries_s) if stage.recoveries_s else None,
-            seconds=time.monotonic() - start,
-        )
+        visible_ms = None if case.mutation else median(_visible_ms(stage))
+        return _judged(case, seed, stage, visible_ms, start)
+
+
+def _judged(case: Case, seed: int, stage: Stage, visible_ms: float | None, start: float) -> Result:
+    if case.mutation:
+        for worker in stage.workers:
+            worker.kill()  # it may still be at work, and must not be while it is judged
+    logs, former = stage.read_logs(), stage.former
+    expected, state = expect(logs, stage.options.partitions, former.applied), stage.live.read_state()
+    missing_letters, wrong_dead = missing_dead_letters(logs, stage.logs.read(DEAD)[DEAD[0]])
+    sent = stage.records[: stage.traffic.limit]
+    return Result(
+        case=case,
+        seed=seed,
+        sent=len(sent),
+        applied=expected.applied,
+        misrouted=expected.misrouted,
+        difference=compare(state, expected.parts),
+        same_digest=digest_of(state) == digest_of(expected.parts),
+        missing=missing_letters + unlogged(sent, logs, former.whole),
+        wrong_dead=wrong_dead,
+        wrong_items=sum(_wrong_items(stage, api, expected) for api in stage.apis if api.alive),
+        wrong_vectors=len(stage.wrong_vectors()) if case.encode else 0,
+        recoveries_s=stage.recoveries_s,
+        visible_ms=visible_ms,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _wrong_items(stage: Stage, api: Api, expected: Expected) -> int:
+    """Items that an API process lacks, or has too many of, or has otherwise than the oracle."""
+    stage.wait(lambda: api.place == stage.live.item_log(), f"{api.files.name} is at the end of the item log", 20.0)
+    api.ask()
+    stage.wait(lambda: api.answered, f"{api.files.name} shows its items", 20.0)
+    held: dict[str, Any] = {item_id: fields for item_id, fields in api.items().items() if any(fields)}
+    wanted = expected.catalogue(vectors=stage.options.encode)
+    return sum(held.get(item_id) != wanted.get(item_id) for item_id in held | wanted)
+
+
+def _visible_ms(stage: Stage) -> list[float]:
+    """Lone clicks: from sending each until it is applied."""
+    found, last_ms = [], stage.records[-1].timestamp_ms
+    for number in range(_PROBES):
+        user = f"probe-{number}"
+        partition = partition_of(user, stage.options.partitions)
+        body = {"event_id": f"{user}-click", "user_id": user, "item_id": "item-0", "kind": "view", "ts_ms": last_ms}
+        before = stage.live.positions()[CLICKSTREAM, partition]
+        stage.traffic.add(Sent(CLICKSTREAM, partition, user.encode(), orjson.dumps(body), last_ms))
+        start = time.monotonic()
+        while stage.live.positions()[CLICKSTREAM, partition] <= before:
+            assert time.monotonic() - start < 10, "a lone click was not applied within 10 s"
+            time.sleep(0.001)
+        found.append((time.monotonic() - start) * 1000)
+    stage.wait(stage.settled, "the lone clicks are applied")
+    return found

@@ -8,19 +8,31 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import orjson
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from encoder.text import canonical_text, text_hash
 from index.keys import partition_of, partition_tag
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, ITEM_VECTORS, USERS, Record
+from streams.kafka_access import KafkaAccess
+from tests.faults.traffic import POISON, Sent
 from tests.oracle import Oracle
 
 Logs = dict[tuple[str, int], list[Record]]
-_READ_TIMEOUT_S = 30.0
+_READ_TIMEOUT_S = 30.0  # without a single record
+_ANSWER_S = 5.0
+_ORIGIN = "forwarded-from"  # header of a forwarded record
+_BY_HAND: Mapping[str, Any] = {"enable.auto.commit": False, "enable.partition.eof": False, "check.crcs": False}
+
+
+DEAD = [(DEAD_LETTERS, 0)]
 
 
 def log_partitions(partitions: int) -> list[tuple[str, int]]:
@@ -30,47 +42,58 @@ def log_partitions(partitions: int) -> list[tuple[str, int]]:
 
 
 class LogReader:
-    """Reads whole partitions of the embedded broker."""
+    """Reads whole partitions of a run's topics."""
 
-    def __init__(self, bootstrap: str) -> None:
-        config = {"bootstrap.servers": bootstrap, "group.id": "truth", "fetch.wait.max.ms": 5, "log_level": 2}
-        self._consumer = Consumer({**config, "enable.auto.commit": False, "enable.partition.eof": False})
+    def __init__(self, access: KafkaAccess) -> None:
+        config, self._access = {**access.librdkafka(), "log_level": 2}, access
+        self._admin = AdminClient(config)
+        fetch = {"fetch.wait.max.ms": 5, "fetch.message.max.bytes": 8 << 20, "queued.max.messages.kbytes": 1 << 18}
+        self._consumer = Consumer({**config, **fetch, "group.id": f"{access.topic_prefix}truth", **_BY_HAND})
 
     def ends(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """End offsets. AssertionError when a log no longer begins at 0: the broker dropped records silently."""
-        found = {}
-        for topic, partition in partitions:
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=5.0)
-            assert low == 0, f"{topic}[{partition}] begins at {low}: the broker dropped what the test needs"
-            found[topic, partition] = high
-        return found
+        """End offsets, asked in one go. ConnectionError when the broker does not answer."""
+        return self._offsets(partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
     def read(self, partitions: Iterable[tuple[str, int]]) -> Logs:
-        """All records in offset order."""
+        """All records in offset order. AssertionError when a log does not begin at 0: the test needs all of it."""
         ends = self.ends(partitions)
+        starts = self._offsets(ends, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        for (topic, partition), low in starts.items():
+            assert low == 0, f"{topic}[{partition}] begins at {low}: the broker dropped what the test needs"
         logs: Logs = {key: [] for key in ends}
-        self._consumer.assign([TopicPartition(topic, partition, 0) for topic, partition in ends])
-        deadline = time.monotonic() + _READ_TIMEOUT_S
-        while any(len(logs[key]) < end for key, end in ends.items()):
-            assert time.monotonic() < deadline, f"nothing more to read, missing {_missing(logs, ends)}"
-            for message in self._consumer.consume(2000, timeout=0.1):  # it waits for all of them or the timeout
-                record = _record(message)
+        self._consumer.assign([TopicPartition(self._access.topic(topic), partition, 0) for topic, partition in ends])
+        missing, deadline = sum(ends.values()), time.monotonic() + _READ_TIMEOUT_S
+        while missing > 0:
+            for message in self._consumer.consume(10_000, timeout=0.05):  # it waits for all of them or the timeout
+                record = self._record(message)
                 logs[record.topic, record.partition].append(record)
+                missing -= 1
+                deadline = time.monotonic() + _READ_TIMEOUT_S
+            assert time.monotonic() < deadline, f"nothing more to read, missing {_missing(logs, ends)}"
         self._consumer.unassign()
         return logs
 
     def close(self) -> None:
         self._consumer.close()
 
+    def _offsets(self, partitions: Iterable[tuple[str, int]], spec: OffsetSpec) -> dict[tuple[str, int], int]:
+        asked = {TopicPartition(self._access.topic(topic), partition): spec for topic, partition in partitions}
+        try:
+            found = self._admin.list_offsets(asked, request_timeout=_ANSWER_S)
+            answers = {tp: future.result(_ANSWER_S).offset for tp, future in found.items()}
+        except (KafkaException, FutureTimeout) as error:
+            raise ConnectionError(f"Kafka does not tell its offsets: {error}") from error
+        return {(self._access.name(tp.topic), tp.partition): offset for tp, offset in answers.items()}
+
+    def _record(self, message: Any) -> Record:
+        assert message.error() is None, message.error()
+        topic, (_, timestamp_ms) = self._access.name(message.topic()), message.timestamp()
+        place = (topic, message.partition(), message.offset())
+        return Record(*place, timestamp_ms, message.key(), message.value(), message.headers() or ())
+
 
 def _missing(logs: Logs, ends: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
     return {key: end - len(logs[key]) for key, end in ends.items() if len(logs[key]) < end}
-
-
-def _record(message: Any) -> Record:
-    assert message.error() is None, message.error()
-    position, (_, timestamp_ms) = (message.topic(), message.partition(), message.offset()), message.timestamp()
-    return Record(*position, timestamp_ms, message.key(), message.value(), message.headers() or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +104,32 @@ class Expected:
     applied: int
     misrouted: int
 
+    def catalogue(self, vectors: bool) -> dict[str, list[Any]]:
+        """What every API process must hold: id → [record, tags, embedder, whether it has a retrieval vector]."""
+        items = self.parts["items"]["items"]
+        found = {
+            item_id: [item["catalogue"], sorted(item["tags"]), item["embedder"], vectors and item["vector"]]
+            for item_id, item in items.items()
+        }
+        return {item_id: fields for item_id, fields in found.items() if any(fields)}
 
-def expect(logs: Logs, partitions: int) -> Expected:
-    """Applies whole logs in offset order.
+
+def expect(logs: Logs, partitions: int, former: Logs | None = None) -> Expected:
+    """Applies whole logs in offset order; poison is left out.
+
+    Args:
+        former: what was applied of clickstream logs that do not exist any more, before those that do.
 
     Raises:
         AssertionError: a misrouted record was not forwarded to its home.
     """
-    oracle, misrouted = Oracle(partitions), _check_forwarded(logs, partitions)
+    oracle, misrouted, former = Oracle(partitions), _check_forwarded(logs, partitions), former or {}
     parts: dict[str, Any] = {}
     for partition in range(partitions):
         for record in logs[USERS, partition]:
-            _profile(oracle, partition, record)
-        for record in logs[CLICKSTREAM, partition]:
-            body = orjson.loads(record.value or b"")
-            if partition_of(body["user_id"], partitions) == partition:
-                oracle.click(partition, body, record.timestamp_ms)
+            _profile(oracle, partition, partitions, record)
+        for record in (*former.get((CLICKSTREAM, partition), ()), *logs[CLICKSTREAM, partition]):
+            _click(oracle, partition, partitions, record)
         positions = {topic: len(logs[topic, partition]) for topic in (USERS, CLICKSTREAM)}
         parts[partition_tag(partition)] = oracle.part(partition, positions)
     positions = {topic: len(logs[topic, 0]) for topic in (CATALOG, ITEM_VECTORS)}
@@ -105,7 +138,21 @@ def expect(logs: Logs, partitions: int) -> Expected:
     return Expected(parts, oracle.arrivals, misrouted)
 
 
-def _profile(oracle: Oracle, partition: int, record: Record) -> None:
+def is_poison(record: Record) -> bool:
+    """Whether the harness sent this record as one that must not be accepted."""
+    return any(name == POISON for name, _ in record.headers)
+
+
+def _click(oracle: Oracle, partition: int, partitions: int, record: Record) -> None:
+    if not is_poison(record):
+        body = orjson.loads(record.value or b"")
+        if partition_of(body["user_id"], partitions) == partition:
+            oracle.click(partition, body, record.timestamp_ms)
+
+
+def _profile(oracle: Oracle, partition: int, partitions: int, record: Record) -> None:
+    if is_poison(record):
+        return
     assert record.key is not None
     if record.value is None:
         oracle.profile(partition, record.key.decode(), None, record.timestamp_ms)
@@ -121,10 +168,12 @@ def _check_forwarded(logs: Logs, partitions: int) -> int:
     home: dict[str, Record] = {}
     for (topic, _), log in logs.items():
         if topic == CLICKSTREAM:
-            home |= {dict(r.headers)["forwarded-from"].decode(): r for r in log if r.headers}
+            home |= {dict(r.headers)[_ORIGIN].decode(): r for r in log if r.headers and not is_poison(r)}
     misrouted = 0
     for (topic, partition), log in logs.items():
         for record in log if topic == CLICKSTREAM else ():
+            if is_poison(record):
+                continue
             assert record.key is not None
             if partition_of(record.key.decode(), partitions) != partition:
                 misrouted += 1
@@ -139,16 +188,17 @@ def _last(log: Iterable[Record]) -> dict[str, Any]:
     """Last value by key; a null removes."""
     found: dict[str, Any] = {}
     for record in log:
-        assert record.key is not None
-        found[record.key.decode()] = None if record.value is None else orjson.loads(record.value)
+        if not is_poison(record):
+            assert record.key is not None
+            found[record.key.decode()] = None if record.value is None else orjson.loads(record.value)
     return {key: body for key, body in found.items() if body is not None}
 
 
 def _items(logs: Logs) -> dict[str, Any]:
     catalogue, vectors = _last(logs[CATALOG, 0]), _last(logs[ITEM_VECTORS, 0])
-    seen = {(record.key or b"").decode() for topic in (CATALOG, ITEM_VECTORS) for record in logs[topic, 0]}
+    good = [record for topic in (CATALOG, ITEM_VECTORS) for record in logs[topic, 0] if not is_poison(record)]
     items = {}
-    for item in seen:
+    for item in {(record.key or b"").decode() for record in good}:
         fields = catalogue.get(item)
         listed = None if fields is None else {name: value for name, value in fields.items() if name != "item_id"}
         vector = vectors.get(item)
@@ -160,6 +210,34 @@ def _items(logs: Logs) -> dict[str, Any]:
             "hashes": [None, None if listed is None else text_hash(canonical_text(listed))],
         }
     return items
+
+
+def unlogged(sent: Iterable[Sent], logs: Logs, former: Logs | None = None) -> int:
+    """Records that the broker acknowledged and does not have."""
+    there = Counter(
+        (topic, record.key, record.value)
+        for part in (logs, former or {})
+        for (topic, _), log in part.items()
+        for record in log
+    )
+    asked = Counter((record.topic, record.key, record.value) for record in sent)
+    return sum((asked - there).values())
+
+
+def missing_dead_letters(logs: Logs, dead: Iterable[Record]) -> tuple[int, int]:
+    """How many poison records have no dead letter with their origin, length and hash, and how many others have one."""
+    wanted = {
+        (topic, str(partition), str(record.offset)): (len(record.value or b""), sha256(record.value or b"").hexdigest())
+        for (topic, partition), log in logs.items()
+        for record in log
+        if is_poison(record)
+    }
+    found = {}
+    for letter in dead:
+        headers = {name: value.decode() for name, value in letter.headers}
+        origin = headers["topic"], headers["partition"], headers["offset"]
+        found[origin] = (int(headers["length"]), headers["sha256"])
+    return sum(found.get(origin) != content for origin, content in wanted.items()), len(found.keys() - wanted.keys())
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import random
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 
 from encoder.config import ModelConfig
@@ -17,6 +18,7 @@ from encoder.model import StarsEncoder
 from index.keys import partition_tag
 from index.records import STATE, decode_state, decode_vectors, vector_field
 from index.redis_store import RedisStore
+from index.store import LiveStore
 
 VERSION = "m-00000001"
 ITEMS = 50
@@ -35,6 +37,13 @@ def new_encoder(cache_bytes: int = 1 << 20) -> IncrementalEncoder:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     return IncrementalEncoder(StarsEncoder(_CONFIG).eval(), cache_bytes=cache_bytes, device="cpu")
+
+
+async def publish(store: LiveStore) -> None:
+    """Names the model that API processes serve, as a worker does for an artefact."""
+    document = {"version": VERSION, "config": {"d_model": _CONFIG.d_model}, "metadata": {"embedder": "toy"}}
+    await store.write(store.keys.model(VERSION), {"json": orjson.dumps(document), "context.weight": b""})
+    await store.write(store.keys.cluster(), {"model": VERSION.encode(), "bucket_ms": b"21600000"})
 
 
 async def waiting(store: RedisStore, partitions: int) -> int:

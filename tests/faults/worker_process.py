@@ -7,16 +7,10 @@ Runs below a fork server that has the imports already, so that a killed worker's
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import logging
-import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import orjson
 
 from deploy.producer import EventProducer
 from index.follower import ItemFollower
@@ -29,8 +23,9 @@ from streams.events import Rules
 from streams.kafka_access import KafkaAccess
 from streams.outlet import KafkaOutlet
 from streams.worker import StreamWorker, WorkerSettings
-from tests.faults.mutations import mutated_store
-from tests.faults.vectors import VERSION, new_encoder
+from tests.faults.mutations import mutate_worker, mutated_store
+from tests.faults.process_files import ProcessFiles, write_json
+from tests.faults.vectors import VERSION, new_encoder, publish
 
 RULES = Rules(embedders={"toy": 4})
 STATUS_S = 0.02  # how often the status file is renewed; a case that waits for it polls at the same pace
@@ -40,53 +35,46 @@ STATUS_S = 0.02  # how often the status file is renewed; a case that waits for i
 class WorkerOptions:
     """What a worker needs to know; `mutation` names one of `tests.faults.mutations`, "" is the real thing."""
 
-    name: str
-    bootstrap: str
+    files: ProcessFiles
+    access: KafkaAccess
+    group: str
     redis_url: str
     prefix: str
     partitions: int
     session_s: float
-    folder: Path
     mutation: str = ""
     encode: bool = False
     max_batch: int = 512
     write_delay_s: float = 0.0  # a slow store makes a backlog last as long as a fault needs, until `hurry` exists
 
     @property
-    def status(self) -> Path:
-        return self.folder / f"{self.name}.json"
-
-    @property
     def hurry(self) -> Path:
-        return self.folder / "hurry"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / f"{self.name}.log"
+        return self.files.folder / "hurry"
 
 
 def run(options: WorkerOptions) -> None:
     """Entry point of the process."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a harness that dies leaves no workers
-    with options.log.open("ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    options.files.adopt()
     asyncio.run(_serve(options))
 
 
 async def _serve(options: WorkerOptions) -> None:
     store = mutated_store(options.mutation, options.redis_url, Keys(options.prefix))
     _slow_down(store, options)
-    access = KafkaAccess(options.bootstrap)
-    producer = EventProducer(access)
+    producer = EventProducer(options.access)
     encoder = EncoderThread(new_encoder(), VERSION) if options.encode else None
     follower = None if encoder is None else ItemFollower(store, VERSION, encoder, text_vectors=True)
-    engine = Engine(store, RULES, options.partitions, KafkaOutlet(producer.send), encoder)
-    settings = WorkerSettings(access, session_s=options.session_s, max_batch=options.max_batch)
+
+    async def announce() -> None:
+        await store.ensure_cluster(options.partitions, [kind.name for kind in RULES.kinds])
+        await publish(store)
+
+    engine = Engine(store, RULES, options.partitions, KafkaOutlet(producer.send), encoder, announce=announce)
+    settings = WorkerSettings(options.access, options.group, session_s=options.session_s, max_batch=options.max_batch)
     worker = StreamWorker(engine, settings, None if follower is None else follower.run)
+    mutate_worker(options.mutation, worker)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
-    telling = asyncio.create_task(_tell(worker, options.status))
+    telling = asyncio.create_task(_tell(worker, options.files.status))
     try:
         if follower is not None:
             await follower.catch_up()
@@ -113,9 +101,7 @@ def _slow_down(store: RedisStore, options: WorkerOptions) -> None:
 
 async def _tell(worker: StreamWorker, path: Path) -> None:
     """Says which tags are claimed and settled, and the counters."""
-    part = path.with_suffix(".part")
     while True:
         tags = sorted(set(worker.engine.tenures) - worker.claims.unsettled)
-        part.write_bytes(orjson.dumps({"tags": tags, "counts": {str(k): v for k, v in worker.engine.counts.items()}}))
-        part.replace(path)
+        write_json(path, {"tags": tags, "counts": {str(k): v for k, v in worker.engine.counts.items()}})
         await asyncio.sleep(STATUS_S)

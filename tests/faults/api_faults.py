@@ -1,0 +1,83 @@
+"""What is done to API processes: killed while they write a snapshot, and left without room on the disk for one.
+
+Each function says what must have happened for the run to mean anything. Whether the items that they hold are the
+oracle's is judged by `tests.faults.runs`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+from tests.faults.children import Api
+from tests.faults.stage import Stage
+
+_BALLAST = "ballast"
+
+
+def killed_while_saving(stage: Stage) -> None:
+    """An API process is killed with half a snapshot on the disk, three times, and started again in the same folder."""
+    stage.start()
+    victim = stage.apis[0]
+    for _ in range(3):
+        stage.wait_applied(len(stage.records) // 10)
+        stage.must_have_work()
+        _kill_while_saving(stage, victim)
+        victim = stage.start_api(victim.files.name)
+        stage.wait(lambda api=victim: bool(api.place[0]), "the API process has its items")  # type: ignore[misc]
+    assert list(victim.options.snapshots.glob("*.snapshot")), "no snapshot was ever finished: the fault missed"
+
+
+def _kill_while_saving(stage: Stage, api: Api) -> None:
+    """Tries until a part of a snapshot is left behind."""
+    folder = api.options.snapshots
+    before = set(folder.glob("*.part"))
+    deadline = time.monotonic() + 30
+    while True:
+        while not set(folder.glob("*.part")) - before:
+            assert time.monotonic() < deadline, "no snapshot was begun"
+        api.kill()
+        if set(folder.glob("*.part")) - before:
+            return
+        assert time.monotonic() < deadline, "it was never killed in time: the fault missed"
+        api = stage.start_api(api.files.name)
+
+
+def disk_full(stage: Stage) -> None:
+    """The disk of an API process is full: it goes on following, says so, and saves again when there is room."""
+    stage.start()
+    api = stage.apis[0]
+    folder = Path(f"/proc/{api.pid}/root") / api.options.snapshots.relative_to("/")
+    stage.wait(lambda: bool(list(folder.glob("*.snapshot"))), "a first snapshot")
+    saved = _newest(folder)
+    _fill(folder / _BALLAST)
+    stage.wait_applied(len(stage.records) // 3)
+    stage.must_have_work()
+    stage.wait(lambda: "No space left on device" in api.files.log.read_text(), "a snapshot finds the disk full")
+    assert _newest(folder) >= saved, "a full disk cost an older snapshot"
+    (folder / _BALLAST).unlink()
+    freed_ns = time.time_ns()
+    stage.wait_applied(len(stage.records) // 3)
+    stage.wait(lambda: _newest(folder) > freed_ns, "a snapshot is saved again")
+    assert not [part for part in folder.glob("*.part") if part.stat().st_mtime_ns < saved], "half a snapshot is left"
+    assert api.alive, api.log_tail()
+
+
+def _newest(folder: Path) -> int:
+    """When the newest snapshot was finished, in nanoseconds; 0 without one."""
+    return max((path.stat().st_mtime_ns for path in folder.glob("*.snapshot")), default=0)
+
+
+def _fill(path: Path) -> None:
+    """Takes all the room there is."""
+    with path.open("wb", buffering=0) as file:
+        size = 4096
+        while size:
+            try:
+                file.write(os.urandom(size))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                size //= 2
