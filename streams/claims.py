@@ -114,9 +114,7 @@ class Claims:
         """Claims each tag and finds where to read on; a tag whose claim failed is left out."""
         assert self.consumer is not None
         if any(tag not in self._seek_only for tag in wanted):
-            self._identities = await self._lookup.identities(
-                sorted({tp.topic for tps in wanted.values() for tp in tps})
-            )
+            self._identities = await self._lookup.identities(sorted({t for tag in wanted for t in topics_of(tag)}))
         claimed = [tag for tag in sorted(wanted) if await self._claim(tag)]
         tps = {tp for tag in claimed for tp in wanted[tag]}
         starts, ends = await self.consumer.log_starts(tps), await self.consumer.log_ends(tps)
@@ -128,7 +126,10 @@ class Claims:
         if tag in self._seek_only and tenure is not None:
             tenure.fresh = set(tenure.positions)
             return True
-        identities = {topic: self._identities[topic] for topic in topics_of(tag)}
+        identities = {topic: self._identities[topic] for topic in topics_of(tag) if topic in self._identities}
+        if len(identities) < len(topics_of(tag)):
+            log.warning("cannot claim %s: of %s only %s exist", tag, topics_of(tag), sorted(identities))
+            return False
         group = f"{self._group}@{next(iter(identities.values())).cluster_id}"
         try:
             await self._engine.claim(tag, self.consumer.generation, identities, group)

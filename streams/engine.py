@@ -154,6 +154,16 @@ class Engine:
         if tenure is not None and record.offset >= tenure.positions[record.topic]:
             await tenure.commit(self.store, record.topic, record.offset + 1, [])
 
+    async def pass_over(self, topic: str, tag: str, offset: int) -> None:
+        """Moves a position to an offset before which there is nothing left to apply.
+
+        Raises:
+            FencedError, StoreUnavailableError
+        """
+        tenure = self.tenures.get(tag)
+        if tenure is not None and not tenure.unsure and offset > tenure.positions[topic]:
+            await self._users.pass_over(tenure, topic, offset)
+
     async def sweep_waiting(self) -> int:
         """Re-encodes users that waited for the vector of an item that is known now; returns how many."""
         return await self._users.sweep_waiting(self._user_tenures())

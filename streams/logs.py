@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from index.store import LogIdentity
@@ -33,7 +33,7 @@ class LogLookup:
         self._admin = AdminClient(config)
 
     async def identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
-        """Identity of each topic's log. ConnectionError when the broker does not answer."""
+        """Identity of each topic's log that exists. ConnectionError when the broker does not answer."""
         return await asyncio.to_thread(self._identities, topics)
 
     async def partition_counts(self) -> dict[str, int]:
@@ -55,10 +55,20 @@ class LogLookup:
         try:
             asked = TopicCollection([self._access.topic(topic) for topic in topics])
             found = self._admin.describe_topics(asked, request_timeout=_TIMEOUT_S)
-            ids = {self._access.name(topic): future.result().topic_id for topic, future in found.items()}
-            return {topic: LogIdentity(cluster_id, str(topic_id)) for topic, topic_id in ids.items()}
+            ids = {self._access.name(topic): self._topic_id(future) for topic, future in found.items()}
+            return {topic: LogIdentity(cluster_id, topic_id) for topic, topic_id in ids.items() if topic_id}
         except KafkaException as error:
             raise ConnectionError(self._explained("does not describe its topics", error)) from error
+
+    @staticmethod
+    def _topic_id(described: Any) -> str:
+        """Empty for a topic that does not exist."""
+        try:
+            return str(described.result().topic_id)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return ""
+            raise
 
     def _explained(self, what: str, error: KafkaException) -> str:
         self._admin.poll(0)  # delivers the reasons

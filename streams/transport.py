@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import aiokafka
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -37,6 +37,7 @@ class Wiring:
     take: Callable[[set[TP], int], Awaitable[Positions]]  # claims the assignment: positions by partition
     wanted: Callable[[set[TP]], set[TP]]  # of the assigned partitions, those to read now
     deliver: Callable[[Sequence[Record]], None]  # takes over a batch; never blocks
+    misplaced: Callable[[set[TP]], None]  # told of partitions that are to be claimed and sought anew
     fetch_wait_ms: int = 10  # how long the broker may hold an empty fetch
     idle_s: float = 0.02  # pause when nothing is wanted: all queues are full or everything is being claimed
 
@@ -64,7 +65,7 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
             group_id=conf.id,
             partition_assignment_strategy=[self._assignor],
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none",  # a position that the log does not hold is for the claims to judge
             max_poll_records=conf.broker_max_poll_records,
             max_poll_interval_ms=int((conf.broker_max_poll_interval or 0) * 1000),
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
@@ -82,11 +83,13 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
 class StateConsumer(driver.Consumer):
     """A consumer whose positions live with the state. Faust sees physical topics, the worker logical ones."""
 
-    wiring: Wiring
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.reading = asyncio.Lock()  # held while a fetch is under way, and by whoever moves positions
         super().__init__(*args, **kwargs)
+
+    @property
+    def wiring(self) -> Wiring:
+        return cast(StateTransport, self.transport).wiring
 
     def _new_consumer_thread(self) -> StateConsumerThread:
         return StateConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -116,6 +119,15 @@ class StateConsumer(driver.Consumer):
     async def log_starts(self, tps: set[TP]) -> Positions:
         """First offsets that the broker still has. ConnectionError when it does not answer."""
         return await self._offsets(self.earliest_offsets, tps)
+
+    async def reached(self, tps: set[TP]) -> Positions:
+        """Where the consumer would read on; beyond the last record where nothing but transaction markers follow."""
+        consumer = self._thread._ensure_consumer()
+        found = {
+            tp: consumer._subscription.subscription.assignment.state_value(tp)
+            for tp in self._physical(dict.fromkeys(tps, 0))
+        }
+        return {self._named(tp): state.position for tp, state in found.items() if state and state.has_valid_position}
 
     async def _offsets(self, ask: Callable[..., Awaitable[Mapping[TP, int]]], tps: set[TP]) -> Positions:
         try:
@@ -173,11 +185,18 @@ class StateConsumer(driver.Consumer):
         # The lock is held meanwhile, so this also bounds how long a claim waits for a quiet consumer.
         try:
             found = await self._thread.getmany(set(self._physical(dict.fromkeys(wanted, 0))), timeout=0.2)
+        except OffsetOutOfRangeError as error:
+            self.wiring.misplaced(self._logical(error.args[0]))
+            return True
+        except NoOffsetForPartitionError:
+            return True  # as of before the claim sought the position
         except KafkaError as error:
             log.warning("cannot fetch: %s: %s", type(error).__name__, error)
             return False
-        if found and self.flow_active:
+        if self.flow_active:
             self.wiring.deliver([self._record(raw) for raws in found.values() for raw in raws])
+        else:
+            self.wiring.misplaced(self._logical(found))  # a rebalance began: these records are to be read again
         return True
 
     def _named(self, tp: Any) -> TP:
@@ -201,3 +220,4 @@ class StateTransport(driver.Transport):
     """Faust's aiokafka transport with `StateConsumer`."""
 
     Consumer = StateConsumer
+    wiring: Wiring

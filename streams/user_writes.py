@@ -107,6 +107,15 @@ class UserWriter:
             self._counts["idle_swept"] += removed
             return removed
 
+    async def pass_over(self, tenure: Tenure, topic: str, offset: int) -> None:
+        """Moves a position and writes nothing else."""
+        async with self._one_at_a_time:
+            try:
+                await tenure.commit(self._store, topic, offset, [])
+            except BaseException:
+                tenure.unsure = True
+                raise
+
     async def _rewrite(self, plans: Sequence[Plan]) -> int:
         """Writes users as they are by now, at the position where the partition stands; returns how many."""
         plans = [plan for plan in plans if plan.touched]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import faust
@@ -19,11 +19,14 @@ from faust.types import TP
 from index.store import FencedError, StoreUnavailableError
 from streams.claims import Claims
 from streams.engine import Engine, GapError, tag_of
-from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS, USERS, MalformedError, Record
+from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record
 from streams.kafka_access import KafkaAccess
+from streams.lanes import LANES, Lane
 from streams.logs import LogLookup
-from streams.tenure import Tenure
 from streams.transport import PatientAssignor, StateConsumer, StateTransport, Wiring
+from streams.watch import Watch, misfit
+
+_IDLE_EVERY = 5  # beats between two looks for idle users, each at one partition
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +44,6 @@ class WorkerSettings:
     beat_s: float = 0.2  # how often "caught up" is confirmed to the API; it calls answers stale after 1 s
     stop_s: float = 8.0  # Faust usually stops within a second
     retry_s: float = 0.1  # first pause when the store is away; doubles up to two seconds
-
-
-@dataclass(slots=True)
-class Lane:
-    """Records of some topics on their way to one serial agent."""
-
-    topics: frozenset[str]
-    channel: Any
-    pending: list[Record] = field(default_factory=list)
-
-    def forget(self, tags: set[str]) -> None:
-        self.pending = [record for record in self.pending if tag_of(record.topic, record.partition) not in tags]
-
-
-LANES = (frozenset({USERS, CLICKSTREAM}), frozenset({CATALOG, ITEM_VECTORS}), frozenset({CONTEXT}))
 
 
 class StreamWorker:
@@ -76,9 +64,11 @@ class StreamWorker:
         self._stop = asyncio.Event()
         self.app = self._build_app()
         self.lanes = [self._build_lane(topics) for topics in LANES]
+        self._watch = Watch(engine, self.claims, self._lookup, self.lanes, self._check_alive)
         self._background: list[Callable[[], Awaitable[None]]] = [
             self.claims.keep,
-            self._beat,
+            lambda: self._watch.beats(settings.beat_s),
+            self._watch.logs,
             self._sweep,
             *([follow] if follow else []),
         ]
@@ -133,15 +123,12 @@ class StreamWorker:
         self._stop.set()
 
     async def _check_topics(self) -> None:
-        counts = await self._lookup.partition_counts()
-        for topic in CONSUMED:
-            wanted = self.engine.partitions if topic in (CLICKSTREAM, USERS) else 1
-            if counts.get(topic) != wanted:
-                found = f"has {counts[topic]} partitions" if topic in counts else "does not exist"
-                raise ValueError(
-                    f"topic {topic} {found}, the live state needs {wanted}: create it with {wanted} partitions, "
-                    "or use another key prefix with the partition count that the topics have"
-                )
+        if wrong := misfit(await self._lookup.partition_counts(), self.engine.partitions):
+            raise ValueError(wrong)
+
+    def _check_alive(self) -> None:
+        if self.app.crashed:
+            raise RuntimeError("the Faust app has crashed") from self.app.crash_reason
 
     def _build_app(self) -> faust.App:
         settings = self.settings
@@ -161,8 +148,8 @@ class StreamWorker:
             PartitionAssignor=PatientAssignor,
         )
         app.transport = StateTransport(app.conf.broker_consumer, app)
-        StateConsumer.wiring = Wiring(
-            settings.access, self.claims.take, self._wanted, self._deliver, settings.fetch_wait_ms
+        app.transport.wiring = Wiring(
+            settings.access, self.claims.take, self._wanted, self._deliver, self._misplaced, settings.fetch_wait_ms
         )
         topics = [settings.access.topic(name) for name in CONSUMED]
         app.topics.add(app.topic(*topics, key_type=bytes, value_type=bytes, value_serializer="raw"))
@@ -174,31 +161,26 @@ class StreamWorker:
         async def apply(wakes: faust.StreamT[Any]) -> None:
             async for _ in wakes:
                 while lane.pending:
-                    batch, lane.pending = (
-                        lane.pending[: self.settings.max_batch],
-                        lane.pending[self.settings.max_batch :],
-                    )
-                    await self._apply(batch)
+                    await self._apply(lane.take(self.settings.max_batch))
+                    lane.done()
 
         self.app.agent(lane.channel, name=f"apply-{'-'.join(sorted(topics))}")(apply)
         return lane
 
     def _wanted(self, assigned: set[TP]) -> set[TP]:
-        full = {topic for lane in self.lanes if len(lane.pending) >= self.settings.max_pending for topic in lane.topics}
+        full = {topic for lane in self.lanes if lane.full(self.settings.max_pending) for topic in lane.topics}
         unsettled = self.claims.unsettled
         return {tp for tp in assigned if tp.topic not in full and tag_of(tp.topic, tp.partition) not in unsettled}
 
     def _deliver(self, records: Sequence[Record]) -> None:
         for lane in self.lanes:
-            mine = [record for record in records if record.topic in lane.topics]
-            if mine:
-                lane.pending += mine
-                self._wake(lane)
+            if mine := [record for record in records if record.topic in lane.topics]:
+                lane.put(mine)
 
-    def _wake(self, lane: Lane) -> None:
-        for subscriber in lane.channel._subscribers or [lane.channel]:
-            if subscriber.queue.empty():
-                subscriber.queue.put_nowait(True)
+    def _misplaced(self, tps: set[TP]) -> None:
+        """What was read last is not what the state needs next: claiming anew finds out where to read on, and why."""
+        for tag in {tag_of(*tp) for tp in tps}:
+            self.claims.again(tag, claim=True)
 
     def _forget_fetched(self, tags: set[str]) -> None:
         for lane in self.lanes:
@@ -266,59 +248,17 @@ class StreamWorker:
         tag = tag_of(record.topic, record.partition)
         return tag in self.engine.tenures and tag not in self.claims.unsettled
 
-    async def _beat(self) -> None:
-        """Confirms to the API, tag by tag, that everything up to the log's end is applied."""
-        consumer = cast(StateConsumer, self.app.consumer)
+    async def _sweep(self) -> None:
+        """Re-encodes users whose items got their vectors after they were clicked, and removes idle ones."""
         turn = 0
         while not self._stop.is_set():
             await asyncio.sleep(self.settings.beat_s)
-            if self.app.crashed:
-                raise RuntimeError("the Faust app has crashed") from self.app.crash_reason
-            tenures = {tag: t for tag, t in self.engine.tenures.items() if tag not in self.claims.unsettled}
-            tps = {tp for tp in consumer.assigned() if tag_of(*tp) in tenures}
-            try:
-                await consumer.check_membership()
-                ends = await consumer.log_ends(tps)
-                await self._check_stored(tenures)
-                by_tag: dict[str, dict[str, int]] = {}
-                for tp, end in ends.items():
-                    by_tag.setdefault(tag_of(*tp), {})[tp.topic] = end
-                await asyncio.gather(*(self._confirm(tenures[tag], mine) for tag, mine in by_tag.items()))
-                turn += 1
-                if turn % 10 == 0:
-                    await consumer.report_positions(
-                        {tp: tenures[tag_of(*tp)].positions[tp.topic] for tp in tps if tag_of(*tp) in tenures}
-                    )
-            except (TimeoutError, StoreUnavailableError, OSError) as error:
-                log.warning("cannot confirm being caught up: %s", error)
-            except faust.exceptions.ConsumerNotStarted:
-                continue
-
-    async def _confirm(self, tenure: Tenure, ends: Mapping[str, int]) -> None:
-        """One tag's beat: the ends of its logs, and whether everything up to them is applied."""
-        if tenure.tag in self.claims.unsettled or self.engine.tenures.get(tenure.tag) is not tenure:
-            return
-        caught_up = all(tenure.positions[topic] >= end for topic, end in ends.items())
-        if not await self.engine.store.beat(tenure.tag, tenure.token, ends, caught_up):
-            self.engine.counts["fenced"] += 1
-            self.claims.again(tenure.tag, claim=True)
-
-    async def _check_stored(self, tenures: Mapping[str, Tenure]) -> None:
-        """Claims anew what a restarted store took back: without new records no refused write would tell."""
-        keys, written = self.engine.store.keys, {tag: dict(t.positions) for tag, t in tenures.items()}
-        rows = await self.engine.store.read(
-            [(keys.owner(tag), [f"pos:{topic}" for topic in positions]) for tag, positions in written.items()]
-        )
-        for (tag, positions), stored in zip(written.items(), rows, strict=True):
-            if any(int(value or 0) < position for value, position in zip(stored, positions.values(), strict=True)):
-                log.warning("the store has lost writes to %s: reading them once more", tag)
-                self.claims.again(tag, claim=True)
-
-    async def _sweep(self) -> None:
-        """Re-encodes users whose items got their vectors after they were clicked."""
-        while not self._stop.is_set():
-            await asyncio.sleep(self.settings.beat_s)
+            turn += 1
             try:
                 await self.engine.sweep_waiting()
+                if turn % _IDLE_EVERY == 0:
+                    await self.engine.sweep_idle()
             except (StoreUnavailableError, FencedError) as error:
-                log.warning("cannot re-encode waiting users yet: %s", error)
+                log.warning("cannot re-encode waiting users or remove idle ones yet: %s", error)
+                for tag in [tag for tag, tenure in self.engine.tenures.items() if tenure.unsure]:
+                    self.claims.again(tag, claim=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,26 +14,19 @@ import orjson
 import pytest
 
 from deploy.broker import Broker, topic_partitions
-from deploy.producer import EventProducer
 from deploy.redis_server import RedisServer
 from index.keys import Keys, partition_of, partition_tag
-from index.redis_store import RedisStore
 from index.store import Commit
 from streams.claims import PositionBeyondLogError
 from streams.digest import read_state
-from streams.engine import Engine
-from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Rules
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS
 from streams.kafka_access import KafkaAccess
-from streams.outlet import MAX_DEAD_LETTER_BYTES, KafkaOutlet
+from streams.outlet import MAX_DEAD_LETTER_BYTES
 from streams.state import apply_click
-from streams.worker import StreamWorker, WorkerSettings
+from streams.worker import StreamWorker
 from tests.faults.malformed import GOOD, TS_MS, malformed
 from tests.faults.truth import LogReader
-from tests.streams_world import click
-
-PARTITIONS = 4
-RULES = Rules(embedders={"toy": 4})
-TIMEOUT_S = 20.0
+from tests.worker_world import PARTITIONS, TIMEOUT_S, Shop
 
 
 @pytest.fixture
@@ -43,67 +35,13 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         yield running
 
 
-class Shop:
-    """One deployment as a test sees it: a producer, the store, and workers that come and go."""
-
-    def __init__(self, bootstrap: str, redis_url: str, keys: Keys) -> None:
-        self.bootstrap, self.store = bootstrap, RedisStore(redis_url, keys)
-        self.producer = EventProducer(KafkaAccess(bootstrap))
-        self.now_ms = TS_MS
-
-    @asynccontextmanager
-    async def worker(self) -> AsyncIterator[StreamWorker]:
-        """A running worker that has claimed everything."""
-        worker = self.new_worker()
-        running = asyncio.create_task(worker.run())
-        try:
-            await self.until(lambda: worker.settled or running.done(), "the worker has claimed its partitions")
-            if running.done():
-                running.result()
-            yield worker
-        finally:
-            worker.stop()
-            await running
-
-    def new_worker(self) -> StreamWorker:
-        engine = Engine(self.store, RULES, PARTITIONS, KafkaOutlet(self.producer.send))
-        return StreamWorker(engine, WorkerSettings(KafkaAccess(self.bootstrap), session_s=3.0, beat_s=0.05))
-
-    async def send(self, user: str, event_id: str, item: str = "i", partition: int | None = None) -> None:
-        self.now_ms += 1
-        body = orjson.dumps(click(user, item, self.now_ms, event_id))
-        await self.producer.send(CLICKSTREAM, user.encode(), body, partition, timestamp_ms=self.now_ms)
-
-    async def window(self, user: str) -> list[str]:
-        """Items of a user's window."""
-        state = await read_state(self.store, PARTITIONS)
-        users = state[partition_tag(partition_of(user, PARTITIONS))]["users"]
-        return [event[1] for event in users[user]["window"]] if user in users else []
-
-    async def owner(self, tag: str) -> dict[str, int]:
-        """Numeric fields of a tag's owner record."""
-        fields = await self.store.read_all(self.store.keys.owner(tag))
-        return {name: int(value) for name, value in fields.items() if value.isdigit()}
-
-    @staticmethod
-    async def until(check: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not check():
-            assert time.monotonic() < deadline, f"not within {TIMEOUT_S:g} s: {what}"
-            await asyncio.sleep(0.002)
-
-    async def close(self) -> None:
-        self.producer.close()
-        await self.store.close()
-
-
 @pytest.fixture
 def play(broker: Broker, redis_server: RedisServer, keys: Keys) -> Callable[[Callable[[Shop], Awaitable[None]]], None]:
     """Runs a scenario in a fresh shop."""
 
     def run(scenario: Callable[[Shop], Awaitable[None]]) -> None:
         async def main() -> None:
-            shop = Shop(broker.address, redis_server.url, keys)
+            shop = Shop(KafkaAccess(broker.address), redis_server.url, keys)
             try:
                 await scenario(shop)
             finally:
@@ -142,7 +80,7 @@ def test_a_misrouted_record_goes_home_with_its_time_and_origin(play: Play) -> No
             await shop.until(lambda: worker.engine.counts["applied"] == 1, "it is applied at home")
             assert worker.engine.counts["misrouted"] == 1
         assert await shop.window("anna") == ["tea"]
-        reader = LogReader(shop.bootstrap)
+        reader = LogReader(shop.access)
         logs = await asyncio.to_thread(reader.read, [(CLICKSTREAM, home), (CLICKSTREAM, wrong)])
         reader.close()
         (copy,), (sent,) = logs[CLICKSTREAM, home], logs[CLICKSTREAM, wrong]
@@ -164,7 +102,7 @@ def test_topics_that_do_not_fit_are_refused_with_the_remedy(
     topics: dict[str, int], message: str, redis_server: RedisServer, keys: Keys, tmp_path: Path
 ) -> None:
     async def scenario(bootstrap: str) -> None:
-        shop = Shop(bootstrap, redis_server.url, keys)
+        shop = Shop(KafkaAccess(bootstrap), redis_server.url, keys)
         try:
             with pytest.raises(ValueError, match=message) as caught:
                 await shop.new_worker().run()
@@ -212,7 +150,7 @@ def test_a_store_that_is_away_for_two_seconds_loses_nothing(broker: Broker, keys
     server.start()
 
     async def scenario() -> None:
-        shop = Shop(broker.address, server.url, keys)
+        shop = Shop(KafkaAccess(broker.address), server.url, keys)
         try:
             async with shop.worker() as worker:
                 for n in range(100):
@@ -250,7 +188,7 @@ def test_a_new_broker_starts_new_logs_and_keeps_the_users(
     redis_server: RedisServer, keys: Keys, tmp_path: Path
 ) -> None:
     async def scenario(bootstrap: str, event_id: str, expected: list[str]) -> None:
-        shop = Shop(bootstrap, redis_server.url, keys)
+        shop = Shop(KafkaAccess(bootstrap), redis_server.url, keys)
         try:
             async with shop.worker() as worker:
                 await shop.send("anna", event_id, event_id)
@@ -324,7 +262,7 @@ def test_malformed_records_of_every_topic_become_dead_letters_and_the_rest_is_ap
         state = await read_state(shop.store, PARTITIONS)
         assert state["items"]["items"] == {} and state["contexts"]["contexts"] == {}
         assert sum(len(state[partition_tag(p)]["users"]) for p in range(PARTITIONS)) == good
-        reader = LogReader(shop.bootstrap)
+        reader = LogReader(shop.access)
         letters = (await asyncio.to_thread(reader.read, [(DEAD_LETTERS, 0)]))[DEAD_LETTERS, 0]
         reader.close()
         by_place = {}
@@ -376,7 +314,7 @@ def test_a_defect_of_ours_costs_one_record_and_not_the_stream(play: Play, monkey
             await _caught_up(shop, worker, 20)
             assert worker.engine.counts["defects"] == 1
         assert await shop.window("anna") == [f"i{n}" for n in range(20) if n != 7]
-        reader = LogReader(shop.bootstrap)
+        reader = LogReader(shop.access)
         (letter,) = (await asyncio.to_thread(reader.read, [(DEAD_LETTERS, 0)]))[DEAD_LETTERS, 0]
         reader.close()
         assert dict(letter.headers)["reason"] == b"processing failed: ZeroDivisionError"

@@ -1,0 +1,63 @@
+"""Lanes: fetched records of some topics on their way to one serial agent, bounded in number and in bytes.
+
+Users, items and contexts have a lane each, so a flood of clicks does not delay a stock-out. A full lane's partitions
+are not read, which is all the back pressure there is: Kafka keeps the rest. Knows nothing of positions or claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streams.engine import tag_of
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record
+
+LANES = (frozenset({USERS, CLICKSTREAM}), frozenset({CATALOG, ITEM_VECTORS}), frozenset({CONTEXT}))
+MAX_BYTES = 32 << 20  # of waiting records: some thousand usual ones, or some dozen of the largest
+
+
+@dataclass(slots=True)
+class Lane:
+    """Records that wait (`pending`), and those that are being applied (`working`)."""
+
+    topics: frozenset[str]
+    channel: Any  # of Faust: wakes the agent
+    pending: list[Record] = field(default_factory=list)
+    working: list[Record] = field(default_factory=list)
+    waiting_bytes: int = 0
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Takes over fetched records and wakes the agent."""
+        self.pending += records
+        self.waiting_bytes += sum(map(_size, records))
+        for subscriber in self.channel._subscribers or [self.channel]:
+            if subscriber.queue.empty():
+                subscriber.queue.put_nowait(True)
+
+    def take(self, count: int) -> list[Record]:
+        """The next records to apply; they count as being applied until the next call or `done`."""
+        self.working, self.pending = self.pending[:count], self.pending[count:]
+        self.waiting_bytes -= sum(map(_size, self.working))
+        return self.working
+
+    def done(self) -> None:
+        """What was taken is applied."""
+        self.working = []
+
+    def full(self, count: int) -> bool:
+        """Whether nothing more should be read for now."""
+        return len(self.pending) >= count or self.waiting_bytes >= MAX_BYTES
+
+    def forget(self, tags: set[str]) -> None:
+        """Drops what waits of these tags."""
+        self.pending = [record for record in self.pending if tag_of(record.topic, record.partition) not in tags]
+        self.waiting_bytes = sum(map(_size, self.pending))
+
+    def idle(self, tag: str) -> bool:
+        """Whether nothing of a tag waits or is being applied."""
+        return all(tag_of(r.topic, r.partition) != tag for records in (self.pending, self.working) for r in records)
+
+
+def _size(record: Record) -> int:
+    return len(record.value or b"") + len(record.key or b"")
