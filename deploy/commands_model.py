@@ -67,7 +67,9 @@ def train(
 
     cores = os.cpu_count() or 1
     options = TrainOptions(seed=seed, epochs=epochs, max_seconds=max_seconds, threads=threads or cores, device=device)
-    plan = TrainPlan(folder, out, split, preset_name, options, resume, progress=sys.stderr.isatty())
+    plan = TrainPlan(
+        folder, out, split, preset=preset_name, options=options, resume=resume, progress=sys.stderr.isatty()
+    )
     settings, memory = attach(os.environ), TextMemory(texts)
     try:
         with TextSource(settings, memory) as source:
