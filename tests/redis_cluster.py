@@ -29,10 +29,15 @@ _NODE_TIMEOUT_MS = 1000  # a dead primary is replaced about twice as late
 
 
 class ClusterOfServers:
-    """Servers 0 … `primaries`-1 own the slots in equal shares; then one replica for each of `replicas_of`."""
+    """Servers 0 … `primaries`-1 own the slots in equal shares; then one replica for each of `replicas_of`.
 
-    def __init__(self, directory: Path, primaries: int = 3, replicas_of: tuple[int, ...] = ()) -> None:
-        self._password = secrets.token_urlsafe(12)
+    With `fsync` "always" a killed node comes back with all that it answered.
+    """
+
+    def __init__(
+        self, directory: Path, primaries: int = 3, replicas_of: tuple[int, ...] = (), fsync: str = "always"
+    ) -> None:
+        self._password, self._fsync = secrets.token_urlsafe(12), fsync
         self._primaries, self._replicas_of = primaries, replicas_of
         ports = _free_ports(primaries + len(replicas_of))
         self.servers = [self._server(directory / f"node-{port}", port) for port in ports]
@@ -132,7 +137,7 @@ class ClusterOfServers:
             "cluster-enabled yes",
             f"cluster-node-timeout {_NODE_TIMEOUT_MS}",
             "repl-diskless-sync-delay 0",
-            "appendfsync always",  # a killed node comes back with all that it answered
+            f"appendfsync {self._fsync}",
             f"masterauth {self._password}",
         )
         return RedisServer(directory, port=port, password=self._password, append_only=True, options=options)
