@@ -16,7 +16,7 @@ from deploy.attach import attach, state_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of lines.")
 @state_option
 def doctor(as_json: bool, state: Path | None) -> int:
-    """Check Python, packages, Kafka, Redis, the model and the text model; say what is wrong and what to do.
+    """Check Python, packages, Kafka, Redis, Elasticsearch, models, endpoints, folder and port; say what to do.
 
     Example: perseid doctor --state .perseid
     """

@@ -123,7 +123,7 @@ class KafkaAccess:
         """Arguments of aiokafka's clients. Holds the password: never log it. OSError: a certificate cannot be read."""
         self._hush("aiokafka")
         config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
-        return config | self._sasl_arguments() | ({"ssl_context": self._ssl_context()} if self.tls else {})
+        return config | self._sasl_arguments() | ({"ssl_context": self.ssl_context()} if self.tls else {})
 
     def faust(self) -> dict[str, Any]:
         """Arguments of a Faust app: its broker and credentials. OSError: a certificate cannot be read."""
@@ -137,7 +137,7 @@ class KafkaAccess:
     def _faust_credentials(self) -> dict[str, Any]:
         import faust  # here, because processes without a Faust app use this module too
 
-        context = self._ssl_context() if self.tls else None
+        context = self.ssl_context() if self.tls else None
         if self.sasl:
             credentials = faust.SASLCredentials(
                 username=self.user, password=self.password, ssl_context=context, mechanism=self._mechanism
@@ -160,7 +160,8 @@ class KafkaAccess:
         if self.sasl:
             logger.setLevel(max(logging.INFO, logger.level))
 
-    def _ssl_context(self) -> ssl.SSLContext:
+    def ssl_context(self) -> ssl.SSLContext:
+        """What TLS connections trust and show. OSError: a certificate cannot be read."""
         context = ssl.create_default_context(cafile=self.ca or None)
         if self.cert:
             context.load_cert_chain(self.cert, self.key)
