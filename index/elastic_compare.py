@@ -96,6 +96,6 @@ async def compare_items(store: LiveStore, client: AsyncElasticsearch, settings: 
 
 
 async def complete_up_to(client: AsyncElasticsearch, alias: str) -> int | None:
-    """Item-log position up to which an index is complete; None while it is not, or does not exist."""
-    found = await client.options(ignore_status=404).get(index=alias, id=PROGRESS_ID)
+    """Item-log position up to which an index is complete; None while it is not, or does not exist, or is being made."""
+    found = await client.options(ignore_status=(404, 503)).get(index=alias, id=PROGRESS_ID)
     return int(found["_source"]["complete"]) if found.get("found") else None

@@ -20,13 +20,14 @@ from index.catalogue import Catalogue
 from index.elastic import ElasticUnavailableError
 from index.elastic_documents import items_only, query_of
 from index.elastic_reader import ElasticReader
-from index.filters import Filter, Label, LabelField, Mask, NumberField, mask
+from index.filters import AllOf, And, AnyOf, Filter, Label, LabelField, Mask, Not, NumberField, Or, mask
 from index.search import Labels
 
 _PAGE = 10_000  # the most that one search may return
 _PATIENCE_S = 5.0  # of one page in the background, which no request waits for longer than its own budget
 _AT_A_TIME = 2  # filters being read: more would take Elasticsearch away from the others
 _MOST_WAITING = 64
+_MOST_VALUES = 2000  # in one filter: sixty thousand, which the grammar allows, keep Elasticsearch busy for two seconds
 _CACHE_BYTES = 64 * 1024 * 1024  # of masks, a byte for each label
 _FEW_NEWER, _NEWER_SHARE = 1000, 0.05  # items looked at in process before the filter is asked again, behind the scenes
 _CATCH_UP_S = 0.05  # that this process may be behind the index
@@ -54,7 +55,7 @@ class ElasticFilters:
 
     async def mask(self, tree: Filter) -> Mask | None:
         """[size] items that a filter lets pass; None when Elasticsearch does not say so in time."""
-        if self._reader.position is None:
+        if self._reader.position is None or size_of(tree) > _MOST_VALUES:
             return None
         known = self._known.get(tree)
         if known is None or known.alias != self._reader.alias:
@@ -148,6 +149,19 @@ class ElasticFilters:
         if len(newer) > max(_FEW_NEWER, _NEWER_SHARE * len(positions)):
             self._start(tree)
         return passing
+
+
+def size_of(tree: Filter) -> int:
+    """How many values a filter compares with."""
+    match tree:
+        case And(parts) | Or(parts):
+            return sum(size_of(part) for part in parts)
+        case Not(part):
+            return size_of(part)
+        case AnyOf(_, values) | AllOf(_, values):
+            return len(values)
+        case _:
+            return 1
 
 
 class _Some:
