@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from deploy.cli import cli
 from deploy.item_texts import item_vectors, known_items, remembered_vectors
-from deploy.texts import known_vectors, text_model
+from deploy.settings import load
+from deploy.texts import TextSource, known_vectors
 from deploy.traffic import TrafficPlan
 from deploy.train import TrainPlan, train_folder
 from encoder.serving import read_document
@@ -79,9 +80,10 @@ def test_nothing_from_the_split_on_is_known_to_the_model(folder: Path, model: Pa
 
 
 def test_the_model_names_the_text_model_that_fits_it(model: Path) -> None:
-    found = text_model(model, 1)
-    assert found.name == "minilm-l6-v2"
-    assert found.tag([{"title": "new", "category": ["A"]}]) == [["category:a"]]
+    with TextSource(load({}), {}) as source:
+        found = source.model(read_document(model))
+        assert found.name == "minilm-l6-v2"
+        assert found.tag([{"title": "new", "category": ["A"]}]) == [["category:a"]]
 
 
 def test_traffic_finds_the_vectors_that_training_left(
@@ -91,7 +93,7 @@ def test_traffic_finds_the_vectors_that_training_left(
     kept.update(memory)
     kept.close()
     plan = TrafficPlan("data", str(folder), (START_S + 9 * 3600) * 1000, "k", str(model), str(tmp_path / "texts"))
-    found = known_vectors(read_folder(folder), plan)
+    found = known_vectors(read_folder(folder), plan, load({}))
     assert sorted(found.item_ids) == [f"i{number}" for number in range(ITEMS - 2)]
     assert found.vectors.shape == (ITEMS - 2, 384)
 

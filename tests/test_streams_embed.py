@@ -1,4 +1,4 @@
-"""The embed role: order, memory, unchanged items, withdrawn items, refused publishing, and a real broker."""
+"""The embed role: order, memory, unchanged, withdrawn and unanswered items, waiting, and a real broker."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from deploy.broker import Broker, topic_partitions
 from deploy.producer import EventProducer
+from encoder.endpoint_limits import AnswerError, BudgetError, EndpointError
 from encoder.text import canonical_text, text_hash
 from index.keys import Keys
 from index.memory_store import MemoryStore
 from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
-from streams.embed import EmbedRole, KafkaCatalog
+from streams.catalog_source import KafkaCatalog
+from streams.embed import EmbedRole
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry, parse
 from streams.kafka_access import KafkaAccess
 
@@ -30,12 +32,19 @@ class LetterModel:
     """Counts letters: close texts get close vectors, and nothing has to be loaded. Remembers what it was asked."""
 
     name = "letters"
+    batch = 64
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.refused: set[str] = set()  # texts that hold one of these words have no answer
+        self.errors: list[OSError] = []  # of the next calls
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.asked += texts
+        if self.errors:
+            raise self.errors.pop(0)
+        if any(word in text for word in self.refused for text in texts):
+            raise AnswerError("no vector for this")
         counts = np.array([[text.lower().count(chr(97 + n)) + 0.01 for n in range(26)] for text in texts], np.float32)
         return np.asarray(counts / np.linalg.norm(counts, axis=1, keepdims=True), np.float32)
 
@@ -136,22 +145,29 @@ def test_withdrawn_and_malformed_items_publish_nothing(memory: dict[str, NDArray
     assert embed.counts["malformed"] == 1
 
 
-class TwoBatches:
-    """A source of two batches that then asks its reader to stop, and notes what was committed."""
+class Batches:
+    """A source of batches that then asks its reader to stop, and notes what was committed."""
 
-    def __init__(self, batches: list[list[Record]], stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
-        self._batches, self._stop, self._loop = batches, stop, loop
-        self.commits = 0
+    def __init__(self, batches: list[list[Record]], stop: asyncio.Event, looks: int = 1) -> None:
+        self._batches, self._stop, self._looks = batches, stop, looks
+        self._loop = asyncio.get_running_loop()
+        self.committed: list[int] = []
+        self.rebalances: list[bool] = []  # of the next looks
         self.closed = False
 
     def take(self, most: int) -> list[Record]:
-        if not self._batches:
+        if self._batches:
+            return self._batches.pop(0)
+        self._looks -= 1
+        if not self._looks:
             self._loop.call_soon_threadsafe(self._stop.set)
-            return []
-        return self._batches.pop(0)
+        return []
 
-    def commit(self) -> None:
-        self.commits += 1
+    def rebalanced(self) -> bool:
+        return bool(self.rebalances) and self.rebalances.pop(0)
+
+    def commit(self, offset: int) -> None:
+        self.committed.append(offset)
 
     def close(self) -> None:
         self.closed = True
@@ -165,12 +181,124 @@ def test_refused_vectors_are_published_again_before_the_offset_is_committed(
     async def run() -> None:
         topic, stop = Topic(refusals=3), asyncio.Event()
         embed, model, _ = role(topic, memory)
-        batches = [[catalog(0, "a", "lamp")], [catalog(1, "b", "chair")]]
-        source = TwoBatches(batches, stop, asyncio.get_running_loop())
+        source = Batches([[catalog(0, "a", "lamp")], [catalog(1, "b", "chair")]], stop)
         await asyncio.wait_for(embed.run(source, stop), 10)
         assert [key for key, _ in topic.records] == ["a", "b"]
-        assert (source.commits, source.closed, embed.counts["failed"]) == (2, True, 3)
+        assert (source.committed, source.closed, embed.counts["failed"]) == ([1, 2], True, 3)
         assert len(model.asked) == 2, "a repeated batch is not embedded again"
+
+    asyncio.run(run())
+
+
+def test_a_text_model_that_is_away_or_has_spent_its_budget_is_waited_for_and_nothing_is_dropped(
+    memory: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streams.embed._RETRY_S", 0.01)
+
+    async def run() -> None:
+        topic, stop = Topic(), asyncio.Event()
+        embed, model, _ = role(topic, memory)
+        model.errors = [EndpointError("away"), BudgetError("10 of 10 tokens", 0.05), EndpointError("away", 0.02)]
+        source = Batches([[catalog(0, "a", "lamp"), catalog(1, "b", "chair")]], stop)
+        await asyncio.wait_for(embed.run(source, stop), 10)
+        assert [key for key, _ in topic.records] == ["a", "b"]
+        assert source.committed == [2]
+        assert embed.counts["failed"] == 3 and embed.report()["embed_waiting"] == 0
+        assert "10 of 10 tokens" in caplog.text
+
+    asyncio.run(run())
+
+
+def test_a_stop_ends_a_long_wait_without_committing(memory: dict[str, NDArray[np.float32]]) -> None:
+    async def run() -> None:
+        topic, stop = Topic(), asyncio.Event()
+        embed, model, _ = role(topic, memory)
+        model.errors = [BudgetError("spent", 80_000)]
+        source = Batches([[catalog(0, "a", "lamp")]], stop)
+        running = asyncio.create_task(embed.run(source, stop))
+        async with asyncio.timeout(10):
+            while not embed.report()["embed_waiting"]:
+                await asyncio.sleep(0.01)
+        stop.set()
+        await asyncio.wait_for(running, 2)
+        assert (source.committed, source.closed, topic.records) == ([], True, [])
+
+    asyncio.run(run())
+
+
+def test_an_item_without_a_usable_answer_stays_pending_holds_the_offset_and_is_tried_again(
+    memory: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.embed._PENDING_S", 0.05)
+
+    async def run() -> None:
+        topic, stop = Topic(), asyncio.Event()
+        embed, model, _ = role(topic, memory)
+        model.refused = {"poison"}
+        batch = [catalog(4, "a", "lamp"), catalog(5, "b", "poison"), catalog(6, "c", "chair")]
+        source = Batches([batch, [catalog(7, "d", "pot")]], stop, looks=10**6)
+        running = asyncio.create_task(embed.run(source, stop))
+        async with asyncio.timeout(10):
+            while embed.counts["unanswered"] < 3:
+                await asyncio.sleep(0.01)
+            assert [key for key, _ in topic.records] == ["a", "c", "d"], "the others do not wait"
+            assert embed.report()["pending"] == 1
+            assert source.committed == [5], "a next process begins with the pending item"
+            model.refused = set()
+            while embed.report()["pending"] or source.committed[-1] != 8:
+                await asyncio.sleep(0.01)
+        stop.set()
+        await running
+        assert [key for key, _ in topic.records] == ["a", "c", "d", "b"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("newer", ["a fine text", None])
+def test_a_newer_record_replaces_a_pending_one(memory: dict[str, NDArray[np.float32]], newer: str | None) -> None:
+    topic = Topic()
+    embed, model, _ = role(topic, memory)
+    model.refused = {"poison"}
+    asyncio.run(embed.embed([catalog(0, "a", "poison")]))
+    assert (embed.report()["pending"], embed.done_to()) == (1, 0)
+    asyncio.run(embed.embed([catalog(1, "a", newer)]))
+    assert embed.report()["pending"] == 0
+    assert len(topic.records) == (newer is not None)
+
+
+def test_pending_items_are_forgotten_when_the_catalogue_may_be_anothers(
+    memory: dict[str, NDArray[np.float32]],
+) -> None:
+    async def run() -> None:
+        topic, stop = Topic(), asyncio.Event()
+        embed, model, _ = role(topic, memory)
+        model.refused = {"poison"}
+        source = Batches([[catalog(0, "a", "lamp"), catalog(1, "b", "poison")]], stop, looks=3)
+        source.rebalances = [True, False, True]
+        await asyncio.wait_for(embed.run(source, stop), 10)
+        assert embed.report()["pending"] == 0
+        assert source.committed == [1], "nothing is committed for what may come again"
+
+    asyncio.run(run())
+
+
+def test_a_model_that_answers_nothing_is_not_fed_the_whole_catalogue(
+    memory: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.embed.MOST_PENDING", 3)
+
+    async def run() -> None:
+        topic, stop = Topic(), asyncio.Event()
+        embed, model, _ = role(topic, memory)
+        model.refused = {"lamp"}
+        source = Batches([[catalog(n, f"i{n}", f"lamp {n}")] for n in range(9)], stop)
+        running = asyncio.create_task(embed.run(source, stop))
+        async with asyncio.timeout(10):
+            while not embed.report()["embed_waiting"]:
+                await asyncio.sleep(0.01)
+        assert (embed.counts["read"], embed.report()["pending"]) == (3, 3)
+        stop.set()
+        await running
 
     asyncio.run(run())
 
