@@ -24,6 +24,7 @@ from streams.events import Record
 from streams.kafka_access import KafkaAccess
 
 Positions = Mapping[TP, int]
+_METADATA_MS = 2000  # a topic that was away or has more partitions by now is noticed this soon; one small request
 _FOLLOWERS_S = 0.1  # the embedded broker refuses members that ask for their assignment after the leader gave it
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
             isolation_level="read_committed",
-            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
+            metadata_max_age_ms=_METADATA_MS,
             **consumer.wiring.access.aiokafka(),
         )
 
