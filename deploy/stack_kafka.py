@@ -45,6 +45,7 @@ class KafkaServer(EmbeddedServer):
             talks to itself over listeners of its own, so `properties` need only configure `listener.name.client.…`.
         properties: added to server.properties, and stronger than ours.
         format_arguments: more arguments of `kafka.tools.StorageTool format`, as `--add-scram …`.
+        advertised_port: where clients are sent; None sends them to `port`. For a proxy in between.
         heap_mb: Java heap; below about 256 the broker dies.
         jars, java: folder of jars and `java` program; None finds them (and fetches the jars).
     """
@@ -57,6 +58,7 @@ class KafkaServer(EmbeddedServer):
         protocol: str = "PLAINTEXT",
         properties: Mapping[str, str] | None = None,
         format_arguments: Sequence[str] = (),
+        advertised_port: int | None = None,
         heap_mb: int = 512,
         jars: Path | None = None,
         java: Path | None = None,
@@ -65,7 +67,7 @@ class KafkaServer(EmbeddedServer):
         self.folder = folder
         self._port = port
         self._inner_ports: tuple[int, int] | None = None  # broker to itself, controller
-        self._protocol = protocol
+        self._protocol, self._advertised_port = protocol, advertised_port
         self._properties = dict(properties or {})
         self._format_arguments = tuple(format_arguments)
         self._heap_mb = heap_mb
@@ -144,7 +146,11 @@ class KafkaServer(EmbeddedServer):
         if self._inner_ports is None:
             self._inner_ports = (free_port(), free_port())
         (self.folder / "log4j2.properties").write_text(_LOGGING)
-        properties = _server_properties(self.folder, self.port, *self._inner_ports, self._protocol) | self._properties
+        properties = _server_properties(self.folder, self.port, *self._inner_ports, self._protocol)
+        if self._advertised_port is not None:
+            inner = f"INNER://{HOST}:{self._inner_ports[0]}"
+            properties["advertised.listeners"] = f"CLIENT://{HOST}:{self._advertised_port},{inner}"
+        properties |= self._properties
         config = Path(self._config)
         config.touch(mode=0o600)  # may hold passwords of tests
         config.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
