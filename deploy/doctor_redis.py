@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
 
 from deploy.doctor_finding import ANSWER_S, CONNECT_S, Finding
@@ -51,12 +51,10 @@ def _servers(settings: Settings) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for url in _primaries(settings):
         with _client(settings, url) as client:
-            before_s = time.time()
             info = dict(client.info())
-            seconds, micros = client.time()
-            info["skew_s"] = seconds + micros / 1e6 - (before_s + time.time()) / 2
+            info["skew_s"] = _skew_s(client)
             if info.get("cluster_enabled"):
-                info["cluster"] = client.execute_command("CLUSTER INFO")
+                info["cluster"] = _allowed(client, "CLUSTER INFO")
         found[public_address(url)] = info
     return found
 
@@ -87,6 +85,21 @@ def _names(slots: Any, url: str) -> list[str]:
     return sorted({node_name(host if host not in ("", "?") else own, port) for host, port in hosts})
 
 
+def _skew_s(client: Any) -> float:
+    """How far the server's clock is ahead of ours."""
+    before_s = time.time()
+    answer = _allowed(client, "TIME")
+    return 0.0 if answer is None else int(answer[0]) + int(answer[1]) / 1e6 - (before_s + time.time()) / 2
+
+
+def _allowed(client: Any, command: str) -> Any:
+    """The answer; None for a user who may not ask: our roles need neither of these commands."""
+    try:
+        return client.execute_command(command)
+    except NoPermissionError:
+        return None
+
+
 @contextmanager
 def _client(settings: Settings, url: str) -> Iterator[Any]:  # the client's stubs mix sync and async answers
     more = {"ssl_ca_certs": settings.redis_ca} if settings.redis_ca else {}
@@ -106,7 +119,7 @@ def _kind(settings: Settings, found: Mapping[str, Mapping[str, Any]]) -> list[Fi
     if bool(info.get("cluster_enabled")) != settings.redis_cluster:
         what = "is no cluster" if settings.redis_cluster else "is a node of a Redis Cluster"
         return [Finding("redis", "wrong", what, _cluster_remedy(settings), address, version)]
-    state = _words(info.get("cluster", ""))
+    state = _words(info.get("cluster") or "cluster_state:ok")
     if settings.redis_cluster and state.get("cluster_state") != "ok":
         what = (
             f"cluster_state is {state.get('cluster_state')}, {state.get('cluster_slots_ok')} of 16384 slots are served"

@@ -12,8 +12,10 @@ import pytest
 from deploy.redis_server import RedisServer
 from index.keys import Keys
 from streams.kafka_access import KafkaAccess
+from tests import secured_kafka as secured
 from tests import services
 from tests.redis_cluster import ClusterOfServers
+from tests.secured_kafka import SecuredKafka
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,13 @@ def kafka_server() -> Iterator[str]:
     """`host:port` of a real Kafka, shared by all tests: use `kafka_access`, which has a topic prefix of its own."""
     with services.kafka() as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def secured_kafka() -> Iterator[SecuredKafka]:
+    """A real Kafka that wants a login or a certificate."""
+    with secured.secured_kafka() as kafka:
+        yield kafka
 
 
 @pytest.fixture(scope="session")

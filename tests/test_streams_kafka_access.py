@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 import orjson
 import pytest
-import trustme
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from deploy.producer import DeliveryError, EventProducer
 from deploy.redis_server import RedisServer
-from deploy.stack_kafka import KafkaServer
-from deploy.stack_ports import free_port
 from deploy.topics import create_topics
 from index.keys import Keys
 from index.redis_store import RedisStore
@@ -30,101 +25,13 @@ from streams.logs import LogLookup
 from streams.outlet import KafkaOutlet
 from streams.topic_reader import TopicReader
 from streams.worker import StreamWorker, WorkerSettings
+from tests.secured_kafka import PASSWORD, USER, WAYS, SecuredKafka
 from tests.streams_world import click
 
 PARTITIONS = 2
-USER, PASSWORD, WRONG = "perseid", "a-secret-word", "another-secret-word"
+WRONG = "another-secret-word"
 TS_MS = 1_700_000_000_000
 TIMEOUT_S = 30.0  # two busy cores
-TLS, SASL = ("sasl_ssl", 0), ("sasl_plaintext", 1)  # security, and which of the listeners
-WAYS = {
-    "scram-512": (*TLS, "SCRAM-SHA-512"),
-    "scram-256": (*TLS, "SCRAM-SHA-256"),
-    "plain": (*TLS, "PLAIN"),
-    "without-tls": (*SASL, "PLAIN"),
-    "certificate": ("ssl", 2, ""),
-}
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """PEM files of one authority: its own certificate, a server's, a client's."""
-
-    ca: Path
-    server: Path
-    cert: Path
-    key: Path
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
-    made = Certificates(*(folder / name for name in ("ca.pem", "server.pem", "client.pem", "client.key")))
-    authority.cert_pem.write_to_path(str(made.ca))
-    server, client = authority.issue_cert("127.0.0.1"), authority.issue_cert("client@shop.example")
-    made.server.write_bytes(_pkcs8(server) + b"".join(pem.bytes() for pem in server.cert_chain_pems))
-    made.key.write_bytes(_pkcs8(client))
-    made.cert.write_bytes(client.cert_chain_pems[0].bytes())
-    return made
-
-
-def _pkcs8(certificate: trustme.LeafCert) -> bytes:
-    """The private key in the only form that Kafka reads from PEM files."""
-    key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-@pytest.fixture(scope="module")
-def ports(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[tuple[int, int, int]]:
-    """A broker with listeners for SASL over TLS, SASL alone, and TLS with client certificates."""
-    tls, sasl, mutual, inner, controller = (free_port() for _ in range(5))
-    names = {"CLIENT": tls, "SASL": sasl, "MUTUAL": mutual, "INNER": inner}
-    listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in names.items())
-    login = "org.apache.kafka.common.security"
-    properties = {
-        "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller}",
-        "advertised.listeners": listeners,
-        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-        "listener.security.protocol.map": (
-            "CLIENT:SASL_SSL,SASL:SASL_PLAINTEXT,MUTUAL:SSL,INNER:PLAINTEXT,CONTROLLER:PLAINTEXT"
-        ),
-        "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
-        "ssl.keystore.type": "PEM",
-        "ssl.keystore.location": str(certificates.server),
-        "ssl.truststore.type": "PEM",
-        "ssl.truststore.location": str(certificates.ca),
-        "listener.name.mutual.ssl.client.auth": "required",
-    }
-    for name in ("client", "sasl"):
-        plain = f'{login}.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
-        properties[f"listener.name.{name}.plain.sasl.jaas.config"] = plain
-        for bits in (256, 512):
-            scram = f"{login}.scram.ScramLoginModule required;"
-            properties[f"listener.name.{name}.scram-sha-{bits}.sasl.jaas.config"] = scram
-    users = [f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]" for bits in (256, 512)]
-    arguments = [argument for user in users for argument in ("--add-scram", user)]
-    folder = tmp_path_factory.mktemp("kafka")
-    with KafkaServer(folder, port=tls, properties=properties, format_arguments=arguments):
-        yield tls, sasl, mutual
-
-
-Way = Callable[[str], KafkaAccess]
-
-
-@pytest.fixture(scope="module")
-def way(ports: tuple[int, int, int], certificates: Certificates) -> Way:
-    """One of `WAYS` into the broker."""
-
-    def make(name: str) -> KafkaAccess:
-        security, listener, mechanism = WAYS[name]
-        more = {"topic_prefix": f"{name}."} | ({"user": USER, "password": PASSWORD} if mechanism else {})
-        if security.endswith("ssl"):
-            more["ca"] = str(certificates.ca)
-        if not mechanism:
-            more |= {"cert": str(certificates.cert), "key": str(certificates.key)}
-        return KafkaAccess(f"127.0.0.1:{ports[listener]}", security, mechanism, **more)
-
-    return make
 
 
 @pytest.fixture
@@ -187,12 +94,12 @@ def test_a_plaintext_cluster_needs_no_more_than_its_servers() -> None:
 @pytest.mark.parametrize("name", WAYS)
 def test_every_client_works_and_tells_no_secret(
     name: str,
-    way: Way,
+    secured_kafka: SecuredKafka,
     redis_server: RedisServer,
     keys: Keys,
     everything_logged: Callable[[], str],
 ) -> None:
-    access = way(name)
+    access = secured_kafka.way(name)
     assert CLICKSTREAM in create_topics(access, PARTITIONS)
     asyncio.run(_through_worker(access, redis_server.url, keys))
     with TopicReader(access) as reader:
@@ -241,9 +148,9 @@ def _first_taken(source: KafkaCatalog) -> tuple[str, bytes | None]:
 
 @pytest.mark.parametrize("name", ["scram-512", "plain"])
 def test_a_wrong_password_is_one_clear_error_and_told_nowhere(
-    name: str, way: Way, everything_logged: Callable[[], str]
+    name: str, secured_kafka: SecuredKafka, everything_logged: Callable[[], str]
 ) -> None:
-    access = replace(way(name), password=WRONG)
+    access = replace(secured_kafka.way(name), password=WRONG)
     with pytest.raises(ConnectionError, match="Authentication failed") as caught:
         asyncio.run(LogLookup(access).partition_counts())
     said = str(caught.value)
@@ -263,8 +170,8 @@ def test_a_wrong_password_is_one_clear_error_and_told_nowhere(
     assert WRONG not in said + str(refused.value) + logged + everything_logged()
 
 
-def test_an_unknown_authority_is_named_as_the_reason(way: Way) -> None:
-    access = replace(way("plain"), ca="")
+def test_an_unknown_authority_is_named_as_the_reason(secured_kafka: SecuredKafka) -> None:
+    access = replace(secured_kafka.way("plain"), ca="")
     with pytest.raises(ConnectionError, match="certificate verify failed"):
         asyncio.run(LogLookup(access).partition_counts())
 
