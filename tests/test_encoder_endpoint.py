@@ -241,7 +241,7 @@ def test_an_address_that_is_none_is_refused(url: str, model: str) -> None:
 def test_long_texts_are_cut_and_requests_bounded_by_tokens(server: LlmServer) -> None:
     world = World(server, characters=300, tokens_per_minute=250)
     world.embedder.embed(["x" * 5_000, "y" * 5_000, "z" * 5_000, "\ud800"])
-    assert [len(text) for asked in server.requests for text in asked["input"]] == [300, 300, 300, 1]
+    assert sorted(len(text) for asked in server.requests for text in asked["input"]) == [1, 300, 300, 300]
     assert [len(asked["input"]) for asked in server.requests] == [2, 2]
     world.close()
 
