@@ -75,8 +75,6 @@ def replay_topics(
             belongs to another replay, or the model cannot be read.
         ConnectionError: Kafka does not answer.
     """
-    from kafka.errors import KafkaError
-
     logs = asyncio.run(_logs(settings))
     embedded = any(identity.cluster_id.startswith("mockCluster") for identity in logs.values())
     named = {f"{topic}[{partition}]": list(span) for (topic, partition), span in sorted((spans or {}).items())}
@@ -85,27 +83,22 @@ def replay_topics(
         "span": {"from_ms": start_ms, "to_ms": stop_ms, "offsets": named},
         "logs": {topic: str(identity) for topic, identity in logs.items()},
     }
-    try:
-        with (
-            _checkpoint(plan, settings, facts) as checkpoint,
-            TopicReader(
-                settings.kafka_access(),
-                embedded=embedded,
-                spans=spans,
-                start_ms=start_ms,
-                stop_ms=stop_ms,
-                whole=_STANDING_TOPICS,
-                resume=checkpoint.tally.standing if checkpoint is not None else None,
-            ) as reader,
-        ):
-            if checkpoint is not None and checkpoint.tally.done and resumed is not None:
-                resumed(checkpoint.tally.done)
-            source = Source(
-                "topics", logs, reader.records(), lambda: reader.covers, lambda: reader.standing, reader.total
-            )
-            return asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint))
-    except KafkaError as error:
-        raise ConnectionError(f"Kafka does not answer as expected: {error!r}") from error
+    with (
+        _checkpoint(plan, settings, facts) as checkpoint,
+        TopicReader(
+            settings.kafka_access(),
+            embedded=embedded,
+            spans=spans,
+            start_ms=start_ms,
+            stop_ms=stop_ms,
+            whole=_STANDING_TOPICS,
+            resume=checkpoint.tally.standing if checkpoint is not None else None,
+        ) as reader,
+    ):
+        if checkpoint is not None and checkpoint.tally.done and resumed is not None:
+            resumed(checkpoint.tally.done)
+        source = Source("topics", logs, reader.records(), lambda: reader.covers, lambda: reader.standing, reader.total)
+        return asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint))
 
 
 async def _logs(settings: Settings) -> dict[str, LogIdentity]:

@@ -15,8 +15,8 @@ from streams.events import Record
 
 Place = tuple[str, int]  # topic, partition
 
-# Held of one partition while others are waited for. Few enough for a hundred partitions, enough not to wait often.
-_RECORDS = 1_000
+# Held of one partition while others are waited for: enough not to stop and go on fetching often.
+_RECORDS = 4_000
 _BYTES = 64 * 1024 * 1024  # of keys and values over all partitions, divided equally; one record may exceed its part
 
 
@@ -39,23 +39,23 @@ class LogMerge:
         self.waiting: set[Place] = set(self._end)  # not at their end, and nothing buffered
 
     def add(self, place: Place, records: Sequence[Record]) -> None:
-        """Takes over fetched records before the end."""
+        """Takes over fetched records before the end; what was added before is left out."""
         if place not in self._end or not records:
             return
-        self._read_to[place] = records[-1].offset + 1
-        wanted = [record for record in records if record.offset < self._end[place]]
+        first, end = self._read_to[place], self._end[place]
+        wanted = [record for record in records if first <= record.offset < end]
+        self._read_to[place] = max(first, records[-1].offset + 1)
         self._buffers[place].extend(wanted)
         self._bytes[place] += sum(map(_size, wanted))
         if wanted and place in self.waiting:
             self.waiting.discard(place)
             self._push(place)
 
-    def settle(self, positions: Mapping[Place, int]) -> None:
-        """Gives up waiting where the consumer has passed the end: the last offsets may hold no record of ours."""
-        for place, position in positions.items():
-            self._read_to[place] = max(self._read_to[place], position)
-            if self._read_to[place] >= self._end[place]:
-                self.waiting.discard(place)
+    def reach(self, place: Place, position: int) -> None:
+        """There is nothing before `position` that was not added: the last offsets may hold no record of ours."""
+        self._read_to[place] = max(self._read_to[place], position)
+        if self._ended(place):
+            self.waiting.discard(place)
 
     def next(self) -> Record | None:
         """The earliest record; None at the end of all partitions. Not to be called while one is waited for."""
@@ -70,9 +70,17 @@ class LogMerge:
             self.waiting.add(place)
         return record
 
-    def satisfied(self) -> list[Place]:
-        """Partitions of which no more is to be fetched for now: they hold enough, or are at their end."""
-        return [place for place, reached in self._read_to.items() if self._has_enough(place, reached)]
+    def reached(self, place: Place) -> int:
+        """The offset behind what was added of a partition."""
+        return self._read_to[place]
+
+    def full(self, place: Place) -> bool:
+        """Whether no more of a partition is to be fetched for now: it holds enough, or is at its end."""
+        return self._ended(place) or self._holds(place, 1)
+
+    def low(self, place: Place) -> bool:
+        """Whether more of a partition should be fetched before it is waited for."""
+        return not self._ended(place) and not self._holds(place, 4)
 
     def end(self, place: Place) -> None:
         """Nothing of this partition is wanted any more."""
@@ -82,10 +90,11 @@ class LogMerge:
         self._heap = [entry for entry in self._heap if entry[-1] != place]
         heapq.heapify(self._heap)
 
-    def _has_enough(self, place: Place, reached: int) -> bool:
-        if place not in self._end or reached >= self._end[place]:
-            return True
-        return len(self._buffers[place]) >= _RECORDS or self._bytes[place] >= self._most_bytes
+    def _ended(self, place: Place) -> bool:
+        return place not in self._end or self._read_to[place] >= self._end[place]
+
+    def _holds(self, place: Place, part: int) -> bool:
+        return len(self._buffers[place]) >= _RECORDS // part or self._bytes[place] >= self._most_bytes // part
 
     def _push(self, place: Place) -> None:
         first = self._buffers[place][0]

@@ -8,13 +8,15 @@ users, catalog, item-vectors, context, clickstream. It does not know what record
 from __future__ import annotations
 
 import time
+import uuid
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import OffsetOutOfRangeError
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.events import Record
 from streams.folder_records import TOPIC_ORDER
@@ -22,12 +24,21 @@ from streams.kafka_access import KafkaAccess
 from streams.log_merge import LogMerge, Place
 from streams.replay_report import Covers
 
-# The embedded broker answers newer version negotiations wrongly; to this version both sides keep.
-_EMBEDDED_VERSION = (2, 3)
-_POLL_RECORDS = 2_000  # handed over at once: more than a partition's share of the buffer would only wait there
-_POLL_MS = 100
-_FETCH_BYTES = 256 * 1024  # fetched ahead of one partition; a larger record comes alone
+_TIMEOUT_S = 15.0  # of a look-up; a broker that is up answers in milliseconds
+_POLL_S, _POLL_RECORDS = 0.1, 2_000
 _WAIT_S = 60.0  # without any record although the log is said to hold more: a broker restarts in less
+_CONFIG = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "error",  # the default would leave out what is between here and the end
+    "isolation.level": "read_committed",
+    "enable.partition.eof": True,  # the last offsets may be markers of transactions
+    "fetch.wait.max.ms": 50,
+    "fetch.message.max.bytes": 256 * 1024,  # of one partition, at once; a larger record comes alone
+    "queued.min.messages": 5_000,
+    "queued.max.messages.kbytes": 16 * 1024,  # fetched ahead of all partitions together
+    "log_level": 2,
+}
 
 
 class Span(NamedTuple):
@@ -52,7 +63,7 @@ class TopicReader:
 
     Raises:
         ValueError: a topic or partition does not exist, a span lies outside its log, or the times are in wrong order.
-        kafka.errors.KafkaError: the broker does not answer.
+        ConnectionError: the broker does not answer.
     """
 
     def __init__(
@@ -69,17 +80,9 @@ class TopicReader:
     ) -> None:
         if start_ms is not None and stop_ms is not None and stop_ms < start_ms:
             raise ValueError(f"the end {stop_ms} lies before the start {start_ms}; swap them")
-        version = {"api_version": _EMBEDDED_VERSION} if embedded else {}
-        self._consumer = KafkaConsumer(
-            **access.kafka_python(),
-            enable_auto_commit=False,
-            auto_offset_reset="none",  # the default would leave out what is between here and the end
-            isolation_level="read_committed",
-            fetch_max_wait_ms=50,
-            max_poll_records=_POLL_RECORDS,
-            max_partition_fetch_bytes=_FETCH_BYTES,
-            **version,
-        )
+        # The client needs a name, but joins no group of that name as long as partitions are assigned by hand.
+        self._consumer = Consumer({**access.librdkafka(), **_CONFIG, "group.id": f"perseid-replay-{uuid.uuid4().hex}"})
+        self._paused: set[Place] = set()
         self._access, self._embedded = access, embedded
         self._start_ms, self._stop_ms, self._whole = start_ms, stop_ms, whole
         self._timed: set[Place] = set()  # cut by time while reading, because the broker cannot
@@ -87,8 +90,9 @@ class TopicReader:
         self._covers: dict[Place, Covers] = {}
         self._next: dict[Place, int] = {}
         try:
-            places = self._places(topics)
-            self._open(places, spans or {}) if resume is None else self._reopen(places, resume)
+            with _translated():
+                places = self._places(topics)
+                self._open(places, spans or {}) if resume is None else self._reopen(places, resume)
             self._total = sum(c.end - (c.first if place in self._unbegun else c.start) for place, c in self._pairs)
         except BaseException:
             self._consumer.close()
@@ -158,16 +162,12 @@ class TopicReader:
 
     def _places(self, topics: Sequence[str]) -> list[Place]:
         """Every partition of the topics."""
-        existing = self._consumer.topics()
-        absent = [topic for topic in topics if self._access.topic(topic) not in existing]
+        existing = self._consumer.list_topics(timeout=_TIMEOUT_S).topics
+        absent = [topic for topic in map(self._access.topic, topics) if topic not in existing]
         if absent:
-            raise ValueError(
-                f"topic {self._access.topic(absent[0])!r} does not exist on this broker, which has {sorted(existing)}"
-            )
+            raise ValueError(f"topic {absent[0]!r} does not exist on this broker, which has {sorted(existing)}")
         return [
-            (topic, partition)
-            for topic in topics
-            for partition in sorted(self._consumer.partitions_for_topic(self._access.topic(topic)) or ())
+            (topic, number) for topic in topics for number in sorted(existing[self._access.topic(topic)].partitions)
         ]
 
     def _open(self, places: Sequence[Place], spans: Mapping[Place, Span]) -> None:
@@ -215,22 +215,25 @@ class TopicReader:
         self._seek()
 
     def _seek(self) -> None:
-        self._consumer.assign([self._tp(place) for place in self._next])
-        for place, offset in self._next.items():
-            self._consumer.seek(self._tp(place), offset)
+        self._consumer.assign([self._tp(place, offset) for place, offset in self._next.items()])
 
     def _log_ends(self, places: Sequence[Place]) -> tuple[dict[Place, int], dict[Place, int]]:
-        tps = {place: self._tp(place) for place in places}
-        first, last = self._consumer.beginning_offsets(tps.values()), self._consumer.end_offsets(tps.values())
-        return {place: first[tp] for place, tp in tps.items()}, {place: last[tp] for place, tp in tps.items()}
+        ends = {place: self._consumer.get_watermark_offsets(self._tp(place), timeout=_TIMEOUT_S) for place in places}
+        if None in ends.values():
+            raise ConnectionError(f"Kafka does not answer within {_TIMEOUT_S:.0f} s")
+        return {place: end[0] for place, end in ends.items()}, {place: end[1] for place, end in ends.items()}
 
     def _offsets_at(self, places: Sequence[Place], at_ms: int | None, last: Mapping[Place, int]) -> dict[Place, int]:
         """The first offsets with a Kafka timestamp of `at_ms` or later; nothing when that is not asked or not known."""
         if at_ms is None or self._embedded:
             return {}
-        found = self._consumer.offsets_for_times({self._tp(place): max(0, at_ms) for place in places})
-        at = {place: found.get(self._tp(place)) for place in places}
-        return {place: last[place] if where is None else min(where.offset, last[place]) for place, where in at.items()}
+        asked = [self._tp(place, max(0, at_ms)) for place in places]
+        found = self._consumer.offsets_for_times(asked, timeout=_TIMEOUT_S)
+        for tp in found:
+            if tp.error is not None:
+                raise KafkaException(tp.error)
+        at = {self._place(tp.topic, tp.partition): tp.offset for tp in found}
+        return {place: last[place] if at[place] < 0 else min(at[place], last[place]) for place in places}
 
     def _in_time(self, place: Place, record: Record, merge: LogMerge) -> bool:
         """Whether a record of a broker without times is wanted."""
@@ -250,51 +253,82 @@ class TopicReader:
         return False
 
     def _fetch(self, merge: LogMerge) -> None:
-        """Gets more records of partitions that are waited for; others pause when they hold enough."""
+        """Gets more records until no partition is waited for; those that hold enough pause meanwhile."""
         deadline = time.monotonic() + _WAIT_S
         while merge.waiting:
-            enough = [self._tp(place) for place in merge.satisfied()]
-            self._consumer.pause(*enough)
-            fetched = self._poll(merge)
-            self._consumer.resume(*enough)
-            for tp, found in fetched.items():
-                place = self._access.name(tp.topic), tp.partition
-                merge.add(place, [_record(place[0], raw) for raw in found])
-            merge.settle({place: self._consumer.position(self._tp(place)) for place in merge.waiting})
-            if fetched:
+            self._throttle(merge)
+            with _translated():
+                fetched = self._consumer.consume(_POLL_RECORDS, _POLL_S)
+            came: dict[Place, list[Record]] = defaultdict(list)
+            for message in fetched:
+                place = self._place(message.topic(), message.partition())
+                if message.error() is None:
+                    came[place].append(_record(place, message))
+                else:
+                    merge.add(place, came.pop(place, ()))
+                    self._settle(merge, place, message)
+            for place, records in came.items():
+                merge.add(place, records)
+            if came:
                 deadline = time.monotonic() + _WAIT_S
             elif merge.waiting and time.monotonic() > deadline:
                 stuck = sorted(map(_named, merge.waiting))
                 raise ConnectionError(f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try again")
 
-    def _poll(self, merge: LogMerge) -> Mapping[TopicPartition, Sequence[Any]]:
-        try:
-            found: Mapping[TopicPartition, Sequence[Any]] = self._consumer.poll(timeout_ms=_POLL_MS)
-            return found
-        except OffsetOutOfRangeError:  # retention has removed what was to be read next
-            first, _ = self._log_ends(list(self._covers))
-            for place, start in first.items():
-                reached = self._consumer.position(self._tp(place))
-                if reached < start:
-                    self._note_lost(place, reached, start)
-                    self._consumer.seek(self._tp(place), start)
-            return {}
+    def _throttle(self, merge: LogMerge) -> None:
+        """Stops fetching where enough is held and goes on where little is left: seldom, as it throws some away."""
+        full = [place for place in self._covers if place not in self._paused and merge.full(place)]
+        low = [place for place in self._paused if merge.low(place)]
+        if full:
+            self._consumer.pause([self._tp(place) for place in full])
+        if low:
+            self._consumer.resume([self._tp(place) for place in low])
+        self._paused = (self._paused | set(full)) - set(low)
+
+    def _settle(self, merge: LogMerge, place: Place, message: Message) -> None:
+        """What a partition says instead of a record: it is at its end, or retention has removed what was next."""
+        error = message.error()
+        if error is None or place not in self._covers:
+            return
+        if error.code() == KafkaError._PARTITION_EOF:
+            merge.reach(place, message.offset() or 0)
+        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            with _translated():
+                start = self._log_ends([place])[0][place]
+                self._consumer.seek(self._tp(place, start))
+            self._note_lost(place, merge.reached(place), start)
+            merge.reach(place, start)
+        elif not error.retriable():
+            raise ConnectionError(f"Kafka does not send {_named(place)}: {error.str()}")
 
     def _note_lost(self, place: Place, reached: int, log_start: int) -> None:
         covers = self._covers[place]
         lost = max(0, min(log_start, covers.end) - reached)
         self._covers[place] = replace(covers, first=log_start, lost=covers.lost + lost)
 
-    def _tp(self, place: Place) -> TopicPartition:
-        return TopicPartition(self._access.topic(place[0]), place[1])
+    def _tp(self, place: Place, offset: int = 0) -> TopicPartition:
+        return TopicPartition(self._access.topic(place[0]), place[1], offset)
+
+    def _place(self, topic: str | None, partition: int | None) -> Place:
+        return (self._access.name(topic) if topic is not None else "", -1 if partition is None else partition)
 
 
 def _named(place: Place) -> str:
     return f"{place[0]}[{place[1]}]"
 
 
-def _record(topic: str, raw: Any) -> Record:
-    return Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, tuple(raw.headers or ()))
+def _record(place: Place, message: Message) -> Record:
+    headers = [(name, value or b"") for name, value in message.headers() or ()]
+    offset, (_, timestamp_ms) = message.offset() or 0, message.timestamp()
+    return Record(*place, offset, timestamp_ms, message.key(), message.value(), tuple(headers))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        raise ConnectionError(f"Kafka does not answer as expected: {error.args[0].str()}") from error
 
 
 def _within(place: Place, span: Span, first: int, last: int) -> tuple[int, int]:
