@@ -26,6 +26,7 @@ def _possible_id(value: str) -> str:
 # An id that no record could carry is refused at the door, so nothing behind it meets one.
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BYTES), AfterValidator(_possible_id)]
 Slot = Literal["next", "general", "mixed"]
+Source = Literal["elasticsearch", "in process"]
 ServedBy = Literal["personal", "stale", "popular"]
 
 
@@ -53,6 +54,8 @@ class IndexState(_Shape):
     items: int
     position: int = Field(description="item-log position: every change up to it is in the answer")
     age_ms: float | None = Field(description="since this process last reached the end of the item log")
+    filters: Source | None = Field(None, description="who applied the request's filter, where there is Elasticsearch")
+    search: Source | None = Field(None, description="who found the nearest items, where there is Elasticsearch")
 
 
 class AppliedFeature(_Shape):
@@ -228,6 +231,16 @@ class Freshness(_Shape):
     p99: float | None
 
 
+class ElasticState(_Shape):
+    """Elasticsearch as this process sees it."""
+
+    address: str
+    use: Literal["filters", "knn"]
+    index: str = Field(description="alias of the index of the served items")
+    up: bool = Field(description="whether it is asked now; else this process answers alone")
+    position: int | None = Field(description="item-log position up to which the index is complete")
+
+
 class StatusAnswer(BaseModel):
     kafka: str
     redis: str
@@ -240,6 +253,7 @@ class StatusAnswer(BaseModel):
     partitions: int | None
     model: str | None
     index: IndexState | None
+    elasticsearch: ElasticState | None = Field(None, description="null where none is configured")
     roles: dict[str, dict[str, Any]]
     counters: dict[str, float]
 

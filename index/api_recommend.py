@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -27,15 +27,17 @@ from index.api_models import DEFAULT_COUNT, Problem, RecommendationsAnswer, Reco
 from index.api_parameters import After, Count, ItemId, Location, UserId
 from index.api_serving import Services, Serving
 from index.api_state import as_of, index_state
-from index.filters import Filter, parse_filter
+from index.filters import Filter, Mask, parse_filter
 from index.keys import partition_of
 from index.live_user import LiveUser
 from index.query import ContextView, Ranked, Recommendations, UserView, recommend
 from index.query import Query as Wanted
+from index.search import SearchIndex
 from index.store import StoreUnavailableError
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 401, 403, 503)}
 EXPOSURES = "exposures"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,10 @@ async def answer(services: Services, asked: Asked) -> dict[str, Any]:
     read = time.perf_counter()
     served_by, now_ms = rung(services, user), services.now_ms()
     placed = _place(serving, asked, user, now_ms)
-    found = _rank(services, serving, asked, user, placed, now_ms)
+    found, sources = await _rank(services, serving, asked, user, placed, now_ms)
     ranked = time.perf_counter()
     body = _render(services, serving, asked, user, served_by, placed, found)
+    body["index"].update(sources)
     _expose(services, asked, body, now_ms)
     services.metrics.stage("read", read - started)
     services.metrics.stage("rank", ranked - read)
@@ -116,16 +119,38 @@ def _place(serving: Serving, asked: Asked, user: LiveUser | None, now_ms: int) -
     return Placed(location, active, serving.model.offset.offset(now_ms, active))
 
 
-def _rank(
+async def _rank(
     services: Services, serving: Serving, asked: Asked, user: LiveUser | None, placed: Placed, now_ms: int
-) -> Recommendations:
+) -> tuple[Recommendations, Mapping[str, str | None]]:
+    """The list and, where there is an Elasticsearch, who filtered and who searched."""
     view = UserView(None)
     if user is not None:
         view = UserView(user.vectors, frozenset(user.state.items), user.state.purchases)
     promotions = (placed.record or {}).get("promotions") or ()
     context = ContextView(placed.location, placed.offset.delta if placed.offset.applied else None, promotions)
     wanted = Wanted(asked.count, asked.slot, asked.tree, asked.exclude, asked.include_seen)
-    return recommend(wanted, view, serving.catalogue, context, services.popularity, now_ms)
+
+    def ranked(passing: Mask | None, search: SearchIndex | None) -> Recommendations:
+        query = replace(wanted, passing=passing, search=search)
+        return recommend(query, view, serving.catalogue, context, services.popularity, now_ms)
+
+    return await _answered(services, serving, ranked, asked.tree, now_ms)
+
+
+async def _answered(
+    services: Services,
+    serving: Serving,
+    ask: Callable[[Mask | None, SearchIndex | None], T],
+    tree: Filter | None,
+    now_ms: int,
+) -> tuple[T, Mapping[str, str | None]]:
+    if serving.elastic is None:
+        return ask(None, None), {}
+    found, sources = await serving.elastic.answered(ask, tree, now_ms)
+    for what, where in sources.items():
+        if where is not None:
+            services.metrics.source(what, where)
+    return found, sources
 
 
 def _render(
@@ -242,17 +267,20 @@ def _given_context(services: Services, request: RecommendationsRequest) -> Mappi
     return record
 
 
-def _similar(services: Services, item_id: str, count: int) -> dict[str, Any]:
-    serving = services.serving()
+async def _similar(services: Services, item_id: str, count: int) -> dict[str, Any]:
+    serving, now_ms = services.serving(), services.now_ms()
     if serving.catalogue.get(item_id) is None:
         raise ProblemError(404, f"no item {item_id!r}")
-    items = [
-        _shown(serving, Ranked(other, cosine, "next", {}), explain=False)
-        for other, cosine in serving.catalogue.similar(item_id, count, services.now_ms())
-    ]
+
+    def nearest(_: Mask | None, search: SearchIndex | None) -> list[tuple[str, float]]:
+        return serving.catalogue.similar(item_id, count, now_ms, search=search)
+
+    found, sources = await _answered(services, serving, nearest, None, now_ms)
+    items = [_shown(serving, Ranked(other, cosine, "next", {}), explain=False) for other, cosine in found]
     for item in items:
         del item["slot"]
-    return {"item_id": item_id, "model": serving.model.version, "index": index_state(serving), "items": items}
+    index = {**index_state(serving), **sources}
+    return {"item_id": item_id, "model": serving.model.version, "index": index, "items": items}
 
 
 def recommend_router(services: Services) -> APIRouter:
@@ -301,6 +329,6 @@ def recommend_router(services: Services) -> APIRouter:
     )
     async def similar(item_id: ItemId, count: Count = DEFAULT_COUNT) -> Response:
         """The nearest other items that may be shown; none while the item has no vector."""
-        return json_response(_similar(services, item_id, count))
+        return json_response(await _similar(services, item_id, count))
 
     return router

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from index.api_errors import ProblemError
 from index.api_model import ServedModel, load_model
@@ -23,6 +23,11 @@ from index.metrics import ApiMetrics
 from index.popularity import Popularity
 from index.snapshot import keep_snapshots, start_from_snapshot
 from index.store import LiveStore, StoreUnavailableError
+
+if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package takes a second
+    from elasticsearch import AsyncElasticsearch
+
+    from index.elastic_serving import ElasticSide
 
 _log = logging.getLogger("perseid.api")
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
@@ -68,6 +73,7 @@ class Serving:
     catalogue: Catalogue
     follower: ItemFollower
     tasks: tuple[asyncio.Task[None], ...]  # that keep it current
+    elastic: ElasticSide | None = None
 
 
 class IndexKeeper:
@@ -76,6 +82,7 @@ class IndexKeeper:
     def __init__(self, store: LiveStore, liveness: Liveness, settings: ApiSettings, background: Background) -> None:
         self._store, self._liveness, self._settings, self._background = store, liveness, settings, background
         self._refused: str | None = None  # a version that cannot be read: said once, not ten times a second
+        self._client: AsyncElasticsearch | None = None
         self.current: Serving | None = None
 
     async def run(self) -> None:
@@ -116,14 +123,20 @@ class IndexKeeper:
         if self.current is not None:
             await self._close(self.current)
             self.current = None
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
 
     async def _close(self, serving: Serving) -> None:
         await self._background.stop(serving.tasks)
+        if serving.elastic is not None:
+            await serving.elastic.close()
         serving.catalogue.close()
 
     async def _open(self, model: ServedModel) -> Serving:
         """Loads all items, from the snapshot and what came after it, or from the store; then goes on following."""
-        catalogue, folder = Catalogue(model.version, model.dim), self._settings.snapshots
+        catalogue, elastic_does = self._catalogue(model), self._settings.elastic and self._settings.elastic.use
+        folder = None if elastic_does == "knn" else self._settings.snapshots  # which hold all vectors
         follower = ItemFollower(self._store, model.version, catalogue)
         try:
             if folder is not None:
@@ -136,7 +149,28 @@ class IndexKeeper:
         if folder is not None:
             saving = keep_snapshots(folder, catalogue, follower, self._settings.snapshot_ms / 1000)
             tasks.append(self._background.start(f"snapshots of {model.version}", saving))
-        return Serving(model, catalogue, follower, tuple(tasks))
+        elastic = self._elastic(catalogue, follower)
+        if elastic is not None:
+            await elastic.reader.look()
+            tasks.append(self._background.start(f"Elasticsearch of {model.version}", elastic.reader.watch()))
+        return Serving(model, catalogue, follower, tuple(tasks), elastic)
+
+    def _catalogue(self, model: ServedModel) -> Catalogue:
+        if self._settings.elastic is None:
+            return Catalogue(model.version, model.dim)
+        from index.elastic_serving import open_catalogue
+
+        return open_catalogue(self._settings.elastic, model.version, model.dim)
+
+    def _elastic(self, catalogue: Catalogue, follower: ItemFollower) -> ElasticSide | None:
+        settings = self._settings.elastic
+        if settings is None:
+            return None
+        from index.elastic import open_client
+        from index.elastic_serving import ElasticSide
+
+        self._client = self._client or open_client(settings)
+        return ElasticSide(self._client, settings, catalogue, follower)
 
     async def _catch_up(self, follower: ItemFollower) -> None:
         while True:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from index.elastic_settings import ElasticSettings
+
 Validate = Callable[[str, Mapping[str, Any]], tuple[bytes, bytes]]
 Publish = Callable[[str, bytes, bytes | None, int | None], Awaitable[tuple[int, int]]]
 Expose = Callable[[str, bytes, bytes, int], None]
@@ -38,6 +40,7 @@ class ApiSettings:
     kafka: str = ""  # addresses as shown by /v1/status
     redis: str = ""
     keys: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    elastic: ElasticSettings | None = None  # for filters, or for filters and the search
     snapshots: Path | None = None  # folder of index snapshots, which shorten the start
     in_flight: int = 64  # more means that answers queue here; the client had better try another process
     after_wait_ms: float = 100.0  # an event is visible after some 10 ms, unless the worker is behind

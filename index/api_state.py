@@ -141,6 +141,7 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "partitions": liveness.partitions,
         "model": serving.model.version if serving else liveness.model,
         "index": index_state(serving) if serving else None,
+        "elasticsearch": serving.elastic.state() if serving and serving.elastic else None,
         "roles": roles,
         "counters": total_counters(roles, services.metrics.counters()),
     }
@@ -186,6 +187,10 @@ def show_deployment(services: Services, users: int | None) -> None:
         state = index_state(serving)
         show("index_items", state["items"])
         show("index_position", state["position"])
+        if serving.elastic is not None:
+            position = serving.elastic.reader.position
+            show("elasticsearch_up", float(position is not None))
+            show("elasticsearch_position", float("nan") if position is None else position)
         show("index_age_seconds", float("nan") if state["age_ms"] is None else state["age_ms"] / 1000)
     show("exposures_lost", services.kafka.dropped())
 

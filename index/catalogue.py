@@ -168,16 +168,22 @@ class Catalogue:
         with self._lock:
             return mask(tree, self)
 
-    def similar(self, item_id: str, count: int, now_ms: int, tree: Filter | None = None) -> list[tuple[str, float]]:
-        """The nearest other items that may be shown, with their cosines; empty when the item has no vector."""
-        vector = self.vector(item_id)
-        if vector is None:
+    def similar(
+        self, item_id: str, count: int, now_ms: int, tree: Filter | None = None, search: SearchIndex | None = None
+    ) -> list[tuple[str, float]]:
+        """The nearest other items that may be shown, with their cosines; empty when the item has no vector.
+
+        `search` stands in for the catalogue's own.
+        """
+        searching, label = self.search if search is None else search, self._label.get(item_id)
+        if label is None or not self._columns.vector[label]:
             return []
+        vector = searching.vectors([label])[0]
         allowed = self.hard_mask(now_ms)
         if tree is not None:
             allowed &= self.filter_mask(tree)[: len(allowed)]
         allowed[self.labels_of([item_id])] = False
-        labels, scores = self.search.search(vector[None], count, allowed)
+        labels, scores = searching.search(vector[None], count, allowed)
         return list(zip(self.ids_of(labels[0]), scores[0].tolist(), strict=True))
 
     def labels_of(self, item_ids: Iterable[str]) -> Labels:

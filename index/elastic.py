@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from elastic_transport import TransportError
 from elasticsearch import ApiError, AsyncElasticsearch
+
+from index.elastic_settings import ElasticSettings
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DATA = "-data"  # of an index; its alias has the name without it
@@ -22,29 +23,6 @@ _DATA = "-data"  # of an index; its alias has the name without it
 
 class ElasticUnavailableError(Exception):
     """Elasticsearch did not answer in time, refused the call, or has no complete index of these items."""
-
-
-@dataclass(frozen=True, slots=True)
-class ElasticSettings:
-    """How to reach Elasticsearch and how to make indices in it. `use`: `filters`, or `knn` (and filters)."""
-
-    url: str
-    api_key: str = field(default="", repr=False)
-    ca: str = ""  # PEM file of the authorities to trust; empty = the system's
-    use: str = "filters"
-    prefix: str = "perseid"
-    timeout_ms: float = 100.0  # of one call of the API: a list from memory in time beats a better one too late
-    refresh_ms: float = 200.0  # writes become visible to searches together, so often at most
-    shards: int = 1
-    replicas: str = "auto"  # a number, or `auto`: one when there is a second node
-    held_mb: int = 256  # vectors that an API process keeps with `knn`
-    poll_ms: float = 200.0  # between two looks at how far the index is
-
-    @property
-    def public(self) -> str:
-        """The address without user and password."""
-        scheme, _, rest = self.url.rpartition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def open_client(settings: ElasticSettings, timeout_s: float | None = None) -> AsyncElasticsearch:

@@ -12,8 +12,9 @@ import orjson
 from elasticsearch import AsyncElasticsearch
 
 from index.api_model import load_model
-from index.elastic import ElasticSettings, alias_of
+from index.elastic import alias_of
 from index.elastic_documents import PROGRESS_ID, document
+from index.elastic_settings import ElasticSettings
 from index.records import ITEM_FIELDS, TEXT_VECTOR, load_item, vector_field
 from index.store import LiveStore
 

@@ -21,8 +21,9 @@ import orjson
 from elasticsearch import ApiError, AsyncElasticsearch, NotFoundError
 
 from index.api_model import load_model
-from index.elastic import CLIENT_ERRORS, ElasticSettings, alias_of, index_body, index_of, pattern_of, unavailable
+from index.elastic import CLIENT_ERRORS, alias_of, index_body, index_of, pattern_of, unavailable
 from index.elastic_documents import PROGRESS_ID, document
+from index.elastic_settings import ElasticSettings
 from index.follower import ItemFollower
 from index.records import ItemRecord
 from index.store import LiveStore, StoreUnavailableError

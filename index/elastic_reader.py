@@ -15,8 +15,9 @@ from typing import Any
 
 from elasticsearch import ApiError, AsyncElasticsearch
 
-from index.elastic import CLIENT_ERRORS, ElasticSettings, ElasticUnavailableError, alias_of, unavailable
+from index.elastic import CLIENT_ERRORS, ElasticUnavailableError, alias_of, unavailable
 from index.elastic_documents import PROGRESS_ID
+from index.elastic_settings import ElasticSettings
 from index.follower import ItemFollower
 
 _SHUT_S = 1.0  # after a failure: long enough that a server in need is left alone, short enough to be missed by few

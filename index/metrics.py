@@ -125,6 +125,9 @@ class ApiMetrics:
         self._records = Counter(
             "perseid_api_records", "Records posted, by topic and outcome.", ["topic", "outcome"], registry=registry
         )
+        self._sources = Counter(
+            "perseid_api_sources", "Filters and searches by who did them.", ["what", "where"], registry=registry
+        )
         self._gauges = {
             name: Gauge(f"perseid_{name}", text, labels, registry=registry)
             for name, (text, labels) in _DEPLOYMENT.items()
@@ -144,6 +147,11 @@ class ApiMetrics:
         """One recommendation from this rung of the degradation ladder."""
         self._answers.labels(served_by).inc()
         self._add(served_by, 1)
+
+    def source(self, what: str, where: str) -> None:
+        """One filter or search (`filters`, `search`), done by Elasticsearch or in process."""
+        self._sources.labels(what, where).inc()
+        self._add(f"{what}_{where.replace(' ', '_')}", 1)
 
     def exposure(self) -> None:
         """One exposure record was handed to Kafka's queue; how many were lost is the gauge `exposures_lost`."""
@@ -183,6 +191,8 @@ _DEPLOYMENT: Mapping[str, tuple[str, list[str]]] = {
     "index_age_seconds": ("Time since this process last reached the end of the item log.", []),
     "users": ("Users in the live state.", []),
     "exposures_lost": ("Exposure records of this process that Kafka did not get.", []),
+    "elasticsearch_up": ("Whether Elasticsearch is asked now; not set where there is none.", []),
+    "elasticsearch_position": ("Item-log position up to which its index is complete.", []),
     "redis_up": ("Whether the live state answered last.", []),
     "roles": ("Running processes by role.", ["role"]),
     "role_counter": ("Counters of the running processes of a role, summed.", ["role", "counter"]),

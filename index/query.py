@@ -22,7 +22,7 @@ from index.catalogue import Catalogue
 from index.filters import Filter, LabelField, Mask
 from index.popularity import Amounts, Popularity
 from index.records import Vector
-from index.search import Labels
+from index.search import Labels, SearchIndex
 
 Slot = Literal["next", "general", "popular"]
 _SLOTS: tuple[Slot, ...] = ("next", "general")  # in the order of a user's vectors
@@ -72,13 +72,15 @@ class ContextView:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked for."""
+    """What is asked for. `passing` and `search` stand in for the catalogue's own where others answer for it."""
 
     count: int = 10
     slot: Literal["next", "general", "mixed"] = "mixed"
     tree: Filter | None = None
     exclude: AbstractSet[str] = frozenset()
     include_seen: bool = False
+    passing: Mask | None = None  # [labels] what `tree` lets pass
+    search: SearchIndex | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +119,16 @@ def recommend(
     weights = weights or Weights()
     allowed, removed = _allowed(query, user, catalogue, now_ms, weights)
     slots, aims = _aims(query, user, catalogue.dim)
+    search = catalogue.search if query.search is None else query.search
     boosts = _boosts(catalogue, context.promotions, len(allowed), now_ms, weights)
     share = 1.0 if user.vectors is None else weights.popularity
-    sources = _Sources(catalogue, popularity, context, allowed, boosts)
+    sources = _Sources(catalogue, search, popularity, context, allowed, boosts)
     depth = _DEPTH * query.count + _MARGIN
     while True:
         found, reach = (
             sources.for_stranger(depth) if user.vectors is None else sources.for_user(slots, aims, share, depth)
         )
-        pool = _Pool(catalogue, np.unique(np.concatenate(list(found.values()))))
+        pool = _Pool(catalogue, search, np.unique(np.concatenate(list(found.values()))))
         pool.add("cosine", _products(pool.vectors, aims))
         pool.add("context", None if context.delta is None else _products(pool.vectors, context.delta[None]))
         pool.add("popularity", share * popularity.shares(pool.item_ids, context.location))
@@ -165,7 +168,10 @@ def _allowed(
         removed[name] = before - left
 
     if query.tree is not None:
-        np.logical_and(allowed, catalogue.filter_mask(query.tree)[: len(allowed)], out=allowed)
+        passing = catalogue.filter_mask(query.tree) if query.passing is None else query.passing
+        shared = min(len(allowed), len(passing))  # items may have come since it was made
+        np.logical_and(allowed[:shared], passing[:shared], out=allowed[:shared])
+        allowed[shared:] = False
         take_out("filter", frozenset())
     if not query.include_seen:
         bought = {item for item, ts_ms in user.purchases.items() if ts_ms > now_ms - weights.purchase_ms}
@@ -226,12 +232,13 @@ class _Sources:
     def __init__(
         self,
         catalogue: Catalogue,
+        search: SearchIndex,
         popularity: Popularity,
         context: ContextView,
         allowed: Mask,
         boosts: Vector | None,
     ) -> None:
-        self._catalogue, self._popularity, self._context = catalogue, popularity, context
+        self._catalogue, self._search, self._popularity, self._context = catalogue, search, popularity, context
         self._allowed, self._promoted = allowed, _promoted(allowed, boosts)
 
     def for_user(self, slots: Sequence[Slot], aims: Vector, share: float, depth: int) -> tuple[Found, Amounts]:
@@ -266,7 +273,7 @@ class _Sources:
 
     def _nearest(self, aims: Vector, mask: Mask, depth: int) -> tuple[Labels, Amounts]:
         """The nearest [q, m] to each of aims [q, d], and how near any other item can be [q]."""
-        labels, scores = self._catalogue.search.search(aims, depth, mask)
+        labels, scores = self._search.search(aims, depth, mask)
         if labels.shape[1] < depth:
             return labels, np.full(len(aims), -np.inf)
         return labels, scores[:, -1].astype(np.float64) + _ROUNDING
@@ -301,10 +308,10 @@ class _Sources:
 class _Pool:
     """All candidates of one query with the parts of their scores, for every slot."""
 
-    def __init__(self, catalogue: Catalogue, labels: Labels) -> None:
+    def __init__(self, catalogue: Catalogue, search: SearchIndex, labels: Labels) -> None:
         self.labels = labels  # [m]
         self.item_ids = catalogue.ids_of(labels)
-        self.vectors: Vector = catalogue.search.vectors(labels)  # [m, d]
+        self.vectors: Vector = search.vectors(labels)  # [m, d]
         self._parts: dict[str, Any] = {}  # each [m] or [m, slots]
 
     def add(self, name: str, part: Any) -> None:

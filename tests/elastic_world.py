@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from elasticsearch import AsyncElasticsearch
 
-from index.elastic import ElasticSettings, open_client, pattern_of
+from index.elastic import open_client, pattern_of
 from index.elastic_indexer import ItemIndexer
+from index.elastic_settings import ElasticSettings
 from index.store import LiveStore
 from tests.index_api_world import until
 

@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.catalogue import Catalogue
-from index.elastic import ElasticSettings, alias_of
+from index.elastic import alias_of
 from index.elastic_documents import document, items_only, query_of
 from index.elastic_filters import ElasticFilters
 from index.elastic_indexer import ElasticWriter
 from index.elastic_reader import ElasticReader
+from index.elastic_settings import ElasticSettings
 from index.filters import MAX_DEPTH, Filter, parse_filter
 from index.follower import ItemFollower
 from index.keys import Keys

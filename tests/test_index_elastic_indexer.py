@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.elastic import ElasticSettings, alias_of, index_of, pattern_of
+from index.elastic import alias_of, index_of, pattern_of
 from index.elastic_compare import compare_items, complete_up_to, read_items, served_index
 from index.elastic_documents import decode
 from index.elastic_indexer import sort_out
+from index.elastic_settings import ElasticSettings
 from index.keys import ITEMS_TAG, Keys
 from index.memory_store import MemoryStore
 from index.store import Commit, LogIdentity, Op
