@@ -82,7 +82,7 @@ class Settings(BaseModel):
     embed_url: SecretStr = Field(
         SecretStr(""), description="OpenAI-compatible API for text vectors, like `http://host/v1`; empty = MiniLM here"
     )
-    embed_model: str = Field("", description="its model; `PERSEID_EMBEDDERS` has to name it with its dimension")
+    embed_model: str = Field("", description="its model, whose dimension has to be among the known embedders")
     embed_key: SecretStr = Field(SecretStr(""), description="its key")
     chat_url: SecretStr = Field(
         SecretStr(""), description="OpenAI-compatible API that chooses more tags; empty = only those a record matches"

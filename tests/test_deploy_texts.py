@@ -62,7 +62,12 @@ def environment(server: LlmServer, state: Path, chat: bool = True) -> dict[str, 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     items = [
-        item(f"i{number}", title=f"{'red' if number % 2 else 'blue'} lamp {number}", brand="Acme", category=["AB"[number % 2]])
+        item(
+            f"i{number}",
+            title=f"{'red' if number % 2 else 'blue'} lamp {number}",
+            brand="Acme",
+            category=["AB"[number % 2]],
+        )
         for number in range(8)
     ]
     rows = [
