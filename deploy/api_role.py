@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from deploy.indexer_role import elastic_settings
 from deploy.producer import EventProducer
 from deploy.running import log_to_stderr, now_ms, open_store, running
 from deploy.settings import Settings, public_address
@@ -65,6 +66,7 @@ def api_settings(settings: Settings) -> ApiSettings:
         kafka=public_address(settings.kafka.get_secret_value()),
         redis=public_address(settings.redis.get_secret_value()),
         keys=settings.scopes(),
+        elastic=elastic_settings(settings),
         snapshots=settings.state / "snapshots",
         in_flight=settings.api_in_flight,
     )

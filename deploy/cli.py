@@ -19,6 +19,7 @@ COMMANDS = {
     "worker": "deploy.commands_roles",
     "embed": "deploy.commands_roles",
     "api": "deploy.commands_roles",
+    "indexer": "deploy.commands_roles",
     "traffic": "deploy.commands_roles",
     "produce": "deploy.commands_data",
     "convert": "deploy.commands_data",

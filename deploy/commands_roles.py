@@ -1,4 +1,4 @@
-"""`perseid worker`, `embed`, `api` and `traffic`: one process each, configured by PERSEID_* variables."""
+"""`perseid worker`, `embed`, `api`, `indexer` and `traffic`: one process each, configured by PERSEID_* variables."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ def api(api_port: int | None, api_host: str | None, state: Path | None) -> None:
     from deploy.api_role import run_api
 
     run_api(attach(os.environ, state, api_port=api_port, api_host=api_host))
+
+
+@click.command()
+@state_option
+def indexer(state: Path | None) -> None:
+    """Run an indexer: keep the items in Elasticsearch as they are in the live state. A second one is a spare.
+
+    Example: PERSEID_ELASTICSEARCH=http://search:9200 PERSEID_REDIS=redis://redis:6379/0 perseid indexer
+    """
+    from deploy.indexer_role import run_indexer
+
+    run_indexer(attach(os.environ, state))
 
 
 @click.command(hidden=True)

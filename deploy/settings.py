@@ -58,6 +58,15 @@ class Settings(BaseModel):
     elasticsearch_api_key: SecretStr = Field(SecretStr(""), description="API key, base64 as Elasticsearch shows it")
     elasticsearch_ca: str = Field("", description="PEM file of the authorities to trust, with `https://`")
     elasticsearch_use: str = Field("filters", description="what Elasticsearch does: `filters` or `knn` (and filters)")
+    elasticsearch_timeout_ms: float = Field(100.0, description="patience of the API for one call, milliseconds", gt=0)
+    elasticsearch_refresh_ms: float = Field(
+        200.0, description="least time between two moments when writes become visible to searches (indexer)", ge=0
+    )
+    elasticsearch_shards: int = Field(1, description="shards of an index of items (indexer)", ge=1)
+    elasticsearch_replicas: str = Field(
+        "auto", description="replicas: a number, or `auto` for one when there is a second node", pattern=r"^(auto|\d+)$"
+    )
+    elasticsearch_held_mb: int = Field(256, description="memory for vectors of an API process with `knn`", ge=1)
     prefix: str = Field("perseid", description="first part of every Redis key", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     group: str = Field("perseid", description="consumer group of the workers; `embed` uses `<group>-embed-<model>`")
     partitions: int = Field(32, description="partitions of the topics keyed by user; cannot be changed later", ge=1)
@@ -119,7 +128,9 @@ class Settings(BaseModel):
     @classmethod
     def _is_http(cls, value: SecretStr) -> SecretStr:
         address = urlsplit(value.get_secret_value())
-        if value.get_secret_value() and (address.scheme not in ("http", "https") or not address.hostname):
+        if value.get_secret_value() and (
+            address.scheme not in ("http", "https") or not address.hostname or not address.port
+        ):
             raise ValueError("expected http://host:port or https://host:port")
         return value
 

@@ -40,7 +40,7 @@ def known_filters() -> list[Any]:
     """Those whose meaning is known, from the suite of the language itself."""
     from tests.test_index_filters import test_a_filter_has_one_known_meaning as known
 
-    (mark,) = known.pytestmark  # type: ignore[attr-defined]
+    (mark,) = known.pytestmark
     return list(mark.args[1])
 
 
