@@ -78,7 +78,7 @@ def killed_times(kills: int) -> Case:
 
 
 _MANY_ITEMS = Mix(shop=0.3, items=2000)
-_SET_BACK = Case("redis-set-back", redis_set_back, drag_s=4.0, append_only=True, mix=Mix(shop=0.3), limit_s=_SERVER_S)
+_SET_BACK = Case("redis-set-back", redis_set_back, drag_s=4.0, append_only=True, mix=_MANY_ITEMS, limit_s=_SERVER_S)
 _RECREATED = Case(
     "topic-recreated", topic_recreated, drag_s=3.0, max_lag=None, half=True, durable=True, limit_s=_SERVER_S
 )
@@ -108,7 +108,7 @@ MUTATED = (
     Case("zombie", zombie, drag_s=8.0, max_lag=None, mutation=UNFENCED),
     Case("resends", replaced, mix=Mix(resends=0.4), mutation=NO_DEDUPE),
     Case("two-workers", two_workers, drag_s=12.0, max_lag=None, mutation=UNGUARDED),
-    Case("redis-set-back", redis_set_back, drag_s=4.0, append_only=True, mix=Mix(shop=0.3), mutation=SAME_ITEM_LOG),
+    Case("redis-set-back", redis_set_back, drag_s=4.0, append_only=True, mix=_MANY_ITEMS, mutation=SAME_ITEM_LOG),
     Case("topic-recreated", topic_recreated, drag_s=3.0, max_lag=None, half=True, durable=True, mutation=ANY_LOG),
 )
 STORM = Case(

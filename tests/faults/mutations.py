@@ -5,10 +5,14 @@ They exist only here, wrapped around the real store or patched into a worker pro
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+from aiokafka.errors import IllegalStateError, KafkaError
 
 from index.keys import Keys
 from index.records import UserState
@@ -21,6 +25,7 @@ from streams.worker import StreamWorker
 
 POSITION_FIRST, STATE_FIRST, NO_DEDUPE, UNFENCED = "position-first", "state-first", "no-dedupe", "unfenced"
 UNGUARDED, SAME_ITEM_LOG, ANY_LOG = "unguarded-rebalance", "same-item-log", "any-log"
+_IN_HAND_S = 0.05  # long enough for a claim to come in between
 _HALVES_BEFORE_DEATH = 30  # writes of clicks by this worker before it dies between the two halves of one
 # Lines of the store's script, and what each mutation makes of them.
 _SCRIPT: dict[str, dict[str, str]] = {
@@ -59,7 +64,11 @@ def mutate_worker(mutation: str, worker: StreamWorker) -> None:
     if mutation != UNGUARDED:
         return
     worker._is_ours = lambda record: tag_of(record.topic, record.partition) in worker.engine.tenures  # type: ignore[method-assign]
-    StateConsumer._read_once = _read_whatever_comes  # type: ignore[method-assign, assignment]
+
+    async def read(consumer: StateConsumer, fetcher: Any) -> None:
+        await _deliver_whatever_comes(worker, consumer, fetcher)
+
+    StateConsumer._drain_messages = read  # type: ignore[method-assign, assignment]
     StateConsumer.reading = property(lambda self: _NoLock(), lambda self, lock: None)  # type: ignore[assignment]
     Engine._next = _believe_every_gap  # type: ignore[method-assign, assignment]
 
@@ -72,11 +81,16 @@ class _NoLock:
     async def __aexit__(self, *error: object) -> None: ...
 
 
-async def _read_whatever_comes(consumer: StateConsumer) -> bool:
-    found = await consumer._thread.getmany(set(consumer._get_active_partitions()), timeout=0.2)
-    if found:
-        consumer.wiring.deliver([consumer._record(raw) for raws in found.values() for raw in raws])
-    return True
+async def _deliver_whatever_comes(worker: StreamWorker, consumer: StateConsumer, fetcher: Any) -> None:
+    """Reads on through rebalances and claims as long as the queues have room, and is slow to hand over."""
+    while not (consumer._stopped.is_set() or fetcher._stopped.is_set()):
+        full = any(len(lane.pending) >= worker.settings.max_pending for lane in worker.lanes)
+        try:
+            found = {} if full else await consumer._thread.getmany(set(consumer.assignment()), timeout=0.2)
+            await asyncio.sleep(_IN_HAND_S)
+            consumer.wiring.deliver([consumer._record(raw) for raws in found.values() for raw in raws])
+        except (KafkaError, IllegalStateError):
+            await asyncio.sleep(_IN_HAND_S)  # a rebalance is under way
 
 
 def _believe_every_gap(engine: Engine, topic: str, tag: str, records: Sequence[Record]) -> list[Record]:

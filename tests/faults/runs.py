@@ -30,10 +30,11 @@ _numbers = itertools.count(1)
 class Result:
     """What a run found.
 
-    `missing` counts acknowledged records that are in no log and poison without its dead letter, `wrong_dead` dead
-    letters of good records, `wrong_items` items of API processes (and of Elasticsearch) that are not the oracle's,
-    `recoveries_s` the times from each fault, or from when the server was back, to the first write, `visible_ms` the
-    median from sending a lone click, after all is over, until it is applied.
+    `missing` counts acknowledged records that are in no log, misrouted ones without their copy at home, and poison
+    without its dead letter; `wrong_dead` dead letters of good records, `wrong_items` items of API processes (and of
+    Elasticsearch) that are not the oracle's. `recoveries_s` are the times from each fault, or from when the server was
+    back, to the first write; `visible_ms` is the median from sending a lone click, after all is over, until it is
+    applied.
     """
 
     case: Case
@@ -130,7 +131,7 @@ def _judged(case: Case, seed: int, stage: Stage, visible_ms: float | None, start
         misrouted=expected.misrouted,
         difference=compare(state, expected.parts),
         same_digest=digest_of(state) == digest_of(expected.parts),
-        missing=missing_letters + unlogged(sent, logs, former.whole),
+        missing=missing_letters + expected.unforwarded + unlogged(sent, logs, former.whole),
         wrong_dead=wrong_dead,
         wrong_items=sum(_wrong_items(stage, api, expected) for api in stage.apis if api.alive),
         wrong_vectors=len(stage.wrong_vectors()) if case.encode else 0,

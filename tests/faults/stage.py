@@ -34,6 +34,7 @@ from tests.faults.worker_process import WorkerOptions
 _POLL_S = 0.01
 _ENDS_S = 0.05  # between two looks at the logs' ends
 _WRITE_DELAY_S = 0.04  # of dragged workers; their batch size makes the pace
+_FULL_BATCHES = 4  # batches that fill the queue of a dragged worker, so that it is full when something breaks
 _APIS = 2
 
 
@@ -127,6 +128,7 @@ class Stage:
     def start(self, mutation: str | None = None) -> Worker:
         """Starts one more worker; by default with the stage's mutation."""
         options, drag_s = self.options, self.options.drag_s
+        batch = max(4, int(len(self.records) * _WRITE_DELAY_S / drag_s)) if drag_s else 512
         worker = WorkerOptions(
             files=ProcessFiles(self.folder, f"worker-{len(self.workers)}"),
             access=self.access,
@@ -137,7 +139,8 @@ class Stage:
             session_s=options.session_s,
             mutation=options.mutation if mutation is None else mutation,
             encode=options.encode,
-            max_batch=max(4, int(len(self.records) * _WRITE_DELAY_S / drag_s)) if drag_s else 512,
+            max_batch=batch,
+            max_pending=_FULL_BATCHES * batch if drag_s else 4096,
             write_delay_s=_WRITE_DELAY_S if drag_s else 0.0,
         )
         self.workers.append(Worker(worker))

@@ -45,6 +45,7 @@ class WorkerOptions:
     mutation: str = ""
     encode: bool = False
     max_batch: int = 512
+    max_pending: int = 4096
     write_delay_s: float = 0.0  # a slow store makes a backlog last as long as a fault needs, until `hurry` exists
 
     @property
@@ -70,7 +71,13 @@ async def _serve(options: WorkerOptions) -> None:
         await publish(store)
 
     engine = Engine(store, RULES, options.partitions, KafkaOutlet(producer.send), encoder, announce=announce)
-    settings = WorkerSettings(options.access, options.group, session_s=options.session_s, max_batch=options.max_batch)
+    settings = WorkerSettings(
+        options.access,
+        options.group,
+        session_s=options.session_s,
+        max_batch=options.max_batch,
+        max_pending=options.max_pending,
+    )
     worker = StreamWorker(engine, settings, None if follower is None else follower.run)
     mutate_worker(options.mutation, worker)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
