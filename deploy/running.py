@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from deploy.heartbeat import beat, this_process
 from deploy.settings import Settings, public_address
+from deploy.sparing_log import SparingFilter
 from index.redis_nodes import Command, nodes
 from index.redis_store import RedisStore
 from index.store import LiveStore, StoreUnavailableError
@@ -25,6 +26,7 @@ _FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
 def log_to_stderr(settings: Settings) -> None:
     """Sets up logging and says once with whom this process talks, without passwords."""
     logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT, force=True)
+    logging.getLogger().handlers[0].addFilter(SparingFilter())
     kafka, redis = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
     logging.getLogger("perseid.deploy").info("process %d, kafka %s, redis %s", os.getpid(), kafka, redis)
 

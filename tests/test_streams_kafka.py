@@ -11,7 +11,9 @@ import orjson
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewPartitions, NewTopic
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
+from confluent_kafka.cimpl import NewPartitions
 
 from deploy.redis_server import RedisServer
 from deploy.topics import create_topics
@@ -21,6 +23,7 @@ from streams.digest import read_state
 from streams.events import CATALOG, CLICKSTREAM, USERS
 from streams.kafka_access import KafkaAccess
 from streams.transport import StateConsumer
+from tests.conftest import eventually
 from tests.streams_world import click
 from tests.worker_world import PARTITIONS, TIMEOUT_S, Shop
 
@@ -46,6 +49,7 @@ class Cluster:
     def _delete(self, topic: str) -> None:
         name = self.access.topic(topic)
         self.admin.delete_topics([name], operation_timeout=10.0)[name].result()
+        eventually(lambda: name not in self.admin.list_topics(timeout=10.0).topics, 10.0, "the topic is gone")
 
     async def set_count(self, topic: str, count: int) -> None:
         name = self.access.topic(topic)
@@ -57,11 +61,13 @@ class Cluster:
         await asyncio.to_thread(self.admin.delete_records([place])[place].result)
 
     async def compact_eagerly(self, topic: str) -> None:
-        """Recreates a topic so that the broker's cleaner takes outdated records soon after they were written."""
-        await asyncio.to_thread(self._delete, topic)
-        config = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.001", "segment.ms": "100"}
-        name = self.access.topic(topic)
-        await asyncio.to_thread(self.admin.create_topics([NewTopic(name, 1, config=config)])[name].result)
+        """Makes the broker's cleaner take outdated records soon after they were written."""
+        wanted = {"min.compaction.lag.ms": "0", "min.cleanable.dirty.ratio": "0.001", "segment.ms": "100"}
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in wanted.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, self.access.topic(topic), incremental_configs=entries)
+        await asyncio.to_thread(self.admin.incremental_alter_configs([resource])[resource].result)
 
     async def transaction(self, name: str, events: list[bytes], *, commit: bool) -> None:
         """Writes clicks of anna in one transaction."""
