@@ -36,6 +36,7 @@ _LOGIN = "check PERSEID_KAFKA_USER, PERSEID_KAFKA_PASSWORD and PERSEID_KAFKA_MEC
 _TRUST = "set PERSEID_KAFKA_CA to the PEM file of the authority that signed Kafka's certificate"
 _OWN_CERTIFICATE = "set PERSEID_KAFKA_CERT and PERSEID_KAFKA_KEY to this client's certificate and key"
 _USE_TLS = "set PERSEID_KAFKA_SECURITY to ssl or sasl_ssl (and PERSEID_KAFKA_CA)"
+_OTHER_PORT = "set PERSEID_KAFKA to Kafka's own port, and PERSEID_KAFKA_SECURITY to what it speaks there"
 _NO_TLS = "set PERSEID_KAFKA_SECURITY to plaintext or sasl_plaintext, or PERSEID_KAFKA to the TLS port"
 
 
@@ -95,7 +96,7 @@ def _ask(access: KafkaAccess, server: str) -> set[int]:
     except ConnectionRefusedError as error:
         raise _ProbeError(f"nothing listens on {server}", _START) from error
     except TimeoutError as error:
-        raise _ProbeError(f"{server} does not answer in time", _START) from error
+        raise _ProbeError(f"{server} does not answer, or not as Kafka does", f"{_START}; {_OTHER_PORT}") from error
     except OSError as error:
         remedy = _NO_TLS if access.tls else _START
         raise _ProbeError(f"{server} cannot be reached: {error.strerror or error}", remedy) from error
@@ -111,8 +112,7 @@ def _requests(connection: socket.socket, server: str) -> set[int]:
     body = _receive(connection, size) if len(head) == 4 and 10 <= size <= _MOST_BYTES else b""
     if len(body) < 10 or len(body) != size or (size - 10) % 6:
         hint = "" if body or head else ": it hangs up"
-        remedy = "set PERSEID_KAFKA to Kafka's own port, and PERSEID_KAFKA_SECURITY to what it speaks there"
-        raise _ProbeError(f"{server} is not Kafka, or expects TLS{hint}", remedy)
+        raise _ProbeError(f"{server} is not Kafka, or expects TLS{hint}", _OTHER_PORT)
     return {number for number, _, _ in struct.iter_unpack(">hhh", body[10:])}
 
 

@@ -102,7 +102,8 @@ def _allowed(client: Any, command: str) -> Any:
 
 @contextmanager
 def _client(settings: Settings, url: str) -> Iterator[Any]:  # the client's stubs mix sync and async answers
-    more = {"ssl_ca_certs": settings.redis_ca} if settings.redis_ca else {}
+    more: dict[str, Any] = {"ssl_ca_certs": settings.redis_ca} if settings.redis_ca else {}
+    more["protocol"] = 2  # the one that servers before 6 understand as well
     client = redis.Redis.from_url(
         url, socket_timeout=ANSWER_S / 2, socket_connect_timeout=CONNECT_S, retry=Retry(NoBackoff(), 0), **more
     )
@@ -203,4 +204,5 @@ def _remedy(error: Exception) -> str:
         return _LOGIN
     if any(word in text for word in ("SSL", "ertificate", "\\x15\\x03")):
         return _TLS
-    return f"{_START}; {_TLS}" if "Protocol" in text or "closed" in text or "reset" in text else _START
+    doubtful = any(word in text for word in ("Protocol", "closed", "reset", "Timeout"))
+    return f"{_START}; {_TLS}" if doubtful else _START

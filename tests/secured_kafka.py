@@ -1,4 +1,4 @@
-"""A real Kafka that wants to know who is there: SASL over TLS, SASL alone, or a client's certificate.
+"""A real Kafka that wants to know who is there: SASL over TLS, SASL alone, a client's certificate; and a way astray.
 
 Its certificates are made for the run, by an authority that nobody else trusts. One user, with PLAIN and both SCRAM
 mechanisms. Skips as `tests.services` does where no Kafka can be started.
@@ -33,7 +33,7 @@ _LOGIN = "org.apache.kafka.common.security"
 
 @dataclass(frozen=True)
 class SecuredKafka:
-    """A running broker: ports of its listeners (SASL with TLS, SASL, TLS with certificates), and PEM files."""
+    """A running broker: ports of its listeners (SASL with TLS, SASL, TLS with certificates, astray), and PEM files."""
 
     ports: list[int]
     ca: Path
@@ -50,6 +50,11 @@ class SecuredKafka:
             more |= {"cert": str(self.cert), "key": str(self.key)}
         return KafkaAccess(f"127.0.0.1:{self.ports[listener]}", security, mechanism, **more)
 
+    @property
+    def astray(self) -> KafkaAccess:
+        """A listener that sends its clients on to an address where nobody listens."""
+        return KafkaAccess(f"127.0.0.1:{self.ports[3]}")
+
 
 @contextmanager
 def secured_kafka() -> Iterator[SecuredKafka]:
@@ -59,7 +64,7 @@ def secured_kafka() -> Iterator[SecuredKafka]:
 
         @contextmanager
         def process() -> Iterator[str]:
-            ports = [free_port() for _ in range(3)]
+            ports = [free_port() for _ in range(4)]
             users = [f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]" for bits in (256, 512)]
             arguments = [argument for user in users for argument in ("--add-scram", user)]
             properties = _properties(ports, server, folder / "ca.pem")
@@ -90,14 +95,14 @@ def _pkcs8(certificate: trustme.LeafCert) -> bytes:
 
 def _properties(ports: list[int], server: Path, ca: Path) -> dict[str, str]:
     controller = free_port()
-    names = dict(zip(("CLIENT", "SASL", "MUTUAL", "INNER"), (*ports, free_port()), strict=True))
+    names = dict(zip(("CLIENT", "SASL", "MUTUAL", "ASTRAY", "INNER"), (*ports, free_port()), strict=True))
     listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in names.items())
     properties = {
         "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller}",
-        "advertised.listeners": listeners,
+        "advertised.listeners": listeners.replace(f"ASTRAY://127.0.0.1:{ports[3]}", "ASTRAY://127.0.0.1:1"),
         "controller.quorum.voters": f"1@127.0.0.1:{controller}",
         "listener.security.protocol.map": (
-            "CLIENT:SASL_SSL,SASL:SASL_PLAINTEXT,MUTUAL:SSL,INNER:PLAINTEXT,CONTROLLER:PLAINTEXT"
+            "CLIENT:SASL_SSL,SASL:SASL_PLAINTEXT,MUTUAL:SSL,ASTRAY:PLAINTEXT,INNER:PLAINTEXT,CONTROLLER:PLAINTEXT"
         ),
         "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
         "ssl.keystore.type": "PEM",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import redis
 
 from deploy.broker import Broker, topic_partitions
 from deploy.cli import run
-from deploy.doctor import Finding, examine
+from deploy.doctor import examine
+from deploy.doctor_finding import Finding
 from deploy.redis_server import RedisServer
 from deploy.settings import Settings, load
 from encoder.artefact import save
@@ -38,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(bootstrap: str, model: Path, redis_server: RedisServer) -> Settings:
     environ = {"PERSEID_KAFKA": bootstrap, "PERSEID_REDIS": redis_server.url, "PERSEID_MODEL": str(model)}
-    return load({**environ, "PERSEID_PARTITIONS": "4", "PERSEID_PREFIX": "doctor"})
+    return load({**environ, "PERSEID_PARTITIONS": "4", "PERSEID_PREFIX": "doctor", "PERSEID_API_PORT": "0"})
 
 
 def by_name(findings: list[Finding], name: str) -> list[Finding]:
@@ -53,8 +57,11 @@ def test_a_healthy_installation_has_nothing_wrong(settings: Settings) -> None:
     findings = examine(settings)
     assert [finding for finding in findings if finding.state == "wrong"] == []
     assert "mockCluster" in by_name(findings, "kafka")[0].what
-    assert "6.2" in by_name(findings, "redis")[0].what or "7" in by_name(findings, "redis")[0].what
-    assert by_name(findings, "model")[0].what.startswith("m-")
+    assert by_name(findings, "redis")[0].version.startswith("Redis ")
+    assert by_name(findings, "model")[0].version.startswith("m-")
+    assert [finding.name for finding in findings if finding.state == "ok"] == [
+        *("python", "packages", "kafka", "topics", "redis", "elasticsearch", "model", "embedder", "folder", "api")
+    ]
 
 
 def test_nothing_shows_a_password(settings: Settings, redis_server: RedisServer) -> None:
@@ -73,6 +80,17 @@ def test_servers_that_are_not_there_come_with_a_remedy(settings: Settings, tmp_p
     assert "PERSEID_KAFKA" in findings["kafka"].remedy
     assert "PERSEID_REDIS" in findings["redis"].remedy
     assert "perseid train" in findings["model"].remedy
+
+
+def test_servers_that_accept_and_never_answer_do_not_hold_it_up(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        urls = {"elasticsearch": f"http://{address}", "embed_url": f"http://{address}/v1", "embed_model": "m"}
+        begin = time.monotonic()
+        findings = examine(changed(settings, kafka=address, redis=f"redis://{address}/0", embedders="m:8", **urls))
+        assert time.monotonic() - begin < 6
+    wrong = {finding.name for finding in findings if finding.state == "wrong"}
+    assert wrong >= {"kafka", "redis", "elasticsearch", "embedder"}
 
 
 def test_topics_with_another_partition_count_are_named(settings: Settings) -> None:
@@ -123,3 +141,7 @@ def test_the_command_exits_with_one_when_something_is_wrong(
     monkeypatch.setenv("PERSEID_KAFKA", "127.0.0.1:1")
     assert run(["doctor"]) == 1
     assert "WRONG  kafka" in capsys.readouterr().out
+    assert run(["doctor", "--json"]) == 1
+    (kafka,) = (found for found in json.loads(capsys.readouterr().out) if found["name"] == "kafka")
+    assert set(kafka) == {"name", "state", "what", "remedy", "address", "version"}
+    assert (kafka["state"], kafka["address"]) == ("wrong", "127.0.0.1:1")

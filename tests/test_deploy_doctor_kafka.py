@@ -1,0 +1,149 @@
+"""The doctor on Kafka, real and secured, and on ports where there is none: what it says and what it advises."""
+
+from __future__ import annotations
+
+import struct
+import time
+from dataclasses import replace
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from deploy.doctor_finding import Finding
+from deploy.doctor_kafka import check_kafka
+from deploy.redis_server import RedisServer
+from deploy.settings import Settings, load
+from deploy.topics import create_topics
+from streams.kafka_access import KafkaAccess
+from tests.fake_servers import answering
+from tests.secured_kafka import PASSWORD, SecuredKafka
+
+PARTITIONS = 2
+WRONG = "another-secret-word"
+
+
+def settings_of(access: KafkaAccess, **more: object) -> Settings:
+    """The settings that say the same as an access."""
+    settings = load(
+        {},
+        kafka=access.bootstrap,
+        kafka_security=access.security,
+        kafka_mechanism=access.mechanism,
+        kafka_user=access.user,
+        kafka_password=access.password,
+        kafka_ca=access.ca,
+        kafka_cert=access.cert,
+        kafka_key=access.key,
+        topic_prefix=access.topic_prefix,
+        **{"partitions": PARTITIONS, **more},
+    )
+    assert settings.kafka_access() == access
+    return settings
+
+
+def only(findings: list[Finding]) -> Finding:
+    (finding,) = findings
+    assert finding.state == "wrong"
+    return finding
+
+
+@pytest.mark.parametrize("way", ["scram-512", "plain", "without-tls", "certificate"])
+def test_a_healthy_cluster_is_named_with_its_age_and_our_topics(secured_kafka: SecuredKafka, way: str) -> None:
+    access = secured_kafka.way(way)
+    create_topics(access, PARTITIONS)
+    kafka, topics = check_kafka(settings_of(access))
+    assert (kafka.name, kafka.state, topics.name, topics.state) == ("kafka", "ok", "topics", "ok")
+    assert kafka.address == access.bootstrap and kafka.version == "Kafka 4.0 or newer"
+    assert f"{way}.clickstream 2" in topics.what
+
+
+@pytest.mark.parametrize("way", ["scram-512", "plain"])
+def test_a_wrong_password_is_named_and_not_shown(secured_kafka: SecuredKafka, way: str) -> None:
+    begin = time.monotonic()
+    finding = only(check_kafka(settings_of(replace(secured_kafka.way(way), password=WRONG))))
+    assert time.monotonic() - begin < 5
+    assert "Authentication failed" in finding.what
+    assert "PERSEID_KAFKA_PASSWORD" in finding.remedy
+    assert WRONG not in str(finding) and PASSWORD not in str(finding)
+
+
+@pytest.mark.parametrize(
+    ("way", "change", "what", "remedy"),
+    [
+        ("plain", {"ca": ""}, "certificate is not trusted", "PERSEID_KAFKA_CA"),
+        ("plain", {"security": "sasl_plaintext", "ca": ""}, "wants TLS", "PERSEID_KAFKA_SECURITY"),
+        ("without-tls", {"security": "sasl_ssl"}, "TLS", "PERSEID_KAFKA_SECURITY"),
+        ("certificate", {"cert": "", "key": ""}, "wants a certificate", "PERSEID_KAFKA_CERT"),
+        (
+            "without-tls",
+            {"security": "plaintext", "user": "", "password": "", "mechanism": ""},
+            "",
+            "PERSEID_KAFKA_SECURITY",
+        ),
+    ],
+)
+def test_what_the_listener_wants_is_said(
+    secured_kafka: SecuredKafka, way: str, change: dict[str, str], what: str, remedy: str
+) -> None:
+    finding = only(check_kafka(settings_of(replace(secured_kafka.way(way), **change))))
+    assert what in finding.what
+    assert remedy in finding.remedy
+
+
+def test_nothing_there() -> None:
+    finding = only(check_kafka(settings_of(KafkaAccess("127.0.0.1:1"))))
+    assert "nothing listens on 127.0.0.1:1" in finding.what
+    assert "PERSEID_KAFKA" in finding.remedy
+
+
+def test_another_server_on_that_port_is_told_from_kafka(redis_server: RedisServer) -> None:
+    finding = only(check_kafka(settings_of(KafkaAccess(redis_server.address))))
+    assert "not as Kafka does" in finding.what
+    assert "Kafka's own port" in finding.remedy
+
+
+def test_a_second_server_is_asked_when_the_first_is_away(kafka_access: KafkaAccess) -> None:
+    create_topics(kafka_access, PARTITIONS)
+    both = replace(kafka_access, bootstrap=f"127.0.0.1:1,{kafka_access.bootstrap}")
+    assert [finding.state for finding in check_kafka(settings_of(both))] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("requests", "state", "version"),
+    [((0, 1, 18, 37), "wrong", "before Kafka 2.3"), ((18, 44, 45), "note", "Kafka 2.4")],
+)
+def test_an_old_server_is_told_by_the_requests_it_knows(requests: tuple[int, ...], state: str, version: str) -> None:
+    def answer(asked: bytes) -> bytes:
+        if asked[4:8] != struct.pack(">hh", 18, 0):  # librdkafka asks in a newer way, and is refused
+            return b""
+        known = b"".join(struct.pack(">hhh", number, 0, 1) for number in requests)
+        body = struct.pack(">ihi", 1, 0, len(requests)) + known
+        return struct.pack(">i", len(body)) + body
+
+    with answering(answer) as address:
+        begin = time.monotonic()
+        findings = check_kafka(settings_of(KafkaAccess(address)))
+        assert time.monotonic() - begin < 5
+    assert (findings[0].state, findings[0].version) == (state, version)
+
+
+def test_missing_topics_and_other_counts_are_named(kafka_access: KafkaAccess) -> None:
+    admin = AdminClient(kafka_access.librdkafka())
+    names = {"clickstream": 3, "users": PARTITIONS, "exposures": PARTITIONS, "context": 1, "dead-letters": 1}
+    new = [NewTopic(kafka_access.topic(name), count, 1) for name, count in names.items()]
+    for future in admin.create_topics(new, operation_timeout=20).values():
+        future.result()
+    kafka, missing, differing = check_kafka(settings_of(kafka_access))
+    assert kafka.state == "ok"
+    prefix = kafka_access.topic_prefix
+    assert missing.state == "wrong" and f"{prefix}catalog (1), {prefix}item-vectors (1)" in missing.what
+    assert differing.what == f"{prefix}clickstream has 3 partitions, not {PARTITIONS}"
+    assert "PERSEID_PARTITIONS" in differing.remedy
+
+
+def test_an_advertised_address_that_leads_nowhere_is_named(secured_kafka: SecuredKafka) -> None:
+    kafka, _ = check_kafka(settings_of(secured_kafka.astray))
+    assert kafka.state == "wrong"
+    assert kafka.what.startswith("broker 1 calls itself 127.0.0.1:1, which cannot be reached from here")
+    assert "advertised.listeners" in kafka.remedy
