@@ -8,6 +8,7 @@ import pytest
 
 from deploy.settings import Settings, load, parse_kinds, public_address, table
 from streams.events import DEFAULT_KINDS
+from streams.kafka_access import KafkaAccess
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -54,6 +55,51 @@ def test_a_bad_value_is_refused_with_its_variable(variable: str, value: str, mes
     with pytest.raises(ValueError, match=message) as caught:
         load({variable: value})
     assert variable in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"KAFKA_SECURITY": "tls"}, "PERSEID_KAFKA_.* security 'tls' is none of"),
+        ({"KAFKA_USER": "me", "KAFKA_PASSWORD": "a-phrase"}, "need security sasl_plaintext or sasl_ssl"),
+        ({"KAFKA_SECURITY": "sasl_ssl", "KAFKA_USER": "me"}, "needs a user and a password"),
+        ({"KAFKA_SECURITY": "ssl", "KAFKA_CERT": __file__}, "give both or none"),
+        ({"KAFKA_CA": __file__}, "certificate files need security ssl or sasl_ssl"),
+        ({"KAFKA_SECURITY": "ssl", "KAFKA_CA": "/no/such/file"}, "PERSEID_KAFKA_CA='/no/such/file': there is no such"),
+        ({"TOPIC_PREFIX": "a b"}, "PERSEID_TOPIC_PREFIX: topic prefix 'a b'"),
+        ({"REDIS_CA": __file__}, "PERSEID_REDIS_CA needs a rediss:// address, not redis://"),
+        ({"REDIS_CLUSTER": "true", "REDIS": "redis://:a-phrase@h:1/3"}, "PERSEID_REDIS_CLUSTER needs .* database 0"),
+        ({"REDIS_CLUSTER": "true", "REDIS": "unix:///tmp/redis.sock"}, "PERSEID_REDIS_CLUSTER needs redis://"),
+        ({"ELASTICSEARCH": "elastic:9200"}, "expected http://host:port"),
+        ({"ELASTICSEARCH_USE": "all"}, "expected one of filters, knn"),
+        ({"ELASTICSEARCH_API_KEY": "a-phrase"}, "PERSEID_ELASTICSEARCH_API_KEY needs an address"),
+        ({"ELASTICSEARCH": "http://h:9200", "ELASTICSEARCH_CA": __file__}, "ELASTICSEARCH_CA needs an https://"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load({f"PERSEID_{name}": value for name, value in environ.items()})
+    assert "a-phrase" not in str(caught.value)
+
+
+def test_kafka_access_says_what_the_settings_say() -> None:
+    settings = load(
+        {
+            "PERSEID_KAFKA": "a:9093,b:9093",
+            "PERSEID_KAFKA_SECURITY": "sasl_ssl",
+            "PERSEID_KAFKA_MECHANISM": "SCRAM-SHA-256",
+            "PERSEID_KAFKA_USER": "me",
+            "PERSEID_KAFKA_PASSWORD": "a-phrase",
+            "PERSEID_KAFKA_CA": __file__,
+            "PERSEID_TOPIC_PREFIX": "shop1.",
+        }
+    )
+    access = KafkaAccess(
+        "a:9093,b:9093", "sasl_ssl", "SCRAM-SHA-256", "me", "a-phrase", ca=__file__, topic_prefix="shop1."
+    )
+    assert settings.kafka_access() == access
+    assert load(settings.environment()) == settings
+    assert "a-phrase" not in repr(settings) + repr(access)
 
 
 def test_secrets_are_shown_nowhere() -> None:
