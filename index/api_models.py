@@ -220,10 +220,17 @@ class PublishedAnswer(BaseModel):
     model_config = _example(records=[{"topic": "clickstream", "partition": 17, "offset": 20411}])
 
 
-class TopicStatus(_Shape):
+_PARTITION = {"lag": 0, "position": 9, "lag_ms": 38.2}
+
+
+class PartitionStatus(_Shape):
     lag: int = Field(description="records that workers saw and have not applied")
     position: int
     lag_ms: float | None
+
+
+class TopicStatus(PartitionStatus):
+    partitions: list[PartitionStatus] = Field(description="the same for each partition, by number")
 
 
 class Freshness(_Shape):
@@ -261,7 +268,7 @@ class StatusAnswer(BaseModel):
         kafka="127.0.0.1:9092",
         redis="redis://127.0.0.1:6379/0",
         redis_up=True,
-        topics={"clickstream": {"lag": 0, "position": 20411, "lag_ms": 38.2}},
+        topics={"catalog": {"lag": 0, "position": 9, "lag_ms": 38.2, "partitions": [_PARTITION]}},
         events_per_s=101.4,
         freshness_ms={"p50": 4.1, "p99": 11.8},
         items=3012,

@@ -24,7 +24,7 @@ from index.api_parameters import ItemId, UserId
 from index.api_serving import Services, Serving
 from index.keys import partition_tag
 from index.live_user import LiveUser
-from index.liveness import Liveness
+from index.liveness import Liveness, PartitionState, TopicState
 from index.records import ITEM_FIELDS, load_item, vector_field
 from index.store import LiveStore, StoreUnavailableError
 
@@ -131,7 +131,7 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "redis": services.settings.redis,
         "redis_up": liveness.reachable,
         "topics": {
-            name: {"lag": topic.lag, "position": topic.position, "lag_ms": _rounded(topic.lag_ms)}
+            name: {**_lag(topic), "partitions": [_lag(partition) for partition in topic.partitions]}
             for name, topic in liveness.topics.items()
         },
         "events_per_s": round(liveness.events_per_s, 1),
@@ -145,6 +145,10 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "roles": roles,
         "counters": total_counters(roles, services.metrics.counters()),
     }
+
+
+def _lag(state: TopicState | PartitionState) -> dict[str, Any]:
+    return {"lag": state.lag, "position": state.position, "lag_ms": _rounded(state.lag_ms)}
 
 
 def slowest_freshness(roles: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
@@ -165,6 +169,10 @@ def total_counters(roles: Mapping[str, Mapping[str, Any]], own: Mapping[str, int
     return dict(total)
 
 
+def _seconds(milliseconds: float | None) -> float:
+    return float("nan") if milliseconds is None else milliseconds / 1000
+
+
 def show_deployment(services: Services, users: int | None) -> None:
     """Sets the gauges that describe the whole deployment, before a scrape."""
     show, liveness, roles = services.metrics.show, services.liveness, services.liveness.roles()
@@ -174,7 +182,10 @@ def show_deployment(services: Services, users: int | None) -> None:
     for name, topic in liveness.topics.items():
         show("lag_records", topic.lag, name)
         show("applied_position", topic.position, name)
-        show("lag_seconds", float("nan") if topic.lag_ms is None else topic.lag_ms / 1000, name)
+        show("lag_seconds", _seconds(topic.lag_ms), name)
+        for number, partition in enumerate(topic.partitions):
+            show("partition_lag_records", partition.lag, name, str(number))
+            show("partition_lag_seconds", _seconds(partition.lag_ms), name, str(number))
     for name, value in slowest_freshness(roles).items():
         if value is not None:
             show("event_visible_seconds", value / 1000, "0.5" if name == "p50" else "0.99")

@@ -29,12 +29,31 @@ _FACTS = ("partitions", "kinds", "model", "clock_ms", "bucket_ms")
 
 
 @dataclass(frozen=True, slots=True)
-class TopicState:
-    """A consumed topic: records not applied, what was applied, and the age of the oldest confirmation (or None)."""
+class PartitionState:
+    """One partition: records not applied, the next one to apply, and the age of its confirmation (or None)."""
 
     lag: int
     position: int
     lag_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A consumed topic: sums over its partitions, and the age of the oldest confirmation (or None)."""
+
+    partitions: tuple[PartitionState, ...]
+
+    @property
+    def lag(self) -> int:
+        return sum(partition.lag for partition in self.partitions)
+
+    @property
+    def position(self) -> int:
+        return sum(partition.position for partition in self.partitions)
+
+    @property
+    def lag_ms(self) -> float | None:
+        return _oldest([partition.lag_ms for partition in self.partitions])
 
 
 class _Beats:
@@ -166,19 +185,14 @@ class Liveness:
 
     def _take(self, tags: Mapping[str, tuple[str, ...]], owners: list[list[bytes | None]]) -> None:
         now_ms = self._now_ms()
-        totals: dict[str, list[int]] = {}
-        ages: dict[str, list[float | None]] = {}
+        found: dict[str, list[PartitionState]] = {}
         for (tag, topics), (beat, *values) in zip(tags.items(), owners, strict=True):
             self._beats.note(tag, int(beat or 0), now_ms)
             for at, topic in enumerate(topics):
                 position, seen = int(values[2 * at] or 0), int(values[2 * at + 1] or 0)
-                total = totals.setdefault(topic, [0, 0])
-                total[0] += position
-                total[1] += max(0, seen - position)
-                ages.setdefault(topic, []).append(self._beats.age_ms(tag, now_ms))
-        self._topics = {
-            topic: TopicState(lag, position, _oldest(ages[topic])) for topic, (position, lag) in totals.items()
-        }
+                state = PartitionState(max(0, seen - position), position, self._beats.age_ms(tag, now_ms))
+                found.setdefault(topic, []).append(state)
+        self._topics = {topic: TopicState(tuple(partitions)) for topic, partitions in found.items()}
         self._rate(now_ms)
 
     def _rate(self, now_ms: float) -> None:

@@ -183,6 +183,8 @@ class ApiMetrics:
 _DEPLOYMENT: Mapping[str, tuple[str, list[str]]] = {
     "lag_records": ("Records that workers saw in Kafka and have not applied.", ["topic"]),
     "lag_seconds": ("Time since the last confirmation that all partitions were caught up.", ["topic"]),
+    "partition_lag_records": ("Records of one partition that are not applied.", ["topic", "partition"]),
+    "partition_lag_seconds": ("Time since one partition was confirmed to be caught up.", ["topic", "partition"]),
     "applied_position": ("Sum of the applied positions of a topic's partitions.", ["topic"]),
     "events_per_second": ("Clickstream records applied per second, over the last seconds.", []),
     "event_visible_seconds": ("Event in Kafka until visible, of the slowest worker.", ["quantile"]),

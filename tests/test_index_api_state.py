@@ -112,7 +112,10 @@ def test_status_shows_the_deployment_without_secrets() -> None:
         StatusAnswer.model_validate(body, strict=True)
         assert body["kafka"] == "127.0.0.1:9092" and body["redis_up"] is True
         assert (body["items"], body["model"], body["partitions"]) == (20, "m-00000001", 4)
-        assert body["topics"]["catalog"] == {"lag": 0, "position": 20, "lag_ms": body["topics"]["catalog"]["lag_ms"]}
+        catalog = body["topics"]["catalog"]
+        lag = {"lag": 0, "position": 20, "lag_ms": catalog["lag_ms"]}
+        assert catalog == {**lag, "partitions": [lag]}
+        assert len(body["topics"]["clickstream"]["partitions"]) == 4
         assert set(body["topics"]) == {"clickstream", "users", "catalog", "item-vectors", "context"}
         assert body["freshness_ms"] == {"p50": 3.5, "p99": 19.0}
         assert (body["counters"]["applied"], body["counters"]["resent"]) == (14, 4)
@@ -141,6 +144,7 @@ def test_metrics_cover_the_deployment_and_this_process() -> None:
             "perseid_api_exposures_total 1.0",
             'perseid_api_stage_seconds_count{stage="rank"} 1.0',
             'perseid_lag_records{topic="clickstream"} 0.0',
+            'perseid_partition_lag_records{partition="3",topic="clickstream"} 0.0',
             "perseid_index_items 20.0",
             "perseid_redis_up 1.0",
         ):

@@ -106,6 +106,21 @@ def test_a_request_that_read_a_newer_counter_refreshes_the_age(world: World) -> 
     asyncio.run(scene())
 
 
+def test_lag_is_told_by_partition_and_summed_by_topic(world: World) -> None:
+    async def scene() -> None:
+        await world.liveness.poll()
+        await world.beat("p0", {"clickstream": 7})
+        await world.beat("p1", {"clickstream": 5}, caught_up=False)
+        await world.move("p1", "clickstream", 0, 2)
+        world.now_ms += 10
+        await world.liveness.poll()
+        found = world.liveness.topics["clickstream"]
+        assert [(p.lag, p.position, p.lag_ms) for p in found.partitions] == [(7, 0, 0.0), (3, 2, None)]
+        assert (found.lag, found.position, found.lag_ms) == (10, 2, None)
+
+    asyncio.run(scene())
+
+
 def test_an_emptied_redis_confirms_nothing(world: World) -> None:
     async def scene() -> None:
         await world.liveness.poll()
