@@ -33,14 +33,13 @@ def records_bar(unit: str) -> Iterator[Show | None]:
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} {unit}/s")
+            return Text(f"{task.speed or 0:,.0f}/s")
 
     columns = (
         SpinnerColumn(),
         TextColumn(f"{{task.completed:,.0f}}{{task.fields[of]}} {unit}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=16),
         Speed(),
-        TextColumn("elapsed"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

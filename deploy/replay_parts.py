@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from streams.replay_report import Covers, ReplayReport, Tally
 
 FILE = "replay.sqlite"
 _FORMAT = 1
+# Decoded users held, of all partitions together since one process holds them all: about 10 KB each.
+_CACHED_USERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,8 @@ async def _opened(
     """An engine on a live state of its own and, with a model, someone who asks; closed afterwards."""
     encoder = _encoder(model, settings) if model is not None else None
     config = encoder.encoder.model.config if encoder is not None else None
-    rules, writes = settings.rules(), engine_settings(settings, config, half_vectors=False)
+    rules, sizes = settings.rules(), engine_settings(settings, config, half_vectors=False)
+    writes = replace(sizes, cached_users=max(_CACHED_USERS // settings.partitions, 100))
     asker = None
     try:
         outlet = SilentOutlet(tally.dead_letters)
