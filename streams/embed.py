@@ -253,8 +253,9 @@ class EmbedRole:
         found = {key: vector for key in texts if (vector := self._memory.get(key)) is not None}
         missing = {key: text for key, text in texts.items() if key not in found}
         answers, errors = await asyncio.to_thread(embed_each, self._model, missing)
-        for key, error in errors.items():
-            log.warning("an item stays without a new vector, its text (hash %s) is put off: %s", key, error)
+        for item in wanted:
+            if item.hash in errors:
+                log.warning("item %s stays without a new vector for now: %s", item.item_id, errors[item.hash])
         self._memory.update({key: vector for key, vector in answers.items() if key not in self._memory})
         self.counts["embedded"] += len(answers)
         self.counts["unanswered"] += len(errors)

@@ -115,8 +115,8 @@ def test_a_restarted_worker_knows_the_same_items_as_before(encoder: EncoderThrea
         await again.drop_tag("nothing")  # in order behind what was taken over
         assert sorted(again.encoder.items.ids()) == ["a", "c"]
         names = ["a", "c"]
-        rows = [thread.encoder.items.retrieval(names) for thread in (again, encoder)]
-        np.testing.assert_allclose(*rows, atol=1e-6)  # one batch of items or two: the last bits may differ
+        before, after = (thread.encoder.items.retrieval(names) for thread in (encoder, again))
+        np.testing.assert_allclose(after, before, atol=1e-6)  # one batch of items or two: the last bits may differ
         again.close()
 
     asyncio.run(run())
