@@ -27,6 +27,7 @@ def log_to_stderr(settings: Settings) -> None:
     """Sets up logging and says once with whom this process talks, without passwords."""
     logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT, force=True)
     logging.getLogger().handlers[0].addFilter(SparingFilter())
+    logging.getLogger("elastic_transport").setLevel(logging.ERROR)  # else it tells of every call
     kafka, redis = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
     logging.getLogger("perseid.deploy").info("process %d, kafka %s, redis %s", os.getpid(), kafka, redis)
 
