@@ -169,8 +169,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--key", default="")
+    parser.add_argument("--letters", action="store_true", help="instead of MiniLM: quick, and without any meaning")
     options = parser.parse_args()
-    server = LlmServer(key=options.key, port=options.port).start()
+    server = LlmServer(letters if options.letters else None, key=options.key, port=options.port).start()
     print(server.url, flush=True)
     threading.Event().wait()
 
