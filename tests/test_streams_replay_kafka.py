@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,16 +13,22 @@ from typing import Any
 
 import orjson
 import pytest
+import redis
 import torch
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
+from pydantic import SecretStr
 
+from deploy.commands_replay import new_store
+from deploy.redis_server import RedisServer
 from deploy.replay_parts import FILE, ReplayPlan
 from deploy.replays import replay_topics
 from deploy.settings import PREFIX, Settings, load
 from encoder.artefact import save
 from encoder.config import ModelConfig
 from encoder.model import StarsEncoder
+from index.keys import Keys
+from index.redis_store import RedisStore
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED
 from streams.kafka_access import KafkaAccess
 from streams.logs import LogLookup
@@ -191,6 +198,29 @@ def test_the_live_group_is_as_it_was_and_no_group_is_left(settings: Settings, fi
     replay_topics(ReplayPlan(), settings, start_ms=START_MS + 10_000 * STEP_MS)
     assert state() == before
     live.close()
+
+
+def test_live_keys_are_as_they_were_and_only_an_unused_prefix_is_written(
+    settings: Settings, redis_server: RedisServer, keys: Keys
+) -> None:
+    async def live_state() -> None:
+        store = RedisStore(redis_server.url, keys)
+        await store.write(keys.cluster(), {"partitions": b"4", "model": b"live"})
+        await store.close()
+
+    asyncio.run(live_state())
+    client = redis.Redis.from_url(redis_server.url)
+    live = settings.model_copy(update={"prefix": keys.prefix, "redis": SecretStr(redis_server.url)})
+    before = {key: client.dump(key) for key in client.keys(f"{keys.prefix}:*")}
+    span = {"spans": {(CLICKSTREAM, p): Span(0, 200) for p in range(PARTITIONS)}}
+    with new_store(live, f"{keys.prefix}-again") as store:
+        in_redis = replay_topics(ReplayPlan(store=store), live, **span)
+    assert in_redis.digest == replay_topics(ReplayPlan(), live, **span).digest
+    assert {key: client.dump(key) for key in client.keys(f"{keys.prefix}:*")} == before
+    assert client.exists(f"{keys.prefix}-again:cluster")
+    with pytest.raises(ValueError, match="there is a live state below the prefix"), new_store(live, keys.prefix):
+        pass
+    client.close()
 
 
 def test_a_topic_made_anew_does_not_go_on_from_an_old_checkpoint(
