@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from redis.exceptions import RedisError
 
+from deploy.stack_elasticsearch import ElasticsearchServer
 from deploy.stack_kafka import KafkaServer
 from index.store import StoreUnavailableError
 from tests.faults.cases import CASES, MUTATED, STORM, Case
+from tests.faults.elastic import ElasticHost
 from tests.faults.runs import Result, play
-from tests.faults.servers import AnyBroker, EmbeddedBroker, RealBroker
+from tests.faults.servers import EmbeddedBroker, RealBroker
+from tests.faults.stage import Servers
 from tests.faults.table import HEADER, line, markdown, name
+from tests.services import open_folder
 
 _TROUBLE = (AssertionError, OSError, RuntimeError, ValueError, RedisError, StoreUnavailableError)
 _MILLION = 1_000_000
@@ -31,18 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     cases = [STORM] if options.million else list(MUTATED if options.mutations else CASES)
     if options.case:
-        cases = [case for case in cases if case.name in options.case]
+        cases = [case for case in (*cases, STORM) if case.name in options.case]
     events = _MILLION if options.million else options.events
     plan = [(seed, case) for seed in range(options.first_seed, options.first_seed + options.seeds) for case in cases]
     results, failures = [], []
     print(HEADER, flush=True)
-    with _broker(options.on) as broker:
-        left = [(seed, case) for seed, case in plan if broker.durable or not case.durable]
+    with _servers(options.on) as servers:
+        left = [(seed, case) for seed, case in plan if servers.have(case.durable, case.elastic)]
         skipped = sorted({name(case) for _, case in plan} - {name(case) for _, case in left})
         try:
             while left:
                 seed, case = left[0]
-                outcome = _try(case, seed, events, broker, options.session)
+                outcome = _try(case, seed, events, servers, options.session)
                 left.pop(0)
                 if isinstance(outcome, Result):
                     results.append(outcome)
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(f"interrupted; not run: {', '.join(f'{name(case)} {seed}' for seed, case in left)}", flush=True)
     if skipped:
-        print(f"need a real Kafka and were not run: {', '.join(skipped)}")
+        print(f"need servers that are not here and were not run: {', '.join(skipped)}")
     if options.markdown:
         print(markdown(results, failures))
     violations = len(failures) + sum(not result.good or result.late for result in results)
@@ -75,18 +77,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 @contextmanager
-def _broker(kind: str) -> Iterator[AnyBroker]:
+def _servers(kind: str) -> Iterator[Servers]:
     if kind == "embedded":
-        yield EmbeddedBroker()
+        yield Servers(EmbeddedBroker())
         return
-    with tempfile.TemporaryDirectory(prefix="perseid-faults-kafka-") as folder, KafkaServer(Path(folder)) as server:
-        yield RealBroker(server)
+    with (
+        open_folder("perseid-faults-kafka-") as kafka,
+        open_folder("perseid-faults-elasticsearch-") as elastic,
+        KafkaServer(kafka) as server,
+        ElasticHost(ElasticsearchServer(elastic)) as host,
+    ):
+        yield Servers(RealBroker(server), host)
 
 
-def _try(case: Case, seed: int, events: int, broker: AnyBroker, session_s: float) -> Result | tuple[Case, int]:
+def _try(case: Case, seed: int, events: int, servers: Servers, session_s: float) -> Result | tuple[Case, int]:
     """One run and its line; a run that could not be judged is a failure and does not hide the others."""
     try:
-        result = play(case, seed, events, broker, session_s=session_s)
+        result = play(case, seed, events, servers, session_s=session_s)
     except _TROUBLE as error:
         print(f"{name(case):<16} {seed:>4} FAILED: {type(error).__name__}: {error}", flush=True)
         return case, seed

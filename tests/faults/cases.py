@@ -17,6 +17,7 @@ from tests.faults.mutations import (
 )
 from tests.faults.server_faults import (
     broker_killed,
+    elasticsearch_killed,
     redis_emptied,
     redis_killed,
     redis_paused,
@@ -51,6 +52,7 @@ class Case:
     append_only: bool = False
     encode: bool = False
     durable: bool = False  # needs a broker that keeps its logs and can delete topics
+    elastic: bool = False  # needs an Elasticsearch
     snapshot_ms: float = 0.0
     disk_kb: int = 0
     limit_s: float = _WORKER_S
@@ -95,6 +97,14 @@ CASES = (
     Case("redis-paused", redis_paused, drag_s=4.0, limit_s=_SERVER_S),
     _SET_BACK,
     Case("redis-emptied", redis_emptied, drag_s=4.0, limit_s=_SERVER_S),
+    Case(
+        "elasticsearch-killed",
+        elasticsearch_killed,
+        drag_s=8.0,
+        mix=_MANY_ITEMS,
+        elastic=True,
+        limit_s=_SERVER_S,
+    ),
     _RESENDS,
     Case("odd-events", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(odd=0.8)),
     Case("poison", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(poison=100)),

@@ -13,14 +13,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 
-from tests.faults import api_process, worker_process
+from tests.faults import api_process, elastic, worker_process
 from tests.faults.api_process import ApiOptions
+from tests.faults.elastic import IndexerOptions
 from tests.faults.process_files import ProcessFiles
 from tests.faults.worker_process import WorkerOptions
 
 _STOP_S = 20.0
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tests.faults.worker_process", "tests.faults.api_process"])
+_forks.set_forkserver_preload(["tests.faults.worker_process", "tests.faults.api_process", "tests.faults.elastic"])
 
 
 class Options(Protocol):
@@ -99,6 +100,18 @@ class Worker(Child[WorkerOptions]):
     def count(self, name: str) -> int:
         """One of its counters."""
         return int(self.status().get("counts", {}).get(name, 0))
+
+
+class Indexer(Child[IndexerOptions]):
+    """A process that fills Elasticsearch."""
+
+    def __init__(self, options: IndexerOptions) -> None:
+        super().__init__(elastic.run, options)
+
+    @property
+    def position(self) -> int:
+        """Item-log position up to which its index is complete."""
+        return int(self.status().get("position") or 0)
 
 
 class Api(Child[ApiOptions]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -15,10 +16,10 @@ from index.keys import partition_of
 from streams.digest import digest_of
 from streams.events import CLICKSTREAM
 from tests.faults.cases import Case
-from tests.faults.children import Api
+from tests.faults.children import Api, Indexer
+from tests.faults.elastic import held_items, wanted_items
 from tests.faults.mutations import NO_DEDUPE, POSITION_FIRST, SAME_ITEM_LOG, STATE_FIRST
-from tests.faults.servers import AnyBroker
-from tests.faults.stage import Stage
+from tests.faults.stage import Servers, Stage
 from tests.faults.traffic import Sent, generate
 from tests.faults.truth import DEAD, Difference, Expected, compare, expect, missing_dead_letters, unlogged
 
@@ -87,7 +88,7 @@ def play(
     case: Case,
     seed: int,
     events: int,
-    broker: AnyBroker,
+    servers: Servers,
     *,
     session_s: float = 2.0,
     haste: float = 1.0,
@@ -102,7 +103,7 @@ def play(
     options = case.stage(events, session_s, haste)
     records = generate(seed, options.partitions, events, case.mix)
     run = f"f{os.getpid()}-{next(_numbers)}"
-    with Stage(broker, run, records, seed, options) as stage:
+    with Stage(servers, run, records, seed, options) as stage:
         try:
             case.act(stage)
             stage.hurry()
@@ -133,7 +134,8 @@ def _judged(case: Case, seed: int, stage: Stage, visible_ms: float | None, start
         same_digest=digest_of(state) == digest_of(expected.parts),
         missing=missing_letters + expected.unforwarded + unlogged(sent, logs, former.whole),
         wrong_dead=wrong_dead,
-        wrong_items=sum(_wrong_items(stage, api, expected) for api in stage.apis if api.alive),
+        wrong_items=sum(_wrong_items(stage, api, expected) for api in stage.apis if api.alive)
+        + sum(_wrong_documents(stage, indexer, expected) for indexer in stage.indexers),
         wrong_vectors=len(stage.wrong_vectors()) if case.encode else 0,
         recoveries_s=stage.recoveries_s,
         visible_ms=visible_ms,
@@ -147,8 +149,19 @@ def _wrong_items(stage: Stage, api: Api, expected: Expected) -> int:
     api.ask()
     stage.wait(lambda: api.answered, f"{api.files.name} shows its items", 20.0)
     held: dict[str, Any] = {item_id: fields for item_id, fields in api.items().items() if any(fields)}
-    wanted = expected.catalogue(vectors=stage.options.encode)
-    return sum(held.get(item_id) != wanted.get(item_id) for item_id in held | wanted)
+    return _differences(held, expected.catalogue(vectors=stage.options.encode))
+
+
+def _wrong_documents(stage: Stage, indexer: Indexer, expected: Expected) -> int:
+    """The same for Elasticsearch."""
+    generation, position = stage.live.item_log()
+    stage.wait(lambda: indexer.position == position, "Elasticsearch is at the end of the item log", 30.0)
+    held = held_items(indexer.options.elastic, generation)
+    return _differences(held, wanted_items(expected.catalogue(vectors=False)))
+
+
+def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> int:
+    return sum(held.get(item_id) != wanted.get(item_id) for item_id in held.keys() | wanted.keys())
 
 
 def _visible_ms(stage: Stage) -> list[float]:

@@ -139,6 +139,21 @@ def _empty(stage: Stage) -> None:
     stage.first_write()
 
 
+def elasticsearch_killed(stage: Stage) -> None:
+    """Elasticsearch is killed while items change, and comes back with its data; nothing else waits for it."""
+    indexer = stage.start_indexer()
+    stage.start()
+    stage.wait_applied(len(stage.records) // 5)
+    stage.wait(lambda: indexer.position > 0, "the index is filled")
+    stage.must_have_work()
+    stage.elastic.kill()
+    before, change = indexer.position, stage.live.item_log()[1]
+    stage.wait_applied(len(stage.records) // 5)
+    assert stage.live.item_log()[1] > change, "no item changed meanwhile: the fault missed"
+    stage.elastic.restart()
+    stage.recoveries_s.append(stage.wait(lambda: indexer.position > before, "Elasticsearch takes writes again"))
+
+
 def storm(stage: Stage, every: int) -> None:
     """Worker, broker and Redis are killed in random order, about every so many applied records, until all is sent."""
     worker = stage.start()

@@ -43,6 +43,8 @@ class RealBroker:
 
     def close(self, access: KafkaAccess) -> None:
         """Deletes them; the broker removes their files when it likes."""
+        if self._server.pid is None:
+            self.restart()
         self._delete(access, _TOPICS)
 
     def kill(self) -> None:

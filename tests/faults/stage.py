@@ -12,6 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,8 @@ from redis.exceptions import RedisError
 from deploy.redis_server import RedisServer
 from streams.events import CLICKSTREAM
 from tests.faults.api_process import ApiOptions
-from tests.faults.children import Api, Child, Worker
+from tests.faults.children import Api, Child, Indexer, Worker
+from tests.faults.elastic import ElasticHost, IndexerOptions
 from tests.faults.live import PREFIX, LiveState
 from tests.faults.process_files import ProcessFiles
 from tests.faults.servers import AnyBroker, RealBroker
@@ -36,6 +38,18 @@ _ENDS_S = 0.05  # between two looks at the logs' ends
 _WRITE_DELAY_S = 0.04  # of dragged workers; their batch size makes the pace
 _FULL_BATCHES = 4  # batches that fill the queue of a dragged worker, so that it is full when something breaks
 _APIS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What outlives a run; without an Elasticsearch the cases that need one cannot be run."""
+
+    broker: AnyBroker
+    elastic: ElasticHost | None = None
+
+    def have(self, durable: bool, elastic: bool) -> bool:
+        """Whether a case that needs these can be run."""
+        return (self.broker.durable or not durable) and (self.elastic is not None or not elastic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +77,9 @@ class StageOptions:
 class Stage:
     """One run of one case; use as a context manager."""
 
-    def __init__(self, broker: AnyBroker, run: str, records: list[Sent], seed: int, options: StageOptions) -> None:
+    def __init__(self, servers: Servers, run: str, records: list[Sent], seed: int, options: StageOptions) -> None:
         self.random, self.records, self.options, self.run = random.Random(seed), records, options, run
-        self._broker = broker
+        self._servers, self._broker = servers, servers.broker
         self._folder = tempfile.TemporaryDirectory(prefix="perseid-faults-")
         self.folder = Path(self._folder.name)
         own = shutil.which("redis-server")  # a server of this machine rather than the one of a Python wheel
@@ -74,50 +88,51 @@ class Stage:
         )
         self.workers: list[Worker] = []
         self.apis: list[Api] = []
+        self.indexers: list[Indexer] = []
         self.recoveries_s: list[float] = []
         self.former = Former()
         self._ended_s, self._ended = 0.0, False
+        self._exits = ExitStack()
 
     def __enter__(self) -> Stage:
         try:
-            self.access = self._broker.open(self.run, self.options.partitions, self.folder)
-            self.redis.start()
-            self.live = LiveState(self.redis.url, self.folder / "redis", self.options.partitions)
-            self.logs = LogReader(self.access)
-            lag, limit = self.options.max_lag, self.options.limit
-            everything = len(self.records)
-            self.traffic = Traffic(
-                self.access,
-                self.records,
-                self.live.progress,
-                everything if lag is None else lag,
-                everything if limit is None else limit,
-            )
-            for _ in range(_APIS):
-                self.start_api()
+            self._open()
         except BaseException:
-            self._stop_servers()
+            self._exits.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._exits.close()
+
+    def _open(self) -> None:
+        options, everything, exits = self.options, len(self.records), self._exits
+        exits.callback(self._folder.cleanup)
+        self.access = self._broker.open(self.run, options.partitions, self.folder)
+        exits.callback(self._broker.close, self.access)
+        self.redis.start()
+        exits.callback(self.redis.kill)
+        self.live = LiveState(self.redis.url, self.folder / "redis", options.partitions)
+        exits.callback(self.live.close)
+        self.logs = LogReader(self.access)
+        exits.callback(self.logs.close)
+        lag = everything if options.max_lag is None else options.max_lag
+        limit = everything if options.limit is None else options.limit
+        self.traffic = Traffic(self.access, self.records, self.live.progress, lag, limit)
+        exits.callback(self.traffic.close)
+        exits.callback(self._kill_children)
+        for _ in range(_APIS):
+            self.start_api()
+
+    def _kill_children(self) -> None:
         for child in self._children:
             child.kill()
-        self.traffic.close()
-        self.logs.close()
-        self.live.close()
-        self._stop_servers()
-        self._folder.cleanup()
-
-    def _stop_servers(self) -> None:
-        self.redis.kill()
-        self._broker.close(self.access)
 
     @property
     def _children(self) -> list[Child[Any]]:
-        return [*self.workers, *self.apis]
+        return [*self.workers, *self.apis, *self.indexers]
 
     @property
     def broker(self) -> RealBroker:
@@ -145,6 +160,20 @@ class Stage:
         )
         self.workers.append(Worker(worker))
         return self.workers[-1]
+
+    @property
+    def elastic(self) -> ElasticHost:
+        """The Elasticsearch, for faults of its own."""
+        assert self._servers.elastic is not None, "this case needs an Elasticsearch"
+        return self._servers.elastic
+
+    def start_indexer(self) -> Indexer:
+        """Starts the process that fills Elasticsearch."""
+        settings = self.elastic.settings(self.run)
+        self._exits.callback(self.elastic.forget, settings)
+        files = ProcessFiles(self.folder, f"indexer-{len(self.indexers)}")
+        self.indexers.append(Indexer(IndexerOptions(files, self.redis.url, PREFIX, settings)))
+        return self.indexers[-1]
 
     def start_api(self, name: str = "") -> Api:
         """Starts one more API process; one with the name of a former one finds its snapshots."""
