@@ -193,6 +193,8 @@ def test_nothing_is_asked_of_an_index_that_is_not_complete(elasticsearch_url: st
                 await reached(indexer, store)
             await process.reader.look()
             assert await process.same(CHEAP) is True
+            process.follower.start_from("another log", 0)  # Redis was emptied, say: nothing is known of its index
+            assert process.reader.position is None and await process.same(CHEAP) is None
             process.catalogue.close()
 
     run(scenario)
