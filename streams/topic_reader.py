@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -26,7 +26,7 @@ from streams.replay_report import Covers
 
 _TIMEOUT_S = 15.0  # of a look-up; a broker that is up answers in milliseconds
 _POLL_S, _POLL_RECORDS = 0.1, 2_000
-_WAIT_S = 60.0  # without any record although the log is said to hold more: a broker restarts in less
+_WAIT_S = 120.0  # without any record although the log is said to hold more: a broker restarts in less
 _CONFIG = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -130,7 +130,7 @@ class TopicReader:
         """All records, merged. Can be read once.
 
         Raises:
-            ConnectionError: nothing came for a minute although the log goes on.
+            ConnectionError: nothing came for two minutes although the log goes on.
         """
         spans = {place: (self._next[place], covers.end) for place, covers in self._pairs}
         merge = LogMerge(spans, {topic: rank for rank, topic in enumerate(TOPIC_ORDER)})
@@ -318,7 +318,8 @@ def _named(place: Place) -> str:
 
 
 def _record(place: Place, message: Message) -> Record:
-    headers = [(name, value or b"") for name, value in message.headers() or ()]
+    pairs = cast(Sequence[tuple[str, bytes | None]], message.headers() or ())
+    headers = [(name, value or b"") for name, value in pairs]
     offset, (_, timestamp_ms) = message.offset() or 0, message.timestamp()
     return Record(*place, offset, timestamp_ms, message.key(), message.value(), tuple(headers))
 

@@ -212,10 +212,10 @@ def test_live_keys_are_as_they_were_and_only_an_unused_prefix_is_written(
     client = redis.Redis.from_url(redis_server.url)
     live = settings.model_copy(update={"prefix": keys.prefix, "redis": SecretStr(redis_server.url)})
     before = {key: client.dump(key) for key in client.keys(f"{keys.prefix}:*")}
-    span = {"spans": {(CLICKSTREAM, p): Span(0, 200) for p in range(PARTITIONS)}}
+    spans = {(CLICKSTREAM, p): Span(0, 200) for p in range(PARTITIONS)}
     with new_store(live, f"{keys.prefix}-again") as store:
-        in_redis = replay_topics(ReplayPlan(store=store), live, **span)
-    assert in_redis.digest == replay_topics(ReplayPlan(), live, **span).digest
+        in_redis = replay_topics(ReplayPlan(store=store), live, spans=spans)
+    assert in_redis.digest == replay_topics(ReplayPlan(), live, spans=spans).digest
     assert {key: client.dump(key) for key in client.keys(f"{keys.prefix}:*")} == before
     assert client.exists(f"{keys.prefix}-again:cluster")
     with pytest.raises(ValueError, match="there is a live state below the prefix"), new_store(live, keys.prefix):
