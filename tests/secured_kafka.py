@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from deploy.stack_kafka import KafkaServer
 from deploy.stack_ports import free_port
 from streams.kafka_access import KafkaAccess
-from tests.services import found, open_folder
+from tests.services import need_java, open_folder
 
 USER, PASSWORD = "perseid", "a-secret-word"
 # Security, which of the listeners, mechanism.
@@ -59,21 +59,15 @@ class SecuredKafka:
 @contextmanager
 def secured_kafka() -> Iterator[SecuredKafka]:
     """Starts the broker for the time of the block."""
+    need_java()
+    ports = [free_port() for _ in range(4)]
+    users = [f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]" for bits in (256, 512)]
+    arguments = [argument for user in users for argument in ("--add-scram", user)]
     with open_folder("perseid-test-secured-kafka-") as folder:
-        server = _certificates(folder)
-
-        @contextmanager
-        def process() -> Iterator[str]:
-            ports = [free_port() for _ in range(4)]
-            users = [f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]" for bits in (256, 512)]
-            arguments = [argument for user in users for argument in ("--add-scram", user)]
-            properties = _properties(ports, server, folder / "ca.pem")
-            with KafkaServer(folder / "kafka", port=ports[0], properties=properties, format_arguments=arguments):
-                yield " ".join(map(str, ports))
-
-        with found("TEST_SECURED_KAFKA_PORTS", process, process, {}) as ports:
-            files = (folder / name for name in ("ca.pem", "client.pem", "client.key"))
-            yield SecuredKafka([int(port) for port in ports.split()], *files)
+        properties = _properties(ports, _certificates(folder), folder / "ca.pem")
+        files = [folder / name for name in ("ca.pem", "client.pem", "client.key")]
+        with KafkaServer(folder / "kafka", port=ports[0], properties=properties, format_arguments=arguments):
+            yield SecuredKafka(ports, *files)
 
 
 def _certificates(folder: Path) -> Path:
