@@ -71,7 +71,9 @@ class Live:
             return False
         phases = {role.get("phase") for role in status["roles"].values()}
         lag = sum(topic["lag"] or 0 for topic in status["topics"].values())
-        return bool(phases & {"live", "no traffic"}) and (lag == 0 or "live" in phases)
+        elastic = status.get("elasticsearch")
+        indexed = elastic is None or (elastic["up"] and elastic["position"] == status["index"]["position"])
+        return bool(phases & {"live", "no traffic"}) and (lag == 0 or "live" in phases) and indexed
 
     def output(self) -> str:
         """What the command printed."""

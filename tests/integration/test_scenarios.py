@@ -207,3 +207,21 @@ def test_strangers_get_a_list_and_bad_requests_are_problems(live: Live) -> None:
     assert caught.value.headers["content-type"].startswith("application/problem+json")
     strangers = live.recommend(new_id("stranger"), count=5)
     assert strangers["served_by"] == "popular" and len(strangers["items"]) == 5
+
+
+def test_a_filter_holds_for_every_item_and_the_answer_says_who_applied_it(live: Live) -> None:
+    item = recommended(live.recommend("anybody", count=1))[0]
+    category = live.get(f"/v1/items/{item}")["catalogue"]["category"][0]
+    condition = {"and": [{"field": "category", "in": [category]}, {"field": "price", "gte": 1}]}
+    body = {"user_id": new_id("stranger"), "count": 10, "filter": condition}
+    wanted = "elasticsearch" if live.settings().get("PERSEID_ELASTICSEARCH") else None
+
+    def asked() -> dict[str, Any] | None:
+        answer: dict[str, Any] = live.call("POST", "/v1/recommendations", body=body)
+        return answer if answer["index"].get("filters") == wanted else None
+
+    found = live.until(asked, 10.0, "the filter is applied by Elasticsearch where there is one")
+    assert len(found["items"]) == 10
+    for item in recommended(found):
+        record = live.get(f"/v1/items/{item}")["catalogue"]
+        assert category in record["category"] and record["price"] >= 1
