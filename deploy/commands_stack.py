@@ -110,6 +110,21 @@ def env(folder: Path) -> int:
     return 0
 
 
+@stack.command()
+def topics() -> int:
+    """Create the topics that the cluster of PERSEID_KAFKA lacks, with the partition counts of the settings.
+
+    Example: PERSEID_KAFKA=kafka:9092 perseid stack topics
+    """
+    from deploy.settings import load
+    from deploy.topics import create_topics
+
+    settings = load(os.environ)
+    created = create_topics(settings.kafka_access(), settings.partitions)
+    click.echo(f"created {', '.join(created)}" if created else "all topics are there")
+    return 0
+
+
 def _print_environment(variables: dict[str, str]) -> None:
     for name, value in variables.items():
         click.echo(f"export {name}='{value}'")

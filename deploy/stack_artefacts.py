@@ -118,10 +118,16 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _maven(environ: Mapping[str, str], *arguments: str) -> None:
-    program = shutil.which("mvn", path=environ.get("PATH"))
+def find_maven(environ: Mapping[str, str]) -> str:
+    """The `mvn` of the PATH. Raises ValueError with the remedy when there is none."""
+    program = shutil.which("mvn", path=environ.get("PATH", ""))
     if program is None:
-        raise ValueError("the stack without Docker needs Maven (`mvn`), on Debian `apt-get install maven`")
+        raise ValueError("servers without Docker need Maven (`mvn`): on Debian `apt-get install maven`")
+    return program
+
+
+def _maven(environ: Mapping[str, str], *arguments: str) -> None:
+    program = find_maven(environ)
     # -U: Maven remembers a miss, also one of a network that was down.
     command = [program, "--quiet", "--batch-mode", "--no-transfer-progress", "-U", *arguments]
     done = subprocess.run(

@@ -33,7 +33,7 @@ def daemon_answers(environ: Mapping[str, str]) -> bool:
 
 
 def _asks(command: Sequence[str], environ: Mapping[str, str]) -> bool:
-    program = shutil.which(command[0], path=environ.get("PATH"))
+    program = shutil.which(command[0], path=environ.get("PATH", ""))
     if program is None:
         return False
     command = [program, *command[1:]]

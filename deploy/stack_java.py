@@ -41,7 +41,7 @@ def find_java(environ: Mapping[str, str]) -> Java:
 def _homes(environ: Mapping[str, str]) -> Iterator[Path]:
     if environ.get("JAVA_HOME"):
         yield Path(environ["JAVA_HOME"])
-    if (program := shutil.which("java", path=environ.get("PATH"))) is not None:
+    if (program := shutil.which("java", path=environ.get("PATH", ""))) is not None:
         yield Path(program).resolve().parent.parent
     for folder in map(Path, _FOLDERS):
         for entry in sorted(folder.glob("*")):

@@ -18,7 +18,9 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from deploy import stack_docker
+from deploy.stack_artefacts import find_maven
 from deploy.stack_elasticsearch import ElasticsearchServer
+from deploy.stack_java import find_java
 from deploy.stack_kafka import KafkaServer
 from streams.kafka_access import KafkaAccess
 
@@ -38,13 +40,22 @@ def found(
     if environ.get(variable):
         yield environ[variable]
         return
+    start = container if stack_docker.daemon_answers(environ) else process
+    if start is process:
+        need_java(environ, f"no Docker daemon, {variable} is not set, and ")
+    with start() as address:
+        yield address
+
+
+def need_java(environ: Mapping[str, str] = os.environ, why: str = "") -> None:
+    """Skips, or fails in CI, where servers cannot be started without Docker."""
     try:
-        with (container if stack_docker.daemon_answers(environ) else process)() as address:
-            yield address
-    except ValueError as error:  # Java, Maven … is missing
+        find_java(environ)
+        find_maven(environ)
+    except ValueError as error:
         if environ.get("CI") == "true":
-            pytest.fail(f"CI needs this server: {error}")
-        pytest.skip(f"no Docker daemon, {variable} is not set, and {error}")
+            pytest.fail(f"CI needs real servers: {why}{error}")
+        pytest.skip(f"{why}{error}")
 
 
 def kafka() -> AbstractContextManager[str]:

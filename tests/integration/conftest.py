@@ -39,7 +39,7 @@ def live(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def shop() -> Shop:
-    """The same shop, for its truths."""
+    """The same shop, for its truths; a new one for each test, because it remembers the items it invents."""
     return Shop(SEED)

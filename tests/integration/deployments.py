@@ -25,9 +25,11 @@ from tests.redis_cluster import ClusterOfServers
 SEED = 3
 EMBEDDED = "embedded"
 REAL = "kafka and redis"
-DEPLOYMENTS = (EMBEDDED, REAL, "two workers and two apis", "redis cluster")
+CLUSTER, TWO_BY_TWO = "redis cluster", "two workers and two apis"
+FILTERS, KNN = "elasticsearch filters", "elasticsearch knn"
+DEPLOYMENTS = (EMBEDDED, REAL, FILTERS, KNN, CLUSTER, TWO_BY_TWO)
 _PREPARED = ("shop-*", "models", "texts*")
-_OPTIONS: Mapping[str, tuple[str, ...]] = {"two workers and two apis": ("--workers", "2", "--apis", "2")}
+_OPTIONS: Mapping[str, tuple[str, ...]] = {TWO_BY_TWO: ("--workers", "2", "--apis", "2")}
 
 Fixture = Callable[[str], str]  # name of a session fixture → its value
 
@@ -59,14 +61,19 @@ def _servers(name: str, folder: Path, fixture: Fixture, stack: ExitStack) -> dic
     """Starts or finds the servers; returns the variables that name them."""
     own = f"live-{uuid.uuid4().hex[:8]}"
     access = stack.enter_context(services.own_topics(fixture("kafka_server"), f"{own}-"))
-    server = ClusterOfServers(folder / "redis") if name == "redis cluster" else RedisServer(folder / "redis")
+    server = ClusterOfServers(folder / "redis") if name == CLUSTER else RedisServer(folder / "redis")
     stack.enter_context(server)
-    return {
+    variables = {
         "PERSEID_KAFKA": access.bootstrap,
         "PERSEID_TOPIC_PREFIX": access.topic_prefix,
         "PERSEID_GROUP": own,
+        "PERSEID_PREFIX": own,
         "PERSEID_REDIS": server.url,
     }
+    if name in (FILTERS, KNN):
+        use = "knn" if name == KNN else "filters"
+        variables |= {"PERSEID_ELASTICSEARCH": fixture("elasticsearch_url"), "PERSEID_ELASTICSEARCH_USE": use}
+    return variables
 
 
 def _copy(path: Path, to: Path) -> None:
