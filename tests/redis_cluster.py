@@ -39,7 +39,7 @@ class ClusterOfServers:
     ) -> None:
         self._password, self._fsync = secrets.token_urlsafe(12), fsync
         self._primaries, self._replicas_of = primaries, replicas_of
-        ports = _free_ports(primaries + len(replicas_of))
+        ports = free_ports(primaries + len(replicas_of))
         self.servers = [self._server(directory / f"node-{port}", port) for port in ports]
 
     def __enter__(self) -> ClusterOfServers:
@@ -165,7 +165,8 @@ def _until(happened: Callable[[], bool], what: str, timeout_s: float = 30.0) -> 
         time.sleep(0.01)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, nor on the bus port that goes with each."""
     found = [port for port in range(20_000, 30_000, 7) if secrets.randbelow(10) == 0 and _is_free(port)]
     return found[:count]
 
