@@ -13,7 +13,7 @@ from pathlib import Path
 
 _FOLDERS = ("/usr/lib/jvm", "/opt/java", "/Library/Java/JavaVirtualMachines")
 OLDEST = 17  # of Kafka 4
-REMEDY = "install one, on Debian by `apt-get install openjdk-17-jre-headless maven`, or set JAVA_HOME"
+REMEDY = "install one, on Debian by `apt-get install default-jre-headless maven`, or set JAVA_HOME"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -59,7 +59,7 @@ def test_the_newest_java_wins_wherever_it_is(tmp_path: Path, monkeypatch: pytest
 
 def test_no_java_or_an_old_one_is_one_line_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.stack_java._FOLDERS", ())
-    with pytest.raises(ValueError, match=r"none was found; install one, on Debian by `apt-get install openjdk-17"):
+    with pytest.raises(ValueError, match=r"none was found; install one, on Debian by `apt-get install default-jre"):
         find_java({"PATH": str(tmp_path)})
     old = java_home(tmp_path / "old", "11.0.2")
     with pytest.raises(ValueError, match=r"the newest found is Java 11 in "):
