@@ -74,7 +74,7 @@ async def _worker(settings: Settings) -> None:
     follower = ItemFollower(store, metadata["version"], encoder, text_vectors=True)
     worker = StreamWorker(engine, WorkerSettings(settings.kafka_access(), settings.group), follower.run)
     try:
-        async with running(store, "worker", lambda: worker_report(engine)):
+        async with running(store, "worker", lambda: {**worker_report(engine), "ready": worker.ready}):
             on_signals(worker.stop)
             await follower.catch_up()  # a window encoded before its items are known would be encoded again
             await worker.run()

@@ -30,6 +30,7 @@ class Tenure:
     logs: Mapping[str, LogIdentity] = field(default_factory=dict)
     group: str = ""
     unsure: bool = False  # a write failed: whether it was applied is known after the next claim
+    caught_up: bool = False  # as of the last look at the logs' ends
     fresh: set[str] = field(default_factory=set)
     reread: set[str] = field(default_factory=set)
     users: OrderedDict[str, UserState] = field(default_factory=OrderedDict)

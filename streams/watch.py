@@ -109,6 +109,7 @@ class Watch:
         if tenure.tag in self._claims.unsettled or self._engine.tenures.get(tenure.tag) is not tenure:
             return
         caught_up = set(ends) == set(tenure.positions) and all(tenure.positions[t] >= end for t, end in ends.items())
+        tenure.caught_up = caught_up
         if not await self._engine.store.beat(tenure.tag, tenure.token, ends, caught_up):
             self._engine.counts["fenced"] += 1
             self._claims.again(tenure.tag, claim=True)

@@ -112,6 +112,11 @@ class StreamWorker:
         """Whether everything assigned is claimed."""
         return bool(self.engine.tenures) and not self.claims.unsettled
 
+    @property
+    def ready(self) -> bool:
+        """Whether everything assigned is claimed, and applied up to the logs' ends as last seen."""
+        return self.settled and all(tenure.caught_up for tenure in self.engine.tenures.values())
+
     def _ended(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self._fail(task.exception())

@@ -227,11 +227,13 @@ def test_being_caught_up_is_confirmed_but_not_under_a_backlog(play: Play) -> Non
                 pass
             held = await _beats(shop, tag, idle)
             assert held[0] <= before[0] + 1  # one may have been under way when the record came
+            assert not worker.ready
             assert (await shop.owner(tag))["seen:clickstream"] == 1
             open_again.set()
             while (await _beats(shop, tag, idle))[0] <= held[0]:
                 pass
             assert (await shop.owner(tag))["pos:clickstream"] == 1
+            assert worker.ready
 
     play(lambda shop: asyncio.wait_for(scenario(shop), TIMEOUT_S))
 
