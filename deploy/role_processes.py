@@ -32,8 +32,6 @@ def roles(
     yield role("embed", "embed")
     if settings.elasticsearch.get_secret_value():
         yield role("indexer", "indexer")
-    if settings.elasticsearch.get_secret_value():
-        yield role("indexer", "indexer")
     for number, port in enumerate(ports):
         yield role(_numbered("api", number), "api", **{f"{PREFIX}API_PORT": str(port)})
     yield role("traffic", "traffic", str(plan_file))
