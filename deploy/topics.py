@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from deploy.broker import topic_partitions
-from streams.kafka_access import KafkaAccess
+from streams.kafka_access import KafkaAccess, Reasons
 
 COMPACTED = frozenset({"catalog", "item-vectors", "context", "users"})
 REPLAY_HORIZON_MS = 30 * 86_400_000  # compaction leaves younger records alone, so `replay` sees all of them
@@ -34,8 +35,10 @@ def create_topics(access: KafkaAccess, partitions: int) -> list[str]:
         ValueError: a topic has another count, or the broker refuses one; says the remedy.
         ConnectionError: the broker does not answer.
     """
-    admin, wanted = AdminClient({**access.librdkafka(), "log_level": 2}), topic_partitions(partitions)
-    missing = [name for name in wanted if name not in _checked(admin, access, wanted)]
+    reasons, wanted = Reasons(), topic_partitions(partitions)
+    config: dict[str, Any] = {**access.librdkafka(), "log_level": 2, "error_cb": reasons}
+    admin = AdminClient(config)
+    missing = [name for name in wanted if name not in _checked(admin, reasons, access, wanted)]
     if missing:
         new = [NewTopic(access.topic(name), wanted[name], config=topic_config(name)) for name in missing]
         futures = admin.create_topics(new, operation_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S)
@@ -45,7 +48,7 @@ def create_topics(access: KafkaAccess, partitions: int) -> list[str]:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was faster
                     raise ValueError(f"Kafka refused to create {topic}: {error.args[0].str()}") from error
-    _wait(admin, access, wanted)
+    _wait(admin, reasons, access, wanted)
     return missing
 
 
@@ -56,21 +59,23 @@ def topic_config(name: str) -> dict[str, str]:
     return {"cleanup.policy": "compact", "min.compaction.lag.ms": str(REPLAY_HORIZON_MS)}
 
 
-def _wait(admin: AdminClient, access: KafkaAccess, wanted: Mapping[str, int]) -> None:
+def _wait(admin: AdminClient, reasons: Reasons, access: KafkaAccess, wanted: Mapping[str, int]) -> None:
     """Until every topic is known and led; a producer that asks earlier gets an error."""
     deadline = time.monotonic() + _TIMEOUT_S
-    while not all(_checked(admin, access, wanted).get(name) for name in wanted):
+    while not all(_checked(admin, reasons, access, wanted).get(name) for name in wanted):
         if time.monotonic() > deadline:
             raise ConnectionError(f"not all topics have a leader after {_TIMEOUT_S:g} s: look at the brokers' logs")
         time.sleep(_POLL_S)
 
 
-def _checked(admin: AdminClient, access: KafkaAccess, wanted: Mapping[str, int]) -> dict[str, bool]:
+def _checked(admin: AdminClient, reasons: Reasons, access: KafkaAccess, wanted: Mapping[str, int]) -> dict[str, bool]:
     """Our topics that exist, and whether all partitions have leaders. Raises as `create_topics`."""
     try:
         found = admin.list_topics(timeout=_TIMEOUT_S).topics
     except KafkaException as error:
-        raise ConnectionError(f"Kafka {access.bootstrap} does not answer: {error.args[0].str()}") from error
+        admin.poll(0)  # delivers the reasons
+        what = f"Kafka {access.bootstrap} does not answer: {error.args[0].str()}"
+        raise ConnectionError(reasons.explain(what)) from error
     ready = {}
     for name, count in wanted.items():
         topic = found.get(access.topic(name))

@@ -74,6 +74,7 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
     with _only_one(state), ExitStack() as stack:
         stack.enter_context(_stoppable())
         settings = load(environ, state=state, api_port=options.api_port)
+        _check_embedded(settings, environ)
         ports = api_ports(settings, options.apis)
         plan = prepare(options, state, settings, environ, line)
         settings = settings.model_copy(update={"model": Path(plan.model)})
@@ -156,6 +157,14 @@ def _model(
 def _artefact(out: Path) -> Path | None:
     found = sorted(path.parent for path in out.glob("m-*/model.json"))
     return found[0] if found else None
+
+
+def _check_embedded(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Refuses settings that the embedded servers cannot meet."""
+    if settings.kafka_security != "plaintext" and f"{PREFIX}KAFKA" not in environ:
+        raise ValueError(f"{PREFIX}KAFKA_SECURITY needs {PREFIX}KAFKA: the embedded broker speaks plaintext only")
+    if settings.redis_cluster and f"{PREFIX}REDIS" not in environ:
+        raise ValueError(f"{PREFIX}REDIS_CLUSTER needs {PREFIX}REDIS: the embedded server is no cluster")
 
 
 def _servers(

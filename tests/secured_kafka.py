@@ -40,10 +40,10 @@ class SecuredKafka:
     cert: Path
     key: Path
 
-    def way(self, name: str) -> KafkaAccess:
-        """One of `WAYS` in, with a topic prefix of its own."""
+    def way(self, name: str, topic_prefix: str = "") -> KafkaAccess:
+        """One of `WAYS` in."""
         security, listener, mechanism = WAYS[name]
-        more = {"topic_prefix": f"{name}."} | ({"user": USER, "password": PASSWORD} if mechanism else {})
+        more = {"topic_prefix": topic_prefix} | ({"user": USER, "password": PASSWORD} if mechanism else {})
         if security.endswith("ssl"):
             more["ca"] = str(self.ca)
         if not mechanism:

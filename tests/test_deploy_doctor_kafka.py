@@ -49,13 +49,15 @@ def only(findings: list[Finding]) -> Finding:
 
 
 @pytest.mark.parametrize("way", ["scram-512", "plain", "without-tls", "certificate"])
-def test_a_healthy_cluster_is_named_with_its_age_and_our_topics(secured_kafka: SecuredKafka, way: str) -> None:
-    access = secured_kafka.way(way)
+def test_a_healthy_cluster_is_named_with_its_age_and_our_topics(
+    secured_kafka: SecuredKafka, topic_prefix: str, way: str
+) -> None:
+    access = secured_kafka.way(way, topic_prefix)
     create_topics(access, PARTITIONS)
     kafka, topics = check_kafka(settings_of(access))
     assert (kafka.name, kafka.state, topics.name, topics.state) == ("kafka", "ok", "topics", "ok")
     assert kafka.address == access.bootstrap and kafka.version == "Kafka 4.0 or newer"
-    assert f"{way}.clickstream 2" in topics.what
+    assert f"{topic_prefix}clickstream 2" in topics.what
 
 
 @pytest.mark.parametrize("way", ["scram-512", "plain"])

@@ -127,6 +127,26 @@ def test_a_taken_port_is_refused_with_the_option_that_helps(tmp_path: Path, caps
     assert "is taken; choose another by --api-port" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("KAFKA_SECURITY", "ssl", "PERSEID_KAFKA_SECURITY needs PERSEID_KAFKA"),
+        ("REDIS_CLUSTER", "true", "PERSEID_REDIS_CLUSTER needs PERSEID_REDIS"),
+    ],
+)
+def test_what_embedded_servers_cannot_do_is_refused_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv(f"PERSEID_{name}", value)
+    assert run(["up", "--state", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_two_of_them_do_not_share_a_state_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import fcntl
 

@@ -97,9 +97,10 @@ def test_every_client_works_and_tells_no_secret(
     secured_kafka: SecuredKafka,
     redis_server: RedisServer,
     keys: Keys,
+    topic_prefix: str,
     everything_logged: Callable[[], str],
 ) -> None:
-    access = secured_kafka.way(name)
+    access = secured_kafka.way(name, topic_prefix)
     assert CLICKSTREAM in create_topics(access, PARTITIONS)
     asyncio.run(_through_worker(access, redis_server.url, keys))
     with TopicReader(access) as reader:
