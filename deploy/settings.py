@@ -15,22 +15,17 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from deploy.settings_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds
 from index.keys import Keys
-from streams.events import DEFAULT_KINDS, FORGET, Kind, Rules
+from streams.events import DEFAULT_KINDS, Rules
 from streams.kafka_access import KafkaAccess
 
 PREFIX = "PERSEID_"
-SCOPES = ("read", "write", "admin")
-_REMEMBERED = "remembered"
 _WORDS = {
     "device": ("auto", "cpu", "cuda"),
     "log_level": ("debug", "info", "warning", "error"),
     "elasticsearch_use": ("filters", "knn"),
 }
-
-
-def _kinds_text(kinds: tuple[Kind, ...]) -> str:
-    return ",".join(f"{kind.name}:{kind.weight}{f':{_REMEMBERED}' if kind.remembered else ''}" for kind in kinds)
 
 
 class Settings(BaseModel):
@@ -71,7 +66,7 @@ class Settings(BaseModel):
     group: str = Field("perseid", description="consumer group of the workers; `embed` uses `<group>-embed-<model>`")
     partitions: int = Field(32, description="partitions of the topics keyed by user; cannot be changed later", ge=1)
     kinds: str = Field(
-        _kinds_text(DEFAULT_KINDS),
+        kinds_text(DEFAULT_KINDS),
         description="kinds of events in code order, `name:weight[:remembered]`; only append to it",
     )
     model: Path = Field(Path(".perseid/model"), description="folder of the model artefact (worker, embed)")
@@ -258,47 +253,6 @@ def public_address(address: str) -> str:
         return address.rpartition("@")[2]
     parts = urlsplit(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-
-
-def parse_kinds(text: str) -> tuple[Kind, ...]:
-    """Kinds in code order from `view:1,purchase:5:remembered`. Raises ValueError saying what is wrong."""
-    kinds = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, rest = part.partition(":")
-        weight, _, flag = rest.partition(":")
-        if not name or not weight.lstrip("-").isdigit() or flag not in ("", _REMEMBERED):
-            raise ValueError(f"{part!r} is not name:weight or name:weight:{_REMEMBERED}, weight a whole number")
-        kinds.append(Kind(name, int(weight), flag == _REMEMBERED))
-    names = [kind.name for kind in kinds]
-    if not names or len(set(names)) != len(names) or len(names) > 255:
-        raise ValueError(f"needs 1 to 255 different kinds, got {names}")
-    if FORGET in names:
-        raise ValueError(f"{FORGET!r} is built in and cannot be a configured kind; leave it out")
-    return tuple(kinds)
-
-
-def parse_embedders(text: str) -> dict[str, int]:
-    """Embedder → dimension from `name:dim,…`. Raises ValueError saying what is wrong."""
-    found = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, dim = part.rpartition(":")
-        if not name or not dim.isdigit() or not 1 <= int(dim) <= 8192:
-            raise ValueError(f"{part!r} is not name:dimension with a dimension of 1 to 8192")
-        found[name] = int(dim)
-    if not found:
-        raise ValueError("needs at least one embedder, for example minilm-l6-v2:384")
-    return found
-
-
-def parse_api_keys(text: str) -> dict[str, frozenset[str]]:
-    """API key → scopes from `key:read+write,…`. Raises ValueError that names no key."""
-    found = {}
-    for number, part in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
-        key, _, scopes = part.rpartition(":")
-        if len(key) < 16 or not set(scopes.split("+")) <= set(SCOPES):
-            raise ValueError(f"entry {number} is not key:scopes, a key of at least 16 characters, scopes {SCOPES}")
-        found[key] = frozenset(scopes.split("+"))
-    return found
 
 
 def _plain(value: Any) -> str:

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from deploy.item_texts import Memory, known_items, remembered_vectors
-from deploy.settings import Settings, parse_embedders
+from deploy.settings import Settings
+from deploy.settings_values import parse_embedders
 from deploy.traffic import TrafficPlan
 from encoder.endpoint import Endpoint, EndpointClient
 from encoder.endpoint_ledger import Ledger

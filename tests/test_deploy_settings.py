@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.settings import Settings, load, parse_kinds, public_address, table
+from deploy.settings import Settings, load, public_address, table
+from deploy.settings_values import parse_kinds
 from streams.events import DEFAULT_KINDS
 from streams.kafka_access import KafkaAccess
 
