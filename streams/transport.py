@@ -123,11 +123,10 @@ class StateConsumer(driver.Consumer):
 
     async def reached(self, tps: set[TP]) -> Positions:
         """Where the consumer would read on; beyond the last record where nothing but transaction markers follow."""
-        consumer = self._thread._ensure_consumer()
-        found = {
-            tp: consumer._subscription.subscription.assignment.state_value(tp)
-            for tp in self._physical(dict.fromkeys(tps, 0))
-        }
+        subscription = self._thread._ensure_consumer()._subscription.subscription
+        if subscription is None or subscription.assignment is None:  # a rebalance is under way
+            return {}
+        found = {tp: subscription.assignment.state_value(tp) for tp in self._physical(dict.fromkeys(tps, 0))}
         return {self._named(tp): state.position for tp, state in found.items() if state and state.has_valid_position}
 
     async def _offsets(self, ask: Callable[..., Awaitable[Mapping[TP, int]]], tps: set[TP]) -> Positions:

@@ -58,7 +58,7 @@ def test_a_write_whose_answer_was_lost_is_not_applied_again_even_beyond_the_memo
             await engine.apply(batch)
             await reference.apply(batch)
         assert await read_state(store, 1) == await read_state(sure, 1)
-        assert engine.tenures["p0"].clock_ms == NOW_MS and engine.tenures["p0"].buckets
+        assert engine.tenures["p0"].clock.now_ms == NOW_MS and engine.tenures["p0"].buckets
 
     asyncio.run(scenario())
 
