@@ -29,7 +29,7 @@ from index.follower import ItemFollower
 from index.keys import Keys
 from index.memory_store import MemoryStore
 from index.records import ItemRecord
-from tests.elastic_world import Gate, indexing, reached, server, settings_of
+from tests.elastic_world import PATIENCE_S, Gate, indexing, reached, server, settings_of
 from tests.index_api_world import DIM, MODEL, World, until
 from tests.test_index_filters import FILTERS, ITEMS, SHOP, depth, record
 
@@ -227,7 +227,7 @@ def test_a_server_that_is_away_or_slow_is_left_alone_and_then_asked_again(
                     await process.reader.look()
                     return await process.same({"field": "price", "gte": 2}) is True
 
-                await until(is_asked, "Elasticsearch is asked again")
+                await until(is_asked, "Elasticsearch is asked again", PATIENCE_S)
                 await process.filters.close()
                 process.catalogue.close()
 

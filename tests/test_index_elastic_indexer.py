@@ -17,7 +17,7 @@ from index.elastic_settings import ElasticSettings
 from index.keys import ITEMS_TAG, Keys
 from index.memory_store import MemoryStore
 from index.store import Commit, LogIdentity, Op
-from tests.elastic_world import Gate, indexing, reached, server, settings_of
+from tests.elastic_world import PATIENCE_S, Gate, indexing, reached, server, settings_of
 from tests.index_api_world import World, item_vector, until
 
 
@@ -100,7 +100,7 @@ def test_another_item_log_gets_an_index_of_its_own_and_the_old_one_goes(elastics
                 async def is_gone() -> bool:
                     return await complete_up_to(client, before) is None
 
-                await until(is_gone, "the old index is deleted")
+                await until(is_gone, "the old index is deleted", PATIENCE_S)
             names = set(await client.indices.get(index=pattern_of(keys.prefix)))
             assert names == {index_of(await alias_now(emptied, settings)), index_of(neighbour)}
 
@@ -119,7 +119,7 @@ def test_another_served_model_gets_an_index_of_its_own(elasticsearch_url: str, k
             async def is_there() -> bool:
                 return await complete_up_to(client, await alias_now(store, settings)) is not None
 
-            await until(is_there, "the index of the other model is complete")
+            await until(is_there, "the index of the other model is complete", PATIENCE_S)
             assert await compare_items(store, client, settings) == []
             found = await read_items(client, await alias_now(store, settings))
             assert [name for name, body in found.items() if "vector_fp32" in body] == ["tea0"]
@@ -140,7 +140,7 @@ def test_an_index_that_somebody_deletes_is_made_again_with_its_mapping(elasticse
             async def is_there() -> bool:
                 return await complete_up_to(client, alias) is not None
 
-            await until(is_there, "the index is there again", 15.0)
+            await until(is_there, "the index is there again", PATIENCE_S)
             assert await compare_items(store, client, settings) == []
             mapping = await client.indices.get_mapping(index=alias)
             assert mapping[index_of(alias)]["mappings"]["dynamic"] == "strict"
@@ -167,7 +167,7 @@ def test_writes_wait_for_a_server_that_is_away_and_nothing_is_lost(elasticsearch
                 async def has_noticed() -> bool:
                     return indexer.counts["repeated"] >= 2
 
-                await until(has_noticed, "writes are repeated")
+                await until(has_noticed, "writes are repeated", PATIENCE_S)
                 assert await compare_items(store, direct, settings) != []
                 gate.open()
                 await reached(indexer, store)
