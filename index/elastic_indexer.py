@@ -125,7 +125,7 @@ class ElasticWriter:
     async def delete_others(self) -> None:
         """Deletes the indices of this deployment's other item logs and models."""
         found: Mapping[str, Any] = await self.persist(
-            lambda: self._client.indices.get_mapping(index=pattern_of(self._settings.prefix))
+            partial(self._client.indices.get_mapping, index=pattern_of(self._settings.prefix), ignore_unavailable=True)
         )
         for name, body in found.items():
             ours = body["mappings"].get("_meta", {}).get("perseid") == self._settings.prefix
