@@ -146,7 +146,7 @@ class Prober:
 
     def __init__(self, live: Live) -> None:
         self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 0})
-        self._http = http.client.HTTPConnection("127.0.0.1", live.port, timeout=5)
+        self._http = http.client.HTTPConnection(live.urls[0].removeprefix("http://"), timeout=5)
 
     def measure(self, event: dict[str, Any], top: str) -> float:
         """Milliseconds from the acknowledgement to the first right answer; infinite when there was none in time."""
