@@ -127,11 +127,12 @@ class ElasticWriter:
         found: Mapping[str, Any] = await self.persist(
             partial(self._client.indices.get_mapping, index=pattern_of(self._settings.prefix), ignore_unavailable=True)
         )
+        patient = self._client.options(ignore_status=404)  # another indexer may delete it at the same time
         for name, body in found.items():
             ours = body["mappings"].get("_meta", {}).get("perseid") == self._settings.prefix
             if ours and name != index_of(self.alias):
                 _log.info("deleting %s: the items are in %s now", name, index_of(self.alias))
-                await self.persist(partial(self._client.indices.delete, index=name, ignore_unavailable=True))
+                await self.persist(partial(patient.indices.delete, index=name))
 
     async def persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """The answer of `call`, repeated until there is one, more and more slowly.

@@ -36,7 +36,7 @@ async def server(settings: ElasticSettings) -> AsyncIterator[AsyncElasticsearch]
         # An indexer that was just stopped may have asked for the deletion of some: what is gone is no error.
         found = await client.options(ignore_status=404).indices.get(index=pattern_of(settings.prefix))
         for name in found if "error" not in found else ():
-            await client.indices.delete(index=name, ignore_unavailable=True)
+            await client.options(ignore_status=404).indices.delete(index=name)
     finally:
         await client.close()
 
