@@ -31,7 +31,7 @@ _MOST_EXCLUDED = 2000  # items left out that are named one by one: what a user s
 _DEEPEST = 10_000  # Elasticsearch's own bound of a list
 _DEEPER = 4
 _MOST_TERMS = 65_536  # Elasticsearch's own bound of names in one query
-_LEAST_CANDIDATES = 300  # that the graph keeps per shard: the recall of the last places
+_LEAST_CANDIDATES, _CANDIDATES = 300, 5  # that the graph keeps per shard, for each wanted: recall under broad filters
 _MOST_ROUNDS = 24  # of one request
 _VECTORS_AT_ONCE = 2000  # three megabytes with d=256
 
@@ -239,7 +239,7 @@ class ElasticSearch:
 
 
 def _knn(query: Vector, depth: int, restriction: Body) -> Body:
-    candidates = min(_DEEPEST, max(_LEAST_CANDIDATES, 2 * depth))
+    candidates = min(_DEEPEST, max(_LEAST_CANDIDATES, _CANDIDATES * depth))
     knn = {"field": "vector", "query_vector": query.tolist(), "k": depth, "num_candidates": candidates}
     return {
         "knn": {**knn, "filter": restriction},
