@@ -70,6 +70,8 @@ def _servers(name: str, folder: Path, fixture: Fixture, stack: ExitStack) -> dic
         "PERSEID_PREFIX": own,
         "PERSEID_REDIS": server.url,
     }
+    if name == CLUSTER:
+        variables |= {"PERSEID_REDIS_CLUSTER": "true"}
     if name in (FILTERS, KNN):
         use = "knn" if name == KNN else "filters"
         variables |= {"PERSEID_ELASTICSEARCH": fixture("elasticsearch_url"), "PERSEID_ELASTICSEARCH_USE": use}
