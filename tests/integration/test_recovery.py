@@ -18,9 +18,11 @@ import pytest
 import redis
 
 from deploy.shop import Shop
+from tests.integration.deployments import EMBEDDED, REAL
 from tests.integration.live import ROOT, Live, click, free_port, new_id
 from tests.integration.test_scenarios import after, available, recommended, send
 
+LIVE = (EMBEDDED, REAL)
 CHANGES = 60
 
 
@@ -72,7 +74,7 @@ def test_the_index_is_at_a_change_soon_after_the_worker_applied_it(
     item = shop.items_of(shop.categories[3])[0]
     body = {**live.get(f"/v1/items/{item}")["catalogue"], "item_id": item}
     client = redis.Redis.from_url(live.settings()["PERSEID_REDIS"])
-    owner, delays = "perseid:{items}:owner", []
+    owner, delays = f"{live.settings()['PERSEID_PREFIX']}:{{items}}:owner", []
     producer = live.producer()
     for n in range(CHANGES):
         before = int(client.hget(owner, "item_position") or 0)

@@ -7,7 +7,10 @@ import sys
 
 import orjson
 
+from tests.integration.deployments import EMBEDDED, REAL
 from tests.integration.live import ROOT, Live
+
+LIVE = (EMBEDDED, REAL)
 
 
 def test_replaying_the_topics_gives_the_live_digest(live: Live) -> None:
