@@ -15,10 +15,14 @@ from deploy.processes import kill, terminate
 
 
 class EmbeddedServer(ABC):
-    """A server process that ends with the `with` block; stopping one that does not run does nothing."""
+    """A server process that ends with the `with` block; stopping one that does not run does nothing.
 
-    def __init__(self) -> None:
+    `port` None: a free one, chosen by the first `start` and kept from then on.
+    """
+
+    def __init__(self, port: int | None = None) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._port = port
 
     def __enter__(self) -> Self:
         self.start()
@@ -28,6 +32,13 @@ class EmbeddedServer(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def port(self) -> int:
+        """TCP port on 127.0.0.1. Raises ValueError before the first start when none was given."""
+        if self._port is None:
+            raise ValueError("the port is chosen by start(): call it first, or pass port=")
+        return self._port
 
     @property
     def pid(self) -> int | None:

@@ -61,21 +61,13 @@ class RedisServer(EmbeddedServer):
         executable: Path | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(port)
         self._given_directory = directory
         self._temporary: str | None = None
-        self._port = port
         self._password = secrets.token_urlsafe(24) if password is None else _checked_password(password)
         self._append_only = append_only
         self._executable = executable
         self._options = tuple(options)
-
-    @property
-    def port(self) -> int:
-        """TCP port on 127.0.0.1. Raises ValueError before the first start when none was given."""
-        if self._port is None:
-            raise ValueError("the port is chosen by start(): call it first, or pass port=")
-        return self._port
 
     @property
     def url(self) -> str:

@@ -48,19 +48,11 @@ class ElasticsearchServer(EmbeddedServer):
         home: Path | None = None,
         java_home: Path | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(port)
         self.folder = folder
-        self._port = port
         self._transport_port: int | None = None
         self._heap_mb = heap_mb
         self._home, self._java_home = home, java_home
-
-    @property
-    def port(self) -> int:
-        """HTTP port on 127.0.0.1. Raises ValueError before the first start when none was given."""
-        if self._port is None:
-            raise ValueError("the port is chosen by start(): call it first, or pass port=")
-        return self._port
 
     @property
     def url(self) -> str:

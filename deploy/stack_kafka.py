@@ -63,22 +63,14 @@ class KafkaServer(EmbeddedServer):
         jars: Path | None = None,
         java: Path | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(port)
         self.folder = folder
-        self._port = port
         self._inner_ports: tuple[int, int] | None = None  # broker to itself, controller
         self._protocol, self._advertised_port = protocol, advertised_port
         self._properties = dict(properties or {})
         self._format_arguments = tuple(format_arguments)
         self._heap_mb = heap_mb
         self._jars, self._java = jars, java
-
-    @property
-    def port(self) -> int:
-        """TCP port on 127.0.0.1. Raises ValueError before the first start when none was given."""
-        if self._port is None:
-            raise ValueError("the port is chosen by start(): call it first, or pass port=")
-        return self._port
 
     @property
     def address(self) -> str:
