@@ -40,7 +40,7 @@ from index.redis_nodes import Command
 from index.store import StoreUnavailableError
 
 TRAIN_EPOCHS = 6  # about 35 s on two idle cores; so many steps whatever else runs, so the model is always the same
-TRAIN_SECONDS = 100.0  # bound for large folders: the first answer has to come within three minutes
+TRAIN_SECONDS = 100.0  # bound for data folders of any size: the first answer has to come within three minutes
 DATA_SPLIT = 0.8  # share of a data folder's events to train on; the rest is live traffic
 HISTORY_DAYS = 60
 _READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
@@ -101,7 +101,9 @@ def prepare(
             raise ValueError(f"{options.data} is no data folder: it has no events.csv.gz; `perseid convert` makes one")
         split_ms = 0
     texts = state / "texts"
-    model = _model(folder, split, state, settings, environ, line)
+    # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
+    bound = None if options.data is None else TRAIN_SECONDS
+    model = _model(folder, split, bound, state, settings, environ, line)
     document = read_document(model)
     if options.data is not None:
         split_ms = int(document["metadata"]["before_ms"])
@@ -131,20 +133,24 @@ def _shop_history(state: Path, seed: int, line: StatusLine) -> tuple[Path, int]:
 
 
 def _model(
-    folder: Path, split: float, state: Path, settings: Settings, environ: Mapping[str, str], line: StatusLine
+    folder: Path,
+    split: float,
+    bound_s: float | None,
+    state: Path,
+    settings: Settings,
+    environ: Mapping[str, str],
+    line: StatusLine,
 ) -> Path:
     """The artefact for this data; trained in a process of its own when there is none yet."""
-    out = (
-        state
-        / "models"
-        / _key(*(_content(folder), split, TRAIN_EPOCHS, TRAIN_SECONDS, settings.kinds + embedder_key(settings)))
-    )
+    kinds = settings.kinds + embedder_key(settings)
+    out = state / "models" / _key(_content(folder), split, TRAIN_EPOCHS, bound_s, kinds)
     found = _artefact(out)
     if found is None:
         line.say(f"Training a small model on {folder.name} (about a minute, kept for the next start) …")
         arguments = [
             *command("train", str(folder), "--out", str(out), "--split", str(split)),
-            *("--epochs", str(TRAIN_EPOCHS), "--max-seconds", str(TRAIN_SECONDS)),
+            *("--epochs", str(TRAIN_EPOCHS)),
+            *(() if bound_s is None else ("--max-seconds", str(bound_s))),
             *("--texts", str(state / "texts"), "--quiet"),
         ]
         done = subprocess.run(arguments, env=environment(settings, environ), check=False)
