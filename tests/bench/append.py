@@ -10,14 +10,10 @@ the median of several rounds. It measures the encoder alone: no Kafka, no Redis,
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +22,7 @@ import torch
 from encoder.config import ModelConfig, preset
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model import StarsEncoder
+from tests.bench.report import result, show
 
 LENGTH = 200
 ITEMS = 2000
@@ -43,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for (width, batch), (ratio_goal, time_goal) in GOALS.items():
         config = replace(SHAPES[width], block=block, d_text=8, kinds=("view", "cart"))
         results += measure(config, batch, ratio_goal, time_goal)
-    print(json.dumps({"bench": "append", "commit": commit(), "hardware": hardware(), "results": results}))
+    show("append", results, f"1 thread, torch {torch.__version__}")
 
 
 def measure(config: ModelConfig, batch: int, ratio_goal: float, time_goal: float | None) -> list[dict[str, Any]]:
@@ -99,26 +96,6 @@ def timed(calls: Sequence[Callable[[], Any]], warm: int) -> tuple[float, Any]:
         answer = call()
         spent.append((time.process_time() - began) * 1e3)
     return float(np.median(spent[warm:])), answer
-
-
-def result(name: str, value: float, unit: str, goal: float | None, *, at_most: bool = False) -> dict[str, Any]:
-    met = None if goal is None else (value <= goal if at_most else value >= goal)
-    return {"name": name, "value": float(f"{value:.4g}"), "unit": unit, "goal": goal, "met": met}
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return done.stdout.strip() or "unknown"
-
-
-def hardware() -> str:
-    """Processor model and torch version, one line."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = models[0] if models else platform.processor()
-    return f"1 thread of {name} ({len(models)} seen), torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ does: state, counts, the user's place in the index. It measures the store alone:
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -22,6 +22,7 @@ from deploy.redis_server import RedisServer
 from index.keys import Keys, partition_tag
 from index.redis_store import RedisStore
 from index.store import Commit, LogIdentity, Op
+from tests.bench.report import result, show
 from tests.redis_cluster import ClusterOfServers
 
 PARTITIONS = 32
@@ -99,12 +100,9 @@ async def measure(sides: dict[str, Side]) -> list[dict[str, Any]]:
     for side in sides.values():
         await side.store.close()
     return [
-        {
-            "name": f"{what}, {name}",
-            "wall_us": round(statistics.median(wall for wall, _ in values), 1),
-            "client_cpu_us": round(statistics.median(cpu for _, cpu in values), 1),
-        }
+        result(f"{what}, {name}, {side_of}", statistics.median(value[at] for value in values), "µs")
         for (what, name), values in sorted(found.items())
+        for at, side_of in enumerate(("wall", "client CPU"))
     ]
 
 
@@ -116,9 +114,9 @@ def main() -> None:
     ):
         sides = {"one server": Side(server.url, cluster=False), "cluster of 3": Side(cluster.url, cluster=True)}
         results = asyncio.run(measure(sides))
-    for result in results:
-        print(f"{result['name']:40} {result['wall_us']:10.1f} µs, client CPU {result['client_cpu_us']:.1f} µs")
-    print(json.dumps({"bench": "cluster", "rounds": ROUNDS, "results": results}))
+    for row in results:
+        print(f"{row['name']:52} {row['value']:10.1f} {row['unit']}", file=sys.stderr)
+    show("cluster", results, f"median of {ROUNDS} rounds")
 
 
 if __name__ == "__main__":

@@ -11,17 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import random
-import subprocess
 import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +32,7 @@ from index.query import ContextView, Query, Recommendations, UserView, recommend
 from index.records import ItemRecord, Vector
 from index.search import ExactIndex, Labels, SearchIndex
 from tests import services
+from tests.bench.report import result, show
 from tests.elastic_world import server, settings_of
 
 DIM, CENTRES, NOW_MS = 256, 200, 1_760_000_000_000
@@ -52,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with services.elasticsearch() as url:
         results = asyncio.run(measure(url, given.items, given.queries))
-    print(json.dumps({"bench": "elastic", "commit": commit(), "hardware": hardware(), "results": results}))
+    for row in results:
+        print(f"{row['name']}: {row['value']} {row['unit']}", file=sys.stderr)
+    show("elastic", results)
 
 
 async def measure(url: str, count: int, queries: int) -> list[dict[str, Any]]:
@@ -193,26 +191,6 @@ async def same_lists(ask: Ask, records: Sequence[ItemRecord], users: Vector) -> 
 
 def unit(vectors: Any) -> Vector:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32)
-
-
-def result(name: str, value: float, unit_name: str, goal: float | None = None) -> dict[str, Any]:
-    print(f"{name}: {value:.4g} {unit_name}", file=sys.stderr)
-    met = None if goal is None else value >= goal
-    return {"name": name, "value": float(f"{value:.4g}"), "unit": unit_name, "goal": goal, "met": met}
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return done.stdout.strip() or "unknown"
-
-
-def hardware() -> str:
-    """Processor model and what else ran: wall time is worth little on a busy machine."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(models)} x {models[0] if models else platform.machine()}, load average {os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import http.client
-import json
 import random
 import sys
 import tempfile
@@ -40,7 +39,7 @@ from index.popularity import Popularity
 from index.query import ContextView, Query, UserView, recommend
 from index.records import ItemRecord, Vector, decode_vectors, encode_vectors
 from index.redis_store import RedisStore
-from tests.bench.append import commit, hardware, result
+from tests.bench.report import result, show
 from tests.integration.live import Live, click
 
 GOALS = {"p50": 10.0, "p99": 40.0}  # ms, at GOAL_RATE events/s
@@ -230,8 +229,7 @@ def main() -> None:
         results = asyncio.run(bench(live, [int(rate) for rate in given.rates.split(",")], given.probes))
     finally:
         live.stop()
-    where = f"embedded broker and Redis, all roles and the generator on one machine; {hardware()}"
-    print(json.dumps({"bench": "freshness", "commit": commit(), "hardware": where, "results": results}))
+    show("freshness", results, "embedded broker and Redis, all roles and the generator on one machine")
 
 
 if __name__ == "__main__":
