@@ -12,8 +12,10 @@ import orjson
 
 from deploy.attach import attach
 from deploy.records_bar import records_bar
+from encoder.config import preset_names, preset_training
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_PROTOCOL = click.Choice(["timeline", "loo"])
 
 
 @click.command()
@@ -27,14 +29,21 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     help="Share of the events, by time, to train on; the rest stays unseen for `evaluate` and `replay`.",
 )
 @click.option(
+    "--protocol",
+    type=_PROTOCOL,
+    default="timeline",
+    show_default=True,
+    help="loo: keep out the last two events of each user, and the weights that rank the last but one best.",
+)
+@click.option(
     "--preset",
     "preset_name",
-    type=click.Choice(["nano", "small", "base", "paper"]),
+    type=click.Choice(preset_names()),
     default="nano",
     show_default=True,
-    help="Size of the encoder.",
+    help="Size of the encoder and recipe of its training.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), help="[default: the preset's, else 20]")
 @click.option("--max-seconds", type=click.FloatRange(min=1), help="Bound of the whole training run.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
@@ -46,8 +55,9 @@ def train(
     folder: Path,
     out: Path,
     split: float,
+    protocol: str,
     preset_name: str,
-    epochs: int,
+    epochs: int | None,
     max_seconds: float | None,
     seed: int,
     threads: int | None,
@@ -65,10 +75,12 @@ def train(
     from encoder.text_memory import TextMemory
     from encoder.training import TrainOptions
 
-    cores = os.cpu_count() or 1
-    options = TrainOptions(seed=seed, epochs=epochs, max_seconds=max_seconds, threads=threads or cores, device=device)
+    recipe = {"epochs": 20, **preset_training(preset_name), **({} if epochs is None else {"epochs": epochs})}
+    threads = threads or os.cpu_count() or 1
+    options = TrainOptions(**recipe, seed=seed, max_seconds=max_seconds, threads=threads, device=device)
+    shown_live = sys.stderr.isatty()
     plan = TrainPlan(
-        folder, out, split, preset=preset_name, options=options, resume=resume, progress=sys.stderr.isatty()
+        folder, out, split, protocol, preset=preset_name, options=options, resume=resume, progress=shown_live
     )
     settings, memory = attach(os.environ), TextMemory(texts)
     try:
@@ -88,6 +100,13 @@ def train(
 @click.argument("folder", type=_FOLDER)
 @click.option("--model", type=_FOLDER, help="Artefact to evaluate.  [default: PERSEID_MODEL]")
 @click.option(
+    "--protocol",
+    type=_PROTOCOL,
+    default="timeline",
+    show_default=True,
+    help="timeline: each choice from all before it. loo: each user's last event, every item ranked, no popularity.",
+)
+@click.option(
     "--split",
     type=click.FloatRange(0, 1, max_open=True),
     help="Ask after this share of the events.  [default: after what the model was trained on]",
@@ -97,17 +116,25 @@ def train(
 @click.option("--texts", type=click.Path(path_type=Path), help="File that remembers text vectors between runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
 def evaluate(
-    folder: Path, model: Path | None, split: float | None, every: int, repeats: bool, texts: Path | None, as_json: bool
+    folder: Path,
+    model: Path | None,
+    protocol: str,
+    split: float | None,
+    every: int,
+    repeats: bool,
+    texts: Path | None,
+    as_json: bool,
 ) -> None:
-    """Measure a model on the later part of a data FOLDER, offline: each choice is predicted from all before it.
+    """Measure a model on a data FOLDER, offline: on its later part, or on each user's last event.
 
-    Prints HR, NDCG, MRR and coverage next to recent popularity. `replay` asks the same through the serving path.
+    Prints HR (recall), NDCG, MRR and coverage; on a timeline next to recent popularity. `replay` asks the same
+    through the serving path.
 
     Example: perseid evaluate ml_latest_small --model models/m-1234abcd
     """
-    from deploy.evaluation import evaluate_folder
+    from deploy.evaluation import evaluate_folder, evaluate_leave_one_out
     from encoder.text_memory import TextMemory
-    from streams.comparison import table
+    from streams.comparison import metrics_table, table
     from streams.questions import AskSettings
 
     settings = attach(os.environ)
@@ -115,10 +142,17 @@ def evaluate(
     ask = AskSettings(every=every, repeats=repeats)
     with records_bar("events") as show:
         progress = None if show is None else lambda done: show(done, None)
-        found = evaluate_folder(folder, model or settings.model, settings, memory, split, ask, progress)
+        if protocol == "loo":
+            found = evaluate_leave_one_out(folder, model or settings.model, settings, memory, progress)
+        else:
+            found = evaluate_folder(folder, model or settings.model, settings, memory, split, ask, progress)
     memory.close()
     if as_json:
         click.echo(orjson.dumps(found).decode())
+        return
+    if protocol == "loo":
+        click.echo(f"model {found['model']} on {found['data']}: {found['users']} users, {found['catalogue']} items\n")
+        click.echo(metrics_table("the last event of each user", found["users"], found["metrics"]))
         return
     click.echo(f"model {found['model']} on {found['data']}: {found['questions']} questions\n")
     click.echo(table(found) if found["questions"] else "nothing to ask about after the split")

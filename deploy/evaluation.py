@@ -25,6 +25,7 @@ from streams.evaluate import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry, parse
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
+from streams.leave_one_out import leave_one_out, rank_targets, summary
 from streams.questions import AskSettings
 
 
@@ -45,14 +46,44 @@ def evaluate_folder(
     loaded, metadata = load(model)
     folder = read_folder(path, settings.rules())
     ask = replace(ask, start_ms=_start_ms(folder, metadata, split))
-    vectors = folder_vectors(folder, model, settings, memory, progress is not None) or given_vectors(
-        folder, settings.rules()
-    )
+    vectors = _vectors(folder, model, settings, memory, progress is not None)
     encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
     features = ContextFeatures.from_list(metadata["context_features"])
     offset = ContextOffset(serving_arrays(loaded)["context.weight"], features)
     found = evaluate(folder, vectors, encoder, offset, settings.rules(), ask, progress)
     return {"data": folder.name, "model": metadata["version"], "start_ms": ask.start_ms, **found}
+
+
+def evaluate_leave_one_out(
+    path: Path,
+    model: Path,
+    settings: Settings,
+    memory: Memory,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Metrics of each list on every user's last event, and of the last but one under `validation`.
+
+    Raises:
+        ValueError: folder or model cannot be read, or the model was trained on these events.
+    """
+    loaded, metadata = load(model)
+    folder = read_folder(path, settings.rules())
+    if metadata.get("protocol") != "loo" or metadata.get("data") != folder.name:
+        raise ValueError(
+            f"the model has seen the last events of {metadata.get('data')!r} or is of other data: train one with "
+            "--protocol loo on this folder"
+        )
+    vectors = _vectors(folder, model, settings, memory, progress is not None)
+    encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
+    split = leave_one_out(folder, vectors)
+    validation = summary(rank_targets(encoder, split, "validation"))["metrics"]
+    found = summary(rank_targets(encoder, split, "test", progress=progress))
+    return {"data": folder.name, "model": metadata["version"], **found, "validation": validation}
+
+
+def _vectors(folder: Folder, model: Path, settings: Settings, memory: Memory, shown: bool) -> ItemVectors:
+    """The folder's own item vectors, else those of its texts."""
+    return folder_vectors(folder, model, settings, memory, shown) or given_vectors(folder, settings.rules())
 
 
 def _start_ms(folder: Folder, metadata: dict[str, Any], split: float | None) -> int:

@@ -124,8 +124,8 @@ def table(result: Mapping[str, Any]) -> str:
 
     Recall is left out: with one target a question it is the hit rate.
     """
-    parts = [_metrics_table("all questions", result["questions"], result["metrics"])]
-    parts += [_metrics_table(name, found["questions"], found["metrics"]) for name, found in result["slices"].items()]
+    parts = [metrics_table("all questions", result["questions"], result["metrics"])]
+    parts += [metrics_table(name, found["questions"], found["metrics"]) for name, found in result["slices"].items()]
     for against in result["versus"]:
         chance = f"p = {against['p']:.2g}" if against["p"] else "p < 1e-12"
         parts.append(
@@ -135,7 +135,8 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _metrics_table(title: str, questions: int, metrics: Mapping[str, Mapping[str, float]]) -> str:
+def metrics_table(title: str, questions: int, metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """One line per list, one column per metric but Recall, aligned."""
     columns = [name for name in next(iter(metrics.values())) if not name.startswith("Recall")]
     rows = [[name, *(f"{row[column]:.4f}" for column in columns)] for name, row in metrics.items()]
     return _aligned([[f"{title} ({questions})", *columns], *rows])

@@ -189,3 +189,22 @@ def test_a_model_that_has_seen_everything_is_not_evaluated(folder: Path, model: 
     done = CliRunner().invoke(cli, ["evaluate", str(other), "--model", str(model), "--texts", texts])
     assert isinstance(done.exception, ValueError)
     assert "give --split" in str(done.exception)
+
+
+def test_leave_one_out_is_trained_validated_and_measured(folder: Path, model: Path, texts: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe = ["--protocol", "loo", "--preset", "movielens", "--epochs", "4", "--threads", "1"]
+    done = CliRunner().invoke(cli, ["train", str(folder), "--out", str(out), "--texts", texts, *recipe])
+    assert done.exit_code == 0, done.output
+    trained = orjson.loads(done.output.splitlines()[-1])
+    ask = ["evaluate", str(folder), "--protocol", "loo", "--texts", texts]
+    done = CliRunner().invoke(cli, [*ask, "--model", trained["model"], "--json"])
+    assert done.exit_code == 0, done.output
+    found = orjson.loads(done.output.splitlines()[-1])
+    assert (found["users"], found["catalogue"]) == (USERS, ITEMS)
+    assert found["validation"]["next"]["ndcg@10"] == pytest.approx(trained["metrics"]["validation"], abs=1e-6)
+    assert set(found["metrics"]) == {"next", "general", "mixed"}
+    shown = CliRunner().invoke(cli, [*ask, "--model", trained["model"]])
+    assert "ndcg@10" in shown.output and f"{USERS} users" in shown.output
+    seen = CliRunner().invoke(cli, [*ask, "--model", str(model)])
+    assert isinstance(seen.exception, ValueError) and "--protocol loo" in str(seen.exception)
