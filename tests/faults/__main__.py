@@ -11,54 +11,64 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from redis.exceptions import RedisError
-
 from deploy.stack_elasticsearch import ElasticsearchServer
 from deploy.stack_kafka import KafkaServer
-from index.store import StoreUnavailableError
 from tests.faults.cases import CASES, MUTATED, STORM, Case
 from tests.faults.elastic import ElasticHost
 from tests.faults.runs import Result, play
+from tests.faults.schedule import Run, Schedule
 from tests.faults.servers import EmbeddedBroker, RealBroker
 from tests.faults.stage import Servers
 from tests.faults.table import HEADER, line, markdown, name
 from tests.services import open_folder
 
-_TROUBLE = (AssertionError, OSError, RuntimeError, ValueError, RedisError, StoreUnavailableError)
 _MILLION = 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what is asked for; returns the exit status."""
     options = _parse(arguments)
-    cases = [STORM] if options.million else list(MUTATED if options.mutations else CASES)
-    if options.case:
-        cases = [case for case in (*cases, STORM) if case.name in options.case]
+    runs = [Run(case, options.first_seed + n) for n in range(options.seeds) for case in _cases(options)]
     events = _MILLION if options.million else options.events
-    plan = [(seed, case) for seed in range(options.first_seed, options.first_seed + options.seeds) for case in cases]
-    results, failures = [], []
+    results, failures = list[Result](), list[Run]()
     print(HEADER, flush=True)
     with _servers(options.on) as servers:
-        left = [(seed, case) for seed, case in plan if servers.have(case.durable, case.elastic)]
-        skipped = sorted({name(case) for _, case in plan} - {name(case) for _, case in left})
+        possible = [run for run in runs if servers.have(run.case.durable, run.case.elastic)]
+
+        def play_one(run: Run) -> Result:
+            return play(run.case, run.seed, events, servers, session_s=options.session)
+
         try:
-            while left:
-                seed, case = left[0]
-                outcome = _try(case, seed, events, servers, options.session)
-                left.pop(0)
-                if isinstance(outcome, Result):
-                    results.append(outcome)
-                else:
-                    failures.append(outcome)
+            with Schedule(possible, play_one, options.jobs) as schedule:
+                _collect(schedule, results, failures)
         except KeyboardInterrupt:
-            print(f"interrupted; not run: {', '.join(f'{name(case)} {seed}' for seed, case in left)}", flush=True)
-    if skipped:
-        print(f"need servers that are not here and were not run: {', '.join(skipped)}")
+            print("interrupted", flush=True)
+    done = {Run(result.case, result.seed) for result in results} | set(failures)
+    not_run = [f"{name(run.case)} {run.seed}" for run in runs if run not in done]
     if options.markdown:
         print(markdown(results, failures))
     violations = len(failures) + sum(not result.good or result.late for result in results)
-    print(f"{len(results) + len(failures)} runs, {violations} violations, {len(left)} not run")
-    return 1 if violations or left else 0
+    print(
+        f"{len(done)} runs, {violations} violations, {len(not_run)} not run{': ' * bool(not_run)}{', '.join(not_run)}"
+    )
+    return 1 if violations or not_run else 0
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    cases = [STORM] if options.million else list(MUTATED if options.mutations else CASES)
+    return [case for case in (*cases, STORM) if case.name in options.case] if options.case else cases
+
+
+def _collect(schedule: Schedule, results: list[Result], failures: list[Run]) -> None:
+    """Prints each run's line when it has ended; one that could not be judged is a failure and hides no other."""
+    for run, future in schedule.ended():
+        error = future.exception()
+        if error is None:
+            results.append(future.result())
+            print(line(results[-1]), flush=True)
+        else:
+            failures.append(run)
+            print(f"{name(run.case):<20} {run.seed:>4} FAILED: {type(error).__name__}: {error}", flush=True)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -67,6 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--session", type=float, default=2.0, help="group session of the workers in seconds")
     parser.add_argument("--case", choices=names, action="append", help="only this one; may be repeated")
     parser.add_argument("--mutations", action="store_true", help="the deliberate defects instead: all must be caught")
@@ -88,17 +99,6 @@ def _servers(kind: str) -> Iterator[Servers]:
         ElasticHost(ElasticsearchServer(elastic)) as host,
     ):
         yield Servers(RealBroker(server), host)
-
-
-def _try(case: Case, seed: int, events: int, servers: Servers, session_s: float) -> Result | tuple[Case, int]:
-    """One run and its line; a run that could not be judged is a failure and does not hide the others."""
-    try:
-        result = play(case, seed, events, servers, session_s=session_s)
-    except _TROUBLE as error:
-        print(f"{name(case):<16} {seed:>4} FAILED: {type(error).__name__}: {error}", flush=True)
-        return case, seed
-    print(line(result), flush=True)
-    return result
 
 
 if __name__ == "__main__":

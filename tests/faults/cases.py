@@ -53,6 +53,7 @@ class Case:
     encode: bool = False
     durable: bool = False  # needs a broker that keeps its logs and can delete topics
     elastic: bool = False  # needs an Elasticsearch
+    alone: bool = False  # kills a server that other runs use
     snapshot_ms: float = 0.0
     disk_kb: int = 0
     limit_s: float = _WORKER_S
@@ -91,7 +92,9 @@ CASES = (
     killed_times(3),
     _TWO,
     _ZOMBIE,
-    Case("broker-killed", lambda stage: broker_killed(stage, 1), drag_s=4.0, durable=True, limit_s=_SERVER_S),
+    Case(
+        "broker-killed", lambda stage: broker_killed(stage, 1), drag_s=4.0, durable=True, alone=True, limit_s=_SERVER_S
+    ),
     _RECREATED,
     Case("redis-killed", redis_killed, drag_s=4.0, append_only=True, limit_s=_SERVER_S),
     Case("redis-paused", redis_paused, drag_s=4.0, limit_s=_SERVER_S),
@@ -103,6 +106,7 @@ CASES = (
         drag_s=8.0,
         mix=_MANY_ITEMS,
         elastic=True,
+        alone=True,
         limit_s=_SERVER_S,
     ),
     _RESENDS,
@@ -122,5 +126,11 @@ MUTATED = (
     Case("topic-recreated", topic_recreated, drag_s=3.0, max_lag=None, half=True, durable=True, mutation=ANY_LOG),
 )
 STORM = Case(
-    "storm", lambda stage: storm(stage, 40_000), append_only=True, durable=True, mix=Mix(users=600), limit_s=_SERVER_S
+    "storm",
+    lambda stage: storm(stage, 40_000),
+    append_only=True,
+    durable=True,
+    alone=True,
+    mix=Mix(users=600),
+    limit_s=_SERVER_S,
 )

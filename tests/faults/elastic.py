@@ -20,6 +20,7 @@ from index.elastic_indexer import ItemIndexer
 from index.elastic_settings import ElasticSettings
 from index.keys import Keys
 from index.redis_store import RedisStore
+from tests.faults.main_thread import in_main_thread
 from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION
 
@@ -45,7 +46,7 @@ class ElasticHost:
     def settings(self, run: str) -> ElasticSettings:
         """For the indices of one run; starts the server unless it runs."""
         if self._server.pid is None:
-            self._server.start()
+            in_main_thread(self._server.start)
         return ElasticSettings(self._server.url, prefix=run)
 
     def forget(self, settings: ElasticSettings) -> None:
@@ -65,7 +66,7 @@ class ElasticHost:
 
     def restart(self) -> None:
         """Starts the killed server on its data; returns when it is healthy."""
-        self._server.start()
+        in_main_thread(self._server.start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from deploy.broker import Broker, topic_partitions
 from deploy.stack_kafka import KafkaServer
 from streams.events import CONSUMED, DEAD_LETTERS
 from streams.kafka_access import KafkaAccess
+from tests.faults.main_thread import in_main_thread
 
 _ANSWER_S = 30.0  # a Kafka that has just been restarted on busy cores may need as long
 _POLL_S = 0.02
@@ -52,7 +53,7 @@ class RealBroker:
 
     def restart(self) -> None:
         """Starts the killed broker on its data; returns once it tells about topics."""
-        self._server.start()
+        in_main_thread(self._server.start)
         deadline = time.monotonic() + _ANSWER_S
         while True:
             try:
@@ -114,7 +115,7 @@ class EmbeddedBroker:
     def open(self, run: str, partitions: int, folder: Path) -> KafkaAccess:
         """Starts it with the topics of a run."""
         self._broker = Broker(topic_partitions(partitions), folder / "broker.log")
-        return KafkaAccess(self._broker.start())
+        return KafkaAccess(in_main_thread(self._broker.start))
 
     def close(self, access: KafkaAccess) -> None:
         """Stops it."""

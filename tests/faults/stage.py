@@ -26,6 +26,7 @@ from tests.faults.api_process import ApiOptions
 from tests.faults.children import Api, Child, Indexer, Worker
 from tests.faults.elastic import ElasticHost, IndexerOptions
 from tests.faults.live import PREFIX, LiveState
+from tests.faults.main_thread import in_main_thread
 from tests.faults.process_files import ProcessFiles
 from tests.faults.servers import AnyBroker, RealBroker
 from tests.faults.traffic import Sent, Traffic
@@ -112,7 +113,7 @@ class Stage:
         exits.callback(self._folder.cleanup)
         self.access = self._broker.open(self.run, options.partitions, self.folder)
         exits.callback(self._broker.close, self.access)
-        self.redis.start()
+        in_main_thread(self.redis.start)
         exits.callback(self.redis.kill)
         self.live = LiveState(self.redis.url, self.folder / "redis", options.partitions)
         exits.callback(self.live.close)
@@ -143,7 +144,10 @@ class Stage:
     def start(self, mutation: str | None = None) -> Worker:
         """Starts one more worker; by default with the stage's mutation."""
         options, drag_s = self.options, self.options.drag_s
-        batch = max(4, int(len(self.records) * _WRITE_DELAY_S / drag_s)) if drag_s else 512
+        pace: dict[str, Any] = {}
+        if drag_s:
+            batch = max(4, int(len(self.records) * _WRITE_DELAY_S / drag_s))
+            pace = {"max_batch": batch, "max_pending": _FULL_BATCHES * batch, "write_delay_s": _WRITE_DELAY_S}
         worker = WorkerOptions(
             files=ProcessFiles(self.folder, f"worker-{len(self.workers)}"),
             access=self.access,
@@ -154,9 +158,7 @@ class Stage:
             session_s=options.session_s,
             mutation=options.mutation if mutation is None else mutation,
             encode=options.encode,
-            max_batch=batch,
-            max_pending=_FULL_BATCHES * batch if drag_s else 4096,
-            write_delay_s=_WRITE_DELAY_S if drag_s else 0.0,
+            **pace,
         )
         self.workers.append(Worker(worker))
         return self.workers[-1]
@@ -189,7 +191,7 @@ class Stage:
 
     def restart_redis(self) -> None:
         """Starts the killed Redis again; returns once it has loaded its data."""
-        self.redis.start()
+        in_main_thread(self.redis.start)
 
     def signal_redis(self, number: signal.Signals) -> None:
         """SIGSTOP leaves it reachable and silent: what was sent to it is done after SIGCONT."""

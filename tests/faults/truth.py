@@ -46,7 +46,7 @@ class LogReader:
 
     def __init__(self, access: KafkaAccess) -> None:
         config, self._access = {**access.librdkafka(), "log_level": 2}, access
-        self._admin = AdminClient(config)
+        self._config, self._admin = config, AdminClient(config)
         fetch = {"fetch.wait.max.ms": 5, "fetch.message.max.bytes": 8 << 20, "queued.max.messages.kbytes": 1 << 18}
         self._consumer = Consumer({**config, **fetch, "group.id": f"{access.topic_prefix}truth", **_BY_HAND})
 
@@ -82,6 +82,7 @@ class LogReader:
             found = self._admin.list_offsets(asked, request_timeout=_ANSWER_S)
             answers = {tp: future.result(_ANSWER_S).offset for tp, future in found.items()}
         except (KafkaException, FutureTimeout) as error:
+            self._admin = AdminClient(self._config)  # the old one knows leaders from before the broker's restart
             raise ConnectionError(f"Kafka does not tell its offsets: {error}") from error
         return {(self._access.name(tp.topic), tp.partition): offset for tp, offset in answers.items()}
 

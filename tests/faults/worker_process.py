@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.producer import EventProducer
@@ -28,6 +28,7 @@ from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION, new_encoder, publish
 
 RULES = Rules(embedders={"toy": 4})
+_BATCH, _PENDING = 512, 4096  # as in production, unless a run is dragged
 STATUS_S = 0.02  # how often the status file is renewed; a case that waits for it polls at the same pace
 
 
@@ -44,8 +45,8 @@ class WorkerOptions:
     session_s: float
     mutation: str = ""
     encode: bool = False
-    max_batch: int = 512
-    max_pending: int = 4096
+    max_batch: int = _BATCH
+    max_pending: int = _PENDING
     write_delay_s: float = 0.0  # a slow store makes a backlog last as long as a fault needs, until `hurry` exists
 
     @property
@@ -81,7 +82,7 @@ async def _serve(options: WorkerOptions) -> None:
     worker = StreamWorker(engine, settings, None if follower is None else follower.run)
     mutate_worker(options.mutation, worker)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
-    telling = asyncio.create_task(_tell(worker, options.files.status))
+    telling = asyncio.create_task(_tell(worker, options.files.status, options.hurry))
     try:
         if follower is not None:
             await follower.catch_up()
@@ -98,7 +99,7 @@ def _slow_down(store: RedisStore, options: WorkerOptions) -> None:
     commit = store.commit
 
     async def slow(commits: Sequence[Commit]) -> None:
-        if not options.hurry.exists():
+        if not _told(options.hurry):
             await asyncio.sleep(options.write_delay_s)
         await commit(commits)
 
@@ -106,9 +107,16 @@ def _slow_down(store: RedisStore, options: WorkerOptions) -> None:
         store.commit = slow  # type: ignore[method-assign]
 
 
-async def _tell(worker: StreamWorker, path: Path) -> None:
+async def _tell(worker: StreamWorker, path: Path, hurry: Path) -> None:
     """Says which tags are claimed and settled, and the counters."""
     while True:
+        if _told(hurry):
+            worker.settings = replace(worker.settings, max_batch=_BATCH, max_pending=_PENDING)
         tags = sorted(set(worker.engine.tenures) - worker.claims.unsettled)
         write_json(path, {"tags": tags, "counts": {str(k): v for k, v in worker.engine.counts.items()}})
         await asyncio.sleep(STATUS_S)
+
+
+def _told(hurry: Path) -> bool:
+    """Whether the harness wants no more drag."""
+    return hurry.exists()
