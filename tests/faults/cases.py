@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.faults.api_faults import disk_full, killed_while_saving
 from tests.faults.mutations import (
@@ -80,8 +80,17 @@ def killed_times(kills: int) -> Case:
     return Case("worker-killed", lambda stage: killed(stage, kills), drag_s=1.0 + kills)
 
 
+_SHORT_LAG = 300  # so that items go on changing for as long as a run lasts
 _MANY_ITEMS = Mix(shop=0.3, items=2000)
-_SET_BACK = Case("redis-set-back", redis_set_back, drag_s=4.0, append_only=True, mix=_MANY_ITEMS, limit_s=_SERVER_S)
+_SET_BACK = Case(
+    "redis-set-back",
+    redis_set_back,
+    drag_s=4.0,
+    max_lag=_SHORT_LAG,
+    append_only=True,
+    mix=_MANY_ITEMS,
+    limit_s=_SERVER_S,
+)
 _RECREATED = Case(
     "topic-recreated", topic_recreated, drag_s=3.0, max_lag=None, half=True, durable=True, limit_s=_SERVER_S
 )
@@ -104,6 +113,7 @@ CASES = (
         "elasticsearch-killed",
         elasticsearch_killed,
         drag_s=8.0,
+        max_lag=_SHORT_LAG,
         mix=_MANY_ITEMS,
         elastic=True,
         alone=True,
@@ -112,18 +122,18 @@ CASES = (
     _RESENDS,
     Case("odd-events", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(odd=0.8)),
     Case("poison", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(poison=100)),
-    Case("api-killed", killed_while_saving, drag_s=4.0, mix=_MANY_ITEMS, snapshot_ms=20.0),
-    Case("disk-full", disk_full, drag_s=4.0, mix=_MANY_ITEMS, snapshot_ms=50.0, disk_kb=8192),
+    Case("api-killed", killed_while_saving, drag_s=4.0, max_lag=_SHORT_LAG, mix=_MANY_ITEMS, snapshot_ms=20.0),
+    Case("disk-full", disk_full, drag_s=4.0, max_lag=_SHORT_LAG, mix=_MANY_ITEMS, snapshot_ms=50.0, disk_kb=8192),
     Case("encoded", two_workers, drag_s=12.0, max_lag=None, mix=Mix(steady=True), encode=True),
 )
 MUTATED = (
     Case("halves", lambda stage: dies_between_two_halves(stage, ""), mutation=POSITION_FIRST),
     Case("halves", lambda stage: dies_between_two_halves(stage, NO_DEDUPE), mutation=STATE_FIRST),
-    Case("zombie", zombie, drag_s=8.0, max_lag=None, mutation=UNFENCED),
-    Case("resends", replaced, mix=Mix(resends=0.4), mutation=NO_DEDUPE),
-    Case("two-workers", two_workers, drag_s=12.0, max_lag=None, mutation=UNGUARDED),
-    Case("redis-set-back", redis_set_back, drag_s=4.0, append_only=True, mix=_MANY_ITEMS, mutation=SAME_ITEM_LOG),
-    Case("topic-recreated", topic_recreated, drag_s=3.0, max_lag=None, half=True, durable=True, mutation=ANY_LOG),
+    replace(_ZOMBIE, mutation=UNFENCED),
+    replace(_RESENDS, mutation=NO_DEDUPE),
+    replace(_TWO, mutation=UNGUARDED),
+    replace(_SET_BACK, mutation=SAME_ITEM_LOG),
+    replace(_RECREATED, mutation=ANY_LOG),
 )
 STORM = Case(
     "storm",

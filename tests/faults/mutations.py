@@ -26,7 +26,7 @@ from streams.worker import StreamWorker
 POSITION_FIRST, STATE_FIRST, NO_DEDUPE, UNFENCED = "position-first", "state-first", "no-dedupe", "unfenced"
 UNGUARDED, SAME_ITEM_LOG, ANY_LOG = "unguarded-rebalance", "same-item-log", "any-log"
 _IN_HAND_S = 0.05  # long enough for a claim to come in between
-_HALVES_BEFORE_DEATH = 30  # writes of clicks by this worker before it dies between the two halves of one
+_HALVES_BEFORE_DEATH = 12  # writes of clicks by this worker before it dies between the two halves of one
 # Lines of the store's script, and what each mutation makes of them.
 _SCRIPT: dict[str, dict[str, str]] = {
     UNFENCED: {
