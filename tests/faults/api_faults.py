@@ -15,34 +15,37 @@ from tests.faults.children import Api
 from tests.faults.stage import Stage
 
 _BALLAST = "ballast"
+_KILLS = 3
+_TRICKLE_S = 30.0  # in which half of the records that are left are sent, unless the kill comes first
 
 
 def killed_while_saving(stage: Stage) -> None:
     """An API process is killed with half a snapshot on the disk, three times, and started again in the same folder."""
     stage.start()
     victim = stage.apis[0]
-    for _ in range(3):
-        stage.wait_applied(len(stage.records) // 10)
-        stage.must_have_work()
-        _kill_while_saving(stage, victim)
-        victim = stage.start_api(victim.files.name)
+    for _ in range(_KILLS):
         stage.wait(lambda api=victim: bool(api.place[0]), "the API process has its items")  # type: ignore[misc]
+        victim = _kill_while_saving(stage, victim)
+    stage.wait(lambda: bool(victim.place[0]), "the API process has its items")
     assert list(victim.options.snapshots.glob("*.snapshot")), "no snapshot was ever finished: the fault missed"
+    stage.traffic.limit = len(stage.records)
 
 
-def _kill_while_saving(stage: Stage, api: Api) -> None:
-    """Tries until a part of a snapshot is left behind."""
-    folder = api.options.snapshots
+def _kill_while_saving(stage: Stage, api: Api) -> Api:
+    """Tries until a part of a snapshot is left behind; returns the process that takes over."""
+    folder, limit, start = api.options.snapshots, stage.traffic.limit, time.monotonic()
+    more = (len(stage.records) - limit) / (2 * _TRICKLE_S)  # records a second: items go on changing meanwhile
     before = set(folder.glob("*.part"))
-    deadline = time.monotonic() + 30
     while True:
         while not set(folder.glob("*.part")) - before:
-            assert time.monotonic() < deadline, "no snapshot was begun"
+            spent_s = time.monotonic() - start
+            assert spent_s < _TRICKLE_S, "no snapshot was begun, or it was never killed in time: the fault missed"
+            stage.traffic.limit = limit + int(spent_s * more)
         api.kill()
-        if set(folder.glob("*.part")) - before:
-            return
-        assert time.monotonic() < deadline, "it was never killed in time: the fault missed"
+        left = set(folder.glob("*.part")) - before
         api = stage.start_api(api.files.name)
+        if left:
+            return api
 
 
 def disk_full(stage: Stage) -> None:

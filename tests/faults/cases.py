@@ -96,7 +96,7 @@ _RECREATED = Case(
 )
 _TWO = Case("two-workers", two_workers, drag_s=12.0, max_lag=None)
 _ZOMBIE = Case("zombie", zombie, drag_s=8.0, max_lag=None)
-_RESENDS = Case("resends", replaced, mix=Mix(resends=0.4))
+_RESENDS = Case("resends", replaced, drag_s=2.0, mix=Mix(resends=0.4))
 CASES = (
     killed_times(3),
     _TWO,
@@ -122,7 +122,7 @@ CASES = (
     _RESENDS,
     Case("odd-events", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(odd=0.8)),
     Case("poison", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(poison=100)),
-    Case("api-killed", killed_while_saving, drag_s=4.0, max_lag=_SHORT_LAG, mix=_MANY_ITEMS, snapshot_ms=20.0),
+    Case("api-killed", killed_while_saving, half=True, mix=_MANY_ITEMS, snapshot_ms=20.0),
     Case("disk-full", disk_full, drag_s=4.0, max_lag=_SHORT_LAG, mix=_MANY_ITEMS, snapshot_ms=50.0, disk_kb=8192),
     Case("encoded", two_workers, drag_s=12.0, max_lag=None, mix=Mix(steady=True), encode=True),
 )

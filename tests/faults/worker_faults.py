@@ -77,12 +77,14 @@ def zombie(stage: Stage) -> None:
 
 
 def replaced(stage: Stage) -> None:
-    """Nothing breaks but the producers; the worker is replaced once, in peace."""
+    """Nothing breaks but the producers; the worker is replaced in peace, three times with work in hand."""
     worker = stage.start()
-    stage.wait_applied(len(stage.records) // 3)
-    worker.terminate()
-    stage.start()
-    stage.first_write()
+    for _ in range(3):
+        stage.wait_applied(len(stage.records) // 5)
+        stage.must_have_work()
+        worker.terminate()
+        worker = stage.start()
+        stage.first_write()
 
 
 def dies_between_two_halves(stage: Stage, successor: str) -> None:
