@@ -86,6 +86,7 @@ class StateConsumer(driver.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.reading = asyncio.Lock()  # held while a fetch is under way, and by whoever moves positions
+        self._handed: dict[TP, int] = {}  # physical partition → where reading went on after its last delivery
         super().__init__(*args, **kwargs)
 
     @property
@@ -111,6 +112,7 @@ class StateConsumer(driver.Consumer):
     async def move(self, positions: Positions) -> None:
         """Seeks in the consumer's own thread; the caller holds `reading`."""
         for tp, offset in self._physical(positions).items():
+            self._handed.pop(tp, None)
             await self._thread.call_thread(self._thread._ensure_consumer().seek, tp, offset)
 
     async def log_ends(self, tps: set[TP]) -> Positions:
@@ -121,13 +123,12 @@ class StateConsumer(driver.Consumer):
         """First offsets that the broker still has. ConnectionError when it does not answer."""
         return await self._offsets(self.earliest_offsets, tps)
 
-    async def reached(self, tps: set[TP]) -> Positions:
-        """Where the consumer would read on; beyond the last record where nothing but transaction markers follow."""
-        subscription = self._thread._ensure_consumer()._subscription.subscription
-        if subscription is None or subscription.assignment is None:  # a rebalance is under way
-            return {}
-        found = {tp: subscription.assignment.state_value(tp) for tp in self._physical(dict.fromkeys(tps, 0))}
-        return {self._named(tp): state.position for tp, state in found.items() if state and state.has_valid_position}
+    def handed(self, tps: set[TP]) -> Positions:
+        """Offsets before which everything has been delivered, since the last seek; beyond the last record where
+        nothing but transaction markers follow.
+        """
+        found = {tp: self._handed.get(tp) for tp in self._physical(dict.fromkeys(tps, 0))}
+        return {self._named(tp): offset for tp, offset in found.items() if offset is not None}
 
     async def _offsets(self, ask: Callable[..., Awaitable[Mapping[TP, int]]], tps: set[TP]) -> Positions:
         try:
@@ -182,9 +183,10 @@ class StateConsumer(driver.Consumer):
         wanted = self.wiring.wanted(self._logical(self._get_active_partitions())) if self.flow_active else set()
         if not wanted:
             return False
+        physical = set(self._physical(dict.fromkeys(wanted, 0)))
         # The lock is held meanwhile, so this also bounds how long a claim waits for a quiet consumer.
         try:
-            found = await self._thread.getmany(set(self._physical(dict.fromkeys(wanted, 0))), timeout=0.2)
+            found = await self._thread.getmany(physical, timeout=0.2)
         except OffsetOutOfRangeError as error:
             self.wiring.misplaced(self._logical(error.args[0]))
             return True
@@ -193,11 +195,23 @@ class StateConsumer(driver.Consumer):
         except KafkaError as error:
             log.warning("cannot fetch: %s: %s", type(error).__name__, error)
             return False
+        except BaseException:  # interrupted: the client may have given out records that nobody gets
+            self.wiring.misplaced(wanted)
+            raise
         if self.flow_active:
             self.wiring.deliver([self._record(raw) for raws in found.values() for raw in raws])
+            self._handed |= self._reached(physical)
         else:
             self.wiring.misplaced(self._logical(found))  # a rebalance began: these records are to be read again
         return True
+
+    def _reached(self, tps: set[TP]) -> dict[TP, int]:
+        """Where the client itself would read on."""
+        subscription = self._thread._ensure_consumer()._subscription.subscription
+        if subscription is None or subscription.assignment is None:  # a rebalance is under way
+            return {}
+        found = {tp: subscription.assignment.state_value(tp) for tp in tps}
+        return {tp: state.position for tp, state in found.items() if state and state.has_valid_position}
 
     def _named(self, tp: Any) -> TP:
         return TP(self.wiring.access.name(tp.topic), tp.partition)

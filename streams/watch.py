@@ -128,13 +128,13 @@ class Watch:
     async def _pass_over(self, consumer: StateConsumer, behind: set[TP]) -> None:
         """Moves positions past the end markers of transactions, which Kafka delivers to nobody.
 
-        Under the consumer's lock nothing is fetched, and what was fetched is in the lanes: where they hold nothing of
-        a tag, all records before the place that the consumer has reached are applied.
+        Under the consumer's lock nothing is fetched, and what was fetched in whole is in the lanes: where they hold
+        nothing of a tag, all records before the place up to which the consumer has delivered are applied.
         """
         if not any(all(lane.idle(tag_of(*tp)) for lane in self._lanes) for tp in behind):
             return
         async with consumer.reading:
-            for tp, reached in (await consumer.reached(behind)).items():
+            for tp, reached in consumer.handed(behind).items():
                 tag = tag_of(*tp)
                 if tag not in self._claims.unsettled and all(lane.idle(tag) for lane in self._lanes):
                     await self._engine.pass_over(tp.topic, tag, reached)

@@ -165,9 +165,11 @@ class StreamWorker:
 
         async def apply(wakes: faust.StreamT[Any]) -> None:
             async for _ in wakes:
-                while lane.pending:
+                # Once stopping, what is not applied stays in the lane: positions never pass what it holds.
+                while lane.pending and not self._stop.is_set():
                     await self._apply(lane.take(self.settings.max_batch))
-                    lane.done()
+                    if not self._stop.is_set():
+                        lane.done()
 
         self.app.agent(lane.channel, name=f"apply-{'-'.join(sorted(topics))}")(apply)
         return lane

@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import orjson
 import pytest
+from faust.types import TP
 
 from deploy.broker import Broker, topic_partitions
 from deploy.redis_server import RedisServer
@@ -321,5 +323,67 @@ def test_a_defect_of_ours_costs_one_record_and_not_the_stream(play: Play, monkey
         reader.close()
         assert dict(letter.headers)["reason"] == b"processing failed: ZeroDivisionError"
         assert orjson.loads(letter.value or b"")["item_id"] == "boom"
+
+    play(scenario)
+
+
+def test_a_worker_that_stops_with_a_backlog_leaves_it_to_its_successor(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = StreamWorker._end
+
+    async def beat_once_more(worker: StreamWorker, tasks: Sequence[asyncio.Future[None]]) -> None:
+        await asyncio.sleep(0.3)  # the agents notice that they are to stop
+        assert worker.claims.consumer is not None
+        await worker._watch._beat(worker.claims.consumer)  # a beat may be under way when a worker is asked to stop
+        await ending(worker, tasks)
+
+    async def scenario(shop: Shop) -> None:
+        shop.settings = replace(shop.settings, max_batch=10)
+        commit = shop.store.commit
+
+        async def slow(commits: Sequence[Commit]) -> None:
+            await asyncio.sleep(0.05)
+            await commit(commits)
+
+        await asyncio.gather(*(shop.send("anna", f"e{n}", f"i{n}") for n in range(150)))
+        shop.store.commit = slow  # type: ignore[method-assign]
+        monkeypatch.setattr(StreamWorker, "_end", beat_once_more)
+        async with shop.worker() as first:
+            await shop.until(lambda: first.engine.counts["applied"] > 0, "some are applied")
+        assert first.engine.counts["applied"] < 150
+        shop.store.commit = commit  # type: ignore[method-assign]
+        async with shop.worker() as second:
+            await shop.until(lambda: second.ready, "the rest is applied")
+        assert sorted(await shop.window("anna")) == sorted(f"i{n}" for n in range(150))
+
+    play(scenario)
+
+
+def test_a_fetch_that_was_interrupted_is_read_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(shop: Shop) -> None:
+        async with shop.worker() as worker:
+            consumer = worker.claims.consumer
+            assert consumer is not None
+            home = TP(CLICKSTREAM, partition_of("anna", PARTITIONS))
+            await shop.send("anna", "e0", "i0")
+            await shop.until(lambda: consumer.handed({home}) == {home: 1}, "the first is delivered")
+            getmany, interrupted = consumer._thread.getmany, asyncio.Event()
+
+            async def lost_on_the_way(*args: Any, **options: Any) -> Any:
+                found = await getmany(*args, **options)
+                if found and not interrupted.is_set():
+                    interrupted.set()
+                    raise asyncio.CancelledError
+                return found
+
+            async with consumer.reading:  # the fetch loop waits meanwhile
+                monkeypatch.setattr(consumer._thread, "getmany", lost_on_the_way)
+                await shop.send("anna", "e1", "i1")
+                with pytest.raises(asyncio.CancelledError):
+                    while True:
+                        await consumer._read_once()
+            await shop.until(lambda: worker.engine.counts["applied"] == 2, "the second is read again")
+        assert await shop.window("anna") == ["i0", "i1"]
 
     play(scenario)
