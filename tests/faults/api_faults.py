@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.children import Api
@@ -16,7 +17,7 @@ from tests.faults.stage import Stage
 
 _BALLAST = "ballast"
 _KILLS = 3
-_TRICKLE_S = 30.0  # in which half of the records that are left are sent, unless the kill comes first
+_TRICKLE_S = 60.0  # in which half of the records that are left are sent, unless the kill comes first
 
 
 def killed_while_saving(stage: Stage) -> None:
@@ -24,25 +25,28 @@ def killed_while_saving(stage: Stage) -> None:
     stage.start()
     victim = stage.apis[0]
     for _ in range(_KILLS):
-        stage.wait(lambda api=victim: bool(api.place[0]), "the API process has its items")  # type: ignore[misc]
         victim = _kill_while_saving(stage, victim)
     stage.wait(lambda: bool(victim.place[0]), "the API process has its items")
-    assert list(victim.options.snapshots.glob("*.snapshot")), "no snapshot was ever finished: the fault missed"
     stage.traffic.limit = len(stage.records)
 
 
 def _kill_while_saving(stage: Stage, api: Api) -> Api:
-    """Tries until a part of a snapshot is left behind; returns the process that takes over."""
+    """Lets it finish a snapshot and kills it in the next, until a part of one is left; returns who takes over."""
     folder, limit, start = api.options.snapshots, stage.traffic.limit, time.monotonic()
     more = (len(stage.records) - limit) / (2 * _TRICKLE_S)  # records a second: items go on changing meanwhile
-    before = set(folder.glob("*.part"))
-    while True:
-        while not set(folder.glob("*.part")) - before:
+
+    def wait(check: Callable[[], bool]) -> None:
+        while not check():
             spent_s = time.monotonic() - start
-            assert spent_s < _TRICKLE_S, "no snapshot was begun, or it was never killed in time: the fault missed"
+            assert spent_s < _TRICKLE_S, f"no snapshot was saved, or killed in time: the fault missed\n{api.log_tail()}"
             stage.traffic.limit = limit + int(spent_s * more)
+
+    while True:
+        parts, began_ns = set(folder.glob("*.part")), time.time_ns()
+        wait(lambda: _newest(folder) > began_ns)  # noqa: B023 - asked at once
+        wait(lambda: bool(set(folder.glob("*.part")) - parts))  # noqa: B023
         api.kill()
-        left = set(folder.glob("*.part")) - before
+        left = set(folder.glob("*.part")) - parts
         api = stage.start_api(api.files.name)
         if left:
             return api
