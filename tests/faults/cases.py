@@ -131,7 +131,7 @@ MUTATED = (
     Case("halves", lambda stage: dies_between_two_halves(stage, NO_DEDUPE), mutation=STATE_FIRST),
     replace(_ZOMBIE, mutation=UNFENCED),
     replace(_RESENDS, mutation=NO_DEDUPE),
-    replace(_TWO, mutation=UNGUARDED),
+    replace(_SET_BACK, mutation=UNGUARDED),
     replace(_SET_BACK, mutation=SAME_ITEM_LOG),
     replace(_RECREATED, mutation=ANY_LOG),
 )

@@ -24,7 +24,7 @@ from streams.transport import StateConsumer
 from streams.worker import StreamWorker
 
 POSITION_FIRST, STATE_FIRST, NO_DEDUPE, UNFENCED = "position-first", "state-first", "no-dedupe", "unfenced"
-UNGUARDED, SAME_ITEM_LOG, ANY_LOG = "unguarded-rebalance", "same-item-log", "any-log"
+UNGUARDED, SAME_ITEM_LOG, ANY_LOG = "unguarded-seek", "same-item-log", "any-log"
 _IN_HAND_S = 0.05  # long enough for a claim to come in between
 _HALVES_BEFORE_DEATH = 12  # writes of clicks by this worker before it dies between the two halves of one
 # Lines of the store's script, and what each mutation makes of them.
@@ -56,7 +56,7 @@ def mutated_store(mutation: str, url: str, keys: Keys) -> RedisStore:
 
 
 def mutate_worker(mutation: str, worker: StreamWorker) -> None:
-    """Takes the guards of rebalances away: what was fetched before a seek may be delivered and applied after it.
+    """Takes the guards of rebalances and new claims away: what was fetched before a seek may be applied after it.
 
     They are the consumer's lock, the pause of tags that are being claimed, the check of what is ours, and the
     contiguity check behind all of them.
