@@ -19,6 +19,7 @@ from tests.integration.live import Live, click, new_id
 
 LIVE = DEPLOYMENTS
 USERS = 20
+NEWCOMERS = 40  # a list follows a turn nearly always or not at all, so a mean needs many users
 VISIBLE_S = 20.0  # for what has no stated limit here (embedding a text on two busy cores)
 
 
@@ -65,7 +66,7 @@ def test_a_new_user_is_understood_after_three_views_and_followed_when_they_turn(
     shares: list[int] = []
     turned: list[int] = []
     producer = live.producer()
-    for n in range(USERS):
+    for n in range(NEWCOMERS):
         user = new_id("new")
         first, second = rng.sample(categories, 2)
         for category, into, slot in ((first, shares, "mixed"), (second, turned, "next")):
@@ -76,8 +77,8 @@ def test_a_new_user_is_understood_after_three_views_and_followed_when_they_turn(
             assert answer["served_by"] == "personal", (n, answer)
             into.append(Counter(shop.category_of(item) for item in recommended(answer))[category])
     producer.close()
-    assert sum(shares) / USERS >= 7, shares
-    assert sum(turned) / USERS >= 7, turned
+    assert sum(shares) / NEWCOMERS >= 7, shares
+    assert sum(turned) / NEWCOMERS >= 7, turned
 
 
 def test_events_from_another_partitioner_reach_their_user(live: Live, shop: Shop) -> None:
