@@ -129,7 +129,7 @@ CASES = (
 MUTATED = (
     Case("halves", lambda stage: dies_between_two_halves(stage, ""), mutation=POSITION_FIRST),
     Case("halves", lambda stage: dies_between_two_halves(stage, NO_DEDUPE), mutation=STATE_FIRST),
-    replace(_ZOMBIE, mutation=UNFENCED),
+    replace(_ZOMBIE, act=lambda stage: zombie(stage, 3), drag_s=12.0, mutation=UNFENCED),
     replace(_RESENDS, mutation=NO_DEDUPE),
     replace(_SET_BACK, mutation=UNGUARDED),
     replace(_SET_BACK, mutation=SAME_ITEM_LOG),

@@ -36,7 +36,7 @@ from tests.faults.worker_process import WorkerOptions
 
 _POLL_S = 0.01
 _ENDS_S = 0.05  # between two looks at the logs' ends
-_WRITE_DELAY_S = 0.04  # of dragged workers; their batch size makes the pace
+_WRITE_DELAY_S = 0.1  # of dragged workers, most of whose time a write is then under way; their batches make the pace
 _FULL_BATCHES = 4  # batches that fill the queue of a dragged worker, so that it is full when something breaks
 _APIS = 2
 

@@ -60,20 +60,31 @@ def _wait_for_both(stage: Stage, old: Worker, new: Worker) -> None:
     moment(stage, 0.2)
 
 
-def zombie(stage: Stage) -> None:
+def zombie(stage: Stage, rounds: int = 1) -> None:
     """A worker is stopped beyond its session while it has work in hand, replaced, and woken."""
-    first = stage.start()
-    stage.wait_applied(len(stage.records) // 10)
-    moment(stage, 0.05)
-    stage.must_have_work()
-    first.pause()
-    second = stage.start()
-    stage.recoveries_s.append(_wait_for_all(stage, second))
-    stage.wait_applied(len(stage.records) // 4)
-    first.resume()
-    if not stage.options.mutation:
-        stage.wait(lambda: first.count("fenced") > 0 or stage.settled(), "the woken worker is refused")
-        assert first.count("fenced") > 0, "the woken worker had nothing in hand: the fault missed"
+    worker = stage.start()
+    for number in range(rounds):
+        stage.wait_applied(len(stage.records) // 10)
+        moment(stage, 0.05)
+        stage.must_have_work()
+        worker.pause()
+        second = stage.start()
+        stage.recoveries_s.append(_wait_for_all(stage, second))
+        stage.wait_applied(len(stage.records) // (4 * rounds))
+        worker.resume()
+        if stage.options.mutation:
+            moment(stage, 1.0)  # it does harm or not
+        else:
+            _must_be_refused(stage, worker)
+        if number + 1 < rounds:
+            worker.kill()
+            _wait_for_all(stage, second)
+            worker = second
+
+
+def _must_be_refused(stage: Stage, woken: Worker) -> None:
+    stage.wait(lambda: woken.count("fenced") > 0 or stage.settled(), "the woken worker is refused")
+    assert woken.count("fenced") > 0, "the woken worker had nothing in hand: the fault missed"
 
 
 def replaced(stage: Stage) -> None:
