@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from faust.types import TP
 
@@ -18,6 +18,7 @@ from streams.engine import Engine, tag_of, topics_of
 from streams.logs import LogLookup
 from streams.transport import Positions, StateConsumer
 
+_CONFIRM_S = 0.5  # brokers agree on a recreated topic within this
 _RETRY_S = 0.25  # between attempts while the store or the broker is away
 _REFUSED_RETRY_S = 2.0  # another member has a newer generation: our own next rebalance is the usual way out
 
@@ -103,12 +104,27 @@ class Claims:
             log.warning("cannot settle %d partitions yet: %s", len(wanted), error)
             return {}
         except PositionBeyondLogError as error:
-            self._fail(error)
+            if await self._are_same_logs(wanted):
+                self._fail(error)
             return {}
         settled = {tag_of(tp.topic, tp.partition) for tp in positions}
         self.unsettled -= settled
         self._seek_only -= settled
         return positions
+
+    async def _are_same_logs(self, tags: Iterable[str]) -> bool:
+        """Whether the tags' topics are still those they were claimed with: one recreated since is claimed anew."""
+        await asyncio.sleep(_CONFIRM_S)
+        try:
+            now = await self._lookup.identities(sorted({topic for tag in tags for topic in topics_of(tag)}))
+        except (ConnectionError, TimeoutError):
+            return False
+        tenures = [self._engine.tenures[tag] for tag in tags if tag in self._engine.tenures]
+        same = all(now.get(topic) == known for tenure in tenures for topic, known in tenure.logs.items())
+        if not same:
+            log.warning("a topic was recreated while its partitions were claimed: claiming them anew")
+            self._seek_only.clear()
+        return same
 
     async def _positions(self, wanted: dict[str, set[TP]]) -> dict[TP, int]:
         """Claims each tag and finds where to read on; a tag whose claim failed is left out."""
