@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 import aiokafka
@@ -18,10 +18,12 @@ from confluent_kafka.cimpl import NewPartitions
 from deploy.redis_server import RedisServer
 from deploy.topics import create_topics
 from index.keys import ITEMS_TAG, Keys, partition_of, partition_tag
+from index.store import LogIdentity
 from streams.claims import PositionBeyondLogError
 from streams.digest import read_state
-from streams.events import CATALOG, CLICKSTREAM, USERS
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, USERS
 from streams.kafka_access import KafkaAccess
+from streams.logs import LogLookup
 from streams.transport import StateConsumer
 from tests.conftest import eventually
 from tests.streams_world import click
@@ -160,6 +162,32 @@ def test_a_topic_recreated_under_a_living_worker_starts_a_new_log_and_keeps_the_
             await cluster.shop.until(lambda: worker.engine.counts["new_logs"] >= PARTITIONS, "the new logs are noticed")
             await cluster.confirmed()
         assert (await cluster.shop.owner(TAG))["pos:clickstream"] == 4
+
+    play(scenario)
+
+
+def test_a_topic_recreated_while_it_is_claimed_is_not_taken_for_a_cut_one(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        async with cluster.shop.worker():
+            await cluster.send("e1", "e2")
+            await cluster.applied(["e1", "e2"])
+        lookup = LogLookup(cluster.access)
+        old = await lookup.identities(list(CONSUMED))
+        await cluster.recreate(CLICKSTREAM)
+        await cluster.send("e3")  # the new log is shorter than the old one's position
+        answers = [old]  # the first look comes just before the topic was recreated
+        look = LogLookup.identities
+
+        async def at_first_old(self: LogLookup, topics: Sequence[str]) -> dict[str, LogIdentity]:
+            found = answers.pop() if answers else await look(self, topics)
+            return {topic: found[topic] for topic in topics if topic in found}
+
+        monkeypatch.setattr(LogLookup, "identities", at_first_old)
+        async with cluster.shop.worker():
+            await cluster.applied(["e1", "e2", "e3"])
+        assert not answers
 
     play(scenario)
 
