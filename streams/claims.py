@@ -69,8 +69,10 @@ class Claims:
         tags = {tag_of(tp.topic, tp.partition) for tp in assignment}
         for tag in set(self._engine.tenures) - tags:
             await self._engine.release(tag)
-        self.unsettled, self._seek_only = set(tags), set()
+        self.unsettled = set(tags)
         async with self.consumer.reading:
+            # Again: `keep` may just have settled them for the assignment before, which says nothing about this one.
+            self.unsettled, self._seek_only = set(tags), set()
             positions = await self._settle(assignment)
         if self.unsettled:
             self._wake.set()
@@ -107,7 +109,8 @@ class Claims:
             if await self._are_same_logs(wanted):
                 self._fail(error)
             return {}
-        settled = {tag_of(tp.topic, tp.partition) for tp in positions}
+        # A tag of which only some topics are assigned (yet) is not: the others would be read from anywhere.
+        settled = {tag for tag in wanted if {tp.topic for tp in by_tag[tag] & set(positions)} == set(topics_of(tag))}
         self.unsettled -= settled
         self._seek_only -= settled
         return positions
