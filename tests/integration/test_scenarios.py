@@ -132,12 +132,16 @@ def test_a_new_item_is_found_withdrawn_sold_out_and_relisted(live: Live, shop: S
 
 
 def _change(live: Live, item: str, body: dict[str, Any] | None) -> int:
-    """Produces a catalogue change and waits until the API knows it; returns its item-log position."""
+    """Produces a catalogue change and waits until the index of every API knows it; returns its item-log position."""
     before = live.get(f"/v1/items/{item}")["position"]
     send(live, "catalog", item, body)
-    return int(
-        live.until(lambda: (p := live.get(f"/v1/items/{item}")["position"]) > before and p, 5.0, f"{item} changes")
-    )
+
+    def known() -> int | None:
+        record = live.get(f"/v1/items/{item}")
+        position = int(record["position"])
+        return position if before < position <= record["index"]["position"] else None
+
+    return int(live.until(known, 5.0, f"{item} changes"))
 
 
 def test_a_heat_wave_moves_the_next_answer_there_and_nowhere_else_until_it_ends(live: Live, shop: Shop) -> None:
