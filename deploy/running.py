@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from deploy.heartbeat import beat, this_process
 from deploy.settings import Settings, public_address
 from deploy.sparing_log import SparingFilter
+from deploy.stacks import show_stacks_on_signal
 from index.redis_nodes import Command, nodes
 from index.redis_store import RedisStore
 from index.store import LiveStore, StoreUnavailableError
@@ -24,7 +25,8 @@ _FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
 
 
 def log_to_stderr(settings: Settings) -> None:
-    """Sets up logging and says once with whom this process talks, without passwords."""
+    """Sets up logging and says once with whom this process talks, without passwords. SIGUSR1 shows its stacks."""
+    show_stacks_on_signal()
     logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT, force=True)
     logging.getLogger().handlers[0].addFilter(SparingFilter())
     logging.getLogger("elastic_transport").setLevel(logging.ERROR)  # else it tells of every call

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,6 +21,7 @@ from tests.faults.process_files import ProcessFiles
 from tests.faults.worker_process import WorkerOptions
 
 _STOP_S = 20.0
+_SHOW_S = 1.0  # for writing some dozen stacks
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tests.faults.worker_process", "tests.faults.api_process", "tests.faults.elastic"])
 
@@ -81,9 +83,18 @@ class Child(Generic[OptionsT]):
 
     def log_tail(self) -> str:
         """The last lines it wrote."""
-        if not self.files.log.exists():
-            return "(it wrote nothing)"
-        return "\n".join(self.files.log.read_text(errors="replace").splitlines()[-40:])
+        return "\n".join(self._log().splitlines()[-40:]) or "(it wrote nothing)"
+
+    def last_words(self) -> str:
+        """The last lines it wrote and, while it lives, what its threads and tasks wait for."""
+        tail, length = self.log_tail(), len(self._log())
+        if self.alive:
+            os.kill(self.pid, signal.SIGUSR1)
+            time.sleep(_SHOW_S)
+        return f"{tail}\n{self._log()[length:]}"
+
+    def _log(self) -> str:
+        return self.files.log.read_text(errors="replace") if self.files.log.exists() else ""
 
 
 class Worker(Child[WorkerOptions]):

@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from deploy.stacks import show_stacks_on_signal
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -40,11 +42,12 @@ class ProcessFiles:
         return self.folder / f"{self.name}.dump"
 
     def adopt(self) -> None:
-        """Called first in the new process: dies with its parent, and writes to its own log."""
+        """Called first in the new process: dies with its parent, writes to its own log, shows stacks on SIGUSR1."""
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with self.log.open("ab") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+        show_stacks_on_signal()
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
 
 

@@ -208,7 +208,7 @@ class Stage:
         while not check():
             if time.monotonic() - start > timeout_s:
                 children = [child for child in self._children if child.alive or child.exit_code != -9]
-                logs = "\n".join(f"== {c.files.name} alive={c.alive}\n{c.log_tail()}" for c in children)
+                logs = "\n".join(f"== {c.files.name} alive={c.alive}\n{c.last_words()}" for c in children)
                 raise AssertionError(f"not within {timeout_s:g} s: {what}\n{self._where()}\n{logs}")
             time.sleep(_POLL_S)
         return time.monotonic() - start
