@@ -39,7 +39,7 @@ CENTRES = 500
 SHARES = (0.5, 0.05, 0.005)  # of the items that the tags `share-…` mark
 BUCKET_MS = 6 * 3600 * 1000
 WINDOW = 200 + 56 // 2
-_TEXT_DIM = 4  # text vectors are not read by queries
+TEXT_DIM = 4  # text vectors are not read by queries; an untrained encoder has no use for more
 _BATCH = 500
 _LOG = LogIdentity("bench")
 
@@ -89,16 +89,16 @@ class Synthetic:
             tags = tuple(f"share-{share}" for share in SHARES if drawn[at] < share)
             yield ItemRecord(item_id, at + 1, body, None, tags, "bench", None, None, vectors[at])
 
-    def state(self, user: int, now_ms: int) -> UserState:
-        """A window of WINDOW events up to `now_ms`."""
+    def state(self, user: int, now_ms: int, length: int = WINDOW) -> UserState:
+        """A window of `length` events up to `now_ms`."""
         rng = np.random.default_rng((self.seed, 4, user))
-        ids = (rng.bytes(16).hex() for _ in range(WINDOW))
-        chosen = rng.integers(0, self.items, WINDOW)
-        times = now_ms - np.cumsum(rng.integers(1_000, 10_000_000, WINDOW))[::-1]
+        ids = (rng.bytes(16).hex() for _ in range(length))
+        chosen = rng.integers(0, self.items, length)
+        times = now_ms - np.cumsum(rng.integers(1_000, 10_000_000, length))[::-1]
         return UserState(
             hashes=[event_hash(event_id) for event_id in ids],
             items=[self.item_ids[at] for at in chosen],
-            kinds=rng.integers(0, 2, WINDOW).tolist(),
+            kinds=rng.integers(0, 2, length).tolist(),
             ts_ms=times.tolist(),
         )
 
@@ -115,8 +115,8 @@ def user_id(number: int) -> str:
 class Writer:
     """Plays the worker: claims every tag, writes items and users."""
 
-    def __init__(self, store: LiveStore, partitions: int = PARTITIONS) -> None:
-        self.store, self.partitions = store, partitions
+    def __init__(self, store: LiveStore, partitions: int = PARTITIONS, model: str = MODEL) -> None:
+        self.store, self.partitions, self.model = store, partitions, model
         self._position: dict[str, int] = {}
 
     async def open(self, dim: int = DIM) -> None:
@@ -126,10 +126,12 @@ class Writer:
             await self.store.claim(partition_tag(number), "bench", 1, dict.fromkeys(("clickstream", "users"), _LOG))
         await self.store.claim(ITEMS_TAG, "bench", 1, dict.fromkeys(("catalog", "item-vectors"), _LOG))
         await self.store.claim(CONTEXT_TAG, "bench", 1, {"context": _LOG})
-        document = {"version": MODEL, "config": {"d_model": dim}, "metadata": {"embedder": "bench"}}
-        await self.store.write(self.store.keys.model(MODEL), {"json": orjson.dumps(document), "context.weight": b""})
+        document = {"version": self.model, "config": {"d_model": dim}, "metadata": {"embedder": "bench"}}
         await self.store.write(
-            self.store.keys.cluster(), {"model": MODEL.encode(), "bucket_ms": str(BUCKET_MS).encode()}
+            self.store.keys.model(self.model), {"json": orjson.dumps(document), "context.weight": b""}
+        )
+        await self.store.write(
+            self.store.keys.cluster(), {"model": self.model.encode(), "bucket_ms": str(BUCKET_MS).encode()}
         )
 
     async def put_items(self, records: Iterator[ItemRecord]) -> None:
@@ -138,19 +140,24 @@ class Writer:
             ops: list[Op] = []
             for record in batch:
                 assert record.retrieval is not None
-                key = self.store.keys.item(record.item_id)
+                key, text = self.store.keys.item(record.item_id), record.retrieval[:TEXT_DIM]
                 values = {
                     CATALOGUE: canonical_json(record.catalogue),
                     TAGS: canonical_json(record.tags),
                     EMBEDDER: b"bench",
-                    TEXT_VECTOR: bytes(4 * _TEXT_DIM),
-                    vector_field(MODEL): encode_vectors(record.retrieval, half=False),
+                    TEXT_VECTOR: text.tobytes(),
+                    vector_field(self.model): encode_vectors(record.retrieval, half=False),
                 }
                 ops += [Op("hset", key, values), Op("log", key, names=(record.item_id,))]
             await self._commit(ITEMS_TAG, "catalog", ops)
 
-    async def put_users(self, world: Synthetic, numbers: Sequence[int], now_ms: int) -> None:
-        """Writes users' windows and vectors [2, dim] in fp16, their place in the index, and some popularity."""
+    async def put_users(
+        self, world: Synthetic, numbers: Sequence[int], now_ms: int, lengths: Sequence[int] | None = None
+    ) -> None:
+        """Writes users' windows and vectors [2, dim] in fp16, their place in the index, and some popularity.
+
+        `lengths` [users] are those of the windows, WINDOW by default.
+        """
         vectors = world.user_vectors()
         by_partition: dict[int, list[int]] = {}
         for number in numbers:
@@ -160,8 +167,8 @@ class Writer:
             for at in range(0, len(mine), _BATCH):
                 ops = []
                 for number in mine[at : at + _BATCH]:
-                    state = world.state(number, now_ms)
-                    fields = {STATE: encode_state(state), vector_field(MODEL): encode_vectors(vectors[number])}
+                    state = world.state(number, now_ms, WINDOW if lengths is None else lengths[number])
+                    fields = {STATE: encode_state(state), vector_field(self.model): encode_vectors(vectors[number])}
                     ops.append(Op("hset", self.store.keys.user(tag, user_id(number)), fields))
                     ops.append(Op("zadd", self.store.keys.users(tag), {user_id(number): state.ts_ms[-1]}))
                     popular = {f"\x1f{state.items[-1]}": 1}
