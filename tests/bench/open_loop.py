@@ -111,7 +111,7 @@ class _Generator:
             np.asarray(self._latency) * 1e3,
             self._statuses,
             len(tasks),
-            float(np.percentile(self._late, 99)) * 1e3,
+            float(np.percentile(self._late, 99)) * 1e3 if self._late else 0.0,
             cpu_seconds() - cpu,
             self._count / self._load.rate,
         )
