@@ -16,6 +16,7 @@ from encoder.config import preset_names, preset_training
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _PROTOCOL = click.Choice(["timeline", "loo"])
+_PROTOCOLS = click.Choice(["timeline", "loo", "sessions"])
 
 
 @click.command()
@@ -101,10 +102,14 @@ def train(
 @click.option("--model", type=_FOLDER, help="Artefact to evaluate.  [default: PERSEID_MODEL]")
 @click.option(
     "--protocol",
-    type=_PROTOCOL,
+    type=_PROTOCOLS,
     default="timeline",
     show_default=True,
-    help="timeline: each choice from all before it. loo: each user's last event, every item ranked, no popularity.",
+    help="timeline: each choice from all before it. loo: each user's last event, every item ranked, no popularity. "
+    "sessions: what was shown on a user's day, ranked anew, beside LambdaMART.",
+)
+@click.option(
+    "--choice", help="Of sessions: click, or a kind of event.  [default: purchase if there are any, else click]"
 )
 @click.option(
     "--split",
@@ -119,6 +124,7 @@ def evaluate(
     folder: Path,
     model: Path | None,
     protocol: str,
+    choice: str | None,
     split: float | None,
     every: int,
     repeats: bool,
@@ -142,13 +148,22 @@ def evaluate(
     ask = AskSettings(every=every, repeats=repeats)
     with records_bar("events") as show:
         progress = None if show is None else lambda done: show(done, None)
-        if protocol == "loo":
+        if protocol == "sessions":
+            from deploy.session_evaluation import evaluate_sessions_of, sessions_table
+
+            found = evaluate_sessions_of(
+                folder, model or settings.model, settings, memory, split, choice, progress=progress
+            )
+        elif protocol == "loo":
             found = evaluate_leave_one_out(folder, model or settings.model, settings, memory, progress)
         else:
             found = evaluate_folder(folder, model or settings.model, settings, memory, split, ask, progress)
     memory.close()
     if as_json:
         click.echo(orjson.dumps(found).decode())
+        return
+    if protocol == "sessions":
+        click.echo(sessions_table(found))
         return
     if protocol == "loo":
         click.echo(f"model {found['model']} on {found['data']}: {found['users']} users, {found['catalogue']} items\n")

@@ -1,47 +1,48 @@
-"""Several ways to make lists, asked the same questions: their metrics side by side, by slice, and who wins.
+"""Several ways to make lists, asked the same questions: metrics with intervals, by slice, and who is better.
 
-A question has one target: what the user chose next. Every list is scored on every question, those that nobody could
-have answered too. It does not know what the lists are made of.
+A question has one target or several: what the user chose next. Every list is scored on every question, those that
+nobody could have answered too. It does not know what the lists are made of. Coverage has no interval: a resample holds
+fewer users than there are, so its lists cover less.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from streams.metrics import Scoreboard, hit_rate, sign_test
+import numpy as np
+from numpy.typing import NDArray
 
-HISTORY_SLICES = ((0, "history 0"), (5, "history 1-5"))  # up to so many events known of the user; else the last
-LONG_HISTORY = "history 6+"
+from streams.metrics import METRICS
+from streams.outcomes import Outcomes
+from streams.resampling import RESAMPLES, Resamples, interval, sign_flip_test
+from streams.slices import Facts, slices
 
-
-def history_slice(events: int) -> str:
-    """The slice of a user of whom so many events are known.
-
-    >>> history_slice(0), history_slice(5), history_slice(6)
-    ('history 0', 'history 1-5', 'history 6+')
-    """
-    return next((name for most, name in HISTORY_SLICES if events <= most), LONG_HISTORY)
+KS = (1, 5, 10, 20, 50)
+CONFIDENCE = 0.95
+_TESTED = ("recall", "ndcg")  # differences at the cut-off nearest to 10
 
 
 @dataclass(slots=True)
 class Comparison:
-    """Scores of lists by name at cut-offs `ks`, each measured against every one of `baselines` on hits at `k`."""
+    """Scores of lists by name at cut-offs `ks`, each of `names` measured against every one of `baselines`.
+
+    `pairs` names other pairs to measure against each other instead; `sliced` says whether slices are wanted.
+    """
 
     names: Sequence[str]
     baselines: Sequence[str]
-    ks: Sequence[int] = (5, 10, 20)
-    boards: dict[str, Scoreboard] = field(init=False)
-    slices: dict[str, dict[str, Scoreboard]] = field(default_factory=dict)
-    wins: Counter[tuple[str, str]] = field(default_factory=Counter)  # (name, baseline) → questions only `name` hit
-    losses: Counter[tuple[str, str]] = field(default_factory=Counter)
+    ks: Sequence[int] = KS
+    pairs: Sequence[tuple[str, str]] | None = None
+    seed: int = 0
+    sliced: bool = True
+    outcomes: Outcomes = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.names or not self.ks:
             raise ValueError(f"a comparison needs names and cut-offs, got {self.names!r} and {self.ks!r}")
-        self.boards = {name: Scoreboard(self.ks) for name in self._all}
+        self.outcomes = Outcomes([*self.names, *self.baselines])
 
     @property
     def k(self) -> int:
@@ -50,96 +51,141 @@ class Comparison:
 
     @property
     def questions(self) -> int:
-        return self.boards[self.names[0]].questions
+        return len(self.outcomes)
 
-    def add(self, lists: Mapping[str, Sequence[str]], target: str, slice_name: str) -> None:
+    def add(self, lists: Mapping[str, Sequence[str]], targets: Set[str], facts: Facts) -> None:
         """Scores one question's lists, one for every name and baseline."""
-        slices = self.slices.setdefault(slice_name, {name: Scoreboard((self.k,)) for name in self._all})
-        hits = {name: hit_rate(lists[name], {target}, self.k) for name in self._all}
-        for name in self._all:
-            self.boards[name].add(lists[name], {target})
-            slices[name].add(lists[name], {target})
-        for pair in self._pairs:
-            self.wins[pair] += hits[pair[0]] > hits[pair[1]]
-            self.losses[pair] += hits[pair[0]] < hits[pair[1]]
+        self.outcomes.add(lists, targets, facts)
 
-    def result(self, catalogue_size: int) -> dict[str, Any]:
-        """Plain values for JSON: `metrics` by list, `slices` by name and list, `versus` each baseline."""
-        return {
-            "questions": self.questions,
-            "catalogue": catalogue_size,
-            "metrics": {name: _rounded(board.means(catalogue_size)) for name, board in self.boards.items()},
-            "slices": {
-                slice_name: {
-                    "questions": boards[self.names[0]].questions,
-                    "metrics": {name: _rounded(board.means(catalogue_size)) for name, board in boards.items()},
-                }
-                for slice_name, boards in sorted(self.slices.items())
-            },
-            "versus": [
-                {
-                    "list": name,
-                    "baseline": baseline,
-                    "k": self.k,
-                    "wins": self.wins[name, baseline],
-                    "losses": self.losses[name, baseline],
-                    "p": sign_test(self.wins[name, baseline], self.losses[name, baseline]),
-                }
-                for name, baseline in self._pairs
-            ],
-        }
+    def result(self, catalogue_size: int, resamples: int = RESAMPLES) -> dict[str, Any]:
+        """Plain values for JSON.
+
+        `metrics` of the first list (`list`), `lists` of all, `intervals` of both over users; `slices` by name with the
+        metrics at `k`; `versus`: paired differences with intervals and p-values of a sign-flip test over users.
+        """
+        found: dict[str, Any] = {"questions": self.questions, "users": self.outcomes.users, "catalogue": catalogue_size}
+        found |= {"list": self.names[0], "k": self.k, "metrics": {}, "lists": {}, "intervals": {}}
+        found |= {"confidence": CONFIDENCE, "resamples": resamples, "seed": self.seed, "slices": {}, "versus": []}
+        if not self.questions:
+            return found
+        statistics = _Statistics(self, resamples)
+        for name in self.outcomes.names:
+            means, bounds = statistics.all(name)
+            covered = {f"coverage@{k}": round(self.outcomes.coverage(name, k, catalogue_size), 6) for k in self.ks}
+            found["lists"][name], found["intervals"][name] = means | covered, bounds
+        found["metrics"] = found["lists"][self.names[0]]
+        facts = {name: self.outcomes.facts(name) for name in ("history", "age", "popularity", "category", "repeat")}
+        for kind, name, at in slices(facts, self.outcomes.categories) if self.sliced else ():
+            found["slices"][name] = {"by": kind, **statistics.of_some(at)}
+        found["versus"] = [statistics.versus(*pair) for pair in self._pairs]
+        return found
 
     def memory(self) -> dict[str, Any]:
         """What has been scored, as plain values for JSON."""
-        return {
-            "boards": {name: board.memory() for name, board in self.boards.items()},
-            "slices": {
-                s: {name: board.memory() for name, board in boards.items()} for s, boards in self.slices.items()
-            },
-            "pairs": [[*pair, self.wins[pair], self.losses[pair]] for pair in self._pairs],
-        }
+        return self.outcomes.memory()
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Goes on from what `memory` said; the names and baselines are the same."""
-        for name, found in memory["boards"].items():
-            self.boards[name].remember(found)
-        for slice_name, boards in memory["slices"].items():
-            self.slices[slice_name] = {name: Scoreboard((self.k,)) for name in self._all}
-            for name, found in boards.items():
-                self.slices[slice_name][name].remember(found)
-        for name, baseline, wins, losses in memory["pairs"]:
-            self.wins[name, baseline], self.losses[name, baseline] = wins, losses
+        self.outcomes.remember(memory)
 
     @property
-    def _all(self) -> list[str]:
-        return [*self.names, *self.baselines]
-
-    @property
-    def _pairs(self) -> list[tuple[str, str]]:
+    def _pairs(self) -> Sequence[tuple[str, str]]:
+        if self.pairs is not None:
+            return self.pairs
         return [(name, baseline) for name in self.names for baseline in self.baselines]
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The metrics of `Comparison.result` as aligned text, a line per list, slices and verdicts below.
+class _Statistics:
+    """Means, intervals and tests over one set of resamples."""
 
-    Recall is left out: with one target a question it is the hit rate.
+    def __init__(self, comparison: Comparison, resamples: int) -> None:
+        outcomes = comparison.outcomes
+        self._k, self._seed = comparison.k, comparison.seed
+        self._names = outcomes.names
+        self._users = outcomes.facts("user")
+        self._scores = {name: outcomes.scores(name, comparison.ks) for name in self._names}
+        self._resamples = Resamples(outcomes.users, resamples, comparison.seed)
+        self._drawn: dict[str, NDArray[np.float64]] = {}  # list → means of the tested metrics [resamples, 2]
+
+    def all(self, name: str) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Means and intervals of every metric of a list."""
+        columns = list(self._scores[name])
+        values = np.column_stack([self._scores[name][column] for column in columns])
+        drawn = self._resamples.means(values, self._users)
+        self._drawn[name] = drawn[:, [columns.index(column) for column in self._tested]]
+        return _named(columns, values.mean(axis=0)), _bounds(columns, drawn)
+
+    def of_some(self, at: NDArray[Any]) -> dict[str, Any]:
+        """Metrics and intervals of every list on some of the questions, at the cut-off nearest to 10."""
+        columns = [f"{metric}@{self._k}" for metric in METRICS]
+        values = np.column_stack([self._scores[name][column][at] for name in self._names for column in columns])
+        means, bounds = values.mean(axis=0), self._resamples.means(values, self._users[at])
+        parts = {name: slice(n * len(columns), (n + 1) * len(columns)) for n, name in enumerate(self._names)}
+        return {
+            "questions": len(at),
+            "users": len(np.unique(self._users[at])),
+            "lists": {name: _named(columns, means[part]) for name, part in parts.items()},
+            "intervals": {name: _bounds(columns, bounds[:, part]) for name, part in parts.items()},
+        }
+
+    def versus(self, name: str, other: str) -> dict[str, Any]:
+        """How much better a list is than another on the same questions."""
+        values = np.column_stack([self._scores[name][c] - self._scores[other][c] for c in self._tested])
+        hits = self._scores[name][f"hr@{self._k}"] - self._scores[other][f"hr@{self._k}"]
+        bounds = _bounds(self._tested, self._drawn[name] - self._drawn[other])
+        chances = sign_flip_test(values, self._users, seed=self._seed)
+        return {
+            "list": name,
+            "baseline": other,
+            "k": self._k,
+            "wins": int((hits > 0).sum()),
+            "losses": int((hits < 0).sum()),
+            "differences": {
+                column: {"mean": round(float(mean), 6), "interval": bounds[column], "p": round(float(p), 6)}
+                for column, mean, p in zip(self._tested, values.mean(axis=0), chances, strict=True)
+            },
+        }
+
+    @property
+    def _tested(self) -> list[str]:
+        return [f"{metric}@{self._k}" for metric in _TESTED]
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """What `Comparison.result` found as aligned text, a line per list, slices and verdicts below.
+
+    Recall is left out where it is the hit rate: with one target a question.
     """
-    parts = [metrics_table("all questions", result["questions"], result["metrics"])]
-    parts += [metrics_table(name, found["questions"], found["metrics"]) for name, found in result["slices"].items()]
-    for against in result["versus"]:
-        chance = f"p = {against['p']:.2g}" if against["p"] else "p < 1e-12"
-        parts.append(
-            f"{against['list']} against {against['baseline']}, hits at {against['k']}: "
-            f"{against['wins']} questions won, {against['losses']} lost, {chance}"
-        )
-    return "\n\n".join(parts)
+    parts = [metrics_table("all questions", result["questions"], result["lists"])]
+    parts += [metrics_table(name, found["questions"], found["lists"]) for name, found in result["slices"].items()]
+    parts.append("\n".join(verdict(against) for against in result["versus"]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def verdict(against: Mapping[str, Any]) -> str:
+    """One line on one pair of lists."""
+    shown = []
+    for column, found in against["differences"].items():
+        low, high = found["interval"]
+        shown.append(f"{column} {found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}")
+    return f"{against['list']} against {against['baseline']}: {'; '.join(shown)}"
 
 
 def metrics_table(title: str, questions: int, metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """One line per list, one column per metric but Recall, aligned."""
-    columns = [name for name in next(iter(metrics.values())) if not name.startswith("Recall")]
+    """One line per list, aligned: hit rate (or recall) at every cut-off, the other metrics at that nearest to 10."""
+    columns = shown_columns(metrics)
     rows = [[name, *(f"{row[column]:.4f}" for column in columns)] for name, row in metrics.items()]
     return _aligned([[f"{title} ({questions})", *columns], *rows])
+
+
+def shown_columns(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The metrics that people need to see; no recall where it equals the hit rate everywhere: with one target each."""
+    columns = list(next(iter(metrics.values())))
+    k = min((int(column.partition("@")[2]) for column in columns), key=lambda k: (abs(k - 10), k))
+    twins = {column: column.replace("recall", "hr") for column in columns if column.startswith("recall")}
+    hidden = {c for c, twin in twins.items() if all(twin in row and row[c] == row[twin] for row in metrics.values())}
+    wide = [column for column in columns if column.startswith(("hr@", "recall@")) and column not in hidden]
+    return wide + [column for name in ("ndcg", "mrr", "coverage") if (column := f"{name}@{k}") in columns]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -148,5 +194,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-def _rounded(means: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in means.items()}
+def _named(columns: Sequence[str], values: NDArray[Any]) -> dict[str, float]:
+    return {column: round(float(value), 6) for column, value in zip(columns, values, strict=True)}
+
+
+def _bounds(columns: Sequence[str], drawn: NDArray[np.float64]) -> dict[str, list[float]]:
+    rows = np.round(interval(drawn, CONFIDENCE), 6).T.tolist()
+    return dict(zip(columns, rows, strict=True))

@@ -21,12 +21,13 @@ from context.timeline import ContextTimeline
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from index.query import Weights
 from index.records import UserState
-from streams.comparison import Comparison, history_slice
+from streams.comparison import Comparison
 from streams.events import CLICKSTREAM, USERS, Click, Forget, Profile, Record, Rules, parse
 from streams.folder import Folder
 from streams.folder_records import ItemVectors, records
 from streams.metrics import Baselines
 from streams.questions import AskSettings, Slot
+from streams.slices import UNKNOWN, Facts
 from streams.state import WindowLimits, apply_click, apply_forget, apply_profile
 
 _BATCH = 64  # questions encoded and ranked together
@@ -71,6 +72,7 @@ class _Question:
     request: EncodeRequest
     seen: frozenset[str]
     baselines: dict[str, list[str]]
+    facts: Facts
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ class _Candidates:
         described = {item["item_id"] for item in folder.items}
         self.shown = np.array([i in described and i not in hidden for i in self.item_ids], bool)  # [n]
         self.arrivals_ms = np.array([arrivals[item_id] for item_id in self.item_ids], np.int64)  # [n]
+        self.categories = {item["item_id"]: next(iter(item.get("category") or ()), "") for item in folder.items}
         self.order = np.argsort(self.arrivals_ms, kind="stable")  # [n]
 
 
@@ -157,7 +160,7 @@ class _Evaluation:
             row = self._items.row.get(question.target)
             if row is None or not self._items.shown[row] or self._items.arrivals_ms[row] > question.ts_ms:
                 self.targets["not in the catalogue" if row is None else "not to be shown"] += 1
-            self.comparison.add(lists, question.target, history_slice(len(question.request.items)))
+            self.comparison.add(lists, {question.target}, question.facts)
 
     def result(self) -> dict[str, Any]:
         """As `streams.questions.Asker.result`."""
@@ -210,8 +213,16 @@ class _Evaluation:
             request=EncodeRequest(click.user_id, *columns, profile, user.keep),
             seen=without,
             baselines=self._baselines.lists(max(self._ask.ks), now_ms, without),
+            facts=self._facts(click, now_ms, state),
         )
         user.keep = len(state.items)
+
+    def _facts(self, click: Click, now_ms: int, state: UserState) -> Facts:
+        items, row = self._items, self._items.row.get(click.item_id)
+        age_ms = UNKNOWN if row is None else max(0, now_ms - int(items.arrivals_ms[row]))
+        repeat = click.item_id in self._seen(state, now_ms)
+        chosen, category = self._baselines.chosen(click.item_id), items.categories.get(click.item_id, "")
+        return Facts(click.user_id, len(state.items), age_ms, chosen, category, repeat)
 
     def _rank(self, question: _Question, slot: Slot, pair: NDArray[np.float32]) -> list[str]:
         """The list of one slot; a stranger gets the recently popular one (the API adds context to it)."""

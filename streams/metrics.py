@@ -1,138 +1,88 @@
 """Ranking metrics with exact definitions, and the recent-popularity list that every table has to be read beside.
 
-A list is item ids, best first, without repeats; a target set is what the user then chose. All functions are pure and
-work on one list; `Scoreboard` averages them as questions are answered. It does not know where lists come from, and
-every question counts, those whose target nobody could have recommended too: misses are never filtered away here.
+A list is item ids, best first, without repeats; targets are what the user then chose. Where the targets came in a list
+(their ranks) decides every metric but coverage, so ranks are what is kept of a question (`streams.outcomes`). It does
+not know where lists come from, and every question counts, those whose target nobody could have recommended too.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 DAY_MS = 86_400_000
+METRICS = ("hr", "recall", "ndcg", "mrr")
+MISSED = 0  # the rank of a target that is not in a list
+Floats = NDArray[np.float64]
 
 
-def hit_rate(ranked: Sequence[str], targets: Collection[str], k: int) -> float:
-    """HR@k = 1 if any target is among the first k, else 0.
+def ranks_in(ranked: Sequence[str], targets: Set[str]) -> list[int]:
+    """Places of the targets in a list, from 1 and rising, then MISSED for each that is not in it.
 
-    >>> hit_rate(["a", "b", "c"], {"c"}, 2), hit_rate(["a", "b", "c"], {"c", "b"}, 2)
-    (0.0, 1.0)
+    >>> ranks_in(["a", "b", "c"], {"c", "x", "a"})
+    [1, 3, 0]
+
+    Raises:
+        ValueError: the list holds an item twice, or there is no target.
     """
-    return float(any(item in targets for item in _top(ranked, targets, k)))
-
-
-def recall(ranked: Sequence[str], targets: Collection[str], k: int) -> float:
-    """Recall@k = |first k ∩ targets| / |targets|; with one target it is HR@k.
-
-    >>> recall(["a", "b", "c"], {"b", "x"}, 3)  # one of two found
-    0.5
-    """
-    return sum(item in targets for item in _top(ranked, targets, k)) / len(targets)
-
-
-def ndcg(ranked: Sequence[str], targets: Collection[str], k: int) -> float:
-    """NDCG@k = Σ_{r ≤ k, item r is a target} 1/log2(r + 1), divided by the most that is achievable:
-    Σ_{r ≤ min(k, |targets|)} 1/log2(r + 1). With one target at rank r it is 1/log2(r + 1).
-
-    >>> ndcg(["a", "b", "c"], {"a"}, 3), ndcg(["a", "b", "c"], {"c"}, 3)  # rank 1; rank 3: 1/log2(4)
-    (1.0, 0.5)
-    >>> ndcg(["a", "b"], {"a", "b", "c"}, 2)  # a third target cannot be in a list of two
-    1.0
-    """
-    gained = sum(1 / math.log2(rank + 1) for rank, item in enumerate(_top(ranked, targets, k), 1) if item in targets)
-    return gained / sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(targets)) + 1))
-
-
-def reciprocal_rank(ranked: Sequence[str], targets: Collection[str], k: int) -> float:
-    """1 / rank of the first target among the first k, 0 without one; its mean is MRR@k.
-
-    >>> reciprocal_rank(["a", "b", "c", "d"], {"d", "b"}, 4)
-    0.5
-    """
-    return next((1 / rank for rank, item in enumerate(_top(ranked, targets, k), 1) if item in targets), 0.0)
-
-
-def coverage(shown: Collection[str], catalogue_size: int) -> float:
-    """Coverage@k = |items in any list's first k| / |items that could have been shown|; 0 for an empty catalogue.
-
-    >>> coverage({"a", "b"}, 8)
-    0.25
-    """
-    return len(shown) / catalogue_size if catalogue_size else 0.0
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of McNemar's exact test on paired hits: only questions that one list hits and the other misses
-    count, and each falls to either side with chance 1/2 if the lists are equally good. (arXiv 1504.08175 proposes such
-    a test for prequential evaluation.)
-
-    >>> sign_test(5, 5), sign_test(10, 0)  # 2 · 2^-10
-    (1.0, 0.001953125)
-    """
-    n, fewer = wins + losses, min(wins, losses)
-    log_chances = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(fewer + 1)]
-    tail = sum(math.exp(chance - n * math.log(2)) for chance in log_chances)
-    return min(1.0, round(2 * tail, 12))
-
-
-def _top(ranked: Sequence[str], targets: Collection[str], k: int) -> Sequence[str]:
-    if k < 1:
-        raise ValueError(f"k is {k}; a list has at least one place")
     if not targets:
         raise ValueError("a question without a target has no score; leave it out")
-    top = ranked[:k]
-    if len(set(top)) != len(top):
-        raise ValueError(f"a list holds an item twice: {top!r:.200}")
-    return top
+    if len(set(ranked)) != len(ranked):
+        raise ValueError(f"a list holds an item twice: {ranked!r:.200}")
+    found = [rank for rank, item in enumerate(ranked, 1) if item in targets]
+    return found + [MISSED] * (len(targets) - len(found))
 
 
-METRICS = {"HR": hit_rate, "Recall": recall, "NDCG": ndcg, "MRR": reciprocal_rank}
+def scores(ranks: NDArray[Any], counts: NDArray[Any], ks: Sequence[int]) -> dict[str, Floats]:
+    """Every metric of every question: `{"hr@10": [n], "recall@10": [n], "ndcg@10": [n], "mrr@10": [n], …}`.
+
+    With T targets at ranks r (STARS, arXiv 2512.10149, of a session's purchases; with T = 1 HR@k is recall@k):
+    HR@k = 1 if any r ≤ k. Recall@k = |r ≤ k| / T. MRR@k = 1 / (least r ≤ k), 0 without one.
+    NDCG@k = Σ_{r ≤ k} 1/log2(r + 1), divided by the most that is achievable: Σ_{r ≤ min(k, T)} 1/log2(r + 1).
+
+    Args:
+        ranks: [Σ counts] of all questions in turn, as `ranks_in` gives them.
+        counts: [n] targets of each question, at least 1.
+
+    >>> one = scores(np.array([1, 3, 0]), np.array([1, 1, 1]), (2, 3))  # ranks 1 and 3, and a miss
+    >>> one["hr@2"].tolist(), one["ndcg@3"].tolist(), one["mrr@3"].round(3).tolist()  # 1/log2(4), 1/3
+    ([1.0, 0.0, 0.0], [1.0, 0.5, 0.0], [1.0, 0.333, 0.0])
+    >>> two = scores(np.array([2, 0]), np.array([2]), (3,))  # one of two targets found
+    >>> two["hr@3"].tolist(), two["recall@3"].tolist(), two["ndcg@3"].round(3).tolist()  # .631 of 1.631
+    ([1.0], [0.5], [0.387])
+    """
+    if min(ks) < 1:
+        raise ValueError(f"cut-offs {tuple(ks)}; a list has at least one place")
+    if not len(counts):
+        return {f"{name}@{k}": np.zeros(0) for k in ks for name in METRICS}
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    places = np.where(ranks == MISSED, np.inf, ranks)
+    best = np.minimum.reduceat(places, starts)  # [n]
+    ideal = np.cumsum(1 / np.log2(np.arange(2, max(ks) + 2)))  # [max k]
+    found: dict[str, Floats] = {}
+    for k in ks:
+        hits = places <= k
+        gains = np.where(hits, 1 / np.log2(places + 1), 0.0)
+        found[f"hr@{k}"] = (best <= k).astype(np.float64)
+        found[f"recall@{k}"] = np.add.reduceat(hits.astype(np.float64), starts) / counts
+        found[f"ndcg@{k}"] = np.add.reduceat(gains, starts) / ideal[np.minimum(counts, k) - 1]
+        found[f"mrr@{k}"] = np.where(best <= k, 1 / best, 0.0)
+    return found
 
 
-@dataclass(slots=True)
-class Scoreboard:
-    """Running means of the metrics of one way to make lists, at several cut-offs `ks`."""
+def coverage(depths: Collection[int], k: int, catalogue_size: int) -> float:
+    """Coverage@k = |items in any list's first k| / |items that could have been shown|; 0 for an empty catalogue.
 
-    ks: Sequence[int] = (10,)
-    questions: int = 0
-    _sums: dict[str, float] = field(default_factory=dict)
-    _shown: dict[int, set[str]] = field(default_factory=dict)
+    `depths` holds for each item that was ever shown the best place that it had.
 
-    def add(self, ranked: Sequence[str], targets: Collection[str]) -> None:
-        """Scores one list. Raises ValueError for a repeated item or no target."""
-        self.questions += 1
-        for k in self.ks:
-            for name, metric in METRICS.items():
-                key = f"{name}@{k}"
-                self._sums[key] = self._sums.get(key, 0.0) + metric(ranked, targets, k)
-            self._shown.setdefault(k, set()).update(ranked[:k])
-
-    def means(self, catalogue_size: int) -> dict[str, float]:
-        """`{"HR@10": …, "Recall@10": …, "NDCG@10": …, "MRR@10": …, "coverage@10": …}`, empty without a question."""
-        if not self.questions:
-            return {}
-        rows: dict[str, float] = {}
-        for k in self.ks:
-            rows |= {f"{name}@{k}": self._sums[f"{name}@{k}"] / self.questions for name in METRICS}
-            rows[f"coverage@{k}"] = coverage(self._shown[k], catalogue_size)
-        return rows
-
-    def memory(self) -> dict[str, Any]:
-        """What has been scored, as plain values for JSON."""
-        shown = {str(k): sorted(items) for k, items in self._shown.items()}
-        return {"questions": self.questions, "sums": self._sums, "shown": shown}
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Goes on from what `memory` said."""
-        self.questions, self._sums = memory["questions"], dict(memory["sums"])
-        self._shown = {int(k): set(items) for k, items in memory["shown"].items()}
+    >>> coverage([1, 7, 2], 5, 8)
+    0.25
+    """
+    return sum(depth <= k for depth in depths) / catalogue_size if catalogue_size else 0.0
 
 
 _COLUMNS = ("counts", "latest", "allowed")  # of `RecentPopularity`, one entry an item
@@ -160,6 +110,11 @@ class RecentPopularity:
         """Makes an item a candidate, or no longer one."""
         row = self._row_of(item_id)  # may grow the arrays
         self._allowed[row] = allowed
+
+    def count(self, item_id: str) -> int:
+        """How often an item was chosen within the horizon."""
+        row = self._row.get(item_id)
+        return 0 if row is None else int(self._counts[row])
 
     def add(self, item_id: str, ts_ms: int) -> None:
         """Counts one choice, of a candidate or not; a late one is forgotten with the event that came before it."""
@@ -238,6 +193,10 @@ class Baselines:
         """Counts one choice."""
         for counts in self._counts:
             counts.add(item_id, ts_ms)
+
+    def chosen(self, item_id: str) -> int:
+        """How often an item was ever chosen."""
+        return self._counts[-1].count(item_id)
 
     def lists(self, k: int, now_ms: int, without: Collection[str] = ()) -> dict[str, list[str]]:
         """The k best of each, without the items of `without`."""

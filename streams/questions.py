@@ -21,10 +21,11 @@ from index.popularity import Popularity
 from index.query import ContextView, Query, UserView, Weights, recommend
 from index.records import ItemRecord, event_hash
 from index.store import LiveStore
-from streams.comparison import Comparison, history_slice
+from streams.comparison import KS, Comparison
 from streams.encoder_thread import EncoderThread
 from streams.events import Click, Rules
 from streams.metrics import DAY_MS, Baselines
+from streams.slices import UNKNOWN, Facts
 
 Slot = Literal["next", "general", "mixed"]
 
@@ -34,10 +35,11 @@ class AskSettings:
     """Which questions are asked, and how their lists are scored."""
 
     slots: tuple[Slot, ...] = ("mixed", "next")
-    ks: tuple[int, ...] = (5, 10, 20)
+    ks: tuple[int, ...] = KS
     start_ms: int | None = None  # earlier events are applied without a question
     every: int = 1  # of the events that could be asked about, only each n-th is
     repeats: bool = False  # True: also ask about items the user has seen, and leave those in the lists
+    plain: bool = False  # True: rank as `streams.evaluate`, by products alone, strangers by recent popularity
     baseline_ms: int = 7 * DAY_MS
     # An API process sums popularity every few seconds; here: not more often than this many events or event time.
     popularity_ms: int = 60_000
@@ -51,6 +53,7 @@ class Candidates:
         self.catalogue, self._baselines, self._encoder = catalogue, baselines, encoder
         self._windows: dict[str, tuple[int | None, int | None]] = {}  # items with a start or an end
         self._listed: set[str] = set()
+        self._categories: dict[str, str] = {}  # item → first of its path
 
     def apply(self, records: Sequence[ItemRecord]) -> None:
         self.catalogue.apply(records)
@@ -58,6 +61,7 @@ class Candidates:
             fields = record.catalogue or {}
             listed = record.catalogue is not None and record.retrieval is not None
             self._know(record.item_id, listed and fields.get("available") is not False)
+            self._categories[record.item_id] = next(iter(fields.get("category") or ()), "")
             window = fields.get("starts_ms"), fields.get("ends_ms")
             if window != (None, None):
                 self._windows[record.item_id] = window
@@ -83,6 +87,10 @@ class Candidates:
     def can_show(self, item_id: str, now_ms: int) -> bool:
         """Whether the item could be in a list at `now_ms`."""
         return item_id in self._listed and item_id not in self.outside(now_ms)
+
+    def category(self, item_id: str) -> str:
+        """The first of the item's category path, "" without one."""
+        return self._categories.get(item_id, "")
 
     @property
     def size(self) -> int:
@@ -116,13 +124,14 @@ class Asker:
         if self.settings.every < 1:
             raise ValueError(f"every is {self.settings.every}; 1 asks about each event, 10 about each tenth")
         self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
-        self._weights = weights or Weights()
+        self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else Weights())
         self._positive = [kind.weight > 0 for kind in rules.kinds]
         self._reader = UserReader(store, partitions, model.version, model.dim)
         self._popularity = Popularity(store)
         self._baselines = Baselines(self.settings.baseline_ms)
         self._candidates = Candidates(Catalogue(model.version, model.dim), self._baselines, encoder)
         self._follower = ItemFollower(store, model.version, self._candidates)
+        self._arrived_ms: dict[str, int] = {}  # when each item became known
         self._due, self._refreshed_ms, self._since_refresh = 0, -1, 0
         self.skipped: Counter[str] = Counter()  # events that no question was asked about, by reason
         self.targets: Counter[str] = Counter()  # questions whose target no list could hold
@@ -141,6 +150,10 @@ class Asker:
         if reason is not None:
             self.skipped[reason] += 1
         return reason is None
+
+    def arrived(self, item_id: str, now_ms: int) -> None:
+        """Notes when an item became known; only the first time counts."""
+        self._arrived_ms.setdefault(item_id, now_ms)
 
     async def items_changed(self) -> None:
         """Takes over what the item log holds by now."""
@@ -167,13 +180,17 @@ class Asker:
             self.skipped[reason] += 1
             return
         await self._refresh(now_ms)
-        lists = self._lists(user, view, now_ms)
         without = self._candidates.outside(now_ms) | (set() if self.settings.repeats else seen)
-        lists |= self._baselines.lists(max(self.settings.ks), now_ms, without)
+        baselines: dict[str, Sequence[str]] = {**self._baselines.lists(max(self.settings.ks), now_ms, without)}
+        if self.settings.plain and view.vectors is None:
+            lists = baselines | dict.fromkeys(self.settings.slots, baselines[Baselines.names[0]])
+        else:
+            lists = baselines | self._lists(user, view, now_ms)
         if not self._candidates.can_show(click.item_id, now_ms):
             known = click.item_id in self._candidates.catalogue
             self.targets["not to be shown" if known else "not in the catalogue"] += 1
-        self.comparison.add(lists, click.item_id, history_slice(len(user.state.items)))
+        facts = self._facts(click, now_ms, len(user.state.items), click.item_id in seen)
+        self.comparison.add(lists, {click.item_id}, facts)
 
     def result(self) -> dict[str, Any]:
         """The comparison's result, with what was not asked and what could not be found."""
@@ -191,6 +208,7 @@ class Asker:
             "targets": self.targets,
             "comparison": self.comparison.memory(),
             "baselines": self._baselines.memory(),
+            "arrived_ms": self._arrived_ms,
         }
 
     def remember(self, memory: Mapping[str, Any]) -> None:
@@ -199,6 +217,7 @@ class Asker:
         self.skipped, self.targets = Counter(memory["skipped"]), Counter(memory["targets"])
         self.comparison.remember(memory["comparison"])
         self._baselines.remember(memory["baselines"])
+        self._arrived_ms = dict(memory["arrived_ms"])
 
     def close(self) -> None:
         """Ends background work of the search index."""
@@ -210,6 +229,17 @@ class Asker:
         if user.state.remembers(event_hash(click.event_id)):
             return "sent before"
         return "seen before" if not self.settings.repeats and click.item_id in seen else None
+
+    def _facts(self, click: Click, now_ms: int, history: int, repeat: bool) -> Facts:
+        arrived_ms = self._arrived_ms.get(click.item_id)
+        return Facts(
+            user_id=click.user_id,
+            history=history,
+            age_ms=UNKNOWN if arrived_ms is None else max(0, now_ms - arrived_ms),
+            popularity=self._baselines.chosen(click.item_id),
+            category=self._candidates.category(click.item_id),
+            repeat=repeat,
+        )
 
     def _lists(self, user: LiveUser, view: UserView, now_ms: int) -> dict[str, Sequence[str]]:
         """Ranked ids of each slot, as the API would answer."""

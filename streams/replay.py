@@ -193,6 +193,8 @@ class _Feeder:
     async def feed(self, record: Record) -> None:
         self.fed[record.topic] += 1
         click = self._click(record)
+        if self.asker is not None and record.topic == CATALOG and record.key is not None:
+            self.asker.arrived(record.key.decode(errors="replace"), record.timestamp_ms)
         if self.asked and self._pending and self._pending[-1].topic != record.topic:
             await self.flush()
         if click is not None and self.asker is not None:

@@ -91,6 +91,7 @@ class ReplayReport:
             "digest": self.digest.hex,
             "digest_parts": self.digest.parts,
             "model": self.model,
+            "metrics": self.answers["metrics"] if self.answers is not None else {},
             "answers": self.answers,
             "seconds": round(self.seconds, 1),
         }

@@ -57,7 +57,7 @@ def test_questions_begin_where_the_models_training_ended(tmp_path: Path, folder:
     assert report.answers is not None and report.answers["questions"] == result["questions"] > 10
     assert report.answers["skipped"]["before the start"] == folder.events.before(cut)
     assert result["start_ms"] == cut and result["data"] == "shop" and result["model"] == report.model
-    assert set(result["metrics"]) == {"mixed", "next", "recent popularity", "all-time popularity"}
+    assert set(result["lists"]) == {"mixed", "next", "recent popularity", "all-time popularity"}
 
 
 def test_a_split_says_where_questions_begin(tmp_path: Path, folder: Folder, path: Path) -> None:

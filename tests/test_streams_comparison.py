@@ -1,51 +1,134 @@
-"""Comparing lists on the same questions: hand-counted wins, slices and the table that people read."""
+"""Comparing lists on the same questions: hand-counted means, wins, slices, memory and the table that people read."""
 
 from __future__ import annotations
 
+import doctest
+
+import orjson
 import pytest
 
-from streams.comparison import Comparison, history_slice, table
+import streams.slices
+from streams.comparison import Comparison, table
+from streams.outcomes import Outcomes
+from streams.slices import Facts
+
+HOUR_MS = 3_600_000
 
 
 def compared() -> Comparison:
     comparison = Comparison(("ours",), ("popular", "older"), (1, 10))
-    comparison.add({"ours": ["a", "b"], "popular": ["b"], "older": ["a"]}, "a", history_slice(0))
-    comparison.add({"ours": ["c"], "popular": ["b"], "older": []}, "b", history_slice(3))
-    comparison.add({"ours": ["c", "b"], "popular": ["d"], "older": []}, "b", history_slice(9))
+    comparison.add({"ours": ["a", "b"], "popular": ["b"], "older": ["a"]}, {"a"}, Facts("u"))
+    comparison.add({"ours": ["c"], "popular": ["b"], "older": []}, {"b"}, Facts("u", 3, 5, 1))
+    comparison.add({"ours": ["c", "b"], "popular": ["d"], "older": []}, {"b"}, Facts("v", 9, 2 * HOUR_MS, 11))
     return comparison
 
 
-def test_wins_are_questions_that_only_one_side_hits() -> None:
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(streams.slices).failed == 0
+
+
+def test_means_are_over_questions_and_the_first_list_is_the_one_reported() -> None:
     result = compared().result(4)
-    assert [(v["baseline"], v["k"], v["wins"], v["losses"]) for v in result["versus"]] == [
+    assert result["questions"] == 3 and result["users"] == 2 and result["list"] == "ours"
+    assert result["metrics"] == result["lists"]["ours"]
+    assert result["metrics"]["recall@1"] == pytest.approx(1 / 3, abs=1e-6)
+    assert result["lists"]["popular"]["hr@10"] == pytest.approx(1 / 3, abs=1e-6)
+    assert result["metrics"]["coverage@10"] == 0.75 and result["metrics"]["coverage@1"] == 0.5
+    low, high = result["intervals"]["ours"]["recall@10"]
+    assert (low, high) == (0.5, 1.0)  # u alone, v alone
+
+
+def test_wins_are_questions_that_only_one_side_hits() -> None:
+    versus = compared().result(4)["versus"]
+    assert [(v["baseline"], v["k"], v["wins"], v["losses"]) for v in versus] == [
         ("popular", 10, 2, 1),
         ("older", 10, 1, 0),
     ]
-    assert result["metrics"]["ours"]["HR@1"] == pytest.approx(1 / 3, abs=1e-6)
-    assert result["metrics"]["popular"]["HR@10"] == pytest.approx(1 / 3, abs=1e-6)
-    assert result["metrics"]["ours"]["coverage@10"] == 0.75
+    found = versus[1]["differences"]["recall@10"]
+    assert found["mean"] == pytest.approx(1 / 3, abs=1e-6) and found["interval"] == [0.0, 1.0]
+    assert found["p"] == pytest.approx(1)  # one user, one difference: either sign is as far from nothing
 
 
-def test_every_question_is_in_one_slice() -> None:
+def test_every_question_is_in_one_slice_of_each_kind() -> None:
     slices = compared().result(4)["slices"]
-    assert {name: found["questions"] for name, found in slices.items()} == {
-        "history 0": 1,
-        "history 1-5": 1,
-        "history 6+": 1,
-    }
-    assert slices["history 6+"]["metrics"]["ours"]["MRR@10"] == 0.5
+    counted = {name: found["questions"] for name, found in slices.items()}
+    assert counted == {
+        "history 0": 1, "history 1-5": 1, "history 6+": 1,
+        "item age unknown": 1, "item age under 1 h": 1, "item age 1 h to 1 d": 1,
+        "item chosen 0 times": 1, "item chosen 1-10 times": 1, "item chosen 11-100 times": 1,
+    }  # fmt: skip
+    assert slices["history 6+"]["lists"]["ours"]["mrr@10"] == 0.5
+    assert slices["history 6+"]["intervals"]["ours"]["mrr@10"] == [0.5, 0.5]
+    assert slices["item age under 1 h"]["by"] == "age"
+
+
+def test_rare_categories_share_a_slice_and_repeats_have_one_where_there_are_some() -> None:
+    comparison = Comparison(("ours",), (), (1,))
+    for number in range(40):
+        category = f"c{number}" if number < 14 else f"c{number % 3}"
+        comparison.add({"ours": ["a"]}, {"a"}, Facts("u", category=category, repeat=number == 0))
+    slices = comparison.result(1)["slices"]
+    by_category = {name: found["questions"] for name, found in slices.items() if found["by"] == "category"}
+    assert len(by_category) == 11 and sum(by_category.values()) == 40
+    assert by_category["category: all others"] == 4 and next(iter(by_category)) == "category c0"
+    assert slices["item met before"]["questions"] == 1 and slices["item new to the user"]["questions"] == 39
+
+
+def test_several_targets_count_as_found_by_their_share() -> None:
+    comparison = Comparison(("ours",), (), (2,))
+    comparison.add({"ours": ["a", "b", "c"]}, {"b", "x", "c"}, Facts("u"))
+    comparison.add({"ours": ["a", "b"]}, {"a"}, Facts("u"))
+    metrics = comparison.result(3)["metrics"]
+    assert metrics["hr@2"] == 1 and metrics["recall@2"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-6)
+    assert "recall@2" in table(comparison.result(3)).splitlines()[0]
+
+
+def test_pairs_say_who_is_measured_against_whom() -> None:
+    comparison = Comparison(("a", "b"), (), (1,), pairs=(("b", "a"),), sliced=False)
+    comparison.add({"a": ["x"], "b": ["y"]}, {"y"}, Facts("u"))
+    result = comparison.result(2)
+    assert [(v["list"], v["baseline"], v["wins"]) for v in result["versus"]] == [("b", "a", 1)]
+    assert result["slices"] == {}
+
+
+def test_what_is_remembered_gives_the_same_result() -> None:
+    whole, first, second = compared(), Comparison(("ours",), ("popular", "older"), (1, 10)), compared()
+    first.remember(orjson.loads(orjson.dumps(second.memory())))
+    for comparison in (whole, first):
+        comparison.add({"ours": ["z"], "popular": ["b"], "older": ["z"]}, {"z"}, Facts("w", category="new"))
+    assert first.result(5) == whole.result(5)
+    assert first.memory() == whole.memory()
+
+
+def test_a_question_costs_few_bytes() -> None:
+    outcomes = Outcomes(["a", "b"])
+    for number in range(1000):
+        outcomes.add({"a": ["x"], "b": ["y"]}, {"x"}, Facts(f"user-{number % 10}"))
+    assert len(orjson.dumps(outcomes.memory())) < 50 * 1000
 
 
 def test_the_table_shows_a_line_for_each_list_and_slice() -> None:
     text = table(compared().result(4))
     assert text.splitlines()[0].split() == [
-        "all", "questions", "(3)", "HR@1", "NDCG@1", "MRR@1", "coverage@1", "HR@10", "NDCG@10", "MRR@10", "coverage@10",
-    ]  # fmt: skip
-    assert text.count("\nours") == 6 and "history 1-5 (1)" in text  # four tables and two verdicts
-    assert "ours against popular, hits at 10: 2 questions won, 1 lost, p = 1" in text
+        "all",
+        "questions",
+        "(3)",
+        "hr@1",
+        "hr@10",
+        "ndcg@10",
+        "mrr@10",
+        "coverage@10",
+    ]
+    assert text.count("\nours") == 12 and "history 1-5 (1)" in text  # ten tables and two verdicts
+    assert "ours against popular: recall@10 +0.3333 [" in text
     assert all(len(line) == len(line.rstrip()) for line in text.splitlines())
 
 
 def test_a_comparison_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="needs names and cut-offs"):
         Comparison((), ("popular",))
+
+
+def test_no_question_has_no_metrics() -> None:
+    result = Comparison(("ours",), (), (1,)).result(4)
+    assert result["questions"] == 0 and result["metrics"] == {} and result["slices"] == {}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import doctest
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import streams.metrics
-from streams.metrics import METRICS, RecentPopularity, Scoreboard, coverage, hit_rate, ndcg, recall, sign_test
+from streams.metrics import METRICS, Baselines, RecentPopularity, coverage, ranks_in, scores
 
 ITEMS = [f"i{number}" for number in range(12)]
 LISTS = st.lists(st.sampled_from(ITEMS), unique=True, max_size=12)
@@ -21,60 +23,66 @@ def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(streams.metrics).failed == 0
 
 
-@given(LISTS, TARGETS, st.integers(1, 14))
-def test_metrics_lie_between_none_and_perfect_and_agree_on_a_hit(ranked: list[str], targets: set[str], k: int) -> None:
-    values = {name: metric(ranked, targets, k) for name, metric in METRICS.items()}
-    assert all(0 <= value <= 1 + 1e-12 for value in values.values())
-    hit = bool(set(ranked[:k]) & targets)
-    assert all((value > 0) == hit for value in values.values())
+def scored(ranked: Sequence[str], targets: set[str], k: int) -> dict[str, float]:
+    found = scores(np.array(ranks_in(ranked, targets)), np.array([len(targets)]), (k,))
+    return {name.partition("@")[0]: float(values[0]) for name, values in found.items()}
+
+
+def by_hand(ranked: Sequence[str], targets: set[str], k: int) -> dict[str, float]:
+    """The definitions read word by word."""
+    top = ranked[:k]
+    at = [rank for rank, item in enumerate(top, 1) if item in targets]
+    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(targets)) + 1))
+    return {
+        "hr": float(bool(set(top) & targets)),
+        "recall": len(set(top) & targets) / len(targets),
+        "ndcg": sum(1 / math.log2(rank + 1) for rank in at) / ideal,
+        "mrr": 1 / at[0] if at else 0.0,
+    }
+
+
+@given(st.lists(st.tuples(LISTS, TARGETS), min_size=1, max_size=6), st.lists(st.integers(1, 14), min_size=1))
+def test_scores_equal_the_definitions(questions: list[tuple[list[str], set[str]]], ks: list[int]) -> None:
+    ranks = np.array([rank for ranked, targets in questions for rank in ranks_in(ranked, targets)])
+    found = scores(ranks, np.array([len(targets) for _, targets in questions]), ks)
+    for k in ks:
+        for name in METRICS:
+            expected = [by_hand(ranked, targets, k)[name] for ranked, targets in questions]
+            assert found[f"{name}@{k}"].tolist() == pytest.approx(expected)
 
 
 @given(LISTS, st.sampled_from(ITEMS), st.integers(1, 14))
-def test_with_one_target_recall_is_the_hit_rate_and_ndcg_depends_on_the_rank_only(
-    ranked: list[str], target: str, k: int
-) -> None:
-    assert recall(ranked, {target}, k) == hit_rate(ranked, {target}, k)
-    rank = ranked.index(target) + 1 if target in ranked else math.inf
-    assert ndcg(ranked, {target}, k) == pytest.approx(1 / math.log2(rank + 1) if rank <= k else 0)
+def test_with_one_target_recall_is_the_hit_rate(ranked: list[str], target: str, k: int) -> None:
+    found = scored(ranked, {target}, k)
+    assert found["recall"] == found["hr"]
 
 
 @given(TARGETS, st.integers(1, 14))
 def test_all_targets_first_is_a_perfect_ndcg(targets: set[str], k: int) -> None:
     ranked = sorted(targets) + sorted(set(ITEMS) - targets)
-    assert ndcg(ranked, targets, k) == pytest.approx(1)
+    assert scored(ranked, targets, k)["ndcg"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
     ("ranked", "targets", "k", "message"),
-    [(["a", "a"], {"a"}, 2, "twice"), (["a"], set[str](), 2, "without a target"), (["a"], {"a"}, 0, "k is 0")],
+    [(["a", "a"], {"a"}, 2, "twice"), (["a"], set[str](), 2, "without a target"), (["a"], {"a"}, 0, "cut-offs")],
 )
 def test_a_question_that_has_no_score_is_refused(ranked: list[str], targets: set[str], k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        hit_rate(ranked, targets, k)
+        scored(ranked, targets, k)
 
 
 def test_an_empty_list_is_a_miss_and_an_empty_catalogue_is_not_covered() -> None:
-    assert hit_rate([], {"a"}, 10) == ndcg([], {"a"}, 10) == 0
-    assert coverage(set(), 0) == 0
+    assert set(scored([], {"a"}, 10).values()) == {0.0}
+    assert coverage([], 10, 0) == 0
+    assert scores(np.zeros(0), np.zeros(0), (10,))["hr@10"].tolist() == []
 
 
-def test_a_scoreboard_averages_over_questions_and_covers_what_was_shown_within_k() -> None:
-    board = Scoreboard((1, 2))
-    board.add(["a", "b"], {"b"})
-    board.add(["a", "c"], {"a"})
-    means = board.means(4)
-    assert means["HR@1"] == 0.5 and means["HR@2"] == 1.0
-    assert means["MRR@2"] == pytest.approx((1 / 2 + 1) / 2)
-    assert means["NDCG@2"] == pytest.approx((1 / math.log2(3) + 1) / 2)
-    assert means["coverage@1"] == 1 / 4 and means["coverage@2"] == 3 / 4
-    assert Scoreboard((1,)).means(4) == {}
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_the_sign_test_equals_the_binomial_sum(wins: int, losses: int) -> None:
-    n, fewer = wins + losses, min(wins, losses)
-    exact = min(1.0, 2 * sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n)
-    assert sign_test(wins, losses) == pytest.approx(exact, abs=1e-9)
+def test_baselines_count_how_often_an_item_was_ever_chosen() -> None:
+    baselines = Baselines(horizon_ms=10)
+    for ts_ms in (0, 5, 100):
+        baselines.add("a", ts_ms)
+    assert [baselines.chosen(item) for item in ("a", "b")] == [3, 0]
 
 
 def test_recent_popularity_forgets_what_is_older_than_its_horizon() -> None:

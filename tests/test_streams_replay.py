@@ -138,9 +138,9 @@ def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repea
     for name in ("history 1-5", "history 6+"):  # strangers get the popular list, which live comes with context
         found, plain = answers["slices"][name], expected["slices"][name]
         assert found["questions"] == plain["questions"] > 5, name
-        for way, means in plain["metrics"].items():
-            assert found["metrics"][way] == pytest.approx(means, abs=1e-6), (name, way)
-    assert answers["metrics"]["next"] != answers["metrics"]["general"] != answers["metrics"]["mixed"]
+        for way, means in plain["lists"].items():
+            assert found["lists"][way] == pytest.approx(means, abs=1e-6), (name, way)
+    assert answers["lists"]["next"] != answers["lists"]["general"] != answers["lists"]["mixed"]
     assert answers["skipped"] == expected["skipped"]
     assert sum(answers["targets_out_of_reach"].values()) == sum(expected["targets_out_of_reach"].values())
 

@@ -1,0 +1,329 @@
+"""What each second of delay costs: one held-out stream, answered as if parts of the live state had been late.
+
+Successive protocol as in `streams.evaluate`, whose questions and ranking these are: the fresh arm equals its result.
+One pass over the timeline answers every question once per arm (`streams.delays`); arms that know equally much share
+their encodes and lists. A model's weights are never late here. It knows no broker, store or index.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from context.features import valid_until_ms
+from context.offsets import ContextOffset
+from context.timeline import ContextTimeline
+from encoder.incremental import EncodeRequest, IncrementalEncoder
+from index.query import Weights
+from index.records import UserState
+from streams.comparison import Comparison
+from streams.delayed_user import DelayedUser, View, applier
+from streams.delays import FRESH, NOW, Arm, Delay
+from streams.evaluate import _best, _Candidates, _home, _round_robin, _tail
+from streams.events import CLICKSTREAM, USERS, Click, Record, Rules, parse
+from streams.folder import Folder
+from streams.folder_records import ItemVectors, records
+from streams.metrics import RecentPopularity
+from streams.questions import AskSettings, Slot
+from streams.slices import Facts
+from streams.state import WindowLimits
+
+POPULAR = "recent popularity"
+_BATCH = 64  # questions encoded and ranked together
+_UNKNOWN_ITEM = ""  # no item has this id: its token is one without a vector
+
+
+def sweep(
+    folder: Folder,
+    vectors: ItemVectors,
+    encoder: IncrementalEncoder,
+    offset: ContextOffset,
+    rules: Rules,
+    ask: AskSettings,
+    arms: Sequence[Arm],
+    progress: Callable[[int], None] | None = None,
+) -> Sweep:
+    """Asks every question of the folder from `ask.start_ms` on in every arm; `progress` is told of events done."""
+    run = Sweep(folder, vectors, encoder, offset, rules, ask, arms)
+    for done, record in enumerate(records(folder, topics={USERS, CLICKSTREAM})):
+        run.take(record.timestamp_ms, parse(Record(record.topic, 0, 0, *_tail(record)), rules))
+        if progress is not None and done % 1000 == 0:
+            progress(min(done, len(folder.events)))
+    run.answer()
+    return run
+
+
+def list_name(arm: Arm, way: str) -> str:
+    """How an arm's list is called in the comparison: `user 10s: next`."""
+    return f"{arm.name}: {way}"
+
+
+@dataclass(slots=True)
+class _Window:
+    """A user's window as some arms know it, and its vectors: those of a view, or to be encoded."""
+
+    pair: NDArray[np.float32] | None  # [2, d]
+    request: EncodeRequest | None = None
+    view: View | None = None  # that keeps the vectors
+
+
+@dataclass(slots=True)
+class _Counted:
+    """Recent popularity after the first `known` choices."""
+
+    counts: RecentPopularity
+    known: int = 0
+
+
+@dataclass(slots=True)
+class _Known:
+    """What one arm knows when a question comes up."""
+
+    window: _Window | None  # None of a stranger
+    context: int  # number of the context record in force, -1 without one
+    items: int  # how many items have arrived, by the order of their arrival
+    seen: frozenset[str]
+    popular: list[str]
+
+
+@dataclass(slots=True)
+class _Question:
+    """A question, and what each arm knows."""
+
+    target: str
+    ts_ms: int
+    facts: Facts
+    known: list[_Known]  # one for each arm
+
+    @property
+    def windows(self) -> list[_Window]:
+        """The different ones."""
+        return list({id(known.window): known.window for known in self.known if known.window is not None}.values())
+
+
+class Sweep:
+    """The state of one pass."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        vectors: ItemVectors,
+        encoder: IncrementalEncoder,
+        offset: ContextOffset,
+        rules: Rules,
+        ask: AskSettings,
+        arms: Sequence[Arm],
+    ) -> None:
+        if FRESH not in arms:
+            raise ValueError("a sweep is read against what knows everything; put FRESH among the arms")
+        self.arms, self._ask, self._encoder, self._offset = list(arms), ask, encoder, offset
+        self._positive = [kind.weight > 0 for kind in rules.kinds]
+        config = encoder.model.config
+        remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
+        self._apply = applier(WindowLimits(config.window, config.slack), remembered)
+        self._timeline = ContextTimeline(folder.contexts)
+        self._items = _Candidates(folder, vectors, encoder)
+        self._times_ms = self._items.arrivals_ms[self._items.order]  # [n], rising
+        self._arrived = 0
+        self._users: dict[str, DelayedUser] = {}
+        self._choices: list[tuple[int, str]] = []  # (time, item) of all so far
+        self._popular = {arm.popularity: _Counted(RecentPopularity(ask.baseline_ms)) for arm in arms}
+        self._chosen: Counter[str] = Counter()
+        self._batch: dict[str, _Question] = {}  # by user
+        self._due = 0
+        self.skipped: Counter[str] = Counter()
+        ways = [*ask.slots, POPULAR]
+        late = [arm for arm in arms if arm != FRESH]
+        self.comparison = Comparison(
+            [list_name(FRESH, ask.slots[0])],
+            [list_name(arm, way) for arm, way in product(arms, ways) if (arm, way) != (FRESH, ask.slots[0])],
+            ask.ks,
+            pairs=[(list_name(arm, way), list_name(FRESH, way)) for arm, way in product(late, ways)],
+            sliced=False,
+        )
+
+    @property
+    def catalogue_size(self) -> int:
+        """Items that could be shown at the end."""
+        return int(np.count_nonzero(self._items.shown[self._items.order[: self._arrived]]))
+
+    def take(self, now_ms: int, event: Any) -> None:
+        """Asks about a click, then lets it happen; profiles and forgets only happen."""
+        if event.user_id in self._batch or len(self._batch) == _BATCH:
+            self.answer()  # a view must not move on before its vectors are there
+        user = self._users.setdefault(event.user_id, DelayedUser())
+        self._arrive(now_ms)
+        if isinstance(event, Click):
+            if self._wants(event, now_ms, user):
+                self._ask_about(event, now_ms, user)
+            if self._positive[event.kind]:
+                self._choices.append((now_ms, event.item_id))
+                self._chosen[event.item_id] += 1
+        user.take(now_ms, event)
+
+    def answer(self) -> None:
+        """Encodes and ranks the questions that wait."""
+        questions, self._batch = list(self._batch.values()), {}
+        waiting = [window for question in questions for window in question.windows if window.request is not None]
+        pairs = self._encoder.encode([window.request for window in waiting if window.request is not None]).vectors
+        for window, pair in zip(waiting, pairs, strict=True):  # [2, d]
+            window.pair = pair.copy()
+            if window.view is not None:
+                window.view.pair = window.pair
+        for question in questions:
+            self.comparison.add(self._lists(question), {question.target}, question.facts)
+
+    def _arrive(self, now_ms: int) -> None:
+        items = self._items
+        while self._arrived < len(items.order) and self._times_ms[self._arrived] <= now_ms:
+            row = int(items.order[self._arrived])
+            for popular in self._popular.values():
+                popular.counts.know(items.item_ids[row], bool(items.shown[row]))
+            self._arrived += 1
+
+    def _wants(self, click: Click, now_ms: int, user: DelayedUser) -> bool:
+        reason = None
+        if self._ask.start_ms is not None and now_ms < self._ask.start_ms:
+            reason = "before the start"
+        elif not self._positive[click.kind]:
+            reason = "not a choice"
+        else:
+            self._due += 1
+            if self._due % self._ask.every:
+                reason = "between questions"
+            elif not self._ask.repeats:
+                state = user.view(NOW, now_ms, self._apply).state
+                reason = "seen before" if click.item_id in _seen(state, now_ms) else None
+        if reason is not None:
+            self.skipped[reason] += 1
+        return reason is None
+
+    def _ask_about(self, click: Click, now_ms: int, user: DelayedUser) -> None:
+        question = _Question(click.item_id, now_ms, self._facts(click, now_ms, user), [])
+        seen: dict[int, frozenset[str]] = {}  # by how many events are known
+        popular: dict[tuple[int, int, int], list[str]] = {}  # by choices, items and events known
+        windows: dict[tuple[int, int], _Window] = {}
+        for arm in self.arms:
+            view, items = user.view(arm.user, now_ms, self._apply), self._arrived_by(arm.vectors, now_ms)
+            seeing = user.view(arm.seen, now_ms, self._apply)
+            if seeing.known not in seen:
+                seen[seeing.known] = frozenset() if self._ask.repeats else _seen(seeing.state, now_ms)
+            what = self._count(arm.popularity, now_ms), items, seeing.known
+            if what not in popular:
+                popular[what] = self._popular_list(arm, now_ms, items, seen[seeing.known])
+            window = None
+            if view.state.items or view.state.profile:
+                window = self._window(click.user_id, user, view, arm, items, windows)
+            context = self._context(click, view, arm, now_ms)
+            question.known.append(_Known(window, context, items, seen[seeing.known], popular[what]))
+        self._batch[click.user_id] = question
+
+    def _facts(self, click: Click, now_ms: int, user: DelayedUser) -> Facts:
+        state = user.view(NOW, now_ms, self._apply).state
+        repeat = click.item_id in _seen(state, now_ms)
+        return Facts(click.user_id, len(state.items), popularity=self._chosen[click.item_id], repeat=repeat)
+
+    def _arrived_by(self, delay: Delay, now_ms: int) -> int:
+        return int(np.searchsorted(self._times_ms, delay.cut_ms(now_ms), side="right"))
+
+    def _context(self, click: Click, view: View, arm: Arm, now_ms: int) -> int:
+        """The context record that the arm believes to be in force; what has expired is always known to have."""
+        location = click.location or _home(orjson.loads(view.state.profile) if view.state.profile else None)
+        if not location:
+            return -1
+        number = int(self._timeline.index([location], [arm.context.cut_ms(now_ms)])[0])
+        return number if number >= 0 and now_ms < valid_until_ms(self._timeline.records[number]) else -1
+
+    def _count(self, delay: Delay, now_ms: int) -> int:
+        """Brings the popularity that is late by `delay` up to date; how many choices it knows."""
+        popular, cut_ms = self._popular[delay], delay.cut_ms(now_ms)
+        while popular.known < len(self._choices) and self._choices[popular.known][0] <= cut_ms:
+            ts_ms, item_id = self._choices[popular.known]
+            popular.counts.add(item_id, ts_ms)
+            popular.known += 1
+        return popular.known
+
+    def _popular_list(self, arm: Arm, now_ms: int, items: int, seen: frozenset[str]) -> list[str]:
+        pending = {self._items.item_ids[row] for row in self._items.order[items : self._arrived]}
+        counts = self._popular[arm.popularity].counts
+        return counts.top(max(self._ask.ks), arm.popularity.cut_ms(now_ms), seen | pending)
+
+    def _window(
+        self,
+        user_id: str,
+        user: DelayedUser,
+        view: View,
+        arm: Arm,
+        items: int,
+        windows: dict[tuple[int, int], _Window],
+    ) -> _Window:
+        """What an arm reads of a user, one of `windows` where another arm reads the same."""
+        state, pending = view.state, self._pending(view.state, items)
+        what = view.known, items if pending else -1
+        if what in windows:
+            return windows[what]
+        pair = None if pending else user.pair_of(view.known)
+        if pair is not None:
+            windows[what] = _Window(pair)
+            return windows[what]
+        known = [_UNKNOWN_ITEM if item in pending else item for item in state.items]
+        profile = orjson.loads(state.profile) if state.profile else None
+        key = (user_id, arm.user.name, arm.vectors.name if pending else "")
+        keep = 0 if pending else view.keep
+        request = EncodeRequest(key, known, list(state.kinds), list(state.ts_ms), profile, keep)
+        windows[what] = _Window(None, request, None if pending else view)
+        if not pending:
+            view.keep = len(state.items)
+        return windows[what]
+
+    def _pending(self, state: UserState, items: int) -> set[str]:
+        """Items of the window that have not arrived yet, as far as the arm knows."""
+        if items == self._arrived:
+            return set()
+        after_ms = self._times_ms[items - 1] if items else -1
+        row, arrivals_ms = self._items.row, self._items.arrivals_ms
+        return {item for item in state.items if item in row and arrivals_ms[row[item]] > after_ms}
+
+    def _lists(self, question: _Question) -> dict[str, list[str]]:
+        """The lists of all arms; equal knowledge gives equal lists."""
+        made: dict[tuple[int, int, int, int], dict[Slot, list[str]]] = {}
+        found: dict[str, list[str]] = {}
+        for arm, known in zip(self.arms, question.known, strict=True):
+            pair = known.window.pair if known.window is not None else None
+            if pair is None:
+                ways: dict[Slot, list[str]] = dict.fromkeys(self._ask.slots, known.popular)
+            else:
+                what = id(pair), known.context, known.items, id(known.seen)
+                if what not in made:
+                    made[what] = self._rank(question.ts_ms, known, pair)
+                ways = made[what]
+            found |= {list_name(arm, way): ranked for way, ranked in ways.items()}
+            found[list_name(arm, POPULAR)] = known.popular
+        return found
+
+    def _rank(self, now_ms: int, known: _Known, pair: NDArray[np.float32]) -> dict[Slot, list[str]]:
+        """The list of each slot, as `streams.evaluate` ranks."""
+        record = self._timeline.records[known.context] if known.context >= 0 else None
+        moved = pair + self._offset.offset(now_ms, record).delta  # [2, d]
+        items, count = self._items, max(self._ask.ks)
+        allowed = np.zeros(len(items.item_ids), bool)
+        allowed[items.order[: known.items]] = True
+        allowed &= items.shown
+        allowed[[items.row[item] for item in known.seen if item in items.row]] = False
+        scores = np.where(allowed, moved @ items.matrix.T, -np.inf)  # [2, n]
+        depth = 2 * count if "mixed" in self._ask.slots else count
+        both = [_best(row, depth, items.item_ids) for row in scores]
+        made = {"next": both[0][:count], "general": both[1][:count]}
+        return {slot: _round_robin(both, count) if slot == "mixed" else made[slot] for slot in self._ask.slots}
+
+
+def _seen(state: UserState, now_ms: int) -> frozenset[str]:
+    since_ms = now_ms - Weights().purchase_ms
+    return frozenset(state.items) | {item for item, ts_ms in state.purchases.items() if ts_ms > since_ms}

@@ -1,0 +1,198 @@
+"""Staleness: against the plain evaluator on streams cut by hand, and on a stream in which each event gives the next."""
+
+from __future__ import annotations
+
+import doctest
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streams.delays
+from encoder.incremental import EncodeRequest
+from streams.delays import DELAYS, FRESH, PARTS, Arm, arms, parse_delay
+from streams.evaluate import evaluate
+from streams.folder import Folder, read_folder
+from streams.folder_records import ItemVectors
+from streams.questions import AskSettings
+from streams.staleness import POPULAR, Sweep, list_name, sweep
+from tests.folders import START_S, item, write_folder
+from tests.replay_world import RULES, encoder, served
+
+HEADER = "user_id,item_id,event_type,timestamp,location"
+ITEMS, USERS, EVENTS = 30, 4, 120
+DAY_S = 86_400
+Row = tuple[str, str, str, int, str]
+
+
+def vectors(ids: Sequence[str]) -> ItemVectors:
+    matrix = np.random.default_rng(0).standard_normal((ITEMS, 4)).astype(np.float32)
+    return ItemVectors("toy", ids, matrix[[int(name[1:]) for name in ids]], [[] for _ in ids])
+
+
+def rows() -> list[Row]:
+    """Bursts of a few seconds and pauses of hours."""
+    rng, second, made = random.Random(3), START_S, list[Row]()
+    for _ in range(EVENTS):
+        second += rng.choice((2, 7, 40, 500, 20_000))
+        arrived = [n for n in range(ITEMS) if born(n) <= second]
+        kind = rng.choice(("view", "view", "purchase"))
+        made.append((f"u{rng.randrange(USERS)}", f"i{rng.choice(arrived)}", kind, second, rng.choice(("oslo", ""))))
+    return made
+
+
+def born(number: int) -> int:
+    return START_S if number < 10 else START_S + number * 15_000
+
+
+def folder_of(path: Path, clicks: Sequence[Row], until_s: int = 2**40, known_s: int = 2**40) -> Folder:
+    """A folder of some clicks, with the items known by `known_s` and the contexts sent by `until_s`."""
+    starts_s = [START_S + n * 9_000 for n in range(90)]
+    weather = [
+        {"location": "oslo", "ts_ms": second * 1000, "valid_until_ms": (second + 8_000) * 1000,
+         "weather": {"sky": "blue" if second % 2000 else "grey"}, "events": [], "promotions": []} for second in starts_s
+    ]  # fmt: skip
+    items = [item(f"i{n}", first_seen=born(n)) for n in range(ITEMS) if born(n) <= known_s]
+    context = [record for record in weather if record["ts_ms"] <= until_s * 1000]
+    profiles = [{"user_id": "u1", "categorical": {"location": "oslo"}, "ts_ms": START_S * 1000}]
+    path.mkdir(exist_ok=True)
+    return read_folder(write_folder(path, clicks, items, header=HEADER, context=context, users=profiles), RULES)
+
+
+def asked(repeats: bool = True, ks: tuple[int, ...] = (ITEMS,), **more: Any) -> AskSettings:
+    return AskSettings(("mixed", "next", "general"), ks, repeats=repeats, **more)
+
+
+def swept(folder: Folder, chosen: Sequence[Arm], ask: AskSettings) -> Sweep:
+    known = vectors([entry["item_id"] for entry in folder.items])
+    return sweep(folder, known, encoder(), served().offset, RULES, ask, chosen)
+
+
+def ranks(run: Sweep, arm: Arm, way: str) -> list[int]:
+    return [int(rank) for rank in run.comparison.outcomes.ranks(list_name(arm, way))]
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(streams.delays).failed == 0
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_without_delay_the_sweep_is_the_plain_evaluation(tmp_path: Path, repeats: bool) -> None:
+    folder, ask = folder_of(tmp_path / "f", rows()), asked(repeats, (1, 5))
+    run = swept(folder, arms(("user",), [parse_delay("1h")]), ask)
+    expected = evaluate(folder, vectors(folder.item_ids), encoder(), served().offset, RULES, ask)
+    found = run.comparison.result(run.catalogue_size)
+    assert found["questions"] == expected["questions"] > 40 and found["catalogue"] == expected["catalogue"]
+    assert dict(run.skipped) == expected["skipped"]
+    for way in (*ask.slots, POPULAR):
+        assert found["lists"][list_name(FRESH, way)] == expected["lists"][way], way
+
+
+def cut_by_hand(path: Path, clicks: Sequence[Row], at: int, arm: Arm, popular: bool) -> dict[str, int]:
+    """Ranks of one question's target, by list, as the plain evaluator finds them without what the arm does not know."""
+    question = clicks[at]
+    now_ms = question[3] * 1000
+    late, whose = (arm.popularity, None) if popular else (arm.user, question[0])
+    kept = [r for r in clicks[:at] if whose not in (None, r[0]) or r[3] * 1000 <= late.cut_ms(now_ms)]
+    until_s, known_s = arm.context.cut_ms(now_ms) // 1000, arm.vectors.cut_ms(now_ms) // 1000
+    folder = folder_of(path, [*kept, question], until_s, known_s)
+    known = vectors([entry["item_id"] for entry in folder.items])
+    found = evaluate(folder, known, encoder(), served().offset, RULES, asked(start_ms=now_ms))
+    assert found["questions"] == 1
+    return {way: round(1 / row[f"mrr@{ITEMS}"]) if row[f"mrr@{ITEMS}"] else 0 for way, row in found["lists"].items()}
+
+
+def test_each_answer_is_that_of_a_stream_cut_by_hand(tmp_path: Path) -> None:
+    clicks = rows()
+    chosen = arms(PARTS, [parse_delay(name) for name in ("10s", "10m", "1h", "1d", "daily")])
+    run = swept(folder_of(tmp_path / "whole", clicks), chosen, asked())
+    assert run.comparison.questions == EVENTS
+    rng, different = random.Random(0), 0
+    for number, arm in enumerate(chosen[1:]):
+        at = rng.randrange(EVENTS // 4, EVENTS)
+        user, second = clicks[at][0], clicks[at][3]
+        expected = cut_by_hand(tmp_path / f"cut{number}", clicks, at, arm, popular=False)
+        expected[POPULAR] = cut_by_hand(tmp_path / f"popular{number}", clicks, at, arm, popular=True)[POPULAR]
+        known = [r for r in clicks[:at] if r[0] == user and r[3] * 1000 <= arm.user.cut_ms(second * 1000)]
+        # Who is not known yet gets the popular list, which the cut of one user's clicks would change.
+        for way in ("mixed", "next", "general", POPULAR) if known else (POPULAR,):
+            assert ranks(run, arm, way)[at] == expected[way], (arm.name, way, at)
+            different += ranks(run, FRESH, way)[at] != expected[way]
+    assert different > 20  # the cuts do change answers
+
+
+def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, chosen = folder_of(tmp_path / "f", rows()), arms(("user", "all"), [parse_delay(name) for name in DELAYS])
+    together = swept(folder, chosen, asked()).comparison.memory()
+    monkeypatch.setattr("streams.staleness._BATCH", 1)
+    assert swept(folder, chosen, asked()).comparison.memory() == together
+
+
+def planted(path: Path, gap_s: int, steps: int = 12, start_s: int = START_S) -> Folder:
+    """One user, who always takes what an encoding of everything so far puts first: it takes the last event to know."""
+    model, taken = encoder(), ["i0"]
+    known = vectors([f"i{n}" for n in range(ITEMS)])
+    model.items.put(known.item_ids, known.vectors, known.tags)
+    matrix = model.items.retrieval(known.item_ids)
+    for _ in range(steps):
+        times = [(start_s + n * gap_s) * 1000 for n in range(len(taken))]
+        request = EncodeRequest("u", taken, [0] * len(taken), times, None, 0)
+        scores = matrix @ model.encode_whole([request]).vectors[0, 0]
+        scores[[int(name[1:]) for name in taken]] = -np.inf
+        taken = [*taken, f"i{int(scores.argmax())}"]
+    clicks = [("u", name, "view", start_s + n * gap_s) for n, name in enumerate(taken)]
+    return read_folder(write_folder(path, clicks, [item(f"i{n}", first_seen=START_S) for n in range(ITEMS)]), RULES)
+
+
+def hits(folder: Folder, delays: Sequence[str], part: str = "user") -> dict[str, float]:
+    """Share of the questions after the second event whose target comes first, by delay."""
+    from context.features import ContextFeatures
+    from context.offsets import ContextOffset
+
+    still = ContextOffset(np.zeros((16, 0), np.float32), ContextFeatures([]))
+    chosen = arms((part,), [parse_delay(name) for name in delays])  # type: ignore[arg-type]
+    ask = AskSettings(("next",), (1,), folder.events.ts_ms[2])
+    run = sweep(folder, vectors(folder.item_ids), encoder(), still, RULES, ask, chosen)
+    result = run.comparison.result(ITEMS)["lists"]
+    return {arm.name.rpartition(" ")[2]: result[list_name(arm, "next")]["hr@1"] for arm in chosen}
+
+
+def test_a_delay_longer_than_the_gap_between_events_loses_everything(tmp_path: Path) -> None:
+    found = hits(planted(tmp_path / "f", gap_s=5), ("1s", "10s", "1m", "1h"))
+    # Who does not know the last event answers with it: it was the best guess before, and seems unseen.
+    assert found == {"0": 1.0, "1s": 1.0, "10s": 0.0, "1m": 0.0, "1h": 0.0}
+    assert hits(planted(tmp_path / "g", gap_s=120), ("1m", "2m", "10m")) == {"0": 1.0, "1m": 1.0, "2m": 1.0, "10m": 0.0}
+
+
+def test_a_nightly_batch_knows_what_happened_before_midnight(tmp_path: Path) -> None:
+    midnight_s = START_S // DAY_S * DAY_S + DAY_S
+    one_a_day = planted(tmp_path / "days", gap_s=DAY_S, start_s=midnight_s + 9 * 3600)
+    assert hits(one_a_day, ("1h", "1d", "daily")) == {"0": 1.0, "1h": 1.0, "1d": 1.0, "daily": 1.0}
+    four_a_day = planted(tmp_path / "more", gap_s=DAY_S // 4, start_s=midnight_s)
+    assert hits(four_a_day, ("daily",))["daily"] == pytest.approx(3 / 11, abs=1e-6)  # the first of each day: 4, 8, 12
+
+
+def test_only_the_late_part_is_late(tmp_path: Path) -> None:
+    folder = planted(tmp_path / "f", gap_s=5)
+    for part in ("context", "popularity"):
+        assert hits(folder, ("1h",), part)["1h"] == 1.0
+    assert hits(folder, ("1h",), "user-vectors")["1h"] < 1.0
+
+
+@pytest.mark.parametrize("text", ["", "10", "1w", "-1s", "1.5h", "nightly"])
+def test_a_delay_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="give 0, a number with"):
+        parse_delay(text)
+
+
+def test_arms_are_each_part_with_each_delay_and_the_fresh_one() -> None:
+    found = arms(("user", "all"), [parse_delay(name) for name in ("0", "1s", "daily")])
+    assert [arm.name for arm in found] == ["0", "user 1s", "user daily", "all 1s", "all daily"]
+    assert found[0] == FRESH and found[4].popularity.ms is None and found[1].context == FRESH.context
+    with pytest.raises(ValueError, match="part 'weights' cannot be late"):
+        arms(("weights",), [])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="named twice"):
+        arms(("user",), [parse_delay("1s"), parse_delay("1s")])
