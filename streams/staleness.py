@@ -26,12 +26,13 @@ from index.records import UserState
 from streams.comparison import Comparison
 from streams.delayed_user import DelayedUser, View, applier
 from streams.delays import FRESH, NOW, Arm, Delay
-from streams.evaluate import _best, _Candidates, _home, _round_robin, _tail
+from streams.evaluate import _Candidates, _home, _tail
 from streams.events import CLICKSTREAM, USERS, Click, Record, Rules, parse
 from streams.folder import Folder
 from streams.folder_records import ItemVectors, records
 from streams.metrics import RecentPopularity
 from streams.questions import AskSettings, Slot
+from streams.rankers import ModelRanker, best_lists
 from streams.slices import Facts
 from streams.state import WindowLimits
 
@@ -129,7 +130,8 @@ class Sweep:
         remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
         self._apply = applier(WindowLimits(config.window, config.slack), remembered)
         self._timeline = ContextTimeline(folder.contexts)
-        self._items = _Candidates(folder, vectors, encoder)
+        self._items = _Candidates(folder, vectors)
+        self._model = ModelRanker(encoder, vectors, ask.slots, encoder.encode)
         self._times_ms = self._items.arrivals_ms[self._items.order]  # [n], rising
         self._arrived = 0
         self._users: dict[str, DelayedUser] = {}
@@ -317,11 +319,9 @@ class Sweep:
         allowed[items.order[: known.items]] = True
         allowed &= items.shown
         allowed[[items.row[item] for item in known.seen if item in items.row]] = False
-        scores = np.where(allowed, moved @ items.matrix.T, -np.inf)  # [2, n]
-        depth = 2 * count if "mixed" in self._ask.slots else count
-        both = [_best(row, depth, items.item_ids) for row in scores]
-        made = {"next": both[0][:count], "general": both[1][:count]}
-        return {slot: _round_robin(both, count) if slot == "mixed" else made[slot] for slot in self._ask.slots}
+        scores = [np.where(allowed, moved[at] @ self._model.matrix.T, -np.inf)[None] for at in self._model.used]
+        best = best_lists(scores, self._model.lists, count)  # [1, count] each
+        return {slot: [items.item_ids[row] for row in best[slot][0].tolist() if row >= 0] for slot in self._ask.slots}
 
 
 def _seen(state: UserState, now_ms: int) -> frozenset[str]:
