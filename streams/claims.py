@@ -10,13 +10,14 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from faust.types import TP
 
 from index.store import ClaimRefusedError, LogIdentity, StoreUnavailableError
 from streams.engine import Engine, tag_of, topics_of
 from streams.logs import LogLookup
-from streams.transport import Positions, StateConsumer
+from streams.transport import StateConsumer
 
 _CONFIRM_S = 0.5  # brokers agree on a recreated topic within this
 _RETRY_S = 0.25  # between attempts while the store or the broker is away
@@ -50,7 +51,9 @@ class Claims:
         self._identities: dict[str, LogIdentity] = {}
         self.unsettled: set[str] = set()  # tags to claim or seek; nothing of them is read or applied meanwhile
         self._seek_only: set[str] = set()
-        self._wake = asyncio.Event()
+        self._assignment: set[TP] = set()  # as of the last rebalance, with its generation
+        self._generation, self._takes = 0, 0
+        self._wake, self._taken = asyncio.Event(), asyncio.Event()
         self.consumer: StateConsumer | None = None
         self.counts: Counter[str] = engine.counts
 
@@ -63,57 +66,64 @@ class Claims:
         self.unsettled.add(tag)
         self._wake.set()
 
-    async def take(self, assignment: set[TP], generation: int) -> Positions:
-        """After a rebalance: releases what is gone, claims what is assigned. Returns the positions it settled."""
-        assert self.consumer is not None
-        tags = {tag_of(tp.topic, tp.partition) for tp in assignment}
-        for tag in set(self._engine.tenures) - tags:
-            await self._engine.release(tag)
-        self.unsettled = set(tags)
-        async with self.consumer.reading:
-            # Again: `keep` may just have settled them for the assignment before, which says nothing about this one.
-            self.unsettled, self._seek_only = set(tags), set()
-            positions = await self._settle(assignment)
-        if self.unsettled:
-            self._wake.set()
-        return positions
+    def take(self, assignment: set[TP], generation: int) -> None:
+        """After a rebalance: everything assigned is claimed and sought anew, by `keep`.
+
+        Never waits: Faust gives up for good, and without a word, on a seek that takes longer than its own limit.
+        """
+        self._assignment, self._generation = set(assignment), generation
+        self._takes += 1
+        self.unsettled, self._seek_only = _tags(assignment), set()
+        self._wake.set()
+        self._taken.set()
 
     async def keep(self) -> None:
-        """Settles what could not be settled at once; runs as long as the worker."""
+        """Settles what is not settled, again until it is; runs as long as the worker."""
         assert self.consumer is not None
         while True:
             await self._wake.wait()
             self._wake.clear()
+            self._taken.clear()
             refused = self.counts["claims_refused"]
             async with self.consumer.reading:
-                await self._settle(self.consumer.assigned())
+                await self._settle()
             if self.unsettled:
                 self._wake.set()
-                await asyncio.sleep(_RETRY_S if self.counts["claims_refused"] == refused else _REFUSED_RETRY_S)
+                await self._rest(_RETRY_S if self.counts["claims_refused"] == refused else _REFUSED_RETRY_S)
 
-    async def _settle(self, assignment: set[TP]) -> Positions:
+    async def _rest(self, pause_s: float) -> None:
+        """A pause, cut short by a new assignment."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._taken.wait()
+
+    async def _settle(self) -> None:
         assert self.consumer is not None
+        take, assignment, generation = self._takes, self._assignment, self._generation
+        gone = set(self._engine.tenures) - _tags(assignment)
+        self.unsettled &= _tags(assignment)
         by_tag: dict[str, set[TP]] = defaultdict(set)
-        for tp in assignment:
+        for tp in assignment & self.consumer.assigned():  # the next assignment may be under way
             by_tag[tag_of(tp.topic, tp.partition)].add(TP(*tp))
-        self.unsettled &= set(by_tag)
-        wanted = {tag: by_tag[tag] for tag in self.unsettled}
-        self._forget_fetched(set(wanted))
+        wanted = {tag: by_tag[tag] for tag in self.unsettled if tag in by_tag}
+        self._forget_fetched(gone | set(wanted))
+        for tag in gone:
+            await self._engine.release(tag)
         try:
-            positions = await self._positions(wanted)
+            positions = await self._positions(wanted, generation)
             await self.consumer.move(positions)
         except (ConnectionError, TimeoutError, StoreUnavailableError) as error:
             log.warning("cannot settle %d partitions yet: %s", len(wanted), error)
-            return {}
+            return
         except PositionBeyondLogError as error:
             if await self._are_same_logs(wanted):
                 self._fail(error)
-            return {}
+            return
         # A tag of which only some topics are assigned (yet) is not: the others would be read from anywhere.
         settled = {tag for tag in wanted if {tp.topic for tp in by_tag[tag] & set(positions)} == set(topics_of(tag))}
-        self.unsettled -= settled
-        self._seek_only -= settled
-        return positions
+        if take == self._takes:  # else this was the assignment before, which says nothing about the present one
+            self.unsettled -= settled
+            self._seek_only -= settled
 
     async def _are_same_logs(self, tags: Iterable[str]) -> bool:
         """Whether the tags' topics are still those they were claimed with: one recreated since is claimed anew."""
@@ -129,29 +139,28 @@ class Claims:
             self._seek_only.clear()
         return same
 
-    async def _positions(self, wanted: dict[str, set[TP]]) -> dict[TP, int]:
+    async def _positions(self, wanted: dict[str, set[TP]], generation: int) -> dict[TP, int]:
         """Claims each tag and finds where to read on; a tag whose claim failed is left out."""
         assert self.consumer is not None
-        if any(tag not in self._seek_only for tag in wanted):
-            self._identities = await self._lookup.identities(sorted({t for tag in wanted for t in topics_of(tag)}))
-        claimed = [tag for tag in sorted(wanted) if await self._claim(tag)]
+        tenures = self._engine.tenures
+        claimed = {tag for tag in wanted if tag in self._seek_only and tag in tenures}
+        for tag in claimed:
+            tenures[tag].fresh = set(tenures[tag].positions)
+        if others := sorted(set(wanted) - claimed):
+            self._identities = await self._lookup.identities(sorted({t for tag in others for t in topics_of(tag)}))
+            claimed |= {tag for tag in others if await self._claim(tag, generation)}
         tps = {tp for tag in claimed for tp in wanted[tag]}
         starts, ends = await self.consumer.log_starts(tps), await self.consumer.log_ends(tps)
         return {tp: self._checked(tp, starts[tp], ends[tp]) for tp in tps}
 
-    async def _claim(self, tag: str) -> bool:
-        assert self.consumer is not None
-        tenure = self._engine.tenures.get(tag)
-        if tag in self._seek_only and tenure is not None:
-            tenure.fresh = set(tenure.positions)
-            return True
+    async def _claim(self, tag: str, generation: int) -> bool:
         identities = {topic: self._identities[topic] for topic in topics_of(tag) if topic in self._identities}
         if len(identities) < len(topics_of(tag)):
             log.warning("cannot claim %s: of %s only %s exist", tag, topics_of(tag), sorted(identities))
             return False
         group = f"{self._group}@{next(iter(identities.values())).cluster_id}"
         try:
-            await self._engine.claim(tag, self.consumer.generation, identities, group)
+            await self._engine.claim(tag, generation, identities, group)
             return True
         except ClaimRefusedError as error:
             self.counts["claims_refused"] += 1
@@ -172,3 +181,7 @@ class Claims:
             tenure.reread.add(tp.topic)  # this gap is known
             return start
         return position
+
+
+def _tags(tps: Iterable[TP]) -> set[str]:
+    return {tag_of(tp.topic, tp.partition) for tp in tps}

@@ -31,6 +31,9 @@ class Lane:
         """Takes over fetched records and wakes the agent."""
         self.pending += records
         self.waiting_bytes += sum(map(_size, records))
+        self._wake()
+
+    def _wake(self) -> None:
         for subscriber in self.channel._subscribers or [self.channel]:
             if subscriber.queue.empty():
                 subscriber.queue.put_nowait(True)
@@ -50,9 +53,11 @@ class Lane:
         return len(self.pending) >= count or self.waiting_bytes >= MAX_BYTES
 
     def forget(self, tags: set[str]) -> None:
-        """Drops what waits of these tags."""
+        """Drops what waits of these tags, and wakes the agent for the rest: a rebalance may have taken its wake."""
         self.pending = [record for record in self.pending if tag_of(record.topic, record.partition) not in tags]
         self.waiting_bytes = sum(map(_size, self.pending))
+        if self.pending:
+            self._wake()
 
     def idle(self, tag: str) -> bool:
         """Whether nothing of a tag waits or is being applied."""

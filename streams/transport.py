@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRa
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode.threads import WorkerThread
 
 from streams.events import Record
 from streams.kafka_access import KafkaAccess
@@ -26,6 +27,7 @@ from streams.kafka_access import KafkaAccess
 Positions = Mapping[TP, int]
 _METADATA_MS = 2000  # a topic that was away or has more partitions by now is noticed this soon; one small request
 _FOLLOWERS_S = 0.1  # the embedded broker refuses members that ask for their assignment after the leader gave it
+_THREAD_S = 2.0  # the consumer's thread has left the group by then, or never will
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Wiring:
     """What the consumer asks of the worker, by logical topics; set by the worker before the app starts."""
 
     access: KafkaAccess
-    take: Callable[[set[TP], int], Awaitable[Positions]]  # claims the assignment: positions by partition
+    take: Callable[[set[TP], int], None]  # told of each new assignment and its generation; never blocks
     wanted: Callable[[set[TP]], set[TP]]  # of the assigned partitions, those to read now
     deliver: Callable[[Sequence[Record]], None]  # takes over a batch; never blocks
     misplaced: Callable[[set[TP]], None]  # told of partitions that are to be claimed and sought anew
@@ -52,11 +54,29 @@ class PatientAssignor(PartitionAssignor):
         return super().assign(cluster, member_metadata)
 
 
+class LeavableThread(WorkerThread):
+    """A thread that holds up neither the event loop nor the process for long when it does not end.
+
+    Positions live with the state, so nothing is lost with it.
+    """
+
+    def __init__(self, service: Any, **kwargs: Any) -> None:
+        super().__init__(service, **kwargs)
+        self.daemon = True
+
+    def stop(self) -> None:
+        """Called in the event loop, which waits meanwhile."""
+        if not self.is_stopped.wait(_THREAD_S):
+            log.warning("the consumer's thread did not end within %s s and is left", _THREAD_S)
+
+
 class StateConsumerThread(driver.AIOKafkaConsumerThread):
     """The consumer's thread, with Faust's co-partitioning assignor and a short fetch wait.
 
     Without tables Faust would assign round robin, which splits `clickstream[p]` and `users[p]`: they share one home.
     """
+
+    Worker = LeavableThread
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf, consumer = self.app.conf, cast(StateConsumer, self.consumer)
@@ -97,8 +117,13 @@ class StateConsumer(driver.Consumer):
         return StateConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def seek_to_committed(self) -> Positions:
-        """Called by Faust after every rebalance: claims what is assigned and seeks to the stored positions."""
-        return self._physical(await self.wiring.take(self.assigned(), self.generation))
+        """Called by Faust after every rebalance. Nothing is sought here: what is assigned is read once it is claimed.
+
+        When this takes longer than `broker_request_timeout`, Faust's recovery takes the timeout for its own stop and
+        never resumes the flow again.
+        """
+        self.wiring.take(self.assigned(), self.generation)
+        return {}
 
     def assigned(self) -> set[TP]:
         """The partitions that this member has now."""
@@ -110,10 +135,17 @@ class StateConsumer(driver.Consumer):
         return int(self.app.consumer_generation_id)
 
     async def move(self, positions: Positions) -> None:
-        """Seeks in the consumer's own thread; the caller holds `reading`."""
+        """Seeks in the consumer's own thread; the caller holds `reading`.
+
+        Raises:
+            ConnectionError: a partition is not assigned any more.
+        """
         for tp, offset in self._physical(positions).items():
             self._handed.pop(tp, None)
-            await self._thread.call_thread(self._thread._ensure_consumer().seek, tp, offset)
+            try:
+                await self._thread.call_thread(self._thread._ensure_consumer().seek, tp, offset)
+            except KafkaError as error:
+                raise ConnectionError(f"Kafka does not seek: {error}") from error
 
     async def log_ends(self, tps: set[TP]) -> Positions:
         """End offsets, asked of the broker now. ConnectionError when it does not answer."""
@@ -154,9 +186,12 @@ class StateConsumer(driver.Consumer):
         """Makes aiokafka go on after an error in joining the group: it waits until somebody asks for the error.
 
         Raises:
-            RuntimeError: it has given up for good.
+            RuntimeError: it, or the part of it that fetches, has given up for good.
         """
-        coordinator = self._thread._ensure_consumer()._coordinator
+        consumer = self._thread._ensure_consumer()
+        coordinator = consumer._coordinator
+        if consumer._fetcher is not None and consumer._fetcher.error_future.done():
+            raise RuntimeError("the Kafka client fetches no more: its own task has ended")
         try:
             await self._thread.call_thread(coordinator.check_errors)
         except KafkaError as error:

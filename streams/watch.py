@@ -121,6 +121,8 @@ class Watch:
             [(keys.owner(tag), [f"pos:{topic}" for topic in positions]) for tag, positions in written.items()]
         )
         for (tag, positions), stored in zip(written.items(), rows, strict=True):
+            if tag in self._claims.unsettled or self._engine.tenures.get(tag) is not tenures[tag]:
+                continue  # claimed anew while the store was asked
             if any(int(value or 0) < position for value, position in zip(stored, positions.values(), strict=True)):
                 log.warning("the store has lost writes to %s: reading them once more", tag)
                 self._claims.again(tag, claim=True)

@@ -82,11 +82,15 @@ class StreamWorker:
         """
         await self._check_topics()
         self.claims.consumer = cast(StateConsumer, self.app.consumer)
-        await self.app.start()
-        tasks = [asyncio.ensure_future(call()) for call in self._background]
-        for task in tasks:
+        # Not simply awaited: a broker that is silent must not keep a worker from ending that is asked to stop.
+        starting, stopping = asyncio.ensure_future(self.app.start()), asyncio.ensure_future(self._stop.wait())
+        starting.add_done_callback(self._ended)
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        calls = [] if self._stop.is_set() else self._background
+        tasks = [starting, *(asyncio.ensure_future(call()) for call in calls)]
+        for task in tasks[1:]:
             task.add_done_callback(self._ended)
-        await self._stop.wait()
+        await stopping
         # Positions live with the state, so nothing is lost when Faust's consumer thread does not end in time.
         ending = asyncio.ensure_future(self._end(tasks))
         _, late = await asyncio.wait([ending, *tasks], timeout=self.settings.stop_s)

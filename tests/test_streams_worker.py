@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
+from faust.tables.recovery import Recovery
 from faust.types import TP
 
 from deploy.broker import Broker, topic_partitions
@@ -23,6 +25,7 @@ from streams.claims import PositionBeyondLogError
 from streams.digest import read_state
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS
 from streams.kafka_access import KafkaAccess
+from streams.logs import LogLookup
 from streams.outlet import MAX_DEAD_LETTER_BYTES
 from streams.state import apply_click
 from streams.worker import StreamWorker
@@ -385,5 +388,87 @@ def test_a_fetch_that_was_interrupted_is_read_again(play: Play, monkeypatch: pyt
                         await consumer._read_once()
             await shop.until(lambda: worker.engine.counts["applied"] == 2, "the second is read again")
         assert await shop.window("anna") == ["i0", "i1"]
+
+    play(scenario)
+
+
+def test_claims_that_take_longer_than_fausts_own_limit_are_made_all_the_same(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, look = Recovery._wait, LogLookup.identities
+    slow = iter([1.5])
+
+    async def wait_impatiently(recovery: Recovery, what: Any, timeout: float | None = None) -> None:
+        await wait(recovery, what, timeout and 0.5)
+
+    async def at_first_slow(lookup: LogLookup, topics: Sequence[str]) -> Any:
+        await asyncio.sleep(next(slow, 0.0))
+        return await look(lookup, topics)
+
+    async def scenario(shop: Shop) -> None:
+        monkeypatch.setattr(Recovery, "_wait", wait_impatiently)
+        monkeypatch.setattr(LogLookup, "identities", at_first_slow)
+        async with shop.worker() as worker:
+            await shop.send("anna", "e0", "i0")
+            await shop.until(lambda: worker.engine.counts["applied"] == 1, "it is applied")
+
+    play(scenario)
+
+
+def test_a_worker_that_cannot_start_ends_when_it_is_asked_to(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        worker = shop.new_worker()
+        start, started = worker.app.start, asyncio.Event()
+
+        async def never_ready() -> None:
+            await start()
+            started.set()
+            await asyncio.Event().wait()
+
+        worker.app.start = never_ready  # type: ignore[method-assign]
+        running = asyncio.create_task(worker.run())
+        await asyncio.wait_for(started.wait(), TIMEOUT_S)
+        worker.stop()
+        await asyncio.wait([running], timeout=TIMEOUT_S)
+        assert running.done() and running.exception() is None
+
+    play(scenario)
+
+
+def test_a_client_whose_fetching_ended_ends_the_worker(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        worker = shop.new_worker()
+        running = asyncio.create_task(worker.run())
+        await shop.until(lambda: worker.settled or running.done(), "the worker has claimed its partitions")
+        assert worker.claims.consumer is not None
+        thread = worker.claims.consumer._thread
+        fetcher = thread._ensure_consumer()._fetcher
+        await thread.call_thread(fetcher.error_future.cancel)
+        with pytest.raises(RuntimeError, match="fetches no more"):
+            await asyncio.wait_for(running, TIMEOUT_S)
+
+    play(scenario)
+
+
+def test_a_consumer_thread_that_does_not_end_holds_nobody_up(play: Play) -> None:
+    over = threading.Event()
+
+    async def stubborn() -> None:
+        while not over.is_set():
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                pass
+
+    async def scenario(shop: Shop) -> None:
+        async with shop.worker() as worker:
+            assert worker.claims.consumer is not None
+            thread = worker.claims.consumer._thread
+            asyncio.run_coroutine_threadsafe(stubborn(), thread.thread_loop)
+            await asyncio.sleep(0.1)
+        assert thread._thread is not None and thread._thread.is_alive()  # and yet the worker has ended
+        over.set()
+        await asyncio.to_thread(thread._thread.join, TIMEOUT_S)
+        assert not thread._thread.is_alive()
 
     play(scenario)

@@ -50,7 +50,9 @@ class Shop:
             yield worker
         finally:
             worker.stop()
-            await running
+            await asyncio.wait([running], timeout=TIMEOUT_S)
+            assert running.done(), f"the worker did not stop within {TIMEOUT_S:g} s"
+            running.result()
 
     def new_worker(self) -> StreamWorker:
         engine = Engine(self.store, RULES, PARTITIONS, KafkaOutlet(self.producer.send))
@@ -80,5 +82,12 @@ class Shop:
             await asyncio.sleep(0.002)
 
     async def close(self) -> None:
+        """The scenario's last step: what a worker left behind must not hang `asyncio.run`, which cancels only once."""
         self.producer.close()
         await self.store.close()
+        left, deadline = asyncio.all_tasks() - {asyncio.current_task()}, time.monotonic() + TIMEOUT_S
+        while left and time.monotonic() < deadline:
+            for task in left:
+                task.cancel()  # a call of mode's queues swallows it, and waits for the next one
+            _, left = await asyncio.wait(left, timeout=0.1)
+        assert not left, f"cannot be ended: {left}"
