@@ -12,6 +12,7 @@ import orjson
 
 from deploy.attach import attach
 from deploy.records_bar import records_bar
+from deploy.report_facts import started
 from encoder.config import preset_names, preset_training
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -115,6 +116,12 @@ def train(
 @click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
 @click.option("--texts", type=click.Path(path_type=Path), help="File that remembers text vectors between runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write a page with tables and plots, complete in one file.",
+)
 def evaluate(
     folder: Path,
     model: Path | None,
@@ -124,6 +131,7 @@ def evaluate(
     repeats: bool,
     texts: Path | None,
     as_json: bool,
+    page: Path | None,
 ) -> None:
     """Measure a model on a data FOLDER, offline: on its later part, or on each user's last event.
 
@@ -133,10 +141,12 @@ def evaluate(
     Example: perseid evaluate ml_latest_small --model models/m-1234abcd
     """
     from deploy.evaluation import evaluate_folder, evaluate_leave_one_out
+    from deploy.report import write_report
     from encoder.text_memory import TextMemory
     from streams.comparison import metrics_table, table
     from streams.questions import AskSettings
 
+    facts = started()
     settings = attach(os.environ)
     memory = TextMemory(texts or settings.state / "texts")
     ask = AskSettings(every=every, repeats=repeats)
@@ -147,6 +157,8 @@ def evaluate(
         else:
             found = evaluate_folder(folder, model or settings.model, settings, memory, split, ask, progress)
     memory.close()
+    if page is not None:
+        write_report(page, "evaluate", found, facts)
     if as_json:
         click.echo(orjson.dumps(found).decode())
         return

@@ -77,7 +77,7 @@ class Comparison:
         facts = {name: self.outcomes.facts(name) for name in ("history", "age", "popularity", "category", "repeat")}
         for kind, name, at in slices(facts, self.outcomes.categories) if self.sliced else ():
             found["slices"][name] = {"by": kind, **statistics.of_some(at)}
-        found["versus"] = [statistics.versus(*pair) for pair in self._pairs]
+        found["versus"] = [statistics.versus(*pair) for pair in self.measured]
         return found
 
     def memory(self) -> dict[str, Any]:
@@ -89,7 +89,8 @@ class Comparison:
         self.outcomes.remember(memory)
 
     @property
-    def _pairs(self) -> Sequence[tuple[str, str]]:
+    def measured(self) -> Sequence[tuple[str, str]]:
+        """Which list is measured against which."""
         if self.pairs is not None:
             return self.pairs
         return [(name, baseline) for name in self.names for baseline in self.baselines]
@@ -101,7 +102,7 @@ class _Statistics:
     def __init__(self, comparison: Comparison, resamples: int) -> None:
         outcomes = comparison.outcomes
         self._k, self._seed = comparison.k, comparison.seed
-        self._names = outcomes.names
+        self._names, self._pairs = outcomes.names, comparison.measured
         self._users = outcomes.facts("user")
         self._scores = {name: outcomes.scores(name, comparison.ks) for name in self._names}
         self._resamples = Resamples(outcomes.users, resamples, comparison.seed)
@@ -121,11 +122,21 @@ class _Statistics:
         values = np.column_stack([self._scores[name][column][at] for name in self._names for column in columns])
         means, bounds = values.mean(axis=0), self._resamples.means(values, self._users[at])
         parts = {name: slice(n * len(columns), (n + 1) * len(columns)) for n, name in enumerate(self._names)}
+        differences = [
+            {
+                "list": name,
+                "baseline": other,
+                "means": _named(columns, means[parts[name]] - means[parts[other]]),
+                "intervals": _bounds(columns, bounds[:, parts[name]] - bounds[:, parts[other]]),
+            }
+            for name, other in self._pairs
+        ]
         return {
             "questions": len(at),
             "users": len(np.unique(self._users[at])),
             "lists": {name: _named(columns, means[part]) for name, part in parts.items()},
             "intervals": {name: _bounds(columns, bounds[:, part]) for name, part in parts.items()},
+            "differences": differences,
         }
 
     def versus(self, name: str, other: str) -> dict[str, Any]:

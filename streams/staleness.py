@@ -32,7 +32,7 @@ from streams.folder import Folder
 from streams.folder_records import ItemVectors, records
 from streams.metrics import RecentPopularity
 from streams.questions import AskSettings, Slot
-from streams.slices import Facts
+from streams.slices import UNKNOWN, Facts
 from streams.state import WindowLimits
 
 POPULAR = "recent popularity"
@@ -227,8 +227,11 @@ class Sweep:
 
     def _facts(self, click: Click, now_ms: int, user: DelayedUser) -> Facts:
         state = user.view(NOW, now_ms, self._apply).state
-        repeat = click.item_id in _seen(state, now_ms)
-        return Facts(click.user_id, len(state.items), popularity=self._chosen[click.item_id], repeat=repeat)
+        items, row = self._items, self._items.row.get(click.item_id)
+        age_ms = UNKNOWN if row is None else max(0, now_ms - int(items.arrivals_ms[row]))
+        repeat, chosen = click.item_id in _seen(state, now_ms), self._chosen[click.item_id]
+        category = items.categories.get(click.item_id, "")
+        return Facts(click.user_id, len(state.items), age_ms, chosen, category, repeat)
 
     def _arrived_by(self, delay: Delay, now_ms: int) -> int:
         return int(np.searchsorted(self._times_ms, delay.cut_ms(now_ms), side="right"))
