@@ -50,15 +50,13 @@ Cell = str | tuple[str, str]  # shown, or shown with something smaller below it
 
 def page(title: str, sections: Sequence[str], result: Mapping[str, Any]) -> str:
     """The whole document."""
-    # The only sequences that could end the element or begin a comment in it hold a "<".
-    data = orjson.dumps(result).decode().replace("<", "\\u003c")
-    readable = escape(orjson.dumps(result, option=orjson.OPT_INDENT_2).decode())
+    data = escape(orjson.dumps(result, option=orjson.OPT_INDENT_2).decode())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>"
-        f"{''.join(sections)}<details><summary>The result as JSON</summary><pre>{readable}</pre></details>"
-        f'<script type="application/json" id="result">{data}</script></body></html>\n'
+        f'{"".join(sections)}<details><summary>The result as JSON</summary><pre id="result">{data}</pre></details>'
+        "</body></html>\n"
     )
 
 

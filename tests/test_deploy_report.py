@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,12 @@ def test_a_page_is_well_formed_and_asks_nothing_of_a_network(tmp_path: Path) -> 
 def test_a_page_holds_the_result_and_how_to_repeat_it(tmp_path: Path) -> None:
     result = measured("</script><script>alert(1)</script>")
     text = written(tmp_path, "evaluate", result)
-    found = re.search(r'<script type="application/json" id="result">(.*?)</script>', text)
+    found = re.search(r'<pre id="result">(.*?)</pre>', text, re.DOTALL)
     assert found is not None
-    data = orjson.loads(found[1])
+    data = orjson.loads(unescape(found[1]))
     assert data["result"] == orjson.loads(orjson.dumps(result)) and data["report"] == "evaluate"
     assert data["run"]["command"] == "perseid evaluate shop" and data["run"]["started"] == "2026-01-02 03:04 UTC"
-    assert "alert(1)</script>" not in text.replace(found[0], "") and "<b>" not in text
+    assert "<script" not in text and "<b>" not in text
     row = result["lists"]["popular"]
     assert f"{row['recall@1']:.4f}" in text and f"{row['coverage@10']:.4f}" in text
 
