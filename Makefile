@@ -1,10 +1,11 @@
-# make run | test | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/test_x.py"
+# make run | test | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/test_x.py" JOBS=0
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH  ?= append freshness
 TESTS  ?= tests
+JOBS   ?= 2
 
 .PHONY: run test check bench lock clean
 
@@ -12,7 +13,7 @@ run: $(STAMP)
 	$(BIN)/perseid up $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -13,10 +13,12 @@ import orjson
 from deploy.attach import attach
 from deploy.records_bar import records_bar
 from deploy.report_facts import started
+from encoder.baseline_recipes import recipe_sets
 from encoder.config import preset_names, preset_training
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _PROTOCOL = click.Choice(["timeline", "loo"])
+_PROTOCOLS = click.Choice(["timeline", "loo", "sessions"])
 
 
 @click.command()
@@ -102,10 +104,14 @@ def train(
 @click.option("--model", type=_FOLDER, help="Artefact to evaluate.  [default: PERSEID_MODEL]")
 @click.option(
     "--protocol",
-    type=_PROTOCOL,
+    type=_PROTOCOLS,
     default="timeline",
     show_default=True,
-    help="timeline: each choice from all before it. loo: each user's last event, every item ranked, no popularity.",
+    help="timeline: each choice from all before it. loo: each user's last event, every item ranked, no popularity. "
+    "sessions: what was shown on a user's day, ranked anew, beside LambdaMART.",
+)
+@click.option(
+    "--choice", help="Of sessions: click, or a kind of event.  [default: purchase if there are any, else click]"
 )
 @click.option(
     "--split",
@@ -114,6 +120,22 @@ def train(
 )
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event.")
 @click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
+@click.option(
+    "--baselines",
+    default="",
+    help="Also measure these, by commas: popularity, popularity-7d (both are there on a timeline anyway), item-knn, "
+    "co-visitation, text-knn, sasrec, sasrec-sampled, sasrec-bce, bert4rec, hstu.",
+)
+@click.option(
+    "--recipes",
+    type=click.Choice(recipe_sets()),
+    default="shop",
+    show_default=True,
+    help="Shapes and training of the baselines that are trained, by kind of data.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the baselines that are trained.")
+@click.option("--max-seconds", type=click.FloatRange(min=1), help="Bound of the training of each baseline.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
 @click.option("--texts", type=click.Path(path_type=Path), help="File that remembers text vectors between runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
 @click.option(
@@ -126,22 +148,30 @@ def evaluate(
     folder: Path,
     model: Path | None,
     protocol: str,
+    choice: str | None,
     split: float | None,
     every: int,
     repeats: bool,
+    baselines: str,
+    recipes: str,
+    seed: int,
+    max_seconds: float | None,
+    threads: int | None,
     texts: Path | None,
     as_json: bool,
     page: Path | None,
 ) -> None:
     """Measure a model on a data FOLDER, offline: on its later part, or on each user's last event.
 
-    Prints HR (recall), NDCG, MRR and coverage; on a timeline next to recent popularity. `replay` asks the same
-    through the serving path.
+    Prints HR (recall), NDCG, MRR and coverage; on a timeline next to recent popularity. `--baselines` are trained on
+    the same part of the data and asked the same; with them, no --model and none in PERSEID_MODEL, they stand alone.
+    `replay` asks the same through the serving path.
 
-    Example: perseid evaluate ml_latest_small --model models/m-1234abcd
+    Example: perseid evaluate ml_latest_small --model models/m-1234abcd --baselines item-knn,sasrec
     """
-    from deploy.evaluation import evaluate_folder, evaluate_leave_one_out
+    from deploy.evaluation import BaselinePlan, evaluate_folder, evaluate_leave_one_out
     from deploy.report import write_report
+    from encoder.incremental import use_threads
     from encoder.text_memory import TextMemory
     from streams.comparison import metrics_table, table
     from streams.questions import AskSettings
@@ -150,21 +180,40 @@ def evaluate(
     settings = attach(os.environ)
     memory = TextMemory(texts or settings.state / "texts")
     ask = AskSettings(every=every, repeats=repeats)
+    names = [name.strip() for name in baselines.split(",") if name.strip()]
+    threads = threads or os.cpu_count() or 1
+    plan = BaselinePlan(names, recipes, seed, max_seconds, threads)
+    use_threads(threads)
+    chosen = model or (settings.model if settings.model.exists() or not names else None)
     with records_bar("events") as show:
         progress = None if show is None else lambda done: show(done, None)
-        if protocol == "loo":
-            found = evaluate_leave_one_out(folder, model or settings.model, settings, memory, progress)
+        if protocol == "sessions":
+            from deploy.session_evaluation import evaluate_sessions_of, sessions_table
+
+            found = evaluate_sessions_of(
+                folder, model or settings.model, settings, memory, split, choice, progress=progress
+            )
+        elif protocol == "loo":
+            found = evaluate_leave_one_out(folder, chosen, settings, memory, progress, plan)
         else:
-            found = evaluate_folder(folder, model or settings.model, settings, memory, split, ask, progress)
+            found = evaluate_folder(folder, chosen, settings, memory, split, ask, progress, plan)
     memory.close()
     if page is not None:
-        write_report(page, "evaluate", found, facts)
+        write_report(page, "sessions" if protocol == "sessions" else "evaluate", found, facts)
     if as_json:
         click.echo(orjson.dumps(found).decode())
         return
-    if protocol == "loo":
-        click.echo(f"model {found['model']} on {found['data']}: {found['users']} users, {found['catalogue']} items\n")
-        click.echo(metrics_table("the last event of each user", found["users"], found["metrics"]))
+    if protocol == "sessions":
+        click.echo(sessions_table(found))
         return
-    click.echo(f"model {found['model']} on {found['data']}: {found['questions']} questions\n")
-    click.echo(table(found) if found["questions"] else "nothing to ask about after the split")
+    what = f"model {found['model']}" if found["model"] else "baselines"
+    if protocol == "loo":
+        click.echo(f"{what} on {found['data']}: {found['users']} users, {found['catalogue']} items\n")
+        click.echo(metrics_table("the last event of each user", found["users"], found["metrics"]))
+    else:
+        click.echo(f"{what} on {found['data']}: {found['questions']} questions\n")
+        click.echo(table(found) if found["questions"] else "nothing to ask about after the split")
+    for name, run in found.get("baselines", {}).items():
+        if isinstance(run, dict):
+            spent = f"{run['epochs']} epochs of {run['epoch_seconds']:.1f} s, the best after {run['best_epoch']}"
+            click.echo(f"\n{name}: {spent}, ended by {run['ended']}")

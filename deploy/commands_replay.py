@@ -40,6 +40,7 @@ _OFFSETS = "topic[partition]:start-end"
 @click.option("--ask-from", "ask_ms", type=TimeParam(), help="Of topics: apply earlier clicks without a question.")
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event.")
 @click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
+@click.option("--plain", is_flag=True, help="Rank by vectors alone, as `evaluate`: no popularity, no promotions.")
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path, file_okay=False), help="Folder to resume from and keep in."
 )
@@ -68,6 +69,7 @@ def replay(
     ask_ms: int | None,
     every: int,
     repeats: bool,
+    plain: bool,
     checkpoint: Path | None,
     part: int,
     prefix: str | None,
@@ -101,7 +103,7 @@ def replay(
     elif model is None and (settings.model / "model.json").is_file():
         model = settings.model
     with records_bar("records") as show, new_store(settings, prefix) as store:
-        ask = AskSettings(start_ms=ask_ms, every=every, repeats=repeats)
+        ask = AskSettings(start_ms=ask_ms, every=every, repeats=repeats, plain=plain)
         plan = ReplayPlan(model, ask, store, show, checkpoint, part)
         if folder is not None:
             report = _folder(folder, plan, settings, texts, split, stop_ms)

@@ -1,13 +1,14 @@
 """Offline evaluation as a command: a data folder and a model put together, without broker, store or index.
 
 Assumes an artefact of `deploy.train`; item vectors come from the folder, else from `deploy.texts`. Loads torch. The
-protocol and the metrics are those of `streams.evaluate`.
+protocols and the metrics are those of `streams.evaluate` and `streams.leave_one_out`. Baselines are made here too, from
+what a model of the same protocol is trained on, and stand in the same table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,80 +17,170 @@ import orjson
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
-from deploy.item_texts import Memory
+from deploy.item_texts import Memory, item_vectors, known_items
 from deploy.replays import folder_vectors
 from deploy.settings import Settings
+from deploy.texts import TextSource
 from encoder.artefact import load, serving_arrays
+from encoder.baseline_recipes import recipes
 from encoder.incremental import IncrementalEncoder
+from encoder.text import VocabularyTagger
+from streams.baselines import (
+    Baselines,
+    Training,
+    TrainingPart,
+    check_names,
+    leave_one_out_part,
+    make_baselines,
+    timeline_part,
+)
 from streams.evaluate import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry, parse
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
-from streams.leave_one_out import leave_one_out, rank_targets, summary
-from streams.questions import AskSettings
+from streams.leave_one_out import WINDOW, leave_one_out, rank_all, summary
+from streams.questions import AskSettings, Slot
+from streams.rankers import ModelRanker, Ranker
+from streams.training_data import training_data
+
+_ALL_SLOTS: tuple[Slot, ...] = ("next", "general", "mixed")
+
+
+@dataclass(frozen=True, slots=True)
+class BaselinePlan:
+    """Which baselines stand beside the model, and how the trained ones are trained.
+
+    Raises:
+        ValueError: a name is unknown or there twice.
+    """
+
+    names: Sequence[str] = ()
+    recipes: str = "shop"
+    seed: int = 0
+    max_seconds: float | None = None  # for each that is trained
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_names(self.names)
+
+    def make(self, part: Callable[[], TrainingPart], vectors: ItemVectors, shown: bool) -> Baselines:
+        """The baselines of a training part, which is made only if there are any."""
+        if not self.names:
+            return Baselines()
+        training = Training(recipes(self.recipes), self.seed, self.max_seconds, shown)
+        return make_baselines(self.names, part(), vectors, training)
 
 
 def evaluate_folder(
     path: Path,
-    model: Path,
+    model: Path | None,
     settings: Settings,
     memory: Memory,
     split: float | None,
     ask: AskSettings,
     progress: Callable[[int], None] | None = None,
+    plan: BaselinePlan | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a model on what a folder holds after `split` (None: after what the model was trained on).
+    """Metrics of a model, and of baselines, on what a folder holds after `split` (None: after the model's training).
+
+    Without a model only of baselines; these are trained on what lies before the first question.
 
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on everything and no split is given.
     """
-    loaded, metadata = load(model)
-    folder = read_folder(path, settings.rules())
-    ask = replace(ask, start_ms=_start_ms(folder, metadata, split))
-    vectors = _vectors(folder, model, settings, memory, progress is not None)
-    encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
-    features = ContextFeatures.from_list(metadata["context_features"])
-    offset = ContextOffset(serving_arrays(loaded)["context.weight"], features)
-    found = evaluate(folder, vectors, encoder, offset, settings.rules(), ask, progress)
-    return {"data": folder.name, "model": metadata["version"], "start_ms": ask.start_ms, **found}
+    plan = plan or BaselinePlan()
+    folder, rules = read_folder(path, settings.rules()), settings.rules()
+    encoder, offset, metadata = None, None, {"version": None}
+    if model is not None:
+        encoder, metadata = _encoder(model, settings)
+        features = ContextFeatures.from_list(metadata["context_features"])
+        offset = ContextOffset(serving_arrays(encoder.model)["context.weight"], features)
+    ask = replace(ask, start_ms=first_question_ms(folder, metadata, split))
+    vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
+    choices = [kind.weight > 0 for kind in rules.kinds]
+
+    def part() -> TrainingPart:
+        return timeline_part(training_data(folder, vectors, None, ask.start_ms).data, vectors, choices, seed=plan.seed)
+
+    made = plan.make(part, vectors, progress is not None)
+    found = evaluate(folder, vectors, encoder, offset, rules, ask, progress, made.rankers)
+    return {
+        "data": folder.name,
+        "model": metadata["version"],
+        "start_ms": ask.start_ms,
+        **found,
+        **_trained(made, plan),
+    }
 
 
 def evaluate_leave_one_out(
     path: Path,
-    model: Path,
+    model: Path | None,
     settings: Settings,
     memory: Memory,
     progress: Callable[[int], None] | None = None,
+    plan: BaselinePlan | None = None,
 ) -> dict[str, Any]:
     """Metrics of each list on every user's last event, and of the last but one under `validation`.
+
+    Without a model only of the baselines of `plan`; these are trained on the same part as a model.
 
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on these events.
     """
-    loaded, metadata = load(model)
+    plan, window, version = plan or BaselinePlan(), WINDOW, None
     folder = read_folder(path, settings.rules())
-    if metadata.get("protocol") != "loo" or metadata.get("data") != folder.name:
-        raise ValueError(
-            f"the model has seen the last events of {metadata.get('data')!r} or is of other data: train one with "
-            "--protocol loo on this folder"
-        )
-    vectors = _vectors(folder, model, settings, memory, progress is not None)
-    encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
+    vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
+    rankers: list[Ranker] = []
+    if model is not None:
+        encoder, metadata = _encoder(model, settings)
+        if metadata.get("protocol") != "loo" or metadata.get("data") != folder.name:
+            raise ValueError(
+                f"the model has seen the last events of {metadata.get('data')!r} or is of other data: train one with "
+                "--protocol loo on this folder"
+            )
+        window, version = encoder.model.config.window, metadata["version"]
+        rankers.append(ModelRanker(encoder, vectors, _ALL_SLOTS, encoder.encode_whole))
     split = leave_one_out(folder, vectors)
-    validation = summary(rank_targets(encoder, split, "validation"))["metrics"]
-    found = summary(rank_targets(encoder, split, "test", progress=progress))
-    return {"data": folder.name, "model": metadata["version"], **found, "validation": validation}
+    made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None)
+    rankers += made.rankers
+    validation = summary(rank_all(rankers, split, "validation", window=window))["metrics"]
+    found = summary(rank_all(rankers, split, "test", progress=progress, window=window))
+    return {"data": folder.name, "model": version, **found, "validation": validation, **_trained(made, plan)}
 
 
-def _vectors(folder: Folder, model: Path, settings: Settings, memory: Memory, shown: bool) -> ItemVectors:
-    """The folder's own item vectors, else those of its texts."""
-    return folder_vectors(folder, model, settings, memory, shown) or given_vectors(folder, settings.rules())
+def _encoder(model: Path, settings: Settings) -> tuple[IncrementalEncoder, dict[str, Any]]:
+    loaded, metadata = load(model)
+    return IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device), metadata
 
 
-def _start_ms(folder: Folder, metadata: dict[str, Any], split: float | None) -> int:
+def _trained(made: Baselines, plan: BaselinePlan) -> dict[str, Any]:
+    """What the training of baselines took, where there was any."""
+    return {"baselines": {"recipes": plan.recipes, "seed": plan.seed, **made.training}} if made.training else {}
+
+
+def _vectors(
+    folder: Folder, model: Path | None, plan: BaselinePlan, settings: Settings, memory: Memory, shown: bool
+) -> ItemVectors:
+    """The folder's own item vectors, else those of its texts; empty ones where nobody reads them."""
+    if model is not None:
+        return folder_vectors(folder, model, settings, memory, shown) or given_vectors(folder, settings.rules())
+    if folder.vectors:
+        return given_vectors(folder, settings.rules())
+    items = known_items(folder, None)
+    if "text-knn" not in plan.names:
+        ids = [item["item_id"] for item in items]
+        return ItemVectors("none", ids, np.zeros((len(ids), 1), np.float32), [[] for _ in ids])
+    with TextSource(settings, memory) as source:
+        return item_vectors(items, source.embedder, VocabularyTagger([]), source.memory, shown, plan.threads)
+
+
+def first_question_ms(folder: Folder, metadata: dict[str, Any], split: float | None) -> int:
     if split is not None:
         return folder.split_ms(split)
     before_ms = metadata.get("before_ms")
+    if metadata["version"] is None:
+        raise ValueError("without a model give --split: baselines are trained on what lies before it")
     if before_ms is None or metadata.get("data") != folder.name:
         raise ValueError(
             f"the model was trained on all of {metadata.get('data')!r}: give --split for another folder, or train with "

@@ -29,6 +29,7 @@ _PARTS = {
     "popularity": "popularity counts",
     "all": "everything",
 }
+_VIEWS = {"before": "known before the session", "page": "known up to the page"}
 
 
 def write_report(path: Path, kind: str, result: Result, facts: RunFacts) -> None:
@@ -74,7 +75,7 @@ def _nothing() -> str:
 
 def _comparison(result: Result) -> list[str]:
     """Lists side by side, verdicts, slices."""
-    return [*_lists(result), *_verdicts(result), *_slices(result)]
+    return [heading("All questions"), *_lists(result), *_verdicts(result), *_slices(result)]
 
 
 def _lists(result: Result) -> list[str]:
@@ -89,7 +90,7 @@ def _lists(result: Result) -> list[str]:
         marks = [_mark(row, intervals.get(name, {}), column) for name, row in lists.items()]
         plots.append(dot_chart(column, list(lists), [Series(column, marks)]))
     note = "Below each value its 95 % interval: percentile bootstrap over users. Coverage has none."
-    found = [heading("All questions"), charts(plots), table(["list", *columns], rows)]
+    found = [charts(plots), table(["list", *columns], rows)]
     return [*found, paragraph(note, note=True)] if intervals else found
 
 
@@ -141,6 +142,21 @@ def _differences(slices: Mapping[str, Result], column: str) -> list[str]:
         found = [s["differences"][number] for s in slices.values()]
         series.append(Series(f"{name} − {other}", [_mark(d["means"], d["intervals"], column) for d in found]))
     return [dot_chart(f"difference of {column}", list(slices), series, signed=True)]
+
+
+def _sessions(result: Result) -> list[str]:
+    """What was shown on a user's day, ranked anew: a block for each view of the user and each label."""
+    parts: list[str] = []
+    for view, labels in result["views"].items():
+        for label, found in labels.items():
+            asked = {name: part for name, part in found["by_candidates"].items() if part["questions"]}
+            series = [
+                Series(name, [_mark(part["lists"][name], {}, "hr@5") for part in asked.values()])
+                for name in found["lists"]
+            ]
+            parts += [heading(f"{label}, {_VIEWS[view]}"), *_lists(found)]
+            parts += [dot_chart("hr@5 by number of candidates", list(asked), series), *_verdicts(found)]
+    return parts
 
 
 def _staleness(result: Result) -> list[str]:
@@ -212,5 +228,6 @@ _KINDS: Mapping[str, tuple[str, Callable[[Result], list[str]]]] = {
     "evaluate": ("How good the lists are", _comparison),
     "replay": ("How good the answers were", _comparison),
     "compare": ("Two models over the same traffic", _comparison),
+    "sessions": ("What was shown, ranked anew", _sessions),
     "staleness": ("What delay costs", _staleness),
 }

@@ -12,8 +12,9 @@ from typing import Any
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
-from deploy.evaluation import _start_ms, _vectors
+from deploy.evaluation import first_question_ms, given_vectors
 from deploy.item_texts import Memory
+from deploy.replays import folder_vectors
 from deploy.settings import Settings
 from encoder.artefact import load, serving_arrays
 from encoder.incremental import IncrementalEncoder, use_threads
@@ -81,7 +82,7 @@ def compare_models(
 def _origin(folder: Folder, model: Path, split: float | None) -> tuple[str, int]:
     """A model's version, and from when on it has seen nothing."""
     _, metadata = load(model)
-    return str(metadata["version"]), _start_ms(folder, metadata, split)
+    return str(metadata["version"]), first_question_ms(folder, metadata, split)
 
 
 def _sweep(
@@ -95,7 +96,8 @@ def _sweep(
 ) -> Sweep:
     use_threads(settings.threads)
     loaded, metadata = load(model)
-    vectors = _vectors(folder, model, settings, memory, progress is not None)
+    brought = folder_vectors(folder, model, settings, memory, progress is not None)
+    vectors = brought or given_vectors(folder, settings.rules())
     encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
     features = ContextFeatures.from_list(metadata["context_features"])
     offset = ContextOffset(serving_arrays(loaded)["context.weight"], features)

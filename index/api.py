@@ -74,7 +74,7 @@ def create_app(
     )
     app.state.services = services
     install_handlers(app)
-    app.add_middleware(Guard, metrics=metrics, in_flight=settings.in_flight)
+    app.add_middleware(Guard, metrics=metrics, in_flight=settings.in_flight, at_once=settings.at_once)
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics)
     app.include_router(recommend_router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))

@@ -1,4 +1,4 @@
-"""What stands before every call: time and status of each request, its size, how many run at a time, and API keys.
+"""What stands before every call: time and status of each request, its size, how many are let in, and API keys.
 
 One plain ASGI layer, because it must see bodies before they are read and answers after they are sent. It does not know
 what the calls do: a path's kind decides about its budget.
@@ -6,6 +6,7 @@ what the calls do: a path's kind decides about its budget.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from index.metrics import ApiMetrics
 
 MAX_BODY_BYTES = 1 << 20
 _OVERLOAD_RETRY_S = 1  # a full house of millisecond requests is empty within the second
+_OVERLOAD = ProblemError(503, "this process has more requests than it can answer", retry_after_s=_OVERLOAD_RETRY_S)
 _UNCOUNTED = ("/healthz", "/readyz", "/metrics", "/v1/status")  # must answer when nothing else does
 _WRITES = ("/v1/events", "/v1/items", "/v1/context", "/v1/users")
 
@@ -29,13 +31,18 @@ class Guard:
     Args:
         in_flight: requests of one kind (answers, writes) at a time; the next one gets 503. Writes wait for Kafka, and
             must not use up the answers' budget when it is slow.
+        at_once: answers that may have begun in one turn of the event loop and be under way; the next one gets 503.
+            An answer is CPU time of this loop, so what begins together is what each of them waits for, and requests
+            that came while the loop was busy all begin in its next turn.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ApiMetrics, in_flight: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: ApiMetrics, in_flight: int, at_once: int) -> None:
         self._app = app
         self._metrics = metrics
-        self._limit = in_flight
+        self._limit, self._at_once = in_flight, at_once
         self._running = {"answer": 0, "write": 0}
+        self._turn, self._begun = 0, 0  # of the event loop; answers under way that began in it
+        self._counting = False  # until the turn is over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,18 +75,29 @@ class Guard:
             self._metrics.refused("too_large")
             await problem_response(_too_large())(scope, receive, send)
             return
-        if self._running[kind] >= self._limit:
+        if self._running[kind] >= self._limit or (kind == "answer" and self._begun >= self._at_once):
             self._metrics.refused("overload")
-            problem = ProblemError(
-                503, f"{self._limit} requests are being answered already", retry_after_s=_OVERLOAD_RETRY_S
-            )
-            await problem_response(problem)(scope, receive, send)
+            await problem_response(_OVERLOAD)(scope, receive, send)
             return
+        turn = self._begin() if kind == "answer" else -1
         self._running[kind] += 1
         try:
             await self._app(scope, _limited(receive), send)
         finally:
             self._running[kind] -= 1
+            self._begun -= turn == self._turn
+
+    def _begin(self) -> int:
+        """Counts an answer; the number of the turn in which it began."""
+        if not self._counting:
+            self._counting = True
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._begun += 1
+        return self._turn
+
+    def _next_turn(self) -> None:
+        self._turn += 1
+        self._begun, self._counting = 0, False
 
 
 def _limited(receive: Receive) -> Receive:

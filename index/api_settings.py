@@ -43,6 +43,7 @@ class ApiSettings:
     elastic: ElasticSettings | None = None  # for filters, or for filters and the search
     snapshots: Path | None = None  # folder of index snapshots, which shorten the start
     in_flight: int = 64  # more means that answers queue here; the client had better try another process
+    at_once: int = 16  # answers begun in one turn of the event loop, each some 2 ms: what the last of them waits for
     after_wait_ms: float = 100.0  # an event is visible after some 10 ms, unless the worker is behind
     stale_ms: float = 1_000.0  # a confirmation older than this is no promise any more
     index_limit_ms: float = 60_000.0  # beyond this, items shown may be withdrawn for too long

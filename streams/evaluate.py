@@ -2,13 +2,13 @@
 
 Successive protocol: every held-out choice is predicted from all events before it (EVIDENCE: global time split). Uses
 the pure state functions and the encoder, but ranks by plain products without re-scoring, so it also checks replay,
-which asks the production path. It knows no broker, store or index.
+which asks the production path. Baselines are asked the same. It knows no broker, store or index.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
+from encoder.config import ModelConfig
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from index.query import Weights
 from index.records import UserState
@@ -26,29 +27,34 @@ from streams.events import CLICKSTREAM, USERS, Click, Forget, Profile, Record, R
 from streams.folder import Folder
 from streams.folder_records import ItemVectors, records
 from streams.metrics import Baselines
-from streams.questions import AskSettings, Slot
+from streams.questions import AskSettings
+from streams.rankers import ModelRanker, Question, Ranker, best_lists, masked_scores
 from streams.slices import UNKNOWN, Facts
 from streams.state import WindowLimits, apply_click, apply_forget, apply_profile
 
 _BATCH = 64  # questions encoded and ranked together
-_CHUNK = 2048  # items per call of the item tower
 
 
 def evaluate(
     folder: Folder,
     vectors: ItemVectors,
-    encoder: IncrementalEncoder,
-    offset: ContextOffset,
+    encoder: IncrementalEncoder | None,
+    offset: ContextOffset | None,
     rules: Rules,
     ask: AskSettings,
     progress: Callable[[int], None] | None = None,
+    rankers: Sequence[Ranker] = (),
 ) -> dict[str, Any]:
-    """Metrics of `ask.slots` and of recent popularity on the folder's events from `ask.start_ms` on.
+    """Metrics of `ask.slots`, of `rankers` and of popularity on the folder's events from `ask.start_ms` on.
 
     Candidates of a question are the available items that have a vector and had arrived; items seen are left out unless
-    `ask.repeats`. `progress` is told how many of `len(folder.events)` events are done.
+    `ask.repeats`; a stranger gets the recently popular list from everyone. Without an encoder only `rankers` are
+    measured. `progress` is told how many of `len(folder.events)` events are done.
+
+    Raises:
+        ValueError: there is neither encoder nor ranker, or two lists have one name.
     """
-    run = _Evaluation(folder, vectors, encoder, offset, rules, ask)
+    run = _Evaluation(folder, vectors, encoder, offset, rules, ask, rankers)
     for done, record in enumerate(records(folder, topics={USERS, CLICKSTREAM})):
         run.take(record.timestamp_ms, parse(Record(record.topic, 0, 0, *_tail(record)), rules))
         if progress is not None and done % 1000 == 0:
@@ -65,11 +71,8 @@ def _tail(record: Any) -> tuple[int, bytes, bytes | None]:
 class _Question:
     """What is known when a question comes up; its vectors are computed with others'."""
 
-    user_id: str
     target: str
-    ts_ms: int
-    location: str
-    request: EncodeRequest
+    asked: Question
     seen: frozenset[str]
     baselines: dict[str, list[str]]
     facts: Facts
@@ -81,19 +84,12 @@ class _User:
     keep: int = 0  # leading events unchanged since the user's last encode
 
 
-class _Candidates:
-    """Items by column: retrieval vectors [n, d], arrival, and whether they may be shown."""
+class Candidates:
+    """Items by row: their arrival, and whether they may be shown."""
 
-    def __init__(self, folder: Folder, vectors: ItemVectors, encoder: IncrementalEncoder) -> None:
+    def __init__(self, folder: Folder, vectors: ItemVectors) -> None:
         self.item_ids = list(vectors.item_ids)
         self.row = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        matrix = np.asarray(vectors.vectors, np.float32)
-        parts = []
-        for at in range(0, len(self.item_ids), _CHUNK):
-            part = self.item_ids[at : at + _CHUNK]
-            encoder.items.put(part, matrix[at : at + _CHUNK], vectors.tags[at : at + _CHUNK])
-            parts.append(encoder.items.retrieval(part))
-        self.matrix: NDArray[np.float32] = np.concatenate(parts)  # [n, d]
         arrivals = dict(zip(folder.item_ids, folder.arrivals_ms.tolist(), strict=True))
         hidden = {item["item_id"] for item in folder.items if item.get("available") is False}
         described = {item["item_id"] for item in folder.items}
@@ -101,6 +97,12 @@ class _Candidates:
         self.arrivals_ms = np.array([arrivals[item_id] for item_id in self.item_ids], np.int64)  # [n]
         self.categories = {item["item_id"]: next(iter(item.get("category") or ()), "") for item in folder.items}
         self.order = np.argsort(self.arrivals_ms, kind="stable")  # [n]
+
+    def hidden(self, now_ms: int, seen: Iterable[str]) -> NDArray[np.bool_]:
+        """Which rows a question may not show [n]."""
+        hidden: NDArray[np.bool_] = ~self.shown | (self.arrivals_ms > now_ms)
+        hidden[[self.row[item] for item in seen if item in self.row]] = True
+        return hidden
 
 
 class _Evaluation:
@@ -110,18 +112,21 @@ class _Evaluation:
         self,
         folder: Folder,
         vectors: ItemVectors,
-        encoder: IncrementalEncoder,
-        offset: ContextOffset,
+        encoder: IncrementalEncoder | None,
+        offset: ContextOffset | None,
         rules: Rules,
         ask: AskSettings,
+        rankers: Sequence[Ranker],
     ) -> None:
-        self._encoder, self._offset, self._ask = encoder, offset, ask
+        self._offset, self._ask = offset, ask
         self._positive = [kind.weight > 0 for kind in rules.kinds]
         self._remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
-        config = encoder.model.config
+        config = ModelConfig() if encoder is None else encoder.model.config
         self._limits = WindowLimits(config.window, config.slack)
         self._timeline = ContextTimeline(folder.contexts)
-        self._items = _Candidates(folder, vectors, encoder)
+        self._items = Candidates(folder, vectors)
+        model = [] if encoder is None else [ModelRanker(encoder, vectors, ask.slots, encoder.encode, self._delta)]
+        self._rankers: list[Ranker] = [*model, *rankers]
         self._arrived = 0  # of self._items.order
         self._users: dict[str, _User] = {}
         self._baselines = Baselines(ask.baseline_ms)
@@ -129,7 +134,7 @@ class _Evaluation:
         self._due = 0
         self.skipped: Counter[str] = Counter()
         self.targets: Counter[str] = Counter()
-        self.comparison = Comparison(ask.slots, Baselines.names, ask.ks)
+        self.comparison = _comparison(model, rankers, ask)
 
     def take(self, now_ms: int, event: Any) -> None:
         """Asks about a click, then applies it; profiles and forgets are only applied."""
@@ -154,11 +159,15 @@ class _Evaluation:
         self._batch = {}
         if not questions:
             return
-        vectors = self._encoder.encode([question.request for question in questions]).vectors  # [B, 2, d]
-        for question, pair in zip(questions, vectors, strict=True):
-            lists = {str(slot): self._rank(question, slot, pair) for slot in self._ask.slots} | question.baselines
+        asked = [question.asked for question in questions]
+        hidden = [self._items.hidden(question.asked.now_ms, question.seen) for question in questions]
+        ranked: dict[str, NDArray[np.int64]] = {}
+        for ranker in self._rankers:
+            ranked |= best_lists(masked_scores(ranker, asked, hidden), ranker.lists, max(self._ask.ks))
+        for at, question in enumerate(questions):
+            lists = {name: self._ids(question, rows[at]) for name, rows in ranked.items()} | question.baselines
             row = self._items.row.get(question.target)
-            if row is None or not self._items.shown[row] or self._items.arrivals_ms[row] > question.ts_ms:
+            if row is None or not self._items.shown[row] or self._items.arrivals_ms[row] > question.asked.now_ms:
                 self.targets["not in the catalogue" if row is None else "not to be shown"] += 1
             self.comparison.add(lists, {question.target}, question.facts)
 
@@ -205,12 +214,10 @@ class _Evaluation:
         profile = orjson.loads(state.profile) if state.profile else None
         columns = list(state.items), list(state.kinds), list(state.ts_ms)
         without = frozenset() if self._ask.repeats else self._seen(state, now_ms)
+        request = EncodeRequest(click.user_id, *columns, profile, user.keep)
         self._batch[click.user_id] = _Question(
-            user_id=click.user_id,
             target=click.item_id,
-            ts_ms=now_ms,
-            location=click.location or _home(profile),
-            request=EncodeRequest(click.user_id, *columns, profile, user.keep),
+            asked=Question(request, *self._chosen(state), now_ms, click.location or home_location(profile)),
             seen=without,
             baselines=self._baselines.lists(max(self._ask.ks), now_ms, without),
             facts=self._facts(click, now_ms, state),
@@ -224,41 +231,34 @@ class _Evaluation:
         chosen, category = self._baselines.chosen(click.item_id), items.categories.get(click.item_id, "")
         return Facts(click.user_id, len(state.items), age_ms, chosen, category, repeat)
 
-    def _rank(self, question: _Question, slot: Slot, pair: NDArray[np.float32]) -> list[str]:
-        """The list of one slot; a stranger gets the recently popular one (the API adds context to it)."""
-        if not question.request.items and question.request.profile is None:
+    def _chosen(self, state: UserState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and times of the candidates that were chosen, oldest first."""
+        rows = np.array([self._items.row.get(item, -1) for item in state.items], np.int64)
+        kept = (rows >= 0) & np.array([self._positive[kind] for kind in state.kinds], bool)
+        return rows[kept], np.array(state.ts_ms, np.int64)[kept]
+
+    def _delta(self, question: Question) -> NDArray[np.float32]:
+        """What time and place add to the user's vectors [d]."""
+        assert self._offset is not None
+        record = self._timeline.active(question.location, question.now_ms) if question.location else None
+        delta: NDArray[np.float32] = self._offset.offset(question.now_ms, record).delta
+        return delta
+
+    def _ids(self, question: _Question, rows: NDArray[np.int64]) -> list[str]:
+        """A list as ids; a stranger gets the recently popular one (the API adds context to it)."""
+        if not question.asked.request.items and question.asked.request.profile is None:
             return question.baselines[Baselines.names[0]]
-        count = max(self._ask.ks)
-        record = self._timeline.active(question.location, question.ts_ms) if question.location else None
-        moved = pair + self._offset.offset(question.ts_ms, record).delta  # [2, d]
-        rows = {"next": moved[:1], "general": moved[1:], "mixed": moved}[slot]
-        items = self._items
-        allowed = items.shown & (items.arrivals_ms <= question.ts_ms)
-        allowed[[items.row[item] for item in question.seen if item in items.row]] = False
-        scores = np.where(allowed, rows @ items.matrix.T, -np.inf)  # [1 or 2, n]
-        # Two lists may share all but their last places: each must reach as deep as both together.
-        lists = [_best(row, count * len(scores), items.item_ids) for row in scores]
-        return _round_robin(lists, count)
+        return [self._items.item_ids[row] for row in rows.tolist() if row >= 0]
 
 
-def _round_robin(lists: Sequence[Sequence[str]], count: int) -> list[str]:
-    """The best of each list in turn that is not chosen yet, until one runs out (STARS, arXiv 2512.10149, serving)."""
-    chosen: dict[str, None] = {}
-    places = [iter(ranked) for ranked in lists]
-    while len(chosen) < count:
-        item = next((item for item in places[len(chosen) % len(places)] if item not in chosen), None)
-        if item is None:
-            break
-        chosen[item] = None
-    return list(chosen)
+def _comparison(model: Sequence[Ranker], rankers: Sequence[Ranker], ask: AskSettings) -> Comparison:
+    """The model's lists against all others; without a model the rankers' against popularity."""
+    own, other = ([name for ranker in some for name in ranker.lists] for some in (model, rankers))
+    names, baselines = (own, [*Baselines.names, *other]) if own else (other, [*Baselines.names])
+    if len({*names, *baselines}) < len(names) + len(baselines):
+        raise ValueError(f"two lists of one name among {[*names, *baselines]}; name each baseline once")
+    return Comparison(names, baselines, ask.ks)
 
 
-def _best(scores: NDArray[np.floating[Any]], count: int, item_ids: Sequence[str]) -> list[str]:
-    """Ids of the highest finite scores [n]."""
-    rows = np.argpartition(-scores, min(count, len(scores) - 1))[:count]
-    rows = rows[np.argsort(-scores[rows], kind="stable")]
-    return [item_ids[row] for row in rows if np.isfinite(scores[row])]
-
-
-def _home(profile: Mapping[str, Any] | None) -> str:
+def home_location(profile: Mapping[str, Any] | None) -> str:
     return str((profile or {}).get("categorical", {}).get("location", ""))

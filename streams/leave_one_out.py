@@ -15,18 +15,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from encoder.config import ModelConfig
 from encoder.dataset import TrainingData
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from streams.folder import FORGET_CODE, Folder
 from streams.folder_records import ItemVectors
 from streams.questions import Slot
+from streams.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
 from streams.training_data import subclass_of
 
 Part = Literal["validation", "test"]
 KS = (1, 5, 10, 20, 50)
 HELD_OUT = 2  # events of each user: one for validation, one for the test
+WINDOW = ModelConfig().window  # events of a user that a ranker is told of
 _BATCH = 256  # users encoded and ranked together
-_CHUNK = 4096  # items per call of the item tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,28 +111,28 @@ def _rising(ts_ms: NDArray[np.int64], user_ptr: NDArray[np.int64]) -> NDArray[np
 class Ranks:
     """Where each user's target came (1 is best) by list, and what the lists showed."""
 
-    def __init__(self, slots: Sequence[Slot], catalogue: int, ks: Sequence[int] = KS) -> None:
-        self.slots, self.catalogue, self.ks = slots, catalogue, ks
-        self.ranks: dict[Slot, list[NDArray[np.int64]]] = {slot: [] for slot in slots}
-        self._shown = {(slot, k): np.zeros(catalogue, bool) for slot in slots for k in ks}
+    def __init__(self, names: Sequence[str], catalogue: int, ks: Sequence[int] = KS) -> None:
+        self.names, self.catalogue, self.ks = tuple(names), catalogue, ks
+        self.ranks: dict[str, list[NDArray[np.int64]]] = {name: [] for name in self.names}
+        self._shown = {(name, k): np.zeros(catalogue, bool) for name in self.names for k in ks}
 
-    def add(self, slot: Slot, ranks: NDArray[np.int64], lists: NDArray[np.int64]) -> None:
+    def add(self, name: str, ranks: NDArray[np.int64], lists: NDArray[np.int64]) -> None:
         """`ranks` [B]; `lists` [B, most of ks] rows of items, -1 where a list ends early."""
-        self.ranks[slot].append(ranks)
+        self.ranks[name].append(ranks)
         for k in self.ks:
             top = lists[:, :k]
-            self._shown[slot, k][top[top >= 0]] = True
+            self._shown[name, k][top[top >= 0]] = True
 
-    def metrics(self, slot: Slot) -> dict[str, float]:
+    def metrics(self, name: str) -> dict[str, float]:
         """`recall@k` (which is HR@k with one target), `ndcg@k`, `mrr@k` and `coverage@k` for each k."""
-        ranks = np.concatenate(self.ranks[slot])
+        ranks = np.concatenate(self.ranks[name])
         rows: dict[str, float] = {}
         for k in self.ks:
             hit = ranks <= k
             rows[f"recall@{k}"] = float(hit.mean())
             rows[f"ndcg@{k}"] = float((hit / np.log2(1.0 + ranks)).mean())
             rows[f"mrr@{k}"] = float((hit / ranks).mean())
-            rows[f"coverage@{k}"] = float(self._shown[slot, k].mean())
+            rows[f"coverage@{k}"] = float(self._shown[name, k].mean())
         return rows
 
 
@@ -142,34 +144,74 @@ def rank_targets(
     ks: Sequence[int] = KS,
     progress: Callable[[int], None] | None = None,
 ) -> Ranks:
-    """Ranks every user's target of `part` with the model's vectors alone: no popularity, price or promotion."""
-    matrix = _retrieval(encoder, data.vectors)
-    found = Ranks(slots, len(matrix), ks)
-    for done, users in _batches(data.users):
-        requests = [_request(data, user, part, encoder.model.config.window) for user in users]
-        pairs = encoder.encode_whole(requests).vectors  # [B, 2, d]
-        targets = np.array([data.items[data.target(user, part)] for user in users], np.int64)
-        seen = [_history(data, user, part, target) for user, target in zip(users, targets.tolist(), strict=True)]
-        for slot, (ranks, lists) in _rank(pairs, matrix, targets, seen, slots, max(ks)).items():
-            found.add(slot, ranks, lists)
+    """`rank_all` of the model's lists."""
+    ranker = ModelRanker(encoder, data.vectors, slots, encoder.encode_whole)
+    return rank_all([ranker], data, part, ks, progress, encoder.model.config.window)
+
+
+def rank_all(
+    rankers: Sequence[Ranker],
+    data: LeaveOneOut,
+    part: Part,
+    ks: Sequence[int] = KS,
+    progress: Callable[[int], None] | None = None,
+    window: int = WINDOW,
+) -> Ranks:
+    """Ranks every user's target of `part` by each list of each ranker, from the user's last `window` events.
+
+    Raises:
+        ValueError: two lists have one name.
+    """
+    names = [name for ranker in rankers for name in ranker.lists]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two lists of one name among {names}; name each baseline once")
+    found = Ranks(names, len(data.vectors.item_ids), ks)
+    for done, asked in _batches(data, part, window):
+        for ranker in rankers:
+            scores = masked_scores(ranker, asked.questions, asked.seen)
+            lists = best_lists(scores, ranker.lists, max(ks))
+            for name, used in ranker.lists.items():
+                exact = len(used) == 1
+                ranks = exact_ranks(scores[used[0]], asked.targets) if exact else _places(lists[name], asked.targets)
+                found.add(name, ranks, lists[name])
         if progress is not None:
             progress(done)
     return found
 
 
-def _batches(users: NDArray[np.int64]) -> Iterator[tuple[int, list[int]]]:
+def validation_ndcg(ranker: Ranker, data: LeaveOneOut, k: int = 10) -> float:
+    """NDCG@k of a ranker's first list on the validation targets."""
+    gains = []
+    for _, asked in _batches(data, "validation", WINDOW):
+        ranks = exact_ranks(masked_scores(ranker, asked.questions, asked.seen)[0], asked.targets)
+        gains.append((ranks <= k) / np.log2(1.0 + ranks))
+    return float(np.concatenate(gains).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    questions: list[Question]
+    targets: NDArray[np.int64]  # [B]
+    seen: list[NDArray[np.int64]]  # rows of the other items that the user chose before the target
+
+
+def _batches(data: LeaveOneOut, part: Part, window: int) -> Iterator[tuple[int, _Asked]]:
+    users = data.users
     for at in range(0, len(users), _BATCH):
-        part = users[at : at + _BATCH].tolist()
-        yield at + len(part), part
+        some = users[at : at + _BATCH].tolist()
+        targets = np.array([data.items[data.target(user, part)] for user in some], np.int64)
+        seen = [_history(data, user, part, target) for user, target in zip(some, targets.tolist(), strict=True)]
+        yield at + len(some), _Asked([_question(data, user, part, window) for user in some], targets, seen)
 
 
-def _request(data: LeaveOneOut, user: int, part: Part, window: int) -> EncodeRequest:
+def _question(data: LeaveOneOut, user: int, part: Part, window: int) -> Question:
     """The user's last `window` events before the target."""
     end = data.target(user, part)
     at = slice(max(int(data.user_ptr[user]), end - window), end)
     ids = data.vectors.item_ids
     items = [ids[row] for row in data.items[at].tolist()]
-    return EncodeRequest(user, items, data.kinds[at].tolist(), data.ts_ms[at].tolist(), None, 0)
+    request = EncodeRequest(user, items, data.kinds[at].tolist(), data.ts_ms[at].tolist(), None, 0)
+    return Question(request, data.items[at].astype(np.int64), data.ts_ms[at], int(data.ts_ms[end]))
 
 
 def _history(data: LeaveOneOut, user: int, part: Part, target: int) -> NDArray[np.int64]:
@@ -179,82 +221,16 @@ def _history(data: LeaveOneOut, user: int, part: Part, target: int) -> NDArray[n
     return others
 
 
-def _retrieval(encoder: IncrementalEncoder, vectors: ItemVectors) -> NDArray[np.float32]:
-    """Retrieval vectors of all items [n, d]; also gives the items to the encoder."""
-    matrix = np.asarray(vectors.vectors, np.float32)
-    parts = []
-    for at in range(0, len(vectors.item_ids), _CHUNK):
-        ids = vectors.item_ids[at : at + _CHUNK]
-        encoder.items.put(ids, matrix[at : at + _CHUNK], vectors.tags[at : at + _CHUNK])
-        parts.append(encoder.items.retrieval(ids))
-    found: NDArray[np.float32] = np.concatenate(parts)
-    return found
-
-
-def _rank(
-    pairs: NDArray[np.float32],
-    matrix: NDArray[np.float32],
-    targets: NDArray[np.int64],
-    seen: Sequence[NDArray[np.int64]],
-    slots: Sequence[Slot],
-    most: int,
-) -> dict[Slot, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Ranks [B] and lists [B, most] of each slot."""
-    used = {"next": (0,), "general": (1,), "mixed": (0, 1)}
-    scores = {at: pairs[:, at] @ matrix.T for at in sorted({at for slot in slots for at in used[slot]})}  # [B, n]
-    for rows in scores.values():
-        for row, items in zip(rows, seen, strict=True):
-            row[items] = -np.inf
-    # Of two lists each must reach as deep as both together, as they may share all but their last places.
-    deep = {at: _best(rows, 2 * most if "mixed" in slots else most) for at, rows in scores.items()}
-    found: dict[Slot, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-    for slot in slots:
-        if slot == "mixed":
-            lists = np.array([_alternate(*both, most) for both in zip(deep[0], deep[1], strict=True)], np.int64)
-            at_target = lists == targets[:, None]
-            ranks = np.where(at_target.any(axis=1), at_target.argmax(axis=1) + 1, len(matrix) + 1)
-        else:
-            at = used[slot][0]
-            lists, ranks = deep[at][:, :most], _exact_ranks(scores[at], targets)
-        found[slot] = ranks, lists
-    return found
-
-
-def _exact_ranks(scores: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """1 + how many items score higher, or equally and come first [B]."""
-    own = scores[np.arange(len(targets)), targets][:, None]
-    earlier = np.arange(scores.shape[1]) < targets[:, None]
-    ranks: NDArray[np.int64] = 1 + np.count_nonzero((scores > own) | ((scores == own) & earlier), axis=1)
-    return ranks
-
-
-def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Rows of the `count` highest finite scores [B, count], best first, -1 where there are fewer."""
-    count = min(count, scores.shape[1])
-    at = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    at.sort(axis=1)
-    values = np.take_along_axis(scores, at, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    best = np.take_along_axis(at, order, axis=1)
-    return np.where(np.isfinite(np.take_along_axis(values, order, axis=1)), best, -1).astype(np.int64)
-
-
-def _alternate(first: NDArray[np.int64], second: NDArray[np.int64], count: int) -> list[int]:
-    """The best of each list in turn that is not chosen yet (STARS, arXiv 2512.10149, serving); padded with -1."""
-    chosen: dict[int, None] = {}
-    places = [iter(first[first >= 0].tolist()), iter(second[second >= 0].tolist())]
-    while len(chosen) < count:
-        item = next((item for item in places[len(chosen) % 2] if item not in chosen), None)
-        if item is None:
-            break
-        chosen[item] = None
-    return [*chosen, *[-1] * (count - len(chosen))]
+def _places(lists: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each target is in its list [B, count], 1 is first; past the end where it is not."""
+    at_target = lists == targets[:, None]
+    return np.where(at_target.any(axis=1), at_target.argmax(axis=1) + 1, lists.shape[1] + 1).astype(np.int64)
 
 
 def summary(ranks: Ranks) -> dict[str, Any]:
     """Plain values for JSON: how many users, and the metrics of each list."""
     return {
-        "users": int(sum(map(len, ranks.ranks[ranks.slots[0]]))),
+        "users": int(sum(map(len, ranks.ranks[ranks.names[0]]))),
         "catalogue": ranks.catalogue,
-        "metrics": {slot: {k: round(v, 6) for k, v in ranks.metrics(slot).items()} for slot in ranks.slots},
+        "metrics": {name: {k: round(v, 6) for k, v in ranks.metrics(name).items()} for name in ranks.names},
     }

@@ -39,6 +39,7 @@ class AskSettings:
     start_ms: int | None = None  # earlier events are applied without a question
     every: int = 1  # of the events that could be asked about, only each n-th is
     repeats: bool = False  # True: also ask about items the user has seen, and leave those in the lists
+    plain: bool = False  # True: rank as `streams.evaluate`, by products alone, strangers by recent popularity
     baseline_ms: int = 7 * DAY_MS
     # An API process sums popularity every few seconds; here: not more often than this many events or event time.
     popularity_ms: int = 60_000
@@ -123,7 +124,7 @@ class Asker:
         if self.settings.every < 1:
             raise ValueError(f"every is {self.settings.every}; 1 asks about each event, 10 about each tenth")
         self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
-        self._weights = weights or Weights()
+        self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else Weights())
         self._positive = [kind.weight > 0 for kind in rules.kinds]
         self._reader = UserReader(store, partitions, model.version, model.dim)
         self._popularity = Popularity(store)
@@ -179,9 +180,12 @@ class Asker:
             self.skipped[reason] += 1
             return
         await self._refresh(now_ms)
-        lists = self._lists(user, view, now_ms)
         without = self._candidates.outside(now_ms) | (set() if self.settings.repeats else seen)
-        lists |= self._baselines.lists(max(self.settings.ks), now_ms, without)
+        baselines: dict[str, Sequence[str]] = {**self._baselines.lists(max(self.settings.ks), now_ms, without)}
+        if self.settings.plain and view.vectors is None:
+            lists = baselines | dict.fromkeys(self.settings.slots, baselines[Baselines.names[0]])
+        else:
+            lists = baselines | self._lists(user, view, now_ms)
         if not self._candidates.can_show(click.item_id, now_ms):
             known = click.item_id in self._candidates.catalogue
             self.targets["not to be shown" if known else "not in the catalogue"] += 1

@@ -26,12 +26,13 @@ from index.records import UserState
 from streams.comparison import Comparison
 from streams.delayed_user import DelayedUser, View, applier
 from streams.delays import FRESH, NOW, Arm, Delay
-from streams.evaluate import _best, _Candidates, _home, _round_robin, _tail
+from streams.evaluate import Candidates, home_location
 from streams.events import CLICKSTREAM, USERS, Click, Record, Rules, parse
 from streams.folder import Folder
 from streams.folder_records import ItemVectors, records
 from streams.metrics import RecentPopularity
 from streams.questions import AskSettings, Slot
+from streams.rankers import ModelRanker, best_lists
 from streams.slices import UNKNOWN, Facts
 from streams.state import WindowLimits
 
@@ -53,7 +54,8 @@ def sweep(
     """Asks every question of the folder from `ask.start_ms` on in every arm; `progress` is told of events done."""
     run = Sweep(folder, vectors, encoder, offset, rules, ask, arms)
     for done, record in enumerate(records(folder, topics={USERS, CLICKSTREAM})):
-        run.take(record.timestamp_ms, parse(Record(record.topic, 0, 0, *_tail(record)), rules))
+        now_ms = record.timestamp_ms
+        run.take(now_ms, parse(Record(record.topic, 0, 0, now_ms, record.key, record.value), rules))
         if progress is not None and done % 1000 == 0:
             progress(min(done, len(folder.events)))
     run.answer()
@@ -129,7 +131,8 @@ class Sweep:
         remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
         self._apply = applier(WindowLimits(config.window, config.slack), remembered)
         self._timeline = ContextTimeline(folder.contexts)
-        self._items = _Candidates(folder, vectors, encoder)
+        self._items = Candidates(folder, vectors)
+        self._model = ModelRanker(encoder, vectors, ask.slots, encoder.encode)
         self._times_ms = self._items.arrivals_ms[self._items.order]  # [n], rising
         self._arrived = 0
         self._users: dict[str, DelayedUser] = {}
@@ -238,7 +241,7 @@ class Sweep:
 
     def _context(self, click: Click, view: View, arm: Arm, now_ms: int) -> int:
         """The context record that the arm believes to be in force; what has expired is always known to have."""
-        location = click.location or _home(orjson.loads(view.state.profile) if view.state.profile else None)
+        location = click.location or home_location(orjson.loads(view.state.profile) if view.state.profile else None)
         if not location:
             return -1
         number = int(self._timeline.index([location], [arm.context.cut_ms(now_ms)])[0])
@@ -320,11 +323,9 @@ class Sweep:
         allowed[items.order[: known.items]] = True
         allowed &= items.shown
         allowed[[items.row[item] for item in known.seen if item in items.row]] = False
-        scores = np.where(allowed, moved @ items.matrix.T, -np.inf)  # [2, n]
-        depth = 2 * count if "mixed" in self._ask.slots else count
-        both = [_best(row, depth, items.item_ids) for row in scores]
-        made = {"next": both[0][:count], "general": both[1][:count]}
-        return {slot: _round_robin(both, count) if slot == "mixed" else made[slot] for slot in self._ask.slots}
+        scores = [np.where(allowed, moved[at] @ self._model.matrix.T, -np.inf)[None] for at in self._model.used]
+        best = best_lists(scores, self._model.lists, count)  # [1, count] each
+        return {slot: [items.item_ids[row] for row in best[slot][0].tolist() if row >= 0] for slot in self._ask.slots}
 
 
 def _seen(state: UserState, now_ms: int) -> frozenset[str]:

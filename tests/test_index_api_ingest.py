@@ -63,7 +63,7 @@ class Site:
         kafka = KafkaSide(validate, self.log.publish, lambda *_: None)
         self.app = FastAPI()
         install_handlers(self.app)
-        self.app.add_middleware(Guard, metrics=self.metrics, in_flight=4)
+        self.app.add_middleware(Guard, metrics=self.metrics, in_flight=4, at_once=4)
         ingest = Ingest(kafka, lambda: self.partitions, lambda: NOW_MS, self.metrics)
         self.app.include_router(ingest_router(ingest, self.keys, self.metrics))
 
@@ -263,7 +263,7 @@ def test_an_unforeseen_error_shows_no_trace() -> None:
     metrics = ApiMetrics(CollectorRegistry())
     app = FastAPI()
     install_handlers(app)
-    app.add_middleware(Guard, metrics=metrics, in_flight=4)
+    app.add_middleware(Guard, metrics=metrics, in_flight=4, at_once=4)
     kafka = KafkaSide(broken, RecordingLog().publish, lambda *_: None)
     app.include_router(ingest_router(Ingest(kafka, lambda: 8, lambda: NOW_MS, metrics), {}, metrics))
     site = Site()

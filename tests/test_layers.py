@@ -30,6 +30,7 @@ OWNERS = {
     "confluent_kafka": {"streams", "deploy"},
     "torch": {"encoder"},
     "sentence_transformers": {"encoder"},
+    "lightgbm": {"streams"},
     "redis": {"index", "deploy"},
     "hnswlib": {"index"},
     "elasticsearch": {"index"},

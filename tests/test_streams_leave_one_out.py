@@ -86,7 +86,7 @@ def test_ranks_and_metrics_are_those_of_the_protocol(tmp_path: Path, part: Part)
     split, ks = leave_one_out(folder, vectors_of(folder)), (1, 3, 10)
     found = rank_targets(encoder(), split, part, ks=ks)
     by_hand = [ranks_by_hand(split, part, user) for user in split.users.tolist()]
-    for slot in found.slots:
+    for slot in found.names:
         ranks = np.concatenate(found.ranks[slot])
         expected = np.array([ranks_[slot] for ranks_, _ in by_hand])
         within = expected <= max(ks) if slot == "mixed" else np.ones(len(expected), bool)

@@ -1,12 +1,12 @@
 """How soon the next answer knows an event: acknowledged by Kafka → first answer whose top item is the right one.
 
-All roles run as processes of `perseid up --no-traffic`. Beside them this process sends load at a fixed rate (open loop,
-random users) and probes: one more view by a random known user, chosen so that it changes the user's top item. The right
-top item is computed here, before the event is sent, by encoding the whole window with the event (`encode_whole`) and
-ranking with the API's own query function; every probe is checked against it. The generator and the oracle share the
-machine with what they measure.
+All roles run as processes of `perseid up --no-traffic`, on real Kafka and Redis unless told otherwise. Beside them this
+process sends load at a fixed rate (open loop, random users) and probes: one more view by a random known user, chosen so
+that it changes the user's top item. The right top item is computed here, before the event is sent, by encoding the
+whole window with the event (`encode_whole`) and ranking with the API's own query function; every probe is checked
+against it. The generator and the oracle share the machine with what they measure.
 
-    python -m tests.bench.freshness [--state DIR] [--rates 100,500,1000] [--probes 100]
+    python -m tests.bench.freshness [--on kafka|embedded] [--state DIR] [--rates 100,500,1000] [--probes 100]
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,9 @@ from index.popularity import Popularity
 from index.query import ContextView, Query, UserView, recommend
 from index.records import ItemRecord, Vector, decode_vectors, encode_vectors
 from index.redis_store import RedisStore
+from tests import services
 from tests.bench.report import result, show
+from tests.integration.deployments import EMBEDDED, REAL, deployment, prepared
 from tests.integration.live import Live, click
 
 GOALS = {"p50": 10.0, "p99": 40.0}  # ms, at GOAL_RATE events/s
@@ -112,8 +116,9 @@ class Oracle:
 class Load:
     """Sends clicks of random users at a fixed rate from a thread of its own, on schedule whatever happens."""
 
-    def __init__(self, kafka: str, users: list[str], items: list[str], rate: float) -> None:
-        self._producer = Producer({"bootstrap.servers": kafka, "partitioner": "murmur2_random", "linger.ms": 1})
+    def __init__(self, live: Live, users: list[str], items: list[str], rate: float) -> None:
+        self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 1})
+        self._topic = live.topic("clickstream")
         self._users, self._items, self._rate = users, items, rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -134,7 +139,7 @@ class Load:
             due = int((time.monotonic() - began) * self._rate)
             while self.sent < due:
                 event = click(rng.choice(self._users), rng.choice(self._items))
-                self._producer.produce("clickstream", orjson.dumps(event), event["user_id"].encode())
+                self._producer.produce(self._topic, orjson.dumps(event), event["user_id"].encode())
                 self.sent += 1
             self._producer.poll(0)
             time.sleep(0.002)
@@ -145,13 +150,14 @@ class Prober:
 
     def __init__(self, live: Live) -> None:
         self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 0})
+        self._topic = live.topic("clickstream")
         self._http = http.client.HTTPConnection(live.urls[0].removeprefix("http://"), timeout=5)
 
     def measure(self, event: dict[str, Any], top: str) -> float:
         """Milliseconds from the acknowledgement to the first right answer; infinite when there was none in time."""
         acknowledged: list[float] = []
         self._producer.produce(
-            "clickstream",
+            self._topic,
             orjson.dumps(event),
             event["user_id"].encode(),
             on_delivery=lambda error, _: acknowledged.append(time.perf_counter()),
@@ -183,7 +189,7 @@ async def bench(live: Live, rates: list[int], probes: int) -> list[dict[str, Any
     probed, loaded = users[: max(20, len(users) // 10)], users[max(20, len(users) // 10) :]
     for rate in rates:
         delays: list[float] = []
-        with Load(live.kafka, loaded, tables.known, rate) as load_thread:
+        with Load(live, loaded, tables.known, rate) as load_thread:
             await asyncio.sleep(WARM_UP_S)
             began, before = time.monotonic(), load_thread.sent
             while len(delays) < probes:
@@ -215,21 +221,39 @@ def figures(rate: int, real_rate: float, delays: list[float]) -> list[dict[str, 
     ]
 
 
+@contextmanager
+def started(on: str, state: Path | None) -> Iterator[Live]:
+    """A running deployment without traffic: with real Kafka and Redis, or with the embedded ones."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perseid-bench-")))
+        fixtures = {"kafka_server": stack.enter_context(services.kafka())} if on == "kafka" else {}
+        name = REAL if on == "kafka" else EMBEDDED
+        source = prepared(state or folder / "prepared")
+        yield stack.enter_context(deployment(name, source, folder / "live", fixtures.__getitem__))
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options of every bench on a whole deployment."""
+    options = argparse.ArgumentParser(description=description.splitlines()[0])
+    options.add_argument("--on", choices=("kafka", "embedded"), default="kafka")
+    options.add_argument("--state", type=Path, help="folder to keep shop and model in between runs: saves the training")
+    return options
+
+
+def setting(on: str) -> str:
+    """What a reader has to know about the figures."""
+    return f"{'real Kafka and Redis' if on == 'kafka' else 'embedded broker and Redis'}, all roles and the generator"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--state", type=Path, help="state folder to keep between runs: saves the training")
-    parser.add_argument("--rates", default="100,500,1000", help="events per second, separated by commas")
-    parser.add_argument("--probes", type=int, default=100, help="probes per rate")
-    given = parser.parse_args()
+    options = parser(__doc__ or "")
+    options.add_argument("--rates", default="100,500,1000", help="events per second, separated by commas")
+    options.add_argument("--probes", type=int, default=100, help="probes per rate")
+    given = options.parse_args()
     use_threads(1)
-    state = given.state or Path(tempfile.mkdtemp(prefix="perseid-bench-")) / "state"
-    live = Live(state, "--no-traffic")
-    try:
-        live.wait_ready()
+    with started(given.on, given.state) as live:
         results = asyncio.run(bench(live, [int(rate) for rate in given.rates.split(",")], given.probes))
-    finally:
-        live.stop()
-    show("freshness", results, "embedded broker and Redis, all roles and the generator on one machine")
+    show("freshness", results, setting(given.on))
 
 
 if __name__ == "__main__":

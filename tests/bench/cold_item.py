@@ -1,0 +1,165 @@
+"""How soon a new vector of an item reaches answers: acknowledged by Kafka → first answer that begins with the item.
+
+All roles run as processes of `perseid up --no-traffic`, on real Kafka and Redis unless told otherwise. For each probe
+an item that nobody has touched is put into the catalogue and embedded by the embed role, which makes it one of many.
+Then this process publishes the vector that makes it the very first for a probe user, found by gradient ascent through
+the item tower. Clicks of others arrive meanwhile. An item that never comes first counts as wrong.
+
+    python -m tests.bench.cold_item [--on kafka|embedded] [--state DIR] [--rate 100] [--probes 60]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from confluent_kafka import Producer
+
+from encoder.artefact import load
+from encoder.incremental import IncrementalEncoder, use_threads
+from encoder.model import StarsEncoder
+from index.api_model import load_model
+from index.catalogue import Catalogue
+from index.follower import ItemFollower
+from index.keys import Keys
+from index.live_user import UserReader
+from index.records import Vector
+from index.redis_store import RedisStore
+from tests.bench.freshness import WARM_UP_S, Load, Tables, parser, setting, started
+from tests.bench.report import Row, result, show
+from tests.integration.live import Live, new_id
+
+GOALS = {"p50": 15.0, "p99": 60.0}  # ms
+LATE_S = 5.0
+_STEPS = 200  # of gradient ascent: some dozen milliseconds, before the clock runs
+
+
+async def bench(live: Live, rate: float, probes: int) -> list[Row]:
+    """Percentiles over the probes."""
+    settings = live.settings()
+    store = RedisStore(settings["PERSEID_REDIS"], Keys(settings["PERSEID_PREFIX"]))
+    model, metadata = load(Path(settings["PERSEID_MODEL"]))
+    served = await load_model(store, metadata["version"])
+    assert served is not None
+    tables = Tables(Catalogue(served.version, served.dim), IncrementalEncoder(model, cache_bytes=1 << 26, device="cpu"))
+    await ItemFollower(store, served.version, tables, text_vectors=True).catch_up()
+    partitions = int(settings["PERSEID_PARTITIONS"])
+    users = sorted({user for p in range(partitions) for user in await store.scores(store.keys.users(f"p{p}"))})
+    reader, rng = UserReader(store, partitions, served.version, served.dim), random.Random(0)
+    rng.shuffle(users)
+    probed, loaded = users[: max(20, len(users) // 10)], users[max(20, len(users) // 10) :]
+    prober = Prober(live, served.embedder)
+    delays: list[float] = []
+    with Load(live, loaded, tables.known, rate):
+        await asyncio.sleep(WARM_UP_S)
+        while len(delays) < probes:
+            user = await reader.read(rng.choice(probed))
+            if user.vectors is not None:
+                item = await asyncio.to_thread(prober.introduce)
+                vector = best_vector(model, user.vectors[0])
+                delays.append(await asyncio.to_thread(prober.measure, user.user_id, item, vector))
+    await store.close()
+    tables.catalogue.close()
+    right = [delay for delay in delays if delay != float("inf")]
+    rows = [
+        result(name, float(np.percentile(right, share)), "ms", GOALS.get(name), at_most=True)
+        for name, share in (("p50", 50), ("p95", 95), ("p99", 99))
+    ]
+    return [
+        *rows,
+        result("samples", len(right), "probes"),
+        result("wrong", len(delays) - len(right), "probes", 0, at_most=True),
+    ]
+
+
+def best_vector(model: StarsEncoder, aim: Vector) -> Vector:
+    """A unit text vector [d_text] whose retrieval vector, of an item without δ and tags, points along `aim` [d]."""
+    tower, target = model.tower, torch.from_numpy(aim)
+    text = torch.zeros(1, model.config.d_text).normal_(generator=torch.Generator().manual_seed(0)).requires_grad_()
+    nothing, no_tags = torch.zeros(1, model.config.d_model), torch.zeros(1, 1, dtype=torch.int64)
+    optimizer = torch.optim.Adam([text], lr=0.05)
+    for _ in range(_STEPS):
+        unit = torch.nn.functional.normalize(text, dim=-1)
+        loss = -(tower(tower.reduce(unit), nothing, no_tags) @ target).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found: Vector = torch.nn.functional.normalize(text.detach(), dim=-1)[0].numpy()
+    return found
+
+
+class Prober:
+    """Puts an item into the catalogue, sends its vector, and asks until it comes first."""
+
+    def __init__(self, live: Live, embedder: str) -> None:
+        self._live, self._embedder = live, embedder
+        self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 0})
+        self._http = http.client.HTTPConnection(live.urls[0].removeprefix("http://"), timeout=5)
+
+    def introduce(self) -> str:
+        """A new item that has been embedded from its text, and is in the index."""
+        item = new_id("cold")
+        body = {"item_id": item, "title": "Something else altogether", "ts_ms": int(time.time() * 1000)}
+        self._send("catalog", item, body)
+
+        def indexed() -> bool:
+            record = self._get(f"/v1/items/{item}")
+            return bool(record.get("indexed")) and record["index"]["position"] >= record["position"]
+
+        self._live.until(indexed, 30.0, "the item is embedded and indexed")
+        return item
+
+    def measure(self, user_id: str, item: str, vector: Vector) -> float:
+        """Milliseconds from the acknowledgement to the first answer that begins with the item; infinite when late."""
+        body = {
+            "item_id": item,
+            "embedder": self._embedder,
+            "vector": vector.tolist(),
+            "ts_ms": int(time.time() * 1000),
+        }
+        acknowledged = self._send("item-vectors", item, body)
+        while time.perf_counter() - acknowledged < LATE_S:
+            answer = self._get(f"/v1/recommendations/{user_id}?count=1&slot=next")
+            if answer["items"] and answer["items"][0]["item_id"] == item:
+                return (time.perf_counter() - acknowledged) * 1000
+        return float("inf")
+
+    def _send(self, topic: str, key: str, body: dict[str, Any]) -> float:
+        """When it was acknowledged."""
+        acknowledged: list[float] = []
+        self._producer.produce(
+            self._live.topic(topic),
+            orjson.dumps(body),
+            key.encode(),
+            on_delivery=lambda error, _: acknowledged.append(time.perf_counter()),
+        )
+        while not acknowledged:
+            self._producer.poll(0.001)
+        return acknowledged[0]
+
+    def _get(self, path: str) -> dict[str, Any]:
+        self._http.request("GET", path)
+        found: dict[str, Any] = orjson.loads(self._http.getresponse().read())
+        return found
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--rate", type=float, default=100.0, help="clicks a second beside the probes")
+    options.add_argument("--probes", type=int, default=60)
+    given = options.parse_args()
+    use_threads(1)
+    with started(given.on, given.state) as live:
+        results = asyncio.run(bench(live, given.rate, given.probes))
+    show("cold_item", results, setting(given.on))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Events a second sustained through a whole worker: real Kafka → Faust → live state in a real Redis.
+
+100,000 users of whom a few are busy (Zipf, exponent 1), with windows already in Redis, whose lengths are drawn like
+those of public data (median 6, mean about 25, at most 200; `--data FOLDER` takes those of a data folder). The topic is
+filled first; then a worker process starts, and its rate is that between the first and the last tenth of the backlog.
+Once without an encoder, once with an untrained one (d=256, 4 layers), whose cache is so small that a part of the users
+must be encoded anew. References in the same run: bare consumer loops that only decode, and an untuned Faust agent.
+
+    python -m tests.bench.ingest [--users 100000] [--events 400000] [--encoded 30000] [--cache-mb 4096] [--data FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiokafka
+import numpy as np
+import orjson
+import torch
+from confluent_kafka import Consumer, Producer, TopicPartition
+from numpy.typing import NDArray
+
+from deploy.processes import Role, Supervisor
+from deploy.redis_server import RedisServer
+from deploy.role_processes import command, environment
+from deploy.settings import load as load_settings
+from deploy.topics import create_topics
+from encoder.artefact import save_version
+from encoder.config import preset
+from encoder.model import StarsEncoder
+from index.keys import Keys
+from index.redis_store import RedisStore
+from streams.events import CLICKSTREAM, DEFAULT_KINDS
+from streams.folder import read_folder
+from streams.kafka_access import KafkaAccess
+from tests import services
+from tests.bench.process_usage import cpu_seconds
+from tests.bench.report import Row, result, show
+from tests.bench.synthetic import DIM, PARTITIONS, TEXT_DIM, Synthetic, Writer, user_id
+from tests.faults import worker_process
+from tests.faults.live import PREFIX, LiveState
+from tests.faults.process_files import ProcessFiles
+from tests.faults.worker_process import WorkerOptions
+
+GOAL_PLAIN, GOAL_ENCODED = 20_000.0, 1_500.0
+ITEMS, WINDOW = 20_000, 200
+_EDGE = 0.1  # of the backlog at both ends, where the worker starts and idles
+_PATIENCE_S = 600.0
+_STEP = 0.05  # between two looks
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--events", type=int, default=400_000)
+    parser.add_argument("--encoded", type=int, default=30_000, help="events for the worker with an encoder")
+    parser.add_argument("--cache-mb", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data", type=Path, help="data folder whose users' lengths are taken")
+    given = parser.parse_args(arguments)
+    lengths = window_lengths(given.users, given.data)
+    world = Synthetic(ITEMS, given.users)
+    with services.kafka() as address, tempfile.TemporaryDirectory(prefix="perseid-bench-") as name:
+        folder = Path(name)
+        with topic(address, world, given.events) as access:
+            results = references(access, given.events) + plain(access, world, lengths, given.events, folder)
+        with topic(address, world, given.encoded) as access:
+            results += encoded(access, world, lengths, given, folder)
+    for row in results:
+        print(f"{row['name']:32} {row['value']:12.4g} {row['unit']}", file=sys.stderr)
+    show("ingest", results, "Kafka, Redis and the worker share these cores")
+
+
+def window_lengths(users: int, data: Path | None) -> NDArray[np.int64]:
+    """Events known of each user before the bench begins [users], at least one."""
+    rng = np.random.default_rng(0)
+    if data is None:
+        drawn = rng.lognormal(np.log(6), 1.7, users)
+    else:
+        drawn = rng.choice(np.bincount(read_folder(data).events.users), users).astype(np.float64)
+    return np.clip(drawn, 1, WINDOW).astype(np.int64)
+
+
+@contextmanager
+def topic(address: str, world: Synthetic, events: int) -> Iterator[KafkaAccess]:
+    """Topics of the bench's own, with a backlog of clicks."""
+    with services.own_topics(address, f"bench-{uuid.uuid4().hex[:8]}-") as access:
+        create_topics(access, PARTITIONS)
+        producer = Producer({**access.librdkafka(), "partitioner": "murmur2_random", "linger.ms": 20})
+        rng = np.random.default_rng(1)
+        weights = 1.0 / np.arange(1, world.users + 1)
+        chosen = rng.choice(world.users, events, p=weights / weights.sum())
+        items, kinds = rng.integers(0, world.items, events), rng.integers(0, 2, events)
+        now_ms, name = int(time.time() * 1000), access.topic(CLICKSTREAM)
+        for at in range(events):
+            user = user_id(int(chosen[at]))
+            body = {
+                "event_id": str(uuid.UUID(bytes=rng.bytes(16))),
+                "user_id": user,
+                "item_id": world.item_ids[items[at]],
+                "kind": DEFAULT_KINDS[kinds[at]].name,
+                "ts_ms": now_ms,
+            }
+            while True:
+                try:
+                    producer.produce(name, orjson.dumps(body), user.encode())
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+        assert producer.flush(60) == 0
+        yield access
+
+
+def plain(access: KafkaAccess, world: Synthetic, lengths: NDArray[np.int64], events: int, folder: Path) -> list[Row]:
+    """The stream worker without an encoder."""
+    with redis(folder, "plain") as server:
+        asyncio.run(fill(server.url, world, lengths, "m-00000000"))
+        options = WorkerOptions(
+            ProcessFiles(folder, "worker"), access, f"{access.topic_prefix}group", server.url, PREFIX, PARTITIONS, 6.0
+        )
+        process = multiprocessing.get_context("spawn").Process(target=worker_process.run, args=(options,), daemon=True)
+        process.start()
+        assert process.pid is not None
+        rate, cores = measured(LiveState(server.url, folder, PARTITIONS), events, process.pid)
+        process.terminate()
+        process.join(20)
+    return [result("plain", rate, "events/s", GOAL_PLAIN), result("plain_worker_cpu", cores, "cores")]
+
+
+def encoded(
+    access: KafkaAccess, world: Synthetic, lengths: NDArray[np.int64], given: argparse.Namespace, folder: Path
+) -> list[Row]:
+    """The worker process as users run it, with an untrained model."""
+    torch.manual_seed(0)
+    kinds = tuple(kind.name for kind in DEFAULT_KINDS)
+    config = preset("base", d_text=TEXT_DIM, d_reduced=TEXT_DIM, kinds=kinds)
+    assert config.d_model == DIM
+    artefact, version = save_version(StarsEncoder(config), folder / "model", {"embedder": "bench"})
+    with redis(folder, "encoded") as server, Supervisor() as supervisor:
+        asyncio.run(fill(server.url, world, lengths, version))
+        variables = {
+            "PERSEID_KAFKA": access.bootstrap,
+            "PERSEID_TOPIC_PREFIX": access.topic_prefix,
+            "PERSEID_GROUP": f"{access.topic_prefix}group",
+            "PERSEID_REDIS": server.url,
+            "PERSEID_PREFIX": PREFIX,
+            "PERSEID_MODEL": str(artefact),
+            "PERSEID_EMBEDDERS": f"bench:{TEXT_DIM}",
+            "PERSEID_CACHE_MB": str(given.cache_mb),
+            "PERSEID_THREADS": str(given.threads),
+            "PERSEID_STATE": str(folder / "state"),
+        }
+        env = environment(load_settings(variables), {**os.environ, "OMP_NUM_THREADS": str(given.threads)})
+        pid = supervisor.start(Role("worker", command("worker"), folder / "encoding.log", env))
+        live = LiveState(server.url, folder, PARTITIONS)
+        rate, cores = measured(live, given.encoded, pid)
+        time.sleep(2.0)  # until the next heartbeat tells the counters
+        counters = asyncio.run(_counters(server.url))
+    hits, misses = counters.get("cache_hits", 0), counters.get("cache_misses", 0)
+    return [
+        result("encoded", rate, "events/s", GOAL_ENCODED),
+        result("encoded_worker_cpu", cores, "cores"),
+        result("cache_hit_rate", hits / max(1, hits + misses), "share"),
+        result("cache_miss_rate", misses / max(1, hits + misses), "share", 0.1),
+        result("mean_window", float(lengths.mean()), "events"),
+    ]
+
+
+@contextmanager
+def redis(folder: Path, name: str) -> Iterator[RedisServer]:
+    """A server as in production: append-only, the machine's own where there is one."""
+    own = shutil.which("redis-server")
+    with RedisServer(folder / name, append_only=True, executable=Path(own) if own else None) as server:
+        yield server
+
+
+async def fill(url: str, world: Synthetic, lengths: NDArray[np.int64], version: str) -> None:
+    """Items and users as they were before."""
+    store = RedisStore(url, Keys(PREFIX), timeout_s=30.0)
+    writer = Writer(store, model=version)
+    await writer.open()
+    await writer.put_items(world.records(world.item_vectors()))
+    hour_ago_ms = int(time.time() * 1000) - 3_600_000
+    await writer.put_users(world, range(world.users), hour_ago_ms, lengths.tolist())
+    await store.close()
+
+
+async def _counters(url: str) -> dict[str, int]:
+    store = RedisStore(url, Keys(PREFIX))
+    beats = [orjson.loads(value) for value in (await store.read_all(store.keys.roles())).values()]
+    await store.close()
+    return next((dict(beat["counters"]) for beat in beats if beat.get("role") == "worker"), {})
+
+
+def measured(live: LiveState, events: int, pid: int) -> tuple[float, float]:
+    """Events a second between the first and the last tenth of the backlog, and cores that the worker used meanwhile."""
+    first = reached(live, int(_EDGE * events))
+    cpu, began = cpu_seconds(pid), time.monotonic()
+    last = reached(live, int((1 - _EDGE) * events))
+    spent = time.monotonic() - began
+    used = cpu_seconds(pid) - cpu
+    reached(live, events)
+    return (last - first) / spent, used / spent
+
+
+def reached(live: LiveState, goal: int) -> int:
+    """Waits until so many clicks are applied; how many are by then."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (applied := _applied(live)) < goal:
+        assert time.monotonic() < deadline, f"{applied} of {goal} applied after {_PATIENCE_S:g} s"
+        time.sleep(_STEP)
+    return applied
+
+
+def _applied(live: LiveState) -> int:
+    return sum(position for (topic, _), position in live.positions().items() if topic == CLICKSTREAM)
+
+
+def references(access: KafkaAccess, events: int) -> list[Row]:
+    """Loops over the same backlog that only decode."""
+    calls: dict[str, Callable[[], float]] = {
+        "bare_aiokafka": lambda: asyncio.run(_aiokafka_rate(access, events)),
+        "bare_confluent": lambda: _confluent_rate(access, events),
+        "untuned_faust": lambda: _faust_rate(access, events),
+    }
+    return [result(name, call(), "events/s") for name, call in calls.items()]
+
+
+async def _aiokafka_rate(access: KafkaAccess, events: int) -> float:
+    name = access.topic(CLICKSTREAM)
+    consumer = aiokafka.AIOKafkaConsumer(**access.aiokafka(), auto_offset_reset="earliest", enable_auto_commit=False)
+    await consumer.start()
+    consumer.assign([aiokafka.TopicPartition(name, number) for number in range(PARTITIONS)])
+    count, began = 0, 0.0
+    while count < events:
+        for records in (await consumer.getmany(timeout_ms=200, max_records=4096)).values():
+            began = began or time.monotonic()
+            count += len([orjson.loads(record.value) for record in records])
+    spent = time.monotonic() - began
+    await consumer.stop()
+    return events / spent
+
+
+def _confluent_rate(access: KafkaAccess, events: int) -> float:
+    consumer = Consumer(
+        {**access.librdkafka(), "group.id": f"{access.topic_prefix}bare", "auto.offset.reset": "earliest"}
+    )
+    consumer.assign([TopicPartition(access.topic(CLICKSTREAM), number, 0) for number in range(PARTITIONS)])
+    count, began = 0, 0.0
+    while count < events:
+        for record in consumer.consume(4096, 0.2):
+            began = began or time.monotonic()
+            value = record.value()
+            assert value is not None, record.error()
+            orjson.loads(value)
+            count += 1
+    spent = time.monotonic() - began
+    consumer.close()
+    return events / spent
+
+
+def _faust_rate(access: KafkaAccess, events: int) -> float:
+    """A process of its own, because an app wants the main thread; it prints its rate."""
+    argv = [sys.executable, "-m", "tests.bench.ingest_faust", access.bootstrap, access.topic(CLICKSTREAM), str(events)]
+    out = subprocess.run(argv, capture_output=True, text=True, timeout=_PATIENCE_S, check=True).stdout
+    return float(out.split()[-1])
+
+
+if __name__ == "__main__":
+    main()

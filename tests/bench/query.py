@@ -1,0 +1,212 @@
+"""Latency and capacity of the query API: open-loop load on whole API processes over real Redis and HTTP.
+
+50,000 items (d=256) and 20,000 users with full windows, written by `tests.bench.synthetic`; requests ask for ten items
+of both slots, a third of them with a filter. Latency is that of one API process at a fixed rate; capacity is what one
+and two processes answer when asked for more than they can; overload asks for twice that. The generator is a process of
+its own; what it uses of the machine is named beside the figures. References in the same run: a bare ASGI application
+under the same server and load, and Redis' own benchmark.
+
+    python -m tests.bench.query [--items 50000] [--users 20000] [--rate 250] [--seconds 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import orjson
+
+from deploy.broker import Broker, topic_partitions
+from deploy.processes import Role, Supervisor
+from deploy.redis_server import RedisServer
+from deploy.role_processes import command, environment
+from deploy.settings import load as load_settings
+from deploy.statusline import fetch, is_ok
+from index.keys import Keys
+from index.redis_store import RedisStore
+from tests.bench.open_loop import Load, Report, get_request, post_request, run
+from tests.bench.process_usage import cpu_seconds, resident_bytes
+from tests.bench.report import Row, result, show
+from tests.bench.synthetic import PARTITIONS, Synthetic, Writer, user_id
+from tests.integration.live import free_ports
+
+HOST, PREFIX = "127.0.0.1", "bench"
+GOAL_RATE, GOALS = 250.0, {50: 4.0, 99: 15.0}  # ms for one API process
+OVERLOAD_SHARE, OVERLOAD_P99 = 0.8, 3 * 15.0
+_READY_S = 240.0
+_RISE, _FIRST = 1.5, 200.0  # rates tried for capacity: 200/s, 300/s, …
+_REQUESTS = 2000
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--items", type=int, default=50_000)
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--rate", type=float, default=GOAL_RATE)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    given = parser.parse_args(arguments)
+    world = Synthetic(given.items, given.users)
+    with tempfile.TemporaryDirectory(prefix="perseid-bench-") as folder, deployment(Path(folder), world) as ports:
+        requests = asked(world)
+        results = latency(ports, requests, given.rate, given.seconds)
+        results += capacity(ports, requests, given.seconds)
+    results += references(given.rate, given.seconds)
+    for row in results:
+        print(f"{row['name']:34} {row['value']:10.3f} {row['unit']}", file=sys.stderr)
+    show("query", results, "generator, Redis, broker and API processes share these cores")
+
+
+@contextmanager
+def deployment(folder: Path, world: Synthetic) -> Iterator[dict[int, int]]:
+    """Two API processes over a filled Redis, with a beating worker in their place: port → process id."""
+    own = shutil.which("redis-server")
+    with (
+        Broker(topic_partitions(PARTITIONS), folder / "broker.log") as broker,
+        RedisServer(folder / "redis", executable=Path(own) if own else None) as redis,
+        Supervisor() as supervisor,
+    ):
+        asyncio.run(_fill(redis.url, world))
+        first = free_ports(2)
+        found = {}
+        for port in (first, first + 1):
+            variables = {
+                "PERSEID_KAFKA": broker.address,
+                "PERSEID_REDIS": redis.url,
+                "PERSEID_PREFIX": PREFIX,
+                "PERSEID_STATE": str(folder / str(port)),
+                "PERSEID_API_PORT": str(port),
+            }
+            env = environment(load_settings(variables), os.environ)
+            found[port] = supervisor.start(Role(f"api-{port}", command("api"), folder / f"api-{port}.log", env))
+        beats = [sys.executable, "-m", "tests.bench.query_beats", redis.url, PREFIX]
+        supervisor.start(Role("beats", tuple(beats), folder / "beats.log", {**os.environ}))
+        for port in found:
+            supervisor.wait_ready(f"api-{port}", lambda port=port: is_ok(f"http://{HOST}:{port}/readyz"), _READY_S)  # type: ignore[misc]
+        _wait_for_graphs(found)
+        answer = fetch(f"http://{HOST}:{first}/v1/recommendations/{user_id(0)}?count=10")
+        assert answer and answer["served_by"] == "personal" and len(answer["items"]) == 10, answer
+        yield found
+
+
+def _wait_for_graphs(processes: dict[int, int]) -> None:
+    """Until the API processes have built their search graphs and rest."""
+    while True:
+        before = [cpu_seconds(pid) for pid in processes.values()]
+        time.sleep(2.0)
+        if all(cpu_seconds(pid) - used < 0.5 for pid, used in zip(processes.values(), before, strict=True)):
+            return
+
+
+async def _fill(url: str, world: Synthetic) -> None:
+    store = RedisStore(url, Keys(PREFIX), timeout_s=30.0)
+    writer = Writer(store)
+    await writer.open(world.dim)
+    await writer.put_items(world.records(world.item_vectors()))
+    await writer.put_users(world, range(world.users), int(time.time() * 1000))
+    await store.close()
+
+
+def asked(world: Synthetic) -> list[bytes]:
+    """Requests of random users: two of three plain, one with a filter that a tenth or a half of the items pass."""
+    rng, found = random.Random(0), []
+    for number in range(_REQUESTS):
+        user = user_id(rng.randrange(world.users))
+        if number % 3:
+            found.append(get_request(f"/v1/recommendations/{user}?count=10"))
+            continue
+        chosen = [f"category-{at}" for at in rng.sample(range(20), 2)]
+        tree = [{"field": "category", "in": chosen}, {"field": "price", "lte": 500}][number % 2]
+        found.append(post_request("/v1/recommendations", orjson.dumps({"user_id": user, "count": 10, "filter": tree})))
+    return found
+
+
+def latency(ports: dict[int, int], requests: Sequence[bytes], rate: float, seconds: float) -> list[Row]:
+    """One process at a fixed rate."""
+    port, pid = next(iter(ports.items()))
+    cpu = cpu_seconds(pid)
+    report = run(Load(HOST, [port], requests, rate, seconds))
+    used = (cpu_seconds(pid) - cpu) / (rate * (seconds + 3.0)) * 1e3  # the warm-up's too
+    name = f"{rate:.0f}_per_s"
+    rows = [
+        result(f"{name}_p{share}", report.percentile(share), "ms", GOALS.get(share), at_most=True)
+        for share in (50, 95, 99)
+    ]
+    return [
+        *rows,
+        result(f"{name}_samples", len(report.latency_ms), "answers"),
+        result(f"{name}_not_200", report.sent - report.statuses[200], "answers", 0, at_most=True),
+        result(f"{name}_api_cpu", used, "ms/request"),
+        result(f"{name}_generator_cpu", report.cpu_s / report.seconds, "cores"),
+        result(f"{name}_generator_late_p99", report.late_ms, "ms"),
+        result("api_resident", resident_bytes(pid) / 1e6, "MB"),
+    ]
+
+
+def capacity(ports: dict[int, int], requests: Sequence[bytes], seconds: float) -> list[Row]:
+    """Answers a second of one and of two processes, and what twice as much does to one of them."""
+    rows = []
+    for count in (1, 2):
+        used = list(ports)[:count]
+        best, rate = 0.0, _FIRST
+        while True:
+            report = run(Load(HOST, used, requests, rate, seconds / 2))
+            best = max(best, report.accepted_per_s)
+            if report.accepted_per_s < 0.9 * rate:
+                break
+            rate *= _RISE
+        rows.append(result(f"capacity_{count}_api", best, "answers/s"))
+        if count == 1:
+            rows += _overload(run(Load(HOST, used, requests, 2 * best, seconds)), best)
+    return rows
+
+
+def _overload(report: Report, capacity: float) -> list[Row]:
+    return [
+        result("overload_accepted", report.accepted_per_s / capacity, "of capacity", OVERLOAD_SHARE),
+        result("overload_p99", report.percentile(99), "ms", OVERLOAD_P99, at_most=True),
+        result("overload_503", report.statuses[503], "answers"),
+        result(
+            "overload_broken", report.sent - report.statuses[200] - report.statuses[503], "answers", 0, at_most=True
+        ),
+    ]
+
+
+def references(rate: float, seconds: float) -> list[Row]:
+    """A bare ASGI application under the same server and load; Redis' own benchmark."""
+    port = free_ports(1)
+    echo = [sys.executable, "-m", "uvicorn", "tests.bench.query_echo:app", "--port", str(port), "--log-level", "error"]
+    with subprocess.Popen(echo) as server:
+        try:
+            while not is_ok(f"http://{HOST}:{port}/"):
+                time.sleep(0.1)
+            report = run(Load(HOST, [port], [get_request("/")], rate, seconds))
+        finally:
+            server.terminate()
+    rows = [result(f"bare_asgi_p{share}", report.percentile(share), "ms") for share in (50, 99)]
+    benchmark = shutil.which("redis-benchmark")
+    if benchmark is None:
+        print("no redis-benchmark on this machine: its reference is left out", file=sys.stderr)
+        return rows
+    with RedisServer() as redis:
+        address = urlsplit(redis.url)
+        call = [benchmark, "-h", HOST, "-p", str(address.port), "-a", address.password or ""]
+        lines = subprocess.check_output([*call, "-t", "get,set", "-n", "100000", "--csv"], text=True).splitlines()
+    for line in lines[1:]:
+        fields = [field.strip('"') for field in line.split(",")]
+        rows.append(result(f"redis_benchmark_{fields[0].lower()}", float(fields[1]), "requests/s"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What the guard lets in: so many at a time, and so many answers in one turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import httpx
+from prometheus_client import CollectorRegistry
+from starlette.types import Receive, Scope, Send
+
+from index.api_guard import Guard
+from index.metrics import ApiMetrics
+
+AT_ONCE, IN_FLIGHT = 4, 10
+
+
+class Site:
+    """A guarded application whose answers wait for a gate."""
+
+    def __init__(self) -> None:
+        self.gate, self.metrics = asyncio.Event(), ApiMetrics(CollectorRegistry())
+        self.app = Guard(self.answer, self.metrics, IN_FLIGHT, AT_ONCE)
+        self.statuses: Counter[int] = Counter()
+        self.headers: list[dict[bytes, bytes]] = []
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.gate.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask(self, path: str = "/v1/recommendations/u1", method: str = "GET") -> None:
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.statuses[message["status"]] += 1
+                self.headers.append(dict(message["headers"]))
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        await self.app({"type": "http", "path": path, "method": method, "headers": []}, receive, send)
+
+    async def ask_together(self, count: int, path: str = "/v1/recommendations/u1", method: str = "GET") -> Any:
+        """Requests that begin in the same turn, as those do that came while the loop was busy."""
+        return asyncio.gather(*(self.ask(path, method) for _ in range(count)))
+
+
+def test_of_answers_that_begin_in_one_turn_only_so_many_are_let_in() -> None:
+    async def scene() -> Site:
+        site = Site()
+        asked = await site.ask_together(9)
+        await asyncio.sleep(0)
+        assert site.statuses == {503: 9 - AT_ONCE}  # refused at once, while the others still wait
+        site.gate.set()
+        await asked
+        return site
+
+    site = asyncio.run(scene())
+    assert site.statuses == {503: 9 - AT_ONCE, 200: AT_ONCE}
+    assert site.headers[0][b"retry-after"] == b"1"
+    assert site.metrics.counters() == {"requests": 9, "refused": 9 - AT_ONCE}
+
+
+def test_the_next_turn_lets_as_many_in_again_up_to_the_limit_at_a_time() -> None:
+    async def scene() -> Site:
+        site = Site()
+        asked = []
+        for _ in range(4):
+            asked.append(await site.ask_together(3))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        site.gate.set()
+        await asyncio.gather(*asked)
+        return site
+
+    assert asyncio.run(scene()).statuses == {200: IN_FLIGHT, 503: 12 - IN_FLIGHT}
+
+
+def test_writes_and_probes_are_not_counted_by_turn() -> None:
+    async def scene() -> Site:
+        site = Site()
+        asked = await site.ask_together(IN_FLIGHT, "/v1/events", "POST")
+        probes = await site.ask_together(20, "/healthz")
+        await asyncio.sleep(0)
+        site.gate.set()
+        await asyncio.gather(asked, probes)
+        return site
+
+    assert asyncio.run(scene()).statuses == {200: IN_FLIGHT + 20}
+
+
+def test_a_server_that_was_busy_answers_some_of_what_came_meanwhile_and_refuses_the_rest() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.001)  # as for the live state
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(app, ApiMetrics(CollectorRegistry()), IN_FLIGHT, AT_ONCE)
+
+    async def scene() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://api") as client:
+            one_by_one = [(await client.get("/v1/users/u")).status_code for _ in range(20)]
+            together = await asyncio.gather(*(client.get("/v1/users/u") for _ in range(20)))
+            assert one_by_one == [200] * 20
+            return [response.status_code for response in together]
+
+    statuses = Counter(asyncio.run(scene()))
+    assert statuses[200] >= AT_ONCE and statuses[503] > 0 and statuses[200] + statuses[503] == 20
