@@ -184,7 +184,7 @@ def _staleness(result: Result) -> list[str]:
 
 
 def _curve_table(way: str, curve: Sequence[Result], k: int) -> str:
-    columns = [f"{name}@{k}" for name in ("recall", "ndcg", "mrr", "coverage")]
+    columns = [f"{name}@{k}" for name in ("recall", "ndcg", "coverage")]
     tested = [f"recall@{k}", f"ndcg@{k}"]
     rows: list[list[Cell]] = []
     for point in curve:

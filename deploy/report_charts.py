@@ -58,7 +58,8 @@ def line_chart(title: str, steps: Sequence[str], series: Sequence[Series]) -> st
 
 def dot_chart(title: str, rows: Sequence[str], series: Sequence[Series], signed: bool = False) -> str:
     """A line per row, a dot per series with its interval; from 0, or around 0 where values are differences."""
-    step, top, left, width = 14 * len(series) + 10, 8, 190, 380
+    step, top, width = 14 * len(series) + 10, 8, 300
+    left = 14 + round(6.3 * max(len(_cut(row)) for row in rows))  # as wide as the longest label needs
     marks = [mark for one in series for mark in one.marks if not math.isnan(mark.value)]
     high = max([_top(mark) for mark in marks], default=1.0)
     low = min([_bottom(mark) for mark in marks], default=0.0) if signed else 0.0
@@ -86,9 +87,10 @@ def dot_chart(title: str, rows: Sequence[str], series: Sequence[Series], signed:
 
 def _figure(title: str, width: int, height: int, parts: Sequence[str], names: Sequence[str]) -> str:
     keys = "".join(f'<span class="key s{n % COLOURS}">{escape(name)}</span>' for n, name in enumerate(names))
+    keys = f'<div class="keys">{keys}</div>' if len(names) > 1 else ""  # one alone is named by the title
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}">{"".join(parts)}</svg><div class="keys">{keys}</div></figure>'
+        f'aria-label="{escape(title)}">{"".join(parts)}</svg>{keys}</figure>'
     )
 
 
