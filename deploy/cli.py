@@ -25,6 +25,8 @@ COMMANDS = {
     "convert": "deploy.commands_data",
     "train": "deploy.commands_model",
     "evaluate": "deploy.commands_model",
+    "staleness": "deploy.commands_measure",
+    "compare": "deploy.commands_measure",
     "replay": "deploy.commands_replay",
     "doctor": "deploy.commands_doctor",
     "stack": "deploy.commands_stack",

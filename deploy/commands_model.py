@@ -12,6 +12,7 @@ import orjson
 
 from deploy.attach import attach
 from deploy.records_bar import records_bar
+from deploy.report_facts import started
 from encoder.baseline_recipes import recipe_sets
 from encoder.config import preset_names, preset_training
 
@@ -137,6 +138,12 @@ def train(
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
 @click.option("--texts", type=click.Path(path_type=Path), help="File that remembers text vectors between runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write a page with tables and plots, complete in one file.",
+)
 def evaluate(
     folder: Path,
     model: Path | None,
@@ -152,6 +159,7 @@ def evaluate(
     threads: int | None,
     texts: Path | None,
     as_json: bool,
+    page: Path | None,
 ) -> None:
     """Measure a model on a data FOLDER, offline: on its later part, or on each user's last event.
 
@@ -162,11 +170,13 @@ def evaluate(
     Example: perseid evaluate ml_latest_small --model models/m-1234abcd --baselines item-knn,sasrec
     """
     from deploy.evaluation import BaselinePlan, evaluate_folder, evaluate_leave_one_out
+    from deploy.report import write_report
     from encoder.incremental import use_threads
     from encoder.text_memory import TextMemory
     from streams.comparison import metrics_table, table
     from streams.questions import AskSettings
 
+    facts = started()
     settings = attach(os.environ)
     memory = TextMemory(texts or settings.state / "texts")
     ask = AskSettings(every=every, repeats=repeats)
@@ -188,6 +198,8 @@ def evaluate(
         else:
             found = evaluate_folder(folder, chosen, settings, memory, split, ask, progress, plan)
     memory.close()
+    if page is not None:
+        write_report(page, "sessions" if protocol == "sessions" else "evaluate", found, facts)
     if as_json:
         click.echo(orjson.dumps(found).decode())
         return

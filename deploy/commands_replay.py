@@ -14,6 +14,7 @@ import orjson
 from deploy.attach import attach, state_option
 from deploy.records_bar import records_bar
 from deploy.replay_arguments import TimeParam, parse_offsets
+from deploy.report_facts import started
 from deploy.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ _OFFSETS = "topic[partition]:start-end"
 @click.option("--state-only", is_flag=True, help="Ask nothing and encode nothing: only the digest, much faster.")
 @click.option("--compare", is_flag=True, help="Of topics: compare with the live state; exit with 1 where it differs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write a page with tables and plots, complete in one file.",
+)
 @state_option
 def replay(
     folder: Path | None,
@@ -70,6 +77,7 @@ def replay(
     state_only: bool,
     compare: bool,
     as_json: bool,
+    page: Path | None,
     state: Path | None,
 ) -> int:
     """Send history through the pipeline again, beside the live one: a data FOLDER, or the topics of Kafka without it.
@@ -87,7 +95,9 @@ def replay(
         raise click.UsageError("--split is for a FOLDER; topics have --ask-from")
     if folder is not None and (start_ms is not None or ask_ms is not None or offsets or compare):
         raise click.UsageError("--from, --ask-from, --offsets and --compare are for topics; a FOLDER has --split")
-    settings = attach(os.environ, state)
+    if page is not None and state_only:
+        raise click.UsageError("--report is about answers; --state-only asks nothing")
+    facts, settings = started(), attach(os.environ, state)
     if state_only:
         model = None
     elif model is None and (settings.model / "model.json").is_file():
@@ -99,6 +109,10 @@ def replay(
             report = _folder(folder, plan, settings, texts, split, stop_ms)
         else:
             report = _topics(plan, settings, start_ms, stop_ms, offsets)
+    if page is not None:
+        from deploy.report import write_report
+
+        write_report(page, "replay", {"data": report.source, "model": report.model, **(report.answers or {})}, facts)
     click.echo(orjson.dumps(report.to_dict()).decode() if as_json else report.table())
     return _compare(report, settings) if compare else 0
 

@@ -95,7 +95,7 @@ def evaluate_folder(
         encoder, metadata = _encoder(model, settings)
         features = ContextFeatures.from_list(metadata["context_features"])
         offset = ContextOffset(serving_arrays(encoder.model)["context.weight"], features)
-    ask = replace(ask, start_ms=_start_ms(folder, metadata, split))
+    ask = replace(ask, start_ms=first_question_ms(folder, metadata, split))
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
     choices = [kind.weight > 0 for kind in rules.kinds]
 
@@ -175,7 +175,7 @@ def _vectors(
         return item_vectors(items, source.embedder, VocabularyTagger([]), source.memory, shown, plan.threads)
 
 
-def _start_ms(folder: Folder, metadata: dict[str, Any], split: float | None) -> int:
+def first_question_ms(folder: Folder, metadata: dict[str, Any], split: float | None) -> int:
     if split is not None:
         return folder.split_ms(split)
     before_ms = metadata.get("before_ms")

@@ -77,7 +77,7 @@ class Comparison:
         facts = {name: self.outcomes.facts(name) for name in ("history", "age", "popularity", "category", "repeat")}
         for kind, name, at in slices(facts, self.outcomes.categories) if self.sliced else ():
             found["slices"][name] = {"by": kind, **statistics.of_some(at)}
-        found["versus"] = [statistics.versus(*pair) for pair in self._pairs]
+        found["versus"] = [statistics.versus(*pair) for pair in self.measured]
         return found
 
     def memory(self) -> dict[str, Any]:
@@ -89,7 +89,8 @@ class Comparison:
         self.outcomes.remember(memory)
 
     @property
-    def _pairs(self) -> Sequence[tuple[str, str]]:
+    def measured(self) -> Sequence[tuple[str, str]]:
+        """Which list is measured against which."""
         if self.pairs is not None:
             return self.pairs
         return [(name, baseline) for name in self.names for baseline in self.baselines]
@@ -101,37 +102,51 @@ class _Statistics:
     def __init__(self, comparison: Comparison, resamples: int) -> None:
         outcomes = comparison.outcomes
         self._k, self._seed = comparison.k, comparison.seed
-        self._names = outcomes.names
+        self._names, self._pairs = outcomes.names, comparison.measured
         self._users = outcomes.facts("user")
-        self._scores = {name: outcomes.scores(name, comparison.ks) for name in self._names}
+        self._outcomes, self._ks = outcomes, comparison.ks
         self._resamples = Resamples(outcomes.users, resamples, comparison.seed)
+        self._columns = [f"{metric}@{self._k}" for metric in METRICS]
+        # A sweep has a hundred lists: only what slices and tests need of each is kept, 1.6 MB for 100 k questions.
+        self._kept: dict[str, NDArray[np.float32]] = {}  # list → its scores at k [n, 4]
         self._drawn: dict[str, NDArray[np.float64]] = {}  # list → means of the tested metrics [resamples, 2]
 
     def all(self, name: str) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Means and intervals of every metric of a list."""
-        columns = list(self._scores[name])
-        values = np.column_stack([self._scores[name][column] for column in columns])
+        scores = self._outcomes.scores(name, self._ks)
+        columns, values = list(scores), np.column_stack(list(scores.values()))
+        self._kept[name] = np.column_stack([scores[column] for column in self._columns]).astype(np.float32)
         drawn = self._resamples.means(values, self._users)
         self._drawn[name] = drawn[:, [columns.index(column) for column in self._tested]]
         return _named(columns, values.mean(axis=0)), _bounds(columns, drawn)
 
     def of_some(self, at: NDArray[Any]) -> dict[str, Any]:
         """Metrics and intervals of every list on some of the questions, at the cut-off nearest to 10."""
-        columns = [f"{metric}@{self._k}" for metric in METRICS]
-        values = np.column_stack([self._scores[name][column][at] for name in self._names for column in columns])
-        means, bounds = values.mean(axis=0), self._resamples.means(values, self._users[at])
+        columns = self._columns
+        values = np.column_stack([self._kept[name][at] for name in self._names])
+        means, bounds = values.mean(axis=0, dtype=np.float64), self._resamples.means(values, self._users[at])
         parts = {name: slice(n * len(columns), (n + 1) * len(columns)) for n, name in enumerate(self._names)}
+        differences = [
+            {
+                "list": name,
+                "baseline": other,
+                "means": _named(columns, means[parts[name]] - means[parts[other]]),
+                "intervals": _bounds(columns, bounds[:, parts[name]] - bounds[:, parts[other]]),
+            }
+            for name, other in self._pairs
+        ]
         return {
             "questions": len(at),
             "users": len(np.unique(self._users[at])),
             "lists": {name: _named(columns, means[part]) for name, part in parts.items()},
             "intervals": {name: _bounds(columns, bounds[:, part]) for name, part in parts.items()},
+            "differences": differences,
         }
 
     def versus(self, name: str, other: str) -> dict[str, Any]:
         """How much better a list is than another on the same questions."""
-        values = np.column_stack([self._scores[name][c] - self._scores[other][c] for c in self._tested])
-        hits = self._scores[name][f"hr@{self._k}"] - self._scores[other][f"hr@{self._k}"]
+        gaps = self._kept[name].astype(np.float64) - self._kept[other]
+        hits, values = gaps[:, 0], gaps[:, [self._columns.index(column) for column in self._tested]]
         bounds = _bounds(self._tested, self._drawn[name] - self._drawn[other])
         chances = sign_flip_test(values, self._users, seed=self._seed)
         return {

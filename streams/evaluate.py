@@ -84,7 +84,7 @@ class _User:
     keep: int = 0  # leading events unchanged since the user's last encode
 
 
-class _Candidates:
+class Candidates:
     """Items by row: their arrival, and whether they may be shown."""
 
     def __init__(self, folder: Folder, vectors: ItemVectors) -> None:
@@ -124,7 +124,7 @@ class _Evaluation:
         config = ModelConfig() if encoder is None else encoder.model.config
         self._limits = WindowLimits(config.window, config.slack)
         self._timeline = ContextTimeline(folder.contexts)
-        self._items = _Candidates(folder, vectors)
+        self._items = Candidates(folder, vectors)
         model = [] if encoder is None else [ModelRanker(encoder, vectors, ask.slots, encoder.encode, self._delta)]
         self._rankers: list[Ranker] = [*model, *rankers]
         self._arrived = 0  # of self._items.order
@@ -217,7 +217,7 @@ class _Evaluation:
         request = EncodeRequest(click.user_id, *columns, profile, user.keep)
         self._batch[click.user_id] = _Question(
             target=click.item_id,
-            asked=Question(request, *self._chosen(state), now_ms, click.location or _home(profile)),
+            asked=Question(request, *self._chosen(state), now_ms, click.location or home_location(profile)),
             seen=without,
             baselines=self._baselines.lists(max(self._ask.ks), now_ms, without),
             facts=self._facts(click, now_ms, state),
@@ -260,5 +260,5 @@ def _comparison(model: Sequence[Ranker], rankers: Sequence[Ranker], ask: AskSett
     return Comparison(names, baselines, ask.ks)
 
 
-def _home(profile: Mapping[str, Any] | None) -> str:
+def home_location(profile: Mapping[str, Any] | None) -> str:
     return str((profile or {}).get("categorical", {}).get("location", ""))

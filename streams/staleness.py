@@ -26,14 +26,14 @@ from index.records import UserState
 from streams.comparison import Comparison
 from streams.delayed_user import DelayedUser, View, applier
 from streams.delays import FRESH, NOW, Arm, Delay
-from streams.evaluate import _Candidates, _home, _tail
+from streams.evaluate import Candidates, home_location
 from streams.events import CLICKSTREAM, USERS, Click, Record, Rules, parse
 from streams.folder import Folder
 from streams.folder_records import ItemVectors, records
 from streams.metrics import RecentPopularity
 from streams.questions import AskSettings, Slot
 from streams.rankers import ModelRanker, best_lists
-from streams.slices import Facts
+from streams.slices import UNKNOWN, Facts
 from streams.state import WindowLimits
 
 POPULAR = "recent popularity"
@@ -54,7 +54,8 @@ def sweep(
     """Asks every question of the folder from `ask.start_ms` on in every arm; `progress` is told of events done."""
     run = Sweep(folder, vectors, encoder, offset, rules, ask, arms)
     for done, record in enumerate(records(folder, topics={USERS, CLICKSTREAM})):
-        run.take(record.timestamp_ms, parse(Record(record.topic, 0, 0, *_tail(record)), rules))
+        now_ms = record.timestamp_ms
+        run.take(now_ms, parse(Record(record.topic, 0, 0, now_ms, record.key, record.value), rules))
         if progress is not None and done % 1000 == 0:
             progress(min(done, len(folder.events)))
     run.answer()
@@ -130,7 +131,7 @@ class Sweep:
         remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
         self._apply = applier(WindowLimits(config.window, config.slack), remembered)
         self._timeline = ContextTimeline(folder.contexts)
-        self._items = _Candidates(folder, vectors)
+        self._items = Candidates(folder, vectors)
         self._model = ModelRanker(encoder, vectors, ask.slots, encoder.encode)
         self._times_ms = self._items.arrivals_ms[self._items.order]  # [n], rising
         self._arrived = 0
@@ -229,15 +230,18 @@ class Sweep:
 
     def _facts(self, click: Click, now_ms: int, user: DelayedUser) -> Facts:
         state = user.view(NOW, now_ms, self._apply).state
-        repeat = click.item_id in _seen(state, now_ms)
-        return Facts(click.user_id, len(state.items), popularity=self._chosen[click.item_id], repeat=repeat)
+        items, row = self._items, self._items.row.get(click.item_id)
+        age_ms = UNKNOWN if row is None else max(0, now_ms - int(items.arrivals_ms[row]))
+        repeat, chosen = click.item_id in _seen(state, now_ms), self._chosen[click.item_id]
+        category = items.categories.get(click.item_id, "")
+        return Facts(click.user_id, len(state.items), age_ms, chosen, category, repeat)
 
     def _arrived_by(self, delay: Delay, now_ms: int) -> int:
         return int(np.searchsorted(self._times_ms, delay.cut_ms(now_ms), side="right"))
 
     def _context(self, click: Click, view: View, arm: Arm, now_ms: int) -> int:
         """The context record that the arm believes to be in force; what has expired is always known to have."""
-        location = click.location or _home(orjson.loads(view.state.profile) if view.state.profile else None)
+        location = click.location or home_location(orjson.loads(view.state.profile) if view.state.profile else None)
         if not location:
             return -1
         number = int(self._timeline.index([location], [arm.context.cut_ms(now_ms)])[0])

@@ -51,7 +51,7 @@ def born(number: int) -> int:
 def folder_of(path: Path, clicks: Sequence[Row], until_s: int = 2**40, known_s: int = 2**40) -> Folder:
     """A folder of some clicks, with the items known by `known_s` and the contexts sent by `until_s`."""
     starts_s = [START_S + n * 9_000 for n in range(90)]
-    weather = [
+    weather: list[dict[str, Any]] = [
         {"location": "oslo", "ts_ms": second * 1000, "valid_until_ms": (second + 8_000) * 1000,
          "weather": {"sky": "blue" if second % 2000 else "grey"}, "events": [], "promotions": []} for second in starts_s
     ]  # fmt: skip
