@@ -255,6 +255,6 @@ def _described(learned: LambdaMart) -> dict[str, Any]:
     return {
         "trees": learned.trees,
         "leaves": learned.leaves,
-        "validation_ndcg@10": learned.tried,
+        "validation_ndcg@10": {f"{leaves} leaves": score for leaves, score in learned.tried.items()},
         "gain": {name: round(gain, 4) for name, gain in gains},
     }

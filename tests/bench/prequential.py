@@ -4,7 +4,7 @@
 product. Both rank by products alone (`AskSettings.plain`), in fp32, with exact search. Lists may differ only where two
 scores lie closer together than GAP, which is more than both roundings; how often they do is a figure, too.
 
-    python -m tests.bench.prequential <data folder> <model> [--split 0.8] [--texts <file>]
+    python -m tests.bench.prequential <data folder> <model> [--split 0.8] [--every 10] [--texts <file>]
 """
 
 from __future__ import annotations
@@ -143,11 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--split", type=float, default=0.0, help="ask after this share; by default after the training")
+    parser.add_argument("--every", type=int, default=1, help="ask at each n-th event")
     parser.add_argument("--texts", type=Path)
     chosen = parser.parse_args(arguments)
     settings, memory = load({}), TextMemory(chosen.texts)
     use_threads(settings.threads)
-    ask = AskSettings(slots=("next", "general"), ks=(10, 50), plain=True)
+    ask = AskSettings(slots=("next", "general"), ks=(10, 50), every=chosen.every, plain=True)
     try:
         live, offline, skipped = both(chosen.folder, chosen.model, settings, memory, ask, chosen.split)
     finally:
