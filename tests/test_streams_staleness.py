@@ -107,7 +107,7 @@ def cut_by_hand(path: Path, clicks: Sequence[Row], at: int, arm: Arm, popular: b
 
 def test_each_answer_is_that_of_a_stream_cut_by_hand(tmp_path: Path) -> None:
     clicks = rows()
-    chosen = arms(PARTS, [parse_delay(name) for name in ("10s", "10m", "1h", "1d", "daily")])
+    chosen = arms(PARTS, [parse_delay(name) for name in ("10m", "daily")])
     run = swept(folder_of(tmp_path / "whole", clicks), chosen, asked())
     assert run.comparison.questions == EVENTS
     rng, different = random.Random(0), 0
@@ -121,7 +121,7 @@ def test_each_answer_is_that_of_a_stream_cut_by_hand(tmp_path: Path) -> None:
         for way in ("mixed", "next", "general", POPULAR) if known else (POPULAR,):
             assert ranks(run, arm, way)[at] == expected[way], (arm.name, way, at)
             different += ranks(run, FRESH, way)[at] != expected[way]
-    assert different > 20  # the cuts do change answers
+    assert different > 10  # the cuts do change answers
 
 
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
