@@ -90,7 +90,7 @@ def evaluate_folder(
     """
     plan = plan or BaselinePlan()
     folder, rules = read_folder(path, settings.rules()), settings.rules()
-    encoder, offset, metadata = None, None, {"version": None}
+    encoder, offset, metadata = None, None, dict[str, Any](version=None)
     if model is not None:
         encoder, metadata = _encoder(model, settings)
         features = ContextFeatures.from_list(metadata["context_features"])

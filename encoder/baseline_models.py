@@ -29,9 +29,14 @@ class SequenceModel(nn.Module):
         self.position = nn.Embedding(recipe.window + 1, recipe.d_model)  # BERT4Rec asks in one place more
         for table in (self.item, self.position):
             nn.init.normal_(table.weight, std=0.02)
+        # BERT4Rec normalises the sum instead, where items must not drown out places: it finds neighbours by place.
+        self.scale = 1.0 if recipe.architecture == "bert4rec" else math.sqrt(recipe.d_model)
+        self.input_norm = nn.LayerNorm(recipe.d_model) if recipe.architecture == "bert4rec" else nn.Identity()
         self.dropout = nn.Dropout(recipe.dropout)
         self.layers = nn.ModuleList(_layer(recipe) for _ in range(recipe.n_layers))
-        self.final_norm = nn.Identity() if recipe.architecture == "bert4rec" else nn.LayerNorm(recipe.d_model)
+        norm = nn.LayerNorm(recipe.d_model)
+        head = nn.Sequential(nn.Linear(recipe.d_model, recipe.d_model), nn.GELU(), norm)
+        self.head = head if recipe.architecture == "bert4rec" else norm
 
     @property
     def table(self) -> Tensor:
@@ -48,12 +53,12 @@ class SequenceModel(nn.Module):
         place = at.expand(items.shape)
         if self.recipe.architecture != "hstu":
             place = (lengths.unsqueeze(1) - 1 - at).clamp_min(0)
-        x = self.item(items.clamp_min(0)) * math.sqrt(self.recipe.d_model) + self.position(place)
-        x = self.dropout(x)
+        x = self.item(items.clamp_min(0)) * self.scale + self.position(place)
+        x = self.dropout(self.input_norm(x))
         x = {"sasrec": self._causal, "bert4rec": self._both_ways, "hstu": self._pointwise}[self.recipe.architecture](
             x, ts_ms, lengths
         )
-        x = self.final_norm(x)
+        x = self.head(x)
         return F.normalize(x, dim=-1) if self.recipe.cosine else x
 
     def _causal(self, x: Tensor, ts_ms: Tensor, lengths: Tensor) -> Tensor:
@@ -79,9 +84,8 @@ class SequenceModel(nn.Module):
         for block in self.layers:
             assert isinstance(block, HstuBlock)
             read = block.read(x)
-            query, *pair = (block.query(read), *block.key_value(read).chunk(2, dim=-1))
-            key, value = (block.split_heads(part) for part in pair)
-            attended = block.attend_causal(block.split_heads(query), key, value, relations)
+            key, value = (block.split_heads(part) for part in block.key_value(read).chunk(2, dim=-1))
+            attended = block.attend_causal(block.split_heads(block.query(read)), key, value, relations)
             x = block.finish(x, read, attended.transpose(1, 2).flatten(2))
         return x
 

@@ -167,8 +167,8 @@ def timeline_part(
     every = sequences(np.ones(len(users), bool))
     due = np.flatnonzero(~early)
     due = np.sort(np.random.default_rng(seed).permutation(due)[:_VALIDATED])
-    asked = [_held_out(every, int(at), int(every.user_ptr[users[at]])) for at in due.tolist()]
-    asked = [found for found in asked if found is not None]
+    possible = (_held_out(every, at, int(every.user_ptr[users[at]])) for at in due.tolist())
+    asked = [found for found in possible if found is not None]
     if not asked:
         raise ValueError("nobody chose anything again in the share that validates; split later")
     outside = np.setdiff1d(np.arange(len(row)), known)

@@ -224,7 +224,8 @@ def _history(data: LeaveOneOut, user: int, part: Part, target: int) -> NDArray[n
 def _places(lists: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where each target is in its list [B, count], 1 is first; past the end where it is not."""
     at_target = lists == targets[:, None]
-    return np.where(at_target.any(axis=1), at_target.argmax(axis=1) + 1, lists.shape[1] + 1).astype(np.int64)
+    places: NDArray[np.int64] = np.where(at_target.any(axis=1), at_target.argmax(axis=1) + 1, lists.shape[1] + 1)
+    return places
 
 
 def summary(ranks: Ranks) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from encoder.sequences import Sequences
 from streams.metrics import DAY_MS
 from streams.rankers import FloatArray, IntArray, Question
 
-_BLOCK_BYTES = 64 << 20  # of counts held at a time: item rows × catalogue
+_BLOCK = 8 << 20  # counts, and pairs to be counted, held at a time: 64 MB each
 _TIE = 1e-6  # what the most popular item gains: below any similarity that counts
 
 
@@ -90,15 +90,18 @@ def _together(users: IntArray, items: IntArray, catalogue: int) -> Iterator[tupl
     user_ptr = np.searchsorted(users, np.arange(users[-1] + 2))
     order = np.argsort(items, kind="stable")
     item_ptr = np.searchsorted(items[order], np.arange(catalogue + 1))
-    block = max(1, _BLOCK_BYTES // (8 * catalogue))
-    for start in range(0, catalogue, block):
-        stop = min(start + block, catalogue)
+    sizes = np.diff(user_ptr)
+    work = np.concatenate([[0], np.cumsum(np.bincount(items, weights=sizes[users], minlength=catalogue) + catalogue)])
+    start = 0
+    while start < catalogue:
+        stop = max(start + 1, int(np.searchsorted(work, work[start] + _BLOCK, side="right")) - 1)
         some = order[item_ptr[start] : item_ptr[stop]]  # pairs of these items
-        first, count = user_ptr[users[some]], np.diff(user_ptr)[users[some]]
+        first, count = user_ptr[users[some]], sizes[users[some]]
         at = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())  # all pairs of those users
         codes = np.repeat(items[some] - start, count) * catalogue + items[at]
         both = np.bincount(codes, minlength=(stop - start) * catalogue)
         yield start, both.reshape(stop - start, catalogue).astype(np.float64)
+        start = stop
 
 
 def co_visitation(name: str, data: Sequences, reach: int = 5, k: int = 200, decay: float = 0.5) -> Neighbours:
