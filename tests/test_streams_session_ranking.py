@@ -22,6 +22,7 @@ from tests.session_world import MIDNIGHT_S, PAGE, Cause, planted
 
 SPLIT_MS = (MIDNIGHT_S + 6 * DAY_S) * 1000
 CHANCE = 1 / PAGE
+CHANCE_NDCG = sum(1 / np.log2(rank + 1) for rank in range(1, 11)) / PAGE  # at 10, of a target in a random place
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,13 @@ def test_only_who_sees_positions_finds_a_cause_in_the_position(tmp_path: Path) -
         assert first_place(result, "before", ranker) > 0.8
     for ranker in ("LambdaMART", "h_next", "popularity"):
         assert first_place(result, "before", ranker) < 4 * CHANCE
+
+
+def test_ties_on_validation_do_not_fall_in_the_order_shown(tmp_path: Path) -> None:
+    """Without positions there is nothing to learn here, so no size of tree may look better than chance."""
+    result = evaluated(planted(tmp_path, "position"))
+    learned = result["views"]["before"]["label_pre"]["lambdamart"]["LambdaMART"]
+    assert learned["validation_ndcg@10"]["7 leaves"] < 1.4 * CHANCE_NDCG
 
 
 def test_lambdamart_finds_a_cause_in_the_price(tmp_path: Path) -> None:
