@@ -60,7 +60,7 @@ def test_the_tables_name_what_was_known(command: list[str]) -> None:
 
 
 def test_a_model_that_knows_the_sessions_is_refused(command: list[str], tmp_path: Path) -> None:
-    metadata = {"embedder": "toy", "context_features": [], "data": "shop", "before_ms": None}
+    metadata: dict[str, Any] = {"embedder": "toy", "context_features": [], "data": "shop", "before_ms": None}
     save(StarsEncoder(replace(CONFIG, window=200, slack=56)).eval(), tmp_path / "all", metadata)
     done = CliRunner().invoke(evaluate, [*command[:-1], str(tmp_path / "all")])
     assert isinstance(done.exception, ValueError) and "was trained on all of 'shop'" in str(done.exception)
