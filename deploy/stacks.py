@@ -14,11 +14,14 @@ from types import FrameType
 from typing import Any, TextIO
 
 
+_STDERR = 2  # the descriptor: what stands in `sys.stderr` may have none
+
+
 def show_stacks_on_signal() -> None:
     """Installs the handler; called from the main thread."""
     signal.signal(signal.SIGUSR1, _on_signal)
     # Threads first, and also when the main thread is stuck in C code and no Python handler can run.
-    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=True)
+    faulthandler.register(signal.SIGUSR1, file=_STDERR, all_threads=True, chain=True)
 
 
 def _on_signal(_number: int, _frame: FrameType | None) -> None:

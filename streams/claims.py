@@ -121,6 +121,10 @@ class Claims:
             return
         # A tag of which only some topics are assigned (yet) is not: the others would be read from anywhere.
         settled = {tag for tag in wanted if {tp.topic for tp in by_tag[tag] & set(positions)} == set(topics_of(tag))}
+        if positions:
+            log.info(
+                "reading on at %s", " ".join(f"{tp.topic}[{tp.partition}]@{at}" for tp, at in sorted(positions.items()))
+            )
         if take == self._takes:  # else this was the assignment before, which says nothing about the present one
             self.unsettled -= settled
             self._seek_only -= settled

@@ -6,6 +6,7 @@ Every batch ends in one atomic write per topic and partition; after an error the
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from streams.tenure import Tenure
 from streams.user_writes import EngineSettings, UserWriter
 
 TAG_TOPICS: Mapping[str, tuple[str, ...]] = {ITEMS_TAG: (CATALOG, ITEM_VECTORS), CONTEXT_TAG: (CONTEXT,)}
+log = logging.getLogger(__name__)
+
 USER_TOPICS = (USERS, CLICKSTREAM)  # the order in which one batch applies them: a profile before the clicks
 
 
@@ -190,7 +193,9 @@ class Engine:
         if due[0].offset > position and topic in tenure.fresh and topic not in tenure.reread:
             tenure.reread.add(topic)
             raise GapError(topic, due[0].partition, position, due[0].offset)
-        self.counts["gaps"] += due[0].offset > position
+        if due[0].offset > position:
+            self.counts["gaps"] += 1
+            log.info("%s: offsets %d to %d are not in the log", tag, position, due[0].offset)
         tenure.fresh.discard(topic)
         return due
 

@@ -83,17 +83,18 @@ class Child(Generic[OptionsT]):
 
     def log_tail(self) -> str:
         """The last lines it wrote."""
-        return "\n".join(self._log().splitlines()[-40:]) or "(it wrote nothing)"
+        return "\n".join(self.log().splitlines()[-40:]) or "(it wrote nothing)"
 
     def last_words(self) -> str:
         """The last lines it wrote and, while it lives, what its threads and tasks wait for."""
-        tail, length = self.log_tail(), len(self._log())
+        tail, length = self.log_tail(), len(self.log())
         if self.alive:
             os.kill(self.pid, signal.SIGUSR1)
             time.sleep(_SHOW_S)
-        return f"{tail}\n{self._log()[length:]}"
+        return f"{tail}\n{self.log()[length:]}"
 
-    def _log(self) -> str:
+    def log(self) -> str:
+        """All that it wrote."""
         return self.files.log.read_text(errors="replace") if self.files.log.exists() else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,7 +114,10 @@ def play(
             if not case.mutation:
                 raise
         visible_ms = None if case.mutation else median(_visible_ms(stage))
-        return _judged(case, seed, stage, visible_ms, start)
+        result = _judged(case, seed, stage, visible_ms, start)
+        if not (result.good or case.mutation):
+            print(f"{case.name} {seed}: {result.difference}\n{stage.logs_of_workers()}", file=sys.stderr, flush=True)
+        return result
 
 
 def _judged(case: Case, seed: int, stage: Stage, visible_ms: float | None, start: float) -> Result:

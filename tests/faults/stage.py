@@ -260,6 +260,10 @@ class Stage:
         clicks = {key: log[: positions[key]] for key, log in logs.items() if key[0] == CLICKSTREAM}
         self.former = Former(clicks, {key: log for key, log in logs.items() if key[0] == CLICKSTREAM})
 
+    def logs_of_workers(self) -> str:
+        """All that the workers wrote and counted."""
+        return "\n".join(f"== {w.files.name} {w.status()}\n{w.log()}" for w in self.workers)
+
     def wrong_vectors(self) -> list[str]:
         """Users whose stored vectors are not those of their whole window, once nobody waits for an item."""
         count = self.options.partitions
