@@ -46,7 +46,7 @@ def test_on_a_checkerboard_the_missing_square_comes_first(make: Callable[[str, S
     ranker = make("knn", data)
     for user in range(10):
         history = data.items[data.user_ptr[user] : data.user_ptr[user + 1]]
-        scores = ranker.scores([asked(history)])[0][0]
+        scores = ranker.scores([asked(history.tolist())])[0][0]
         scores[history] = -np.inf
         assert scores.argmax() == user
         assert scores[user] > 0.1 > scores[1 - user % 2 :: 2].max()
