@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from encoder.incremental import EncodeRequest
 from encoder.sequences import Sequences
 from streams import neighbours
-from streams.neighbours import Popularity, TextKnn, co_visitation, item_knn
+from streams.neighbours import Neighbours, Popularity, TextKnn, co_visitation, item_knn
 from streams.rankers import Question
 
 ITEMS = 8
@@ -41,7 +41,7 @@ def checkerboard(size: int = 10) -> Sequences:
 
 
 @pytest.mark.parametrize("make", [item_knn, co_visitation])
-def test_on_a_checkerboard_the_missing_square_comes_first(make) -> None:  # type: ignore[no-untyped-def]
+def test_on_a_checkerboard_the_missing_square_comes_first(make: Callable[[str, Sequences], Neighbours]) -> None:
     data = checkerboard()
     ranker = make("knn", data)
     for user in range(10):
@@ -80,12 +80,12 @@ def test_item_knn_in_blocks_keeps_the_nearest_only(monkeypatch: pytest.MonkeyPat
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES, st.lists(st.integers(0, ITEMS - 1), max_size=6))
 def test_co_visitation_counts_what_came_next(histories: list[list[int]], window: list[int]) -> None:
-    follows: Counter[tuple[int, int]] = Counter()
+    follows: defaultdict[tuple[int, int], float] = defaultdict(float)
     for history in histories:
         for at, item in enumerate(history):
             for distance, later in enumerate(history[at + 1 : at + 4], 1):
                 if later != item:
-                    follows[item, later] += 1 / distance  # type: ignore[assignment]
+                    follows[item, later] += 1 / distance
     counts = np.bincount([item for history in histories for item in history], minlength=ITEMS)
     age = {item: at for at, item in reversed(list(enumerate(window[::-1])))}  # of the newest place of each item
     expected = np.array(

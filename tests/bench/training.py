@@ -113,7 +113,8 @@ def preset_seconds(name: str, data: Sequences, options: argparse.Namespace) -> f
         train(columns, preset(name, d_text=TEXT), TrainOptions(**recipe), out=Path(out), on_step=record)
     per_epoch = len(times) / options.epochs
     first = round(per_epoch)
-    return float((times[-1] - times[first - 1]) / (len(times) - first) * per_epoch)
+    seconds: float = (times[-1] - times[first - 1]) / (len(times) - first) * per_epoch
+    return seconds
 
 
 def _measured_in_a_process(name: str, arguments: Sequence[str]) -> dict[str, float]:
