@@ -14,11 +14,19 @@ from deploy.attach import attach
 from deploy.records_bar import records_bar
 from deploy.report_facts import started
 from encoder.baseline_recipes import recipe_sets
-from encoder.config import preset_names, preset_training
+from encoder.config import PARTS, preset_names, preset_training
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _PROTOCOL = click.Choice(["timeline", "loo"])
 _PROTOCOLS = click.Choice(["timeline", "loo", "sessions"])
+
+
+def _named_parts(context: click.Context, parameter: click.Parameter, value: str) -> frozenset[str]:
+    """Parts of an item's vector from "text,ids"; not all of them."""
+    named = frozenset(filter(None, value.split(",")))
+    if named - set(PARTS) or named == set(PARTS):
+        raise click.BadParameter(f"{value!r}: name some of {', '.join(PARTS)}, and leave one", context, parameter)
+    return named
 
 
 @click.command()
@@ -46,6 +54,12 @@ _PROTOCOLS = click.Choice(["timeline", "loo", "sessions"])
     show_default=True,
     help="Size of the encoder and recipe of its training.",
 )
+@click.option(
+    "--without",
+    callback=_named_parts,
+    default="",
+    help="Leave these out of items' vectors, with commas between them: text, ids, tags.",
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: the preset's, else 20]")
 @click.option("--max-seconds", type=click.FloatRange(min=1), help="Bound of the whole training run.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -60,6 +74,7 @@ def train(
     split: float,
     protocol: str,
     preset_name: str,
+    without: frozenset[str],
     epochs: int | None,
     max_seconds: float | None,
     seed: int,
@@ -82,9 +97,8 @@ def train(
     threads = threads or os.cpu_count() or 1
     options = TrainOptions(**recipe, seed=seed, max_seconds=max_seconds, threads=threads, device=device)
     shown_live = sys.stderr.isatty()
-    plan = TrainPlan(
-        folder, out, split, protocol, preset=preset_name, options=options, resume=resume, progress=shown_live
-    )
+    parts = tuple(part for part in PARTS if part not in without)
+    plan = TrainPlan(folder, out, split, protocol, preset_name, parts, options, resume, shown_live)
     settings, memory = attach(os.environ), TextMemory(texts)
     try:
         with TextSource(settings, memory) as source:

@@ -93,6 +93,13 @@ def remembered_vectors(
     )
 
 
+def untexted_vectors(items: Sequence[Mapping[str, Any]], embedder: str, d_text: int, tagger: Tagger) -> ItemVectors:
+    """Tags of all items and zero vectors: for a model that reads no text."""
+    return ItemVectors(
+        embedder, [item["item_id"] for item in items], np.zeros((len(items), d_text), np.float32), tagger.tag(items)
+    )
+
+
 @contextmanager
 def _embedder(model: Embedder, processes: int) -> Iterator[Callable[[list[Texts]], Iterator[Vectors]]]:
     """Embeds batches of texts by hash in order: here, or with MiniLM in processes of their own."""

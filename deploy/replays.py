@@ -14,10 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from deploy.item_texts import Memory, item_vectors, known_items
+from deploy.item_texts import Memory, item_vectors, known_items, untexted_vectors
 from deploy.replay_parts import Checkpoint, ReplayPlan, Source, replay_parts
 from deploy.running import open_store
 from deploy.settings import Settings
+from encoder.config import PARTS
 from encoder.serving import load_serving
 from index.store import LiveStore, LogIdentity
 from streams.digest import digest
@@ -177,4 +178,7 @@ def folder_vectors(
         return None
     with TextSource(settings, memory) as source:
         texts = source.model(document)  # refuses a model that was trained on vectors of another embedder
+        if "text" not in document["config"].get("parts", PARTS):
+            known, config = known_items(folder, None), document["config"]
+            return untexted_vectors(known, texts.embedder.name, config["d_text"], texts.tagger)
         return item_vectors(known_items(folder, None), texts.embedder, texts.tagger, source.memory, progress)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from deploy.item_texts import Memory, item_vectors, known_items
+from deploy.item_texts import Memory, item_vectors, known_items, untexted_vectors
 from deploy.settings import load
 from deploy.texts import TextSource
-from encoder.config import preset
+from encoder.config import PARTS, preset
 from encoder.endpoint_text import ChatTagger
 from encoder.incremental import IncrementalEncoder
 from encoder.model import StarsEncoder
@@ -31,7 +32,7 @@ class TrainPlan:
     """What to train on: the folder's timeline up to `split` (share of its events, 1 = all) with a preset's sizes.
 
     `protocol` "loo" instead leaves out the last two events of each user and keeps the weights that rank the last but
-    one best.
+    one best. `parts` are what items' vectors are made of (see `ModelConfig`).
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class TrainPlan:
     split: float = 1.0
     protocol: str = "timeline"
     preset: str = "nano"
+    parts: tuple[str, ...] = PARTS
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
     progress: bool = False
@@ -56,14 +58,13 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
     if plan.protocol == "loo":
         return _train_leave_one_out(plan, folder, memory)
     before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
-    known = known_items(folder, before_ms)
-    tagger = plan.texts.tagger(build_vocabulary(known))
-    vectors = item_vectors(known, plan.texts.embedder, tagger, memory, plan.progress, plan.options.threads or 1)
+    tagger, vectors = _items(plan, known_items(folder, before_ms), memory)
     features = context_features(folder, before_ms)
     prepared = training_data(folder, vectors, features, before_ms)
     config = preset(
         plan.preset,
         d_text=vectors.vectors.shape[1],
+        parts=plan.parts,
         kinds=folder.kind_names,
         tags=tuple(tagger.vocabulary),
         context_features=features.names,
@@ -90,7 +91,11 @@ def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> Tra
     tagger, vectors = folder_items(plan, folder, memory)
     split = leave_one_out(folder, vectors)
     config = preset(
-        plan.preset, d_text=vectors.vectors.shape[1], kinds=folder.kind_names, tags=tuple(tagger.vocabulary)
+        plan.preset,
+        d_text=vectors.vectors.shape[1],
+        parts=plan.parts,
+        kinds=folder.kind_names,
+        tags=tuple(tagger.vocabulary),
     )
     return train(
         split.training(),
@@ -106,9 +111,18 @@ def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> Tra
 
 def folder_items(plan: TrainPlan, folder: Folder, memory: Memory) -> tuple[ChatTagger | VocabularyTagger, ItemVectors]:
     """The whole catalogue's tags and vectors: in leave-one-out every item is known from the start."""
-    known = known_items(folder, None)
-    tagger = plan.texts.tagger(build_vocabulary(known))
-    return tagger, item_vectors(known, plan.texts.embedder, tagger, memory, plan.progress, plan.options.threads or 1)
+    return _items(plan, known_items(folder, None), memory)
+
+
+def _items(
+    plan: TrainPlan, known: list[dict[str, Any]], memory: Memory
+) -> tuple[ChatTagger | VocabularyTagger, ItemVectors]:
+    """Tags and vectors of the known items; what is not among the plan's parts is neither made nor paid for."""
+    embedder, threads = plan.texts.embedder, plan.options.threads or 1
+    tagger = plan.texts.tagger(build_vocabulary(known)) if "tags" in plan.parts else VocabularyTagger(())
+    if "text" not in plan.parts:
+        return tagger, untexted_vectors(known, embedder.name, preset(plan.preset).d_text, tagger)
+    return tagger, item_vectors(known, embedder, tagger, memory, plan.progress, threads)
 
 
 def validation_score(model: StarsEncoder, split: LeaveOneOut) -> float:

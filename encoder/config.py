@@ -15,6 +15,7 @@ from typing import Any
 
 BLOCKS = ("paper", "gated", "hstu")
 BIASES = ("none", "position", "time")
+PARTS = ("text", "ids", "tags")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class ModelConfig:
     the columns of the context offset. `block` is "paper" (post-norm, ReLU; arXiv 2512.10149) or "gated" (pre-norm,
     gated attention, SwiGLU) or "hstu" (pointwise attention without softmax; arXiv 2402.17152). `bias` is what attention
     adds for the places of two events: "none", "position", or "time" (position and time between them). A window is cut
-    to its last `window` events when it reaches `window + slack`.
+    to its last `window` events when it reaches `window + slack`. `parts` are what an item's vector is made of: its
+    text, a learned offset of its own, its tags.
     """
 
     d_model: int = 64
@@ -36,6 +38,7 @@ class ModelConfig:
     bias: str = "none"
     d_text: int = 384
     d_reduced: int = 96  # the text vector is first reduced to this many whitened components
+    parts: tuple[str, ...] = PARTS
     kinds: tuple[str, ...] = ("view", "cart", "purchase", "like", "dislike", "remove")
     tags: tuple[str, ...] = ()
     context_features: tuple[str, ...] = ()
@@ -68,7 +71,11 @@ class ModelConfig:
             raise ValueError(f"unknown bias {self.bias!r}; choose one of {', '.join(BIASES)}")
         if not self.temperature > 0 or not 0 <= self.dropout < 1:
             raise ValueError(f"temperature {self.temperature} must be above 0 and dropout {self.dropout} in [0, 1)")
-        for name in ("kinds", "tags", "context_features"):
+        if not self.parts or set(self.parts) - set(PARTS):
+            raise ValueError(f"parts {self.parts} of an item's vector; choose some of {', '.join(PARTS)}")
+        if self.tags and "tags" not in self.parts:
+            raise ValueError(f"{len(self.tags)} tags are given and not among parts {self.parts}; give no tags")
+        for name in ("kinds", "tags", "context_features", "parts"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} has repeated names; each name may appear once")

@@ -37,10 +37,10 @@ class _FullSoftmax(torch.autograd.Function):
             scaled = (users[part] * scale).to(dtype)
             logits = scaled @ table.T
             chance = torch.softmax(logits + bias.to(dtype) if len(bias) else logits, dim=-1)
-            at = target[part].unsqueeze(1)
-            hit = chance.gather(1, at)
-            total += (-hit.float().clamp_min(1e-30).log().squeeze(1) * share[part]).sum()
-            chance.scatter_(1, at, hit - 1.0)
+            at = torch.arange(len(chance), device=chance.device), target[part]
+            hit = chance[at]
+            total += (-hit.float().clamp_min(1e-30).log() * share[part]).sum()
+            chance[at] = hit - 1.0  # scatter_ would copy the whole matrix
             user_grad[part] = (chance @ table).float() * (share[part] * scale).unsqueeze(1)
             if ctx.needs_input_grad[1]:
                 item_grad += (chance.T @ (scaled * share[part].unsqueeze(1).to(dtype))).float()

@@ -1,12 +1,13 @@
 """The training loss of one batch: next item, long-term [GEN] target and optional contrast, as in STARS.
 
 The next item is predicted from h_t + W_c·context(target) among all items, or among page, subclass and uniform
-negatives in a large catalogue. [GEN] predicts one of the user's next items and does not move the item table. All
-draws come from the generator of the step. It knows no optimizer, schedule or file.
+negatives in a large catalogue. [GEN] predicts one of the user's next items and does not move the table that it is
+compared with. All draws come from the generator of the step. It knows no optimizer, schedule or file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +58,7 @@ class Columns:
         gap = np.diff(data.ts_ms, prepend=data.ts_ms[:1])
         gap[data.user_ptr[:-1][np.diff(data.user_ptr) > 0]] = -1
         profiles = data.profiles or [None] * (len(data.user_ptr) - 1)
-        gate = torch.from_numpy(counts / np.maximum(counts + options.delta_shrinkage, 1.0))
+        gate = torch.from_numpy(counts / np.maximum(counts + options.delta_shrinkage, 1.0) * ("ids" in config.parts))
         return cls(
             data,
             weight,
@@ -128,9 +129,10 @@ class Objective:
         general = self.model.general_vector(gen).flatten(0, 1)
         none = np.full((len(future.ravel()), 0), -1, dtype=np.int64)
         far = data.items[future.ravel()].astype(np.int64)
-        loss = loss + options.general_weight * self._softmax(
-            general, unit.detach(), needed, far, none, shared, self._weight(future.ravel())
-        )
+        long_term = self._softmax(general, unit.detach(), needed, far, none, shared, self._weight(future.ravel()))
+        if options.general_reach == "head":
+            long_term = _reaching(long_term, [self.model.general, *self.model.general_head.parameters()])
+        loss = loss + options.general_weight * long_term
         if options.contrast_weight:
             loss = loss + options.contrast_weight * self._contrast(batch, unit, needed, rng)
         return loss
@@ -208,7 +210,8 @@ class Objective:
     def _futures(self, chunks: Chunks, group: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
         """[GEN] rows of each chunk [B, G] and for each one event out of the next ones, [B, G]."""
         start, rows = chunks.start[group][:, None], chunks.rows[group][:, None]
-        at = (rng.random((len(group), self.options.general_rows)) * rows).astype(np.int64)
+        count = min(self.options.general_rows, 1 + int(rows.max()) // self.options.general_every)
+        at = (rng.random((len(group), count)) * rows).astype(np.int64)
         stop = self.columns.data.user_ptr[self.columns.users[start] + 1]
         ahead = np.minimum(stop - (start + at), self.options.general_horizon)
         return at, start + at + (rng.random(at.shape) * ahead).astype(np.int64)
@@ -236,6 +239,13 @@ class Objective:
 
     def _send(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def _reaching(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The same loss with the same gradient for `parameters` and none for anything else."""
+    gradients = torch.autograd.grad(loss, parameters)
+    linear = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
+    return loss.detach() + linear - linear.detach()
 
 
 def _distinct(*arrays: NDArray[np.integer]) -> IntArray:

@@ -11,6 +11,7 @@ from typing import Any
 
 PRIORS = ("off", "train", "serve", "both")
 SCHEDULES = ("one_cycle", "constant")
+REACHES = ("encoder", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,9 @@ class TrainOptions:
     low_precision: bool | None = None  # bfloat16 in the full softmax; None: where the processor is fast at it
     general_weight: float = 0.1
     general_horizon: int = 10  # h_gen predicts one of the next so many events
-    general_rows: int = 8  # [GEN] rows trained per chunk
+    general_rows: int = 8  # most [GEN] rows trained per chunk
+    general_every: int = 8  # one such row for so many events of the longest chunk of a batch
+    general_reach: str = "encoder"  # what h_gen's loss may change: "encoder", or "head": nothing that h_next uses
     contrast_weight: float = 0.0
     delta_dropout: float = 0.1
     delta_shrinkage: float = 2.0  # δ counts n / (n + this) for an item with n training events
@@ -55,7 +58,10 @@ class TrainOptions:
             raise ValueError(f"unknown prior {self.prior!r}; choose one of {', '.join(PRIORS)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
-        for name in ("validate_every", "epochs", "general_rows", "general_horizon", "uniform_negatives", "lr"):
+        if self.general_reach not in REACHES:
+            raise ValueError(f"unknown reach {self.general_reach!r}; choose one of {', '.join(REACHES)}")
+        counts = ("validate_every", "epochs", "general_rows", "general_every", "general_horizon", "uniform_negatives")
+        for name in (*counts, "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
         if not 0 <= self.holdout < 1:

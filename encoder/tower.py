@@ -27,6 +27,7 @@ class ItemTower(nn.Module):
     def __init__(self, config: ModelConfig, item_ids: Sequence[str] = ()) -> None:
         super().__init__()
         d = config.d_model
+        self.parts = frozenset(config.parts)
         self.item_row = {item_id: row for row, item_id in enumerate(item_ids)}
         self.tag_row = {tag: row + 1 for row, tag in enumerate(config.tags)}  # row 0 is padding
         self.register_buffer("text_mean", torch.zeros(config.d_text))
@@ -56,9 +57,18 @@ class ItemTower(nn.Module):
 
     def forward(self, reduced: Tensor, delta: Tensor, tags: Tensor) -> Tensor:
         """reduced [n, d_reduced], delta [n, d], tags int64 [n, most tags] padded with 0 -> unit rows [n, d]."""
-        tag_sum = F.embedding_bag(tags, self.tags.weight, mode="sum", padding_idx=0)
-        left: Tensor = self.text(reduced) + delta
-        return F.normalize(self.fuse(torch.cat([left, tag_sum], dim=-1)), dim=-1)
+        left, right = self.fuse.weight.chunk(2, dim=1)  # the fusion of [text + δ; tags]
+        mixed = F.linear(delta + self.text(reduced) if "text" in self.parts else delta, left)
+        if len(self.tag_row):
+            mixed = mixed + self._fused_tags(tags, right)
+        return F.normalize(mixed, dim=-1)
+
+    def _fused_tags(self, tags: Tensor, weight: Tensor) -> Tensor:
+        """The sum of each item's tags times `weight`; with more items than tags, the tags are multiplied instead."""
+        table = self.tags.weight
+        if len(tags) > len(table):
+            return F.embedding_bag(tags, F.linear(table, weight), mode="sum", padding_idx=0)
+        return F.linear(F.embedding_bag(tags, table, mode="sum", padding_idx=0), weight)
 
     def tag_rows(self, tags: Sequence[Iterable[str]]) -> Tensor:
         """Known tags of each item as padded rows, int64 [n, most tags]; unknown and repeated tags are left out."""

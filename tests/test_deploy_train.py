@@ -208,3 +208,32 @@ def test_leave_one_out_is_trained_validated_and_measured(folder: Path, model: Pa
     assert "ndcg@10" in shown.output and f"{USERS} users" in shown.output
     seen = CliRunner().invoke(cli, [*ask, "--model", str(model)])
     assert isinstance(seen.exception, ValueError) and "--protocol loo" in str(seen.exception)
+
+
+def test_what_is_left_out_of_items_is_not_even_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: MiniLM, texts: Sequence[str]) -> NDArray[np.float32]:
+        raise AssertionError(f"embeds {texts[0]!r} for a model that reads no text")
+
+    monkeypatch.setattr(MiniLM, "embed", refuse)
+    arguments = ["train", str(folder), "--out", str(tmp_path / "out"), "--epochs", "1", "--threads", "1"]
+    arguments += ["--protocol", "loo", "--without", "text,tags", "--texts", str(tmp_path / "none")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    model = orjson.loads(done.output.splitlines()[-1])["model"]
+    assert (read_document(Path(model))["config"]["parts"], read_document(Path(model))["config"]["tags"]) == (
+        ["ids"],
+        [],
+    )
+    ask = ["evaluate", str(folder), "--protocol", "loo", "--texts", str(tmp_path / "none"), "--model", model, "--json"]
+    done = CliRunner().invoke(cli, ask)
+    assert done.exit_code == 0, done.output
+    assert orjson.loads(done.output.splitlines()[-1])["users"] == USERS
+
+
+@pytest.mark.parametrize("without", ["price", "text,ids,tags"])
+def test_a_part_that_is_none_and_all_parts_are_refused(without: str, folder: Path) -> None:
+    done = CliRunner().invoke(cli, ["train", str(folder), "--without", without])
+    assert done.exit_code == 2
+    assert "name some of text, ids, tags" in done.output

@@ -99,6 +99,58 @@ def test_cold_items_are_found_by_their_text(tmp_path: Path) -> None:
     assert scores[0] > scores[1]
 
 
+def test_an_item_that_is_only_ever_a_negative_has_no_offset(tmp_path: Path) -> None:
+    data = shop(40, 8, lambda rng, user, *_: int(rng.integers(2, 12)) * 2 + user % 2)
+    result = train(data, CONFIG, replace(OPTIONS, epochs=1, delta_shrinkage=0.0, holdout=0.0), out=tmp_path)
+    tower = artefact.load(result.folder)[0].tower
+    deltas = tower.deltas(data.item_ids).detach()
+    assert deltas[:4].abs().max() == 0.0
+    assert deltas[4:].abs().sum(dim=1).min() > 0.0
+    text = tower.reduce(torch.from_numpy(data.item_vectors))
+    cold = tower(text, deltas, tower.tag_rows(data.item_tags))[:4]
+    assert torch.allclose(
+        cold, torch.nn.functional.normalize(tower.fuse.weight[:, :16] @ tower.text.weight @ text[:4].T, dim=0).T
+    )
+
+
+@pytest.mark.parametrize("parts", [("ids",), ("text",), ("text", "ids"), ("ids", "tags")])
+def test_a_part_that_is_left_out_moves_no_item(parts: tuple[str, ...], tmp_path: Path) -> None:
+    data = shop(30, 8, checkerboard)
+    data.item_tags = [["even", "odd"][item % 2 : item % 2 + 1] for item in range(24)]
+    tags = ("even", "odd") if "tags" in parts else ()
+    config = replace(CONFIG, parts=parts, tags=tags)
+    result = train(data, config, replace(OPTIONS, epochs=1), out=tmp_path)
+    model, _ = artefact.load(result.folder)
+    assert model.config.parts == parts
+    other = {
+        "text": (np.roll(data.item_vectors, 1, axis=0), data.item_tags, data.item_ids),
+        "tags": (data.item_vectors, data.item_tags[1:] + data.item_tags[:1], data.item_ids),
+        "ids": (data.item_vectors, data.item_tags, [f"new{item}" for item in range(24)]),
+    }
+    before = served(model, data.item_vectors, data.item_tags, data.item_ids)
+    for part, columns in other.items():
+        assert np.array_equal(before, served(model, *columns)) is (part not in parts), part
+
+
+def served(model: Any, vectors: Any, tags: list[list[str]], ids: list[str]) -> Any:
+    """Retrieval vectors of items that a serving process is told of."""
+    encoder = IncrementalEncoder(model, cache_bytes=10**6, device="cpu")
+    encoder.items.put(ids, vectors, tags)
+    return encoder.items.retrieval(ids)
+
+
+def test_h_gen_that_reaches_its_head_only_changes_nothing_else(tmp_path: Path) -> None:
+    data = shop(30, 8, checkerboard)
+    options = replace(OPTIONS, epochs=2, general_reach="head", clip=1e9)
+    config = replace(CONFIG, dropout=0.2)
+    models = {}
+    for weight in (0.0, 0.1):
+        result = train(data, config, replace(options, general_weight=weight), out=tmp_path)
+        models[weight] = artefact.load(result.folder)[0].state_dict()
+    changed = {name for name in models[0.0] if not torch.equal(models[0.0][name], models[0.1][name])}
+    assert changed == {"general", "general_head.weight", "general_head.bias"}
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     data = shop(60, 10, checkerboard)
     options = replace(OPTIONS, epochs=2, checkpoint_seconds=0.0)
@@ -222,8 +274,14 @@ def test_data_that_do_not_fit_are_refused(change: dict[str, Any], message: str, 
 def test_bad_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose one of off"):
         TrainOptions(prior="always")
+    with pytest.raises(ValueError, match="unknown reach 'items'"):
+        TrainOptions(general_reach="items")
     with pytest.raises(ValueError, match="epochs is 0"):
         TrainOptions(epochs=0)
+    with pytest.raises(ValueError, match="not among parts"):
+        replace(CONFIG, parts=("ids",), tags=("red",))
+    with pytest.raises(ValueError, match="choose some of text, ids, tags"):
+        replace(CONFIG, parts=("price",))
     with pytest.raises(ValueError, match="one per kind"):
         train(shop(5, 8, checkerboard), CONFIG, replace(OPTIONS, kind_weights=(1.0,)), out=tmp_path)
 
