@@ -13,7 +13,6 @@ import sys
 from types import FrameType
 from typing import Any, TextIO
 
-
 _STDERR = 2  # the descriptor: what stands in `sys.stderr` may have none
 
 
