@@ -66,6 +66,10 @@ class MemoryStore:
             if stored != commit.expected:
                 raise_if_refused(commit, "position", stored)
                 continue
+            for topic, position in commit.beside.items():
+                other = int(owner.get(f"pos:{topic}", b"0"))
+                if other != position:
+                    raise_if_refused(commit, "beside", other)
             for op in commit.ops:
                 self._apply(op)
             owner[f"pos:{commit.topic}"] = str(commit.position).encode()

@@ -196,6 +196,8 @@ def _commit_arguments(keys: Keys, commit: Commit) -> tuple[list[str], list[bytes
         commit.topic,
         commit.expected,
         commit.position,
+        len(commit.beside),
+        *(part for topic, position in commit.beside.items() for part in (topic, position)),
         len(commit.ops),
     ]
     for op in commit.ops:
@@ -211,6 +213,8 @@ def raise_if_refused(commit: Commit, verdict: str, stored: int) -> None:
     """Turns a store's verdict on a commit into `FencedError`, unless the commit had been applied before."""
     if verdict == "token":
         raise FencedError(commit.tag, commit.topic, "token", stored)
+    if verdict == "beside":
+        raise FencedError(commit.tag, commit.topic, "position of another topic", stored)
     # Only the owner moves its position, so "already there" means that an answer to this very write was lost.
     if verdict == "position" and stored != commit.position:
         raise FencedError(commit.tag, commit.topic, "position", stored)

@@ -1,7 +1,8 @@
 -- The one script that writes guarded state. KEYS[1] is the owner hash of the tag; the keys of the operations follow.
 -- ARGV[1] is the command:
 --   claim  token generation group log_generation n (topic identity)*n -> {"ok", previous_token, new_logs, (position)*n} | {"refused", stored}
---   commit token topic expected position nops (op)*                           -> {"ok"} | {"token"|"position", stored}
+--   commit token topic expected position n (other_topic its_position)*n nops (op)*
+--                                                                          -> {"ok"} | {"token"|"position"|"beside", stored}
 --   beat   token caught_up n (topic end_offset)*n                              -> {"ok"} | {"token"}
 -- An op is: code, index of its key in KEYS, count, arguments. See index/store.py for their meaning.
 local owner, command = KEYS[1], ARGV[1]
@@ -52,6 +53,13 @@ local function commit()
   if stored[2] ~= expected then return {'position', stored[2] or '0'} end
   local at = 7
   for _ = 1, tonumber(ARGV[6]) do
+    local other = redis.call('HGET', owner, 'pos:' .. ARGV[at])
+    if other ~= ARGV[at + 1] then return {'beside', other or '0'} end
+    at = at + 2
+  end
+  local ops = tonumber(ARGV[at])
+  at = at + 1
+  for _ = 1, ops do
     local code, key, count = ARGV[at], KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2])
     local first, last = at + 3, at + 2 + count
     if code == 'hset' then redis.call('HSET', key, unpack(ARGV, first, last))

@@ -20,7 +20,9 @@ class StoreUnavailableError(Exception):
 class FencedError(Exception):
     """A write was refused: another owner claimed the tag, or the position is not the expected one."""
 
-    def __init__(self, tag: str, topic: str, reason: Literal["token", "position"], position: int) -> None:
+    def __init__(
+        self, tag: str, topic: str, reason: Literal["token", "position", "position of another topic"], position: int
+    ) -> None:
         super().__init__(f"write to {tag} for {topic} refused: {reason} differs, stored position {position}")
         self.tag, self.topic, self.reason, self.position = tag, topic, reason, position
 
@@ -68,7 +70,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One atomic write: move `topic`'s position from `expected` to `position` and apply `ops`."""
+    """One atomic write: move `topic`'s position from `expected` to `position` and apply `ops`.
+
+    `beside` are the positions that the tag's other topics must have: what is written may hold what came from them, and
+    a store that has lost some of it must not take the rest.
+    """
 
     tag: str
     token: str
@@ -76,6 +82,7 @@ class Commit:
     expected: int
     position: int
     ops: Sequence[Op] = ()
+    beside: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,8 @@ class Engine:
         """
         tenure = self.tenures.get(tag)
         if tenure is not None and not tenure.unsure and offset > tenure.positions[topic]:
+            log.info("%s: %s from %d to %d holds nothing to apply", tag, topic, tenure.positions[topic], offset)
+            self.counts["passed_over"] += offset - tenure.positions[topic]
             await self._users.pass_over(tenure, topic, offset)
 
     async def sweep_waiting(self) -> int:

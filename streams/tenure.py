@@ -59,5 +59,6 @@ class Tenure:
         Raises:
             FencedError, StoreUnavailableError
         """
-        await store.commit([Commit(self.tag, self.token, topic, self.positions[topic], position, ops)])
+        beside = {other: at for other, at in self.positions.items() if other != topic}
+        await store.commit([Commit(self.tag, self.token, topic, self.positions[topic], position, ops, beside)])
         self.positions[topic] = position

@@ -54,6 +54,24 @@ def test_a_claim_starts_at_zero_and_positions_move_with_the_state(check: Callabl
     check(scenario)
 
 
+def test_a_write_is_refused_when_another_topic_of_the_tag_is_not_where_its_writer_left_it(
+    check: Callable[[Scenario], None],
+) -> None:
+    async def scenario(store: LiveStore) -> None:
+        user = store.keys.user("p3", "anna")
+        await store.claim("p3", "t1", 1, {"clicks": LOG, "users": LOG})
+        await store.commit([commit(store, "t1", 0, 5)])
+        written = Op("hset", user, {"s": b"x"})
+        with pytest.raises(FencedError) as caught:  # the store has lost clicks that its writer remembers
+            await store.commit([Commit("p3", "t1", "users", 0, 1, [written], {"clicks": 7})])
+        assert (caught.value.reason, caught.value.position) == ("position of another topic", 5)
+        assert await store.read([(user, ["s"])]) == [[None]]
+        await store.commit([Commit("p3", "t1", "users", 0, 1, [written], {"clicks": 5})])
+        assert await store.read([(user, ["s"]), (store.keys.owner("p3"), ["pos:users"])]) == [[b"x"], [b"1"]]
+
+    check(scenario)
+
+
 def test_a_displaced_owner_cannot_write(check: Callable[[Scenario], None]) -> None:
     async def scenario(store: LiveStore) -> None:
         user = store.keys.user("p3", "anna")

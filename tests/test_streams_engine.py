@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 from collections.abc import Sequence
 
@@ -100,6 +101,41 @@ def test_any_batching_restart_and_failure_gives_the_oracles_state(seed: int) -> 
             assert state[name]["users"] and not broker.dead
         found = await digest(store, PARTITIONS)
         assert found.differences(digest_of({**state, **expected})) == []
+
+    asyncio.run(scenario())
+
+
+class SetBackStore(MemoryStore):
+    """Can lose its latest writes, all of them at once, as a Redis does that is killed before they are on disk."""
+
+    def saved(self) -> dict[str, object]:
+        return copy.deepcopy({name: getattr(self, name) for name in ("_hashes", "_sorted", "_sets")})
+
+    def set_back(self, saved: dict[str, object]) -> None:
+        for name, content in saved.items():
+            setattr(self, name, content)
+
+
+def test_a_profile_brings_no_clicks_back_that_the_store_has_lost() -> None:
+    async def scenario() -> None:
+        broker, store, home = MemoryBroker(), SetBackStore(), partition_of("anna", PARTITIONS)
+        for number, kind in enumerate(("view", "purchase")):
+            body = orjson.dumps(click("anna", f"item-{number}", NOW_MS + number, f"e{number}", kind))
+            broker.append(CLICKSTREAM, home, b"anna", body, NOW_MS + number)
+        profile = {"user_id": "anna", "ts_ms": NOW_MS, "numeric": {"age": 30}, "categorical": {}}
+        broker.append(USERS, home, b"anna", orjson.dumps(profile), NOW_MS)
+        engine, tag = Engine(store, RULES, PARTITIONS, broker), partition_tag(home)
+        await engine.claim(tag, 1, dict.fromkeys(topics_of(tag), LOG))
+        first, second = broker.logs[CLICKSTREAM, home]
+        await engine.apply([first])
+        saved = store.saved()
+        await engine.apply([second])
+        store.set_back(saved)  # the purchase and what it counted are gone; the engine remembers it
+        with pytest.raises(FencedError):
+            await engine.apply(broker.logs[USERS, home])
+        await drain(store, broker, random.Random(0))
+        state = await read_state(store, PARTITIONS)
+        assert state[tag] == oracle_state(broker)[tag]
 
     asyncio.run(scenario())
 

@@ -32,6 +32,7 @@ _SCRIPT: dict[str, dict[str, str]] = {
     UNFENCED: {
         "if stored[1] ~= token then return {'token', stored[2] or '0'} end": "",
         "if stored[2] ~= expected then return {'position', stored[2] or '0'} end": "",
+        "if other ~= ARGV[at + 1] then return {'beside', other or '0'} end": "",
         "if redis.call('HGET', owner, 'token') ~= ARGV[2] then return {'token'} end": "",
     },
     # A restarted store does not begin a new item log, whatever it lost.

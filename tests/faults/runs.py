@@ -22,7 +22,16 @@ from tests.faults.elastic import held_items, wanted_items
 from tests.faults.mutations import NO_DEDUPE, POSITION_FIRST, SAME_ITEM_LOG, STATE_FIRST
 from tests.faults.stage import Servers, Stage
 from tests.faults.traffic import Sent, generate
-from tests.faults.truth import DEAD, Difference, Expected, compare, expect, missing_dead_letters, unlogged
+from tests.faults.truth import (
+    DEAD,
+    Difference,
+    Expected,
+    compare,
+    expect,
+    lost_clicks,
+    missing_dead_letters,
+    unlogged,
+)
 
 _PROBES = 10
 _numbers = itertools.count(1)
@@ -116,7 +125,9 @@ def play(
         visible_ms = None if case.mutation else median(_visible_ms(stage))
         result = _judged(case, seed, stage, visible_ms, start)
         if not (result.good or case.mutation):
-            print(f"{case.name} {seed}: {result.difference}\n{stage.logs_of_workers()}", file=sys.stderr, flush=True)
+            lost = "\n".join(lost_clicks(stage.read_logs(), stage.live.read_state(), options.partitions))
+            shown = f"{case.name} {seed}: {result.difference}\n{lost}\n{stage.logs_of_workers()}"
+            print(shown, file=sys.stderr, flush=True)
         return result
 
 

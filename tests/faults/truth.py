@@ -20,6 +20,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from encoder.text import canonical_text, text_hash
 from index.keys import partition_of, partition_tag
+from index.records import event_hash
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, ITEM_VECTORS, USERS, Record
 from streams.kafka_access import KafkaAccess
 from tests.faults.traffic import POISON, Sent
@@ -260,6 +261,24 @@ def compare(state: Mapping[str, Any], expected: Mapping[str, Any]) -> Difference
             lost.subtract(_counted(state[name]))
     differing = tuple(sorted(name for name in expected if state[name] != expected[name]))
     return Difference(sum((+lost).values()), sum((-lost).values()), differing)
+
+
+def lost_clicks(logs: Logs, state: Mapping[str, Any], partitions: int) -> list[str]:
+    """Where in the logs the clicks lie that windows lack, a line each: partition, offset, user."""
+    expected = expect(logs, partitions, {})
+    lines = []
+    for (topic, partition), log in logs.items():
+        name = partition_tag(partition)
+        if topic != CLICKSTREAM or state[name] == expected.parts[name]:
+            continue
+        held = {(user, event[0]) for user, content in state[name]["users"].items() for event in content["window"]}
+        wanted = {(u, e[0]) for u, content in expected.parts[name]["users"].items() for e in content["window"]}
+        for offset, record in enumerate(log):
+            body = {} if is_poison(record) else orjson.loads(record.value or b"{}")
+            key = body.get("user_id", ""), str(event_hash(body.get("event_id", "")))
+            if key in wanted - held:
+                lines.append(f"{name} lacks {record.offset} ({offset}) of {key[0]}")
+    return lines
 
 
 def _counted(part: Mapping[str, Any]) -> Counter[str]:
