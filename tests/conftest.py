@@ -18,6 +18,7 @@ from tests.redis_cluster import ClusterOfServers
 from tests.secured_kafka import SecuredKafka
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes (`pytest -n`) each runs whole files, and one all deployments: they share a trained model."""
     for item in items:
