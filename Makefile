@@ -13,7 +13,7 @@ run: $(STAMP)
 	$(BIN)/perseid up $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(TESTS)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,14 +18,6 @@ from tests.redis_cluster import ClusterOfServers
 from tests.secured_kafka import SecuredKafka
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (`pytest -n`) each runs whole files, and one all deployments: they share a trained model."""
-    for item in items:
-        name = "integration" if "integration" in item.path.parts else item.path.name
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(Path(tmp_path_factory.mktemp("redis")))
