@@ -1,11 +1,11 @@
-# make run | test | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/test_x.py" JOBS=0
+# make run | test | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/test_x.py" JOBS=2
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH  ?= append freshness
 TESTS  ?= tests
-JOBS   ?= 2
+JOBS   ?= 0
 
 .PHONY: run test check bench lock clean
 
