@@ -49,8 +49,8 @@ def test_baselines_alone_on_each_users_last_event(folder: Path) -> None:
 def test_baselines_alone_on_the_timeline(folder: Path) -> None:
     found = answer(evaluated(folder, "--split", "0.75", "--baselines", "item-knn,co-visitation", "--json"))
     assert found["questions"] == USERS * STEPS // 4
-    assert set(found["metrics"]) == {"item-knn", "co-visitation", "recent popularity", "all-time popularity"}
-    assert found["metrics"]["co-visitation"]["HR@5"] > 0.8
+    assert set(found["lists"]) == {"item-knn", "co-visitation", "recent popularity", "all-time popularity"}
+    assert found["lists"]["co-visitation"]["hr@5"] > 0.8
     assert "baselines" not in found
 
 

@@ -66,11 +66,11 @@ def test_all_baselines_stand_beside_the_model_on_the_same_questions(tmp_path: Pa
     made = make_baselines((*COUNTING, *TRAINED), part_of(folder), split.vectors, SMALL)
     beside = evaluate(folder, split.vectors, encoder(), served().offset, RULES, replace(ask, start_ms=start_ms),
                       rankers=made.rankers)  # fmt: skip
-    assert {name: beside["metrics"][name] for name in alone["metrics"]} == alone["metrics"]
-    assert set(beside["metrics"]) == {*alone["metrics"], *COUNTING, *TRAINED}
+    assert {name: beside["lists"][name] for name in alone["lists"]} == alone["lists"]
+    assert set(beside["lists"]) == {*alone["lists"], *COUNTING, *TRAINED}
     only = evaluate(folder, split.vectors, None, None, RULES, replace(ask, start_ms=start_ms), rankers=made.rankers)
-    assert {name: only["metrics"][name] for name in only["metrics"]} == {
-        name: beside["metrics"][name] for name in only["metrics"]
+    assert {name: only["lists"][name] for name in only["lists"]} == {
+        name: beside["lists"][name] for name in only["lists"]
     }
 
 
@@ -91,16 +91,16 @@ def test_a_ranker_without_preferences_gets_the_first_rows_that_may_be_shown(tmp_
     # i0 is seen, i2 not available, i3 disliked; i1 had arrived: the list is i1, i4, so i5 comes third.
     assert [question.chosen.tolist() for question in spy.asked] == [[], [0]]
     assert [question.now_ms for question in spy.asked] == [START_S * 1000, (START_S + 200) * 1000]
-    assert found["slices"]["history 1-5"]["metrics"]["spy"]["HR@2"] == 0
+    assert found["slices"]["history 1-5"]["lists"]["spy"]["hr@2"] == 0
     found = evaluate(folder, vectors_of(folder), None, None, RULES, AskSettings(ks=(3,)), rankers=[spy])
-    assert found["slices"]["history 1-5"]["metrics"]["spy"]["HR@3"] == 1
+    assert found["slices"]["history 1-5"]["lists"]["spy"]["hr@3"] == 1
 
 
 def test_a_stranger_gets_the_popular_list_from_everyone(tmp_path: Path) -> None:
     rows = [(f"u{n}", f"i{n % 2}", "view", START_S + n) for n in range(8)]  # nobody comes twice
     folder = read_folder(write_folder(tmp_path / "shop", rows, [item(f"i{n}") for n in range(6)]), RULES)
     found = evaluate(folder, vectors_of(folder), None, None, RULES, AskSettings(ks=(1, 2)), rankers=[Spy(6)])
-    assert found["metrics"]["spy"] == found["metrics"]["recent popularity"]
+    assert found["lists"]["spy"] == found["lists"]["recent popularity"]
 
 
 def test_nothing_held_out_is_counted_or_trained_on(tmp_path: Path) -> None:
