@@ -77,9 +77,9 @@ def history(events: int, partitions: int, seed: int = 0, items: int = 2_000, use
 def fill(access: KafkaAccess, events: int, partitions: int, **more: int) -> int:
     """Makes the topics and sends a `history`; returns how many records it has. Raises AssertionError on a lost one."""
     create_topics(access, partitions)
-    producer = Producer(
-        {**access.librdkafka(), "linger.ms": 20, "compression.type": "lz4", "queue.buffering.max.messages": 1_000_000}
-    )
+    config = {"linger.ms": 20, "compression.type": "lz4", "queue.buffering.max.messages": 1_000_000}
+    # Idempotent: a batch that is sent again, as to topics just created, must not come behind later ones.
+    producer = Producer({**access.librdkafka(), **config, "enable.idempotence": True})
     sent = 0
     for topic, partition, key, value, timestamp_ms in history(events, partitions, **more):
         while True:
