@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
@@ -187,7 +188,6 @@ def evaluate(
     from deploy.report import write_report
     from encoder.incremental import use_threads
     from encoder.text_memory import TextMemory
-    from streams.comparison import metrics_table, table
     from streams.questions import AskSettings
 
     facts = started()
@@ -202,7 +202,7 @@ def evaluate(
     with records_bar("events") as show:
         progress = None if show is None else lambda done: show(done, None)
         if protocol == "sessions":
-            from deploy.session_evaluation import evaluate_sessions_of, sessions_table
+            from deploy.session_evaluation import evaluate_sessions_of
 
             found = evaluate_sessions_of(
                 folder, model or settings.model, settings, memory, split, choice, progress=progress
@@ -214,20 +214,26 @@ def evaluate(
     memory.close()
     if page is not None:
         write_report(page, "sessions" if protocol == "sessions" else "evaluate", found, facts)
-    if as_json:
-        click.echo(orjson.dumps(found).decode())
-        return
+    click.echo(orjson.dumps(found).decode() if as_json else _tables(protocol, found))
+
+
+def _tables(protocol: str, found: dict[str, Any]) -> str:
+    """What an evaluation found, for people."""
+    from deploy.session_evaluation import sessions_table
+    from streams.comparison import metrics_table, table
+
     if protocol == "sessions":
-        click.echo(sessions_table(found))
-        return
+        return sessions_table(found)
     what = f"model {found['model']}" if found["model"] else "baselines"
     if protocol == "loo":
-        click.echo(f"{what} on {found['data']}: {found['users']} users, {found['catalogue']} items\n")
-        click.echo(metrics_table("the last event of each user", found["users"], found["metrics"]))
+        size = f"{found['users']} users, {found['catalogue']} items"
+        shown = metrics_table("the last event of each user", found["users"], found["metrics"])
     else:
-        click.echo(f"{what} on {found['data']}: {found['questions']} questions\n")
-        click.echo(table(found) if found["questions"] else "nothing to ask about after the split")
+        size = f"{found['questions']} questions"
+        shown = table(found) if found["questions"] else "nothing to ask about after the split"
+    parts = [f"{what} on {found['data']}: {size}", shown]
     for name, run in found.get("baselines", {}).items():
         if isinstance(run, dict):
             spent = f"{run['epochs']} epochs of {run['epoch_seconds']:.1f} s, the best after {run['best_epoch']}"
-            click.echo(f"\n{name}: {spent}, ended by {run['ended']}")
+            parts.append(f"{name}: {spent}, ended by {run['ended']}")
+    return "\n\n".join(parts)
