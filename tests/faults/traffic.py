@@ -75,7 +75,7 @@ def generate(seed: int, partitions: int, events: int, mix: Mix) -> list[Sent]:
     broker = _InOrder()
     fill(broker, partitions, seed, events, users=mix.users * partitions)
     rng = random.Random(seed)
-    out: list[Sent] = [_item_record(number) for number in range(mix.items)] if mix.steady else []
+    out: list[Sent] = [item_record(number) for number in range(mix.items)] if mix.steady else []
     clicks: list[Sent] = []
     for record in broker.sent:
         if mix.steady and record.topic == USERS:
@@ -126,7 +126,8 @@ def _place(rng: random.Random, topic: str, partitions: int) -> int:
     return rng.randrange(partitions) if topic in (CLICKSTREAM, USERS) else 0
 
 
-def _item_record(number: int) -> Sent:
+def item_record(number: int) -> Sent:
+    """The vector of an item; one that is new to the traffic where `number` is not below its mix's `items`."""
     body = {"item_id": f"item-{number}", "embedder": "toy", "vector": item_vector(number), "ts_ms": NOW_MS}
     return Sent(ITEM_VECTORS, 0, f"item-{number}".encode(), orjson.dumps(body), NOW_MS)
 
