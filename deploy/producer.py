@@ -86,7 +86,7 @@ class EventProducer:
         """Sends one record and returns (partition, offset) once Kafka has acknowledged it.
 
         Raises:
-            ValueError: the record is larger than Kafka takes; no repetition helps.
+            ValueError: the record is larger than Kafka, or the topic, takes; no repetition helps.
             DeliveryError: no acknowledgement within the delivery timeout.
         """
         deadline = time.monotonic() + _DELIVERY_TIMEOUT_MS / 1000
@@ -118,7 +118,9 @@ class EventProducer:
                 future.set_result((message.partition() or 0, message.offset() or 0))
             else:
                 self.failed += 1
-                future.set_exception(DeliveryError(self._reasons.explain(f"{topic}: {error.str()}")))
+                text = f"{topic}: {error.str()}"
+                too_large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE  # for the topic, whose limit may be lower
+                future.set_exception(ValueError(text) if too_large else DeliveryError(self._reasons.explain(text)))
 
         queued = self._produce(topic, key, value, partition, timestamp_ms, headers, acknowledged)
         return future if queued else None

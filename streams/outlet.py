@@ -58,7 +58,11 @@ class KafkaOutlet:
         ]
         key = None if record.key is None else record.key[:_MAX_TEXT_BYTES]
         cut = None if record.value is None else value[:MAX_DEAD_LETTER_BYTES]
-        await self._until_acknowledged(DEAD_LETTERS, key, cut, None, record.timestamp_ms, headers)
+        try:
+            await self._until_acknowledged(DEAD_LETTERS, key, cut, None, record.timestamp_ms, headers)
+        except ValueError as refused:  # the topic takes less than Kafka's default: say where the record is
+            log.error("%s takes no %d bytes, its value is left out: %s", DEAD_LETTERS, len(cut or b""), refused)
+            await self._until_acknowledged(DEAD_LETTERS, None, None, None, record.timestamp_ms, headers)
 
     async def forward(self, record: Record, partition: int, key: bytes) -> None:
         origin = f"{record.topic}[{record.partition}]@{record.offset}".encode()

@@ -271,5 +271,11 @@ class StreamWorker:
                     await self.engine.sweep_idle()
             except (StoreUnavailableError, FencedError) as error:
                 log.warning("cannot re-encode waiting users or remove idle ones yet: %s", error)
-                for tag in [tag for tag, tenure in self.engine.tenures.items() if tenure.unsure]:
-                    self.claims.again(tag, claim=True)
+            except Exception:
+                # As in `_apply`: a defect that a sweep meets must not stop the stream.
+                self.engine.counts["defects"] += 1
+                log.exception("re-encoding waiting users or removing idle ones failed")
+            else:
+                continue
+            for tag in [tag for tag, tenure in self.engine.tenures.items() if tenure.unsure]:
+                self.claims.again(tag, claim=True)

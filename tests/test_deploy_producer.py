@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from deploy.broker import Broker, topic_partitions
 from deploy.producer import DeliveryError, EventProducer
@@ -52,6 +55,20 @@ def test_a_record_beyond_kafkas_limit_is_refused_at_once(producer: EventProducer
         asyncio.run(producer.send("catalog", b"i", b"x" * 1_100_000))
     producer.expose("exposures", b"u", b"x" * 1_100_000)
     assert producer.dropped == 1
+
+
+def test_a_record_beyond_its_topics_own_limit_is_refused_and_not_tried_for_ever(
+    kafka_access: KafkaAccess,
+) -> None:
+    topic = NewTopic(kafka_access.topic("catalog"), 1, config={"max.message.bytes": "2000"})
+    admin = AdminClient(kafka_access.librdkafka())
+    for future in admin.create_topics([topic]).values():
+        future.result()
+    producer = EventProducer(kafka_access)
+    with pytest.raises(ValueError, match="too large"):
+        asyncio.run(producer.send("catalog", b"i", os.urandom(5000)))
+    assert asyncio.run(producer.send("catalog", b"i", b"{}"))[0] == 0
+    producer.close()
 
 
 def test_exposures_that_find_a_full_queue_are_dropped_and_counted() -> None:

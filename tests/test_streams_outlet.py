@@ -18,8 +18,8 @@ KAFKA_BYTES = 1_000_000  # what a producer and a broker accept by default
 class Kafka:
     """Takes records up to Kafka's size after `failures` attempts without an acknowledgement."""
 
-    def __init__(self, failures: int = 0) -> None:
-        self.failures, self.attempts = failures, 0
+    def __init__(self, failures: int = 0, limit: int = KAFKA_BYTES) -> None:
+        self.failures, self.attempts, self.limit = failures, 0, limit
         self.sent: list[Sent] = []
 
     async def __call__(
@@ -34,7 +34,7 @@ class Kafka:
     ) -> tuple[int, int]:
         self.attempts += 1
         size = len(key or b"") + len(value or b"") + sum(len(name) + len(content) for name, content in headers)
-        if size > KAFKA_BYTES:
+        if size > self.limit:
             raise ValueError(f"a record of {size} bytes is too large")
         if self.attempts <= self.failures:
             raise ConnectionError("no acknowledgement")
@@ -81,6 +81,12 @@ def test_whatever_a_broker_took_fits_into_a_dead_letter(key_bytes: int) -> None:
     _, _, value, _, _, headers = bury(sent, MalformedError(name, name))  # a too large one would be refused
     assert value is not None and len(value) == min(999_900 - key_bytes, 512 * 1024)
     assert dict(headers)["length"] == str(999_900 - key_bytes).encode()
+
+
+def test_a_topic_that_takes_less_than_kafka_still_learns_where_the_record_is() -> None:
+    _, key, value, _, _, headers = bury(record(value=b"v" * 5000), MalformedError("value", "null"), Kafka(limit=2000))
+    assert (key, value) == (None, None)
+    assert dict(headers)["length"] == b"5000" and dict(headers)["offset"] == b"41"
 
 
 def test_a_null_stays_a_null_and_a_missing_timestamp_becomes_zero() -> None:

@@ -23,6 +23,7 @@ from index.keys import Keys, partition_of, partition_tag
 from index.store import Commit
 from streams.claims import PositionBeyondLogError
 from streams.digest import read_state
+from streams.engine import Engine
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS
 from streams.kafka_access import KafkaAccess
 from streams.logs import LogLookup
@@ -326,6 +327,22 @@ def test_a_defect_of_ours_costs_one_record_and_not_the_stream(play: Play, monkey
         reader.close()
         assert dict(letter.headers)["reason"] == b"processing failed: ZeroDivisionError"
         assert orjson.loads(letter.value or b"")["item_id"] == "boom"
+
+    play(scenario)
+
+
+def test_a_defect_that_a_sweep_meets_does_not_stop_the_stream(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(self: Engine) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Engine, "sweep_waiting", broken)
+
+    async def scenario(shop: Shop) -> None:
+        async with shop.worker() as worker:
+            await shop.until(lambda: worker.engine.counts["defects"] > 2, "sweeps fail")
+            await shop.send("anna", "e0", "i0")
+            await _caught_up(shop, worker, 1)
+        assert await shop.window("anna") == ["i0"]
 
     play(scenario)
 
