@@ -59,9 +59,9 @@ class Lane:
         if self.pending:
             self._wake()
 
-    def idle(self, tag: str) -> bool:
-        """Whether nothing of a tag waits or is being applied."""
-        return all(tag_of(r.topic, r.partition) != tag for records in (self.pending, self.working) for r in records)
+    def tags(self) -> set[str]:
+        """Of which something waits or is being applied."""
+        return {tag_of(record.topic, record.partition) for record in (*self.pending, *self.working)}
 
 
 def _size(record: Record) -> int:

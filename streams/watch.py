@@ -55,6 +55,7 @@ class Watch:
         self._engine, self._claims, self._lookup = engine, claims, lookup
         self._lanes, self._crashed = lanes, crashed
         self._turn = 0
+        self._behind: dict[TP, int] = {}  # positions that were not at their log's end in the last beat
 
     async def beats(self, every_s: float) -> None:
         """Confirms for ever. Raises RuntimeError when the worker cannot go on."""
@@ -95,7 +96,9 @@ class Watch:
         await consumer.check_membership()
         ends = await consumer.log_ends(tps)
         await self._check_stored(tenures)
-        await self._pass_over(consumer, {tp for tp, end in ends.items() if _position(tenures, tp) < end})
+        behind = {tp: _position(tenures, tp) for tp, end in ends.items() if _position(tenures, tp) < end}
+        await self._pass_over(consumer, {tp for tp, at in behind.items() if self._behind.get(tp) == at})
+        self._behind = behind
         by_tag: dict[str, dict[str, int]] = {}
         for tp, end in ends.items():
             by_tag.setdefault(tag_of(*tp), {})[tp.topic] = end
@@ -131,15 +134,20 @@ class Watch:
         """Moves positions past the end markers of transactions, which Kafka delivers to nobody.
 
         Under the consumer's lock nothing is fetched, and what was fetched in whole is in the lanes: where they hold
-        nothing of a tag, all records before the place up to which the consumer has delivered are applied.
+        nothing of a tag, all records before the place up to which the consumer has delivered are applied. It keeps
+        fetching waiting, so it is for positions that have stood still for a beat: others are on their way.
         """
-        if not any(all(lane.idle(tag_of(*tp)) for lane in self._lanes) for tp in behind):
+        if not self._idle(behind):
             return
         async with consumer.reading:
-            for tp, reached in consumer.handed(behind).items():
-                tag = tag_of(*tp)
-                if tag not in self._claims.unsettled and all(lane.idle(tag) for lane in self._lanes):
-                    await self._engine.pass_over(tp.topic, tag, reached)
+            for tp, reached in consumer.handed(self._idle(behind)).items():
+                if tag_of(*tp) not in self._claims.unsettled:
+                    await self._engine.pass_over(tp.topic, tag_of(*tp), reached)
+
+    def _idle(self, tps: set[TP]) -> set[TP]:
+        """Those of whose tag nothing is in the lanes."""
+        busy = set[str]().union(*(lane.tags() for lane in self._lanes))
+        return {tp for tp in tps if tag_of(*tp) not in busy}
 
     async def _look_at_logs(self) -> None:
         counts = await self._lookup.partition_counts()
