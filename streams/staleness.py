@@ -211,14 +211,14 @@ class Sweep:
     def _ask_about(self, click: Click, now_ms: int, user: DelayedUser) -> None:
         question = _Question(click.item_id, now_ms, self._facts(click, now_ms, user), [])
         seen: dict[int, frozenset[str]] = {}  # by how many events are known
-        popular: dict[tuple[int, int, int], list[str]] = {}  # by choices, items and events known
+        popular: dict[tuple[Delay, int, int], list[str]] = {}  # by delay, items and events known
         windows: dict[tuple[int, int], _Window] = {}
         for arm in self.arms:
             view, items = user.view(arm.user, now_ms, self._apply), self._arrived_by(arm.vectors, now_ms)
             seeing = user.view(arm.seen, now_ms, self._apply)
             if seeing.known not in seen:
                 seen[seeing.known] = frozenset() if self._ask.repeats else _seen(seeing.state, now_ms)
-            what = self._count(arm.popularity, now_ms), items, seeing.known
+            what = arm.popularity, items, seeing.known
             if what not in popular:
                 popular[what] = self._popular_list(arm, now_ms, items, seen[seeing.known])
             window = None
@@ -247,18 +247,19 @@ class Sweep:
         number = int(self._timeline.index([location], [arm.context.cut_ms(now_ms)])[0])
         return number if number >= 0 and now_ms < valid_until_ms(self._timeline.records[number]) else -1
 
-    def _count(self, delay: Delay, now_ms: int) -> int:
-        """Brings the popularity that is late by `delay` up to date; how many choices it knows."""
+    def _counts(self, delay: Delay, now_ms: int) -> RecentPopularity:
+        """The popularity that is late by `delay`, brought up to date."""
         popular, cut_ms = self._popular[delay], delay.cut_ms(now_ms)
         while popular.known < len(self._choices) and self._choices[popular.known][0] <= cut_ms:
             ts_ms, item_id = self._choices[popular.known]
             popular.counts.add(item_id, ts_ms)
             popular.known += 1
-        return popular.known
+        return popular.counts
 
     def _popular_list(self, arm: Arm, now_ms: int, items: int, seen: frozenset[str]) -> list[str]:
+        """What was popular when the arm's knowledge ends: its horizon is as late as its counts."""
         pending = {self._items.item_ids[row] for row in self._items.order[items : self._arrived]}
-        counts = self._popular[arm.popularity].counts
+        counts = self._counts(arm.popularity, now_ms)
         return counts.top(max(self._ask.ks), arm.popularity.cut_ms(now_ms), seen | pending)
 
     def _window(
