@@ -119,9 +119,10 @@ def wrong_arms() -> Iterator[tuple[str, Arm]]:
         right: Delay = getattr(OWN_DELAYS, part)
         assert right.ms is not None
         for delay in (NOW, Delay("1 ms less", right.ms - 1), Delay("1 ms more", right.ms + 1)):
-            yield f"{part} {delay.name}", replace(OWN_DELAYS, **{part: delay})
+            changed: dict[str, Any] = {part: delay}
+            yield f"{part} {delay.name}", replace(OWN_DELAYS, **changed)
     for one, other in combinations(LATE, 2):
-        swapped = {one: getattr(OWN_DELAYS, other), other: getattr(OWN_DELAYS, one)}
+        swapped: dict[str, Any] = {one: getattr(OWN_DELAYS, other), other: getattr(OWN_DELAYS, one)}
         yield f"{one} and {other} swapped", replace(OWN_DELAYS, **swapped)
 
 
