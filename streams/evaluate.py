@@ -47,9 +47,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of `ask.slots`, of `rankers` and of popularity on the folder's events from `ask.start_ms` on.
 
-    Candidates of a question are the available items that have a vector and had arrived; items seen are left out unless
-    `ask.repeats`; a stranger gets the recently popular list from everyone. Without an encoder only `rankers` are
-    measured. `progress` is told how many of `len(folder.events)` events are done.
+    Candidates of a question are the items that have a vector, had arrived and pass the live catalogue's hard rules at
+    that time; items seen are left out unless `ask.repeats`; a stranger gets the recently popular list from everyone.
+    Without an encoder only `rankers` are measured. `progress` is told how many of `len(folder.events)` events are done.
 
     Raises:
         ValueError: there is neither encoder nor ranker, or two lists have one name.
@@ -156,7 +156,7 @@ class _Evaluation:
             target=click.item_id,
             asked=Question(request, *self._chosen(state), now_ms, location),
             seen=without,
-            baselines=self._baselines.lists(max(self._ask.ks), now_ms, without),
+            baselines=self._baselines.lists(max(self._ask.ks), now_ms, without | self._items.outside(now_ms)),
             facts=self._held.facts(click, state, now_ms, chosen),
         )
         user.keep = len(state.items)

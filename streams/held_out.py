@@ -34,7 +34,7 @@ class HeldOut:
 
     def __init__(self, folder: Folder, vectors: ItemVectors, rules: Rules, ask: AskSettings) -> None:
         self.folder, self.vectors, self.ask = folder, vectors, ask
-        self.items = Candidates(folder, vectors)
+        self.items = Candidates(folder, vectors, rules)
         self.selection = Selection(rules, ask.start_ms, ask.every)
         self._rules = rules
 

@@ -52,7 +52,6 @@ class Candidates:
 
     def __init__(self, catalogue: Catalogue, baselines: Baselines, encoder: EncoderThread | None) -> None:
         self.catalogue, self._baselines, self._encoder = catalogue, baselines, encoder
-        self._windows: dict[str, tuple[int | None, int | None]] = {}  # items with a start or an end
         self._listed: set[str] = set()
         self._categories: dict[str, str] = {}  # item → first of its path
 
@@ -63,11 +62,6 @@ class Candidates:
             listed = record.catalogue is not None and record.retrieval is not None
             self._know(record.item_id, listed and fields.get("available") is not False)
             self._categories[record.item_id] = next(iter(fields.get("category") or ()), "")
-            window = fields.get("starts_ms"), fields.get("ends_ms")
-            if window != (None, None):
-                self._windows[record.item_id] = window
-            else:
-                self._windows.pop(record.item_id, None)
         removed = [record for record in records if record.embedder is None]
         if self._encoder is not None and removed:
             self._encoder.apply(removed)
@@ -79,11 +73,7 @@ class Candidates:
 
     def outside(self, now_ms: int) -> set[str]:
         """Items whose time window is not open at `now_ms`."""
-        return {
-            item_id
-            for item_id, (starts_ms, ends_ms) in self._windows.items()
-            if (starts_ms is not None and now_ms < starts_ms) or (ends_ms is not None and now_ms >= ends_ms)
-        }
+        return self.catalogue.outside(now_ms)
 
     def can_show(self, item_id: str, now_ms: int) -> bool:
         """Whether the item could be in a list at `now_ms`."""

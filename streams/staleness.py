@@ -220,7 +220,8 @@ class Sweep:
         """What was popular when the arm's knowledge ends: its horizon is as late as its counts."""
         pending = {self._items.item_ids[row] for row in self._items.order[items : self._items.arrived]}
         counts = self._counts(arm.popularity, now_ms)
-        return counts.top(max(self._ask.ks), arm.popularity.cut_ms(now_ms), seen | pending)
+        without = seen | pending | self._items.outside(now_ms)
+        return counts.top(max(self._ask.ks), arm.popularity.cut_ms(now_ms), without)
 
     def _window(
         self,
@@ -282,7 +283,7 @@ class Sweep:
         items, count = self._items, max(self._ask.ks)
         allowed = np.zeros(len(items.item_ids), bool)
         allowed[items.order[: known.items]] = True
-        allowed &= items.shown
+        allowed &= items.may_show(now_ms)  # rules are about now, also for what is known late
         allowed[items.rows(known.seen)] = False
         scores = [np.where(allowed, moved[at] @ self._model.matrix.T, -np.inf)[None] for at in self._model.used]
         best = best_lists(scores, self._model.lists, count)  # [1, count] each

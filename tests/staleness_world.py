@@ -37,6 +37,11 @@ ITEMS, USER_COUNT, PER_STEP = 36, 8, 18
 STEPS = range(-5, 8)
 HORIZON_MS = 4 * STEP_MS
 POPULAR = "recent popularity"
+RULED: Mapping[int, Mapping[str, Any]] = {
+    1: {"ends_ms": MIDNIGHT_MS + 2 * STEP_MS},
+    2: {"starts_ms": MIDNIGHT_MS - STEP_MS},
+    3: {"available": False},
+}
 Row = tuple[str, str, str, int, str, int]
 
 
@@ -55,7 +60,7 @@ def stream(path: Path, seed: int = 5) -> Folder:
         write_folder(
             path,
             clicks,
-            [item(f"i{n}", ts_ms=arrivals[n]) for n in range(ITEMS)],
+            [item(f"i{n}", ts_ms=arrivals[n], **RULED.get(n, {})) for n in range(ITEMS)],
             header="user_id,item_id,event_type,timestamp,location,ts_ms",
             context=[_weather(rng, place, step) for place in ("oslo", "rome") for step in STEPS],
             users=[_profile(f"u{n}", lattice_ms(rng, STEPS[0] - 1)) for n in range(4)],
@@ -106,6 +111,13 @@ def cut_ms(delay: Delay, now_ms: int) -> int:
     return now_ms - delay.ms if delay.ms is not None else now_ms - now_ms % DAY_MS - 1
 
 
+def may_show(number: int, now_ms: int) -> bool:
+    """The hard rules, which are about now whatever is known late."""
+    rules = RULED.get(number, {})
+    inside = rules.get("starts_ms", 0) <= now_ms < rules.get("ends_ms", 2 * MIDNIGHT_MS)
+    return bool(inside and rules.get("available", True))
+
+
 class Oracle:
     """What arms answer to a folder. Ways: the slots, and POPULAR."""
 
@@ -145,7 +157,7 @@ class Oracle:
         state = self._state(at, click.user_id, cut_ms(arm.user, now_ms))
         seen = self._seen(self._state(at, click.user_id, cut_ms(arm.seen, now_ms)))
         here = {name for name, ms in self._arrival_ms.items() if ms <= cut_ms(arm.vectors, now_ms)}
-        allowed = here - seen
+        allowed = {name for name in here - seen if may_show(int(name[1:]), now_ms)}
         popular = self._popular(at, cut_ms(arm.popularity, now_ms), allowed)
         if not state.items and state.profile is None:
             return dict.fromkeys(("mixed", "next", "general", POPULAR), popular)
