@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from index.filters import Filter, Label, LabelField, Mask, NumberField, mask
 from index.hnsw import HnswIndex
+from index.item_columns import ItemColumns
 from index.records import ItemRecord, Vector
 from index.search import Labels, SearchIndex
 
 FieldValue = tuple[LabelField, str]
 
-_ALWAYS_MS, _NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends
 _FIRST_CAPACITY = 1024
 _APPLY_RECORDS = 64  # per lock, about two milliseconds: how long a query in another thread may have to wait
 
@@ -77,7 +77,7 @@ class Catalogue:
         self._bodies: list[bytes | None] = []  # by label
         self._free: list[int] = []
         self._postings: dict[FieldValue, _Posting] = {}
-        self._columns = _Numbers(_FIRST_CAPACITY)
+        self._columns = ItemColumns(_FIRST_CAPACITY)
 
     def __len__(self) -> int:
         """Items with a catalogue record."""
@@ -157,11 +157,16 @@ class Catalogue:
     def hard_mask(self, now_ms: int) -> Mask:
         """[size] items that may be shown at all: listed, in stock, inside their time window and with a vector."""
         with self._lock:
-            columns, size = self._columns, self.size
-            shown = columns.stock[:size] & columns.vector[:size]
-            shown &= columns.starts[:size] <= now_ms
-            shown &= columns.ends[:size] > now_ms
+            every = slice(self.size)
+            shown = self._columns.may_show(every, now_ms)
+            shown &= self._columns.vector[every]
             return shown
+
+    def outside(self, now_ms: int) -> set[str]:
+        """Items whose time window is not open at `now_ms`."""
+        with self._lock:
+            timed = self._columns.timed(self.size)
+            return set(self.ids_of(timed[~self._columns.is_open(timed, now_ms)]))
 
     def filter_mask(self, tree: Filter) -> Mask:
         """[size] items that a client's filter lets pass."""
@@ -294,36 +299,6 @@ class Catalogue:
                 label = self._label.pop(item.item_id)
                 self._ids[label] = ""
                 self._free.append(label)
-
-
-class _Numbers:
-    """Columns by label, grown ahead of need."""
-
-    def __init__(self, capacity: int) -> None:
-        self.position = np.full(capacity, -1, np.int64)
-        self.price = np.full(capacity, np.nan)
-        self.starts = np.full(capacity, _ALWAYS_MS, np.int64)
-        self.ends = np.full(capacity, _NEVER_MS, np.int64)
-        self.listed, self.stock, self.vector, self.regionless = np.zeros((4, capacity), np.bool_)
-
-    def make_room(self, size: int) -> None:
-        capacity = len(self.position)
-        if size <= capacity:
-            return
-        larger = _Numbers(max(size, capacity * 3 // 2))
-        for name, column in vars(self).items():
-            getattr(larger, name)[:capacity] = column
-        vars(self).update(vars(larger))
-
-    def describe(self, label: int, catalogue: Mapping[str, Any] | None) -> None:
-        fields = catalogue or {}
-        price, starts, ends = fields.get("price"), fields.get("starts_ms"), fields.get("ends_ms")
-        self.price[label] = np.nan if price is None else price
-        self.starts[label] = _ALWAYS_MS if starts is None else starts
-        self.ends[label] = _NEVER_MS if ends is None else ends
-        self.listed[label] = catalogue is not None
-        self.stock[label] = catalogue is not None and fields.get("available") is not False
-        self.regionless[label] = catalogue is not None and not fields.get("regions")
 
 
 class _Posting:

@@ -6,7 +6,6 @@ Assumes a user's events in the order of their times; each view applies them with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +14,8 @@ from numpy.typing import NDArray
 
 from index.records import UserState
 from streams.delays import Delay
-from streams.events import Click, Event, Forget, Profile
-from streams.state import WindowLimits, apply_click, apply_forget, apply_profile
-
-Apply = Callable[[UserState, Event], int | None]  # leading events of the window as before; None: nothing changed
+from streams.events import Event
+from streams.held_out import Apply
 
 
 @dataclass(slots=True)
@@ -57,20 +54,3 @@ class DelayedUser:
         """Vectors [2, d] of a view that knows so many events, None where none has them."""
         found = (view.pair for view in self.views.values() if view.known == known and view.pair is not None)
         return next(found, None)
-
-
-def applier(limits: WindowLimits, remembered: Container[int]) -> Apply:
-    """How events change a state; `remembered` are the codes of kinds that stay seen after they leave the window."""
-
-    def apply(state: UserState, event: Event) -> int | None:
-        if isinstance(event, Click):
-            change = apply_click(state, event, limits, remembered)
-            return change.keep if change.outcome == "applied" else None
-        if isinstance(event, Forget):
-            apply_forget(state, event)
-            return 0
-        if isinstance(event, Profile):
-            return apply_profile(state, event).keep
-        return None
-
-    return apply

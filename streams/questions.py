@@ -25,6 +25,7 @@ from streams.comparison import KS, Comparison
 from streams.encoder_thread import EncoderThread
 from streams.events import Click, Rules
 from streams.metrics import DAY_MS, Baselines
+from streams.selection import Selection
 from streams.slices import UNKNOWN, Facts
 
 Slot = Literal["next", "general", "mixed"]
@@ -51,7 +52,6 @@ class Candidates:
 
     def __init__(self, catalogue: Catalogue, baselines: Baselines, encoder: EncoderThread | None) -> None:
         self.catalogue, self._baselines, self._encoder = catalogue, baselines, encoder
-        self._windows: dict[str, tuple[int | None, int | None]] = {}  # items with a start or an end
         self._listed: set[str] = set()
         self._categories: dict[str, str] = {}  # item → first of its path
 
@@ -62,11 +62,6 @@ class Candidates:
             listed = record.catalogue is not None and record.retrieval is not None
             self._know(record.item_id, listed and fields.get("available") is not False)
             self._categories[record.item_id] = next(iter(fields.get("category") or ()), "")
-            window = fields.get("starts_ms"), fields.get("ends_ms")
-            if window != (None, None):
-                self._windows[record.item_id] = window
-            else:
-                self._windows.pop(record.item_id, None)
         removed = [record for record in records if record.embedder is None]
         if self._encoder is not None and removed:
             self._encoder.apply(removed)
@@ -78,11 +73,7 @@ class Candidates:
 
     def outside(self, now_ms: int) -> set[str]:
         """Items whose time window is not open at `now_ms`."""
-        return {
-            item_id
-            for item_id, (starts_ms, ends_ms) in self._windows.items()
-            if (starts_ms is not None and now_ms < starts_ms) or (ends_ms is not None and now_ms >= ends_ms)
-        }
+        return self.catalogue.outside(now_ms)
 
     def can_show(self, item_id: str, now_ms: int) -> bool:
         """Whether the item could be in a list at `now_ms`."""
@@ -121,35 +112,22 @@ class Asker:
         weights: Weights | None = None,
     ) -> None:
         self.settings = settings or AskSettings()
-        if self.settings.every < 1:
-            raise ValueError(f"every is {self.settings.every}; 1 asks about each event, 10 about each tenth")
+        self._selection = Selection(rules, self.settings.start_ms, self.settings.every)
         self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
         self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else Weights())
-        self._positive = [kind.weight > 0 for kind in rules.kinds]
         self._reader = UserReader(store, partitions, model.version, model.dim)
         self._popularity = Popularity(store)
         self._baselines = Baselines(self.settings.baseline_ms)
         self._candidates = Candidates(Catalogue(model.version, model.dim), self._baselines, encoder)
         self._follower = ItemFollower(store, model.version, self._candidates)
         self._arrived_ms: dict[str, int] = {}  # when each item became known
-        self._due, self._refreshed_ms, self._since_refresh = 0, -1, 0
-        self.skipped: Counter[str] = Counter()  # events that no question was asked about, by reason
+        self._refreshed_ms, self._since_refresh = -1, 0
         self.targets: Counter[str] = Counter()  # questions whose target no list could hold
         self.comparison = Comparison(self.settings.slots, Baselines.names, self.settings.ks)
 
     def wants(self, click: Click, now_ms: int) -> bool:
         """Whether to ask about a click that arrives at `now_ms`; counts it as skipped otherwise."""
-        reason = None
-        if self.settings.start_ms is not None and now_ms < self.settings.start_ms:
-            reason = "before the start"
-        elif not self._positive[click.kind]:
-            reason = "not a choice"
-        else:
-            self._due += 1
-            reason = None if self._due % self.settings.every == 0 else "between questions"
-        if reason is not None:
-            self.skipped[reason] += 1
-        return reason is None
+        return self._selection.takes(click, now_ms)
 
     def arrived(self, item_id: str, now_ms: int) -> None:
         """Notes when an item became known; only the first time counts."""
@@ -162,7 +140,7 @@ class Asker:
     def observe(self, click: Click, now_ms: int) -> None:
         """Tells the baselines what was chosen."""
         self._since_refresh += 1
-        if self._positive[click.kind]:
+        if self._selection.is_choice(click):
             self._baselines.add(click.item_id, now_ms)
 
     async def ask(self, click: Click, now_ms: int) -> None:
@@ -177,7 +155,7 @@ class Asker:
         seen = view.window | {item for item, ts_ms in view.purchases.items() if ts_ms > bought_ms}
         reason = self._not_new(click, user, seen)
         if reason is not None:
-            self.skipped[reason] += 1
+            self._selection.skipped[reason] += 1
             return
         await self._refresh(now_ms)
         without = self._candidates.outside(now_ms) | (set() if self.settings.repeats else seen)
@@ -196,15 +174,15 @@ class Asker:
         """The comparison's result, with what was not asked and what could not be found."""
         return {
             **self.comparison.result(self._candidates.size),
-            "skipped": dict(self.skipped),
+            "skipped": dict(self._selection.skipped),
             "targets_out_of_reach": dict(self.targets),
         }
 
     def memory(self) -> dict[str, Any]:
         """What was asked and counted so far, as plain values for JSON; catalogue and popularity are read anew."""
         return {
-            "due": self._due,
-            "skipped": self.skipped,
+            "due": self._selection.due,
+            "skipped": self._selection.skipped,
             "targets": self.targets,
             "comparison": self.comparison.memory(),
             "baselines": self._baselines.memory(),
@@ -213,8 +191,8 @@ class Asker:
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Goes on from what `memory` said of an asker with the same settings."""
-        self._due = memory["due"]
-        self.skipped, self.targets = Counter(memory["skipped"]), Counter(memory["targets"])
+        self._selection.remember(memory["due"], memory["skipped"])
+        self.targets = Counter(memory["targets"])
         self.comparison.remember(memory["comparison"])
         self._baselines.remember(memory["baselines"])
         self._arrived_ms = dict(memory["arrived_ms"])

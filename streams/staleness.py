@@ -8,7 +8,7 @@ their encodes and lists. A model's weights are never late here. It knows no brok
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -21,20 +21,19 @@ from context.features import valid_until_ms
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
 from encoder.incremental import EncodeRequest, IncrementalEncoder
-from index.query import Weights
+from index.live_user import profile_location
 from index.records import UserState
 from streams.comparison import Comparison
-from streams.delayed_user import DelayedUser, View, applier
+from streams.delayed_user import DelayedUser, View
 from streams.delays import FRESH, NOW, Arm, Delay
-from streams.evaluate import Candidates, home_location
-from streams.events import CLICKSTREAM, USERS, Click, Record, Rules, parse
+from streams.events import Click, Rules
 from streams.folder import Folder
-from streams.folder_records import ItemVectors, records
+from streams.folder_records import ItemVectors
+from streams.held_out import HeldOut
 from streams.metrics import RecentPopularity
 from streams.questions import AskSettings, Slot
 from streams.rankers import ModelRanker, best_lists
-from streams.slices import UNKNOWN, Facts
-from streams.state import WindowLimits
+from streams.slices import Facts
 
 POPULAR = "recent popularity"
 _BATCH = 64  # questions encoded and ranked together
@@ -52,12 +51,10 @@ def sweep(
     progress: Callable[[int], None] | None = None,
 ) -> Sweep:
     """Asks every question of the folder from `ask.start_ms` on in every arm; `progress` is told of events done."""
-    run = Sweep(folder, vectors, encoder, offset, rules, ask, arms)
-    for done, record in enumerate(records(folder, topics={USERS, CLICKSTREAM})):
-        now_ms = record.timestamp_ms
-        run.take(now_ms, parse(Record(record.topic, 0, 0, now_ms, record.key, record.value), rules))
-        if progress is not None and done % 1000 == 0:
-            progress(min(done, len(folder.events)))
+    held = HeldOut(folder, vectors, rules, ask)
+    run = Sweep(held, encoder, offset, arms)
+    for now_ms, event in held.events(progress):
+        run.take(now_ms, event)
     run.answer()
     return run
 
@@ -113,35 +110,20 @@ class _Question:
 class Sweep:
     """The state of one pass."""
 
-    def __init__(
-        self,
-        folder: Folder,
-        vectors: ItemVectors,
-        encoder: IncrementalEncoder,
-        offset: ContextOffset,
-        rules: Rules,
-        ask: AskSettings,
-        arms: Sequence[Arm],
-    ) -> None:
+    def __init__(self, held: HeldOut, encoder: IncrementalEncoder, offset: ContextOffset, arms: Sequence[Arm]) -> None:
         if FRESH not in arms:
             raise ValueError("a sweep is read against what knows everything; put FRESH among the arms")
+        ask = held.ask
         self.arms, self._ask, self._encoder, self._offset = list(arms), ask, encoder, offset
-        self._positive = [kind.weight > 0 for kind in rules.kinds]
-        config = encoder.model.config
-        remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
-        self._apply = applier(WindowLimits(config.window, config.slack), remembered)
-        self._timeline = ContextTimeline(folder.contexts)
-        self._items = Candidates(folder, vectors)
-        self._model = ModelRanker(encoder, vectors, ask.slots, encoder.encode)
-        self._times_ms = self._items.arrivals_ms[self._items.order]  # [n], rising
-        self._arrived = 0
+        self._held, self._items = held, held.items
+        self._apply = held.applier(encoder.model.config)
+        self._timeline = ContextTimeline(held.folder.contexts)
+        self._model = ModelRanker(encoder, held.vectors, ask.slots, encoder.encode)
         self._users: dict[str, DelayedUser] = {}
         self._choices: list[tuple[int, str]] = []  # (time, item) of all so far
         self._popular = {arm.popularity: _Counted(RecentPopularity(ask.baseline_ms)) for arm in arms}
         self._chosen: Counter[str] = Counter()
         self._batch: dict[str, _Question] = {}  # by user
-        self._due = 0
-        self.skipped: Counter[str] = Counter()
         ways = [*ask.slots, POPULAR]
         late = [arm for arm in arms if arm != FRESH]
         self.comparison = Comparison(
@@ -155,18 +137,25 @@ class Sweep:
     @property
     def catalogue_size(self) -> int:
         """Items that could be shown at the end."""
-        return int(np.count_nonzero(self._items.shown[self._items.order[: self._arrived]]))
+        return self._items.size
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Events that no question was asked about, by reason."""
+        return self._held.selection.skipped
 
     def take(self, now_ms: int, event: Any) -> None:
         """Asks about a click, then lets it happen; profiles and forgets only happen."""
         if event.user_id in self._batch or len(self._batch) == _BATCH:
             self.answer()  # a view must not move on before its vectors are there
         user = self._users.setdefault(event.user_id, DelayedUser())
-        self._arrive(now_ms)
+        for item_id, shown in self._items.arrive(now_ms):
+            for popular in self._popular.values():
+                popular.counts.know(item_id, shown)
         if isinstance(event, Click):
-            if self._wants(event, now_ms, user):
+            if self._held.selection.takes(event, now_ms) and self._held.is_new(event, self._now(user, now_ms), now_ms):
                 self._ask_about(event, now_ms, user)
-            if self._positive[event.kind]:
+            if self._held.selection.is_choice(event):
                 self._choices.append((now_ms, event.item_id))
                 self._chosen[event.item_id] += 1
         user.take(now_ms, event)
@@ -183,42 +172,18 @@ class Sweep:
         for question in questions:
             self.comparison.add(self._lists(question), {question.target}, question.facts)
 
-    def _arrive(self, now_ms: int) -> None:
-        items = self._items
-        while self._arrived < len(items.order) and self._times_ms[self._arrived] <= now_ms:
-            row = int(items.order[self._arrived])
-            for popular in self._popular.values():
-                popular.counts.know(items.item_ids[row], bool(items.shown[row]))
-            self._arrived += 1
-
-    def _wants(self, click: Click, now_ms: int, user: DelayedUser) -> bool:
-        reason = None
-        if self._ask.start_ms is not None and now_ms < self._ask.start_ms:
-            reason = "before the start"
-        elif not self._positive[click.kind]:
-            reason = "not a choice"
-        else:
-            self._due += 1
-            if self._due % self._ask.every:
-                reason = "between questions"
-            elif not self._ask.repeats:
-                state = user.view(NOW, now_ms, self._apply).state
-                reason = "seen before" if click.item_id in _seen(state, now_ms) else None
-        if reason is not None:
-            self.skipped[reason] += 1
-        return reason is None
-
     def _ask_about(self, click: Click, now_ms: int, user: DelayedUser) -> None:
-        question = _Question(click.item_id, now_ms, self._facts(click, now_ms, user), [])
+        facts = self._held.facts(click, self._now(user, now_ms), now_ms, self._chosen[click.item_id])
+        question = _Question(click.item_id, now_ms, facts, [])
         seen: dict[int, frozenset[str]] = {}  # by how many events are known
-        popular: dict[tuple[int, int, int], list[str]] = {}  # by choices, items and events known
+        popular: dict[tuple[Delay, int, int], list[str]] = {}  # by delay, items and events known
         windows: dict[tuple[int, int], _Window] = {}
         for arm in self.arms:
             view, items = user.view(arm.user, now_ms, self._apply), self._arrived_by(arm.vectors, now_ms)
             seeing = user.view(arm.seen, now_ms, self._apply)
             if seeing.known not in seen:
-                seen[seeing.known] = frozenset() if self._ask.repeats else _seen(seeing.state, now_ms)
-            what = self._count(arm.popularity, now_ms), items, seeing.known
+                seen[seeing.known] = self._held.left_out(seeing.state, now_ms)
+            what = arm.popularity, items, seeing.known
             if what not in popular:
                 popular[what] = self._popular_list(arm, now_ms, items, seen[seeing.known])
             window = None
@@ -228,38 +193,35 @@ class Sweep:
             question.known.append(_Known(window, context, items, seen[seeing.known], popular[what]))
         self._batch[click.user_id] = question
 
-    def _facts(self, click: Click, now_ms: int, user: DelayedUser) -> Facts:
-        state = user.view(NOW, now_ms, self._apply).state
-        items, row = self._items, self._items.row.get(click.item_id)
-        age_ms = UNKNOWN if row is None else max(0, now_ms - int(items.arrivals_ms[row]))
-        repeat, chosen = click.item_id in _seen(state, now_ms), self._chosen[click.item_id]
-        category = items.categories.get(click.item_id, "")
-        return Facts(click.user_id, len(state.items), age_ms, chosen, category, repeat)
+    def _now(self, user: DelayedUser, now_ms: int) -> UserState:
+        return user.view(NOW, now_ms, self._apply).state
 
     def _arrived_by(self, delay: Delay, now_ms: int) -> int:
-        return int(np.searchsorted(self._times_ms, delay.cut_ms(now_ms), side="right"))
+        return int(np.searchsorted(self._items.times_ms, delay.cut_ms(now_ms), side="right"))
 
     def _context(self, click: Click, view: View, arm: Arm, now_ms: int) -> int:
         """The context record that the arm believes to be in force; what has expired is always known to have."""
-        location = click.location or home_location(orjson.loads(view.state.profile) if view.state.profile else None)
+        location = click.location or profile_location(view.state.profile)
         if not location:
             return -1
         number = int(self._timeline.index([location], [arm.context.cut_ms(now_ms)])[0])
         return number if number >= 0 and now_ms < valid_until_ms(self._timeline.records[number]) else -1
 
-    def _count(self, delay: Delay, now_ms: int) -> int:
-        """Brings the popularity that is late by `delay` up to date; how many choices it knows."""
+    def _counts(self, delay: Delay, now_ms: int) -> RecentPopularity:
+        """The popularity that is late by `delay`, brought up to date."""
         popular, cut_ms = self._popular[delay], delay.cut_ms(now_ms)
         while popular.known < len(self._choices) and self._choices[popular.known][0] <= cut_ms:
             ts_ms, item_id = self._choices[popular.known]
             popular.counts.add(item_id, ts_ms)
             popular.known += 1
-        return popular.known
+        return popular.counts
 
     def _popular_list(self, arm: Arm, now_ms: int, items: int, seen: frozenset[str]) -> list[str]:
-        pending = {self._items.item_ids[row] for row in self._items.order[items : self._arrived]}
-        counts = self._popular[arm.popularity].counts
-        return counts.top(max(self._ask.ks), arm.popularity.cut_ms(now_ms), seen | pending)
+        """What was popular when the arm's knowledge ends: its horizon is as late as its counts."""
+        pending = {self._items.item_ids[row] for row in self._items.order[items : self._items.arrived]}
+        counts = self._counts(arm.popularity, now_ms)
+        without = seen | pending | self._items.outside(now_ms)
+        return counts.top(max(self._ask.ks), arm.popularity.cut_ms(now_ms), without)
 
     def _window(
         self,
@@ -291,9 +253,9 @@ class Sweep:
 
     def _pending(self, state: UserState, items: int) -> set[str]:
         """Items of the window that have not arrived yet, as far as the arm knows."""
-        if items == self._arrived:
+        if items == self._items.arrived:
             return set()
-        after_ms = self._times_ms[items - 1] if items else -1
+        after_ms = self._items.times_ms[items - 1] if items else -1
         row, arrivals_ms = self._items.row, self._items.arrivals_ms
         return {item for item in state.items if item in row and arrivals_ms[row[item]] > after_ms}
 
@@ -321,13 +283,8 @@ class Sweep:
         items, count = self._items, max(self._ask.ks)
         allowed = np.zeros(len(items.item_ids), bool)
         allowed[items.order[: known.items]] = True
-        allowed &= items.shown
-        allowed[[items.row[item] for item in known.seen if item in items.row]] = False
+        allowed &= items.may_show(now_ms)  # rules are about now, also for what is known late
+        allowed[items.rows(known.seen)] = False
         scores = [np.where(allowed, moved[at] @ self._model.matrix.T, -np.inf)[None] for at in self._model.used]
         best = best_lists(scores, self._model.lists, count)  # [1, count] each
         return {slot: [items.item_ids[row] for row in best[slot][0].tolist() if row >= 0] for slot in self._ask.slots}
-
-
-def _seen(state: UserState, now_ms: int) -> frozenset[str]:
-    since_ms = now_ms - Weights().purchase_ms
-    return frozenset(state.items) | {item for item, ts_ms in state.purchases.items() if ts_ms > since_ms}

@@ -32,8 +32,11 @@ CONFIG = ModelConfig(d_model=16, n_layers=1, n_heads=2, d_ff=16, d_text=4, d_red
 HEADER = "user_id,item_id,event_type,timestamp,location"
 
 
-def shop(path: Path, seed: int = 0, events: int = 400, items: int = 40, users: int = 12) -> Folder:
-    """Users with a favourite corner of the catalogue, some kinds that are no choice, items that arrive on the way."""
+def shop(path: Path, seed: int = 0, events: int = 400, items: int = 40, users: int = 12, timed: bool = False) -> Folder:
+    """Users with a favourite corner of the catalogue, some kinds that are no choice, items that arrive on the way.
+
+    `timed`: some have a time window that opens or closes exactly at an event.
+    """
     rng = random.Random(seed)
     rows = []
     for n in range(events):
@@ -45,13 +48,20 @@ def shop(path: Path, seed: int = 0, events: int = 400, items: int = 40, users: i
         write_folder(
             path,
             rows,
-            [item(f"i{n}", available=n != 7) for n in range(items)],
+            [item(f"i{n}", available=n != 7, **(_window(n, events) if timed else {})) for n in range(items)],
             header=HEADER,
             context=[_weather(START_S + n * 5000) for n in range(4)],
             users=[{"user_id": "u1", "categorical": {"location": "oslo"}}],
         ),
         RULES,
     )
+
+
+def _window(number: int, events: int) -> dict[str, int]:
+    """Of each five items one that ends, one that starts and one that does both on the way."""
+    early, late = ((START_S + events * tenths // 10 * 50) * 1000 for tenths in (4, 8))
+    windows: list[dict[str, int]] = [{"ends_ms": late}, {"starts_ms": early}, {"starts_ms": early, "ends_ms": late}]
+    return windows[number % 5] if number % 5 < 3 else {}
 
 
 def _weather(second: int) -> dict[str, Any]:

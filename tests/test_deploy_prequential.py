@@ -26,8 +26,8 @@ ASK = AskSettings(slots=("next", "general", "mixed"), ks=(5, 10), plain=True)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    """Contexts, profiles, a hidden item, items that arrive on the way, kinds that are no choice."""
-    found = shop(tmp_path / "shop", events=600)
+    """Contexts, profiles, a hidden item, items that arrive, start and end on the way, kinds that are no choice."""
+    found = shop(tmp_path / "shop", events=600, timed=True)
     vectors = vectors_of(found)
     write_vectors(tmp_path / "shop", [vectors.body(row, int(found.arrivals_ms[row])) for row in range(40)])
     return found

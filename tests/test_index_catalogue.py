@@ -96,6 +96,8 @@ def test_hard_rules(shop: Catalogue) -> None:
     )
     assert shown(shop) == ["ends later", "plain", "starts now"]
     assert shown(shop, NOW_MS + 1) == ["plain", "starts later", "starts now"]
+    assert shop.outside(NOW_MS) == {"starts later", "ends now"}
+    assert shop.outside(NOW_MS + 1) == {"ends now", "ends later"}
     assert len(shop) == 7
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
+from streams.comparison import Comparison
 from streams.evaluate import evaluate
 from streams.folder import Folder, read_folder
 from streams.questions import AskSettings
@@ -66,6 +67,47 @@ def test_items_count_as_candidates_from_their_arrival_on(tmp_path: Path) -> None
     # Nothing is left out but what was seen: five, then four or five places hold every item that had arrived.
     assert result["lists"]["next"]["hr@6"] == pytest.approx(2 / 3, abs=1e-6)
     assert result["catalogue"] == 6
+
+
+def lists_of(folder: Folder, monkeypatch: pytest.MonkeyPatch, **ask: Any) -> list[dict[str, set[str]]]:
+    """What each list held at each question."""
+    found: list[dict[str, set[str]]] = []
+
+    def add(self: Comparison, lists: dict[str, list[str]], *_: Any) -> None:
+        found.append({name: set(ranked) for name, ranked in lists.items()})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Comparison, "add", add)
+        evaluated(folder, **ask)
+    return found
+
+
+def test_the_live_hard_rules_hold_at_the_time_of_each_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noon_ms = (START_S + 1000) * 1000
+    times = [noon_ms - 2000, noon_ms - 1, noon_ms, noon_ms + 1]
+    rows = [("u", "i0", "view", ms // 1000, ms) for ms in times]
+    header = "user_id,item_id,event_type,timestamp,ts_ms"
+    here = {"first_seen": START_S}
+    items = [
+        item("i0", **here), item("always", **here, starts_ms=None, ends_ms=None, regions=["mars"]),
+        item("ends", **here, ends_ms=noon_ms), item("starts", **here, starts_ms=noon_ms),
+        item("one ms", **here, starts_ms=noon_ms, ends_ms=noon_ms + 1), item("out of stock", **here, available=False),
+        item("refused", **here, ends_ms="soon"), item("arrives", first_seen=START_S + 1000),
+    ]  # fmt: skip
+    folder = read_folder(write_folder(tmp_path / "shop", rows, items, header=header), RULES)
+    before, at, after = {"ends"}, {"starts", "one ms", "arrives"}, {"starts", "arrives"}
+    expected = [{"i0", "always"} | more for more in (before, before, at, after)]
+    found = lists_of(folder, monkeypatch, ks=(9,), repeats=True)
+    assert [set(map(frozenset, lists.values())) for lists in found] == [{frozenset(names)} for names in expected]
+
+
+def test_a_target_that_may_not_be_shown_now_is_out_of_reach(tmp_path: Path) -> None:
+    rows = [("u", name, "view", START_S + n) for n, name in enumerate(["i0", "ended", "ended", "i1"])]
+    items = [item("i0"), item("i1"), item("ended", first_seen=START_S, ends_ms=(START_S + 2) * 1000)]
+    result = evaluated(read_folder(write_folder(tmp_path / "shop", rows, items), RULES), ks=(9,), repeats=True)
+    assert result["targets_out_of_reach"] == {"not to be shown": 1} and result["questions"] == 4
+    assert result["lists"]["next"]["hr@9"] == result["lists"]["recent popularity"]["hr@9"] == 0.75
+    assert result["catalogue"] == 3  # it could have been shown
 
 
 def test_a_forgotten_user_is_a_stranger_again(tmp_path: Path) -> None:

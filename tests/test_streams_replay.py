@@ -128,7 +128,7 @@ def test_a_question_knows_every_event_before_it_and_not_its_own(tmp_path: Path) 
 
 @pytest.mark.parametrize("repeats", [False, True])
 def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repeats: bool) -> None:
-    folder = shop(tmp_path / "shop")
+    folder = shop(tmp_path / "shop", timed=True)
     vectors = vectors_of(folder)
     ask = AskSettings(("mixed", "next", "general"), (1, 5), folder.split_ms(0.05), repeats=repeats)
     report = asked(numbered(records(folder, vectors=vectors), PARTITIONS), ask)
@@ -142,7 +142,7 @@ def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repea
             assert found["lists"][way] == pytest.approx(means, abs=1e-6), (name, way)
     assert answers["lists"]["next"] != answers["lists"]["general"] != answers["lists"]["mixed"]
     assert answers["skipped"] == expected["skipped"]
-    assert sum(answers["targets_out_of_reach"].values()) == sum(expected["targets_out_of_reach"].values())
+    assert sum(answers["targets_out_of_reach"].values()) == sum(expected["targets_out_of_reach"].values()) > 20
 
 
 def test_events_that_are_no_question_are_counted_by_reason(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""Staleness: against the plain evaluator on streams cut by hand, and on a stream in which each event gives the next."""
+"""Staleness: against brute force, against the plain evaluator, and on a stream in which each event gives the next."""
 
 from __future__ import annotations
 
 import doctest
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 import streams.delays
 from encoder.incremental import EncodeRequest
-from streams.delays import DELAYS, FRESH, PARTS, Arm, arms, parse_delay
+from streams.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay
 from streams.evaluate import evaluate
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
@@ -21,6 +23,8 @@ from streams.questions import AskSettings
 from streams.staleness import POPULAR, Sweep, list_name, sweep
 from tests.folders import START_S, item, write_folder
 from tests.replay_world import RULES, encoder, served
+from tests.staleness_world import STEP_MS, Oracle, offset_of, stream, vectors_of
+from tests.staleness_world import asked as lattice_asked
 
 HEADER = "user_id,item_id,event_type,timestamp,location"
 ITEMS, USERS, EVENTS = 30, 4, 120
@@ -48,18 +52,16 @@ def born(number: int) -> int:
     return START_S if number < 10 else START_S + number * 15_000
 
 
-def folder_of(path: Path, clicks: Sequence[Row], until_s: int = 2**40, known_s: int = 2**40) -> Folder:
-    """A folder of some clicks, with the items known by `known_s` and the contexts sent by `until_s`."""
+def folder_of(path: Path, clicks: Sequence[Row]) -> Folder:
     starts_s = [START_S + n * 9_000 for n in range(90)]
     weather: list[dict[str, Any]] = [
         {"location": "oslo", "ts_ms": second * 1000, "valid_until_ms": (second + 8_000) * 1000,
          "weather": {"sky": "blue" if second % 2000 else "grey"}, "events": [], "promotions": []} for second in starts_s
     ]  # fmt: skip
-    items = [item(f"i{n}", first_seen=born(n)) for n in range(ITEMS) if born(n) <= known_s]
-    context = [record for record in weather if record["ts_ms"] <= until_s * 1000]
+    items = [item(f"i{n}", first_seen=born(n)) for n in range(ITEMS)]
     profiles = [{"user_id": "u1", "categorical": {"location": "oslo"}, "ts_ms": START_S * 1000}]
     path.mkdir(exist_ok=True)
-    return read_folder(write_folder(path, clicks, items, header=HEADER, context=context, users=profiles), RULES)
+    return read_folder(write_folder(path, clicks, items, header=HEADER, context=weather, users=profiles), RULES)
 
 
 def asked(repeats: bool = True, ks: tuple[int, ...] = (ITEMS,), **more: Any) -> AskSettings:
@@ -91,37 +93,43 @@ def test_without_delay_the_sweep_is_the_plain_evaluation(tmp_path: Path, repeats
         assert found["lists"][list_name(FRESH, way)] == expected["lists"][way], way
 
 
-def cut_by_hand(path: Path, clicks: Sequence[Row], at: int, arm: Arm, popular: bool) -> dict[str, int]:
-    """Ranks of one question's target, by list, as the plain evaluator finds them without what the arm does not know."""
-    question = clicks[at]
-    now_ms = question[3] * 1000
-    late, whose = (arm.popularity, None) if popular else (arm.user, question[0])
-    kept = [r for r in clicks[:at] if whose not in (None, r[0]) or r[3] * 1000 <= late.cut_ms(now_ms)]
-    until_s, known_s = arm.context.cut_ms(now_ms) // 1000, arm.vectors.cut_ms(now_ms) // 1000
-    folder = folder_of(path, [*kept, question], until_s, known_s)
-    known = vectors([entry["item_id"] for entry in folder.items])
-    found = evaluate(folder, known, encoder(), served().offset, RULES, asked(start_ms=now_ms))
-    assert found["questions"] == 1
-    return {way: round(1 / row[f"mrr@{ITEMS}"]) if row[f"mrr@{ITEMS}"] else 0 for way, row in found["lists"].items()}
+# Each part late by a delay of its own, so that none can stand in for another.
+OWN_DELAYS = Arm("each its own", *(Delay(f"{n} steps", n * STEP_MS) for n in (3, 2, 4, 1, 5)))
+LATE = ("user", "seen", "vectors", "context", "popularity")
 
 
-def test_each_answer_is_that_of_a_stream_cut_by_hand(tmp_path: Path) -> None:
-    clicks = rows()
-    chosen = arms(PARTS, [parse_delay(name) for name in ("10m", "daily")])
-    run = swept(folder_of(tmp_path / "whole", clicks), chosen, asked())
-    assert run.comparison.questions == EVENTS
-    rng, different = random.Random(0), 0
-    for number, arm in enumerate(chosen[1:]):
-        at = rng.randrange(EVENTS // 4, EVENTS)
-        user, second = clicks[at][0], clicks[at][3]
-        expected = cut_by_hand(tmp_path / f"cut{number}", clicks, at, arm, popular=False)
-        expected[POPULAR] = cut_by_hand(tmp_path / f"popular{number}", clicks, at, arm, popular=True)[POPULAR]
-        known = [r for r in clicks[:at] if r[0] == user and r[3] * 1000 <= arm.user.cut_ms(second * 1000)]
-        # Who is not known yet gets the popular list, which the cut of one user's clicks would change.
-        for way in ("mixed", "next", "general", POPULAR) if known else (POPULAR,):
-            assert ranks(run, arm, way)[at] == expected[way], (arm.name, way, at)
-            different += ranks(run, FRESH, way)[at] != expected[way]
-    assert different > 10  # the cuts do change answers
+def lattice_run(folder: Folder, chosen: Sequence[Arm], repeats: bool) -> Sweep:
+    return sweep(folder, vectors_of(folder), encoder(), offset_of(folder), RULES, lattice_asked(repeats), chosen)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_each_answer_is_the_one_found_by_brute_force(tmp_path: Path, repeats: bool) -> None:
+    folder = stream(tmp_path / "f")
+    chosen = [*arms(PARTS, [parse_delay(name) for name in ("10s", "daily")]), OWN_DELAYS]
+    run, oracle = lattice_run(folder, chosen, repeats), Oracle(folder, repeats)
+    assert run.comparison.questions == len(oracle.questions) > 40
+    for arm in chosen:
+        expected = oracle.ranks(arm)
+        assert {way: ranks(run, arm, way) for way in expected} == expected, arm.name
+
+
+def wrong_arms() -> Iterator[tuple[str, Arm]]:
+    """What a sweep would answer for OWN_DELAYS if it ignored a delay, mistook one for another or were 1 ms off."""
+    for part in LATE:
+        right: Delay = getattr(OWN_DELAYS, part)
+        assert right.ms is not None
+        for delay in (NOW, Delay("1 ms less", right.ms - 1), Delay("1 ms more", right.ms + 1)):
+            changed: dict[str, Any] = {part: delay}
+            yield f"{part} {delay.name}", replace(OWN_DELAYS, **changed)
+    for one, other in combinations(LATE, 2):
+        swapped: dict[str, Any] = {one: getattr(OWN_DELAYS, other), other: getattr(OWN_DELAYS, one)}
+        yield f"{one} and {other} swapped", replace(OWN_DELAYS, **swapped)
+
+
+def test_the_brute_force_tells_every_wrong_delay_apart(tmp_path: Path) -> None:
+    oracle = Oracle(stream(tmp_path / "f"), repeats=False)
+    right = oracle.ranks(OWN_DELAYS)
+    assert [name for name, wrong in wrong_arms() if oracle.ranks(wrong) == right] == []
 
 
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +199,16 @@ def test_a_delay_that_is_none_is_refused(text: str) -> None:
 def test_arms_are_each_part_with_each_delay_and_the_fresh_one() -> None:
     found = arms(("user", "all"), [parse_delay(name) for name in ("0", "1s", "daily")])
     assert [arm.name for arm in found] == ["0", "user 1s", "user daily", "all 1s", "all daily"]
-    assert found[0] == FRESH and found[4].popularity.ms is None and found[1].context == FRESH.context
+    assert found[0] == FRESH
+    second, daily = Delay("1s", 1000), Delay("daily", None)
+    assert found[1] == Arm("user 1s", user=second, seen=second)
+    assert found[4] == Arm("all daily", daily, daily, daily, daily, daily)
+    assert arms(("user-vectors", "vectors", "context", "popularity"), [second])[1:] == [
+        Arm("user-vectors 1s", user=second),
+        Arm("vectors 1s", vectors=second),
+        Arm("context 1s", context=second),
+        Arm("popularity 1s", popularity=second),
+    ]
     with pytest.raises(ValueError, match="part 'weights' cannot be late"):
         arms(("weights",), [])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="named twice"):
