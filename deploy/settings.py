@@ -73,7 +73,9 @@ class Settings(BaseModel):
     embedders: str = Field("minilm-l6-v2:384", description="known text embedders and their dimension, `name:dim,…`")
     device: str = Field("auto", description="where the encoder runs: `auto`, `cpu` or `cuda`")
     threads: int = Field(1, description="CPU threads of the encoder (worker) or of the text model (embed)", ge=1)
-    cache_mb: int = Field(256, description="memory for cached keys and values of active users (worker)", ge=1)
+    cache_mb: int = Field(
+        1024, description="most memory for cached keys and values of active users, taken as it is used (worker)", ge=1
+    )
     bucket_minutes: int = Field(360, description="width of a popularity bucket (worker)", ge=1)
     idle_days: int = Field(400, description="users are removed so long after their last event; 0 = never", ge=0)
     api_host: str = Field("127.0.0.1", description="address the API listens on")

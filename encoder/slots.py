@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from encoder.config import ModelConfig
@@ -39,7 +40,7 @@ class SlotCache:
         if self.count < 1:
             raise ValueError(f"cache_bytes {cache_bytes} holds no user; one takes {self.slot_bytes} bytes")
         shape = (config.n_layers, self.count, 1 + config.capacity, 2, config.n_heads, config.d_head)
-        self.storage = torch.zeros(shape, device=device)  # zeros: a masked position must be finite
+        self.storage = _zeros(shape, device)  # a masked position must be finite
         self.times = torch.zeros(shape[1:3] if config.bias == "time" else (0, 0), dtype=torch.int64, device=device)
         self._held: OrderedDict[Hashable, Slot] = OrderedDict()
         self._free = list(range(self.count - 1, -1, -1))
@@ -75,3 +76,10 @@ class SlotCache:
     def drop_where(self, predicate: Callable[[Hashable], bool]) -> int:
         """Forget every key for which `predicate` holds; how many those were."""
         return sum([self.drop(key) for key in [key for key in self._held if predicate(key)]])
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """On a CPU memory is taken only as it is written: NumPy asks the system for zero pages, torch would write them."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+    return torch.zeros(shape, device=device)
