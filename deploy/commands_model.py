@@ -227,7 +227,7 @@ def _tables(protocol: str, found: dict[str, Any]) -> str:
     what = f"model {found['model']}" if found["model"] else "baselines"
     if protocol == "loo":
         size = f"{found['users']} users, {found['catalogue']} items"
-        shown = metrics_table("the last event of each user", found["users"], found["metrics"])
+        shown = metrics_table("the last event of each user", found["users"], found["lists"])
     else:
         size = f"{found['questions']} questions"
         shown = table(found) if found["questions"] else "nothing to ask about after the split"

@@ -123,6 +123,8 @@ def evaluate_leave_one_out(
 ) -> dict[str, Any]:
     """Metrics of each list on every user's last event, and of the last but one under `validation`.
 
+    `metrics` are those of the list with the best NDCG@10 on validation: of the model's lists, else of all.
+
     Without a model only of the baselines of `plan`; these are trained on the same part as a model.
 
     Raises:
@@ -144,8 +146,9 @@ def evaluate_leave_one_out(
     split = leave_one_out(folder, vectors)
     made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None)
     rankers += made.rankers
-    validation = summary(rank_all(rankers, split, "validation", window=window))["metrics"]
-    found = summary(rank_all(rankers, split, "test", progress=progress, window=window))
+    validation = summary(rank_all(rankers, split, "validation", window=window))["lists"]
+    chosen = max(_ALL_SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
+    found = summary(rank_all(rankers, split, "test", progress=progress, window=window), chosen)
     return {"data": folder.name, "model": version, **found, "validation": validation, **_trained(made, plan)}
 
 

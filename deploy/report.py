@@ -79,7 +79,7 @@ def _comparison(result: Result) -> list[str]:
 
 
 def _lists(result: Result) -> list[str]:
-    lists = result.get("lists", result["metrics"])  # leave-one-out has but metrics by list
+    lists = result["lists"]
     intervals, k = result.get("intervals", {}), result.get("k", 10)
     columns = shown_columns(lists)
     rows: list[list[Cell]] = [

@@ -22,6 +22,7 @@ from streams.folder import FORGET_CODE, Folder
 from streams.folder_records import ItemVectors
 from streams.questions import Slot
 from streams.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
+from streams.resampling import Resamples, interval
 from streams.training_data import subclass_of
 
 Part = Literal["validation", "test"]
@@ -123,17 +124,20 @@ class Ranks:
             top = lists[:, :k]
             self._shown[name, k][top[top >= 0]] = True
 
-    def metrics(self, name: str) -> dict[str, float]:
-        """`recall@k` (which is HR@k with one target), `ndcg@k`, `mrr@k` and `coverage@k` for each k."""
+    def scores(self, name: str) -> dict[str, NDArray[np.float64]]:
+        """Each user's `recall@k` (which is HR@k with one target), `ndcg@k` and `mrr@k`, [users] for each k."""
         ranks = np.concatenate(self.ranks[name])
-        rows: dict[str, float] = {}
+        rows: dict[str, NDArray[np.float64]] = {}
         for k in self.ks:
-            hit = ranks <= k
-            rows[f"recall@{k}"] = float(hit.mean())
-            rows[f"ndcg@{k}"] = float((hit / np.log2(1.0 + ranks)).mean())
-            rows[f"mrr@{k}"] = float((hit / ranks).mean())
-            rows[f"coverage@{k}"] = float(self._shown[name, k].mean())
+            hit = (ranks <= k).astype(np.float64)
+            rows |= {f"recall@{k}": hit, f"ndcg@{k}": hit / np.log2(1.0 + ranks), f"mrr@{k}": hit / ranks}
         return rows
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Means of `scores`, and `coverage@k`."""
+        means = {column: float(values.mean()) for column, values in self.scores(name).items()}
+        means |= {f"coverage@{k}": float(self._shown[name, k].mean()) for k in self.ks}
+        return {column: means[column] for k in self.ks for column in means if column.endswith(f"@{k}")}
 
 
 def rank_targets(
@@ -228,10 +232,19 @@ def _places(lists: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.
     return places
 
 
-def summary(ranks: Ranks) -> dict[str, Any]:
-    """Plain values for JSON: how many users, and the metrics of each list."""
-    return {
-        "users": int(sum(map(len, ranks.ranks[ranks.names[0]]))),
-        "catalogue": ranks.catalogue,
-        "metrics": {name: {k: round(v, 6) for k, v in ranks.metrics(name).items()} for name in ranks.names},
-    }
+def summary(ranks: Ranks, chosen: str | None = None, seed: int = 0) -> dict[str, Any]:
+    """Plain values for JSON: how many users, the metrics of each list, and their intervals over users.
+
+    `metrics` are those of the list `chosen`, by default the first. Intervals: percentile bootstrap, 95 %.
+    """
+    chosen = ranks.names[0] if chosen is None else chosen
+    lists = {name: {column: round(v, 6) for column, v in ranks.metrics(name).items()} for name in ranks.names}
+    intervals = {}
+    users = np.arange(len(np.concatenate(ranks.ranks[chosen])))
+    resamples = Resamples(len(users), seed=seed)
+    for name in ranks.names:
+        scores = ranks.scores(name)
+        bounds = interval(resamples.means(np.column_stack(list(scores.values())), users))
+        intervals[name] = dict(zip(scores, np.round(bounds, 6).T.tolist(), strict=True))
+    facts = {"users": len(users), "catalogue": ranks.catalogue, "list": chosen}
+    return {**facts, "metrics": lists[chosen], "lists": lists, "intervals": intervals}

@@ -39,8 +39,10 @@ def test_baselines_alone_on_each_users_last_event(folder: Path) -> None:
     names = "popularity,co-visitation,sasrec-bce"
     ask = ["--protocol", "loo", "--baselines", names, "--max-seconds", "1"]
     found = answer(evaluated(folder, *ask, "--json"))
-    assert list(found["metrics"]) == names.split(",") and (found["users"], found["model"]) == (USERS, None)
-    assert found["metrics"]["co-visitation"]["recall@1"] > 0.5 > found["metrics"]["popularity"]["recall@1"]
+    assert list(found["lists"]) == names.split(",") and (found["users"], found["model"]) == (USERS, None)
+    assert found["metrics"]["recall@1"] > 0.5 > found["lists"]["popularity"]["recall@1"]
+    low, high = found["intervals"]["popularity"]["recall@1"]
+    assert low < found["lists"]["popularity"]["recall@1"] < high and found["list"] == "co-visitation"
     assert found["baselines"]["sasrec-bce"]["ended"] in ("time", "patience") and found["baselines"]["seed"] == 0
     shown = evaluated(folder, *ask).output
     assert "baselines on walks: 12 users, 16 items" in shown and "sasrec-bce: " in shown

@@ -97,8 +97,10 @@ def test_no_question_is_said_and_an_unknown_kind_refused(tmp_path: Path) -> None
 
 def test_leave_one_out_has_a_page_too(tmp_path: Path) -> None:
     row = {"recall@10": 0.25, "ndcg@10": 0.125, "coverage@10": 0.5}
-    result = {"data": "shop", "model": "m", "users": 4, "catalogue": 8, "metrics": {"next": row, "mixed": row}}
-    assert "0.1250" in written(tmp_path, "evaluate", result)
+    result = {"data": "shop", "model": "m", "users": 4, "catalogue": 8, "list": "next", "metrics": row}
+    result |= {"lists": {"next": row, "mixed": row}, "intervals": {"next": {"ndcg@10": [0.0625, 0.1875]}}}
+    text = written(tmp_path, "evaluate", result)
+    assert "0.1250" in text and "0.1875" in text
 
 
 def test_a_delay_that_changes_nothing_is_said_in_words(tmp_path: Path) -> None:

@@ -203,7 +203,9 @@ def test_leave_one_out_is_trained_validated_and_measured(folder: Path, model: Pa
     found = orjson.loads(done.output.splitlines()[-1])
     assert (found["users"], found["catalogue"]) == (USERS, ITEMS)
     assert found["validation"]["next"]["ndcg@10"] == pytest.approx(trained["metrics"]["validation"], abs=1e-6)
-    assert set(found["metrics"]) == {"next", "general", "mixed"}
+    assert set(found["lists"]) == {"next", "general", "mixed"}
+    best = max(found["validation"], key=lambda name: found["validation"][name]["ndcg@10"])
+    assert found["list"] == best and found["metrics"] == found["lists"][best]
     shown = CliRunner().invoke(cli, [*ask, "--model", trained["model"]])
     assert "ndcg@10" in shown.output and f"{USERS} users" in shown.output
     seen = CliRunner().invoke(cli, [*ask, "--model", str(model)])

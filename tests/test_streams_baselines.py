@@ -59,7 +59,7 @@ def test_all_baselines_stand_beside_the_model_on_the_same_questions(tmp_path: Pa
     split = leave_one_out(folder, vectors_of(folder))
     made = make_baselines((*COUNTING, *TRAINED), leave_one_out_part(split), split.vectors, SMALL)
     found = summary(rank_all(made.rankers, split, "test"))
-    assert list(found["metrics"]) == [*COUNTING, *TRAINED] and set(made.training) == set(TRAINED)
+    assert list(found["lists"]) == [*COUNTING, *TRAINED] and set(made.training) == set(TRAINED)
     assert found["users"] == summary(rank_targets(encoder(), split, "test"))["users"]
     ask, start_ms = AskSettings(), folder.split_ms(0.6)
     alone = evaluate(folder, split.vectors, encoder(), served().offset, RULES, replace(ask, start_ms=start_ms))
