@@ -1,4 +1,4 @@
-"""Export of a real Kafka: a history with resends, late, misrouted and malformed records, and a forget after the range."""
+"""Export of a real Kafka: resends, late, misrouted and malformed records, and a forget that comes after the range."""
 
 from __future__ import annotations
 
