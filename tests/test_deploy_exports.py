@@ -152,7 +152,7 @@ def test_it_replays_as_the_topics_do(copy: Path, model: Path, settings: Settings
 
 
 def test_it_evaluates_as_the_original_does(original: Path, copy: Path, model: Path, settings: Settings) -> None:
-    ask = AskSettings(every=3)
+    ask = AskSettings(every=2)
     first, second = (evaluate_folder(path, model, settings, {}, 0.2, ask) for path in (original, copy))
     assert first["questions"] > 50 and first == second
 
