@@ -25,7 +25,7 @@ from deploy.settings import Settings
 from streams.events import CLICKSTREAM, EXPOSURES, ITEM_VECTORS, Record
 from streams.export import TopicExport, write_files
 from streams.folder_records import TOPIC_ORDER
-from streams.log_merge import Covers, Place
+from streams.log_merge import Place
 from streams.spool import Spool
 from streams.topic_reader import Span, TopicReader
 
@@ -71,7 +71,7 @@ def export_topics(out: Path, plan: ExportPlan, settings: Settings) -> dict[str, 
         topics = [topic for topic in (*TOPIC_ORDER, EXPOSURES) if topic in logs and topic not in unread]
         facts = _export(folder, plan, settings, topics, is_embedded(logs))
         facts["logs"] = {topic: str(logs[topic]) for topic in topics}
-        (folder / FACTS).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
+        (folder / FACTS).write_bytes(orjson.dumps(facts, option=orjson.OPT_APPEND_NEWLINE))
     return {"out": str(out), **facts}
 
 
@@ -84,9 +84,12 @@ def _export(
         export = TopicExport(spool, rules, settings.partitions, piece.holds, plan.vectors)
         # Clickstream and users are read to the ends of their logs: a later forget is about earlier clicks.
         whole, start_ms = set(topics) - {EXPOSURES}, None if plan.spans else plan.start_ms
-        with TopicReader(settings.kafka_access(), topics, embedded=embedded, start_ms=start_ms, whole=whole) as reader:
-            with plan.bar("records") as show:
-                _read(reader, export, show)
+        access = settings.kafka_access()
+        with (
+            plan.bar("records") as show,
+            TopicReader(access, topics, embedded=embedded, start_ms=start_ms, whole=whole) as reader,
+        ):
+            _read(reader, export, show)
             covers = reader.covers
         removed = spool.settle([kind.name for kind in rules.kinds if kind.weight > 0])
         _check(spool, export, plan, removed)
@@ -103,7 +106,7 @@ def _export(
         **astray,
         "from_ms": plan.start_ms,
         "to_ms": plan.stop_ms,
-        "offsets": {name: [c.start, c.end] for name, c in piece.covers.items()},
+        "offsets": {f"{topic}[{partition}]": span for (topic, partition), span in piece.bounds.items()},
         "log_starts": {name: c.first for name, c in covers.items() if c.first},
         "lost_to_retention": {name: c.lost for name, c in covers.items() if c.lost},
     }
@@ -113,19 +116,17 @@ def _export(
 class _Piece:
     """Which records are asked for: by offset, or by time where a broker cannot say which offsets these are."""
 
-    plan: ExportPlan
-    covers: Mapping[str, Covers]
     bounds: Mapping[Place, tuple[int, int]]
+    start_ms: int | None
+    stop_ms: int | None
 
     def holds(self, record: Record) -> bool:
         """Whether a record is in it."""
         bounds = self.bounds.get((record.topic, record.partition))
         if bounds is not None:
             return bounds[0] <= record.offset < bounds[1]
-        start_ms = None if record.topic in STANDING_TOPICS else self.plan.start_ms
-        return (start_ms is None or record.timestamp_ms >= start_ms) and (
-            self.plan.stop_ms is None or record.timestamp_ms < self.plan.stop_ms
-        )
+        begun = record.topic in STANDING_TOPICS or self.start_ms is None or record.timestamp_ms >= self.start_ms
+        return begun and (self.stop_ms is None or record.timestamp_ms < self.stop_ms)
 
 
 def _piece(plan: ExportPlan, settings: Settings, topics: Sequence[str], embedded: bool) -> _Piece:
@@ -142,13 +143,9 @@ def _piece(plan: ExportPlan, settings: Settings, topics: Sequence[str], embedded
     ) as reader:
         covers, partitions = reader.covers, reader.partitions
     by_time = embedded and not (plan.start_ms is None and plan.stop_ms is None)
-    places = [(topic, number) for topic, count in partitions.items() for number in range(count)]
-    bounds = {
-        place: (covers[f"{place[0]}[{place[1]}]"].start, covers[f"{place[0]}[{place[1]}]"].end)
-        for place in places
-        if place in spans or not by_time
-    }
-    return _Piece(plan, covers, bounds)
+    found = {(topic, n): covers[f"{topic}[{n}]"] for topic, count in partitions.items() for n in range(count)}
+    bounds = {place: (c.start, c.end) for place, c in found.items() if place in spans or not by_time}
+    return _Piece(bounds, plan.start_ms, plan.stop_ms)
 
 
 def _read(reader: TopicReader, export: TopicExport, progress: Show | None) -> None:

@@ -262,7 +262,8 @@ class Spool:
 
     def _read(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         with self._translated():
-            yield from self._file.execute(statement, values)
+            # Through `map`, because `yield from` closes what it reads, and the file may be closed by then.
+            yield from map(tuple, self._file.execute(statement, values))
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
