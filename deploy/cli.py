@@ -23,6 +23,7 @@ COMMANDS = {
     "traffic": "deploy.commands_roles",
     "produce": "deploy.commands_data",
     "convert": "deploy.commands_data",
+    "export": "deploy.commands_export",
     "train": "deploy.commands_model",
     "evaluate": "deploy.commands_model",
     "staleness": "deploy.commands_measure",

@@ -10,9 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +20,7 @@ from typing import IO, Any, NamedTuple
 import orjson
 
 from streams.folder import EVENTS, ITEMS
+from streams.folder_files import csv_lines, write_lines
 
 HEADER = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value")
 
@@ -74,8 +73,8 @@ def convert(name: str, source: Path, out: Path) -> Converted:
     for row in rows:
         items.setdefault(row.item_id, {"item_id": row.item_id, "title": ""})
     out.mkdir(parents=True, exist_ok=True)
-    done.events = _write(out / EVENTS, (b",".join(_cells(row)) for row in rows), ",".join(HEADER).encode())
-    done.items = _write(out / ITEMS, (orjson.dumps(items[item_id]) for item_id in sorted(items)))
+    done.events = write_lines(out / EVENTS, csv_lines(map(_cells, rows)), ",".join(HEADER).encode())
+    done.items = write_lines(out / ITEMS, (orjson.dumps(items[item_id]) for item_id in sorted(items)))
     return done
 
 
@@ -174,10 +173,9 @@ def _row(
     return Row(str(user), str(item), kind, time or 0.0, session, value)
 
 
-def _cells(row: Row) -> Iterator[bytes]:
+def _cells(row: Row) -> Iterator[str]:
     for cell in row:
-        text = f"{cell:.3f}".rstrip("0").rstrip(".") if isinstance(cell, float) else cell
-        yield (f'"{text.replace(chr(34), chr(34) * 2)}"' if re.search(r'[,"\r\n]', text) else text).encode()
+        yield f"{cell:.3f}".rstrip("0").rstrip(".") if isinstance(cell, float) else cell
 
 
 def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
@@ -228,16 +226,3 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _write(path: Path, lines: Iterable[bytes], header: bytes | None = None) -> int:
-    """Writes a gzip file that depends on its lines only, whole or not at all; returns the number of lines."""
-    part, count = path.with_name(path.name + ".part"), 0
-    with part.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
-        if header is not None:
-            file.write(header + b"\n")
-        for line in lines:
-            file.write(line + b"\n")
-            count += 1
-    os.replace(part, path)
-    return count

@@ -25,9 +25,10 @@ from index.store import LiveStore, LogIdentity
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine
 from streams.events import Record
+from streams.log_merge import Covers
 from streams.questions import Asker, AskSettings
 from streams.replay import SilentOutlet, feed, open_engine, report
-from streams.replay_report import Covers, ReplayReport, Tally
+from streams.replay_report import ReplayReport, Tally
 
 FILE = "replay.sqlite"
 _FORMAT = 1

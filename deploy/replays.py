@@ -14,25 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from deploy.history import STANDING_TOPICS, history_logs, is_embedded
 from deploy.item_texts import Memory, item_vectors, known_items, untexted_vectors
 from deploy.replay_parts import Checkpoint, ReplayPlan, Source, replay_parts
 from deploy.running import open_store
 from deploy.settings import Settings
 from encoder.config import PARTS
 from encoder.serving import load_serving
-from index.store import LiveStore, LogIdentity
+from index.store import LiveStore
 from streams.digest import digest
-from streams.events import CLICKSTREAM, CONSUMED, PARTITIONED
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors, records
 from streams.log_merge import Place
-from streams.logs import LogLookup
 from streams.replay import folder_logs, numbered
 from streams.replay_report import ReplayReport
 from streams.topic_reader import Span, TopicReader
-
-# What clicks are applied to and answered from: needed from the start of its log whatever part of them is replayed.
-_STANDING_TOPICS = tuple(topic for topic in CONSUMED if topic != CLICKSTREAM)
 
 
 def replay_folder(
@@ -76,8 +72,7 @@ def replay_topics(
             belongs to another replay, or the model cannot be read.
         ConnectionError: Kafka does not answer.
     """
-    logs = asyncio.run(_logs(settings))
-    embedded = any(identity.cluster_id.startswith("mockCluster") for identity in logs.values())
+    logs = asyncio.run(history_logs(settings))
     named = {f"{topic}[{partition}]": list(span) for (topic, partition), span in sorted((spans or {}).items())}
     facts = {
         "source": "topics",
@@ -88,11 +83,11 @@ def replay_topics(
         _checkpoint(plan, settings, facts) as checkpoint,
         TopicReader(
             settings.kafka_access(),
-            embedded=embedded,
+            embedded=is_embedded(logs),
             spans=spans,
             start_ms=start_ms,
             stop_ms=stop_ms,
-            whole=_STANDING_TOPICS,
+            whole=STANDING_TOPICS,
             resume=checkpoint.tally.standing if checkpoint is not None else None,
         ) as reader,
     ):
@@ -100,21 +95,6 @@ def replay_topics(
             resumed(checkpoint.tally.done)
         source = Source("topics", logs, reader.records(), lambda: reader.covers, lambda: reader.standing, reader.total)
         return asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint))
-
-
-async def _logs(settings: Settings) -> dict[str, LogIdentity]:
-    """Identities of the consumed topics. Raises ValueError when one is missing or partitioned otherwise."""
-    lookup = LogLookup(settings.kafka_access())
-    counts = await lookup.partition_counts()
-    for topic in CONSUMED:
-        if topic not in counts:
-            raise ValueError(f"topic {topic!r} does not exist on this broker, which has {sorted(counts)}")
-        if topic in PARTITIONED and counts[topic] != settings.partitions:
-            raise ValueError(
-                f"topic {topic!r} has {counts[topic]} partitions, PERSEID_PARTITIONS says {settings.partitions}: a "
-                f"user's place follows from the count; set PERSEID_PARTITIONS={counts[topic]}"
-            )
-    return await lookup.identities(CONSUMED)
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def _read_events(path: Path) -> pl.DataFrame:
         table = pl.read_csv(path, infer_schema=False).fill_null("")
     except FileNotFoundError as error:
         raise ValueError(
-            f"{path.parent} is no data folder: it has no {EVENTS}; `perseid convert` writes one"
+            f"{path.parent} is no data folder: it has no {EVENTS}; `perseid convert` or `export` writes one"
         ) from error
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} is not a gzipped CSV file: {error}") from error

@@ -14,6 +14,14 @@ from index.keys import partition_of
 from index.metrics import field_label
 from streams.events import Click, Event, Forget, MalformedError, Profile, Record, Rules, parse
 
+_REASONS = 100  # told apart: a reason may quote a field's name, of which there are any number
+
+
+def note_reason(reasons: Counter[str], topic: str, error: MalformedError) -> None:
+    """Counts a malformed record by topic and reason."""
+    reason = f"{topic}: {error}"
+    reasons[reason if reason in reasons or len(reasons) < _REASONS else f"{topic}: other reasons"] += 1
+
 
 class Outlet(Protocol):
     """Where records go that are not applied here. Both calls return once Kafka has acknowledged."""

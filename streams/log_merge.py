@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from streams.events import Record
 
@@ -18,6 +19,25 @@ Place = tuple[str, int]  # topic, partition
 # Held of one partition while others are waited for: enough not to stop and go on fetching often.
 _RECORDS = 4_000
 _BYTES = 64 * 1024 * 1024  # of keys and values over all partitions, divided equally; one record may exceed its part
+
+
+@dataclass(frozen=True, slots=True)
+class Covers:
+    """Offsets of one partition: its log holds first..log_end, of which start..end are read (ends excluded).
+
+    `lost` of them left Kafka by retention before they were read.
+    """
+
+    first: int
+    start: int
+    end: int
+    log_end: int
+    lost: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was ever in the log is read."""
+        return self.start == 0 and self.end == self.log_end and not self.lost
 
 
 class LogMerge:

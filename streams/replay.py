@@ -32,15 +32,16 @@ from streams.events import (
     parse,
 )
 from streams.folder_records import TOPIC_ORDER, SourceRecord
+from streams.intake import note_reason
+from streams.log_merge import Covers
 from streams.questions import Asker
-from streams.replay_report import Covers, ReplayReport, Tally
+from streams.replay_report import ReplayReport, Tally
 from streams.user_writes import EngineSettings
 
 # Records applied at once while nothing is asked: a user's run of events is then encoded once.
 _CHUNK = 512
 # Clicks of different users that may wait while questions are asked: what the encoder takes in one batch.
 _PENDING = 64
-_REASONS = 100  # of dead letters told apart: a reason may quote a field's name, of which there are any number
 _ITEM_TOPICS = (CATALOG, ITEM_VECTORS)
 # Within a chunk of the warm-up items come first, so that no window is encoded before its items are known.
 _CHUNK_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, USERS, CLICKSTREAM))}
@@ -54,9 +55,7 @@ class SilentOutlet:
         self.forwarded = 0
 
     async def dead_letter(self, record: Record, error: MalformedError) -> None:
-        reason = f"{record.topic}: {error}"
-        known = reason in self.dead_letters or len(self.dead_letters) < _REASONS
-        self.dead_letters[reason if known else f"{record.topic}: other reasons"] += 1
+        note_reason(self.dead_letters, record.topic, error)
 
     async def forward(self, record: Record, partition: int, key: bytes) -> None:
         self.forwarded += 1

@@ -12,27 +12,9 @@ from typing import Any
 
 from streams.comparison import table
 from streams.digest import Digest
+from streams.log_merge import Covers
 
 _TOLD = ("applied", "duplicate", "late", "forgotten", "malformed", "misrouted", "gaps")
-
-
-@dataclass(frozen=True, slots=True)
-class Covers:
-    """Offsets of one partition: its log holds first..log_end, of which start..end are read (ends excluded).
-
-    `lost` of them left Kafka by retention before they were read.
-    """
-
-    first: int
-    start: int
-    end: int
-    log_end: int
-    lost: int = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything that was ever in the log is read."""
-        return self.start == 0 and self.end == self.log_end and not self.lost
 
 
 @dataclass(slots=True)

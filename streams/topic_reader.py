@@ -1,8 +1,8 @@
-"""Reads the consumed topics from a broker as they were, once, merged by time: for replay.
+"""Reads topics from a broker as they were, once, merged by time: for replay and export.
 
 Belongs to no consumer group and commits nothing. Ends at the offsets the logs had when it was opened, and can be
 opened again where an earlier one stopped. The order is that of `streams.log_merge`: by Kafka timestamp, at equal times
-users, catalog, item-vectors, context, clickstream. It does not know what records mean.
+users, catalog, item-vectors, context, clickstream, exposures. It does not know what records mean.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from streams.events import Record
+from streams.events import EXPOSURES, Record
 from streams.folder_records import TOPIC_ORDER
 from streams.kafka_access import KafkaAccess
-from streams.log_merge import LogMerge, Place
-from streams.replay_report import Covers
+from streams.log_merge import Covers, LogMerge, Place
 
+_ORDER = (*TOPIC_ORDER, EXPOSURES)
 _TIMEOUT_S = 15.0  # of a look-up; a broker that is up answers in milliseconds
 _POLL_S, _POLL_RECORDS = 0.1, 2_000
 _WAIT_S = 120.0  # without any record although the log is said to hold more: a broker restarts in less
@@ -53,7 +53,7 @@ class TopicReader:
 
     Args:
         access: the cluster.
-        topics: those to read, of `TOPIC_ORDER`.
+        topics: those to read, of `TOPIC_ORDER` and `exposures`.
         embedded: the broker is the embedded one, which cannot look offsets up by time: records are read and left out.
         spans: offsets to read of some partitions, by (topic, partition); times do not matter for these.
         start_ms: begin each partition at its first record of this Kafka timestamp or later.
@@ -133,7 +133,7 @@ class TopicReader:
             ConnectionError: nothing came for two minutes although the log goes on.
         """
         spans = {place: (self._next[place], covers.end) for place, covers in self._pairs}
-        merge = LogMerge(spans, {topic: rank for rank, topic in enumerate(TOPIC_ORDER)})
+        merge = LogMerge(spans, {topic: rank for rank, topic in enumerate(_ORDER)})
         while True:
             if merge.waiting:
                 self._fetch(merge)

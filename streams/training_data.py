@@ -8,7 +8,7 @@ profiles that come later. It does not know how a model is trained (`encoder.trai
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,30 +148,42 @@ def _profiles(folder: Folder, user_ids: Sequence[str], before_ms: int | None) ->
 
 
 def _pages(folder: Folder, order: NDArray[np.int64], place: NDArray[np.int32]) -> list[NDArray[np.int32]]:
-    """For each event up to MAX_SHOWN items of its page that were not chosen, the nearest to the chosen one first.
-
-    An event belongs to the page of its `page_id`, else to the one on which its user clicked its item in that second.
-    """
-    pages = folder.impressions
-    by_id = {page["page_id"]: number for number, page in enumerate(pages) if page.get("page_id")}
-    by_click = {
-        (page.get("user_id"), page.get("timestamp"), page.get("clicked")): number for number, page in enumerate(pages)
-    }
-    events, nothing = folder.events, np.zeros(0, np.int32)
+    """For each event up to MAX_SHOWN items of its page that were not chosen, the nearest to the chosen one first."""
+    events, nothing, pages = folder.events, np.zeros(0, np.int32), folder.impressions
     item_index = {item_id: number for number, item_id in enumerate(folder.item_ids)}
     found: list[tuple[int, int]] = []  # (page, item) of each event in `order`, page -1 without one
     chosen: dict[int, set[int]] = defaultdict(set)
-    page_ids = events.detail("page_id")
-    for at in order.tolist():
-        item = int(events.items[at])
-        click = (folder.user_ids[events.users[at]], int(events.ts_ms[at]) // 1000, folder.item_ids[item])
-        page = by_id.get(page_ids[at], by_click.get(click, -1))
-        chosen[page].add(item)
-        found.append((page, item))
+    for at, page in zip(order.tolist(), _pages_of(folder, order), strict=True):
+        chosen[page].add(int(events.items[at]))
+        found.append((page, int(events.items[at])))
     shown = {
         page: [item_index.get(item, -1) for item in pages[page].get("shown") or ()] for page in chosen if page >= 0
     }
     return [_not_chosen(shown[page], item, chosen[page], place) if page >= 0 else nothing for page, item in found]
+
+
+def _pages_of(folder: Folder, order: NDArray[np.int64]) -> Iterator[int]:
+    """The page of each event in `order` as its place among the impressions, -1 without one.
+
+    It is the list of the event's `recommendation_id`, else of its user's page `page_id` (of several lists the last that
+    shows the item), else the one on which its user clicked its item in that second.
+    """
+    pages, events = folder.impressions, folder.events
+    by_list = {page["recommendation_id"]: number for number, page in enumerate(pages) if page.get("recommendation_id")}
+    by_page: dict[tuple[Any, str], list[int]] = defaultdict(list)
+    for number, page in enumerate(pages):
+        if page.get("page_id"):
+            by_page[page.get("user_id"), page["page_id"]].append(number)
+    by_click = {
+        (page.get("user_id"), page.get("timestamp"), page.get("clicked")): number for number, page in enumerate(pages)
+    }
+    lists, page_ids = events.detail("recommendation_id"), events.detail("page_id")
+    for at in order.tolist():
+        user, item = folder.user_ids[events.users[at]], folder.item_ids[int(events.items[at])]
+        same = by_page.get((user, page_ids[at])) or by_page.get((None, page_ids[at]), [])
+        showing = (number for number in reversed(same) if item in (pages[number].get("shown") or ()))
+        clicked = by_click.get((user, int(events.ts_ms[at]) // 1000, item), -1)
+        yield by_list.get(lists[at], next(showing, same[-1] if same else clicked))
 
 
 def _not_chosen(shown: Sequence[int], item: int, chosen: set[int], place: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from deploy.redis_server import RedisServer
@@ -15,6 +16,8 @@ from index.api_models import Problem, RecommendationsAnswer, SimilarAnswer
 from index.keys import Keys, partition_of
 from index.memory_store import MemoryStore
 from index.redis_store import RedisStore
+from streams.events import Record
+from streams.exposures import parse_exposure
 from tests.index_api_world import HOUR_MS, NOW_MS, PARTITIONS, World, until
 
 Scene = Callable[[World, httpx.AsyncClient], Awaitable[None]]
@@ -303,6 +306,8 @@ def test_each_answer_is_exposed_to_kafka() -> None:
             {"item_id": item["item_id"], "slot": item["slot"], "score": item["score"]} for item in first["items"]
         ]
         assert (other["page_id"], other["scenario"]) == ("page-1", "basket")
+        read_back = parse_exposure(Record(topic, partition, 0, NOW_MS, key, orjson.dumps(record)))
+        assert read_back.shown == tuple(ids(first)) and read_back.served_by == first["served_by"]
         assert second["scenario"] == "basket" and second["recommendation_id"] != first["recommendation_id"]
 
     play(scene)

@@ -20,9 +20,10 @@ from streams.digest import digest
 from streams.evaluate import evaluate
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, Click, Record, Rules
 from streams.folder_records import records
+from streams.log_merge import Covers
 from streams.questions import Asker, AskSettings
 from streams.replay import SilentOutlet, folder_logs, numbered, open_engine, replay
-from streams.replay_report import Covers, ReplayReport
+from streams.replay_report import ReplayReport
 from streams.state import WindowLimits
 from streams.user_writes import EngineSettings
 from tests.replay_world import CONFIG, PARTITIONS, RULES, encoder, encoder_thread, lived, served, shop, vectors_of

@@ -15,8 +15,8 @@ from index.memory_store import MemoryStore
 from streams.digest import digest
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
 from streams.kafka_access import KafkaAccess
+from streams.log_merge import Covers
 from streams.replay import SilentOutlet, folder_logs, open_engine, replay
-from streams.replay_report import Covers
 from streams.topic_reader import Span, TopicReader
 from tests.replay_world import PARTITIONS, lived
 from tests.streams_world import MemoryBroker, fill

@@ -107,6 +107,26 @@ def test_the_items_shown_around_the_chosen_one_are_negatives(tmp_path: Path) -> 
     assert third == ["c"]  # found by user, second and item; what nobody knows is no negative
 
 
+def test_an_event_belongs_to_its_recommendation_else_to_its_users_page(tmp_path: Path) -> None:
+    rows = [
+        ("u1", "a", "view", START_S, "home", "r1"),
+        ("u1", "a", "view", START_S + 1, "home", ""),  # of the two lists that show it, the last
+        ("u1", "b", "view", START_S + 2, "home", "lost"),
+        ("u2", "d", "view", START_S + 3, "home", ""),  # on no list of the page: the last one
+        ("u3", "a", "view", START_S + 4, "home", ""),  # nothing was shown to this user
+    ]
+    lists = [("r1", "u1", ["a", "b"]), ("r2", "u1", ["a", "c"]), ("r3", "u1", ["c", "d"]), ("r4", "u2", ["a", "b"])]
+    pages = [
+        {"recommendation_id": name, "page_id": "home", "user_id": user, "ts_ms": MS, "shown": shown}
+        for name, user, shown in lists
+    ]
+    header = "user_id,item_id,event_type,timestamp,page_id,recommendation_id"
+    data = training_data(folder_of(tmp_path, rows, header=header, impressions=pages), vectors("a", "b", "c", "d")).data
+    assert data.pages is not None
+    # b was chosen from r1 too, so only what nobody chose of a list is left
+    assert [[data.item_ids[n] for n in page] for page in data.pages] == [[], ["c"], [], ["a", "b"], []]
+
+
 def test_an_event_without_a_page_has_no_negatives(tmp_path: Path) -> None:
     pages = [{"user_id": "u9", "timestamp": START_S, "shown": ["a", "b"], "clicked": "a"}]
     data = training_data(folder_of(tmp_path, impressions=pages), vectors("a", "b", "c", "d")).data
