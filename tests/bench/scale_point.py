@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -65,8 +66,9 @@ class Effort:
 
 def measure(point: Point, effort: Effort) -> list[Row]:
     """All figures of one point, in a process of its own: what it leaves in memory ends with it."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, (point, effort))
+    # Not a Pool: its processes may have no children of their own.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, point, effort).result()
 
 
 def _measure(point: Point, effort: Effort) -> list[Row]:
@@ -198,9 +200,7 @@ class Stage:
         before = await store.read(wanted)
         began = time.monotonic()
         pid = self.supervisor.start(Role("worker", command("worker"), self.folder / "worker.log", env))
-        while any(
-            new[0] == old[0] or new[1] == old[1] for new, old in zip(await store.read(wanted), before, strict=True)
-        ):
+        while any(map(_same, await store.read(wanted), before)):
             if (crash := self.supervisor.crash()) is not None or time.monotonic() > began + READY_S:
                 raise StartError(f"the worker is not ready after {time.monotonic() - began:.0f} s: {crash}")
             await asyncio.sleep(_LOOK_S)
