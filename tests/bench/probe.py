@@ -59,3 +59,7 @@ class Probe:
         self._http.request("GET", path)
         found: dict[str, Any] = orjson.loads(self._http.getresponse().read())
         return found
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._http.close()

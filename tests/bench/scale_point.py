@@ -21,9 +21,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-from redis import Redis
 
 from deploy.broker import Broker, topic_partitions
 from deploy.processes import Role, StartError, Supervisor
@@ -35,7 +32,7 @@ from index.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
 from index.redis_store import RedisStore
 from tests.bench.engine_cost import BATCH, TEXT_DIM, Point, Task, run_engine
 from tests.bench.ingest import untrained, window_lengths
-from tests.bench.process_usage import resident_bytes
+from tests.bench.process_usage import redis_bytes, resident_bytes
 from tests.bench.query import HOST, PREFIX, asked, latency, start_api, start_beats, wait_for_graphs
 from tests.bench.report import Row, result
 from tests.bench.synthetic import Synthetic, Writer
@@ -110,25 +107,20 @@ class Stage:
         point, world, store = self.point, self.world(), RedisStore(self.redis.url, Keys(PREFIX), timeout_s=60.0)
         writer = Writer(store, point.partitions, self.version, TEXT_DIM)
         await writer.open()
-        records, empty = world.records(world.item_vectors()), self._used()
+        records, empty = world.records(world.item_vectors()), redis_bytes(self.redis.url)
         await writer.put_items(islice(records, FEW))
         with self._api(free_port()) as few:
             floor = resident_bytes(few.pid)
         await writer.put_items(records)
-        with_items, lengths = self._used(), window_lengths(point.users, None)
+        with_items, lengths = redis_bytes(self.redis.url), window_lengths(point.users, None)
         await writer.put_users(world, range(point.users), int(time.time() * 1000) - _HOUR_MS, lengths.tolist())
         await store.close()
         return [
             result("redis_item", (with_items - empty) / point.items, "B"),
-            result("redis_user", (self._used() - with_items) / point.users, "B"),
+            result("redis_user", (redis_bytes(self.redis.url) - with_items) / point.users, "B"),
             result("mean_window", float(lengths.mean()), "events"),
             result("api_floor", floor / 1e6, "MB"),
         ]
-
-    def _used(self) -> int:
-        with Redis.from_url(self.redis.url) as client:
-            found: Any = client.info("memory")
-            return int(found["used_memory"])
 
     @contextmanager
     def _api(self, port: int) -> Iterator[Started]:

@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ import numpy as np
 import orjson
 import psutil
 from confluent_kafka import Producer
-from redis import Redis
 
 from index.api_model import load_model
 from index.catalogue import Catalogue
@@ -40,6 +40,7 @@ from tests.bench.flatness import Allowed, Series
 from tests.bench.open_loop import Load as QueryLoad
 from tests.bench.open_loop import Report, generator, get_request
 from tests.bench.probe import Probe
+from tests.bench.process_usage import redis_bytes
 from tests.bench.report import Row, result, show
 from tests.integration.live import Live, click
 
@@ -72,6 +73,7 @@ class Findings:
     rows: list[Row] = field(default_factory=list)
     series: dict[str, Series] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def add(self, name: str, unit: str, allowed: Allowed | None, at_s: float, value: float) -> None:
         """One more value of a series."""
@@ -87,7 +89,8 @@ class Findings:
             result(name, count, "count", 0 if name in failed else None, at_most=True)
             for name, count in self.counts.items()
         ]
-        return [*self.rows, *counted, *(row for series in self.series.values() for row in series.rows())]
+        lasted = result("lasted", self.seconds, "s")
+        return [*self.rows, lasted, *counted, *(row for series in self.series.values() for row in series.rows())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Soak:
         self._live, self._plan, self._findings, self._note = live, plan, findings, note
         self._probe, self._rng = Probe(live), random.Random(0)
         settings = live.settings()
-        self._redis: Any = Redis.from_url(settings["PERSEID_REDIS"])
+        self._redis = settings["PERSEID_REDIS"]
         self._world = asyncio.run(known(settings))
         self._processes = processes()
 
@@ -122,7 +125,8 @@ class Soak:
         requests = [get_request(f"/v1/recommendations/{user}?count=10") for user in self._sample(2000)]
         host, port = self._live.urls[0].removeprefix("http://").split(":")
         load = QueryLoad(host, [int(port)], requests, plan.queries, plan.every_s, warm_up_s=0.0)
-        with generator() as begin, Load(self._live, users, self._world.items, rate) as clicks:
+        clicks = Load(self._live, users, self._world.items, rate)
+        with closing(self._probe), generator() as begin, clicks:
             began = time.monotonic()
             while (at_s := time.monotonic() - began) < plan.seconds:
                 sent = clicks.sent
@@ -130,6 +134,7 @@ class Soak:
                 delays = self._probes(users, plan.every_s)
                 self._take(at_s, delays, answered())
                 self._findings.count("events", clicks.sent - sent)
+                self._findings.seconds = time.monotonic() - began
 
     def _sample(self, count: int) -> list[str]:
         """Some users, at least twenty where there are so many."""
@@ -139,9 +144,8 @@ class Soak:
         """Delays of clicks that leave on schedule, in milliseconds; infinite where none was visible in time."""
         delays, began = [], time.monotonic()
         for number in range(int(seconds * PROBES_PER_S)):
-            if (wait := began + number / PROBES_PER_S - time.monotonic()) > 0:
-                time.sleep(wait)
-            elif wait < -seconds:  # far behind: the interval has ended
+            time.sleep(max(0.0, began + number / PROBES_PER_S - time.monotonic()))
+            if time.monotonic() - began > seconds:  # the ones before were late: no interval is much longer than others
                 break
             if number % PROBES_PER_S == 0:
                 self._reprice()
@@ -168,7 +172,7 @@ class Soak:
             found.add(f"query_p{share}", "ms", allowed, at_s, report.percentile(share))
         lag = sum(topic["lag"] for topic in self._live.get("/v1/status")["topics"].values())
         found.add("lag", "records", LAG, at_s, lag)
-        found.add("redis_used", "MB", MEMORY, at_s, self._redis.info("memory")["used_memory"] / 1e6)
+        found.add("redis_used", "MB", MEMORY, at_s, redis_bytes(self._redis) / 1e6)
         for name, process in self._processes.items():
             memory, count = (None, None) if name in UNJUDGED else (MEMORY, COUNT)
             found.add(f"{name}_memory", "MB", memory, at_s, process.memory_info().rss / 1e6)
