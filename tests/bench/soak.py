@@ -186,7 +186,8 @@ def visible_ms(probe: Probe, user: str, item: str) -> float:
     acknowledged = probe.send("clickstream", user, click(user, item))
     while time.perf_counter() - acknowledged.at_s < LATE_S:
         answer = probe.get(f"/v1/recommendations/{user}?count=1")
-        if answer.get("as_of", {}).get("offset", 0) > acknowledged.offset:  # the next one to apply
+        applied = (answer.get("as_of") or {}).get("offset")  # the next one to apply; unknown while Redis is away
+        if applied is not None and applied > acknowledged.offset:
             return (time.perf_counter() - acknowledged.at_s) * 1000
     return math.inf
 
