@@ -230,7 +230,7 @@ def processes() -> dict[str, psutil.Process]:
     """The processes that this one has started, servers and roles, by name; the bench's own helpers are left out."""
     found: dict[str, psutil.Process] = {}
     for process in psutil.Process(os.getpid()).children(recursive=True):
-        name = role = _role(process.cmdline())
+        name = role = _role(process)
         number = 1
         while name in found:
             number += 1
@@ -240,8 +240,12 @@ def processes() -> dict[str, psutil.Process]:
     return found
 
 
-def _role(argv: list[str]) -> str:
-    """What a command line runs; "" for none of ours."""
+def _role(process: psutil.Process) -> str:
+    """What a process is; "" for none of ours."""
+    try:
+        argv = process.cmdline()
+    except psutil.NoSuchProcess:  # it has just ended
+        return ""
     if "deploy.cli" in argv:
         return argv[argv.index("deploy.cli") + 1]
     if "kafka.Kafka" in argv:
