@@ -44,8 +44,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Where the state is and what is applied to it; `model` None: without an encoder."""
+    """Where the state is and what is applied to it; `model` None: without an encoder.
 
+    The writer's `turn` was 1; each later one takes the claims over, and brings other events.
+    """
+
+    turn: int
     redis: str
     redis_pid: int
     point: Point
@@ -81,9 +85,8 @@ async def measure_engine(task: Task) -> Cost:
             stack.callback(encoder.close)
         broker = MemoryBroker()
         engine = Engine(store, Rules(embedders={"bench": TEXT_DIM}), task.point.partitions, broker, encoder)
-        generation = 2 if task.model is None else 3  # after the writer's
         for partition in range(task.point.partitions):
-            await engine.claim(partition_tag(partition), generation, dict.fromkeys(USER_TOPICS, LOG))
+            await engine.claim(partition_tag(partition), task.turn, dict.fromkeys(USER_TOPICS, LOG))
         records = list(_records(engine, task))
         batches = [records[at : at + BATCH] for at in range(0, task.events, BATCH)]
         warm = 1 + round(_WARM * len(batches))
@@ -123,7 +126,7 @@ def _records(engine: Engine, task: Task) -> Iterator[Record]:
     """Clicks as a consumer would have them, from the positions on."""
     point, now_ms = task.point, int(time.time() * 1000)
     at = {number: engine.tenures[partition_tag(number)].positions[CLICKSTREAM] for number in range(point.partitions)}
-    for user, body in clicks(Synthetic(point.items, point.users), task.events, now_ms):
+    for user, body in clicks(Synthetic(point.items, point.users), task.events, now_ms, task.turn):
         partition = partition_of(user, point.partitions)
         yield Record(CLICKSTREAM, partition, at[partition], now_ms, user.encode(), body)
         at[partition] += 1

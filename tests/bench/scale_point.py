@@ -160,7 +160,8 @@ class Stage:
     def engine(self, encode: bool) -> list[Row]:
         """What an event costs the worker's engine, without Kafka, in a process that has nothing else in it."""
         events, model = (self.effort.encoded, self.model) if encode else (self.effort.events, None)
-        task = Task(self.redis.url, self.redis.pid or 0, self.point, events, model, self.effort.cache_mb)
+        turn = 3 if encode else 2
+        task = Task(turn, self.redis.url, self.redis.pid or 0, self.point, events, model, self.effort.cache_mb)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             cost = pool.apply(run_engine, (task,))
         name = "event_encoded" if encode else "event"

@@ -108,9 +108,12 @@ class Synthetic:
         )
 
 
-def clicks(world: Synthetic, events: int, now_ms: int) -> Iterator[tuple[str, bytes]]:
-    """User and body of clicks at `now_ms`; a few users are busy (Zipf, exponent 1), items are drawn evenly."""
-    rng = np.random.default_rng((world.seed, 5))
+def clicks(world: Synthetic, events: int, now_ms: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """User and body of clicks at `now_ms`; a few users are busy (Zipf, exponent 1), items are drawn evenly.
+
+    Those of one seed are the same again, event ids included.
+    """
+    rng = np.random.default_rng((world.seed, 5, seed))
     weights = 1.0 / np.arange(1, world.users + 1)
     chosen = rng.choice(world.users, events, p=weights / weights.sum())
     items, kinds = rng.integers(0, world.items, events), rng.integers(0, 2, events)
