@@ -11,16 +11,12 @@ the item tower. Clicks of others arrive meanwhile. An item that never comes firs
 from __future__ import annotations
 
 import asyncio
-import http.client
 import random
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 import torch
-from confluent_kafka import Producer
 
 from encoder.artefact import load
 from encoder.incremental import IncrementalEncoder, use_threads
@@ -32,7 +28,9 @@ from index.keys import Keys
 from index.live_user import UserReader
 from index.records import Vector
 from index.redis_store import RedisStore
-from tests.bench.freshness import WARM_UP_S, Load, Tables, parser, setting, started
+from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
+from tests.bench.freshness import Tables
+from tests.bench.probe import Probe
 from tests.bench.report import Row, result, show
 from tests.integration.live import Live, new_id
 
@@ -51,20 +49,20 @@ async def bench(live: Live, rate: float, probes: int) -> list[Row]:
     tables = Tables(Catalogue(served.version, served.dim), IncrementalEncoder(model, cache_bytes=1 << 26, device="cpu"))
     await ItemFollower(store, served.version, tables, text_vectors=True).catch_up()
     partitions = int(settings["PERSEID_PARTITIONS"])
-    users = sorted({user for p in range(partitions) for user in await store.scores(store.keys.users(f"p{p}"))})
+    users = await known_users(store, partitions)
     reader, rng = UserReader(store, partitions, served.version, served.dim), random.Random(0)
     rng.shuffle(users)
     probed, loaded = users[: max(20, len(users) // 10)], users[max(20, len(users) // 10) :]
-    prober = Prober(live, served.embedder)
+    probe = Probe(live)
     delays: list[float] = []
     with Load(live, loaded, tables.known, rate):
         await asyncio.sleep(WARM_UP_S)
         while len(delays) < probes:
             user = await reader.read(rng.choice(probed))
             if user.vectors is not None:
-                item = await asyncio.to_thread(prober.introduce)
+                item = await asyncio.to_thread(introduce, live, probe)
                 vector = best_vector(model, user.vectors[0])
-                delays.append(await asyncio.to_thread(prober.measure, user.user_id, item, vector))
+                delays.append(await asyncio.to_thread(measure, probe, served.embedder, user.user_id, item, vector))
     await store.close()
     tables.catalogue.close()
     right = [delay for delay in delays if delay != float("inf")]
@@ -95,59 +93,30 @@ def best_vector(model: StarsEncoder, aim: Vector) -> Vector:
     return found
 
 
-class Prober:
-    """Puts an item into the catalogue, sends its vector, and asks until it comes first."""
+def introduce(live: Live, probe: Probe) -> str:
+    """A new item that has been embedded from its text, and is in the index."""
+    item = new_id("cold")
+    probe.send(
+        "catalog", item, {"item_id": item, "title": "Something else altogether", "ts_ms": int(time.time() * 1000)}
+    )
 
-    def __init__(self, live: Live, embedder: str) -> None:
-        self._live, self._embedder = live, embedder
-        self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 0})
-        self._http = http.client.HTTPConnection(live.urls[0].removeprefix("http://"), timeout=5)
+    def indexed() -> bool:
+        record = probe.get(f"/v1/items/{item}")
+        return bool(record.get("indexed")) and record["index"]["position"] >= record["position"]
 
-    def introduce(self) -> str:
-        """A new item that has been embedded from its text, and is in the index."""
-        item = new_id("cold")
-        body = {"item_id": item, "title": "Something else altogether", "ts_ms": int(time.time() * 1000)}
-        self._send("catalog", item, body)
+    live.until(indexed, 30.0, "the item is embedded and indexed")
+    return item
 
-        def indexed() -> bool:
-            record = self._get(f"/v1/items/{item}")
-            return bool(record.get("indexed")) and record["index"]["position"] >= record["position"]
 
-        self._live.until(indexed, 30.0, "the item is embedded and indexed")
-        return item
-
-    def measure(self, user_id: str, item: str, vector: Vector) -> float:
-        """Milliseconds from the acknowledgement to the first answer that begins with the item; infinite when late."""
-        body = {
-            "item_id": item,
-            "embedder": self._embedder,
-            "vector": vector.tolist(),
-            "ts_ms": int(time.time() * 1000),
-        }
-        acknowledged = self._send("item-vectors", item, body)
-        while time.perf_counter() - acknowledged < LATE_S:
-            answer = self._get(f"/v1/recommendations/{user_id}?count=1&slot=next")
-            if answer["items"] and answer["items"][0]["item_id"] == item:
-                return (time.perf_counter() - acknowledged) * 1000
-        return float("inf")
-
-    def _send(self, topic: str, key: str, body: dict[str, Any]) -> float:
-        """When it was acknowledged."""
-        acknowledged: list[float] = []
-        self._producer.produce(
-            self._live.topic(topic),
-            orjson.dumps(body),
-            key.encode(),
-            on_delivery=lambda error, _: acknowledged.append(time.perf_counter()),
-        )
-        while not acknowledged:
-            self._producer.poll(0.001)
-        return acknowledged[0]
-
-    def _get(self, path: str) -> dict[str, Any]:
-        self._http.request("GET", path)
-        found: dict[str, Any] = orjson.loads(self._http.getresponse().read())
-        return found
+def measure(probe: Probe, embedder: str, user_id: str, item: str, vector: Vector) -> float:
+    """Milliseconds from the acknowledgement to the first answer that begins with the item; infinite when late."""
+    body = {"item_id": item, "embedder": embedder, "vector": vector.tolist(), "ts_ms": int(time.time() * 1000)}
+    acknowledged_s = probe.send("item-vectors", item, body).at_s
+    while time.perf_counter() - acknowledged_s < LATE_S:
+        answer = probe.get(f"/v1/recommendations/{user_id}?count=1&slot=next")
+        if answer["items"] and answer["items"][0]["item_id"] == item:
+            return (time.perf_counter() - acknowledged_s) * 1000
+    return float("inf")
 
 
 def main() -> None:

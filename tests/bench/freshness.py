@@ -11,23 +11,16 @@ against it. The generator and the oracle share the machine with what they measur
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import http.client
 import random
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-from confluent_kafka import Producer
 
 from context.features import is_active
 from encoder.artefact import load
@@ -41,14 +34,13 @@ from index.popularity import Popularity
 from index.query import ContextView, Query, UserView, recommend
 from index.records import ItemRecord, Vector, decode_vectors, encode_vectors
 from index.redis_store import RedisStore
-from tests import services
+from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
+from tests.bench.probe import Probe
 from tests.bench.report import result, show
-from tests.integration.deployments import EMBEDDED, REAL, deployment, prepared
 from tests.integration.live import Live, click
 
 GOALS = {"p50": 10.0, "p99": 40.0}  # ms, at GOAL_RATE events/s
 GOAL_RATE = 500
-WARM_UP_S = 3.0
 LATE_MS = 2000.0  # a probe that is not right by then counts as failed
 
 
@@ -113,63 +105,14 @@ class Oracle:
         return recommend(query, view, self._tables.catalogue, context, self.popularity, now_ms).items[0].item_id
 
 
-class Load:
-    """Sends clicks of random users at a fixed rate from a thread of its own, on schedule whatever happens."""
-
-    def __init__(self, live: Live, users: list[str], items: list[str], rate: float) -> None:
-        self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 1})
-        self._topic = live.topic("clickstream")
-        self._users, self._items, self._rate = users, items, rate
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.sent = 0
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._producer.flush(10)
-
-    def _run(self) -> None:
-        rng, began = random.Random(1), time.monotonic()
-        while not self._stop.is_set():
-            due = int((time.monotonic() - began) * self._rate)
-            while self.sent < due:
-                event = click(rng.choice(self._users), rng.choice(self._items))
-                self._producer.produce(self._topic, orjson.dumps(event), event["user_id"].encode())
-                self.sent += 1
-            self._producer.poll(0)
-            time.sleep(0.002)
-
-
-class Prober:
-    """Sends one event and asks until the answer is right."""
-
-    def __init__(self, live: Live) -> None:
-        self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 0})
-        self._topic = live.topic("clickstream")
-        self._http = http.client.HTTPConnection(live.urls[0].removeprefix("http://"), timeout=5)
-
-    def measure(self, event: dict[str, Any], top: str) -> float:
-        """Milliseconds from the acknowledgement to the first right answer; infinite when there was none in time."""
-        acknowledged: list[float] = []
-        self._producer.produce(
-            self._topic,
-            orjson.dumps(event),
-            event["user_id"].encode(),
-            on_delivery=lambda error, _: acknowledged.append(time.perf_counter()),
-        )
-        while not acknowledged:
-            self._producer.poll(0.001)
-        while (waited_ms := (time.perf_counter() - acknowledged[0]) * 1000) < LATE_MS:
-            self._http.request("GET", f"/v1/recommendations/{event['user_id']}?count=1&slot=next")
-            answer = orjson.loads(self._http.getresponse().read())
-            if answer["items"] and answer["items"][0]["item_id"] == top:
-                return (time.perf_counter() - acknowledged[0]) * 1000
-        return waited_ms if waited_ms < LATE_MS else float("inf")
+def measure(probe: Probe, event: dict[str, Any], top: str) -> float:
+    """Milliseconds from the acknowledgement to the first right answer; infinite when there was none in time."""
+    acknowledged_s = probe.send("clickstream", event["user_id"], event).at_s
+    while (time.perf_counter() - acknowledged_s) * 1000 < LATE_MS:
+        answer = probe.get(f"/v1/recommendations/{event['user_id']}?count=1&slot=next")
+        if answer["items"] and answer["items"][0]["item_id"] == top:
+            return (time.perf_counter() - acknowledged_s) * 1000
+    return float("inf")
 
 
 async def bench(live: Live, rates: list[int], probes: int) -> list[dict[str, Any]]:
@@ -183,8 +126,8 @@ async def bench(live: Live, rates: list[int], probes: int) -> list[dict[str, Any
     await ItemFollower(store, served.version, tables, text_vectors=True).catch_up()
     partitions, facts = int(settings["PERSEID_PARTITIONS"]), await store.read_all(store.keys.cluster())
     oracle = Oracle(store, served, tables, partitions)
-    users = sorted({user for p in range(partitions) for user in await store.scores(store.keys.users(f"p{p}"))})
-    rng, prober, results = random.Random(0), Prober(live), []
+    users = await known_users(store, partitions)
+    rng, probe, results = random.Random(0), Probe(live), []
     rng.shuffle(users)
     probed, loaded = users[: max(20, len(users) // 10)], users[max(20, len(users) // 10) :]
     for rate in rates:
@@ -196,7 +139,7 @@ async def bench(live: Live, rates: list[int], probes: int) -> list[dict[str, Any
                 await oracle.popularity.refresh(partitions, int(facts["bucket_ms"]), int(time.time() * 1000))
                 found = await oracle.probe(rng.choice(probed), rng)
                 if found is not None:
-                    delays.append(prober.measure(*found))
+                    delays.append(measure(probe, *found))
             real_rate = (load_thread.sent - before) / (time.monotonic() - began)
         results += figures(rate, real_rate, delays)
     await store.close()
@@ -219,30 +162,6 @@ def figures(rate: int, real_rate: float, delays: list[float]) -> list[dict[str, 
         result(f"{rate}_per_s_samples", len(right), "probes", None),
         result(f"{rate}_per_s_wrong", wrong, "probes", 0 if rate == GOAL_RATE else None, at_most=True),
     ]
-
-
-@contextmanager
-def started(on: str, state: Path | None) -> Iterator[Live]:
-    """A running deployment without traffic: with real Kafka and Redis, or with the embedded ones."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perseid-bench-")))
-        fixtures = {"kafka_server": stack.enter_context(services.kafka())} if on == "kafka" else {}
-        name = REAL if on == "kafka" else EMBEDDED
-        source = prepared(state or folder / "prepared")
-        yield stack.enter_context(deployment(name, source, folder / "live", fixtures.__getitem__))
-
-
-def parser(description: str) -> argparse.ArgumentParser:
-    """Options of every bench on a whole deployment."""
-    options = argparse.ArgumentParser(description=description.splitlines()[0])
-    options.add_argument("--on", choices=("kafka", "embedded"), default="kafka")
-    options.add_argument("--state", type=Path, help="folder to keep shop and model in between runs: saves the training")
-    return options
-
-
-def setting(on: str) -> str:
-    """What a reader has to know about the figures."""
-    return f"{'real Kafka and Redis' if on == 'kafka' else 'embedded broker and Redis'}, all roles and the generator"
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ from streams.kafka_access import KafkaAccess
 from tests import services
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.report import Row, result, show
-from tests.bench.synthetic import DIM, PARTITIONS, TEXT_DIM, Synthetic, Writer, user_id
+from tests.bench.synthetic import DIM, PARTITIONS, TEXT_DIM, Synthetic, Writer, clicks
 from tests.faults import worker_process
 from tests.faults.live import PREFIX, LiveState
 from tests.faults.process_files import ProcessFiles
@@ -99,23 +99,11 @@ def topic(address: str, world: Synthetic, events: int) -> Iterator[KafkaAccess]:
     with services.own_topics(address, f"bench-{uuid.uuid4().hex[:8]}-") as access:
         create_topics(access, PARTITIONS)
         producer = Producer({**access.librdkafka(), "partitioner": "murmur2_random", "linger.ms": 20})
-        rng = np.random.default_rng(1)
-        weights = 1.0 / np.arange(1, world.users + 1)
-        chosen = rng.choice(world.users, events, p=weights / weights.sum())
-        items, kinds = rng.integers(0, world.items, events), rng.integers(0, 2, events)
-        now_ms, name = int(time.time() * 1000), access.topic(CLICKSTREAM)
-        for at in range(events):
-            user = user_id(int(chosen[at]))
-            body = {
-                "event_id": str(uuid.UUID(bytes=rng.bytes(16))),
-                "user_id": user,
-                "item_id": world.item_ids[items[at]],
-                "kind": DEFAULT_KINDS[kinds[at]].name,
-                "ts_ms": now_ms,
-            }
+        name = access.topic(CLICKSTREAM)
+        for user, body in clicks(world, events, int(time.time() * 1000)):
             while True:
                 try:
-                    producer.produce(name, orjson.dumps(body), user.encode())
+                    producer.produce(name, body, user.encode())
                     break
                 except BufferError:
                     producer.poll(0.1)
@@ -143,11 +131,7 @@ def encoded(
     access: KafkaAccess, world: Synthetic, lengths: NDArray[np.int64], given: argparse.Namespace, folder: Path
 ) -> list[Row]:
     """The worker process as users run it, with an untrained model."""
-    torch.manual_seed(0)
-    kinds = tuple(kind.name for kind in DEFAULT_KINDS)
-    config = preset("base", d_text=TEXT_DIM, d_reduced=TEXT_DIM, kinds=kinds)
-    assert config.d_model == DIM
-    artefact, version = save_version(StarsEncoder(config), folder / "model", {"embedder": "bench"})
+    artefact, version = untrained(folder / "model")
     with redis(folder, "encoded") as server, Supervisor() as supervisor:
         asyncio.run(fill(server.url, world, lengths, version))
         variables = {
@@ -176,6 +160,15 @@ def encoded(
         result("cache_miss_rate", misses / max(1, hits + misses), "share", 0.1),
         result("mean_window", float(lengths.mean()), "events"),
     ]
+
+
+def untrained(folder: Path, text_dim: int = TEXT_DIM) -> tuple[Path, str]:
+    """An artefact of the preset `base` (d=256, 4 layers) with random weights, and its version."""
+    torch.manual_seed(0)
+    kinds = tuple(kind.name for kind in DEFAULT_KINDS)
+    config = preset("base", d_text=text_dim, d_reduced=min(text_dim, DIM), kinds=kinds)
+    assert config.d_model == DIM
+    return save_version(StarsEncoder(config), folder, {"embedder": "bench"})
 
 
 @contextmanager

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,8 +60,16 @@ class Report:
 
 def run(load: Load) -> Report:
     """Runs the load in a process of its own and returns what it saw."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_main, (load,))
+    with generator() as begin:
+        return begin(load)()
+
+
+@contextmanager
+def generator() -> Iterator[Callable[[Load], Callable[[], Report]]]:
+    """A process for several loads, one after the other: begin one, and ask later for what it saw."""
+    # Ctrl-C reaches the whole group; the process ends with the block, after its owner has said what it has.
+    with multiprocessing.get_context("spawn").Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield lambda load: pool.apply_async(_main, (load,)).get
 
 
 def get_request(path: str, host: str = "127.0.0.1") -> bytes:

@@ -1,9 +1,12 @@
-"""What a process has used so far: CPU seconds and resident memory, from /proc (Linux)."""
+"""What a process has used so far: CPU seconds and resident memory, from /proc (Linux); and what Redis says it uses."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+from redis import Redis
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -19,3 +22,10 @@ def cpu_seconds(pid: int | str = "self") -> float:
     # The name in parentheses may hold spaces; user and system time are the 14th and 15th field of the line.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def redis_bytes(url: str) -> int:
+    """Memory that a Redis server counts as used: its data, and some for its clients."""
+    with Redis.from_url(url) as client:
+        found: Any = client.info("memory")
+        return int(found["used_memory"])

@@ -80,26 +80,36 @@ def deployment(folder: Path, world: Synthetic) -> Iterator[dict[int, int]]:
         first = free_ports(2)
         found = {}
         for port in (first, first + 1):
-            variables = {
-                "PERSEID_KAFKA": broker.address,
-                "PERSEID_REDIS": redis.url,
-                "PERSEID_PREFIX": PREFIX,
-                "PERSEID_STATE": str(folder / str(port)),
-                "PERSEID_API_PORT": str(port),
-            }
-            env = environment(load_settings(variables), os.environ)
-            found[port] = supervisor.start(Role(f"api-{port}", command("api"), folder / f"api-{port}.log", env))
-        beats = [sys.executable, "-m", "tests.bench.query_beats", redis.url, PREFIX]
-        supervisor.start(Role("beats", tuple(beats), folder / "beats.log", {**os.environ}))
+            found[port] = start_api(supervisor, folder, broker.address, redis.url, port)
+        start_beats(supervisor, folder, redis.url)
         for port in found:
             supervisor.wait_ready(f"api-{port}", lambda port=port: is_ok(f"http://{HOST}:{port}/readyz"), _READY_S)  # type: ignore[misc]
-        _wait_for_graphs(found)
+        wait_for_graphs(found)
         answer = fetch(f"http://{HOST}:{first}/v1/recommendations/{user_id(0)}?count=10")
         assert answer and answer["served_by"] == "personal" and len(answer["items"]) == 10, answer
         yield found
 
 
-def _wait_for_graphs(processes: dict[int, int]) -> None:
+def start_api(supervisor: Supervisor, folder: Path, kafka: str, redis: str, port: int) -> int:
+    """Starts the API process `api-PORT`; its process id."""
+    variables = {
+        "PERSEID_KAFKA": kafka,
+        "PERSEID_REDIS": redis,
+        "PERSEID_PREFIX": PREFIX,
+        "PERSEID_STATE": str(folder / str(port)),
+        "PERSEID_API_PORT": str(port),
+    }
+    env = environment(load_settings(variables), os.environ)
+    return supervisor.start(Role(f"api-{port}", command("api"), folder / f"api-{port}.log", env))
+
+
+def start_beats(supervisor: Supervisor, folder: Path, redis: str, partitions: int = PARTITIONS) -> None:
+    """Starts what confirms all partitions in the worker's place."""
+    argv = (sys.executable, "-m", "tests.bench.query_beats", redis, PREFIX, str(partitions))
+    supervisor.start(Role("beats", argv, folder / "beats.log", {**os.environ}))
+
+
+def wait_for_graphs(processes: dict[int, int]) -> None:
     """Until the API processes have built their search graphs and rest."""
     while True:
         before = [cpu_seconds(pid) for pid in processes.values()]

@@ -1,4 +1,4 @@
-"""A process that confirms every partition of a synthetic live state, as its worker would: `URL PREFIX`."""
+"""A process that confirms every partition of a synthetic live state, as its worker would: `URL PREFIX PARTITIONS`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import sys
 
 from index.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
 from index.redis_store import RedisStore
-from tests.bench.synthetic import PARTITIONS
 
 _EVERY_S = 0.2  # as a worker
 
 
-async def main(url: str, prefix: str) -> None:
+async def main(url: str, prefix: str, partitions: int) -> None:
     """Beats for ever."""
     store = RedisStore(url, Keys(prefix))
-    tags = [*(partition_tag(number) for number in range(PARTITIONS)), ITEMS_TAG, CONTEXT_TAG]
+    tags = [*(partition_tag(number) for number in range(partitions)), ITEMS_TAG, CONTEXT_TAG]
     while True:
         await asyncio.gather(*(store.beat(tag, "bench", {}, True) for tag in tags))
         await asyncio.sleep(_EVERY_S)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -22,7 +22,7 @@ def result(name: str, value: float, unit: str, goal: float | None = None, *, at_
 def show(bench: str, results: Sequence[Row], setting: str = "") -> None:
     """Prints the line; `setting` says what else the hardware carried."""
     where = "; ".join(filter(None, (setting, hardware())))
-    print(json.dumps({"bench": bench, "commit": _commit(), "hardware": where, "results": list(results)}))
+    print(json.dumps({"bench": bench, "commit": commit(), "hardware": where, "results": list(results)}))
 
 
 def hardware() -> str:
@@ -33,7 +33,7 @@ def hardware() -> str:
     return f"{os.cpu_count()} x {models[0] if models else platform.processor()}, load average {os.getloadavg()[0]:.1f}"
 
 
-def _commit() -> str:
+def commit() -> str:
     done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
     )

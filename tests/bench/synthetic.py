@@ -8,6 +8,7 @@ It is deterministic for a seed.
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,8 +41,9 @@ SHARES = (0.5, 0.05, 0.005)  # of the items that the tags `share-…` mark
 BUCKET_MS = 6 * 3600 * 1000
 WINDOW = 200 + 56 // 2
 TEXT_DIM = 4  # text vectors are not read by queries; an untrained encoder has no use for more
+LOG = LogIdentity("bench")  # that the writer's positions count in
 _BATCH = 500
-_LOG = LogIdentity("bench")
+_DRAWN = 10_000  # vectors
 
 
 @dataclass
@@ -63,17 +65,20 @@ class Synthetic:
 
     def item_vectors(self, seed: int = 1) -> Vector:
         """[items, dim]; another seed gives every item another vector."""
-        rng = np.random.default_rng((self.seed, seed))
-        noise = 0.6 * unit(rng.standard_normal((self.items, self.dim)))
-        return unit(self._centres[rng.integers(0, CENTRES, self.items)] + noise)
+        rng, found = np.random.default_rng((self.seed, seed)), np.empty((self.items, self.dim), np.float32)
+        for at in range(0, self.items, _DRAWN):  # all at once would take five times the memory of the result
+            part = found[at : at + _DRAWN]
+            part[:] = self._around(rng, (len(part),))
+        return found
 
-    def user_vectors(self, count: int | None = None, seed: int = 2) -> Vector:
-        """[count, 2, dim]: two tastes of each user, between the clusters of items."""
-        rng = np.random.default_rng((self.seed, seed))
-        shape = (self.users if count is None else count, 2)
-        return unit(
-            self._centres[rng.integers(0, CENTRES, shape)] + 0.6 * unit(rng.standard_normal((*shape, self.dim)))
-        )
+    def user_vectors(self, count: int, first: int = 0) -> Vector:
+        """[count, 2, dim]: two tastes of each user, between the clusters of items; others for another `first`."""
+        return self._around(np.random.default_rng((self.seed, 2, first)), (count, 2))
+
+    def _around(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Vector:
+        """[*shape, dim], each near a centre."""
+        noise = 0.6 * unit(rng.standard_normal((*shape, self.dim)))
+        return unit(self._centres[rng.integers(0, CENTRES, shape)] + noise)
 
     def records(self, vectors: Vector) -> Iterator[ItemRecord]:
         """Catalogue records with `vectors` [items, dim]; brand, category, price, and a tag for each share."""
@@ -103,6 +108,26 @@ class Synthetic:
         )
 
 
+def clicks(world: Synthetic, events: int, now_ms: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """User and body of clicks at `now_ms`; a few users are busy (Zipf, exponent 1), items are drawn evenly.
+
+    Those of one seed are the same again, event ids included.
+    """
+    rng = np.random.default_rng((world.seed, 5, seed))
+    weights = 1.0 / np.arange(1, world.users + 1)
+    chosen = rng.choice(world.users, events, p=weights / weights.sum())
+    items, kinds = rng.integers(0, world.items, events), rng.integers(0, 2, events)
+    for user, item, kind in zip(chosen, items, kinds, strict=True):
+        body = {
+            "event_id": str(uuid.UUID(bytes=rng.bytes(16))),
+            "user_id": user_id(int(user)),
+            "item_id": world.item_ids[item],
+            "kind": DEFAULT_KINDS[kind].name,
+            "ts_ms": now_ms,
+        }
+        yield user_id(int(user)), orjson.dumps(body)
+
+
 def unit(vectors: Any) -> Vector:
     """L2-normalised along the last axis."""
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32)
@@ -115,17 +140,19 @@ def user_id(number: int) -> str:
 class Writer:
     """Plays the worker: claims every tag, writes items and users."""
 
-    def __init__(self, store: LiveStore, partitions: int = PARTITIONS, model: str = MODEL) -> None:
-        self.store, self.partitions, self.model = store, partitions, model
+    def __init__(
+        self, store: LiveStore, partitions: int = PARTITIONS, model: str = MODEL, text_dim: int = TEXT_DIM
+    ) -> None:
+        self.store, self.partitions, self.model, self.text_dim = store, partitions, model, text_dim
         self._position: dict[str, int] = {}
 
     async def open(self, dim: int = DIM) -> None:
         """Claims, and names a model without context features."""
         await self.store.ensure_cluster(self.partitions, [kind.name for kind in DEFAULT_KINDS])
         for number in range(self.partitions):
-            await self.store.claim(partition_tag(number), "bench", 1, dict.fromkeys(("clickstream", "users"), _LOG))
-        await self.store.claim(ITEMS_TAG, "bench", 1, dict.fromkeys(("catalog", "item-vectors"), _LOG))
-        await self.store.claim(CONTEXT_TAG, "bench", 1, {"context": _LOG})
+            await self.store.claim(partition_tag(number), "bench", 1, dict.fromkeys(("clickstream", "users"), LOG))
+        await self.store.claim(ITEMS_TAG, "bench", 1, dict.fromkeys(("catalog", "item-vectors"), LOG))
+        await self.store.claim(CONTEXT_TAG, "bench", 1, {"context": LOG})
         document = {"version": self.model, "config": {"d_model": dim}, "metadata": {"embedder": "bench"}}
         await self.store.write(
             self.store.keys.model(self.model), {"json": orjson.dumps(document), "context.weight": b""}
@@ -140,7 +167,7 @@ class Writer:
             ops: list[Op] = []
             for record in batch:
                 assert record.retrieval is not None
-                key, text = self.store.keys.item(record.item_id), record.retrieval[:TEXT_DIM]
+                key, text = self.store.keys.item(record.item_id), np.resize(record.retrieval, self.text_dim)
                 values = {
                     CATALOGUE: canonical_json(record.catalogue),
                     TAGS: canonical_json(record.tags),
@@ -158,17 +185,16 @@ class Writer:
 
         `lengths` [users] are those of the windows, WINDOW by default.
         """
-        vectors = world.user_vectors()
         by_partition: dict[int, list[int]] = {}
         for number in numbers:
             by_partition.setdefault(partition_of(user_id(number), self.partitions), []).append(number)
         for partition, mine in by_partition.items():
             tag = partition_tag(partition)
             for at in range(0, len(mine), _BATCH):
-                ops = []
-                for number in mine[at : at + _BATCH]:
+                ops, part = [], mine[at : at + _BATCH]
+                for number, vectors in zip(part, world.user_vectors(len(part), part[0]), strict=True):
                     state = world.state(number, now_ms, WINDOW if lengths is None else lengths[number])
-                    fields = {STATE: encode_state(state), vector_field(self.model): encode_vectors(vectors[number])}
+                    fields = {STATE: encode_state(state), vector_field(self.model): encode_vectors(vectors)}
                     ops.append(Op("hset", self.store.keys.user(tag, user_id(number)), fields))
                     ops.append(Op("zadd", self.store.keys.users(tag), {user_id(number): state.ts_ms[-1]}))
                     popular = {f"\x1f{state.items[-1]}": 1}

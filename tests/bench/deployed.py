@@ -1,0 +1,87 @@
+"""What the benches on a whole deployment share: its start without traffic, clicks at a steady rate, and their options.
+
+Assumes that the deployment's processes and the bench are on one machine. It measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import orjson
+from confluent_kafka import Producer
+
+from index.keys import partition_tag
+from index.store import LiveStore
+from tests import services
+from tests.integration.deployments import EMBEDDED, REAL, deployment, prepared
+from tests.integration.live import Live, click
+
+WARM_UP_S = 3.0
+
+
+class Load:
+    """Sends clicks of random users at a fixed rate from a thread of its own, on schedule whatever happens."""
+
+    def __init__(self, live: Live, users: list[str], items: list[str], rate: float) -> None:
+        self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 1})
+        self._topic = live.topic("clickstream")
+        self._users, self._items, self._rate = users, items, rate
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.sent = 0
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._producer.flush(10)
+
+    def _run(self) -> None:
+        rng, began = random.Random(1), time.monotonic()
+        while not self._stop.is_set():
+            due = int((time.monotonic() - began) * self._rate)
+            while self.sent < due:
+                event = click(rng.choice(self._users), rng.choice(self._items))
+                self._producer.produce(self._topic, orjson.dumps(event), event["user_id"].encode())
+                self.sent += 1
+            self._producer.poll(0)
+            time.sleep(0.002)
+
+
+async def known_users(store: LiveStore, partitions: int) -> list[str]:
+    """All users of the live state, in order."""
+    return sorted({user for p in range(partitions) for user in await store.scores(store.keys.users(partition_tag(p)))})
+
+
+@contextmanager
+def started(on: str, state: Path | None) -> Iterator[Live]:
+    """A running deployment without traffic: with real Kafka and Redis, or with the embedded ones."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perseid-bench-")))
+        fixtures = {"kafka_server": stack.enter_context(services.kafka())} if on == "kafka" else {}
+        name = REAL if on == "kafka" else EMBEDDED
+        source = prepared(state or folder / "prepared")
+        yield stack.enter_context(deployment(name, source, folder / "live", fixtures.__getitem__))
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options of every bench on a whole deployment."""
+    options = argparse.ArgumentParser(description=description.splitlines()[0])
+    options.add_argument("--on", choices=("kafka", "embedded"), default="kafka")
+    options.add_argument("--state", type=Path, help="folder to keep shop and model in between runs: saves the training")
+    return options
+
+
+def setting(on: str) -> str:
+    """What a reader has to know about the figures."""
+    return f"{'real Kafka and Redis' if on == 'kafka' else 'embedded broker and Redis'}, all roles and the generator"
