@@ -61,6 +61,11 @@ def _named_parts(context: click.Context, parameter: click.Parameter, value: str)
     default="",
     help="Leave these out of items' vectors, with commas between them: text, ids, tags.",
 )
+@click.option(
+    "--general-reach",
+    type=click.Choice(["encoder", "head"]),
+    help="What the loss of h_gen may change; head: nothing that h_next uses.  [default: the preset's, else encoder]",
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: the preset's, else 20]")
 @click.option("--max-seconds", type=click.FloatRange(min=1), help="Bound of the whole training run.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -76,6 +81,7 @@ def train(
     protocol: str,
     preset_name: str,
     without: frozenset[str],
+    general_reach: str | None,
     epochs: int | None,
     max_seconds: float | None,
     seed: int,
@@ -94,7 +100,9 @@ def train(
     from encoder.text_memory import TextMemory
     from encoder.training import TrainOptions
 
-    recipe = {"epochs": 20, **preset_training(preset_name), **({} if epochs is None else {"epochs": epochs})}
+    given = {"epochs": epochs, "general_reach": general_reach}
+    said = {name: value for name, value in given.items() if value is not None}
+    recipe = {"epochs": 20, **preset_training(preset_name), **said}
     threads = threads or os.cpu_count() or 1
     options = TrainOptions(**recipe, seed=seed, max_seconds=max_seconds, threads=threads, device=device)
     shown_live = sys.stderr.isatty()

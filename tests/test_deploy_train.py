@@ -138,10 +138,12 @@ def test_the_command_trains_and_reports(folder: Path, memory: TextMemory, tmp_pa
     kept.update(memory)
     kept.close()
     arguments = ["train", str(folder), "--out", str(tmp_path / "out"), "--epochs", "1", "--threads", "1", "--quiet"]
-    done = CliRunner().invoke(cli, [*arguments, "--texts", str(tmp_path / "texts")])
+    arguments += ["--general-reach", "head", "--texts", str(tmp_path / "texts")]
+    done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     (found,) = (tmp_path / "out").glob("m-*")
     assert found.name in done.output
+    assert read_document(found)["metadata"]["options"]["general_reach"] == "head"
     assert len(read_document(found)["item_ids"]) == ITEMS
 
 
