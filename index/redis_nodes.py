@@ -59,13 +59,57 @@ class OneServer:
         self._client = connect(url)
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        try:
-            return _checked(await _send(self._client, commands))
-        except MovedError as error:
-            raise RedisError(f"this server is a node of a Redis Cluster and sends us on: {error}") from error
+        return _of_one_server(await _send(self._client, commands))
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+class Coalesced:
+    """All commands go to one server, and those that are given in one turn of the event loop share a round trip.
+
+    A client's own work for a command is several times Redis': a worker writes some dozen partitions at once, each by a
+    call of its own. Not for commands that block, which would hold up the others, nor for a cluster, where a node that
+    is away would take the commands to the others with it.
+    """
+
+    def __init__(self, url: str, connect: Connect) -> None:
+        self._client = connect(url)
+        self._waiting: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
+        self._trips = set[asyncio.Task[None]]()
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._start)
+        answers: asyncio.Future[list[Any]] = loop.create_future()
+        self._waiting.append((commands, answers))
+        return _of_one_server(await answers)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _start(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        trip = asyncio.ensure_future(self._make(waiting))
+        self._trips.add(trip)  # the loop itself remembers tasks only weakly
+        trip.add_done_callback(self._trips.discard)
+
+    async def _make(self, waiting: Sequence[tuple[Sequence[Command], asyncio.Future[list[Any]]]]) -> None:
+        """One round trip; whoever was cancelled meanwhile gets no answer, and its commands may have run."""
+        try:
+            found = iter(await _send(self._client, [command for commands, _ in waiting for command in commands]))
+            for commands, answers in waiting:
+                mine = [next(found) for _ in commands]
+                if not answers.done():
+                    answers.set_result(mine)
+        except Exception as error:
+            for _, answers in waiting:
+                if not answers.done():
+                    answers.set_exception(error)
+        finally:
+            for _, answers in waiting:
+                answers.cancel()  # without effect on those that have theirs; the loop ends
 
 
 class ClusterNodes:
@@ -189,11 +233,14 @@ class ClusterNodes:
             await self._clients.pop(name).connection_pool.disconnect(inuse_connections=False)
 
 
-def nodes(url: str, *, cluster: bool, timeout_s: float, retries: int, ca_file: str = "") -> Nodes:
+def nodes(
+    url: str, *, cluster: bool, timeout_s: float, retries: int, ca_file: str = "", coalesce: bool = False
+) -> Nodes:
     """Redis behind `url`: `redis://[[user]:password@]host:port/db`, `rediss://…` or `unix://…`.
 
     With `cluster` several hosts may be named, `host:port,host:port`. `timeout_s` bounds connecting and each answer,
     `retries` repeats a call that failed by either. `ca_file` (PEM) replaces the system's authorities for `rediss://`.
+    With `coalesce` commands to one server share round trips, so none of them may block.
 
     Raises:
         ValueError: an address that cannot be used; the message does not repeat it.
@@ -215,7 +262,7 @@ def nodes(url: str, *, cluster: bool, timeout_s: float, retries: int, ca_file: s
     if not cluster:
         if scheme != "unix" and len(hosts_of(url)) > 1:
             raise ValueError("several Redis hosts make sense for a cluster only: name one, or turn cluster on")
-        return OneServer(url, connect)
+        return Coalesced(url, connect) if coalesce else OneServer(url, connect)
     if scheme == "unix" or urlsplit(url).path.strip("/") not in ("", "0"):
         raise ValueError("a Redis Cluster is reached by redis:// or rediss:// and has database 0 only")
     return ClusterNodes(url, connect)
@@ -243,6 +290,13 @@ def _checked(answers: list[Any]) -> list[Any]:
         if isinstance(answer, Exception):
             raise answer
     return answers
+
+
+def _of_one_server(answers: list[Any]) -> list[Any]:
+    try:
+        return _checked(answers)
+    except MovedError as error:
+        raise RedisError(f"this server is a node of a Redis Cluster and sends us on: {error}") from error
 
 
 def _owners(slots: Sequence[Any], answered: str) -> list[str]:

@@ -63,8 +63,9 @@ class RedisStore:
         ca_file: str = "",
     ) -> None:
         self.keys = keys
-        self._nodes = nodes(url, cluster=cluster, timeout_s=timeout_s, retries=retries, ca_file=ca_file)
-        self._follow = nodes(url, cluster=cluster, timeout_s=_FOLLOW_MARGIN_S, retries=max(1, retries), ca_file=ca_file)
+        access: dict[str, Any] = {"cluster": cluster, "ca_file": ca_file}
+        self._nodes = nodes(url, timeout_s=timeout_s, retries=retries, coalesce=True, **access)
+        self._follow = nodes(url, timeout_s=_FOLLOW_MARGIN_S, retries=max(1, retries), **access)
         self._source = resources.files("index").joinpath("store.lua").read_text()
 
     @cached_property
