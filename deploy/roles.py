@@ -7,6 +7,7 @@ own (`deploy.api_role`). Nothing here decides what a role does with an event.
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ from index.store import LiveStore
 if TYPE_CHECKING:
     from streams.engine import Engine
 
+# An encode is a hundred short tensor calls, each of which gives up Python's lock: by default a thread that polls Kafka
+# may keep it for 5 ms before the next call goes on.
+_SWITCH_S = 0.0005
+
 
 def run_worker(settings: Settings) -> None:
     """Applies the five consumed topics to the live state until stopped.
@@ -29,6 +34,7 @@ def run_worker(settings: Settings) -> None:
     """
     log_to_stderr(settings)
     limit_threads(settings.threads)
+    sys.setswitchinterval(_SWITCH_S)
     run_until_done(_worker(settings))
 
 
