@@ -243,7 +243,7 @@ def processes() -> dict[str, psutil.Process]:
 def _role(process: psutil.Process) -> str:
     """What a process is; "" for none of ours."""
     try:
-        argv = process.cmdline()
+        argv: list[str] = process.cmdline()
     except psutil.NoSuchProcess:  # it has just ended
         return ""
     if "deploy.cli" in argv:
