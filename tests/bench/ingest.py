@@ -1,7 +1,7 @@
 """Events a second sustained through a whole worker: real Kafka → Faust → live state in a real Redis.
 
 100,000 users of whom a few are busy (Zipf, exponent 1), with windows already in Redis, whose lengths are drawn like
-those of public data (median 6, mean about 25, at most 200; `--data FOLDER` takes those of a data folder). The topic is
+those of public data (median 6, mean about 20, at most 200; `--data FOLDER` takes those of a data folder). The topic is
 filled first; then a worker process starts, and its rate is that between the first and the last tenth of the backlog.
 Once without an encoder, once with an untrained one (d=256, 4 layers), whose cache is so small that a part of the users
 must be encoded anew. References in the same run: bare consumer loops that only decode, and an untuned Faust agent.

@@ -56,6 +56,13 @@ class Probe:
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON answer, whatever its status."""
+        try:
+            return self._ask(path)
+        except ConnectionError:  # the API closes connections that were idle for five seconds: on a new one, once
+            self._http.close()
+            return self._ask(path)
+
+    def _ask(self, path: str) -> dict[str, Any]:
         self._http.request("GET", path)
         found: dict[str, Any] = orjson.loads(self._http.getresponse().read())
         return found
