@@ -211,6 +211,7 @@ class _Run:
         metrics = {"loss": self.loss, "steps": float(self.step)} | measure(self.objective, unit)
         if self.best.scores:
             metrics |= {"validation": self.best.score, "best_epoch": float(self.best.at)}
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON knows no NaN
         document = {"options": self.options.to_dict(), "metrics": metrics, "data": self._data_summary(), **metadata}
         folder, version = artefact.save_version(self._exported({}), self.out, document)
         checkpoint.remove(self.out)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import torch
 
@@ -187,6 +188,13 @@ def test_a_time_limit_ends_the_run(tmp_path: Path) -> None:
     result = train(data, CONFIG, replace(OPTIONS, epochs=10**6, max_seconds=1.0), out=tmp_path)
     assert result.seconds < 5.0
     assert result.metrics["steps"] > 3
+
+
+def test_a_run_that_ends_before_its_first_step_can_be_read_again(tmp_path: Path) -> None:
+    data = shop(60, 10, checkerboard)
+    result = train(data, CONFIG, replace(OPTIONS, max_seconds=1e-9), out=tmp_path)
+    document = orjson.loads((result.folder / artefact.DOCUMENT).read_bytes())  # refuses what is not JSON
+    assert document["metadata"]["metrics"]["steps"] == 0 and "loss" not in document["metadata"]["metrics"]
 
 
 CONTEXT = replace(CONFIG, context_features=("heat", "noise", "constant"))
