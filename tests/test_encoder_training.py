@@ -16,6 +16,7 @@ from encoder.config import ModelConfig
 from encoder.dataset import cut_chunks
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.losses import candidate_softmax, full_softmax
+from encoder.serving import DOCUMENT
 from encoder.training import TrainingData, TrainOptions, train
 
 START_MS = 1_700_000_000_000
@@ -193,7 +194,7 @@ def test_a_time_limit_ends_the_run(tmp_path: Path) -> None:
 def test_a_run_that_ends_before_its_first_step_can_be_read_again(tmp_path: Path) -> None:
     data = shop(60, 10, checkerboard)
     result = train(data, CONFIG, replace(OPTIONS, max_seconds=1e-9), out=tmp_path)
-    document = orjson.loads((result.folder / artefact.DOCUMENT).read_bytes())  # refuses what is not JSON
+    document = orjson.loads((result.folder / DOCUMENT).read_bytes())  # refuses what is not JSON
     assert document["metadata"]["metrics"]["steps"] == 0 and "loss" not in document["metadata"]["metrics"]
 
 
