@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from redis.backoff import ConstantBackoff
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from index.redis_address import host_of, hosts_of, node_name, with_host
 
@@ -29,6 +31,7 @@ _REFRESH_S = 0.25  # the slot map is read at most so often: a failover takes sec
 _SLOTS = 16384
 _REFUSED = (AskError, TryAgainError)  # MovedError is an AskError
 _FAILURES = (RedisError, OSError, TimeoutError)
+_CUT = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
 
 Connect = Callable[[str], Any]  # URL → client. Any: the client's stubs mix sync and async answers.
 
@@ -104,6 +107,11 @@ class Coalesced:
                 if not answers.done():
                     answers.set_result(mine)
         except Exception as error:
+            if isinstance(
+                error, _CUT
+            ):  # the others that wait in the pool are as dead: each would be an error of its own
+                with suppress(*_FAILURES):
+                    await self._client.connection_pool.disconnect(inuse_connections=False)
             for _, answers in waiting:
                 if not answers.done():
                     answers.set_exception(error)

@@ -75,16 +75,18 @@ class Proxy:
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         there: asyncio.StreamWriter | None = None
+        pumps: list[asyncio.Future[None]] = []
         try:
             back, there = await asyncio.open_connection("127.0.0.1", self._target)
             self._writers.add(there)
-            await asyncio.wait(
-                [asyncio.ensure_future(self._pump(reader, there)), asyncio.ensure_future(self._pump(back, writer))],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            ways = (self._pump(reader, there), self._pump(back, writer))
+            pumps = [asyncio.ensure_future(way) for way in ways]
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except OSError:
             pass  # the server is away: so are we
         finally:
+            for pump in pumps:
+                pump.cancel()
             for end in filter(None, (writer, there)):
                 end.transport.abort()
                 self._writers.discard(end)

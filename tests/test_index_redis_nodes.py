@@ -71,14 +71,23 @@ def test_one_who_gives_up_takes_nobody_along(redis_server: RedisServer) -> None:
 def test_a_server_that_is_away_is_everybodys_error_and_comes_back() -> None:
     async def run(server: RedisServer) -> None:
         redis = connected(server, timeout_s=0.5)
-        await redis.run([command("PING")])
+
+        async def turns() -> list[Any]:
+            """Five trips at once, so on five connections."""
+            asking = []
+            for n in range(5):
+                asking.append(asyncio.ensure_future(redis.run([command("ECHO", str(n))])))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            return list(await asyncio.gather(*asking))
+
+        expected = [[str(n).encode()] for n in range(5)]
+        assert await turns() == expected
         server.kill()
         found = await asyncio.gather(*(redis.run([command("PING")]) for _ in range(5)), return_exceptions=True)
         assert all(isinstance(error, RedisError | OSError) for error in found)
         server.start()
-        assert await asyncio.gather(*(redis.run([command("ECHO", str(n))]) for n in range(5))) == [
-            [str(n).encode()] for n in range(5)
-        ]
+        assert await turns() == expected
         await redis.close()
 
     with RedisServer() as server:
