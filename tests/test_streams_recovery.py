@@ -146,7 +146,7 @@ def test_while_redis_is_away_waiting_records_are_bounded_and_nothing_spins(play:
     async def scenario(scene: Scene, worker: StreamWorker) -> None:
         scene.redis_network.reset()
         await scene.send(200)
-        assert await _away(4.0) < 0.5
+        assert await _away(2.0) < 0.5
         # One batch in work, a full lane, and the fetch that filled it.
         assert MAX_PENDING <= sum(len(lane.pending) + len(lane.working) for lane in worker.lanes) <= 3 * MAX_PENDING
         assert worker.engine.counts["store_retries"] > 0
