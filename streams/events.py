@@ -158,15 +158,22 @@ def parse(record: Record, rules: Rules) -> Event:
     parser = _PARSERS[record.topic]
     if record.value is None:
         return _null(record)
+    event = parser(read_body(record), rules)
+    check_key(record, event_id_of(event))
+    return event
+
+
+def read_body(record: Record) -> Body:
+    """The JSON object that a record carries. Raises MalformedError when it carries none."""
+    if record.value is None:
+        raise MalformedError("value", "null")
     try:
         body = orjson.loads(record.value)
     except orjson.JSONDecodeError as error:
         raise MalformedError("value", f"not JSON: {error}") from error
     if not isinstance(body, dict):
         raise MalformedError("value", f"expected an object, got {type(body).__name__}")
-    event = parser(_Body(body, record.timestamp_ms), rules)
-    _check_key(record, event)
-    return event
+    return Body(body, record.timestamp_ms)
 
 
 def check(topic: str, body: Mapping[str, Any], now_ms: int, rules: Rules) -> tuple[bytes, bytes]:
@@ -194,8 +201,9 @@ def event_id_of(event: Event) -> str:
             return event.location
 
 
-def _check_key(record: Record, event: Event) -> None:
-    if record.key is not None and record.key != event_id_of(event).encode():
+def check_key(record: Record, identifier: str) -> None:
+    """Raises MalformedError when a record has another key than the id that it belongs to."""
+    if record.key is not None and record.key != identifier.encode():
         raise MalformedError("key", "differs from the record's id")
 
 
@@ -226,7 +234,7 @@ def _identifier(name: str, value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Body:
+class Body:
     """Typed access to the fields of one JSON object."""
 
     body: Mapping[str, Any]
@@ -295,7 +303,7 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _click(body: _Body, rules: Rules) -> Event:
+def _click(body: Body, rules: Rules) -> Event:
     name = body.text("kind", required=True)
     ts_ms, raw_ts_ms = body.time()
     event_id, user_id = body.identifier("event_id"), body.identifier("user_id")
@@ -318,7 +326,7 @@ def _click(body: _Body, rules: Rules) -> Event:
     )
 
 
-def _profile(body: _Body, rules: Rules) -> Event:
+def _profile(body: Body, rules: Rules) -> Event:
     user_id, (ts_ms, _) = body.identifier("user_id"), body.time()
     numeric = {name: _number(f"numeric.{name}", value) for name, value in body.mapping("numeric").items()}
     categorical = body.mapping("categorical")
@@ -328,7 +336,7 @@ def _profile(body: _Body, rules: Rules) -> Event:
     return Profile(user_id, canonical_json({"numeric": numeric, "categorical": categorical}), ts_ms)
 
 
-def _catalogue_entry(body: _Body, rules: Rules) -> Event:
+def _catalogue_entry(body: Body, rules: Rules) -> Event:
     item_id, (ts_ms, _) = body.identifier("item_id"), body.time()
     fields = {
         "title": body.text("title", required=True),
@@ -347,7 +355,7 @@ def _catalogue_entry(body: _Body, rules: Rules) -> Event:
     return CatalogueEntry(item_id, fields)
 
 
-def _vector_entry(body: _Body, rules: Rules) -> Event:
+def _vector_entry(body: Body, rules: Rules) -> Event:
     item_id, embedder = body.identifier("item_id"), body.identifier("embedder")
     body.time()
     dim = rules.embedders.get(embedder)
@@ -375,7 +383,7 @@ def _vector(value: Any) -> NDArray[np.float32]:
         return np.asarray(value, dtype=np.float64).astype(np.float32)
 
 
-def _context_entry(body: _Body, rules: Rules) -> Event:
+def _context_entry(body: Body, rules: Rules) -> Event:
     location, (ts_ms, _) = body.identifier("location"), body.time()
     valid_until_ms = body.integer("valid_until_ms")
     if valid_until_ms is None:
@@ -404,12 +412,12 @@ def _weather(weather: dict[str, Any]) -> dict[str, Any]:
 
 def _promotion(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return _promotion_fields(_Body(entry, 0))
+        return _promotion_fields(Body(entry, 0))
     except MalformedError as error:
         raise MalformedError(f"{name}.{error.field}", error.reason) from error
 
 
-def _promotion_fields(body: _Body) -> dict[str, Any]:
+def _promotion_fields(body: Body) -> dict[str, Any]:
     named = [target for target in ("item", "tag", "category") if body.body.get(target) is not None]
     if len(named) != 1:
         raise MalformedError("item", "exactly one of item, tag and category is to be named")
@@ -419,7 +427,7 @@ def _promotion_fields(body: _Body) -> dict[str, Any]:
     return {**targets, "strength": 1.0 if strength is None else strength, **times}
 
 
-_PARSERS: Mapping[str, Callable[[_Body, Rules], Event]] = {
+_PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
     CLICKSTREAM: _click,
     USERS: _profile,
     CATALOG: _catalogue_entry,

@@ -6,13 +6,10 @@ ignored. The pipeline applies no exposure, so nothing here is part of the live s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from streams.events import FAST_CLOCK_MS, MAX_ID_BYTES, YEAR_2000_MS, MalformedError, Record
+from streams.events import Body, MalformedError, Record, check_key, read_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,51 +32,23 @@ def parse_exposure(record: Record) -> Exposure:
     Raises:
         MalformedError: it is none; says which field and why.
     """
-    if record.value is None:
-        raise MalformedError("value", "null")
-    try:
-        body = orjson.loads(record.value)
-    except orjson.JSONDecodeError as error:
-        raise MalformedError("value", f"not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise MalformedError("value", f"expected an object, got {type(body).__name__}")
-    user_id = _identifier("user_id", body.get("user_id"))
-    if record.key is not None and record.key != user_id.encode():
-        raise MalformedError("key", "differs from the record's id")
+    body = read_body(record)
+    user_id = body.identifier("user_id")
+    check_key(record, user_id)
+    items = body.body.get("items")
+    if not isinstance(items, list):
+        raise MalformedError("items", f"expected a list of objects, got {type(items).__name__}")
     return Exposure(
-        recommendation_id=_identifier("recommendation_id", body.get("recommendation_id")),
+        recommendation_id=body.identifier("recommendation_id"),
         user_id=user_id,
-        ts_ms=_time(body.get("ts_ms"), record.timestamp_ms),
-        shown=tuple(_item(n, entry) for n, entry in enumerate(_items(body))),
-        **{name: _label(body, name) for name in ("page_id", "location", "model", "served_by")},
+        ts_ms=body.time()[0],
+        shown=tuple(_item(n, entry) for n, entry in enumerate(items)),
+        **{name: body.label(name) for name in ("page_id", "location", "model", "served_by")},
     )
 
 
-def _items(body: Mapping[str, Any]) -> list[Any]:
-    items = body.get("items")
-    if not isinstance(items, list):
-        raise MalformedError("items", f"expected a list of objects, got {type(items).__name__}")
-    return items
-
-
 def _item(number: int, entry: Any) -> str:
-    return _identifier(f"items[{number}].item_id", entry.get("item_id") if isinstance(entry, dict) else None)
-
-
-def _label(body: Mapping[str, Any], name: str) -> str:
-    return "" if body.get(name) in (None, "") else _identifier(name, body[name])
-
-
-def _identifier(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {type(value).__name__}")
-    if not 1 <= len(value.encode()) <= MAX_ID_BYTES or not value.isprintable():
-        raise MalformedError(name, f"must have 1 to {MAX_ID_BYTES} bytes and no control or separator characters")
-    return value
-
-
-def _time(value: Any, timestamp_ms: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < YEAR_2000_MS:
-        raise MalformedError("ts_ms", f"expected milliseconds since the epoch after 2000, got {value!r:.40}")
-    clamped = timestamp_ms >= YEAR_2000_MS and value > timestamp_ms + FAST_CLOCK_MS
-    return timestamp_ms if clamped else value
+    try:
+        return Body(entry if isinstance(entry, dict) else {}, 0).identifier("item_id")
+    except MalformedError as error:
+        raise MalformedError(f"items[{number}].{error.field}", error.reason) from error
