@@ -1,11 +1,11 @@
-# make run | test | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/test_x.py" JOBS=2
+# make run | test | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/test_x.py" JOBS=0
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH  ?= append freshness
 TESTS  ?= tests
-JOBS   ?= 0
+JOBS   ?= 2
 
 .PHONY: run test check bench lock clean
 
@@ -13,7 +13,7 @@ run: $(STAMP)
 	$(BIN)/perseid up $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from deploy.redis_server import RedisServer
 from index.keys import Keys
@@ -16,6 +18,20 @@ from tests import secured_kafka as secured
 from tests import services
 from tests.redis_cluster import ClusterOfServers
 from tests.secured_kafka import SecuredKafka
+
+INTEGRATION = "tests/integration/"
+
+
+class WholeFiles(LoadScopeScheduling):
+    """Of several processes (`pytest -n`) each runs whole files, and one all of `integration`: they share a model."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return INTEGRATION if file.startswith(INTEGRATION) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFiles:
+    return WholeFiles(config, log)
 
 
 @pytest.fixture(scope="session")
