@@ -22,7 +22,7 @@ from tests.secured_kafka import SecuredKafka
 INTEGRATION = "tests/integration/"
 
 
-class WholeFiles(LoadScopeScheduling):
+class WholeFiles(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
     """Of several processes (`pytest -n`) each runs whole files, and one all of `integration`: they share a model."""
 
     def _split_scope(self, nodeid: str) -> str:
