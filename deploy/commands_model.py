@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import orjson
 from deploy.attach import attach
 from deploy.records_bar import records_bar
 from deploy.report_facts import started
+from deploy.train_settings import INPUTS, changed, left_out
 from encoder.baseline_recipes import recipe_sets
 from encoder.config import PARTS, preset_names, preset_training
 
@@ -22,12 +24,16 @@ _PROTOCOL = click.Choice(["timeline", "loo"])
 _PROTOCOLS = click.Choice(["timeline", "loo", "sessions"])
 
 
-def _named_parts(context: click.Context, parameter: click.Parameter, value: str) -> frozenset[str]:
-    """Parts of an item's vector from "text,ids"; not all of them."""
-    named = frozenset(filter(None, value.split(",")))
-    if named - set(PARTS) or named == set(PARTS):
-        raise click.BadParameter(f"{value!r}: name some of {', '.join(PARTS)}, and leave one", context, parameter)
-    return named
+def _checked(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A reader of an option's value whose ValueError is the user's mistake."""
+
+    def callback(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        try:
+            return read(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
+
+    return callback
 
 
 @click.command()
@@ -57,9 +63,17 @@ def _named_parts(context: click.Context, parameter: click.Parameter, value: str)
 )
 @click.option(
     "--without",
-    callback=_named_parts,
+    callback=_checked(left_out),
     default="",
-    help="Leave these out of items' vectors, with commas between them: text, ids, tags.",
+    help=f"Leave these out, with commas between them: {', '.join(INPUTS)}.",
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_checked(changed),
+    help="Change a setting of the preset, as in --set d_model=128 --set prior=both; a wrong name lists all.",
 )
 @click.option(
     "--general-reach",
@@ -81,6 +95,7 @@ def train(
     protocol: str,
     preset_name: str,
     without: frozenset[str],
+    changes: tuple[dict[str, Any], dict[str, Any]],
     general_reach: str | None,
     epochs: int | None,
     max_seconds: float | None,
@@ -102,12 +117,16 @@ def train(
 
     given = {"epochs": epochs, "general_reach": general_reach}
     said = {name: value for name, value in given.items() if value is not None}
-    recipe = {"epochs": 20, **preset_training(preset_name), **said}
+    sizes, options_changed = changes
+    recipe = {"epochs": 20, **preset_training(preset_name), **options_changed, **said}
     threads = threads or os.cpu_count() or 1
     options = TrainOptions(**recipe, seed=seed, max_seconds=max_seconds, threads=threads, device=device)
     shown_live = sys.stderr.isatty()
     parts = tuple(part for part in PARTS if part not in without)
-    plan = TrainPlan(folder, out, split, protocol, preset_name, parts, options, resume, shown_live)
+    if "profile" in without:
+        sizes = {**sizes, "profile_buckets": 0}
+    context = "context" not in without
+    plan = TrainPlan(folder, out, split, protocol, preset_name, sizes, parts, context, options, resume, shown_live)
     settings, memory = attach(os.environ), TextMemory(texts)
     try:
         with TextSource(settings, memory) as source:

@@ -7,14 +7,16 @@ workers, the embed role and the API need. It does not know Kafka or Redis.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from context.features import ContextFeatures
 from deploy.item_texts import Memory, item_vectors, known_items, untexted_vectors
 from deploy.settings import load
 from deploy.texts import TextSource
-from encoder.config import PARTS, preset
+from encoder.config import PARTS, ModelConfig, preset
 from encoder.endpoint_text import ChatTagger
 from encoder.incremental import IncrementalEncoder
 from encoder.model import StarsEncoder
@@ -26,13 +28,16 @@ from streams.folder_records import ItemVectors
 from streams.leave_one_out import LeaveOneOut, leave_one_out, rank_targets
 from streams.training_data import context_features, training_data
 
+Tagger = ChatTagger | VocabularyTagger
+
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
     """What to train on: the folder's timeline up to `split` (share of its events, 1 = all) with a preset's sizes.
 
     `protocol` "loo" instead leaves out the last two events of each user and keeps the weights that rank the last but
-    one best. `parts` are what items' vectors are made of (see `ModelConfig`).
+    one best. `sizes` replace the preset's, `parts` are what items' vectors are made of (see `ModelConfig`). Without
+    `context` no offset is learned.
     """
 
     folder: Path
@@ -40,7 +45,9 @@ class TrainPlan:
     split: float = 1.0
     protocol: str = "timeline"
     preset: str = "nano"
+    sizes: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] = PARTS
+    context: bool = True
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
     progress: bool = False
@@ -59,16 +66,9 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         return _train_leave_one_out(plan, folder, memory)
     before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
     tagger, vectors = _items(plan, known_items(folder, before_ms), memory)
-    features = context_features(folder, before_ms)
+    features = context_features(folder, before_ms) if plan.context else ContextFeatures.from_list([])
     prepared = training_data(folder, vectors, features, before_ms)
-    config = preset(
-        plan.preset,
-        d_text=vectors.vectors.shape[1],
-        parts=plan.parts,
-        kinds=folder.kind_names,
-        tags=tuple(tagger.vocabulary),
-        context_features=features.names,
-    )
+    config = _config(plan, folder, vectors, tagger, context_features=features.names)
     metadata = {
         **plan.texts.names,
         "context_features": features.to_list(),
@@ -90,13 +90,7 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
 def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> TrainResult:
     tagger, vectors = folder_items(plan, folder, memory)
     split = leave_one_out(folder, vectors)
-    config = preset(
-        plan.preset,
-        d_text=vectors.vectors.shape[1],
-        parts=plan.parts,
-        kinds=folder.kind_names,
-        tags=tuple(tagger.vocabulary),
-    )
+    config = _config(plan, folder, vectors, tagger)
     return train(
         split.training(),
         config,
@@ -109,14 +103,18 @@ def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> Tra
     )
 
 
-def folder_items(plan: TrainPlan, folder: Folder, memory: Memory) -> tuple[ChatTagger | VocabularyTagger, ItemVectors]:
+def _config(plan: TrainPlan, folder: Folder, vectors: ItemVectors, tagger: Tagger, **more: Any) -> ModelConfig:
+    tags = tuple(tagger.vocabulary)
+    known = {"d_text": vectors.vectors.shape[1], "parts": plan.parts, "kinds": folder.kind_names, "tags": tags}
+    return preset(plan.preset, **{**plan.sizes, **known, **more})
+
+
+def folder_items(plan: TrainPlan, folder: Folder, memory: Memory) -> tuple[Tagger, ItemVectors]:
     """The whole catalogue's tags and vectors: in leave-one-out every item is known from the start."""
     return _items(plan, known_items(folder, None), memory)
 
 
-def _items(
-    plan: TrainPlan, known: list[dict[str, Any]], memory: Memory
-) -> tuple[ChatTagger | VocabularyTagger, ItemVectors]:
+def _items(plan: TrainPlan, known: list[dict[str, Any]], memory: Memory) -> tuple[Tagger, ItemVectors]:
     """Tags and vectors of the known items; what is not among the plan's parts is neither made nor paid for."""
     embedder, threads = plan.texts.embedder, plan.options.threads or 1
     tagger = plan.texts.tagger(build_vocabulary(known)) if "tags" in plan.parts else VocabularyTagger(())

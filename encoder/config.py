@@ -27,7 +27,7 @@ class ModelConfig:
     gated attention, SwiGLU) or "hstu" (pointwise attention without softmax; arXiv 2402.17152). `bias` is what attention
     adds for the places of two events: "none", "position", or "time" (position and time between them). A window is cut
     to its last `window` events when it reaches `window + slack`. `parts` are what an item's vector is made of: its
-    text, a learned offset of its own, its tags.
+    text, a learned offset of its own, its tags. With 0 `profile_buckets` no user's profile is read.
     """
 
     d_model: int = 64
@@ -49,20 +49,11 @@ class ModelConfig:
     profile_buckets: int = 1024
 
     def __post_init__(self) -> None:
-        positive = (
-            "d_model",
-            "n_layers",
-            "n_heads",
-            "d_ff",
-            "d_text",
-            "d_reduced",
-            "window",
-            "slack",
-            "profile_buckets",
-        )
-        for name in positive:
+        for name in ("d_model", "n_layers", "n_heads", "d_ff", "d_text", "d_reduced", "window", "slack"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number above 0")
+        if self.profile_buckets < 0:
+            raise ValueError(f"profile_buckets is {self.profile_buckets}; give a whole number, 0 to read no profiles")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one of them")
         if self.block not in BLOCKS:

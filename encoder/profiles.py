@@ -15,7 +15,7 @@ from typing import Any
 
 def profile_buckets(profile: Mapping[str, Any] | None, buckets: int) -> list[int]:
     """Sorted hash buckets of `{"numeric": {name: float}, "categorical": {name: str}}`, each in [0, buckets)."""
-    if not profile:
+    if not profile or not buckets:
         return []
     words = [f"n:{name}={_octave(value)}" for name, value in (profile.get("numeric") or {}).items() if _finite(value)]
     words += [f"c:{name}={value}" for name, value in (profile.get("categorical") or {}).items() if value is not None]
