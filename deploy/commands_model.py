@@ -163,6 +163,11 @@ def train(
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event.")
 @click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
 @click.option(
+    "--baskets",
+    is_flag=True,
+    help="What a user chose at one time is one basket, and one question: which new items will be in it?",
+)
+@click.option(
     "--baselines",
     default="",
     help="Also measure these, by commas: popularity, popularity-7d (both are there on a timeline anyway), item-knn, "
@@ -194,6 +199,7 @@ def evaluate(
     split: float | None,
     every: int,
     repeats: bool,
+    baskets: bool,
     baselines: str,
     recipes: str,
     seed: int,
@@ -217,6 +223,8 @@ def evaluate(
     from encoder.text_memory import TextMemory
     from streams.questions import AskSettings
 
+    if baskets and protocol != "timeline":
+        raise click.UsageError(f"--baskets is for --protocol timeline, not for {protocol}")
     facts = started()
     settings = attach(os.environ)
     memory = TextMemory(texts or settings.state / "texts")
@@ -237,7 +245,7 @@ def evaluate(
         elif protocol == "loo":
             found = evaluate_leave_one_out(folder, chosen, settings, memory, progress, plan)
         else:
-            found = evaluate_folder(folder, chosen, settings, memory, split, ask, progress, plan)
+            found = evaluate_folder(folder, chosen, settings, memory, split, ask, progress, plan, baskets)
     memory.close()
     if page is not None:
         write_report(page, "sessions" if protocol == "sessions" else "evaluate", found, facts)

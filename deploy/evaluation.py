@@ -80,10 +80,12 @@ def evaluate_folder(
     ask: AskSettings,
     progress: Callable[[int], None] | None = None,
     plan: BaselinePlan | None = None,
+    baskets: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a model, and of baselines, on what a folder holds after `split` (None: after the model's training).
 
-    Without a model only of baselines; these are trained on what lies before the first question.
+    Without a model only of baselines; these are trained on what lies before the first question. `baskets` as in
+    `streams.evaluate`.
 
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on everything and no split is given.
@@ -103,7 +105,7 @@ def evaluate_folder(
         return timeline_part(training_data(folder, vectors, None, ask.start_ms).data, vectors, choices, seed=plan.seed)
 
     made = plan.make(part, vectors, progress is not None)
-    found = evaluate(folder, vectors, encoder, offset, rules, ask, progress, made.rankers)
+    found = evaluate(folder, vectors, encoder, offset, rules, ask, progress, made.rankers, baskets)
     return {
         "data": folder.name,
         "model": metadata["version"],

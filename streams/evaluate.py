@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,18 +44,21 @@ def evaluate(
     ask: AskSettings,
     progress: Callable[[int], None] | None = None,
     rankers: Sequence[Ranker] = (),
+    baskets: bool = False,
 ) -> dict[str, Any]:
     """Metrics of `ask.slots`, of `rankers` and of popularity on the folder's events from `ask.start_ms` on.
 
     Candidates of a question are the items that have a vector, had arrived and pass the live catalogue's hard rules at
     that time; items seen are left out unless `ask.repeats`; a stranger gets the recently popular list from everyone.
-    Without an encoder only `rankers` are measured. `progress` is told how many of `len(folder.events)` events are done.
+    With `baskets` all that a user chose at one time is one question, asked before it: its targets are the items of it
+    that are new, and their order says nothing. Without an encoder only `rankers` are measured. `progress` is told how
+    many of `len(folder.events)` events are done.
 
     Raises:
         ValueError: there is neither encoder nor ranker, or two lists have one name.
     """
     held = HeldOut(folder, vectors, rules, ask)
-    run = _Evaluation(held, encoder, offset, rankers)
+    run = _Evaluation(held, encoder, offset, rankers, baskets)
     for now_ms, event in held.events(progress):
         run.take(now_ms, event)
     run.answer()
@@ -66,17 +69,18 @@ def evaluate(
 class _Question:
     """What is known when a question comes up; its vectors are computed with others'."""
 
-    target: str
     asked: Question
     seen: frozenset[str]
     baselines: dict[str, list[str]]
-    facts: Facts
+    targets: set[str] = field(default_factory=set)
+    facts: Facts | None = None  # of the first target
 
 
 @dataclass(slots=True)
 class _User:
     state: UserState = field(default_factory=UserState)
     keep: int = 0  # leading events unchanged since the user's last encode
+    choice_ms: int | None = None  # time of the newest choice
 
 
 class _Evaluation:
@@ -88,7 +92,9 @@ class _Evaluation:
         encoder: IncrementalEncoder | None,
         offset: ContextOffset | None,
         rankers: Sequence[Ranker],
+        baskets: bool,
     ) -> None:
+        self._baskets = baskets
         self._held, self._items, self._ask, self._offset = held, held.items, held.ask, offset
         self._apply = held.applier(ModelConfig() if encoder is None else encoder.model.config)
         self._timeline = ContextTimeline(held.folder.contexts)
@@ -110,17 +116,17 @@ class _Evaluation:
         for item_id, shown in self._items.arrive(now_ms):
             self._baselines.know(item_id, shown)
         if isinstance(event, Click):
-            if self._held.selection.takes(event, now_ms) and self._held.is_new(event, user.state, now_ms):
-                self._ask_about(event, now_ms, user)
+            (self._in_basket if self._baskets else self._alone)(event, now_ms, user)
             if self._held.selection.is_choice(event):
                 self._baselines.add(event.item_id, now_ms)
         keep = self._apply(user.state, event)
         user.keep = user.keep if keep is None else min(user.keep, keep)
 
-    def answer(self) -> None:
-        """Encodes and ranks the questions that wait."""
-        questions = list(self._batch.values())
-        self._batch = {}
+    def answer(self, before_ms: int | None = None) -> None:
+        """Encodes and ranks the questions that wait, or those of them that were asked before a time."""
+        waiting = {u: q for u, q in self._batch.items() if before_ms is not None and q.asked.now_ms >= before_ms}
+        questions = [question for user, question in self._batch.items() if user not in waiting]
+        self._batch = waiting
         if not questions:
             return
         asked = [question.asked for question in questions]
@@ -130,10 +136,11 @@ class _Evaluation:
             ranked |= best_lists(masked_scores(ranker, asked, hidden), ranker.lists, max(self._ask.ks))
         for at, question in enumerate(questions):
             lists = {name: self._ids(question, rows[at]) for name, rows in ranked.items()} | question.baselines
-            if not self._items.can_show(question.target, question.asked.now_ms):
-                known = question.target in self._items.row
-                self.targets["not to be shown" if known else "not in the catalogue"] += 1
-            self.comparison.add(lists, {question.target}, question.facts)
+            for target in question.targets:
+                if not self._items.can_show(target, question.asked.now_ms):
+                    self.targets["not to be shown" if target in self._items.row else "not in the catalogue"] += 1
+            if question.facts is not None:  # else nothing in the basket was new
+                self.comparison.add(lists, question.targets, question.facts)
 
     def result(self) -> dict[str, Any]:
         """As `streams.questions.Asker.result`."""
@@ -143,23 +150,54 @@ class _Evaluation:
             "targets_out_of_reach": dict(self.targets),
         }
 
-    def _ask_about(self, click: Click, now_ms: int, user: _User) -> None:
-        if click.user_id in self._batch or len(self._batch) == _BATCH:
-            self.answer()
+    def _alone(self, click: Click, now_ms: int, user: _User) -> None:
+        """A question about one choice."""
+        if self._held.selection.takes(click, now_ms) and self._held.is_new(click, user.state, now_ms):
+            if click.user_id in self._batch or len(self._batch) == _BATCH:
+                self.answer()
+            question = self._ask_about(click, now_ms, user)
+            self._expect(question, click, now_ms, user, len(user.state.items))
+
+    def _in_basket(self, click: Click, now_ms: int, user: _User) -> None:
+        """A question about a basket begins, or has one more target; those at this time may still grow."""
+        selection = self._held.selection
+        begins = not selection.is_choice(click) or user.choice_ms != now_ms
+        if begins and selection.takes(click, now_ms):
+            if click.user_id in self._batch or len(self._batch) >= _BATCH:
+                self.answer(now_ms)
+            self._ask_about(click, now_ms, user)
+        if not selection.is_choice(click):
+            return
+        question = self._batch.get(click.user_id)
+        if question is not None and question.asked.now_ms == now_ms:
+            if self._held.is_new(click, user.state, now_ms):
+                self._expect(question, click, now_ms, user, len(question.asked.request.items))
+        elif not begins:
+            selection.skipped["between questions"] += 1
+        user.choice_ms = now_ms
+
+    def _expect(self, question: _Question, click: Click, now_ms: int, user: _User, history: int) -> None:
+        """A click's item is a target."""
+        if question.facts is None:
+            chosen = self._baselines.chosen(click.item_id)
+            question.facts = replace(self._held.facts(click, user.state, now_ms, chosen), history=history)
+        question.targets.add(click.item_id)
+
+    def _ask_about(self, click: Click, now_ms: int, user: _User) -> _Question:
+        """What is known of a user now."""
         state = user.state
-        without, chosen = self._held.left_out(state, now_ms), self._baselines.chosen(click.item_id)
+        without = self._held.left_out(state, now_ms)
         profile = orjson.loads(state.profile) if state.profile else None
         columns = list(state.items), list(state.kinds), list(state.ts_ms)
         request = EncodeRequest(click.user_id, *columns, profile, user.keep)
         location = click.location or profile_location(state.profile)
-        self._batch[click.user_id] = _Question(
-            target=click.item_id,
+        question = self._batch[click.user_id] = _Question(
             asked=Question(request, *self._chosen(state), now_ms, location),
             seen=without,
             baselines=self._baselines.lists(max(self._ask.ks), now_ms, without | self._items.outside(now_ms)),
-            facts=self._held.facts(click, state, now_ms, chosen),
         )
         user.keep = len(state.items)
+        return question
 
     def _chosen(self, state: UserState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and times of the candidates that were chosen, oldest first."""

@@ -165,6 +165,16 @@ def test_evaluate_asks_only_about_what_the_model_has_not_seen(folder: Path, mode
     assert 0 <= found["metrics"]["recall@10"] == found["lists"]["mixed"]["hr@10"] <= 1
 
 
+def test_evaluate_asks_about_whole_baskets(folder: Path, model: Path, texts: str) -> None:
+    arguments = ["evaluate", str(folder), "--model", str(model), "--texts", texts, "--baskets", "--json"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    found = orjson.loads(done.output.splitlines()[-1])
+    assert found["questions"] + found["skipped"].get("seen before", 0) == USERS * (STEPS - 9)  # one item in each
+    refused = CliRunner().invoke(cli, [*arguments, "--protocol", "loo"])
+    assert refused.exit_code == 2 and "--baskets is for --protocol timeline" in refused.output
+
+
 def test_replay_asks_the_same_questions_and_gives_a_digest(folder: Path, model: Path, texts: str) -> None:
     arguments = [
         "replay",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from tests.folders import START_S, item, write_folder
 from tests.replay_world import CONFIG, RULES, encoder, served, shop, vectors_of
 
 
-def evaluated(folder: Folder, offset: ContextOffset | None = None, **ask: Any) -> dict[str, Any]:
-    return evaluate(folder, vectors_of(folder), encoder(), offset or served().offset, RULES, AskSettings(**ask))
+def evaluated(folder: Folder, offset: ContextOffset | None = None, baskets: bool = False, **ask: Any) -> dict[str, Any]:
+    settings = AskSettings(**ask)
+    return evaluate(folder, vectors_of(folder), encoder(), offset or served().offset, RULES, settings, baskets=baskets)
 
 
 def small(path: Path, rows: list[tuple[str, str, str, int]], **more: Any) -> Folder:
@@ -124,6 +126,53 @@ def test_seen_items_are_asked_about_only_when_repeats_count(tmp_path: Path) -> N
     without, with_repeats = evaluated(folder, ks=(6,)), evaluated(folder, ks=(6,), repeats=True)
     assert without["questions"] == 1 and without["skipped"] == {"seen before": 1, "not a choice": 1}
     assert with_repeats["questions"] == 2 and with_repeats["lists"]["next"]["hr@6"] == 1
+
+
+def test_a_basket_is_one_question_about_all_that_is_new_in_it(tmp_path: Path) -> None:
+    def basket(user: str, second: int, *names: str) -> list[tuple[str, str, str, int]]:
+        return [(user, name, "purchase", START_S + second) for name in names]
+
+    rows = (
+        basket("u", 0, "i0", "i1")
+        + basket("v", 0, "i0")
+        + basket("u", 5, "i1", "i2", "i3", "i2")
+        + basket("u", 9, "i0")
+    )
+    folder = small(tmp_path / "shop", rows)
+    result = evaluated(folder, baskets=True, ks=(1, 6))
+    # Of u's second basket i1 is known and i2 is there twice; the third has nothing new.
+    assert result["questions"] == 3 and result["skipped"] == {"seen before": 3}
+    assert {name: found["questions"] for name, found in histories(result).items()} == {"history 0": 2, "history 1-5": 1}
+    assert result["lists"]["next"]["recall@6"] == 1
+    # A list of one place holds at most one of two targets.
+    assert result["lists"]["next"]["recall@1"] <= (0.5 + 1 + 0.5) / 3
+    assert evaluated(folder, ks=(6,))["questions"] == 5
+
+
+def test_what_lies_in_a_basket_does_not_help_to_guess_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("u", "i0", "view", START_S)] + [("u", f"i{n}", "purchase", START_S + 9) for n in (0, 1, 2)]
+    asked = [set[str]()]
+    for order in (rows, [rows[0], *rows[:0:-1]]):
+        folder = small(tmp_path / f"shop-{len(asked)}", order)
+        (_, lists) = lists_of(folder, monkeypatch, baskets=True, ks=(9,))
+        asked.append(lists["next"])
+    assert asked[1:] == [{f"i{n}" for n in range(1, 6)}] * 2
+
+
+def test_each_second_basket_is_asked_about_whole(tmp_path: Path) -> None:
+    rows = [("u", f"i{n}", "purchase", START_S + n // 2) for n in range(6)]
+    result = evaluated(small(tmp_path / "shop", rows), baskets=True, every=2, ks=(2,))
+    assert result["questions"] == 1 and result["skipped"] == {"between questions": 4}
+
+
+def test_batches_change_no_basket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    rows = [(f"u{rng.randrange(9)}", f"i{rng.randrange(6)}", "purchase", START_S + n // 12) for n in range(150)]
+    folder = small(tmp_path / "shop", rows)
+    together = evaluated(folder, baskets=True, repeats=True)
+    assert together["questions"] < 120
+    monkeypatch.setattr("streams.evaluate._BATCH", 2)
+    assert evaluated(folder, baskets=True, repeats=True) == together
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
