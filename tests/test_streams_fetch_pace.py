@@ -1,0 +1,101 @@
+"""Fetches that are kept apart: fewer of them under load, and every record in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import aiokafka
+import pytest
+from confluent_kafka import Producer
+
+from deploy.topics import create_topics
+from streams.events import CLICKSTREAM
+from streams.fetch_pace import pace
+from streams.kafka_access import KafkaAccess
+
+RECORDS, GAP_S = 400, 0.001
+
+
+def fetches_for(access: KafkaAccess, every_s: float | None) -> tuple[int, list[bytes]]:
+    """Fetches that a consumer sends while records come one by one, and the records."""
+    topic = access.topic(CLICKSTREAM)
+
+    async def run() -> tuple[int, list[bytes]]:
+        consumer = aiokafka.AIOKafkaConsumer(fetch_max_wait_ms=10, **access.aiokafka())
+        await consumer.start()
+        sent = 0
+        try:
+            fetcher: Any = consumer._fetcher
+            send = fetcher._proc_fetch_request
+
+            async def counted(*arguments: Any) -> Any:
+                nonlocal sent
+                sent += 1
+                return await send(*arguments)
+
+            fetcher._proc_fetch_request = counted
+            if every_s is not None:
+                pace(fetcher, every_s)
+            tp = aiokafka.TopicPartition(topic, 0)
+            consumer.assign([tp])
+            await consumer.seek_to_end(tp)
+            await consumer.position(tp)
+            producing = asyncio.get_running_loop().run_in_executor(None, produce, access, topic)
+            values: list[bytes] = []
+            sent = 0
+            while len(values) < RECORDS:
+                for records in (await consumer.getmany(timeout_ms=1000)).values():
+                    values += [record.value for record in records]
+            await producing
+            return sent, values
+        finally:
+            await consumer.stop()
+
+    return asyncio.run(run())
+
+
+def produce(access: KafkaAccess, topic: str) -> None:
+    producer = Producer({"bootstrap.servers": access.bootstrap, "linger.ms": 0})
+    for n in range(RECORDS):
+        producer.produce(topic, b"%d" % n, partition=0)
+        producer.poll(0)
+        time.sleep(GAP_S)
+    assert producer.flush(10) == 0
+
+
+def test_records_come_in_fewer_fetches_and_all_of_them_in_order(kafka_access: KafkaAccess) -> None:
+    create_topics(kafka_access, 1)
+    expected = [b"%d" % n for n in range(RECORDS)]
+    many, values = fetches_for(kafka_access, None)
+    assert values == expected
+    few, values = fetches_for(kafka_access, 0.05)
+    assert values == expected
+    assert few < many / 2, (few, many)
+
+
+class Asked:
+    """What aiokafka's fetcher is to `pace`."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    def _get_actions_per_node(self, _: Any) -> Any:
+        return self.answers.pop(0)
+
+
+def test_only_a_fetch_that_follows_another_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    nothing: Any
+    fetch: Any
+    nothing, fetch = ([], {}, 9.0, False, []), ([(0, "request")], {}, 9.0, False, [])
+    fetcher = Asked(nothing, fetch, fetch)
+    pace(fetcher, 0.5)
+    assert fetcher._get_actions_per_node(None) == nothing  # nothing was sent, so nothing has to wait
+    assert fetcher._get_actions_per_node(None) == fetch
+    now[0] += 0.25
+    assert fetcher._get_actions_per_node(None) == ([], {}, 0.25, False, [])  # asked again when it is due
+    now[0] += 0.25
+    assert fetcher._get_actions_per_node(None) == fetch
