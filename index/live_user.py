@@ -18,7 +18,9 @@ from index.keys import partition_of, partition_tag
 from index.records import PROFILE, STATE, UserState, Vector, decode_vectors, event_hash, load_user, vector_field
 from index.store import LiveStore
 
-_POLL_S = 0.005  # an event becomes visible some milliseconds after Kafka has it; each look is one round trip
+# How an event is waited for, which becomes visible some milliseconds after Kafka has it: each look is one round trip,
+# so the pauses grow with the time already waited. What is seen is at most a fifth of it late.
+_LOOK_S, _LOOK_SHARE = 0.001, 0.2
 _POSITION, _BEAT = "pos:clickstream", "beat"
 _Raw = tuple[bytes | None, bytes | None]  # state and profile as stored
 
@@ -73,12 +75,13 @@ class UserReader:
             StoreUnavailableError: the store did not answer.
             ValueError: the state was written by another version.
         """
-        deadline = time.monotonic() + wait_ms / 1000
+        began = time.monotonic()
+        deadline = began + wait_ms / 1000
         wanted = None if after is None else event_hash(after)
         user, raw = await self._look(user_id, location)
         found = wanted is not None and user.state.remembers(wanted)
         while wanted is not None and not found and time.monotonic() < deadline:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(max(_LOOK_S, _LOOK_SHARE * (time.monotonic() - began)))
             user, raw = await self._look(user_id, location, user, raw)
             found = user.state.remembers(wanted)
         return await self._placed(user, None if after is None else found, asked=location)

@@ -114,6 +114,7 @@ def measure(probe: Probe, event: dict[str, Any], top: str) -> float:
         answer = probe.get(f"/v1/recommendations/{event['user_id']}?count=1&slot=next&after={event['event_id']}")
         if answer["items"] and answer["items"][0]["item_id"] == top:
             return (time.perf_counter() - acknowledged_s) * 1000
+    print(f"not right in time: {top} expected after {event}, but {answer}", file=sys.stderr)
     return float("inf")
 
 
