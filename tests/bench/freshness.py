@@ -4,8 +4,10 @@ All roles run as processes of `perseid up --no-traffic`, on real Kafka and Redis
 process sends load at a fixed rate (open loop, random users) and probes: one more view by a random known user, chosen so
 that it changes the user's top item. The right top item is computed here, before the event is sent, by encoding the
 whole window with the event (`encode_whole`) and ranking with the API's own query function; every probe is checked
-against it. A probe asks with `after` its event, as a shop's page does, so that asking does not take a core for itself,
-and asks again until the answer is right. The generator and the oracle share the machine with what they measure.
+against it. Only what leads by more than popularity can add is a probe: an API process sums that every few seconds, at
+other times than this one. A probe asks with `after` its event, as a shop's page does, so that asking does not take a
+core for itself, and asks again until the answer is right. The generator and the oracle share the machine with what they
+measure.
 
     python -m tests.bench.freshness [--on kafka|embedded] [--state DIR] [--rates 100,500,1000] [--probes 100]
 """
@@ -32,7 +34,7 @@ from index.follower import ItemFollower
 from index.keys import Keys
 from index.live_user import LiveUser, UserReader
 from index.popularity import Popularity
-from index.query import ContextView, Query, UserView, recommend
+from index.query import ContextView, Query, UserView, Weights, recommend
 from index.records import ItemRecord, Vector, decode_vectors, encode_vectors
 from index.redis_store import RedisStore
 from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
@@ -42,6 +44,7 @@ from tests.integration.live import Live, click
 
 GOALS = {"p50": 10.0, "p99": 40.0}  # ms, at GOAL_RATE events/s
 GOAL_RATE = 500
+TRIES = 20  # events of a user that are tried for a probe
 REST_S = 0.2  # so that what the oracle took from the machine is over when the event is sent
 LATE_MS = 2000.0  # a probe that is not right by then counts as failed
 
@@ -75,16 +78,16 @@ class Oracle:
         self.popularity = Popularity(store)
 
     async def probe(self, user_id: str, rng: random.Random) -> tuple[dict[str, Any], str] | None:
-        """An event that changes the user's top item, and the new top; None when a few tries found none."""
+        """An event that clearly changes the user's top item, and the new top; None when a few tries found none."""
         user = await self._reader.read(user_id)
         if user.vectors is None:
             return None
-        now = self._top(user, user.vectors, set(user.state.items))
-        for item in rng.sample(self._tables.known, 5):
+        now, _ = self._top(user, user.vectors, set(user.state.items))
+        for item in rng.sample(self._tables.known, TRIES):
             event = click(user_id, item, ts_ms=max(int(time.time() * 1000), user.newest_ms or 0))
             vectors = self._whole(user, item, event["ts_ms"])
-            top = self._top(user, vectors, {*user.state.items, item})
-            if top != now:
+            top, lead = self._top(user, vectors, {*user.state.items, item})
+            if top != now and lead > Weights().popularity:
                 return event, top
         return None
 
@@ -95,7 +98,8 @@ class Oracle:
         encoded = self._tables.encoder.encode_whole([EncodeRequest("probe", items, kinds, times, profile, 0)])
         return decode_vectors(encode_vectors(encoded.vectors[0]), 2, self._model.dim)  # as stored, in fp16
 
-    def _top(self, user: LiveUser, vectors: Vector, seen: set[str]) -> str:
+    def _top(self, user: LiveUser, vectors: Vector, seen: set[str]) -> tuple[str, float]:
+        """The best item, and how far its score is above the next one's."""
         now_ms = int(time.time() * 1000)
         record = user.context if is_active(user.context, now_ms) else None
         offset = self._model.offset.offset(now_ms, record)
@@ -103,8 +107,9 @@ class Oracle:
             user.location, offset.delta if offset.applied else None, (record or {}).get("promotions") or ()
         )
         view = UserView(vectors, frozenset(seen), user.state.purchases)
-        query = Query(count=1, slot="next")
-        return recommend(query, view, self._tables.catalogue, context, self.popularity, now_ms).items[0].item_id
+        query = Query(count=2, slot="next")
+        best, next_best = recommend(query, view, self._tables.catalogue, context, self.popularity, now_ms).items
+        return best.item_id, best.score - next_best.score
 
 
 def measure(probe: Probe, event: dict[str, Any], top: str) -> float:
