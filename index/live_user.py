@@ -69,7 +69,7 @@ class UserReader:
         """The user now, or up to `wait_ms` later when the event `after` is not among the remembered ones yet.
 
         Without a `location` it is the profile's categorical `location`, else "". One round trip each time, and one
-        more when the location had to be taken from the profile.
+        more when the location had to be taken from a profile that was not known before.
 
         Raises:
             StoreUnavailableError: the store did not answer.
@@ -82,7 +82,8 @@ class UserReader:
         found = wanted is not None and user.state.remembers(wanted)
         while wanted is not None and not found and time.monotonic() < deadline:
             await asyncio.sleep(max(_LOOK_S, _LOOK_SHARE * (time.monotonic() - began)))
-            user, raw = await self._look(user_id, location, user, raw)
+            place = location if location is not None else profile_location(user.state.profile)
+            user, raw = await self._look(user_id, place, user, raw)
             found = user.state.remembers(wanted)
         return await self._placed(user, None if after is None else found, asked=location)
 
@@ -114,10 +115,10 @@ class UserReader:
     async def _placed(self, user: LiveUser, includes_after: bool | None, asked: str | None) -> LiveUser:
         """The user at the location that counts: the one asked for, else the profile's."""
         location, context = user.location, user.context
-        home = profile_location(user.state.profile) if asked is None else ""
-        if home:
-            ((found,),) = await self.store.read([(self.store.keys.contexts(), [home])])
-            location, context = home, _context(found)
+        counts = profile_location(user.state.profile) if asked is None else asked
+        if counts != location:
+            ((found,),) = await self.store.read([(self.store.keys.contexts(), [counts])])
+            location, context = counts, _context(found)
         return replace(user, location=location, context=context, includes_after=includes_after)
 
 

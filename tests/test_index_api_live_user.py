@@ -150,6 +150,29 @@ def test_a_profile_that_arrives_while_waiting_counts() -> None:
     asyncio.run(scene())
 
 
+def test_a_wait_ends_with_the_look_that_finds_the_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        store, trips = MemoryStore(), list[bool]()  # of each whether the event was there by then
+        await store.write(store.keys.contexts(), {"berlin": orjson.dumps({"location": "berlin"})})
+        await put(store, ["e1"], 1, PROFILE_BODY)
+        read, written = store.read, False
+
+        async def counted(requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[bytes | None]]:
+            trips.append(written)
+            return await read(requests)
+
+        monkeypatch.setattr(store, "read", counted)
+        waiting = asyncio.create_task(reader(store).read(USER, after="e2", wait_ms=5_000))
+        await asyncio.sleep(0)
+        await put(store, ["e1", "e2"], 2, PROFILE_BODY)
+        written = True
+        user = await waiting
+        assert (user.includes_after, user.location, user.context) == (True, "berlin", {"location": "berlin"})
+        assert sum(trips) == 1
+
+    asyncio.run(scene())
+
+
 def test_no_answer_claims_a_position_that_its_window_lacks(redis_server: RedisServer, keys: Keys) -> None:
     """A writer adds event n at position n as fast as it can; every read must hold at least its position's events."""
 
