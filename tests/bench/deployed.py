@@ -27,12 +27,12 @@ WARM_UP_S = 3.0
 
 
 class Load:
-    """Sends clicks of random users at a fixed rate from a thread of its own, on schedule whatever happens."""
+    """Sends clicks of random users at a `rate`, which may change, from a thread of its own, on schedule."""
 
     def __init__(self, live: Live, users: list[str], items: list[str], rate: float) -> None:
         self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 1})
         self._topic = live.topic("clickstream")
-        self._users, self._items, self._rate = users, items, rate
+        self._users, self._items, self.rate = users, items, rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.sent = 0
@@ -47,10 +47,11 @@ class Load:
         self._producer.flush(10)
 
     def _run(self) -> None:
-        rng, began = random.Random(1), time.monotonic()
+        rng, due, last = random.Random(1), 0.0, time.monotonic()
         while not self._stop.is_set():
-            due = int((time.monotonic() - began) * self._rate)
-            while self.sent < due:
+            now = time.monotonic()
+            due, last = due + (now - last) * self.rate, now
+            while self.sent < int(due):
                 event = click(rng.choice(self._users), rng.choice(self._items))
                 self._producer.produce(self._topic, orjson.dumps(event), event["user_id"].encode())
                 self.sent += 1

@@ -7,7 +7,8 @@ whole window with the event (`encode_whole`) and ranking with the API's own quer
 against it. Only what leads by more than popularity can add is a probe: an API process sums that every few seconds, at
 other times than this one. A probe asks with `after` its event, as a shop's page does, so that asking does not take a
 core for itself, and asks again until the answer is right. The generator and the oracle share the machine with what they
-measure.
+measure. On real Kafka a bare consumer is measured first; at 500 events/s a burst of ten times that ends the run: how soon
+a probe is answered as fast as 95 % of those before it, and whether every event was taken.
 
     python -m tests.bench.freshness [--on kafka|embedded] [--state DIR] [--rates 100,500,1000] [--probes 100]
 """
@@ -37,6 +38,7 @@ from index.popularity import Popularity
 from index.query import ContextView, Query, UserView, Weights, recommend
 from index.records import ItemRecord, Vector, decode_vectors, encode_vectors
 from index.redis_store import RedisStore
+from tests.bench import bare_kafka, burst
 from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
 from tests.bench.probe import Probe
 from tests.bench.report import result, show
@@ -123,8 +125,8 @@ def measure(probe: Probe, event: dict[str, Any], top: str) -> float:
     return float("inf")
 
 
-async def bench(live: Live, rates: list[int], probes: int) -> list[dict[str, Any]]:
-    """One set of figures per rate."""
+async def bench(live: Live, rates: list[int], probes: int, bare: bool) -> list[dict[str, Any]]:
+    """One set of figures per rate, and of a burst at the goal's; `bare`: also of a bare consumer."""
     settings = live.settings()
     store = RedisStore(settings["PERSEID_REDIS"], Keys(settings["PERSEID_PREFIX"]))
     model, metadata = load(Path(settings["PERSEID_MODEL"]))
@@ -135,22 +137,34 @@ async def bench(live: Live, rates: list[int], probes: int) -> list[dict[str, Any
     partitions, facts = int(settings["PERSEID_PARTITIONS"]), await store.read_all(store.keys.cluster())
     oracle = Oracle(store, served, tables, partitions)
     users = await known_users(store, partitions)
-    rng, probe, results = random.Random(0), Probe(live), []
+    rng, probe = random.Random(0), Probe(live)
+    results = bare_kafka.figures(settings["PERSEID_KAFKA"], settings["PERSEID_TOPIC_PREFIX"]) if bare else []
     rng.shuffle(users)
     probed, loaded = users[: max(20, len(users) // 10)], users[max(20, len(users) // 10) :]
+
+    async def ask() -> float:
+        """How late the next probe is answered rightly."""
+        nonlocal asked
+        while True:
+            await oracle.popularity.refresh(partitions, int(facts["bucket_ms"]), int(time.time() * 1000))
+            found = await oracle.probe(rng.choice(probed), rng)
+            if found is not None:
+                await asyncio.sleep(REST_S)
+                asked += 1
+                return measure(probe, *found)
+
     for rate in rates:
-        delays: list[float] = []
+        asked, counted = 0, burst.outcomes(live)
         with Load(live, loaded, tables.known, rate) as load_thread:
             await asyncio.sleep(WARM_UP_S)
             began, before = time.monotonic(), load_thread.sent
-            while len(delays) < probes:
-                await oracle.popularity.refresh(partitions, int(facts["bucket_ms"]), int(time.time() * 1000))
-                found = await oracle.probe(rng.choice(probed), rng)
-                if found is not None:
-                    await asyncio.sleep(REST_S)
-                    delays.append(measure(probe, *found))
+            delays = [await ask() for _ in range(probes)]
             real_rate = (load_thread.sent - before) / (time.monotonic() - began)
-        results += figures(rate, real_rate, delays)
+            results += figures(rate, real_rate, delays)
+            if rate == GOAL_RATE:
+                recovered_s = await burst.recovery_s(load_thread, float(np.percentile(delays, 95)), ask)
+        if rate == GOAL_RATE:
+            results += burst.figures(live, rate, recovered_s, counted, load_thread.sent + asked)
     await store.close()
     tables.catalogue.close()
     return results
@@ -180,7 +194,9 @@ def main() -> None:
     given = options.parse_args()
     use_threads(1)
     with started(given.on, given.state) as live:
-        results = asyncio.run(bench(live, [int(rate) for rate in given.rates.split(",")], given.probes))
+        results = asyncio.run(
+            bench(live, [int(rate) for rate in given.rates.split(",")], given.probes, given.on == "kafka")
+        )
     show("freshness", results, setting(given.on))
 
 
