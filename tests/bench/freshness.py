@@ -7,8 +7,8 @@ whole window with the event (`encode_whole`) and ranking with the API's own quer
 against it. Only what leads by more than popularity can add is a probe: an API process sums that every few seconds, at
 other times than this one. A probe asks with `after` its event, as a shop's page does, so that asking does not take a
 core for itself, and asks again until the answer is right. The generator and the oracle share the machine with what they
-measure. On real Kafka a bare consumer is measured first; at 500 events/s a burst of ten times that ends the run: how soon
-a probe is answered as fast as 95 % of those before it, and whether every event was taken.
+measure. On real Kafka a bare consumer is measured first. At 500 events/s a burst of ten times that follows: how soon a
+probe is answered as fast as 95 % of those before it, and whether every event was taken.
 
     python -m tests.bench.freshness [--on kafka|embedded] [--state DIR] [--rates 100,500,1000] [--probes 100]
 """
@@ -141,6 +141,8 @@ async def bench(live: Live, rates: list[int], probes: int, bare: bool) -> list[d
     results = bare_kafka.figures(settings["PERSEID_KAFKA"], settings["PERSEID_TOPIC_PREFIX"]) if bare else []
     rng.shuffle(users)
     probed, loaded = users[: max(20, len(users) // 10)], users[max(20, len(users) // 10) :]
+
+    asked = 0
 
     async def ask() -> float:
         """How late the next probe is answered rightly."""
