@@ -3,7 +3,8 @@
 All roles run as processes of `perseid up --no-traffic`, on real Kafka and Redis unless told otherwise. For each probe
 an item that nobody has touched is put into the catalogue and embedded by the embed role, which makes it one of many.
 Then this process publishes the vector that makes it the very first for a probe user, found by gradient ascent through
-the item tower. Clicks of others arrive meanwhile. An item that never comes first counts as wrong.
+the item tower towards the user's vector and context; users whose best item would come too near are no probes. Clicks of
+others arrive meanwhile. An item that never comes first counts as wrong.
 
     python -m tests.bench.cold_item [--on kafka|embedded] [--state DIR] [--rate 100] [--probes 60]
 """
@@ -14,10 +15,12 @@ import asyncio
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from context.features import is_active
 from encoder.artefact import load
 from encoder.incremental import IncrementalEncoder, use_threads
 from encoder.model import StarsEncoder
@@ -26,6 +29,7 @@ from index.catalogue import Catalogue
 from index.follower import ItemFollower
 from index.keys import Keys
 from index.live_user import UserReader
+from index.query import Weights
 from index.records import Vector
 from index.redis_store import RedisStore
 from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
@@ -59,9 +63,14 @@ async def bench(live: Live, rate: float, probes: int) -> list[Row]:
         await asyncio.sleep(WARM_UP_S)
         while len(delays) < probes:
             user = await reader.read(rng.choice(probed))
-            if user.vectors is not None:
+            if user.vectors is None:
+                continue
+            now_ms = int(time.time() * 1000)
+            offset = served.offset.offset(now_ms, user.context if is_active(user.context, now_ms) else None)
+            vector, score = best_vector(model, user.vectors[0] + (offset.delta if offset.applied else 0))
+            now = await asyncio.to_thread(probe.get, f"/v1/recommendations/{user.user_id}?count=1&slot=next")
+            if score > now["items"][0]["score"] + Weights().popularity:
                 item = await asyncio.to_thread(introduce, live, probe)
-                vector = best_vector(model, user.vectors[0])
                 delays.append(await asyncio.to_thread(measure, probe, served.embedder, user.user_id, item, vector))
     await store.close()
     tables.catalogue.close()
@@ -77,20 +86,27 @@ async def bench(live: Live, rate: float, probes: int) -> list[Row]:
     ]
 
 
-def best_vector(model: StarsEncoder, aim: Vector) -> Vector:
-    """A unit text vector [d_text] whose retrieval vector, of an item without δ and tags, points along `aim` [d]."""
+def best_vector(model: StarsEncoder, aim: Vector) -> tuple[Vector, float]:
+    """A unit text vector [d_text] whose retrieval vector, of an item without δ and tags, points along `aim` [d].
+
+    Also the product of that retrieval vector and `aim`, which is the item's score.
+    """
     tower, target = model.tower, torch.from_numpy(aim)
     text = torch.zeros(1, model.config.d_text).normal_(generator=torch.Generator().manual_seed(0)).requires_grad_()
     nothing, no_tags = torch.zeros(1, model.config.d_model), torch.zeros(1, 1, dtype=torch.int64)
     optimizer = torch.optim.Adam([text], lr=0.05)
-    for _ in range(_STEPS):
+
+    def score() -> Any:
         unit = torch.nn.functional.normalize(text, dim=-1)
-        loss = -(tower(tower.reduce(unit), nothing, no_tags) @ target).sum()
+        return (tower(tower.reduce(unit), nothing, no_tags) @ target).sum()
+
+    for _ in range(_STEPS):
+        loss = -score()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     found: Vector = torch.nn.functional.normalize(text.detach(), dim=-1)[0].numpy()
-    return found
+    return found, score().item()
 
 
 def introduce(live: Live, probe: Probe) -> str:
