@@ -19,13 +19,23 @@ from tests.integration.live import Live
 FACTOR, SECONDS = 10, 5.0
 GOAL_S = 5.0
 GIVE_UP_S = 60.0
-_COUNTED_S = 30.0  # workers report their counters a few times a second
+_SETTLED_S = 2.0  # workers report their counters about once a second
+_COUNTED_S = 30.0
 
 
 def outcomes(live: Live) -> int:
     """Events that the workers have applied or left out for a reason, since they were started."""
     counters = live.get("/v1/status")["counters"]
     return sum(int(counters.get(outcome.value, 0)) for outcome in Outcome)
+
+
+def settled(live: Live) -> int:
+    """`outcomes` once they no longer change: nothing is sent now."""
+    before, now = -1, outcomes(live)
+    while now != before:
+        time.sleep(_SETTLED_S)
+        before, now = now, outcomes(live)
+    return now
 
 
 async def recovery_s(load: Load, normal_ms: float, ask: Callable[[], Awaitable[float]]) -> float:

@@ -156,7 +156,7 @@ async def bench(live: Live, rates: list[int], probes: int, bare: bool) -> list[d
                 return measure(probe, *found)
 
     for rate in rates:
-        asked, counted = 0, burst.outcomes(live)
+        asked, counted = 0, burst.settled(live)
         with Load(live, loaded, tables.known, rate) as load_thread:
             await asyncio.sleep(WARM_UP_S)
             began, before = time.monotonic(), load_thread.sent
