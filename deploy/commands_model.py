@@ -255,17 +255,15 @@ def evaluate(
 def _tables(protocol: str, found: dict[str, Any]) -> str:
     """What an evaluation found, for people."""
     from deploy.session_evaluation import sessions_table
-    from streams.comparison import metrics_table, table
+    from streams.comparison import table
 
     if protocol == "sessions":
         return sessions_table(found)
     what = f"model {found['model']}" if found["model"] else "baselines"
+    size = f"{found['questions']} questions"
     if protocol == "loo":
-        size = f"{found['users']} users, {found['catalogue']} items"
-        shown = metrics_table("the last event of each user", found["users"], found["lists"])
-    else:
-        size = f"{found['questions']} questions"
-        shown = table(found) if found["questions"] else "nothing to ask about after the split"
+        size = f"the last events of {found['users']} users, {found['catalogue']} items"
+    shown = table(found) if found["questions"] else "nothing to ask about after the split"
     parts = [f"{what} on {found['data']}: {size}", shown]
     for name, run in found.get("baselines", {}).items():
         if isinstance(run, dict):

@@ -38,7 +38,7 @@ from streams.evaluate import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry, parse
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
-from streams.leave_one_out import WINDOW, leave_one_out, rank_all, summary
+from streams.leave_one_out import WINDOW, compare_lists, leave_one_out, rank_all, summary
 from streams.questions import AskSettings, Slot
 from streams.rankers import ModelRanker, Ranker
 from streams.training_data import training_data
@@ -125,7 +125,8 @@ def evaluate_leave_one_out(
 ) -> dict[str, Any]:
     """Metrics of each list on every user's last event, and of the last but one under `validation`.
 
-    `metrics` are those of the list with the best NDCG@10 on validation: of the model's lists, else of all.
+    `metrics` are those of the list with the best NDCG@10 on validation, of the model's lists, else of all; that list is
+    also measured against every other one.
 
     Without a model only of the baselines of `plan`; these are trained on the same part as a model.
 
@@ -150,7 +151,7 @@ def evaluate_leave_one_out(
     rankers += made.rankers
     validation = summary(rank_all(rankers, split, "validation", window=window))["lists"]
     chosen = max(_ALL_SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
-    found = summary(rank_all(rankers, split, "test", progress=progress, window=window), chosen)
+    found = compare_lists(rankers, split, "test", chosen, progress, window)
     return {"data": folder.name, "model": version, **found, "validation": validation, **_trained(made, plan)}
 
 

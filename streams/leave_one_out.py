@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from encoder.config import ModelConfig
 from encoder.dataset import TrainingData
 from encoder.incremental import EncodeRequest, IncrementalEncoder
+from streams.comparison import KS, Comparison
 from streams.folder import FORGET_CODE, Folder
 from streams.folder_records import ItemVectors
 from streams.questions import Slot
 from streams.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
-from streams.resampling import Resamples, interval
+from streams.slices import Facts
 from streams.training_data import subclass_of
 
 Part = Literal["validation", "test"]
-KS = (1, 5, 10, 20, 50)
 HELD_OUT = 2  # events of each user: one for validation, one for the test
 WINDOW = ModelConfig().window  # events of a user that a ranker is told of
 _BATCH = 256  # users encoded and ranked together
@@ -166,10 +166,7 @@ def rank_all(
     Raises:
         ValueError: two lists have one name.
     """
-    names = [name for ranker in rankers for name in ranker.lists]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two lists of one name among {names}; name each baseline once")
-    found = Ranks(names, len(data.vectors.item_ids), ks)
+    found = Ranks(_names(rankers), len(data.vectors.item_ids), ks)
     for done, asked in _batches(data, part, window):
         for ranker in rankers:
             scores = masked_scores(ranker, asked.questions, asked.seen)
@@ -183,6 +180,13 @@ def rank_all(
     return found
 
 
+def _names(rankers: Sequence[Ranker]) -> list[str]:
+    names = [name for ranker in rankers for name in ranker.lists]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two lists of one name among {names}; name each baseline once")
+    return names
+
+
 def validation_ndcg(ranker: Ranker, data: LeaveOneOut, k: int = 10) -> float:
     """NDCG@k of a ranker's first list on the validation targets."""
     gains = []
@@ -194,6 +198,7 @@ def validation_ndcg(ranker: Ranker, data: LeaveOneOut, k: int = 10) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
+    users: list[int]
     questions: list[Question]
     targets: NDArray[np.int64]  # [B]
     seen: list[NDArray[np.int64]]  # rows of the other items that the user chose before the target
@@ -205,7 +210,7 @@ def _batches(data: LeaveOneOut, part: Part, window: int) -> Iterator[tuple[int, 
         some = users[at : at + _BATCH].tolist()
         targets = np.array([data.items[data.target(user, part)] for user in some], np.int64)
         seen = [_history(data, user, part, target) for user, target in zip(some, targets.tolist(), strict=True)]
-        yield at + len(some), _Asked([_question(data, user, part, window) for user in some], targets, seen)
+        yield at + len(some), _Asked(some, [_question(data, user, part, window) for user in some], targets, seen)
 
 
 def _question(data: LeaveOneOut, user: int, part: Part, window: int) -> Question:
@@ -232,19 +237,47 @@ def _places(lists: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.
     return places
 
 
-def summary(ranks: Ranks, chosen: str | None = None, seed: int = 0) -> dict[str, Any]:
-    """Plain values for JSON: how many users, the metrics of each list, and their intervals over users.
+def compare_lists(
+    rankers: Sequence[Ranker],
+    data: LeaveOneOut,
+    part: Part,
+    chosen: str,
+    progress: Callable[[int], None] | None = None,
+    window: int = WINDOW,
+) -> dict[str, Any]:
+    """As `streams.comparison.Comparison.result`: `metrics` are those of `chosen`, which is measured against all others.
 
-    `metrics` are those of the list `chosen`, by default the first. Intervals: percentile bootstrap, 95 %.
+    A target's popularity is how often it was chosen in the training part, its category the item's subclass.
+
+    Raises:
+        ValueError: two lists have one name.
     """
-    chosen = ranks.names[0] if chosen is None else chosen
+    names = _names(rankers)
+    comparison = Comparison([chosen], [name for name in names if name != chosen], KS)
+    ids = data.vectors.item_ids
+    trained = np.bincount(data.training().items, minlength=len(ids))
+    for done, asked in _batches(data, part, window):
+        lists: dict[str, NDArray[np.int64]] = {}
+        for ranker in rankers:
+            lists |= best_lists(masked_scores(ranker, asked.questions, asked.seen), ranker.lists, max(KS))
+        for at, (user, target) in enumerate(zip(asked.users, asked.targets.tolist(), strict=True)):
+            before = data.items[data.user_ptr[user] : data.target(user, part)]
+            facts = Facts(
+                user_id=data.user_ids[user],
+                history=len(before),
+                popularity=int(trained[target]),
+                category=data.subclass[target],
+                repeat=bool((before == target).any()),
+            )
+            named = {name: [ids[row] for row in rows[at].tolist() if row >= 0] for name, rows in lists.items()}
+            comparison.add(named, {ids[target]}, facts)
+        if progress is not None:
+            progress(done)
+    found = comparison.result(len(ids))
+    return found | {key: {name: found[key][name] for name in names} for key in ("lists", "intervals")}
+
+
+def summary(ranks: Ranks) -> dict[str, Any]:
+    """Plain values for JSON: how many users, and the metrics of each list."""
     lists = {name: {column: round(v, 6) for column, v in ranks.metrics(name).items()} for name in ranks.names}
-    intervals = {}
-    users = np.arange(len(np.concatenate(ranks.ranks[chosen])))
-    resamples = Resamples(len(users), seed=seed)
-    for name in ranks.names:
-        scores = ranks.scores(name)
-        bounds = interval(resamples.means(np.column_stack(list(scores.values())), users))
-        intervals[name] = dict(zip(scores, np.round(bounds, 6).T.tolist(), strict=True))
-    facts = {"users": len(users), "catalogue": ranks.catalogue, "list": chosen}
-    return {**facts, "metrics": lists[chosen], "lists": lists, "intervals": intervals}
+    return {"users": len(np.concatenate(ranks.ranks[ranks.names[0]])), "catalogue": ranks.catalogue, "lists": lists}

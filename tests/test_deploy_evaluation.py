@@ -45,7 +45,7 @@ def test_baselines_alone_on_each_users_last_event(folder: Path) -> None:
     assert low < found["lists"]["popularity"]["recall@1"] < high and found["list"] == "co-visitation"
     assert found["baselines"]["sasrec-bce"]["ended"] in ("time", "patience") and found["baselines"]["seed"] == 0
     shown = evaluated(folder, *ask).output
-    assert "baselines on walks: 12 users, 16 items" in shown and "sasrec-bce: " in shown
+    assert "baselines on walks: the last events of 12 users, 16 items" in shown and "sasrec-bce: " in shown
 
 
 def test_baselines_alone_on_the_timeline(folder: Path) -> None:

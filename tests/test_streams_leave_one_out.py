@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from encoder.incremental import EncodeRequest
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
-from streams.leave_one_out import LeaveOneOut, Part, Ranks, leave_one_out, rank_targets, summary
+from streams.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, rank_targets, summary
+from streams.rankers import ModelRanker
 from tests.folders import START_S, item, write_folder
 from tests.replay_world import CONFIG, RULES, encoder, shop, vectors_of
 
@@ -105,10 +107,34 @@ def test_ranks_and_metrics_are_those_of_the_protocol(tmp_path: Path, part: Part)
     assert summary(found)["users"] == len(split.users)
 
 
+def test_the_comparison_has_the_same_metrics_and_says_who_was_asked(tmp_path: Path) -> None:
+    folder = shop(tmp_path / "shop", events=300)
+    split = leave_one_out(folder, vectors_of(folder))
+    made = encoder()
+    ranker = ModelRanker(made, split.vectors, ("next", "general", "mixed"), made.encode_whole)
+    found = compare_lists([ranker], split, "test", "general", window=CONFIG.window)
+    expected = summary(rank_targets(encoder(), split, "test"))["lists"]
+    assert found["list"] == "general" and found["metrics"] == found["lists"]["general"]
+    for name, metrics in expected.items():
+        assert {column: found["lists"][name][column] for column in metrics} == pytest.approx(metrics, abs=1e-6)
+        assert found["intervals"][name]["ndcg@10"][0] <= metrics["ndcg@10"] <= found["intervals"][name]["ndcg@10"][1]
+    assert {(pair["list"], pair["baseline"]) for pair in found["versus"]} == {("general", "next"), ("general", "mixed")}
+    trained = Counter(split.training().items.tolist())
+    targets = [int(split.items[split.target(user, "test")]) for user in split.users.tolist()]
+    never = sum(trained[target] == 0 for target in targets)
+    assert found["slices"].get("item chosen 0 times", {"questions": 0})["questions"] == never
+    sizes = Counter(slice_["by"] for slice_ in found["slices"].values())
+    assert sum(s["questions"] for s in found["slices"].values() if s["by"] == "history") == len(targets)
+    assert sizes["popularity"] >= 2
+    with pytest.raises(ValueError, match="two lists of one name"):
+        compare_lists([ranker, ranker], split, "test", "next")
+
+
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shop(tmp_path / "shop", events=200)
     split = leave_one_out(folder, vectors_of(folder))
     together = summary(rank_targets(encoder(), split, "test"))
+    assert set(together["lists"]) == {"next", "general", "mixed"}
     monkeypatch.setattr("streams.leave_one_out._BATCH", 3)
     assert summary(rank_targets(encoder(), split, "test")) == together
 
