@@ -74,10 +74,10 @@ def compare(live: Sequence[Answer], offline: Sequence[Answer], slots: Sequence[s
     Raises:
         ValueError: they were not asked the same questions.
     """
-    if [(a.facts.user_id, a.target, a.facts.history) for a in live] != [
-        (a.facts.user_id, a.target, a.facts.history) for a in offline
-    ]:
-        raise ValueError(f"{len(live)} questions live and {len(offline)} offline are not the same ones")
+    asked = [[(a.facts.user_id, a.target, a.facts.history) for a in answers] for answers in (live, offline)]
+    if asked[0] != asked[1]:
+        first = next((pair for pair in zip(*asked, strict=False) if pair[0] != pair[1]), "the end of one of them")
+        raise ValueError(f"not the same questions: {len(live)} live, {len(offline)} offline, which part at {first}")
     found = Agreement(len(live))
     for number, (one, other) in enumerate(zip(live, offline, strict=True)):
         found.personal += bool(one.scored)
@@ -146,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=1, help="ask at each n-th event")
     parser.add_argument("--texts", type=Path)
     chosen = parser.parse_args(arguments)
-    settings, memory = load({}), TextMemory(chosen.texts)
+    # The evaluator has no partitions, so no clock of theirs by which users would be idle: nobody is here.
+    settings, memory = load({"PERSEID_IDLE_DAYS": "0"}), TextMemory(chosen.texts)
     use_threads(settings.threads)
     ask = AskSettings(slots=("next", "general"), ks=(10, 50), every=chosen.every, plain=True)
     try:
