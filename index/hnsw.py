@@ -32,7 +32,8 @@ _ROOM = 1.5  # nodes of a new graph per row: changed vectors take new nodes
 _MAX_DEAD = 0.2  # share of dead nodes at which a graph is built anew
 _MAX_FETCH = 0.25  # of the graph; to walk more of it costs more than a scan
 _OVER_FETCH = 1.3  # beyond what the share of allowed nodes suggests, so that a second try is rare
-_WALK_ROWS = 25  # rows gathered and multiplied in the time that a walk takes per candidate (measured at d=128)
+_WALK_ROWS = 10  # rows gathered and multiplied in the time that a walk takes per candidate (9 at d=256, more below)
+_SCANNED = 2  # times `exact_bytes` of allowed vectors are scanned at most
 _EF_SHARE = 1.5  # candidates kept while walking, per node wanted: the last of so many would be missed with fewer
 _CANARY_QUERIES = 32  # remembered to measure recall with
 _CANARY_S = 60.0  # a scan per remembered query a minute is less than a thousandth of one core
@@ -46,7 +47,7 @@ class HnswIndex(ExactIndex):
         ef: candidates kept while walking the graph; higher finds more and takes longer.
         links: neighbours per node (hnswlib's M).
         ef_construction: the same as `ef` while building.
-        exact_bytes: no graph while all vectors take less; no scan of allowed ones that take more.
+        exact_bytes: no graph while all vectors take less; no scan of allowed ones that take more than twice that.
         min_recall: a graph that finds less on recent queries is built anew.
         background: False leaves `maintain` to the caller (tests).
     """
@@ -55,7 +56,7 @@ class HnswIndex(ExactIndex):
         self,
         dim: int,
         *,
-        ef: int = 200,
+        ef: int = 100,
         links: int = 32,
         ef_construction: int = 200,
         exact_bytes: int = EXACT_BYTES,
@@ -102,7 +103,7 @@ class HnswIndex(ExactIndex):
         with self._lock:
             usable = self._usable(allowed)
             count = int(np.count_nonzero(usable))
-            if self._graph is None or count <= min(self._exact_rows, self._scan_rows(k, count)):
+            if self._graph is None or count <= min(_SCANNED * self._exact_rows, self._scan_rows(k, count)):
                 return self._scan(asked, k, usable, count)
             self._recent.append(asked[0])
             return self._walk(self._graph, asked, k, usable, count) or self._scan(asked, k, usable, count)
