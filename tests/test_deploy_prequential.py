@@ -75,5 +75,5 @@ def test_only_a_small_gap_explains_another_order() -> None:
     far = compare([answer("a", "b", a=0.5, b=0.49)], [answer("b", "a")], ["next"])
     assert far.unexplained == ["question 0 of u, next: gap 0.010000000000000009"]
     assert compare([answer("a", "b", a=1, b=0)], [answer("a", "c")], ["next"]).unexplained
-    with pytest.raises(ValueError, match="not the same ones"):
+    with pytest.raises(ValueError, match="not the same questions"):
         compare([answer("a", "b")], [], ["next"])
