@@ -50,7 +50,7 @@ def brute(vectors: dict[int, Vector], query: Vector, k: int, allowed: Mask | Non
 
 
 def agree(index: SearchIndex, vectors: dict[int, Vector], k: int, allowed: Mask | None = None) -> None:
-    """Graphs of a few hundred nodes and ef=200 find everything, so approximate must equal exact here."""
+    """Graphs of a few hundred nodes find everything, so approximate must equal exact here."""
     queries = unit(3, seed=99)
     labels, scores = index.search(queries, k, allowed)
     for row, query in enumerate(queries):
