@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -132,12 +133,15 @@ def _metadata(access: KafkaAccess) -> Any:
         client = AdminClient(config)
     except KafkaException as error:
         return Finding("kafka", "wrong", error.args[0].str(), "check the PERSEID_KAFKA_* files", access.bootstrap)
-    try:
-        return client.list_topics(timeout=ANSWER_S)
-    except KafkaException as error:
-        client.poll(0)  # delivers the reasons
-        what = reasons.recent or error.args[0].str()
-        return Finding("kafka", "wrong", what, _remedy(access, what), access.bootstrap)
+    until_s = time.monotonic() + ANSWER_S
+    while True:  # a connection that was lost meanwhile fails the call at once
+        try:
+            return client.list_topics(timeout=max(0.1, until_s - time.monotonic()))
+        except KafkaException as error:
+            client.poll(0.1)  # delivers the reasons
+            if time.monotonic() >= until_s - 0.1:
+                what = reasons.recent or error.args[0].str()
+                return Finding("kafka", "wrong", what, _remedy(access, what), access.bootstrap)
 
 
 def _remedy(access: KafkaAccess, reason: str) -> str:

@@ -30,6 +30,7 @@ class WholeFiles(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
         return INTEGRATION if file.startswith(INTEGRATION) else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFiles:
     return WholeFiles(config, log)
 
