@@ -32,7 +32,7 @@ _ROOM = 1.5  # nodes of a new graph per row: changed vectors take new nodes
 _MAX_DEAD = 0.2  # share of dead nodes at which a graph is built anew
 _MAX_FETCH = 0.25  # of the graph; to walk more of it costs more than a scan
 _OVER_FETCH = 1.3  # beyond what the share of allowed nodes suggests, so that a second try is rare
-_WALK_ROWS = 10  # rows gathered and multiplied in the time that a walk takes per candidate (9 at d=256, more below)
+_WALK_ROWS = 6  # rows gathered and multiplied in the time that a walk takes per candidate (at d=256, more below)
 _SCANNED = 2  # times `exact_bytes` of allowed vectors are scanned at most
 _EF_SHARE = 1.5  # candidates kept while walking, per node wanted: the last of so many would be missed with fewer
 _CANARY_QUERIES = 32  # remembered to measure recall with
@@ -57,7 +57,7 @@ class HnswIndex(ExactIndex):
         dim: int,
         *,
         ef: int = 100,
-        links: int = 32,
+        links: int = 16,
         ef_construction: int = 200,
         exact_bytes: int = EXACT_BYTES,
         min_recall: float = 0.98,
