@@ -27,6 +27,7 @@ from streams.events import MalformedError, check
 
 _TIMEOUT_S = 0.1  # of one Redis call: a list from memory in time is worth more than a personal one too late
 _SHUTDOWN_S = 5  # requests under way may end within this
+_KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: one that is closed under a request fails it
 
 
 def run_api(settings: Settings) -> None:
@@ -49,6 +50,7 @@ async def _serve(settings: Settings) -> None:
             access_log=False,  # at hundreds of requests a second it costs more than the answers say
             timeout_graceful_shutdown=_SHUTDOWN_S,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
         )
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -69,6 +71,7 @@ def api_settings(settings: Settings) -> ApiSettings:
         elastic=elastic_settings(settings),
         snapshots=settings.state / "snapshots",
         in_flight=settings.api_in_flight,
+        answers=settings.api_answers,
     )
 
 

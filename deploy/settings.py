@@ -83,7 +83,8 @@ class Settings(BaseModel):
     api_keys: SecretStr = Field(
         SecretStr(""), description="API keys with scopes read, write, admin: `key:read+write,…`; empty = open"
     )
-    api_in_flight: int = Field(64, description="requests answered at a time before 503 (API)", ge=1)
+    api_answers: int = Field(12, description="answers in work at a time before 503 (API)", ge=1)
+    api_in_flight: int = Field(64, description="writes, or answers that wait for an event, before 503 (API)", ge=1)
     state: Path = Field(Path(".perseid"), description="folder for caches, logs and snapshots")
     embed_url: SecretStr = Field(
         SecretStr(""), description="OpenAI-compatible API for text vectors, like `http://host/v1`; empty = MiniLM here"

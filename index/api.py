@@ -20,6 +20,7 @@ from index.api_recommend import recommend_router
 from index.api_serving import Background, IndexKeeper, Services, follow_popularity
 from index.api_settings import ApiSettings, KafkaSide
 from index.api_state import UserCount, operations_router, state_router
+from index.api_turns import Turns
 from index.liveness import Liveness
 from index.metrics import ApiMetrics
 from index.popularity import Popularity
@@ -62,7 +63,8 @@ def create_app(
     background = Background()
     keeper = IndexKeeper(store, liveness, settings, background)
     popularity = Popularity(store, half_life_ms=settings.popularity_half_life_ms)
-    services = Services(store, settings, kafka, metrics, liveness, keeper, popularity, background, wall_ms)
+    turns = Turns(settings.answers)
+    services = Services(store, settings, kafka, metrics, liveness, keeper, popularity, turns, background, wall_ms)
     users = UserCount(store, liveness, settings.users_ms)
     app = FastAPI(
         title="perseid",
@@ -74,7 +76,7 @@ def create_app(
     )
     app.state.services = services
     install_handlers(app)
-    app.add_middleware(Guard, metrics=metrics, in_flight=settings.in_flight, at_once=settings.at_once)
+    app.add_middleware(Guard, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics)
     app.include_router(recommend_router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))

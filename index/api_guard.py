@@ -6,16 +6,17 @@ what the calls do: a path's kind decides about its budget.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from fastapi import Depends, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from index.api_errors import ProblemError, problem_response, unforeseen
+from index.api_turns import Turns
 from index.metrics import ApiMetrics
 
 MAX_BODY_BYTES = 1 << 20
@@ -31,18 +32,14 @@ class Guard:
     Args:
         in_flight: requests of one kind (answers, writes) at a time; the next one gets 503. Writes wait for Kafka, and
             must not use up the answers' budget when it is slow.
-        at_once: answers that may have begun in one turn of the event loop and be under way; the next one gets 503.
-            An answer is CPU time of this loop, so what begins together is what each of them waits for, and requests
-            that came while the loop was busy all begin in its next turn.
+        turns: answers in work, far fewer; others of those in flight wait for an event to become visible.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ApiMetrics, in_flight: int, at_once: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: ApiMetrics, in_flight: int, turns: Turns) -> None:
         self._app = app
         self._metrics = metrics
-        self._limit, self._at_once = in_flight, at_once
+        self._limit, self._turns = in_flight, turns
         self._running = {"answer": 0, "write": 0}
-        self._turn, self._begun = 0, 0  # of the event loop; answers under way that began in it
-        self._counting = False  # until the turn is over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,29 +72,16 @@ class Guard:
             self._metrics.refused("too_large")
             await problem_response(_too_large())(scope, receive, send)
             return
-        if self._running[kind] >= self._limit or (kind == "answer" and self._begun >= self._at_once):
+        if self._running[kind] >= self._limit or (kind == "answer" and self._turns.full):
             self._metrics.refused("overload")
             await problem_response(_OVERLOAD)(scope, receive, send)
             return
-        turn = self._begin() if kind == "answer" else -1
         self._running[kind] += 1
         try:
-            await self._app(scope, _limited(receive), send)
+            with self._turns.begun() if kind == "answer" else nullcontext():
+                await self._app(scope, _limited(receive), send)
         finally:
             self._running[kind] -= 1
-            self._begun -= turn == self._turn
-
-    def _begin(self) -> int:
-        """Counts an answer; the number of the turn in which it began."""
-        if not self._counting:
-            self._counting = True
-            asyncio.get_running_loop().call_soon(self._next_turn)
-        self._begun += 1
-        return self._turn
-
-    def _next_turn(self) -> None:
-        self._turn += 1
-        self._begun, self._counting = 0, False
 
 
 def _limited(receive: Receive) -> Receive:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -104,7 +105,8 @@ async def _read_user(services: Services, serving: Serving, asked: Asked) -> Live
         return None
     reader = services.reader(serving)
     try:
-        user = await reader.read(asked.user_id, asked.location, asked.after, services.settings.after_wait_ms)
+        with nullcontext() if asked.after is None else services.turns.idle():
+            user = await reader.read(asked.user_id, asked.location, asked.after, services.settings.after_wait_ms)
     except StoreUnavailableError:
         services.liveness.reachable = False  # until the next poll finds it
         return None
@@ -145,7 +147,7 @@ async def _answered(
     now_ms: int,
 ) -> tuple[T, Mapping[str, str | None]]:
     if serving.elastic is None:
-        return ask(None, None), {}
+        return await services.turns.take(lambda: ask(None, None)), {}
     found, sources = await serving.elastic.answered(ask, tree, now_ms)
     for what, where in sources.items():
         if where is not None:

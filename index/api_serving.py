@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from index.api_errors import ProblemError
 from index.api_model import ServedModel, load_model
 from index.api_settings import ApiSettings, KafkaSide
+from index.api_turns import Turns
 from index.catalogue import Catalogue
 from index.follower import ItemFollower
 from index.live_user import UserReader
@@ -192,6 +193,7 @@ class Services:
     liveness: Liveness
     keeper: IndexKeeper
     popularity: Popularity
+    turns: Turns
     background: Background
     wall_ms: Callable[[], int]
 

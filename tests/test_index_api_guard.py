@@ -1,9 +1,10 @@
-"""What the guard lets in: so many at a time, and so many answers in one turn of the event loop."""
+"""What the guard lets in: so many at a time, fewer answers in work; and how these take turns."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -11,9 +12,10 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
 from index.api_guard import Guard
+from index.api_turns import Turns
 from index.metrics import ApiMetrics
 
-AT_ONCE, IN_FLIGHT = 4, 10
+ANSWERS, IN_FLIGHT = 4, 10
 
 
 class Site:
@@ -21,12 +23,14 @@ class Site:
 
     def __init__(self) -> None:
         self.gate, self.metrics = asyncio.Event(), ApiMetrics(CollectorRegistry())
-        self.app = Guard(self.answer, self.metrics, IN_FLIGHT, AT_ONCE)
+        self.turns = Turns(ANSWERS)
+        self.app = Guard(self.answer, self.metrics, IN_FLIGHT, self.turns)
         self.statuses: Counter[int] = Counter()
         self.headers: list[dict[bytes, bytes]] = []
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.gate.wait()
+        with self.turns.idle() if scope["path"].endswith("/later") else nullcontext():
+            await self.gate.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -42,42 +46,43 @@ class Site:
         await self.app({"type": "http", "path": path, "method": method, "headers": []}, receive, send)
 
     async def ask_together(self, count: int, path: str = "/v1/recommendations/u1", method: str = "GET") -> Any:
-        """Requests that begin in the same turn, as those do that came while the loop was busy."""
+        """Requests that came while the loop was busy."""
         return asyncio.gather(*(self.ask(path, method) for _ in range(count)))
 
 
-def test_of_answers_that_begin_in_one_turn_only_so_many_are_let_in() -> None:
+def test_of_answers_only_so_many_are_let_in() -> None:
     async def scene() -> Site:
         site = Site()
         asked = await site.ask_together(9)
         await asyncio.sleep(0)
-        assert site.statuses == {503: 9 - AT_ONCE}  # refused at once, while the others still wait
+        assert site.statuses == {503: 9 - ANSWERS}  # refused at once, while the others still wait
         site.gate.set()
         await asked
         return site
 
     site = asyncio.run(scene())
-    assert site.statuses == {503: 9 - AT_ONCE, 200: AT_ONCE}
+    assert site.statuses == {503: 9 - ANSWERS, 200: ANSWERS}
     assert site.headers[0][b"retry-after"] == b"1"
-    assert site.metrics.counters() == {"requests": 9, "refused": 9 - AT_ONCE}
+    assert site.metrics.counters() == {"requests": 9, "refused": 9 - ANSWERS}
 
 
-def test_the_next_turn_lets_as_many_in_again_up_to_the_limit_at_a_time() -> None:
+def test_answers_that_wait_for_an_event_leave_room_for_others_up_to_the_limit_at_a_time() -> None:
     async def scene() -> Site:
         site = Site()
-        asked = []
-        for _ in range(4):
-            asked.append(await site.ask_together(3))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+        asked = [await site.ask_together(IN_FLIGHT - 1, "/v1/recommendations/later")]
+        await asyncio.sleep(0)
+        asked.append(await site.ask_together(3))
+        await asyncio.sleep(0)
         site.gate.set()
         await asyncio.gather(*asked)
+        assert not site.turns.full
         return site
 
-    assert asyncio.run(scene()).statuses == {200: IN_FLIGHT, 503: 12 - IN_FLIGHT}
+    # Each begins before it waits, so of those that come together not more than are let in can begin to wait.
+    assert asyncio.run(scene()).statuses == {200: IN_FLIGHT, 503: 2}
 
 
-def test_writes_and_probes_are_not_counted_by_turn() -> None:
+def test_writes_and_probes_are_not_counted_as_answers() -> None:
     async def scene() -> Site:
         site = Site()
         asked = await site.ask_together(IN_FLIGHT, "/v1/events", "POST")
@@ -96,7 +101,7 @@ def test_a_server_that_was_busy_answers_some_of_what_came_meanwhile_and_refuses_
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    guard = Guard(app, ApiMetrics(CollectorRegistry()), IN_FLIGHT, AT_ONCE)
+    guard = Guard(app, ApiMetrics(CollectorRegistry()), IN_FLIGHT, Turns(ANSWERS))
 
     async def scene() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://api") as client:
@@ -106,4 +111,28 @@ def test_a_server_that_was_busy_answers_some_of_what_came_meanwhile_and_refuses_
             return [response.status_code for response in together]
 
     statuses = Counter(asyncio.run(scene()))
-    assert statuses[200] >= AT_ONCE and statuses[503] > 0 and statuses[200] + statuses[503] == 20
+    assert statuses[200] >= ANSWERS and statuses[503] > 0 and statuses[200] + statuses[503] == 20
+
+
+def test_between_two_turns_the_loop_does_other_things() -> None:
+    order: list[str] = []
+
+    async def scene() -> None:
+        turns = Turns(ANSWERS)
+        asyncio.get_running_loop().call_soon(lambda: order.append("other"))
+        await asyncio.gather(*(turns.take(lambda number=number: order.append(str(number))) for number in range(3)))
+
+    asyncio.run(scene())
+    assert order == ["other", "0", "1", "2"] or order == ["0", "other", "1", "2"]
+
+
+def test_a_turn_that_fails_does_not_hold_up_the_next() -> None:
+    def broken() -> None:
+        raise RuntimeError("no list")
+
+    async def scene() -> list[Any]:
+        turns = Turns(ANSWERS)
+        return await asyncio.gather(turns.take(broken), turns.take(lambda: "a list"), return_exceptions=True)
+
+    failed, found = asyncio.run(scene())
+    assert isinstance(failed, RuntimeError) and found == "a list"

@@ -19,6 +19,7 @@ from index.api_ingest import Ingest, ingest_router
 from index.api_models import Problem, PublishedAnswer
 from index.api_records import BODIES, example_of
 from index.api_settings import KafkaSide
+from index.api_turns import Turns
 from index.keys import partition_of
 from index.metrics import ApiMetrics
 from streams.events import MalformedError, Rules, check
@@ -63,7 +64,7 @@ class Site:
         kafka = KafkaSide(validate, self.log.publish, lambda *_: None)
         self.app = FastAPI()
         install_handlers(self.app)
-        self.app.add_middleware(Guard, metrics=self.metrics, in_flight=4, at_once=4)
+        self.app.add_middleware(Guard, metrics=self.metrics, in_flight=4, turns=Turns(4))
         ingest = Ingest(kafka, lambda: self.partitions, lambda: NOW_MS, self.metrics)
         self.app.include_router(ingest_router(ingest, self.keys, self.metrics))
 
@@ -263,7 +264,7 @@ def test_an_unforeseen_error_shows_no_trace() -> None:
     metrics = ApiMetrics(CollectorRegistry())
     app = FastAPI()
     install_handlers(app)
-    app.add_middleware(Guard, metrics=metrics, in_flight=4, at_once=4)
+    app.add_middleware(Guard, metrics=metrics, in_flight=4, turns=Turns(4))
     kafka = KafkaSide(broken, RecordingLog().publish, lambda *_: None)
     app.include_router(ingest_router(Ingest(kafka, lambda: 8, lambda: NOW_MS, metrics), {}, metrics))
     site = Site()
