@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import httpx
@@ -120,7 +121,7 @@ def test_between_two_turns_the_loop_does_other_things() -> None:
     async def scene() -> None:
         turns = Turns(ANSWERS)
         asyncio.get_running_loop().call_soon(lambda: order.append("other"))
-        await asyncio.gather(*(turns.take(lambda number=number: order.append(str(number))) for number in range(3)))
+        await asyncio.gather(*(turns.take(partial(order.append, str(number))) for number in range(3)))
 
     asyncio.run(scene())
     assert order == ["other", "0", "1", "2"] or order == ["0", "other", "1", "2"]
@@ -130,7 +131,7 @@ def test_a_turn_that_fails_does_not_hold_up_the_next() -> None:
     def broken() -> None:
         raise RuntimeError("no list")
 
-    async def scene() -> list[Any]:
+    async def scene() -> Any:
         turns = Turns(ANSWERS)
         return await asyncio.gather(turns.take(broken), turns.take(lambda: "a list"), return_exceptions=True)
 
