@@ -32,7 +32,7 @@ _ROOM = 1.5  # nodes of a new graph per row: changed vectors take new nodes
 _MAX_DEAD = 0.2  # share of dead nodes at which a graph is built anew
 _MAX_FETCH = 0.25  # of the graph; to walk more of it costs more than a scan
 _OVER_FETCH = 1.3  # beyond what the share of allowed nodes suggests, so that a second try is rare
-_WALK_ROWS = 6  # rows gathered and multiplied in the time that a walk takes per candidate (at d=256, more below)
+_WALK_ROWS = 12  # rows gathered and multiplied in the time that a walk takes per candidate (at d=256, more below)
 _SCANNED = 2  # times `exact_bytes` of allowed vectors are scanned at most
 _EF_SHARE = 1.5  # candidates kept while walking, per node wanted: the last of so many would be missed with fewer
 _CANARY_QUERIES = 32  # remembered to measure recall with

@@ -21,6 +21,7 @@ Labels = NDArray[np.int64]  # [m]
 
 _GROWTH = 1.5  # room beyond what is needed now, so that growing stays rare; untouched pages cost no memory
 _UPSERT_ROWS = 2048  # rows written per lock: under a millisecond, which is how long a search may have to wait
+_BLOCK_BYTES = 1 << 19  # of vectors that stay in a core's own cache while all queries use them
 _SCAN_SHARE = 0.4  # of all rows: to scan more than this, reading everything is cheaper than gathering
 
 
@@ -121,14 +122,24 @@ class ExactIndex:
     def _scan(self, queries: Vector, k: int, usable: Mask, count: int) -> tuple[Labels, Vector]:
         if count < _SCAN_SHARE * self._end:
             rows = np.flatnonzero(usable)
-            found, scores = best((self._matrix[rows] @ queries.T).T, k)
+            found, scores = best(self._products(queries, rows), k)
             return rows[found], scores
-        matrix = self._matrix[: self._end]
-        # One product per query is faster than one for all: OpenBLAS has no good path for so flat a matrix.
-        scores = np.stack([matrix @ query for query in queries])  # [q, end]
+        scores = self._products(queries)
         if count < self._end:
             scores[:, ~usable] = -np.inf
         return best(scores, min(k, count))
+
+    def _products(self, queries: Vector, rows: Labels | None = None) -> Vector:
+        """Inner products [q, n] with some rows [n], or with all: block by block, so that memory is read once."""
+        count, step = self._end if rows is None else len(rows), max(1, _BLOCK_BYTES // (4 * self.dim))
+        products = np.empty((len(queries), count), np.float32)
+        for at in range(0, count, step):
+            part = slice(at, min(at + step, count))
+            block = self._matrix[part] if rows is None else self._matrix[rows[part]]
+            # One product per query is faster than one for all: OpenBLAS has no good path for so flat a matrix.
+            for query, found in zip(queries, products, strict=True):
+                np.dot(block, query, out=found[part])
+        return products
 
 
 def checked(labels: Sequence[int] | Labels, vectors: Vector, dim: int) -> tuple[Labels, Vector]:
