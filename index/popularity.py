@@ -6,6 +6,7 @@ weights make the fallback list and a small part of every score. It knows no user
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ DAY_MS = 86_400_000
 
 Amounts = NDArray[np.float64]
 _Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
+_FIRST = 256  # items ordered at first
 _NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing anybody sees
 
 
@@ -43,7 +45,8 @@ class Popularity:
         self._item_of: list[int] = []  # item by field
         self._by_field: Amounts = np.zeros(0)  # [fields] decayed weights
         self._weights: dict[str, Amounts] = {"": np.zeros(0)}  # location → [items], made when asked for
-        self._tops: dict[str, list[str]] = {}
+        self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
+        self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
 
     async def refresh(self, partitions: int, bucket_ms: int, now_ms: int) -> int:
         """Reads what grew and computes the weights anew; returns how many buckets were read.
@@ -61,19 +64,37 @@ class Popularity:
             where: self._numbered(await self._store.read_all(keys.popularity(partition_tag(where[0]), where[1])))
             for where in grown
         }
-        self._counts = {where: read.get(where) or self._counts[where] for where in present}
-        self._totals = present
-        self._decay(bucket_ms, now_ms)
+        began = now_ms // bucket_ms, bucket_ms
+        if present != self._totals or began != self._began:
+            self._counts = {where: read.get(where) or self._counts[where] for where in present}
+            self._totals, self._began = present, began
+            self._decay(bucket_ms, now_ms)
         return len(grown)
 
-    def top(self, location: str = "") -> Sequence[str]:
-        """All items with a positive weight, most popular first; ties by id."""
+    def top(self, location: str = "", count: int | None = None) -> Sequence[str]:
+        """The `count` items of the highest positive weight, or all; most popular first, ties by id."""
         where = location if location in self._places else ""
-        if where not in self._tops:
-            weights, names = self._of(where), self._names
-            known = sorted(np.flatnonzero(weights > 0).tolist(), key=lambda item: (-weights[item], names[item]))
-            self._tops[where] = [names[item] for item in known]
-        return self._tops[where]
+        weights = self._of(where)
+        wanted = len(weights) if count is None else min(count, len(weights))
+        known = self._tops.get(where)
+        if known is None or known[0] < wanted:
+            # Some more than asked for: ordering all of a large catalogue would take longer than the query.
+            ordered = min(len(weights), max(_FIRST, 2 * wanted))
+            known = self._tops[where] = ordered, self._best(weights, ordered)
+        return known[1][:wanted]
+
+    def _best(self, weights: Amounts, count: int) -> list[str]:
+        """Names of the `count` items of the highest positive weight, in order."""
+        items, names = np.flatnonzero(weights > 0), self._names
+        if len(items) > count:
+            least = np.partition(weights[items], -count)[-count]
+            tied = items[weights[items] == least].tolist()
+            items = items[weights[items] > least]
+            last = heapq.nsmallest(count - len(items), tied, key=names.__getitem__)
+        else:
+            last = []
+        first = sorted(items.tolist(), key=lambda item: (-weights[item], names[item]))
+        return [names[item] for item in first + last]
 
     def weight(self, item_id: str, location: str = "") -> float:
         """Decayed count of an item; at a location plus its share of all clicks anywhere."""

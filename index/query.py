@@ -250,7 +250,7 @@ class _Sources:
             labels, group_edge = self._nearest(moved, mask, depth)
             promoted.append(labels.ravel())
             edge = np.maximum(edge, group_edge + boost)
-        top = self._popularity.top(self._context.location)[: depth + 1]
+        top = self._popularity.top(self._context.location, depth + 1)
         popular = self._known(top[:depth], self._allowed)
         rest = share * float(self._shares(top[depth:]).max(initial=0.0))
         found = {"promoted": np.unique(np.concatenate(promoted)), "popular": popular}
@@ -282,11 +282,13 @@ class _Sources:
         """The `depth` most popular, ties and what nobody touched by id, and the share that any other can have."""
         if np.count_nonzero(mask) <= max(_FEW, depth):
             return np.flatnonzero(mask), -np.inf
-        top, at, step = self._popularity.top(self._context.location), 0, 2 * depth
-        found = np.zeros(0, np.int64)
-        while at < len(top) and len(found) < depth:
+        at, step, found = 0, 2 * depth, np.zeros(0, np.int64)
+        while True:
+            top = self._popularity.top(self._context.location, at + step + 1)
             found = np.concatenate((found, self._known(top[at : at + step], mask)))
             at, step = at + step, 2 * step
+            if at >= len(top) or len(found) >= depth:
+                break
         rest = float(self._shares(top[at : at + 1]).max(initial=0.0))
         return (np.concatenate((found, self._others(mask, found, depth))) if len(found) < depth else found), rest
 

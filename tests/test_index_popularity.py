@@ -141,3 +141,20 @@ def test_weights_equal_the_sum_spelled_out(counts: Shop, now_ms: int) -> None:
         if "oslo" in places:
             wanted = spelled(item, "oslo") + spelled(item, None) / max(1.0, everything)
             assert found.weight(item, "oslo") == pytest.approx(wanted)
+
+
+@settings(max_examples=60)
+@given(
+    counts=st.lists(st.integers(0, 5), min_size=1, max_size=900),
+    asked=st.lists(st.integers(0, 1000), min_size=1, max_size=4),
+)
+def test_the_first_of_the_top_are_the_beginning_of_all(counts: list[int], asked: list[int]) -> None:
+    names = [f"item-{number * 7919 % 1000}" for number in range(len(counts))]
+    shop = {(0, 0): {("", name): count for name, count in zip(names, counts, strict=True)}}
+    every = [
+        name for name, count in sorted(zip(names, counts, strict=True), key=lambda pair: (-pair[1], pair[0])) if count
+    ]
+    found = popularity(shop, HOUR_MS)
+    for count in asked:
+        assert found.top("", count) == every[:count]
+    assert found.top() == every
