@@ -22,6 +22,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "str": (str,),
     "None": (type(None),),
+    "Mapping[str, float]": (dict,),
 }
 
 

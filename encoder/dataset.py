@@ -169,9 +169,11 @@ def collate(chunks: Chunks, group: IntArray, users: IntArray, weight: FloatArray
     return Batch(inputs, event[is_target], np.flatnonzero(is_target), users[start])
 
 
-def first_choices(data: TrainingData) -> NDArray[np.bool_]:
-    """True where an event is its user's first with that item, bool [n_events]."""
-    pair = data.users * np.int64(len(data.item_ids)) + data.items
-    out = np.zeros(len(pair), dtype=bool)
-    out[np.unique(pair, return_index=True)[1]] = True
+def first_choices(data: TrainingData, *, by_kind: bool = False) -> NDArray[np.bool_]:
+    """True where an event is its user's first with that item (and of that kind), bool [n_events]."""
+    same = data.users * np.int64(len(data.item_ids)) + data.items
+    if by_kind:
+        same = same * (int(data.kinds.max(initial=0)) + 1) + data.kinds
+    out = np.zeros(len(same), dtype=bool)
+    out[np.unique(same, return_index=True)[1]] = True
     return out

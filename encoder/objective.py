@@ -78,14 +78,12 @@ def _target_weights(
     data: TrainingData, config: ModelConfig, options: TrainOptions
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weight of each event as a target, for training and for the held-out end of the timeline."""
-    weights = options.kind_weights or (1.0,) * len(config.kinds)
-    if len(weights) != len(config.kinds):
-        raise ValueError(f"{len(weights)} kind weights for {len(config.kinds)} kinds; give one per kind")
-    weight = np.maximum(np.asarray(weights, dtype=np.float32), 0.0)[data.kinds]
-    if not options.repeats:
-        weight = weight * first_choices(data)
+    named = options.kind_weights or {}
+    weight = np.asarray([named.get(kind, 1.0) for kind in config.kinds], np.float32)[data.kinds]
+    if options.targets != "all":
+        weight = weight * first_choices(data, by_kind=options.targets == "first_of_kind")
     if not (weight > 0).any():
-        raise ValueError("no event is a target; give a kind a positive weight or allow repeats")
+        raise ValueError("no event is a target; give a kind a positive weight, or take all as targets")
     late = np.zeros(len(weight), dtype=bool)
     if options.holdout:
         cutoff = np.quantile(data.ts_ms, 1 - options.holdout)

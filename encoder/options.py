@@ -6,11 +6,14 @@ thousand items. Two runs with equal data, config and options are equal, except w
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 PRIORS = ("off", "train", "serve", "both")
 SCHEDULES = ("one_cycle", "constant")
+TARGETS = ("first", "first_of_kind", "all")
 REACHES = ("encoder", "head")
 
 
@@ -30,8 +33,8 @@ class TrainOptions:
     schedule: str = "one_cycle"  # or "constant": for runs that end when validation no longer improves
     warmup: float = 0.1  # share of the run ("one_cycle") or of the first epoch ("constant")
     ema: float = 0.995
-    kind_weights: tuple[float, ...] | None = None  # of an event as a target; 0 or less: never a target. None: all 1
-    repeats: bool = False  # is choosing an item again something to predict? Lists leave seen items out by default
+    targets: str = "first"  # events to predict: a user's first with an item, first of each kind, or all
+    kind_weights: Mapping[str, float] | None = None  # of a target of this kind, 1 if not named; 0: never a target
     holdout: float = 0.02  # last share of the timeline, kept out and used to measure
     full_limit: int = 20_000  # up to so many items the softmax runs over all of them
     uniform_negatives: int = 512
@@ -60,6 +63,11 @@ class TrainOptions:
             raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
         if self.general_reach not in REACHES:
             raise ValueError(f"unknown reach {self.general_reach!r}; choose one of {', '.join(REACHES)}")
+        if self.targets not in TARGETS:
+            raise ValueError(f"unknown targets {self.targets!r}; choose one of {', '.join(TARGETS)}")
+        for kind, weight in (self.kind_weights or {}).items():
+            if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise ValueError(f"the weight of kind {kind!r} is {weight}; give a number from 0")
         counts = ("validate_every", "epochs", "general_rows", "general_every", "general_horizon", "uniform_negatives")
         for name in (*counts, "lr"):
             if not getattr(self, name) > 0:

@@ -21,10 +21,11 @@ PROFILE = {"numeric": {}, "categorical": {"city": "Trier"}}
 
 
 def test_values_are_read_as_what_they_are() -> None:
-    sizes, recipe = changed(["dropout=0", "block=hstu", "repeats=true", "batch_tokens=null", "lr=1e-3"])
+    sizes, recipe = changed(["dropout=0", "block=hstu", "targets=all", "batch_tokens=null", "lr=1e-3"])
     assert sizes == {"dropout": 0, "block": "hstu"}
-    assert recipe == {"repeats": True, "batch_tokens": None, "lr": 0.001}
+    assert recipe == {"targets": "all", "batch_tokens": None, "lr": 0.001}
     assert changed([]) == ({}, {})
+    assert changed(['kind_weights={"purchase": 5}'])[1] == {"kind_weights": {"purchase": 5}}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,7 @@ def test_values_are_read_as_what_they_are() -> None:
         (["d_model=1.5"], "d_model takes int"),
         (["d_model=true"], "d_model takes int"),
         (["d_model=wide"], "d_model takes int"),
+        (["kind_weights=5"], "kind_weights takes dict or NoneType"),
         (["low_precision=yes"], "low_precision takes bool or NoneType"),
         (["lr=1", "lr=2"], "lr is set twice"),
         (["seed=1"], "NAME=VALUE"),  # has an option of its own

@@ -16,6 +16,8 @@ from encoder.config import ModelConfig
 from encoder.dataset import cut_chunks
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.losses import candidate_softmax, full_softmax
+from encoder.model import StarsEncoder
+from encoder.objective import Columns
 from encoder.serving import DOCUMENT
 from encoder.training import TrainingData, TrainOptions, train
 
@@ -216,7 +218,7 @@ def two_seasons(effect: bool) -> TrainingData:
 
 
 def test_context_is_learned_when_it_matters_and_only_then(tmp_path: Path) -> None:
-    options = replace(OPTIONS, epochs=3, repeats=True)
+    options = replace(OPTIONS, epochs=3, targets="all")
     weights = {}
     for effect in (True, False):
         result = train(two_seasons(effect), CONTEXT, options, out=tmp_path / str(effect))
@@ -242,11 +244,40 @@ def test_profiles_kinds_pages_and_contrast_train(tmp_path: Path) -> None:
     data.profiles = [{"categorical": {"likes": str(user % 2)}} for user in range(30)]
     data.kinds[::5] = 1
     data.pages = [np.asarray([1, 2], dtype=np.int32) if event % 2 else np.zeros(0, np.int32) for event in range(240)]
-    options = replace(OPTIONS, epochs=1, kind_weights=(1.0, -2.0), contrast_weight=0.05, full_limit=1, prior="both")
+    options = replace(
+        OPTIONS,
+        epochs=1,
+        targets="first_of_kind",
+        kind_weights={"cart": 0.0},
+        contrast_weight=0.05,
+        full_limit=1,
+        prior="both",
+    )
     result = train(data, CONFIG, options, out=tmp_path)
     model, metadata = artefact.load(result.folder)
     assert (model.prior > 0).all()
     assert metadata["options"]["prior"] == "both"
+
+
+@pytest.mark.parametrize(
+    ("targets", "weights", "expected"),
+    [
+        ("first", None, [1, 1, 0, 0, 0]),
+        ("first_of_kind", None, [1, 1, 0, 1, 0]),
+        ("all", None, [1, 1, 1, 1, 1]),
+        ("all", {"dislike": 0, "view": 0.5, "purchase": 9}, [0.5, 0.5, 0.5, 0, 0]),
+        ("first_of_kind", {"dislike": 4}, [1, 1, 0, 4, 0]),
+    ],
+)
+def test_which_events_are_targets_and_how_much_they_count(
+    targets: str, weights: dict[str, float] | None, expected: list[float]
+) -> None:
+    data = shop(1, 5, checkerboard)
+    data.items[:] = [3, 4, 3, 3, 3]
+    data.kinds[:] = [0, 0, 0, 1, 1]
+    options = replace(OPTIONS, targets=targets, kind_weights=weights, holdout=0.0)
+    model = StarsEncoder(CONFIG, data.item_ids)
+    assert Columns.prepare(data, CONFIG, options, model).weight.tolist() == expected
 
 
 def test_every_event_is_a_target_once_and_chunks_fit_the_window() -> None:
@@ -291,8 +322,12 @@ def test_bad_options_are_refused(tmp_path: Path) -> None:
         replace(CONFIG, parts=("ids",), tags=("red",))
     with pytest.raises(ValueError, match="choose some of text, ids, tags"):
         replace(CONFIG, parts=("price",))
-    with pytest.raises(ValueError, match="one per kind"):
-        train(shop(5, 8, checkerboard), CONFIG, replace(OPTIONS, kind_weights=(1.0,)), out=tmp_path)
+    with pytest.raises(ValueError, match="unknown targets 'last'"):
+        TrainOptions(targets="last")
+    with pytest.raises(ValueError, match="the weight of kind 'cart' is -1"):
+        TrainOptions(kind_weights={"cart": -1})
+    with pytest.raises(ValueError, match="no event is a target"):
+        train(shop(5, 8, checkerboard), CONFIG, replace(OPTIONS, kind_weights={"view": 0}), out=tmp_path)
 
 
 def test_low_precision_softmax_agrees_with_autograd() -> None:
