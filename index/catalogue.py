@@ -157,9 +157,8 @@ class Catalogue:
     def hard_mask(self, now_ms: int) -> Mask:
         """[size] items that may be shown at all: listed, in stock, inside their time window and with a vector."""
         with self._lock:
-            every = slice(self.size)
-            shown = self._columns.may_show(every, now_ms)
-            shown &= self._columns.vector[every]
+            shown = self._columns.may_show(self.size, now_ms)
+            shown &= self._columns.vector[: self.size]
             return shown
 
     def outside(self, now_ms: int) -> set[str]:

@@ -26,7 +26,7 @@ class ItemColumns:
         self.price = np.full(capacity, np.nan)
         self.starts = np.full(capacity, _ALWAYS_MS, np.int64)
         self.ends = np.full(capacity, _NEVER_MS, np.int64)
-        self.listed, self.stock, self.vector, self.regionless = np.zeros((4, capacity), np.bool_)
+        self.listed, self.stock, self.vector, self.regionless, self.window = np.zeros((5, capacity), np.bool_)
 
     def make_room(self, size: int) -> None:
         """Makes labels below `size` usable."""
@@ -45,17 +45,19 @@ class ItemColumns:
         self.price[label] = np.nan if price is None else price
         self.starts[label] = _ALWAYS_MS if starts is None else starts
         self.ends[label] = _NEVER_MS if ends is None else ends
+        self.window[label] = starts is not None or ends is not None
         self.listed[label] = catalogue is not None
         self.stock[label] = catalogue is not None and fields.get("available") is not False
         self.regionless[label] = catalogue is not None and not fields.get("regions")
 
-    def may_show(self, labels: Labels | slice, now_ms: int) -> Mask:
-        """Which of the labels the hard rules let pass: in stock, hence listed, and inside the time window."""
-        found = self.is_open(labels, now_ms)
-        found &= self.stock[labels]
+    def may_show(self, size: int, now_ms: int) -> Mask:
+        """[size] labels that the hard rules let pass: in stock, hence listed, and inside the time window."""
+        found = self.stock[:size].copy()
+        timed = self.timed(size)  # few: most items have no window
+        found[timed] &= self.is_open(timed, now_ms)
         return found
 
-    def is_open(self, labels: Labels | slice, now_ms: int) -> Mask:
+    def is_open(self, labels: Labels, now_ms: int) -> Mask:
         """Which of the labels are inside their time window."""
         found: Mask = self.starts[labels] <= now_ms
         found &= self.ends[labels] > now_ms
@@ -63,4 +65,4 @@ class ItemColumns:
 
     def timed(self, size: int) -> Labels:
         """Labels below `size` whose window has a start or an end."""
-        return np.flatnonzero((self.starts[:size] != _ALWAYS_MS) | (self.ends[:size] != _NEVER_MS))
+        return np.flatnonzero(self.window[:size])

@@ -61,9 +61,7 @@ class Candidates:
 
     def may_show(self, now_ms: int) -> Mask:
         """Rows that the hard rules let pass, arrived or not."""
-        shown = self._columns.stock.copy()
-        shown[self._timed] = self._columns.may_show(self._timed, now_ms)
-        return shown
+        return self._columns.may_show(len(self.item_ids), now_ms)
 
     def outside(self, now_ms: int) -> frozenset[str]:
         """Items whose time window is not open at `now_ms`."""
@@ -75,7 +73,7 @@ class Candidates:
         row = self.row.get(item_id)
         if row is None or self.arrivals_ms[row] > now_ms:
             return False
-        return bool(self._columns.may_show(slice(row, row + 1), now_ms)[0])
+        return bool(self._columns.stock[row]) and bool(self._columns.is_open(np.array([row]), now_ms)[0])
 
     def rows(self, item_ids: Iterable[str]) -> list[int]:
         """Rows of those of the items that have one."""
