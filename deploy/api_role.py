@@ -26,6 +26,7 @@ from index.metrics import ApiMetrics
 from streams.events import MalformedError, check
 
 _TIMEOUT_S = 0.1  # of one Redis call: a list from memory in time is worth more than a personal one too late
+_LINGER_MS = 100  # of exposures, which nobody waits for: one request to Kafka for many instead of one for each
 _SHUTDOWN_S = 5  # requests under way may end within this
 _KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: one that is closed under a request fails it
 
@@ -40,7 +41,8 @@ def run_api(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     store = open_store(settings, timeout_s=_TIMEOUT_S, retries=1)
     producer, metrics = EventProducer(settings.kafka_access()), ApiMetrics(CollectorRegistry())
-    app = create_app(store, api_settings(settings), kafka_side(settings, producer), metrics)
+    exposures = EventProducer(settings.kafka_access(), linger_ms=_LINGER_MS)
+    app = create_app(store, api_settings(settings), kafka_side(settings, producer, exposures), metrics)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -55,10 +57,11 @@ async def _serve(settings: Settings) -> None:
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
-        async with running(store, "api", lambda: {"counters": {**metrics.counters(), "dropped": producer.dropped}}):
+        async with running(store, "api", lambda: {"counters": {**metrics.counters(), "dropped": exposures.dropped}}):
             await server.serve()
     finally:
         producer.close()
+        exposures.close()
         await store.close()
 
 
@@ -75,9 +78,9 @@ def api_settings(settings: Settings) -> ApiSettings:
     )
 
 
-def kafka_side(settings: Settings, producer: EventProducer) -> KafkaSide:
-    """The application's way to Kafka: the worker's own rules, and one producer."""
-    return KafkaSide(validator(settings, now_ms), producer.send, producer.expose, lambda: producer.dropped)
+def kafka_side(settings: Settings, producer: EventProducer, exposures: EventProducer) -> KafkaSide:
+    """The application's way to Kafka: the worker's rules, a producer for what is posted and one for what is shown."""
+    return KafkaSide(validator(settings, now_ms), producer.send, exposures.expose, lambda: exposures.dropped)
 
 
 def validator(settings: Settings, clock_ms: Callable[[], int]) -> Callable[[str, Any], tuple[bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""The one librdkafka producer of a process: acknowledged sends to await, and exposures that may be dropped.
+"""A librdkafka producer: acknowledged sends to await, and exposures that may be dropped.
 
 Partitions are chosen as Kafka's Java client does (murmur2), so that a user's records go to the user's home. The queue
 is bounded: `send` waits for room, `expose` drops and counts, so an answer never waits for Kafka. One thread of ours
@@ -34,11 +34,12 @@ class DeliveryError(ConnectionError):
 
 
 class EventProducer:
-    """Sends records of any topic. Use one per process, from any thread; `close` it at the end.
+    """Sends records of any topic, from any thread; `close` it at the end.
 
     Args:
         access: the cluster. Topics are given by their logical names.
         queue_records: how many records may wait for acknowledgement.
+        linger_ms: how long one may wait for others, to be sent with them.
         delivery_timeout_ms: after which an unacknowledged record counts as failed.
     """
 
