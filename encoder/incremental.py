@@ -20,7 +20,7 @@ from encoder.items import ItemTable
 from encoder.model import StarsEncoder
 from encoder.relative import Relations
 from encoder.requests import EncodeRequest, EncodeResult, check
-from encoder.slots import FLOAT_BYTES, Slot, SlotCache
+from encoder.slots import Slot, SlotCache
 from encoder.windows import Embedded, Rows, embed
 
 __all__ = ["EncodeRequest", "EncodeResult", "EncoderStats", "IncrementalEncoder", "ItemTable", "use_threads"]
@@ -64,21 +64,27 @@ def use_threads(count: int) -> None:
 class IncrementalEncoder:
     """A model, its items and its cached keys and values on one device ("auto": CUDA when there, else CPU).
 
-    The model is moved to the device and into evaluation mode. Raises ValueError when `cache_bytes` holds no user.
+    The model is moved to the device and into evaluation mode. Keys and values are kept in `cache_dtype`; None: in
+    float16 on CUDA, where they are read in it too, unless attention has a bias; in float32 on a CPU, which would have
+    to convert them, and for "hstu", whose sums no softmax bounds. Raises ValueError when `cache_bytes` holds no user.
     """
 
-    def __init__(self, model: StarsEncoder, *, cache_bytes: int, device: str = "auto") -> None:
+    def __init__(
+        self, model: StarsEncoder, *, cache_bytes: int, device: str = "auto", cache_dtype: torch.dtype | None = None
+    ) -> None:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(name)
         self.model = model.to(self.device).eval()
         self.items = ItemTable(self.model)
         self.stats = EncoderStats()
         self._config = model.config
-        self._slots = SlotCache(model.config, cache_bytes, self.device)
-        layer_bytes = self._slots.slot_bytes // model.config.n_layers
         on_cpu = self.device.type == "cpu"
+        halves = not on_cpu and model.config.block != "hstu"
+        dtype = cache_dtype or (torch.float16 if halves else torch.float32)
+        self._slots = SlotCache(model.config, cache_bytes, self.device, dtype)
+        layer_bytes = self._slots.slot_bytes // model.config.n_layers
         self._gather = max(1, GATHER_BYTES // layer_bytes) if on_cpu else self._slots.count
-        self._scratch = torch.empty(self._gather * layer_bytes // FLOAT_BYTES if on_cpu else 0)
+        self._scratch = torch.empty(self._gather * layer_bytes // dtype.itemsize if on_cpu else 0, dtype=dtype)
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
@@ -178,7 +184,7 @@ class IncrementalEncoder:
         for layer, block in enumerate(self.model.layers):
             cache = self._slots.storage[layer]  # [slots, 1 + W + S, 2, H, d_head]
             read = block.read(z)
-            cache[row_slot, position] = block.key_value(read[:new]).view(new, *cache.shape[2:])
+            cache[row_slot, position] = block.key_value(read[:new]).view(new, *cache.shape[2:]).to(cache.dtype)
             queries = block.query(read)[spread].view(*spread.shape, *cache.shape[3:])  # [B, R + 1, H, d_head]
             attended = torch.cat([self._attend(block, cache, queries, piece) for piece in pieces])
             z = block.finish(z, read, attended.view(-1, z.shape[1])[packed])
@@ -198,9 +204,11 @@ class IncrementalEncoder:
             torch.index_select(cache[:, : piece.length], 0, piece.slots, out=found)
         else:
             found = cache[:, : piece.length].index_select(0, piece.slots)
-        key, value = found.permute(2, 0, 3, 1, 4).unbind(0)  # [c, H, length, d_head]
         query = queries[piece.part].transpose(1, 2)
-        return block.attend(query, key, value, piece.mask, piece.relations).transpose(1, 2).flatten(2)
+        dtype = cache.dtype if piece.relations is None else query.dtype  # a bias is in full precision
+        key, value = found.to(dtype).permute(2, 0, 3, 1, 4).unbind(0)  # [c, H, length, d_head]
+        attended = block.attend(query.to(dtype), key, value, piece.mask, piece.relations)
+        return attended.to(query.dtype).transpose(1, 2).flatten(2)
 
     def _padding(self, rows: Rows, batch: int) -> tuple[Tensor, Tensor]:
         """`spread` [B, R + 1]: which packed row (new rows, then [GEN]) is where; `packed` [N + B]: the way back."""
@@ -255,7 +263,8 @@ class IncrementalEncoder:
         return both.cpu().numpy(), [tuple(items) for items in missing]
 
     def _send(self, array: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        found = torch.from_numpy(array)
+        return found if self.device.type == "cpu" else found.pin_memory().to(self.device, non_blocking=True)
 
 
 def _cut(order: Sequence[int], rows: Sequence[int], most: int) -> Iterator[list[int]]:

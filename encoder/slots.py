@@ -16,8 +16,6 @@ import torch
 
 from encoder.config import ModelConfig
 
-FLOAT_BYTES = 4
-
 
 @dataclass(slots=True)
 class Slot:
@@ -29,18 +27,18 @@ class Slot:
 
 
 class SlotCache:
-    """key -> Slot in least-recently-used order over one tensor [layers, slots, 1 + W + S, 2, heads, d_head].
+    """key -> Slot in least-recently-used order over one tensor [layers, slots, 1 + W + S, 2, heads, d_head] of `dtype`.
 
     `times` int64 [slots, 1 + W + S] holds the events' times where attention has a time bias.
     """
 
-    def __init__(self, config: ModelConfig, cache_bytes: int, device: torch.device) -> None:
-        self.slot_bytes = config.n_layers * (1 + config.capacity) * 2 * config.d_model * FLOAT_BYTES
+    def __init__(self, config: ModelConfig, cache_bytes: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.slot_bytes = config.n_layers * (1 + config.capacity) * 2 * config.d_model * dtype.itemsize
         self.count = cache_bytes // self.slot_bytes
         if self.count < 1:
             raise ValueError(f"cache_bytes {cache_bytes} holds no user; one takes {self.slot_bytes} bytes")
         shape = (config.n_layers, self.count, 1 + config.capacity, 2, config.n_heads, config.d_head)
-        self.storage = _zeros(shape, device)  # a masked position must be finite
+        self.storage = _zeros(shape, device, dtype)  # a masked position must be finite
         self.times = torch.zeros(shape[1:3] if config.bias == "time" else (0, 0), dtype=torch.int64, device=device)
         self._held: OrderedDict[Hashable, Slot] = OrderedDict()
         self._free = list(range(self.count - 1, -1, -1))
@@ -78,8 +76,9 @@ class SlotCache:
         return sum([self.drop(key) for key in [key for key in self._held if predicate(key)]])
 
 
-def _zeros(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """On a CPU memory is taken only as it is written: NumPy asks the system for zero pages, torch would write them."""
     if device.type == "cpu":
-        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
-    return torch.zeros(shape, device=device)
+        size = int(np.prod(shape)) * dtype.itemsize
+        return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
+    return torch.zeros(shape, device=device, dtype=dtype)

@@ -16,6 +16,7 @@ from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model import StarsEncoder
 
 TOLERANCE = 1e-4
+HALF_TOLERANCE = 5e-3  # of cosines, as the vectors that are stored
 D_TEXT = 6
 ITEMS = [f"item-{number}" for number in range(30)]
 LATER = [f"later-{number}" for number in range(5)]  # items whose vector arrives after their events
@@ -325,3 +326,21 @@ def test_refuses_what_would_corrupt_the_cache() -> None:
 
 def test_empty_batch() -> None:
     assert encoder().encode([]).vectors.shape == (0, 2, 16)
+
+
+@pytest.mark.parametrize("block", ["paper", "gated"])
+@pytest.mark.parametrize("bias", BIASES)
+def test_a_cache_in_half_precision_holds_twice_as_much_and_is_as_near_as_that_allows(block: str, bias: str) -> None:
+    whole = encoder(block, users=2, bias=bias)
+    halves = IncrementalEncoder(
+        whole.model, cache_bytes=2 * whole._slots.slot_bytes, device="cpu", cache_dtype=torch.float16
+    )
+    halves.items.put(ITEMS, vectors(len(ITEMS)), [["red"], ["blue", "unknown"], []] * 10)
+    assert halves._slots.count == 4
+    furthest = 0.0
+    for length in range(1, 13):
+        requests = [request(user, history(length, user), length - 1) for user in range(4)]
+        difference = np.abs(halves.encode(requests).vectors - whole.encode_whole(requests).vectors).max()
+        furthest = max(furthest, float(difference))
+    assert halves.stats.hits == 4 * 11
+    assert 0 < furthest < HALF_TOLERANCE

@@ -12,7 +12,7 @@ from encoder.slots import SlotCache
 from tests.bench.process_usage import resident_bytes
 
 before = resident_bytes()
-cache = SlotCache(ModelConfig(), 1 << 30, torch.device("cpu"))
+cache = SlotCache(ModelConfig(), 1 << 30, torch.device("cpu"), torch.float32)
 unused = resident_bytes() - before
 used = cache.count // 2
 cache.storage[:, :used] = 1.0
