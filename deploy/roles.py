@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.producer import EventProducer
-from deploy.running import limit_threads, log_to_stderr, on_signals, open_store, run_until_done, running
+from deploy.running import limit_threads, log_to_stderr, on_signals, open_store, run_until_done, running, settle_heap
 from deploy.settings import Settings
 from deploy.state_sizes import engine_settings, keep_window
 from encoder.serving import DOCUMENT, load_serving, read_document
@@ -83,6 +83,7 @@ async def _worker(settings: Settings) -> None:
         async with running(store, "worker", lambda: {**worker_report(engine), "ready": worker.ready}):
             on_signals(worker.stop)
             await follower.catch_up()  # a window encoded before its items are known would be encoded again
+            settle_heap()
             await worker.run()
     finally:
         encoder.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -37,6 +38,12 @@ def log_to_stderr(settings: Settings) -> None:
 def limit_threads(count: int) -> None:
     """Bounds the threads of numerical libraries that are loaded from now on; call it before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = str(count)
+
+
+def settle_heap() -> None:
+    """Leaves all that is loaded by now out of later garbage collections: to look through torch takes 0.15 s."""
+    gc.collect()
+    gc.freeze()
 
 
 def open_store(settings: Settings, **options: Any) -> RedisStore:
