@@ -46,6 +46,13 @@ class WorkerSettings:
     retry_s: float = 0.1  # first pause when the store is away; doubles up to two seconds
 
 
+class _App(faust.App):
+    """An application that keeps nothing in files."""
+
+    def _create_directories(self) -> None:
+        """None: they are for tables, and would be made wherever the worker was started."""
+
+
 class StreamWorker:
     """Runs one engine against Kafka until stopped.
 
@@ -141,7 +148,7 @@ class StreamWorker:
 
     def _build_app(self) -> faust.App:
         settings = self.settings
-        app = faust.App(
+        app = _App(
             settings.group,
             **settings.access.faust(),
             store="memory://",

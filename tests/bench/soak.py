@@ -1,8 +1,8 @@
 """Whether a deployment stays as it is: everything as processes of their own under half of what they can, for long.
 
-First a backlog of clicks tells how many a second are applied at most. Half of that is sent from then on, unless
-`--rate` says otherwise; queries in an open loop and a changed price every second go with it. Clicks are those of so
-many users that all windows are full by a quarter of the time: what grows after that should not. Each interval gives
+First the windows of 2,000 users are filled, and then a backlog of their clicks tells how many a second are applied at
+most; short windows would cost less. Half of that is sent from then on, unless `--rate` says otherwise; queries in an
+open loop and a changed price every second go with it. Nothing should grow. Each interval gives
 event → visible (acknowledged by Kafka → first answer whose position is past the event), query latency, lag, and memory,
 open files and threads of every process. Flat is what `tests.bench.flatness` says. Kafka's own processes are not judged.
 The generator shares the machine with what it measures. Ctrl-C ends it early, with what there is by then.
@@ -19,7 +19,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,7 @@ from tests.integration.live import Live, click
 WINDOW_EVENTS = 256  # a full window, before it is cut
 PROBES_PER_S = 5
 LATE_S = 10.0  # a probe that is not visible by then counts as late
+USERS = 2000
 BACKLOG = 20_000  # clicks whose rate of application is the limit
 BACKLOG_S = 600.0
 # Drift an hour up to which a series is flat: about what thirty minutes of a busy machine can show at all.
@@ -57,13 +58,17 @@ UNJUDGED = ("kafka", "broker")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how much: seconds, clicks a second (None: half the limit), queries a second, seconds an interval."""
+    """How long and how much: seconds, clicks a second (None: half the limit), queries a second, seconds an interval.
+
+    `backlog` clicks measure the limit; `users` make them.
+    """
 
     seconds: float
     rate: float | None = None
     queries: float = 50.0
     every_s: float = 15.0
     backlog: int = BACKLOG
+    users: int = USERS
 
 
 @dataclass(slots=True)
@@ -116,11 +121,12 @@ class Soak:
     def run(self) -> None:
         """Fills the findings, interval by interval."""
         plan, rate = self._plan, self._plan.rate
+        users = self._sample(plan.users)
+        limit(self._live, users, self._world.items, len(users) * WINDOW_EVENTS)
         if rate is None:
-            most = limit(self._live, self._world, plan.backlog)
+            most = limit(self._live, users, self._world.items, plan.backlog)
             self._findings.rows.append(result("limit", most, "events/s"))
             rate = most / 2
-        users = self._sample(round(rate * plan.seconds / 4 / WINDOW_EVENTS))
         self._findings.rows += [result("rate", rate, "events/s"), result("users", len(users), "users")]
         requests = [get_request(f"/v1/recommendations/{user}?count=10") for user in self._sample(2000)]
         host, port = self._live.urls[0].removeprefix("http://").split(":")
@@ -137,8 +143,8 @@ class Soak:
                 self._findings.seconds = time.monotonic() - began
 
     def _sample(self, count: int) -> list[str]:
-        """Some users, at least twenty where there are so many."""
-        return self._rng.sample(self._world.users, min(len(self._world.users), max(20, count)))
+        """Some users, or all."""
+        return self._rng.sample(self._world.users, min(len(self._world.users), count))
 
     def _probes(self, users: list[str], seconds: float) -> list[float]:
         """Delays of clicks that leave on schedule, in milliseconds; infinite where none was visible in time."""
@@ -205,7 +211,7 @@ async def known(settings: Mapping[str, str]) -> World:
     return World(users, sorted(catalogue.item_ids()), catalogue)
 
 
-def limit(live: Live, world: World, events: int) -> float:
+def limit(live: Live, users: Sequence[str], items: Sequence[str], events: int) -> float:
     """Clicks a second that a worker applies of a backlog, in a deployment that has nothing else to do.
 
     From the first click sent to the last one applied, as the API's status says: a fraction of a second too long.
@@ -213,7 +219,7 @@ def limit(live: Live, world: World, events: int) -> float:
     producer, rng = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random"}), random.Random(2)
     before, began = _applied(live), time.monotonic()
     for _ in range(events):
-        event = click(rng.choice(world.users), rng.choice(world.items))
+        event = click(rng.choice(users), rng.choice(items))
         producer.produce(live.topic("clickstream"), orjson.dumps(event), event["user_id"].encode())
         producer.poll(0)
     producer.flush(60)

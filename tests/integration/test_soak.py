@@ -14,7 +14,7 @@ SECONDS, EVERY_S = 5.0, 1.0
 
 def test_a_short_soak_finds_the_limit_and_looks_at_everything(live: Live) -> None:
     findings, noted = Findings(), list[Mapping[str, Any]]()
-    Soak(live, Plan(SECONDS, None, queries=10.0, every_s=EVERY_S, backlog=500), findings, noted.append).run()
+    Soak(live, Plan(SECONDS, None, queries=10.0, every_s=EVERY_S, backlog=500, users=4), findings, noted.append).run()
     rows = {row["name"]: row for row in findings.results()}
     assert rows["limit"]["value"] > rows["rate"]["value"] > 0
     assert rows["events"]["value"] > 0 and rows["queries"]["value"] == len(noted) * 10
