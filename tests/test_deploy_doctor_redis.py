@@ -16,7 +16,7 @@ from deploy.doctor_redis import check_redis
 from deploy.redis_server import RedisServer
 from deploy.settings import Settings, load
 from tests.fake_servers import answering
-from tests.redis_cluster import ClusterOfServers
+from tests.redis_cluster import ClusterOfServers, free_ports
 
 SECRET = "a-phrase-nobody-may-see"
 
@@ -161,6 +161,7 @@ def test_a_cluster_that_is_not_set_and_a_setting_without_cluster(
 
 
 def test_a_cluster_without_all_its_slots_is_wrong(tmp_path: Path) -> None:
-    with RedisServer(tmp_path, options=("cluster-enabled yes",)) as lonely:
+    (port,) = free_ports(1)
+    with RedisServer(tmp_path, port=port, options=("cluster-enabled yes",)) as lonely:
         findings = wrong(check_redis(settings_of(lonely.url, redis_cluster=True)))
     assert "cluster_state is fail, 0 of 16384 slots" in findings[0].what

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +154,10 @@ def command(settings: Settings, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
+def larger(file: Path, size: int) -> bool:
+    return file.exists() and file.stat().st_size > size
+
+
 def test_killed_and_resumed_is_as_never_killed(settings: Settings, model: Path, tmp_path: Path) -> None:
     stop_ms, ask = START_MS + 5_000 * STEP_MS, AskSettings(every=10)
     plan = ReplayPlan(model, ask, checkpoint=tmp_path / "through", part=1_000)
@@ -158,10 +165,14 @@ def test_killed_and_resumed_is_as_never_killed(settings: Settings, model: Path, 
     assert through.answers is not None and through.answers["questions"] > 50
     kept = tmp_path / "killed" / FILE
     arguments = ["--model", str(model), "--every", "10", "--to", str(stop_ms), "--part", "1000"]
-    with command(settings, *arguments, "--checkpoint", str(kept.parent)) as child:
-        eventually(lambda: kept.exists() and kept.stat().st_size > 150_000, 100, "a checkpoint")
-        child.kill()
-    assert child.returncode == -signal.SIGKILL
+    for size in range(150_000, 400_000, 50_000):  # a part that is still being written is no checkpoint
+        with command(settings, *arguments, "--checkpoint", str(kept.parent)) as child:
+            eventually(partial(larger, kept, size), 100, "a checkpoint")
+            child.kill()
+        assert child.returncode == -signal.SIGKILL
+        with closing(sqlite3.connect(kept)) as file:
+            if file.execute("SELECT count(*) FROM document").fetchone() == (1,):
+                break
     with command(settings, *arguments, "--checkpoint", str(kept.parent)) as resumed:
         out, err = resumed.communicate(timeout=120)
     assert resumed.returncode == 0 and b"going on behind" in err, err
