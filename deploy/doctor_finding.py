@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 CONNECT_S = 1.0  # a server that is there accepts within milliseconds
-ANSWER_S = 4.0  # and answers within some more; a person waits for this command
+ANSWER_S = 3.0  # and answers within some more; a person waits for this command
 
 
 @dataclass(frozen=True, slots=True)

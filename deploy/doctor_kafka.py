@@ -83,7 +83,7 @@ def _ask(access: KafkaAccess, server: str) -> set[int]:
     host, _, port = server.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S) as plain:
-            plain.settimeout(ANSWER_S / 2)
+            plain.settimeout(ANSWER_S)
             if not access.tls:
                 return _requests(plain, server)
             with access.ssl_context().wrap_socket(plain, server_hostname=host.strip("[]")) as secured:

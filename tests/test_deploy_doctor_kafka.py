@@ -64,7 +64,7 @@ def test_a_healthy_cluster_is_named_with_its_age_and_our_topics(
 def test_a_wrong_password_is_named_and_not_shown(secured_kafka: SecuredKafka, way: str) -> None:
     begin = time.monotonic()
     finding = only(check_kafka(settings_of(replace(secured_kafka.way(way), password=WRONG))))
-    assert time.monotonic() - begin < 6
+    assert time.monotonic() - begin < 5
     assert "Authentication failed" in finding.what
     assert "PERSEID_KAFKA_PASSWORD" in finding.remedy
     assert WRONG not in str(finding) and PASSWORD not in str(finding)
@@ -126,7 +126,7 @@ def test_an_old_server_is_told_by_the_requests_it_knows(requests: tuple[int, ...
     with answering(answer) as address:
         begin = time.monotonic()
         findings = check_kafka(settings_of(KafkaAccess(address)))
-        assert time.monotonic() - begin < 6
+        assert time.monotonic() - begin < 5
     assert (findings[0].state, findings[0].version) == (state, version)
 
 
