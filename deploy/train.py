@@ -8,7 +8,7 @@ workers, the embed role and the API need. It does not know Kafka or Redis.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> Tra
     return train(
         split.training(),
         config,
-        plan.options,
+        replace(plan.options, holdout=0.0),  # the last but one events validate
         out=plan.out,
         resume=plan.resume,
         progress=plan.progress,

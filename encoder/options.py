@@ -35,7 +35,7 @@ class TrainOptions:
     ema: float = 0.995
     targets: str = "first"  # events to predict: a user's first with an item, first of each kind, or all
     kind_weights: Mapping[str, float] | None = None  # of a target of this kind, 1 if not named; 0: never a target
-    holdout: float = 0.02  # last share of the timeline, kept out and used to measure
+    holdout: float = 0.02  # last share of the timeline, kept out: it measures, and with a patience chooses the weights
     full_limit: int = 20_000  # up to so many items the softmax runs over all of them
     uniform_negatives: int = 512
     subclass_negatives: int = 16
@@ -52,7 +52,7 @@ class TrainOptions:
     prior: str = "off"  # where −λ log p is added: train, serve, both
     prior_strength: float = 0.3
     context_noise: float = 1.4  # features whose effect is within so many units of noise get none
-    validate_every: int = 2  # epochs, where a validation is given
+    validate_every: int = 2  # epochs, where the run validates
     patience: int = 0  # validations without a better one before the run ends; 0 = all epochs
     checkpoint_seconds: float = 60.0
 

@@ -1,11 +1,13 @@
-"""How good a trained encoder is on the held-out end of its own timeline: recall@10 beside recent popularity.
+"""How good an encoder is on the held-out end of its own timeline: recall@10 and NDCG@10 beside recent popularity.
 
-A quick figure for the artefact, under the training's own windows, full catalogue, items already seen left out. The
-serious measurement is a replay through the serving path; this one knows no freshness, filters or index.
+A quick figure, to choose weights by while training and for the artefact: under the training's own windows, full
+catalogue, items already seen left out. The serious measurement is a replay through the serving path; this one knows no
+freshness, filters or index.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,21 +50,24 @@ def target_states(objective: Objective, weight: NDArray[np.float32], unit: Tenso
 
 @torch.inference_mode()
 def measure(objective: Objective, unit: Tensor) -> dict[str, float]:
-    """recall@10 of h_next (with context) and of recent popularity over held-out targets; empty if there are none."""
+    """Of h_next (with context) and of recent popularity over held-out targets; empty if there are none."""
     weight = _thinned(objective.columns.held_out)
     if not weight.any():
         return {}
     states = target_states(objective, weight, unit)
     users = objective.with_context(states.users, states.events)
     recent = _recent(objective).to(unit.device)
-    hits = np.zeros(2)
+    hits, gains = np.zeros(2), 0.0
     for row, event in enumerate(states.events.tolist()):
         target, seen = _before(objective, event)
         for at, scores in enumerate((unit @ users[row], recent.clone())):
             scores[seen] = -torch.inf
-            hits[at] += target in scores.topk(min(TOP, len(scores))).indices.tolist()
-    hits /= len(states.events)
-    return {"events": len(states.events), "recall@10": float(hits[0]), "popular_recall@10": float(hits[1])}
+            top = scores.topk(min(TOP, len(scores))).indices.tolist()
+            hits[at] += target in top
+            gains += 1 / math.log2(2 + top.index(target)) if at == 0 and target in top else 0.0
+    recall, popular = (hits / len(states.events)).tolist()
+    ndcg = gains / len(states.events)
+    return {"events": len(states.events), "recall@10": recall, "ndcg@10": ndcg, "popular_recall@10": popular}
 
 
 def _before(objective: Objective, event: int) -> tuple[int, Tensor]:

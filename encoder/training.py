@@ -67,6 +67,7 @@ def train(
 
     `on_step(step, loss)` is called after each step; what it raises ends the run. `validate(model)` is called every
     `options.validate_every` epochs with the averaged weights; the best ones by what it returns become the artefact.
+    Without it a run of some `patience` that holds out the end of its timeline validates by NDCG@10 there.
     `metadata` is added to the artefact's.
     Raises ValueError for data that do not fit, and on resume for a checkpoint of another run.
     """
@@ -126,6 +127,23 @@ class _Run:
         """Measures the averaged weights after so many epochs."""
         if self.validate is not None:
             self.best.offer(epochs, self.validate(self._exported(self.average)), self.average)
+        elif self.options.patience and self.columns.held_out.any():
+            self.best.offer(epochs, self._held_out_score(), self.average)
+
+    @torch.no_grad()
+    def _held_out_score(self) -> float:
+        """NDCG@10 of the averaged weights on the held-out end."""
+        trained = [parameter.clone() for parameter in self.names]
+        self._set(self.average)
+        self.model.eval()
+        score = measure(self.objective, self.objective.unit_rows(None, None))["ndcg@10"]
+        for parameter, value in zip(self.names, trained, strict=True):
+            parameter.copy_(value)
+        return score
+
+    def _set(self, weights: Mapping[str, Tensor]) -> None:
+        for parameter, name in self.names.items():
+            parameter.copy_(weights[name])
 
     def _schedule(self) -> Iterator[tuple[int, IntArray, int]]:
         """Epoch, chunks and estimated total steps of every step that is still to do."""
@@ -202,8 +220,7 @@ class _Run:
     def finish(self, metadata: dict[str, Any]) -> TrainResult:
         """Averaged weights, the context offset, the measurement and the artefact."""
         with torch.no_grad():
-            for parameter, name in self.names.items():
-                parameter.copy_((self.best.weights or self.average)[name])
+            self._set(self.best.weights or self.average)
             self.model.eval()
             unit = self.objective.unit_rows(None, None)
             if self.data.context is not None and self.data.context.shape[1]:

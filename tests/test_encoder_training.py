@@ -179,6 +179,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         train(data, config, replace(options, lr=0.5), out=tmp_path / "cut", resume=True)
 
 
+def test_patience_keeps_the_weights_that_are_best_on_the_held_out_end(tmp_path: Path) -> None:
+    data = shop(60, 8, lambda rng, *_: int(rng.integers(24)))  # nothing to learn: sooner or later it gets worse
+    options = replace(OPTIONS, epochs=60, schedule="constant", lr=3e-2, ema=0.0, validate_every=1, patience=3)
+    result = train(data, CONFIG, options, out=tmp_path)
+    metrics = result.metrics
+    assert metrics["ndcg@10"] == pytest.approx(metrics["validation"], abs=1e-9)
+    losses: dict[int, list[float]] = {0: [], 99: []}
+    for patience, seen in losses.items():
+        through = replace(options, epochs=20, patience=patience)
+        seen_by = seen.append
+        ended = train(data, CONFIG, through, out=tmp_path, on_step=lambda _, loss, add=seen_by: add(loss))
+    assert losses[0] == losses[99]  # to validate changes nothing
+    assert ended.metrics["best_epoch"] < 20
+    assert metrics["steps"] == ended.metrics["steps"] / 20 * (metrics["best_epoch"] + 3)
+
+
 def test_equal_seeds_give_equal_models(tmp_path: Path) -> None:
     data = shop(30, 8, checkerboard)
     options = replace(OPTIONS, epochs=1)
