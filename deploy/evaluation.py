@@ -25,6 +25,7 @@ from encoder.artefact import load, serving_arrays
 from encoder.baseline_recipes import recipes
 from encoder.incremental import IncrementalEncoder
 from encoder.text import VocabularyTagger
+from index.api_model import Slot, own_slot
 from streams.baselines import (
     Baselines,
     Training,
@@ -39,7 +40,7 @@ from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEn
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
 from streams.leave_one_out import WINDOW, compare_lists, leave_one_out, rank_all, summary
-from streams.questions import AskSettings, Slot
+from streams.questions import AskSettings, led_by
 from streams.rankers import ModelRanker, Ranker
 from streams.training_data import training_data
 
@@ -84,8 +85,8 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Metrics of a model, and of baselines, on what a folder holds after `split` (None: after the model's training).
 
-    Without a model only of baselines; these are trained on what lies before the first question. `baskets` as in
-    `streams.evaluate`.
+    `metrics` are those of the list that was best when the model was trained. Without a model only baselines are
+    measured; these are trained on what lies before the first question. `baskets` as in `streams.evaluate`.
 
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on everything and no split is given.
@@ -97,7 +98,7 @@ def evaluate_folder(
         encoder, metadata = _encoder(model, settings)
         features = ContextFeatures.from_list(metadata["context_features"])
         offset = ContextOffset(serving_arrays(encoder.model)["context.weight"], features)
-    ask = replace(ask, start_ms=first_question_ms(folder, metadata, split))
+    ask = led_by(replace(ask, start_ms=first_question_ms(folder, metadata, split)), own_slot(metadata))
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
     choices = [kind.weight > 0 for kind in rules.kinds]
 

@@ -18,7 +18,7 @@ import orjson
 from deploy.settings import Settings
 from deploy.state_sizes import engine_settings
 from encoder.serving import DOCUMENT, load_serving, read_document
-from index.api_model import ServedModel, parse_model
+from index.api_model import ServedModel, own_slot, parse_model
 from index.kept_store import KeptStore
 from index.memory_store import MemoryStore
 from index.store import LiveStore, LogIdentity
@@ -26,7 +26,7 @@ from streams.encoder_thread import EncoderThread
 from streams.engine import Engine
 from streams.events import Record
 from streams.log_merge import Covers
-from streams.questions import Asker, AskSettings
+from streams.questions import Asker, AskSettings, led_by
 from streams.replay import SilentOutlet, feed, open_engine, report
 from streams.replay_report import ReplayReport, Tally
 
@@ -119,12 +119,14 @@ def _facts(plan: ReplayPlan, settings: Settings) -> dict[str, Any]:
 async def replay_parts(
     source: Source, plan: ReplayPlan, ask: AskSettings, settings: Settings, checkpoint: Checkpoint | None = None
 ) -> ReplayReport:
-    """Replays all records, in parts when there is a checkpoint, and reports.
+    """Replays all records, in parts when there is a checkpoint, and reports; the model's own list leads.
 
     Raises:
         StoreUnavailableError: the live state in Redis did not answer.
         OSError: a checkpoint could not be written.
     """
+    if plan.model is not None:
+        ask = led_by(ask, own_slot(read_document(plan.model)["metadata"]))
     tally = checkpoint.tally if checkpoint is not None else Tally()
     part = plan.part if checkpoint is not None else None
     progress, store = plan.progress, checkpoint.store if checkpoint is not None else plan.store

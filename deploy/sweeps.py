@@ -18,9 +18,10 @@ from deploy.replays import folder_vectors
 from deploy.settings import Settings
 from encoder.artefact import load, serving_arrays
 from encoder.incremental import IncrementalEncoder, use_threads
+from index.api_model import own_slot
 from streams.delays import FRESH, Arm, Delay, Part, arms
 from streams.folder import Folder, read_folder
-from streams.questions import AskSettings
+from streams.questions import AskSettings, led_by
 from streams.staleness import Sweep, sweep
 from streams.staleness_curves import curves
 from streams.what_if import side_by_side
@@ -45,11 +46,11 @@ def measure_staleness(
         ValueError: folder or model cannot be read, or there is nothing that the model has not seen.
     """
     folder = read_folder(path, settings.rules())
-    version, start_ms = _origin(folder, model, split)
-    asked = replace(ask, start_ms=start_ms)
+    metadata, start_ms = _origin(folder, model, split)
+    asked = led_by(replace(ask, start_ms=start_ms), own_slot(metadata))
     run = _sweep(folder, model, settings, memory, asked, arms(parts, delays), progress)
-    found = curves(run, parts, delays, ask.slots)
-    return {"data": folder.name, "model": version, "start_ms": start_ms, "every": ask.every, **found}
+    found = curves(run, parts, delays, asked.slots)
+    return {"data": folder.name, "model": metadata["version"], "start_ms": start_ms, "every": ask.every, **found}
 
 
 def compare_models(
@@ -63,26 +64,29 @@ def compare_models(
 ) -> dict[str, Any]:
     """Models by name over the same traffic; without `split` it begins where the last of them was trained to.
 
+    The first model says which list is held against the others.
+
     Raises:
         ValueError: folder or a model cannot be read, or there is nothing that a model has not seen.
     """
     folder = read_folder(path, settings.rules())
     origins = {name: _origin(folder, model, split) for name, model in models.items()}
     start_ms = max(ms for _, ms in origins.values())
-    asked = replace(ask, start_ms=start_ms)
+    slot = next((own_slot(metadata) for metadata, _ in origins.values()), None)
+    asked = led_by(replace(ask, start_ms=start_ms), slot)
     runs = {name: _sweep(folder, m, settings, memory, asked, [FRESH], progress) for name, m in models.items()}
-    comparison = side_by_side({name: run.comparison.outcomes for name, run in runs.items()}, ask.slots, ask.ks)
+    comparison = side_by_side({name: run.comparison.outcomes for name, run in runs.items()}, asked.slots, ask.ks)
     first = next(iter(runs.values()))
     found = comparison.result(first.catalogue_size)
-    versions = {name: version for name, (version, _) in origins.items()}
+    versions = {name: metadata["version"] for name, (metadata, _) in origins.items()}
     about = {"data": folder.name, "models": versions, "start_ms": start_ms, "every": ask.every}
     return {**about, **found, "skipped": dict(first.skipped)}
 
 
-def _origin(folder: Folder, model: Path, split: float | None) -> tuple[str, int]:
-    """A model's version, and from when on it has seen nothing."""
+def _origin(folder: Folder, model: Path, split: float | None) -> tuple[dict[str, Any], int]:
+    """A model's metadata, and from when on it has seen nothing."""
     _, metadata = load(model)
-    return str(metadata["version"]), first_question_ms(folder, metadata, split)
+    return metadata, first_question_ms(folder, metadata, split)
 
 
 def _sweep(

@@ -30,7 +30,7 @@ from encoder.model import StarsEncoder
 from encoder.objective import Columns, Objective
 from encoder.offsets import OffsetProblem, choose_events, fit_offsets
 from encoder.options import TrainOptions
-from encoder.quality import measure, target_states
+from encoder.quality import best_list, measure, target_states
 from encoder.validation import Best, Validate
 
 __all__ = ["TrainOptions", "TrainResult", "TrainingData", "train"]
@@ -225,11 +225,14 @@ class _Run:
             unit = self.objective.unit_rows(None, None)
             if self.data.context is not None and self.data.context.shape[1]:
                 self.model.context.copy_(self._offsets(unit))
-        metrics = {"loss": self.loss, "steps": float(self.step)} | measure(self.objective, unit)
+        measured = measure(self.objective, unit)
+        metrics = {"loss": self.loss, "steps": float(self.step)} | measured
         if self.best.scores:
             metrics |= {"validation": self.best.score, "best_epoch": float(self.best.at)}
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON knows no NaN
         document = {"options": self.options.to_dict(), "metrics": metrics, "data": self._data_summary(), **metadata}
+        if measured:
+            document["slot"] = best_list(measured)
         folder, version = artefact.save_version(self._exported({}), self.out, document)
         checkpoint.remove(self.out)
         return TrainResult(folder, version, metrics, time.monotonic() - self.began)

@@ -6,7 +6,9 @@ cannot encode anything, and does not decide which version is served.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import orjson
@@ -16,16 +18,21 @@ from context.offsets import ContextOffset
 from index.store import LiveStore
 
 DOCUMENT, WEIGHT = "json", "context.weight"
+Slot = Literal["next", "general", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """`dim` is d of all vectors; `embedder` names the text vectors that it was trained with, "" if it says none."""
+    """`dim` is d of all vectors; `embedder` names the text vectors that it was trained with, "" if it says none.
+
+    `slot` is the list that a client gets who names none: the one that was best when the model was trained.
+    """
 
     version: str
     dim: int
     offset: ContextOffset
     embedder: str = ""
+    slot: Slot = "mixed"
 
 
 async def load_model(store: LiveStore, version: str) -> ServedModel | None:
@@ -54,4 +61,10 @@ def parse_model(version: str, document: bytes, weight: bytes) -> ServedModel:
             "publish it again"
         )
     matrix = np.frombuffer(weight, "<f4").reshape(dim, len(features))
-    return ServedModel(version, dim, ContextOffset(matrix, features), str(metadata.get("embedder") or ""))
+    embedder = str(metadata.get("embedder") or "")
+    return ServedModel(version, dim, ContextOffset(matrix, features), embedder, own_slot(metadata) or "mixed")
+
+
+def own_slot(metadata: Mapping[str, Any]) -> Slot | None:
+    """The list that was best when a model was trained, by its artefact's metadata; None if they do not say."""
+    return next((slot for slot in get_args(Slot) if slot == metadata.get("slot")), None)

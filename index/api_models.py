@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from index.api_model import Slot
+
 MAX_COUNT = 200
 MAX_BATCH = 1_000
 DEFAULT_COUNT = 10
@@ -25,7 +27,6 @@ def _possible_id(value: str) -> str:
 
 # An id that no record could carry is refused at the door, so nothing behind it meets one.
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BYTES), AfterValidator(_possible_id)]
-Slot = Literal["next", "general", "mixed"]
 Source = Literal["elasticsearch", "in process"]
 ServedBy = Literal["personal", "stale", "popular"]
 
@@ -112,7 +113,7 @@ class RecommendationsAnswer(BaseModel):
 class RecommendationsRequest(BaseModel):
     user_id: Identifier
     count: int = Field(DEFAULT_COUNT, ge=1, le=MAX_COUNT)
-    slot: Slot = "mixed"
+    slot: Slot | None = Field(None, description="default: the list that was best when the model was trained")
     location: Identifier | None = Field(None, description="default: the profile's categorical `location`")
     filter: dict[str, Any] | None = Field(None, description="closed grammar: field conditions, `and`, `or`, `not`")
     exclude: list[Identifier] = Field(default_factory=list, max_length=1_000, description="items never to show")

@@ -24,7 +24,8 @@ from context.offsets import Offset
 from index.api_errors import InvalidRecordError, ProblemError, invalid_request, json_response
 from index.api_guard import require
 from index.api_ingest import read_json
-from index.api_models import DEFAULT_COUNT, Problem, RecommendationsAnswer, RecommendationsRequest, SimilarAnswer, Slot
+from index.api_model import Slot
+from index.api_models import DEFAULT_COUNT, Problem, RecommendationsAnswer, RecommendationsRequest, SimilarAnswer
 from index.api_parameters import After, Count, ItemId, Location, UserId
 from index.api_serving import Services, Serving
 from index.api_state import as_of, index_state
@@ -38,16 +39,20 @@ from index.store import StoreUnavailableError
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 401, 403, 503)}
 EXPOSURES = "exposures"
+SLOTS = "next: what now, general: long-term taste, mixed: both; default: what was best when the model was trained"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request for recommendations, checked. `context` is a record that stands in for the location's own."""
+    """One request for recommendations, checked. `context` is a record that stands in for the location's own.
+
+    Without a `slot` the list is the one that the served model is best with.
+    """
 
     user_id: str
     count: int = DEFAULT_COUNT
-    slot: Slot = "mixed"
+    slot: Slot | None = None
     location: str | None = None
     tree: Filter | None = None
     exclude: frozenset[str] = frozenset()
@@ -130,7 +135,8 @@ async def _rank(
         view = UserView(user.vectors, frozenset(user.state.items), user.state.purchases)
     promotions = (placed.record or {}).get("promotions") or ()
     context = ContextView(placed.location, placed.offset.delta if placed.offset.applied else None, promotions)
-    wanted = Wanted(asked.count, asked.slot, asked.tree, asked.exclude, asked.include_seen)
+    slot = asked.slot or serving.model.slot
+    wanted = Wanted(asked.count, slot, asked.tree, asked.exclude, asked.include_seen)
 
     def ranked(passing: Mask | None, search: SearchIndex | None) -> Recommendations:
         query = replace(wanted, passing=passing, search=search)
@@ -300,7 +306,7 @@ def recommend_router(services: Services) -> APIRouter:
     async def get(
         user_id: UserId,
         count: Count = DEFAULT_COUNT,
-        slot: Annotated[Slot, Query(description="next: what now, general: long-term taste, mixed: both")] = "mixed",
+        slot: Annotated[Slot | None, Query(description=SLOTS)] = None,
         location: Location = None,
         include_seen: Annotated[bool, Query(description="also items the user has seen")] = False,
         explain: Annotated[bool, Query(description="show the parts of each score")] = False,

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from context.features import is_active
-from index.api_model import ServedModel
+from index.api_model import ServedModel, Slot
 from index.catalogue import Catalogue
 from index.follower import ItemFollower
 from index.live_user import LiveUser, UserReader
@@ -28,12 +28,10 @@ from streams.metrics import DAY_MS, Baselines
 from streams.selection import Selection
 from streams.slices import UNKNOWN, Facts
 
-Slot = Literal["next", "general", "mixed"]
-
 
 @dataclass(frozen=True, slots=True)
 class AskSettings:
-    """Which questions are asked, and how their lists are scored."""
+    """Which questions are asked, and how their lists are scored; the first of `slots` is held against all others."""
 
     slots: tuple[Slot, ...] = ("mixed", "next")
     ks: tuple[int, ...] = KS
@@ -45,6 +43,11 @@ class AskSettings:
     # An API process sums popularity every few seconds; here: not more often than this many events or event time.
     popularity_ms: int = 60_000
     popularity_events: int = 25
+
+
+def led_by(ask: AskSettings, slot: Slot | None) -> AskSettings:
+    """The same questions with this list first; None changes nothing."""
+    return ask if slot is None else replace(ask, slots=(slot, *(other for other in ask.slots if other != slot)))
 
 
 class Candidates:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
+from encoder.quality import in_turn
+from index.api_model import Slot
 from streams.folder_records import ItemVectors
-from streams.questions import Slot
 
 _CHUNK = 4096  # items per call of the item tower
 _PAIR: Mapping[Slot, tuple[int, ...]] = {"next": (0,), "general": (1,), "mixed": (0, 1)}  # of h_next and h_gen
@@ -122,22 +123,6 @@ def _best(scores: FloatArray, count: int) -> list[int]:
     rows = np.concatenate([above, level])
     found: list[int] = rows[np.argsort(-scores[rows], kind="stable")].tolist()
     return found
-
-
-def in_turn(lists: Sequence[Sequence[int]], count: int) -> list[int]:
-    """The best of each list in turn that is not chosen yet, until one runs out (STARS, arXiv 2512.10149, serving).
-
-    >>> in_turn([[1, 2, 3], [2, 4, 1]], 4)
-    [1, 2, 3, 4]
-    """
-    chosen: dict[int, None] = {}
-    places = [iter(ranked) for ranked in lists]
-    while len(chosen) < count:
-        item = next((item for item in places[len(chosen) % len(places)] if item not in chosen), None)
-        if item is None:
-            break
-        chosen[item] = None
-    return list(chosen)
 
 
 def exact_ranks(scores: FloatArray, targets: IntArray) -> IntArray:

@@ -21,6 +21,7 @@ from context.features import valid_until_ms
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
 from encoder.incremental import EncodeRequest, IncrementalEncoder
+from index.api_model import Slot
 from index.live_user import profile_location
 from index.records import UserState
 from streams.comparison import Comparison
@@ -31,7 +32,7 @@ from streams.folder import Folder
 from streams.folder_records import ItemVectors
 from streams.held_out import HeldOut
 from streams.metrics import RecentPopularity
-from streams.questions import AskSettings, Slot
+from streams.questions import AskSettings
 from streams.rankers import ModelRanker, best_lists
 from streams.slices import Facts
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from index.api_model import Slot
 from streams.comparison import KS, Comparison
 from streams.delays import FRESH
 from streams.outcomes import Outcomes
-from streams.questions import Slot
 from streams.staleness import POPULAR, list_name
 
 

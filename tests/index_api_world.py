@@ -100,11 +100,11 @@ class World:
                 await self.put_item(f"{kind}{number}", kind, number)
         return self
 
-    async def publish_model(self, version: str, serve: bool = True) -> None:
+    async def publish_model(self, version: str, serve: bool = True, **metadata: Any) -> None:
         document = {
             "version": version,
             "config": {"d_model": DIM},
-            "metadata": {"context_features": FEATURES, "embedder": "test"},
+            "metadata": {"context_features": FEATURES, "embedder": "test", **metadata},
         }
         weight = np.array([[0], [0.4], [0], [0]], "<f4")  # [d, F]: a heat wave points to fans
         fields = {"json": orjson.dumps(document), "context.weight": weight.tobytes()}

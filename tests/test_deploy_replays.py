@@ -60,6 +60,15 @@ def test_questions_begin_where_the_models_training_ended(tmp_path: Path, folder:
     assert set(result["lists"]) == {"mixed", "next", "recent popularity", "all-time popularity"}
 
 
+def test_the_list_that_the_model_is_best_with_leads(tmp_path: Path, path: Path, folder: Folder) -> None:
+    model = saved(tmp_path, data="shop", before_ms=folder.split_ms(0.75), slot="general")
+    report = replay_folder(path, ReplayPlan(model), SETTINGS, {})
+    assert report.answers is not None
+    for found in (report.answers, evaluate_folder(path, model, SETTINGS, {}, None, AskSettings())):
+        assert found["list"] == "general" and found["metrics"] == found["lists"]["general"]
+        assert {"mixed", "next"} < set(found["lists"])
+
+
 def test_a_split_says_where_questions_begin(tmp_path: Path, folder: Folder, path: Path) -> None:
     report = replay_folder(path, ReplayPlan(saved(tmp_path, data="shop", before_ms=None)), SETTINGS, {}, split=0.5)
     assert report.answers is not None

@@ -18,6 +18,7 @@ from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.losses import candidate_softmax, full_softmax
 from encoder.model import StarsEncoder
 from encoder.objective import Columns
+from encoder.quality import best_list
 from encoder.serving import DOCUMENT
 from encoder.training import TrainingData, TrainOptions, train
 
@@ -185,14 +186,21 @@ def test_patience_keeps_the_weights_that_are_best_on_the_held_out_end(tmp_path: 
     result = train(data, CONFIG, options, out=tmp_path)
     metrics = result.metrics
     assert metrics["ndcg@10"] == pytest.approx(metrics["validation"], abs=1e-9)
-    losses: dict[int, list[float]] = {0: [], 99: []}
-    for patience, seen in losses.items():
+    losses: list[float] = []
+    for patience in (0, 99):
         through = replace(options, epochs=20, patience=patience)
-        seen_by = seen.append
-        ended = train(data, CONFIG, through, out=tmp_path, on_step=lambda _, loss, add=seen_by: add(loss))
-    assert losses[0] == losses[99]  # to validate changes nothing
+        ended = train(data, CONFIG, through, out=tmp_path, on_step=lambda _, loss: losses.append(loss))
+    assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]  # to validate changes nothing
     assert ended.metrics["best_epoch"] < 20
     assert metrics["steps"] == ended.metrics["steps"] / 20 * (metrics["best_epoch"] + 3)
+
+
+def test_the_list_that_is_best_on_the_held_out_end_is_written_down(tmp_path: Path) -> None:
+    result = train(shop(60, 10, checkerboard), CONFIG, replace(OPTIONS, epochs=2), out=tmp_path)
+    metadata = orjson.loads((result.folder / DOCUMENT).read_bytes())["metadata"]
+    assert metadata["slot"] == best_list(result.metrics)
+    assert best_list({"ndcg@10": 0.2, "general_ndcg@10": 0.3, "mixed_ndcg@10": 0.25}) == "general"
+    assert best_list({"ndcg@10": 0.2, "general_ndcg@10": 0.2, "mixed_ndcg@10": 0.2}) == "next"
 
 
 def test_equal_seeds_give_equal_models(tmp_path: Path) -> None:

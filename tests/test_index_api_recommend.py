@@ -18,7 +18,7 @@ from index.memory_store import MemoryStore
 from index.redis_store import RedisStore
 from streams.events import Record
 from streams.exposures import parse_exposure
-from tests.index_api_world import HOUR_MS, NOW_MS, PARTITIONS, World, until
+from tests.index_api_world import HOUR_MS, MODEL, NOW_MS, PARTITIONS, World, until
 
 Scene = Callable[[World, httpx.AsyncClient], Awaitable[None]]
 
@@ -334,6 +334,23 @@ def test_one_slot_can_be_asked_for(slot: str) -> None:
         assert {item["slot"] for item in (await ask(client, slot=slot, count=5))["items"]} == {slot}
 
     play(scene)
+
+
+@pytest.mark.parametrize(
+    ("trained", "default"), [("next", {"next"}), ("general", {"general"}), ("", {"next", "general"})]
+)
+def test_who_names_no_slot_gets_the_list_that_the_model_is_best_with(trained: str, default: set[str]) -> None:
+    async def prepare(world: World) -> None:
+        await world.publish_model(MODEL, slot=trained)
+
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        await world.put_user("u1", ["tea0"])
+        for answer in (await ask(client, count=5), await ask_by_post(client, count=5)):
+            assert {item["slot"] for item in answer["items"]} == default
+        mixed = await ask(client, count=5, slot="mixed")
+        assert {item["slot"] for item in mixed["items"]} == {"next", "general"}
+
+    play(scene, prepare)
 
 
 def test_a_forgotten_user_is_a_stranger() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder.incremental import EncodeRequest
-from streams.rankers import FloatArray, Question, best_lists, exact_ranks, in_turn, masked_scores
+from encoder.quality import in_turn
+from streams.rankers import FloatArray, Question, best_lists, exact_ranks, masked_scores
 
 SCORES = st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.0]), min_size=1, max_size=12)
 
