@@ -20,7 +20,14 @@ UNKNOWN = -1
 
 # Kind of slice → (least value, name) in rising order.
 _EDGES: Mapping[str, Sequence[tuple[int, str]]] = {
-    "history": ((0, "history 0"), (1, "history 1-5"), (6, "history 6+")),
+    "history": (
+        (0, "history 0"),
+        (1, "history 1"),
+        (2, "history 2-3"),
+        (4, "history 4-5"),
+        (6, "history 6-20"),
+        (21, "history 21+"),
+    ),
     "age": (
         (UNKNOWN, "item age unknown"),
         (0, "item age under 1 h"),
@@ -56,7 +63,7 @@ def slices(columns: Mapping[str, NDArray[Any]], categories: Sequence[str]) -> It
 
     >>> facts = {name: np.array([0, 1]) for name in ("history", "age", "popularity", "category", "repeat")}
     >>> [(name, at.tolist()) for kind, name, at in slices(facts, ["toys", "food"]) if kind in ("history", "category")]
-    [('history 0', [0]), ('history 1-5', [1]), ('category food', [1]), ('category toys', [0])]
+    [('history 0', [0]), ('history 1', [1]), ('category food', [1]), ('category toys', [0])]
     """
     for kind, edges in _EDGES.items():
         place = np.searchsorted([least for least, _ in edges], columns[kind], side="right") - 1

@@ -82,7 +82,7 @@ def test_two_models_are_asked_what_neither_has_seen(tmp_path: Path, folder: Fold
         assert found["lists"][f"{name} mixed"] == alone["lists"]["mixed"]
         assert found["lists"]["recent popularity"] == alone["lists"]["recent popularity"]
     assert found["lists"]["A mixed"] != found["lists"]["B mixed"]
-    slice_of = found["slices"]["history 6+"]
+    slice_of = found["slices"]["history 21+"]
     (gap,) = [d for d in slice_of["differences"] if (d["list"], d["baseline"]) == ("B mixed", "A mixed")]
     low, high = gap["intervals"]["hr@10"]
     assert low <= gap["means"]["hr@10"] <= high

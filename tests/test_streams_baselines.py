@@ -91,9 +91,9 @@ def test_a_ranker_without_preferences_gets_the_first_rows_that_may_be_shown(tmp_
     # i0 is seen, i2 not available, i3 disliked; i1 had arrived: the list is i1, i4, so i5 comes third.
     assert [question.chosen.tolist() for question in spy.asked] == [[], [0]]
     assert [question.now_ms for question in spy.asked] == [START_S * 1000, (START_S + 200) * 1000]
-    assert found["slices"]["history 1-5"]["lists"]["spy"]["hr@2"] == 0
+    assert found["slices"]["history 2-3"]["lists"]["spy"]["hr@2"] == 0
     found = evaluate(folder, vectors_of(folder), None, None, RULES, AskSettings(ks=(3,)), rankers=[spy])
-    assert found["slices"]["history 1-5"]["lists"]["spy"]["hr@3"] == 1
+    assert found["slices"]["history 2-3"]["lists"]["spy"]["hr@3"] == 1
 
 
 def test_a_stranger_gets_the_popular_list_from_everyone(tmp_path: Path) -> None:

@@ -53,12 +53,12 @@ def test_every_question_is_in_one_slice_of_each_kind() -> None:
     slices = compared().result(4)["slices"]
     counted = {name: found["questions"] for name, found in slices.items()}
     assert counted == {
-        "history 0": 1, "history 1-5": 1, "history 6+": 1,
+        "history 0": 1, "history 2-3": 1, "history 6-20": 1,
         "item age unknown": 1, "item age under 1 h": 1, "item age 1 h to 1 d": 1,
         "item chosen 0 times": 1, "item chosen 1-10 times": 1, "item chosen 11-100 times": 1,
     }  # fmt: skip
-    assert slices["history 6+"]["lists"]["ours"]["mrr@10"] == 0.5
-    assert slices["history 6+"]["intervals"]["ours"]["mrr@10"] == [0.5, 0.5]
+    assert slices["history 6-20"]["lists"]["ours"]["mrr@10"] == 0.5
+    assert slices["history 6-20"]["intervals"]["ours"]["mrr@10"] == [0.5, 0.5]
     assert slices["item age under 1 h"]["by"] == "age"
 
 
@@ -119,7 +119,7 @@ def test_the_table_shows_a_line_for_each_list_and_slice() -> None:
         "mrr@10",
         "coverage@10",
     ]
-    assert text.count("\nours") == 12 and "history 1-5 (1)" in text  # ten tables and two verdicts
+    assert text.count("\nours") == 12 and "history 2-3 (1)" in text  # ten tables and two verdicts
     assert "ours against popular: recall@10 +0.3333 [" in text
     assert all(len(line) == len(line.rstrip()) for line in text.splitlines())
 
