@@ -136,7 +136,8 @@ def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repea
     expected = evaluate(folder, vectors, encoder(), served().offset, RULES, ask)
     answers = report.answers
     assert answers is not None and answers["questions"] == expected["questions"] > 40
-    for name in ("history 2-3", "history 4-5", "history 6-20"):  # strangers get the popular list, which live comes with context
+    # Not strangers: they get the popular list, which live comes with context.
+    for name in ("history 2-3", "history 4-5", "history 6-20"):
         found, plain = answers["slices"][name], expected["slices"][name]
         assert found["questions"] == plain["questions"] > 5, name
         for way, means in plain["lists"].items():
