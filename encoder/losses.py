@@ -36,7 +36,9 @@ class _FullSoftmax(torch.autograd.Function):
             part = slice(start, start + ROWS_PER_CHUNK)
             scaled = (users[part] * scale).to(dtype)
             logits = scaled @ table.T
-            chance = torch.softmax(logits + bias.to(dtype) if len(bias) else logits, dim=-1)
+            if len(bias):
+                logits += bias.to(dtype)
+            chance = torch.softmax(logits, dim=-1)
             at = torch.arange(len(chance), device=chance.device), target[part]
             hit = chance[at]
             total += (-hit.float().clamp_min(1e-30).log() * share[part]).sum()

@@ -25,6 +25,7 @@ from encoder.options import TrainOptions
 from encoder.profiles import profile_buckets
 from encoder.tokens import calendar_features, gap_buckets
 
+_NEVER = -1e4  # a logit that no probability is left of, and that is finite in every precision
 CONTRAST_PAIRS = 512  # a 512 x 512 matrix: cheap, and enough negatives
 IntArray = NDArray[np.int64]
 
@@ -101,7 +102,7 @@ class Objective:
         self.device = torch.device(options.device)
         self.full = len(columns.data.item_ids) <= options.full_limit
         self.negatives = Negatives(columns.data.item_subclass, options.subclass_negatives, options.uniform_negatives)
-        self.bias = columns.prior if options.prior in ("train", "both") else None
+        self.bias = _bias(columns, options)
         self.dtype = torch.bfloat16 if _low_precision(options, self.device) else torch.float32
         data = columns.data
         self._context = None if data.context is None else torch.from_numpy(data.context).float().to(self.device)
@@ -237,6 +238,17 @@ class Objective:
 
     def _send(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def _bias(columns: Columns, options: TrainOptions) -> Tensor | None:
+    """What is added to the logits of all items while training: the prior, and what keeps cold items out.
+
+    An item without a training event is never a target. As a negative of everyone it would teach text and tags that
+    nobody wants what is new, and be found by nobody when somebody does.
+    """
+    cold = torch.from_numpy(columns.counts == 0).to(columns.prior.device)
+    prior = columns.prior if options.prior in ("train", "both") else torch.zeros_like(columns.prior)
+    return prior.masked_fill(cold, _NEVER) if cold.any() else prior if prior.any() else None
 
 
 def _reaching(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:

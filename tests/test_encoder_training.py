@@ -104,6 +104,20 @@ def test_cold_items_are_found_by_their_text(tmp_path: Path) -> None:
     assert scores[0] > scores[1]
 
 
+@pytest.mark.parametrize("full_limit", [1000, 1])
+def test_items_without_events_teach_nothing(full_limit: int, tmp_path: Path) -> None:
+    data = shop(40, 8, lambda rng, user, *_: int(rng.integers(2, 12)) * 2 + user % 2)  # items 0..3 never chosen
+    data.item_tags = [["cold"] if item < 4 else ["warm"] for item in range(24)]
+    options = replace(OPTIONS, epochs=2, full_limit=full_limit, subclass_negatives=2, uniform_negatives=24)
+    model, _ = artefact.load(train(data, replace(CONFIG, tags=("cold", "warm")), options, out=tmp_path).folder)
+    rows = model.tower.tag_rows([["cold"], ["warm"]])
+    torch.manual_seed(options.seed)
+    untrained = StarsEncoder(model.config, data.item_ids)
+    tags, before = (m.tower.tags.weight[rows[:, 0]] for m in (model, untrained))
+    moved = (tags - before).norm(dim=1)
+    assert moved[0] < 1e-6 < moved[1]
+
+
 def test_an_item_that_is_only_ever_a_negative_has_no_offset(tmp_path: Path) -> None:
     data = shop(40, 8, lambda rng, user, *_: int(rng.integers(2, 12)) * 2 + user % 2)
     result = train(data, CONFIG, replace(OPTIONS, epochs=1, delta_shrinkage=0.0, holdout=0.0), out=tmp_path)
