@@ -1,7 +1,9 @@
 """Negatives for a catalogue too large for a full softmax: same page, then same subclass, then uniform.
 
 Same-page items were seen and not chosen, same-subclass ones are alike: both teach more than uniform ones, which keep
-the whole space apart. It draws indexes from a given generator and knows neither vectors nor losses.
+the whole space apart. The latter two are items that were chosen by somebody: as everyone's negative an item that never
+was would teach that nobody wants what is new. It draws indexes from a given generator and knows neither vectors nor
+losses.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ MAX_PAGE = 10
 
 
 class Negatives:
-    """Draws candidates for targets over one catalogue."""
+    """Draws candidates for targets over one catalogue, of which `chosen` bool [items] were chosen by somebody."""
 
-    def __init__(self, subclass: Sequence[str], per_subclass: int, uniform: int) -> None:
+    def __init__(self, subclass: Sequence[str], chosen: NDArray[np.bool_], per_subclass: int, uniform: int) -> None:
         _, self._code = np.unique(np.asarray(subclass, dtype=str), return_inverse=True)
-        self._sorted = np.argsort(self._code, kind="stable")
-        self._size = np.bincount(self._code)
+        self._chosen = np.flatnonzero(chosen)
+        code = self._code[self._chosen]
+        self._sorted = self._chosen[np.argsort(code, kind="stable")]
+        self._size = np.bincount(code, minlength=int(self._code.max(initial=0)) + 1)
         self._start = np.cumsum(self._size) - self._size
         self._per_subclass, self._uniform = per_subclass, uniform
 
@@ -30,7 +34,8 @@ class Negatives:
         """Up to 10 page negatives and some of the target's subclass, int64 [N, K]; -1 where there is none."""
         code = self._code[target]
         draw = (rng.random((len(target), self._per_subclass)) * self._size[code][:, None]).astype(np.int64)
-        same = self._sorted[self._start[code][:, None] + draw]
+        at = np.minimum(self._start[code][:, None] + draw, len(self._sorted) - 1)
+        same = np.where(self._size[code][:, None] > 0, self._sorted[at], -1)
         page = np.full((len(target), MAX_PAGE), -1, dtype=np.int64)
         for row, shown in enumerate(pages or ()):
             page[row, : min(len(shown), MAX_PAGE)] = shown[:MAX_PAGE]
@@ -38,4 +43,5 @@ class Negatives:
 
     def shared(self, rng: np.random.Generator) -> IntArray:
         """Uniform negatives for a whole batch, int64 [U], without repetition."""
-        return rng.choice(len(self._code), min(self._uniform, len(self._code)), replace=False)
+        drawn: IntArray = rng.choice(self._chosen, min(self._uniform, len(self._chosen)), replace=False)
+        return drawn

@@ -101,8 +101,10 @@ class Objective:
         self.model, self.columns, self.options = model, columns, options
         self.device = torch.device(options.device)
         self.full = len(columns.data.item_ids) <= options.full_limit
-        self.negatives = Negatives(columns.data.item_subclass, options.subclass_negatives, options.uniform_negatives)
-        self.bias = _bias(columns, options)
+        warm, per_subclass, uniform = columns.counts > 0, options.subclass_negatives, options.uniform_negatives
+        self.negatives = Negatives(columns.data.item_subclass, warm, per_subclass, uniform)
+        self.bias = columns.prior if options.prior in ("train", "both") else None
+        self.full_bias = _without_cold(columns, self.bias)
         self.dtype = torch.bfloat16 if _low_precision(options, self.device) else torch.float32
         data = columns.data
         self._context = None if data.context is None else torch.from_numpy(data.context).float().to(self.device)
@@ -192,7 +194,7 @@ class Objective:
         temperature = self.model.config.temperature
         if needed is None:
             return full_softmax(
-                users, unit, self._send(target), weight, temperature=temperature, bias=self.bias, dtype=self.dtype
+                users, unit, self._send(target), weight, temperature=temperature, bias=self.full_bias, dtype=self.dtype
             )
         bias = None if self.bias is None else self.bias[self._send(needed)]
         at, far = self._send(np.searchsorted(needed, target)), self._send(np.searchsorted(needed, shared))
@@ -240,15 +242,16 @@ class Objective:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
-def _bias(columns: Columns, options: TrainOptions) -> Tensor | None:
-    """What is added to the logits of all items while training: the prior, and what keeps cold items out.
+def _without_cold(columns: Columns, bias: Tensor | None) -> Tensor | None:
+    """What is added to the logits of all items: `bias`, and what keeps those without a training event out.
 
-    An item without a training event is never a target. As a negative of everyone it would teach text and tags that
-    nobody wants what is new, and be found by nobody when somebody does.
+    They are never a target. As negatives of everyone they would teach text and tags that nobody wants what is new, and
+    be found by nobody when somebody does.
     """
     cold = torch.from_numpy(columns.counts == 0).to(columns.prior.device)
-    prior = columns.prior if options.prior in ("train", "both") else torch.zeros_like(columns.prior)
-    return prior.masked_fill(cold, _NEVER) if cold.any() else prior if prior.any() else None
+    if not cold.any():
+        return bias
+    return (torch.zeros_like(columns.prior) if bias is None else bias).masked_fill(cold, _NEVER)
 
 
 def _reaching(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
