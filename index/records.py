@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ STATE, PROFILE = "s", "p"
 # Field names of the hash of one item.
 CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH, POSITION = "c", "e", "t", "m", "vh", "th", "n"
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _HEADER = struct.Struct("<BBHHHqqq")
 _U64_GAPS = 1  # flag: some gap between two events exceeds 2^32 ms (49 days), so gaps take eight bytes each
+_ONE_LENGTH = 2  # flag: all item ids have the same number of bytes, which is written once
+_HASH_BYTES = 7  # two of a user's some hundred remembered events are taken for one another once in 10^12 users
 
 
 def vector_field(model: str) -> str:
@@ -35,8 +38,8 @@ def vector_field(model: str) -> str:
 
 
 def event_hash(event_id: str) -> int:
-    """64-bit hash by which an event id is remembered (BLAKE2b, little endian)."""
-    return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little")
+    """56-bit hash by which an event id is remembered (BLAKE2b, little endian)."""
+    return int.from_bytes(blake2b(event_id.encode(), digest_size=_HASH_BYTES).digest(), "little")
 
 
 @dataclass(slots=True)
@@ -67,19 +70,21 @@ class UserState:
 
 
 def encode_state(state: UserState) -> bytes:
-    """Everything of `UserState` but the profile, as one byte string (about 26 bytes per event)."""
+    """Everything of `UserState` but the profile, as one byte string (about 24 bytes per event)."""
     count = len(state.hashes)
     gaps = np.diff(np.frombuffer(array("q", state.ts_ms), np.int64))  # by way of `array`: NumPy is slow to read lists
     wide = bool(count > 1 and gaps.max() >= 2**32)
     names = [*state.items, *state.purchases]
     text = "".join(names)
     ids = text.encode()
-    lengths = map(len, names if len(ids) == len(text) else [name.encode() for name in names])
+    sizes = [*map(len, names if len(ids) == len(text) else [name.encode() for name in names])]
+    equal = bool(sizes) and sizes.count(sizes[0]) == len(sizes)
+    hashes = np.frombuffer(array("Q", state.hashes + state.evicted), np.uint8)
     return b"".join(
         (
             _HEADER.pack(
                 _STATE_VERSION,
-                _U64_GAPS if wide else 0,
+                (_U64_GAPS if wide else 0) | (_ONE_LENGTH if equal else 0),
                 count,
                 len(state.evicted),
                 len(state.purchases),
@@ -88,10 +93,10 @@ def encode_state(state: UserState) -> bytes:
                 state.ts_ms[0] if count else 0,
             ),
             gaps.astype(np.uint64 if wide else np.uint32).tobytes(),
-            array("Q", state.hashes + state.evicted).tobytes(),
+            hashes.reshape(-1, 8)[:, :_HASH_BYTES].tobytes(),
             bytes(state.kinds),
             array("q", state.purchases.values()).tobytes(),
-            bytes([length - 1 for length in lengths]),
+            bytes([size - 1 for size in (sizes[:1] if equal else sizes)]),
             ids,
         )
     )
@@ -105,26 +110,26 @@ def decode_state(data: bytes | None) -> UserState:
     """
     if not data:
         return UserState()
-    version, flags, count, evicted, bought, evicted_ms, forgotten_ms, first_ms = _HEADER.unpack_from(data)
-    if version != _STATE_VERSION:
-        raise ValueError(f"user state has codec version {version}, this build reads {_STATE_VERSION}: upgrade it")
+    if data[0] != _STATE_VERSION:
+        raise ValueError(
+            f"user state has codec version {data[0]}, this build reads {_STATE_VERSION}: run the build that wrote it, or "
+            "let this one rebuild the state from the topics in an empty Redis"
+        )
+    _, flags, count, evicted, bought, evicted_ms, forgotten_ms, first_ms = _HEADER.unpack_from(data)
     at = _HEADER.size
     width = 8 if flags & _U64_GAPS else 4
     gap_count = max(0, count - 1)
     gaps = np.frombuffer(data, np.uint64 if width == 8 else np.uint32, gap_count, at)
     at += width * gap_count
-    hashes = np.frombuffer(data, np.uint64, count + evicted, at).tolist()
-    at += 8 * (count + evicted)
+    hashed = np.zeros((count + evicted, 8), np.uint8)
+    hashed[:, :_HASH_BYTES] = np.frombuffer(data, np.uint8, hashed.shape[0] * _HASH_BYTES, at).reshape(-1, _HASH_BYTES)
+    hashes = hashed.view("<u8")[:, 0].tolist()
+    at += hashed.shape[0] * _HASH_BYTES
     kinds = list(data[at : at + count])
     at += count
     bought_ms = np.frombuffer(data, np.int64, bought, at).tolist()
     at += 8 * bought
-    lengths = data[at : at + count + bought]
-    at += count + bought
-    names: list[str] = []
-    for length in lengths:
-        names.append(data[at : at + length + 1].decode())
-        at += length + 1
+    names = _names(data[at:], count + bought, bool(flags & _ONE_LENGTH))
     times = np.concatenate(([first_ms], first_ms + np.cumsum(gaps.astype(np.int64)))).tolist() if count else []
     return UserState(
         hashes=hashes[:count],
@@ -136,6 +141,19 @@ def decode_state(data: bytes | None) -> UserState:
         forgotten_ms=forgotten_ms,
         purchases=dict(zip(names[count:], bought_ms, strict=True)),
     )
+
+
+def _names(data: bytes, count: int, equal: bool) -> list[str]:
+    """Item ids behind their lengths less one, or behind the one length of all of them."""
+    if not count:
+        return []
+    if equal:
+        size, text = data[0] + 1, data[1:].decode()
+        if len(text) == len(data) - 1:
+            return [text[at : at + size] for at in range(0, len(text), size)]
+        return [data[at : at + size].decode() for at in range(1, len(data), size)]
+    ends = [*accumulate([length + 1 for length in data[:count]], initial=count)]
+    return [data[start:end].decode() for start, end in pairwise(ends)]
 
 
 def encode_profile(profile: bytes | None, profile_ms: int) -> bytes:

@@ -21,7 +21,7 @@ WEIGHTS = [1, 3, 5, 2, -2, -1]
 
 
 def hashed(event_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=7).digest(), "little")
 
 
 @dataclass

@@ -20,18 +20,20 @@ from index.records import (
     event_hash,
 )
 
-ids = st.text(min_size=1, max_size=60).filter(lambda text: len(text.encode()) <= 256)
+IDS = st.text(min_size=1, max_size=60).filter(lambda text: len(text.encode()) <= 256)
+EQUAL_IDS = st.text("abä", min_size=4, max_size=4)
 
 
 @st.composite
 def states(draw: st.DrawFn) -> UserState:
     count = draw(st.integers(0, 40))
+    ids = draw(st.sampled_from([IDS, EQUAL_IDS]))
     return UserState(
-        hashes=draw(st.lists(st.integers(0, 2**64 - 1), min_size=count, max_size=count)),
+        hashes=draw(st.lists(st.integers(0, 2**56 - 1), min_size=count, max_size=count)),
         items=draw(st.lists(ids, min_size=count, max_size=count)),
         kinds=draw(st.lists(st.integers(0, 255), min_size=count, max_size=count)),
         ts_ms=sorted(draw(st.lists(st.integers(0, 2**45), min_size=count, max_size=count))),
-        evicted=draw(st.lists(st.integers(0, 2**64 - 1), max_size=60)),
+        evicted=draw(st.lists(st.integers(0, 2**56 - 1), max_size=60)),
         evicted_ms=draw(st.integers(-1, 2**45)),
         forgotten_ms=draw(st.integers(-1, 2**45)),
         purchases=draw(st.dictionaries(ids, st.integers(0, 2**45), max_size=5)),
@@ -73,6 +75,13 @@ def test_vectors_in_both_widths() -> None:
         decode_vectors(b"123", 2, 8)
 
 
-def test_event_hashes_spread_over_64_bits() -> None:
+def test_event_hashes_spread_over_56_bits() -> None:
     hashes = {event_hash(str(uuid.UUID(int=i))) for i in range(10_000)}
-    assert len(hashes) == 10_000 and max(hashes) > 2**63
+    assert len(hashes) == 10_000 and 2**55 < max(hashes) < 2**56
+
+
+def test_a_window_of_ids_of_equal_length_takes_24_bytes_an_event() -> None:
+    names = [f"item-{number:07}" for number in range(228)]  # twelve bytes each
+    hashes = [event_hash(name) for name in names]
+    state = UserState(hashes, names, [number % 4 for number in range(228)], list(range(0, 228_000, 1_000)))
+    assert len(encode_state(state)) < 228 * 24 + 64
