@@ -112,8 +112,8 @@ def decode_state(data: bytes | None) -> UserState:
         return UserState()
     if data[0] != _STATE_VERSION:
         raise ValueError(
-            f"user state has codec version {data[0]}, this build reads {_STATE_VERSION}: run the build that wrote it, or "
-            "let this one rebuild the state from the topics in an empty Redis"
+            f"user state has codec version {data[0]}, this build reads {_STATE_VERSION}: run the build that wrote it, "
+            "or let this one rebuild the state from the topics in an empty Redis"
         )
     _, flags, count, evicted, bought, evicted_ms, forgotten_ms, first_ms = _HEADER.unpack_from(data)
     at = _HEADER.size
