@@ -2,18 +2,23 @@
 
 A first look speaks to one server without any client library: one ApiVersions request, which Kafka answers before a
 login, tells a dead port from a wrong one, TLS from plain text, and about how old the server is. The rest goes through
-librdkafka as it does for all roles. It creates nothing and reads no record.
+librdkafka as it does for all roles; where that finds no way, the bootstrap server itself is asked for its brokers,
+because librdkafka leaves that server for the addresses it is told there. It creates nothing and reads no record.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import struct
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
@@ -45,6 +50,15 @@ class _ProbeError(Exception):
     """The first look failed: what is wrong, and the remedy."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """What a cluster says of itself: brokers as number, host and port, and partitions by physical topic."""
+
+    name: str
+    brokers: list[tuple[int, str, int]]
+    topics: dict[str, int]
+
+
 def check_kafka(settings: Settings) -> list[Finding]:
     """The cluster and our topics in it."""
     access = settings.kafka_access()
@@ -54,17 +68,18 @@ def check_kafka(settings: Settings) -> list[Finding]:
         what, remedy = error.args
         return [Finding("kafka", "wrong", what, remedy, access.bootstrap)]
     version = next((release for number, release in _RELEASES if number in requests), "")
-    seen = _metadata(access)
+    age = _age(access, requests, version)
+    seen = _cluster(access)
     if isinstance(seen, Finding):
-        return [*_age(access, requests, version), seen]
-    if str(seen.cluster_id).startswith(_EMBEDDED):
-        findings = [Finding("kafka", "ok", f"the embedded broker, {seen.cluster_id}", address=access.bootstrap)]
+        return [*age, seen]
+    if seen.name.startswith(_EMBEDDED):
+        findings = [Finding("kafka", "ok", f"the embedded broker, {seen.name}", address=access.bootstrap)]
     else:
-        findings = [*_age(access, requests, version), *_advertised(access, seen)]
+        findings = [*age, *_advertised(access, seen)]
         if not any(finding.state == "wrong" for finding in findings):
-            what = f"cluster {seen.cluster_id}, {len(seen.brokers)} broker(s), {access.security}"
+            what = f"cluster {seen.name}, {len(seen.brokers)} broker(s), {access.security}"
             findings.insert(0, Finding("kafka", "ok", what, "", access.bootstrap, f"Kafka {version} or newer"))
-    counts = {access.name(name): len(topic.partitions) for name, topic in seen.topics.items() if access.owns(name)}
+    counts = {access.name(name): count for name, count in seen.topics.items() if access.owns(name)}
     return [*findings, *_topics(access, counts, topic_partitions(settings.partitions))]
 
 
@@ -125,23 +140,59 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     return found
 
 
-def _metadata(access: KafkaAccess) -> Any:
-    """What librdkafka is told of cluster, brokers and topics; a finding when it is told nothing."""
+def _cluster(access: KafkaAccess) -> _Cluster | Finding:
+    answer = _metadata(access)
+    if isinstance(answer, _Cluster):
+        return answer
+    seen = _metadata_at_bootstrap(access)
+    return seen if seen and _advertised(access, seen) else answer
+
+
+def _metadata(access: KafkaAccess) -> _Cluster | Finding:
+    """What librdkafka is told of the cluster; a finding when it is told nothing."""
     reasons = Reasons()
     config: dict[str, Any] = {**access.librdkafka(), "log_level": 0, "error_cb": reasons}
     try:
         client = AdminClient(config)
     except KafkaException as error:
         return Finding("kafka", "wrong", error.args[0].str(), "check the PERSEID_KAFKA_* files", access.bootstrap)
-    until_s = time.monotonic() + ANSWER_S
-    while True:  # a connection that was lost meanwhile fails the call at once
+    try:
+        seen = client.list_topics(timeout=ANSWER_S)
+    except KafkaException as error:
+        client.poll(0.1)  # delivers the reasons
+        what = reasons.recent or error.args[0].str()
+        return Finding("kafka", "wrong", what, _remedy(access, what), access.bootstrap)
+    brokers = [(broker.id, broker.host, broker.port) for broker in seen.brokers.values()]
+    return _Cluster(str(seen.cluster_id), brokers, {name: len(topic.partitions) for name, topic in seen.topics.items()})
+
+
+def _metadata_at_bootstrap(access: KafkaAccess) -> _Cluster | None:
+    """What the first bootstrap server that answers says of the cluster; None when none does in time."""
+
+    async def ask() -> _Cluster | None:
+        arguments = access.aiokafka()
+        del arguments["bootstrap_servers"]
+        for server in access.servers[:_MOST_BROKERS]:
+            host, _, port = server.rpartition(":")
+            try:
+                connection = await create_conn(host.strip("[]"), int(port), **arguments)
+                try:
+                    said: Any = await connection.send(MetadataRequest())
+                finally:
+                    connection.close()
+            except (KafkaError, OSError):
+                continue
+            brokers = [(broker[0], broker[1], broker[2]) for broker in said.brokers]
+            return _Cluster(said.cluster_id or "", brokers, {topic[1]: len(topic[-1]) for topic in said.topics})
+        return None
+
+    async def ask_in_time() -> _Cluster | None:
         try:
-            return client.list_topics(timeout=max(0.1, until_s - time.monotonic()))
-        except KafkaException as error:
-            client.poll(0.1)  # delivers the reasons
-            if time.monotonic() >= until_s - 0.1:
-                what = reasons.recent or error.args[0].str()
-                return Finding("kafka", "wrong", what, _remedy(access, what), access.bootstrap)
+            return await asyncio.wait_for(ask(), CONNECT_S)
+        except TimeoutError:
+            return None
+
+    return asyncio.run(ask_in_time())
 
 
 def _remedy(access: KafkaAccess, reason: str) -> str:
@@ -165,14 +216,14 @@ def _age(access: KafkaAccess, requests: set[int], version: str) -> list[Finding]
     return []
 
 
-def _advertised(access: KafkaAccess, seen: Any) -> list[Finding]:
+def _advertised(access: KafkaAccess, seen: _Cluster) -> list[Finding]:
     """Brokers whose own word for their address does not lead to them from here."""
     findings = []
-    for broker in list(seen.brokers.values())[:_MOST_BROKERS]:
+    for number, host, port in seen.brokers[:_MOST_BROKERS]:
         try:
-            socket.create_connection((broker.host, broker.port), CONNECT_S / 2).close()
+            socket.create_connection((host, port), CONNECT_S / 2).close()
         except OSError as error:
-            what = f"broker {broker.id} calls itself {broker.host}:{broker.port}, which cannot be reached from here"
+            what = f"broker {number} calls itself {host}:{port}, which cannot be reached from here"
             remedy = "set advertised.listeners of that broker to an address that its clients can reach"
             findings.append(Finding("kafka", "wrong", f"{what} ({error})", remedy, access.bootstrap))
     return findings
