@@ -8,17 +8,12 @@ because librdkafka leaves that server for the addresses it is told there. It cre
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.conn import create_conn
-from aiokafka.errors import KafkaError
-from aiokafka.protocol.metadata import MetadataRequest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
@@ -26,6 +21,7 @@ from deploy.broker import topic_partitions
 from deploy.doctor_finding import ANSWER_S, CONNECT_S, Finding
 from deploy.settings import Settings
 from streams.kafka_access import KafkaAccess, Reasons
+from streams.kafka_bootstrap import Cluster, cluster_at_bootstrap
 
 # The newest request that a server knows tells its age: (its number, the release that brought it).
 _RELEASES = ((76, "4.0"), (74, "3.7"), (65, "3.0"), (60, "2.8"), (50, "2.7"), (48, "2.6"), (45, "2.4"), (44, "2.3"))
@@ -48,15 +44,6 @@ _NO_TLS = "set PERSEID_KAFKA_SECURITY to plaintext or sasl_plaintext, or PERSEID
 
 class _ProbeError(Exception):
     """The first look failed: what is wrong, and the remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Cluster:
-    """What a cluster says of itself: brokers as number, host and port, and partitions by physical topic."""
-
-    name: str
-    brokers: list[tuple[int, str, int]]
-    topics: dict[str, int]
 
 
 def check_kafka(settings: Settings) -> list[Finding]:
@@ -140,15 +127,16 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     return found
 
 
-def _cluster(access: KafkaAccess) -> _Cluster | Finding:
+def _cluster(access: KafkaAccess) -> Cluster | Finding:
+    """The cluster, known by either way."""
     answer = _metadata(access)
-    if isinstance(answer, _Cluster):
+    if isinstance(answer, Cluster):
         return answer
-    seen = _metadata_at_bootstrap(access)
+    seen = cluster_at_bootstrap(access, access.servers[:_MOST_BROKERS], CONNECT_S)
     return seen if seen and _advertised(access, seen) else answer
 
 
-def _metadata(access: KafkaAccess) -> _Cluster | Finding:
+def _metadata(access: KafkaAccess) -> Cluster | Finding:
     """What librdkafka is told of the cluster; a finding when it is told nothing."""
     reasons = Reasons()
     config: dict[str, Any] = {**access.librdkafka(), "log_level": 0, "error_cb": reasons}
@@ -162,37 +150,8 @@ def _metadata(access: KafkaAccess) -> _Cluster | Finding:
         client.poll(0.1)  # delivers the reasons
         what = reasons.recent or error.args[0].str()
         return Finding("kafka", "wrong", what, _remedy(access, what), access.bootstrap)
-    brokers = [(broker.id, broker.host, broker.port) for broker in seen.brokers.values()]
-    return _Cluster(str(seen.cluster_id), brokers, {name: len(topic.partitions) for name, topic in seen.topics.items()})
-
-
-def _metadata_at_bootstrap(access: KafkaAccess) -> _Cluster | None:
-    """What the first bootstrap server that answers says of the cluster; None when none does in time."""
-
-    async def ask() -> _Cluster | None:
-        arguments = access.aiokafka()
-        del arguments["bootstrap_servers"]
-        for server in access.servers[:_MOST_BROKERS]:
-            host, _, port = server.rpartition(":")
-            try:
-                connection = await create_conn(host.strip("[]"), int(port), **arguments)
-                try:
-                    said: Any = await connection.send(MetadataRequest())
-                finally:
-                    connection.close()
-            except (KafkaError, OSError):
-                continue
-            brokers = [(broker[0], broker[1], broker[2]) for broker in said.brokers]
-            return _Cluster(said.cluster_id or "", brokers, {topic[1]: len(topic[-1]) for topic in said.topics})
-        return None
-
-    async def ask_in_time() -> _Cluster | None:
-        try:
-            return await asyncio.wait_for(ask(), CONNECT_S)
-        except TimeoutError:
-            return None
-
-    return asyncio.run(ask_in_time())
+    brokers = [(broker.id, str(broker.host), broker.port) for broker in seen.brokers.values()]
+    return Cluster(str(seen.cluster_id), brokers, {name: len(topic.partitions) for name, topic in seen.topics.items()})
 
 
 def _remedy(access: KafkaAccess, reason: str) -> str:
@@ -216,7 +175,7 @@ def _age(access: KafkaAccess, requests: set[int], version: str) -> list[Finding]
     return []
 
 
-def _advertised(access: KafkaAccess, seen: _Cluster) -> list[Finding]:
+def _advertised(access: KafkaAccess, seen: Cluster) -> list[Finding]:
     """Brokers whose own word for their address does not lead to them from here."""
     findings = []
     for number, host, port in seen.brokers[:_MOST_BROKERS]:
