@@ -1,13 +1,14 @@
 """Training data as columns: users' ordered events over a catalogue, cut into windows and batches.
 
 A user's history becomes chunks of at most W+S events; each event is a target exactly once and later chunks begin
-with S events of earlier history. Batches are of similar length. Everything is a function of the data and a seed. It
-knows no topics, files or text.
+with S events of earlier history. Events that were chosen together can be one set: all of them are predicted from what
+came before the first. Batches are of similar length. Everything is a function of the data and a seed. It knows no
+topics, files or text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A padded batch of chunks: row 0 is [USER], row r reads event r - 1 and predicts event r."""
+    """A padded batch of chunks: row 0 is [USER], row r reads event r - 1 and predicts event r and those of its set."""
 
     inputs: IntArray  # [B, T - 1] event index, -1 is padding
     target: IntArray  # [N] event index
@@ -113,31 +114,30 @@ class Batch:
     user: IntArray  # [B]
 
 
-def cut_chunks(user_ptr: IntArray, weight: FloatArray, config: ModelConfig) -> Chunks:
-    """Chunks of every user; those without a target of positive weight are left out."""
+def cut_chunks(user_ptr: IntArray, weight: FloatArray, first: IntArray, config: ModelConfig) -> Chunks:
+    """Chunks of every user; those without a target of positive weight are left out.
+
+    Between sets (`first` names the first event of each event's set) if it can be; of a set longer than a chunk, what
+    lies behind the cut is no target.
+    """
     start, end, aim = [], [], []
     longest, overlap = config.capacity + 1, min(config.slack, config.capacity - 1)
     worth = np.concatenate([[0], np.cumsum(weight > 0)])
-    for first, stop in zip(user_ptr[:-1].tolist(), user_ptr[1:].tolist(), strict=True):
-        at = first
+    for oldest, stop in zip(user_ptr[:-1].tolist(), user_ptr[1:].tolist(), strict=True):
+        at = oldest
         while at < stop:
-            low = max(first, at - overlap)
+            low = max(oldest, at - overlap)
             high = min(low + longest, stop)
+            if high < stop and first[high] > at:
+                high = int(first[high])
             if worth[high] > worth[at]:
                 start.append(low)
                 end.append(high)
                 aim.append(at)
             at = high
+            if at < stop and first[at] < at:
+                at = int(np.searchsorted(first, first[at], side="right"))
     return Chunks(*(np.asarray(column, dtype=np.int64) for column in (start, end, aim)))
-
-
-def batches(
-    chunks: Chunks, users: IntArray, weight: FloatArray, tokens: int, rng: np.random.Generator
-) -> Iterator[Batch]:
-    """Batches of about `tokens` padded rows in random order, similar lengths together."""
-    groups = plan(chunks.rows, tokens, rng)
-    for group in groups:
-        yield collate(chunks, group, users, weight)
 
 
 def plan(rows: IntArray, tokens: int, rng: np.random.Generator) -> list[IntArray]:
@@ -158,15 +158,24 @@ def plan(rows: IntArray, tokens: int, rng: np.random.Generator) -> list[IntArray
     return [groups[at] for at in rng.permutation(len(groups))]
 
 
-def collate(chunks: Chunks, group: IntArray, users: IntArray, weight: FloatArray) -> Batch:
+def collate(chunks: Chunks, group: IntArray, users: IntArray, weight: FloatArray, first: IntArray) -> Batch:
     """Pad the chunks of one batch."""
     start, end, aim = chunks.start[group], chunks.end[group], chunks.aim[group]
     length = int((end - start).max())
     event = start[:, None] + np.arange(length)  # [B, T]: what row r predicts
-    is_target = (event >= aim[:, None]) & (event < end[:, None])
-    is_target &= weight[np.minimum(event, len(weight) - 1)] > 0
+    known = np.minimum(event, len(weight) - 1)
+    reading = first[known] - start[:, None]  # [B, T]: the row that predicts event r
+    is_target = (event >= aim[:, None]) & (event < end[:, None]) & (weight[known] > 0)
     inputs = np.where(event[:, :-1] < end[:, None] - 1, event[:, :-1], -1)
-    return Batch(inputs, event[is_target], np.flatnonzero(is_target), users[start])
+    at = (reading + np.arange(len(group))[:, None] * length)[is_target]
+    return Batch(inputs, event[is_target], at, users[start])
+
+
+def first_of_sets(data: TrainingData) -> IntArray:
+    """For each event its user's first event at the same time, int64 [n_events]."""
+    new = np.ones(len(data.items), dtype=bool)
+    new[1:] = (np.diff(data.ts_ms) != 0) | (np.diff(data.users) != 0)
+    return np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))
 
 
 def first_choices(data: TrainingData, *, by_kind: bool = False) -> NDArray[np.bool_]:

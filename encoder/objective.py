@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from encoder.candidates import Negatives
 from encoder.config import ModelConfig
-from encoder.dataset import Batch, Chunks, TrainingData, first_choices
+from encoder.dataset import Batch, Chunks, TrainingData, first_choices, first_of_sets
 from encoder.losses import candidate_softmax, contrast, full_softmax
 from encoder.model import StarsEncoder
 from encoder.options import TrainOptions
@@ -38,6 +38,7 @@ class Columns:
     weight: NDArray[np.float32]  # [n_events] of each event as a training target
     held_out: NDArray[np.float32]  # [n_events] the same for the part kept out
     users: IntArray  # [n_events]
+    first: IntArray  # [n_events] the first event of each event's set
     gap: IntArray  # [n_events] bucket of the gap to the user's previous event
     counts: IntArray  # [n_items] training events
     gate: Tensor  # [n_items, 1] how much of its δ an item may use; 0 without training events
@@ -65,6 +66,7 @@ class Columns:
             weight,
             held_out,
             data.users,
+            first_of_sets(data) if options.baskets else np.arange(len(data.items)),
             gap_buckets(gap),
             counts,
             gate.float().unsqueeze(1).to(options.device),
@@ -213,6 +215,7 @@ class Objective:
         start, rows = chunks.start[group][:, None], chunks.rows[group][:, None]
         count = min(self.options.general_rows, 1 + int(rows.max()) // self.options.general_every)
         at = (rng.random((len(group), count)) * rows).astype(np.int64)
+        at = np.maximum(self.columns.first[start + at] - start, 0)  # before a set, not within
         stop = self.columns.data.user_ptr[self.columns.users[start] + 1]
         ahead = np.minimum(stop - (start + at), self.options.general_horizon)
         return at, start + at + (rng.random(at.shape) * ahead).astype(np.int64)

@@ -39,12 +39,12 @@ class States:
 def target_states(objective: Objective, weight: NDArray[np.float32], unit: Tensor, *, general: bool = False) -> States:
     """Vectors before every event of positive weight, without context; `unit` holds all items' rows."""
     model, columns = objective.model, objective.columns
-    chunks = cut_chunks(columns.data.user_ptr, weight, model.config)
+    chunks = cut_chunks(columns.data.user_ptr, weight, columns.first, model.config)
     users: list[Tensor] = []
     general_users = [unit[:0]]
     events: list[NDArray[np.int64]] = []
     for group in plan(chunks.rows, TOKENS, np.random.default_rng(0)):
-        batch = collate(chunks, group, columns.users, weight)
+        batch = collate(chunks, group, columns.users, weight, columns.first)
         rows = np.tile(np.arange(batch.inputs.shape[1] + 1 if general else 0), (len(group), 1))
         states, gen = objective.states(batch, unit, None, rows, None)
         at = torch.from_numpy(batch.at).to(states.device)
@@ -103,9 +103,9 @@ def in_turn(lists: Sequence[Sequence[int]], count: int) -> list[int]:
 
 def _before(objective: Objective, event: int) -> tuple[int, Tensor]:
     """The item of an event and the other items its user had chosen before."""
-    data = objective.columns.data
+    data, columns = objective.columns.data, objective.columns
     target = int(data.items[event])
-    before = data.items[data.user_ptr[objective.columns.users[event]] : event].astype(np.int64)
+    before = data.items[data.user_ptr[columns.users[event]] : columns.first[event]].astype(np.int64)
     return target, torch.from_numpy(before[before != target])
 
 

@@ -91,7 +91,7 @@ class _Run:
         self.model = StarsEncoder(config, data.item_ids).to(options.device)
         self.columns = Columns.prepare(data, config, options, self.model)
         self.objective = Objective(self.model, self.columns, options)
-        self.chunks = cut_chunks(data.user_ptr, self.columns.weight, config)
+        self.chunks = cut_chunks(data.user_ptr, self.columns.weight, self.columns.first, config)
         rows = int(self.chunks.rows.sum())
         self.tokens = options.batch_tokens or min(max(rows // 60, 1024), 16_384)
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -168,7 +168,7 @@ class _Run:
         self.model.train()
         for settings in self.optimizer.param_groups:
             settings["lr"] = self.options.lr * self._rate(done, total)
-        batch = collate(self.chunks, group, self.columns.users, self.columns.weight)
+        batch = collate(self.chunks, group, self.columns.users, self.columns.weight, self.columns.first)
         loss = self.objective(batch, self.chunks, group, rng)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

@@ -13,7 +13,7 @@ import torch
 
 from encoder import artefact
 from encoder.config import ModelConfig
-from encoder.dataset import cut_chunks
+from encoder.dataset import collate, cut_chunks, first_of_sets, plan
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.losses import candidate_softmax, full_softmax
 from encoder.model import StarsEncoder
@@ -322,12 +322,55 @@ def test_every_event_is_a_target_once_and_chunks_fit_the_window() -> None:
     lengths = [1, 26, 27, 28, 200, 0, 53]
     ptr = np.concatenate([[0], np.cumsum(lengths)])
     weight = np.ones(ptr[-1], dtype=np.float32)
-    chunks = cut_chunks(ptr, weight, CONFIG)
+    chunks = cut_chunks(ptr, weight, np.arange(ptr[-1]), CONFIG)
     targets = np.concatenate([np.arange(aim, end) for aim, end in zip(chunks.aim, chunks.end, strict=True)])
     assert sorted(targets.tolist()) == list(range(ptr[-1]))
     assert (chunks.rows - 1).max() <= CONFIG.capacity
     later = chunks.aim > chunks.start
     assert ((chunks.aim - chunks.start)[later] == CONFIG.slack).all()
+
+
+def test_events_of_one_time_are_predicted_from_what_came_before_all_of_them() -> None:
+    rng = np.random.default_rng(4)
+    data = shop(9, 60, checkerboard)
+    data.ts_ms[:] = (START_MS + HOUR_MS * rng.integers(0, 12, (9, 60))).ravel()
+    data.ts_ms[60:120], data.ts_ms[120:180] = START_MS, START_MS + HOUR_MS  # one set longer than a chunk, after another
+    for row in data.ts_ms.reshape(9, 60):
+        row.sort()
+    weight = rng.integers(0, 2, len(data.items)).astype(np.float32)
+    first = first_of_sets(data)
+    chunks = cut_chunks(data.user_ptr, weight, first, CONFIG)
+    found: dict[int, int] = {}  # by target: how many events its row has read
+    for group in plan(chunks.rows, 200, rng):
+        batch = collate(chunks, group, data.users, weight, first)
+        length = batch.inputs.shape[1] + 1
+        for event, at in zip(batch.target.tolist(), batch.at.tolist(), strict=True):
+            read = batch.inputs[at // length, : at % length]
+            assert data.user_ptr[data.users[event]] <= read.min(initial=event) and (
+                data.users[event] == batch.user[at // length]
+            )
+            assert read.tolist() == list(range(int(first[event]) - len(read), int(first[event])))
+            assert event not in found
+            found[event] = len(read)
+    for event in np.flatnonzero(weight).tolist():
+        user, before = (
+            data.users[event],
+            int((data.ts_ms[: event + 1] < data.ts_ms[event])[data.user_ptr[data.users[event]] :].sum()),
+        )
+        if user in (1, 2):
+            assert found.get(event, 0) == 0 and (event in found) == (event % 60 < CONFIG.capacity + 1)
+        else:
+            assert found[event] >= min(before, CONFIG.slack)
+
+
+@pytest.mark.parametrize("baskets", [False, True])
+def test_what_is_chosen_together_foretells_only_what_comes_after(baskets: bool, tmp_path: Path) -> None:
+    """In each pair the second item follows from the first, and nothing from an earlier pair."""
+    pairs = shop(150, 12, lambda rng, user, at, last: (last + 12) % 24 if at % 2 else int(rng.integers(12)))
+    pairs.ts_ms = np.repeat(pairs.ts_ms[::2], 2)
+    options = replace(OPTIONS, baskets=baskets, targets="all", epochs=8, holdout=0.2)
+    measured = train(pairs, CONFIG, options, out=tmp_path).metrics
+    assert (measured["ndcg@10"] > 0.5) is not baskets
 
 
 @pytest.mark.parametrize(
