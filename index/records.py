@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate, pairwise
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ _STATE_VERSION = 2
 _HEADER = struct.Struct("<BBHHHqqq")
 _U64_GAPS = 1  # flag: some gap between two events exceeds 2^32 ms (49 days), so gaps take eight bytes each
 _ONE_LENGTH = 2  # flag: all item ids have the same number of bytes, which is written once
+_NARROW, _WIDE = "I", "Q"  # `array`'s codes for four and eight bytes
 _HASH_BYTES = 7  # two of a user's some hundred remembered events are taken for one another once in 10^12 users
 
 
@@ -72,8 +74,7 @@ class UserState:
 def encode_state(state: UserState) -> bytes:
     """Everything of `UserState` but the profile, as one byte string (about 24 bytes per event)."""
     count = len(state.hashes)
-    gaps = np.diff(np.frombuffer(array("q", state.ts_ms), np.int64))  # by way of `array`: NumPy is slow to read lists
-    wide = bool(count > 1 and gaps.max() >= 2**32)
+    gaps = _gaps(state.ts_ms)
     names = [*state.items, *state.purchases]
     text = "".join(names)
     ids = text.encode()
@@ -84,7 +85,7 @@ def encode_state(state: UserState) -> bytes:
         (
             _HEADER.pack(
                 _STATE_VERSION,
-                (_U64_GAPS if wide else 0) | (_ONE_LENGTH if equal else 0),
+                (_U64_GAPS if gaps.itemsize == 8 else 0) | (_ONE_LENGTH if equal else 0),
                 count,
                 len(state.evicted),
                 len(state.purchases),
@@ -92,7 +93,7 @@ def encode_state(state: UserState) -> bytes:
                 state.forgotten_ms,
                 state.ts_ms[0] if count else 0,
             ),
-            gaps.astype(np.uint64 if wide else np.uint32).tobytes(),
+            gaps.tobytes(),
             hashes.reshape(-1, 8)[:, :_HASH_BYTES].tobytes(),
             bytes(state.kinds),
             array("q", state.purchases.values()).tobytes(),
@@ -117,20 +118,19 @@ def decode_state(data: bytes | None) -> UserState:
         )
     _, flags, count, evicted, bought, evicted_ms, forgotten_ms, first_ms = _HEADER.unpack_from(data)
     at = _HEADER.size
-    width = 8 if flags & _U64_GAPS else 4
-    gap_count = max(0, count - 1)
-    gaps = np.frombuffer(data, np.uint64 if width == 8 else np.uint32, gap_count, at)
-    at += width * gap_count
+    gaps = array(_WIDE if flags & _U64_GAPS else _NARROW)
+    gaps.frombytes(data[at : at + gaps.itemsize * max(0, count - 1)])
+    at += gaps.itemsize * len(gaps)
     hashed = np.zeros((count + evicted, 8), np.uint8)
     hashed[:, :_HASH_BYTES] = np.frombuffer(data, np.uint8, hashed.shape[0] * _HASH_BYTES, at).reshape(-1, _HASH_BYTES)
     hashes = hashed.view("<u8")[:, 0].tolist()
     at += hashed.shape[0] * _HASH_BYTES
     kinds = list(data[at : at + count])
     at += count
-    bought_ms = np.frombuffer(data, np.int64, bought, at).tolist()
+    bought_ms = array("q", data[at : at + 8 * bought])
     at += 8 * bought
     names = _names(data[at:], count + bought, bool(flags & _ONE_LENGTH))
-    times = np.concatenate(([first_ms], first_ms + np.cumsum(gaps.astype(np.int64)))).tolist() if count else []
+    times = [*accumulate(gaps, initial=first_ms)] if count else []
     return UserState(
         hashes=hashes[:count],
         items=names[:count],
@@ -141,6 +141,14 @@ def decode_state(data: bytes | None) -> UserState:
         forgotten_ms=forgotten_ms,
         purchases=dict(zip(names[count:], bought_ms, strict=True)),
     )
+
+
+def _gaps(times_ms: Sequence[int]) -> array[int]:
+    """Differences of rising times, in four bytes each if all of them fit. (For a window this is as fast as NumPy.)"""
+    try:
+        return array(_NARROW, map(sub, times_ms[1:], times_ms))
+    except OverflowError:
+        return array(_WIDE, map(sub, times_ms[1:], times_ms))
 
 
 def _names(data: bytes, count: int, equal: bool) -> list[str]:

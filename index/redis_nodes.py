@@ -11,8 +11,8 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import redis.asyncio as aioredis
@@ -36,13 +36,12 @@ _CUT = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
 Connect = Callable[[str], Any]  # URL → client. Any: the client's stubs mix sync and async answers.
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One command: the key that decides where it runs, its words, and how the client is to read the answer."""
 
     key: str
     words: Sequence[str | bytes | int]
-    reading: Mapping[str, Any] = field(default_factory=dict)
+    reading: Mapping[str, Any] = MappingProxyType({})
 
 
 class Nodes(Protocol):

@@ -237,10 +237,8 @@ class StreamWorker:
     def _observe(self, batch: Sequence[Record]) -> None:
         """How old the batch's clicks were when they became visible."""
         now_ms = time.time() * 1000
-        for record in batch:
-            if record.topic == CLICKSTREAM:
-                sent_ms = next((float(value) for name, value in record.headers if name == SENT_MS), record.timestamp_ms)
-                self.engine.metrics.freshness.observe(max(0.0, now_ms - sent_ms))
+        clicks = [record for record in batch if record.topic == CLICKSTREAM]
+        self.engine.metrics.freshness.observe([max(0.0, now_ms - _sent_ms(record)) for record in clicks])
 
     async def _apply_one_by_one(self, batch: Sequence[Record]) -> None:
         for record in batch:
@@ -286,3 +284,10 @@ class StreamWorker:
                 continue
             for tag in [tag for tag, tenure in self.engine.tenures.items() if tenure.unsure]:
                 self.claims.again(tag, claim=True)
+
+
+def _sent_ms(record: Record) -> float:
+    """When Kafka acknowledged it first: before it was forwarded to its home partition, if it was."""
+    if not record.headers:
+        return record.timestamp_ms
+    return next((float(value) for name, value in record.headers if name == SENT_MS), record.timestamp_ms)

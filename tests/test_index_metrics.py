@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from index.metrics import ApiMetrics, Freshness, WorkerMetrics, field_label
+from index.metrics import SECONDS, ApiMetrics, Freshness, WorkerMetrics, field_label
 
 
 @pytest.fixture
@@ -54,15 +54,37 @@ def test_a_producers_field_names_do_not_become_labels(field: str, label: str) ->
 
 def test_freshness_percentiles_come_from_the_latest_events() -> None:
     now_s = [100.0]
-    freshness = Freshness(Histogram("ages", "Ages.", registry=CollectorRegistry()), lambda: now_s[0])
+    freshness = Freshness(lambda: now_s[0])
     assert freshness.percentiles() == {}
-    for age_ms in range(101):  # 0 … 100: the hundredth value of 101 is 99
-        freshness.observe(age_ms)
+    freshness.observe([float(age_ms) for age_ms in range(101)])  # 0 … 100: the hundredth value of 101 is 99
     assert freshness.percentiles() == {"p50": 50.0, "p99": 99.0, "events": 101.0}
     now_s[0] += 9.0
-    freshness.observe(7.0)
+    freshness.observe([7.0])
     now_s[0] += 2.0  # the first hundred are eleven seconds old now
     assert freshness.percentiles() == {"p50": 7.0, "p99": 7.0, "events": 1.0}
+
+
+def test_the_histogram_of_ages_is_that_of_the_library() -> None:
+    worker, library = WorkerMetrics(CollectorRegistry(), Counter()), CollectorRegistry()
+    histogram = Histogram(
+        "perseid_freshness_seconds", "Event in Kafka until visible.", buckets=SECONDS, registry=library
+    )
+    ages_ms = [0.0, 0.4, 0.5, 0.51, 5.0, 39.9, 40.0, 59_999.0, 60_000.0, 60_001.0, 1e9]
+    worker.freshness.observe(ages_ms[:4])
+    worker.freshness.observe(ages_ms[4:])
+    for age_ms in ages_ms:
+        histogram.observe(age_ms / 1000)
+    shown = [
+        sorted(line for line in scrape(registry).splitlines() if "freshness" in line)
+        for registry in (worker.registry, library)
+    ]
+    mine, theirs = (
+        {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in lines if "_created" not in line}
+        for lines in shown
+    )
+    total = "perseid_freshness_seconds_sum"
+    assert float(mine.pop(total)) == pytest.approx(float(theirs.pop(total)))
+    assert mine == theirs
 
 
 def test_the_api_counts_rungs_exposures_and_requests() -> None:
