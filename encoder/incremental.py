@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from encoder.items import ItemTable
 from encoder.model import StarsEncoder
 from encoder.relative import Relations
 from encoder.requests import EncodeRequest, EncodeResult, check
-from encoder.slots import Slot, SlotCache
+from encoder.slots import PAGE, Slot, SlotCache
 from encoder.windows import Embedded, Rows, embed
 
 __all__ = ["EncodeRequest", "EncodeResult", "EncoderStats", "IncrementalEncoder", "ItemTable", "use_threads"]
@@ -44,13 +45,13 @@ class EncoderStats:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Requests whose keys and values are gathered together: `part` of the batch, in slots, `length` keys, mask.
+    """Requests whose keys and values are gathered together: `part` of the batch, in pages, `length` keys, mask.
 
     `relations` are what lies between queries and keys, where the model has a bias for that.
     """
 
     part: slice
-    slots: Tensor  # int64 [c]
+    pages: Tensor  # int64 [c, pages of the longest]; a shorter one's last entries are any page, which nobody reads
     length: int
     mask: Tensor | None  # bool [c, 1, R + 1, length]; None when every row reads every key
     relations: Relations | None
@@ -67,10 +68,17 @@ class IncrementalEncoder:
     The model is moved to the device and into evaluation mode. Keys and values are kept in `cache_dtype`; None: in
     float16 on CUDA, where they are read in it too, unless attention has a bias; in float32 on a CPU, which would have
     to convert them, and for "hstu", whose sums no softmax bounds. Raises ValueError when `cache_bytes` holds no user.
+    `page` positions of a window are kept together (see `encoder.slots`).
     """
 
     def __init__(
-        self, model: StarsEncoder, *, cache_bytes: int, device: str = "auto", cache_dtype: torch.dtype | None = None
+        self,
+        model: StarsEncoder,
+        *,
+        cache_bytes: int,
+        device: str = "auto",
+        cache_dtype: torch.dtype | None = None,
+        page: int = PAGE,
     ) -> None:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(name)
@@ -81,10 +89,11 @@ class IncrementalEncoder:
         on_cpu = self.device.type == "cpu"
         halves = not on_cpu and model.config.block != "hstu"
         dtype = cache_dtype or (torch.float16 if halves else torch.float32)
-        self._slots = SlotCache(model.config, cache_bytes, self.device, dtype)
-        layer_bytes = self._slots.slot_bytes // model.config.n_layers
-        self._gather = max(1, GATHER_BYTES // layer_bytes) if on_cpu else self._slots.count
-        self._scratch = torch.empty(self._gather * layer_bytes // dtype.itemsize if on_cpu else 0, dtype=dtype)
+        self._slots = SlotCache(model.config, cache_bytes, self.device, dtype, page)
+        layer_bytes = self._slots.page_bytes // model.config.n_layers
+        most = max(GATHER_BYTES // layer_bytes, self._slots.needed(1 + model.config.capacity))
+        self._gather = most if on_cpu else self._slots.count
+        self._scratch = torch.empty(most * layer_bytes // dtype.itemsize if on_cpu else 0, dtype=dtype)
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
@@ -96,13 +105,13 @@ class IncrementalEncoder:
         vectors = np.empty((len(requests), 2, self._config.d_model), dtype=np.float32)
         missing: list[tuple[str, ...]] = [()] * len(requests)
         for group in self._groups(requests):
-            slots = [self._slots.take(requests[at].key) for at in group]
+            slots = [self._slots.take(requests[at].key, 1 + len(requests[at].items)) for at in group]
             vectors[group] = self._append([requests[at] for at in group], slots)
             for at, slot in zip(group, slots, strict=True):
                 missing[at] = tuple(dict.fromkeys(slot.missing.values()))
         self.stats.batches += 1
         self.stats.evictions = self._slots.evictions
-        self.stats.bytes = len(self._slots) * self._slots.slot_bytes
+        self.stats.bytes = self._slots.used_bytes
         return EncodeResult(vectors, tuple(missing))
 
     @torch.inference_mode()
@@ -112,7 +121,7 @@ class IncrementalEncoder:
         vectors = np.empty((len(requests), 2, self._config.d_model), dtype=np.float32)
         missing: list[tuple[str, ...]] = [()] * len(requests)
         order = sorted(range(len(requests)), key=lambda at: len(requests[at].items))
-        for group in _cut(order, [1 + len(requests[at].items) for at in order], len(order)):
+        for group in _cut(order, [1 + len(requests[at].items) for at in order]):
             vectors[group], absent = self._whole([requests[at] for at in group])
             for at, items in zip(group, absent, strict=True):
                 missing[at] = items
@@ -138,7 +147,11 @@ class IncrementalEncoder:
         self.stats.tokens += sum(rows)
         for _, pile in sorted(piles.items()):
             pile.sort(key=lambda at: len(requests[at].items))  # neighbours gather similar lengths
-            yield from _cut(pile, [rows[at] for at in pile], self._slots.count)
+            for group in _cut(pile, [rows[at] for at in pile]):
+                yield from _split(group, [self._pages(requests[at]) for at in group], self._slots.count)
+
+    def _pages(self, request: EncodeRequest) -> int:
+        return self._slots.needed(1 + len(request.items))
 
     def _first(self, request: EncodeRequest, slot: Slot | None) -> int:
         """First position to encode: at latest the last one, whose state is h_next (states are not cached)."""
@@ -164,27 +177,27 @@ class IncrementalEncoder:
             slot.positions = at
             if slot.missing:
                 slot.missing = {event: item for event, item in slot.missing.items() if event + 1 < at}
-        vectors = self._forward(embedded, rows, [slot.number for slot in slots])
+        vectors = self._forward(embedded, rows, [slot.pages for slot in slots])
         for owner, event, item in embedded.missing:
             slots[owner].missing[event] = item
         for request, slot in zip(requests, slots, strict=True):
             slot.positions = 1 + len(request.items)
         return vectors
 
-    def _forward(self, embedded: Embedded, rows: Rows, numbers: Sequence[int]) -> NDArray[np.float32]:
+    def _forward(self, embedded: Embedded, rows: Rows, held: Sequence[list[int]]) -> NDArray[np.float32]:
         """All blocks over packed rows [N, d] and one [GEN] row per request."""
-        x, new, batch = embedded.x, len(embedded.x), len(numbers)
-        slot = torch.tensor(numbers, device=self.device)
-        row_slot, position = slot[self._send(rows.owner)], self._send(rows.position)
+        x, new, batch, size = embedded.x, len(embedded.x), len(held), self._slots.page
+        pages = np.asarray([*zip_longest(*held, fillvalue=held[0][0])], dtype=np.int64).T  # [B, most pages]
+        row_page, offset = self._send(pages[rows.owner, rows.position // size]), self._send(rows.position % size)
         if self._config.bias == "time":
-            self._slots.times[row_slot, position] = embedded.ts_ms
+            self._slots.times[row_page, offset] = embedded.ts_ms
         spread, packed = self._padding(rows, batch)
-        pieces = self._pieces(rows, slot)
+        pieces = self._pieces(rows, pages)
         z = torch.cat([x, self.model.general.expand(batch, -1)])  # [N + B, d]
         for layer, block in enumerate(self.model.layers):
-            cache = self._slots.storage[layer]  # [slots, 1 + W + S, 2, H, d_head]
+            cache = self._slots.storage[layer]  # [pages, page, 2, H, d_head]
             read = block.read(z)
-            cache[row_slot, position] = block.key_value(read[:new]).view(new, *cache.shape[2:]).to(cache.dtype)
+            cache[row_page, offset] = block.key_value(read[:new]).view(new, *cache.shape[2:]).to(cache.dtype)
             queries = block.query(read)[spread].view(*spread.shape, *cache.shape[3:])  # [B, R + 1, H, d_head]
             attended = torch.cat([self._attend(block, cache, queries, piece) for piece in pieces])
             z = block.finish(z, read, attended.view(-1, z.shape[1])[packed])
@@ -194,16 +207,16 @@ class IncrementalEncoder:
 
     def _attend(self, block: Block, cache: Tensor, queries: Tensor, piece: _Piece) -> Tensor:
         """What each query of a piece reads from its request's keys and values; [c, R + 1, d]."""
-        count = len(piece.slots)
-        if count == 1:  # no copy: the slot itself
-            number = int(piece.slots)
-            found = cache[number : number + 1, : piece.length]
+        pages = piece.pages.flatten()
+        if len(pages) == 1:  # no copy: the page itself
+            found = cache[int(pages) :][:1]
         elif self._scratch.numel():
-            shape = (count, piece.length, *cache.shape[2:])
+            shape = (len(pages), *cache.shape[1:])
             found = self._scratch[: int(np.prod(shape))].view(shape)
-            torch.index_select(cache[:, : piece.length], 0, piece.slots, out=found)
+            torch.index_select(cache, 0, pages, out=found)
         else:
-            found = cache[:, : piece.length].index_select(0, piece.slots)
+            found = cache.index_select(0, pages)
+        found = found.view(len(piece.pages), -1, *cache.shape[2:])[:, : piece.length]
         query = queries[piece.part].transpose(1, 2)
         dtype = cache.dtype if piece.relations is None else query.dtype  # a bias is in full precision
         key, value = found.to(dtype).permute(2, 0, 3, 1, 4).unbind(0)  # [c, H, length, d_head]
@@ -219,28 +232,29 @@ class IncrementalEncoder:
         packed = np.concatenate([rows.owner * width + rows.offset, np.arange(batch) * width + width - 1])
         return self._send(spread), self._send(packed)
 
-    def _pieces(self, rows: Rows, slot: Tensor) -> list[_Piece]:
+    def _pieces(self, rows: Rows, pages: NDArray[np.int64]) -> list[_Piece]:
         ends = rows.position[rows.last]  # [B], the last position each request may read
         limit = np.zeros((len(ends), rows.most + 1), dtype=np.int64)  # padding rows read [USER] only
         limit[rows.owner, rows.offset] = rows.position
         limit[:, -1] = ends
         pieces = []
-        for start in range(0, len(ends), self._gather):
-            part = slice(start, min(start + self._gather, len(ends)))
+        needed = (ends // self._slots.page + 1).tolist()
+        for part in _parts(needed, self._gather):
             length = int(ends[part].max()) + 1
+            held = self._send(np.ascontiguousarray(pages[part, : max(needed[part])]))
             mask = None
             if int(limit[part].min()) + 1 < length:
                 reads = torch.arange(length, device=self.device) <= self._send(limit[part]).unsqueeze(-1)
                 mask = reads.unsqueeze(1)
-            pieces.append(_Piece(part, slot[part], length, mask, self._relations(limit[part], slot[part], length)))
+            pieces.append(_Piece(part, held, length, mask, self._relations(limit[part], held, length)))
         return pieces
 
-    def _relations(self, reader: NDArray[np.int64], slots: Tensor, length: int) -> Relations | None:
-        """What lies between the queries at positions `reader` [c, R + 1] of some slots [c] and their keys."""
+    def _relations(self, reader: NDArray[np.int64], pages: Tensor, length: int) -> Relations | None:
+        """What lies between the queries at positions `reader` [c, R + 1] of windows in `pages` and their keys."""
         if self._config.bias == "none":
             return None
         at = self._send(reader)
-        times = self._slots.times[slots] if self._config.bias == "time" else None
+        times = self._slots.times[pages].flatten(1) if self._config.bias == "time" else None
         if times is None:
             return Relations.between(at, None, length, None)
         return Relations.between(at, times.gather(1, at), length, times[:, :length])
@@ -267,15 +281,31 @@ class IncrementalEncoder:
         return found if self.device.type == "cpu" else found.pin_memory().to(self.device, non_blocking=True)
 
 
-def _cut(order: Sequence[int], rows: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Consecutive groups of at most `most` requests and about ROWS_PER_FORWARD rows."""
+def _cut(order: Sequence[int], rows: Sequence[int]) -> Iterator[list[int]]:
+    """Consecutive groups of about ROWS_PER_FORWARD rows."""
+    return _split(order, rows, ROWS_PER_FORWARD)
+
+
+def _split(order: Sequence[int], costs: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Consecutive groups that cost `most` together at most; one that costs more is a group of its own."""
     group: list[int] = []
     total = 0
-    for at, count in zip(order, rows, strict=True):
-        if group and (len(group) == most or total + count > ROWS_PER_FORWARD):
+    for at, cost in zip(order, costs, strict=True):
+        if group and total + cost > most:
             yield group
             group, total = [], 0
         group.append(at)
-        total += count
+        total += cost
     if group:
         yield group
+
+
+def _parts(needed: Sequence[int], most: int) -> Iterator[slice]:
+    """Consecutive requests of which as many times the longest's pages are `most` at most, or one request."""
+    start, longest = 0, 0
+    for at, count in enumerate(needed):
+        longest = max(longest, count)
+        if at > start and longest * (at + 1 - start) > most:
+            yield slice(start, at)
+            start, longest = at, count
+    yield slice(start, len(needed))

@@ -1,8 +1,9 @@
-"""Preallocated slots of keys and values on the device, and who holds them: least recently used by bytes.
+"""Preallocated pages of keys and values on the device, and who holds them: least recently used by bytes.
 
-A slot holds one key's window for all layers; its length says how many leading positions are valid ([USER] is
-position 0). Slots are disposable: losing one costs a re-encode, never a wrong answer. It does not know what a key
-means, nor whether its window has changed: the encoder decides that from `keep`.
+A key's slot holds its window for all layers, in as many pages as the window needs, so that a short one takes little;
+its length says how many leading positions are valid ([USER] is position 0). Slots are disposable: losing one costs a
+re-encode, never a wrong answer. It does not know what a key means, nor whether its window has changed: the encoder
+decides that from `keep`. (Pages of a key-value cache: Kwon et al., PagedAttention, arXiv 2309.06180.)
 """
 
 from __future__ import annotations
@@ -16,28 +17,34 @@ import torch
 
 from encoder.config import ModelConfig
 
+PAGE = 32  # positions of a page: what a last page wastes is little beside a long window, and a copy of one still long
+
 
 @dataclass(slots=True)
 class Slot:
     """One key's place: `positions` leading ones are cached ([USER], then events), `missing` had no vector then."""
 
-    number: int
+    pages: list[int] = field(default_factory=list)
     positions: int = 0
     missing: dict[int, str] = field(default_factory=dict)  # event index -> item id
 
 
 class SlotCache:
-    """key -> Slot in least-recently-used order over one tensor [layers, slots, 1 + W + S, 2, heads, d_head] of `dtype`.
+    """key -> Slot in least-recently-used order over one tensor [layers, pages, `page`, 2, heads, d_head] of `dtype`.
 
-    `times` int64 [slots, 1 + W + S] holds the events' times where attention has a time bias.
+    `times` int64 [pages, `page`] holds the events' times where attention has a time bias.
     """
 
-    def __init__(self, config: ModelConfig, cache_bytes: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.slot_bytes = config.n_layers * (1 + config.capacity) * 2 * config.d_model * dtype.itemsize
-        self.count = cache_bytes // self.slot_bytes
-        if self.count < 1:
-            raise ValueError(f"cache_bytes {cache_bytes} holds no user; one takes {self.slot_bytes} bytes")
-        shape = (config.n_layers, self.count, 1 + config.capacity, 2, config.n_heads, config.d_head)
+    def __init__(
+        self, config: ModelConfig, cache_bytes: int, device: torch.device, dtype: torch.dtype, page: int = PAGE
+    ) -> None:
+        self.page = min(page, 1 + config.capacity)
+        self.page_bytes = config.n_layers * self.page * 2 * config.d_model * dtype.itemsize
+        self.count = cache_bytes // self.page_bytes
+        if self.count < self.needed(1 + config.capacity):
+            longest = self.needed(1 + config.capacity) * self.page_bytes
+            raise ValueError(f"cache_bytes {cache_bytes} holds no user; a full window takes {longest} bytes")
+        shape = (config.n_layers, self.count, self.page, 2, config.n_heads, config.d_head)
         self.storage = _zeros(shape, device, dtype)  # a masked position must be finite
         self.times = torch.zeros(shape[1:3] if config.bias == "time" else (0, 0), dtype=torch.int64, device=device)
         self._held: OrderedDict[Hashable, Slot] = OrderedDict()
@@ -47,6 +54,15 @@ class SlotCache:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def used_bytes(self) -> int:
+        """Of the pages that somebody holds."""
+        return (self.count - len(self._free)) * self.page_bytes
+
+    def needed(self, positions: int) -> int:
+        """Pages for so many positions."""
+        return -(-positions // self.page)
+
     def get(self, key: Hashable) -> Slot | None:
         """The key's slot, which becomes the most recently used."""
         slot = self._held.get(key)
@@ -54,21 +70,29 @@ class SlotCache:
             self._held.move_to_end(key)
         return slot
 
-    def take(self, key: Hashable) -> Slot:
-        """The key's slot, or an empty one: a free one or that of the least recently used key."""
+    def take(self, key: Hashable, positions: int) -> Slot:
+        """The key's slot or an empty one, with room for so many positions: of free pages, then of the least recently
+        used keys. What was taken since as many pages as there are is left alone.
+        """
         slot = self.get(key)
         if slot is None:
+            slot = self._held[key] = Slot()
+        count = self.needed(positions)
+        self._free += slot.pages[count:]
+        del slot.pages[count:]
+        while len(slot.pages) < count:
             if not self._free:
-                self._free.append(self._held.popitem(last=False)[1].number)
+                self._free += self._held.popitem(last=False)[1].pages
                 self.evictions += 1
-            slot = self._held[key] = Slot(self._free.pop())
+            else:
+                slot.pages.append(self._free.pop())
         return slot
 
     def drop(self, key: Hashable) -> bool:
         """Forget a key; False if it held nothing."""
         slot = self._held.pop(key, None)
         if slot is not None:
-            self._free.append(slot.number)
+            self._free += slot.pages
         return slot is not None
 
     def drop_where(self, predicate: Callable[[Hashable], bool]) -> int:

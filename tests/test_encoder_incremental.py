@@ -46,15 +46,17 @@ def config(block: str, window: int = 12, slack: int = 6, bias: str = "none") -> 
 
 
 def encoder(
-    block: str = "gated", users: int = 4, window: int = 12, slack: int = 6, bias: str = "none"
+    block: str = "gated", users: int = 4, window: int = 12, slack: int = 6, bias: str = "none", page: int = 4
 ) -> IncrementalEncoder:
+    """Whose cache holds so many full windows."""
     torch.manual_seed(3)
     model = StarsEncoder(config(block, window, slack, bias), ITEMS[:10])
     with torch.no_grad():  # trained models are not near zero: make every part count
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    one = IncrementalEncoder(model, cache_bytes=10**7, device="cpu")._slots.slot_bytes
-    made = IncrementalEncoder(model, cache_bytes=users * one, device="cpu")
+    slots = IncrementalEncoder(model, cache_bytes=10**7, device="cpu", page=page)._slots
+    one = slots.needed(1 + model.config.capacity) * slots.page_bytes
+    made = IncrementalEncoder(model, cache_bytes=users * one, device="cpu", page=page)
     made.items.put(ITEMS, vectors(len(ITEMS)), [["red"], ["blue", "unknown"], []] * 10)
     return made
 
@@ -125,10 +127,11 @@ STEPS = st.one_of(
     block=st.sampled_from(BLOCKS),
     bias=st.sampled_from(BIASES),
     slots=st.integers(1, 8),
+    page=st.sampled_from([1, 4, 32]),
     steps=st.lists(STEPS, max_size=14),
 )
-def test_append_equals_whole_window(block: str, bias: str, slots: int, steps: list[tuple[str, Any]]) -> None:
-    shop = Shop(encoder(block, users=slots, bias=bias))
+def test_append_equals_whole_window(block: str, bias: str, slots: int, page: int, steps: list[tuple[str, Any]]) -> None:
+    shop = Shop(encoder(block, users=slots, bias=bias, page=page))
     for action, value in steps:
         if action == "events":
             for user, item, kind, offset_ms in value:
@@ -249,13 +252,26 @@ def test_a_late_event_before_an_item_that_became_known() -> None:
 
 
 def test_more_keys_than_slots_in_one_batch() -> None:
-    made = encoder(users=3)
+    made = encoder(users=3, page=19)
     batch = [request(user, history(3 + user % 5, user)) for user in range(10)]
     assert_equal_to_whole(made, batch)
     assert made.stats.evictions == 7
-    assert made.stats.bytes == 3 * made._slots.slot_bytes
+    assert made.stats.bytes == 3 * made._slots.page_bytes
     again = [request(user, history(4 + user % 5, user), 3 + user % 5) for user in range(10)]
     assert_equal_to_whole(made, again)
+
+
+def test_short_windows_take_as_many_pages_as_they_need() -> None:
+    made = encoder(users=3, page=4)  # 15 pages
+    short = [request(user, history(3, user)) for user in range(15)]  # four positions each
+    assert_equal_to_whole(made, short)
+    assert made.stats.evictions == 0 and made.stats.bytes == 15 * made._slots.page_bytes
+    assert_equal_to_whole(made, [request(14, history(4, 14), 3)])  # one more page: that of the first to come
+    assert made.stats.evictions == 1 and made.stats.hits == 1
+    assert_equal_to_whole(made, [request(14, history(2, 99))])  # a window that was cut gives its page back
+    assert made.stats.bytes == 14 * made._slots.page_bytes
+    assert_equal_to_whole(made, [request(user, history(4, user), 3) for user in range(14)])
+    assert made.stats.bytes <= 15 * made._slots.page_bytes
 
 
 def test_dropped_keys_are_rebuilt() -> None:
@@ -332,11 +348,10 @@ def test_empty_batch() -> None:
 @pytest.mark.parametrize("bias", BIASES)
 def test_a_cache_in_half_precision_holds_twice_as_much_and_is_as_near_as_that_allows(block: str, bias: str) -> None:
     whole = encoder(block, users=2, bias=bias)
-    halves = IncrementalEncoder(
-        whole.model, cache_bytes=2 * whole._slots.slot_bytes, device="cpu", cache_dtype=torch.float16
-    )
+    cache_bytes = whole._slots.count * whole._slots.page_bytes
+    halves = IncrementalEncoder(whole.model, cache_bytes=cache_bytes, device="cpu", cache_dtype=torch.float16, page=4)
     halves.items.put(ITEMS, vectors(len(ITEMS)), [["red"], ["blue", "unknown"], []] * 10)
-    assert halves._slots.count == 4
+    assert halves._slots.count == 2 * whole._slots.count
     furthest = 0.0
     for length in range(1, 13):
         requests = [request(user, history(length, user), length - 1) for user in range(4)]

@@ -16,7 +16,7 @@ cache = SlotCache(ModelConfig(), 1 << 30, torch.device("cpu"), torch.float32)
 unused = resident_bytes() - before
 used = cache.count // 2
 cache.storage[:, :used] = 1.0
-print(unused, resident_bytes() - before, used * cache.slot_bytes)
+print(unused, resident_bytes() - before, used * cache.page_bytes)
 """
 
 
