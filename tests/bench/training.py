@@ -173,6 +173,7 @@ def rectools(python: Path, data: Sequences, options: argparse.Namespace) -> dict
 
 
 def figures(name: str, found: dict[str, float]) -> list[dict[str, Any]]:
+    print(f"{name}: {found['seconds']:.2f} s an epoch, {found['memory_mb']:.0f} MB", file=sys.stderr)
     return [
         result(f"{name}, seconds per epoch", found["seconds"], "s"),
         result(f"{name}, peak memory", found["memory_mb"], "MB"),
