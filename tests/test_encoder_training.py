@@ -17,8 +17,8 @@ from encoder.dataset import collate, cut_chunks, first_of_sets, plan
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.losses import candidate_softmax, full_softmax
 from encoder.model import StarsEncoder
-from encoder.objective import Columns
-from encoder.quality import best_list
+from encoder.objective import Columns, Objective
+from encoder.quality import _before, best_list
 from encoder.serving import DOCUMENT
 from encoder.training import TrainingData, TrainOptions, train
 
@@ -361,6 +361,22 @@ def test_events_of_one_time_are_predicted_from_what_came_before_all_of_them() ->
             assert found.get(event, 0) == 0 and (event in found) == (event % 60 < CONFIG.capacity + 1)
         else:
             assert found[event] >= min(before, CONFIG.slack)
+
+
+def test_neither_long_term_rows_nor_the_measure_look_into_a_basket() -> None:
+    data = shop(30, 12, checkerboard)
+    data.ts_ms = np.repeat(data.ts_ms[::3], 3)
+    options = replace(OPTIONS, baskets=True, general_every=1)
+    model = StarsEncoder(CONFIG, data.item_ids)
+    objective = Objective(model, Columns.prepare(data, CONFIG, options, model), options)
+    chunks = cut_chunks(data.user_ptr, objective.columns.weight, objective.columns.first, CONFIG)
+    group = np.arange(len(chunks))
+    rows, future = objective._futures(chunks, group, np.random.default_rng(0))
+    assert set((rows % 3).ravel().tolist()) == {0} and len(np.unique(rows)) > 2
+    assert (future >= chunks.start[group][:, None] + rows).all()
+    target, seen = _before(objective, 12 + 5)  # the last of the second basket of the second user
+    assert target == data.items[17]
+    assert seen.tolist() == [item for item in data.items[12:15].tolist() if item != target]
 
 
 @pytest.mark.parametrize("baskets", [False, True])
