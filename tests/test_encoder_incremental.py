@@ -279,6 +279,7 @@ def test_dropped_keys_are_rebuilt() -> None:
     made.encode([request(user, history(4, user)) for user in range(4)])
     made.drop(0)
     assert made.drop_where(lambda key: key in (1, 2)) == 2
+    assert made._slots.used_bytes == made._slots.needed(5) * made._slots.page_bytes  # what the last one holds
     misses = made.stats.misses
     assert_equal_to_whole(made, [request(user, history(5, user), 4) for user in range(4)])
     assert made.stats.misses - misses == 3
