@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from deploy.indexer_role import elastic_settings
 from deploy.producer import EventProducer
-from deploy.running import log_to_stderr, now_ms, open_store, running
+from deploy.running import log_to_stderr, now_ms, open_store, running, settle_heap
 from deploy.settings import Settings, public_address
 from index.api import create_app
 from index.api_errors import InvalidRecordError
@@ -42,7 +42,8 @@ async def _serve(settings: Settings) -> None:
     store = open_store(settings, timeout_s=_TIMEOUT_S, retries=1)
     producer, metrics = EventProducer(settings.kafka_access()), ApiMetrics(CollectorRegistry())
     exposures = EventProducer(settings.kafka_access(), linger_ms=_LINGER_MS)
-    app = create_app(store, api_settings(settings), kafka_side(settings, producer, exposures), metrics)
+    sides = api_settings(settings), kafka_side(settings, producer, exposures)
+    app = create_app(store, *sides, metrics, on_loaded=settle_heap)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -46,6 +46,7 @@ def create_app(
     *,
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     monotonic_ms: Callable[[], float] = lambda: time.monotonic() * 1000,
+    on_loaded: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application.
 
@@ -56,12 +57,13 @@ def create_app(
         metrics: on a registry of this application's own; `metrics.counters()` is for the heartbeat.
         wall_ms: time since the epoch, used where no player's clock is published.
         monotonic_ms: the clock of ages.
+        on_loaded: called when a model's items are loaded and those of the one before are let go.
 
     `app.state.services` holds the parts, for the process that owns the application.
     """
     liveness = Liveness(store, monotonic_ms)
     background = Background()
-    keeper = IndexKeeper(store, liveness, settings, background)
+    keeper = IndexKeeper(store, liveness, settings, background, on_loaded)
     popularity = Popularity(store, half_life_ms=settings.popularity_half_life_ms)
     turns = Turns(settings.answers)
     services = Services(store, settings, kafka, metrics, liveness, keeper, popularity, turns, background, wall_ms)

@@ -80,8 +80,16 @@ class Serving:
 class IndexKeeper:
     """Keeps `current` at the model version that is to be served."""
 
-    def __init__(self, store: LiveStore, liveness: Liveness, settings: ApiSettings, background: Background) -> None:
+    def __init__(
+        self,
+        store: LiveStore,
+        liveness: Liveness,
+        settings: ApiSettings,
+        background: Background,
+        on_loaded: Callable[[], None],
+    ) -> None:
         self._store, self._liveness, self._settings, self._background = store, liveness, settings, background
+        self._on_loaded = on_loaded
         self._refused: str | None = None  # a version that cannot be read: said once, not ten times a second
         self._client: AsyncElasticsearch | None = None
         self.current: Serving | None = None
@@ -118,6 +126,8 @@ class IndexKeeper:
         _log.info("serving model %s with %d items", version, len(opened.catalogue))
         if before is not None:
             await self._close(before)
+        del before
+        self._on_loaded()
 
     async def close(self) -> None:
         """Stops following."""

@@ -82,8 +82,15 @@ class World:
         self.positions: dict[tuple[str, str], int] = {}
         self.ahead_ms = 0.0  # added to the monotonic clock
         kafka = KafkaSide(_validate, self._publish, self._expose)
+        self.loaded: list[str] = []  # model versions, in the order in which their items were loaded
         self.app: FastAPI = create_app(
-            store, self.settings, kafka, self.metrics, wall_ms=lambda: NOW_MS, monotonic_ms=self._monotonic_ms
+            store,
+            self.settings,
+            kafka,
+            self.metrics,
+            wall_ms=lambda: NOW_MS,
+            monotonic_ms=self._monotonic_ms,
+            on_loaded=lambda: self.loaded.append(self.app.state.services.keeper.current.model.version),
         )
 
     async def start(self, items: int = 10) -> World:

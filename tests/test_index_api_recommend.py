@@ -393,6 +393,11 @@ def test_a_new_model_serves_once_it_is_loaded_and_never_meets_old_vectors() -> N
         assert answer["served_by"] == "popular", "the user has no vectors of the new model yet"
         assert set(ids(answer)) <= {f"fan{number}" for number in range(10)}
 
+        async def told() -> bool:
+            return world.loaded == ["m-00000001", "m-00000002"]
+
+        await until(told, "who owns the process knows what is loaded")
+
     play(scene)
 
 
