@@ -73,7 +73,7 @@ def _checked(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Param
     multiple=True,
     metavar="NAME=VALUE",
     callback=_checked(changed),
-    help="Change a setting of the preset, as in --set d_model=128 --set prior=both; a wrong name lists all.",
+    help="Change a setting of the preset, as in --set d_model=128 --set prior=train; a wrong name lists all.",
 )
 @click.option(
     "--general-reach",

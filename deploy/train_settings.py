@@ -54,8 +54,8 @@ def left_out(text: str) -> frozenset[str]:
 def changed(pairs: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sizes and recipe from pairs NAME=VALUE; values are JSON, or words.
 
-    >>> changed(["d_model=128", "prior=both", "low_precision=null"])
-    ({'d_model': 128}, {'prior': 'both', 'low_precision': None})
+    >>> changed(["d_model=128", "prior=train", "low_precision=null"])
+    ({'d_model': 128}, {'prior': 'train', 'low_precision': None})
 
     Raises:
         ValueError: there is no such setting, it is there twice, or the value is of another type.

@@ -63,7 +63,8 @@ class UserPrefix(nn.Module):
 class StarsEncoder(nn.Module):
     """Item tower, token embedding, blocks and the two output heads (STARS, arXiv 2512.10149).
 
-    `context` [d, features] is W_c of the context offset; `prior` [items] holds b = −λ log p in logits, frozen.
+    `context` [d, features] is W_c of the context offset; `prior` [items] is the place of a popularity
+    prior b = −λ log p in logits that serving would add; nothing adds one yet, so it is zero.
     """
 
     prior: Tensor

@@ -105,7 +105,7 @@ class Objective:
         self.full = len(columns.data.item_ids) <= options.full_limit
         warm, per_subclass, uniform = columns.counts > 0, options.subclass_negatives, options.uniform_negatives
         self.negatives = Negatives(columns.data.item_subclass, warm, per_subclass, uniform)
-        self.bias = columns.prior if options.prior in ("train", "both") else None
+        self.bias = columns.prior if options.prior == "train" else None
         self.full_bias = _without_cold(columns, self.bias)
         self.dtype = torch.bfloat16 if _low_precision(options, self.device) else torch.float32
         data = columns.data

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-PRIORS = ("off", "train", "serve", "both")
+PRIORS = ("off", "train")
 SCHEDULES = ("one_cycle", "constant")
 TARGETS = ("first", "first_of_kind", "all")
 REACHES = ("encoder", "head")
@@ -50,7 +50,7 @@ class TrainOptions:
     delta_dropout: float = 0.1
     delta_shrinkage: float = 2.0  # δ counts n / (n + this) for an item with n training events
     profile_dropout: float = 0.1  # so that the default for strangers is learned too
-    prior: str = "off"  # where −λ log p is added: train, serve, both
+    prior: str = "off"  # or "train": −λ log p is added to the logits; served without it, this lifts what is popular
     prior_strength: float = 0.3
     context_noise: float = 1.4  # features whose effect is within so many units of noise get none
     validate_every: int = 2  # epochs, where the run validates

@@ -1,7 +1,7 @@
 """An artefact as plain numbers, for processes that answer queries: numpy only, torch is never loaded.
 
 Reads the folder that `encoder.artefact.save` wrote and checks it. It gives the context offset's matrix, the frozen
-popularity prior and the document beside them; it cannot encode anything.
+popularity prior (zero so far) and the document beside them; it cannot encode anything.
 """
 
 from __future__ import annotations
