@@ -30,7 +30,7 @@ def test_values_are_read_as_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("pairs", "said"),
     [
-        (["d_modell=3"], "one of batch_tokens, bias, block"),
+        (["d_modell=3"], "one of baskets, batch_tokens, bias, block"),
         (["d_model"], "NAME=VALUE"),
         (["d_model=1.5"], "d_model takes int"),
         (["d_model=true"], "d_model takes int"),
