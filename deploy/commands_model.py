@@ -167,6 +167,7 @@ def train(
     is_flag=True,
     help="What a user chose at one time is one basket, and one question: which new items will be in it?",
 )
+@click.option("--plain", is_flag=True, help="Rank a timeline by vectors alone: no popularity, whatever the model says.")
 @click.option(
     "--baselines",
     default="",
@@ -200,6 +201,7 @@ def evaluate(
     every: int,
     repeats: bool,
     baskets: bool,
+    plain: bool,
     baselines: str,
     recipes: str,
     seed: int,
@@ -225,10 +227,12 @@ def evaluate(
 
     if baskets and protocol != "timeline":
         raise click.UsageError(f"--baskets is for --protocol timeline, not for {protocol}")
+    if plain and protocol != "timeline":
+        raise click.UsageError(f"--plain is for --protocol timeline; {protocol} adds no popularity anyway")
     facts = started()
     settings = attach(os.environ)
     memory = TextMemory(texts or settings.state / "texts")
-    ask = AskSettings(every=every, repeats=repeats)
+    ask = AskSettings(every=every, repeats=repeats, plain=plain)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     threads = threads or os.cpu_count() or 1
     plan = BaselinePlan(names, recipes, seed, max_seconds, threads)

@@ -40,7 +40,9 @@ _OFFSETS = "topic[partition]:start-end"
 @click.option("--ask-from", "ask_ms", type=TimeParam(), help="Of topics: apply earlier clicks without a question.")
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event.")
 @click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
-@click.option("--plain", is_flag=True, help="Rank by vectors alone, as `evaluate`: no popularity, no promotions.")
+@click.option(
+    "--plain", is_flag=True, help="Rank by vectors alone, as `evaluate --plain`: no popularity or promotions."
+)
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path, file_okay=False), help="Folder to resume from and keep in."
 )

@@ -25,7 +25,7 @@ from encoder.artefact import load, serving_arrays
 from encoder.baseline_recipes import recipes
 from encoder.incremental import IncrementalEncoder
 from encoder.text import VocabularyTagger
-from index.api_model import Slot, own_slot
+from index.api_model import Slot, own_slot, own_weights
 from streams.baselines import (
     Baselines,
     Training,
@@ -85,7 +85,8 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Metrics of a model, and of baselines, on what a folder holds after `split` (None: after the model's training).
 
-    `metrics` are those of the list that was best when the model was trained. Without a model only baselines are
+    `metrics` are those of the list that was best when the model was trained, with the weight of popularity that was
+    best, unless `ask.plain` wants vectors alone. Without a model only baselines are
     measured; these are trained on what lies before the first question. `baskets` as in `streams.evaluate`.
 
     Raises:
@@ -106,10 +107,12 @@ def evaluate_folder(
         return timeline_part(training_data(folder, vectors, None, ask.start_ms).data, vectors, choices, seed=plan.seed)
 
     made = plan.make(part, vectors, progress is not None)
-    found = evaluate(folder, vectors, encoder, offset, rules, ask, progress, made.rankers, baskets)
+    popularity = 0.0 if ask.plain or model is None else own_weights(metadata).popularity
+    found = evaluate(folder, vectors, encoder, offset, rules, ask, progress, made.rankers, baskets, popularity)
     return {
         "data": folder.name,
         "model": metadata["version"],
+        "popularity_weight": popularity,
         "start_ms": ask.start_ms,
         **found,
         **_trained(made, plan),

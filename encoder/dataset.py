@@ -41,6 +41,12 @@ class TrainingData:
     context: FloatArray | None = None  # [n_events, n_features]
     pages: Sequence[NDArray[Any]] | None = None
     profiles: Sequence[Mapping[str, Any] | None] | None = None
+    worth: FloatArray | None = None  # [n_events] what each counts for its item's popularity; None: one
+    places: Sequence[str] | None = None  # [n_events] where each happened, "" nowhere in particular
+
+    def place_of(self, event: int) -> str | None:
+        """Where an event happened, if anywhere in particular."""
+        return (self.places[event] or None) if self.places is not None else None
 
     def check(self, config: ModelConfig) -> None:
         """Raises ValueError when columns do not fit each other or the config."""
@@ -67,6 +73,8 @@ class TrainingData:
             ),
             (self.context is not None and len(self.context) != events, "one context row per event"),
             (self.pages is not None and len(self.pages) != events, "one page per event"),
+            (self.worth is not None and len(self.worth) != events, "one worth per event"),
+            (self.places is not None and len(self.places) != events, "one place per event"),
             (self.profiles is not None and len(self.profiles) != users, f"one profile (or None) for {users} users"),
         ]
         for is_wrong, message in wrong:

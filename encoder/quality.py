@@ -1,14 +1,14 @@
 """How good an encoder is on the held-out end of its own timeline: recall@10 and NDCG@10 beside recent popularity.
 
 A quick figure under the training's own windows, full catalogue, items already seen left out: it chooses the weights
-while training, and which of its lists a model is to be asked for. The serious measurement is a replay through the
-serving path; this one knows no freshness, filters or index.
+while training, which of its lists a model is to be asked for, and how much popularity is added to a cosine. The serious
+measurement is a replay through the serving path; this one knows no freshness, filters or index.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encoder.dataset import collate, cut_chunks, plan
+from encoder.dataset import TrainingData, collate, cut_chunks, first_choices, plan
 from encoder.objective import Objective
+from encoder.popularity import HALF_LIFE_MS, DecayedCounts
 
 LISTS = ("next", "general", "mixed")  # of h_next, of h_gen, of both in turn
 TOP = 10
 MAX_TARGETS = 3000  # bounds the time spent on measuring to about a second
 TOKENS = 8192  # padded rows of a batch
+_OLDEST = 20  # half-lives: older events change no share that anybody sees
 RECENT_SHARE = 0.1  # "recent" popularity: the last tenth of the training events
+POPULARITY = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # weights of live popularity that are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,34 +58,109 @@ def target_states(objective: Objective, weight: NDArray[np.float32], unit: Tenso
     return States(torch.cat(users), torch.cat(general_users), np.concatenate(events))
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`metrics` of the cosine alone, and which list was best with which weight of popularity."""
+
+    metrics: dict[str, float]
+    slot: str
+    popularity: float
+
+
 @torch.inference_mode()
-def measure(objective: Objective, unit: Tensor) -> dict[str, float]:
-    """Of h_next (with context), h_gen, both in turn, and recent popularity over held-out targets; empty without any."""
-    weight = _thinned(objective.columns.held_out)
+def measure(objective: Objective, unit: Tensor, popularity: Sequence[float] = (0.0,)) -> Measured | None:
+    """Of h_next (with context), h_gen, both in turn, and recent popularity over held-out targets; None without any.
+
+    Targets are items that are new to their user, if there are such: others are not in a list. `popularity` are the
+    weights, rising from 0, with which an item's share of the popularity at that time is added to its cosine.
+    """
+    columns = objective.columns
+    new = columns.held_out * first_choices(columns.data)
+    weight = _thinned(new if new.any() else columns.held_out)
     if not weight.any():
-        return {}
+        return None
     states = target_states(objective, weight, unit, general=True)
     users = [objective.with_context(vectors, states.events) for vectors in (states.users, states.general)]
-    recent = _recent(objective).to(unit.device)
-    recall, ndcg = dict.fromkeys((*LISTS, "popular"), 0.0), dict.fromkeys((*LISTS, "popular"), 0.0)
-    for row, event in enumerate(states.events.tolist()):
-        target, seen = _before(objective, event)
-        scores = torch.stack([*(unit @ vectors[row] for vectors in users), recent])
-        scores[:, seen] = -torch.inf
-        following, general, popular = scores.topk(min(TOP, scores.shape[1])).indices.tolist()
-        mixed = in_turn((following, general), TOP)
-        for name, top in {"next": following, "general": general, "mixed": mixed, "popular": popular}.items():
-            if target in top:
-                recall[name] += 1 / len(states.events)
-                ndcg[name] += 1 / math.log2(2 + top.index(target)) / len(states.events)
-    found = {f"{name}_ndcg@10": ndcg[name] for name in LISTS[1:]}
-    found |= {"recall@10": recall["next"], "ndcg@10": ndcg["next"], "popular_recall@10": recall["popular"]}
-    return {"events": len(states.events), **found}
+    recent, known = _recent(objective).to(unit.device), _Popular(columns.data, popularity)
+    ranks = np.full((len(popularity), len(LISTS), len(states.events)), TOP)
+    popular_hits = 0
+    for row in np.argsort(columns.data.ts_ms[states.events], kind="stable").tolist():
+        target, seen = _before(objective, int(states.events[row]))
+        share = known.shares(int(states.events[row])).to(unit.device)
+        cosines = torch.stack([unit @ vectors[row] for vectors in users])
+        for at, much in enumerate(popularity):
+            ranks[at, :, row] = _ranks(cosines + much * share, seen, target)
+        popular_hits += target in _best(recent, seen)
+    gains = np.where(ranks < TOP, 1 / np.log2(2.0 + ranks), 0.0)
+    at, chosen = choose(gains)
+    ndcg, recall = gains.mean(-1), (ranks < TOP).mean(-1)
+    metrics = {"events": float(len(states.events))}
+    metrics |= {f"{name}_ndcg@10": ndcg[0, place] for place, name in enumerate(LISTS) if place}
+    metrics |= {
+        "recall@10": recall[0, 0],
+        "ndcg@10": ndcg[0, 0],
+        "popular_recall@10": popular_hits / len(states.events),
+    }
+    if len(popularity) > 1:
+        metrics |= {"popularity": popularity[at], "chosen_ndcg@10": ndcg[at, chosen]}
+    return Measured({name: float(value) for name, value in metrics.items()}, LISTS[chosen], popularity[at])
 
 
-def best_list(measured: Mapping[str, float]) -> str:
-    """Which list of a model has the best NDCG@10 by `measure`; of equals the simpler one."""
-    return max(LISTS, key=lambda name: measured["ndcg@10" if name == LISTS[0] else f"{name}_ndcg@10"])
+def choose(gains: NDArray[np.float64]) -> tuple[int, int]:
+    """(weight, list) by the gains of each question [weights, lists, questions], weights rising.
+
+    The least weight whose best list is within one standard error of the best of all, since what is popular takes
+    others' place (one-standard-error rule; Breiman et al. 1984); of equal lists the first.
+    """
+    means = gains.mean(-1)
+    best = gains[np.unravel_index(int(means.argmax()), means.shape)]
+    for weight, name in enumerate(means.argmax(-1).tolist()):
+        lost = best - gains[weight, name]
+        if lost.mean() <= lost.std() / math.sqrt(len(lost)):
+            return weight, name
+    raise AssertionError("the best is within any distance of itself")
+
+
+def _ranks(scores: Tensor, seen: Tensor, target: int) -> list[int]:
+    """Place of the target in each of LISTS, TOP where it is not among the first TOP; `scores` [2, n] are changed."""
+    scores[:, seen] = -torch.inf
+    following, general = scores.topk(min(TOP, scores.shape[1])).indices.tolist()
+    lists = (following, general, in_turn((following, general), TOP))
+    return [top.index(target) if target in top else TOP for top in lists]
+
+
+def _best(scores: Tensor, seen: Tensor) -> list[int]:
+    left = scores.clone()
+    left[seen] = -torch.inf
+    found: list[int] = left.topk(min(TOP, len(left))).indices.tolist()
+    return found
+
+
+class _Popular:
+    """Shares of the popularity before an event; events are asked about in the order of their times."""
+
+    def __init__(self, data: TrainingData, weights: Sequence[float]) -> None:
+        self._data, self._used = data, any(weights)
+        self._nothing = torch.zeros(len(data.item_ids))
+        self._counts = DecayedCounts(len(data.item_ids))
+        self._order = np.argsort(data.ts_ms, kind="stable")
+        self._times = data.ts_ms[self._order]
+        self._done: int | None = None
+
+    def shares(self, event: int) -> Tensor:
+        """Float [n_items] in [0, 1] at the event's time and place; zeros where no weight uses them."""
+        if not self._used:
+            return self._nothing
+        data, now_ms = self._data, int(self._data.ts_ms[event])
+        if self._done is None:
+            self._done = int(np.searchsorted(self._times, now_ms - _OLDEST * HALF_LIFE_MS))
+        stop = int(np.searchsorted(self._times, now_ms))
+        for at in self._order[self._done : stop].tolist():
+            amount = 1.0 if data.worth is None else float(data.worth[at])
+            if amount > 0:
+                self._counts.add(int(data.items[at]), amount, int(data.ts_ms[at]), data.place_of(at))
+        self._done = stop
+        return torch.from_numpy(self._counts.shares(now_ms, data.place_of(event))).float()
 
 
 def in_turn(lists: Sequence[Sequence[int]], count: int) -> list[int]:

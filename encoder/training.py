@@ -30,7 +30,7 @@ from encoder.model import StarsEncoder
 from encoder.objective import Columns, Objective
 from encoder.offsets import OffsetProblem, choose_events, fit_offsets
 from encoder.options import TrainOptions
-from encoder.quality import best_list, measure, target_states
+from encoder.quality import POPULARITY, measure, target_states
 from encoder.validation import Best, Validate
 
 __all__ = ["TrainOptions", "TrainResult", "TrainingData", "train"]
@@ -136,10 +136,11 @@ class _Run:
         trained = [parameter.clone() for parameter in self.names]
         self._set(self.average)
         self.model.eval()
-        score = measure(self.objective, self.objective.unit_rows(None, None))["ndcg@10"]
+        measured = measure(self.objective, self.objective.unit_rows(None, None))
         for parameter, value in zip(self.names, trained, strict=True):
             parameter.copy_(value)
-        return score
+        assert measured is not None, "only where something is held out"
+        return measured.metrics["ndcg@10"]
 
     def _set(self, weights: Mapping[str, Tensor]) -> None:
         for parameter, name in self.names.items():
@@ -225,14 +226,14 @@ class _Run:
             unit = self.objective.unit_rows(None, None)
             if self.data.context is not None and self.data.context.shape[1]:
                 self.model.context.copy_(self._offsets(unit))
-        measured = measure(self.objective, unit)
-        metrics = {"loss": self.loss, "steps": float(self.step)} | measured
+        measured = measure(self.objective, unit, POPULARITY)
+        metrics = {"loss": self.loss, "steps": float(self.step)} | (measured.metrics if measured else {})
         if self.best.scores:
             metrics |= {"validation": self.best.score, "best_epoch": float(self.best.at)}
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON knows no NaN
         document = {"options": self.options.to_dict(), "metrics": metrics, "data": self._data_summary(), **metadata}
         if measured:
-            document["slot"] = best_list(measured)
+            document |= {"slot": measured.slot, "popularity": measured.popularity}
         folder, version = artefact.save_version(self._exported({}), self.out, document)
         checkpoint.remove(self.out)
         return TrainResult(folder, version, metrics, time.monotonic() - self.began)

@@ -64,7 +64,7 @@ def create_app(
     liveness = Liveness(store, monotonic_ms)
     background = Background()
     keeper = IndexKeeper(store, liveness, settings, background, on_loaded)
-    popularity = Popularity(store, half_life_ms=settings.popularity_half_life_ms)
+    popularity = Popularity(store)
     turns = Turns(settings.answers)
     services = Services(store, settings, kafka, metrics, liveness, keeper, popularity, turns, background, wall_ms)
     users = UserCount(store, liveness, settings.users_ms)

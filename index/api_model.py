@@ -7,7 +7,7 @@ cannot encode anything, and does not decide which version is served.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ import orjson
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
+from index.query import Weights
 from index.store import LiveStore
 
 DOCUMENT, WEIGHT = "json", "context.weight"
@@ -25,7 +26,8 @@ Slot = Literal["next", "general", "mixed"]
 class ServedModel:
     """`dim` is d of all vectors; `embedder` names the text vectors that it was trained with, "" if it says none.
 
-    `slot` is the list that a client gets who names none: the one that was best when the model was trained.
+    `slot` is the list that a client gets who names none: the one that was best when the model was trained, as was the
+    weight of popularity in `weights`.
     """
 
     version: str
@@ -33,6 +35,7 @@ class ServedModel:
     offset: ContextOffset
     embedder: str = ""
     slot: Slot = "mixed"
+    weights: Weights = field(default_factory=Weights)
 
 
 async def load_model(store: LiveStore, version: str) -> ServedModel | None:
@@ -62,9 +65,23 @@ def parse_model(version: str, document: bytes, weight: bytes) -> ServedModel:
         )
     matrix = np.frombuffer(weight, "<f4").reshape(dim, len(features))
     embedder = str(metadata.get("embedder") or "")
-    return ServedModel(version, dim, ContextOffset(matrix, features), embedder, own_slot(metadata) or "mixed")
+    offset, slot = ContextOffset(matrix, features), own_slot(metadata) or "mixed"
+    return ServedModel(version, dim, offset, embedder, slot, own_weights(metadata))
 
 
 def own_slot(metadata: Mapping[str, Any]) -> Slot | None:
     """The list that was best when a model was trained, by its artefact's metadata; None if they do not say."""
     return next((slot for slot in get_args(Slot) if slot == metadata.get("slot")), None)
+
+
+def own_weights(metadata: Mapping[str, Any]) -> Weights:
+    """How scores are made up for a model, by its artefact's metadata; the usual weights where they do not say.
+
+    Raises ValueError for a weight of popularity that is no number from 0 to 1.
+    """
+    popularity = metadata.get("popularity")
+    if popularity is None:
+        return Weights()
+    if not isinstance(popularity, int | float) or not 0 <= popularity <= 1:
+        raise ValueError(f"its weight of popularity is {popularity!r}, not a number from 0 to 1; publish it again")
+    return Weights(popularity=float(popularity))

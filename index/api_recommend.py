@@ -140,7 +140,7 @@ async def _rank(
 
     def ranked(passing: Mask | None, search: SearchIndex | None) -> Recommendations:
         query = replace(wanted, passing=passing, search=search)
-        return recommend(query, view, serving.catalogue, context, services.popularity, now_ms)
+        return recommend(query, view, serving.catalogue, context, services.popularity, now_ms, serving.model.weights)
 
     return await _answered(services, serving, ranked, asked.tree, now_ms)
 

@@ -50,5 +50,4 @@ class ApiSettings:
     poll_ms: float = 100.0  # of liveness: a tenth of what counts as stale
     snapshot_ms: float = 60_000.0  # between two snapshots; a start then reads a minute of changes
     popularity_ms: float = 3_000.0  # between two looks at the popularity buckets, which move slowly
-    popularity_half_life_ms: float = 3 * 86_400_000.0
     users_ms: float = 2_000.0  # between two counts of users; longer when one takes long

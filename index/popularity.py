@@ -16,7 +16,7 @@ from index.keys import partition_tag
 from index.store import LiveStore
 
 LOCATION_SEPARATOR = "\x1f"  # between location and item in a bucket's field
-DAY_MS = 86_400_000
+HALF_LIFE_MS = 3 * 86_400_000.0
 
 Amounts = NDArray[np.float64]
 _Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
@@ -32,7 +32,7 @@ class Popularity:
     click there, so that they order what the location does not know.
     """
 
-    def __init__(self, store: LiveStore, *, half_life_ms: float = 2 * DAY_MS) -> None:
+    def __init__(self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS) -> None:
         if half_life_ms <= 0:
             raise ValueError(f"half life {half_life_ms} ms must be positive")
         self._store, self._half_life_ms = store, half_life_ms

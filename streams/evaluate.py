@@ -1,8 +1,8 @@
 """How good a model is on the held-out part of a data folder, without streaming: one pass over the global timeline.
 
 Successive protocol: every held-out choice is predicted from all events before it (EVIDENCE: global time split). Uses
-the pure state functions and the encoder, but ranks by plain products without re-scoring, so it also checks replay,
-which asks the production path. Baselines are asked the same. It knows no broker, store or index.
+the pure state functions and the encoder, and ranks by plain products and popularity, without promotions, so it also
+checks replay, which asks the production path. Baselines are asked the same. It knows no broker, store or index.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
 from encoder.config import ModelConfig
 from encoder.incremental import EncodeRequest, IncrementalEncoder
+from encoder.popularity import DecayedCounts
 from index.live_user import profile_location
 from index.records import UserState
 from streams.comparison import Comparison
@@ -45,20 +46,22 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     rankers: Sequence[Ranker] = (),
     baskets: bool = False,
+    popularity: float = 0.0,
 ) -> dict[str, Any]:
     """Metrics of `ask.slots`, of `rankers` and of popularity on the folder's events from `ask.start_ms` on.
 
     Candidates of a question are the items that have a vector, had arrived and pass the live catalogue's hard rules at
     that time; items seen are left out unless `ask.repeats`; a stranger gets the recently popular list from everyone.
     With `baskets` all that a user chose at one time is one question, asked before it: its targets are the items of it
-    that are new, and their order says nothing. Without an encoder only `rankers` are measured. `progress` is told how
-    many of `len(folder.events)` events are done.
+    that are new, and their order says nothing. `popularity` is the weight with which an item's share of the popularity
+    then and there is added to the model's cosines. Without an encoder only `rankers` are measured. `progress` is told
+    how many of `len(folder.events)` events are done.
 
     Raises:
         ValueError: there is neither encoder nor ranker, or two lists have one name.
     """
     held = HeldOut(folder, vectors, rules, ask)
-    run = _Evaluation(held, encoder, offset, rankers, baskets)
+    run = _Evaluation(held, encoder, offset, rankers, baskets, popularity)
     for now_ms, event in held.events(progress):
         run.take(now_ms, event)
     run.answer()
@@ -93,6 +96,7 @@ class _Evaluation:
         offset: ContextOffset | None,
         rankers: Sequence[Ranker],
         baskets: bool,
+        popularity: float,
     ) -> None:
         self._baskets = baskets
         self._held, self._items, self._ask, self._offset = held, held.items, held.ask, offset
@@ -101,8 +105,9 @@ class _Evaluation:
         model = (
             []
             if encoder is None
-            else [ModelRanker(encoder, held.vectors, self._ask.slots, encoder.encode, self._delta)]
+            else [ModelRanker(encoder, held.vectors, self._ask.slots, encoder.encode, self._delta, popularity)]
         )
+        self._popular = DecayedCounts(len(held.items.item_ids)) if popularity else None
         self._rankers: list[Ranker] = [*model, *rankers]
         self._users: dict[str, _User] = {}
         self._baselines = Baselines(held.ask.baseline_ms)
@@ -119,6 +124,7 @@ class _Evaluation:
             (self._in_basket if self._baskets else self._alone)(event, now_ms, user)
             if self._held.selection.is_choice(event):
                 self._baselines.add(event.item_id, now_ms)
+            self._count(event, now_ms)
         keep = self._apply(user.state, event)
         user.keep = user.keep if keep is None else min(user.keep, keep)
 
@@ -183,6 +189,12 @@ class _Evaluation:
             question.facts = replace(self._held.facts(click, user.state, now_ms, chosen), history=history)
         question.targets.add(click.item_id)
 
+    def _count(self, click: Click, now_ms: int) -> None:
+        """A click for its item's popularity."""
+        weight, row = self._held.weights[click.kind], self._items.row.get(click.item_id)
+        if self._popular is not None and weight > 0 and row is not None:
+            self._popular.add(row, weight, now_ms, click.location or None)
+
     def _ask_about(self, click: Click, now_ms: int, user: _User) -> _Question:
         """What is known of a user now."""
         state = user.state
@@ -191,8 +203,9 @@ class _Evaluation:
         columns = list(state.items), list(state.kinds), list(state.ts_ms)
         request = EncodeRequest(click.user_id, *columns, profile, user.keep)
         location = click.location or profile_location(state.profile)
+        popular = None if self._popular is None else self._popular.shares(now_ms, location or None).astype(np.float32)
         question = self._batch[click.user_id] = _Question(
-            asked=Question(request, *self._chosen(state), now_ms, location),
+            asked=Question(request, *self._chosen(state), now_ms, location, popular),
             seen=without,
             baselines=self._baselines.lists(max(self._ask.ks), now_ms, without | self._items.outside(now_ms)),
         )

@@ -92,6 +92,7 @@ class Folder:
     profiles: list[dict[str, Any]]  # by ts_ms
     vectors: list[dict[str, Any]]  # by ts_ms
     kind_names: tuple[str, ...]
+    kind_weights: tuple[int, ...]  # by code, as they count for popularity
     skipped: Mapping[str, int]  # reason -> rows
 
     @property
@@ -147,6 +148,7 @@ def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, st
         profiles=profiles,
         vectors=_timed(path / VECTORS, "item_id", start_ms),
         kind_names=tuple(kind.name for kind in rules.kinds),
+        kind_weights=tuple(kind.weight for kind in rules.kinds),
         skipped=skipped,
     )
 

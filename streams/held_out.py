@@ -36,6 +36,7 @@ class HeldOut:
         self.folder, self.vectors, self.ask = folder, vectors, ask
         self.items = Candidates(folder, vectors, rules)
         self.selection = Selection(rules, ask.start_ms, ask.every)
+        self.weights = [kind.weight for kind in rules.kinds]  # by code of the kind, as they count for popularity
         self._rules = rules
 
     def events(self, progress: Callable[[int], None] | None = None) -> Iterator[tuple[int, Event]]:

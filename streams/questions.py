@@ -117,7 +117,7 @@ class Asker:
         self.settings = settings or AskSettings()
         self._selection = Selection(rules, self.settings.start_ms, self.settings.every)
         self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
-        self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else Weights())
+        self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else model.weights)
         self._reader = UserReader(store, partitions, model.version, model.dim)
         self._popularity = Popularity(store)
         self._baselines = Baselines(self.settings.baseline_ms)

@@ -34,6 +34,7 @@ class Question:
     chosen_ms: IntArray  # [t]
     now_ms: int
     location: str = ""
+    popularity: FloatArray | None = None  # [candidates] share of the popularity then and there; None: not counted
 
 
 class Ranker(Protocol):
@@ -48,11 +49,12 @@ class Ranker(Protocol):
 
 
 class ModelRanker:
-    """The model's lists by cosine alone: no popularity, price or promotion.
+    """The model's lists by cosine, and popularity where it is given a weight: no promotion.
 
     Args:
         encode: `encoder.encode` or `encoder.encode_whole`.
         offset: what context adds to both vectors of a question [d]; None: nothing.
+        popularity: weight of a question's `popularity`, which only a weight above 0 needs.
     """
 
     def __init__(
@@ -62,17 +64,22 @@ class ModelRanker:
         slots: Sequence[Slot],
         encode: Callable[[Sequence[EncodeRequest]], EncodeResult],
         offset: Callable[[Question], FloatArray] | None = None,
+        popularity: float = 0.0,
     ) -> None:
         self.matrix = _retrieval(encoder, vectors)  # [candidates, d]
         self.used = sorted({at for slot in slots for at in _PAIR[slot]})
-        self._encode, self._offset = encode, offset
+        self._encode, self._offset, self._popularity = encode, offset, popularity
         self.lists = {str(slot): [self.used.index(at) for at in _PAIR[slot]] for slot in slots}
 
     def scores(self, questions: Sequence[Question]) -> Sequence[FloatArray]:
         pairs = self._encode([question.request for question in questions]).vectors  # [B, 2, d]
         if self._offset is not None:
             pairs = pairs + np.stack([self._offset(question) for question in questions])[:, None]
-        return [pairs[:, at] @ self.matrix.T for at in self.used]
+        cosines: list[FloatArray] = [pairs[:, at] @ self.matrix.T for at in self.used]
+        if not self._popularity:
+            return cosines
+        shares = [question.popularity for question in questions if question.popularity is not None]
+        return [cosine + np.float32(self._popularity) * np.stack(shares) for cosine in cosines]
 
 
 def _retrieval(encoder: IncrementalEncoder, vectors: ItemVectors) -> FloatArray:

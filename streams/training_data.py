@@ -67,6 +67,8 @@ def training_data(
         context=_context(folder, order, features, before_ms),
         pages=_pages(folder, order, place) if folder.impressions else None,
         profiles=_profiles(folder, user_ids, before_ms) if folder.profiles else None,
+        worth=np.maximum(folder.kind_weights, 0).astype(np.float32)[folder.events.kinds[order]],
+        places=np.array(folder.events.detail("location"), dtype=object)[order].tolist(),
     )
     return Prepared(data, user_ids, left_out)
 
