@@ -7,7 +7,6 @@ measurement is a replay through the serving path; this one knows no freshness, f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encoder.dataset import TrainingData, collate, cut_chunks, first_choices, plan
+from encoder.dataset import IntArray, TrainingData, collate, cut_chunks, first_choices, plan
 from encoder.objective import Objective
 from encoder.popularity import HALF_LIFE_MS, DecayedCounts
 
@@ -71,8 +70,9 @@ class Measured:
 def measure(objective: Objective, unit: Tensor, popularity: Sequence[float] = (0.0,)) -> Measured | None:
     """Of h_next (with context), h_gen, both in turn, and recent popularity over held-out targets; None without any.
 
-    Targets are items that are new to their user, if there are such: others are not in a list. `popularity` are the
-    weights, rising from 0, with which an item's share of the popularity at that time is added to its cosine.
+    Targets are items that are new to their user, if there are such: others are not in a list. Sets of targets count
+    alike. `popularity` are the weights, rising from 0, with which an item's share of the popularity at that time is
+    added to its cosine.
     """
     columns = objective.columns
     new = columns.held_out * first_choices(columns.data)
@@ -83,42 +83,37 @@ def measure(objective: Objective, unit: Tensor, popularity: Sequence[float] = (0
     users = [objective.with_context(vectors, states.events) for vectors in (states.users, states.general)]
     recent, known = _recent(objective).to(unit.device), _Popular(columns.data, popularity)
     ranks = np.full((len(popularity), len(LISTS), len(states.events)), TOP)
-    popular_hits = 0
+    popular = np.zeros(len(states.events))
     for row in np.argsort(columns.data.ts_ms[states.events], kind="stable").tolist():
         target, seen = _before(objective, int(states.events[row]))
         share = known.shares(int(states.events[row])).to(unit.device)
         cosines = torch.stack([unit @ vectors[row] for vectors in users])
         for at, much in enumerate(popularity):
             ranks[at, :, row] = _ranks(cosines + much * share, seen, target)
-        popular_hits += target in _best(recent, seen)
+        popular[row] = target in _best(recent, seen)
+    share_of_set = _shares_of_sets(columns.first[states.events])
     gains = np.where(ranks < TOP, 1 / np.log2(2.0 + ranks), 0.0)
-    at, chosen = choose(gains)
-    ndcg, recall = gains.mean(-1), (ranks < TOP).mean(-1)
-    metrics = {"events": float(len(states.events))}
+    ndcg, recall = gains @ share_of_set, (ranks < TOP) @ share_of_set  # [weights, lists]
+    metrics = {"events": len(states.events), "recall@10": recall[0, 0], "ndcg@10": ndcg[0, 0]}
     metrics |= {f"{name}_ndcg@10": ndcg[0, place] for place, name in enumerate(LISTS) if place}
-    metrics |= {
-        "recall@10": recall[0, 0],
-        "ndcg@10": ndcg[0, 0],
-        "popular_recall@10": popular_hits / len(states.events),
-    }
+    metrics["popular_recall@10"] = float(popular @ share_of_set)
+    at, chosen = choose(ndcg)
     if len(popularity) > 1:
         metrics |= {"popularity": popularity[at], "chosen_ndcg@10": ndcg[at, chosen]}
     return Measured({name: float(value) for name, value in metrics.items()}, LISTS[chosen], popularity[at])
 
 
-def choose(gains: NDArray[np.float64]) -> tuple[int, int]:
-    """(weight, list) by the gains of each question [weights, lists, questions], weights rising.
+def choose(ndcg: NDArray[np.float64]) -> tuple[int, int]:
+    """(weight, list) of the best of [weights, lists]; of equals the least weight, then the simplest list."""
+    best = np.unravel_index(int(ndcg.argmax()), ndcg.shape)
+    return int(best[0]), int(best[1])
 
-    The least weight whose best list is within one standard error of the best of all, since what is popular takes
-    others' place (one-standard-error rule; Breiman et al. 1984); of equal lists the first.
-    """
-    means = gains.mean(-1)
-    best = gains[np.unravel_index(int(means.argmax()), means.shape)]
-    for weight, name in enumerate(means.argmax(-1).tolist()):
-        lost = best - gains[weight, name]
-        if lost.mean() <= lost.std() / math.sqrt(len(lost)):
-            return weight, name
-    raise AssertionError("the best is within any distance of itself")
+
+def _shares_of_sets(first: IntArray) -> NDArray[np.float64]:
+    """Of each target so much of the mean [N] that sets, not their events, count alike; `first` names their sets."""
+    _, place, size = np.unique(first, return_inverse=True, return_counts=True)
+    share: NDArray[np.float64] = 1 / (size[place] * len(size))
+    return share
 
 
 def _ranks(scores: Tensor, seen: Tensor, target: int) -> list[int]:

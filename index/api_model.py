@@ -82,6 +82,6 @@ def own_weights(metadata: Mapping[str, Any]) -> Weights:
     popularity = metadata.get("popularity")
     if popularity is None:
         return Weights()
-    if not isinstance(popularity, int | float) or not 0 <= popularity <= 1:
+    if isinstance(popularity, bool) or not isinstance(popularity, int | float) or not 0 <= popularity <= 1:
         raise ValueError(f"its weight of popularity is {popularity!r}, not a number from 0 to 1; publish it again")
     return Weights(popularity=float(popularity))

@@ -69,6 +69,26 @@ def test_the_list_that_the_model_is_best_with_leads(tmp_path: Path, path: Path, 
         assert {"mixed", "next"} < set(found["lists"])
 
 
+def test_popularity_counts_as_much_as_the_model_says_unless_vectors_alone_are_asked_for(
+    tmp_path: Path, path: Path, folder: Folder
+) -> None:
+    before_ms = folder.split_ms(0.5)
+    silent, loud = (
+        saved(tmp_path / name, data="shop", before_ms=before_ms, slot="next", **more)
+        for name, more in (("silent", {"popularity": 0.0}), ("loud", {"popularity": 1.0}))
+    )
+    plain = AskSettings(plain=True)
+    for measured in (
+        lambda model, ask: evaluate_folder(path, model, SETTINGS, {}, None, ask),
+        lambda model, ask: replay_folder(path, ReplayPlan(model, ask=ask), SETTINGS, {}).answers,
+    ):
+        without, added = (measured(model, AskSettings()) for model in (silent, loud))
+        assert without["lists"]["next"] != added["lists"]["next"]
+        assert measured(silent, plain)["lists"]["next"] == measured(loud, plain)["lists"]["next"]
+    assert evaluate_folder(path, loud, SETTINGS, {}, None, plain)["popularity_weight"] == 0
+    assert evaluate_folder(path, loud, SETTINGS, {}, None, AskSettings())["popularity_weight"] == 1
+
+
 def test_a_split_says_where_questions_begin(tmp_path: Path, folder: Folder, path: Path) -> None:
     report = replay_folder(path, ReplayPlan(saved(tmp_path, data="shop", before_ms=None)), SETTINGS, {}, split=0.5)
     assert report.answers is not None

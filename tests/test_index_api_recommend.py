@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from deploy.redis_server import RedisServer
+from index.api_model import own_weights
 from index.api_models import Problem, RecommendationsAnswer, SimilarAnswer
 from index.keys import Keys, partition_of
 from index.memory_store import MemoryStore
@@ -351,6 +352,27 @@ def test_who_names_no_slot_gets_the_list_that_the_model_is_best_with(trained: st
         assert {item["slot"] for item in mixed["items"]} == {"next", "general"}
 
     play(scene, prepare)
+
+
+@pytest.mark.parametrize(("trained", "added"), [(None, 0.02), (0.0, 0.0), (0.4, 0.4), (1, 1.0)])
+def test_popularity_counts_as_much_as_the_model_says(trained: float | None, added: float) -> None:
+    async def prepare(world: World) -> None:
+        await world.publish_model(MODEL, popularity=trained)
+        await world.count(0, "", "tea5", 7)
+
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        await world.put_user("u1", ["tea0"])
+        answer = await ask(client, count=20, explain=True)
+        parts = {item["item_id"]: item["explain"]["popularity"] for item in answer["items"]}
+        assert parts.pop("tea5") == pytest.approx(added) and set(parts.values()) == {0}
+
+    play(scene, prepare)
+
+
+@pytest.mark.parametrize("trained", [-0.1, 1.5, "much", True, [0.1]])
+def test_a_weight_of_popularity_that_is_none_is_refused(trained: Any) -> None:
+    with pytest.raises(ValueError, match="weight of popularity"):
+        own_weights({"popularity": trained})
 
 
 def test_a_forgotten_user_is_a_stranger() -> None:

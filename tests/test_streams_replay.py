@@ -147,6 +147,23 @@ def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repea
     assert sum(answers["targets_out_of_reach"].values()) == sum(expected["targets_out_of_reach"].values()) > 20
 
 
+@pytest.mark.parametrize("popularity", [0.1, 1.0])
+def test_replay_and_evaluation_add_the_same_popularity(tmp_path: Path, popularity: float) -> None:
+    folder = shop(tmp_path / "shop", timed=True)
+    vectors = vectors_of(folder)
+    ask = AskSettings(("next",), (1, 5), folder.split_ms(0.05), popularity_ms=0, popularity_events=0)
+    weights = Weights(popularity=popularity, promotion=0)
+    answers = asked(numbered(records(folder, vectors=vectors), PARTITIONS), ask, weights=weights).answers
+    expected = evaluate(folder, vectors, encoder(), served().offset, RULES, ask, popularity=popularity)
+    plain = evaluate(folder, vectors, encoder(), served().offset, RULES, ask)
+    assert answers is not None
+    # Not strangers: they get the popular list, which live comes with context.
+    for name in ("history 2-3", "history 4-5", "history 6-20"):
+        found, wanted = (result["slices"][name]["lists"]["next"] for result in (answers, expected))
+        assert found == pytest.approx(wanted, abs=1e-6), name
+    assert expected["slices"]["history 6-20"]["lists"] != plain["slices"]["history 6-20"]["lists"]
+
+
 def test_events_that_are_no_question_are_counted_by_reason(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop")
     report = asked(
