@@ -75,6 +75,19 @@ def test_the_command_line_starts_without_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch has other threads")
+@pytest.mark.parametrize(("given", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_waiting_threads_of_torch_give_a_busy_core_back(given: dict[str, str], spins: str) -> None:
+    code = (
+        "import sys\nfrom deploy.cli import main\nsys.argv = ['perseid', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n    import torch\n"
+    )
+    alone = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environ = {**alone, "OMP_DISPLAY_ENV": "verbose", **given}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr, done.stderr[-2000:]  # as libgomp understood it
+
+
 def test_addresses_of_a_running_up_are_private_and_the_environment_wins(tmp_path: Path) -> None:
     settings = load({"PERSEID_REDIS": "redis://:pass word's@127.0.0.1:1/0", "PERSEID_PARTITIONS": "4"})
     path = write_addresses(tmp_path, settings)
