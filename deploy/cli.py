@@ -80,8 +80,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
-    # Torch's threads wait for each other by spinning. Beside a busy process two threads on two cores trained an epoch in
-    # over 200 s so, and in 31 s when they soon give up; alone that costs a tenth. Has to be set before torch is loaded.
+    # Torch's threads wait for each other by spinning. Beside a busy process two threads on two cores trained an epoch
+    # in over 200 s so, and in 31 s when they soon give up; alone that costs a tenth. To be set before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.exit(run(sys.argv[1:]))
 
