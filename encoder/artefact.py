@@ -47,7 +47,7 @@ def save(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> str:
 
 def save_version(model: StarsEncoder, parent: Path, metadata: Mapping[str, Any]) -> tuple[Path, str]:
     """Write the model to `parent/<version>`, or find it there already; the folder and the version."""
-    version, _ = identity(model)
+    version, _ = identity(model, metadata)
     save(model, parent / version, metadata)
     return parent / version, version
 
@@ -64,16 +64,21 @@ def load(folder: Path) -> tuple[StarsEncoder, dict[str, Any]]:
 
 
 def serving_arrays(model: StarsEncoder) -> dict[str, NDArray[np.float32]]:
-    """What a query process needs: `context.weight` [d, features] and `prior` [items], as `load_serving` gives them."""
+    """What a query process needs: `context.weight` [d, features], as `load_serving` gives it."""
     state = model.state_dict()
     return {name: state[key].cpu().numpy().copy() for key, name in SERVING.items()}
 
 
-def identity(model: StarsEncoder) -> tuple[str, dict[str, Any]]:
-    """The model's version and what it is a hash of: config, item ids and the digest of the tensor file."""
+def identity(model: StarsEncoder, metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The model's version, and the words beside its metadata.
+
+    It is a hash of all that decides a list: config, item ids, the digest of the tensor file, and of the metadata the
+    default list and the weight of popularity.
+    """
     digest = hashlib.sha256(_tensor_file(model)).hexdigest()
     words = {"config": model.config.to_dict(), "item_ids": model.tower.item_ids, "sha256": digest}
-    return "m-" + hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:8], words
+    hashed = words | {name: metadata.get(name) for name in ("slot", "popularity")}
+    return "m-" + hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8], words
 
 
 def _tensor_file(model: StarsEncoder) -> bytes:
@@ -82,7 +87,7 @@ def _tensor_file(model: StarsEncoder) -> bytes:
 
 
 def _write(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> str:
-    version, words = identity(model)
+    version, words = identity(model, metadata)
     document = {"format": FORMAT, "version": version, **words, "metadata": dict(metadata)}
     (folder / TENSORS).write_bytes(_tensor_file(model))
     (folder / DOCUMENT).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")

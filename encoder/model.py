@@ -63,11 +63,8 @@ class UserPrefix(nn.Module):
 class StarsEncoder(nn.Module):
     """Item tower, token embedding, blocks and the two output heads (STARS, arXiv 2512.10149).
 
-    `context` [d, features] is W_c of the context offset; `prior` [items] is the place of a popularity
-    prior b = −λ log p in logits that serving would add; nothing adds one yet, so it is zero.
+    `context` [d, features] is W_c of the context offset.
     """
-
-    prior: Tensor
 
     def __init__(self, config: ModelConfig, item_ids: Sequence[str] = ()) -> None:
         super().__init__()
@@ -82,7 +79,6 @@ class StarsEncoder(nn.Module):
         self.next_head = _identity_linear(d)
         self.general_head = _identity_linear(d)
         self.context = nn.Parameter(torch.zeros(d, len(config.context_features)))
-        self.register_buffer("prior", torch.zeros(len(item_ids)))
 
     @property
     def layers(self) -> list[Block]:

@@ -1,7 +1,7 @@
 """An artefact as plain numbers, for processes that answer queries: numpy only, torch is never loaded.
 
-Reads the folder that `encoder.artefact.save` wrote and checks it. It gives the context offset's matrix, the frozen
-popularity prior (zero so far) and the document beside them; it cannot encode anything.
+Reads the folder that `encoder.artefact.save` wrote and checks it. It gives the context offset's matrix and the document
+beside it; it cannot encode anything.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from safetensors.numpy import load_file
 
 DOCUMENT = "model.json"
 TENSORS = "model.safetensors"
-FORMAT = 1
-SERVING = {"context": "context.weight", "prior": "prior"}  # tensor name -> serving name
+FORMAT = 2
+SERVING = {"context": "context.weight"}  # tensor name -> serving name
 Arrays = dict[str, NDArray[np.float32]]
 
 
 def load_serving(folder: Path) -> tuple[Arrays, dict[str, Any]]:
-    """`context.weight` float32 [d, features] and `prior` float32 [items] (logits), and the artefact's document.
+    """`context.weight` float32 [d, features], and the artefact's document.
 
     Raises ValueError when the folder holds no artefact, one of another format, or a damaged one.
     """

@@ -261,7 +261,6 @@ class _Run:
         state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         state |= {name: value.detach().cpu().clone() for name, value in weights.items()}
         state["tower.delta"] = (state["tower.delta"] * self.columns.gate.cpu())[kept]
-        state["prior"] = torch.zeros(len(kept))
         final.load_state_dict(state)
         return final.eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,24 +70,30 @@ def test_the_list_that_the_model_is_best_with_leads(tmp_path: Path, path: Path, 
         assert {"mixed", "next"} < set(found["lists"])
 
 
+def evaluated(path: Path, model: Path, ask: AskSettings) -> dict[str, Any]:
+    return evaluate_folder(path, model, SETTINGS, {}, None, ask)
+
+
+def replayed(path: Path, model: Path, ask: AskSettings) -> dict[str, Any]:
+    answers = replay_folder(path, ReplayPlan(model, ask=ask), SETTINGS, {}).answers
+    assert answers is not None
+    return dict(answers)
+
+
+@pytest.mark.parametrize("measured", [evaluated, replayed])
 def test_popularity_counts_as_much_as_the_model_says_unless_vectors_alone_are_asked_for(
-    tmp_path: Path, path: Path, folder: Folder
+    tmp_path: Path, path: Path, folder: Folder, measured: Callable[[Path, Path, AskSettings], dict[str, Any]]
 ) -> None:
-    before_ms = folder.split_ms(0.5)
     silent, loud = (
-        saved(tmp_path / name, data="shop", before_ms=before_ms, slot="next", **more)
-        for name, more in (("silent", {"popularity": 0.0}), ("loud", {"popularity": 1.0}))
+        saved(tmp_path / name, data="shop", before_ms=folder.split_ms(0.5), slot="next", popularity=weight)
+        for name, weight in (("silent", 0.0), ("loud", 1.0))
     )
-    plain = AskSettings(plain=True)
-    for measured in (
-        lambda model, ask: evaluate_folder(path, model, SETTINGS, {}, None, ask),
-        lambda model, ask: replay_folder(path, ReplayPlan(model, ask=ask), SETTINGS, {}).answers,
-    ):
-        without, added = (measured(model, AskSettings()) for model in (silent, loud))
-        assert without["lists"]["next"] != added["lists"]["next"]
-        assert measured(silent, plain)["lists"]["next"] == measured(loud, plain)["lists"]["next"]
-    assert evaluate_folder(path, loud, SETTINGS, {}, None, plain)["popularity_weight"] == 0
-    assert evaluate_folder(path, loud, SETTINGS, {}, None, AskSettings())["popularity_weight"] == 1
+    without, added = (measured(path, model, AskSettings()) for model in (silent, loud))
+    plain = [measured(path, model, AskSettings(plain=True)) for model in (silent, loud)]
+    assert without["lists"]["next"] != added["lists"]["next"]
+    assert plain[0]["lists"]["next"] == plain[1]["lists"]["next"]
+    if measured is evaluated:
+        assert [found["popularity_weight"] for found in (without, added, *plain)] == [0, 1, 0, 0]
 
 
 def test_a_split_says_where_questions_begin(tmp_path: Path, folder: Folder, path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,6 @@ def model(seed: int = 0) -> StarsEncoder:
     made = StarsEncoder(CONFIG, ["a", "b"])
     with torch.no_grad():
         made.context.normal_()
-        made.prior.normal_()
     return made
 
 
@@ -59,6 +59,13 @@ def test_version_is_a_hash_of_the_content(tmp_path: Path) -> None:
     assert artefact.save(model(0), tmp_path / "again", {"note": "other words, same model"}) == first
     assert artefact.save(model(1), tmp_path / "other", {}) != first
     assert artefact.save_version(model(0), tmp_path, {}) == (tmp_path / first, first)
+    served: list[dict[str, Any]] = [
+        {"slot": "next"},
+        {"slot": "mixed"},
+        {"slot": "next", "popularity": 0.1},
+    ]
+    versions = [artefact.save_version(model(0), tmp_path, metadata)[1] for metadata in served]
+    assert len({first, *versions}) == 4
 
 
 def test_a_folder_with_another_model_is_not_overwritten(tmp_path: Path) -> None:
@@ -97,7 +104,7 @@ def test_serving_arrays_need_no_torch(tmp_path: Path) -> None:
     artefact.save(saved, tmp_path / "model", {})
     arrays, document = load_serving(tmp_path / "model")
     expected = artefact.serving_arrays(saved)
-    assert arrays["context.weight"].shape == (8, 2) and arrays["prior"].shape == (2,)
+    assert arrays["context.weight"].shape == (8, 2)
     assert all(np.array_equal(arrays[name], expected[name]) for name in expected) and set(arrays) == set(expected)
     assert document["config"]["context_features"] == ["heat", "rain"]
     code = f"import sys, pathlib, encoder.serving as s; s.load_serving(pathlib.Path({str(tmp_path / 'model')!r}))"

@@ -29,7 +29,6 @@ from index.catalogue import Catalogue
 from index.follower import ItemFollower
 from index.keys import Keys
 from index.live_user import UserReader
-from index.query import Weights
 from index.records import Vector
 from index.redis_store import RedisStore
 from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
@@ -69,7 +68,7 @@ async def bench(live: Live, rate: float, probes: int) -> list[Row]:
             offset = served.offset.offset(now_ms, user.context if is_active(user.context, now_ms) else None)
             vector, score = best_vector(model, user.vectors[0] + (offset.delta if offset.applied else 0))
             now = await asyncio.to_thread(probe.get, f"/v1/recommendations/{user.user_id}?count=1&slot=next")
-            if score > now["items"][0]["score"] + Weights().popularity:
+            if score > now["items"][0]["score"] + served.weights.popularity:
                 item = await asyncio.to_thread(introduce, live, probe)
                 delays.append(await asyncio.to_thread(measure, probe, served.embedder, user.user_id, item, vector))
     await store.close()

@@ -35,7 +35,7 @@ from index.follower import ItemFollower
 from index.keys import Keys
 from index.live_user import LiveUser, UserReader
 from index.popularity import Popularity
-from index.query import ContextView, Query, UserView, Weights, recommend
+from index.query import ContextView, Query, UserView, recommend
 from index.records import ItemRecord, Vector, decode_vectors, encode_vectors
 from index.redis_store import RedisStore
 from tests.bench import bare_kafka, burst
@@ -89,7 +89,7 @@ class Oracle:
             event = click(user_id, item, ts_ms=max(int(time.time() * 1000), user.newest_ms or 0))
             vectors = self._whole(user, item, event["ts_ms"])
             top, lead = self._top(user, vectors, {*user.state.items, item})
-            if top != now and lead > Weights().popularity:
+            if top != now and lead > self._model.weights.popularity:
                 return event, top
         return None
 
@@ -110,7 +110,9 @@ class Oracle:
         )
         view = UserView(vectors, frozenset(seen), user.state.purchases)
         query = Query(count=2, slot="next")
-        best, next_best = recommend(query, view, self._tables.catalogue, context, self.popularity, now_ms).items
+        best, next_best = recommend(
+            query, view, self._tables.catalogue, context, self.popularity, now_ms, self._model.weights
+        ).items
         return best.item_id, best.score - next_best.score
 
 
