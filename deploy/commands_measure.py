@@ -29,6 +29,7 @@ _SPLIT = click.option(
 _EVERY = click.option(
     "--every", type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event."
 )
+_PLAIN = click.option("--plain", is_flag=True, help="Rank by vectors alone: no popularity, whatever the models say.")
 _REPEATS = click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
 _TEXTS = click.option("--texts", type=_FILE, help="File that remembers text vectors between runs.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of tables.")
@@ -54,6 +55,7 @@ _REPORT = click.option("--report", type=_FILE, help="Also write a page with tabl
 @_SPLIT
 @_EVERY
 @_REPEATS
+@_PLAIN
 @_TEXTS
 @_JSON
 @_REPORT
@@ -65,6 +67,7 @@ def staleness(
     split: float | None,
     every: int,
     repeats: bool,
+    plain: bool,
     texts: Path | None,
     as_json: bool,
     report: Path | None,
@@ -85,7 +88,7 @@ def staleness(
     parts = tuple(name.strip() for name in late.split(","))
     chosen = [parse_delay(text.strip()) for text in delays.split(",")]
     arms(parts, chosen)  # type: ignore[arg-type]  # refuses unknown names before anything is read
-    ask = AskSettings(every=every, repeats=repeats)
+    ask = AskSettings(every=every, repeats=repeats, plain=plain)
     with _session(texts) as (settings, memory, progress):
         found = measure_staleness(
             folder,
@@ -109,6 +112,7 @@ def staleness(
 @_SPLIT
 @_EVERY
 @_REPEATS
+@_PLAIN
 @_TEXTS
 @_JSON
 @_REPORT
@@ -118,6 +122,7 @@ def compare(
     split: float | None,
     every: int,
     repeats: bool,
+    plain: bool,
     texts: Path | None,
     as_json: bool,
     report: Path | None,
@@ -133,7 +138,7 @@ def compare(
     if len(models) != 2:
         raise click.UsageError(f"--model is given {len(models)} times; a comparison is between two")
     facts = started()
-    ask = AskSettings(every=every, repeats=repeats)
+    ask = AskSettings(every=every, repeats=repeats, plain=plain)
     with _session(texts) as (settings, memory, progress):
         found = compare_models(folder, dict(zip("AB", models, strict=True)), settings, memory, split, ask, progress)
     named = ", ".join(f"{name} = {version}" for name, version in found["models"].items())

@@ -18,7 +18,7 @@ from deploy.replays import folder_vectors
 from deploy.settings import Settings
 from encoder.artefact import load, serving_arrays
 from encoder.incremental import IncrementalEncoder, use_threads
-from index.api_model import own_slot
+from index.api_model import own_slot, own_weights
 from streams.delays import FRESH, Arm, Delay, Part, arms
 from streams.folder import Folder, read_folder
 from streams.questions import AskSettings, led_by
@@ -105,4 +105,5 @@ def _sweep(
     encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
     features = ContextFeatures.from_list(metadata["context_features"])
     offset = ContextOffset(serving_arrays(loaded)["context.weight"], features)
-    return sweep(folder, vectors, encoder, offset, settings.rules(), ask, chosen, progress)
+    popularity = 0.0 if ask.plain else own_weights(metadata).popularity
+    return sweep(folder, vectors, encoder, offset, settings.rules(), ask, chosen, progress, popularity)

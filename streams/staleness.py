@@ -25,6 +25,7 @@ from index.api_model import Slot
 from index.live_user import profile_location
 from index.records import UserState
 from streams.comparison import Comparison
+from streams.delayed_popularity import DelayedPopularity, Shares
 from streams.delayed_user import DelayedUser, View
 from streams.delays import FRESH, NOW, Arm, Delay
 from streams.events import Click, Rules
@@ -50,10 +51,14 @@ def sweep(
     ask: AskSettings,
     arms: Sequence[Arm],
     progress: Callable[[int], None] | None = None,
+    popularity: float = 0.0,
 ) -> Sweep:
-    """Asks every question of the folder from `ask.start_ms` on in every arm; `progress` is told of events done."""
+    """Asks every question of the folder from `ask.start_ms` on in every arm; `progress` is told of events done.
+
+    `popularity` is the weight of an item's share of the popularity, as an arm knows it, beside the cosine.
+    """
     held = HeldOut(folder, vectors, rules, ask)
-    run = Sweep(held, encoder, offset, arms)
+    run = Sweep(held, encoder, offset, arms, popularity)
     for now_ms, event in held.events(progress):
         run.take(now_ms, event)
     run.answer()
@@ -91,6 +96,7 @@ class _Known:
     items: int  # how many items have arrived, by the order of their arrival
     seen: frozenset[str]
     popular: list[str]
+    shares: Shares | None  # None where popularity has no weight
 
 
 @dataclass(slots=True)
@@ -111,7 +117,14 @@ class _Question:
 class Sweep:
     """The state of one pass."""
 
-    def __init__(self, held: HeldOut, encoder: IncrementalEncoder, offset: ContextOffset, arms: Sequence[Arm]) -> None:
+    def __init__(
+        self,
+        held: HeldOut,
+        encoder: IncrementalEncoder,
+        offset: ContextOffset,
+        arms: Sequence[Arm],
+        popularity: float,
+    ) -> None:
         if FRESH not in arms:
             raise ValueError("a sweep is read against what knows everything; put FRESH among the arms")
         ask = held.ask
@@ -123,6 +136,8 @@ class Sweep:
         self._users: dict[str, DelayedUser] = {}
         self._choices: list[tuple[int, str]] = []  # (time, item) of all so far
         self._popular = {arm.popularity: _Counted(RecentPopularity(ask.baseline_ms)) for arm in arms}
+        self._weight, late_arms = popularity, {arm.popularity for arm in arms}
+        self._shares = DelayedPopularity(len(held.items.item_ids), late_arms) if popularity else None
         self._chosen: Counter[str] = Counter()
         self._batch: dict[str, _Question] = {}  # by user
         ways = [*ask.slots, POPULAR]
@@ -157,9 +172,15 @@ class Sweep:
             if self._held.selection.takes(event, now_ms) and self._held.is_new(event, self._now(user, now_ms), now_ms):
                 self._ask_about(event, now_ms, user)
             if self._held.selection.is_choice(event):
-                self._choices.append((now_ms, event.item_id))
-                self._chosen[event.item_id] += 1
+                self._choose(event, now_ms)
         user.take(now_ms, event)
+
+    def _choose(self, click: Click, now_ms: int) -> None:
+        self._choices.append((now_ms, click.item_id))
+        self._chosen[click.item_id] += 1
+        row = self._items.row.get(click.item_id)
+        if self._shares is not None and row is not None:
+            self._shares.happen(now_ms, row, self._held.weights[click.kind], click.location)
 
     def answer(self) -> None:
         """Encodes and ranks the questions that wait."""
@@ -179,6 +200,7 @@ class Sweep:
         seen: dict[int, frozenset[str]] = {}  # by how many events are known
         popular: dict[tuple[Delay, int, int], list[str]] = {}  # by delay, items and events known
         windows: dict[tuple[int, int], _Window] = {}
+        shares: dict[tuple[Delay, str], Shares | None] = {}
         for arm in self.arms:
             view, items = user.view(arm.user, now_ms, self._apply), self._arrived_by(arm.vectors, now_ms)
             seeing = user.view(arm.seen, now_ms, self._apply)
@@ -190,8 +212,13 @@ class Sweep:
             window = None
             if view.state.items or view.state.profile:
                 window = self._window(click.user_id, user, view, arm, items, windows)
-            context = self._context(click, view, arm, now_ms)
-            question.known.append(_Known(window, context, items, seen[seeing.known], popular[what]))
+            place = click.location or profile_location(view.state.profile)
+            context = self._context(place, arm, now_ms)
+            where = arm.popularity, place
+            if where not in shares:
+                shares[where] = None if self._shares is None else self._shares.shares(arm.popularity, now_ms, place)
+            known = _Known(window, context, items, seen[seeing.known], popular[what], shares[where])
+            question.known.append(known)
         self._batch[click.user_id] = question
 
     def _now(self, user: DelayedUser, now_ms: int) -> UserState:
@@ -200,9 +227,8 @@ class Sweep:
     def _arrived_by(self, delay: Delay, now_ms: int) -> int:
         return int(np.searchsorted(self._items.times_ms, delay.cut_ms(now_ms), side="right"))
 
-    def _context(self, click: Click, view: View, arm: Arm, now_ms: int) -> int:
+    def _context(self, location: str, arm: Arm, now_ms: int) -> int:
         """The context record that the arm believes to be in force; what has expired is always known to have."""
-        location = click.location or profile_location(view.state.profile)
         if not location:
             return -1
         number = int(self._timeline.index([location], [arm.context.cut_ms(now_ms)])[0])
@@ -262,14 +288,14 @@ class Sweep:
 
     def _lists(self, question: _Question) -> dict[str, list[str]]:
         """The lists of all arms; equal knowledge gives equal lists."""
-        made: dict[tuple[int, int, int, int], dict[Slot, list[str]]] = {}
+        made: dict[tuple[int, int, int, int, int], dict[Slot, list[str]]] = {}
         found: dict[str, list[str]] = {}
         for arm, known in zip(self.arms, question.known, strict=True):
             pair = known.window.pair if known.window is not None else None
             if pair is None:
                 ways: dict[Slot, list[str]] = dict.fromkeys(self._ask.slots, known.popular)
             else:
-                what = id(pair), known.context, known.items, id(known.seen)
+                what = id(pair), known.context, known.items, id(known.seen), id(known.shares)
                 if what not in made:
                     made[what] = self._rank(question.ts_ms, known, pair)
                 ways = made[what]
@@ -278,7 +304,7 @@ class Sweep:
         return found
 
     def _rank(self, now_ms: int, known: _Known, pair: NDArray[np.float32]) -> dict[Slot, list[str]]:
-        """The list of each slot, as `streams.evaluate` ranks."""
+        """The list of each slot, as `streams.evaluate` ranks, with popularity as the arm knows it."""
         record = self._timeline.records[known.context] if known.context >= 0 else None
         moved = pair + self._offset.offset(now_ms, record).delta  # [2, d]
         items, count = self._items, max(self._ask.ks)
@@ -286,6 +312,10 @@ class Sweep:
         allowed[items.order[: known.items]] = True
         allowed &= items.may_show(now_ms)  # rules are about now, also for what is known late
         allowed[items.rows(known.seen)] = False
-        scores = [np.where(allowed, moved[at] @ self._model.matrix.T, -np.inf)[None] for at in self._model.used]
+        cosines = [moved[at] @ self._model.matrix.T for at in self._model.used]
+        if known.shares is not None:
+            for cosine in cosines:
+                cosine[known.shares.rows] += np.float32(self._weight) * known.shares.values
+        scores = [np.where(allowed, cosine, -np.inf)[None] for cosine in cosines]
         best = best_lists(scores, self._model.lists, count)  # [1, count] each
         return {slot: [items.item_ids[row] for row in best[slot][0].tolist() if row >= 0] for slot in self._ask.slots}

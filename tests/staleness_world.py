@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
 from encoder.incremental import EncodeRequest
+from encoder.popularity import HALF_LIFE_MS
 from index.records import UserState
 from streams.delays import Arm, Delay
 from streams.events import CLICKSTREAM, USERS, Click, Profile, Record, parse
@@ -121,8 +122,8 @@ def may_show(number: int, now_ms: int) -> bool:
 class Oracle:
     """What arms answer to a folder. Ways: the slots, and POPULAR."""
 
-    def __init__(self, folder: Folder, repeats: bool) -> None:
-        self._folder, self._repeats = folder, repeats
+    def __init__(self, folder: Folder, repeats: bool, popularity: float = 0.0) -> None:
+        self._folder, self._repeats, self._weight = folder, repeats, popularity
         self._encoder, self._offset, vectors = encoder(), offset_of(folder), vectors_of(folder)
         self._encoder.items.put(vectors.item_ids, vectors.vectors, vectors.tags)
         self._matrix = self._encoder.items.retrieval(vectors.item_ids)
@@ -162,7 +163,8 @@ class Oracle:
         if not state.items and state.profile is None:
             return dict.fromkeys(("mixed", "next", "general", POPULAR), popular)
         moved = self._pair(state, here) + self._delta(click, state, now_ms, cut_ms(arm.context, now_ms))
-        following, general = (self._sorted(vector, allowed) for vector in moved)
+        shares = self._shares(at, cut_ms(arm.popularity, now_ms), click, state)
+        following, general = (self._sorted(vector, shares, allowed) for vector in moved)
         return {"next": following, "general": general, "mixed": alternating(following, general), POPULAR: popular}
 
     def _state(self, at: int, user_id: str, until_ms: int) -> UserState:
@@ -209,8 +211,27 @@ class Oracle:
         in_force: Mapping[str, Any] | None = next((r for r in newest if now_ms < r["valid_until_ms"]), None)
         return self._offset.offset(now_ms, in_force).delta
 
-    def _sorted(self, vector: NDArray[np.float32], allowed: set[str]) -> list[str]:
-        scores = dict(zip(self._folder.item_ids, (self._matrix @ vector).tolist(), strict=True))
+    def _shares(self, at: int, until_ms: int, click: Click, state: UserState) -> NDArray[np.float64]:
+        """Of the logarithm of decayed choices here, those anywhere counting as one together, over the largest."""
+        location = click.location or ("rome" if state.profile else "")
+        counts: dict[str, dict[str, float]] = {}
+        for ts_ms, e in self.events[:at]:
+            if ts_ms <= until_ms and self._chooses(e):
+                decayed = RULES.kinds[e.kind].weight * 2.0 ** ((ts_ms - until_ms) / HALF_LIFE_MS)
+                for place in {"", e.location}:
+                    here = counts.setdefault(place, {})
+                    here[e.item_id] = here.get(e.item_id, 0.0) + decayed
+        overall, here = counts.get("", {}), counts.get(location, {}) if location else {}
+        total = max(1.0, sum(overall.values()))
+        amounts = [
+            overall.get(name, 0.0) / (total if here else 1) + here.get(name, 0.0) for name in self._folder.item_ids
+        ]
+        logarithms: NDArray[np.float64] = np.log1p(amounts)
+        return logarithms / max(float(logarithms.max()), 1e-300)
+
+    def _sorted(self, vector: NDArray[np.float32], shares: NDArray[np.float64], allowed: set[str]) -> list[str]:
+        scored = self._matrix @ vector + np.float32(self._weight) * shares.astype(np.float32)
+        scores = dict(zip(self._folder.item_ids, scored.tolist(), strict=True))
         return sorted(allowed, key=lambda name: -scores[name])
 
 

@@ -49,8 +49,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-def test_the_fresh_point_of_every_curve_is_the_evaluation(tmp_path: Path, folder: Folder) -> None:
-    model = saved(tmp_path / "model", before_ms=folder.split_ms(0.5))
+@pytest.mark.parametrize("popularity", [None, 1.0])
+def test_the_fresh_point_of_every_curve_is_the_evaluation(
+    tmp_path: Path, folder: Folder, popularity: float | None
+) -> None:
+    model = saved(tmp_path / "model", before_ms=folder.split_ms(0.5), popularity=popularity)
     delays = [parse_delay(name) for name in ("0", "1m", "1d")]
     found = measure_staleness(tmp_path / "shop", model, SETTINGS, {}, None, ASK, ("user", "popularity"), delays)
     expected = evaluate_folder(tmp_path / "shop", model, SETTINGS, {}, None, ASK)
@@ -68,6 +71,17 @@ def test_a_model_against_itself_differs_nowhere(tmp_path: Path, folder: Folder) 
     alike = next(v for v in found["versus"] if (v["list"], v["baseline"]) == ("B mixed", "A mixed"))
     assert alike["wins"] == alike["losses"] == 0 and alike["differences"]["recall@10"]["p"] == 1
     assert found["lists"]["A next"] == found["lists"]["B next"]
+
+
+def test_models_are_compared_with_the_popularity_that_each_is_served_with(tmp_path: Path, folder: Folder) -> None:
+    models = {
+        name: saved(tmp_path / name, before_ms=folder.split_ms(0.5), popularity=weight)
+        for name, weight in (("A", 0.0), ("B", 1.0))
+    }
+    found = compare_models(tmp_path / "shop", models, SETTINGS, {}, None, ASK)
+    assert found["lists"]["A next"] != found["lists"]["B next"]
+    plain = compare_models(tmp_path / "shop", models, SETTINGS, {}, None, replace(ASK, plain=True))
+    assert plain["lists"]["A next"] == plain["lists"]["B next"] == found["lists"]["A next"]
 
 
 def test_two_models_are_asked_what_neither_has_seen(tmp_path: Path, folder: Folder) -> None:

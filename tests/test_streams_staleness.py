@@ -68,9 +68,9 @@ def asked(repeats: bool = True, ks: tuple[int, ...] = (ITEMS,), **more: Any) -> 
     return AskSettings(("mixed", "next", "general"), ks, repeats=repeats, **more)
 
 
-def swept(folder: Folder, chosen: Sequence[Arm], ask: AskSettings) -> Sweep:
+def swept(folder: Folder, chosen: Sequence[Arm], ask: AskSettings, popularity: float = 0.0) -> Sweep:
     known = vectors([entry["item_id"] for entry in folder.items])
-    return sweep(folder, known, encoder(), served().offset, RULES, ask, chosen)
+    return sweep(folder, known, encoder(), served().offset, RULES, ask, chosen, popularity=popularity)
 
 
 def ranks(run: Sweep, arm: Arm, way: str) -> list[int]:
@@ -81,11 +81,12 @@ def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(streams.delays).failed == 0
 
 
-@pytest.mark.parametrize("repeats", [True, False])
-def test_without_delay_the_sweep_is_the_plain_evaluation(tmp_path: Path, repeats: bool) -> None:
+@pytest.mark.parametrize(("repeats", "popularity"), [(True, 0.0), (False, 0.0), (False, 0.4)])
+def test_without_delay_the_sweep_is_the_evaluation(tmp_path: Path, repeats: bool, popularity: float) -> None:
     folder, ask = folder_of(tmp_path / "f", rows()), asked(repeats, (1, 5))
-    run = swept(folder, arms(("user",), [parse_delay("1h")]), ask)
-    expected = evaluate(folder, vectors(folder.item_ids), encoder(), served().offset, RULES, ask)
+    run = swept(folder, arms(("user",), [parse_delay("1h")]), ask, popularity)
+    given = vectors(folder.item_ids), encoder(), served().offset
+    expected = evaluate(folder, *given, RULES, ask, popularity=popularity)
     found = run.comparison.result(run.catalogue_size)
     assert found["questions"] == expected["questions"] > 40 and found["catalogue"] == expected["catalogue"]
     assert dict(run.skipped) == expected["skipped"]
@@ -98,15 +99,16 @@ OWN_DELAYS = Arm("each its own", *(Delay(f"{n} steps", n * STEP_MS) for n in (3,
 LATE = ("user", "seen", "vectors", "context", "popularity")
 
 
-def lattice_run(folder: Folder, chosen: Sequence[Arm], repeats: bool) -> Sweep:
-    return sweep(folder, vectors_of(folder), encoder(), offset_of(folder), RULES, lattice_asked(repeats), chosen)
+def lattice_run(folder: Folder, chosen: Sequence[Arm], repeats: bool, popularity: float = 0.0) -> Sweep:
+    given = vectors_of(folder), encoder(), offset_of(folder)
+    return sweep(folder, *given, RULES, lattice_asked(repeats), chosen, popularity=popularity)
 
 
-@pytest.mark.parametrize("repeats", [True, False])
-def test_each_answer_is_the_one_found_by_brute_force(tmp_path: Path, repeats: bool) -> None:
+@pytest.mark.parametrize(("repeats", "popularity"), [(True, 0.0), (False, 0.0), (False, 0.4)])
+def test_each_answer_is_the_one_found_by_brute_force(tmp_path: Path, repeats: bool, popularity: float) -> None:
     folder = stream(tmp_path / "f")
     chosen = [*arms(PARTS, [parse_delay(name) for name in ("10s", "daily")]), OWN_DELAYS]
-    run, oracle = lattice_run(folder, chosen, repeats), Oracle(folder, repeats)
+    run, oracle = lattice_run(folder, chosen, repeats, popularity), Oracle(folder, repeats, popularity)
     assert run.comparison.questions == len(oracle.questions) > 40
     for arm in chosen:
         expected = oracle.ranks(arm)
