@@ -66,7 +66,7 @@ def parse_model(version: str, document: bytes, weight: bytes) -> ServedModel:
     matrix = np.frombuffer(weight, "<f4").reshape(dim, len(features))
     embedder = str(metadata.get("embedder") or "")
     offset, slot = ContextOffset(matrix, features), own_slot(metadata) or "mixed"
-    return ServedModel(version, dim, offset, embedder, slot, own_weights(metadata))
+    return ServedModel(version, dim, offset, embedder, slot, own_weights({**metadata, "version": version}))
 
 
 def own_slot(metadata: Mapping[str, Any]) -> Slot | None:
@@ -83,5 +83,6 @@ def own_weights(metadata: Mapping[str, Any]) -> Weights:
     if popularity is None:
         return Weights()
     if isinstance(popularity, bool) or not isinstance(popularity, int | float) or not 0 <= popularity <= 1:
-        raise ValueError(f"its weight of popularity is {popularity!r}, not a number from 0 to 1; publish it again")
+        named = f"model {metadata['version']}: " if "version" in metadata else ""
+        raise ValueError(f"{named}the weight of popularity is {popularity!r}, not a number from 0 to 1; train again")
     return Weights(popularity=float(popularity))

@@ -59,3 +59,6 @@ def test_baselines_alone_on_the_timeline(folder: Path) -> None:
 def test_what_cannot_be_measured_is_refused(folder: Path) -> None:
     assert "unknown baseline 'random'" in str(evaluated(folder, "--baselines", "random").exception)
     assert "without a model give --split" in str(evaluated(folder, "--baselines", "item-knn").exception)
+    for protocol in ("loo", "sessions"):
+        refused = evaluated(folder, "--protocol", protocol, "--plain", "--baselines", "item-knn")
+        assert refused.exit_code == 2 and "--plain is for --protocol timeline" in refused.output

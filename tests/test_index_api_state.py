@@ -229,6 +229,12 @@ def test_a_stored_model_that_is_none_is_refused(document: bytes, weight: bytes) 
         parse_model("m-1", document, weight)
 
 
+def test_a_stored_weight_of_popularity_that_is_none_is_named() -> None:
+    wrong = {"config": {"d_model": 4}, "metadata": {"popularity": 2}}
+    with pytest.raises(ValueError, match="model m-1: the weight of popularity is 2, not a number from 0 to 1"):
+        parse_model("m-1", orjson.dumps(wrong), b"")
+
+
 def test_a_model_without_context_features_has_no_offset() -> None:
     model = parse_model("m-1", orjson.dumps({"config": {"d_model": 4}}), b"")
     assert model.dim == 4 and not model.offset.offset(NOW_MS, None).delta.any()
