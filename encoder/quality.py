@@ -25,6 +25,7 @@ MAX_TARGETS = 3000  # bounds the time spent on measuring to about a second
 TOKENS = 8192  # padded rows of a batch
 _OLDEST = 20  # half-lives: older events change no share that anybody sees
 RECENT_SHARE = 0.1  # "recent" popularity: the last tenth of the training events
+NEAR = 0.01  # of the best NDCG: no reason for more popularity
 POPULARITY = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # weights of live popularity that are tried
 
 
@@ -104,9 +105,12 @@ def measure(objective: Objective, unit: Tensor, popularity: Sequence[float] = (0
 
 
 def choose(ndcg: NDArray[np.float64]) -> tuple[int, int]:
-    """(weight, list) of the best of [weights, lists]; of equals the least weight, then the simplest list."""
-    best = np.unravel_index(int(ndcg.argmax()), ndcg.shape)
-    return int(best[0]), int(best[1])
+    """(weight, list) of [weights, lists], weights rising: the least that comes within `NEAR` of the best, best list.
+
+    What is popular takes others' place, so it has to be worth more than noise. Of equal lists the simplest.
+    """
+    weight = int(np.argmax(ndcg.max(-1) >= (1 - NEAR) * ndcg.max()))
+    return weight, int(ndcg[weight].argmax())
 
 
 def _shares_of_sets(first: IntArray) -> NDArray[np.float64]:

@@ -215,11 +215,13 @@ def test_the_list_and_the_weight_that_are_best_on_the_held_out_end_are_written_d
     assert metadata["slot"] in LISTS and metadata["popularity"] == result.metrics["popularity"] in POPULARITY
 
 
-def test_the_best_list_and_weight_are_chosen_and_of_equals_the_least() -> None:
+def test_the_least_weight_that_is_about_as_good_as_the_best_is_chosen_with_its_best_list() -> None:
     ndcg = np.full((3, 3), 0.2)
-    assert choose(ndcg) == (0, 0)
+    assert choose(ndcg) == choose(np.zeros((3, 3))) == (0, 0)
     ndcg[2, 1] = ndcg[1, 2] = 0.3
     assert choose(ndcg) == (1, 2)
+    ndcg[2, 0] = 0.3029
+    assert choose(ndcg) == (1, 2)  # within a hundredth
     ndcg[2, 0] = 0.31
     assert choose(ndcg) == (2, 0)
 
@@ -231,6 +233,7 @@ def test_baskets_count_alike_however_large(tmp_path: Path) -> None:
     )
     options = replace(OPTIONS, baskets=True, holdout=0.6)
     late = data.ts_ms > START_MS
+    torch.manual_seed(0)
     model = StarsEncoder(CONFIG, data.item_ids)
     objective = Objective(model, Columns.prepare(data, CONFIG, options, model), options)
     model.eval()
@@ -279,12 +282,13 @@ def test_popularity_is_that_before_the_question_by_place_and_worth() -> None:
     # Half of the users live where fashion runs backwards: only who counts by place can tell.
     backwards = replace(data, items=np.where(users % 2, 23 - data.items, data.items).astype(np.int32))
     placed = replace(backwards, places=[("north", "south")[user % 2] for user in users])
-    assert _gain(placed) > _gain(backwards) + 0.05
+    assert _gain(placed) > _gain(backwards) + 0.03
     # What is worth nothing is not counted.
     assert _measured(replace(data, worth=np.zeros(len(users), np.float32))).popularity == 0
 
 
 def _measured(data: TrainingData) -> Measured:
+    torch.manual_seed(0)
     model = StarsEncoder(CONFIG, data.item_ids)
     objective = Objective(model, Columns.prepare(data, CONFIG, OPTIONS, model), OPTIONS)
     model.eval()
