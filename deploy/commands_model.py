@@ -225,18 +225,16 @@ def evaluate(
     from encoder.text_memory import TextMemory
     from streams.questions import AskSettings
 
-    if baskets and protocol != "timeline":
-        raise click.UsageError(f"--baskets is for --protocol timeline, not for {protocol}")
-    if plain and protocol != "timeline":
-        raise click.UsageError(f"--plain is for --protocol timeline; {protocol} adds no popularity anyway")
+    for name, given in (("--baskets", baskets), ("--plain", plain)):
+        if given and protocol != "timeline":
+            raise click.UsageError(f"{name} is for --protocol timeline, not for {protocol}")
     facts = started()
     settings = attach(os.environ)
     memory = TextMemory(texts or settings.state / "texts")
     ask = AskSettings(every=every, repeats=repeats, plain=plain)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
-    threads = threads or os.cpu_count() or 1
-    plan = BaselinePlan(names, recipes, seed, max_seconds, threads)
-    use_threads(threads)
+    plan = BaselinePlan(names, recipes, seed, max_seconds, threads or os.cpu_count() or 1)
+    use_threads(plan.threads)
     chosen = model or (settings.model if settings.model.exists() or not names else None)
     with records_bar("events") as show:
         progress = None if show is None else lambda done: show(done, None)
