@@ -78,10 +78,12 @@ async def _worker(settings: Settings) -> None:
     producer = EventProducer(settings.kafka_access())
     engine = Engine(store, rules, settings.partitions, KafkaOutlet(producer.send), encoder, sizes, announce)
     follower = ItemFollower(store, metadata["version"], encoder, text_vectors=True)
-    worker = StreamWorker(engine, WorkerSettings(settings.kafka_access(), settings.group), follower.run)
+    options = WorkerSettings(settings.kafka_access(), settings.group)
+    worker = StreamWorker(engine, options, follower.run)
     try:
         async with running(store, "worker", lambda: {**worker_report(engine), "ready": worker.ready}):
             on_signals(worker.stop)
+            await encoder.prepare(options.max_batch)
             await follower.catch_up()  # a window encoded before its items are known would be encoded again
             settle_heap()
             await worker.run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import zip_longest
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from encoder.append_step import AppendStep, AttendInPlace
 from encoder.blocks import Block
 from encoder.items import ItemTable
 from encoder.model import StarsEncoder
 from encoder.relative import Relations
 from encoder.requests import EncodeRequest, EncodeResult, check
 from encoder.slots import PAGE, Slot, SlotCache
-from encoder.windows import Embedded, Rows, embed
+from encoder.windows import Embedded, Rows, embed, send
 
 __all__ = ["EncodeRequest", "EncodeResult", "EncoderStats", "IncrementalEncoder", "ItemTable", "use_threads"]
 
@@ -94,6 +96,7 @@ class IncrementalEncoder:
         most = max(GATHER_BYTES // layer_bytes, self._slots.needed(1 + model.config.capacity))
         self._gather = most if on_cpu else self._slots.count
         self._scratch = torch.empty(most * layer_bytes // dtype.itemsize if on_cpu else 0, dtype=dtype)
+        self._step = None if on_cpu else AppendStep(self.model, self._slots, _in_place(model))
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
@@ -104,11 +107,15 @@ class IncrementalEncoder:
         check(requests, self._config)
         vectors = np.empty((len(requests), 2, self._config.d_model), dtype=np.float32)
         missing: list[tuple[str, ...]] = [()] * len(requests)
-        for group in self._groups(requests):
+        held = [self._slots.get(request.key) for request in requests]
+        first = [self._first(request, slot) for request, slot in zip(requests, held, strict=True)]
+        for group in self._groups(requests, held, first):
             slots = [self._slots.take(requests[at].key, 1 + len(requests[at].items)) for at in group]
-            vectors[group] = self._append([requests[at] for at in group], slots)
+            starts = [first[at] if slot is held[at] else 0 for at, slot in zip(group, slots, strict=True)]  # 0: evicted
+            vectors[group] = self._append([requests[at] for at in group], slots, starts)
             for at, slot in zip(group, slots, strict=True):
-                missing[at] = tuple(dict.fromkeys(slot.missing.values()))
+                if slot.missing:
+                    missing[at] = tuple(dict.fromkeys(slot.missing.values()))
         self.stats.batches += 1
         self.stats.evictions = self._slots.evictions
         self.stats.bytes = self._slots.used_bytes
@@ -127,6 +134,12 @@ class IncrementalEncoder:
                 missing[at] = items
         return EncodeResult(vectors, tuple(missing))
 
+    @torch.inference_mode()
+    def prepare(self, requests: int) -> None:
+        """On CUDA record the steps of up to so many requests with one new row each, or the first ones wait for it."""
+        if self._step is not None:
+            self._step.prepare(requests)
+
     def drop(self, key: Hashable) -> None:
         """Forget a key's cached keys and values."""
         self._slots.drop(key)
@@ -135,42 +148,42 @@ class IncrementalEncoder:
         """Forget every key for which `predicate` holds; how many those were."""
         return self._slots.drop_where(predicate)
 
-    def _groups(self, requests: Sequence[EncodeRequest]) -> Iterator[list[int]]:
+    def _groups(
+        self, requests: Sequence[EncodeRequest], held: Sequence[Slot | None], first: Sequence[int]
+    ) -> Iterator[list[int]]:
         """Batches of similar work: single appends first, and cached keys before absent ones, which may evict."""
         piles: dict[tuple[bool, int], list[int]] = {}
-        rows: list[int] = []
-        for at, request in enumerate(requests):
-            slot = self._slots.get(request.key)
-            rows.append(1 + len(request.items) - self._first(request, slot))
+        lengths = [len(request.items) for request in requests]
+        rows = [1 + length - start for length, start in zip(lengths, first, strict=True)]
+        for at, slot in enumerate(held):
             piles.setdefault((slot is None, (rows[at] - 1).bit_length()), []).append(at)
-            self._count(request, slot)
+        self._count(requests, held)
         self.stats.tokens += sum(rows)
         for _, pile in sorted(piles.items()):
-            pile.sort(key=lambda at: len(requests[at].items))  # neighbours gather similar lengths
+            pile.sort(key=lengths.__getitem__)  # neighbours gather similar lengths
             for group in _cut(pile, [rows[at] for at in pile]):
-                yield from _split(group, [self._pages(requests[at]) for at in group], self._slots.count)
-
-    def _pages(self, request: EncodeRequest) -> int:
-        return self._slots.needed(1 + len(request.items))
+                yield from _split(group, [self._slots.needed(1 + lengths[at]) for at in group], self._slots.count)
 
     def _first(self, request: EncodeRequest, slot: Slot | None) -> int:
         """First position to encode: at latest the last one, whose state is h_next (states are not cached)."""
-        if slot is None or request.keep == 0:
+        keep = request.keep
+        if slot is None or keep == 0:
             return 0
-        known = min((at for at, item in slot.missing.items() if item in self.items), default=request.keep)
-        return min(slot.positions, 1 + min(known, request.keep), len(request.items))
+        if slot.missing:
+            keep = min((at for at, item in slot.missing.items() if at < keep and item in self.items), default=keep)
+        return min(slot.positions, 1 + keep, len(request.items))
 
-    def _count(self, request: EncodeRequest, slot: Slot | None) -> None:
-        if slot is None:
-            self.stats.misses += 1
-        elif request.keep == 0:
-            self.stats.rebuilds += 1
-        else:
-            self.stats.hits += 1
+    def _count(self, requests: Sequence[EncodeRequest], held: Sequence[Slot | None]) -> None:
+        misses = held.count(None)
+        rebuilds = sum(slot is not None and request.keep == 0 for request, slot in zip(requests, held, strict=True))
+        self.stats.misses += misses
+        self.stats.rebuilds += rebuilds
+        self.stats.hits += len(requests) - misses - rebuilds
 
-    def _append(self, requests: Sequence[EncodeRequest], slots: Sequence[Slot]) -> NDArray[np.float32]:
-        """Encode the new rows of each request into its slot and read out both vectors, [B, 2, d]."""
-        first = [self._first(request, slot) for request, slot in zip(requests, slots, strict=True)]
+    def _append(
+        self, requests: Sequence[EncodeRequest], slots: Sequence[Slot], first: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Encode the rows from `first` of each request into its slot and read out both vectors, [B, 2, d]."""
         rows = Rows.pack(first, [1 + len(request.items) for request in requests])
         embedded = embed(self.model, self.items, requests, first, rows)
         for slot, at in zip(slots, first, strict=True):  # valid only up to here, should the forward pass fail
@@ -188,6 +201,8 @@ class IncrementalEncoder:
         """All blocks over packed rows [N, d] and one [GEN] row per request."""
         x, new, batch, size = embedded.x, len(embedded.x), len(held), self._slots.page
         pages = np.asarray([*zip_longest(*held, fillvalue=held[0][0])], dtype=np.int64).T  # [B, most pages]
+        if self._step is not None and rows.most == 1:
+            return self._step(x, embedded.ts_ms, pages, rows.position)
         row_page, offset = self._send(pages[rows.owner, rows.position // size]), self._send(rows.position % size)
         if self._config.bias == "time":
             self._slots.times[row_page, offset] = embedded.ts_ms
@@ -277,8 +292,16 @@ class IncrementalEncoder:
         return both.cpu().numpy(), [tuple(items) for items in missing]
 
     def _send(self, array: NDArray[np.int64]) -> Tensor:
-        found = torch.from_numpy(array)
-        return found if self.device.type == "cpu" else found.pin_memory().to(self.device, non_blocking=True)
+        return send(array, self.device)
+
+
+def _in_place(model: StarsEncoder) -> AttendInPlace | None:
+    """Attention that reads pages where they lie, where there is a kernel for the model's."""
+    if model.config.bias != "none" or model.config.block == "hstu" or find_spec("triton") is None:
+        return None
+    from encoder.paged_attention import attend_in_place
+
+    return attend_in_place
 
 
 def _cut(order: Sequence[int], rows: Sequence[int]) -> Iterator[list[int]]:

@@ -44,7 +44,8 @@ class SlotCache:
         if self.count < self.needed(1 + config.capacity):
             longest = self.needed(1 + config.capacity) * self.page_bytes
             raise ValueError(f"cache_bytes {cache_bytes} holds no user; a full window takes {longest} bytes")
-        shape = (config.n_layers, self.count, self.page, 2, config.n_heads, config.d_head)
+        self.spare = self.count  # one more page that belongs to nobody: rows that only fill a batch up use it
+        shape = (config.n_layers, self.count + 1, self.page, 2, config.n_heads, config.d_head)
         self.storage = _zeros(shape, device, dtype)  # a masked position must be finite
         self.times = torch.zeros(shape[1:3] if config.bias == "time" else (0, 0), dtype=torch.int64, device=device)
         self._held: OrderedDict[Hashable, Slot] = OrderedDict()
@@ -78,6 +79,8 @@ class SlotCache:
         if slot is None:
             slot = self._held[key] = Slot()
         count = self.needed(positions)
+        if count == len(slot.pages):
+            return slot
         self._free += slot.pages[count:]
         del slot.pages[count:]
         while len(slot.pages) < count:

@@ -79,16 +79,25 @@ def embed(
     absent = np.flatnonzero(item_row == MISSING_ROW)
     missing = [(int(owner[at]), int(position[at]) - 1, events.ids[at]) for at in absent]
     gap = gap_buckets(np.where(position == 1, -1, np.maximum(events.gap_ms, 0)))
-    index = torch.from_numpy(np.stack([item_row, events.kind, gap, position - 1])).to(table.rows.device)
-    calendar = torch.from_numpy(calendar_features(events.ts_ms)).to(table.rows.device)
+    device = table.rows.device
+    index = send(np.stack([item_row, events.kind, gap, position - 1]), device)
+    calendar = send(calendar_features(events.ts_ms), device)
     x: Tensor = model.event(table.rows[index[0]], index[1], index[2], index[3], calendar)
     ts_ms = np.zeros(len(is_event), dtype=np.int64)
     ts_ms[is_event] = events.ts_ms
     x = x if is_event.all() else _with_users(model, requests, rows, x)
-    return Embedded(x, torch.from_numpy(ts_ms).to(x.device), missing)
+    return Embedded(x, send(ts_ms, device), missing)
+
+
+def send(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """The array on the device; through pinned memory, so that nobody waits for the copy."""
+    found = torch.from_numpy(array)
+    return found if device.type == "cpu" else found.pin_memory().to(device, non_blocking=True)
 
 
 def _columns(requests: Sequence[EncodeRequest], first: Sequence[int]) -> _Events:
+    if all(0 < at == len(request.items) for request, at in zip(requests, first, strict=True)):
+        return _last_events(requests)
     ids: list[str] = []
     kinds: list[int] = []
     times: list[int] = []
@@ -104,10 +113,18 @@ def _columns(requests: Sequence[EncodeRequest], first: Sequence[int]) -> _Events
     return _Events(ids, np.asarray(kinds, dtype=np.int64), ts_ms, ts_ms - np.asarray(before, dtype=np.int64))
 
 
+def _last_events(requests: Sequence[EncodeRequest]) -> _Events:
+    """The usual case, one new event each, without a slice for every column of every request."""
+    ts_ms = np.asarray([request.ts_ms[-1] for request in requests], dtype=np.int64)
+    before = np.asarray([request.ts_ms[-2:][0] for request in requests], dtype=np.int64)
+    kind = np.asarray([request.kinds[-1] for request in requests], dtype=np.int64)
+    return _Events([request.items[-1] for request in requests], kind, ts_ms, ts_ms - before)
+
+
 def _with_users(model: StarsEncoder, requests: Sequence[EncodeRequest], rows: Rows, events: Tensor) -> Tensor:
     """Merge the event rows with the [USER] rows of the requests that start at position 0."""
-    user_at = torch.from_numpy(np.flatnonzero(rows.position == 0)).to(events.device)
-    event_at = torch.from_numpy(np.flatnonzero(rows.position > 0)).to(events.device)
+    user_at = send(np.flatnonzero(rows.position == 0), events.device)
+    event_at = send(np.flatnonzero(rows.position > 0), events.device)
     owners = rows.owner[rows.position == 0]
     x = events.new_empty(len(rows.owner), events.shape[1])
     x[event_at] = events

@@ -39,6 +39,10 @@ class EncoderThread:
         """Whether the model can make something of this embedder's vectors."""
         return embedder is not None and self.embedder in (None, embedder)
 
+    async def prepare(self, requests: int) -> None:
+        """Makes ready for batches of up to so many requests (`IncrementalEncoder.prepare`)."""
+        await self._run(lambda: self.encoder.prepare(requests))
+
     async def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
         """User vectors for a micro-batch; rows in the order of the requests."""
         return await self._run(lambda: self.encoder.encode(requests))

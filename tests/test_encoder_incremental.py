@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +14,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from encoder.append_step import AppendStep
 from encoder.config import BIASES, BLOCKS, ModelConfig
 from encoder.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model import StarsEncoder
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3  # of cosines, as the vectors that are stored
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 D_TEXT = 6
 ITEMS = [f"item-{number}" for number in range(30)]
 LATER = [f"later-{number}" for number in range(5)]  # items whose vector arrives after their events
@@ -46,17 +51,27 @@ def config(block: str, window: int = 12, slack: int = 6, bias: str = "none") -> 
 
 
 def encoder(
-    block: str = "gated", users: int = 4, window: int = 12, slack: int = 6, bias: str = "none", page: int = 4
+    block: str = "gated",
+    users: int = 4,
+    window: int = 12,
+    slack: int = 6,
+    bias: str = "none",
+    page: int = 4,
+    step: bool = False,
 ) -> IncrementalEncoder:
-    """Whose cache holds so many full windows."""
+    """Whose cache holds so many full windows. With `step` single rows go the way that they go on CUDA, where there is
+    one; then the tests run there.
+    """
     torch.manual_seed(3)
     model = StarsEncoder(config(block, window, slack, bias), ITEMS[:10])
     with torch.no_grad():  # trained models are not near zero: make every part count
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    slots = IncrementalEncoder(model, cache_bytes=10**7, device="cpu", page=page)._slots
+    slots = IncrementalEncoder(model, cache_bytes=10**7, cache_dtype=torch.float32, page=page)._slots
     one = slots.needed(1 + model.config.capacity) * slots.page_bytes
-    made = IncrementalEncoder(model, cache_bytes=users * one, device="cpu", page=page)
+    made = IncrementalEncoder(model, cache_bytes=users * one, cache_dtype=torch.float32, page=page)
+    if step and made._step is None:
+        made._step = AppendStep(model, made._slots, None)
     made.items.put(ITEMS, vectors(len(ITEMS)), [["red"], ["blue", "unknown"], []] * 10)
     return made
 
@@ -128,10 +143,13 @@ STEPS = st.one_of(
     bias=st.sampled_from(BIASES),
     slots=st.integers(1, 8),
     page=st.sampled_from([1, 4, 32]),
+    step=st.booleans(),
     steps=st.lists(STEPS, max_size=14),
 )
-def test_append_equals_whole_window(block: str, bias: str, slots: int, page: int, steps: list[tuple[str, Any]]) -> None:
-    shop = Shop(encoder(block, users=slots, bias=bias, page=page))
+def test_append_equals_whole_window(
+    block: str, bias: str, slots: int, page: int, step: bool, steps: list[tuple[str, Any]]
+) -> None:
+    shop = Shop(encoder(block, users=slots, bias=bias, page=page, step=step))
     for action, value in steps:
         if action == "events":
             for user, item, kind, offset_ms in value:
@@ -161,6 +179,64 @@ def test_window_of_two_hundred_one_by_one() -> None:
     made.encode([request(1, events[:240])])
     for length in range(241, 257):
         assert_equal_to_whole(made, [request(1, events[:length], length - 1)])
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_single_rows_of_batches_of_any_size(block: str, bias: str) -> None:
+    made = encoder(block, users=9, bias=bias, step=True)
+    steps = count_steps(made)
+    lengths = dict.fromkeys(range(9), 0)
+    for users in (range(9), [3], range(8), range(2, 5), range(9), range(5), range(9)):
+        for user in users:
+            lengths[user] += 1
+        assert_equal_to_whole(made, [request(u, history(lengths[u], u), lengths[u] - 1, u % 3) for u in users])
+    assert steps == [1, 8, 3, 9, 5, 9]  # the first batch brings [USER] too
+
+
+def count_steps(made: IncrementalEncoder) -> list[int]:
+    """The sizes of batches of single rows from now on."""
+    step, sizes = made._step, list[int]()
+    assert step is not None
+
+    def counted(x: torch.Tensor, *more: Any) -> Any:
+        sizes.append(len(x))
+        return step(x, *more)
+
+    made._step = counted  # type: ignore[assignment]
+    return sizes
+
+
+_KERNEL = """
+import torch
+from encoder.append_step import _gathered
+from encoder.blocks import PaperBlock
+from encoder.config import ModelConfig
+from encoder.paged_attention import attend_in_place
+
+torch.manual_seed(0)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+for page, heads, width, dtype in (4, 2, 8, torch.float32), (19, 3, 12, torch.float32), (32, 2, 24, torch.float16):
+    cache = torch.randn(12, page, 2, heads, width, device=device).to(dtype)
+    pages = torch.randint(12, (5, 4), device=device)
+    position = torch.tensor([0, page - 1, page, 2 * page + 1, 4 * page - 1], device=device)
+    queries = torch.randn(2, 5, heads, width, device=device)
+    block = PaperBlock(ModelConfig(d_model=heads * width, n_heads=heads))
+    expected = _gathered(block, queries, cache.float(), pages, position, None)
+    found = attend_in_place(queries, cache, pages, position)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+print("equal")
+"""
+
+
+def test_attention_in_place_equals_attention_over_gathered_pages() -> None:
+    """On a machine without CUDA by Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _KERNEL], capture_output=True, text=True, env=os.environ | interpreted, check=False
+    )
+    assert done.stdout.strip() == "equal", done.stderr
 
 
 def test_one_new_token_costs_one_row() -> None:
@@ -200,6 +276,7 @@ def test_no_earlier_state_changes_with_a_later_event(block: str, bias: str) -> N
     ts_ms = torch.arange(18).view(2, 9) * 10**7
     later = ts_ms.clone()
     later[:, 6:] *= 3
+    x, changed, read_to, ts_ms, later = (value.to(DEVICE) for value in (x, changed, read_to, ts_ms, later))
     with torch.inference_mode():
         (before, gen_before), (after, gen_after) = (
             model.states(x, read_to, ts_ms),
@@ -350,7 +427,7 @@ def test_empty_batch() -> None:
 def test_a_cache_in_half_precision_holds_twice_as_much_and_is_as_near_as_that_allows(block: str, bias: str) -> None:
     whole = encoder(block, users=2, bias=bias)
     cache_bytes = whole._slots.count * whole._slots.page_bytes
-    halves = IncrementalEncoder(whole.model, cache_bytes=cache_bytes, device="cpu", cache_dtype=torch.float16, page=4)
+    halves = IncrementalEncoder(whole.model, cache_bytes=cache_bytes, cache_dtype=torch.float16, page=4)
     halves.items.put(ITEMS, vectors(len(ITEMS)), [["red"], ["blue", "unknown"], []] * 10)
     assert halves._slots.count == 2 * whole._slots.count
     furthest = 0.0

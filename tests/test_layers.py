@@ -29,6 +29,7 @@ OWNERS = {
     "kafka": {"streams", "deploy"},
     "confluent_kafka": {"streams", "deploy"},
     "torch": {"encoder"},
+    "triton": {"encoder"},
     "sentence_transformers": {"encoder"},
     "lightgbm": {"streams"},
     "redis": {"index", "deploy"},
