@@ -2,9 +2,10 @@
 
 100,000 users of whom a few are busy (Zipf, exponent 1), with windows already in Redis, whose lengths are drawn like
 those of public data (median 6, mean about 20, at most 200; `--data FOLDER` takes those of a data folder). The topic is
-filled first; then a worker process starts, and its rate is that between the first and the last tenth of the backlog.
-Once without an encoder, once with an untrained one (d=256, 4 layers), whose cache is so small that a part of the users
-must be encoded anew. References in the same run: bare consumer loops that only decode, and an untuned Faust agent.
+filled first; then the workers start, and their rate is that between the first and the last tenth of the backlog: one
+and then two without an encoder, one with an untrained encoder (d=256, 4 layers), whose cache is so small that a part of
+the users must be encoded anew. References in the same run: bare consumer loops that only decode, and an untuned Faust
+agent.
 
     python -m tests.bench.ingest [--users 100000] [--events 400000] [--encoded 30000] [--cache-mb 4096] [--data FOLDER]
 """
@@ -75,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with services.kafka() as address, tempfile.TemporaryDirectory(prefix="perseid-bench-") as name:
         folder = Path(name)
         with topic(address, world, given.events) as access:
-            results = references(access, given.events) + plain(access, world, lengths, given.events, folder)
+            results = references(access, given.events)
+            for workers in (1, 2):
+                results += plain(access, world, lengths, given.events, folder, workers)
         with topic(address, world, given.encoded) as access:
             results += encoded(access, world, lengths, given, folder)
     for row in results:
@@ -111,20 +114,28 @@ def topic(address: str, world: Synthetic, events: int) -> Iterator[KafkaAccess]:
         yield access
 
 
-def plain(access: KafkaAccess, world: Synthetic, lengths: NDArray[np.int64], events: int, folder: Path) -> list[Row]:
-    """The stream worker without an encoder."""
-    with redis(folder, "plain") as server:
+def plain(
+    access: KafkaAccess, world: Synthetic, lengths: NDArray[np.int64], events: int, folder: Path, workers: int
+) -> list[Row]:
+    """Stream workers without an encoder, in one group."""
+    name = "plain" if workers == 1 else f"plain_{workers}_workers"
+    context, group = multiprocessing.get_context("spawn"), f"{access.topic_prefix}{name}"
+    with redis(folder, name) as server:
         asyncio.run(fill(server.url, world, lengths, "m-00000000"))
-        options = WorkerOptions(
-            ProcessFiles(folder, "worker"), access, f"{access.topic_prefix}group", server.url, PREFIX, PARTITIONS, 6.0
-        )
-        process = multiprocessing.get_context("spawn").Process(target=worker_process.run, args=(options,), daemon=True)
-        process.start()
-        assert process.pid is not None
-        rate, cores = measured(LiveState(server.url, folder, PARTITIONS), events, process.pid)
-        process.terminate()
-        process.join(20)
-    return [result("plain", rate, "events/s", GOAL_PLAIN), result("plain_worker_cpu", cores, "cores")]
+        processes = []
+        for number in range(workers):
+            files = ProcessFiles(folder, f"{name}-{number}")
+            options = WorkerOptions(files, access, group, server.url, PREFIX, PARTITIONS, 6.0)
+            processes.append(context.Process(target=worker_process.run, args=(options,), daemon=True))
+            processes[-1].start()
+        pids = [process.pid for process in processes if process.pid is not None]
+        rate, cores = measured(LiveState(server.url, folder, PARTITIONS), events, pids)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(20)
+    goal = GOAL_PLAIN if workers == 1 else None
+    return [result(name, rate, "events/s", goal), result(f"{name}_cpu", cores, "cores")]
 
 
 def encoded(
@@ -149,7 +160,7 @@ def encoded(
         env = environment(load_settings(variables), {**os.environ, "OMP_NUM_THREADS": str(given.threads)})
         pid = supervisor.start(Role("worker", command("worker"), folder / "encoding.log", env))
         live = LiveState(server.url, folder, PARTITIONS)
-        rate, cores = measured(live, given.encoded, pid)
+        rate, cores = measured(live, given.encoded, [pid])
         time.sleep(2.0)  # until the next heartbeat tells the counters
         counters = asyncio.run(_counters(server.url))
     hits, misses = counters.get("cache_hits", 0), counters.get("cache_misses", 0)
@@ -197,13 +208,13 @@ async def _counters(url: str) -> dict[str, int]:
     return next((dict(beat["counters"]) for beat in beats if beat.get("role") == "worker"), {})
 
 
-def measured(live: LiveState, events: int, pid: int) -> tuple[float, float]:
-    """Events a second between the first and the last tenth of the backlog, and cores that the worker used meanwhile."""
+def measured(live: LiveState, events: int, pids: Sequence[int]) -> tuple[float, float]:
+    """Events a second between the first and the last tenth of the backlog, and cores that the workers used then."""
     first = reached(live, int(_EDGE * events))
-    cpu, began = cpu_seconds(pid), time.monotonic()
+    cpu, began = sum(map(cpu_seconds, pids)), time.monotonic()
     last = reached(live, int((1 - _EDGE) * events))
     spent = time.monotonic() - began
-    used = cpu_seconds(pid) - cpu
+    used = sum(map(cpu_seconds, pids)) - cpu
     reached(live, events)
     return (last - first) / spent, used / spent
 
