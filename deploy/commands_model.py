@@ -80,6 +80,13 @@ def _checked(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Param
     type=click.Choice(["encoder", "head"]),
     help="What the loss of h_gen may change; head: nothing that h_next uses.  [default: the preset's, else encoder]",
 )
+@click.option(
+    "--refit",
+    type=_FOLDER,
+    metavar="MODEL",
+    help="Of loo: train MODEL again in the same way, for as many epochs as validated best, on the last but one events "
+    "too.",
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: the preset's, else 20]")
 @click.option("--max-seconds", type=click.FloatRange(min=1), help="Bound of the whole training run.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -97,6 +104,7 @@ def train(
     without: frozenset[str],
     changes: tuple[dict[str, Any], dict[str, Any]],
     general_reach: str | None,
+    refit: Path | None,
     epochs: int | None,
     max_seconds: float | None,
     seed: int,
@@ -115,6 +123,8 @@ def train(
     from encoder.text_memory import TextMemory
     from encoder.training import TrainOptions
 
+    if refit is not None:
+        _refuse_beside_refit(protocol)
     given = {"epochs": epochs, "general_reach": general_reach}
     said = {name: value for name, value in given.items() if value is not None}
     sizes, options_changed = changes
@@ -130,7 +140,7 @@ def train(
     settings, memory = attach(os.environ), TextMemory(texts)
     try:
         with TextSource(settings, memory) as source:
-            result = train_folder(replace(plan, texts=source), settings.rules(), source.memory)
+            result = train_folder(replace(plan, refit=refit, texts=source), settings.rules(), source.memory)
     finally:
         memory.close()
     if quiet:
@@ -139,6 +149,22 @@ def train(
         return
     shown = {"model": str(result.folder), "version": result.version, "seconds": round(result.seconds, 1)}
     click.echo(orjson.dumps({**shown, "metrics": result.metrics}).decode())
+
+
+def _refuse_beside_refit(protocol: str) -> None:
+    """What says how the first model was made says it for the second."""
+    if protocol != "loo":
+        raise click.UsageError("--refit is for --protocol loo")
+    context = click.get_current_context()
+    for name, shown in (
+        ("preset_name", "--preset"),
+        ("changes", "--set"),
+        ("without", "--without"),
+        ("general_reach", "--general-reach"),
+        ("epochs", "--epochs"),
+    ):
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"{shown} is given by --refit's model; leave it out")
 
 
 @click.command()

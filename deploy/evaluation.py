@@ -25,7 +25,7 @@ from encoder.artefact import load, serving_arrays
 from encoder.baseline_recipes import recipes
 from encoder.incremental import IncrementalEncoder
 from encoder.text import VocabularyTagger
-from index.api_model import Slot, own_slot, own_weights
+from index.api_model import own_slot, own_weights
 from streams.baselines import (
     Baselines,
     Training,
@@ -39,12 +39,10 @@ from streams.evaluate import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry, parse
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
-from streams.leave_one_out import WINDOW, compare_lists, leave_one_out, rank_all, summary
+from streams.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, rank_all, summary
 from streams.questions import AskSettings, led_by
 from streams.rankers import ModelRanker, Ranker
 from streams.training_data import training_data
-
-_ALL_SLOTS: tuple[Slot, ...] = ("next", "general", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +128,15 @@ def evaluate_leave_one_out(
     """Metrics of each list on every user's last event, and of the last but one under `validation`.
 
     `metrics` are those of the list with the best NDCG@10 on validation, of the model's lists, else of all; that list is
-    also measured against every other one.
+    also measured against every other one. A model that was trained again on the last but one events has no validation:
+    its list is what its base's chose, and `validation` is None.
 
     Without a model only of the baselines of `plan`; these are trained on the same part as a model.
 
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on these events.
     """
-    plan, window, version = plan or BaselinePlan(), WINDOW, None
+    plan, window, version, chosen = plan or BaselinePlan(), WINDOW, None, None
     folder = read_folder(path, settings.rules())
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
     rankers: list[Ranker] = []
@@ -149,12 +148,15 @@ def evaluate_leave_one_out(
                 "--protocol loo on this folder"
             )
         window, version = encoder.model.config.window, metadata["version"]
-        rankers.append(ModelRanker(encoder, vectors, _ALL_SLOTS, encoder.encode_whole))
+        chosen = metadata["slot"] if "refit" in metadata else None
+        rankers.append(ModelRanker(encoder, vectors, SLOTS, encoder.encode_whole))
     split = leave_one_out(folder, vectors)
     made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None)
     rankers += made.rankers
-    validation = summary(rank_all(rankers, split, "validation", window=window))["lists"]
-    chosen = max(_ALL_SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
+    validation = None
+    if chosen is None:
+        validation = summary(rank_all(rankers, split, "validation", window=window))["lists"]
+        chosen = max(SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
     found = compare_lists(rankers, split, "test", chosen, progress, window)
     return {"data": folder.name, "model": version, **found, "validation": validation, **_trained(made, plan)}
 

@@ -16,6 +16,7 @@ from context.features import ContextFeatures
 from deploy.item_texts import Memory, item_vectors, known_items, untexted_vectors
 from deploy.settings import load
 from deploy.texts import TextSource
+from encoder.artefact import load as load_model
 from encoder.config import PARTS, ModelConfig, preset
 from encoder.endpoint_text import ChatTagger
 from encoder.incremental import IncrementalEncoder
@@ -25,7 +26,7 @@ from encoder.training import TrainOptions, TrainResult, train
 from streams.events import Rules
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
-from streams.leave_one_out import LeaveOneOut, leave_one_out, rank_targets
+from streams.leave_one_out import LeaveOneOut, best_list, leave_one_out, rank_targets
 from streams.training_data import context_features, training_data
 
 Tagger = ChatTagger | VocabularyTagger
@@ -36,8 +37,9 @@ class TrainPlan:
     """What to train on: the folder's timeline up to `split` (share of its events, 1 = all) with a preset's sizes.
 
     `protocol` "loo" instead leaves out the last two events of each user and keeps the weights that rank the last but
-    one best. `sizes` replace the preset's, `parts` are what items' vectors are made of (see `ModelConfig`). Without
-    `context` no offset is learned.
+    one best. `refit`, an artefact of such a run, is trained again in the same way, for as many epochs as gave its
+    weights, on the last but one events too; what follows is then its own. `sizes` replace the preset's, `parts` are
+    what items' vectors are made of (see `ModelConfig`). Without `context` no offset is learned.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class TrainPlan:
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
     progress: bool = False
+    refit: Path | None = None
     texts: TextSource = field(default_factory=lambda: TextSource(load({}), {}))
 
 
@@ -62,6 +65,8 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         OSError: an endpoint that embeds or tags cannot be used now.
     """
     folder = read_folder(plan.folder, rules)
+    if plan.refit is not None:
+        return _refit(plan, plan.refit, folder, memory)
     if plan.protocol == "loo":
         return _train_leave_one_out(plan, folder, memory)
     before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
@@ -100,6 +105,34 @@ def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> Tra
         progress=plan.progress,
         validate=lambda model: validation_score(model, split),
         metadata={**plan.texts.names, "context_features": [], "data": folder.name, "protocol": "loo"},
+    )
+
+
+def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> TrainResult:
+    """Nothing is left to validate with: epochs and list are what the base's validation chose."""
+    model, metadata = load_model(base)
+    made_from = metadata.get("protocol"), metadata.get("data")
+    if made_from != ("loo", folder.name) or "refit" in metadata:
+        raise ValueError(f"{base} is no model that --protocol loo trained on {folder.name} with a validation")
+    free = {name: getattr(plan.options, name) for name in ("seed", "threads", "device", "max_seconds")}
+    epochs = int(metadata["metrics"]["best_epoch"])
+    options = replace(TrainOptions(**metadata["options"]), epochs=epochs, patience=0, **free)
+    _, vectors = folder_items(replace(plan, parts=model.config.parts), folder, memory)
+    split = leave_one_out(folder, vectors)
+    encoder = IncrementalEncoder(model, cache_bytes=1 << 20, device=options.device)
+    words = (*plan.texts.names, "context_features", "data", "protocol")
+    return train(
+        split.training(validated=True),
+        model.config,
+        options,
+        out=plan.out,
+        resume=plan.resume,
+        progress=plan.progress,
+        metadata={
+            **{name: metadata.get(name) for name in words},
+            "refit": metadata["version"],
+            "slot": best_list(encoder, split),
+        },
     )
 
 

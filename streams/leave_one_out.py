@@ -29,6 +29,7 @@ from streams.training_data import subclass_of
 Part = Literal["validation", "test"]
 HELD_OUT = 2  # events of each user: one for validation, one for the test
 WINDOW = ModelConfig().window  # events of a user that a ranker is told of
+SLOTS: tuple[Slot, ...] = ("next", "general", "mixed")
 _BATCH = 256  # users encoded and ranked together
 
 
@@ -49,10 +50,10 @@ class LeaveOneOut:
         """Users with a target of each part: those with more than `HELD_OUT` events."""
         return np.flatnonzero(np.diff(self.user_ptr) > HELD_OUT)
 
-    def training(self) -> TrainingData:
-        """Everything but both targets of each user."""
+    def training(self, validated: bool = False) -> TrainingData:
+        """Everything but both targets of each user; once the validation has `validated`, its targets too."""
         counts = np.diff(self.user_ptr)
-        kept = np.where(counts > HELD_OUT, counts - HELD_OUT, counts)
+        kept = np.where(counts > HELD_OUT, counts - (1 if validated else HELD_OUT), counts)
         at = np.concatenate([np.arange(s, s + k) for s, k in zip(self.user_ptr[:-1], kept, strict=True)])
         return TrainingData(
             item_ids=list(self.vectors.item_ids),
@@ -140,11 +141,17 @@ class Ranks:
         return {column: means[column] for k in self.ks for column in means if column.endswith(f"@{k}")}
 
 
+def best_list(encoder: IncrementalEncoder, data: LeaveOneOut) -> Slot:
+    """The model's list with the best NDCG@10 on the validation targets."""
+    ranks = rank_targets(encoder, data, "validation", ks=(10,))
+    return max(SLOTS, key=lambda slot: ranks.metrics(slot)["ndcg@10"])
+
+
 def rank_targets(
     encoder: IncrementalEncoder,
     data: LeaveOneOut,
     part: Part,
-    slots: Sequence[Slot] = ("next", "general", "mixed"),
+    slots: Sequence[Slot] = SLOTS,
     ks: Sequence[int] = KS,
     progress: Callable[[int], None] | None = None,
 ) -> Ranks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -222,6 +223,33 @@ def test_leave_one_out_is_trained_validated_and_measured(folder: Path, model: Pa
     assert "ndcg@10" in shown.output and f"{USERS} users" in shown.output
     seen = CliRunner().invoke(cli, [*ask, "--model", str(model)])
     assert isinstance(seen.exception, ValueError) and "--protocol loo" in str(seen.exception)
+
+
+def test_a_validated_model_is_trained_again_on_what_validated_it(folder: Path, texts: str, tmp_path: Path) -> None:
+    def run(*arguments: str) -> dict[str, Any]:
+        done = CliRunner().invoke(cli, [*arguments, "--texts", texts])
+        assert done.exit_code == 0, done.output
+        found: dict[str, Any] = orjson.loads(done.output.splitlines()[-1])
+        return found
+
+    shared = ["train", str(folder), "--protocol", "loo", "--threads", "1", "--out", str(tmp_path / "out")]
+    recipe = ["--preset", "movielens", "--set", "validate_every=1", "--set", "d_model=32", "--epochs", "3"]
+    first = run(*shared, *recipe)
+    again = run(*shared, "--refit", first["model"])
+    after = read_document(Path(again["model"]))["metadata"]
+    assert (after["refit"], after["options"]["epochs"]) == (first["version"], int(first["metrics"]["best_epoch"]))
+    assert read_document(Path(again["model"]))["config"] == read_document(Path(first["model"]))["config"]
+    ask = ["evaluate", str(folder), "--protocol", "loo", "--json", "--model"]
+    base, found = run(*ask, first["model"]), run(*ask, again["model"])
+    assert found["validation"] is None and found["list"] == base["list"] == after["slot"]
+    assert found["users"] == USERS and found["metrics"] == found["lists"][found["list"]]
+    for arguments, message in (
+        ([*shared, "--refit", again["model"]], "with a validation"),
+        ([*shared, "--refit", first["model"], "--preset", "shop"], "--preset is given"),
+        ([*shared, "--refit", first["model"], "--protocol", "timeline"], "is for --protocol loo"),
+    ):
+        refused = CliRunner().invoke(cli, [*arguments, "--texts", texts])
+        assert refused.exit_code and message in f"{refused.output} {refused.exception}"
 
 
 def test_what_is_left_out_of_items_is_not_even_made(

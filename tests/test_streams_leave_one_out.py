@@ -55,6 +55,9 @@ def test_users_are_ordered_by_their_places_and_lose_their_last_two_events(tmp_pa
     data = split.training()
     assert data.user_ptr.tolist() == [0, 2, 4]  # too short a history to hold anything out stays whole
     assert ids(split, data.items) == ["i0", "i1", "i5", "i3"]
+    validated = split.training(validated=True)
+    assert validated.user_ptr.tolist() == [0, 3, 5]
+    assert ids(split, validated.items) == ["i0", "i1", "i2", "i5", "i3"]
     assert (np.diff(split.ts_ms[:4]) >= 0).all()  # a place wins over a time
     data.check(CONFIG)
 
