@@ -62,11 +62,13 @@ class BaselinePlan:
     def __post_init__(self) -> None:
         check_names(self.names)
 
-    def make(self, part: Callable[[], TrainingPart], vectors: ItemVectors, shown: bool) -> Baselines:
-        """The baselines of a training part, which is made only if there are any."""
+    def make(
+        self, part: Callable[[], TrainingPart], vectors: ItemVectors, shown: bool, device: str = "cpu"
+    ) -> Baselines:
+        """The baselines of a training part, which is made only if there are any; they are trained on `device`."""
         if not self.names:
             return Baselines()
-        training = Training(recipes(self.recipes), self.seed, self.max_seconds, shown)
+        training = Training(recipes(self.recipes), self.seed, self.max_seconds, shown, device)
         return make_baselines(self.names, part(), vectors, training)
 
 
@@ -104,7 +106,7 @@ def evaluate_folder(
     def part() -> TrainingPart:
         return timeline_part(training_data(folder, vectors, None, ask.start_ms).data, vectors, choices, seed=plan.seed)
 
-    made = plan.make(part, vectors, progress is not None)
+    made = plan.make(part, vectors, progress is not None, settings.device)
     popularity = 0.0 if ask.plain or model is None else own_weights(metadata).popularity
     found = evaluate(folder, vectors, encoder, offset, rules, ask, progress, made.rankers, baskets, popularity)
     return {
@@ -151,7 +153,7 @@ def evaluate_leave_one_out(
         chosen = metadata["slot"] if "refit" in metadata else None
         rankers.append(ModelRanker(encoder, vectors, SLOTS, encoder.encode_whole))
     split = leave_one_out(folder, vectors)
-    made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None)
+    made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None, settings.device)
     rankers += made.rankers
     validation = None
     if chosen is None:

@@ -71,7 +71,9 @@ class Settings(BaseModel):
     )
     model: Path = Field(Path(".perseid/model"), description="folder of the model artefact (worker, embed)")
     embedders: str = Field("minilm-l6-v2:384", description="known text embedders and their dimension, `name:dim,…`")
-    device: str = Field("auto", description="where the encoder runs: `auto`, `cpu` or `cuda`")
+    device: str = Field(
+        "auto", description="where the encoder runs, and `evaluate` trains baselines: `auto`, `cpu` or `cuda`"
+    )
     threads: int = Field(1, description="CPU threads of the encoder (worker) or of the text model (embed)", ge=1)
     cache_mb: int = Field(
         1024, description="most memory for cached keys and values of active users, taken as it is used (worker)", ge=1

@@ -26,10 +26,12 @@ from encoder.training import TrainOptions, TrainResult, train
 from streams.events import Rules
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
-from streams.leave_one_out import LeaveOneOut, best_list, leave_one_out, rank_targets
+from streams.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
+from streams.rankers import ModelRanker
 from streams.training_data import context_features, training_data
 
 Tagger = ChatTagger | VocabularyTagger
+_UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> Tra
         out=plan.out,
         resume=plan.resume,
         progress=plan.progress,
-        validate=lambda model: validation_score(model, split),
+        validate=lambda model: validation_score(model, split, plan.options.device),
         metadata={**plan.texts.names, "context_features": [], "data": folder.name, "protocol": "loo"},
     )
 
@@ -119,7 +121,7 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> Train
     options = replace(TrainOptions(**metadata["options"]), epochs=epochs, patience=0, **free)
     _, vectors = folder_items(replace(plan, parts=model.config.parts), folder, memory)
     split = leave_one_out(folder, vectors)
-    encoder = IncrementalEncoder(model, cache_bytes=1 << 20, device=options.device)
+    encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=options.device)
     words = (*plan.texts.names, "context_features", "data", "protocol")
     return train(
         split.training(validated=True),
@@ -156,7 +158,8 @@ def _items(plan: TrainPlan, known: list[dict[str, Any]], memory: Memory) -> tupl
     return tagger, item_vectors(known, embedder, tagger, memory, plan.progress, threads)
 
 
-def validation_score(model: StarsEncoder, split: LeaveOneOut) -> float:
+def validation_score(model: StarsEncoder, split: LeaveOneOut, device: str = "cpu") -> float:
     """NDCG@10 of h_next on the validation targets."""
-    encoder = IncrementalEncoder(model, cache_bytes=1 << 20, device="cpu")
-    return rank_targets(encoder, split, "validation", slots=("next",), ks=(10,)).metrics("next")["ndcg@10"]
+    encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=device)
+    ranker = ModelRanker(encoder, split.vectors, ("next",), encoder.encode_whole)
+    return validation_ndcg(ranker, split, window=model.config.window)

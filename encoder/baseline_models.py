@@ -39,6 +39,10 @@ class SequenceModel(nn.Module):
         self.head = head if recipe.architecture == "bert4rec" else norm
 
     @property
+    def device(self) -> torch.device:
+        return self.item.weight.device
+
+    @property
     def table(self) -> Tensor:
         """Item vectors as outputs [items, d]."""
         rows = self.item.weight[: self.items]

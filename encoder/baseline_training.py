@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from encoder.baseline_models import SequenceModel
 from encoder.baseline_recipes import Recipe
+from encoder.device import fast_bfloat16, resolve_device
 from encoder.losses import candidate_softmax, full_softmax
 from encoder.sequences import PADDING, IntArray, Padded, Sequences, training_batches
 from encoder.validation import Best
@@ -42,13 +43,13 @@ class SequenceScorer:
         self.model.eval()
         out = np.zeros((len(items), self.model.items), np.float32)
         order = sorted((at for at, window in enumerate(items) if len(window)), key=lambda at: len(items[at]))
-        table = self.model.table.T
+        table, device = self.model.table.T, self.model.device
         for start in range(0, len(order), _ROWS):
             some = order[start : start + _ROWS]
             batch = self._ask([items[at] for at in some], [ts_ms[at] for at in some], [now_ms[at] for at in some])
             states = _states(self.model, batch)
-            last = states[torch.arange(len(some)), torch.from_numpy(batch.lengths - 1)]
-            out[some] = (last @ table).float().numpy()
+            last = states[torch.arange(len(some), device=device), _tensor(batch.lengths - 1, device)]
+            out[some] = (last @ table).float().cpu().numpy()
         return out
 
     def _ask(self, items: Sequence[IntArray], ts_ms: Sequence[IntArray], now_ms: Sequence[int]) -> Padded:
@@ -87,16 +88,17 @@ def fit(
     seed: int = 0,
     max_seconds: float | None = None,
     progress: str | None = None,
+    device: str = "cpu",
 ) -> Fitted:
     """Trains until validation (more is better) has not risen for `recipe.patience` times, epochs or time are over.
 
-    `progress` names the run on a terminal; None shows nothing.
+    `progress` names the run on a terminal; None shows nothing. `device` is "cpu", "cuda" or "auto" (CUDA when there).
 
     Raises:
         ValueError: nobody has two events, or training diverges.
     """
     torch.manual_seed(seed)
-    run = _Run(data, recipe, SequenceModel(recipe, data.catalogue), seed)
+    run = _Run(data, recipe, SequenceModel(recipe, data.catalogue).to(resolve_device(device)), seed)
     scorer, best, began, spent = SequenceScorer(run.model), Best(recipe.patience), time.monotonic(), 0.0
     epoch, ended = 0, "epochs"
     with _bar(progress is not None) as bar:
@@ -122,7 +124,7 @@ class _Run:
         self.data, self.recipe, self.model, self.seed = data, recipe, model, seed
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), fused=True)
         # What the products lose in bfloat16 is far below the noise of dropout; elsewhere it would be slower.
-        self.dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        self.dtype = torch.bfloat16 if fast_bfloat16(model.device) else torch.float32
 
     def epoch(self, number: int) -> float:
         """One pass; the mean loss of its batches."""
@@ -146,7 +148,7 @@ class _Run:
         inputs = Padded(batch.items[:, :-1], batch.ts_ms[:, :-1], batch.lengths - 1)
         target = batch.items[:, 1:]
         real = target != PADDING
-        states = _states(self.model, inputs).flatten(0, 1)[_tensor(np.flatnonzero(real))]
+        states = _states(self.model, inputs).flatten(0, 1)[self._send(np.flatnonzero(real))]
         return self._loss(states, target[real], rng)
 
     def _masked(self, batch: Padded, rng: np.random.Generator) -> Tensor:
@@ -157,32 +159,36 @@ class _Run:
         only_last = (rng.random(len(batch.lengths)) < LAST_ONLY) | ~hidden.any(axis=1)
         hidden = np.where(only_last[:, None], last, hidden)
         shown = Padded(np.where(hidden, self.model.mask_item, batch.items), batch.ts_ms, batch.lengths)
-        states = _states(self.model, shown).flatten(0, 1)[_tensor(np.flatnonzero(hidden))]
+        states = _states(self.model, shown).flatten(0, 1)[self._send(np.flatnonzero(hidden))]
         return self._loss(states, batch.items[hidden], rng)
 
     def _loss(self, states: Tensor, target: IntArray, rng: np.random.Generator) -> Tensor:
         """Of states [N, d] that should be near their targets [N]."""
-        table, at, recipe = self.model.table, _tensor(target), self.recipe
-        weight = torch.ones(len(states))
+        table, at, recipe = self.model.table, self._send(target), self.recipe
+        weight = states.new_ones(len(states))
         if recipe.loss == "softmax":
             return full_softmax(states, table, at, weight, temperature=recipe.temperature, dtype=self.dtype)
         if recipe.loss == "sampled":
-            shared = _tensor(rng.integers(self.data.catalogue, size=recipe.negatives))
+            shared = self._send(rng.integers(self.data.catalogue, size=recipe.negatives))
             none = at.new_full((len(at), 0), -1)
             return candidate_softmax(states, table, at, none, shared, weight, temperature=recipe.temperature)
         # One negative that is not the target: uniform among the others.
-        other = _tensor((target + rng.integers(1, max(2, self.data.catalogue), size=len(target))) % self.data.catalogue)
+        step = rng.integers(1, max(2, self.data.catalogue), size=len(target))
+        other = self._send((target + step) % self.data.catalogue)
         hit, miss = ((states * F.embedding(rows, table)).sum(-1) / recipe.temperature for rows in (at, other))
         return (F.softplus(-hit) + F.softplus(miss)).mean()
 
+    def _send(self, array: NDArray[Any]) -> Tensor:
+        return _tensor(array, self.model.device)
+
 
 def _states(model: SequenceModel, batch: Padded) -> Tensor:
-    states: Tensor = model(_tensor(batch.items), _tensor(batch.ts_ms), _tensor(batch.lengths))
+    states: Tensor = model(*(_tensor(column, model.device) for column in (batch.items, batch.ts_ms, batch.lengths)))
     return states
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def _bar(shown: bool) -> Progress:

@@ -67,4 +67,4 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
         if key.startswith("optimizer/"):
             _, moment, name = key.split("/", 2)
             parameter = by_name[name]
-            optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
+            optimizer.state[parameter][moment] = value.to(parameter.device)

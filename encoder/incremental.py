@@ -19,12 +19,13 @@ from torch import Tensor
 
 from encoder.append_step import AppendStep, AttendInPlace
 from encoder.blocks import Block
+from encoder.device import resolve_device, send
 from encoder.items import ItemTable
 from encoder.model import StarsEncoder
 from encoder.relative import Relations
 from encoder.requests import EncodeRequest, EncodeResult, check
 from encoder.slots import PAGE, Slot, SlotCache
-from encoder.windows import Embedded, Rows, embed, send
+from encoder.windows import Embedded, Rows, embed
 
 __all__ = ["EncodeRequest", "EncodeResult", "EncoderStats", "IncrementalEncoder", "ItemTable", "use_threads"]
 
@@ -82,8 +83,7 @@ class IncrementalEncoder:
         cache_dtype: torch.dtype | None = None,
         page: int = PAGE,
     ) -> None:
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.device = torch.device(name)
+        self.device = torch.device(resolve_device(device))
         self.model = model.to(self.device).eval()
         self.items = ItemTable(self.model)
         self.stats = EncoderStats()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from encoder.candidates import Negatives
 from encoder.config import ModelConfig
 from encoder.dataset import Batch, Chunks, TrainingData, first_choices, first_of_sets
+from encoder.device import fast_bfloat16
 from encoder.losses import candidate_softmax, contrast, full_softmax
 from encoder.model import StarsEncoder
 from encoder.options import TrainOptions
@@ -271,4 +272,4 @@ def _distinct(*arrays: NDArray[np.integer]) -> IntArray:
 def _low_precision(options: TrainOptions, device: torch.device) -> bool:
     if options.low_precision is not None:
         return options.low_precision
-    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
+    return fast_bfloat16(device)

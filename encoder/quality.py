@@ -81,13 +81,14 @@ def measure(objective: Objective, unit: Tensor, popularity: Sequence[float] = (0
     if not weight.any():
         return None
     states = target_states(objective, weight, unit, general=True)
-    users = [objective.with_context(vectors, states.events) for vectors in (states.users, states.general)]
-    recent, known = _recent(objective).to(unit.device), _Popular(columns.data, popularity)
+    # One target at a time is too little work for a GPU: each step would take longer to start than to do.
+    users = [objective.with_context(vectors, states.events).cpu() for vectors in (states.users, states.general)]
+    unit, recent, known = unit.cpu(), _recent(objective), _Popular(columns.data, popularity)
     ranks = np.full((len(popularity), len(LISTS), len(states.events)), TOP)
     popular = np.zeros(len(states.events))
     for row in np.argsort(columns.data.ts_ms[states.events], kind="stable").tolist():
         target, seen = _before(objective, int(states.events[row]))
-        share = known.shares(int(states.events[row])).to(unit.device)
+        share = known.shares(int(states.events[row]))
         cosines = torch.stack([unit @ vectors[row] for vectors in users])
         for at, much in enumerate(popularity):
             ranks[at, :, row] = _ranks(cosines + much * share, seen, target)

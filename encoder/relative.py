@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from encoder.config import ModelConfig
 from encoder.tokens import GAP_BUCKETS, GAP_NONE
@@ -49,8 +50,13 @@ class RelativeBias(nn.Module):
 
     def forward(self, relations: Relations) -> Tensor:
         """[B or 1, heads, R, T], to be added to attention scores."""
-        bias = self.distance[relations.distance]
+        bias = _rows(self.distance, relations.distance)
         if self.gap is not None:
             assert relations.gap is not None
-            bias = bias + self.gap[relations.gap]
+            bias = bias + _rows(self.gap, relations.gap)
         return bias.permute(0, 3, 1, 2)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """table[index]. Its gradient adds up very many rows into few, which on CUDA only an embedding does in parallel."""
+    return F.embedding(index, table) if table.is_cuda else table[index]

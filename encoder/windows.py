@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from encoder.device import send
 from encoder.items import MISSING_ROW, ItemTable
 from encoder.model import StarsEncoder
 from encoder.profiles import profile_buckets
@@ -87,12 +87,6 @@ def embed(
     ts_ms[is_event] = events.ts_ms
     x = x if is_event.all() else _with_users(model, requests, rows, x)
     return Embedded(x, send(ts_ms, device), missing)
-
-
-def send(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """The array on the device; through pinned memory, so that nobody waits for the copy."""
-    found = torch.from_numpy(array)
-    return found if device.type == "cpu" else found.pin_memory().to(device, non_blocking=True)
 
 
 def _columns(requests: Sequence[EncodeRequest], first: Sequence[int]) -> _Events:

@@ -53,6 +53,7 @@ class Training:
     seed: int = 0
     max_seconds: float | None = None  # for each
     progress: bool = False
+    device: str = "cpu"  # or "cuda", or "auto": CUDA when there
 
 
 @dataclass(slots=True)
@@ -129,6 +130,7 @@ def _train(name: str, part: TrainingPart, training: Training) -> tuple[Ranker, d
         seed=training.seed,
         max_seconds=training.max_seconds,
         progress=name if training.progress else None,
+        device=training.device,
     )
     return SequenceRanker(name, fitted.scorer, part.known, catalogue), fitted.summary()
 

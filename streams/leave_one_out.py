@@ -194,10 +194,10 @@ def _names(rankers: Sequence[Ranker]) -> list[str]:
     return names
 
 
-def validation_ndcg(ranker: Ranker, data: LeaveOneOut, k: int = 10) -> float:
-    """NDCG@k of a ranker's first list on the validation targets."""
+def validation_ndcg(ranker: Ranker, data: LeaveOneOut, k: int = 10, window: int = WINDOW) -> float:
+    """NDCG@k of a ranker's first list on the validation targets, each from the user's last `window` events."""
     gains = []
-    for _, asked in _batches(data, "validation", WINDOW):
+    for _, asked in _batches(data, "validation", window):
         ranks = exact_ranks(masked_scores(ranker, asked.questions, asked.seen)[0], asked.targets)
         gains.append((ranks <= k) / np.log2(1.0 + ranks))
     return float(np.concatenate(gains).mean())

@@ -12,6 +12,7 @@ import torch
 from encoder.baseline_models import SequenceModel
 from encoder.baseline_recipes import Recipe, recipe_sets, recipes
 from encoder.baseline_training import SequenceScorer, fit
+from encoder.device import resolve_device
 from encoder.sequences import Padded, Sequences, training_batches
 
 ITEMS, USERS, LENGTH = 12, 48, 6
@@ -27,6 +28,7 @@ RECIPES = {
     "bert4rec": Recipe("bert4rec", "softmax", masked=0.5, **{**SMALL, "lr": 1e-2, "epochs": 120, "patience": 12}),
     "hstu": Recipe("hstu", "sampled", negatives=32, cosine=True, temperature=0.1, **SMALL),
 }
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 FOLLOWER = np.random.default_rng(1).permutation(ITEMS)
 
 
@@ -49,11 +51,13 @@ def right(scorer: SequenceScorer) -> float:
     return float((scores.argmax(axis=1) == walk[-1]).mean())
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_planted_pattern_is_learned(name: str) -> None:
+def test_a_planted_pattern_is_learned(name: str, device: str) -> None:
     torch.manual_seed(0)
     assert right(SequenceScorer(SequenceModel(RECIPES[name], ITEMS))) < 0.5
-    fitted = fit(walks(), RECIPES[name], right)
+    fitted = fit(walks(), RECIPES[name], right, device=device)
+    assert {parameter.device.type for parameter in fitted.scorer.model.parameters()} == {device}
     assert fitted.validation >= 0.75  # by chance: 1/12
     assert right(fitted.scorer) == fitted.validation  # the best weights are back
     assert fitted.best_epoch <= fitted.epochs
@@ -89,6 +93,29 @@ def test_scores_do_not_depend_on_padding_or_company(name: str) -> None:
     assert not together[3].any()
     newest = scorer.scores([windows[2][1:]], [times[2][1:]], [9000])[0]
     np.testing.assert_allclose(together[2], newest, atol=1e-5)  # older than its window of six: not read
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_scores_are_the_same_on_every_device(name: str, device: str) -> None:
+    torch.manual_seed(0)
+    model = SequenceModel(RECIPES[name], ITEMS)
+    windows = (
+        [np.array([1, 2]), np.array([3]), np.zeros(0, np.int64)],
+        [np.array([0, 5]), np.array([1]), np.zeros(0, np.int64)],
+    )
+    here = SequenceScorer(model).scores(*windows, [9000] * 3)
+    there = SequenceScorer(model.to(device)).scores(*windows, [9000] * 3)
+    np.testing.assert_allclose(here, there, atol=1e-4)
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert resolve_device("auto") == expected
+        assert (resolve_device("cpu"), resolve_device("cuda")) == ("cpu", "cuda")
+    fitted = fit(walks(), replace(RECIPES["sasrec"], epochs=1), right, device="auto")
+    assert fitted.scorer.model.device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "bert4rec"])
