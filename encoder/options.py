@@ -1,7 +1,8 @@
 """How a model is trained: one flat, frozen set of options, each with its reason.
 
 Sizes and vocabularies are `ModelConfig`'s. The defaults are what worked on two CPU cores with catalogues of some
-thousand items. Two runs with equal data, config and options are equal, except where `max_seconds` ends them.
+thousand items. Two runs with equal data, config and options are equal, except where `max_seconds` ends them; on CUDA
+but for the order of sums.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Training: one-cycle AdamW over length-bucketed windows, averaged weights, then the context offset.
 
 A run is a function of data, config, options and seed; every step draws from a generator of its own, so a resumed run
-equals an uninterrupted one. A time limit anneals the run instead of cutting it. It knows columns, not topics or
-files; the result is an artefact folder (see `encoder.artefact`).
+equals an uninterrupted one (on CUDA but for the order of sums). A time limit anneals the run instead of cutting it. It
+knows columns, not topics or files; the result is an artefact folder (see `encoder.artefact`).
 """
 
 from __future__ import annotations

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from encoder.config import ModelConfig
 from encoder.dataset import TrainingData
-from encoder.incremental import EncodeRequest, IncrementalEncoder
-from index.api_model import Slot
+from encoder.incremental import EncodeRequest
 from streams.comparison import KS, Comparison
 from streams.folder import FORGET_CODE, Folder
 from streams.folder_records import ItemVectors
-from streams.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
+from streams.rankers import Question, Ranker, best_lists, exact_ranks, masked_scores
 from streams.slices import Facts
 from streams.training_data import subclass_of
 
@@ -143,21 +142,9 @@ class Ranks:
 
 def best_list(encoder: IncrementalEncoder, data: LeaveOneOut) -> Slot:
     """The model's list with the best NDCG@10 on the validation targets."""
-    ranks = rank_targets(encoder, data, "validation", ks=(10,))
+    ranker = ModelRanker(encoder, data.vectors, SLOTS, encoder.encode_whole)
+    ranks = rank_all([ranker], data, "validation", (10,), window=encoder.model.config.window)
     return max(SLOTS, key=lambda slot: ranks.metrics(slot)["ndcg@10"])
-
-
-def rank_targets(
-    encoder: IncrementalEncoder,
-    data: LeaveOneOut,
-    part: Part,
-    slots: Sequence[Slot] = SLOTS,
-    ks: Sequence[int] = KS,
-    progress: Callable[[int], None] | None = None,
-) -> Ranks:
-    """`rank_all` of the model's lists."""
-    ranker = ModelRanker(encoder, data.vectors, slots, encoder.encode_whole)
-    return rank_all([ranker], data, part, ks, progress, encoder.model.config.window)
 
 
 def rank_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from index.api_model import ServedModel
 from index.keys import partition_tag
 from index.memory_store import MemoryStore
 from index.store import LogIdentity
+from streams.comparison import KS
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine, topics_of
 from streams.events import Rules
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
+from streams.leave_one_out import LeaveOneOut, Part, Ranks, rank_all
+from streams.rankers import ModelRanker
 from tests.folders import START_S, item, write_folder
 from tests.streams_world import MemoryBroker
 
@@ -111,3 +115,9 @@ async def lived(broker: MemoryBroker, store: MemoryStore, rng: random.Random) ->
         if not behind:
             return engine
         await engine.apply(rng.choice(behind))
+
+
+def rank_targets(encoder: IncrementalEncoder, data: LeaveOneOut, part: Part, ks: Sequence[int] = KS) -> Ranks:
+    """`rank_all` of the model's lists."""
+    ranker = ModelRanker(encoder, data.vectors, ("next", "general", "mixed"), encoder.encode_whole)
+    return rank_all([ranker], data, part, ks, window=encoder.model.config.window)

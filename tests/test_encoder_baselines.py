@@ -14,6 +14,7 @@ from encoder.baseline_recipes import Recipe, recipe_sets, recipes
 from encoder.baseline_training import SequenceScorer, fit
 from encoder.device import resolve_device
 from encoder.sequences import Padded, Sequences, training_batches
+from tests.devices import DEVICES
 
 ITEMS, USERS, LENGTH = 12, 48, 6
 SMALL: dict[str, Any] = {
@@ -28,7 +29,6 @@ RECIPES = {
     "bert4rec": Recipe("bert4rec", "softmax", masked=0.5, **{**SMALL, "lr": 1e-2, "epochs": 120, "patience": 12}),
     "hstu": Recipe("hstu", "sampled", negatives=32, cosine=True, temperature=0.1, **SMALL),
 }
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 FOLLOWER = np.random.default_rng(1).permutation(ITEMS)
 
 

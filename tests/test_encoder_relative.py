@@ -10,6 +10,7 @@ from encoder.config import BLOCKS, ModelConfig
 from encoder.model import StarsEncoder
 from encoder.relative import Relations, RelativeBias
 from encoder.tokens import GAP_BUCKETS, gap_buckets
+from tests.devices import DEVICES
 
 
 def small(block: str = "gated", bias: str = "time") -> ModelConfig:
@@ -48,6 +49,19 @@ def test_bias_adds_both_tables_per_head() -> None:
         bias.gap[4] = torch.tensor([0.5, 0.25])
         found = bias(Relations(torch.tensor([[[2, 1]]]), torch.tensor([[[4, 4]]])))
     assert found.squeeze().tolist() == [[1.5, 0.5], [10.25, 0.25]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_pair_of_events_moves_only_its_own_distance_and_gap(device: str) -> None:
+    bias = RelativeBias(small()).to(device)
+    bias(
+        Relations(torch.tensor([[[2, 1, 2]]], device=device), torch.tensor([[[4, 4, 7]]], device=device))
+    ).sum().backward()
+    moved = [parameter.grad[:, 0].cpu() for parameter in bias.parameters() if parameter.grad is not None]
+    assert [(grad.nonzero().flatten().tolist(), grad[grad > 0].tolist()) for grad in moved] == [
+        ([1, 2], [1.0, 2.0]),
+        ([4, 7], [2.0, 1.0]),
+    ]
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from deploy.commands_model import evaluate as evaluate_command
+from deploy.evaluation import BaselinePlan, evaluate_folder, evaluate_leave_one_out
+from deploy.settings import load
 from encoder.baseline_recipes import recipes
 from streams.baselines import (
     COUNTING,
     TRAINED,
+    Baselines,
     Training,
     TrainingPart,
     check_names,
@@ -24,12 +27,13 @@ from streams.baselines import (
 )
 from streams.evaluate import evaluate
 from streams.folder import Folder, read_folder
-from streams.leave_one_out import leave_one_out, rank_all, rank_targets, summary, validation_ndcg
+from streams.folder_records import ItemVectors
+from streams.leave_one_out import leave_one_out, rank_all, summary, validation_ndcg
 from streams.questions import AskSettings
 from streams.rankers import FloatArray, Question
 from streams.training_data import training_data
 from tests.folders import START_S, item, write_folder
-from tests.replay_world import RULES, encoder, served, shop, vectors_of
+from tests.replay_world import RULES, encoder, rank_targets, served, shop, vectors_of
 
 CHOICES = [kind.weight > 0 for kind in RULES.kinds]
 SMALL = Training({name: replace(recipe, epochs=1, d_model=8, d_ff=8, window=8, n_layers=1, n_heads=1)
@@ -130,6 +134,21 @@ def test_items_that_come_later_are_known_to_text_alone(tmp_path: Path) -> None:
     trained, text = (ranker.scores(spy.asked[-3:])[0] for ranker in made.rankers)
     assert np.isneginf(trained[:, 60]).all() and np.isfinite(trained[:, :54]).all()
     assert np.isfinite(text).all()
+
+
+def test_they_are_trained_where_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop(tmp_path / "shop", events=300)
+    devices: list[str] = []
+
+    def make(names: Sequence[str], part: TrainingPart, vectors: ItemVectors, training: Training) -> Baselines:
+        devices.append(training.device)
+        return make_baselines(names, part, vectors, replace(training, device="cpu", recipes=SMALL.recipes))
+
+    monkeypatch.setattr("deploy.evaluation.make_baselines", make)
+    settings, plan = load({"PERSEID_DEVICE": "cuda"}), BaselinePlan(["sasrec"])
+    evaluate_leave_one_out(tmp_path / "shop", None, settings, {}, plan=plan)
+    evaluate_folder(tmp_path / "shop", None, settings, {}, 0.6, AskSettings(), plan=plan)
+    assert devices == ["cuda", "cuda"]
 
 
 def test_wrong_names_are_refused(tmp_path: Path) -> None:

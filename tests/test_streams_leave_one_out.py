@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from encoder.incremental import EncodeRequest
+from deploy.train import validation_score
+from encoder.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model import StarsEncoder
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
-from streams.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, rank_targets, summary
+from streams.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, summary
 from streams.rankers import ModelRanker
+from tests.devices import DEVICES
 from tests.folders import START_S, item, write_folder
-from tests.replay_world import CONFIG, RULES, encoder, shop, vectors_of
+from tests.replay_world import CONFIG, RULES, encoder, rank_targets, shop, vectors_of
 
 PLACED = "user_id,item_id,event_type,timestamp,seq_pos"
 
@@ -131,6 +136,18 @@ def test_the_comparison_has_the_same_metrics_and_says_who_was_asked(tmp_path: Pa
     assert sizes["popularity"] >= 2
     with pytest.raises(ValueError, match="two lists of one name"):
         compare_lists([ranker, ranker], split, "test", "next")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("sizes", [{}, {"d_model": 768, "n_layers": 4, "window": 200, "slack": 56}])
+def test_the_score_while_training_is_that_of_the_table(tmp_path: Path, sizes: dict[str, Any], device: str) -> None:
+    folder = shop(tmp_path / "shop", events=100)
+    split = leave_one_out(folder, vectors_of(folder))
+    torch.manual_seed(0)
+    model = StarsEncoder(replace(CONFIG, **sizes)).eval()
+    found = validation_score(model, split, device)
+    table = rank_targets(IncrementalEncoder(model, cache_bytes=1 << 26, device="cpu"), split, "validation")
+    assert found == pytest.approx(table.metrics("next")["ndcg@10"])
 
 
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
