@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from encoder.config import ModelConfig
 from encoder.dataset import TrainingData
-from encoder.incremental import EncodeRequest
+from encoder.incremental import EncodeRequest, IncrementalEncoder
+from index.api_model import Slot
 from streams.comparison import KS, Comparison
 from streams.folder import FORGET_CODE, Folder
 from streams.folder_records import ItemVectors
-from streams.rankers import Question, Ranker, best_lists, exact_ranks, masked_scores
+from streams.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
 from streams.slices import Facts
 from streams.training_data import subclass_of
 
