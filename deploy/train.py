@@ -55,8 +55,8 @@ class TrainPlan:
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
     progress: bool = False
-    refit: Path | None = None
     texts: TextSource = field(default_factory=lambda: TextSource(load({}), {}))
+    refit: Path | None = None
 
 
 def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
