@@ -89,6 +89,8 @@ class IncrementalEncoder:
         self.stats = EncoderStats()
         self._config = model.config
         on_cpu = self.device.type == "cpu"
+        if not on_cpu:  # it plans anew for every length of a window, 50 ms each time
+            torch.backends.cuda.enable_cudnn_sdp(False)
         halves = not on_cpu and model.config.block != "hstu"
         dtype = cache_dtype or (torch.float16 if halves else torch.float32)
         self._slots = SlotCache(model.config, cache_bytes, self.device, dtype, page)

@@ -1,9 +1,10 @@
 """Appends on a GPU: users a second and the latency of a batch, beside what reading the cached keys and values takes.
 
 Windows of L = 200 events in a cache of halves. `encode` is the whole call, Python and transfers included, as a worker
-makes it (wall time, median). Beside it the same without the recorded step (`AppendStep`), the recorded step alone with
-its pages read in place and gathered (CUDA events), and the ceiling: the bytes of keys and values that a step has to
-read over the bandwidth of a copy on the same card. The whole window is fused attention over a batch of equal lengths.
+makes it (wall time, median); `unrecorded` the same without the recorded step (`AppendStep`). `step` is that step alone
+(CUDA events), its pages read in place or gathered, or with products in TF32. The ceiling is the bytes of keys and
+values that a step has to read over the bandwidth of a copy on the same card; the whole window is fused attention over a
+batch of equal lengths.
 
     python -m tests.bench.append_cuda [--widths 256,768] [--batches 1,64,256,1024,4096] [--block paper|gated]
 """
@@ -29,7 +30,6 @@ from tests.bench.report import result, show
 
 STEPS = 24  # one-event steps that are timed, around LENGTH
 WHOLE = 64  # users of the batch of whole windows
-SIDES = ("encode", "unrecorded")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,32 +70,30 @@ def measure(config: ModelConfig, batches: Sequence[int], bandwidth: float) -> li
     assert recorded is not None
     for batch in batches:
         name = f"d{config.d_model}_batch{batch}"
-        seconds = {}
-        for side in SIDES:
-            encoder._step = recorded if side == "encode" else None
-            seconds[side], answer = appends(encoder, users[:batch], start)
+        encoder._step = None
+        unrecorded, _ = appends(encoder, users[:batch], start)
         encoder._step = recorded
-        end = start + STEPS
-        reference = [request(user, users[user], end, 0) for user in range(min(batch, WHOLE))]
+        encode, answer = appends(encoder, users[:batch], start)
+        reference = [request(user, users[user], start + STEPS, 0) for user in range(min(batch, WHOLE))]
         difference = np.abs(answer[: len(reference)] - encoder.encode_whole(reference).vectors).max()
-        in_place, gathered = (step_seconds(encoder, how, batch) for how in (recorded._in_place, None))
-        ceiling = read_bytes * batch / bandwidth
-        results += [
-            result(f"{name}_encode", batch / seconds["encode"], "users/s", None),
-            result(f"{name}_encode_latency", seconds["encode"] * 1e3, "ms", None),
-            result(f"{name}_unrecorded_latency", seconds["unrecorded"] * 1e3, "ms", None),
-            result(f"{name}_step_in_place", in_place * 1e3, "ms", None),
-            result(f"{name}_step_gathered", gathered * 1e3, "ms", None),
-            result(f"{name}_ceiling", ceiling * 1e3, "ms", None),
-            result(f"{name}_difference", float(difference), "absolute", 5e-3, at_most=True),
-        ]
-        print(
-            f"{name}: encode {seconds['encode'] * 1e3:.3f} ms ({batch / seconds['encode']:.0f} users/s), unrecorded "
-            f"{seconds['unrecorded'] * 1e3:.3f} ms, step {in_place * 1e3:.3f} ms in place, {gathered * 1e3:.3f} ms "
-            f"gathered, reading alone {ceiling * 1e3:.3f} ms, difference {difference:.1e}",
-            file=sys.stderr,
-            flush=True,
-        )
+        in_place, vectors = step_seconds(encoder, recorded._in_place, batch)
+        gathered, _ = step_seconds(encoder, None, batch)
+        torch.set_float32_matmul_precision("high")
+        tf32, rounded = step_seconds(encoder, recorded._in_place, batch)
+        torch.set_float32_matmul_precision("highest")
+        rows = {
+            "encode": (batch / encode, "users/s"),
+            "encode_latency": (encode * 1e3, "ms"),
+            "unrecorded_latency": (unrecorded * 1e3, "ms"),
+            "step_in_place": (in_place * 1e3, "ms"),
+            "step_gathered": (gathered * 1e3, "ms"),
+            "step_tf32": (tf32 * 1e3, "ms"),
+            "ceiling": (read_bytes * batch / bandwidth * 1e3, "ms"),
+            "tf32_difference": (float(np.abs(rounded - vectors).max()), "absolute"),
+        }
+        print(name, *(f"{row} {value:.4g} {unit}" for row, (value, unit) in rows.items()), file=sys.stderr, flush=True)
+        results += [result(f"{name}_{row}", value, unit) for row, (value, unit) in rows.items()]
+        results.append(result(f"{name}_difference", float(difference), "absolute", 5e-3, at_most=True))
     memory = torch.cuda.max_memory_allocated() / 2**30
     return [*results, result(f"d{config.d_model}_peak_memory", memory, "GiB", None)]
 
@@ -124,16 +122,17 @@ def whole(encoder: IncrementalEncoder, users: Sequence[Any], config: ModelConfig
 
 
 @torch.inference_mode()
-def step_seconds(encoder: IncrementalEncoder, in_place: Any, batch: int) -> float:
-    """Median time on the device of one recorded step over the users that are cached now."""
+def step_seconds(encoder: IncrementalEncoder, in_place: Any, batch: int) -> tuple[float, Any]:
+    """Median time on the device of one recorded step over the users that are cached now, and its vectors."""
+    torch.manual_seed(0)
     step = AppendStep(encoder.model, encoder._slots, in_place)
     held = [encoder._slots.get(user) for user in range(batch)]
     pages = np.asarray([slot.pages for slot in held if slot is not None], dtype=np.int64)
     x = torch.randn(batch, encoder.model.config.d_model, device="cuda")
     ts_ms = torch.zeros(batch, dtype=torch.int64, device="cuda")
-    step(x, ts_ms, pages, np.full(batch, LENGTH, dtype=np.int64))
+    vectors = step(x, ts_ms, pages, np.full(batch, LENGTH, dtype=np.int64))
     [recorded] = step._recorded.values()
-    return median_seconds(recorded.graph.replay)
+    return median_seconds(recorded.graph.replay), vectors
 
 
 def copy_bandwidth() -> float:
