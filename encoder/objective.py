@@ -7,6 +7,7 @@ compared with. All draws come from the generator of the step. It knows no optimi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,10 +105,13 @@ class Objective:
         self.model, self.columns, self.options = model, columns, options
         self.device = torch.device(options.device)
         self.full = len(columns.data.item_ids) <= options.full_limit
-        warm, per_subclass, uniform = columns.counts > 0, options.subclass_negatives, options.uniform_negatives
-        self.negatives = Negatives(columns.data.item_subclass, warm, per_subclass, uniform)
+        drawn = (columns.counts > 0) | (options.cold_weight > 0)
+        per_subclass, uniform = options.subclass_negatives, options.uniform_negatives
+        self.negatives = Negatives(columns.data.item_subclass, drawn, per_subclass, uniform)
         self.bias = columns.prior if options.prior == "train" else None
-        self.full_bias = _without_cold(columns, self.bias)
+        self.full_bias = _with_cold(columns, self.bias, options.cold_weight)
+        if options.cold_weight:  # else they are not drawn, and only those of a target's page are among the candidates
+            self.bias = self.full_bias
         self.dtype = torch.bfloat16 if _low_precision(options, self.device) else torch.float32
         data = columns.data
         self._context = None if data.context is None else torch.from_numpy(data.context).float().to(self.device)
@@ -246,16 +250,19 @@ class Objective:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
-def _without_cold(columns: Columns, bias: Tensor | None) -> Tensor | None:
-    """What is added to the logits of all items: `bias`, and what keeps those without a training event out.
+def _with_cold(columns: Columns, bias: Tensor | None, weight: float) -> Tensor | None:
+    """What is added to the logits of all items: `bias`, and the log of the `weight` that those without a training event
+    have as negatives.
 
-    They are never a target. As negatives of everyone they would teach text and tags that nobody wants what is new, and
-    be found by nobody when somebody does.
+    They are never a target. As negatives of everyone they teach text and tags that nobody wants what is new, and are
+    found by nobody when somebody does; where they are many and no negatives at all, they take the places of what is
+    known.
     """
     cold = torch.from_numpy(columns.counts == 0).to(columns.prior.device)
-    if not cold.any():
+    if weight == 1 or not cold.any():
         return bias
-    return (torch.zeros_like(columns.prior) if bias is None else bias).masked_fill(cold, _NEVER)
+    added = torch.where(cold, math.log(weight) if weight else _NEVER, 0.0)
+    return added if bias is None else bias + added
 
 
 def _reaching(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:

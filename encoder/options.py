@@ -41,6 +41,7 @@ class TrainOptions:
     full_limit: int = 20_000  # up to so many items the softmax runs over all of them
     uniform_negatives: int = 512
     subclass_negatives: int = 16
+    cold_weight: float = 0.0  # of an item without a training event as a negative, 1: as any other; see `objective`
     low_precision: bool | None = None  # bfloat16 in the full softmax; None: where the processor is fast at it
     general_weight: float = 0.1
     general_horizon: int = 10  # h_gen predicts one of the next so many events
@@ -74,6 +75,8 @@ class TrainOptions:
         for name in (*counts, "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
+        if not 0 <= self.cold_weight <= 1:
+            raise ValueError(f"cold_weight is {self.cold_weight}; give a share in [0, 1]")
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout is {self.holdout}; give a share in [0, 1)")
         if self.max_seconds is not None and self.max_seconds <= 0:

@@ -29,6 +29,7 @@ from index.store import (
     StoreUnavailableError,
 )
 
+_SCAN_PAGE = 5000  # members of a sorted set asked for at once: some two milliseconds of the server
 _LOG_PAGE = 2000  # entries of the item log fetched at once: a few hundred KB of records at most
 _FOLLOW_MARGIN_S = 5.0  # a blocking log read may take this much longer than asked before the connection counts as dead
 
@@ -151,8 +152,14 @@ class RedisStore:
         await self._run(key, "HSET", *(part for field in fields.items() for part in field))
 
     async def scores(self, key: str) -> dict[str, int]:
-        found = await self._run(key, "ZRANGE", 0, -1, "WITHSCORES", withscores=True)
-        return {member.decode(): int(score) for member, score in found}
+        # Not by one ZRANGE: over a million members it would take longer than a reader waits, and keep out all others.
+        found: dict[str, int] = {}
+        cursor = 0
+        while True:
+            cursor, page = await self._run(key, "ZSCAN", cursor, "COUNT", _SCAN_PAGE)
+            found.update({member.decode(): int(score) for member, score in page})
+            if not cursor:
+                return found
 
     async def count(self, key: str) -> int:
         return int(await self._run(key, "ZCARD"))

@@ -143,7 +143,7 @@ class LiveStore(Protocol):
         """Sets fields of a hash that no claim guards (cluster facts, models, heartbeats)."""
 
     async def scores(self, key: str) -> dict[str, int]:
-        """All members of a sorted set with their scores."""
+        """All members of a sorted set with their scores; of those that come or go meanwhile some."""
 
     async def count(self, key: str) -> int:
         """How many members a sorted set has, without reading them."""

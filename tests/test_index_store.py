@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from deploy.redis_server import RedisServer
 from index.keys import CONTEXT_TAG, ITEMS_TAG, Keys
@@ -176,6 +177,41 @@ def test_a_sorted_set_is_counted_and_read_from_its_low_end(check: Callable[[Scen
         assert await store.lowest(users, 10, 2, from_score=7) == ["b", "é"]
 
     check(scenario)
+
+
+def test_a_large_sorted_set_is_read_whole(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        users = store.keys.users("p3")
+        await store.claim("p3", "t", 1, {"clicks": LOG})
+        scores = {f"user-{number}": 1_700_000_000_000 + number for number in range(12_000)}
+        await store.commit([commit(store, "t", 0, 1, Op("zadd", users, scores))])
+        assert await store.scores(users) == scores
+
+    check(scenario)
+
+
+def test_no_single_command_reads_a_whole_sorted_set(redis_server: RedisServer, keys: Keys) -> None:
+    """Its reply would keep out everybody else, and over a million members no reader would wait for it."""
+    count = 12_000
+    with Redis.from_url(redis_server.url) as redis:
+        redis.zadd(keys.item_index(), {f"item-{number}": number for number in range(count)})
+
+        async def read() -> dict[str, int]:
+            store = RedisStore(redis_server.url, keys)
+            found = await store.scores(keys.item_index())
+            await store.close()
+            return found
+
+        with redis.monitor() as monitor:
+            assert len(asyncio.run(read())) == count
+            redis.ping()
+            commands = []
+            for seen in monitor.listen():
+                if seen["command"] == "PING":
+                    break
+                if keys.item_index() in seen["command"]:
+                    commands.append(seen["command"].split()[0])
+    assert set(commands) == {"ZSCAN"} and len(commands) > 1
 
 
 def test_a_new_log_starts_at_zero_and_keeps_the_users(check: Callable[[Scenario], None]) -> None:
