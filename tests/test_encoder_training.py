@@ -107,17 +107,31 @@ def test_cold_items_are_found_by_their_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("full_limit", [1000, 1])
-def test_items_without_events_teach_nothing(full_limit: int, tmp_path: Path) -> None:
+def test_items_without_events_teach_as_much_as_their_weight_as_negatives(full_limit: int) -> None:
     data = shop(40, 8, lambda rng, user, *_: int(rng.integers(2, 12)) * 2 + user % 2)  # items 0..3 never chosen
     data.item_tags = [["cold"] if item < 4 else ["warm"] for item in range(24)]
-    options = replace(OPTIONS, epochs=2, full_limit=full_limit, subclass_negatives=2, uniform_negatives=24)
-    model, _ = artefact.load(train(data, replace(CONFIG, tags=("cold", "warm")), options, out=tmp_path).folder)
-    rows = model.tower.tag_rows([["cold"], ["warm"]])
-    torch.manual_seed(options.seed)
-    untrained = StarsEncoder(model.config, data.item_ids)
-    tags, before = (m.tower.tags.weight[rows[:, 0]] for m in (model, untrained))
-    moved = (tags - before).norm(dim=1)
-    assert moved[0] < 1e-6 < moved[1]
+    config = replace(CONFIG, tags=("cold", "warm"))
+
+    def taught(cold_weight: float) -> list[float]:
+        """The gradient of both tags in one batch of everything."""
+        shape = {"full_limit": full_limit, "subclass_negatives": 2, "uniform_negatives": 24}
+        options = replace(OPTIONS, holdout=0.0, cold_weight=cold_weight, **shape)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        model = StarsEncoder(config, data.item_ids)
+        columns = Columns.prepare(data, config, options, model)
+        chunks = cut_chunks(data.user_ptr, columns.weight, columns.first, config)
+        group = np.arange(len(chunks.rows))
+        batch = collate(chunks, group, columns.users, columns.weight, columns.first)
+        loss = Objective(model, columns, options)(batch, chunks, group, np.random.default_rng(0))
+        torch.autograd.backward(loss)
+        rows = model.tower.tag_rows([["cold"], ["warm"]])
+        assert model.tower.tags.weight.grad is not None
+        found: list[float] = model.tower.tags.weight.grad[rows[:, 0]].norm(dim=1).tolist()
+        return found
+
+    nothing, little, much = taught(0.0), taught(0.01), taught(1.0)
+    assert nothing[0] < 1e-7 < nothing[1]
+    assert 0.009 < little[0] / much[0] < 0.016  # the whole is a little less where they are hardly counted
 
 
 def test_an_item_that_is_only_ever_a_negative_has_no_offset(tmp_path: Path) -> None:
