@@ -194,6 +194,14 @@ def test_single_rows_of_batches_of_any_size(block: str, bias: str) -> None:
     assert steps == [1, 8, 3, 9, 5, 9]  # the first batch brings [USER] too
 
 
+def test_prepared_sizes_are_those_that_batches_need() -> None:
+    made = encoder(step=True)
+    assert made._step is not None
+    made.prepare(5)
+    assert list(made._step._recorded) == ([1, 2, 4, 8] if DEVICE == "cuda" else [])  # a CPU has nothing to record
+    assert_equal_to_whole(made, [request(1, history(3))])
+
+
 def count_steps(made: IncrementalEncoder) -> list[int]:
     """The sizes of batches of single rows from now on."""
     step, sizes = made._step, list[int]()
