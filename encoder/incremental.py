@@ -7,10 +7,12 @@ Only the thread that owns the encoder may call it. It knows windows, not users, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
+from subprocess import SubprocessError
 
 import numpy as np
 import torch
@@ -28,6 +30,8 @@ from encoder.slots import PAGE, Slot, SlotCache
 from encoder.windows import Embedded, Rows, embed
 
 __all__ = ["EncodeRequest", "EncodeResult", "EncoderStats", "IncrementalEncoder", "ItemTable", "use_threads"]
+
+log = logging.getLogger(__name__)
 
 ROWS_PER_FORWARD = 4096  # bounds activation memory: 4096 rows of d_ff 3072 are 50 MB
 GATHER_BYTES = 6 << 20  # on CPU gather keys and values in pieces that stay in its caches: 1.5-5 times faster
@@ -98,7 +102,7 @@ class IncrementalEncoder:
         most = max(GATHER_BYTES // layer_bytes, self._slots.needed(1 + model.config.capacity))
         self._gather = most if on_cpu else self._slots.count
         self._scratch = torch.empty(most * layer_bytes // dtype.itemsize if on_cpu else 0, dtype=dtype)
-        self._step = None if on_cpu else AppendStep(self.model, self._slots, _in_place(model))
+        self._step = None if on_cpu else AppendStep(self.model, self._slots, _in_place(self.model, self._slots))
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
@@ -297,12 +301,22 @@ class IncrementalEncoder:
         return send(array, self.device)
 
 
-def _in_place(model: StarsEncoder) -> AttendInPlace | None:
-    """Attention that reads pages where they lie, where there is a kernel for the model's."""
+def _in_place(model: StarsEncoder, slots: SlotCache) -> AttendInPlace | None:
+    """Attention that reads pages where they lie, where there is a kernel for the model's and it can be compiled."""
     if model.config.bias != "none" or model.config.block == "hstu" or find_spec("triton") is None:
         return None
     from encoder.paged_attention import attend_in_place
 
+    device, heads, width = model.general.device, model.config.n_heads, model.config.d_head
+    cache, first = (
+        torch.zeros(1, 1, 2, heads, width, device=device),
+        torch.zeros(1, 1, dtype=torch.int64, device=device),
+    )
+    try:
+        attend_in_place(torch.zeros(2, 1, heads, width, device=device), cache, first, first[0])
+    except (RuntimeError, ValueError, OSError, SubprocessError) as error:  # Triton needs a C compiler and Python.h
+        log.warning("appends gather their pages, the kernel that reads them in place does not run: %s", error)
+        return None
     return attend_in_place
 
 

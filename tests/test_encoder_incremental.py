@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from encoder.append_step import AppendStep
 from encoder.config import BIASES, BLOCKS, ModelConfig
-from encoder.incremental import EncodeRequest, IncrementalEncoder
+from encoder.incremental import EncodeRequest, IncrementalEncoder, _in_place
 from encoder.model import StarsEncoder
 
 TOLERANCE = 1e-4
@@ -213,6 +214,15 @@ def count_steps(made: IncrementalEncoder) -> list[int]:
 
     made._step = counted  # type: ignore[assignment]
     return sizes
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the kernel runs here")
+def test_where_the_kernel_does_not_run_pages_are_gathered(caplog: pytest.LogCaptureFixture) -> None:
+    biased, plain = encoder(bias="position"), encoder()
+    assert _in_place(biased.model, biased._slots) is None and not caplog.records
+    assert _in_place(plain.model, plain._slots) is None
+    if find_spec("triton") is not None:
+        assert "gather their pages" in caplog.text
 
 
 _KERNEL = """
