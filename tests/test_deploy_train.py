@@ -21,7 +21,7 @@ from deploy.train import TrainPlan, train_folder
 from encoder.serving import read_document
 from encoder.text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash
 from encoder.text_memory import TextMemory
-from encoder.training import TrainOptions
+from encoder.training import TrainingData, TrainOptions, TrainResult, train
 from streams.events import Rules
 from streams.folder import read_folder
 from tests.folders import START_S, item, write_folder
@@ -225,7 +225,17 @@ def test_leave_one_out_is_trained_validated_and_measured(folder: Path, model: Pa
     assert isinstance(seen.exception, ValueError) and "--protocol loo" in str(seen.exception)
 
 
-def test_a_validated_model_is_trained_again_on_what_validated_it(folder: Path, texts: str, tmp_path: Path) -> None:
+def test_a_validated_model_is_trained_again_on_what_validated_it(
+    folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[int] = []
+
+    def counted(data: TrainingData, *more: Any, **named: Any) -> TrainResult:
+        learned.append(len(data.items))
+        return train(data, *more, **named)
+
+    monkeypatch.setattr("deploy.train.train", counted)
+
     def run(*arguments: str) -> dict[str, Any]:
         done = CliRunner().invoke(cli, [*arguments, "--texts", texts])
         assert done.exit_code == 0, done.output
@@ -236,6 +246,7 @@ def test_a_validated_model_is_trained_again_on_what_validated_it(folder: Path, t
     recipe = ["--preset", "movielens", "--set", "validate_every=1", "--set", "d_model=32", "--epochs", "3"]
     first = run(*shared, *recipe)
     again = run(*shared, "--refit", first["model"])
+    assert learned == [USERS * (STEPS - 2), USERS * (STEPS - 1)]
     after = read_document(Path(again["model"]))["metadata"]
     assert (after["refit"], after["options"]["epochs"]) == (first["version"], int(first["metrics"]["best_epoch"]))
     assert read_document(Path(again["model"]))["config"] == read_document(Path(first["model"]))["config"]
