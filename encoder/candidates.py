@@ -1,9 +1,9 @@
 """Negatives for a catalogue too large for a full softmax: same page, then same subclass, then uniform.
 
 Same-page items were seen and not chosen, same-subclass ones are alike: both teach more than uniform ones, which keep
-the whole space apart. The latter two are items that were chosen by somebody: as everyone's negative an item that never
-was would teach that nobody wants what is new. It draws indexes from a given generator and knows neither vectors nor
-losses.
+the whole space apart. The latter two are drawn from the items that the caller allows: as everyone's negative an item
+that nobody ever chose teaches that nobody wants what is new (`cold_weight`). It draws indexes from a given generator
+and knows neither vectors nor losses.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MAX_PAGE = 10
 
 
 class Negatives:
-    """Draws candidates for targets over one catalogue, of which `chosen` bool [items] were chosen by somebody."""
+    """Draws candidates for targets over one catalogue, of which `allowed` bool [items] may be drawn."""
 
-    def __init__(self, subclass: Sequence[str], chosen: NDArray[np.bool_], per_subclass: int, uniform: int) -> None:
+    def __init__(self, subclass: Sequence[str], allowed: NDArray[np.bool_], per_subclass: int, uniform: int) -> None:
         _, self._code = np.unique(np.asarray(subclass, dtype=str), return_inverse=True)
-        self._chosen = np.flatnonzero(chosen)
-        code = self._code[self._chosen]
-        self._sorted = self._chosen[np.argsort(code, kind="stable")]
+        self._allowed = np.flatnonzero(allowed)
+        code = self._code[self._allowed]
+        self._sorted = self._allowed[np.argsort(code, kind="stable")]
         self._size = np.bincount(code, minlength=int(self._code.max(initial=0)) + 1)
         self._start = np.cumsum(self._size) - self._size
         self._per_subclass, self._uniform = per_subclass, uniform
@@ -43,5 +43,5 @@ class Negatives:
 
     def shared(self, rng: np.random.Generator) -> IntArray:
         """Uniform negatives for a whole batch, int64 [U], without repetition."""
-        drawn: IntArray = rng.choice(self._chosen, min(self._uniform, len(self._chosen)), replace=False)
+        drawn: IntArray = rng.choice(self._allowed, min(self._uniform, len(self._allowed)), replace=False)
         return drawn
