@@ -69,10 +69,13 @@ class LiveState:
         """Bytes of the append-only file that are written now."""
         return self._append_only_file().stat().st_size
 
-    def cut(self, size: int) -> None:
-        """Takes everything behind `size` bytes from the append-only file of a Redis that does not run."""
+    def cut(self, size: int) -> bytes:
+        """Takes everything behind `size` bytes from the append-only file of a Redis that does not run; what it took."""
         with self._append_only_file().open("r+b") as file:
+            file.seek(size)
+            lost = file.read()
             file.truncate(size)
+        return lost
 
     def _append_only_file(self) -> Path:
         parts = sorted(self._folder.glob("appendonlydir/*.incr.aof"))

@@ -45,11 +45,12 @@ def topic_recreated(stage: Stage) -> None:
         stage.wait(lambda: stage.traffic.idle, "the first half is sent")
         _recreate(stage)
         worker = stage.start()
-    stage.traffic.limit = len(stage.records)
     before = sum(stage.live.positions().values())
+    stage.traffic.limit = first + first // 8  # fewer than were applied: a new log that is read stays the shorter one
     stage.recoveries_s.append(
         stage.wait(lambda: _starts_anew(stage) and stage.live.progress() != before, "the new log is read")
     )
+    stage.traffic.limit = len(stage.records)
     assert worker.alive, worker.log_tail()
 
 
@@ -123,12 +124,11 @@ def _change_an_item(stage: Stage) -> None:
 
 
 def _set_back(stage: Stage, written: int) -> None:
-    before, items = stage.live.progress(), stage.live.item_log()[1]
     stage.redis.kill()
-    stage.live.cut(written)
+    lost = stage.live.cut(written)  # looked at here: once Redis is back, a fast worker may have written it again
+    assert b"pos:" in lost, "Redis loses no position: the fault missed"
+    assert b"item_position" in lost, "Redis loses nothing of the item log: the fault missed"
     stage.restart_redis()
-    assert sum(stage.live.positions().values()) < before, "Redis lost nothing: the fault missed"
-    assert stage.live.item_log()[1] < items, "Redis lost nothing of the item log: the fault missed"
     stage.first_write()
 
 
@@ -145,9 +145,8 @@ def redis_emptied(stage: Stage) -> None:
 
 
 def _empty(stage: Stage) -> None:
-    before = stage.live.progress()
+    assert stage.live.progress(), "nothing was applied: the fault missed"
     stage.live.flush()
-    assert sum(stage.live.positions().values()) < before, "Redis was not emptied: the fault missed"
     stage.first_write()
 
 
