@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -65,6 +65,30 @@ def test_of_answers_only_so_many_are_let_in() -> None:
     assert site.statuses == {503: 9 - ANSWERS, 200: ANSWERS}
     assert site.headers[0][b"retry-after"] == b"1"
     assert site.metrics.counters() == {"requests": 9, "refused": 9 - ANSWERS}
+
+
+def test_a_queue_that_stands_is_half_as_long_as_one_that_comes_and_goes() -> None:
+    now_s = 0.0
+    turns = Turns(ANSWERS, lambda: now_s)
+
+    def room() -> int:
+        with ExitStack() as answers:
+            for count in range(ANSWERS + 1):
+                if turns.full:
+                    return count
+                answers.enter_context(turns.begun())
+        raise AssertionError("more than the limit are let in")
+
+    with turns.begun():
+        now_s = 0.09
+        assert room() == ANSWERS - 1
+        now_s = 0.11
+        assert room() == ANSWERS // 2 - 1
+        with turns.idle():
+            assert room() == ANSWERS  # one that waits for an event is no work
+        assert room() == ANSWERS - 1
+    now_s = 5.0
+    assert room() == ANSWERS
 
 
 def test_answers_that_wait_for_an_event_leave_room_for_others_up_to_the_limit_at_a_time() -> None:
