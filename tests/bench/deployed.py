@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import tempfile
 import threading
 import time
@@ -66,7 +67,8 @@ async def known_users(store: LiveStore, partitions: int) -> list[str]:
 
 @contextmanager
 def started(on: str, state: Path | None) -> Iterator[Live]:
-    """A running deployment without traffic: with real Kafka and Redis, or with the embedded ones."""
+    """A running deployment without traffic, on real Kafka and Redis or the embedded ones, which SIGTERM ends too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perseid-bench-")))
         fixtures = {"kafka_server": stack.enter_context(services.kafka())} if on == "kafka" else {}

@@ -16,7 +16,6 @@ import asyncio
 import math
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -269,7 +268,6 @@ def main() -> None:
     options.add_argument("--out", type=Path, help="file that gets one JSON line per interval")
     given = options.parse_args()
     plan = Plan(60 * given.minutes, given.rate, given.queries, given.every)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended early, it still says what it has
 
     def note(values: Mapping[str, Any]) -> None:
         line = orjson.dumps(values).decode()
