@@ -21,8 +21,8 @@ class Turns:
     """The answers in work, `limit` at most: the last of them waits for all the others.
 
     So many only for a moment. Where there has always been one for a tenth of a second, more comes than can be answered,
-    and a long queue answers nothing more, only later: half of `limit` is let in. Good and bad queues are told apart as
-    in Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 2012.
+    and a long queue answers nothing more, only later: three quarters of `limit` are let in. Good and bad queues are
+    told apart as in Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 2012.
     """
 
     def __init__(self, limit: int, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,7 @@ class Turns:
     def full(self) -> bool:
         """Whether one more would wait too long."""
         standing = self._begun > 0 and self._clock_s() - self._busy_since_s > _STANDING_S
-        return self._begun >= (max(1, self._limit // 2) if standing else self._limit)
+        return self._begun >= (max(1, self._limit * 3 // 4) if standing else self._limit)
 
     @contextmanager
     def begun(self) -> Iterator[None]:
