@@ -87,6 +87,7 @@ def post_request(path: str, body: bytes, host: str = "127.0.0.1") -> bytes:
 
 
 def _main(load: Load) -> Report:
+    gc.collect()
     gc.disable()  # a collection of all that is on its way, 60 ms and more, would come out as the server's latency
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if load.warm_up_s:
