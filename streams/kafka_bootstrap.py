@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 
 from streams.kafka_access import KafkaAccess
+
+_GOODBYE_S = 0.5  # TLS ends when the other side has said so too; its socket stays open until then
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,24 @@ async def _first(access: KafkaAccess, servers: Sequence[str]) -> Cluster | None:
     for server in servers:
         host, _, port = server.rpartition(":")
         try:
-            connection = await create_conn(host.strip("[]"), int(port), **arguments)
-            try:
-                said: Any = await connection.send(MetadataRequest())
-            finally:
-                connection.close()
+            said = await _metadata(AIOKafkaConnection(host.strip("[]"), int(port), **arguments))
         except (KafkaError, OSError):
             continue
         brokers = [(broker[0], broker[1], broker[2]) for broker in said.brokers]
         return Cluster(said.cluster_id or "", brokers, {topic[1]: len(topic[-1]) for topic in said.topics})
     return None
+
+
+async def _metadata(connection: AIOKafkaConnection) -> Any:
+    """The server's answer; what was opened is closed."""
+    opened = True
+    try:
+        await connection.connect()
+        return await connection.send(MetadataRequest())
+    except OSError:
+        opened = False
+        raise
+    finally:
+        closed = connection.close()
+        if opened:
+            await asyncio.wait([closed], timeout=_GOODBYE_S)

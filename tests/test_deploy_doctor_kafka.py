@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import time
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +20,7 @@ from deploy.redis_server import RedisServer
 from deploy.settings import Settings, load
 from deploy.topics import create_topics
 from streams.kafka_access import KafkaAccess
+from streams.kafka_bootstrap import cluster_at_bootstrap
 from tests.fake_servers import answering
 from tests.secured_kafka import PASSWORD, SecuredKafka
 
@@ -158,6 +161,21 @@ def test_an_advertised_address_that_leads_nowhere_is_named(
     assert kafka.what.startswith("broker 1 calls itself 127.0.0.1:1, which cannot be reached from here")
     assert "advertised.listeners" in kafka.remedy
     assert topics.state == "ok" and f"{topic_prefix}clickstream 2" in topics.what
+
+
+@pytest.mark.parametrize(("way", "known"), [("scram-512", True), ("certificate", True), ("plain", False)])
+def test_the_bootstrap_server_is_asked_on_a_connection_that_is_closed_again(
+    secured_kafka: SecuredKafka, way: str, known: bool
+) -> None:
+    access = secured_kafka.way(way)
+    access = access if known else replace(access, password=WRONG)
+    gc.collect()
+    with warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always", ResourceWarning)
+        cluster = cluster_at_bootstrap(access, ["127.0.0.1:1", *access.servers], timeout_s=5.0)
+        assert (cluster is not None) == known
+        gc.collect()  # what was left open is found by the collector, in whichever test it comes next
+    assert not left
 
 
 def _leaving(client: type[AdminClient], config: dict[str, str | int | float]) -> AdminClient:

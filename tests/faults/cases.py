@@ -39,8 +39,9 @@ class Case:
     """A fault and the conditions it needs.
 
     `drag_s` is about how long one worker shall need for all records, so that a backlog outlasts the fault; 0 for as
-    fast as it can. `max_lag` None lets the traffic run ahead as it likes. `half` sends the second half only when the
-    case says so. With `encode` the workers have an encoder, and stored vectors must be those of whole windows.
+    fast as it can. `max_lag` None lets the traffic run ahead as it likes. `share` of the events are sent, the others
+    only when the case says so. With `encode` the workers have an encoder, and stored vectors must be those of whole
+    windows.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Case:
     drag_s: float = 0.0
     max_lag: int | None = 2000
     mix: Mix = _USUAL
-    half: bool = False
+    share: float = 1.0
     append_only: bool = False
     encode: bool = False
     durable: bool = False  # needs a broker that keeps its logs and can delete topics
@@ -65,7 +66,7 @@ class Case:
             session_s=session_s,
             max_lag=self.max_lag,
             drag_s=self.drag_s / haste,
-            limit=events // 2 if self.half else None,
+            limit=int(events * self.share) if self.share < 1 else None,
             append_only=self.append_only,
             encode=self.encode,
             mutation=self.mutation,
@@ -92,11 +93,11 @@ _SET_BACK = Case(
     limit_s=_SERVER_S,
 )
 _RECREATED = Case(
-    "topic-recreated", topic_recreated, drag_s=3.0, max_lag=None, half=True, durable=True, limit_s=_SERVER_S
+    "topic-recreated", topic_recreated, drag_s=3.0, max_lag=None, share=0.4, durable=True, limit_s=_SERVER_S
 )
 _TWO = Case("two-workers", two_workers, drag_s=12.0, max_lag=None)
 _ZOMBIE = Case("zombie", zombie, drag_s=8.0, max_lag=None)
-_RESENDS = Case("resends", replaced, drag_s=2.0, mix=Mix(resends=0.4))
+_RESENDS = Case("resends", replaced, drag_s=4.0, mix=Mix(resends=0.4))
 CASES = (
     killed_times(3),
     _TWO,
@@ -122,7 +123,7 @@ CASES = (
     _RESENDS,
     Case("odd-events", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(odd=0.8)),
     Case("poison", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(poison=100)),
-    Case("api-killed", killed_while_saving, half=True, mix=_MANY_ITEMS, snapshot_ms=20.0),
+    Case("api-killed", killed_while_saving, share=0.5, mix=_MANY_ITEMS, snapshot_ms=20.0),
     Case("disk-full", disk_full, drag_s=4.0, max_lag=_SHORT_LAG, mix=_MANY_ITEMS, snapshot_ms=50.0, disk_kb=8192),
     Case("encoded", two_workers, drag_s=12.0, max_lag=None, mix=Mix(steady=True), encode=True),
 )

@@ -36,13 +36,15 @@ def topic_recreated(stage: Stage) -> None:
     worker = stage.start()
     first = len(stage.records) // 2
     if stage.random.random() < 0.5:
+        stage.traffic.limit = first
         stage.wait(stage.settled, "the first half is applied")
         _recreate(stage)
     else:
         stage.wait_applied(first // 2)
-        stage.must_have_work()
         worker.kill()
+        stage.traffic.limit = first  # what comes from here on is the backlog
         stage.wait(lambda: stage.traffic.idle, "the first half is sent")
+        stage.must_have_work()
         _recreate(stage)
         worker = stage.start()
     before = sum(stage.live.positions().values())
