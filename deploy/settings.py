@@ -85,7 +85,7 @@ class Settings(BaseModel):
     api_keys: SecretStr = Field(
         SecretStr(""), description="API keys with scopes read, write, admin: `key:read+write,…`; empty = open"
     )
-    api_answers: int = Field(8, description="answers in work before 503, fewer in a standing queue (API)", ge=1)
+    api_answers: int = Field(10, description="answers in work before 503, half of it in a standing queue (API)", ge=1)
     api_in_flight: int = Field(64, description="writes, or answers that wait for an event, before 503 (API)", ge=1)
     state: Path = Field(Path(".perseid"), description="folder for caches, logs and snapshots")
     embed_url: SecretStr = Field(

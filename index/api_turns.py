@@ -15,25 +15,26 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _STANDING_S = 0.1  # a queue that a pause of the loop made is gone by then, unless more comes than can be answered
+_RECOVERY_S = 1.0  # after a queue that stood; a moment without one is no end of an overload
 
 
 class Turns:
     """The answers in work, `limit` at most: the last of them waits for all the others.
 
     So many only for a moment. Where there has always been one for a tenth of a second, more comes than can be answered,
-    and a long queue answers nothing more, only later: three quarters of `limit` are let in. Good and bad queues are
-    told apart as in Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 2012.
+    and a long queue answers nothing more, only later: half of `limit` is let in. Good and bad queues are told apart as
+    in Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 2012.
     """
 
     def __init__(self, limit: int, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._begun, self._turn = limit, 0, asyncio.Lock()
-        self._clock_s, self._busy_since_s = clock_s, 0.0
+        self._clock_s, self._busy_since_s, self._short_until_s = clock_s, 0.0, 0.0
 
     @property
     def full(self) -> bool:
         """Whether one more would wait too long."""
-        standing = self._begun > 0 and self._clock_s() - self._busy_since_s > _STANDING_S
-        return self._begun >= (max(1, self._limit * 3 // 4) if standing else self._limit)
+        short = self._clock_s() < self._short_until_s
+        return self._begun >= (max(1, self._limit // 2) if short else self._limit)
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -42,7 +43,7 @@ class Turns:
         try:
             yield
         finally:
-            self._begun -= 1
+            self._end()
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -57,6 +58,12 @@ class Turns:
         if not self._begun:
             self._busy_since_s = self._clock_s()
         self._begun += 1
+
+    def _end(self) -> None:
+        now_s = self._clock_s()
+        if now_s - self._busy_since_s > _STANDING_S:
+            self._short_until_s = now_s + _RECOVERY_S
+        self._begun -= 1
 
     async def take(self, rank: Callable[[], T]) -> T:
         """What `rank` returns, when it is its turn."""

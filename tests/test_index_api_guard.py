@@ -83,12 +83,16 @@ def test_a_queue_that_stands_is_shorter_than_one_that_comes_and_goes() -> None:
         now_s = 0.09
         assert room() == ANSWERS - 1
         now_s = 0.11
-        assert room() == ANSWERS * 3 // 4 - 1
-        with turns.idle():
-            assert room() == ANSWERS  # one that waits for an event is no work
-        assert room() == ANSWERS - 1
-    now_s = 5.0
+        with turns.begun():
+            pass
+        assert room() == ANSWERS // 2 - 1  # there has always been one
+    now_s = 0.5
+    assert room() == ANSWERS // 2  # a moment without one is no end of an overload
+    now_s = 1.2
     assert room() == ANSWERS
+    with turns.begun(), turns.idle():
+        now_s = 5.0
+        assert room() == ANSWERS  # one that waits for an event is no work, however long
 
 
 def test_answers_that_wait_for_an_event_leave_room_for_others_up_to_the_limit_at_a_time() -> None:

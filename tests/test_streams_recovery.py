@@ -19,6 +19,7 @@ from deploy.stack_kafka import KafkaServer
 from deploy.stack_ports import free_port
 from deploy.topics import create_topics
 from index.keys import Keys, partition_of, partition_tag
+from index.store import StoreUnavailableError
 from streams.kafka_access import KafkaAccess
 from streams.worker import StreamWorker
 from tests.services import open_folder
@@ -63,6 +64,7 @@ class Scene:
         self.shop = Shop(access, url, keys, session_s=3.0)
         self.shop.settings = replace(self.shop.settings, max_pending=MAX_PENDING)
         self.sent: list[str] = []
+        self.worker: StreamWorker
 
     async def send(self, count: int = 1) -> None:
         new = [f"e{len(self.sent) + n}" for n in range(count)]
@@ -72,7 +74,10 @@ class Scene:
     async def caught_up(self, timeout_s: float = BACK_S) -> float:
         """Waits until all that was sent is applied and confirmed; returns how many seconds it took."""
         started = time.monotonic()
-        await asyncio.wait_for(self._caught_up(), timeout_s)
+        try:
+            await asyncio.wait_for(self._caught_up(), timeout_s)
+        except TimeoutError:
+            raise AssertionError(f"not caught up within {timeout_s:g} s: {await self._where()}") from None
         return time.monotonic() - started
 
     async def _caught_up(self) -> None:
@@ -81,6 +86,18 @@ class Scene:
         before = (await self.shop.owner(TAG)).get("beat", 0)
         while (await self.shop.owner(TAG)).get("beat", 0) <= before:
             await asyncio.sleep(0.02)
+
+    async def _where(self) -> str:
+        """What there is of what was waited for, briefly: the summary of a run shows one line."""
+        worker = self.worker
+        lanes = [(len(lane.pending), len(lane.working)) for lane in worker.lanes]
+        said = f"lanes {lanes}, unsettled {sorted(worker.claims.unsettled)}, {dict(worker.engine.counts)}"
+        try:
+            async with asyncio.timeout(5.0):
+                applied, owner = len(await self.shop.window("anna")), await self.shop.owner(TAG)
+        except (TimeoutError, StoreUnavailableError) as error:
+            return f"Redis: {error or 'silent'}, {said}"
+        return f"{applied} of {len(self.sent)} applied, {owner}, {said}"
 
 
 Play = Callable[[Callable[[Scene, StreamWorker], Awaitable[None]]], None]
@@ -95,6 +112,7 @@ def play(servers: Servers, keys: Keys, topic_prefix: str, tmp_path: Path) -> Ite
             scene = Scene(servers, redis, redis_network, keys, topic_prefix)
             try:
                 async with scene.shop.worker() as worker:
+                    scene.worker = worker
                     await scene.send(2)
                     await scene.caught_up()
                     await scenario(scene, worker)
