@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from deploy.stack_kafka import KafkaServer
 from deploy.stack_ports import free_port
 from streams.kafka_access import KafkaAccess
-from tests.services import need_java, open_folder
+from tests.services import KEEP, need_java, open_folder
 
 USER, PASSWORD = "perseid", "a-secret-word"
 # Security, which of the listeners, mechanism.
@@ -64,7 +64,7 @@ def secured_kafka() -> Iterator[SecuredKafka]:
     users = [f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]" for bits in (256, 512)]
     arguments = [argument for user in users for argument in ("--add-scram", user)]
     with open_folder("perseid-test-secured-kafka-") as folder:
-        properties = _properties(ports, _certificates(folder), folder / "ca.pem")
+        properties = KEEP | _properties(ports, _certificates(folder), folder / "ca.pem")
         files = [folder / name for name in ("ca.pem", "client.pem", "client.key")]
         with KafkaServer(folder / "kafka", port=ports[0], properties=properties, format_arguments=arguments):
             yield SecuredKafka(ports, *files)

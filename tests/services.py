@@ -27,7 +27,7 @@ from streams.kafka_access import KafkaAccess
 KAFKA_IMAGE = "confluentinc/cp-kafka:7.9.0"
 ELASTICSEARCH_IMAGE = "elasticsearch:9.2.0"
 _DELETE_S = 20.0
-_KEEP = {"log.retention.ms": "-1"}  # tests' records are of another year: Kafka would soon delete what it has just taken
+KEEP = {"log.retention.ms": "-1"}  # tests' records are of another year: Kafka would soon delete what it has just taken
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def elasticsearch() -> AbstractContextManager[str]:
 @contextmanager
 def kafka_process() -> Iterator[str]:
     """A broker without Docker, with empty topics."""
-    with open_folder("perseid-test-kafka-") as folder, KafkaServer(folder, properties=_KEEP) as server:
+    with open_folder("perseid-test-kafka-") as folder, KafkaServer(folder, properties=KEEP) as server:
         yield server.address
 
 
@@ -116,7 +116,7 @@ def _kafka_container() -> Iterator[str]:
         ("KAFKA_AUTO_CREATE_TOPICS_ENABLE", "false"),
         ("KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "1"),
         ("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1"),
-        *((f"KAFKA_{name.upper().replace('.', '_')}", value) for name, value in _KEEP.items()),
+        *((f"KAFKA_{name.upper().replace('.', '_')}", value) for name, value in KEEP.items()),
     ):
         container.with_env(name, value)
     with container as started:

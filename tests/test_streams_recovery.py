@@ -22,7 +22,7 @@ from index.keys import Keys, partition_of, partition_tag
 from index.store import StoreUnavailableError
 from streams.kafka_access import KafkaAccess
 from streams.worker import StreamWorker
-from tests.services import open_folder
+from tests.services import KEEP, open_folder
 from tests.tcp_proxy import Proxy
 from tests.worker_world import PARTITIONS, Shop
 
@@ -43,7 +43,7 @@ class Servers:
 def servers() -> Iterator[Servers]:
     port = free_port()
     with open_folder("perseid-test-recovery-") as folder, Proxy(port, free_port()) as network:
-        broker = KafkaServer(folder, port=port, advertised_port=network.port)
+        broker = KafkaServer(folder, port=port, advertised_port=network.port, properties=KEEP)
         try:
             broker.start()
         except ValueError as error:  # Java or Maven is missing
