@@ -84,6 +84,13 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
         await super().on_start()
         pace(self._ensure_consumer()._fetcher, cast(StateConsumer, self.consumer).wiring.fetch_every_s)
 
+    async def on_thread_stop(self) -> None:
+        try:
+            await super().on_thread_stop()
+        finally:
+            if self._consumer is not None:  # it leaves them open where leaving the group failed
+                await self._consumer._client.close()
+
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf, consumer = self.app.conf, cast(StateConsumer, self.consumer)
         self._assignor = self.app.assignor

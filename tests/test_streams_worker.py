@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -29,6 +29,7 @@ from streams.kafka_access import KafkaAccess
 from streams.logs import LogLookup
 from streams.outlet import MAX_DEAD_LETTER_BYTES
 from streams.state import apply_click
+from streams.transport import StateConsumer
 from streams.worker import StreamWorker
 from tests.faults.malformed import GOOD, TS_MS, malformed
 from tests.faults.truth import LogReader
@@ -59,6 +60,18 @@ def play(broker: Broker, redis_server: RedisServer, keys: Keys) -> Callable[[Cal
 
 
 Play = Callable[[Callable[[Shop], Awaitable[None]]], None]
+
+
+def test_a_stopped_worker_leaves_no_connection_open_although_its_client_did_not_end(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        async with shop.worker() as worker:
+            client = cast(StateConsumer, worker.app.consumer)._thread._ensure_consumer()
+            connections = list(client._client._conns.values())
+            assert any(connection.connected() for connection in connections)
+            client._closed = True  # as an interrupted call of its `stop` leaves it: the next one does nothing
+        assert not any(connection.connected() for connection in connections)
+
+    play(scenario)
 
 
 def test_a_new_worker_goes_on_where_the_state_says(play: Play) -> None:
