@@ -88,7 +88,7 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
         try:
             await super().on_thread_stop()
         finally:
-            if self._consumer is not None:  # it leaves them open where leaving the group failed
+            if self._consumer is not None:  # its `stop` does nothing after one that was interrupted
                 await self._consumer._client.close()
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
