@@ -15,6 +15,26 @@ from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, R
 
 LANES = (frozenset({USERS, CLICKSTREAM}), frozenset({CATALOG, ITEM_VECTORS}), frozenset({CONTEXT}))
 MAX_BYTES = 32 << 20  # of waiting records: some thousand usual ones, or some dozen of the largest
+USUAL_BATCH = 512  # records: a few hundred users for the encoder
+BATCH_S = 0.5  # a larger batch may take so long: what it delays would have waited for the backlog before it anyway
+
+
+@dataclass(slots=True)
+class BatchSize:
+    """How many records are applied in one write: USUAL_BATCH, or as many as the last full batch did in BATCH_S.
+
+    A user with several events in a batch is encoded and written once, so a backlog is applied faster in large ones.
+    """
+
+    records: int = USUAL_BATCH
+
+    def took(self, records: int, wanted: int, seconds: float) -> None:
+        """A batch of `records` was applied, of `wanted` at most.
+
+        One that was not full says nothing: a part of its time is the same for any.
+        """
+        if records >= wanted:
+            self.records = max(USUAL_BATCH, int(records * BATCH_S / max(seconds, 1e-3)))
 
 
 @dataclass(slots=True)

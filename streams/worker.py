@@ -21,7 +21,7 @@ from streams.claims import Claims
 from streams.engine import Engine, GapError, tag_of
 from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record
 from streams.kafka_access import KafkaAccess
-from streams.lanes import LANES, Lane
+from streams.lanes import LANES, BatchSize, Lane
 from streams.logs import LogLookup
 from streams.transport import PatientAssignor, StateConsumer, StateTransport, Wiring
 from streams.watch import Watch, misfit
@@ -37,7 +37,7 @@ class WorkerSettings:
 
     access: KafkaAccess
     group: str = "perseid"
-    max_batch: int = 512  # records applied in one write: a few hundred users for the encoder's batch
+    max_batch: int = 2048  # records applied in one write at most; see `BatchSize`
     max_pending: int = 4096  # fetched records that may wait per lane before its partitions are no longer read
     session_s: float = 6.0  # a killed worker's partitions are free after this long
     fetch_wait_ms: int = 10
@@ -175,12 +175,17 @@ class StreamWorker:
         lane = Lane(topics, self.app.channel(maxsize=1))
 
         async def apply(wakes: faust.StreamT[Any]) -> None:
+            size = BatchSize()
             async for _ in wakes:
                 # Once stopping, what is not applied stays in the lane: positions never pass what it holds.
                 while lane.pending and not self._stop.is_set():
-                    await self._apply(lane.take(self.settings.max_batch))
+                    wanted, began = min(size.records, self.settings.max_batch), time.monotonic()
+                    batch = lane.take(wanted)
+                    await self._apply(batch)
                     if not self._stop.is_set():
                         lane.done()
+                        if CLICKSTREAM in topics:  # items and contexts have nothing to share, and are one script each
+                            size.took(len(batch), wanted, time.monotonic() - began)
 
         self.app.agent(lane.channel, name=f"apply-{'-'.join(sorted(topics))}")(apply)
         return lane

@@ -24,8 +24,9 @@ from index.store import Commit
 from streams.claims import PositionBeyondLogError
 from streams.digest import read_state
 from streams.engine import Engine
-from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Record
 from streams.kafka_access import KafkaAccess
+from streams.lanes import USUAL_BATCH
 from streams.logs import LogLookup
 from streams.outlet import MAX_DEAD_LETTER_BYTES
 from streams.state import apply_click
@@ -389,6 +390,31 @@ def test_a_worker_that_stops_with_a_backlog_leaves_it_to_its_successor(
         async with shop.worker() as second:
             await shop.until(lambda: second.ready, "the rest is applied")
         assert sorted(await shop.window("anna")) == sorted(f"i{n}" for n in range(150))
+
+    play(scenario)
+
+
+def test_a_backlog_is_applied_in_larger_batches_up_to_the_limit(play: Play) -> None:
+    async def scenario(shop: Shop) -> None:
+        shop.settings = replace(shop.settings, max_batch=700)
+        sizes: list[int] = []
+        begun = asyncio.Event()
+        async with shop.worker() as worker:
+            apply, clicks = worker.engine.apply, next(lane for lane in worker.lanes if CLICKSTREAM in lane.topics)
+
+            async def held(records: Sequence[Record]) -> None:
+                if not begun.is_set():
+                    begun.set()
+                    await shop.until(lambda: len(clicks.pending) > 2000, "a backlog waits behind the first batch")
+                sizes.append(len(records))
+                await apply(records)
+
+            worker.engine.apply = held  # type: ignore[method-assign]
+            await shop.send("anna", "first")
+            await begun.wait()
+            await asyncio.gather(*(shop.send(f"user-{n % 50}", f"e{n}", f"i{n}") for n in range(2500)))
+            await shop.until(lambda: worker.engine.counts["applied"] == 2501, "all are applied")
+        assert sizes[:3] == [1, USUAL_BATCH, 700]
 
     play(scenario)
 

@@ -21,15 +21,14 @@ from index.redis_store import RedisStore
 from streams.encoder_thread import EncoderThread
 from streams.engine import USER_TOPICS, Engine
 from streams.events import CLICKSTREAM, Record, Rules
-from streams.kafka_access import KafkaAccess
-from streams.worker import WorkerSettings
+from streams.lanes import USUAL_BATCH
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.query import PREFIX
 from tests.bench.synthetic import LOG, Synthetic, clicks
 from tests.streams_world import MemoryBroker
 
 TEXT_DIM = 384  # of MiniLM, the default text model
-BATCH = WorkerSettings(KafkaAccess("unused:9092")).max_batch
+BATCH = USUAL_BATCH
 _WARM = 0.3  # of the batches, and one more, before the clock runs: busy users are cached by then
 
 

@@ -28,7 +28,7 @@ from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION, new_encoder, publish
 
 RULES = Rules(embedders={"toy": 4})
-_BATCH, _PENDING = 512, 4096  # as in production, unless a run is dragged
+_BATCH, _PENDING = 2048, 4096  # as in production, unless a run is dragged
 STATUS_S = 0.02  # how often the status file is renewed; a case that waits for it polls at the same pace
 
 
