@@ -73,7 +73,7 @@ class ElasticWriter:
         self._log, self._counts, self._chance = log, counts, chance
         self._queue: dict[str, ItemRecord] = {}  # at most one chunk of the follower, or one change of each item
         self._made = ""  # alias of the index that is known to exist
-        self._dirty = False  # something was written since it was last made visible
+        self._dirty = False  # something is there, by whomever, that may not be visible yet
 
     @property
     def alias(self) -> str:
@@ -91,7 +91,8 @@ class ElasticWriter:
         await self.make()
         while self._queue:
             outcome = await self._bulk(self._operations(self._queue.values()))
-            self._dirty = self._dirty or outcome.written > 0
+            # Also what was there already: whoever wrote it may have been killed before making it visible.
+            self._dirty = self._dirty or outcome.written + outcome.superseded > 0
             self._count(outcome)
             self._queue = {item_id: self._queue[item_id] for item_id in outcome.again}
             if self._queue:

@@ -12,7 +12,7 @@ import pytest
 from index.elastic import alias_of, index_of, pattern_of
 from index.elastic_compare import compare_items, complete_up_to, read_items, served_index
 from index.elastic_documents import decode
-from index.elastic_indexer import sort_out
+from index.elastic_indexer import ElasticWriter, sort_out
 from index.elastic_settings import ElasticSettings
 from index.keys import ITEMS_TAG, Keys
 from index.memory_store import MemoryStore
@@ -77,6 +77,37 @@ def test_several_indexers_do_no_harm_and_a_late_one_changes_nothing(elasticsearc
                 await reached(late, store)
                 assert late.counts["indexed"] == 0
             assert await compare_items(store, client, settings) == []
+
+    asyncio.run(scenario())
+
+
+def test_what_a_killed_indexer_wrote_but_did_not_show_is_shown_by_the_next(
+    elasticsearch_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        store, settings = MemoryStore(keys), settings_of(elasticsearch_url, keys.prefix)
+        await World(store).start(items=3)
+        async with server(settings) as client:
+
+            async def seen() -> int:
+                found = await client.search(
+                    index=await alias_now(store, settings), query={"exists": {"field": "item_id"}}
+                )
+                return int(found["hits"]["total"]["value"])
+
+            with monkeypatch.context() as killed:
+                killed.setattr(ElasticWriter, "complete", lambda *_: asyncio.Event().wait())
+                async with indexing(store, client, settings) as first:
+
+                    async def has_written() -> bool:
+                        return first.counts["indexed"] > 0
+
+                    await until(has_written, "the first indexer writes", PATIENCE_S)
+                written = first.counts["indexed"]
+            assert await seen() == 0
+            async with indexing(store, client, settings) as second:
+                await reached(second, store)
+                assert await seen() == written == second.counts["superseded"] > 0
 
     asyncio.run(scenario())
 
