@@ -45,6 +45,9 @@ class Embedder(Protocol):
     def batch(self) -> int:
         """How many texts are best embedded together."""
 
+    def warm_up(self) -> None:
+        """Loads what the first text would wait for; asks no endpoint."""
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors float32 [n, d_text]."""
 
@@ -93,6 +96,9 @@ class EndpointEmbedder:
     def batch(self) -> int:
         """How many texts keep all allowed requests busy."""
         return TEXTS * self._gate.limits.concurrency
+
+    def warm_up(self) -> None:
+        return None
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors float32 [n, dimension]; each text is asked for once in its life.
@@ -215,6 +221,10 @@ class EndpointTextModel:
     def batch(self) -> int:
         """How many items are best asked about together."""
         return self.embedder.batch
+
+    def warm_up(self) -> None:
+        """Loads what the first text would wait for; asks no endpoint."""
+        self.embedder.warm_up()
 
     @property
     def counts(self) -> Counter[str]:

@@ -82,7 +82,7 @@ def find_minilm() -> Path:
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2, 384 dimensions, on the CPU or a given device; loaded by the first call of `embed`.
+    """all-MiniLM-L6-v2, 384 dimensions, on the CPU or a given device; loaded by `warm_up`, or when first used.
 
     `threads`: how many torch may use meanwhile; None is one, because on busy cores a second one makes it five times
     slower (its threads wait for each other at every step). Not for use from two threads at once.
@@ -96,6 +96,10 @@ class MiniLM:
         self._threads = 1 if threads is None else threads
         self._device = device
         self._encoder: MiniLMEncoder | None = None
+
+    def warm_up(self) -> None:
+        """Loads the model, which takes seconds; the first text after it is as quick as the others."""
+        self.embed(("",))
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors float32 [n, 384]; only the first 256 tokens of a text are read, an empty text has a vector too.

@@ -44,8 +44,8 @@ Vector = NDArray[np.float32]
 class TextModel(Protocol):
     """What turns items into vectors and tags. Calls block and come from one thread at a time.
 
-    Both raise EndpointError when the model cannot be used now, `embed` AnswerError when it has no answer for one of the
-    texts.
+    `embed` and `tag` raise EndpointError when the model cannot be used now, `embed` AnswerError when it has no answer
+    for one of the texts.
     """
 
     @property
@@ -55,6 +55,9 @@ class TextModel(Protocol):
     @property
     def batch(self) -> int:
         """How many items are best asked about together."""
+
+    def warm_up(self) -> None:
+        """Loads what the first text would wait for; asks no endpoint."""
 
     def embed(self, texts: Sequence[str]) -> Vector:
         """L2-normalised vectors [n, d_text]."""
@@ -112,10 +115,13 @@ class EmbedRole:
 
     async def run(self, source: CatalogSource, stop: asyncio.Event) -> None:
         """Embeds what comes until `stop`, then leaves the group. A batch that Kafka refuses is sent again."""
-        committed = 0
+        committed, is_warm = 0, False
         try:
             while not stop.is_set():
                 records = await self._take(source, stop)
+                if not records and not is_warm:  # the catalogue rests: the next item shall not wait for a model to load
+                    await asyncio.to_thread(self._model.warm_up)
+                    is_warm = True
                 if source.rebalanced():  # what is pending comes again to whoever owns the catalogue now
                     self._pending.clear()
                     self._read_to = committed = 0

@@ -104,6 +104,14 @@ def test_every_text_has_a_unit_vector(minilm: MiniLM, text: str) -> None:
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_warm_model_is_not_loaded_by_its_first_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MiniLM()
+    model.warm_up()
+    with monkeypatch.context() as later:
+        later.setattr("encoder.text._load", lambda _device: pytest.fail("loaded when the text came"))
+        assert model.embed(["pot"]).shape == (1, 384)
+
+
 def test_no_texts_are_no_vectors(minilm: MiniLM) -> None:
     assert minilm.embed([]).shape == (0, 384)
     assert MiniLM.name == "minilm-l6-v2"

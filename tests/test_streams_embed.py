@@ -38,6 +38,10 @@ class LetterModel:
         self.asked: list[str] = []
         self.refused: set[str] = set()  # texts that hold one of these words have no answer
         self.errors: list[OSError] = []  # of the next calls
+        self.warmed_after: list[int] = []  # how many texts it had been asked when it was warmed up
+
+    def warm_up(self) -> None:
+        self.warmed_after.append(len(self.asked))
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.asked += texts
@@ -171,6 +175,19 @@ class Batches:
 
     def close(self) -> None:
         self.closed = True
+
+
+def test_the_text_model_is_loaded_once_as_soon_as_the_catalogue_rests(memory: dict[str, NDArray[np.float32]]) -> None:
+    async def run() -> None:
+        topic, stop = Topic(), asyncio.Event()
+        embed, model, _ = role(topic, memory)
+        source = Batches([[catalog(0, "a", "lamp"), catalog(1, "b", "pot")], [], [catalog(2, "c", "chair")]], stop)
+        await asyncio.wait_for(embed.run(source, stop), 10)
+        assert (len(model.asked), model.warmed_after) == (3, [2]), (
+            "a backlog does not wait for it, nor what comes later"
+        )
+
+    asyncio.run(run())
 
 
 def test_refused_vectors_are_published_again_before_the_offset_is_committed(
