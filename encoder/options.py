@@ -54,6 +54,7 @@ class TrainOptions:
     profile_dropout: float = 0.1  # so that the default for strangers is learned too
     prior: str = "off"  # or "train": −λ log p is added to the logits; served without it, this lifts what is popular
     prior_strength: float = 0.3
+    popularity: bool = True  # the held-out end chooses a weight of live popularity for serving; else it is 0
     context_noise: float = 1.4  # features whose effect is within so many units of noise get none
     validate_every: int = 2  # epochs, where the run validates
     patience: int = 0  # validations without a better one before the run ends; 0 = all epochs

@@ -226,7 +226,7 @@ class _Run:
             unit = self.objective.unit_rows(None, None)
             if self.data.context is not None and self.data.context.shape[1]:
                 self.model.context.copy_(self._offsets(unit))
-        measured = measure(self.objective, unit, POPULARITY)
+        measured = measure(self.objective, unit, POPULARITY if self.options.popularity else POPULARITY[:1])
         metrics = {"loss": self.loss, "steps": float(self.step)} | (measured.metrics if measured else {})
         if self.best.scores:
             metrics |= {"validation": self.best.score, "best_epoch": float(self.best.at)}

@@ -295,6 +295,15 @@ def test_popularity_gets_the_weight_that_it_is_worth(choose_item: Any, weights: 
     assert measured.metrics["chosen_ndcg@10"] >= measured.metrics["ndcg@10"] * 0.95
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_popularity_is_left_out_where_the_options_say_so(tmp_path: Path, chosen: bool) -> None:
+    data = shop(400, 12, drifting)
+    fresh = replace(data, ts_ms=data.ts_ms * 40 - data.ts_ms.min() * 39)
+    result = train(fresh, CONFIG, replace(OPTIONS, epochs=1, popularity=chosen), out=tmp_path)
+    metadata = orjson.loads((result.folder / DOCUMENT).read_bytes())["metadata"]
+    assert (metadata["popularity"] > 0) == chosen and metadata["slot"] in LISTS
+
+
 def test_popularity_is_that_before_the_question_by_place_and_worth() -> None:
     data = shop(400, 12, drifting)
     data = replace(data, ts_ms=data.ts_ms * 40 - data.ts_ms.min() * 39)
