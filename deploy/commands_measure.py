@@ -17,7 +17,7 @@ from deploy.report_facts import RunFacts, started
 
 if TYPE_CHECKING:
     from deploy.settings import Settings
-    from encoder.text_memory import TextMemory
+    from encoder.text.cache import TextMemory
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -150,7 +150,7 @@ def compare(
 @contextmanager
 def _session(texts: Path | None) -> Iterator[tuple[Settings, TextMemory, Callable[[int], None] | None]]:
     """Settings, the memory of texts, and a progress bar where there is a terminal."""
-    from encoder.text_memory import TextMemory
+    from encoder.text.cache import TextMemory
 
     settings = attach(os.environ)
     memory = TextMemory(texts or settings.state / "texts")

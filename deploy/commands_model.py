@@ -16,8 +16,8 @@ from deploy.attach import attach
 from deploy.records_bar import records_bar
 from deploy.report_facts import started
 from deploy.train_settings import INPUTS, changed, left_out
-from encoder.baseline_recipes import recipe_sets
-from encoder.config import PARTS, preset_names, preset_training
+from encoder.baselines.recipes import recipe_sets
+from encoder.model.config import PARTS, preset_names, preset_training
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _PROTOCOL = click.Choice(["timeline", "loo"])
@@ -120,8 +120,8 @@ def train(
     """
     from deploy.texts import TextSource
     from deploy.train import TrainPlan, train_folder
-    from encoder.text_memory import TextMemory
-    from encoder.training import TrainOptions
+    from encoder.text.cache import TextMemory
+    from encoder.training.loop import TrainOptions
 
     if refit is not None:
         _refuse_beside_refit(protocol)
@@ -247,8 +247,8 @@ def evaluate(
     """
     from deploy.evaluation import BaselinePlan, evaluate_folder, evaluate_leave_one_out
     from deploy.report import write_report
-    from encoder.incremental import use_threads
-    from encoder.text_memory import TextMemory
+    from encoder.inference.incremental import use_threads
+    from encoder.text.cache import TextMemory
     from streams.questions import AskSettings
 
     for name, given in (("--baskets", baskets), ("--plain", plain)):

@@ -123,7 +123,7 @@ def _folder(
     folder: Path, plan: ReplayPlan, settings: Settings, texts: Path | None, split: float, stop_ms: int | None
 ) -> ReplayReport:
     from deploy.replays import replay_folder
-    from encoder.text_memory import TextMemory
+    from encoder.text.cache import TextMemory
 
     memory = TextMemory(texts or settings.state / "texts")
     try:

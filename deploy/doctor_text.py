@@ -13,8 +13,8 @@ import httpx
 
 from deploy.doctor_finding import ANSWER_S, CONNECT_S, Finding
 from deploy.settings import Settings
-from encoder.endpoint import Endpoint
-from encoder.serving import read_document
+from encoder.model.document import read_document
+from encoder.text.endpoint_client import Endpoint
 
 _LOCAL = "minilm-l6-v2"
 
@@ -62,7 +62,7 @@ def check_text(settings: Settings) -> list[Finding]:
 
 
 def _local() -> list[Finding]:
-    from encoder.text import find_minilm
+    from encoder.text.item_text import find_minilm
 
     try:
         folder = find_minilm()

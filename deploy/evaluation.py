@@ -21,10 +21,10 @@ from deploy.item_texts import Memory, item_vectors, known_items
 from deploy.replays import folder_vectors
 from deploy.settings import Settings
 from deploy.texts import TextSource
-from encoder.artefact import load, serving_arrays
-from encoder.baseline_recipes import recipes
-from encoder.incremental import IncrementalEncoder
-from encoder.text import VocabularyTagger
+from encoder.baselines.recipes import recipes
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load, serving_arrays
+from encoder.text.item_text import VocabularyTagger
 from index.api_model import own_slot, own_weights
 from streams.baselines import (
     Baselines,

@@ -1,6 +1,6 @@
 """Text vectors and tags of a folder's items, each text embedded once in its life.
 
-Assumes the canonical text and hash of `encoder.text`. Loads torch only where texts are embedded.
+Assumes the canonical text and hash of `encoder.text.item_text`. Loads torch only where texts are embedded.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.endpoint_text import Embedder, embed_each
-from encoder.text import MiniLM, canonical_text, text_hash
+from encoder.text.endpoint_models import Embedder, embed_each
+from encoder.text.item_text import MiniLM, canonical_text, text_hash
 from streams.folder import Folder
 from streams.folder_records import ItemVectors, catalogue_body
 

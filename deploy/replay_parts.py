@@ -17,7 +17,7 @@ import orjson
 
 from deploy.settings import Settings
 from deploy.state_sizes import engine_settings
-from encoder.serving import DOCUMENT, load_serving, read_document
+from encoder.model.document import DOCUMENT, load_serving, read_document
 from index.api_model import ServedModel, own_slot, parse_model
 from index.kept_store import KeptStore
 from index.memory_store import MemoryStore
@@ -174,8 +174,8 @@ async def _opened(
 
 
 def _encoder(model: Path, settings: Settings) -> EncoderThread:
-    from encoder.artefact import load
-    from encoder.incremental import IncrementalEncoder, use_threads
+    from encoder.inference.incremental import IncrementalEncoder, use_threads
+    from encoder.model.artefact import load
 
     use_threads(settings.threads)
     loaded, metadata = load(model)

@@ -19,8 +19,8 @@ from deploy.item_texts import Memory, item_vectors, known_items, untexted_vector
 from deploy.replay_parts import Checkpoint, ReplayPlan, Source, replay_parts
 from deploy.running import open_store
 from deploy.settings import Settings
-from encoder.config import PARTS
-from encoder.serving import load_serving
+from encoder.model.config import PARTS
+from encoder.model.document import load_serving
 from index.store import LiveStore
 from streams.digest import digest
 from streams.folder import Folder, read_folder

@@ -15,7 +15,7 @@ from deploy.producer import EventProducer
 from deploy.running import limit_threads, log_to_stderr, on_signals, open_store, run_until_done, running, settle_heap
 from deploy.settings import Settings
 from deploy.state_sizes import engine_settings, keep_window
-from encoder.serving import DOCUMENT, load_serving, read_document
+from encoder.model.document import DOCUMENT, load_serving, read_document
 from index.store import LiveStore
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def run_traffic(settings: Settings, plan_file: Path) -> None:
 
 
 async def _worker(settings: Settings) -> None:
-    from encoder.artefact import load
-    from encoder.incremental import IncrementalEncoder
+    from encoder.inference.incremental import IncrementalEncoder
+    from encoder.model.artefact import load
     from index.follower import ItemFollower
     from streams.encoder_thread import EncoderThread
     from streams.engine import Engine

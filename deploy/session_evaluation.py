@@ -17,8 +17,8 @@ from deploy.evaluation import given_vectors
 from deploy.item_texts import Memory
 from deploy.replays import asked_from, folder_vectors
 from deploy.settings import Settings
-from encoder.artefact import load, serving_arrays
-from encoder.incremental import IncrementalEncoder
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load, serving_arrays
 from streams.comparison import metrics_table, verdict
 from streams.folder import Folder, read_folder
 

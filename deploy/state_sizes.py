@@ -12,7 +12,7 @@ from deploy.settings import Settings
 from index.store import LiveStore
 
 if TYPE_CHECKING:
-    from encoder.config import ModelConfig
+    from encoder.model.config import ModelConfig
     from streams.user_writes import EngineSettings
 
 _DAY_MS = 86_400_000

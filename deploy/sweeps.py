@@ -16,8 +16,8 @@ from deploy.evaluation import first_question_ms, given_vectors
 from deploy.item_texts import Memory
 from deploy.replays import folder_vectors
 from deploy.settings import Settings
-from encoder.artefact import load, serving_arrays
-from encoder.incremental import IncrementalEncoder, use_threads
+from encoder.inference.incremental import IncrementalEncoder, use_threads
+from encoder.model.artefact import load, serving_arrays
 from index.api_model import own_slot, own_weights
 from streams.delays import FRESH, Arm, Delay, Part, arms
 from streams.folder import Folder, read_folder

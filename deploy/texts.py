@@ -16,13 +16,13 @@ from deploy.item_texts import Memory, known_items, remembered_vectors
 from deploy.settings import Settings
 from deploy.settings_values import parse_embedders
 from deploy.traffic import TrafficPlan
-from encoder.endpoint import Endpoint, EndpointClient
-from encoder.endpoint_ledger import Ledger
-from encoder.endpoint_limits import Gate, Limits
-from encoder.endpoint_text import ChatTagger, Embedder, EndpointEmbedder, EndpointTextModel
-from encoder.serving import read_document
-from encoder.text import MiniLM, VocabularyTagger
-from encoder.text_memory import TextMemory
+from encoder.model.document import read_document
+from encoder.text.cache import TextMemory
+from encoder.text.endpoint_client import Endpoint, EndpointClient
+from encoder.text.endpoint_ledger import Ledger
+from encoder.text.endpoint_limits import Gate, Limits
+from encoder.text.endpoint_models import ChatTagger, Embedder, EndpointEmbedder, EndpointTextModel
+from encoder.text.item_text import MiniLM, VocabularyTagger
 from streams.folder import Folder
 from streams.folder_records import ItemVectors
 

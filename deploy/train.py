@@ -16,13 +16,13 @@ from context.features import ContextFeatures
 from deploy.item_texts import Memory, item_vectors, known_items, untexted_vectors
 from deploy.settings import load
 from deploy.texts import TextSource
-from encoder.artefact import load as load_model
-from encoder.config import PARTS, ModelConfig, preset
-from encoder.endpoint_text import ChatTagger
-from encoder.incremental import IncrementalEncoder
-from encoder.model import StarsEncoder
-from encoder.text import VocabularyTagger, build_vocabulary
-from encoder.training import TrainOptions, TrainResult, train
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load as load_model
+from encoder.model.config import PARTS, ModelConfig, preset
+from encoder.model.encoder import StarsEncoder
+from encoder.text.endpoint_models import ChatTagger
+from encoder.text.item_text import VocabularyTagger, build_vocabulary
+from encoder.training.loop import TrainOptions, TrainResult, train
 from streams.events import Rules
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from encoder.config import PARTS, ModelConfig
-from encoder.options import TrainOptions
+from encoder.model.config import PARTS, ModelConfig
+from encoder.training.options import TrainOptions
 
 INPUTS = (*PARTS, "context", "profile")  # what a model reads and can do without
 _ELSEWHERE = {"d_text", "seed", "epochs", "max_seconds", "threads", "device", "general_reach"}  # from data or options

@@ -33,7 +33,7 @@ from deploy.statusline import StatusLine, describe, fetch, is_ok, phase
 from deploy.texts import embedder_key
 from deploy.topics import create_topics
 from deploy.traffic import TrafficPlan
-from encoder.serving import read_document
+from encoder.model.document import read_document
 from index.keys import partition_tag
 from index.records import STATE, decode_state
 from index.redis_nodes import Command

@@ -1,6 +1,6 @@
 """Baselines by name, made from the training part that a model of the same protocol is trained on.
 
-Counting ones are in `streams.neighbours`, trained ones in `encoder.baseline_training`, with recipes by kind of data;
+Counting ones are in `streams.neighbours`, trained ones in `encoder.baselines.training`, with recipes by kind of data;
 the weights that rank the validation targets best are kept, as for a model. It does not know how they are asked
 (`streams.rankers`) nor measured.
 """
@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from encoder.baseline_recipes import Recipe
-from encoder.baseline_training import SequenceScorer, fit
-from encoder.dataset import TrainingData
-from encoder.incremental import EncodeRequest
-from encoder.sequences import Sequences
+from encoder.baselines.recipes import Recipe
+from encoder.baselines.sequences import Sequences
+from encoder.baselines.training import SequenceScorer, fit
+from encoder.inference.incremental import EncodeRequest
+from encoder.training.dataset import TrainingData
 from streams.folder_records import ItemVectors
 from streams.leave_one_out import LeaveOneOut, validation_ndcg
 from streams.neighbours import WEEK_MS, Popularity, TextKnn, co_visitation, item_knn

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.popularity import DecayedCounts
+from encoder.training.popularity import DecayedCounts
 from streams.delays import Delay
 
 _NEGLIGIBLE = 1e-6  # of a share of at most 1

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from encoder.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
+from encoder.inference.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
 from index.records import ItemRecord, Vector
 
 T = TypeVar("T")

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
-from encoder.config import ModelConfig
-from encoder.incremental import EncodeRequest, IncrementalEncoder
-from encoder.popularity import DecayedCounts
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model.config import ModelConfig
+from encoder.training.popularity import DecayedCounts
 from index.live_user import profile_location
 from index.records import UserState
 from streams.comparison import Comparison

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from encoder.config import ModelConfig
+from encoder.model.config import ModelConfig
 from index.query import Weights
 from index.records import UserState
 from streams.candidates import Candidates

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from encoder.text import canonical_text, text_hash
+from encoder.text.item_text import canonical_text, text_hash
 from index.keys import Keys
 from index.records import (
     CATALOGUE,

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.config import ModelConfig
-from encoder.dataset import TrainingData
-from encoder.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model.config import ModelConfig
+from encoder.training.dataset import TrainingData
 from index.api_model import Slot
 from streams.comparison import KS, Comparison
 from streams.folder import FORGET_CODE, Folder

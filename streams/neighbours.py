@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.sequences import Sequences
+from encoder.baselines.sequences import Sequences
 from streams.metrics import DAY_MS
 from streams.rankers import FloatArray, IntArray, Question
 

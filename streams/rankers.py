@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
-from encoder.quality import in_turn
+from encoder.inference.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
+from encoder.training.holdout import in_turn
 from index.api_model import Slot
 from streams.folder_records import ItemVectors
 

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from encoder.incremental import EncodeRequest
+from encoder.inference.incremental import EncodeRequest
 from index.records import UserState
 from streams.events import CLICKSTREAM, USERS, Click, Forget, Profile, Record, Rules, parse
 from streams.folder import Folder

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
-from encoder.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from streams.comparison import Comparison
 from streams.events import Rules
 from streams.folder import Folder

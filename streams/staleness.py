@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from context.features import valid_until_ms
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
-from encoder.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from index.api_model import Slot
 from index.live_user import profile_location
 from index.records import UserState

@@ -2,7 +2,7 @@
 
 Joins events with item vectors, the context in force at each event's own time and place, the items shown on the same
 page and not chosen, and profiles. Nothing at or after `before_ms` is looked at: neither events nor items, contexts or
-profiles that come later. It does not know how a model is trained (`encoder.training`), nor makes vectors or tags.
+profiles that come later. It does not know how a model is trained (`encoder.training.loop`), nor makes vectors or tags.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from context.features import ContextFeatures
 from context.timeline import ContextTimeline
-from encoder.dataset import TrainingData
+from encoder.training.dataset import TrainingData
 from streams.folder import FORGET_CODE, Folder
 from streams.folder_records import ItemVectors
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import orjson
 
-from encoder.incremental import EncodeRequest
+from encoder.inference.incremental import EncodeRequest
 from index.metrics import WorkerMetrics
 from index.records import PROFILE, STATE, UserState, encode_vectors, load_user
 from index.store import LiveStore

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.text import MiniLM
+from encoder.text.item_text import MiniLM
 
 MODEL, CHAT_MODEL, DIMENSION = "test-embedder", "test-chat", MiniLM.dimension
 DRIP_BYTES = 1_000  # of an answer with the header `drip-s`, after each of which so many seconds pass

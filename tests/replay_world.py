@@ -12,9 +12,9 @@ import torch
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
-from encoder.config import ModelConfig
-from encoder.incremental import IncrementalEncoder
-from encoder.model import StarsEncoder
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.config import ModelConfig
+from encoder.model.encoder import StarsEncoder
 from index.api_model import ServedModel
 from index.keys import partition_tag
 from index.memory_store import MemoryStore

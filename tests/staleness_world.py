@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
-from encoder.incremental import EncodeRequest
-from encoder.popularity import HALF_LIFE_MS
+from encoder.inference.incremental import EncodeRequest
+from encoder.training.popularity import HALF_LIFE_MS
 from index.records import UserState
 from streams.delays import Arm, Delay
 from streams.events import CLICKSTREAM, USERS, Click, Profile, Record, parse

@@ -18,9 +18,9 @@ from deploy.doctor import examine
 from deploy.doctor_finding import Finding
 from deploy.redis_server import RedisServer
 from deploy.settings import Settings, load
-from encoder.artefact import save
-from encoder.config import preset
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save
+from encoder.model.config import preset
+from encoder.model.encoder import StarsEncoder
 from index.redis_store import RedisStore
 from streams.events import DEFAULT_KINDS
 

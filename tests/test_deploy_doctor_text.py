@@ -9,9 +9,9 @@ import pytest
 from deploy.doctor_finding import Finding
 from deploy.doctor_text import check_model, check_text
 from deploy.settings import load
-from encoder.artefact import save
-from encoder.config import preset
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save
+from encoder.model.config import preset
+from encoder.model.encoder import StarsEncoder
 from tests.fake_servers import pages
 
 KEY = "a-key-nobody-may-see"

@@ -26,12 +26,12 @@ from deploy.replays import replay_folder, replay_topics
 from deploy.settings import Settings, load
 from deploy.shop import Shop, ShopConfig
 from deploy.train import TrainPlan, train_folder
-from encoder.artefact import save
-from encoder.config import ModelConfig
-from encoder.model import StarsEncoder
-from encoder.text import canonical_text, text_hash
-from encoder.text_memory import TextMemory
-from encoder.training import TrainOptions
+from encoder.model.artefact import save
+from encoder.model.config import ModelConfig
+from encoder.model.encoder import StarsEncoder
+from encoder.text.cache import TextMemory
+from encoder.text.item_text import canonical_text, text_hash
+from encoder.training.loop import TrainOptions
 from index.keys import partition_of
 from streams.events import CLICKSTREAM, EXPOSURES, PARTITIONED, Rules
 from streams.folder import Folder, read_folder

@@ -11,8 +11,8 @@ import torch
 
 from context.features import ContextFeatures
 from deploy.settings import load
-from encoder.artefact import save
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save
+from encoder.model.encoder import StarsEncoder
 from streams.folder import Folder
 from streams.questions import AskSettings
 from streams.slices import Facts

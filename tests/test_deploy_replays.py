@@ -15,8 +15,8 @@ from deploy.evaluation import evaluate_folder
 from deploy.replay_parts import ReplayPlan
 from deploy.replays import differences_from_live, replay_folder
 from deploy.settings import load
-from encoder.artefact import save
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save
+from encoder.model.encoder import StarsEncoder
 from index.memory_store import MemoryStore
 from streams.folder import Folder, read_folder
 from streams.questions import AskSettings

@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 
 from deploy.commands_model import evaluate
-from encoder.artefact import save
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save
+from encoder.model.encoder import StarsEncoder
 from tests.folders import DAY_S, write_vectors
 from tests.replay_world import CONFIG, vectors_of
 from tests.session_world import MIDNIGHT_S, planted

@@ -8,7 +8,7 @@ import pytest
 
 from deploy.settings import load
 from deploy.state_sizes import engine_settings, keep_window
-from encoder.config import ModelConfig
+from encoder.model.config import ModelConfig
 from index.memory_store import MemoryStore
 from streams.state import WindowLimits
 

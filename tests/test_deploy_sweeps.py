@@ -15,8 +15,8 @@ from deploy.cli import cli
 from deploy.evaluation import evaluate_folder
 from deploy.settings import load
 from deploy.sweeps import compare_models, measure_staleness
-from encoder.artefact import save
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save
+from encoder.model.encoder import StarsEncoder
 from streams.delays import parse_delay
 from streams.folder import Folder
 from streams.questions import AskSettings

@@ -22,12 +22,12 @@ from deploy.redis_server import RedisServer
 from deploy.settings import load
 from deploy.texts import LEDGER, TextSource, embedder_key, known_vectors
 from deploy.traffic import TrafficPlan
-from encoder.artefact import save
-from encoder.config import preset
-from encoder.endpoint_ledger import Ledger
-from encoder.model import StarsEncoder
-from encoder.serving import read_document
-from encoder.text import VocabularyTagger
+from encoder.model.artefact import save
+from encoder.model.config import preset
+from encoder.model.document import read_document
+from encoder.model.encoder import StarsEncoder
+from encoder.text.endpoint_ledger import Ledger
+from encoder.text.item_text import VocabularyTagger
 from streams.events import CATALOG, ITEM_VECTORS
 from streams.folder import read_folder
 from tests.conftest import eventually

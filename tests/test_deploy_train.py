@@ -18,10 +18,10 @@ from deploy.settings import load
 from deploy.texts import TextSource, known_vectors
 from deploy.traffic import TrafficPlan
 from deploy.train import TrainPlan, train_folder
-from encoder.serving import read_document
-from encoder.text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash
-from encoder.text_memory import TextMemory
-from encoder.training import TrainingData, TrainOptions, TrainResult, train
+from encoder.model.document import read_document
+from encoder.text.cache import TextMemory
+from encoder.text.item_text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash
+from encoder.training.loop import TrainingData, TrainOptions, TrainResult, train
 from streams.events import Rules
 from streams.folder import read_folder
 from tests.folders import START_S, item, write_folder

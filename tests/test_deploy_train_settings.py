@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from deploy.cli import cli
 from deploy.train_settings import INPUTS, RECIPE, SIZES, changed, left_out
-from encoder.config import preset
-from encoder.incremental import EncodeRequest, IncrementalEncoder
-from encoder.model import StarsEncoder
-from encoder.serving import read_document
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model.config import preset
+from encoder.model.document import read_document
+from encoder.model.encoder import StarsEncoder
 from tests.folders import START_S, item, write_folder
 
 PROFILE = {"numeric": {}, "categorical": {"city": "Trier"}}

@@ -15,9 +15,9 @@ from deploy.settings import load
 from deploy.statusline import StatusLine, describe, fetch, is_ok
 from deploy.traffic import TrafficPlan
 from deploy.up import UpOptions, prepare
-from encoder.artefact import save
-from encoder.config import preset
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save
+from encoder.model.config import preset
+from encoder.model.encoder import StarsEncoder
 from tests.folders import START_S, item, write_folder
 from tests.integration.live import Live
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoder import artefact
-from encoder.config import ModelConfig
-from encoder.incremental import EncodeRequest, IncrementalEncoder
-from encoder.model import StarsEncoder
-from encoder.serving import load_serving
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model import artefact
+from encoder.model.config import ModelConfig
+from encoder.model.document import load_serving
+from encoder.model.encoder import StarsEncoder
 
 CONFIG = ModelConfig(
     d_model=8,
@@ -107,5 +107,7 @@ def test_serving_arrays_need_no_torch(tmp_path: Path) -> None:
     assert arrays["context.weight"].shape == (8, 2)
     assert all(np.array_equal(arrays[name], expected[name]) for name in expected) and set(arrays) == set(expected)
     assert document["config"]["context_features"] == ["heat", "rain"]
-    code = f"import sys, pathlib, encoder.serving as s; s.load_serving(pathlib.Path({str(tmp_path / 'model')!r}))"
+    code = (
+        f"import sys, pathlib, encoder.model.document as s; s.load_serving(pathlib.Path({str(tmp_path / 'model')!r}))"
+    )
     subprocess.run([sys.executable, "-c", code + "; assert 'torch' not in sys.modules"], check=True)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.baseline_models import SequenceModel
-from encoder.baseline_recipes import Recipe, recipe_sets, recipes
-from encoder.baseline_training import SequenceScorer, fit
+from encoder.baselines.models import SequenceModel
+from encoder.baselines.recipes import Recipe, recipe_sets, recipes
+from encoder.baselines.sequences import Padded, Sequences, training_batches
+from encoder.baselines.training import SequenceScorer, fit
 from encoder.device import resolve_device
-from encoder.sequences import Padded, Sequences, training_batches
 from tests.devices import DEVICES
 
 ITEMS, USERS, LENGTH = 12, 48, 6

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encoder.endpoint import Endpoint, EndpointClient
-from encoder.endpoint_ledger import Ledger
-from encoder.endpoint_limits import AnswerError, BudgetError, EndpointError, Gate, Limits
-from encoder.endpoint_text import ChatTagger, EndpointEmbedder, embed_each
-from encoder.text import MiniLM, text_hash
+from encoder.text.endpoint_client import Endpoint, EndpointClient
+from encoder.text.endpoint_ledger import Ledger
+from encoder.text.endpoint_limits import AnswerError, BudgetError, EndpointError, Gate, Limits
+from encoder.text.endpoint_models import ChatTagger, EndpointEmbedder, embed_each
+from encoder.text.item_text import MiniLM, text_hash
 from tests.conftest import eventually
 from tests.llm_server import CHAT_MODEL, DIMENSION, MODEL, Fault, LlmServer, letters
 

@@ -15,10 +15,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from encoder.append_step import AppendStep
-from encoder.config import BIASES, BLOCKS, ModelConfig
-from encoder.incremental import EncodeRequest, IncrementalEncoder, _in_place
-from encoder.model import StarsEncoder
+from encoder.inference.cuda_append import AppendStep
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder, _in_place
+from encoder.model.config import BIASES, BLOCKS, ModelConfig
+from encoder.model.encoder import StarsEncoder
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3  # of cosines, as the vectors that are stored
@@ -227,10 +227,10 @@ def test_where_the_kernel_does_not_run_pages_are_gathered(caplog: pytest.LogCapt
 
 _KERNEL = """
 import torch
-from encoder.append_step import _gathered
-from encoder.blocks import PaperBlock
-from encoder.config import ModelConfig
-from encoder.paged_attention import attend_in_place
+from encoder.inference.cuda_append import _gathered
+from encoder.model.blocks import PaperBlock
+from encoder.model.config import ModelConfig
+from encoder.inference.paged_attention import attend_in_place
 
 torch.manual_seed(0)
 device = "cuda" if torch.cuda.is_available() else "cpu"

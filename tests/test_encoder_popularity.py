@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from encoder.popularity import HALF_LIFE_MS, DecayedCounts
+from encoder.training.popularity import HALF_LIFE_MS, DecayedCounts
 from index import popularity as live
 from index.memory_store import MemoryStore
 from tests.test_index_popularity import put

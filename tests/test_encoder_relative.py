@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.config import BLOCKS, ModelConfig
-from encoder.model import StarsEncoder
-from encoder.relative import Relations, RelativeBias
-from encoder.tokens import GAP_BUCKETS, gap_buckets
+from encoder.model.attention_bias import Relations, RelativeBias
+from encoder.model.config import BLOCKS, ModelConfig
+from encoder.model.encoder import StarsEncoder
+from encoder.model.tokens import GAP_BUCKETS, gap_buckets
 from tests.devices import DEVICES
 
 

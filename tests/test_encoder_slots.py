@@ -7,8 +7,8 @@ import sys
 
 _PROGRAM = """
 import torch
-from encoder.config import ModelConfig
-from encoder.slots import SlotCache
+from encoder.model.config import ModelConfig
+from encoder.inference.kv_cache import SlotCache
 from tests.bench.process_usage import resident_bytes
 
 before = resident_bytes()

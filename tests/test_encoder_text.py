@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder.text import (
+from encoder.text.cache import TextMemory
+from encoder.text.item_text import (
     MiniLM,
     TagLimits,
     VocabularyTagger,
@@ -25,7 +26,6 @@ from encoder.text import (
     item_tags,
     text_hash,
 )
-from encoder.text_memory import TextMemory
 
 CAT = [0.032963, 0.091185, 0.027717, 0.023629]  # the first four of 384
 TEA = [0.032638, -0.052061, -0.014431, 0.014378]
@@ -66,7 +66,7 @@ def test_any_unicode_has_a_text_that_is_its_own_normal_form(title: str, category
 
 
 def test_importing_the_texts_loads_no_torch() -> None:
-    code = "import sys, encoder.text, encoder.text_memory; sys.exit('torch' in sys.modules)"
+    code = "import sys, encoder.text.item_text, encoder.text.cache; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
@@ -108,7 +108,7 @@ def test_a_warm_model_is_not_loaded_by_its_first_text(monkeypatch: pytest.Monkey
     model = MiniLM()
     model.warm_up()
     with monkeypatch.context() as later:
-        later.setattr("encoder.text._load", lambda _device: pytest.fail("loaded when the text came"))
+        later.setattr("encoder.text.item_text._load", lambda _device: pytest.fail("loaded when the text came"))
         assert model.embed(["pot"]).shape == (1, 384)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from encoder.config import ModelConfig
-from encoder.tower import ItemTower
+from encoder.model.config import ModelConfig
+from encoder.model.item_tower import ItemTower
 
 TAGS = ("cheap", "red", "round")
 

@@ -11,16 +11,16 @@ import orjson
 import pytest
 import torch
 
-from encoder import artefact
-from encoder.config import ModelConfig
-from encoder.dataset import collate, cut_chunks, first_of_sets, plan
-from encoder.incremental import EncodeRequest, IncrementalEncoder
-from encoder.losses import CUDA_ROWS_PER_CHUNK, ROWS_PER_CHUNK, candidate_softmax, full_softmax
-from encoder.model import StarsEncoder
-from encoder.objective import Columns, Objective
-from encoder.quality import LISTS, POPULARITY, Measured, _before, choose, measure
-from encoder.serving import DOCUMENT
-from encoder.training import TrainingData, TrainOptions, train
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model import artefact
+from encoder.model.config import ModelConfig
+from encoder.model.document import DOCUMENT
+from encoder.model.encoder import StarsEncoder
+from encoder.training.dataset import collate, cut_chunks, first_of_sets, plan
+from encoder.training.holdout import LISTS, POPULARITY, Measured, _before, choose, measure
+from encoder.training.loop import TrainingData, TrainOptions, train
+from encoder.training.losses import CUDA_ROWS_PER_CHUNK, ROWS_PER_CHUNK, candidate_softmax, full_softmax
+from encoder.training.objective import Columns, Objective
 from tests.devices import DEVICES
 
 START_MS = 1_700_000_000_000

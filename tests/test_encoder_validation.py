@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from encoder import artefact
-from encoder.model import StarsEncoder
-from encoder.training import TrainOptions, train
-from encoder.validation import Best
+from encoder.model import artefact
+from encoder.model.encoder import StarsEncoder
+from encoder.training.early_stopping import Best
+from encoder.training.loop import TrainOptions, train
 from tests.test_encoder_training import CONFIG, OPTIONS, shop
 
 

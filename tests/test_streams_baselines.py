@@ -13,7 +13,7 @@ import pytest
 from deploy.commands_model import evaluate as evaluate_command
 from deploy.evaluation import BaselinePlan, evaluate_folder, evaluate_leave_one_out
 from deploy.settings import load
-from encoder.baseline_recipes import recipes
+from encoder.baselines.recipes import recipes
 from streams.baselines import (
     COUNTING,
     TRAINED,

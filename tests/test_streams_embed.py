@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from deploy.broker import Broker, topic_partitions
 from deploy.producer import EventProducer
-from encoder.endpoint_limits import AnswerError, BudgetError, EndpointError
-from encoder.text import canonical_text, text_hash
+from encoder.text.endpoint_limits import AnswerError, BudgetError, EndpointError
+from encoder.text.item_text import canonical_text, text_hash
 from index.keys import Keys
 from index.memory_store import MemoryStore
 from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json

@@ -10,9 +10,9 @@ import numpy as np
 import orjson
 import pytest
 
-from encoder.config import preset
-from encoder.incremental import IncrementalEncoder
-from encoder.model import StarsEncoder
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.config import preset
+from encoder.model.encoder import StarsEncoder
 from index.follower import ItemFollower
 from index.keys import ITEMS_TAG
 from index.memory_store import MemoryStore

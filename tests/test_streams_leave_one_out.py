@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from deploy.train import validation_score
-from encoder.incremental import EncodeRequest, IncrementalEncoder
-from encoder.model import StarsEncoder
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model.encoder import StarsEncoder
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors
 from streams.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, summary

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoder.incremental import EncodeRequest
-from encoder.sequences import Sequences
+from encoder.baselines.sequences import Sequences
+from encoder.inference.incremental import EncodeRequest
 from streams import neighbours
 from streams.neighbours import Neighbours, Popularity, TextKnn, co_visitation, item_knn
 from streams.rankers import Question

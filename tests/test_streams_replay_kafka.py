@@ -27,9 +27,9 @@ from deploy.redis_server import RedisServer
 from deploy.replay_parts import FILE, ReplayPlan
 from deploy.replays import replay_topics
 from deploy.settings import PREFIX, Settings, load
-from encoder.artefact import save
-from encoder.config import ModelConfig
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save
+from encoder.model.config import ModelConfig
+from encoder.model.encoder import StarsEncoder
 from index.keys import Keys
 from index.redis_store import RedisStore
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED

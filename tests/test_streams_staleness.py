@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import streams.delays
-from encoder.incremental import EncodeRequest
+from encoder.inference.incremental import EncodeRequest
 from streams.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay
 from streams.evaluate import evaluate
 from streams.folder import Folder, read_folder

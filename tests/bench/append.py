@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoder.config import ModelConfig, preset
-from encoder.incremental import EncodeRequest, IncrementalEncoder
-from encoder.model import StarsEncoder
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model.config import ModelConfig, preset
+from encoder.model.encoder import StarsEncoder
 from tests.bench.report import result, show
 
 LENGTH = 200

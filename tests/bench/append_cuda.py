@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoder.append_step import AppendStep
-from encoder.config import ModelConfig
-from encoder.incremental import IncrementalEncoder
-from encoder.model import StarsEncoder
+from encoder.inference.cuda_append import AppendStep
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.config import ModelConfig
+from encoder.model.encoder import StarsEncoder
 from tests.bench.append import APPENDS, ITEMS, LENGTH, SHAPES, history, request
 from tests.bench.report import result, show
 

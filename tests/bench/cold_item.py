@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from context.features import is_active
-from encoder.artefact import load
-from encoder.incremental import IncrementalEncoder, use_threads
-from encoder.model import StarsEncoder
+from encoder.inference.incremental import IncrementalEncoder, use_threads
+from encoder.model.artefact import load
+from encoder.model.encoder import StarsEncoder
 from index.api_model import load_model
 from index.catalogue import Catalogue
 from index.follower import ItemFollower

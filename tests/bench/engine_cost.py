@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from encoder.artefact import load as load_artefact
-from encoder.incremental import IncrementalEncoder, use_threads
+from encoder.inference.incremental import IncrementalEncoder, use_threads
+from encoder.model.artefact import load as load_artefact
 from index.follower import ItemFollower
 from index.keys import Keys, partition_of, partition_tag
 from index.redis_store import RedisStore

@@ -27,8 +27,8 @@ import numpy as np
 import orjson
 
 from context.features import is_active
-from encoder.artefact import load
-from encoder.incremental import EncodeRequest, IncrementalEncoder, use_threads
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder, use_threads
+from encoder.model.artefact import load
 from index.api_model import ServedModel, load_model
 from index.catalogue import Catalogue
 from index.follower import ItemFollower

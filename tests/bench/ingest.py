@@ -38,9 +38,9 @@ from deploy.redis_server import RedisServer
 from deploy.role_processes import command, environment
 from deploy.settings import load as load_settings
 from deploy.topics import create_topics
-from encoder.artefact import save_version
-from encoder.config import preset
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save_version
+from encoder.model.config import preset
+from encoder.model.encoder import StarsEncoder
 from index.keys import Keys
 from index.redis_store import RedisStore
 from streams.events import CLICKSTREAM, DEFAULT_KINDS

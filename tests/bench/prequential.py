@@ -22,8 +22,8 @@ from deploy.evaluation import evaluate_folder
 from deploy.replay_parts import ReplayPlan
 from deploy.replays import replay_folder
 from deploy.settings import Settings, load
-from encoder.incremental import use_threads
-from encoder.text_memory import TextMemory
+from encoder.inference.incremental import use_threads
+from encoder.text.cache import TextMemory
 from index.query import Query, Recommendations, recommend
 from streams.comparison import Comparison
 from streams.questions import AskSettings

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoder.baseline_recipes import Recipe
-from encoder.baseline_training import fit
-from encoder.config import preset, preset_names, preset_training
-from encoder.dataset import TrainingData
-from encoder.sequences import Sequences
-from encoder.training import TrainOptions, train
+from encoder.baselines.recipes import Recipe
+from encoder.baselines.sequences import Sequences
+from encoder.baselines.training import fit
+from encoder.model.config import preset, preset_names, preset_training
+from encoder.training.dataset import TrainingData
+from encoder.training.loop import TrainOptions, train
 from streams.baselines import leave_one_out_part
 from streams.folder import read_folder
 from streams.folder_records import ItemVectors

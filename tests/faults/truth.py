@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
-from encoder.text import canonical_text, text_hash
+from encoder.text.item_text import canonical_text, text_hash
 from index.keys import partition_of, partition_tag
 from index.records import event_hash
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, ITEM_VECTORS, USERS, Record

@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 import torch
 
-from encoder.config import ModelConfig
-from encoder.incremental import EncodeRequest, IncrementalEncoder
-from encoder.model import StarsEncoder
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model.config import ModelConfig
+from encoder.model.encoder import StarsEncoder
 from index.keys import partition_tag
 from index.records import STATE, decode_state, decode_vectors, vector_field
 from index.redis_store import RedisStore

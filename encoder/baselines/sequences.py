@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.dataset import plan
+from encoder.training.dataset import plan
 
 IntArray = NDArray[np.int64]
 PADDING = -1

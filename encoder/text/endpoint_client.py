@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import orjson
 
-from encoder.endpoint_limits import AnswerError, EndpointError, Gate, Reservation
+from encoder.text.endpoint_limits import AnswerError, EndpointError, Gate, Reservation
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from encoder.model import StarsEncoder
+from encoder.model.encoder import StarsEncoder
 
 Validate = Callable[[StarsEncoder], float]
 _PREFIX = "best/"

@@ -108,11 +108,11 @@ def preset_training(name: str) -> dict[str, Any]:
 
 def preset_names() -> list[str]:
     """All presets, by name."""
-    return sorted(path.name.removesuffix(".json") for path in files("encoder").joinpath("presets").iterdir())
+    return sorted(path.name.removesuffix(".json") for path in files("encoder.model").joinpath("presets").iterdir())
 
 
 def _preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
         raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(preset_names())}")
-    found: dict[str, Any] = json.loads(files("encoder").joinpath("presets", f"{name}.json").read_text("utf-8"))
+    found: dict[str, Any] = json.loads(files("encoder.model").joinpath("presets", f"{name}.json").read_text("utf-8"))
     return found

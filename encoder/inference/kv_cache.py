@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from encoder.config import ModelConfig
+from encoder.model.config import ModelConfig
 
 PAGE = 32  # positions of a page: what a last page wastes is little beside a long window, and a copy of one still long
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.config import ModelConfig
+from encoder.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.config import ModelConfig
+from encoder.model.config import ModelConfig
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encoder.dataset import IntArray, TrainingData, collate, cut_chunks, first_choices, plan
-from encoder.objective import Objective
-from encoder.popularity import HALF_LIFE_MS, DecayedCounts
+from encoder.training.dataset import IntArray, TrainingData, collate, cut_chunks, first_choices, plan
+from encoder.training.objective import Objective
+from encoder.training.popularity import HALF_LIFE_MS, DecayedCounts
 
 LISTS = ("next", "general", "mixed")  # of h_next, of h_gen, of both in turn
 TOP = 10

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoder.candidates import Negatives
-from encoder.config import ModelConfig
-from encoder.dataset import Batch, Chunks, TrainingData, first_choices, first_of_sets
 from encoder.device import fast_bfloat16
-from encoder.losses import candidate_softmax, contrast, full_softmax
-from encoder.model import StarsEncoder
-from encoder.options import TrainOptions
-from encoder.profiles import profile_buckets
-from encoder.tokens import calendar_features, gap_buckets
+from encoder.model.config import ModelConfig
+from encoder.model.encoder import StarsEncoder
+from encoder.model.profiles import profile_buckets
+from encoder.model.tokens import calendar_features, gap_buckets
+from encoder.training.dataset import Batch, Chunks, TrainingData, first_choices, first_of_sets
+from encoder.training.losses import candidate_softmax, contrast, full_softmax
+from encoder.training.negatives import Negatives
+from encoder.training.options import TrainOptions
 
 _NEVER = -1e4  # a logit that no probability is left of, and that is finite in every precision
 CONTRAST_PAIRS = 512  # a 512 x 512 matrix: cheap, and enough negatives

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encoder.blocks import Block
-from encoder.model import StarsEncoder
-from encoder.relative import Relations
-from encoder.slots import SlotCache
+from encoder.inference.kv_cache import SlotCache
+from encoder.model.attention_bias import Relations
+from encoder.model.blocks import Block
+from encoder.model.encoder import StarsEncoder
 
 AttendInPlace = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 _WARM_UP = 3  # runs before the recording, in which libraries choose their kernels
@@ -39,7 +39,7 @@ class _Recorded:
 class AppendStep:
     """Encodes one row per request into its pages and reads out both vectors.
 
-    `in_place`: see `encoder.paged_attention`, None gathers the pages.
+    `in_place`: see `encoder.inference.paged_attention`, None gathers the pages.
     """
 
     def __init__(self, model: StarsEncoder, slots: SlotCache, in_place: AttendInPlace | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoder.config import ModelConfig
+from encoder.model.config import ModelConfig
 
 TEXT_SCALE = 0.05  # text starts quiet, so that id and tags are not drowned (measured on Beauty)
 

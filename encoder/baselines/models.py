@@ -2,7 +2,7 @@
 
 SASRec (arXiv 1808.09781) reads left to right, BERT4Rec (arXiv 1904.06690) both ways with masked items, HSTU (arXiv
 2402.17152) left to right with pointwise attention and relative time. Item vectors are tied between input and output.
-They cannot be appended to exactly and know no text, kind or context; how they learn is `encoder.baseline_training`.
+They cannot be appended to exactly and know no text, kind or context; how they learn is `encoder.baselines.training`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoder.baseline_recipes import Recipe
-from encoder.blocks import HstuBlock
-from encoder.config import ModelConfig
-from encoder.relative import Relations
+from encoder.baselines.recipes import Recipe
+from encoder.model.attention_bias import Relations
+from encoder.model.blocks import HstuBlock
+from encoder.model.config import ModelConfig
 
 
 class SequenceModel(nn.Module):

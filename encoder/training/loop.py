@@ -2,7 +2,7 @@
 
 A run is a function of data, config, options and seed; every step draws from a generator of its own, so a resumed run
 equals an uninterrupted one (on CUDA but for the order of sums). A time limit anneals the run instead of cutting it. It
-knows columns, not topics or files; the result is an artefact folder (see `encoder.artefact`).
+knows columns, not topics or files; the result is an artefact folder (see `encoder.model.artefact`).
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from encoder import artefact, checkpoint
-from encoder.config import ModelConfig
-from encoder.dataset import TrainingData, collate, cut_chunks, plan
-from encoder.model import StarsEncoder
-from encoder.objective import Columns, Objective
-from encoder.offsets import OffsetProblem, choose_events, fit_offsets
-from encoder.options import TrainOptions
-from encoder.quality import POPULARITY, measure, target_states
-from encoder.validation import Best, Validate
+from encoder.model import artefact
+from encoder.model.config import ModelConfig
+from encoder.model.encoder import StarsEncoder
+from encoder.training import checkpoint
+from encoder.training.context_offset import OffsetProblem, choose_events, fit_offsets
+from encoder.training.dataset import TrainingData, collate, cut_chunks, plan
+from encoder.training.early_stopping import Best, Validate
+from encoder.training.holdout import POPULARITY, measure, target_states
+from encoder.training.objective import Columns, Objective
+from encoder.training.options import TrainOptions
 
 __all__ = ["TrainOptions", "TrainResult", "TrainingData", "train"]
 

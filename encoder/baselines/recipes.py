@@ -1,7 +1,7 @@
 """Recipes of the baselines that are trained: shape, loss and stopping of each, in one JSON file for each kind of data.
 
 The files follow what the papers and their public re-runs name for such data; what none of them names has the default
-here. It loads no torch and does not know what the names mean to a model (`encoder.baseline_models`).
+here. It loads no torch and does not know what the names mean to a model (`encoder.baselines.models`).
 """
 
 from __future__ import annotations
@@ -57,12 +57,14 @@ class Recipe:
 
 def recipe_sets() -> list[str]:
     """Names of the recipe files, one for each kind of data."""
-    return sorted(path.name.removesuffix(".json") for path in files("encoder").joinpath("baselines").iterdir())
+    return sorted(
+        path.name.removesuffix(".json") for path in files("encoder.baselines").iterdir() if path.name.endswith(".json")
+    )
 
 
 def recipes(name: str) -> dict[str, Recipe]:
     """All recipes of one file by the baseline's name. Raises ValueError for an unknown file."""
     if name not in recipe_sets():
         raise ValueError(f"unknown recipes {name!r}; choose one of {', '.join(recipe_sets())}")
-    found = json.loads(files("encoder").joinpath("baselines", f"{name}.json").read_text("utf-8"))
+    found = json.loads(files("encoder.baselines").joinpath(f"{name}.json").read_text("utf-8"))
     return {baseline: Recipe.from_dict(values) for baseline, values in found.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoder.model import StarsEncoder
+from encoder.model.encoder import StarsEncoder
 
 MISSING_ROW = 0
 TOWER_BATCH = 4096  # items per tower call: bounds the memory of a bulk load

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoder.blocks import Block, make_block
-from encoder.config import ModelConfig
-from encoder.relative import Relations
-from encoder.tokens import CALENDAR_WIDTH, GAP_BUCKETS
-from encoder.tower import ItemTower
+from encoder.model.attention_bias import Relations
+from encoder.model.blocks import Block, make_block
+from encoder.model.config import ModelConfig
+from encoder.model.item_tower import ItemTower
+from encoder.model.tokens import CALENDAR_WIDTH, GAP_BUCKETS
 
 
 class EventEmbedding(nn.Module):

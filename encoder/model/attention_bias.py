@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoder.config import ModelConfig
-from encoder.tokens import GAP_BUCKETS, GAP_NONE
+from encoder.model.config import ModelConfig
+from encoder.model.tokens import GAP_BUCKETS, GAP_NONE
 
 
 @dataclass(frozen=True, slots=True)

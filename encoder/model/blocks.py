@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoder.config import ModelConfig
-from encoder.relative import Relations, RelativeBias
+from encoder.model.attention_bias import Relations, RelativeBias
+from encoder.model.config import ModelConfig
 
 
 class Block(nn.Module):

@@ -1,7 +1,7 @@
 """An artefact as plain numbers, for processes that answer queries: numpy only, torch is never loaded.
 
-Reads the folder that `encoder.artefact.save` wrote and checks it. It gives the context offset's matrix and the document
-beside it; it cannot encode anything.
+Reads the folder that `encoder.model.artefact.save` wrote and checks it. It gives the context offset's matrix and the
+document beside it; it cannot encode anything.
 """
 
 from __future__ import annotations

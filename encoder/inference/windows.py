@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoder.device import send
-from encoder.items import MISSING_ROW, ItemTable
-from encoder.model import StarsEncoder
-from encoder.profiles import profile_buckets
-from encoder.requests import EncodeRequest
-from encoder.tokens import calendar_features, gap_buckets
+from encoder.inference.item_table import MISSING_ROW, ItemTable
+from encoder.inference.requests import EncodeRequest
+from encoder.model.encoder import StarsEncoder
+from encoder.model.profiles import profile_buckets
+from encoder.model.tokens import calendar_features, gap_buckets
 
 IntArray = NDArray[np.int64]
 

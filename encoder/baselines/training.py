@@ -20,12 +20,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoder.baseline_models import SequenceModel
-from encoder.baseline_recipes import Recipe
+from encoder.baselines.models import SequenceModel
+from encoder.baselines.recipes import Recipe
+from encoder.baselines.sequences import PADDING, IntArray, Padded, Sequences, training_batches
 from encoder.device import fast_bfloat16, resolve_device
-from encoder.losses import candidate_softmax, full_softmax
-from encoder.sequences import PADDING, IntArray, Padded, Sequences, training_batches
-from encoder.validation import Best
+from encoder.training.early_stopping import Best
+from encoder.training.losses import candidate_softmax, full_softmax
 
 LAST_ONLY = 0.1  # share of BERT4Rec's training windows in which only the last item is hidden, as in every question
 _ROWS = 256  # windows scored together

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encoder.append_step import AppendStep, AttendInPlace
-from encoder.blocks import Block
 from encoder.device import resolve_device, send
-from encoder.items import ItemTable
-from encoder.model import StarsEncoder
-from encoder.relative import Relations
-from encoder.requests import EncodeRequest, EncodeResult, check
-from encoder.slots import PAGE, Slot, SlotCache
-from encoder.windows import Embedded, Rows, embed
+from encoder.inference.cuda_append import AppendStep, AttendInPlace
+from encoder.inference.item_table import ItemTable
+from encoder.inference.kv_cache import PAGE, Slot, SlotCache
+from encoder.inference.requests import EncodeRequest, EncodeResult, check
+from encoder.inference.windows import Embedded, Rows, embed
+from encoder.model.attention_bias import Relations
+from encoder.model.blocks import Block
+from encoder.model.encoder import StarsEncoder
 
 __all__ = ["EncodeRequest", "EncodeResult", "EncoderStats", "IncrementalEncoder", "ItemTable", "use_threads"]
 
@@ -74,7 +74,7 @@ class IncrementalEncoder:
     The model is moved to the device and into evaluation mode. Keys and values are kept in `cache_dtype`; None: in
     float16 on CUDA, where they are read in it too, unless attention has a bias; in float32 on a CPU, which would have
     to convert them, and for "hstu", whose sums no softmax bounds. Raises ValueError when `cache_bytes` holds no user.
-    `page` positions of a window are kept together (see `encoder.slots`).
+    `page` positions of a window are kept together (see `encoder.inference.kv_cache`).
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class IncrementalEncoder:
     def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
         """Vectors of each request's window, appending to what is cached.
 
-        Raises ValueError for a malformed request (see `encoder.requests.check`) or an unknown kind.
+        Raises ValueError for a malformed request (see `encoder.inference.requests.check`) or an unknown kind.
         """
         check(requests, self._config)
         vectors = np.empty((len(requests), 2, self._config.d_model), dtype=np.float32)
@@ -304,7 +304,7 @@ def _in_place(model: StarsEncoder, slots: SlotCache) -> AttendInPlace | None:
     """Attention that reads pages where they lie, where there is a kernel for the model's and it can be compiled."""
     if model.config.bias != "none" or model.config.block == "hstu" or find_spec("triton") is None:
         return None
-    from encoder.paged_attention import attend_in_place
+    from encoder.inference.paged_attention import attend_in_place
 
     device, heads, width = model.general.device, model.config.n_heads, model.config.d_head
     cache, first = (

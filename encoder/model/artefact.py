@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
-from encoder.config import ModelConfig
-from encoder.model import StarsEncoder
-from encoder.serving import DOCUMENT, FORMAT, SERVING, TENSORS, read_document
+from encoder.model.config import ModelConfig
+from encoder.model.document import DOCUMENT, FORMAT, SERVING, TENSORS, read_document
+from encoder.model.encoder import StarsEncoder
 
 
 def save(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> str:

@@ -19,10 +19,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from encoder.endpoint import EndpointClient
-from encoder.endpoint_ledger import Ledger, LedgerVectors
-from encoder.endpoint_limits import AnswerError, EndpointError, Gate, estimate_tokens
-from encoder.text import Item, VocabularyTagger, canonical_text, text_hash
+from encoder.text.endpoint_client import EndpointClient
+from encoder.text.endpoint_ledger import Ledger, LedgerVectors
+from encoder.text.endpoint_limits import AnswerError, EndpointError, Gate, estimate_tokens
+from encoder.text.item_text import Item, VocabularyTagger, canonical_text, text_hash
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -149,7 +149,7 @@ class ChatTagger:
         self._client, self._memory, self._gate = client, memory, client.gate
         self._matching = VocabularyTagger(vocabulary)
         self.offered = frozenset(tag for tag in vocabulary if tag.partition(":")[0] not in _OWN_KINDS)
-        template = files("encoder").joinpath("prompts", "tags.txt").read_text("utf-8")
+        template = files("encoder.text").joinpath("prompts", "tags.txt").read_text("utf-8")
         self.prompt = template.replace("{vocabulary}", "\n".join(tag for tag in vocabulary if tag in self.offered))
         self._tokens = estimate_tokens(self.prompt) + _ANSWER_TOKENS
 
