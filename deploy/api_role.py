@@ -1,4 +1,4 @@
-"""The API process: the application of `index.api` under uvicorn, with a producer for what is posted and shown.
+"""The API process: the application of `index.api.app` under uvicorn, with a producer for what is posted and shown.
 
 One process, one event loop; more load means more processes. It answers from the first second on, with 503 until the
 items are loaded. Neither torch nor Faust is loaded here.
@@ -19,10 +19,10 @@ from deploy.indexer_role import elastic_settings
 from deploy.producer import EventProducer
 from deploy.running import log_to_stderr, now_ms, open_store, running, settle_heap
 from deploy.settings import Settings, public_address
-from index.api import create_app
-from index.api_errors import InvalidRecordError
-from index.api_settings import ApiSettings, KafkaSide
-from index.metrics import ApiMetrics
+from index.api.app import create_app
+from index.api.errors import InvalidRecordError
+from index.api.metrics import ApiMetrics
+from index.api.settings import ApiSettings, KafkaSide
 from streams.events import MalformedError, check
 
 _TIMEOUT_S = 0.1  # of one Redis call: a list from memory in time is worth more than a personal one too late

@@ -19,7 +19,7 @@ from deploy.settings import Settings, load
 
 if TYPE_CHECKING:
     from deploy.replay_parts import ReplayPlan
-    from index.store import LiveStore
+    from index.state.store import LiveStore
     from streams.replay_report import ReplayReport
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -163,8 +163,8 @@ def new_store(settings: Settings, prefix: str | None) -> Iterator[LiveStore | No
         yield None
         return
     from deploy.running import ask_redis, open_store
-    from index.redis_nodes import Command
-    from index.store import StoreUnavailableError
+    from index.state.redis_routing import Command
+    from index.state.store import StoreUnavailableError
 
     mine = load(settings.environment(), prefix=prefix)
     key = mine.keys().cluster()

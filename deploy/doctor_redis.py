@@ -19,9 +19,9 @@ from redis.retry import Retry
 from deploy.doctor_finding import ANSWER_S, CONNECT_S, Finding
 from deploy.running import ask_redis
 from deploy.settings import Settings, public_address
-from index.redis_address import node_name, server_urls, with_host
-from index.redis_nodes import Command
-from index.store import StoreUnavailableError
+from index.state.redis_address import node_name, server_urls, with_host
+from index.state.redis_routing import Command
+from index.state.store import StoreUnavailableError
 
 OLDEST_REDIS = (6, 2)
 _SKEW_S = 5.0  # players' clocks and expiry compare times of several machines

@@ -25,7 +25,7 @@ from encoder.baselines.recipes import recipes
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load, serving_arrays
 from encoder.text.item_text import VocabularyTagger
-from index.api_model import own_slot, own_weights
+from index.query.model import own_slot, own_weights
 from streams.baselines import (
     Baselines,
     Training,

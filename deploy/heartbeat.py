@@ -1,7 +1,7 @@
 """Every process says once a second that it lives and what it has counted: one JSON per role id in Redis.
 
-Readers decide by its changes who is alive (`index.liveness`), so hosts need no common clock. An unreachable store is
-no reason to stop: the next second is tried again.
+Readers decide by its changes who is alive (`index.api.liveness`), so hosts need no common clock. An unreachable store
+is no reason to stop: the next second is tried again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from index.store import LiveStore, StoreUnavailableError
+from index.state.store import LiveStore, StoreUnavailableError
 
 _EVERY_S = 1.0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from deploy.settings import Settings
-from index.store import LogIdentity
+from index.state.store import LogIdentity
 from streams.events import CLICKSTREAM, CONSUMED, PARTITIONED
 from streams.logs import LogLookup
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from deploy.running import log_to_stderr, on_signals, open_store, running
 from deploy.settings import Settings
-from index.elastic_settings import ElasticSettings
+from index.elastic.settings import ElasticSettings
 
 _PATIENCE_S = 30.0  # of one bulk call or refresh: a server that merges answers late, and nobody waits for it
 
@@ -46,8 +46,8 @@ def run_indexer(settings: Settings) -> None:
 
 
 async def _indexer(settings: Settings, elastic: ElasticSettings) -> None:
-    from index.elastic import open_client
-    from index.elastic_indexer import ItemIndexer
+    from index.elastic.client import open_client
+    from index.elastic.indexer import ItemIndexer
 
     store, client, stop = open_store(settings), open_client(elastic, _PATIENCE_S), asyncio.Event()
     # Only for the pauses between attempts, which are to differ from process to process.

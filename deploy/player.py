@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import orjson
 
 from deploy.producer import Acknowledged, EventProducer
-from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
-from index.store import LiveStore, StoreUnavailableError
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS
 from streams.folder_records import SourceRecord
 

@@ -18,10 +18,10 @@ import orjson
 from deploy.settings import Settings
 from deploy.state_sizes import engine_settings
 from encoder.model.document import DOCUMENT, load_serving, read_document
-from index.api_model import ServedModel, own_slot, parse_model
-from index.kept_store import KeptStore
-from index.memory_store import MemoryStore
-from index.store import LiveStore, LogIdentity
+from index.query.model import ServedModel, own_slot, parse_model
+from index.state.memory_store import MemoryStore
+from index.state.sqlite_store import KeptStore
+from index.state.store import LiveStore, LogIdentity
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine
 from streams.events import Record

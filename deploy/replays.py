@@ -21,7 +21,7 @@ from deploy.running import open_store
 from deploy.settings import Settings
 from encoder.model.config import PARTS
 from encoder.model.document import load_serving
-from index.store import LiveStore
+from index.state.store import LiveStore
 from streams.digest import digest
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors, records

@@ -16,7 +16,7 @@ from deploy.running import limit_threads, log_to_stderr, on_signals, open_store,
 from deploy.settings import Settings
 from deploy.state_sizes import engine_settings, keep_window
 from encoder.model.document import DOCUMENT, load_serving, read_document
-from index.store import LiveStore
+from index.state.store import LiveStore
 
 if TYPE_CHECKING:
     from streams.engine import Engine
@@ -53,7 +53,7 @@ def run_traffic(settings: Settings, plan_file: Path) -> None:
 async def _worker(settings: Settings) -> None:
     from encoder.inference.incremental import IncrementalEncoder
     from encoder.model.artefact import load
-    from index.follower import ItemFollower
+    from index.items.follower import ItemFollower
     from streams.encoder_thread import EncoderThread
     from streams.engine import Engine
     from streams.outlet import KafkaOutlet

@@ -18,9 +18,9 @@ from deploy.heartbeat import beat, this_process
 from deploy.settings import Settings, public_address
 from deploy.sparing_log import SparingFilter
 from deploy.stacks import show_stacks_on_signal
-from index.redis_nodes import Command, nodes
-from index.redis_store import RedisStore
-from index.store import LiveStore, StoreUnavailableError
+from index.state.redis_routing import Command, nodes
+from index.state.redis_store import RedisStore
+from index.state.store import LiveStore, StoreUnavailableError
 
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from deploy.settings_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds
-from index.keys import Keys
+from index.state.keys import Keys
 from streams.events import DEFAULT_KINDS, Rules
 from streams.kafka_access import KafkaAccess
 

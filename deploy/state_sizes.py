@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploy.settings import Settings
-from index.store import LiveStore
+from index.state.store import LiveStore
 
 if TYPE_CHECKING:
     from encoder.model.config import ModelConfig

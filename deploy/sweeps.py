@@ -18,7 +18,7 @@ from deploy.replays import folder_vectors
 from deploy.settings import Settings
 from encoder.inference.incremental import IncrementalEncoder, use_threads
 from encoder.model.artefact import load, serving_arrays
-from index.api_model import own_slot, own_weights
+from index.query.model import own_slot, own_weights
 from streams.delays import FRESH, Arm, Delay, Part, arms
 from streams.folder import Folder, read_folder
 from streams.questions import AskSettings, led_by

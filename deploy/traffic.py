@@ -21,8 +21,8 @@ from deploy.player import LONGEST_PAUSE_S, Clock, Pacer, Player, Timeline, as_js
 from deploy.producer import EventProducer
 from deploy.settings import Settings
 from deploy.shop import Shop, ShopRecord
-from index.keys import partition_of
-from index.store import LiveStore
+from index.state.keys import partition_of
+from index.state.store import LiveStore
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors, SourceRecord, records

@@ -34,10 +34,10 @@ from deploy.texts import embedder_key
 from deploy.topics import create_topics
 from deploy.traffic import TrafficPlan
 from encoder.model.document import read_document
-from index.keys import partition_tag
-from index.records import STATE, decode_state
-from index.redis_nodes import Command
-from index.store import StoreUnavailableError
+from index.state.keys import partition_tag
+from index.state.records import STATE, decode_state
+from index.state.redis_routing import Command
+from index.state.store import StoreUnavailableError
 
 TRAIN_EPOCHS = 6  # about 35 s on two idle cores; so many steps whatever else runs, so the model is always the same
 TRAIN_SECONDS = 100.0  # bound for data folders of any size: the first answer has to come within three minutes

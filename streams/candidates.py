@@ -1,6 +1,6 @@
 """Items of a data folder by row: which have arrived at a moment of its timeline, and which may be shown.
 
-Hard rules are those of the live catalogue (`index.item_columns`), over the records that the folder's shop would have
+Hard rules are those of the live catalogue (`index.items.columns`), over the records that the folder's shop would have
 produced; one that the topics would refuse lists nothing. Assumes that an item has its vector from its arrival on
 (`streams.folder`). It does not know users or scores.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from index.filters import Mask
-from index.item_columns import ItemColumns
+from index.items.columns import ItemColumns
+from index.items.filters import Mask
 from streams.events import CATALOG, CatalogueEntry, MalformedError, Record, Rules, parse
 from streams.folder import Folder
 from streams.folder_records import ItemVectors, records

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from faust.types import TP
 
-from index.store import ClaimRefusedError, LogIdentity, StoreUnavailableError
+from index.state.store import ClaimRefusedError, LogIdentity, StoreUnavailableError
 from streams.engine import Engine, tag_of, topics_of
 from streams.logs import LogLookup
 from streams.transport import StateConsumer

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.records import UserState
+from index.state.records import UserState
 from streams.delays import Delay
 from streams.events import Event
 from streams.held_out import Apply

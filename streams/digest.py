@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
-from index.records import ITEM_FIELDS, PROFILE, STATE, canonical_json, load_item, load_user, vector_field
-from index.store import LiveStore
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.records import ITEM_FIELDS, PROFILE, STATE, canonical_json, load_item, load_user, vector_field
+from index.state.store import LiveStore
 from streams.clock import PartitionClock
 from streams.engine import topics_of
 from streams.state import leave_if_idle

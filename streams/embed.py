@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from encoder.text.endpoint_limits import EndpointError
 from encoder.text.endpoint_models import embed_each
 from encoder.text.item_text import canonical_text, text_hash
-from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
-from index.store import LiveStore, StoreUnavailableError
+from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
+from index.state.store import LiveStore, StoreUnavailableError
 from streams.catalog_source import CatalogSource
 from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules, parse
 from streams.folder_records import ItemVectors

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from encoder.inference.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
-from index.records import ItemRecord, Vector
+from index.state.records import ItemRecord, Vector
 
 T = TypeVar("T")
 

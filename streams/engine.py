@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
-from index.metrics import WorkerMetrics
-from index.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity
+from index.api.metrics import WorkerMetrics
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity
 from streams.encoder_thread import EncoderThread
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record, Rules
 from streams.intake import Intake, Outlet

@@ -21,8 +21,8 @@ from context.timeline import ContextTimeline
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.training.popularity import DecayedCounts
-from index.live_user import profile_location
-from index.records import UserState
+from index.query.live_user import profile_location
+from index.state.records import UserState
 from streams.comparison import Comparison
 from streams.events import Click, Rules
 from streams.folder import Folder

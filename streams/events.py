@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from index.records import Vector, canonical_json
+from index.state.records import Vector, canonical_json
 
 CLICKSTREAM, EXPOSURES, CATALOG = "clickstream", "exposures", "catalog"
 ITEM_VECTORS, CONTEXT, USERS, DEAD_LETTERS = "item-vectors", "context", "users", "dead-letters"

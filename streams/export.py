@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from index.keys import partition_of
+from index.state.keys import partition_of
 from streams.events import (
     CLICKSTREAM,
     EXPOSURES,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from encoder.model.config import ModelConfig
-from index.query import Weights
-from index.records import UserState
+from index.query.recommend import Weights
+from index.state.records import UserState
 from streams.candidates import Candidates
 from streams.events import CLICKSTREAM, USERS, Click, Event, Forget, Profile, Record, Rules, parse
 from streams.folder import Folder
@@ -90,6 +90,6 @@ class HeldOut:
 
 
 def seen(state: UserState, now_ms: int) -> frozenset[str]:
-    """What is in the user's window or was bought not long ago, as `index.query` counts it."""
+    """What is in the user's window or was bought not long ago, as `index.query.recommend` counts it."""
     since_ms = now_ms - Weights().purchase_ms
     return frozenset(state.items) | {item for item, ts_ms in state.purchases.items() if ts_ms > since_ms}

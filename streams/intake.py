@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from index.keys import partition_of
-from index.metrics import field_label
+from index.api.metrics import field_label
+from index.state.keys import partition_of
 from streams.events import Click, Event, Forget, MalformedError, Profile, Record, Rules, parse
 
 _REASONS = 100  # told apart: a reason may quote a field's name, of which there are any number

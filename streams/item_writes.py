@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from encoder.text.item_text import canonical_text, text_hash
-from index.keys import Keys
-from index.records import (
+from index.state.keys import Keys
+from index.state.records import (
     CATALOGUE,
     EMBEDDER,
     TAGS,
@@ -24,7 +24,7 @@ from index.records import (
     encode_vectors,
     vector_field,
 )
-from index.store import Op
+from index.state.store import Op
 from streams.encoder_thread import EncoderThread
 from streams.events import CatalogueEntry, ContextEntry, Event, VectorEntry
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.training.dataset import TrainingData
-from index.api_model import Slot
+from index.query.model import Slot
 from streams.comparison import KS, Comparison
 from streams.folder import FORGET_CODE, Folder
 from streams.folder_records import ItemVectors

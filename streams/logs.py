@@ -12,7 +12,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
-from index.store import LogIdentity
+from index.state.store import LogIdentity
 from streams.kafka_access import KafkaAccess, Reasons
 
 _TIMEOUT_S = 5.0  # a broker that is up answers in milliseconds

@@ -1,7 +1,7 @@
 """Asks before it is told: what would have been recommended just before a click, by the code that answers clients.
 
-Reads the user from the live state, ranks with `index.query` over a catalogue that follows the item log, and sets
-popularity beside it: same candidates, history removed. Nothing is exposed. It does not apply events;
+Reads the user from the live state, ranks with `index.query.recommend` over a catalogue that follows the item log, and
+sets popularity beside it: same candidates, history removed. Nothing is exposed. It does not apply events;
 `streams.replay` does, after the question.
 """
 
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from context.features import is_active
-from index.api_model import ServedModel, Slot
-from index.catalogue import Catalogue
-from index.follower import ItemFollower
-from index.live_user import LiveUser, UserReader
-from index.popularity import Popularity
-from index.query import ContextView, Query, UserView, Weights, recommend
-from index.records import ItemRecord, event_hash
-from index.store import LiveStore
+from index.items.catalogue import Catalogue
+from index.items.follower import ItemFollower
+from index.query.live_user import LiveUser, UserReader
+from index.query.model import ServedModel, Slot
+from index.query.popularity import Popularity
+from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.state.records import ItemRecord, event_hash
+from index.state.store import LiveStore
 from streams.comparison import KS, Comparison
 from streams.encoder_thread import EncoderThread
 from streams.events import Click, Rules

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from encoder.inference.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
 from encoder.training.holdout import in_turn
-from index.api_model import Slot
+from index.query.model import Slot
 from streams.folder_records import ItemVectors
 
 _CHUNK = 4096  # items per call of the item tower

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from index.follower import ItemFollower
-from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
-from index.store import LiveStore, LogIdentity
+from index.items.follower import ItemFollower
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
+from index.state.store import LiveStore, LogIdentity
 from streams.digest import digest
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine, GapError, topics_of

@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from encoder.inference.incremental import EncodeRequest
-from index.records import UserState
+from index.state.records import UserState
 from streams.events import CLICKSTREAM, USERS, Click, Forget, Profile, Record, Rules, parse
 from streams.folder import Folder
 from streams.folder_records import records

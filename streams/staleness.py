@@ -21,9 +21,9 @@ from context.features import valid_until_ms
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
-from index.api_model import Slot
-from index.live_user import profile_location
-from index.records import UserState
+from index.query.live_user import profile_location
+from index.query.model import Slot
+from index.state.records import UserState
 from streams.comparison import Comparison
 from streams.delayed_popularity import DelayedPopularity, Shares
 from streams.delayed_user import DelayedUser, View

@@ -11,7 +11,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
-from index.records import UserState, event_hash
+from index.state.records import UserState, event_hash
 from streams.events import Click, Forget, Profile
 
 MAX_PURCHASES = 64  # evicted purchases remembered per user, newest first

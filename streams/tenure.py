@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from index.records import UserState
-from index.store import Commit, LiveStore, LogIdentity, Op
+from index.state.records import UserState
+from index.state.store import Commit, LiveStore, LogIdentity, Op
 from streams.clock import PartitionClock
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from index.keys import Keys
-from index.records import PROFILE, STATE, UserState, encode_profile, encode_state, vector_field
-from index.store import Op
+from index.state.keys import Keys
+from index.state.records import PROFILE, STATE, UserState, encode_profile, encode_state, vector_field
+from index.state.store import Op
 from streams.clock import PartitionClock
 from streams.events import Click, Forget, Profile
 from streams.state import WindowLimits

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 import orjson
 
 from encoder.inference.incremental import EncodeRequest
-from index.metrics import WorkerMetrics
-from index.records import PROFILE, STATE, UserState, encode_vectors, load_user
-from index.store import LiveStore
+from index.api.metrics import WorkerMetrics
+from index.state.records import PROFILE, STATE, UserState, encode_vectors, load_user
+from index.state.store import LiveStore
 from streams.clock import PartitionClock
 from streams.encoder_thread import EncoderThread
 from streams.events import CLICKSTREAM, Click, Forget, Profile, Record, Rules

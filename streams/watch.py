@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import faust
 from faust.types import TP
 
-from index.store import FencedError, StoreUnavailableError
+from index.state.store import FencedError, StoreUnavailableError
 from streams.claims import Claims
 from streams.engine import Engine, tag_of
 from streams.events import CLICKSTREAM, CONSUMED, USERS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from index.api_model import Slot
+from index.query.model import Slot
 from streams.comparison import KS, Comparison
 from streams.delays import FRESH
 from streams.outcomes import Outcomes

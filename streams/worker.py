@@ -16,7 +16,7 @@ from typing import Any, cast
 import faust
 from faust.types import TP
 
-from index.store import FencedError, StoreUnavailableError
+from index.state.store import FencedError, StoreUnavailableError
 from streams.claims import Claims
 from streams.engine import Engine, GapError, tag_of
 from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record

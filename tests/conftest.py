@@ -12,7 +12,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from deploy.redis_server import RedisServer
-from index.keys import Keys
+from index.state.keys import Keys
 from streams.kafka_access import KafkaAccess
 from tests import secured_kafka as secured
 from tests import services

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from elasticsearch import AsyncElasticsearch
 
-from index.elastic import open_client, pattern_of
-from index.elastic_indexer import ItemIndexer
-from index.elastic_settings import ElasticSettings
-from index.store import LiveStore
+from index.elastic.client import open_client, pattern_of
+from index.elastic.indexer import ItemIndexer
+from index.elastic.settings import ElasticSettings
+from index.state.store import LiveStore
 from tests.index_api_world import until
 
 PATIENCE_S = 30.0  # of a test's own calls, on a machine that does other work too

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
-from index.keys import partition_of
+from index.state.keys import partition_of
 from streams.events import CLICKSTREAM, Click, Event, Forget, MalformedError, Record, Rules, parse
 from streams.folder_records import TOPIC_ORDER
 from streams.log_merge import LogMerge

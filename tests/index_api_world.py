@@ -19,12 +19,12 @@ import orjson
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from index.api import create_app
-from index.api_errors import InvalidRecordError
-from index.api_settings import ApiSettings, KafkaSide
-from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
-from index.metrics import ApiMetrics
-from index.records import (
+from index.api.app import create_app
+from index.api.errors import InvalidRecordError
+from index.api.metrics import ApiMetrics
+from index.api.settings import ApiSettings, KafkaSide
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
+from index.state.records import (
     CATALOGUE,
     EMBEDDER,
     PROFILE,
@@ -40,7 +40,7 @@ from index.records import (
     event_hash,
     vector_field,
 )
-from index.store import Commit, LiveStore, LogIdentity, Op
+from index.state.store import Commit, LiveStore, LogIdentity, Op
 from streams.events import MalformedError, Rules, check
 
 PARTITIONS, DIM, MODEL = 4, 4, "m-00000001"

@@ -14,7 +14,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from index.keys import murmur2
+from index.state.keys import murmur2
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
 from streams.folder_records import TOPIC_ORDER
 from streams.kafka_access import KafkaAccess

@@ -15,10 +15,10 @@ from context.offsets import ContextOffset
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
-from index.api_model import ServedModel
-from index.keys import partition_tag
-from index.memory_store import MemoryStore
-from index.store import LogIdentity
+from index.query.model import ServedModel
+from index.state.keys import partition_tag
+from index.state.memory_store import MemoryStore
+from index.state.store import LogIdentity
 from streams.comparison import KS
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine, topics_of

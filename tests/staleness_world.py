@@ -22,7 +22,7 @@ from context.features import ContextFeatures
 from context.offsets import ContextOffset
 from encoder.inference.incremental import EncodeRequest
 from encoder.training.popularity import HALF_LIFE_MS
-from index.records import UserState
+from index.state.records import UserState
 from streams.delays import Arm, Delay
 from streams.events import CLICKSTREAM, USERS, Click, Profile, Record, parse
 from streams.folder import Folder, read_folder

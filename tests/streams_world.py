@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from index.keys import partition_of
+from index.state.keys import partition_of
 from streams.events import CLICKSTREAM, USERS, MalformedError, Record
 
 NOW_MS = 1_760_000_000_000

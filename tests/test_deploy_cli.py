@@ -17,7 +17,7 @@ from deploy.broker import Broker, topic_partitions
 from deploy.cli import COMMANDS, cli, run
 from deploy.produce import read_line
 from deploy.settings import load
-from index.keys import partition_of
+from index.state.keys import partition_of
 from streams.events import MalformedError, Rules
 
 CLICK = {"topic": "clickstream", "event_id": "e1", "user_id": "u1", "item_id": "i1", "kind": "view"}

@@ -21,7 +21,7 @@ from deploy.settings import Settings, load
 from encoder.model.artefact import save
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
-from index.redis_store import RedisStore
+from index.state.redis_store import RedisStore
 from streams.events import DEFAULT_KINDS
 
 

@@ -32,7 +32,7 @@ from encoder.model.encoder import StarsEncoder
 from encoder.text.cache import TextMemory
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.training.loop import TrainOptions
-from index.keys import partition_of
+from index.state.keys import partition_of
 from streams.events import CLICKSTREAM, EXPOSURES, PARTITIONED, Rules
 from streams.folder import Folder, read_folder
 from streams.folder_records import SourceRecord, records

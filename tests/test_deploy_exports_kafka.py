@@ -15,8 +15,8 @@ from deploy.exports import ExportPlan, export_topics
 from deploy.replay_parts import ReplayPlan
 from deploy.replays import replay_folder, replay_topics
 from deploy.settings import Settings, load
-from index.keys import partition_of
-from index.memory_store import MemoryStore
+from index.state.keys import partition_of
+from index.state.memory_store import MemoryStore
 from streams.digest import read_state
 from streams.events import CLICKSTREAM, Record
 from streams.folder import read_folder

@@ -17,9 +17,9 @@ from deploy.indexer_role import elastic_settings
 from deploy.redis_server import RedisServer
 from deploy.role_processes import roles
 from deploy.settings import load
-from index.elastic_compare import compare_items, complete_up_to, served_index
-from index.keys import Keys
-from index.redis_store import RedisStore
+from index.elastic.compare import compare_items, complete_up_to, served_index
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
 from tests.elastic_world import PATIENCE_S, server, settings_of
 from tests.index_api_world import World, until
 

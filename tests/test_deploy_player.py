@@ -16,8 +16,8 @@ import pytest
 from deploy.player import Clock, Pacer, Player, Timeline
 from deploy.producer import DeliveryError
 from deploy.traffic import histories, later, standing, usual_speed
-from index.keys import ITEMS_TAG, Keys, partition_tag
-from index.memory_store import MemoryStore
+from index.state.keys import ITEMS_TAG, Keys, partition_tag
+from index.state.memory_store import MemoryStore
 from streams.folder import Folder, read_folder
 from streams.folder_records import ItemVectors, SourceRecord
 

@@ -17,7 +17,7 @@ from deploy.replays import differences_from_live, replay_folder
 from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
-from index.memory_store import MemoryStore
+from index.state.memory_store import MemoryStore
 from streams.folder import Folder, read_folder
 from streams.questions import AskSettings
 from tests.folders import write_vectors

@@ -9,7 +9,7 @@ import pytest
 from deploy.settings import load
 from deploy.state_sizes import engine_settings, keep_window
 from encoder.model.config import ModelConfig
-from index.memory_store import MemoryStore
+from index.state.memory_store import MemoryStore
 from streams.state import WindowLimits
 
 

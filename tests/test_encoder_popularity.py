@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from encoder.training.popularity import HALF_LIFE_MS, DecayedCounts
-from index import popularity as live
-from index.memory_store import MemoryStore
+from index.query import popularity as live
+from index.state.memory_store import MemoryStore
 from tests.test_index_popularity import put
 
 DAY_MS = 86_400_000

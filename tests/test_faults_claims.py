@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 from faust.types import TP
 
-from index.memory_store import MemoryStore
-from index.store import LogIdentity
+from index.state.memory_store import MemoryStore
+from index.state.store import LogIdentity
 from streams.claims import Claims
 from streams.engine import Engine
 from streams.events import CLICKSTREAM, CONTEXT, USERS, Rules

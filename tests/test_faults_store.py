@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import orjson
 import pytest
 
-from index.memory_store import MemoryStore
-from index.store import Commit, FencedError, LogIdentity, StoreUnavailableError
+from index.state.memory_store import MemoryStore
+from index.state.store import Commit, FencedError, LogIdentity, StoreUnavailableError
 from streams.digest import read_state
 from streams.engine import Engine, topics_of
 from streams.events import CLICKSTREAM, Record, Rules

@@ -12,9 +12,9 @@ import httpx
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
-from index.api_guard import Guard
-from index.api_turns import Turns
-from index.metrics import ApiMetrics
+from index.api.admission import Guard
+from index.api.metrics import ApiMetrics
+from index.api.turns import Turns
 
 ANSWERS, IN_FLIGHT = 4, 10
 

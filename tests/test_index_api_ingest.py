@@ -13,15 +13,15 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from index.api_errors import InvalidRecordError, install_handlers
-from index.api_guard import MAX_BODY_BYTES, Guard
-from index.api_ingest import Ingest, ingest_router
-from index.api_models import Problem, PublishedAnswer
-from index.api_records import BODIES, example_of
-from index.api_settings import KafkaSide
-from index.api_turns import Turns
-from index.keys import partition_of
-from index.metrics import ApiMetrics
+from index.api.admission import MAX_BODY_BYTES, Guard
+from index.api.errors import InvalidRecordError, install_handlers
+from index.api.ingest import Ingest, ingest_router
+from index.api.metrics import ApiMetrics
+from index.api.record_schemas import BODIES, example_of
+from index.api.schemas import Problem, PublishedAnswer
+from index.api.settings import KafkaSide
+from index.api.turns import Turns
+from index.state.keys import partition_of
 from streams.events import MalformedError, Rules, check
 
 NOW_MS = 1_760_000_000_000

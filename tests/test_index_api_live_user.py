@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from deploy.redis_server import RedisServer
-from index.keys import Keys, partition_of, partition_tag
-from index.live_user import UserReader, profile_location
-from index.memory_store import MemoryStore
-from index.records import (
+from index.query.live_user import UserReader, profile_location
+from index.state.keys import Keys, partition_of, partition_tag
+from index.state.memory_store import MemoryStore
+from index.state.records import (
     PROFILE,
     STATE,
     UserState,
@@ -23,8 +23,8 @@ from index.records import (
     event_hash,
     vector_field,
 )
-from index.redis_store import RedisStore
-from index.store import Commit, LiveStore, LogIdentity, Op
+from index.state.redis_store import RedisStore
+from index.state.store import Commit, LiveStore, LogIdentity, Op
 
 PARTITIONS, MODEL, DIM = 4, "m-00000001", 8
 USER = "u42"

@@ -12,11 +12,11 @@ import orjson
 import pytest
 
 from deploy.redis_server import RedisServer
-from index.api_model import own_weights
-from index.api_models import Problem, RecommendationsAnswer, SimilarAnswer
-from index.keys import Keys, partition_of
-from index.memory_store import MemoryStore
-from index.redis_store import RedisStore
+from index.api.schemas import Problem, RecommendationsAnswer, SimilarAnswer
+from index.query.model import own_weights
+from index.state.keys import Keys, partition_of
+from index.state.memory_store import MemoryStore
+from index.state.redis_store import RedisStore
 from streams.events import Record
 from streams.exposures import parse_exposure
 from tests.index_api_world import HOUR_MS, MODEL, NOW_MS, PARTITIONS, World, until

@@ -12,10 +12,10 @@ import pytest
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from index import api_models
-from index.api_model import parse_model
-from index.api_models import ItemAnswer, StatusAnswer, UserAnswer
-from index.memory_store import MemoryStore
+from index.api import schemas as api_models
+from index.api.schemas import ItemAnswer, StatusAnswer, UserAnswer
+from index.query.model import parse_model
+from index.state.memory_store import MemoryStore
 from tests.index_api_world import FEATURES, NOW_MS, World, until
 
 Scene = Callable[[World, httpx.AsyncClient], Awaitable[None]]

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.catalogue import Catalogue
-from index.filters import parse_filter
-from index.hnsw import HnswIndex
-from index.records import ItemRecord, Vector
-from index.search import ExactIndex
+from index.items.catalogue import Catalogue
+from index.items.filters import parse_filter
+from index.items.hnsw import HnswIndex
+from index.items.search import ExactIndex
+from index.state.records import ItemRecord, Vector
 
 DIM, NOW_MS = 3, 1_000
 

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from index.api_models import SimilarAnswer, StatusAnswer
-from index.keys import Keys
-from index.memory_store import MemoryStore
+from index.api.schemas import SimilarAnswer, StatusAnswer
+from index.state.keys import Keys
+from index.state.memory_store import MemoryStore
 from tests.elastic_world import Gate, indexing, reached, server, settings_of
 from tests.index_api_world import NOW_MS, World, until
 from tests.test_index_api_recommend import ask, ask_by_post, ids

@@ -17,18 +17,18 @@ from elasticsearch import AsyncElasticsearch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.catalogue import Catalogue
-from index.elastic import alias_of
-from index.elastic_documents import document, items_only, query_of
-from index.elastic_filters import ElasticFilters
-from index.elastic_indexer import ElasticWriter
-from index.elastic_reader import ElasticReader
-from index.elastic_settings import ElasticSettings
-from index.filters import MAX_DEPTH, Filter, parse_filter
-from index.follower import ItemFollower
-from index.keys import Keys
-from index.memory_store import MemoryStore
-from index.records import ItemRecord
+from index.elastic.client import alias_of
+from index.elastic.documents import document, items_only, query_of
+from index.elastic.filters import ElasticFilters
+from index.elastic.indexer import ElasticWriter
+from index.elastic.reader import ElasticReader
+from index.elastic.settings import ElasticSettings
+from index.items.catalogue import Catalogue
+from index.items.filters import MAX_DEPTH, Filter, parse_filter
+from index.items.follower import ItemFollower
+from index.state.keys import Keys
+from index.state.memory_store import MemoryStore
+from index.state.records import ItemRecord
 from tests.elastic_world import PATIENCE_S, Gate, indexing, reached, server, settings_of
 from tests.index_api_world import DIM, MODEL, World, until
 from tests.test_index_filters import FILTERS, ITEMS, SHOP, depth, record

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.elastic import alias_of, index_of, pattern_of
-from index.elastic_compare import compare_items, complete_up_to, read_items, served_index
-from index.elastic_documents import decode
-from index.elastic_indexer import ElasticWriter, sort_out
-from index.elastic_settings import ElasticSettings
-from index.keys import ITEMS_TAG, Keys
-from index.memory_store import MemoryStore
-from index.store import Commit, LogIdentity, Op
+from index.elastic.client import alias_of, index_of, pattern_of
+from index.elastic.compare import compare_items, complete_up_to, read_items, served_index
+from index.elastic.documents import decode
+from index.elastic.indexer import ElasticWriter, sort_out
+from index.elastic.settings import ElasticSettings
+from index.state.keys import ITEMS_TAG, Keys
+from index.state.memory_store import MemoryStore
+from index.state.store import Commit, LogIdentity, Op
 from tests.elastic_world import PATIENCE_S, Gate, indexing, reached, server, settings_of
 from tests.index_api_world import World, item_vector, until
 

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from elasticsearch import AsyncElasticsearch
 
-from index.catalogue import Catalogue
-from index.elastic import open_client, pattern_of
-from index.elastic_indexer import ElasticWriter
-from index.elastic_reader import ElasticReader
-from index.elastic_search import ElasticSearch
-from index.elastic_vectors import HeldVectors
-from index.filters import Mask, parse_filter
-from index.follower import ItemFollower
-from index.keys import Keys
-from index.memory_store import MemoryStore
-from index.records import ItemRecord, Vector
-from index.search import ExactIndex, Labels
+from index.elastic.client import open_client, pattern_of
+from index.elastic.indexer import ElasticWriter
+from index.elastic.reader import ElasticReader
+from index.elastic.search import ElasticSearch
+from index.elastic.vectors import HeldVectors
+from index.items.catalogue import Catalogue
+from index.items.filters import Mask, parse_filter
+from index.items.follower import ItemFollower
+from index.items.search import ExactIndex, Labels
+from index.state.keys import Keys
+from index.state.memory_store import MemoryStore
+from index.state.records import ItemRecord, Vector
 from tests import test_index_search as contract
 from tests.elastic_world import PATIENCE_S, settings_of
 from tests.test_index_search import DIM, agree, brute, unit

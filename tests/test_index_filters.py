@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.catalogue import Catalogue
-from index.filters import MAX_DEPTH, parse_filter
-from index.records import ItemRecord
+from index.items.catalogue import Catalogue
+from index.items.filters import MAX_DEPTH, parse_filter
+from index.state.records import ItemRecord
 
 BRANDS, WORDS, TIMES = ["acme", "bolt"], ["a", "b", "c"], [0, 5, 10]
 

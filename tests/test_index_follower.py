@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 
 from deploy.redis_server import RedisServer
-from index.catalogue import Catalogue
-from index.follower import ItemFollower
-from index.keys import ITEMS_TAG, Keys
-from index.memory_store import MemoryStore
-from index.records import CATALOGUE, EMBEDDER, TEXT_VECTOR, ItemRecord, canonical_json, encode_vectors, vector_field
-from index.redis_store import RedisStore
-from index.store import Commit, LiveStore, LogIdentity, LogPage, Op, StoreUnavailableError
+from index.items.catalogue import Catalogue
+from index.items.follower import ItemFollower
+from index.state.keys import ITEMS_TAG, Keys
+from index.state.memory_store import MemoryStore
+from index.state.records import (
+    CATALOGUE,
+    EMBEDDER,
+    TEXT_VECTOR,
+    ItemRecord,
+    canonical_json,
+    encode_vectors,
+    vector_field,
+)
+from index.state.redis_store import RedisStore
+from index.state.store import Commit, LiveStore, LogIdentity, LogPage, Op, StoreUnavailableError
 
 MODEL, TOPIC = "m-00000001", "catalog"
 VECTOR = np.array([0.6, 0.8], np.float32)

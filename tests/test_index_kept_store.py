@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from index.kept_store import KeptStore
-from index.keys import ITEMS_TAG, Keys
-from index.store import Claim, Commit, LogIdentity, Op
+from index.state.keys import ITEMS_TAG, Keys
+from index.state.sqlite_store import KeptStore
+from index.state.store import Claim, Commit, LogIdentity, Op
 
 KEYS = Keys("kept")
 LOGS = {"catalog": LogIdentity("c", "1")}

@@ -7,7 +7,7 @@ from aiokafka.partitioner import murmur2 as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.keys import Keys, murmur2, partition_of, partition_tag
+from index.state.keys import Keys, murmur2, partition_of, partition_tag
 
 
 # Known answers from Kafka's own UtilsTest.testMurmur2 (signed 32-bit there).

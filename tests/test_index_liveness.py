@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
-from index.keys import Keys
-from index.liveness import Liveness
-from index.memory_store import MemoryStore
-from index.store import Claim, Commit, LogIdentity, StoreUnavailableError
+from index.api.liveness import Liveness
+from index.state.keys import Keys
+from index.state.memory_store import MemoryStore
+from index.state.store import Claim, Commit, LogIdentity, StoreUnavailableError
 
 LOG = LogIdentity("cluster", "topic")
 

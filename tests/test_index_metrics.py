@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from index.metrics import SECONDS, ApiMetrics, Freshness, WorkerMetrics, field_label
+from index.api.metrics import SECONDS, ApiMetrics, Freshness, WorkerMetrics, field_label
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.keys import partition_tag
-from index.memory_store import MemoryStore
-from index.popularity import LOCATION_SEPARATOR, Popularity
+from index.query.popularity import LOCATION_SEPARATOR, Popularity
+from index.state.keys import partition_tag
+from index.state.memory_store import MemoryStore
 
 HOUR_MS = 3_600_000
 Shop = Mapping[tuple[int, int], Mapping[tuple[str, str], int]]  # (partition, bucket) → (location, item) → count

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.catalogue import Catalogue
-from index.filters import parse_filter
-from index.hnsw import HnswIndex
-from index.keys import partition_tag
-from index.memory_store import MemoryStore
-from index.popularity import LOCATION_SEPARATOR, Popularity
-from index.query import ContextView, Query, UserView, Weights, recommend
-from index.records import ItemRecord, Vector
+from index.items.catalogue import Catalogue
+from index.items.filters import parse_filter
+from index.items.hnsw import HnswIndex
+from index.query.popularity import LOCATION_SEPARATOR, Popularity
+from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.state.keys import partition_tag
+from index.state.memory_store import MemoryStore
+from index.state.records import ItemRecord, Vector
 
 NOW_MS, DIM = 1_000_000, 4
 PLAIN = Weights(popularity=0.0)

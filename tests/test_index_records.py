@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.records import (
+from index.state.records import (
     UserState,
     decode_profile,
     decode_state,

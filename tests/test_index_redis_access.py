@@ -20,10 +20,10 @@ from deploy.processes import StartError
 from deploy.redis_server import HOST, RedisServer
 from deploy.running import ask_redis, log_to_stderr, open_store
 from deploy.settings import load
-from index.keys import ITEMS_TAG, Keys
-from index.redis_nodes import Command
-from index.redis_store import RedisStore
-from index.store import Commit, LogIdentity, Op, StoreUnavailableError
+from index.state.keys import ITEMS_TAG, Keys
+from index.state.redis_routing import Command
+from index.state.redis_store import RedisStore
+from index.state.store import Commit, LogIdentity, Op, StoreUnavailableError
 from tests.conftest import eventually
 from tests.redis_cluster import free_ports
 

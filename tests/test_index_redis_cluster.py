@@ -12,9 +12,9 @@ from typing import TypeVar
 import pytest
 
 from deploy.redis_server import RedisServer
-from index.keys import ITEMS_TAG, Keys
-from index.redis_store import RedisStore
-from index.store import Commit, FencedError, LogIdentity, Op, StoreUnavailableError
+from index.state.keys import ITEMS_TAG, Keys
+from index.state.redis_store import RedisStore
+from index.state.store import Commit, FencedError, LogIdentity, Op, StoreUnavailableError
 from tests.redis_cluster import ClusterOfServers
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import pytest
 from redis.exceptions import RedisError, ResponseError
 
 from deploy.redis_server import RedisServer
-from index.redis_nodes import Command, Nodes, nodes
+from index.state.redis_routing import Command, Nodes, nodes
 
 
 def connected(server: RedisServer, timeout_s: float = 5.0) -> Nodes:

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from deploy.redis_server import RedisServer
-from index.keys import Keys
-from index.redis_store import RedisStore
-from index.store import StoreUnavailableError
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
+from index.state.store import StoreUnavailableError
 from tests.redis_cluster import ClusterOfServers
 
 REQUESTS, ROUNDS = 50, 6

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.filters import Mask
-from index.hnsw import HnswIndex
-from index.records import Vector
-from index.search import ExactIndex, SearchIndex
+from index.items.filters import Mask
+from index.items.hnsw import HnswIndex
+from index.items.search import ExactIndex, SearchIndex
+from index.state.records import Vector
 from tests.conftest import eventually
 
 DIM = 16
@@ -284,7 +284,7 @@ def test_closing_ends_a_build_under_way() -> None:
 
 def test_a_process_that_ends_during_a_build_ends_well() -> None:
     code = (
-        "import numpy as np; from index.hnsw import HnswIndex; index = HnswIndex(64, exact_bytes=0)\n"
+        "import numpy as np; from index.items.hnsw import HnswIndex; index = HnswIndex(64, exact_bytes=0)\n"
         "index.upsert(range(20_000), np.random.default_rng(0).standard_normal((20_000, 64)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.catalogue import Catalogue
-from index.follower import ItemFollower
-from index.memory_store import MemoryStore
-from index.query import ContextView, Query, UserView, recommend
-from index.records import ItemRecord, Vector
-from index.snapshot import keep_snapshots, restore_snapshot, save_snapshot, snapshot_path, start_from_snapshot
+from index.items.catalogue import Catalogue
+from index.items.follower import ItemFollower
+from index.items.snapshot import keep_snapshots, restore_snapshot, save_snapshot, snapshot_path, start_from_snapshot
+from index.query.recommend import ContextView, Query, UserView, recommend
+from index.state.memory_store import MemoryStore
+from index.state.records import ItemRecord, Vector
 from tests.test_index_follower import MODEL, VECTOR, Owner
 from tests.test_index_query import NOBODY
 
@@ -110,7 +110,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, mon
     def disk_full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("index.snapshot.os.fsync", disk_full)
+    monkeypatch.setattr("index.items.snapshot.os.fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
         saved(path, filled(6))
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -225,7 +225,7 @@ def test_a_full_disk_is_an_error_and_costs_nothing(tmp_path: Path, room: int) ->
 _WRITER = """
     import sys
     from pathlib import Path
-    from index.snapshot import save_snapshot
+    from index.items.snapshot import save_snapshot
     from tests.test_index_snapshot import filled, follower_at
     catalogue = filled(5000)
     for position in range(1, 10_000):

@@ -10,10 +10,10 @@ import pytest
 from redis import Redis
 
 from deploy.redis_server import RedisServer
-from index.keys import CONTEXT_TAG, ITEMS_TAG, Keys
-from index.memory_store import MemoryStore
-from index.redis_store import RedisStore
-from index.store import ClaimRefusedError, Commit, FencedError, LiveStore, LogIdentity, Op, StoreUnavailableError
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys
+from index.state.memory_store import MemoryStore
+from index.state.redis_store import RedisStore
+from index.state.store import ClaimRefusedError, Commit, FencedError, LiveStore, LogIdentity, Op, StoreUnavailableError
 
 LOG = LogIdentity("cluster-a")
 Scenario = Callable[[LiveStore], Awaitable[None]]

@@ -95,6 +95,8 @@ def test_only_deploy_reads_the_environment_or_starts_processes(package: str) -> 
 
 
 def test_the_api_process_loads_neither_torch_nor_faust() -> None:
-    code = "import sys, index.api; print(sorted({'torch', 'faust', 'confluent_kafka', 'encoder'} & set(sys.modules)))"
+    code = (
+        "import sys, index.api.app; print(sorted({'torch', 'faust', 'confluent_kafka', 'encoder'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

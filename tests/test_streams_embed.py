@@ -16,9 +16,9 @@ from deploy.broker import Broker, topic_partitions
 from deploy.producer import EventProducer
 from encoder.text.endpoint_limits import AnswerError, BudgetError, EndpointError
 from encoder.text.item_text import canonical_text, text_hash
-from index.keys import Keys
-from index.memory_store import MemoryStore
-from index.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
+from index.state.keys import Keys
+from index.state.memory_store import MemoryStore
+from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from streams.catalog_source import KafkaCatalog
 from streams.embed import EmbedRole
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry, parse

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import orjson
 import pytest
 
-from index.keys import ITEMS_TAG, partition_of, partition_tag
-from index.memory_store import MemoryStore
-from index.store import Commit, FencedError, LogIdentity, StoreUnavailableError
+from index.state.keys import ITEMS_TAG, partition_of, partition_tag
+from index.state.memory_store import MemoryStore
+from index.state.store import Commit, FencedError, LogIdentity, StoreUnavailableError
 from streams.digest import digest, digest_of, read_state
 from streams.engine import Engine, GapError, topics_of
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules

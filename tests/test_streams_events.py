@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.keys import ITEMS_TAG
-from index.memory_store import MemoryStore
-from index.store import LogIdentity
+from index.state.keys import ITEMS_TAG
+from index.state.memory_store import MemoryStore
+from index.state.store import LogIdentity
 from streams.digest import read_state
 from streams.engine import Engine, topics_of
 from streams.events import (

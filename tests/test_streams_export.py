@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.keys import partition_of
-from index.memory_store import MemoryStore
+from index.state.keys import partition_of
+from index.state.memory_store import MemoryStore
 from streams.digest import read_state
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, USERS, Record, Rules
 from streams.export import TopicExport, write_files

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.redis_server import RedisServer
-from index.keys import Keys, partition_tag
-from index.memory_store import MemoryStore
-from index.redis_store import RedisStore
-from index.store import LiveStore, LogIdentity
+from index.state.keys import Keys, partition_tag
+from index.state.memory_store import MemoryStore
+from index.state.redis_store import RedisStore
+from index.state.store import LiveStore, LogIdentity
 from streams.clock import AGREEING, PartitionClock
 from streams.digest import read_state
 from streams.engine import Engine, topics_of

@@ -13,11 +13,11 @@ import pytest
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
-from index.follower import ItemFollower
-from index.keys import ITEMS_TAG
-from index.memory_store import MemoryStore
-from index.records import EMBEDDER, ITEM_FIELDS, TEXT_VECTOR, ItemRecord, load_item, vector_field
-from index.store import LogIdentity
+from index.items.follower import ItemFollower
+from index.state.keys import ITEMS_TAG
+from index.state.memory_store import MemoryStore
+from index.state.records import EMBEDDER, ITEM_FIELDS, TEXT_VECTOR, ItemRecord, load_item, vector_field
+from index.state.store import LogIdentity
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules

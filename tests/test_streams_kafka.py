@@ -17,8 +17,8 @@ from confluent_kafka.cimpl import NewPartitions
 
 from deploy.redis_server import RedisServer
 from deploy.topics import create_topics
-from index.keys import ITEMS_TAG, Keys, partition_of, partition_tag
-from index.store import LogIdentity
+from index.state.keys import ITEMS_TAG, Keys, partition_of, partition_tag
+from index.state.store import LogIdentity
 from streams.claims import PositionBeyondLogError
 from streams.digest import read_state
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, USERS

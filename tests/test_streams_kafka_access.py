@@ -14,8 +14,8 @@ import pytest
 from deploy.producer import DeliveryError, EventProducer
 from deploy.redis_server import RedisServer
 from deploy.topics import create_topics
-from index.keys import Keys
-from index.redis_store import RedisStore
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
 from streams.catalog_source import KafkaCatalog
 from streams.digest import read_state
 from streams.engine import Engine

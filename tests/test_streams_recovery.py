@@ -18,8 +18,8 @@ from deploy.redis_server import RedisServer
 from deploy.stack_kafka import KafkaServer
 from deploy.stack_ports import free_port
 from deploy.topics import create_topics
-from index.keys import Keys, partition_of, partition_tag
-from index.store import StoreUnavailableError
+from index.state.keys import Keys, partition_of, partition_tag
+from index.state.store import StoreUnavailableError
 from streams.kafka_access import KafkaAccess
 from streams.worker import StreamWorker
 from tests.services import KEEP, open_folder

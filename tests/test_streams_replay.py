@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import orjson
 import pytest
 
-from index.keys import Keys, partition_tag
-from index.memory_store import MemoryStore
-from index.query import Weights
-from index.records import STATE, decode_state
+from index.query.recommend import Weights
+from index.state.keys import Keys, partition_tag
+from index.state.memory_store import MemoryStore
+from index.state.records import STATE, decode_state
 from streams.digest import digest
 from streams.evaluate import evaluate
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, Click, Record, Rules

@@ -30,8 +30,8 @@ from deploy.settings import PREFIX, Settings, load
 from encoder.model.artefact import save
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
-from index.keys import Keys
-from index.redis_store import RedisStore
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED
 from streams.kafka_access import KafkaAccess
 from streams.logs import LogLookup

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.records import UserState, decode_state, encode_state, event_hash
+from index.state.records import UserState, decode_state, encode_state, event_hash
 from streams.events import Click, Forget, Profile
 from streams.state import MAX_PURCHASES, Outcome, WindowLimits, apply_click, apply_forget, apply_profile
 from tests.oracle import KINDS, Oracle

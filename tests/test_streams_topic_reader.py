@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Producer
 
 from deploy.broker import Broker, topic_partitions
-from index.memory_store import MemoryStore
+from index.state.memory_store import MemoryStore
 from streams.digest import digest
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
 from streams.kafka_access import KafkaAccess

@@ -19,8 +19,8 @@ from faust.types import TP
 
 from deploy.broker import Broker, topic_partitions
 from deploy.redis_server import RedisServer
-from index.keys import Keys, partition_of, partition_tag
-from index.store import Commit
+from index.state.keys import Keys, partition_of, partition_tag
+from index.state.store import Commit
 from streams.claims import PositionBeyondLogError
 from streams.digest import read_state
 from streams.engine import Engine

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 import orjson
 
 from deploy.producer import EventProducer
-from index.keys import Keys, partition_of, partition_tag
-from index.redis_store import RedisStore
+from index.state.keys import Keys, partition_of, partition_tag
+from index.state.redis_store import RedisStore
 from streams.digest import read_state
 from streams.engine import Engine
 from streams.events import CLICKSTREAM, Rules

@@ -1,7 +1,7 @@
 """How popular items are as time goes by: counts that halve with age, overall and by place.
 
 For whoever goes through events in their order: the measure on the held-out end, and offline evaluation. The live
-counterpart (`index.popularity`) has the same shares from buckets that several workers write. It knows no users.
+counterpart (`index.query.popularity`) has the same shares from buckets that several workers write. It knows no users.
 """
 
 from __future__ import annotations

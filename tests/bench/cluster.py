@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.redis_server import RedisServer
-from index.keys import Keys, partition_tag
-from index.redis_store import RedisStore
-from index.store import Commit, LogIdentity, Op
+from index.state.keys import Keys, partition_tag
+from index.state.redis_store import RedisStore
+from index.state.store import Commit, LogIdentity, Op
 from tests.bench.report import result, show
 from tests.redis_cluster import ClusterOfServers
 

@@ -24,13 +24,13 @@ from context.features import is_active
 from encoder.inference.incremental import IncrementalEncoder, use_threads
 from encoder.model.artefact import load
 from encoder.model.encoder import StarsEncoder
-from index.api_model import load_model
-from index.catalogue import Catalogue
-from index.follower import ItemFollower
-from index.keys import Keys
-from index.live_user import UserReader
-from index.records import Vector
-from index.redis_store import RedisStore
+from index.items.catalogue import Catalogue
+from index.items.follower import ItemFollower
+from index.query.live_user import UserReader
+from index.query.model import load_model
+from index.state.keys import Keys
+from index.state.records import Vector
+from index.state.redis_store import RedisStore
 from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
 from tests.bench.freshness import Tables
 from tests.bench.probe import Probe

@@ -18,8 +18,8 @@ from pathlib import Path
 import orjson
 from confluent_kafka import Producer
 
-from index.keys import partition_tag
-from index.store import LiveStore
+from index.state.keys import partition_tag
+from index.state.store import LiveStore
 from tests import services
 from tests.integration.deployments import EMBEDDED, REAL, deployment, prepared
 from tests.integration.live import Live, click

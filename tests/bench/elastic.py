@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from index.catalogue import Catalogue
-from index.elastic_indexer import ElasticWriter
-from index.elastic_serving import ElasticSide, open_catalogue
-from index.filters import Filter, Mask, parse_filter
-from index.follower import ItemFollower
-from index.memory_store import MemoryStore
-from index.popularity import Popularity
-from index.query import ContextView, Query, Recommendations, UserView, recommend
-from index.records import ItemRecord, Vector
-from index.search import ExactIndex, Labels, SearchIndex
+from index.elastic.catalogue import ElasticSide, open_catalogue
+from index.elastic.indexer import ElasticWriter
+from index.items.catalogue import Catalogue
+from index.items.filters import Filter, Mask, parse_filter
+from index.items.follower import ItemFollower
+from index.items.search import ExactIndex, Labels, SearchIndex
+from index.query.popularity import Popularity
+from index.query.recommend import ContextView, Query, Recommendations, UserView, recommend
+from index.state.memory_store import MemoryStore
+from index.state.records import ItemRecord, Vector
 from tests import services
 from tests.bench.report import result, show
 from tests.elastic_world import server, settings_of

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from encoder.inference.incremental import IncrementalEncoder, use_threads
 from encoder.model.artefact import load as load_artefact
-from index.follower import ItemFollower
-from index.keys import Keys, partition_of, partition_tag
-from index.redis_store import RedisStore
+from index.items.follower import ItemFollower
+from index.state.keys import Keys, partition_of, partition_tag
+from index.state.redis_store import RedisStore
 from streams.encoder_thread import EncoderThread
 from streams.engine import USER_TOPICS, Engine
 from streams.events import CLICKSTREAM, Record, Rules

@@ -29,15 +29,15 @@ import orjson
 from context.features import is_active
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder, use_threads
 from encoder.model.artefact import load
-from index.api_model import ServedModel, load_model
-from index.catalogue import Catalogue
-from index.follower import ItemFollower
-from index.keys import Keys
-from index.live_user import LiveUser, UserReader
-from index.popularity import Popularity
-from index.query import ContextView, Query, UserView, recommend
-from index.records import ItemRecord, Vector, decode_vectors, encode_vectors
-from index.redis_store import RedisStore
+from index.items.catalogue import Catalogue
+from index.items.follower import ItemFollower
+from index.query.live_user import LiveUser, UserReader
+from index.query.model import ServedModel, load_model
+from index.query.popularity import Popularity
+from index.query.recommend import ContextView, Query, UserView, recommend
+from index.state.keys import Keys
+from index.state.records import ItemRecord, Vector, decode_vectors, encode_vectors
+from index.state.redis_store import RedisStore
 from tests.bench import bare_kafka, burst
 from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
 from tests.bench.probe import Probe

@@ -41,8 +41,8 @@ from deploy.topics import create_topics
 from encoder.model.artefact import save_version
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
-from index.keys import Keys
-from index.redis_store import RedisStore
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
 from streams.events import CLICKSTREAM, DEFAULT_KINDS
 from streams.folder import read_folder
 from streams.kafka_access import KafkaAccess

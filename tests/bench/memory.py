@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from redis.asyncio import Redis
 
 from deploy.redis_server import RedisServer
-from index.catalogue import Catalogue
-from index.hnsw import HnswIndex
-from index.keys import Keys, partition_of, partition_tag
-from index.redis_store import RedisStore
+from index.items.catalogue import Catalogue
+from index.items.hnsw import HnswIndex
+from index.state.keys import Keys, partition_of, partition_tag
+from index.state.redis_store import RedisStore
 from tests.bench.process_usage import resident_bytes
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import DIM, MODEL, PARTITIONS, Synthetic, Writer, user_id

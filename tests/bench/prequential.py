@@ -24,7 +24,7 @@ from deploy.replays import replay_folder
 from deploy.settings import Settings, load
 from encoder.inference.incremental import use_threads
 from encoder.text.cache import TextMemory
-from index.query import Query, Recommendations, recommend
+from index.query.recommend import Query, Recommendations, recommend
 from streams.comparison import Comparison
 from streams.questions import AskSettings
 from streams.slices import Facts

@@ -33,8 +33,8 @@ from deploy.redis_server import RedisServer
 from deploy.role_processes import command, environment
 from deploy.settings import load as load_settings
 from deploy.statusline import fetch, is_ok
-from index.keys import Keys
-from index.redis_store import RedisStore
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
 from tests.bench.open_loop import Load, Report, get_request, post_request, run
 from tests.bench.process_usage import cpu_seconds, resident_bytes
 from tests.bench.report import Row, result, show

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from index.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
-from index.redis_store import RedisStore
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
+from index.state.redis_store import RedisStore
 
 _EVERY_S = 0.2  # as a worker
 

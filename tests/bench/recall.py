@@ -18,10 +18,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from index.filters import Mask
-from index.hnsw import HnswIndex
-from index.records import Vector
-from index.search import ExactIndex
+from index.items.filters import Mask
+from index.items.hnsw import HnswIndex
+from index.items.search import ExactIndex
+from index.state.records import Vector
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import SHARES, Synthetic
 

@@ -28,8 +28,8 @@ from deploy.redis_server import RedisServer
 from deploy.role_processes import command, environment
 from deploy.settings import load as load_settings
 from deploy.statusline import is_ok
-from index.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
-from index.redis_store import RedisStore
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
+from index.state.redis_store import RedisStore
 from tests.bench.engine_cost import BATCH, TEXT_DIM, Point, Task, run_engine
 from tests.bench.ingest import untrained, window_lengths
 from tests.bench.process_usage import redis_bytes, resident_bytes

@@ -29,11 +29,11 @@ import orjson
 import psutil
 from confluent_kafka import Producer
 
-from index.api_model import load_model
-from index.catalogue import Catalogue
-from index.follower import ItemFollower
-from index.keys import Keys
-from index.redis_store import RedisStore
+from index.items.catalogue import Catalogue
+from index.items.follower import ItemFollower
+from index.query.model import load_model
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
 from tests.bench.deployed import Load, known_users, parser, setting, started
 from tests.bench.flatness import Allowed, Series
 from tests.bench.open_loop import Load as QueryLoad

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from index.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
-from index.records import (
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
+from index.state.records import (
     CATALOGUE,
     EMBEDDER,
     STATE,
@@ -32,7 +32,7 @@ from index.records import (
     event_hash,
     vector_field,
 )
-from index.store import Commit, LiveStore, LogIdentity, Op
+from index.state.store import Commit, LiveStore, LogIdentity, Op
 from streams.events import DEFAULT_KINDS
 
 MODEL, DIM, PARTITIONS = "m-00000001", 256, 32

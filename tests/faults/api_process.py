@@ -18,12 +18,12 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from index.api import create_app
-from index.api_settings import ApiSettings, KafkaSide
-from index.catalogue import Catalogue
-from index.keys import Keys
-from index.metrics import ApiMetrics
-from index.redis_store import RedisStore
+from index.api.app import create_app
+from index.api.metrics import ApiMetrics
+from index.api.settings import ApiSettings, KafkaSide
+from index.items.catalogue import Catalogue
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
 from tests.faults.process_files import ProcessFiles, write_json
 
 STATUS_S = 0.02

@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from deploy.stack_elasticsearch import ElasticsearchServer
-from index.elastic import alias_of, open_client, pattern_of
-from index.elastic_compare import read_items
-from index.elastic_indexer import ItemIndexer
-from index.elastic_settings import ElasticSettings
-from index.keys import Keys
-from index.redis_store import RedisStore
+from index.elastic.client import alias_of, open_client, pattern_of
+from index.elastic.compare import read_items
+from index.elastic.indexer import ItemIndexer
+from index.elastic.settings import ElasticSettings
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
 from tests.faults.main_thread import in_main_thread
 from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION

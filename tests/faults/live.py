@@ -15,8 +15,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from index.keys import ITEMS_TAG, Keys
-from index.redis_store import RedisStore
+from index.state.keys import ITEMS_TAG, Keys
+from index.state.redis_store import RedisStore
 from streams.digest import read_state
 from streams.engine import tag_of
 from tests.faults.truth import log_partitions

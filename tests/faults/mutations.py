@@ -14,10 +14,10 @@ from typing import Any
 
 from aiokafka.errors import IllegalStateError, KafkaError
 
-from index.keys import Keys
-from index.records import UserState
-from index.redis_store import RedisStore
-from index.store import Commit
+from index.state.keys import Keys
+from index.state.records import UserState
+from index.state.redis_store import RedisStore
+from index.state.store import Commit
 from streams.engine import Engine, tag_of
 from streams.events import CLICKSTREAM, Record
 from streams.transport import StateConsumer

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from index.keys import partition_of
+from index.state.keys import partition_of
 from streams.digest import digest_of
 from streams.events import CLICKSTREAM
 from tests.faults.cases import Case

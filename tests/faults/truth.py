@@ -19,8 +19,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from encoder.text.item_text import canonical_text, text_hash
-from index.keys import partition_of, partition_tag
-from index.records import event_hash
+from index.state.keys import partition_of, partition_tag
+from index.state.records import event_hash
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, ITEM_VECTORS, USERS, Record
 from streams.kafka_access import KafkaAccess
 from tests.faults.traffic import POISON, Sent

@@ -15,10 +15,10 @@ import torch
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
-from index.keys import partition_tag
-from index.records import STATE, decode_state, decode_vectors, vector_field
-from index.redis_store import RedisStore
-from index.store import LiveStore
+from index.state.keys import partition_tag
+from index.state.records import STATE, decode_state, decode_vectors, vector_field
+from index.state.redis_store import RedisStore
+from index.state.store import LiveStore
 
 VERSION = "m-00000001"
 ITEMS = 50

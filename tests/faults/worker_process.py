@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.producer import EventProducer
-from index.follower import ItemFollower
-from index.keys import Keys
-from index.redis_store import RedisStore
-from index.store import Commit
+from index.items.follower import ItemFollower
+from index.state.keys import Keys
+from index.state.redis_store import RedisStore
+from index.state.store import Commit
 from streams.encoder_thread import EncoderThread
 from streams.engine import Engine
 from streams.events import Rules

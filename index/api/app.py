@@ -1,0 +1,108 @@
+"""The HTTP query API: one application from parts that are all passed in, with its background tasks.
+
+Assumes an ASGI server that runs the application's lifespan. It reads no environment and starts no process; Kafka is
+three injected functions. Every error is a problem document, every answer says how old its knowledge is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from index.api.admission import Guard
+from index.api.errors import install_handlers
+from index.api.ingest import Ingest, ingest_router
+from index.api.liveness import Liveness
+from index.api.loaded_model import Background, IndexKeeper, Services, follow_popularity
+from index.api.lookup import UserCount, operations_router, state_router
+from index.api.metrics import ApiMetrics
+from index.api.recommend import recommend_router
+from index.api.settings import ApiSettings, KafkaSide
+from index.api.turns import Turns
+from index.query.popularity import Popularity
+from index.state.store import LiveStore
+
+VERSION = "1"
+_DESCRIPTION = "Live recommendations: events go into Kafka, the next answer knows them and says how old that is."
+# Off altogether: metrics are our own, and its default would look at the environment.
+_NO_TELEMETRY: Any = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+
+
+def create_app(
+    store: LiveStore,
+    settings: ApiSettings,
+    kafka: KafkaSide,
+    metrics: ApiMetrics,
+    *,
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    monotonic_ms: Callable[[], float] = lambda: time.monotonic() * 1000,
+    on_loaded: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        store: the live state; for Redis with a timeout of 0.1 s and one retry, so that no request hangs.
+        settings: addresses to show, API keys, limits.
+        kafka: validation, publishing, exposures.
+        metrics: on a registry of this application's own; `metrics.counters()` is for the heartbeat.
+        wall_ms: time since the epoch, used where no player's clock is published.
+        monotonic_ms: the clock of ages.
+        on_loaded: called when a model's items are loaded and those of the one before are let go.
+
+    `app.state.services` holds the parts, for the process that owns the application.
+    """
+    liveness = Liveness(store, monotonic_ms)
+    background = Background()
+    keeper = IndexKeeper(store, liveness, settings, background, on_loaded)
+    popularity = Popularity(store)
+    turns = Turns(settings.answers)
+    services = Services(store, settings, kafka, metrics, liveness, keeper, popularity, turns, background, wall_ms)
+    users = UserCount(store, liveness, settings.users_ms)
+    app = FastAPI(
+        title="perseid",
+        version=VERSION,
+        description=_DESCRIPTION,
+        lifespan=_lifespan(services, users),
+        redoc_url=None,
+        telemetry=_NO_TELEMETRY,
+    )
+    app.state.services = services
+    install_handlers(app)
+    app.add_middleware(Guard, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
+    ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics)
+    app.include_router(recommend_router(services))
+    app.include_router(ingest_router(ingest, settings.keys, metrics))
+    app.include_router(state_router(services))
+    app.include_router(operations_router(services, users))
+    return app
+
+
+def _lifespan(services: Services, users: UserCount) -> Callable[[FastAPI], Any]:
+    """Background tasks of a running application."""
+    settings = services.settings
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await services.liveness.poll()
+        background = services.background
+        background.start("liveness", services.liveness.run(settings.poll_ms))
+        background.start("index", services.keeper.run())
+        background.start("users", users.run())
+        background.start("popularity", follow_popularity(services))
+        try:
+            yield
+        finally:
+            await background.stop()
+            await services.keeper.close()
+
+    return lifespan

@@ -1,0 +1,193 @@
+"""Records in over HTTP: checked all together, published in their order, answered once Kafka has acknowledged each.
+
+A batch with one bad record publishes nothing. Sending a batch again is safe: event ids and compaction make it so. It
+does not know Kafka, only the injected `publish`, and nothing here touches the live state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from index.api.admission import require
+from index.api.errors import InvalidRecordError, ProblemError, json_response
+from index.api.metrics import ApiMetrics
+from index.api.parameters import UserId
+from index.api.record_schemas import request_body
+from index.api.schemas import MAX_BATCH, Problem, PublishedAnswer
+from index.api.settings import KafkaSide
+from index.state.keys import partition_of
+
+# A caller waits this long for Kafka; the producer's own timeout is the same, so nothing is given up that may succeed.
+_ACKNOWLEDGE_S = 11.0
+_CHECKED_AT_ONCE = 64  # about a millisecond; then other requests have their turn
+_SHOWN_ERRORS = 100  # of a batch; all of them would make an answer as large as the batch
+_POSTS = {"/v1/events": "clickstream", "/v1/items": "catalog", "/v1/context": "context", "/v1/users": "users"}
+_NAMES = {"clickstream": "post_events", "catalog": "post_items", "context": "post_context", "users": "post_users"}
+_SUMMARIES = {
+    "clickstream": "Send clicks, one or a batch",
+    "catalog": "Add or change items, one or a batch",
+    "context": "Say what holds at a location, one or a batch",
+    "users": "Set user profiles, one or a batch",
+}
+_BY_USER = ("clickstream", "users")
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    202: {"model": PublishedAnswer, "description": "Kafka has acknowledged each record"},
+    **{status: {"model": Problem} for status in (400, 401, 403, 413, 415, 503)},
+}
+
+
+class Ingest:
+    """Checks and publishes records.
+
+    Args:
+        kafka: validation and publishing.
+        partitions: the number of user partitions, None as long as it is not known.
+        now_ms: the clock of meaning, for the time of a forget.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSide,
+        partitions: Callable[[], int | None],
+        now_ms: Callable[[], int],
+        metrics: ApiMetrics,
+    ) -> None:
+        self._kafka, self._partitions, self._now_ms, self._metrics = kafka, partitions, now_ms, metrics
+
+    async def post(self, topic: str, body: Any) -> list[dict[str, Any]]:
+        """Publishes one record or a list of them; topic, partition and offset of each.
+
+        Raises:
+            ProblemError: 400 when any is refused, 503 when any was not acknowledged.
+        """
+        records = body if isinstance(body, list) else [body]
+        if not 1 <= len(records) <= MAX_BATCH:
+            raise ProblemError(400, f"{len(records)} records in a batch; send 1 to {MAX_BATCH}")
+        return await self._publish(topic, await self._check(topic, records))
+
+    async def forget(self, user_id: str) -> list[dict[str, Any]]:
+        """Publishes the forget event and removes the profile; both are acknowledged when this returns."""
+        event = {"event_id": uuid.uuid4().hex, "user_id": user_id, "kind": "forget", "ts_ms": self._now_ms()}
+        checked = await self._check("clickstream", [event], forget=True)
+        forgotten = await self._publish("clickstream", checked)
+        return forgotten + await self._publish("users", [(user_id.encode(), None)])
+
+    async def _check(
+        self, topic: str, records: Sequence[Any], *, forget: bool = False
+    ) -> list[tuple[bytes, bytes | None]]:
+        good: list[tuple[bytes, bytes | None]] = []
+        errors: list[dict[str, Any]] = []
+        for number, record in enumerate(records):
+            if number % _CHECKED_AT_ONCE == _CHECKED_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            try:
+                good.append(self._checked(topic, record, forget))
+            except InvalidRecordError as error:
+                errors.append({"record": number, "field": error.field, "reason": error.reason})
+        if errors:
+            self._metrics.records(topic, "invalid", len(errors))
+            some = "is" if len(errors) == 1 else "are"
+            raise ProblemError(
+                400,
+                f"{len(errors)} of {len(records)} records {some} refused; nothing was published",
+                members={"errors": errors[:_SHOWN_ERRORS], "refused": len(errors)},
+            )
+        return good
+
+    def _checked(self, topic: str, record: Any, forget: bool) -> tuple[bytes, bytes]:
+        if not isinstance(record, Mapping):
+            raise InvalidRecordError("value", f"expected an object, got {type(record).__name__}")
+        if topic == "clickstream" and record.get("kind") == "forget" and not forget:
+            raise InvalidRecordError("kind", "forget is for DELETE /v1/users/{user_id}")
+        return self._kafka.validate(topic, record)
+
+    async def _publish(self, topic: str, records: Sequence[tuple[bytes, bytes | None]]) -> list[dict[str, Any]]:
+        partitions = self._partitions()
+        if partitions is None and topic in _BY_USER:
+            raise ProblemError(503, "the number of partitions is not known yet: no worker has started", retry_after_s=1)
+        sends = []
+        for key, value in records:
+            home = partition_of(key.decode(), partitions) if partitions and topic in _BY_USER else None
+            sends.append(self._kafka.publish(topic, key, value, home))
+        try:
+            async with asyncio.timeout(_ACKNOWLEDGE_S):
+                outcomes = await asyncio.gather(*sends, return_exceptions=True)
+        except TimeoutError as error:
+            self._metrics.records(topic, "failed", len(records))
+            raise ProblemError(503, "Kafka did not acknowledge in time; send it again", retry_after_s=5) from error
+        return self._acknowledged(topic, outcomes)
+
+    def _acknowledged(self, topic: str, outcomes: Sequence[Any]) -> list[dict[str, Any]]:
+        failures = [(number, found) for number, found in enumerate(outcomes) if isinstance(found, BaseException)]
+        self._metrics.records(topic, "failed", len(failures))
+        self._metrics.records(topic, "acknowledged", len(outcomes) - len(failures))
+        if not failures:
+            return [{"topic": topic, "partition": partition, "offset": offset} for partition, offset in outcomes]
+        errors = [{"record": number, "reason": str(found)} for number, found in failures[:_SHOWN_ERRORS]]
+        lost_for_good = all(isinstance(found, ValueError) for _, found in failures)
+        raise ProblemError(
+            400 if lost_for_good else 503,
+            f"{len(failures)} of {len(outcomes)} records were not acknowledged by Kafka; the others were",
+            retry_after_s=None if lost_for_good else 5,
+            members={"errors": errors, "refused": len(failures)},
+        )
+
+
+async def read_json(request: Request) -> Any:
+    """The body as JSON.
+
+    Raises:
+        ProblemError: 415 for another content type (a web page could send that across origins), 400 for bad JSON.
+    """
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if declared != "application/json":
+        raise ProblemError(415, f"content type {declared or 'missing'!r}; send application/json")
+    try:
+        return orjson.loads(await request.body())
+    except orjson.JSONDecodeError as error:
+        raise ProblemError(400, f"the body is not JSON: {error}") from error
+
+
+def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: ApiMetrics) -> APIRouter:
+    """`POST /v1/events`, `/v1/items`, `/v1/context`, `/v1/users`, and `DELETE /v1/users/{user_id}`."""
+    router = APIRouter(tags=["records"])
+    for path, topic in _POSTS.items():
+        router.add_api_route(
+            path,
+            _posting(ingest, topic),
+            methods=["POST"],
+            status_code=202,
+            operation_id=_NAMES[topic],
+            summary=_SUMMARIES[topic],
+            responses=_RESPONSES,
+            dependencies=require("write", keys, metrics),
+            openapi_extra=request_body(topic),
+        )
+
+    @router.delete(
+        "/v1/users/{user_id:path}",
+        status_code=202,
+        operation_id="forget_user",
+        summary="Forget a user",
+        responses=_RESPONSES,
+        dependencies=require("admin", keys, metrics),
+    )
+    async def forget(user_id: UserId) -> Response:
+        """Removes window, vectors and profile, and ignores all clicks up to now for ever, also in a rebuild."""
+        return json_response({"records": await ingest.forget(user_id)}, 202)
+
+    return router
+
+
+def _posting(ingest: Ingest, topic: str) -> Callable[[Request], Any]:
+    async def post(request: Request) -> Response:
+        return json_response({"records": await ingest.post(topic, await read_json(request))}, 202)
+
+    return post

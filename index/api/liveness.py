@@ -1,0 +1,232 @@
+"""How current the live state is: every partition's last confirmation, positions, lag, and the deployment's facts.
+
+Polls the owner records and times changes on this process's own monotonic clock, so hosts need no common clock. A
+confirmation that was never seen to change is of unknown age. It does not know users or items, and does not decide what
+an API answers; it says how old the knowledge is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.store import LiveStore, StoreUnavailableError
+
+CLICKSTREAM = "clickstream"
+TOPICS_OF_USERS = (CLICKSTREAM, "users")
+TOPICS_OF_ITEMS = ("catalog", "item-vectors")
+TOPICS_OF_CONTEXT = ("context",)
+_RATE_MS = 5_000.0  # events/s over so long: short enough to follow a burst, long enough to be steady
+_ROLES_EVERY = 10  # heartbeats are written once a second, so one poll in ten looks at them
+_ROLE_GONE_MS = 5_000.0  # five missed heartbeats
+_FACTS = ("partitions", "kinds", "model", "clock_ms", "bucket_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionState:
+    """One partition: records not applied, the next one to apply, and the age of its confirmation (or None)."""
+
+    lag: int
+    position: int
+    lag_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A consumed topic: sums over its partitions, and the age of the oldest confirmation (or None)."""
+
+    partitions: tuple[PartitionState, ...]
+
+    @property
+    def lag(self) -> int:
+        return sum(partition.lag for partition in self.partitions)
+
+    @property
+    def position(self) -> int:
+        return sum(partition.position for partition in self.partitions)
+
+    @property
+    def lag_ms(self) -> float | None:
+        return _oldest([partition.lag_ms for partition in self.partitions])
+
+
+class _Beats:
+    """When each confirmation counter last grew, on the monotonic clock; the first sighting tells nothing."""
+
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+        self._grown_ms: dict[str, float] = {}
+
+    def note(self, tag: str, count: int, now_ms: float) -> None:
+        known = self._count.get(tag, count)
+        self._count[tag] = count
+        if count > known:  # a smaller one means that Redis was emptied, which confirms nothing
+            self._grown_ms[tag] = now_ms
+
+    def age_ms(self, tag: str, now_ms: float) -> float | None:
+        grown = self._grown_ms.get(tag)
+        return None if grown is None else now_ms - grown
+
+
+class Liveness:
+    """Facts about the deployment, kept current by `run` (or by single `poll`s, in tests).
+
+    Args:
+        store: where the owner records are.
+        monotonic_ms: the clock of ages and rates.
+    """
+
+    def __init__(self, store: LiveStore, monotonic_ms: Callable[[], float]) -> None:
+        self._store = store
+        self._now_ms = monotonic_ms
+        self._beats = _Beats()
+        self._facts: dict[str, str] = {}
+        self._topics: dict[str, TopicState] = {}
+        self._applied: deque[tuple[float, int]] = deque()  # (monotonic ms, sum of clickstream positions)
+        self._roles: dict[str, dict[str, Any]] = {}
+        self._seen_ms: dict[str, float] = {}
+        self._polls = 0
+        self.reachable = False
+
+    @property
+    def partitions(self) -> int | None:
+        """Number of user partitions; None until a worker has written it."""
+        return int(self._facts["partitions"]) if "partitions" in self._facts else None
+
+    @property
+    def model(self) -> str | None:
+        """The model version to serve; None until a worker has published one."""
+        return self._facts.get("model")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the kinds of events, by code."""
+        return tuple(self._facts["kinds"].split("\n")) if self._facts.get("kinds") else ()
+
+    @property
+    def clock_ms(self) -> int | None:
+        """The player's clock; None in production, where wall time has its meaning."""
+        return int(self._facts["clock_ms"]) if "clock_ms" in self._facts else None
+
+    @property
+    def bucket_ms(self) -> int | None:
+        """Width of a popularity bucket; None until a worker has written it."""
+        return int(self._facts["bucket_ms"]) if "bucket_ms" in self._facts else None
+
+    @property
+    def topics(self) -> Mapping[str, TopicState]:
+        """The consumed topics as of the last poll."""
+        return self._topics
+
+    @property
+    def events_per_s(self) -> float:
+        """Clickstream records applied per second over the last five seconds."""
+        if len(self._applied) < 2:
+            return 0.0
+        (first_ms, first), (last_ms, last) = self._applied[0], self._applied[-1]
+        return max(0.0, 1000.0 * (last - first) / (last_ms - first_ms)) if last_ms > first_ms else 0.0
+
+    def roles(self) -> dict[str, dict[str, Any]]:
+        """The latest heartbeat of every process that is still sending them, by role id."""
+        now_ms = self._now_ms()
+        return {
+            name: heartbeat for name, heartbeat in self._roles.items() if now_ms - self._seen_ms[name] <= _ROLE_GONE_MS
+        }
+
+    def note(self, partition: int, beat: int) -> None:
+        """A request read this partition's confirmation counter; fresher than the last poll."""
+        self._beats.note(partition_tag(partition), beat, self._now_ms())
+
+    def lag_ms(self, partition: int) -> float | None:
+        """Time since the worker last confirmed that this partition is caught up; None when it never did so far."""
+        return self._beats.age_ms(partition_tag(partition), self._now_ms())
+
+    async def poll(self) -> None:
+        """One look at everything, one round trip. An unreachable store keeps the last knowledge, which then ages."""
+        partitions = self.partitions
+        try:
+            await self._read()
+            if partitions != self.partitions:  # only now it is known which owners there are
+                await self._read()
+        except StoreUnavailableError:
+            self.reachable = False
+        else:
+            self.reachable = True
+
+    async def run(self, interval_ms: float) -> None:
+        """Polls for ever, every `interval_ms`."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(interval_ms / 1000)
+
+    async def _read(self) -> None:
+        keys = self._store.keys
+        tags = self._tags()
+        requests: list[tuple[str, list[str]]] = [(keys.cluster(), list(_FACTS))]
+        for tag, topics in tags.items():
+            fields = [f"{what}:{topic}" for topic in topics for what in ("pos", "seen")]
+            requests.append((keys.owner(tag), ["beat", *fields]))
+        facts, *owners = await self._store.read(requests)
+        self._facts = {name: value.decode() for name, value in zip(_FACTS, facts, strict=True) if value is not None}
+        self._take(tags, owners)
+        if self._polls % _ROLES_EVERY == 0:
+            self._take_roles(await self._store.read_all(keys.roles()))
+        self._polls += 1
+
+    def _tags(self) -> dict[str, tuple[str, ...]]:
+        users = {partition_tag(number): TOPICS_OF_USERS for number in range(self.partitions or 0)}
+        return {**users, ITEMS_TAG: TOPICS_OF_ITEMS, CONTEXT_TAG: TOPICS_OF_CONTEXT}
+
+    def _take(self, tags: Mapping[str, tuple[str, ...]], owners: list[list[bytes | None]]) -> None:
+        now_ms = self._now_ms()
+        found: dict[str, list[PartitionState]] = {}
+        for (tag, topics), (beat, *values) in zip(tags.items(), owners, strict=True):
+            self._beats.note(tag, int(beat or 0), now_ms)
+            for at, topic in enumerate(topics):
+                position, seen = int(values[2 * at] or 0), int(values[2 * at + 1] or 0)
+                state = PartitionState(max(0, seen - position), position, self._beats.age_ms(tag, now_ms))
+                found.setdefault(topic, []).append(state)
+        self._topics = {topic: TopicState(tuple(partitions)) for topic, partitions in found.items()}
+        self._rate(now_ms)
+
+    def _rate(self, now_ms: float) -> None:
+        if CLICKSTREAM not in self._topics:
+            return
+        position = self._topics[CLICKSTREAM].position
+        if self._applied and position < self._applied[-1][1]:
+            self._applied.clear()  # another log, or an emptied Redis: rates do not span it
+        self._applied.append((now_ms, position))
+        while self._applied[0][0] < now_ms - _RATE_MS:
+            self._applied.popleft()
+
+    def _take_roles(self, found: Mapping[str, bytes]) -> None:
+        now_ms = self._now_ms()
+        for name, value in found.items():
+            heartbeat = _heartbeat(value)
+            known = self._roles.get(name)
+            if known is None or known.get("beat_ms") != heartbeat.get("beat_ms"):
+                self._seen_ms[name] = now_ms
+            self._roles[name] = heartbeat
+        for name in set(self._roles) - set(found):
+            del self._roles[name], self._seen_ms[name]
+
+
+def _oldest(ages: list[float | None]) -> float | None:
+    """The largest age; unknown when any is."""
+    known = [age for age in ages if age is not None]
+    return max(known) if known and len(known) == len(ages) else None
+
+
+def _heartbeat(value: bytes) -> dict[str, Any]:
+    """A role's heartbeat; empty when it is not a JSON object, as of another version."""
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}

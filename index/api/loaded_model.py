@@ -1,0 +1,250 @@
+"""What the calls share: the index of the served model, kept loaded and current, and when it may not be used.
+
+Assumes that liveness says which model version to serve. A new version is loaded beside the old one, which goes on
+serving until then: a vector never meets one of another version. It does not rank and does not know HTTP's routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from index.api.errors import ProblemError
+from index.api.liveness import Liveness
+from index.api.metrics import ApiMetrics
+from index.api.settings import ApiSettings, KafkaSide
+from index.api.turns import Turns
+from index.items.catalogue import Catalogue
+from index.items.follower import ItemFollower
+from index.items.snapshot import keep_snapshots, start_from_snapshot
+from index.query.live_user import UserReader
+from index.query.model import ServedModel, load_model
+from index.query.popularity import Popularity
+from index.state.store import LiveStore, StoreUnavailableError
+
+if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package takes a second
+    from elasticsearch import AsyncElasticsearch
+
+    from index.elastic.catalogue import ElasticSide
+
+_log = logging.getLogger("perseid.api")
+_NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
+_CANCEL_AGAIN_S = 0.1
+_STALE_INDEX_RETRY_S = 5  # Redis has been away for a minute; it will not be back at once
+
+
+class Background:
+    """Tasks that run as long as the application. One that ends by itself is a failure that health shows."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failures: list[str] = []
+
+    def start(self, name: str, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs `call`, which has no end of its own."""
+        task = asyncio.create_task(call, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def stop(self, tasks: Iterable[asyncio.Task[None]] | None = None) -> None:
+        """Cancels these tasks, or all, and waits for them."""
+        pending = set(self._tasks if tasks is None else tasks)
+        while pending:
+            for task in pending:
+                task.cancel()
+            # Again and again: `asyncio.wait_for` of Python 3.11 loses a cancellation that meets its result.
+            _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            _log.error("background task %s ended", task.get_name(), exc_info=task.exception())
+            self.failures.append(task.get_name())
+
+
+@dataclass(slots=True)
+class Serving:
+    """One model version with its items."""
+
+    model: ServedModel
+    catalogue: Catalogue
+    follower: ItemFollower
+    tasks: tuple[asyncio.Task[None], ...]  # that keep it current
+    elastic: ElasticSide | None = None
+
+
+class IndexKeeper:
+    """Keeps `current` at the model version that is to be served."""
+
+    def __init__(
+        self,
+        store: LiveStore,
+        liveness: Liveness,
+        settings: ApiSettings,
+        background: Background,
+        on_loaded: Callable[[], None],
+    ) -> None:
+        self._store, self._liveness, self._settings, self._background = store, liveness, settings, background
+        self._on_loaded = on_loaded
+        self._refused: str | None = None  # a version that cannot be read: said once, not ten times a second
+        self._client: AsyncElasticsearch | None = None
+        self.current: Serving | None = None
+
+    async def run(self) -> None:
+        """Watches for another model version, for ever."""
+        while True:
+            try:
+                await self.switch()
+            except StoreUnavailableError as error:
+                _log.warning("the index is not loaded yet: %s", error)
+            await asyncio.sleep(self._settings.poll_ms / 1000)
+
+    async def switch(self) -> None:
+        """Loads the version to be served, if it is another one, and then serves it.
+
+        Raises:
+            StoreUnavailableError: nothing changed.
+        """
+        version = self._liveness.model
+        served = self.current.model.version if self.current else None
+        if version is None or version in (served, self._refused):
+            return
+        try:
+            model = await load_model(self._store, version)
+        except ValueError as error:
+            _log.error("%s", error)
+            self._refused = version
+            return
+        if model is None:
+            return
+        opened = await self._open(model)
+        before, self.current, self._refused = self.current, opened, None
+        _log.info("serving model %s with %d items", version, len(opened.catalogue))
+        if before is not None:
+            await self._close(before)
+        del before
+        self._on_loaded()
+
+    async def close(self) -> None:
+        """Stops following."""
+        if self.current is not None:
+            await self._close(self.current)
+            self.current = None
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def _close(self, serving: Serving) -> None:
+        await self._background.stop(serving.tasks)
+        if serving.elastic is not None:
+            await serving.elastic.close()
+        serving.catalogue.close()
+
+    async def _open(self, model: ServedModel) -> Serving:
+        """Loads all items, from the snapshot and what came after it, or from the store; then goes on following."""
+        catalogue, elastic_does = self._catalogue(model), self._settings.elastic and self._settings.elastic.use
+        folder = None if elastic_does == "knn" else self._settings.snapshots  # which hold all vectors
+        follower = ItemFollower(self._store, model.version, catalogue)
+        try:
+            if folder is not None:
+                await asyncio.to_thread(start_from_snapshot, folder, catalogue, follower)
+            await self._catch_up(follower)
+        except BaseException:
+            catalogue.close()
+            raise
+        tasks = [self._background.start(f"items of {model.version}", follower.run())]
+        if folder is not None:
+            saving = keep_snapshots(folder, catalogue, follower, self._settings.snapshot_ms / 1000)
+            tasks.append(self._background.start(f"snapshots of {model.version}", saving))
+        elastic = self._elastic(catalogue, follower)
+        if elastic is not None:
+            await elastic.reader.look()
+            tasks.append(self._background.start(f"Elasticsearch of {model.version}", elastic.reader.watch()))
+        return Serving(model, catalogue, follower, tuple(tasks), elastic)
+
+    def _catalogue(self, model: ServedModel) -> Catalogue:
+        if self._settings.elastic is None:
+            return Catalogue(model.version, model.dim)
+        from index.elastic.catalogue import open_catalogue
+
+        return open_catalogue(self._settings.elastic, model.version, model.dim)
+
+    def _elastic(self, catalogue: Catalogue, follower: ItemFollower) -> ElasticSide | None:
+        settings = self._settings.elastic
+        if settings is None:
+            return None
+        from index.elastic.catalogue import ElasticSide
+        from index.elastic.client import open_client
+
+        self._client = self._client or open_client(settings)
+        return ElasticSide(self._client, settings, catalogue, follower)
+
+    async def _catch_up(self, follower: ItemFollower) -> None:
+        while True:
+            try:
+                return await follower.catch_up()
+            except StoreUnavailableError as error:
+                _log.warning("the items are not loaded yet: %s", error)
+                await asyncio.sleep(self._settings.poll_ms / 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a call needs; made once per application."""
+
+    store: LiveStore
+    settings: ApiSettings
+    kafka: KafkaSide
+    metrics: ApiMetrics
+    liveness: Liveness
+    keeper: IndexKeeper
+    popularity: Popularity
+    turns: Turns
+    background: Background
+    wall_ms: Callable[[], int]
+
+    def now_ms(self) -> int:
+        """The clock of meaning: the player's where there is one, else wall time."""
+        clock_ms = self.liveness.clock_ms
+        return self.wall_ms() if clock_ms is None else clock_ms
+
+    def serving(self) -> Serving:
+        """The index to answer from.
+
+        Raises:
+            ProblemError: 503 while it is not loaded, or when it has not been followed for too long.
+        """
+        serving = self.keeper.current
+        if serving is None or self.liveness.partitions is None:
+            self.metrics.refused("not_ready")
+            raise ProblemError(503, "the items are not loaded yet", retry_after_s=_NOT_READY_RETRY_S)
+        age_ms = serving.follower.age_ms
+        if age_ms is None or age_ms > self.settings.index_limit_ms:
+            self.metrics.refused("not_ready")
+            raise ProblemError(
+                503, "this process has not seen item changes for too long", retry_after_s=_STALE_INDEX_RETRY_S
+            )
+        return serving
+
+    def reader(self, serving: Serving) -> UserReader:
+        """Reads users for the model of `serving`. Raises ProblemError 503 as long as no worker has ever started."""
+        partitions = self.liveness.partitions
+        if partitions is None:
+            raise ProblemError(503, "no worker has started yet", retry_after_s=_NOT_READY_RETRY_S)
+        return UserReader(self.store, partitions, serving.model.version, serving.model.dim)
+
+
+async def follow_popularity(services: Services) -> None:
+    """Keeps the popularity counts current, for ever. A store that is away keeps the last ones."""
+    liveness = services.liveness
+    while True:
+        if liveness.partitions is not None and liveness.bucket_ms is not None and liveness.reachable:
+            try:
+                await services.popularity.refresh(liveness.partitions, liveness.bucket_ms, services.now_ms())
+            except StoreUnavailableError as error:
+                _log.warning("popularity is not refreshed: %s", error)
+        await asyncio.sleep(services.settings.popularity_ms / 1000)

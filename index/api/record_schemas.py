@@ -1,0 +1,129 @@
+"""The shapes of the records that may be posted, by topic, with examples: documentation for producers.
+
+What is accepted is decided by the injected validation, the same that consumers apply; a test holds these examples
+against it. Unknown fields are ignored, so the shapes allow them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from index.api.schemas import MAX_BATCH, Identifier
+
+_TIME = Field(description="event time, milliseconds since the epoch")
+
+
+def _example(**values: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [values]})
+
+
+class ClickBody(BaseModel):
+    """Something a user did."""
+
+    event_id: Identifier = Field(description="unique; sending the same one again changes nothing")
+    user_id: Identifier
+    item_id: Identifier
+    kind: str = Field(description="view, cart, purchase, like, dislike, remove, or as configured")
+    ts_ms: int = _TIME
+    session_id: Identifier | None = None
+    location: Identifier | None = None
+    recommendation_id: Identifier | None = Field(None, description="of the list that led to it")
+    page_id: Identifier | None = None
+
+    model_config = _example(
+        event_id="e-81b7",
+        user_id="u42",
+        item_id="i7",
+        kind="view",
+        ts_ms=1760000000000,
+        recommendation_id="5f0c8e0c6d2b4b6f9a3e1d2c4b5a6978",
+    )
+
+
+class CatalogueBody(BaseModel):
+    """An item of the catalogue; the newest record of an item replaces the one before."""
+
+    item_id: Identifier
+    title: str
+    ts_ms: int = _TIME
+    description: str | None = None
+    brand: str | None = None
+    category: list[str] | None = Field(None, description="path from general to special")
+    subclass: str | None = None
+    price: float | None = None
+    tags: list[str] | None = None
+    available: bool | None = Field(None, description="default true")
+    regions: list[str] | None = Field(None, description="where it is sold; none = everywhere")
+    starts_ms: int | None = None
+    ends_ms: int | None = None
+
+    model_config = _example(
+        item_id="i7",
+        title="Iced tea, 6 bottles",
+        description="Black tea with lemon, lightly sweetened.",
+        brand="Larkspur",
+        category=["drinks", "tea"],
+        subclass="tea",
+        price=9.5,
+        available=True,
+        ts_ms=1760000000000,
+    )
+
+
+class ContextBody(BaseModel):
+    """What holds at a location for a while; the newest record of a location replaces the one before."""
+
+    location: Identifier
+    ts_ms: int = _TIME
+    valid_until_ms: int
+    weather: dict[str, float | bool | str] | None = None
+    events: list[str] | None = None
+    promotions: list[dict[str, Any]] | None = Field(
+        None, description="each names one item, tag or category, with strength, starts_ms, ends_ms"
+    )
+
+    model_config = _example(
+        location="berlin",
+        ts_ms=1760000000000,
+        valid_until_ms=1760086400000,
+        weather={"temp_c": 34.5, "heat_wave": True},
+        events=["holiday"],
+        promotions=[{"category": "drinks", "strength": 0.5}],
+    )
+
+
+class ProfileBody(BaseModel):
+    """What is known about a user beside the clicks; the newest record of a user replaces the one before."""
+
+    user_id: Identifier
+    ts_ms: int = _TIME
+    numeric: dict[str, float] | None = None
+    categorical: dict[str, str] | None = None
+
+    model_config = _example(user_id="u42", numeric={"age": 33}, categorical={"location": "berlin"}, ts_ms=1760000000000)
+
+
+BODIES: dict[str, type[BaseModel]] = {
+    "clickstream": ClickBody,
+    "catalog": CatalogueBody,
+    "context": ContextBody,
+    "users": ProfileBody,
+}
+
+
+def example_of(topic: str) -> dict[str, Any]:
+    """The example record of a topic."""
+    example: dict[str, Any] = BODIES[topic].model_json_schema()["examples"][0]
+    return example
+
+
+def request_body(topic: str) -> dict[str, Any]:
+    """OpenAPI of one record of `topic` or a batch of them."""
+    schema = BODIES[topic].model_json_schema()
+    example = schema.pop("examples")[0]
+    batch = {"type": "array", "items": schema, "minItems": 1, "maxItems": MAX_BATCH}
+    examples = {"one": {"value": example}, "batch": {"value": [example]}}
+    content = {"application/json": {"schema": {"oneOf": [schema, batch]}, "examples": examples}}
+    return {"requestBody": {"required": True, "content": content}}

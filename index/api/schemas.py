@@ -1,0 +1,307 @@
+"""The shapes of the API's answers and request bodies, as pydantic models with examples: the source of the OpenAPI.
+
+Answers are rendered directly, not through these models (validation costs more than the ranking); the tests hold every
+answer against its model. Posted records are checked by the rules of the topics, which these shapes only describe.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from index.query.model import Slot
+
+MAX_COUNT = 200
+MAX_BATCH = 1_000
+DEFAULT_COUNT = 10
+MAX_ID_BYTES = 256
+
+
+def _possible_id(value: str) -> str:
+    size = len(value.encode(errors="surrogatepass"))
+    if not 1 <= size <= MAX_ID_BYTES or not value.isprintable():
+        raise ValueError(f"an id has 1 to {MAX_ID_BYTES} bytes and no control or separator characters")
+    return value
+
+
+# An id that no record could carry is refused at the door, so nothing behind it meets one.
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BYTES), AfterValidator(_possible_id)]
+Source = Literal["elasticsearch", "in process"]
+ServedBy = Literal["personal", "stale", "popular"]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _example(**values: Any) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
+
+
+class AsOf(_Shape):
+    """How current the knowledge about the user is."""
+
+    ts_ms: int | None = Field(description="time of the newest event that the answer knows")
+    partition: int | None = Field(description="the user's partition of `clickstream`")
+    offset: int | None = Field(description="next offset to apply: everything before it is in the answer")
+    lag_ms: float | None = Field(description="since the worker last confirmed that it is caught up; null = not yet")
+    includes_after: bool | None = Field(description="whether the event named by `after` is in; null = none was named")
+
+
+class IndexState(_Shape):
+    """How current the knowledge about items is."""
+
+    items: int
+    position: int = Field(description="item-log position: every change up to it is in the answer")
+    age_ms: float | None = Field(description="since this process last reached the end of the item log")
+    filters: Source | None = Field(None, description="who applied the request's filter, where there is Elasticsearch")
+    search: Source | None = Field(None, description="who found the nearest items, where there is Elasticsearch")
+
+
+class AppliedFeature(_Shape):
+    feature: str
+    strength: float = Field(description="length of its contribution to the offset")
+
+
+class AppliedContext(_Shape):
+    """What time and place contributed."""
+
+    location: str
+    ts_ms: int | None = Field(description="of the location's context record; null = none in force")
+    applied: list[AppliedFeature]
+    bounded: bool = Field(description="whether the offset was shortened to its largest length")
+
+
+class Recommended(_Shape):
+    item_id: str
+    score: float
+    slot: Literal["next", "general", "popular"]
+    title: str | None = None
+    explain: dict[str, Any] | None = Field(None, description="parts of the score")
+
+
+class RecommendationsAnswer(BaseModel):
+    recommendation_id: str = Field(description="to be sent back on the events that follow from this list")
+    user_id: str
+    model: str
+    served_by: ServedBy = Field(description="rung of the degradation ladder")
+    as_of: AsOf
+    index: IndexState
+    context: AppliedContext
+    items: list[Recommended]
+    scenario: str | None = None
+    explain: dict[str, Any] | None = Field(None, description="what was retrieved and what the filters removed")
+
+    model_config = _example(
+        recommendation_id="5f0c8e0c6d2b4b6f9a3e1d2c4b5a6978",
+        user_id="u42",
+        model="m-0a1b2c3d",
+        served_by="personal",
+        as_of={"ts_ms": 1760000000000, "partition": 17, "offset": 20411, "lag_ms": 38.2, "includes_after": True},
+        index={"items": 3012, "position": 9120, "age_ms": 12.0},
+        context={
+            "location": "berlin",
+            "ts_ms": 1759999000000,
+            "applied": [{"feature": "weather.heat_wave=true", "strength": 0.31}],
+            "bounded": False,
+        },
+        items=[{"item_id": "i7", "score": 0.8123, "slot": "next", "title": "Iced tea, 6 bottles"}],
+    )
+
+
+class RecommendationsRequest(BaseModel):
+    user_id: Identifier
+    count: int = Field(DEFAULT_COUNT, ge=1, le=MAX_COUNT)
+    slot: Slot | None = Field(None, description="default: the list that was best when the model was trained")
+    location: Identifier | None = Field(None, description="default: the profile's categorical `location`")
+    filter: dict[str, Any] | None = Field(None, description="closed grammar: field conditions, `and`, `or`, `not`")
+    exclude: list[Identifier] = Field(default_factory=list, max_length=1_000, description="items never to show")
+    include_seen: bool = Field(False, description="also items of the user's window and recent purchases")
+    explain: bool = False
+    after: Identifier | None = Field(None, description="event id to wait for, up to 100 ms")
+    scenario: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None, description="name of the surface that asks; travels with the exposure"
+    )
+    page_id: Identifier | None = Field(None, description="what was shown together; default: the recommendation id")
+    context: dict[str, Any] | None = Field(
+        None, description="`weather`, `events`, `promotions` in place of the location's record"
+    )
+
+    model_config = _example(
+        user_id="u42",
+        count=10,
+        slot="mixed",
+        location="berlin",
+        filter={"and": [{"field": "category", "in": ["drinks"]}, {"field": "price", "lte": 20}]},
+        exclude=["i1"],
+        scenario="basket",
+    )
+
+
+class Neighbour(_Shape):
+    item_id: str
+    score: float = Field(description="cosine")
+    title: str | None = None
+
+
+class SimilarAnswer(BaseModel):
+    item_id: str
+    model: str
+    index: IndexState
+    items: list[Neighbour]
+
+    model_config = _example(
+        item_id="i7",
+        model="m-0a1b2c3d",
+        index={"items": 3012, "position": 9120, "age_ms": 12.0},
+        items=[{"item_id": "i9", "score": 0.91, "title": "Iced coffee"}],
+    )
+
+
+class ItemAnswer(BaseModel):
+    item_id: str
+    position: int = Field(description="item-log position of the item's last change")
+    catalogue: dict[str, Any] | None = Field(description="null: withdrawn, or not in the catalogue yet")
+    tags: list[str]
+    embedder: str | None
+    vector_pending: bool = Field(description="whether the vector does not belong to the present text")
+    indexed: bool = Field(description="whether there is a retrieval vector of the model that is served")
+    index: IndexState
+
+    model_config = _example(
+        item_id="i7",
+        position=9120,
+        catalogue={"title": "Iced tea, 6 bottles", "category": ["drinks"], "price": 9.5, "available": True},
+        tags=["category:drinks"],
+        embedder="minilm-l6-v2",
+        vector_pending=False,
+        indexed=True,
+        index={"items": 3012, "position": 9120, "age_ms": 12.0},
+    )
+
+
+class UserEvent(_Shape):
+    item_id: str
+    kind: str
+    ts_ms: int
+
+
+class UserAnswer(BaseModel):
+    user_id: str
+    known: bool
+    events: list[UserEvent] = Field(description="the window, newest first")
+    profile: dict[str, Any] | None
+    purchases: dict[str, int] = Field(description="remembered purchases that left the window: item → time")
+    forgotten_ms: int | None = Field(description="everything up to this time is forgotten for good")
+    encoded: bool = Field(description="whether there are vectors of the model that is served")
+    as_of: AsOf
+
+    model_config = _example(
+        user_id="u42",
+        known=True,
+        events=[{"item_id": "i7", "kind": "view", "ts_ms": 1760000000000}],
+        profile={"numeric": {"age": 33}, "categorical": {"location": "berlin"}},
+        purchases={},
+        forgotten_ms=None,
+        encoded=True,
+        as_of={"ts_ms": 1760000000000, "partition": 17, "offset": 20411, "lag_ms": 38.2, "includes_after": None},
+    )
+
+
+class Published(_Shape):
+    topic: str
+    partition: int
+    offset: int
+
+
+class PublishedAnswer(BaseModel):
+    records: list[Published] = Field(description="one for each record, in the order they were sent")
+
+    model_config = _example(records=[{"topic": "clickstream", "partition": 17, "offset": 20411}])
+
+
+_PARTITION = {"lag": 0, "position": 9, "lag_ms": 38.2}
+
+
+class PartitionStatus(_Shape):
+    lag: int = Field(description="records that workers saw and have not applied")
+    position: int
+    lag_ms: float | None
+
+
+class TopicStatus(PartitionStatus):
+    partitions: list[PartitionStatus] = Field(description="the same for each partition, by number")
+
+
+class Freshness(_Shape):
+    p50: float | None
+    p99: float | None
+
+
+class ElasticState(_Shape):
+    """Elasticsearch as this process sees it."""
+
+    address: str
+    use: Literal["filters", "knn"]
+    index: str = Field(description="alias of the index of the served items")
+    up: bool = Field(description="whether it is asked now; else this process answers alone")
+    position: int | None = Field(description="item-log position up to which the index is complete")
+
+
+class StatusAnswer(BaseModel):
+    kafka: str
+    redis: str
+    redis_up: bool
+    topics: dict[str, TopicStatus]
+    events_per_s: float
+    freshness_ms: Freshness = Field(description="event in Kafka until visible, of the slowest worker")
+    items: int
+    users: int | None
+    partitions: int | None
+    model: str | None
+    index: IndexState | None
+    elasticsearch: ElasticState | None = Field(None, description="null where none is configured")
+    roles: dict[str, dict[str, Any]]
+    counters: dict[str, float]
+
+    model_config = _example(
+        kafka="127.0.0.1:9092",
+        redis="redis://127.0.0.1:6379/0",
+        redis_up=True,
+        topics={"catalog": {"lag": 0, "position": 9, "lag_ms": 38.2, "partitions": [_PARTITION]}},
+        events_per_s=101.4,
+        freshness_ms={"p50": 4.1, "p99": 11.8},
+        items=3012,
+        users=2000,
+        partitions=32,
+        model="m-0a1b2c3d",
+        index={"items": 3012, "position": 9120, "age_ms": 12.0},
+        roles={"worker-1": {"role": "worker", "pid": 4711}},
+        counters={"applied": 20411},
+    )
+
+
+class Problem(BaseModel):
+    """RFC 9457. `errors` names each bad field or record."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = None
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Bad Request",
+                    "status": 400,
+                    "detail": "1 of 2 records is refused; nothing was published",
+                    "errors": [{"record": 1, "field": "ts_ms", "reason": "missing"}],
+                }
+            ]
+        },
+    )

@@ -1,0 +1,288 @@
+"""Writes every item into Elasticsearch: follows the item log and repeats each write until it is in.
+
+An index is made per item log and model version, filled, and only then said to be complete up to a position; others of
+the deployment are deleted after that. A document's version is its item-log position, so that several indexers and late
+ones do no harm: what is not newer is refused, which counts as done. It does not know who searches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import orjson
+from elasticsearch import ApiError, AsyncElasticsearch, NotFoundError
+
+from index.elastic.client import CLIENT_ERRORS, alias_of, index_body, index_of, pattern_of, unavailable
+from index.elastic.documents import PROGRESS_ID, document
+from index.elastic.settings import ElasticSettings
+from index.items.follower import ItemFollower
+from index.query.model import load_model
+from index.state.records import ItemRecord
+from index.state.store import LiveStore, StoreUnavailableError
+
+_WAIT_MS = 200  # how long one look at the item log may wait for a change
+_CHECK_S = 2.0  # between two looks at the served model and at the index, which somebody may have deleted
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0  # before a failed call is repeated
+_RETRY_S = 0.2  # for the live state
+_MODEL = "model"  # field of the cluster's facts
+
+_log = logging.getLogger("perseid.indexer")
+
+
+class _IndexGoneError(Exception):
+    """The index was deleted under us: it is to be made and filled again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the documents of one bulk call."""
+
+    written: int
+    superseded: int
+    refused: Sequence[tuple[str, str]]  # (item id, why): never to be taken
+    again: Sequence[str]  # item ids to be sent again
+
+
+class ElasticWriter:
+    """Documents of one model version into the index of whichever item log is followed (an `ItemSink`).
+
+    Args:
+        log: the item log that the records belong to.
+        counts: `indexed`, `superseded`, `refused`, `repeated`; added to.
+    """
+
+    def __init__(
+        self,
+        client: AsyncElasticsearch,
+        settings: ElasticSettings,
+        model: str,
+        dim: int,
+        log: Callable[[], str],
+        counts: Counter[str],
+        chance: random.Random,
+    ) -> None:
+        self._client, self._settings, self._model, self._dim = client, settings, model, dim
+        self._log, self._counts, self._chance = log, counts, chance
+        self._queue: dict[str, ItemRecord] = {}  # at most one chunk of the follower, or one change of each item
+        self._made = ""  # alias of the index that is known to exist
+        self._dirty = False  # something is there, by whomever, that may not be visible yet
+
+    @property
+    def alias(self) -> str:
+        """Of the index that is written now."""
+        return alias_of(self._settings.prefix, self._log(), self._model)
+
+    def apply(self, records: Sequence[ItemRecord]) -> None:
+        self._queue.update({record.item_id: record for record in records})
+
+    def reset(self, item_ids: Set[str]) -> None:
+        self._queue.clear()
+
+    async def flush(self) -> None:
+        """Writes what is queued, for as long as it takes. Raises _IndexGoneError when it was deleted meanwhile."""
+        await self.make()
+        while self._queue:
+            outcome = await self._bulk(self._operations(self._queue.values()))
+            # Also what was there already: whoever wrote it may have been killed before making it visible.
+            self._dirty = self._dirty or outcome.written + outcome.superseded > 0
+            self._count(outcome)
+            self._queue = {item_id: self._queue[item_id] for item_id in outcome.again}
+            if self._queue:
+                self._counts["repeated"] += len(self._queue)
+                await asyncio.sleep(_FIRST_WAIT_S * (1 + self._chance.random()))
+
+    async def make(self) -> None:
+        """Makes the index unless it exists."""
+        alias = self.alias
+        if self._made == alias:
+            return
+        body = index_body(self._settings, self._dim)
+        await self.persist(lambda: self._create(alias, body))
+        self._made = alias
+
+    async def complete(self, position: int) -> None:
+        """Makes all writes visible and then says that everything up to `position` is there."""
+        await self.make()
+        alias = self.alias
+        if self._dirty:
+            await self.persist(lambda: self._client.indices.refresh(index=alias))
+            self._dirty = False
+        operation = {"index": {"_id": PROGRESS_ID, "version": position, "version_type": "external"}}
+        await self._bulk([orjson.dumps(operation), orjson.dumps({"complete": position})])
+
+    async def check(self) -> None:
+        """Raises _IndexGoneError when the index does not exist any more."""
+        if self._made and not await self.persist(lambda: self._client.indices.exists_alias(name=self._made)):
+            raise _IndexGoneError(self._made)
+
+    async def delete_others(self) -> None:
+        """Deletes the indices of this deployment's other item logs and models."""
+        found: Mapping[str, Any] = await self.persist(
+            partial(self._client.indices.get_mapping, index=pattern_of(self._settings.prefix), ignore_unavailable=True)
+        )
+        patient = self._client.options(ignore_status=404)  # another indexer may delete it at the same time
+        for name, body in found.items():
+            ours = body["mappings"].get("_meta", {}).get("perseid") == self._settings.prefix
+            if ours and name != index_of(self.alias):
+                _log.info("deleting %s: the items are in %s now", name, index_of(self.alias))
+                await self.persist(partial(patient.indices.delete, index=name))
+
+    async def persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer of `call`, repeated until there is one, more and more slowly.
+
+        Raises:
+            _IndexGoneError: there is no such index.
+        """
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                return await call()
+            except NotFoundError as error:
+                raise _IndexGoneError(self.alias) from error
+            except CLIENT_ERRORS as error:
+                _log.warning("Elasticsearch did not take a write: %s", unavailable(error))
+                self._counts["repeated"] += 1
+                await asyncio.sleep(wait_s * (0.5 + self._chance.random()))  # several do not come back at once
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    async def _bulk(self, lines: Sequence[Any]) -> Outcome:
+        """Sends operations; Any, because the client's types do not know that lines may be bytes."""
+        call = partial(self._client.bulk, operations=lines, index=self.alias, require_alias=True)
+        return sort_out((await self.persist(call))["items"])
+
+    async def _create(self, alias: str, body: Mapping[str, Any]) -> None:
+        try:
+            await self._client.indices.create(index=index_of(alias), aliases={alias: {}}, **body)
+        except ApiError as error:
+            if error.error != "resource_already_exists_exception":
+                raise
+
+    def _operations(self, records: Iterable[ItemRecord]) -> list[bytes]:
+        lines = []
+        for record in records:
+            action = {"_id": record.item_id, "version": record.position, "version_type": "external"}
+            lines.append(orjson.dumps({"index": action}))
+            lines.append(orjson.dumps(document(record, self._dim), option=orjson.OPT_SERIALIZE_NUMPY))
+        return lines
+
+    def _count(self, outcome: Outcome) -> None:
+        self._counts["indexed"] += outcome.written
+        self._counts["superseded"] += outcome.superseded
+        self._counts["refused"] += len(outcome.refused)
+        for item_id, why in outcome.refused:
+            _log.error("Elasticsearch refuses item %r for good: %s", item_id, why)
+
+
+def sort_out(items: Iterable[Mapping[str, Any]]) -> Outcome:
+    """What a bulk answer says about each document.
+
+    A version conflict means that this or a newer state is there. Raises _IndexGoneError when there is no index.
+    """
+    written, superseded, refused, again = 0, 0, [], []
+    for item in items:
+        (result,) = item.values()
+        status, why = result["status"], result.get("error", {})
+        if status < 300:
+            written += 1
+        elif status == 409:
+            superseded += 1
+        elif status == 404:
+            raise _IndexGoneError(why.get("reason", ""))
+        elif status in (408, 429) or status >= 500:
+            again.append(result["_id"])
+        else:
+            refused.append((result["_id"], f"{why.get('type')}: {why.get('reason')}"))
+    return Outcome(written, superseded, refused, again)
+
+
+class ItemIndexer:
+    """Keeps Elasticsearch at the item log, for the served model version.
+
+    `counts` are totals since the start; `position` is how far the index is complete, None while it is being filled.
+    """
+
+    def __init__(
+        self, store: LiveStore, client: AsyncElasticsearch, settings: ElasticSettings, chance: random.Random
+    ) -> None:
+        self._store, self._client, self._settings, self._chance = store, client, settings, chance
+        self.counts: Counter[str] = Counter()
+        self.position: int | None = None
+        self._refused = ""  # a model that cannot be read: said once
+
+    async def run(self) -> None:
+        """Follows for ever; whatever is away is waited for."""
+        while True:
+            try:
+                await self._follow()
+            except StoreUnavailableError as error:
+                _log.warning("cannot follow the items: %s", error)
+            except _IndexGoneError as error:
+                _log.warning("the index was deleted and is made again: %s", error)
+            self.position = None
+            await asyncio.sleep(_RETRY_S)
+
+    async def _follow(self) -> None:
+        """Indexes for the model that is served now, until it is another one."""
+        version = await self._served()
+        dim = None if version is None else await self._dim(version)
+        if version is None or dim is None:
+            return
+        writer = ElasticWriter(
+            self._client, self._settings, version, dim, lambda: follower.loading, self.counts, self._chance
+        )
+        follower = ItemFollower(self._store, version, writer, taken=writer.flush)
+        await follower.load()
+        generation, told_s, checked_s = "", 0.0, time.monotonic()
+        while True:
+            now_s = time.monotonic()
+            fresh = generation != follower.generation
+            if fresh or (follower.position != self.position and now_s - told_s >= self._settings.refresh_ms / 1000):
+                await self._tell(writer, follower, fresh)
+                generation, told_s = follower.generation, now_s
+            if now_s - checked_s >= _CHECK_S:
+                await writer.check()
+                checked_s = now_s
+                if await self._served() != version:
+                    return
+            await self._poll(follower)
+
+    async def _poll(self, follower: ItemFollower) -> None:
+        try:
+            await follower.poll(_WAIT_MS)
+        except StoreUnavailableError as error:  # what was read is kept; only the log waits
+            _log.warning("cannot follow the items: %s", error)
+            await asyncio.sleep(_RETRY_S)
+
+    async def _tell(self, writer: ElasticWriter, follower: ItemFollower, fresh: bool) -> None:
+        """Says how far the index is; a first time, others go unless the live state has moved on meanwhile."""
+        if not follower.generation:
+            return
+        await writer.complete(follower.position)
+        self.position = follower.position
+        if fresh:
+            _log.info("%s is complete up to %d", writer.alias, follower.position)
+            page = await self._store.read_log(follower.generation, follower.position, 0)
+            if page.generation == follower.generation:  # else this index is the old one
+                await writer.delete_others()
+
+    async def _served(self) -> str | None:
+        ((version,),) = await self._store.read([(self._store.keys.cluster(), [_MODEL])])
+        return None if version is None else version.decode()
+
+    async def _dim(self, version: str) -> int | None:
+        try:
+            model = await load_model(self._store, version)
+        except ValueError as error:
+            if self._refused != version:
+                _log.error("%s", error)
+            self._refused = version
+            return None
+        return None if model is None else model.dim

@@ -1,0 +1,356 @@
+"""All items this process can recommend: columns by label for filters and hard rules, records, and the search index.
+
+Assumes one writer (a follower of the item log) that delivers whole records; readers may be other threads. Labels are
+dense small integers that stay inside `index`. Records are kept as JSON bytes: parsed dictionaries would take four times
+the memory and only the shown items are ever needed.
+It does not know users, scores or how records arrive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from index.items.columns import ItemColumns
+from index.items.filters import Filter, Label, LabelField, Mask, NumberField, mask
+from index.items.hnsw import HnswIndex
+from index.items.search import Labels, SearchIndex
+from index.state.records import ItemRecord, Vector
+
+FieldValue = tuple[LabelField, str]
+
+_FIRST_CAPACITY = 1024
+_APPLY_RECORDS = 64  # per lock, about two milliseconds: how long a query in another thread may have to wait
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item as this process knows it.
+
+    `catalogue` is None for a withdrawn item; `tags` came with its vector; `position` is that of the item log.
+    """
+
+    item_id: str
+    position: int
+    catalogue: Mapping[str, Any] | None
+    tags: tuple[str, ...]
+    embedder: str | None
+    has_vector: bool
+    vector_pending: bool
+
+    @property
+    def title(self) -> str:
+        return str(self.catalogue.get("title", "")) if self.catalogue else ""
+
+
+class Stored(NamedTuple):
+    """One item as it is kept: JSON of (record, tags, embedder, whether its vector is pending), and its vector [d]."""
+
+    item_id: str
+    position: int
+    body: bytes | None
+    vector: Vector | None
+
+
+class Catalogue:
+    """Items of one model version.
+
+    Args:
+        model: version whose retrieval vectors the records carry.
+        dim: their length d.
+        search: the index to fill; an `HnswIndex`, which scans while the vectors are small, unless given.
+    """
+
+    def __init__(self, model: str, dim: int, search: SearchIndex | None = None) -> None:
+        self.model, self.dim = model, dim
+        self.search: SearchIndex = HnswIndex(dim) if search is None else search  # an empty index is falsy
+        self.position = 0  # highest item-log position applied
+        self._lock = threading.RLock()
+        self._label: dict[str, int] = {}
+        self._ids: list[str] = []  # by label; "" is free
+        self._bodies: list[bytes | None] = []  # by label
+        self._free: list[int] = []
+        self._postings: dict[FieldValue, _Posting] = {}
+        self._columns = ItemColumns(_FIRST_CAPACITY)
+
+    def __len__(self) -> int:
+        """Items with a catalogue record."""
+        return int(np.count_nonzero(self._columns.listed[: self.size]))
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._label
+
+    @property
+    def size(self) -> int:
+        """Number of labels; the length of every mask."""
+        return len(self._ids)
+
+    def apply(self, records: Sequence[ItemRecord]) -> None:
+        """Takes over records; one whose position is not higher than the item's present one is ignored.
+
+        Raises:
+            ValueError: a retrieval vector is not of this model's length; nothing is changed.
+        """
+        self._check(records)
+        latest = {record.item_id: record for record in sorted(records, key=lambda record: record.position)}
+        newer = [record for record in latest.values() if record.position > self.position_of(record.item_id)]
+        for at in range(0, len(newer), _APPLY_RECORDS):
+            with self._lock:
+                self._take([_stored(record) for record in newer[at : at + _APPLY_RECORDS]])
+
+    def reset(self, item_ids: Set[str]) -> None:
+        """A new item log begins, whose positions are not comparable: drops all items but these, which stay usable."""
+        with self._lock:
+            gone = [item_id for item_id in self._label if item_id not in item_ids]
+            self._take([Stored(item_id, 0, None, None) for item_id in gone])
+            self._columns.position[: self.size] = -1
+            self.position = 0
+
+    def stored(self) -> Iterator[list[Stored]]:
+        """All items in pieces, for a snapshot; items that change meanwhile may be as before or after the change."""
+        for at in range(0, self.size, _APPLY_RECORDS):
+            with self._lock:
+                labels = [label for label in range(at, min(at + _APPLY_RECORDS, self.size)) if self._ids[label]]
+                items = [self._stored(label) for label in labels]
+            yield items
+
+    def restore(self, items: Sequence[Stored]) -> None:
+        """Takes over items of a snapshot of this model version; they replace what is known of them."""
+        for at in range(0, len(items), _APPLY_RECORDS):
+            with self._lock:
+                self._take(items[at : at + _APPLY_RECORDS])
+
+    def get(self, item_id: str) -> Item | None:
+        """The item, or None when this process has never heard of it."""
+        with self._lock:
+            label = self._label.get(item_id)
+            if label is None:
+                return None
+            body = self._bodies[label]
+            position, has_vector = int(self._columns.position[label]), bool(self._columns.vector[label])
+        catalogue, tags, embedder, pending = orjson.loads(body) if body else (None, (), None, True)
+        return Item(item_id, position, catalogue, tuple(tags), embedder, has_vector, pending)
+
+    def position_of(self, item_id: str) -> int:
+        """Item-log position of the item's record; −1 when unknown."""
+        label = self._label.get(item_id)
+        return -1 if label is None else int(self._columns.position[label])
+
+    def item_ids(self) -> list[str]:
+        """All items known, also withdrawn ones."""
+        with self._lock:
+            return list(self._label)
+
+    def vector(self, item_id: str) -> Vector | None:
+        """The item's retrieval vector [d], or None."""
+        label = self._label.get(item_id)
+        if label is None or not self._columns.vector[label]:
+            return None
+        return np.array(self.search.vectors([label])[0])
+
+    def hard_mask(self, now_ms: int) -> Mask:
+        """[size] items that may be shown at all: listed, in stock, inside their time window and with a vector."""
+        with self._lock:
+            shown = self._columns.may_show(self.size, now_ms)
+            shown &= self._columns.vector[: self.size]
+            return shown
+
+    def outside(self, now_ms: int) -> set[str]:
+        """Items whose time window is not open at `now_ms`."""
+        with self._lock:
+            timed = self._columns.timed(self.size)
+            return set(self.ids_of(timed[~self._columns.is_open(timed, now_ms)]))
+
+    def filter_mask(self, tree: Filter) -> Mask:
+        """[size] items that a client's filter lets pass."""
+        with self._lock:
+            return mask(tree, self)
+
+    def similar(
+        self, item_id: str, count: int, now_ms: int, tree: Filter | None = None, search: SearchIndex | None = None
+    ) -> list[tuple[str, float]]:
+        """The nearest other items that may be shown, with their cosines; empty when the item has no vector.
+
+        `search` stands in for the catalogue's own.
+        """
+        searching, label = self.search if search is None else search, self._label.get(item_id)
+        if label is None or not self._columns.vector[label]:
+            return []
+        vector = searching.vectors([label])[0]
+        allowed = self.hard_mask(now_ms)
+        if tree is not None:
+            allowed &= self.filter_mask(tree)[: len(allowed)]
+        allowed[self.labels_of([item_id])] = False
+        labels, scores = searching.search(vector[None], count, allowed)
+        return list(zip(self.ids_of(labels[0]), scores[0].tolist(), strict=True))
+
+    def labels_of(self, item_ids: Iterable[str]) -> Labels:
+        """Labels [m] of those of the items that are known."""
+        found = [label for label in map(self._label.get, item_ids) if label is not None]
+        return np.array(found, np.int64)
+
+    def ids_of(self, labels: Labels) -> list[str]:
+        """Item ids of labels [m]."""
+        ids = self._ids
+        return [ids[label] for label in labels.tolist()]
+
+    def holders(self, field: LabelField, value: str) -> Label:
+        """Labels of the items that have `value` in `field` (for `index.items.filters`)."""
+        if field == "item_id":
+            return self.labels_of([value]).astype(np.int32)
+        posting = self._postings.get((field, value))
+        return posting.labels() if posting else np.zeros(0, np.int32)
+
+    def labels_with(self, field: LabelField, value: str) -> Labels:
+        """Labels [m] of the items that have `value` in `field`, as a copy."""
+        with self._lock:
+            return self.holders(field, value).astype(np.int64)
+
+    def regionless(self) -> Mask:
+        """[size] items without regions."""
+        return self._columns.regionless[: self.size]
+
+    def numbers(self, field: NumberField) -> NDArray[Any]:
+        """[size] price (float64), starts or ends (int64 ms)."""
+        column: NDArray[Any] = getattr(self._columns, field)
+        return column[: self.size]
+
+    def positions(self) -> NDArray[np.int64]:
+        """[size] item-log position of each item's record, a copy; negative where there is none."""
+        found = self._columns.position[: self.size].copy()
+        found[self._free] = -1
+        return found
+
+    def available(self) -> Mask:
+        """[size] the catalogue's flag; False for withdrawn items."""
+        return self._columns.stock[: self.size]
+
+    def close(self) -> None:
+        """Ends background work of the search index."""
+        self.search.close()
+
+    def _check(self, records: Sequence[ItemRecord]) -> None:
+        for record in records:
+            if record.retrieval is not None and record.retrieval.shape != (self.dim,):
+                raise ValueError(
+                    f"item {record.item_id!r} has a retrieval vector {record.retrieval.shape}, model {self.model} has "
+                    f"({self.dim},): read the vectors of this model version"
+                )
+
+    def _stored(self, label: int) -> Stored:
+        vector = np.array(self.search.vectors([label])[0]) if self._columns.vector[label] else None
+        return Stored(self._ids[label], int(self._columns.position[label]), self._bodies[label], vector)
+
+    def _take(self, items: Sequence[Stored]) -> None:
+        labels = [self._replace(item) for item in items]
+        present = [(label, item.vector) for label, item in zip(labels, items, strict=True) if item.vector is not None]
+        if present:
+            self.search.upsert([label for label, _ in present], np.stack([vector for _, vector in present]))
+        absent = [label for label, item in zip(labels, items, strict=True) if item.vector is None]
+        if absent:
+            self.search.remove(absent)
+        self.position = max([self.position, *(item.position for item in items)])
+        self._release(items)
+
+    def _replace(self, item: Stored) -> int:
+        label = self._label.get(item.item_id)
+        if label is None:
+            label = self._new_label(item.item_id)
+        before, columns = self._bodies[label], self._columns
+        columns.position[label], columns.vector[label] = item.position, item.vector is not None
+        if item.body != before:
+            self._bodies[label] = item.body
+            self._post(label, _values_of(before), _values_of(item.body))
+            columns.describe(label, _catalogue_of(item.body))
+        return label
+
+    def _post(self, label: int, before: set[FieldValue], after: set[FieldValue]) -> None:
+        """Moves a label between postings; most changes are of stock or price and move none."""
+        for key in before - after:
+            self._postings[key].remove(label)
+            if not len(self._postings[key]):
+                del self._postings[key]
+        for key in after - before:
+            self._postings.setdefault(key, _Posting()).add(label)
+
+    def _new_label(self, item_id: str) -> int:
+        if self._free:
+            label = self._free.pop()
+            self._ids[label] = item_id
+        else:
+            label = len(self._ids)
+            self._columns.make_room(label + 1)
+            self._ids.append(item_id)
+            self._bodies.append(None)
+        self._label[item_id] = label
+        return label
+
+    def _release(self, items: Sequence[Stored]) -> None:
+        """Frees the labels of items of which nothing is left."""
+        for item in items:
+            if item.body is None and item.vector is None:
+                label = self._label.pop(item.item_id)
+                self._ids[label] = ""
+                self._free.append(label)
+
+
+class _Posting:
+    """Labels of the items that share one value: an int32 array with room, four bytes per item."""
+
+    __slots__ = ("_count", "_labels")
+
+    def __init__(self) -> None:
+        self._labels: Label = np.zeros(4, np.int32)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def labels(self) -> Label:
+        return self._labels[: self._count]
+
+    def add(self, label: int) -> None:
+        if self._count == len(self._labels):
+            self._labels = np.concatenate((self._labels, np.zeros(max(4, self._count // 2), np.int32)))
+        self._labels[self._count] = label
+        self._count += 1
+
+    def remove(self, label: int) -> None:
+        at = int(np.flatnonzero(self.labels() == label)[0])
+        self._count -= 1
+        self._labels[at] = self._labels[self._count]
+
+
+def _stored(record: ItemRecord) -> Stored:
+    if record.catalogue is None and record.embedder is None and not record.tags:
+        return Stored(record.item_id, record.position, None, record.retrieval)
+    # A record read without its text vector cannot tell by itself whether it has one.
+    hashes = record.vector_hash, record.text_hash
+    differs = None not in hashes and hashes[0] != hashes[1]
+    body = orjson.dumps((record.catalogue, record.tags, record.embedder, record.retrieval is None or differs))
+    # A copy of exact size: orjson's own bytes keep its buffer of some kilobytes.
+    return Stored(record.item_id, record.position, bytes(memoryview(body)), record.retrieval)
+
+
+def _catalogue_of(body: bytes | None) -> Mapping[str, Any] | None:
+    fields: Mapping[str, Any] | None = orjson.loads(body)[0] if body else None
+    return fields
+
+
+def _values_of(body: bytes | None) -> set[FieldValue]:
+    """(field, value) pairs that a record is found by; tags of the catalogue and those that came with the vector."""
+    catalogue, tags, *_ = orjson.loads(body) if body else (None, ())
+    fields = catalogue or {}
+    found: set[FieldValue] = {("tags", tag) for tag in (*tags, *(fields.get("tags") or ()))}
+    found.update(("category", value) for value in fields.get("category") or ())
+    found.update(("region", value) for value in fields.get("regions") or ())
+    for field in ("brand", "subclass"):
+        if fields.get(field):
+            found.add((field, fields[field]))
+    return found

@@ -1,0 +1,149 @@
+"""Keeps a copy of all items current by following the item log in the live state.
+
+Loads by noting the log's position, reading every item, and following from there; what changed meanwhile is read twice,
+which is harmless because sinks ignore positions they have seen. A new log or a trimmed tail means loading again.
+Used by every API process (the catalogue) and by every worker (the encoder's items).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence, Set
+from typing import Protocol
+
+from index.state.keys import ITEMS_TAG
+from index.state.records import ITEM_FIELDS, TEXT_VECTOR, ItemRecord, load_item, vector_field
+from index.state.store import LiveStore, StoreUnavailableError
+
+_CHUNK = 250  # items read in one round trip and handed over at once: the sink takes some 5 ms, then others get a turn
+_WAIT_MS = 200  # how long one look at the log may wait for a change; bounds how old `age_ms` gets on a quiet log
+_RETRY_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class ItemSink(Protocol):
+    """What is kept current. Calls come from one task and must not block."""
+
+    def apply(self, records: Sequence[ItemRecord]) -> None:
+        """Takes over records; one that is not newer than what the sink has is ignored or harmless."""
+
+    def reset(self, item_ids: Set[str]) -> None:
+        """A new item log begins: only these items exist now, and their positions start anew."""
+
+
+class ItemFollower:
+    """Follows the item log of `store` for one model version.
+
+    Args:
+        model: version whose retrieval vectors the records carry.
+        sink: gets every item, then every change.
+        text_vectors: whether the records carry text vectors (the encoder needs them, an API process does not).
+        taken: awaited after each call of the sink, for one that passes records on and must not be flooded.
+    """
+
+    def __init__(
+        self,
+        store: LiveStore,
+        model: str,
+        sink: ItemSink,
+        *,
+        text_vectors: bool = False,
+        taken: Callable[[], Awaitable[None]] | None = None,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._sink, self._taken, self._now_s = store, sink, taken, monotonic_s
+        self._fields = [
+            name if text_vectors or name != TEXT_VECTOR else "-" for name in (*ITEM_FIELDS, vector_field(model))
+        ]  # "-" is a field that no item has
+        self.generation, self.position = "", 0
+        self.loading = ""  # the log whose items are being read
+        self._seen_s: float | None = None  # when the end of the log, as it was then, is known to have been applied
+        self._ahead: tuple[int, float] | None = None  # an end of the log that may not be applied yet, seen when
+
+    @property
+    def age_ms(self) -> float | None:
+        """Since the end of the log was last known to be reached; None before the first time."""
+        return None if self._seen_s is None else (self._now_s() - self._seen_s) * 1000
+
+    def start_from(self, generation: str, position: int) -> None:
+        """Goes on from a snapshot's position instead of loading; an unusable one leads to a load."""
+        self.generation, self.position = generation, position
+
+    async def load(self) -> int:
+        """Reads all items; returns how many there are.
+
+        Raises:
+            StoreUnavailableError: the sink is as it was, or holds a part of the items; `poll` loads again.
+        """
+        asked_s = self._now_s()
+        start = await self._store.read_log("", 0, 0)
+        item_ids = sorted(await self._store.scores(self._store.keys.item_index()))
+        if self.generation and self.generation != start.generation:
+            log.info("item log %s begins, %d items are read again", start.generation, len(item_ids))
+        self.generation = ""  # until all are read: the sink's positions count in no log
+        self.loading = start.generation
+        self._sink.reset(set(item_ids))
+        await self._read(item_ids)
+        self.generation, self.position = start.generation, start.position
+        self._seen_s, self._ahead = asked_s, None
+        return len(item_ids)
+
+    async def poll(self, wait_ms: int) -> int:
+        """Applies what is new, waiting up to `wait_ms` for it; returns how many items changed.
+
+        Raises:
+            StoreUnavailableError: call again.
+        """
+        page = await self._store.read_log(self.generation, self.position, wait_ms)
+        if page.reload:
+            return await self.load()
+        changed, end, now_s = list(dict.fromkeys(page.items)), page.position, self._now_s()
+        if changed:
+            end = await self._read(changed)
+        self.position = page.position
+        self._note(end, now_s)
+        return len(changed)
+
+    def _note(self, end: int, now_s: float) -> None:
+        """Caught up at a time means: the position has reached the end as it was at that time."""
+        if self._ahead is None or self.position >= self._ahead[0]:
+            self._seen_s = self._ahead[1] if self._ahead else self._seen_s
+            self._ahead = end, now_s
+        if self.position >= end:
+            self._seen_s = now_s
+
+    async def catch_up(self) -> None:
+        """Applies everything that is in the log now, from a snapshot's position or from nothing.
+
+        Raises:
+            StoreUnavailableError: call again.
+        """
+        if not self.generation:
+            await self.load()
+        while await self.poll(0) or self._seen_s is None:
+            pass
+
+    async def run(self) -> None:
+        """Follows for ever; a store that is away is waited for."""
+        while True:
+            try:
+                await self.poll(_WAIT_MS)
+            except StoreUnavailableError as error:
+                log.warning("cannot follow the items: %s", error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _read(self, item_ids: Sequence[str]) -> int:
+        """Hands items to the sink; returns the end of the log when the last ones were read."""
+        keys, end = self._store.keys, 0
+        for at in range(0, len(item_ids), _CHUNK):
+            part = item_ids[at : at + _CHUNK]
+            requests = [(keys.item(item_id), self._fields) for item_id in part]
+            *rows, (position,) = await self._store.read([*requests, (keys.owner(ITEMS_TAG), ["item_position"])])
+            self._sink.apply([load_item(item_id, row) for item_id, row in zip(part, rows, strict=True)])
+            if self._taken is not None:
+                await self._taken()
+            end = int(position or 0)
+        return end

@@ -1,0 +1,299 @@
+"""Approximate nearest items for large catalogues: an hnswlib graph over most rows and a scan over the rest.
+
+Assumes what `index.items.search` does. `upsert` writes only the matrix, so it is visible at once; rows that are not in
+the graph, or no longer at the vector they had there, are the delta and are scanned. One keeper thread owns every change
+of the graph, because hnswlib allows neither adding nor resizing beside a search: it inserts the delta a few rows at a
+time, and builds a new graph beside the old one when that is full, holds too many dead nodes or finds too little.
+It does not know why a row changed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from index.items.filters import Mask
+from index.items.search import ExactIndex, Labels, best, checked_queries
+from index.state.records import Vector
+
+EXACT_BYTES = 10_000_000  # vectors that a scan reads in about half a millisecond: below, it is as fast as the graph
+_INSERT_NODES = 4  # nodes inserted per lock, about a millisecond at d=128: how long a search may have to wait
+_BUILD_NODES = 128  # nodes added between two looks at whether to stop; nobody waits for these
+_DELTA_ROWS = 256  # rows outside the graph before the keeper inserts them: scanning so few costs microseconds
+_ROOM = 1.5  # nodes of a new graph per row: changed vectors take new nodes
+_MAX_DEAD = 0.2  # share of dead nodes at which a graph is built anew
+_MAX_FETCH = 0.25  # of the graph; to walk more of it costs more than a scan
+_OVER_FETCH = 1.3  # beyond what the share of allowed nodes suggests, so that a second try is rare
+_WALK_ROWS = 12  # rows gathered and multiplied in the time that a walk takes per candidate (at d=256, more below)
+_SCANNED = 2  # times `exact_bytes` of allowed vectors are scanned at most
+_EF_SHARE = 1.5  # candidates kept while walking, per node wanted: the last of so many would be missed with fewer
+_CANARY_QUERIES = 32  # remembered to measure recall with
+_CANARY_S = 60.0  # a scan per remembered query a minute is less than a thousandth of one core
+
+
+class HnswIndex(ExactIndex):
+    """A graph over most rows, and a scan of everything whenever that is cheaper or the graph comes back short.
+
+    Args:
+        dim: length d of the vectors.
+        ef: candidates kept while walking the graph; higher finds more and takes longer.
+        links: neighbours per node (hnswlib's M).
+        ef_construction: the same as `ef` while building.
+        exact_bytes: no graph while all vectors take less; no scan of allowed ones that take more than twice that.
+        min_recall: a graph that finds less on recent queries is built anew.
+        background: False leaves `maintain` to the caller (tests).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        ef: int = 100,
+        links: int = 16,
+        ef_construction: int = 200,
+        exact_bytes: int = EXACT_BYTES,
+        min_recall: float = 0.98,
+        background: bool = True,
+    ) -> None:
+        super().__init__(dim)
+        if ef < 1 or links < 2 or ef_construction < 1:
+            raise ValueError(f"ef {ef}, links {links}, ef_construction {ef_construction}: at least 1, 2, 1 are needed")
+        self._ef, self._links, self._ef_construction = ef, links, ef_construction
+        self._exact_rows = exact_bytes // (4 * dim)
+        self._min_recall = min_recall
+        self._graph: _Graph | None = None
+        self._node: NDArray[np.int32] = np.zeros(0, np.int32)  # [capacity] node with the label's present vector, or −1
+        self._outside: Mask = np.zeros(0, np.bool_)  # [capacity] the delta: live labels without a node
+        self._delta = 0  # how many these are
+        self._changed: Mask | None = None  # [capacity] labels written since the build under way began
+        self._recent: deque[Vector] = deque(maxlen=_CANARY_QUERIES)
+        self._rebuild = False
+        self.recall: float | None = None  # of the last canary
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._background, self._keeper = background, threading.Thread(target=self._keep, name="hnsw", daemon=True)
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether searches without a filter walk a graph."""
+        return self._graph is not None
+
+    @property
+    def delta(self) -> int:
+        """Rows that wait to be inserted into the graph."""
+        return self._delta
+
+    def remove(self, labels: Sequence[int] | Labels) -> None:
+        rows = np.asarray(labels, np.int64)
+        with self._lock:
+            rows = rows[rows < self._end]
+            self._forget(rows)
+            self._live[rows] = False
+            self._count = int(np.count_nonzero(self._live[: self._end]))
+
+    def search(self, queries: Vector, k: int, allowed: Mask | None = None) -> tuple[Labels, Vector]:
+        asked = checked_queries(queries, k, self.dim)
+        with self._lock:
+            usable = self._usable(allowed)
+            count = int(np.count_nonzero(usable))
+            if self._graph is None or count <= min(_SCANNED * self._exact_rows, self._scan_rows(k, count)):
+                return self._scan(asked, k, usable, count)
+            self._recent.append(asked[0])
+            return self._walk(self._graph, asked, k, usable, count) or self._scan(asked, k, usable, count)
+
+    def maintain(self) -> None:
+        """Does all the work there is on the graph; the keeper's job, or the caller's without a keeper."""
+        while not self._closed.is_set():
+            if self._must_build():
+                self._build()
+            elif self._graph is not None and self._delta:
+                started = time.perf_counter()
+                self._insert(self._graph)
+                # The lock is not a fair one: as long a pause lets every waiting search go first.
+                self._closed.wait(time.perf_counter() - started)
+            else:
+                return
+
+    def canary(self, k: int = 100) -> float | None:
+        """Measures recall@k on recent queries against a scan, and has the graph built anew where it is too low."""
+        queries = list(self._recent)
+        found = []
+        for query in queries:
+            with self._lock:
+                live = self._live[: self._end]
+                walked = self._walk(self._graph, query[None], k, live, self._count) if self._graph else None
+                truth = self._scan(query[None], k, live, self._count)[0]
+            if walked is not None:
+                found.append(len(np.intersect1d(walked[0], truth)) / truth.shape[1])
+        self.recall = float(np.mean(found)) if found else None
+        if self.recall is not None and self.recall < self._min_recall:
+            self.rebuild()
+        return self.recall
+
+    def rebuild(self) -> None:
+        """Asks the keeper to build the graph anew."""
+        self._rebuild = True
+        self._call_keeper()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._wake.set()
+        atexit.unregister(self.close)
+        if self._keeper.is_alive():
+            self._keeper.join()
+
+    def _call_keeper(self) -> None:
+        self._wake.set()
+        # Started when first needed: most catalogues are small and never have a graph.
+        if self._background and self._keeper.ident is None and not self._closed.is_set():
+            # A thread that still runs inside hnswlib when the interpreter ends would abort the process.
+            atexit.register(self.close)
+            self._keeper.start()
+
+    def _keep(self) -> None:
+        while not self._closed.is_set():
+            if self._wake.wait(_CANARY_S):
+                self._wake.clear()
+                self.maintain()
+            else:
+                self.canary()
+
+    def _scan_rows(self, k: int, count: int) -> float:
+        """Rows that can be scanned in the time of a walk that ends with k of `count` allowed labels."""
+        return _WALK_ROWS * max(self._ef, _EF_SHARE * _OVER_FETCH * k * self._count / max(1, count))
+
+    def _walk(self, graph: _Graph, queries: Vector, k: int, usable: Mask, count: int) -> tuple[Labels, Vector] | None:
+        """Graph and delta together; None when the graph would have to be walked too far, or came back short."""
+        rows = np.flatnonzero(usable & self._outside[: self._end]) if self._delta else np.zeros(0, np.int64)
+        inside = count - len(rows)
+        fetch = k if inside == graph.used else math.ceil(k * _OVER_FETCH * graph.used / max(1, inside)) + 8
+        if not inside or fetch > max(k, _MAX_FETCH * graph.used):
+            return None
+        found = graph.nearest(queries, fetch)
+        if found is None:
+            return None
+        nodes, similar = found
+        labels = graph.labels[nodes]  # [q, fetch]
+        good = (self._node[labels] == nodes) & usable[labels]
+        wanted = min(k, inside)
+        if int(good.sum(axis=1).min()) < wanted:
+            return None
+        first = np.argsort(~good, axis=1, kind="stable")[:, :wanted]  # the good ones, in order of similarity
+        labels, similar = np.take_along_axis(labels, first, 1), np.take_along_axis(similar, first, 1)
+        if not len(rows):
+            return labels, similar
+        beside = self._matrix[rows] @ queries.T  # [delta, q]
+        labels = np.concatenate((labels, np.broadcast_to(rows, (len(queries), len(rows)))), axis=1)
+        column, scores = best(np.concatenate((similar, beside.T), axis=1), k)
+        return np.take_along_axis(labels, column, 1), scores
+
+    def _set(self, rows: Labels, values: Vector) -> None:
+        end = min(self._end, int(rows.max()) + 1)
+        known = rows < end
+        same = np.zeros(len(rows), np.bool_)
+        same[known] = self._live[rows[known]] & (self._matrix[rows[known]] == values[known]).all(axis=1)
+        rows, values = rows[~same], values[~same]  # an unchanged vector must not cost a node
+        if not len(rows):
+            return
+        super()._set(rows, values)
+        self._forget(rows)
+        self._outside[rows] = True
+        self._delta += len(rows)
+        if self._delta >= _DELTA_ROWS or self._must_build():
+            self._call_keeper()
+
+    def _grow(self, capacity: int) -> None:
+        super()._grow(capacity)
+        node = np.full(capacity, -1, np.int32)
+        node[: self._end] = self._node[: self._end]
+        self._node, self._outside = node, _longer(self._outside, capacity)
+        if self._changed is not None:
+            self._changed = _longer(self._changed, capacity)
+
+    def _forget(self, rows: Labels) -> None:
+        """Takes rows out of the graph and the delta."""
+        self._node[rows] = -1
+        self._delta -= int(np.count_nonzero(self._outside[rows]))
+        self._outside[rows] = False
+        if self._changed is not None:
+            self._changed[rows] = True
+
+    def _must_build(self) -> bool:
+        graph = self._graph
+        if graph is None:
+            return self._count > self._exact_rows
+        dead = graph.used - (self._count - self._delta)
+        return self._rebuild or dead > _MAX_DEAD * graph.used or graph.used + self._delta > graph.capacity
+
+    def _insert(self, graph: _Graph) -> None:
+        """Moves a few rows from the delta into the graph."""
+        with self._lock:
+            rows = np.flatnonzero(self._outside[: self._end])[:_INSERT_NODES]
+            if len(rows):
+                self._node[rows] = graph.add(rows, self._matrix[rows])
+                self._outside[rows] = False
+                self._delta -= len(rows)
+
+    def _build(self) -> None:
+        """Builds a graph of all live rows beside the present one, and puts it in its place."""
+        with self._lock:
+            self._rebuild = False
+            rows = np.flatnonzero(self._live[: self._end])
+            self._changed = np.zeros(len(self._live), np.bool_)
+        capacity = int(len(rows) * _ROOM) + 1024
+        graph = _Graph(self.dim, capacity, self._ef, self._links, self._ef_construction)
+        nodes = np.zeros(len(rows), np.int32)
+        for at in range(0, len(rows), _BUILD_NODES):
+            if self._closed.is_set():
+                return
+            part = rows[at : at + _BUILD_NODES]
+            nodes[at : at + _BUILD_NODES] = graph.add(part, self.vectors(part))
+        with self._lock:
+            kept = ~self._changed[rows]  # the others were written or removed meanwhile: their nodes are dead
+            self._node[: self._end] = -1
+            self._node[rows[kept]] = nodes[kept]
+            self._outside[: self._end] = self._live[: self._end] & (self._node[: self._end] < 0)
+            self._delta = int(np.count_nonzero(self._outside[: self._end]))
+            self._graph, self._changed = graph, None
+
+
+class _Graph:
+    """One hnswlib index whose nodes are numbered in order of insertion and never reused."""
+
+    def __init__(self, dim: int, capacity: int, ef: int, links: int, ef_construction: int) -> None:
+        self.capacity, self.used = capacity, 0
+        self.labels: Labels = np.zeros(capacity, np.int64)  # [capacity] label of each node
+        self._index = hnswlib.Index("ip", dim)
+        self._index.init_index(capacity, M=links, ef_construction=ef_construction, random_seed=1)
+        self._ef = ef
+
+    def add(self, labels: Labels, vectors: Vector) -> NDArray[np.int32]:
+        """Inserts vectors [n, d]; returns their nodes [n]."""
+        nodes = np.arange(self.used, self.used + len(labels))
+        # One thread: the other cores belong to the queries.
+        self._index.add_items(vectors, nodes, num_threads=1)
+        self.labels[nodes] = labels
+        self.used += len(labels)
+        return nodes.astype(np.int32)
+
+    def nearest(self, queries: Vector, count: int) -> tuple[Labels, Vector] | None:
+        """Nodes [q, count] and inner products [q, count], best first; None if the walk does not reach so many."""
+        self._index.set_ef(max(self._ef, math.ceil(_EF_SHARE * count)))
+        try:
+            nodes, distances = self._index.knn_query(queries, k=min(count, self.used), num_threads=1)
+        except RuntimeError:  # hnswlib's way to say that it found fewer
+            return None
+        return nodes.astype(np.int64), 1.0 - distances
+
+
+def _longer(mask: Mask, capacity: int) -> Mask:
+    longer = np.zeros(capacity, np.bool_)
+    longer[: len(mask)] = mask
+    return longer

@@ -1,0 +1,136 @@
+"""One user's live state for one answer: position first, then window, profile and vectors, and the location's context.
+
+Assumes a store that answers the reads of one call in their order, so the position read before the state never claims
+more than the state holds. It does not rank anything and does not know how old the position is: see
+`index.api.liveness`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from index.state.keys import partition_of, partition_tag
+from index.state.records import PROFILE, STATE, UserState, Vector, decode_vectors, event_hash, load_user, vector_field
+from index.state.store import LiveStore
+
+# How an event is waited for, which becomes visible some milliseconds after Kafka has it: each look is one round trip,
+# so the pauses grow with the time already waited. What is seen is at most a fifth of it late.
+_LOOK_S, _LOOK_SHARE = 0.001, 0.2
+_POSITION, _BEAT = "pos:clickstream", "beat"
+_Raw = tuple[bytes | None, bytes | None]  # state and profile as stored
+
+
+@dataclass(frozen=True, slots=True)
+class LiveUser:
+    """What one answer knows about its user.
+
+    `vectors` is [2, d] (h_next, h_gen) of the model asked for, None while there are none. `offset` is the partition's
+    applied position, `beat` its confirmation counter. `includes_after` is None when no event was waited for.
+    """
+
+    user_id: str
+    state: UserState
+    vectors: Vector | None
+    partition: int
+    offset: int
+    beat: int
+    location: str
+    context: Mapping[str, Any] | None
+    includes_after: bool | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is stored about the user, a forget mark aside."""
+        return bool(self.state.hashes or self.state.purchases or self.state.profile)
+
+    @property
+    def newest_ms(self) -> int | None:
+        """Time of the newest event of the window."""
+        return self.state.ts_ms[-1] if self.state.ts_ms else None
+
+
+@dataclass(frozen=True, slots=True)
+class UserReader:
+    """Reads users of a deployment with `partitions` user partitions, for a model with vectors of `dim` numbers."""
+
+    store: LiveStore
+    partitions: int
+    model: str
+    dim: int
+
+    async def read(
+        self, user_id: str, location: str | None = None, after: str | None = None, wait_ms: float = 0.0
+    ) -> LiveUser:
+        """The user now, or up to `wait_ms` later when the event `after` is not among the remembered ones yet.
+
+        Without a `location` it is the profile's categorical `location`, else "". One round trip each time, and one
+        more when the location had to be taken from a profile that was not known before.
+
+        Raises:
+            StoreUnavailableError: the store did not answer.
+            ValueError: the state was written by another version.
+        """
+        began = time.monotonic()
+        deadline = began + wait_ms / 1000
+        wanted = None if after is None else event_hash(after)
+        user, raw = await self._look(user_id, location)
+        found = wanted is not None and user.state.remembers(wanted)
+        while wanted is not None and not found and time.monotonic() < deadline:
+            await asyncio.sleep(max(_LOOK_S, _LOOK_SHARE * (time.monotonic() - began)))
+            place = location if location is not None else profile_location(user.state.profile)
+            user, raw = await self._look(user_id, place, user, raw)
+            found = user.state.remembers(wanted)
+        return await self._placed(user, None if after is None else found, asked=location)
+
+    async def _look(
+        self, user_id: str, location: str | None, last: LiveUser | None = None, last_raw: _Raw = (None, None)
+    ) -> tuple[LiveUser, _Raw]:
+        """One round trip; an unchanged state is not decoded again."""
+        keys, partition = self.store.keys, partition_of(user_id, self.partitions)
+        tag = partition_tag(partition)
+        requests: list[tuple[str, list[str]]] = [
+            (keys.owner(tag), [_POSITION, _BEAT]),
+            (keys.user(tag, user_id), [STATE, PROFILE, vector_field(self.model)]),
+            (keys.contexts(), [location or ""]),
+        ]
+        (position, beat), (state, profile, vectors), (context,) = await self.store.read(requests)
+        raw = (state, profile)
+        user = LiveUser(
+            user_id=user_id,
+            state=last.state if last is not None and raw == last_raw else load_user(raw),
+            vectors=decode_vectors(vectors, 2, self.dim) if vectors else None,
+            partition=partition,
+            offset=int(position or 0),
+            beat=int(beat or 0),
+            location=location or "",
+            context=_context(context),
+        )
+        return user, raw
+
+    async def _placed(self, user: LiveUser, includes_after: bool | None, asked: str | None) -> LiveUser:
+        """The user at the location that counts: the one asked for, else the profile's."""
+        location, context = user.location, user.context
+        counts = profile_location(user.state.profile) if asked is None else asked
+        if counts != location:
+            ((found,),) = await self.store.read([(self.store.keys.contexts(), [counts])])
+            location, context = counts, _context(found)
+        return replace(user, location=location, context=context, includes_after=includes_after)
+
+
+def profile_location(profile: bytes | None) -> str:
+    """The categorical `location` of a profile's canonical JSON, "" without one."""
+    if not profile:
+        return ""
+    location = orjson.loads(profile).get("categorical", {}).get("location", "")
+    return location if isinstance(location, str) else ""
+
+
+def _context(value: bytes | None) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = orjson.loads(value) if value else None
+    return found

@@ -1,0 +1,88 @@
+"""The model that is served, as the query side needs it: version, dimension, and the offset of time and place.
+
+Assumes the hash that a worker writes per version (`json`: the artefact's document, `context.weight`: fp32 [d, F]). It
+cannot encode anything, and does not decide which version is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import orjson
+
+from context.features import ContextFeatures
+from context.offsets import ContextOffset
+from index.query.recommend import Weights
+from index.state.store import LiveStore
+
+DOCUMENT, WEIGHT = "json", "context.weight"
+Slot = Literal["next", "general", "mixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """`dim` is d of all vectors; `embedder` names the text vectors that it was trained with, "" if it says none.
+
+    `slot` is the list that a client gets who names none: the one that was best when the model was trained, as was the
+    weight of popularity in `weights`.
+    """
+
+    version: str
+    dim: int
+    offset: ContextOffset
+    embedder: str = ""
+    slot: Slot = "mixed"
+    weights: Weights = field(default_factory=Weights)
+
+
+async def load_model(store: LiveStore, version: str) -> ServedModel | None:
+    """The model of this version, None while no worker has written it.
+
+    Raises:
+        StoreUnavailableError: the store did not answer.
+        ValueError: what is stored is not a model that this build reads.
+    """
+    ((document, weight),) = await store.read([(store.keys.model(version), [DOCUMENT, WEIGHT])])
+    return None if document is None else parse_model(version, document, weight or b"")
+
+
+def parse_model(version: str, document: bytes, weight: bytes) -> ServedModel:
+    """A model from its stored document and context weight. Raises ValueError when they do not fit each other."""
+    try:
+        body = orjson.loads(document)
+        dim, metadata = int(body["config"]["d_model"]), body.get("metadata", {})
+        rows = metadata.get("context_features") or []
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"model {version}: its document is not an artefact's ({error!r}); publish it again") from error
+    features = ContextFeatures.from_list(rows)
+    if len(weight) != 4 * dim * len(features):
+        raise ValueError(
+            f"model {version}: context.weight has {len(weight)} bytes, not {dim}x{len(features)} float32; "
+            "publish it again"
+        )
+    matrix = np.frombuffer(weight, "<f4").reshape(dim, len(features))
+    embedder = str(metadata.get("embedder") or "")
+    offset, slot = ContextOffset(matrix, features), own_slot(metadata) or "mixed"
+    return ServedModel(version, dim, offset, embedder, slot, own_weights({**metadata, "version": version}))
+
+
+def own_slot(metadata: Mapping[str, Any]) -> Slot | None:
+    """The list that was best when a model was trained, by its artefact's metadata; None if they do not say."""
+    return next((slot for slot in get_args(Slot) if slot == metadata.get("slot")), None)
+
+
+def own_weights(metadata: Mapping[str, Any]) -> Weights:
+    """How scores are made up for a model, by its artefact's metadata; the usual weights where they do not say.
+
+    Raises ValueError for a weight of popularity that is no number from 0 to 1.
+    """
+    popularity = metadata.get("popularity")
+    if popularity is None:
+        return Weights()
+    if isinstance(popularity, bool) or not isinstance(popularity, int | float) or not 0 <= popularity <= 1:
+        named = f"model {metadata['version']}: " if "version" in metadata else ""
+        raise ValueError(f"{named}the weight of popularity is {popularity!r}, not a number from 0 to 1; train again")
+    return Weights(popularity=float(popularity))

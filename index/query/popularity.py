@@ -1,0 +1,152 @@
+"""How popular items are now: the workers' integer counts, summed over partitions and decayed by age.
+
+Assumes counts in buckets of event time whose totals only grow; a bucket is read again when its total differs. The
+weights make the fallback list and a small part of every score. It knows no users, no vectors and no stock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.state.keys import partition_tag
+from index.state.store import LiveStore
+
+LOCATION_SEPARATOR = "\x1f"  # between location and item in a bucket's field
+HALF_LIFE_MS = 3 * 86_400_000.0
+
+Amounts = NDArray[np.float64]
+_Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
+_FIRST = 256  # items ordered at first
+_NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing anybody sees
+
+
+class Popularity:
+    """Decayed counts by location and overall.
+
+    A bucket of age a weighs 2^(−a / half_life), a counted from its end in whole buckets: all processes have the same
+    weights until the next bucket begins. At a location its own counts decide; the overall ones together count as one
+    click there, so that they order what the location does not know.
+    """
+
+    def __init__(self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS) -> None:
+        if half_life_ms <= 0:
+            raise ValueError(f"half life {half_life_ms} ms must be positive")
+        self._store, self._half_life_ms = store, half_life_ms
+        self._totals: dict[tuple[int, int], bytes] = {}  # (partition, bucket) → increments when it was read
+        self._counts: dict[tuple[int, int], _Counts] = {}
+        self._fields: dict[str, int] = {}  # "location \x1f item" → number of the field
+        self._items: dict[str, int] = {}  # item → number of the item
+        self._names: list[str] = []  # item by number
+        self._places: dict[str, list[tuple[int, int]]] = {}  # location → its (field, item) pairs
+        self._item_of: list[int] = []  # item by field
+        self._by_field: Amounts = np.zeros(0)  # [fields] decayed weights
+        self._weights: dict[str, Amounts] = {"": np.zeros(0)}  # location → [items], made when asked for
+        self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
+        self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
+
+    async def refresh(self, partitions: int, bucket_ms: int, now_ms: int) -> int:
+        """Reads what grew and computes the weights anew; returns how many buckets were read.
+
+        Raises:
+            StoreUnavailableError: the weights are as they were.
+        """
+        keys = self._store.keys
+        present: dict[tuple[int, int], bytes] = {}
+        for partition in range(partitions):
+            totals = await self._store.read_all(keys.popularity_buckets(partition_tag(partition)))
+            present.update({(partition, int(bucket)): total for bucket, total in totals.items()})
+        grown = [where for where, total in present.items() if self._totals.get(where) != total]
+        read = {
+            where: self._numbered(await self._store.read_all(keys.popularity(partition_tag(where[0]), where[1])))
+            for where in grown
+        }
+        began = now_ms // bucket_ms, bucket_ms
+        if present != self._totals or began != self._began:
+            self._counts = {where: read.get(where) or self._counts[where] for where in present}
+            self._totals, self._began = present, began
+            self._decay(bucket_ms, now_ms)
+        return len(grown)
+
+    def top(self, location: str = "", count: int | None = None) -> Sequence[str]:
+        """The `count` items of the highest positive weight, or all; most popular first, ties by id."""
+        where = location if location in self._places else ""
+        weights = self._of(where)
+        wanted = len(weights) if count is None else min(count, len(weights))
+        known = self._tops.get(where)
+        if known is None or known[0] < wanted:
+            # Some more than asked for: ordering all of a large catalogue would take longer than the query.
+            ordered = min(len(weights), max(_FIRST, 2 * wanted))
+            known = self._tops[where] = ordered, self._best(weights, ordered)
+        return known[1][:wanted]
+
+    def _best(self, weights: Amounts, count: int) -> list[str]:
+        """Names of the `count` items of the highest positive weight, in order."""
+        items, names = np.flatnonzero(weights > 0), self._names
+        if len(items) > count:
+            least = np.partition(weights[items], -count)[-count]
+            tied = items[weights[items] == least].tolist()
+            items = items[weights[items] > least]
+            last = heapq.nsmallest(count - len(items), tied, key=names.__getitem__)
+        else:
+            last = []
+        first = sorted(items.tolist(), key=lambda item: (-weights[item], names[item]))
+        return [names[item] for item in first + last]
+
+    def weight(self, item_id: str, location: str = "") -> float:
+        """Decayed count of an item; at a location plus its share of all clicks anywhere."""
+        number, weights = self._items.get(item_id, -1), self._of(location)
+        return float(weights[number]) if 0 <= number < len(weights) else 0.0
+
+    def shares(self, item_ids: Sequence[str], location: str = "") -> Amounts:
+        """log(1 + weight) over that of the most popular item, in [0, 1], of items [m]; 0 for unknown ones."""
+        weights = self._of(location)
+        most = float(weights.max(initial=0.0))
+        numbers = np.array([self._items.get(item_id, -1) for item_id in item_ids], np.int64)
+        known = (numbers >= 0) & (numbers < len(weights))
+        found = np.zeros(len(numbers))
+        if most > 0:
+            found[known] = np.log1p(weights[numbers[known]]) / np.log1p(most)
+        return found
+
+    def _of(self, location: str) -> Amounts:
+        where = location if location in self._places else ""
+        if where not in self._weights:
+            overall = self._weights[""]
+            local = overall / max(1.0, float(overall.sum()))
+            fields, items = np.array(self._places[where], np.int64).T
+            known = fields < len(self._by_field)
+            local[items[known]] += self._by_field[fields[known]]
+            self._weights[where] = local
+        return self._weights[where]
+
+    def _numbered(self, counts: Mapping[str, bytes]) -> _Counts:
+        numbers = [self._field(name) for name in counts]
+        return np.array(numbers, np.int64), np.array([int(count) for count in counts.values()], np.float64)
+
+    def _field(self, name: str) -> int:
+        number = self._fields.get(name)
+        if number is None:
+            location, _, item_id = name.partition(LOCATION_SEPARATOR)
+            item = self._items.setdefault(item_id, len(self._items))
+            if item == len(self._names):
+                self._names.append(item_id)
+            number = self._fields[name] = len(self._item_of)
+            self._item_of.append(item)
+            if location:
+                self._places.setdefault(location, []).append((number, item))
+        return number
+
+    def _decay(self, bucket_ms: int, now_ms: int) -> None:
+        by_field = np.zeros(len(self._item_of))
+        for (_, bucket), (fields, counts) in self._counts.items():
+            age_ms = max(0, now_ms // bucket_ms - bucket - 1) * bucket_ms
+            decay = 2.0 ** (-age_ms / self._half_life_ms)
+            if decay >= _NEGLIGIBLE:
+                by_field[fields] += decay * counts
+        overall: Amounts = np.zeros(len(self._names))
+        np.add.at(overall, np.array(self._item_of, np.int64), by_field)
+        self._by_field, self._weights, self._tops = by_field, {"": overall}, {}

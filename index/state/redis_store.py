@@ -1,0 +1,242 @@
+"""The live state in Redis: one Lua script for guarded writes, pipelines for reads, a stream as item log.
+
+Assumes Redis 6.2 or newer with `noeviction`, one server or a cluster: what one script touches lies in one slot. Knows
+nothing about users or items beyond their keys, nor which node has them. Retries belong to the callers: a worker
+repeats a write for ever, the API gives up after one more try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+from redis.exceptions import NoScriptError, RedisError
+
+from index.state.keys import ITEMS_TAG, Keys
+from index.state.redis_routing import Command, nodes
+from index.state.store import (
+    Claim,
+    ClaimRefusedError,
+    Commit,
+    FencedError,
+    LogIdentity,
+    LogPage,
+    StoreUnavailableError,
+)
+
+_SCAN_PAGE = 5000  # members of a sorted set asked for at once: some two milliseconds of the server
+_LOG_PAGE = 2000  # entries of the item log fetched at once: a few hundred KB of records at most
+_FOLLOW_MARGIN_S = 5.0  # a blocking log read may take this much longer than asked before the connection counts as dead
+
+
+def _encode(value: bytes | int | str) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+class RedisStore:
+    """`LiveStore` on one Redis server or on a Redis Cluster.
+
+    Args:
+        url: `redis://[[user]:password@]host:port/db` or `rediss://…`; of a cluster `host:port,host:port`.
+        keys: key builder with the deployment's prefix.
+        timeout_s: of one read or write; a worker can wait longer than an API process.
+        retries: how often the client repeats a call that failed by connection or timeout.
+        cluster: whether the address names nodes of a Redis Cluster.
+        ca_file: PEM file of the authorities to trust with `rediss://`, instead of the system's.
+
+    Raises:
+        ValueError: an address that cannot be used; the message does not repeat it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        keys: Keys,
+        *,
+        timeout_s: float = 5.0,
+        retries: int = 0,
+        cluster: bool = False,
+        ca_file: str = "",
+    ) -> None:
+        self.keys = keys
+        access: dict[str, Any] = {"cluster": cluster, "ca_file": ca_file}
+        self._nodes = nodes(url, timeout_s=timeout_s, retries=retries, coalesce=True, **access)
+        self._follow = nodes(url, timeout_s=_FOLLOW_MARGIN_S, retries=max(1, retries), **access)
+        self._source = resources.files("index.state").joinpath("store.lua").read_text()
+
+    @cached_property
+    def _sha(self) -> str:
+        """How Redis names a script that it has seen."""
+        return hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+
+    @asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (RedisError, OSError, TimeoutError) as error:
+            # Also LOADING, MISCONF, OOM, CLUSTERDOWN …: the server is there and will not serve now.
+            raise StoreUnavailableError(f"{type(error).__name__}: {error}") from error
+
+    async def _run(self, key: str, name: str, *words: bytes | int | str, **reading: Any) -> Any:
+        """One command on one key."""
+        async with self._translated():
+            (answer,) = await self._nodes.run([Command(key, (name, key, *words), reading)])
+        return answer
+
+    async def _script(self, keys: Sequence[str], args: Sequence[bytes | int | str]) -> list[bytes]:
+        rest = (len(keys), *keys, *args)
+        async with self._translated():
+            try:
+                (answer,) = await self._nodes.run([Command(keys[0], ("EVALSHA", self._sha, *rest))])
+            except NoScriptError:  # the node was restarted, or has just taken over the slot
+                (answer,) = await self._nodes.run([Command(keys[0], ("EVAL", self._source, *rest))])
+            return list(answer)
+
+    async def ensure_cluster(self, partitions: int, kinds: Sequence[str]) -> None:
+        wanted = {"partitions": str(partitions), "kinds": "\n".join(kinds)}
+        for name, value in wanted.items():
+            await self._run(self.keys.cluster(), "HSETNX", name, value)
+        stored = await self._run(self.keys.cluster(), "HMGET", *wanted)
+        check_cluster(partitions, kinds, int(stored[0]), stored[1].decode().split("\n"))
+        await self._run(self.keys.cluster(), "HSET", "kinds", wanted["kinds"])
+
+    async def claim(
+        self, tag: str, token: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
+    ) -> Claim:
+        keys = [self.keys.owner(tag)]
+        if tag == ITEMS_TAG:
+            keys += [self.keys.item_log(), self.keys.item_index()]
+        topics = list(logs)
+        identities = [part for topic in topics for part in (topic, str(logs[topic]))]
+        args: list[bytes | int | str] = [
+            "claim",
+            token,
+            generation,
+            group,
+            uuid.uuid4().hex,
+            len(topics),
+            *identities,
+        ]
+        answer = await self._script(keys, args)
+        if answer[0] == b"refused":
+            raise ClaimRefusedError(f"claim of {tag} with generation {generation}: stored is {answer[1].decode()}")
+        new_logs = tuple(answer[2].decode().split(",")) if answer[2] else ()
+        positions = {topic: int(value) for topic, value in zip(topics, answer[3:], strict=True)}
+        return Claim(tag, token, positions, answer[1].decode(), new_logs)
+
+    async def commit(self, commits: Sequence[Commit]) -> None:
+        for commit in commits:
+            keys, args = _commit_arguments(self.keys, commit)
+            answer = await self._script(keys, args)
+            raise_if_refused(commit, answer[0].decode(), int(answer[1]) if len(answer) > 1 else 0)
+
+    async def beat(self, tag: str, token: str, ends: Mapping[str, int], caught_up: bool) -> bool:
+        pairs = [part for topic, end in ends.items() for part in (topic, end)]
+        answer = await self._script([self.keys.owner(tag)], ["beat", token, int(caught_up), len(ends), *pairs])
+        return answer[0] == b"ok"
+
+    async def read(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[bytes | None]]:
+        async with self._translated():
+            return await self._nodes.run([Command(key, ("HMGET", key, *fields)) for key, fields in requests])
+
+    async def read_all(self, key: str) -> dict[str, bytes]:
+        found: dict[bytes, bytes] = await self._run(key, "HGETALL")
+        return {name.decode(): value for name, value in found.items()}
+
+    async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
+        await self._run(key, "HSET", *(part for field in fields.items() for part in field))
+
+    async def scores(self, key: str) -> dict[str, int]:
+        # Not by one ZRANGE: over a million members it would take longer than a reader waits, and keep out all others.
+        found: dict[str, int] = {}
+        cursor = 0
+        while True:
+            cursor, page = await self._run(key, "ZSCAN", cursor, "COUNT", _SCAN_PAGE)
+            found.update({member.decode(): int(score) for member, score in page})
+            if not cursor:
+                return found
+
+    async def count(self, key: str) -> int:
+        return int(await self._run(key, "ZCARD"))
+
+    async def lowest(self, key: str, below_score: int, limit: int, from_score: int = -(2**53)) -> list[str]:
+        found = await self._run(key, "ZRANGEBYSCORE", from_score, f"({below_score}", "LIMIT", 0, limit)
+        return [member.decode() for member in found]
+
+    async def members(self, key: str) -> set[str]:
+        return {member.decode() for member in await self._run(key, "SMEMBERS")}
+
+    async def read_log(self, generation: str, position: int, wait_ms: int) -> LogPage:
+        log_key, owner = self.keys.item_log(), self.keys.owner(ITEMS_TAG)
+        wait = ("BLOCK", wait_ms) if wait_ms else ()
+        read = Command(log_key, ("XREAD", "COUNT", _LOG_PAGE, *wait, "STREAMS", log_key, f"{position}-0"))
+        async with self._translated():
+            (found,) = await self._follow.run([read])
+            (facts,) = await self._follow.run([Command(owner, ("HMGET", owner, "item_log", "item_position"))])
+        entries = found[0][1] if found else []
+        log, end = (facts[0] or b"").decode(), int(facts[1] or 0)
+        if log != generation:
+            return LogPage(log, end, (), reload=True)
+        positions = [int(entry.split(b"-")[0]) for entry, _ in entries]
+        if positions and positions[0] != position + 1:  # the tail was trimmed beyond the reader
+            return LogPage(log, end, (), reload=True)
+        items = tuple(fields[b"i"].decode() for _, fields in entries if fields[b"i"])
+        return LogPage(log, positions[-1] if positions else position, items, reload=False)
+
+    async def close(self) -> None:
+        await self._nodes.close()
+        await self._follow.close()
+
+
+def _commit_arguments(keys: Keys, commit: Commit) -> tuple[list[str], list[bytes | int | str]]:
+    touched = [keys.owner(commit.tag)]
+    if commit.tag == ITEMS_TAG:
+        touched += [keys.item_log(), keys.item_index()]
+    index: dict[str, int] = {}
+    args: list[bytes | int | str] = [
+        "commit",
+        commit.token,
+        commit.topic,
+        commit.expected,
+        commit.position,
+        len(commit.beside),
+        *(part for topic, position in commit.beside.items() for part in (topic, position)),
+        len(commit.ops),
+    ]
+    for op in commit.ops:
+        if op.key not in index:
+            touched.append(op.key)
+            index[op.key] = len(touched)
+        values = [part for name, value in op.values.items() for part in (name, _encode(value))]
+        args += [op.kind, index[op.key], len(values) + len(op.names), *values, *op.names]
+    return touched, args
+
+
+def raise_if_refused(commit: Commit, verdict: str, stored: int) -> None:
+    """Turns a store's verdict on a commit into `FencedError`, unless the commit had been applied before."""
+    if verdict == "token":
+        raise FencedError(commit.tag, commit.topic, "token", stored)
+    if verdict == "beside":
+        raise FencedError(commit.tag, commit.topic, "position of another topic", stored)
+    # Only the owner moves its position, so "already there" means that an answer to this very write was lost.
+    if verdict == "position" and stored != commit.position:
+        raise FencedError(commit.tag, commit.topic, "position", stored)
+
+
+def check_cluster(partitions: int, kinds: Sequence[str], stored_partitions: int, stored_kinds: Sequence[str]) -> None:
+    """Refuses another partition count or reordered kinds: both would silently misread the stored state."""
+    if stored_partitions != partitions:
+        raise ValueError(
+            f"the live state was made with {stored_partitions} user partitions, settings say {partitions}: "
+            "set partitions back, or use another key prefix and rebuild from Kafka"
+        )
+    if list(kinds[: len(stored_kinds)]) != list(stored_kinds):
+        raise ValueError(
+            f"event kinds {list(kinds)} do not begin with the stored ones {list(stored_kinds)}: "
+            "new kinds may only be appended"
+        )
