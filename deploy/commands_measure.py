@@ -80,9 +80,9 @@ def staleness(
     Example: perseid staleness ml_latest_small --model models/m-1234abcd --of user,popularity --report staleness.html
     """
     from deploy.sweeps import measure_staleness
-    from streams.delays import arms, parse_delay
-    from streams.questions import AskSettings
-    from streams.staleness_curves import curves_table
+    from streams.evaluation.prequential import AskSettings
+    from streams.evaluation.staleness.curves import curves_table
+    from streams.evaluation.staleness.delays import arms, parse_delay
 
     facts = started()
     parts = tuple(name.strip() for name in late.split(","))
@@ -132,8 +132,8 @@ def compare(
     Example: perseid compare ml_latest_small --model models/m-1234abcd --model models/m-5678cdef --report what-if.html
     """
     from deploy.sweeps import compare_models
-    from streams.comparison import table
-    from streams.questions import AskSettings
+    from streams.evaluation.comparison import table
+    from streams.evaluation.prequential import AskSettings
 
     if len(models) != 2:
         raise click.UsageError(f"--model is given {len(models)} times; a comparison is between two")

@@ -249,7 +249,7 @@ def evaluate(
     from deploy.report import write_report
     from encoder.inference.incremental import use_threads
     from encoder.text.cache import TextMemory
-    from streams.questions import AskSettings
+    from streams.evaluation.prequential import AskSettings
 
     for name, given in (("--baskets", baskets), ("--plain", plain)):
         if given and protocol != "timeline":
@@ -283,7 +283,7 @@ def evaluate(
 def _tables(protocol: str, found: dict[str, Any]) -> str:
     """What an evaluation found, for people."""
     from deploy.session_evaluation import sessions_table
-    from streams.comparison import table
+    from streams.evaluation.comparison import table
 
     if protocol == "sessions":
         return sessions_table(found)

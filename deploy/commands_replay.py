@@ -20,7 +20,7 @@ from deploy.settings import Settings, load
 if TYPE_CHECKING:
     from deploy.replay_parts import ReplayPlan
     from index.state.store import LiveStore
-    from streams.replay_report import ReplayReport
+    from streams.replay.report import ReplayReport
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _OFFSETS = "topic[partition]:start-end"
@@ -91,7 +91,7 @@ def replay(
     Example: perseid replay --from 2026-01-31 --to 2026-02-01T12:00 --checkpoint january
     """
     from deploy.replay_parts import ReplayPlan
-    from streams.questions import AskSettings
+    from streams.evaluation.prequential import AskSettings
 
     if folder is None and split:
         raise click.UsageError("--split is for a FOLDER; topics have --ask-from")

@@ -19,8 +19,8 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from streams.folder import EVENTS, ITEMS
-from streams.folder_files import csv_lines, write_lines
+from streams.folder.reader import EVENTS, ITEMS
+from streams.folder.writer import csv_lines, write_lines
 
 HEADER = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value")
 

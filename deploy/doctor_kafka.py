@@ -20,8 +20,8 @@ from confluent_kafka.admin import AdminClient
 from deploy.broker import topic_partitions
 from deploy.doctor_finding import ANSWER_S, CONNECT_S, Finding
 from deploy.settings import Settings
-from streams.kafka_access import KafkaAccess, Reasons
-from streams.kafka_bootstrap import Cluster, cluster_at_bootstrap
+from streams.kafka.bootstrap import Cluster, cluster_at_bootstrap
+from streams.kafka.config import KafkaAccess, Reasons
 
 # The newest request that a server knows tells its age: (its number, the release that brought it).
 _RELEASES = ((76, "4.0"), (74, "3.7"), (65, "3.0"), (60, "2.8"), (50, "2.7"), (48, "2.6"), (45, "2.4"), (44, "2.3"))

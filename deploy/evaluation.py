@@ -1,8 +1,8 @@
 """Offline evaluation as a command: a data folder and a model put together, without broker, store or index.
 
 Assumes an artefact of `deploy.train`; item vectors come from the folder, else from `deploy.texts`. Loads torch. The
-protocols and the metrics are those of `streams.evaluate` and `streams.leave_one_out`. Baselines are made here too, from
-what a model of the same protocol is trained on, and stand in the same table.
+protocols and the metrics are those of `streams.evaluation.timeline` and `streams.evaluation.leave_one_out`. Baselines
+are made here too, from what a model of the same protocol is trained on, and stand in the same table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load, serving_arrays
 from encoder.text.item_text import VocabularyTagger
 from index.query.model import own_slot, own_weights
-from streams.baselines import (
+from streams.evaluation.baselines import (
     Baselines,
     Training,
     TrainingPart,
@@ -35,14 +35,14 @@ from streams.baselines import (
     make_baselines,
     timeline_part,
 )
-from streams.evaluate import evaluate
+from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, rank_all, summary
+from streams.evaluation.prequential import AskSettings, led_by
+from streams.evaluation.rankers import ModelRanker, Ranker
+from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry, parse
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors
-from streams.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, rank_all, summary
-from streams.questions import AskSettings, led_by
-from streams.rankers import ModelRanker, Ranker
-from streams.training_data import training_data
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors
+from streams.folder.training import training_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def evaluate_folder(
 
     `metrics` are those of the list that was best when the model was trained, with the weight of popularity that was
     best, unless `ask.plain` wants vectors alone. Without a model only baselines are
-    measured; these are trained on what lies before the first question. `baskets` as in `streams.evaluate`.
+    measured; these are trained on what lies before the first question. `baskets` as in `streams.evaluation.timeline`.
 
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on everything and no split is given.

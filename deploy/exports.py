@@ -1,7 +1,7 @@
 """Export as a command: the topics of a broker, or a range of them, and a data folder that appears when it is whole.
 
-Belongs to no consumer group. What is taken from a record is `streams.export`'s matter. Loads no torch. It does not
-parse options.
+Belongs to no consumer group. What is taken from a record is `streams.folder.export`'s matter. Loads no torch. It does
+not parse options.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from deploy.history import STANDING_TOPICS, history_logs, is_embedded
 from deploy.records_bar import Show
 from deploy.settings import Settings
 from streams.events import CLICKSTREAM, EXPOSURES, ITEM_VECTORS, Record
-from streams.export import TopicExport, write_files
-from streams.folder_records import TOPIC_ORDER
-from streams.log_merge import Place
-from streams.spool import Spool
-from streams.topic_reader import Span, TopicReader
+from streams.folder.export import TopicExport, write_files
+from streams.folder.records import TOPIC_ORDER
+from streams.folder.spool import Spool
+from streams.kafka.topic_merge import Place
+from streams.kafka.topic_reader import Span, TopicReader
 
 FACTS = "export.json"
 _TOLD = 1_000  # records between two steps of the progress bar

@@ -1,6 +1,6 @@
 """The topics of a deployment as history to read again: which there are, and what is needed of them from the start.
 
-Assumes settings that name a broker. It does not read records (`streams.topic_reader`).
+Assumes settings that name a broker. It does not read records (`streams.kafka.topic_reader`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from deploy.settings import Settings
 from index.state.store import LogIdentity
 from streams.events import CLICKSTREAM, CONSUMED, PARTITIONED
-from streams.logs import LogLookup
+from streams.kafka.log_identity import LogLookup
 
 # What clicks are applied to and answered from: needed from the start of its log whatever part of them is read.
 STANDING_TOPICS = tuple(topic for topic in CONSUMED if topic != CLICKSTREAM)

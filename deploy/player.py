@@ -20,7 +20,7 @@ from deploy.producer import Acknowledged, EventProducer
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS
-from streams.folder_records import SourceRecord
+from streams.folder.records import SourceRecord
 
 PARTITION_BYTES = 1_500_000  # unapplied bytes per partition: a third of what the embedded broker keeps
 _RECORD_BYTES = 120  # what the log adds to key and value, at most

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from streams.topic_reader import Span
+from streams.kafka.topic_reader import Span
 
 _EARLIEST_MS = 946_684_800_000  # 2000: a smaller number is most likely in seconds
 _PIECE = re.compile(r"(?P<topic>[A-Za-z0-9._-]+)\[(?P<partition>\d+)\]:(?P<start>\d*)-(?P<end>\d*)")

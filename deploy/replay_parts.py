@@ -22,13 +22,13 @@ from index.query.model import ServedModel, own_slot, parse_model
 from index.state.memory_store import MemoryStore
 from index.state.sqlite_store import KeptStore
 from index.state.store import LiveStore, LogIdentity
-from streams.encoder_thread import EncoderThread
-from streams.engine import Engine
+from streams.evaluation.prequential import Asker, AskSettings, led_by
 from streams.events import Record
-from streams.log_merge import Covers
-from streams.questions import Asker, AskSettings, led_by
-from streams.replay import SilentOutlet, feed, open_engine, report
-from streams.replay_report import ReplayReport, Tally
+from streams.kafka.topic_merge import Covers
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.engine import Engine
+from streams.replay.replay import SilentOutlet, feed, open_engine, report
+from streams.replay.report import ReplayReport, Tally
 
 FILE = "replay.sqlite"
 _FORMAT = 1

@@ -22,13 +22,13 @@ from deploy.settings import Settings
 from encoder.model.config import PARTS
 from encoder.model.document import load_serving
 from index.state.store import LiveStore
-from streams.digest import digest
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors, records
-from streams.log_merge import Place
-from streams.replay import folder_logs, numbered
-from streams.replay_report import ReplayReport
-from streams.topic_reader import Span, TopicReader
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors, records
+from streams.kafka.topic_merge import Place
+from streams.kafka.topic_reader import Span, TopicReader
+from streams.pipeline.digest import digest
+from streams.replay.replay import folder_logs, numbered
+from streams.replay.report import ReplayReport
 
 
 def replay_folder(

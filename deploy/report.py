@@ -17,7 +17,7 @@ from typing import Any
 from deploy.report_charts import Mark, Series, dot_chart, line_chart
 from deploy.report_facts import RunFacts
 from deploy.report_page import Cell, charts, facts_table, heading, page, paragraph, table
-from streams.comparison import shown_columns
+from streams.evaluation.comparison import shown_columns
 
 Result = Mapping[str, Any]
 _SLICE_CHART_LISTS = 4  # more dots in a row cannot be told apart

@@ -19,7 +19,7 @@ from encoder.model.document import DOCUMENT, load_serving, read_document
 from index.state.store import LiveStore
 
 if TYPE_CHECKING:
-    from streams.engine import Engine
+    from streams.pipeline.engine import Engine
 
 # An encode is a hundred short tensor calls, each of which gives up Python's lock: by default a thread that polls Kafka
 # may keep it for 5 ms before the next call goes on.
@@ -54,10 +54,10 @@ async def _worker(settings: Settings) -> None:
     from encoder.inference.incremental import IncrementalEncoder
     from encoder.model.artefact import load
     from index.items.follower import ItemFollower
-    from streams.encoder_thread import EncoderThread
-    from streams.engine import Engine
-    from streams.outlet import KafkaOutlet
-    from streams.worker import StreamWorker, WorkerSettings
+    from streams.kafka.worker import StreamWorker, WorkerSettings
+    from streams.pipeline.encoder_thread import EncoderThread
+    from streams.pipeline.engine import Engine
+    from streams.pipeline.outlet import KafkaOutlet
 
     model, metadata = load(settings.model)
     rules = settings.rules()
@@ -102,8 +102,8 @@ def worker_report(engine: Engine) -> dict[str, Any]:
 
 async def _embed(settings: Settings) -> None:
     from deploy.texts import TextSource
-    from streams.catalog_source import KafkaCatalog
-    from streams.embed import EmbedRole
+    from streams.embedding import EmbedRole
+    from streams.kafka.catalog_consumer import KafkaCatalog
 
     document, source = read_document(settings.model), TextSource(settings)
     model = source.model(document)

@@ -1,7 +1,7 @@
 """`perseid evaluate --protocol sessions` put together: a data folder with impressions, a model, and a readable answer.
 
 Assumes an artefact of `deploy.train` that was trained on the folder up to a time, and LightGBM (the extra `baselines`).
-Loads torch. The protocol is that of `streams.sessions`.
+Loads torch. The protocol is that of `streams.evaluation.sessions.sessions`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from deploy.replays import asked_from, folder_vectors
 from deploy.settings import Settings
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load, serving_arrays
-from streams.comparison import metrics_table, verdict
-from streams.folder import Folder, read_folder
+from streams.evaluation.comparison import metrics_table, verdict
+from streams.folder.reader import Folder, read_folder
 
 _BOUGHT = "purchase"
 
@@ -47,7 +47,7 @@ def evaluate_sessions_of(
         raise ValueError(
             "sessions are ranked by LambdaMART too, which needs LightGBM: pip install 'perseid[baselines]'"
         )
-    from streams.session_ranking import SessionPlan, evaluate_sessions
+    from streams.evaluation.sessions.ranking import SessionPlan, evaluate_sessions
 
     loaded, metadata = load(model)
     folder = read_folder(path, settings.rules())
@@ -75,7 +75,7 @@ def evaluate_sessions_of(
 
 
 def _usual_choice(folder: Folder) -> str:
-    from streams.sessions import CLICK
+    from streams.evaluation.sessions.sessions import CLICK
 
     bought = folder.kind_names.index(_BOUGHT) if _BOUGHT in folder.kind_names else None
     return _BOUGHT if bought is not None and (folder.events.kinds == bought).any() else CLICK

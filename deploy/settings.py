@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from deploy.settings_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds
 from index.state.keys import Keys
 from streams.events import DEFAULT_KINDS, Rules
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 
 PREFIX = "PERSEID_"
 _WORDS = {

@@ -23,8 +23,8 @@ from encoder.text.endpoint_ledger import Ledger
 from encoder.text.endpoint_limits import Gate, Limits
 from encoder.text.endpoint_models import ChatTagger, Embedder, EndpointEmbedder, EndpointTextModel
 from encoder.text.item_text import MiniLM, VocabularyTagger
-from streams.folder import Folder
-from streams.folder_records import ItemVectors
+from streams.folder.reader import Folder
+from streams.folder.records import ItemVectors
 
 LEDGER = "llm.sqlite3"  # in the state folder
 

@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from deploy.broker import topic_partitions
-from streams.kafka_access import KafkaAccess, Reasons
+from streams.kafka.config import KafkaAccess, Reasons
 
 COMPACTED = frozenset({"catalog", "item-vectors", "context", "users"})
 REPLAY_HORIZON_MS = 30 * 86_400_000  # compaction leaves younger records alone, so `replay` sees all of them

@@ -24,9 +24,9 @@ from deploy.shop import Shop, ShopRecord
 from index.state.keys import partition_of
 from index.state.store import LiveStore
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors, SourceRecord, records
-from streams.logs import LogLookup
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors, SourceRecord, records
+from streams.kafka.log_identity import LogLookup
 
 HISTORY_EVENTS = 200  # of a user: the window, more would be cut away
 MOST_EVENTS = 150_000  # of all users together, so that a large folder does not delay the start by minutes

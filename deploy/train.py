@@ -1,8 +1,8 @@
 """From a data folder to a model: texts to vectors and tags, context vocabulary, training, artefact.
 
-Assumes a folder as `streams.folder` reads it. Nothing from the split on is looked at, so the rest of the timeline may
-be replayed against the model honestly. The artefact's metadata name the embedder and the context features, which the
-workers, the embed role and the API need. It does not know Kafka or Redis.
+Assumes a folder as `streams.folder.reader` reads it. Nothing from the split on is looked at, so the rest of the
+timeline may be replayed against the model honestly. The artefact's metadata name the embedder and the context features,
+which the workers, the embed role and the API need. It does not know Kafka or Redis.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from encoder.model.encoder import StarsEncoder
 from encoder.text.endpoint_models import ChatTagger
 from encoder.text.item_text import VocabularyTagger, build_vocabulary
 from encoder.training.loop import TrainOptions, TrainResult, train
+from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
+from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors
-from streams.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
-from streams.rankers import ModelRanker
-from streams.training_data import context_features, training_data
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors
+from streams.folder.training import context_features, training_data
 
 Tagger = ChatTagger | VocabularyTagger
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model

@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from deploy.redis_server import RedisServer
 from index.state.keys import Keys
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 from tests import secured_kafka as secured
 from tests import services
 from tests.redis_cluster import ClusterOfServers

@@ -1,7 +1,7 @@
 """A single-threaded oracle of the live state: slow, obvious, and sharing no code with the pipeline but the id hash.
 
-Takes the records of every partition in offset order, after forwarding, and returns what `streams.digest.read_state`
-must read. It keeps whole histories and rebuilds windows by sorting.
+Takes the records of every partition in offset order, after forwarding, and returns what
+`streams.pipeline.digest.read_state` must read. It keeps whole histories and rebuilds windows by sorting.
 """
 
 from __future__ import annotations

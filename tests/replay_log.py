@@ -16,8 +16,8 @@ from confluent_kafka.cimpl import NewTopic
 
 from index.state.keys import murmur2
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
-from streams.folder_records import TOPIC_ORDER
-from streams.kafka_access import KafkaAccess
+from streams.folder.records import TOPIC_ORDER
+from streams.kafka.config import KafkaAccess
 
 START_MS = 1_760_000_000_000
 STEP_MS = 100

@@ -19,14 +19,14 @@ from index.query.model import ServedModel
 from index.state.keys import partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.store import LogIdentity
-from streams.comparison import KS
-from streams.encoder_thread import EncoderThread
-from streams.engine import Engine, topics_of
+from streams.evaluation.comparison import KS
+from streams.evaluation.leave_one_out import LeaveOneOut, Part, Ranks, rank_all
+from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors
-from streams.leave_one_out import LeaveOneOut, Part, Ranks, rank_all
-from streams.rankers import ModelRanker
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.engine import Engine, topics_of
 from tests.folders import START_S, item, write_folder
 from tests.streams_world import MemoryBroker
 

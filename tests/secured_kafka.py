@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from deploy.stack_kafka import KafkaServer
 from deploy.stack_ports import free_port
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 from tests.services import KEEP, need_java, open_folder
 
 USER, PASSWORD = "perseid", "a-secret-word"

@@ -22,7 +22,7 @@ from deploy.stack_artefacts import find_maven
 from deploy.stack_elasticsearch import ElasticsearchServer
 from deploy.stack_java import find_java
 from deploy.stack_kafka import KafkaServer
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 
 KAFKA_IMAGE = "confluentinc/cp-kafka:7.9.0"
 ELASTICSEARCH_IMAGE = "elasticsearch:9.2.0"

@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import Any, Literal
 
-from streams.folder import Folder, read_folder
+from streams.folder.reader import Folder, read_folder
 from tests.folders import DAY_S, START_S, item, write_folder
 from tests.replay_world import RULES
 

@@ -2,8 +2,9 @@
 
 All times are whole steps from a midnight, or one millisecond before or after one: whatever is late by some steps has
 news that is just known and news that just is not. The oracle scans the stream anew for every question and takes nothing
-from `streams.staleness`, `streams.evaluate` or `streams.delays` but the names of an arm's parts. Ranks are places in
-lists sorted by hand; the encoder, the offset and the state of one user are production's and have tests of their own.
+from `streams.evaluation.staleness.sweep`, `streams.evaluation.timeline` or `streams.evaluation.staleness.delays` but
+the names of an arm's parts. Ranks are places in lists sorted by hand; the encoder, the offset and the state of one user
+are production's and have tests of their own.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from context.offsets import ContextOffset
 from encoder.inference.incremental import EncodeRequest
 from encoder.training.popularity import HALF_LIFE_MS
 from index.state.records import UserState
-from streams.delays import Arm, Delay
+from streams.evaluation.prequential import AskSettings
+from streams.evaluation.staleness.delays import Arm, Delay
 from streams.events import CLICKSTREAM, USERS, Click, Profile, Record, parse
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors, records
-from streams.questions import AskSettings
-from streams.state import WindowLimits, apply_click, apply_profile
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors, records
+from streams.pipeline.user_state import WindowLimits, apply_click, apply_profile
 from tests.folders import item, write_folder
 from tests.replay_world import CONFIG, RULES, encoder
 

@@ -13,7 +13,7 @@ import pytest
 from deploy.redis_server import RedisServer
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
-from streams.digest import read_state
+from streams.pipeline.digest import read_state
 from tests.bench import scale
 from tests.bench.engine_cost import TEXT_DIM, Point, Task, measure_engine
 from tests.bench.ingest import untrained

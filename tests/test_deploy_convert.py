@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from deploy.convert import FORMATS, convert
-from streams.folder import Folder, read_folder
+from streams.folder.reader import Folder, read_folder
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from deploy.doctor_kafka import check_kafka
 from deploy.redis_server import RedisServer
 from deploy.settings import Settings, load
 from deploy.topics import create_topics
-from streams.kafka_access import KafkaAccess
-from streams.kafka_bootstrap import cluster_at_bootstrap
+from streams.kafka.bootstrap import cluster_at_bootstrap
+from streams.kafka.config import KafkaAccess
 from tests.fake_servers import answering
 from tests.secured_kafka import PASSWORD, SecuredKafka
 

@@ -33,14 +33,14 @@ from encoder.text.cache import TextMemory
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.training.loop import TrainOptions
 from index.state.keys import partition_of
+from streams.evaluation.prequential import AskSettings
+from streams.evaluation.sessions.sessions import read_sessions
 from streams.events import CLICKSTREAM, EXPOSURES, PARTITIONED, Rules
-from streams.folder import Folder, read_folder
-from streams.folder_records import SourceRecord, records
-from streams.log_merge import Place
-from streams.questions import AskSettings
-from streams.sessions import read_sessions
-from streams.topic_reader import Span
-from streams.training_data import context_features, training_data
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import SourceRecord, records
+from streams.folder.training import context_features, training_data
+from streams.kafka.topic_merge import Place
+from streams.kafka.topic_reader import Span
 from tests.folders import write_vectors
 from tests.replay_world import vectors_of
 from tests.test_streams_export import rows_in

@@ -17,11 +17,11 @@ from deploy.replays import replay_folder, replay_topics
 from deploy.settings import Settings, load
 from index.state.keys import partition_of
 from index.state.memory_store import MemoryStore
-from streams.digest import read_state
 from streams.events import CLICKSTREAM, Record
-from streams.folder import read_folder
-from streams.kafka_access import KafkaAccess
-from streams.topic_reader import TopicReader
+from streams.folder.reader import read_folder
+from streams.kafka.config import KafkaAccess
+from streams.kafka.topic_reader import TopicReader
+from streams.pipeline.digest import read_state
 from tests.export_oracle import expected
 from tests.replay_log import DIM, EMBEDDER, START_MS, STEP_MS, fill
 from tests.test_streams_export import rows_in

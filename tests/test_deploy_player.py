@@ -18,8 +18,8 @@ from deploy.producer import DeliveryError
 from deploy.traffic import histories, later, standing, usual_speed
 from index.state.keys import ITEMS_TAG, Keys, partition_tag
 from index.state.memory_store import MemoryStore
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors, SourceRecord
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors, SourceRecord
 
 TS_MS = 1_700_000_000_000
 

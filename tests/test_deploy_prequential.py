@@ -13,9 +13,9 @@ from context.features import ContextFeatures
 from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
-from streams.folder import Folder
-from streams.questions import AskSettings
-from streams.slices import Facts
+from streams.evaluation.prequential import AskSettings
+from streams.evaluation.slices import Facts
+from streams.folder.reader import Folder
 from tests.bench.prequential import Answer, both, compare
 from tests.folders import write_vectors
 from tests.replay_world import CONFIG, PARTITIONS, shop, vectors_of

@@ -14,7 +14,7 @@ from confluent_kafka.cimpl import NewTopic
 from deploy.broker import Broker, topic_partitions
 from deploy.producer import DeliveryError, EventProducer
 from index.state.keys import partition_of
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from deploy.cli import cli
 from deploy.replay_arguments import parse_offsets, parse_time
-from streams.topic_reader import Span
+from streams.kafka.topic_reader import Span
 
 
 def test_times_are_iso_or_milliseconds() -> None:

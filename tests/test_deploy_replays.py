@@ -18,8 +18,8 @@ from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
 from index.state.memory_store import MemoryStore
-from streams.folder import Folder, read_folder
-from streams.questions import AskSettings
+from streams.evaluation.prequential import AskSettings
+from streams.folder.reader import Folder, read_folder
 from tests.folders import write_vectors
 from tests.replay_world import CONFIG, PARTITIONS, shop, vectors_of
 

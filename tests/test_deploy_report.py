@@ -18,8 +18,8 @@ from deploy.report import write_report
 from deploy.report_charts import Mark, Series, _ticks, dot_chart, line_chart
 from deploy.report_facts import RunFacts, hardware, software
 from deploy.report_page import page, table
-from streams.comparison import Comparison
-from streams.slices import Facts
+from streams.evaluation.comparison import Comparison
+from streams.evaluation.slices import Facts
 
 FACTS = RunFacts("perseid evaluate shop", datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
 VOID = {"meta", "br"}

@@ -24,8 +24,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments of `perseid evaluate` for a planted shop whose model has seen six of its eight days."""
     monkeypatch.setenv("PERSEID_EMBEDDERS", "toy:4")
     monkeypatch.setenv("PERSEID_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr("streams.lambdamart.LEAVES", (7,))
-    monkeypatch.setattr("streams.lambdamart.MOST_TREES", 40)
+    monkeypatch.setattr("streams.evaluation.sessions.lambdamart.LEAVES", (7,))
+    monkeypatch.setattr("streams.evaluation.sessions.lambdamart.MOST_TREES", 40)
     folder = planted(tmp_path / "shop", "price", users=20)
     vectors = vectors_of(folder)
     write_vectors(tmp_path / "shop", [vectors.body(row, folder.start_ms) for row in range(len(vectors.item_ids))])

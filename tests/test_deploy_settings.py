@@ -9,7 +9,7 @@ import pytest
 from deploy.settings import Settings, load, public_address, table
 from deploy.settings_values import parse_kinds
 from streams.events import DEFAULT_KINDS
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:

@@ -23,7 +23,7 @@ from deploy.stack_kafka import KafkaServer
 from deploy.stack_keeper import StackPlan
 from deploy.stack_ports import free_port
 from deploy.topics import create_topics
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 from tests import services
 from tests.conftest import eventually
 

@@ -10,7 +10,7 @@ from deploy.settings import load
 from deploy.state_sizes import engine_settings, keep_window
 from encoder.model.config import ModelConfig
 from index.state.memory_store import MemoryStore
-from streams.state import WindowLimits
+from streams.pipeline.user_state import WindowLimits
 
 
 def test_windows_are_the_models_and_the_rest_is_configured() -> None:

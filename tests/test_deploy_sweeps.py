@@ -17,9 +17,9 @@ from deploy.settings import load
 from deploy.sweeps import compare_models, measure_staleness
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
-from streams.delays import parse_delay
-from streams.folder import Folder
-from streams.questions import AskSettings
+from streams.evaluation.prequential import AskSettings
+from streams.evaluation.staleness.delays import parse_delay
+from streams.folder.reader import Folder
 from tests.folders import write_vectors
 from tests.replay_world import CONFIG, PARTITIONS, shop, vectors_of
 

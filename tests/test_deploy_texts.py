@@ -29,7 +29,7 @@ from encoder.model.encoder import StarsEncoder
 from encoder.text.endpoint_ledger import Ledger
 from encoder.text.item_text import VocabularyTagger
 from streams.events import CATALOG, ITEM_VECTORS
-from streams.folder import read_folder
+from streams.folder.reader import read_folder
 from tests.conftest import eventually
 from tests.folders import START_S, item, write_folder
 from tests.llm_server import CHAT_MODEL, DIMENSION, MODEL, Fault, LlmServer, letters

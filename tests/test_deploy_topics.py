@@ -9,7 +9,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from deploy.broker import topic_partitions
 from deploy.topics import REPLAY_HORIZON_MS, create_topics
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 
 
 def admin_of(access: KafkaAccess) -> AdminClient:

@@ -23,7 +23,7 @@ from encoder.text.cache import TextMemory
 from encoder.text.item_text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash
 from encoder.training.loop import TrainingData, TrainOptions, TrainResult, train
 from streams.events import Rules
-from streams.folder import read_folder
+from streams.folder.reader import read_folder
 from tests.folders import START_S, item, write_folder
 
 USERS, ITEMS, STEPS = 12, 10, 12

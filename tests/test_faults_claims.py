@@ -12,11 +12,11 @@ from faust.types import TP
 
 from index.state.memory_store import MemoryStore
 from index.state.store import LogIdentity
-from streams.claims import Claims
-from streams.engine import Engine
 from streams.events import CLICKSTREAM, CONTEXT, USERS, Rules
-from streams.logs import LogLookup
-from streams.transport import StateConsumer
+from streams.kafka.claims import Claims
+from streams.kafka.consumer import StateConsumer
+from streams.kafka.log_identity import LogLookup
+from streams.pipeline.engine import Engine
 from tests.streams_world import MemoryBroker
 
 BOTH = {TP(USERS, 0), TP(CLICKSTREAM, 0)}

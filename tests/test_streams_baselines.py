@@ -14,7 +14,7 @@ from deploy.commands_model import evaluate as evaluate_command
 from deploy.evaluation import BaselinePlan, evaluate_folder, evaluate_leave_one_out
 from deploy.settings import load
 from encoder.baselines.recipes import recipes
-from streams.baselines import (
+from streams.evaluation.baselines import (
     COUNTING,
     TRAINED,
     Baselines,
@@ -25,13 +25,13 @@ from streams.baselines import (
     make_baselines,
     timeline_part,
 )
-from streams.evaluate import evaluate
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors
-from streams.leave_one_out import leave_one_out, rank_all, summary, validation_ndcg
-from streams.questions import AskSettings
-from streams.rankers import FloatArray, Question
-from streams.training_data import training_data
+from streams.evaluation.leave_one_out import leave_one_out, rank_all, summary, validation_ndcg
+from streams.evaluation.prequential import AskSettings
+from streams.evaluation.rankers import FloatArray, Question
+from streams.evaluation.timeline import evaluate
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors
+from streams.folder.training import training_data
 from tests.folders import START_S, item, write_folder
 from tests.replay_world import RULES, encoder, rank_targets, served, shop, vectors_of
 

@@ -7,10 +7,10 @@ import doctest
 import orjson
 import pytest
 
-import streams.slices
-from streams.comparison import Comparison, table
-from streams.outcomes import Outcomes
-from streams.slices import Facts
+import streams.evaluation.slices
+from streams.evaluation.comparison import Comparison, table
+from streams.evaluation.outcomes import Outcomes
+from streams.evaluation.slices import Facts
 
 HOUR_MS = 3_600_000
 
@@ -24,7 +24,7 @@ def compared() -> Comparison:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(streams.slices).failed == 0
+    assert doctest.testmod(streams.evaluation.slices).failed == 0
 
 
 def test_means_are_over_questions_and_the_first_list_is_the_one_reported() -> None:

@@ -19,10 +19,10 @@ from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
-from streams.catalog_source import KafkaCatalog
-from streams.embed import EmbedRole
+from streams.embedding import EmbedRole
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry, parse
-from streams.kafka_access import KafkaAccess
+from streams.kafka.catalog_consumer import KafkaCatalog
+from streams.kafka.config import KafkaAccess
 
 RULES = Rules(embedders={"letters": 26})
 TS_MS = 1_700_000_000_000
@@ -193,7 +193,7 @@ def test_the_text_model_is_loaded_once_as_soon_as_the_catalogue_rests(memory: di
 def test_refused_vectors_are_published_again_before_the_offset_is_committed(
     memory: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.embed._RETRY_S", 0.01)
+    monkeypatch.setattr("streams.embedding._RETRY_S", 0.01)
 
     async def run() -> None:
         topic, stop = Topic(refusals=3), asyncio.Event()
@@ -210,7 +210,7 @@ def test_refused_vectors_are_published_again_before_the_offset_is_committed(
 def test_a_text_model_that_is_away_or_has_spent_its_budget_is_waited_for_and_nothing_is_dropped(
     memory: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("streams.embed._RETRY_S", 0.01)
+    monkeypatch.setattr("streams.embedding._RETRY_S", 0.01)
 
     async def run() -> None:
         topic, stop = Topic(), asyncio.Event()
@@ -246,7 +246,7 @@ def test_a_stop_ends_a_long_wait_without_committing(memory: dict[str, NDArray[np
 def test_an_item_without_a_usable_answer_stays_pending_holds_the_offset_and_is_tried_again(
     memory: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.embed._PENDING_S", 0.05)
+    monkeypatch.setattr("streams.embedding._PENDING_S", 0.05)
 
     async def run() -> None:
         topic, stop = Topic(), asyncio.Event()
@@ -302,7 +302,7 @@ def test_pending_items_are_forgotten_when_the_catalogue_may_be_anothers(
 def test_a_model_that_answers_nothing_is_not_fed_the_whole_catalogue(
     memory: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.embed.MOST_PENDING", 3)
+    monkeypatch.setattr("streams.embedding.MOST_PENDING", 3)
 
     async def run() -> None:
         topic, stop = Topic(), asyncio.Event()

@@ -11,10 +11,10 @@ import pytest
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
-from streams.comparison import Comparison
-from streams.evaluate import evaluate
-from streams.folder import Folder, read_folder
-from streams.questions import AskSettings
+from streams.evaluation.comparison import Comparison
+from streams.evaluation.prequential import AskSettings
+from streams.evaluation.timeline import evaluate
+from streams.folder.reader import Folder, read_folder
 from tests.folders import START_S, item, write_folder
 from tests.replay_world import CONFIG, RULES, encoder, served, shop, vectors_of
 
@@ -40,7 +40,7 @@ def test_the_same_folder_and_model_give_the_same_result(tmp_path: Path) -> None:
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shop(tmp_path / "shop", events=150)
     together = evaluated(folder)
-    monkeypatch.setattr("streams.evaluate._BATCH", 1)
+    monkeypatch.setattr("streams.evaluation.timeline._BATCH", 1)
     assert evaluated(folder) == together
 
 
@@ -171,7 +171,7 @@ def test_batches_change_no_basket(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = small(tmp_path / "shop", rows)
     together = evaluated(folder, baskets=True, repeats=True)
     assert together["questions"] < 120
-    monkeypatch.setattr("streams.evaluate._BATCH", 2)
+    monkeypatch.setattr("streams.evaluation.timeline._BATCH", 2)
     assert evaluated(folder, baskets=True, repeats=True) == together
 
 

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from index.state.keys import ITEMS_TAG
 from index.state.memory_store import MemoryStore
 from index.state.store import LogIdentity
-from streams.digest import read_state
-from streams.engine import Engine, topics_of
 from streams.events import (
     CATALOG,
     CLICKSTREAM,
@@ -39,7 +37,9 @@ from streams.events import (
     check,
     parse,
 )
-from streams.outlet import KafkaOutlet
+from streams.pipeline.digest import read_state
+from streams.pipeline.engine import Engine, topics_of
+from streams.pipeline.outlet import KafkaOutlet
 from tests.faults.malformed import GOOD, TS_MS, malformed, wrong
 
 RULES = Rules(embedders={"toy": 4})

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from index.state.keys import partition_of
 from index.state.memory_store import MemoryStore
-from streams.digest import read_state
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, USERS, Record, Rules
-from streams.export import TopicExport, write_files
-from streams.folder import Folder, read_folder
-from streams.folder_records import records
-from streams.replay import SilentOutlet, folder_logs, numbered, open_engine, replay
-from streams.spool import ClickRow, Spool
+from streams.folder.export import TopicExport, write_files
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import records
+from streams.folder.spool import ClickRow, Spool
+from streams.pipeline.digest import read_state
+from streams.replay.replay import SilentOutlet, folder_logs, numbered, open_engine, replay
 from tests.export_oracle import Row, expected, merged
 from tests.replay_world import PARTITIONS, lived
 from tests.streams_world import NOW_MS, MemoryBroker, click, fill

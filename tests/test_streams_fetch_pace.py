@@ -12,8 +12,8 @@ from confluent_kafka import Producer
 
 from deploy.topics import create_topics
 from streams.events import CLICKSTREAM
-from streams.fetch_pace import pace
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
+from streams.kafka.fetch_pace import pace
 
 RECORDS, GAP_S = 400, 0.001
 

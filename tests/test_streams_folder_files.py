@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.folder_files import csv_lines, write_lines
+from streams.folder.writer import csv_lines, write_lines
 
 
 def test_the_same_lines_are_the_same_bytes(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from index.state.keys import Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.redis_store import RedisStore
 from index.state.store import LiveStore, LogIdentity
-from streams.clock import AGREEING, PartitionClock
-from streams.digest import read_state
-from streams.engine import Engine, topics_of
 from streams.events import CLICKSTREAM, USERS, Record, Rules
-from streams.user_writes import EngineSettings
+from streams.pipeline.clock import AGREEING, PartitionClock
+from streams.pipeline.digest import read_state
+from streams.pipeline.engine import Engine, topics_of
+from streams.pipeline.user_writer import EngineSettings
 from tests.oracle import Oracle
 from tests.streams_world import NOW_MS, MemoryBroker, click
 

@@ -18,10 +18,10 @@ from index.state.keys import ITEMS_TAG
 from index.state.memory_store import MemoryStore
 from index.state.records import EMBEDDER, ITEM_FIELDS, TEXT_VECTOR, ItemRecord, load_item, vector_field
 from index.state.store import LogIdentity
-from streams.encoder_thread import EncoderThread
-from streams.engine import Engine
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules
-from streams.replay import SilentOutlet
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.engine import Engine
+from streams.replay.replay import SilentOutlet
 
 RULES = Rules(embedders={"toy": 4, "wide": 7, "same": 4})
 TS_MS, VERSION = 1_700_000_000_000, "m-1"

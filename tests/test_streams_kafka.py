@@ -19,12 +19,12 @@ from deploy.redis_server import RedisServer
 from deploy.topics import create_topics
 from index.state.keys import ITEMS_TAG, Keys, partition_of, partition_tag
 from index.state.store import LogIdentity
-from streams.claims import PositionBeyondLogError
-from streams.digest import read_state
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, USERS
-from streams.kafka_access import KafkaAccess
-from streams.logs import LogLookup
-from streams.transport import StateConsumer
+from streams.kafka.claims import PositionBeyondLogError
+from streams.kafka.config import KafkaAccess
+from streams.kafka.consumer import StateConsumer
+from streams.kafka.log_identity import LogLookup
+from streams.pipeline.digest import read_state
 from tests.conftest import eventually
 from tests.streams_world import click
 from tests.worker_world import PARTITIONS, TIMEOUT_S, Shop

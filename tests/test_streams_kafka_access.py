@@ -16,15 +16,15 @@ from deploy.redis_server import RedisServer
 from deploy.topics import create_topics
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
-from streams.catalog_source import KafkaCatalog
-from streams.digest import read_state
-from streams.engine import Engine
 from streams.events import CATALOG, CLICKSTREAM, Rules
-from streams.kafka_access import KafkaAccess, Reasons
-from streams.logs import LogLookup
-from streams.outlet import KafkaOutlet
-from streams.topic_reader import TopicReader
-from streams.worker import StreamWorker, WorkerSettings
+from streams.kafka.catalog_consumer import KafkaCatalog
+from streams.kafka.config import KafkaAccess, Reasons
+from streams.kafka.log_identity import LogLookup
+from streams.kafka.topic_reader import TopicReader
+from streams.kafka.worker import StreamWorker, WorkerSettings
+from streams.pipeline.digest import read_state
+from streams.pipeline.engine import Engine
+from streams.pipeline.outlet import KafkaOutlet
 from tests.secured_kafka import PASSWORD, USER, WAYS, SecuredKafka
 from tests.streams_world import click
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.lanes import BATCH_S, USUAL_BATCH, BatchSize
+from streams.kafka.lanes import BATCH_S, USUAL_BATCH, BatchSize
 
 
 def test_a_batch_grows_to_what_can_be_applied_in_its_time_and_shrinks_again() -> None:

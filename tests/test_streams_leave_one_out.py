@@ -15,10 +15,10 @@ import torch
 from deploy.train import validation_score
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model.encoder import StarsEncoder
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors
-from streams.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, summary
-from streams.rankers import ModelRanker
+from streams.evaluation.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, summary
+from streams.evaluation.rankers import ModelRanker
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors
 from tests.devices import DEVICES
 from tests.folders import START_S, item, write_folder
 from tests.replay_world import CONFIG, RULES, encoder, rank_targets, shop, vectors_of
@@ -155,7 +155,7 @@ def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     split = leave_one_out(folder, vectors_of(folder))
     together = summary(rank_targets(encoder(), split, "test"))
     assert set(together["lists"]) == {"next", "general", "mixed"}
-    monkeypatch.setattr("streams.leave_one_out._BATCH", 3)
+    monkeypatch.setattr("streams.evaluation.leave_one_out._BATCH", 3)
     assert summary(rank_targets(encoder(), split, "test")) == together
 
 

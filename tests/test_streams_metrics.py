@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import streams.metrics
-from streams.metrics import METRICS, Baselines, RecentPopularity, coverage, ranks_in, scores
+import streams.evaluation.metrics
+from streams.evaluation.metrics import METRICS, Baselines, RecentPopularity, coverage, ranks_in, scores
 
 ITEMS = [f"i{number}" for number in range(12)]
 LISTS = st.lists(st.sampled_from(ITEMS), unique=True, max_size=12)
@@ -20,7 +20,7 @@ TARGETS = st.sets(st.sampled_from(ITEMS), min_size=1)
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(streams.metrics).failed == 0
+    assert doctest.testmod(streams.evaluation.metrics).failed == 0
 
 
 def scored(ranked: Sequence[str], targets: set[str], k: int) -> dict[str, float]:

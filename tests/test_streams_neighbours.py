@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from encoder.baselines.sequences import Sequences
 from encoder.inference.incremental import EncodeRequest
-from streams import neighbours
-from streams.neighbours import Neighbours, Popularity, TextKnn, co_visitation, item_knn
-from streams.rankers import Question
+from streams.evaluation import neighbours
+from streams.evaluation.neighbours import Neighbours, Popularity, TextKnn, co_visitation, item_knn
+from streams.evaluation.rankers import Question
 
 ITEMS = 8
 HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=9), min_size=1, max_size=12)

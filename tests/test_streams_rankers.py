@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from encoder.inference.incremental import EncodeRequest
 from encoder.training.holdout import in_turn
-from streams.rankers import FloatArray, Question, best_lists, exact_ranks, masked_scores
+from streams.evaluation.rankers import FloatArray, Question, best_lists, exact_ranks, masked_scores
 
 SCORES = st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.0]), min_size=1, max_size=12)
 

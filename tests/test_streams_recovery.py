@@ -20,8 +20,8 @@ from deploy.stack_ports import free_port
 from deploy.topics import create_topics
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.store import StoreUnavailableError
-from streams.kafka_access import KafkaAccess
-from streams.worker import StreamWorker
+from streams.kafka.config import KafkaAccess
+from streams.kafka.worker import StreamWorker
 from tests.services import KEEP, open_folder
 from tests.tcp_proxy import Proxy
 from tests.worker_world import PARTITIONS, Shop

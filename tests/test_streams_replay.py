@@ -16,16 +16,16 @@ from index.query.recommend import Weights
 from index.state.keys import Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import STATE, decode_state
-from streams.digest import digest
-from streams.evaluate import evaluate
+from streams.evaluation.prequential import Asker, AskSettings
+from streams.evaluation.timeline import evaluate
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, Click, Record, Rules
-from streams.folder_records import records
-from streams.log_merge import Covers
-from streams.questions import Asker, AskSettings
-from streams.replay import SilentOutlet, folder_logs, numbered, open_engine, replay
-from streams.replay_report import ReplayReport
-from streams.state import WindowLimits
-from streams.user_writes import EngineSettings
+from streams.folder.records import records
+from streams.kafka.topic_merge import Covers
+from streams.pipeline.digest import digest
+from streams.pipeline.user_state import WindowLimits
+from streams.pipeline.user_writer import EngineSettings
+from streams.replay.replay import SilentOutlet, folder_logs, numbered, open_engine, replay
+from streams.replay.report import ReplayReport
 from tests.replay_world import CONFIG, PARTITIONS, RULES, encoder, encoder_thread, lived, served, shop, vectors_of
 from tests.streams_world import MemoryBroker, fill
 

@@ -32,12 +32,12 @@ from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
+from streams.evaluation.prequential import AskSettings
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED
-from streams.kafka_access import KafkaAccess
-from streams.logs import LogLookup
-from streams.questions import AskSettings
-from streams.replay_report import ReplayReport
-from streams.topic_reader import Span, TopicReader
+from streams.kafka.config import KafkaAccess
+from streams.kafka.log_identity import LogLookup
+from streams.kafka.topic_reader import Span, TopicReader
+from streams.replay.report import ReplayReport
 from tests.conftest import eventually
 from tests.replay_log import DIM, EMBEDDER, START_MS, STEP_MS, fill
 

@@ -9,12 +9,12 @@ import time
 import numpy as np
 import pytest
 
-import streams.resampling
-from streams.resampling import Resamples, interval, sign_flip_test, sums_by_user
+import streams.evaluation.statistics
+from streams.evaluation.statistics import Resamples, interval, sign_flip_test, sums_by_user
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(streams.resampling).failed == 0
+    assert doctest.testmod(streams.evaluation.statistics).failed == 0
 
 
 def test_a_resample_is_the_mean_over_the_questions_of_the_drawn_users() -> None:

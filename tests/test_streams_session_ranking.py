@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streams.comparison import Comparison
-from streams.folder import Folder
-from streams.session_asks import Ask, asks
-from streams.session_features import FEATURES
-from streams.session_ranking import BASELINES, PERSEID, SessionPlan, evaluate_sessions, rank_all
-from streams.sessions import LABELS, read_sessions
-from streams.state import WindowLimits
+from streams.evaluation.comparison import Comparison
+from streams.evaluation.sessions.features import FEATURES
+from streams.evaluation.sessions.ranking import BASELINES, PERSEID, SessionPlan, evaluate_sessions, rank_all
+from streams.evaluation.sessions.sessions import LABELS, read_sessions
+from streams.evaluation.sessions.timeline import Ask, asks
+from streams.folder.reader import Folder
+from streams.pipeline.user_state import WindowLimits
 from tests.folders import DAY_S
 from tests.replay_world import RULES, encoder, served, vectors_of
 from tests.session_world import MIDNIGHT_S, PAGE, Cause, planted
@@ -28,9 +28,9 @@ CHANCE_NDCG = sum(1 / np.log2(rank + 1) for rank in range(1, 11)) / PAGE  # at 1
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted causes are simple: one size of tree will do, and the tests stay quick."""
-    monkeypatch.setattr("streams.lambdamart.LEAVES", (7,))
-    monkeypatch.setattr("streams.lambdamart.MOST_TREES", 100)
-    monkeypatch.setattr("streams.lambdamart.PATIENCE", 20)
+    monkeypatch.setattr("streams.evaluation.sessions.lambdamart.LEAVES", (7,))
+    monkeypatch.setattr("streams.evaluation.sessions.lambdamart.MOST_TREES", 100)
+    monkeypatch.setattr("streams.evaluation.sessions.lambdamart.PATIENCE", 20)
 
 
 def evaluated(folder: Folder, **plan: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_all_rankers_order_the_same_candidates(tmp_path: Path, monkeypatch: pyte
         assert targets <= set(lists["h_next"])
         add(self, lists, targets, facts)
 
-    monkeypatch.setattr("streams.session_ranking.Comparison.add", watch)
+    monkeypatch.setattr("streams.evaluation.sessions.ranking.Comparison.add", watch)
     result = evaluated(folder)
     assert result["sessions"] == {"to learn from": 6 * 40, "asked about": 2 * 40}
     assert len(seen) == 2 * 2 * 2 * 80  # overall and by size, views, labels

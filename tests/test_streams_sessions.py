@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from streams.folder import Folder, read_folder
-from streams.sessions import DAY_MS, read_sessions
+from streams.evaluation.sessions.sessions import DAY_MS, read_sessions
+from streams.folder.reader import Folder, read_folder
 from tests.folders import item, write_folder
 from tests.replay_world import RULES
 from tests.session_world import MIDNIGHT_S, page

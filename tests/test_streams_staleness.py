@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import streams.delays
+import streams.evaluation.staleness.delays
 from encoder.inference.incremental import EncodeRequest
-from streams.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay
-from streams.evaluate import evaluate
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors
-from streams.questions import AskSettings
-from streams.staleness import POPULAR, Sweep, list_name, sweep
+from streams.evaluation.prequential import AskSettings
+from streams.evaluation.staleness.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay
+from streams.evaluation.staleness.sweep import POPULAR, Sweep, list_name, sweep
+from streams.evaluation.timeline import evaluate
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors
 from tests.folders import START_S, item, write_folder
 from tests.replay_world import RULES, encoder, served
 from tests.staleness_world import STEP_MS, Oracle, offset_of, stream, vectors_of
@@ -78,7 +78,7 @@ def ranks(run: Sweep, arm: Arm, way: str) -> list[int]:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(streams.delays).failed == 0
+    assert doctest.testmod(streams.evaluation.staleness.delays).failed == 0
 
 
 @pytest.mark.parametrize(("repeats", "popularity"), [(True, 0.0), (False, 0.0), (False, 0.4)])
@@ -137,7 +137,7 @@ def test_the_brute_force_tells_every_wrong_delay_apart(tmp_path: Path) -> None:
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, chosen = folder_of(tmp_path / "f", rows()), arms(("user", "all"), [parse_delay(name) for name in DELAYS])
     together = swept(folder, chosen, asked()).comparison.memory()
-    monkeypatch.setattr("streams.staleness._BATCH", 1)
+    monkeypatch.setattr("streams.evaluation.staleness.sweep._BATCH", 1)
     assert swept(folder, chosen, asked()).comparison.memory() == together
 
 

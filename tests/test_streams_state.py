@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from index.state.records import UserState, decode_state, encode_state, event_hash
 from streams.events import Click, Forget, Profile
-from streams.state import MAX_PURCHASES, Outcome, WindowLimits, apply_click, apply_forget, apply_profile
+from streams.pipeline.user_state import MAX_PURCHASES, Outcome, WindowLimits, apply_click, apply_forget, apply_profile
 from tests.oracle import KINDS, Oracle
 
 LIMITS = WindowLimits(size=4, slack=2)

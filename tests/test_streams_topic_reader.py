@@ -12,12 +12,12 @@ from confluent_kafka import Producer
 
 from deploy.broker import Broker, topic_partitions
 from index.state.memory_store import MemoryStore
-from streams.digest import digest
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
-from streams.kafka_access import KafkaAccess
-from streams.log_merge import Covers
-from streams.replay import SilentOutlet, folder_logs, open_engine, replay
-from streams.topic_reader import Span, TopicReader
+from streams.kafka.config import KafkaAccess
+from streams.kafka.topic_merge import Covers
+from streams.kafka.topic_reader import Span, TopicReader
+from streams.pipeline.digest import digest
+from streams.replay.replay import SilentOutlet, folder_logs, open_engine, replay
 from tests.replay_world import PARTITIONS, lived
 from tests.streams_world import MemoryBroker, fill
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streams.folder import Folder, read_folder
-from streams.folder_records import ItemVectors
-from streams.training_data import MAX_SHOWN, context_features, training_data
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors
+from streams.folder.training import MAX_SHOWN, context_features, training_data
 from tests.folders import START_S, item, write_folder
 
 MS = START_S * 1000

@@ -21,17 +21,17 @@ from deploy.broker import Broker, topic_partitions
 from deploy.redis_server import RedisServer
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.store import Commit
-from streams.claims import PositionBeyondLogError
-from streams.digest import read_state
-from streams.engine import Engine
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Record
-from streams.kafka_access import KafkaAccess
-from streams.lanes import USUAL_BATCH
-from streams.logs import LogLookup
-from streams.outlet import MAX_DEAD_LETTER_BYTES
-from streams.state import apply_click
-from streams.transport import StateConsumer
-from streams.worker import StreamWorker
+from streams.kafka.claims import PositionBeyondLogError
+from streams.kafka.config import KafkaAccess
+from streams.kafka.consumer import StateConsumer
+from streams.kafka.lanes import USUAL_BATCH
+from streams.kafka.log_identity import LogLookup
+from streams.kafka.worker import StreamWorker
+from streams.pipeline.digest import read_state
+from streams.pipeline.engine import Engine
+from streams.pipeline.outlet import MAX_DEAD_LETTER_BYTES
+from streams.pipeline.user_state import apply_click
 from tests.faults.malformed import GOOD, TS_MS, malformed
 from tests.faults.truth import LogReader
 from tests.worker_world import PARTITIONS, TIMEOUT_S, Shop
@@ -327,7 +327,7 @@ def test_a_defect_of_ours_costs_one_record_and_not_the_stream(play: Play, monkey
         return real(state, event, *rest)
 
     real = apply_click
-    monkeypatch.setattr("streams.user_writes.apply_click", defective)
+    monkeypatch.setattr("streams.pipeline.user_writer.apply_click", defective)
 
     async def scenario(shop: Shop) -> None:
         async with shop.worker() as worker:

@@ -15,12 +15,12 @@ import orjson
 from deploy.producer import EventProducer
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.redis_store import RedisStore
-from streams.digest import read_state
-from streams.engine import Engine
 from streams.events import CLICKSTREAM, Rules
-from streams.kafka_access import KafkaAccess
-from streams.outlet import KafkaOutlet
-from streams.worker import StreamWorker, WorkerSettings
+from streams.kafka.config import KafkaAccess
+from streams.kafka.worker import StreamWorker, WorkerSettings
+from streams.pipeline.digest import read_state
+from streams.pipeline.engine import Engine
+from streams.pipeline.outlet import KafkaOutlet
 from tests.faults.malformed import TS_MS
 from tests.streams_world import click
 

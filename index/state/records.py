@@ -1,7 +1,8 @@
 """What the live state holds, as plain values, and how each is written to bytes: users, items, contexts, vectors.
 
 Assumes nothing about where the bytes live (Redis or memory) and decides nothing about what changes them: that is
-`streams.state`. Codecs carry a version byte; a reader that meets an unknown version raises instead of guessing.
+`streams.pipeline.user_state`. Codecs carry a version byte; a reader that meets an unknown version raises instead of
+guessing.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from streams.state import Outcome
+from streams.pipeline.user_state import Outcome
 from tests.bench.deployed import Load
 from tests.bench.report import result
 from tests.integration.live import Live

@@ -44,8 +44,8 @@ from encoder.model.encoder import StarsEncoder
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from streams.events import CLICKSTREAM, DEFAULT_KINDS
-from streams.folder import read_folder
-from streams.kafka_access import KafkaAccess
+from streams.folder.reader import read_folder
+from streams.kafka.config import KafkaAccess
 from tests import services
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.report import Row, result, show

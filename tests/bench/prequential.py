@@ -25,9 +25,9 @@ from deploy.settings import Settings, load
 from encoder.inference.incremental import use_threads
 from encoder.text.cache import TextMemory
 from index.query.recommend import Query, Recommendations, recommend
-from streams.comparison import Comparison
-from streams.questions import AskSettings
-from streams.slices import Facts
+from streams.evaluation.comparison import Comparison
+from streams.evaluation.prequential import AskSettings
+from streams.evaluation.slices import Facts
 from tests.bench.report import result, show
 
 GAP = 2e-4
@@ -122,7 +122,7 @@ def listening(slots: Sequence[str]) -> Iterator[list[Answer]]:
         heard.clear()
         add(self, lists, targets, facts)
 
-    with patch("streams.questions.recommend", answer), patch.object(Comparison, "add", take):
+    with patch("streams.evaluation.prequential.recommend", answer), patch.object(Comparison, "add", take):
         yield answers
 
 

@@ -32,10 +32,10 @@ from encoder.baselines.training import fit
 from encoder.model.config import preset, preset_names, preset_training
 from encoder.training.dataset import TrainingData
 from encoder.training.loop import TrainOptions, train
-from streams.baselines import leave_one_out_part
-from streams.folder import read_folder
-from streams.folder_records import ItemVectors
-from streams.leave_one_out import leave_one_out
+from streams.evaluation.baselines import leave_one_out_part
+from streams.evaluation.leave_one_out import leave_one_out
+from streams.folder.reader import read_folder
+from streams.folder.records import ItemVectors
 from tests.bench.report import result, show
 
 TEXT = 384  # dimensions of the text vectors that presets train on

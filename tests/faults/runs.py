@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 
 from index.state.keys import partition_of
-from streams.digest import digest_of
 from streams.events import CLICKSTREAM
+from streams.pipeline.digest import digest_of
 from tests.faults.cases import Case
 from tests.faults.children import Api, Indexer
 from tests.faults.elastic import held_items, wanted_items

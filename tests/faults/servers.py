@@ -19,7 +19,7 @@ from confluent_kafka.cimpl import NewTopic
 from deploy.broker import Broker, topic_partitions
 from deploy.stack_kafka import KafkaServer
 from streams.events import CONSUMED, DEAD_LETTERS
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 from tests.faults.main_thread import in_main_thread
 
 _ANSWER_S = 30.0  # a Kafka that has just been restarted on busy cores may need as long

@@ -17,7 +17,7 @@ import orjson
 from confluent_kafka import KafkaError, Message, Producer
 
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, USERS
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 from tests.faults.malformed import malformed
 from tests.faults.vectors import ITEMS, item_vector
 from tests.streams_world import NOW_MS, MemoryBroker, fill

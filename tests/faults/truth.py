@@ -22,7 +22,7 @@ from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import partition_of, partition_tag
 from index.state.records import event_hash
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, ITEM_VECTORS, USERS, Record
-from streams.kafka_access import KafkaAccess
+from streams.kafka.config import KafkaAccess
 from tests.faults.traffic import POISON, Sent
 from tests.oracle import Oracle
 
@@ -100,7 +100,7 @@ def _missing(logs: Logs, ends: Mapping[tuple[str, int], int]) -> dict[tuple[str,
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The oracle's state by part, as `streams.digest.read_state` returns it, and how many clicks it applied.
+    """The oracle's state by part, as `streams.pipeline.digest.read_state` returns it, and how many clicks it applied.
 
     `unforwarded` counts misrouted clicks that have no copy at home with the same key, value and time, and their origin.
     """

@@ -17,12 +17,12 @@ from index.items.follower import ItemFollower
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from index.state.store import Commit
-from streams.encoder_thread import EncoderThread
-from streams.engine import Engine
 from streams.events import Rules
-from streams.kafka_access import KafkaAccess
-from streams.outlet import KafkaOutlet
-from streams.worker import StreamWorker, WorkerSettings
+from streams.kafka.config import KafkaAccess
+from streams.kafka.worker import StreamWorker, WorkerSettings
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.engine import Engine
+from streams.pipeline.outlet import KafkaOutlet
 from tests.faults.mutations import mutate_worker, mutated_store
 from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION, new_encoder, publish

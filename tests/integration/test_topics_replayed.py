@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from streams.folder import read_folder
+from streams.folder.reader import read_folder
 from tests.integration.deployments import EMBEDDED, REAL
 from tests.integration.live import ROOT, Live, click, new_id
 

@@ -1,0 +1,273 @@
+"""The embed role: reads `catalog` in a group of its own and publishes each item's text vector and tags.
+
+A slow text model never delays clicks or stock-outs, because nothing else waits for this loop. Vectors are published in
+catalogue order, an unchanged text is never embedded twice, and offsets are committed only after Kafka has acknowledged
+what follows from them. A text model that is away or may not be asked is waited for; an item it cannot answer for stays
+pending, is asked about again ever more rarely, and holds the committed offset. It does not judge bad records (the
+worker dead-letters them); a withdrawn item's vector stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from encoder.text.endpoint_limits import EndpointError
+from encoder.text.endpoint_models import embed_each
+from encoder.text.item_text import canonical_text, text_hash
+from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
+from index.state.store import LiveStore, StoreUnavailableError
+from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules, parse
+from streams.folder.records import ItemVectors
+from streams.kafka.catalog_consumer import CatalogSource
+
+log = logging.getLogger(__name__)
+
+MOST_PENDING = 1_000  # items; with more of them the text model is at fault, and nothing further is read
+_RETRY_S, _MOST_RETRY_S = 0.5, 60.0  # Kafka or the text model is away: full jitter below these, doubling
+_PENDING_S, _MOST_PENDING_S = 60.0, 3_600.0  # how long an item without a usable answer rests, doubling
+
+Publish = Callable[[str, bytes, bytes], Awaitable[object]]
+Vector = NDArray[np.float32]
+
+
+class TextModel(Protocol):
+    """What turns items into vectors and tags. Calls block and come from one thread at a time.
+
+    `embed` and `tag` raise EndpointError when the model cannot be used now, `embed` AnswerError when it has no answer
+    for one of the texts.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name under which the vectors are published."""
+
+    @property
+    def batch(self) -> int:
+        """How many items are best asked about together."""
+
+    def warm_up(self) -> None:
+        """Loads what the first text would wait for; asks no endpoint."""
+
+    def embed(self, texts: Sequence[str]) -> Vector:
+        """L2-normalised vectors [n, d_text]."""
+
+    def tag(self, items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        """Tags of each item, all from the controlled vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An item whose text has to have a vector; times are those of its catalogue record."""
+
+    item_id: str
+    text: str
+    hash: str
+    tags: tuple[str, ...]
+    ts_ms: int
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An item for which the text model gave no usable answer."""
+
+    record: Record
+    tries: int
+    due_s: float  # monotonic
+
+
+class EmbedRole:
+    """Catalogue records in, vector records out.
+
+    Args:
+        store: to see which vectors there are already.
+        memory: text hash → vector [d_text]; may be shared with others and outlive the process.
+        publish: sends one record and returns when Kafka has acknowledged it; may raise OSError.
+    """
+
+    def __init__(
+        self,
+        store: LiveStore,
+        rules: Rules,
+        model: TextModel,
+        memory: MutableMapping[str, Vector],
+        publish: Publish,
+    ) -> None:
+        self._store, self._rules, self._model, self._memory, self._publish = store, rules, model, memory, publish
+        self._pending: dict[str, _Pending] = {}
+        self._read_to = 0  # offset behind the last record that is done or pending
+        self.counts: Counter[str] = Counter()
+        self.waiting = ""  # why nothing is done at present; empty: nothing has to be waited for
+
+    def report(self) -> dict[str, int]:
+        """Counts, how many items are `pending`, and whether the role is `embed_waiting` for Kafka or the text model."""
+        return {**self.counts, "pending": len(self._pending), "embed_waiting": int(bool(self.waiting))}
+
+    async def run(self, source: CatalogSource, stop: asyncio.Event) -> None:
+        """Embeds what comes until `stop`, then leaves the group. A batch that Kafka refuses is sent again."""
+        committed, is_warm = 0, False
+        try:
+            while not stop.is_set():
+                records = await self._take(source, stop)
+                if not records and not is_warm:  # the catalogue rests: the next item shall not wait for a model to load
+                    await asyncio.to_thread(self._model.warm_up)
+                    is_warm = True
+                if source.rebalanced():  # what is pending comes again to whoever owns the catalogue now
+                    self._pending.clear()
+                    self._read_to = committed = 0
+                if not await self._until_published(records, stop):
+                    return
+                self._read_to = records[-1].offset + 1 if records else self._read_to
+                await self._until_published(self._due(), stop)
+                if (done := self.done_to()) != committed:
+                    await asyncio.to_thread(source.commit, done)
+                    committed = done
+        finally:
+            await asyncio.to_thread(source.close)
+
+    def done_to(self) -> int:
+        """The offset below which everything is published: that of the oldest pending record, else what was read."""
+        return min((pending.record.offset for pending in self._pending.values()), default=self._read_to)
+
+    async def embed(self, records: Sequence[Record]) -> int:
+        """Publishes what these records ask for, in their order; returns how many vector records that were.
+
+        Raises:
+            OSError: Kafka did not acknowledge all of them, or the text model cannot be used now; the same call can be
+                repeated, and pays for no text again.
+        """
+        latest = self._latest(records)
+        listed = {item_id: fields for item_id, (_, fields) in latest.items() if fields is not None}
+        wanted = await self._without_known(await self._wanted(listed))
+        vectors = await self._vectors(wanted)
+        answered = [item for item in wanted if item.hash in vectors]
+        # One after the other into the producer's queue, then wait for all: Kafka keeps the order of one producer.
+        await asyncio.gather(
+            *(
+                self._publish(ITEM_VECTORS, item.item_id.encode(), self._value(item, vectors[item.hash]))
+                for item in answered
+            )
+        )
+        seen = {item_id: record for item_id, (record, _) in latest.items()}
+        self._note_pending(seen, [item for item in wanted if item.hash not in vectors])
+        self.counts["published"] += len(answered)
+        return len(answered)
+
+    async def _take(self, source: CatalogSource, stop: asyncio.Event) -> list[Record]:
+        if len(self._pending) < MOST_PENDING:
+            records = await asyncio.to_thread(source.take, self._model.batch)
+            self.counts["read"] += len(records)
+            return records
+        next_s = min(pending.due_s for pending in self._pending.values())
+        await self._wait(next_s - time.monotonic(), "the text model has no usable answers for many items", stop)
+        return []
+
+    def _due(self) -> list[Record]:
+        """Pending records to be tried again, in catalogue order."""
+        now_s = time.monotonic()
+        due = [pending.record for pending in self._pending.values() if pending.due_s <= now_s]
+        return sorted(due, key=lambda record: record.offset)[: self._model.batch]
+
+    async def _until_published(self, records: Sequence[Record], stop: asyncio.Event) -> bool:
+        """Whether all was done; False only when a stop came before."""
+        attempt = 0
+        while records and not stop.is_set():
+            try:
+                await self.embed(records)
+                self.waiting = ""
+                return True
+            except OSError as error:
+                self.counts["failed"] += 1
+                asked_s = error.wait_s if isinstance(error, EndpointError) else None
+                backoff_s = random.uniform(0, min(_MOST_RETRY_S, _RETRY_S * 2**attempt))
+                attempt = min(attempt + 1, 16)
+                await self._wait(backoff_s if asked_s is None else asked_s, str(error), stop)
+        return not records
+
+    async def _wait(self, seconds: float, reason: str, stop: asyncio.Event) -> None:
+        if reason != self.waiting:
+            log.warning("item vectors wait up to %.0f s: %s", max(0.0, seconds), reason)
+        self.waiting = reason
+        try:
+            await asyncio.wait_for(stop.wait(), max(0.0, seconds))
+        except TimeoutError:
+            pass
+
+    def _note_pending(self, seen: Mapping[str, Record], unanswered: Sequence[_Wanted]) -> None:
+        """Items of these records are done, but for those without an answer; a newer record replaces a pending one."""
+        before = {item_id: self._pending.pop(item_id) for item_id in seen if item_id in self._pending}
+        for item in unanswered:
+            record, known = seen[item.item_id], before.get(item.item_id)
+            tries = known.tries + 1 if known is not None and known.record.offset == record.offset else 1
+            rest_s = min(_MOST_PENDING_S, _PENDING_S * 2 ** min(tries - 1, 16))
+            self._pending[item.item_id] = _Pending(record, tries, time.monotonic() + rest_s)
+
+    def _latest(self, records: Sequence[Record]) -> dict[str, tuple[Record, Mapping[str, Any] | None]]:
+        """The latest record of each item and its fields (None: withdrawn), in the order in which these came."""
+        latest: dict[str, tuple[Record, Mapping[str, Any] | None]] = {}
+        for record in records:
+            try:
+                entry = parse(record, self._rules)
+            except MalformedError:
+                self.counts["malformed"] += 1
+                continue
+            assert isinstance(entry, CatalogueEntry)
+            latest.pop(entry.item_id, None)
+            latest[entry.item_id] = record, entry.fields
+        return latest
+
+    async def _wanted(self, listed: Mapping[str, Mapping[str, Any]]) -> list[_Wanted]:
+        """What each item needs, by its fields."""
+        tags = await asyncio.to_thread(self._model.tag, list(listed.values()))
+        return [self._text(item_id, fields, tags[at]) for at, (item_id, fields) in enumerate(listed.items())]
+
+    @staticmethod
+    def _text(item_id: str, fields: Mapping[str, Any], tags: Sequence[str]) -> _Wanted:
+        text = canonical_text(fields)
+        return _Wanted(item_id, text, text_hash(text), tuple(tags), int(fields["ts_ms"]))
+
+    async def _without_known(self, wanted: Sequence[_Wanted]) -> list[_Wanted]:
+        """Leaves out items whose stored vector belongs to this text, this model and these tags."""
+        keys, fields = self._store.keys, (EMBEDDER, VECTOR_HASH, TAGS)
+        try:
+            stored = await self._store.read([(keys.item(item.item_id), fields) for item in wanted])
+        except StoreUnavailableError:  # publishing again what is known does no harm
+            return list(wanted)
+        new = [item for item, values in zip(wanted, stored, strict=True) if values != self._as_stored(item)]
+        self.counts["unchanged"] += len(wanted) - len(new)
+        return new
+
+    def _as_stored(self, item: _Wanted) -> list[bytes | None]:
+        return [self._model.name.encode(), item.hash.encode(), canonical_json(list(item.tags))]
+
+    async def _vectors(self, wanted: Sequence[_Wanted]) -> dict[str, Vector]:
+        """Text hash → vector [d_text]; a text that was embedded before is not embedded again.
+
+        Texts without a usable answer are not among them.
+        """
+        texts = {item.hash: item.text for item in wanted}
+        found = {key: vector for key in texts if (vector := self._memory.get(key)) is not None}
+        missing = {key: text for key, text in texts.items() if key not in found}
+        answers, errors = await asyncio.to_thread(embed_each, self._model, missing)
+        for item in wanted:
+            if item.hash in errors:
+                log.warning("item %s stays without a new vector for now: %s", item.item_id, errors[item.hash])
+        self._memory.update({key: vector for key, vector in answers.items() if key not in self._memory})
+        self.counts["embedded"] += len(answers)
+        self.counts["unanswered"] += len(errors)
+        self.counts["remembered"] += len(found)
+        return found | answers
+
+    def _value(self, item: _Wanted, vector: Vector) -> bytes:
+        record = ItemVectors(self._model.name, [item.item_id], vector[None], [item.tags], [item.hash])
+        return orjson.dumps(record.body(0, item.ts_ms))

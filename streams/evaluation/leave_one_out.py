@@ -1,0 +1,279 @@
+"""Leave-one-out: each user's last event is the test target, the one before it the validation target.
+
+The protocol of most published tables: users ordered by `seq_pos` where the folder has it (else by time), the
+validation item in the history at test time, every item ranked, the user's history removed but for the target, ties in
+index order. It leaks the future of other users, so it says nothing about streaming; `streams.evaluation.timeline` does.
+It does not train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.model.config import ModelConfig
+from encoder.training.dataset import TrainingData
+from index.query.model import Slot
+from streams.evaluation.comparison import KS, Comparison
+from streams.evaluation.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
+from streams.evaluation.slices import Facts
+from streams.folder.reader import FORGET_CODE, Folder
+from streams.folder.records import ItemVectors
+from streams.folder.training import subclass_of
+
+Part = Literal["validation", "test"]
+HELD_OUT = 2  # events of each user: one for validation, one for the test
+WINDOW = ModelConfig().window  # events of a user that a ranker is told of
+SLOTS: tuple[Slot, ...] = ("next", "general", "mixed")
+_BATCH = 256  # users encoded and ranked together
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOneOut:
+    """All users' events in order, as columns; `items` are rows of `vectors`."""
+
+    vectors: ItemVectors
+    subclass: list[str]  # [items]
+    user_ids: list[str]
+    user_ptr: NDArray[np.int64]  # [users + 1]
+    items: NDArray[np.int32]  # [n]
+    kinds: NDArray[np.uint8]  # [n]
+    ts_ms: NDArray[np.int64]  # [n]
+
+    @property
+    def users(self) -> NDArray[np.int64]:
+        """Users with a target of each part: those with more than `HELD_OUT` events."""
+        return np.flatnonzero(np.diff(self.user_ptr) > HELD_OUT)
+
+    def training(self, validated: bool = False) -> TrainingData:
+        """Everything but both targets of each user; once the validation has `validated`, its targets too."""
+        counts = np.diff(self.user_ptr)
+        kept = np.where(counts > HELD_OUT, counts - (1 if validated else HELD_OUT), counts)
+        at = np.concatenate([np.arange(s, s + k) for s, k in zip(self.user_ptr[:-1], kept, strict=True)])
+        return TrainingData(
+            item_ids=list(self.vectors.item_ids),
+            item_vectors=np.asarray(self.vectors.vectors, np.float32),
+            item_tags=[list(tags) for tags in self.vectors.tags],
+            item_subclass=self.subclass,
+            user_ptr=np.concatenate([[0], np.cumsum(kept)]).astype(np.int64),
+            items=self.items[at],
+            kinds=self.kinds[at],
+            ts_ms=self.ts_ms[at],
+        )
+
+    def target(self, user: int, part: Part) -> int:
+        """Position of a user's target among the events."""
+        return int(self.user_ptr[user + 1]) - (1 if part == "test" else HELD_OUT)
+
+
+def leave_one_out(folder: Folder, vectors: ItemVectors) -> LeaveOneOut:
+    """The folder's events in the order of the protocol; events without a place (`seq_pos` below 0) are left out.
+
+    Raises:
+        ValueError: an event's item has no vector, or nobody has more than two events.
+    """
+    events = folder.events
+    order = events.order if events.order is not None else np.arange(len(events))
+    kept = np.flatnonzero((events.kinds != FORGET_CODE) & (order >= 0))
+    kept = kept[np.lexsort((order[kept], events.users[kept]))]
+    row = {item_id: at for at, item_id in enumerate(vectors.item_ids)}
+    rows = np.array([row.get(item_id, -1) for item_id in folder.item_ids], np.int32)[events.items[kept]]
+    if (rows < 0).any():
+        missing = folder.item_ids[int(events.items[kept[int(np.argmin(rows))]])]
+        raise ValueError(f"item {missing!r} has events and no vector; embed the whole catalogue first")
+    users, counts = np.unique(events.users[kept], return_counts=True)
+    user_ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    if not (counts > HELD_OUT).any():
+        raise ValueError(f"nobody in {folder.name} has more than {HELD_OUT} events; leave-one-out needs them")
+    described = {item["item_id"]: item for item in folder.items}
+    return LeaveOneOut(
+        vectors,
+        [subclass_of(described.get(item_id, {})) for item_id in vectors.item_ids],
+        [folder.user_ids[user] for user in users],
+        user_ptr,
+        rows,
+        events.kinds[kept].astype(np.uint8),
+        _rising(events.ts_ms[kept], user_ptr),
+    )
+
+
+def _rising(ts_ms: NDArray[np.int64], user_ptr: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Times that never fall within a user: where place and time disagree, the place is right."""
+    out = ts_ms.copy()
+    for start, stop in zip(user_ptr[:-1].tolist(), user_ptr[1:].tolist(), strict=True):
+        np.maximum.accumulate(ts_ms[start:stop], out=out[start:stop])
+    return out
+
+
+class Ranks:
+    """Where each user's target came (1 is best) by list, and what the lists showed."""
+
+    def __init__(self, names: Sequence[str], catalogue: int, ks: Sequence[int] = KS) -> None:
+        self.names, self.catalogue, self.ks = tuple(names), catalogue, ks
+        self.ranks: dict[str, list[NDArray[np.int64]]] = {name: [] for name in self.names}
+        self._shown = {(name, k): np.zeros(catalogue, bool) for name in self.names for k in ks}
+
+    def add(self, name: str, ranks: NDArray[np.int64], lists: NDArray[np.int64]) -> None:
+        """`ranks` [B]; `lists` [B, most of ks] rows of items, -1 where a list ends early."""
+        self.ranks[name].append(ranks)
+        for k in self.ks:
+            top = lists[:, :k]
+            self._shown[name, k][top[top >= 0]] = True
+
+    def scores(self, name: str) -> dict[str, NDArray[np.float64]]:
+        """Each user's `recall@k` (which is HR@k with one target), `ndcg@k` and `mrr@k`, [users] for each k."""
+        ranks = np.concatenate(self.ranks[name])
+        rows: dict[str, NDArray[np.float64]] = {}
+        for k in self.ks:
+            hit = (ranks <= k).astype(np.float64)
+            rows |= {f"recall@{k}": hit, f"ndcg@{k}": hit / np.log2(1.0 + ranks), f"mrr@{k}": hit / ranks}
+        return rows
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Means of `scores`, and `coverage@k`."""
+        means = {column: float(values.mean()) for column, values in self.scores(name).items()}
+        means |= {f"coverage@{k}": float(self._shown[name, k].mean()) for k in self.ks}
+        return {column: means[column] for k in self.ks for column in means if column.endswith(f"@{k}")}
+
+
+def best_list(encoder: IncrementalEncoder, data: LeaveOneOut) -> Slot:
+    """The model's list with the best NDCG@10 on the validation targets."""
+    ranker = ModelRanker(encoder, data.vectors, SLOTS, encoder.encode_whole)
+    ranks = rank_all([ranker], data, "validation", (10,), window=encoder.model.config.window)
+    return max(SLOTS, key=lambda slot: ranks.metrics(slot)["ndcg@10"])
+
+
+def rank_all(
+    rankers: Sequence[Ranker],
+    data: LeaveOneOut,
+    part: Part,
+    ks: Sequence[int] = KS,
+    progress: Callable[[int], None] | None = None,
+    window: int = WINDOW,
+) -> Ranks:
+    """Ranks every user's target of `part` by each list of each ranker, from the user's last `window` events.
+
+    Raises:
+        ValueError: two lists have one name.
+    """
+    found = Ranks(_names(rankers), len(data.vectors.item_ids), ks)
+    for done, asked in _batches(data, part, window):
+        for ranker in rankers:
+            scores = masked_scores(ranker, asked.questions, asked.seen)
+            lists = best_lists(scores, ranker.lists, max(ks))
+            for name, used in ranker.lists.items():
+                exact = len(used) == 1
+                ranks = exact_ranks(scores[used[0]], asked.targets) if exact else _places(lists[name], asked.targets)
+                found.add(name, ranks, lists[name])
+        if progress is not None:
+            progress(done)
+    return found
+
+
+def _names(rankers: Sequence[Ranker]) -> list[str]:
+    names = [name for ranker in rankers for name in ranker.lists]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two lists of one name among {names}; name each baseline once")
+    return names
+
+
+def validation_ndcg(ranker: Ranker, data: LeaveOneOut, k: int = 10, window: int = WINDOW) -> float:
+    """NDCG@k of a ranker's first list on the validation targets, each from the user's last `window` events."""
+    gains = []
+    for _, asked in _batches(data, "validation", window):
+        ranks = exact_ranks(masked_scores(ranker, asked.questions, asked.seen)[0], asked.targets)
+        gains.append((ranks <= k) / np.log2(1.0 + ranks))
+    return float(np.concatenate(gains).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    users: list[int]
+    questions: list[Question]
+    targets: NDArray[np.int64]  # [B]
+    seen: list[NDArray[np.int64]]  # rows of the other items that the user chose before the target
+
+
+def _batches(data: LeaveOneOut, part: Part, window: int) -> Iterator[tuple[int, _Asked]]:
+    users = data.users
+    for at in range(0, len(users), _BATCH):
+        some = users[at : at + _BATCH].tolist()
+        targets = np.array([data.items[data.target(user, part)] for user in some], np.int64)
+        seen = [_history(data, user, part, target) for user, target in zip(some, targets.tolist(), strict=True)]
+        yield at + len(some), _Asked(some, [_question(data, user, part, window) for user in some], targets, seen)
+
+
+def _question(data: LeaveOneOut, user: int, part: Part, window: int) -> Question:
+    """The user's last `window` events before the target."""
+    end = data.target(user, part)
+    at = slice(max(int(data.user_ptr[user]), end - window), end)
+    ids = data.vectors.item_ids
+    items = [ids[row] for row in data.items[at].tolist()]
+    request = EncodeRequest(user, items, data.kinds[at].tolist(), data.ts_ms[at].tolist(), None, 0)
+    return Question(request, data.items[at].astype(np.int64), data.ts_ms[at], int(data.ts_ms[end]))
+
+
+def _history(data: LeaveOneOut, user: int, part: Part, target: int) -> NDArray[np.int64]:
+    """Rows of the other items that the user chose before the target."""
+    before = np.unique(data.items[data.user_ptr[user] : data.target(user, part)]).astype(np.int64)
+    others: NDArray[np.int64] = before[before != target]
+    return others
+
+
+def _places(lists: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each target is in its list [B, count], 1 is first; past the end where it is not."""
+    at_target = lists == targets[:, None]
+    places: NDArray[np.int64] = np.where(at_target.any(axis=1), at_target.argmax(axis=1) + 1, lists.shape[1] + 1)
+    return places
+
+
+def compare_lists(
+    rankers: Sequence[Ranker],
+    data: LeaveOneOut,
+    part: Part,
+    chosen: str,
+    progress: Callable[[int], None] | None = None,
+    window: int = WINDOW,
+) -> dict[str, Any]:
+    """As `streams.evaluation.comparison.Comparison.result`: `metrics` are those of `chosen`, which is measured against
+    all others.
+
+    A target's popularity is how often it was chosen in the training part, its category the item's subclass.
+
+    Raises:
+        ValueError: two lists have one name.
+    """
+    names = _names(rankers)
+    comparison = Comparison([chosen], [name for name in names if name != chosen], KS)
+    ids = data.vectors.item_ids
+    trained = np.bincount(data.training().items, minlength=len(ids))
+    for done, asked in _batches(data, part, window):
+        lists: dict[str, NDArray[np.int64]] = {}
+        for ranker in rankers:
+            lists |= best_lists(masked_scores(ranker, asked.questions, asked.seen), ranker.lists, max(KS))
+        for at, (user, target) in enumerate(zip(asked.users, asked.targets.tolist(), strict=True)):
+            before = data.items[data.user_ptr[user] : data.target(user, part)]
+            facts = Facts(
+                user_id=data.user_ids[user],
+                history=len(before),
+                popularity=int(trained[target]),
+                category=data.subclass[target],
+                repeat=bool((before == target).any()),
+            )
+            named = {name: [ids[row] for row in rows[at].tolist() if row >= 0] for name, rows in lists.items()}
+            comparison.add(named, {ids[target]}, facts)
+        if progress is not None:
+            progress(done)
+    found = comparison.result(len(ids))
+    return found | {key: {name: found[key][name] for name in names} for key in ("lists", "intervals")}
+
+
+def summary(ranks: Ranks) -> dict[str, Any]:
+    """Plain values for JSON: how many users, and the metrics of each list."""
+    lists = {name: {column: round(v, 6) for column, v in ranks.metrics(name).items()} for name in ranks.names}
+    return {"users": len(np.concatenate(ranks.ranks[ranks.names[0]])), "catalogue": ranks.catalogue, "lists": lists}

@@ -1,0 +1,214 @@
+"""Ranking metrics with exact definitions, and the recent-popularity list that every table has to be read beside.
+
+A list is item ids, best first, without repeats; targets are what the user then chose. Where the targets came in a list
+(their ranks) decides every metric but coverage, so ranks are what is kept of a question
+(`streams.evaluation.outcomes`). It does not know where lists come from, and every question counts, those whose target
+nobody could have recommended too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DAY_MS = 86_400_000
+METRICS = ("hr", "recall", "ndcg", "mrr")
+MISSED = 0  # the rank of a target that is not in a list
+Floats = NDArray[np.float64]
+
+
+def ranks_in(ranked: Sequence[str], targets: Set[str]) -> list[int]:
+    """Places of the targets in a list, from 1 and rising, then MISSED for each that is not in it.
+
+    >>> ranks_in(["a", "b", "c"], {"c", "x", "a"})
+    [1, 3, 0]
+
+    Raises:
+        ValueError: the list holds an item twice, or there is no target.
+    """
+    if not targets:
+        raise ValueError("a question without a target has no score; leave it out")
+    if len(set(ranked)) != len(ranked):
+        raise ValueError(f"a list holds an item twice: {ranked!r:.200}")
+    found = [rank for rank, item in enumerate(ranked, 1) if item in targets]
+    return found + [MISSED] * (len(targets) - len(found))
+
+
+def scores(ranks: NDArray[Any], counts: NDArray[Any], ks: Sequence[int]) -> dict[str, Floats]:
+    """Every metric of every question: `{"hr@10": [n], "recall@10": [n], "ndcg@10": [n], "mrr@10": [n], …}`.
+
+    With T targets at ranks r (STARS, arXiv 2512.10149, of a session's purchases; with T = 1 HR@k is recall@k):
+    HR@k = 1 if any r ≤ k. Recall@k = |r ≤ k| / T. MRR@k = 1 / (least r ≤ k), 0 without one.
+    NDCG@k = Σ_{r ≤ k} 1/log2(r + 1), divided by the most that is achievable: Σ_{r ≤ min(k, T)} 1/log2(r + 1).
+
+    Args:
+        ranks: [Σ counts] of all questions in turn, as `ranks_in` gives them.
+        counts: [n] targets of each question, at least 1.
+
+    >>> one = scores(np.array([1, 3, 0]), np.array([1, 1, 1]), (2, 3))  # ranks 1 and 3, and a miss
+    >>> one["hr@2"].tolist(), one["ndcg@3"].tolist(), one["mrr@3"].round(3).tolist()  # 1/log2(4), 1/3
+    ([1.0, 0.0, 0.0], [1.0, 0.5, 0.0], [1.0, 0.333, 0.0])
+    >>> two = scores(np.array([2, 0]), np.array([2]), (3,))  # one of two targets found
+    >>> two["hr@3"].tolist(), two["recall@3"].tolist(), two["ndcg@3"].round(3).tolist()  # .631 of 1.631
+    ([1.0], [0.5], [0.387])
+    """
+    if min(ks) < 1:
+        raise ValueError(f"cut-offs {tuple(ks)}; a list has at least one place")
+    if not len(counts):
+        return {f"{name}@{k}": np.zeros(0) for k in ks for name in METRICS}
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    places = np.where(ranks == MISSED, np.inf, ranks)
+    best = np.minimum.reduceat(places, starts)  # [n]
+    ideal = np.cumsum(1 / np.log2(np.arange(2, max(ks) + 2)))  # [max k]
+    found: dict[str, Floats] = {}
+    for k in ks:
+        hits = places <= k
+        gains = np.where(hits, 1 / np.log2(places + 1), 0.0)
+        found[f"hr@{k}"] = (best <= k).astype(np.float64)
+        found[f"recall@{k}"] = np.add.reduceat(hits.astype(np.float64), starts) / counts
+        found[f"ndcg@{k}"] = np.add.reduceat(gains, starts) / ideal[np.minimum(counts, k) - 1]
+        found[f"mrr@{k}"] = np.where(best <= k, 1 / best, 0.0)
+    return found
+
+
+def coverage(depths: Collection[int], k: int, catalogue_size: int) -> float:
+    """Coverage@k = |items in any list's first k| / |items that could have been shown|; 0 for an empty catalogue.
+
+    `depths` holds for each item that was ever shown the best place that it had.
+
+    >>> coverage([1, 7, 2], 5, 8)
+    0.25
+    """
+    return sum(depth <= k for depth in depths) / catalogue_size if catalogue_size else 0.0
+
+
+_COLUMNS = ("counts", "latest", "allowed")  # of `RecentPopularity`, one entry an item
+
+
+class RecentPopularity:
+    """The most chosen items of the last days, counted as events come: the list to beat.
+
+    An event counts 1 while event time is less than `horizon_ms` past it; without a horizon, for ever. Ties, and items
+    no longer chosen at all, go by the latest choice first; items never chosen come last, in the order in which they
+    became known.
+    """
+
+    def __init__(self, horizon_ms: int | None = 7 * DAY_MS) -> None:
+        self._horizon_ms = horizon_ms
+        self._ids: list[str] = []
+        self._row: dict[str, int] = {}
+        self._counts: NDArray[np.int64] = np.zeros(1024, np.int64)  # [capacity] by row
+        self._latest: NDArray[np.int64] = np.zeros(1024, np.int64)  # number of the latest choice, 0 = never
+        self._allowed: NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        self._recent: deque[tuple[int, int]] = deque()  # (ts_ms, row) inside the horizon, in order of arrival
+        self._choices = 0
+
+    def know(self, item_id: str, allowed: bool = True) -> None:
+        """Makes an item a candidate, or no longer one."""
+        row = self._row_of(item_id)  # may grow the arrays
+        self._allowed[row] = allowed
+
+    def count(self, item_id: str) -> int:
+        """How often an item was chosen within the horizon."""
+        row = self._row.get(item_id)
+        return 0 if row is None else int(self._counts[row])
+
+    def add(self, item_id: str, ts_ms: int) -> None:
+        """Counts one choice, of a candidate or not; a late one is forgotten with the event that came before it."""
+        self._forget(ts_ms)  # not only when asked: what is held is bounded by the horizon
+        row = self._row_of(item_id)
+        self._choices += 1
+        self._counts[row] += 1
+        self._latest[row] = self._choices
+        if self._horizon_ms is not None:
+            self._recent.append((ts_ms, row))
+
+    def top(self, k: int, now_ms: int, without: Iterable[str] = ()) -> list[str]:
+        """The k most chosen candidates at `now_ms`, but those of `without`."""
+        self._forget(now_ms)
+        n = len(self._ids)
+        # One number per row orders by count, then by the latest choice: unique but for items never chosen.
+        rank = self._counts[:n] * (self._choices + 1) + self._latest[:n]
+        usable = self._allowed[:n].copy()
+        usable[[self._row[item] for item in without if item in self._row]] = False
+        rows = np.flatnonzero(usable)
+        if len(rows) > 4 * k:
+            smallest = np.partition(rank[rows], len(rows) - k)[len(rows) - k]
+            rows = rows[rank[rows] >= smallest]
+        best = rows[np.argsort(-rank[rows], kind="stable")][:k]
+        return [self._ids[row] for row in best]
+
+    def memory(self) -> dict[str, Any]:
+        """What has been counted, as plain values for JSON."""
+        n = len(self._ids)
+        columns = {name: getattr(self, f"_{name}")[:n].tolist() for name in _COLUMNS}
+        return {"ids": self._ids, "recent": list(self._recent), "choices": self._choices, **columns}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Goes on from what `memory` said."""
+        self._ids, self._choices = list(memory["ids"]), memory["choices"]
+        self._row = {item_id: row for row, item_id in enumerate(self._ids)}
+        self._recent = deque((ts_ms, row) for ts_ms, row in memory["recent"])
+        for name in _COLUMNS:
+            column = np.zeros(max(1024, 2 * len(self._ids)), getattr(self, f"_{name}").dtype)
+            column[: len(self._ids)] = memory[name]
+            setattr(self, f"_{name}", column)
+
+    def _forget(self, now_ms: int) -> None:
+        while self._horizon_ms is not None and self._recent and self._recent[0][0] <= now_ms - self._horizon_ms:
+            self._counts[self._recent.popleft()[1]] -= 1
+
+    def _row_of(self, item_id: str) -> int:
+        row = self._row.get(item_id)
+        if row is None:
+            row = self._row[item_id] = len(self._ids)
+            self._ids.append(item_id)
+            if row == len(self._counts):
+                self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+                self._latest = np.concatenate([self._latest, np.zeros_like(self._latest)])
+                self._allowed = np.concatenate([self._allowed, np.zeros_like(self._allowed)])
+        return row
+
+
+class Baselines:
+    """Lists without a model, by name: popularity of the last days and of all time, over the same candidates.
+
+    The second one is there because recent popularity starves where events are rare.
+    """
+
+    names = ("recent popularity", "all-time popularity")
+
+    def __init__(self, horizon_ms: int = 7 * DAY_MS) -> None:
+        self._counts = (RecentPopularity(horizon_ms), RecentPopularity(None))
+
+    def know(self, item_id: str, allowed: bool = True) -> None:
+        """Makes an item a candidate, or no longer one."""
+        for counts in self._counts:
+            counts.know(item_id, allowed)
+
+    def add(self, item_id: str, ts_ms: int) -> None:
+        """Counts one choice."""
+        for counts in self._counts:
+            counts.add(item_id, ts_ms)
+
+    def chosen(self, item_id: str) -> int:
+        """How often an item was ever chosen."""
+        return self._counts[-1].count(item_id)
+
+    def lists(self, k: int, now_ms: int, without: Collection[str] = ()) -> dict[str, list[str]]:
+        """The k best of each, without the items of `without`."""
+        tops = (counts.top(k, now_ms, without) for counts in self._counts)
+        return dict(zip(self.names, tops, strict=True))
+
+    def memory(self) -> list[dict[str, Any]]:
+        """What has been counted, as plain values for JSON."""
+        return [counts.memory() for counts in self._counts]
+
+    def remember(self, memory: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on from what `memory` said."""
+        for counts, found in zip(self._counts, memory, strict=True):
+            counts.remember(found)

@@ -1,0 +1,150 @@
+"""What became of each question, as columns: where each list had the targets, and what is known of the question.
+
+Ranks decide every metric (`streams.evaluation.metrics`), so means, intervals, tests and slices are computed afterwards
+and any number of them. About 2 bytes a question and list, 25 a question. A checkpoint keeps the columns as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+from array import array
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.evaluation.metrics import coverage, ranks_in, scores
+from streams.evaluation.slices import Facts
+
+DEEPEST = 65_535  # a rank is kept in 16 bits
+_FACTS = {"user": "i", "history": "i", "age": "q", "popularity": "i", "category": "i", "repeat": "b", "targets": "i"}
+
+
+class Outcomes:
+    """Ranks of the targets in the lists `names`, question by question."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self._facts = {name: array(code) for name, code in _FACTS.items()}
+        self._ranks = {name: array("H") for name in self.names}
+        self._users: dict[str, int] = {}
+        self._categories: dict[str, int] = {}
+        self._best: dict[str, dict[str, int]] = {name: {} for name in self.names}  # list → item → best place it had
+
+    def __len__(self) -> int:
+        return len(self._facts["targets"])
+
+    @property
+    def users(self) -> int:
+        """How many users asked."""
+        return len(self._users)
+
+    @property
+    def user_ids(self) -> list[str]:
+        """By the code in `facts("user")`."""
+        return list(self._users)
+
+    @property
+    def categories(self) -> list[str]:
+        """By the code in `facts("category")`."""
+        return list(self._categories)
+
+    def add(self, lists: Mapping[str, Sequence[str]], targets: Set[str], facts: Facts) -> None:
+        """Takes one question's lists, one for every name.
+
+        Raises:
+            ValueError: a list holds an item twice or more than 65,535 items, or there is no target.
+        """
+        ranks = {name: ranks_in(lists[name], targets) for name in self.names}
+        if max(len(lists[name]) for name in self.names) > DEEPEST:
+            raise ValueError(f"a list has more than {DEEPEST} items; cut it")
+        for name, found in ranks.items():
+            self._ranks[name].extend(found)
+            best = self._best[name]
+            for place, item in enumerate(lists[name], 1):
+                if place < best.get(item, place + 1):
+                    best[item] = place
+        row = {
+            "user": self._users.setdefault(facts.user_id, len(self._users)),
+            "history": facts.history,
+            "age": facts.age_ms,
+            "popularity": facts.popularity,
+            "category": self._categories.setdefault(facts.category, len(self._categories)),
+            "repeat": facts.repeat,
+            "targets": len(targets),
+        }
+        for name, value in row.items():
+            self._facts[name].append(value)
+
+    def facts(self, name: str) -> NDArray[Any]:
+        """A column [n]: user, history, age, popularity, category, repeat or targets."""
+        return np.array(self._facts[name])
+
+    def scores(self, name: str, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Every metric of a list for every question [n] (see `streams.evaluation.metrics.scores`)."""
+        return scores(np.array(self._ranks[name]), self.facts("targets"), ks)
+
+    def ranks(self, name: str) -> NDArray[Any]:
+        """Places of all questions' targets in a list, in turn; MISSED where they are not in it."""
+        return np.array(self._ranks[name])
+
+    def coverage(self, name: str, k: int, catalogue_size: int) -> float:
+        """Share of the catalogue that the list's first k ever held."""
+        return coverage(self._best[name].values(), k, catalogue_size)
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, Outcomes]) -> Outcomes:
+        """Outcomes of the same questions side by side; the lists of each part are renamed to `<part>: <list>`.
+
+        Raises:
+            ValueError: the parts were not asked the same questions.
+        """
+        named = {f"{part}: {name}": (found, name) for part, found in parts.items() for name in found.names}
+        first = next(iter(parts.values()))
+        for part, found in parts.items():
+            # What a model knows of items may differ, but not who asked when and how many targets there were.
+            same = all(
+                found._facts[name] == first._facts[name] for name in ("user", "history", "targets", "popularity")
+            )
+            if not same or found.user_ids != first.user_ids:
+                raise ValueError(f"{part} was asked {len(found)} questions, not the {len(first)} of the first")
+        whole = cls(list(named))
+        whole._facts, whole._users, whole._categories = first._facts, first._users, first._categories
+        whole._ranks = {name: found._ranks[own] for name, (found, own) in named.items()}
+        whole._best = {name: found._best[own] for name, (found, own) in named.items()}
+        return whole
+
+    def renamed(self, names: Mapping[str, str]) -> Outcomes:
+        """The lists that are keys of `names`, under other names; the columns are shared."""
+        chosen = Outcomes(list(names.values()))
+        chosen._facts, chosen._users, chosen._categories = self._facts, self._users, self._categories
+        chosen._ranks = {new: self._ranks[old] for old, new in names.items()}
+        chosen._best = {new: self._best[old] for old, new in names.items()}
+        return chosen
+
+    def memory(self) -> dict[str, Any]:
+        """All columns, as plain values for JSON."""
+        return {
+            "facts": {name: _packed(column) for name, column in self._facts.items()},
+            "ranks": {name: _packed(column) for name, column in self._ranks.items()},
+            "users": list(self._users),
+            "categories": list(self._categories),
+            "best": {name: [list(best), list(best.values())] for name, best in self._best.items()},
+        }
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Goes on from what `memory` said of outcomes with the same names."""
+        self._facts = {name: _unpacked(code, memory["facts"][name]) for name, code in _FACTS.items()}
+        self._ranks = {name: _unpacked("H", memory["ranks"][name]) for name in self.names}
+        self._users = {user_id: code for code, user_id in enumerate(memory["users"])}
+        self._categories = {category: code for code, category in enumerate(memory["categories"])}
+        self._best = {name: dict(zip(*memory["best"][name], strict=True)) for name in self.names}
+
+
+def _packed(column: array[int]) -> str:
+    return base64.b64encode(column.tobytes()).decode()
+
+
+def _unpacked(code: str, packed: str) -> array[int]:
+    return array(code, base64.b64decode(packed))

@@ -1,0 +1,246 @@
+"""Asks before it is told: what would have been recommended just before a click, by the code that answers clients.
+
+Reads the user from the live state, ranks with `index.query.recommend` over a catalogue that follows the item log, and
+sets popularity beside it: same candidates, history removed. Nothing is exposed. It does not apply events;
+`streams.replay.replay` does, after the question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+from context.features import is_active
+from index.items.catalogue import Catalogue
+from index.items.follower import ItemFollower
+from index.query.live_user import LiveUser, UserReader
+from index.query.model import ServedModel, Slot
+from index.query.popularity import Popularity
+from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.state.records import ItemRecord, event_hash
+from index.state.store import LiveStore
+from streams.evaluation.comparison import KS, Comparison
+from streams.evaluation.metrics import DAY_MS, Baselines
+from streams.evaluation.selection import Selection
+from streams.evaluation.slices import UNKNOWN, Facts
+from streams.events import Click, Rules
+from streams.pipeline.encoder_thread import EncoderThread
+
+
+@dataclass(frozen=True, slots=True)
+class AskSettings:
+    """Which questions are asked, and how their lists are scored; the first of `slots` is held against all others."""
+
+    slots: tuple[Slot, ...] = ("mixed", "next")
+    ks: tuple[int, ...] = KS
+    start_ms: int | None = None  # earlier events are applied without a question
+    every: int = 1  # of the events that could be asked about, only each n-th is
+    repeats: bool = False  # True: also ask about items the user has seen, and leave those in the lists
+    plain: bool = (
+        False  # True: rank as `streams.evaluation.timeline`, by products alone, strangers by recent popularity
+    )
+    baseline_ms: int = 7 * DAY_MS
+    # An API process sums popularity every few seconds; here: not more often than this many events or event time.
+    popularity_ms: int = 60_000
+    popularity_events: int = 25
+
+
+def led_by(ask: AskSettings, slot: Slot | None) -> AskSettings:
+    """The same questions with this list first; None changes nothing."""
+    return ask if slot is None else replace(ask, slots=(slot, *(other for other in ask.slots if other != slot)))
+
+
+class Candidates:
+    """Sink of the item log that feeds the catalogue, the baselines' candidates and the encoder's removals alike."""
+
+    def __init__(self, catalogue: Catalogue, baselines: Baselines, encoder: EncoderThread | None) -> None:
+        self.catalogue, self._baselines, self._encoder = catalogue, baselines, encoder
+        self._listed: set[str] = set()
+        self._categories: dict[str, str] = {}  # item → first of its path
+
+    def apply(self, records: Sequence[ItemRecord]) -> None:
+        self.catalogue.apply(records)
+        for record in records:
+            fields = record.catalogue or {}
+            listed = record.catalogue is not None and record.retrieval is not None
+            self._know(record.item_id, listed and fields.get("available") is not False)
+            self._categories[record.item_id] = next(iter(fields.get("category") or ()), "")
+        removed = [record for record in records if record.embedder is None]
+        if self._encoder is not None and removed:
+            self._encoder.apply(removed)
+
+    def reset(self, item_ids: Set[str]) -> None:
+        self.catalogue.reset(item_ids)
+        for item_id in self._listed - item_ids:
+            self._know(item_id, False)
+
+    def outside(self, now_ms: int) -> set[str]:
+        """Items whose time window is not open at `now_ms`."""
+        return self.catalogue.outside(now_ms)
+
+    def can_show(self, item_id: str, now_ms: int) -> bool:
+        """Whether the item could be in a list at `now_ms`."""
+        return item_id in self._listed and item_id not in self.outside(now_ms)
+
+    def category(self, item_id: str) -> str:
+        """The first of the item's category path, "" without one."""
+        return self._categories.get(item_id, "")
+
+    @property
+    def size(self) -> int:
+        return len(self._listed)
+
+    def _know(self, item_id: str, shown: bool) -> None:
+        self._baselines.know(item_id, shown)
+        (self._listed.add if shown else self._listed.discard)(item_id)
+
+
+class Asker:
+    """Asks questions of a live state.
+
+    Args:
+        model: what is served; its vectors are read.
+        encoder: told of items that lose their vector, as a worker's would be.
+    """
+
+    def __init__(
+        self,
+        store: LiveStore,
+        model: ServedModel,
+        rules: Rules,
+        partitions: int,
+        bucket_ms: int,
+        settings: AskSettings | None = None,
+        encoder: EncoderThread | None = None,
+        weights: Weights | None = None,
+    ) -> None:
+        self.settings = settings or AskSettings()
+        self._selection = Selection(rules, self.settings.start_ms, self.settings.every)
+        self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
+        self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else model.weights)
+        self._reader = UserReader(store, partitions, model.version, model.dim)
+        self._popularity = Popularity(store)
+        self._baselines = Baselines(self.settings.baseline_ms)
+        self._candidates = Candidates(Catalogue(model.version, model.dim), self._baselines, encoder)
+        self._follower = ItemFollower(store, model.version, self._candidates)
+        self._arrived_ms: dict[str, int] = {}  # when each item became known
+        self._refreshed_ms, self._since_refresh = -1, 0
+        self.targets: Counter[str] = Counter()  # questions whose target no list could hold
+        self.comparison = Comparison(self.settings.slots, Baselines.names, self.settings.ks)
+
+    def wants(self, click: Click, now_ms: int) -> bool:
+        """Whether to ask about a click that arrives at `now_ms`; counts it as skipped otherwise."""
+        return self._selection.takes(click, now_ms)
+
+    def arrived(self, item_id: str, now_ms: int) -> None:
+        """Notes when an item became known; only the first time counts."""
+        self._arrived_ms.setdefault(item_id, now_ms)
+
+    async def items_changed(self) -> None:
+        """Takes over what the item log holds by now."""
+        await self._follower.catch_up()
+
+    def observe(self, click: Click, now_ms: int) -> None:
+        """Tells the baselines what was chosen."""
+        self._since_refresh += 1
+        if self._selection.is_choice(click):
+            self._baselines.add(click.item_id, now_ms)
+
+    async def ask(self, click: Click, now_ms: int) -> None:
+        """Asks for lists as of `now_ms`, before `click` is applied, and scores them against its item.
+
+        Raises:
+            StoreUnavailableError: nothing was scored.
+        """
+        user = await self._reader.read(click.user_id, click.location or None)
+        view = UserView(user.vectors, frozenset(user.state.items), user.state.purchases)
+        bought_ms = now_ms - self._weights.purchase_ms
+        seen = view.window | {item for item, ts_ms in view.purchases.items() if ts_ms > bought_ms}
+        reason = self._not_new(click, user, seen)
+        if reason is not None:
+            self._selection.skipped[reason] += 1
+            return
+        await self._refresh(now_ms)
+        without = self._candidates.outside(now_ms) | (set() if self.settings.repeats else seen)
+        baselines: dict[str, Sequence[str]] = {**self._baselines.lists(max(self.settings.ks), now_ms, without)}
+        if self.settings.plain and view.vectors is None:
+            lists = baselines | dict.fromkeys(self.settings.slots, baselines[Baselines.names[0]])
+        else:
+            lists = baselines | self._lists(user, view, now_ms)
+        if not self._candidates.can_show(click.item_id, now_ms):
+            known = click.item_id in self._candidates.catalogue
+            self.targets["not to be shown" if known else "not in the catalogue"] += 1
+        facts = self._facts(click, now_ms, len(user.state.items), click.item_id in seen)
+        self.comparison.add(lists, {click.item_id}, facts)
+
+    def result(self) -> dict[str, Any]:
+        """The comparison's result, with what was not asked and what could not be found."""
+        return {
+            **self.comparison.result(self._candidates.size),
+            "skipped": dict(self._selection.skipped),
+            "targets_out_of_reach": dict(self.targets),
+        }
+
+    def memory(self) -> dict[str, Any]:
+        """What was asked and counted so far, as plain values for JSON; catalogue and popularity are read anew."""
+        return {
+            "due": self._selection.due,
+            "skipped": self._selection.skipped,
+            "targets": self.targets,
+            "comparison": self.comparison.memory(),
+            "baselines": self._baselines.memory(),
+            "arrived_ms": self._arrived_ms,
+        }
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Goes on from what `memory` said of an asker with the same settings."""
+        self._selection.remember(memory["due"], memory["skipped"])
+        self.targets = Counter(memory["targets"])
+        self.comparison.remember(memory["comparison"])
+        self._baselines.remember(memory["baselines"])
+        self._arrived_ms = dict(memory["arrived_ms"])
+
+    def close(self) -> None:
+        """Ends background work of the search index."""
+        self._candidates.catalogue.close()
+
+    def _not_new(self, click: Click, user: LiveUser, seen: Set[str]) -> str | None:
+        if click.ts_ms <= user.state.forgotten_ms:
+            return "forgotten"
+        if user.state.remembers(event_hash(click.event_id)):
+            return "sent before"
+        return "seen before" if not self.settings.repeats and click.item_id in seen else None
+
+    def _facts(self, click: Click, now_ms: int, history: int, repeat: bool) -> Facts:
+        arrived_ms = self._arrived_ms.get(click.item_id)
+        return Facts(
+            user_id=click.user_id,
+            history=history,
+            age_ms=UNKNOWN if arrived_ms is None else max(0, now_ms - arrived_ms),
+            popularity=self._baselines.chosen(click.item_id),
+            category=self._candidates.category(click.item_id),
+            repeat=repeat,
+        )
+
+    def _lists(self, user: LiveUser, view: UserView, now_ms: int) -> dict[str, Sequence[str]]:
+        """Ranked ids of each slot, as the API would answer."""
+        record = user.context if is_active(user.context, now_ms) else None
+        offset = self._model.offset.offset(now_ms, record)
+        promotions = (record or {}).get("promotions") or ()
+        context = ContextView(user.location, offset.delta if offset.applied else None, promotions)
+        found: dict[str, Sequence[str]] = {}
+        for slot in self.settings.slots:
+            query = Query(max(self.settings.ks), slot, include_seen=self.settings.repeats)
+            answer = recommend(
+                query, view, self._candidates.catalogue, context, self._popularity, now_ms, self._weights
+            )
+            found[slot] = [entry.item_id for entry in answer.items]
+        return found
+
+    async def _refresh(self, now_ms: int) -> None:
+        elapsed = self._refreshed_ms < 0 or now_ms - self._refreshed_ms >= self.settings.popularity_ms
+        if self._refreshed_ms < 0 or (elapsed and self._since_refresh >= self.settings.popularity_events):
+            await self._popularity.refresh(self._partitions, self._bucket_ms, now_ms)
+            self._refreshed_ms, self._since_refresh = now_ms, 0

@@ -1,0 +1,140 @@
+"""What ranks, seen from an evaluation: a user's window and a moment in, a score for every candidate out.
+
+The model's lists and all baselines go through the same masking, the same order of ties and the same metrics. Rows
+number the candidates, which are the items of one `ItemVectors`. It does not know who is asked about, what may be shown
+(`streams.evaluation.timeline`, `streams.evaluation.leave_one_out`) nor how a ranker was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoder.inference.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
+from encoder.training.holdout import in_turn
+from index.query.model import Slot
+from streams.folder.records import ItemVectors
+
+_CHUNK = 4096  # items per call of the item tower
+_PAIR: Mapping[Slot, tuple[int, ...]] = {"next": (0,), "general": (1,), "mixed": (0, 1)}  # of h_next and h_gen
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What may be known when a user is asked about; `chosen` are candidates' rows, oldest first."""
+
+    request: EncodeRequest
+    chosen: IntArray  # [t] of the window's events: those on a candidate, of a kind that is a choice
+    chosen_ms: IntArray  # [t]
+    now_ms: int
+    location: str = ""
+    popularity: FloatArray | None = None  # [candidates] share of the popularity then and there; None: not counted
+
+
+class Ranker(Protocol):
+    """Makes one or more lists from some score matrices."""
+
+    @property
+    def lists(self) -> Mapping[str, Sequence[int]]:
+        """Of each list the matrices it is made of; of several, the best of each in turn."""
+
+    def scores(self, questions: Sequence[Question]) -> Sequence[FloatArray]:
+        """Matrices [B, candidates], the higher the better; -inf for what it cannot recommend at all."""
+
+
+class ModelRanker:
+    """The model's lists by cosine, and popularity where it is given a weight: no promotion.
+
+    Args:
+        encode: `encoder.encode` or `encoder.encode_whole`.
+        offset: what context adds to both vectors of a question [d]; None: nothing.
+        popularity: weight of a question's `popularity`, which only a weight above 0 needs.
+    """
+
+    def __init__(
+        self,
+        encoder: IncrementalEncoder,
+        vectors: ItemVectors,
+        slots: Sequence[Slot],
+        encode: Callable[[Sequence[EncodeRequest]], EncodeResult],
+        offset: Callable[[Question], FloatArray] | None = None,
+        popularity: float = 0.0,
+    ) -> None:
+        self.matrix = _retrieval(encoder, vectors)  # [candidates, d]
+        self.used = sorted({at for slot in slots for at in _PAIR[slot]})
+        self._encode, self._offset, self._popularity = encode, offset, popularity
+        self.lists = {str(slot): [self.used.index(at) for at in _PAIR[slot]] for slot in slots}
+
+    def scores(self, questions: Sequence[Question]) -> Sequence[FloatArray]:
+        pairs = self._encode([question.request for question in questions]).vectors  # [B, 2, d]
+        if self._offset is not None:
+            pairs = pairs + np.stack([self._offset(question) for question in questions])[:, None]
+        cosines: list[FloatArray] = [pairs[:, at] @ self.matrix.T for at in self.used]
+        if not self._popularity:
+            return cosines
+        shares = [question.popularity for question in questions if question.popularity is not None]
+        return [cosine + np.float32(self._popularity) * np.stack(shares) for cosine in cosines]
+
+
+def _retrieval(encoder: IncrementalEncoder, vectors: ItemVectors) -> FloatArray:
+    """Retrieval vectors of all items [n, d]; also gives the items to the encoder."""
+    matrix = np.asarray(vectors.vectors, np.float32)
+    parts = []
+    for at in range(0, len(vectors.item_ids), _CHUNK):
+        ids = vectors.item_ids[at : at + _CHUNK]
+        encoder.items.put(ids, matrix[at : at + _CHUNK], vectors.tags[at : at + _CHUNK])
+        parts.append(encoder.items.retrieval(ids))
+    found: FloatArray = np.concatenate(parts)
+    return found
+
+
+def masked_scores(
+    ranker: Ranker, questions: Sequence[Question], hidden: Sequence[NDArray[Any]]
+) -> list[NDArray[np.float32]]:
+    """The ranker's matrices with -inf for what each question may not show: rows, or a bool for every candidate."""
+    matrices = [np.array(matrix, np.float32) for matrix in ranker.scores(questions)]
+    for matrix in matrices:
+        for row, out in zip(matrix, hidden, strict=True):
+            row[out] = -np.inf
+    return matrices
+
+
+def best_lists(scores: Sequence[FloatArray], lists: Mapping[str, Sequence[int]], count: int) -> dict[str, IntArray]:
+    """Rows of each list [B, count], best first, ties in row order, -1 where a list ends early."""
+    # Of two lists each must reach as deep as both together, as they may share all but their last places.
+    deep = {at: max(len(used) for used in lists.values() if at in used) * count for at in _distinct(lists)}
+    best = {at: [_best(row, depth) for row in scores[at]] for at, depth in deep.items()}
+    found: dict[str, IntArray] = {}
+    for name, used in lists.items():
+        rows = [in_turn(parts, count) for parts in zip(*(best[at] for at in used), strict=True)]
+        found[name] = np.array([[*row, *[-1] * (count - len(row))] for row in rows], np.int64).reshape(-1, count)
+    return found
+
+
+def _distinct(lists: Mapping[str, Sequence[int]]) -> list[int]:
+    return sorted({at for used in lists.values() for at in used})
+
+
+def _best(scores: FloatArray, count: int) -> list[int]:
+    """Rows of the highest finite scores [n], best first; equal ones, also at the end, in row order."""
+    count = min(count, len(scores))
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    above = np.flatnonzero(scores > least)
+    level = np.flatnonzero(scores == least)[: count - len(above)] if np.isfinite(least) else above[:0]
+    rows = np.concatenate([above, level])
+    found: list[int] = rows[np.argsort(-scores[rows], kind="stable")].tolist()
+    return found
+
+
+def exact_ranks(scores: FloatArray, targets: IntArray) -> IntArray:
+    """1 + how many candidates score higher than the target, or equally and come first; scores [B, n] → [B]."""
+    own = scores[np.arange(len(targets)), targets][:, None]
+    earlier = np.arange(scores.shape[1]) < targets[:, None]
+    ranks: IntArray = 1 + np.count_nonzero((scores > own) | ((scores == own) & earlier), axis=1)
+    return ranks

@@ -1,0 +1,267 @@
+"""Rankers on the same candidates of the same sessions: perseid's vectors, LambdaMART, popularity, and as it was shown.
+
+Global time split: LambdaMART learns from sessions that ended before it, as the encoder did from events; sessions that
+began after it are asked about, those that lie across it are left out. Ties are broken by one random order a session,
+the same for every ranker. A stranger's vectors say nothing, so they get the recently popular first, as live. It does
+not know where model and folder come from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from context.offsets import ContextOffset
+from context.timeline import ContextTimeline
+from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from streams.evaluation.comparison import Comparison
+from streams.evaluation.sessions.features import FEATURES, GROUPS
+from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_lambdamart
+from streams.evaluation.sessions.sessions import LABELS, Label, Session, Sessions, read_sessions
+from streams.evaluation.sessions.timeline import VIEWS, Ask, asks
+from streams.evaluation.slices import Facts
+from streams.events import Rules
+from streams.folder.reader import Folder
+from streams.folder.records import ItemVectors
+from streams.pipeline.user_state import WindowLimits
+
+PERSEID = ("round robin", "h_next", "h_gen")
+LEARNED: Mapping[str, tuple[str, ...]] = {  # name → groups of features
+    "LambdaMART": tuple(name for name in GROUPS if name not in ("position", "category")),
+    "LambdaMART + position": tuple(name for name in GROUPS if name != "category"),
+    "LambdaMART + position + category": tuple(GROUPS),
+}
+BY_COLUMN = {"popularity": "events", "recent popularity": "recent_events", "choice rate": "choice_rate"}
+SHOWN = "as shown"
+BASELINES = (*LEARNED, *BY_COLUMN, SHOWN)
+SIZES = ((1, "1-10"), (11, "11-30"), (31, "31-100"), (101, "101+"))  # STARS, figure 5
+_BATCH = 256  # windows encoded together
+_CHUNK = 4096  # items per call of the item tower
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """What is measured: sessions after `split_ms`, with a `choice` as in `streams.evaluation.sessions.sessions.read_sessions`."""
+
+    split_ms: int
+    choice: str
+    seed: int = 0
+    threads: int = 1
+    resamples: int = 1000
+
+
+def evaluate_sessions(
+    folder: Folder,
+    vectors: ItemVectors,
+    encoder: IncrementalEncoder,
+    offset: ContextOffset,
+    rules: Rules,
+    plan: SessionPlan,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Metrics of every ranker by view and label, as plain values for JSON.
+
+    Raises:
+        ValueError: the folder has no impressions or choices, or too few sessions lie before or none after the split.
+    """
+    config = encoder.model.config
+    found, parts = _parted(read_sessions(folder, plan.choice), plan.split_ms)
+    asked = list(asks(folder, found, rules, WindowLimits(config.window, config.slack), progress))
+    train = [ask for ask in asked if ask.session.end_ms < plan.split_ms]
+    test = [ask for ask in asked if ask.session.start_ms >= plan.split_ms]
+    if not test:
+        raise ValueError(f"no session of {folder.name} begins after {plan.split_ms}; give an earlier split")
+    pairs = _user_vectors(encoder, offset, ContextTimeline(folder.contexts), vectors, test)
+    items = _Vectors(encoder, vectors)
+    result: dict[str, Any] = {"sessions": parts, "left_out": dict(found.left_out), "choice": plan.choice, "views": {}}
+    for view in VIEWS:
+        result["views"][view] = {}
+        for label in LABELS:
+            learned = _learned([ask for ask in train if ask.view == view], label, plan)
+            ranking = _Ranking(label, items, learned, plan)
+            for ask, pair in zip(test, pairs, strict=True):
+                if ask.view == view:
+                    ranking.take(ask, pair)
+            result["views"][view][label] = ranking.result()
+    return result
+
+
+def _parted(found: Sessions, split_ms: int) -> tuple[Sessions, dict[str, int]]:
+    """Without the sessions that lie across the split, and how many there are of each part."""
+    parts = Counter(_part(session, split_ms) for session in found.sessions)
+    kept = [session for session in found.sessions if _part(session, split_ms) != "across the split"]
+    return Sessions(kept, found.pages, found.choices, found.left_out), dict(parts)
+
+
+def _part(session: Session, split_ms: int) -> str:
+    if session.end_ms < split_ms:
+        return "to learn from"
+    return "asked about" if session.start_ms >= split_ms else "across the split"
+
+
+def _learned(train: Sequence[Ask], label: Label, plan: SessionPlan) -> dict[str, LambdaMart]:
+    examples = examples_of(train, label, plan.seed)
+    return {
+        name: train_lambdamart(examples, _columns(groups), plan.seed, plan.threads) for name, groups in LEARNED.items()
+    }
+
+
+def _columns(groups: Iterable[str]) -> list[int]:
+    return [FEATURES.index(name) for group in groups for name in GROUPS[group]]
+
+
+def examples_of(train: Sequence[Ask], label: Label, seed: int = 0) -> Examples:
+    """The candidates of all sessions in turn, each session's in a random order.
+
+    LightGBM's NDCG takes equal scores in the order of the rows: in the order shown, few large leaves would look good to
+    early stopping because the first places are clicked most.
+    """
+    rng = np.random.default_rng(seed)
+    features, targets = [np.zeros((0, len(FEATURES)), np.float32)], list[bool]()
+    for ask in train:
+        candidates, chosen = ask.session.candidates(label), ask.session.targets(label)
+        order = rng.permutation(len(candidates))
+        features.append(ask.features[label][order])
+        targets += [candidates[at].item_id in chosen for at in order]
+    return Examples(np.concatenate(features), np.array(targets, np.int64), [len(rows) for rows in features[1:]])
+
+
+def _user_vectors(
+    encoder: IncrementalEncoder,
+    offset: ContextOffset,
+    timeline: ContextTimeline,
+    vectors: ItemVectors,
+    test: Sequence[Ask],
+) -> NDArray[np.float32]:
+    """h_next + Δ and h_gen + Δ of each question [n, 2, d]."""
+    matrix = np.asarray(vectors.vectors, np.float32)
+    for at in range(0, len(vectors.item_ids), _CHUNK):
+        part = slice(at, at + _CHUNK)
+        encoder.items.put(vectors.item_ids[part], matrix[part], vectors.tags[part])
+    found = [encoder.encode_whole(requests).vectors for requests in _batches([ask.request for ask in test])]
+    deltas = []
+    for ask in test:
+        record = timeline.active(ask.session.location, ask.now_ms) if ask.session.location else None
+        deltas.append(offset.offset(ask.now_ms, record).delta)
+    moved: NDArray[np.float32] = np.concatenate(found) + np.stack(deltas)[:, None]
+    return moved
+
+
+def _batches(requests: Sequence[EncodeRequest]) -> Iterable[Sequence[EncodeRequest]]:
+    edges = [*range(0, len(requests), _BATCH), len(requests)]
+    return (requests[start:stop] for start, stop in pairwise(edges))
+
+
+class _Vectors:
+    """Retrieval vectors of items that have one."""
+
+    def __init__(self, encoder: IncrementalEncoder, vectors: ItemVectors) -> None:
+        self._row = {item_id: row for row, item_id in enumerate(vectors.item_ids)}
+        self._matrix = encoder.items.retrieval(vectors.item_ids)  # [n, d]
+
+    def products(self, pair: NDArray[np.float32], item_ids: Sequence[str]) -> Floats:
+        """Scores by h_next and by h_gen [2, m]; an item without a vector comes last."""
+        rows = np.array([self._row.get(item_id, -1) for item_id in item_ids], np.int64)
+        return np.where(rows >= 0, pair @ self._matrix[rows].T, -np.inf)
+
+
+@dataclass(slots=True)
+class _Ranking:
+    """All rankers on one label's questions of one view."""
+
+    label: Label
+    items: _Vectors
+    learned: Mapping[str, LambdaMart]
+    plan: SessionPlan
+    comparison: Comparison = field(init=False)
+    by_size: dict[str, Comparison] = field(init=False)
+    candidates: set[str] = field(default_factory=set)
+    _strangers: int = 0
+    _sizes: dict[str, set[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        pairs = [(name, learned) for name in PERSEID for learned in LEARNED]
+        self.comparison = Comparison(PERSEID, BASELINES, pairs=pairs, seed=self.plan.seed)
+        self.by_size = {
+            name: Comparison(PERSEID, BASELINES, pairs=(), seed=self.plan.seed, sliced=False) for _, name in SIZES
+        }
+        self._sizes = {name: set() for _, name in SIZES}
+
+    def take(self, ask: Ask, pair: NDArray[np.float32]) -> None:
+        """Ranks one session's candidates by everyone."""
+        ids = [shown.item_id for shown in ask.session.candidates(self.label)]
+        rng = np.random.default_rng([self.plan.seed, ask.session.start_ms, len(ids)])
+        lists = rank_all(ids, self._scores(ask, ids, pair), rng.permutation(len(ids)))
+        facts = Facts(ask.session.user_id, history=len(ask.request.items))
+        size = next(name for least, name in reversed(SIZES) if len(ids) >= least)
+        for comparison in (self.comparison, self.by_size[size]):
+            comparison.add(lists, ask.session.targets(self.label), facts)
+        self.candidates.update(ids)
+        self._sizes[size].update(ids)
+        self._strangers += ask.stranger
+
+    def result(self) -> dict[str, Any]:
+        """As `Comparison.result`, with the same `by_candidates`, and how each LambdaMART came to be."""
+        return {
+            **self.comparison.result(len(self.candidates), self.plan.resamples),
+            "strangers": self._strangers,
+            "by_candidates": {
+                name: comparison.result(len(self._sizes[name]), self.plan.resamples)
+                for name, comparison in self.by_size.items()
+            },
+            "lambdamart": {name: _described(learned) for name, learned in self.learned.items()},
+        }
+
+    def _scores(self, ask: Ask, ids: Sequence[str], pair: NDArray[np.float32]) -> dict[str, Floats]:
+        features = ask.features[self.label]
+        column = {name: features[:, number].astype(np.float64) for number, name in enumerate(FEATURES)}
+        found = {name: column[of] for name, of in BY_COLUMN.items()}
+        if ask.stranger:
+            found |= {"h_next": found["recent popularity"], "h_gen": found["recent popularity"]}
+        else:
+            found["h_next"], found["h_gen"] = self.items.products(pair, ids)
+        found[SHOWN] = -(column["position"] + column["order"] / (1 + len(ids)))  # of one position the earlier page
+        return found | {name: learned.scores(features) for name, learned in self.learned.items()}
+
+
+def rank_all(ids: Sequence[str], scores: Mapping[str, Floats], ties: NDArray[np.int64]) -> dict[str, list[str]]:
+    """The list of every ranker: the same candidates, ordered by its scores, equal ones by `ties`; and the round robin
+    of `h_next` and `h_gen`.
+
+    Raises:
+        ValueError: a ranker did not score each candidate once.
+    """
+    lists: dict[str, list[str]] = {}
+    for name, values in scores.items():
+        if len(values) != len(ids) or np.isnan(values).any():
+            raise ValueError(f"{name} gave {len(values)} scores for {len(ids)} candidates, or one that is no number")
+        lists[name] = [ids[at] for at in np.lexsort((ties, -values))]
+    return lists | {"round robin": _in_turn(lists["h_next"], lists["h_gen"])}
+
+
+def _in_turn(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """The best of each list in turn that is not chosen yet (STARS, arXiv 2512.10149, serving)."""
+    chosen: dict[str, None] = {}
+    places = [iter(first), iter(second)]
+    while len(chosen) < len(first):
+        chosen[next(item for item in places[len(chosen) % 2] if item not in chosen)] = None
+    return list(chosen)
+
+
+def _described(learned: LambdaMart) -> dict[str, Any]:
+    gains = sorted(
+        zip((FEATURES[c] for c in learned.columns), learned.gains().tolist(), strict=True), key=lambda g: -g[1]
+    )
+    return {
+        "trees": learned.trees,
+        "leaves": learned.leaves,
+        "validation_ndcg@10": {f"{leaves} leaves": score for leaves, score in learned.tried.items()},
+        "gain": {name: round(gain, 4) for name, gain in gains},
+    }

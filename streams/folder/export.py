@@ -1,0 +1,249 @@
+"""History as a data folder: what the topics say, each event once, in the order of its own time.
+
+Follows the pipeline: what it refuses is left out and counted, a resent event counts once, what was forgotten is gone,
+the last catalogue record of an item wins. Unlike it, an event that came too late for its user's window is kept, and a
+record that lies in a foreign partition is taken where it is unless its forwarded copy is there. It does not know where
+records come from.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from index.state.keys import partition_of
+from streams.events import (
+    CLICKSTREAM,
+    EXPOSURES,
+    FORGET,
+    USERS,
+    CatalogueEntry,
+    Click,
+    ContextEntry,
+    Forget,
+    MalformedError,
+    Profile,
+    Record,
+    Rules,
+    VectorEntry,
+    parse,
+)
+from streams.exposures import Exposure, parse_exposure
+from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, LATEST_S, PROFILES, VECTORS
+from streams.folder.spool import ClickRow, ImpressionRow, Spool
+from streams.folder.writer import csv_lines, write_lines
+from streams.pipeline.intake import note_reason
+
+HEADER = (
+    "user_id", "item_id", "event_type", "timestamp", "session_id", "location", "event_id", "page_id",
+    "recommendation_id", "ts_ms",
+)  # fmt: skip
+_ASTRAY = 2**62  # turns of records in a foreign partition: behind all that are at home
+_TOLD = 1_000  # rows between two steps of the progress bar
+
+
+class TopicExport:
+    """Takes records, merged by Kafka timestamp and in offset order within a partition, into a spool.
+
+    Args:
+        partitions: of the clickstream: they say where a user's home is.
+        inside: whether a record lies in the range to export; of others only forgets and removed profiles count.
+        embedder: whose item vectors to keep; None: of nobody.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        rules: Rules,
+        partitions: int,
+        inside: Callable[[Record], bool] = lambda record: True,
+        embedder: str | None = None,
+    ) -> None:
+        self._spool, self._rules, self._partitions = spool, rules, partitions
+        self._inside, self._embedder = inside, embedder
+        self._taken = 0
+        self.records: Counter[str] = Counter()  # inside the range, by topic
+        self.malformed: Counter[str] = Counter()  # by topic and reason
+        self.astray = 0  # clicks, forgets and profiles in a foreign partition
+        self.embedders: Counter[str] = Counter()  # of the vector records
+
+    def take(self, record: Record) -> None:
+        """One more record."""
+        self._taken += 1
+        inside = self._inside(record)
+        if not inside and not _removes(record):
+            return
+        try:
+            event = parse_exposure(record) if record.topic == EXPOSURES else parse(record, self._rules)
+            _check_time(event)
+        except MalformedError as error:
+            if inside:
+                self.records[record.topic] += 1
+                note_reason(self.malformed, record.topic, error)
+            return
+        if inside:
+            self.records[record.topic] += 1
+            self._keep(record, event)
+        elif isinstance(event, Forget) or (isinstance(event, Profile) and event.content is None):
+            self._keep(record, event, inside=False)
+
+    def not_forwarded(self) -> int:
+        """Clicks that were found in a foreign partition only; to be asked of a settled spool."""
+        return self._spool.count("clicks", f"turn >= {_ASTRAY}")
+
+    def _keep(self, record: Record, event: Any, inside: bool = True) -> None:
+        spool = self._spool
+        match event:
+            case Click():
+                names = event.user_id, self._turn(record, event.user_id), event.event_id, event.item_id
+                details = event.session_id, event.location, event.page_id, event.recommendation_id
+                spool.add("clicks", self._taken, *names, self._rules.kinds[event.kind].name, event.ts_ms, *details)
+            case Forget():
+                turn = self._turn(record, event.user_id)
+                spool.add("forgets", event.user_id, turn, event.event_id, event.ts_ms, int(inside))
+            case Profile():
+                spool.add("profiles", event.user_id, self._turn(record, event.user_id), event.ts_ms, event.content)
+            case Exposure():
+                self._keep_exposure(event)
+            case CatalogueEntry(item_id, None):
+                spool.withdraw(item_id)
+            case CatalogueEntry(item_id, fields) if fields is not None:
+                spool.put("items", item_id, fields["ts_ms"], orjson.dumps(fields), 0)
+            case VectorEntry():
+                self._keep_vector(record, event)
+            case ContextEntry(location, content):
+                ts_ms = record.timestamp_ms if content is None else orjson.loads(content)["ts_ms"]
+                spool.add("contexts", self._taken, location, max(0, ts_ms), content)
+
+    def _turn(self, record: Record, user_id: str) -> int:
+        """The place among a user's records: the offset at home; a forwarded record would come behind all of them."""
+        if partition_of(user_id, self._partitions) == record.partition:
+            return record.offset
+        self.astray += 1
+        return _ASTRAY + self._taken
+
+    def _keep_exposure(self, event: Exposure) -> None:
+        shown = "".join(f"\n{item}" for item in event.shown) + "\n"  # ids hold no line breaks
+        named = event.user_id, event.recommendation_id, event.page_id or event.recommendation_id, event.ts_ms
+        self._spool.add("exposures", self._taken, *named, event.location, event.model, event.served_by, shown)
+
+    def _keep_vector(self, record: Record, event: VectorEntry) -> None:
+        if event.vector is None:
+            self._spool.remove_vector(event.item_id)
+            return
+        self.embedders[event.embedder] += 1
+        if event.embedder == self._embedder:
+            body = {
+                "item_id": event.item_id,
+                "embedder": event.embedder,
+                "vector": base64.b64encode(np.asarray(event.vector, "<f4").tobytes()).decode(),
+                "tags": list(event.tags),
+                **({"text_hash": event.text_hash} if event.text_hash else {}),
+            }
+            self._spool.put("vectors", event.item_id, max(0, record.timestamp_ms), orjson.dumps(body))
+
+
+def _removes(record: Record) -> bool:
+    """Whether a record may forget a user or remove a profile, which counts whenever it was said."""
+    if record.topic == CLICKSTREAM and record.value is not None:
+        return b"forget" in record.value or b"\\u" in record.value  # JSON may write letters as escapes
+    return record.topic == USERS and record.value is None
+
+
+def _check_time(event: Any) -> None:
+    """Refuses what no data folder can hold: a time that looks like another unit."""
+    ts_ms = getattr(event, "ts_ms", 0)
+    if ts_ms > LATEST_S * 1000:
+        raise MalformedError("ts_ms", "after the year 5138, and so is the record's timestamp")
+
+
+def write_files(spool: Spool, folder: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
+    """Writes what a settled spool holds as the files of a data folder; returns the number of lines of each.
+
+    `progress` is told how many events are written, of how many.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    rows = _shown((_cells(row) for row in spool.events(FORGET)), spool.count("clicks"), progress)
+    done = {
+        "events": write_lines(folder / EVENTS, csv_lines(rows), ",".join(HEADER).encode()),
+        "items": write_lines(folder / ITEMS, _items(spool)),
+    }
+    more = {
+        "impressions": (IMPRESSIONS, map(_impression, spool.impressions())),
+        "contexts": (CONTEXTS, _contexts(spool)),
+        "profiles": (PROFILES, _profiles(spool)),
+        "vectors": (VECTORS, _vectors(spool)),
+    }
+    for name, (file, lines) in more.items():
+        done[name] = write_lines(folder / file, lines)
+        if not done[name]:
+            (folder / file).unlink()  # a file that is there says that such things are known
+    return done
+
+
+def _shown(
+    rows: Iterator[tuple[str | int, ...]], total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[str | int, ...]]:
+    for done, row in enumerate(rows, 1):
+        yield row
+        if progress is not None and done % _TOLD == 0:
+            progress(done, total)
+
+
+def _cells(row: ClickRow) -> tuple[str | int, ...]:
+    said = row.session, row.location, row.event, row.page, row.recommendation
+    return row.user, row.item, row.kind, row.ts_ms // 1000, *said, row.ts_ms
+
+
+def _items(spool: Spool) -> Iterator[bytes]:
+    for item_id, known_ms, fields, withdrawn in spool.items():
+        said = {name: value for name, value in orjson.loads(fields).items() if value not in (None, "", [])}
+        if withdrawn:
+            said["available"] = False
+        yield orjson.dumps({"item_id": item_id, "title": "", **said, "first_seen": known_ms / 1000})
+
+
+def _impression(row: ImpressionRow) -> bytes:
+    return orjson.dumps(
+        {
+            "page_id": row.page,
+            "recommendation_id": row.recommendation,
+            "user_id": row.user,
+            "timestamp": row.ts_ms // 1000,
+            "ts_ms": row.ts_ms,
+            "location": row.location,
+            "shown": row.shown,
+            "clicked": row.chosen,
+            "position": row.shown.index(row.chosen) if row.chosen is not None else None,
+            "model": row.model,
+            "served_by": row.served_by,
+        }
+    )
+
+
+def _contexts(spool: Spool) -> Iterator[bytes]:
+    for location, since_ms, content in spool.contexts():
+        if content is None:  # `context.timeline` knows removals as records that are over when they begin
+            nothing: dict[str, Any] = {"weather": {}, "events": [], "promotions": []}
+            body = {"location": location, "ts_ms": since_ms, "valid_until_ms": since_ms, **nothing}
+        else:
+            body = {**orjson.loads(content), "ts_ms": since_ms}
+        yield orjson.dumps(body)
+
+
+def _profiles(spool: Spool) -> Iterator[bytes]:
+    for user_id, ts_ms, content in spool.profiles():
+        yield orjson.dumps({"user_id": user_id, "ts_ms": ts_ms, **orjson.loads(content)})
+
+
+def _vectors(spool: Spool) -> Iterator[bytes]:
+    for since_ms, body in spool.vectors():
+        yield orjson.dumps({**orjson.loads(body), "ts_ms": since_ms})

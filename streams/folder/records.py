@@ -1,0 +1,146 @@
+"""A data folder as the records that its shop would have produced, in time order.
+
+At equal times the order is users, catalog, item-vectors, context, clickstream: what an event may depend on comes first.
+An item enters `catalog` when it becomes known. Events without an id of their own are named `<folder name>:<row>`.
+It does not know partitions and offsets (`streams.replay.replay` numbers records, a broker does so for produced ones).
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, USERS
+from streams.folder.reader import DETAILS, FORGET_CODE, Folder
+
+TOPIC_ORDER = (USERS, CATALOG, ITEM_VECTORS, CONTEXT, CLICKSTREAM)  # ties of the record timestamp, first to last
+_CATALOGUE_FIELDS = (
+    "title", "description", "brand", "category", "subclass", "price", "tags", "available", "regions", "starts_ms",
+    "ends_ms",
+)  # fmt: skip
+
+
+class SourceRecord(NamedTuple):
+    """A record before it has a partition and an offset; `timestamp_ms` becomes its Kafka timestamp."""
+
+    topic: str
+    key: bytes
+    value: bytes | None
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemVectors:
+    """Text vectors and tags of items, computed beforehand by one embedder."""
+
+    embedder: str
+    item_ids: Sequence[str]
+    vectors: NDArray[np.float32]  # [n, d_text]
+    tags: Sequence[Sequence[str]]  # [n]
+    text_hashes: Sequence[str] | None = None  # [n]
+
+    def __post_init__(self) -> None:
+        if not len(self.item_ids) == len(self.vectors) == len(self.tags):
+            raise ValueError(
+                f"{len(self.item_ids)} items with {len(self.vectors)} vectors and {len(self.tags)} lists of tags; "
+                "give one of each for every item"
+            )
+
+    def body(self, row: int, ts_ms: int) -> dict[str, Any]:
+        """The value of item number `row` on `item-vectors`."""
+        text_hash = {"text_hash": self.text_hashes[row]} if self.text_hashes is not None else {}
+        return {
+            "item_id": self.item_ids[row],
+            "embedder": self.embedder,
+            "vector": base64.b64encode(np.asarray(self.vectors[row], "<f4").tobytes()).decode(),
+            "tags": list(self.tags[row]),
+            **text_hash,
+            "ts_ms": ts_ms,
+        }
+
+
+def records(
+    folder: Folder,
+    start_ms: int | None = None,
+    stop_ms: int | None = None,
+    *,
+    vectors: ItemVectors | None = None,
+    topics: Collection[str] = TOPIC_ORDER,
+) -> Iterator[SourceRecord]:
+    """The records with start_ms <= timestamp < stop_ms (None: no bound), merged by timestamp.
+
+    `vectors` come right after the catalogue record of their item; the folder's own vector records are left out then.
+    """
+    sources: Mapping[str, Callable[[], Iterator[SourceRecord]]] = {
+        USERS: lambda: _given(USERS, "user_id", folder.profiles),
+        CATALOG: lambda: _catalogue(folder),
+        ITEM_VECTORS: lambda: _vectors(folder, vectors),
+        CONTEXT: lambda: _given(CONTEXT, "location", folder.contexts),
+        CLICKSTREAM: lambda: _clicks(folder, start_ms, stop_ms),
+    }
+    # heapq.merge is stable: at equal times the earlier iterator of TOPIC_ORDER wins.
+    merged = heapq.merge(*(sources[name]() for name in TOPIC_ORDER if name in topics), key=lambda r: r.timestamp_ms)
+    for record in merged:
+        if stop_ms is not None and record.timestamp_ms >= stop_ms:
+            return
+        if start_ms is None or record.timestamp_ms >= start_ms:
+            yield record
+
+
+def catalogue_body(item: Mapping[str, Any], ts_ms: int) -> dict[str, Any]:
+    """The value on `catalog` of a line of `items.jsonl.gz`: known fields that say something."""
+    said = {name: item[name] for name in _CATALOGUE_FIELDS if item.get(name) is not None}
+    for name in ("category", "tags", "regions"):
+        if name in said:
+            said[name] = [label for label in said[name] if label]
+    return {"item_id": item["item_id"], "title": "", **said, "ts_ms": ts_ms}
+
+
+def _given(topic: str, identifier: str, bodies: Sequence[Mapping[str, Any]]) -> Iterator[SourceRecord]:
+    for body in bodies:
+        yield SourceRecord(topic, body[identifier].encode(), orjson.dumps(body), body["ts_ms"])
+
+
+def _catalogue(folder: Folder) -> Iterator[SourceRecord]:
+    for number in _arrival_order(folder, len(folder.items)):
+        ts_ms = int(folder.arrivals_ms[number])
+        body = catalogue_body(folder.items[number], ts_ms)
+        yield SourceRecord(CATALOG, folder.item_ids[number].encode(), orjson.dumps(body), ts_ms)
+
+
+def _vectors(folder: Folder, vectors: ItemVectors | None) -> Iterator[SourceRecord]:
+    if vectors is None:
+        yield from _given(ITEM_VECTORS, "item_id", folder.vectors)
+        return
+    rows = {item_id: row for row, item_id in enumerate(vectors.item_ids)}
+    for number in _arrival_order(folder, len(folder.item_ids)):
+        item_id, ts_ms = folder.item_ids[number], int(folder.arrivals_ms[number])
+        if item_id in rows:
+            body = vectors.body(rows[item_id], ts_ms)
+            yield SourceRecord(ITEM_VECTORS, item_id.encode(), orjson.dumps(body), ts_ms)
+
+
+def _arrival_order(folder: Folder, count: int) -> list[int]:
+    return [int(number) for number in np.argsort(folder.arrivals_ms[:count], kind="stable")]
+
+
+def _clicks(folder: Folder, start_ms: int | None, stop_ms: int | None) -> Iterator[SourceRecord]:
+    events = folder.events
+    start, stop = events.before(start_ms) if start_ms is not None else 0, events.before(stop_ms)
+    details = {name: events.detail(name, start, stop) for name in DETAILS if name in events.details.columns}
+    for at in range(start, stop):
+        user_id, ts_ms, kind = folder.user_ids[events.users[at]], int(events.ts_ms[at]), int(events.kinds[at])
+        body: dict[str, Any] = {"event_id": f"{folder.name}:{events.rows[at]}", "user_id": user_id, "ts_ms": ts_ms}
+        if kind == FORGET_CODE:
+            body["kind"] = FORGET
+        else:
+            body |= {"item_id": folder.item_ids[events.items[at]], "kind": folder.kind_names[kind]}
+        body |= {name: column[at - start] for name, column in details.items() if column[at - start]}
+        yield SourceRecord(CLICKSTREAM, user_id.encode(), orjson.dumps(body), ts_ms)

@@ -1,0 +1,102 @@
+"""Where the embed role's catalogue records come from: Kafka, in a group of its own.
+
+The committed offset is where a next process begins, so it is set explicitly: what is not done yet is not passed. A
+rebalance is told, because records in hand may be somebody else's from then on. It does not look into records.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streams.events import CATALOG, Record
+from streams.kafka.config import KafkaAccess, Reasons
+
+log = logging.getLogger(__name__)
+
+_IDLE_S = 0.25  # how long one look at the topic waits; also bounds how late a stop is noticed
+_DAY_MS = 86_400_000
+
+
+class CatalogSource(Protocol):
+    """Where catalogue records come from."""
+
+    def take(self, most: int) -> list[Record]:
+        """The next records in order, at most `most`; empty when none came for a moment. Blocks briefly."""
+
+    def rebalanced(self) -> bool:
+        """Whether, since this was last asked, records taken before may have become another process's."""
+
+    def commit(self, offset: int) -> None:
+        """Records below this offset need not come again."""
+
+    def close(self) -> None:
+        """Leaves the group."""
+
+
+class KafkaCatalog:
+    """`CatalogSource` on Kafka, by librdkafka; blocks its thread, so it is called from one of its own."""
+
+    def __init__(self, access: KafkaAccess, group: str) -> None:
+        self._topic = access.topic(CATALOG)
+        self._rebalanced = False
+        self._reasons = Reasons()
+        self._consumer = Consumer(
+            {
+                **access.librdkafka(),
+                "error_cb": self._complain,
+                "group.id": group,
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "session.timeout.ms": 6_000,  # a killed embed process is replaced after this long
+                "heartbeat.interval.ms": 2_000,
+                "max.poll.interval.ms": _DAY_MS,  # a day's tokens may be spent: nothing is read until the next one
+                "isolation.level": "read_committed",
+                "log_level": 2,  # see `_complain`
+            }
+        )
+        self._consumer.subscribe([self._topic], on_assign=self._changed, on_revoke=self._changed)
+
+    def take(self, most: int) -> list[Record]:
+        found = self._consumer.consume(1, _IDLE_S)
+        if found:  # a lone item does not wait for others, a backlog comes in batches
+            found += self._consumer.consume(most - 1, 0.01) if most > 1 else []
+        return [_record(message) for message in found if message.error() is None]
+
+    def rebalanced(self) -> bool:
+        before, self._rebalanced = self._rebalanced, False
+        return before
+
+    def commit(self, offset: int) -> None:
+        try:
+            self._consumer.commit(offsets=[TopicPartition(self._topic, 0, offset)], asynchronous=False)
+        except KafkaException as error:  # the partition went to another member, or Kafka is away: it is read again
+            log.info("offset of %s not committed: %s", self._topic, error)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _complain(self, error: KafkaError) -> None:
+        """Logs an outage once, not each attempt to connect."""
+        known = self._reasons.recent
+        self._reasons(error)
+        if not known and self._reasons.recent:
+            log.warning("cannot read %s: %s", self._topic, self._reasons.recent)
+
+    def _changed(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        self._rebalanced = True
+
+
+def _record(message: Message) -> Record:
+    _, timestamp_ms = message.timestamp()
+    key, value = message.key(), message.value()
+    return Record(
+        CATALOG,
+        message.partition() or 0,
+        message.offset() or 0,
+        timestamp_ms,
+        key if key is None or isinstance(key, bytes) else key.encode(),
+        value if value is None or isinstance(value, bytes) else value.encode(),
+    )

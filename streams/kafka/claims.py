@@ -1,0 +1,191 @@
+"""Claims of assigned partitions: takes them after a rebalance, and again whenever a write was refused or a gap seen.
+
+One place decides where reading goes on: it holds the consumer's `reading` lock, claims in the store, checks the
+position against the log, clears what was fetched before, and seeks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from faust.types import TP
+
+from index.state.store import ClaimRefusedError, LogIdentity, StoreUnavailableError
+from streams.kafka.consumer import StateConsumer
+from streams.kafka.log_identity import LogLookup
+from streams.pipeline.engine import Engine, tag_of, topics_of
+
+_CONFIRM_S = 0.5  # brokers agree on a recreated topic within this
+_RETRY_S = 0.25  # between attempts while the store or the broker is away
+_REFUSED_RETRY_S = 2.0  # another member has a newer generation: our own next rebalance is the usual way out
+
+log = logging.getLogger(__name__)
+
+
+class PositionBeyondLogError(Exception):
+    """The stored position lies beyond the end of the log it names: the log was cut, and nothing here may guess."""
+
+
+class Claims:
+    """Keeps the engine's tenures in line with the consumer's assignment.
+
+    Args:
+        forget_fetched: drops records of these tags that were fetched and not yet applied.
+        fail: called with an error that no retry can mend; ends the worker.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        lookup: LogLookup,
+        group: str,
+        forget_fetched: Callable[[set[str]], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._engine, self._lookup, self._group = engine, lookup, group
+        self._forget_fetched, self._fail = forget_fetched, fail
+        self._identities: dict[str, LogIdentity] = {}
+        self.unsettled: set[str] = set()  # tags to claim or seek; nothing of them is read or applied meanwhile
+        self._seek_only: set[str] = set()
+        self._assignment: set[TP] = set()  # as of the last rebalance, with its generation
+        self._generation, self._takes = 0, 0
+        self._wake, self._taken = asyncio.Event(), asyncio.Event()
+        self.consumer: StateConsumer | None = None
+        self.counts: Counter[str] = engine.counts
+
+    def again(self, tag: str, *, claim: bool) -> None:
+        """Asks for a new claim of a tag, or only for a seek back to its position."""
+        if tag not in self.unsettled and not claim:
+            self._seek_only.add(tag)
+        if claim:
+            self._seek_only.discard(tag)
+        self.unsettled.add(tag)
+        self._wake.set()
+
+    def take(self, assignment: set[TP], generation: int) -> None:
+        """After a rebalance: everything assigned is claimed and sought anew, by `keep`.
+
+        Never waits: Faust gives up for good, and without a word, on a seek that takes longer than its own limit.
+        """
+        self._assignment, self._generation = set(assignment), generation
+        self._takes += 1
+        self.unsettled, self._seek_only = _tags(assignment), set()
+        self._wake.set()
+        self._taken.set()
+
+    async def keep(self) -> None:
+        """Settles what is not settled, again until it is; runs as long as the worker."""
+        assert self.consumer is not None
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._taken.clear()
+            refused = self.counts["claims_refused"]
+            async with self.consumer.reading:
+                await self._settle()
+            if self.unsettled:
+                self._wake.set()
+                await self._rest(_RETRY_S if self.counts["claims_refused"] == refused else _REFUSED_RETRY_S)
+
+    async def _rest(self, pause_s: float) -> None:
+        """A pause, cut short by a new assignment."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._taken.wait()
+
+    async def _settle(self) -> None:
+        assert self.consumer is not None
+        take, assignment, generation = self._takes, self._assignment, self._generation
+        gone = set(self._engine.tenures) - _tags(assignment)
+        self.unsettled &= _tags(assignment)
+        by_tag: dict[str, set[TP]] = defaultdict(set)
+        for tp in assignment & self.consumer.assigned():  # the next assignment may be under way
+            by_tag[tag_of(tp.topic, tp.partition)].add(TP(*tp))
+        wanted = {tag: by_tag[tag] for tag in self.unsettled if tag in by_tag}
+        self._forget_fetched(gone | set(wanted))
+        for tag in gone:
+            await self._engine.release(tag)
+        try:
+            positions = await self._positions(wanted, generation)
+            await self.consumer.move(positions)
+        except (ConnectionError, TimeoutError, StoreUnavailableError) as error:
+            log.warning("cannot settle %d partitions yet: %s", len(wanted), error)
+            return
+        except PositionBeyondLogError as error:
+            if await self._are_same_logs(wanted):
+                self._fail(error)
+            return
+        # A tag of which only some topics are assigned (yet) is not: the others would be read from anywhere.
+        settled = {tag for tag in wanted if {tp.topic for tp in by_tag[tag] & set(positions)} == set(topics_of(tag))}
+        if positions:
+            log.info(
+                "reading on at %s", " ".join(f"{tp.topic}[{tp.partition}]@{at}" for tp, at in sorted(positions.items()))
+            )
+        if take == self._takes:  # else this was the assignment before, which says nothing about the present one
+            self.unsettled -= settled
+            self._seek_only -= settled
+
+    async def _are_same_logs(self, tags: Iterable[str]) -> bool:
+        """Whether the tags' topics are still those they were claimed with: one recreated since is claimed anew."""
+        await asyncio.sleep(_CONFIRM_S)
+        try:
+            now = await self._lookup.identities(sorted({topic for tag in tags for topic in topics_of(tag)}))
+        except (ConnectionError, TimeoutError):
+            return False
+        tenures = [self._engine.tenures[tag] for tag in tags if tag in self._engine.tenures]
+        same = all(now.get(topic) == known for tenure in tenures for topic, known in tenure.logs.items())
+        if not same:
+            log.warning("a topic was recreated while its partitions were claimed: claiming them anew")
+            self._seek_only.clear()
+        return same
+
+    async def _positions(self, wanted: dict[str, set[TP]], generation: int) -> dict[TP, int]:
+        """Claims each tag and finds where to read on; a tag whose claim failed is left out."""
+        assert self.consumer is not None
+        tenures = self._engine.tenures
+        claimed = {tag for tag in wanted if tag in self._seek_only and tag in tenures}
+        for tag in claimed:
+            tenures[tag].fresh = set(tenures[tag].positions)
+        if others := sorted(set(wanted) - claimed):
+            self._identities = await self._lookup.identities(sorted({t for tag in others for t in topics_of(tag)}))
+            claimed |= {tag for tag in others if await self._claim(tag, generation)}
+        tps = {tp for tag in claimed for tp in wanted[tag]}
+        starts, ends = await self.consumer.log_starts(tps), await self.consumer.log_ends(tps)
+        return {tp: self._checked(tp, starts[tp], ends[tp]) for tp in tps}
+
+    async def _claim(self, tag: str, generation: int) -> bool:
+        identities = {topic: self._identities[topic] for topic in topics_of(tag) if topic in self._identities}
+        if len(identities) < len(topics_of(tag)):
+            log.warning("cannot claim %s: of %s only %s exist", tag, topics_of(tag), sorted(identities))
+            return False
+        group = f"{self._group}@{next(iter(identities.values())).cluster_id}"
+        try:
+            await self._engine.claim(tag, generation, identities, group)
+            return True
+        except ClaimRefusedError as error:
+            self.counts["claims_refused"] += 1
+            log.warning("%s", error)
+        return False
+
+    def _checked(self, tp: TP, start: int, end: int) -> int:
+        tenure = self._engine.tenures[tag_of(tp.topic, tp.partition)]
+        position = tenure.positions[tp.topic]
+        if position > end:
+            raise PositionBeyondLogError(
+                f"{tp.topic}[{tp.partition}]: stored position {position} is beyond the end {end} of the same log. "
+                "The log was cut: restore it, or delete the live state and rebuild it from Kafka"
+            )
+        if position < start:
+            self.counts["lost_to_retention"] += start - position
+            log.error("%s[%d]: offsets %d to %d left Kafka unread", tp.topic, tp.partition, position, start)
+            tenure.reread.add(tp.topic)  # this gap is known
+            return start
+        return position
+
+
+def _tags(tps: Iterable[TP]) -> set[str]:
+    return {tag_of(tp.topic, tp.partition) for tp in tps}

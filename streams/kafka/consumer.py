@@ -1,0 +1,285 @@
+"""Faust's Kafka transport, made to start where the live state says and to hand over micro-batches.
+
+Faust keeps its consumer thread, group membership and rebalances. Replaced are three things: positions come from the
+store instead of Kafka's committed offsets, records go out in batches instead of one task per event, and nothing is
+read while positions move (one lock), so no record of an earlier position can slip in behind a seek.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import aiokafka
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from faust.assignor.partition_assignor import PartitionAssignor
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from mode.threads import WorkerThread
+
+from streams.events import Record
+from streams.kafka.config import KafkaAccess
+from streams.kafka.fetch_pace import pace
+
+Positions = Mapping[TP, int]
+_METADATA_MS = 2000  # a topic that was away or has more partitions by now is noticed this soon; one small request
+_FOLLOWERS_S = 0.1  # the embedded broker refuses members that ask for their assignment after the leader gave it
+_THREAD_S = 2.0  # the consumer's thread has left the group by then, or never will
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Wiring:
+    """What the consumer asks of the worker, by logical topics; set by the worker before the app starts."""
+
+    access: KafkaAccess
+    take: Callable[[set[TP], int], None]  # told of each new assignment and its generation; never blocks
+    wanted: Callable[[set[TP]], set[TP]]  # of the assigned partitions, those to read now
+    deliver: Callable[[Sequence[Record]], None]  # takes over a batch; never blocks
+    misplaced: Callable[[set[TP]], None]  # told of partitions that are to be claimed and sought anew
+    fetch_wait_ms: int = 10  # how long the broker may hold an empty fetch
+    fetch_every_s: float = 0.006  # fetches are so far apart: 3 ms of delay in the mean under load, none without
+    idle_s: float = 0.02  # pause when nothing is wanted: all queues are full or everything is being claimed
+
+
+class PatientAssignor(PartitionAssignor):
+    """Faust's co-partitioning assignor, whose leader lets the other members ask first."""
+
+    def assign(self, cluster: Any, member_metadata: Any) -> Any:
+        if len(member_metadata) > 1:
+            time.sleep(_FOLLOWERS_S)  # blocks the consumer's own thread only, once per rebalance
+        return super().assign(cluster, member_metadata)
+
+
+class LeavableThread(WorkerThread):
+    """A thread that holds up neither the event loop nor the process for long when it does not end.
+
+    Positions live with the state, so nothing is lost with it.
+    """
+
+    def __init__(self, service: Any, **kwargs: Any) -> None:
+        super().__init__(service, **kwargs)
+        self.daemon = True
+
+    def stop(self) -> None:
+        """Called in the event loop, which waits meanwhile."""
+        if not self.is_stopped.wait(_THREAD_S):
+            log.warning("the consumer's thread did not end within %s s and is left", _THREAD_S)
+
+
+class StateConsumerThread(driver.AIOKafkaConsumerThread):
+    """The consumer's thread, with Faust's co-partitioning assignor and a short fetch wait.
+
+    Without tables Faust would assign round robin, which splits `clickstream[p]` and `users[p]`: they share one home.
+    """
+
+    Worker = LeavableThread
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        pace(self._ensure_consumer()._fetcher, cast(StateConsumer, self.consumer).wiring.fetch_every_s)
+
+    async def on_thread_stop(self) -> None:
+        try:
+            await super().on_thread_stop()
+        finally:
+            if self._consumer is not None:  # its `stop` does nothing after one that was interrupted
+                await self._consumer._client.close()
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        conf, consumer = self.app.conf, cast(StateConsumer, self.consumer)
+        self._assignor = self.app.assignor
+        return aiokafka.AIOKafkaConsumer(
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            partition_assignment_strategy=[self._assignor],
+            enable_auto_commit=False,
+            auto_offset_reset="none",  # a position that the log does not hold is for the claims to judge
+            max_poll_records=conf.broker_max_poll_records,
+            max_poll_interval_ms=int((conf.broker_max_poll_interval or 0) * 1000),
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_wait_ms=consumer.wiring.fetch_wait_ms,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            isolation_level="read_committed",
+            metadata_max_age_ms=_METADATA_MS,
+            **consumer.wiring.access.aiokafka(),
+        )
+
+
+class StateConsumer(driver.Consumer):
+    """A consumer whose positions live with the state. Faust sees physical topics, the worker logical ones."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.reading = asyncio.Lock()  # held while a fetch is under way, and by whoever moves positions
+        self._handed: dict[TP, int] = {}  # physical partition → where reading went on after its last delivery
+        super().__init__(*args, **kwargs)
+
+    @property
+    def wiring(self) -> Wiring:
+        return cast(StateTransport, self.transport).wiring
+
+    def _new_consumer_thread(self) -> StateConsumerThread:
+        return StateConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def seek_to_committed(self) -> Positions:
+        """Called by Faust after every rebalance. Nothing is sought here: what is assigned is read once it is claimed.
+
+        When this takes longer than `broker_request_timeout`, Faust's recovery takes the timeout for its own stop and
+        never resumes the flow again.
+        """
+        self.wiring.take(self.assigned(), self.generation)
+        return {}
+
+    def assigned(self) -> set[TP]:
+        """The partitions that this member has now."""
+        return self._logical(self.assignment())
+
+    @property
+    def generation(self) -> int:
+        """Generation of the consumer group, as of the last assignment."""
+        return int(self.app.consumer_generation_id)
+
+    async def move(self, positions: Positions) -> None:
+        """Seeks in the consumer's own thread; the caller holds `reading`.
+
+        Raises:
+            ConnectionError: a partition is not assigned any more.
+        """
+        for tp, offset in self._physical(positions).items():
+            self._handed.pop(tp, None)
+            try:
+                await self._thread.call_thread(self._thread._ensure_consumer().seek, tp, offset)
+            except KafkaError as error:
+                raise ConnectionError(f"Kafka does not seek: {error}") from error
+
+    async def log_ends(self, tps: set[TP]) -> Positions:
+        """End offsets, asked of the broker now. ConnectionError when it does not answer."""
+        return await self._offsets(self.highwaters, tps)
+
+    async def log_starts(self, tps: set[TP]) -> Positions:
+        """First offsets that the broker still has. ConnectionError when it does not answer."""
+        return await self._offsets(self.earliest_offsets, tps)
+
+    def handed(self, tps: set[TP]) -> Positions:
+        """Offsets before which everything has been delivered, since the last seek; beyond the last record where
+        nothing but transaction markers follow.
+        """
+        found = {tp: self._handed.get(tp) for tp in self._physical(dict.fromkeys(tps, 0))}
+        return {self._named(tp): offset for tp, offset in found.items() if offset is not None}
+
+    async def _offsets(self, ask: Callable[..., Awaitable[Mapping[TP, int]]], tps: set[TP]) -> Positions:
+        try:
+            found = await ask(*self._physical(dict.fromkeys(tps, 0))) if tps else {}
+            return {self._named(tp): int(offset) for tp, offset in found.items()}
+        except KafkaError as error:
+            raise ConnectionError(f"Kafka does not tell its offsets: {type(error).__name__}: {error}") from error
+
+    async def report_positions(self, positions: Positions) -> None:
+        """Commits offsets to Kafka: only a lag gauge for others, so a failure does not matter.
+
+        Not during a rebalance: a commit of the old generation would make this member join once more.
+        """
+        if not positions or self.app.rebalancing or not self.flow_active:
+            return
+        offsets = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in self._physical(positions).items()}
+        try:
+            await self._thread.call_thread(self._thread._ensure_consumer().commit, offsets)
+        except KafkaError:
+            pass
+
+    async def check_membership(self) -> None:
+        """Makes aiokafka go on after an error in joining the group: it waits until somebody asks for the error.
+
+        Raises:
+            RuntimeError: it, or the part of it that fetches, has given up for good.
+        """
+        consumer = self._thread._ensure_consumer()
+        coordinator = consumer._coordinator
+        if consumer._fetcher is not None and consumer._fetcher.error_future.done():
+            raise RuntimeError("the Kafka client fetches no more: its own task has ended")
+        try:
+            await self._thread.call_thread(coordinator.check_errors)
+        except KafkaError as error:
+            if coordinator._coordination_task.done():
+                raise RuntimeError(f"no longer a member of the consumer group: {error}") from error
+            log.warning("joining the consumer group failed, trying again: %s", error)
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """Faust's fetch loop: reads what is wanted and delivers it in one piece."""
+        try:
+            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                if not self.flow_active:
+                    await self.can_resume_flow.wait()
+                async with self.reading:
+                    idle = not await self._read_once()
+                if idle:
+                    await asyncio.sleep(self.wiring.idle_s)
+        except self.consumer_stopped_errors:
+            if not self.app.should_stop:
+                raise
+
+    async def _read_once(self) -> bool:
+        """One fetch; False when nothing was wanted or it failed."""
+        wanted = self.wiring.wanted(self._logical(self._get_active_partitions())) if self.flow_active else set()
+        if not wanted:
+            return False
+        physical = set(self._physical(dict.fromkeys(wanted, 0)))
+        # The lock is held meanwhile, so this also bounds how long a claim waits for a quiet consumer.
+        try:
+            found = await self._thread.getmany(physical, timeout=0.2)
+        except OffsetOutOfRangeError as error:
+            self.wiring.misplaced(self._logical(error.args[0]))
+            return True
+        except NoOffsetForPartitionError:
+            return True  # as of before the claim sought the position
+        except KafkaError as error:
+            log.warning("cannot fetch: %s: %s", type(error).__name__, error)
+            return False
+        except BaseException:  # interrupted: the client may have given out records that nobody gets
+            self.wiring.misplaced(wanted)
+            raise
+        if self.flow_active:
+            self.wiring.deliver([self._record(raw) for raws in found.values() for raw in raws])
+            self._handed |= self._reached(physical)
+        else:
+            self.wiring.misplaced(self._logical(found))  # a rebalance began: these records are to be read again
+        return True
+
+    def _reached(self, tps: set[TP]) -> dict[TP, int]:
+        """Where the client itself would read on."""
+        subscription = self._thread._ensure_consumer()._subscription.subscription
+        if subscription is None or subscription.assignment is None:  # a rebalance is under way
+            return {}
+        found = {tp: subscription.assignment.state_value(tp) for tp in tps}
+        return {tp: state.position for tp, state in found.items() if state and state.has_valid_position}
+
+    def _named(self, tp: Any) -> TP:
+        return TP(self.wiring.access.name(tp.topic), tp.partition)
+
+    def _logical(self, tps: Iterable[Any]) -> set[TP]:
+        return {self._named(tp) for tp in tps}
+
+    def _physical(self, positions: Positions) -> dict[TP, int]:
+        return {TP(self.wiring.access.topic(tp.topic), tp.partition): offset for tp, offset in positions.items()}
+
+    def _record(self, raw: Any) -> Record:
+        topic = self.wiring.access.name(raw.topic)
+        return Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, raw.headers)
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's livelock detector watches per-event streams, which are not used; the worker's beat stands for it."""
+
+
+class StateTransport(driver.Transport):
+    """Faust's aiokafka transport with `StateConsumer`."""
+
+    Consumer = StateConsumer
+    wiring: Wiring

@@ -1,0 +1,88 @@
+"""Lanes: fetched records of some topics on their way to one serial agent, bounded in number and in bytes.
+
+Users, items and contexts have a lane each, so a flood of clicks does not delay a stock-out. A full lane's partitions
+are not read, which is all the back pressure there is: Kafka keeps the rest. Knows nothing of positions or claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record
+from streams.pipeline.engine import tag_of
+
+LANES = (frozenset({USERS, CLICKSTREAM}), frozenset({CATALOG, ITEM_VECTORS}), frozenset({CONTEXT}))
+MAX_BYTES = 32 << 20  # of waiting records: some thousand usual ones, or some dozen of the largest
+USUAL_BATCH = 512  # records: a few hundred users for the encoder
+BATCH_S = 0.5  # a larger batch may take so long: what it delays would have waited for the backlog before it anyway
+
+
+@dataclass(slots=True)
+class BatchSize:
+    """How many records are applied in one write: USUAL_BATCH, or as many as the last full batch did in BATCH_S.
+
+    A user with several events in a batch is encoded and written once, so a backlog is applied faster in large ones.
+    """
+
+    records: int = USUAL_BATCH
+
+    def took(self, records: int, wanted: int, seconds: float) -> None:
+        """A batch of `records` was applied, of `wanted` at most.
+
+        One that was not full says nothing: a part of its time is the same for any.
+        """
+        if records >= wanted:
+            self.records = max(USUAL_BATCH, int(records * BATCH_S / max(seconds, 1e-3)))
+
+
+@dataclass(slots=True)
+class Lane:
+    """Records that wait (`pending`), and those that are being applied (`working`)."""
+
+    topics: frozenset[str]
+    channel: Any  # of Faust: wakes the agent
+    pending: list[Record] = field(default_factory=list)
+    working: list[Record] = field(default_factory=list)
+    waiting_bytes: int = 0
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Takes over fetched records and wakes the agent."""
+        self.pending += records
+        self.waiting_bytes += sum(map(_size, records))
+        self._wake()
+
+    def _wake(self) -> None:
+        for subscriber in self.channel._subscribers or [self.channel]:
+            if subscriber.queue.empty():
+                subscriber.queue.put_nowait(True)
+
+    def take(self, count: int) -> list[Record]:
+        """The next records to apply; they count as being applied until the next call or `done`."""
+        self.working, self.pending = self.pending[:count], self.pending[count:]
+        self.waiting_bytes -= sum(map(_size, self.working))
+        return self.working
+
+    def done(self) -> None:
+        """What was taken is applied."""
+        self.working = []
+
+    def full(self, count: int) -> bool:
+        """Whether nothing more should be read for now."""
+        return len(self.pending) >= count or self.waiting_bytes >= MAX_BYTES
+
+    def forget(self, tags: set[str]) -> None:
+        """Drops what waits of these tags, and wakes the agent for the rest: a rebalance may have taken its wake."""
+        self.pending = [record for record in self.pending if tag_of(record.topic, record.partition) not in tags]
+        self.waiting_bytes = sum(map(_size, self.pending))
+        if self.pending:
+            self._wake()
+
+    def tags(self) -> set[str]:
+        """Of which something waits or is being applied."""
+        return {tag_of(record.topic, record.partition) for record in (*self.pending, *self.working)}
+
+
+def _size(record: Record) -> int:
+    return len(record.value or b"") + len(record.key or b"")

@@ -1,0 +1,75 @@
+"""Which log a position counts in: asks the broker for its cluster id and, where it has them, topic ids.
+
+Knows nothing of positions. The embedded broker has no topic ids; it is a new cluster at each start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from index.state.store import LogIdentity
+from streams.kafka.config import KafkaAccess, Reasons
+
+_TIMEOUT_S = 5.0  # a broker that is up answers in milliseconds
+_EMBEDDED = "mockCluster"  # how librdkafka's in-process broker names its clusters; it never answers DescribeTopics
+
+
+class LogLookup:
+    """Looks up log identities and partition counts.
+
+    Args:
+        access: the cluster. Topics are asked for and named by their logical names.
+    """
+
+    def __init__(self, access: KafkaAccess) -> None:
+        self._access = access
+        self._reasons = Reasons()
+        config: dict[str, Any] = {**access.librdkafka(), "log_level": 2, "error_cb": self._reasons}
+        self._admin = AdminClient(config)
+
+    async def identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
+        """Identity of each topic's log that exists. ConnectionError when the broker does not answer."""
+        return await asyncio.to_thread(self._identities, topics)
+
+    async def partition_counts(self) -> dict[str, int]:
+        """Partition count of every topic of ours. ConnectionError when the broker does not answer."""
+        metadata = await asyncio.to_thread(self._metadata)
+        access, topics = self._access, metadata.topics.items()
+        return {access.name(topic): len(found.partitions) for topic, found in topics if access.owns(topic)}
+
+    def _metadata(self) -> Any:
+        try:
+            return self._admin.list_topics(timeout=_TIMEOUT_S)
+        except KafkaException as error:
+            raise ConnectionError(self._explained("does not answer", error)) from error
+
+    def _identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
+        cluster_id = self._metadata().cluster_id or ""
+        if cluster_id.startswith(_EMBEDDED):
+            return {topic: LogIdentity(cluster_id) for topic in topics}
+        try:
+            asked = TopicCollection([self._access.topic(topic) for topic in topics])
+            found = self._admin.describe_topics(asked, request_timeout=_TIMEOUT_S)
+            ids = {self._access.name(topic): self._topic_id(future) for topic, future in found.items()}
+            return {topic: LogIdentity(cluster_id, topic_id) for topic, topic_id in ids.items() if topic_id}
+        except KafkaException as error:
+            raise ConnectionError(self._explained("does not describe its topics", error)) from error
+
+    @staticmethod
+    def _topic_id(described: Any) -> str:
+        """Empty for a topic that does not exist."""
+        try:
+            return str(described.result().topic_id)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return ""
+            raise
+
+    def _explained(self, what: str, error: KafkaException) -> str:
+        self._admin.poll(0)  # delivers the reasons
+        return self._reasons.explain(f"Kafka {what}: {error.args[0].str()}")

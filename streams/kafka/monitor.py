@@ -1,0 +1,169 @@
+"""What a worker watches while it runs: being caught up, writes the store has lost, logs that are others by now.
+
+Confirms to the API, tag by tag, that everything up to the log's end is applied. Assumes that claims and seeks are
+`streams.kafka.claims`' matter: it only asks for them. An unreachable broker or store is a warning; the next look may
+do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import faust
+from faust.types import TP
+
+from index.state.store import FencedError, StoreUnavailableError
+from streams.events import CLICKSTREAM, CONSUMED, USERS
+from streams.kafka.claims import Claims
+from streams.kafka.consumer import StateConsumer
+from streams.kafka.lanes import Lane
+from streams.kafka.log_identity import LogLookup
+from streams.pipeline.engine import Engine, tag_of
+from streams.pipeline.lease import Tenure
+
+_LOGS_S = 1.0  # between two looks at the topics: a recreated one is noticed this soon
+_REPORT_EVERY = 10  # beats between commits of offsets to Kafka, which are only a gauge
+
+log = logging.getLogger(__name__)
+
+
+def misfit(counts: Mapping[str, int], partitions: int) -> str:
+    """What is wrong with the topics' partition counts, with the remedy; "" when they fit."""
+    for topic in CONSUMED:
+        wanted = partitions if topic in (CLICKSTREAM, USERS) else 1
+        if counts.get(topic) != wanted:
+            found = f"has {counts[topic]} partitions" if topic in counts else "does not exist"
+            return (
+                f"topic {topic} {found}, the live state needs {wanted}: create it with {wanted} partitions, "
+                "or use another key prefix with the partition count that the topics have"
+            )
+    return ""
+
+
+class Watch:
+    """Looks after the tenures of one engine.
+
+    Args:
+        lanes: where records wait that were fetched and not yet applied.
+        crashed: raises when the consumer cannot go on.
+    """
+
+    def __init__(
+        self, engine: Engine, claims: Claims, lookup: LogLookup, lanes: Sequence[Lane], crashed: Callable[[], None]
+    ) -> None:
+        self._engine, self._claims, self._lookup = engine, claims, lookup
+        self._lanes, self._crashed = lanes, crashed
+        self._turn = 0
+        self._behind: dict[TP, int] = {}  # positions that were not at their log's end in the last beat
+
+    async def beats(self, every_s: float) -> None:
+        """Confirms for ever. Raises RuntimeError when the worker cannot go on."""
+        while True:
+            await asyncio.sleep(every_s)
+            self._crashed()
+            try:
+                await self._beat(self._consumer)
+            except (TimeoutError, StoreUnavailableError, FencedError, OSError) as error:
+                log.warning("cannot confirm being caught up: %s", error or type(error).__name__)
+            except faust.exceptions.ConsumerNotStarted:
+                continue
+
+    async def logs(self) -> None:
+        """Looks for ever whether the topics are still those that the positions count in.
+
+        Raises:
+            ValueError: a topic has another partition count.
+        """
+        while True:
+            await asyncio.sleep(_LOGS_S)
+            try:
+                await self._look_at_logs()
+            except (ConnectionError, TimeoutError) as error:
+                log.warning("cannot look at the topics: %s", error)
+
+    @property
+    def _consumer(self) -> StateConsumer:
+        assert self._claims.consumer is not None
+        return self._claims.consumer
+
+    def _settled(self) -> dict[str, Tenure]:
+        return {tag: t for tag, t in self._engine.tenures.items() if tag not in self._claims.unsettled}
+
+    async def _beat(self, consumer: StateConsumer) -> None:
+        tenures = self._settled()
+        tps = {tp for tp in consumer.assigned() if tag_of(*tp) in tenures}
+        await consumer.check_membership()
+        ends = await consumer.log_ends(tps)
+        await self._check_stored(tenures)
+        behind = {tp: _position(tenures, tp) for tp, end in ends.items() if _position(tenures, tp) < end}
+        await self._pass_over(consumer, {tp for tp, at in behind.items() if self._behind.get(tp) == at})
+        self._behind = behind
+        by_tag: dict[str, dict[str, int]] = {}
+        for tp, end in ends.items():
+            by_tag.setdefault(tag_of(*tp), {})[tp.topic] = end
+        await asyncio.gather(*(self._confirm(tenures[tag], mine) for tag, mine in by_tag.items()))
+        self._turn += 1
+        if self._turn % _REPORT_EVERY == 0:
+            await consumer.report_positions({tp: _position(tenures, tp) for tp in tps})
+
+    async def _confirm(self, tenure: Tenure, ends: Mapping[str, int]) -> None:
+        """One tag's beat: the ends of its logs, and whether everything up to them is applied."""
+        if tenure.tag in self._claims.unsettled or self._engine.tenures.get(tenure.tag) is not tenure:
+            return
+        caught_up = set(ends) == set(tenure.positions) and all(tenure.positions[t] >= end for t, end in ends.items())
+        tenure.caught_up = caught_up
+        if not await self._engine.store.beat(tenure.tag, tenure.token, ends, caught_up):
+            self._engine.counts["fenced"] += 1
+            self._claims.again(tenure.tag, claim=True)
+
+    async def _check_stored(self, tenures: Mapping[str, Tenure]) -> None:
+        """Claims anew what a restarted store took back: without new records no refused write would tell."""
+        keys, written = self._engine.store.keys, {tag: dict(t.positions) for tag, t in tenures.items()}
+        rows = await self._engine.store.read(
+            [(keys.owner(tag), [f"pos:{topic}" for topic in positions]) for tag, positions in written.items()]
+        )
+        for (tag, positions), stored in zip(written.items(), rows, strict=True):
+            if tag in self._claims.unsettled or self._engine.tenures.get(tag) is not tenures[tag]:
+                continue  # claimed anew while the store was asked
+            if any(int(value or 0) < position for value, position in zip(stored, positions.values(), strict=True)):
+                log.warning("the store has lost writes to %s: reading them once more", tag)
+                self._claims.again(tag, claim=True)
+
+    async def _pass_over(self, consumer: StateConsumer, behind: set[TP]) -> None:
+        """Moves positions past the end markers of transactions, which Kafka delivers to nobody.
+
+        Under the consumer's lock nothing is fetched, and what was fetched in whole is in the lanes: where they hold
+        nothing of a tag, all records before the place up to which the consumer has delivered are applied. It keeps
+        fetching waiting, so it is for positions that have stood still for a beat: others are on their way.
+        """
+        if not self._idle(behind):
+            return
+        async with consumer.reading:
+            for tp, reached in consumer.handed(self._idle(behind)).items():
+                if tag_of(*tp) not in self._claims.unsettled:
+                    await self._engine.pass_over(tp.topic, tag_of(*tp), reached)
+
+    def _idle(self, tps: set[TP]) -> set[TP]:
+        """Those of whose tag nothing is in the lanes."""
+        busy = set[str]().union(*(lane.tags() for lane in self._lanes))
+        return {tp for tp in tps if tag_of(*tp) not in busy}
+
+    async def _look_at_logs(self) -> None:
+        counts = await self._lookup.partition_counts()
+        wrong = misfit(counts, self._engine.partitions)
+        if wrong and all(topic in counts for topic in CONSUMED):
+            raise ValueError(wrong)
+        if wrong:
+            log.warning("%s", wrong)
+        identities = await self._lookup.identities([topic for topic in CONSUMED if topic in counts])
+        for tag, tenure in self._settled().items():
+            others = [t for t, known in tenure.logs.items() if t in identities and identities[t] != known]
+            if others:
+                log.warning("%s of %s: another log than before, recreated or on another cluster", others, tag)
+                self._claims.again(tag, claim=True)
+
+
+def _position(tenures: Mapping[str, Tenure], tp: TP) -> int:
+    return tenures[tag_of(*tp)].positions[tp.topic]

@@ -1,0 +1,298 @@
+"""The worker: a Faust app whose agents apply micro-batches from Kafka to the live state.
+
+Three lanes (users, items, contexts) each have one serial agent, so a flood of clicks does not delay a stock-out. A
+lone record is applied at once; what arrives meanwhile is the next batch. No exception leaves an agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import faust
+from faust.types import TP
+
+from index.state.store import FencedError, StoreUnavailableError
+from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record
+from streams.kafka.claims import Claims
+from streams.kafka.config import KafkaAccess
+from streams.kafka.consumer import PatientAssignor, StateConsumer, StateTransport, Wiring
+from streams.kafka.lanes import LANES, BatchSize, Lane
+from streams.kafka.log_identity import LogLookup
+from streams.kafka.monitor import Watch, misfit
+from streams.pipeline.engine import Engine, GapError, tag_of
+
+_IDLE_EVERY = 5  # beats between two looks for idle users, each at one partition
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How a worker talks to Kafka and how much it takes at once."""
+
+    access: KafkaAccess
+    group: str = "perseid"
+    max_batch: int = 2048  # records applied in one write at most; see `BatchSize`
+    max_pending: int = 4096  # fetched records that may wait per lane before its partitions are no longer read
+    session_s: float = 6.0  # a killed worker's partitions are free after this long
+    fetch_wait_ms: int = 10
+    beat_s: float = 0.2  # how often "caught up" is confirmed to the API; it calls answers stale after 1 s
+    stop_s: float = 8.0  # Faust usually stops within a second
+    retry_s: float = 0.1  # first pause when the store is away; doubles up to two seconds
+
+
+class _App(faust.App):
+    """An application that keeps nothing in files."""
+
+    def _create_directories(self) -> None:
+        """None: they are for tables, and would be made wherever the worker was started."""
+
+
+class StreamWorker:
+    """Runs one engine against Kafka until stopped.
+
+    Args:
+        engine: applies the records; nobody else uses it.
+        follow: keeps the encoder's items in line with the item log; runs beside the agents.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: WorkerSettings, follow: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        self.engine, self.settings = engine, settings
+        self._lookup = LogLookup(settings.access)
+        self.claims = Claims(engine, self._lookup, settings.group, self._forget_fetched, self._fail)
+        self._failure: BaseException | None = None
+        self._stop = asyncio.Event()
+        self.app = self._build_app()
+        self.lanes = [self._build_lane(topics) for topics in LANES]
+        self._watch = Watch(engine, self.claims, self._lookup, self.lanes, self._check_alive)
+        self._background: list[Callable[[], Awaitable[None]]] = [
+            self.claims.keep,
+            lambda: self._watch.beats(settings.beat_s),
+            self._watch.logs,
+            self._sweep,
+            *([follow] if follow else []),
+        ]
+
+    async def run(self) -> None:
+        """Consumes until `stop` is called.
+
+        Raises:
+            PositionBeyondLogError: and nothing was changed.
+            ValueError: the broker's topics do not fit the live state.
+        """
+        await self._check_topics()
+        self.claims.consumer = cast(StateConsumer, self.app.consumer)
+        # Not simply awaited: a broker that is silent must not keep a worker from ending that is asked to stop.
+        starting, stopping = asyncio.ensure_future(self.app.start()), asyncio.ensure_future(self._stop.wait())
+        starting.add_done_callback(self._ended)
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        calls = [] if self._stop.is_set() else self._background
+        tasks = [starting, *(asyncio.ensure_future(call()) for call in calls)]
+        for task in tasks[1:]:
+            task.add_done_callback(self._ended)
+        await stopping
+        # Positions live with the state, so nothing is lost when Faust's consumer thread does not end in time.
+        ending = asyncio.ensure_future(self._end(tasks))
+        _, late = await asyncio.wait([ending, *tasks], timeout=self.settings.stop_s)
+        if late:
+            log.warning("%d parts of the worker did not stop within %s s and are left", len(late), self.settings.stop_s)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _end(self, tasks: Sequence[asyncio.Future[None]]) -> None:
+        waiting = set(tasks)
+        while waiting:  # Faust's calls into its consumer thread may swallow a cancellation
+            for task in waiting:
+                task.cancel()
+            _, waiting = await asyncio.wait(waiting, timeout=0.1)
+        await self.app.stop()
+
+    def stop(self) -> None:
+        """Asks `run` to end; the batch in work is finished or was not written."""
+        self._stop.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything assigned is claimed."""
+        return bool(self.engine.tenures) and not self.claims.unsettled
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything assigned is claimed, and applied up to the logs' ends as last seen."""
+        return self.settled and all(tenure.caught_up for tenure in self.engine.tenures.values())
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(task.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
+        if error is not None and self._failure is None:
+            log.error("the worker ends", exc_info=error)
+        self._failure = self._failure or error
+        self._stop.set()
+
+    async def _check_topics(self) -> None:
+        if wrong := misfit(await self._lookup.partition_counts(), self.engine.partitions):
+            raise ValueError(wrong)
+
+    def _check_alive(self) -> None:
+        if self.app.crashed:
+            raise RuntimeError("the Faust app has crashed") from self.app.crash_reason
+
+    def _build_app(self) -> faust.App:
+        settings = self.settings
+        app = _App(
+            settings.group,
+            **settings.access.faust(),
+            store="memory://",
+            web_enabled=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            stream_wait_empty=False,
+            broker_session_timeout=settings.session_s,
+            broker_heartbeat_interval=settings.session_s / 3,
+            broker_rebalance_timeout=settings.session_s,
+            broker_request_timeout=max(10.0, settings.session_s),
+            broker_max_poll_records=settings.max_pending,
+            PartitionAssignor=PatientAssignor,
+        )
+        app.transport = StateTransport(app.conf.broker_consumer, app)
+        app.transport.wiring = Wiring(
+            settings.access, self.claims.take, self._wanted, self._deliver, self._misplaced, settings.fetch_wait_ms
+        )
+        topics = [settings.access.topic(name) for name in CONSUMED]
+        app.topics.add(app.topic(*topics, key_type=bytes, value_type=bytes, value_serializer="raw"))
+        return app
+
+    def _build_lane(self, topics: frozenset[str]) -> Lane:
+        lane = Lane(topics, self.app.channel(maxsize=1))
+
+        async def apply(wakes: faust.StreamT[Any]) -> None:
+            size = BatchSize()
+            async for _ in wakes:
+                # Once stopping, what is not applied stays in the lane: positions never pass what it holds.
+                while lane.pending and not self._stop.is_set():
+                    wanted, began = min(size.records, self.settings.max_batch), time.monotonic()
+                    batch = lane.take(wanted)
+                    await self._apply(batch)
+                    if not self._stop.is_set():
+                        lane.done()
+                        if CLICKSTREAM in topics:  # items and contexts have nothing to share, and are one script each
+                            size.took(len(batch), wanted, time.monotonic() - began)
+
+        self.app.agent(lane.channel, name=f"apply-{'-'.join(sorted(topics))}")(apply)
+        return lane
+
+    def _wanted(self, assigned: set[TP]) -> set[TP]:
+        full = {topic for lane in self.lanes if lane.full(self.settings.max_pending) for topic in lane.topics}
+        unsettled = self.claims.unsettled
+        return {tp for tp in assigned if tp.topic not in full and tag_of(tp.topic, tp.partition) not in unsettled}
+
+    def _deliver(self, records: Sequence[Record]) -> None:
+        for lane in self.lanes:
+            if mine := [record for record in records if record.topic in lane.topics]:
+                lane.put(mine)
+
+    def _misplaced(self, tps: set[TP]) -> None:
+        """What was read last is not what the state needs next: claiming anew finds out where to read on, and why."""
+        for tag in {tag_of(*tp) for tp in tps}:
+            self.claims.again(tag, claim=True)
+
+    def _forget_fetched(self, tags: set[str]) -> None:
+        for lane in self.lanes:
+            lane.forget(tags)
+
+    async def _apply(self, batch: list[Record]) -> None:
+        """Applies a batch whatever happens: retries, and leaves out what is no longer ours."""
+        pause, attempts = self.settings.retry_s, 0
+        while batch and not self._stop.is_set():
+            batch = [record for record in batch if self._is_ours(record)]
+            try:
+                await self.engine.apply(batch)
+                self._observe(batch)
+                return
+            except GapError as gap:
+                log.info("%s", gap)
+                self.claims.again(tag_of(gap.topic, gap.partition), claim=False)
+            except FencedError as fenced:
+                log.warning("%s", fenced)
+                self.engine.counts["fenced"] += 1
+                self.claims.again(fenced.tag, claim=True)
+            except StoreUnavailableError as error:
+                self.engine.counts["store_retries"] += 1
+                log.warning("the store is away, %d records wait: %s", len(batch), error)
+                await asyncio.sleep(pause)
+                pause = min(2.0, pause * 2)
+            except Exception:
+                # The agent boundary: a defect of ours must not stop the stream or lose what is around it.
+                attempts += 1
+                log.exception("applying %d records failed (attempt %d)", len(batch), attempts)
+                await asyncio.sleep(pause)
+                if attempts > 2:
+                    await self._apply_one_by_one(batch)
+                    return
+
+    def _observe(self, batch: Sequence[Record]) -> None:
+        """How old the batch's clicks were when they became visible."""
+        now_ms = time.time() * 1000
+        clicks = [record for record in batch if record.topic == CLICKSTREAM]
+        self.engine.metrics.freshness.observe([max(0.0, now_ms - _sent_ms(record)) for record in clicks])
+
+    async def _apply_one_by_one(self, batch: Sequence[Record]) -> None:
+        for record in batch:
+            try:
+                if self._is_ours(record):
+                    await self.engine.apply([record])
+            except (GapError, FencedError, StoreUnavailableError):
+                await self._apply([record])
+            except Exception as error:
+                self.engine.counts["defects"] += 1
+                log.exception("%s[%d]@%d cannot be applied", record.topic, record.partition, record.offset)
+                await self._skip(record, MalformedError("value", f"processing failed: {type(error).__name__}"))
+
+    async def _skip(self, record: Record, error: MalformedError) -> None:
+        """Dead-letters a record whose application is defective; when its claim is unsure, it is read once more."""
+        try:
+            await self.engine.skip(record, error)
+        except (FencedError, StoreUnavailableError) as refused:
+            log.warning("%s", refused)
+            self.claims.again(tag_of(record.topic, record.partition), claim=True)
+
+    def _is_ours(self, record: Record) -> bool:
+        tag = tag_of(record.topic, record.partition)
+        return tag in self.engine.tenures and tag not in self.claims.unsettled
+
+    async def _sweep(self) -> None:
+        """Re-encodes users whose items got their vectors after they were clicked, and removes idle ones."""
+        turn = 0
+        while not self._stop.is_set():
+            await asyncio.sleep(self.settings.beat_s)
+            turn += 1
+            try:
+                await self.engine.sweep_waiting()
+                if turn % _IDLE_EVERY == 0:
+                    await self.engine.sweep_idle()
+            except (StoreUnavailableError, FencedError) as error:
+                log.warning("cannot re-encode waiting users or remove idle ones yet: %s", error)
+            except Exception:
+                # As in `_apply`: a defect that a sweep meets must not stop the stream.
+                self.engine.counts["defects"] += 1
+                log.exception("re-encoding waiting users or removing idle ones failed")
+            else:
+                continue
+            for tag in [tag for tag, tenure in self.engine.tenures.items() if tenure.unsure]:
+                self.claims.again(tag, claim=True)
+
+
+def _sent_ms(record: Record) -> float:
+    """When Kafka acknowledged it first: before it was forwarded to its home partition, if it was."""
+    if not record.headers:
+        return record.timestamp_ms
+    return next((float(value) for name, value in record.headers if name == SENT_MS), record.timestamp_ms)

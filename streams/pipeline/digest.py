@@ -1,0 +1,125 @@
+"""The digest of a live state: equal digests mean that the same events were applied in the same order.
+
+Covers every user's window, profile and forget mark, popularity, positions, items and contexts; no floats, no caches,
+no counters. Reads the whole state, so it is for tests, replay and audits, not for the hot path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.records import ITEM_FIELDS, PROFILE, STATE, canonical_json, load_item, load_user, vector_field
+from index.state.store import LiveStore
+from streams.pipeline.clock import PartitionClock
+from streams.pipeline.engine import topics_of
+from streams.pipeline.user_state import leave_if_idle
+
+_CHUNK = 500  # users or items read in one round trip
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Hashes by part, so that a difference names where it is: one per user partition, `items`, `contexts`."""
+
+    parts: dict[str, str]
+
+    @property
+    def hex(self) -> str:
+        """One hash over all parts."""
+        return hashlib.sha256(canonical_json(self.parts)).hexdigest()
+
+    def differences(self, other: Digest) -> list[str]:
+        """Names of the parts that differ."""
+        return sorted(name for name in self.parts | other.parts if self.parts.get(name) != other.parts.get(name))
+
+
+def digest_of(parts: dict[str, Any]) -> Digest:
+    """Hashes plain values as `read_state` returns them."""
+    return Digest({name: hashlib.sha256(canonical_json(value)).hexdigest() for name, value in parts.items()})
+
+
+async def digest(store: LiveStore, partitions: int) -> Digest:
+    """The digest of what a store holds."""
+    return digest_of(await read_state(store, partitions))
+
+
+async def read_state(store: LiveStore, partitions: int) -> dict[str, Any]:
+    """Everything the digest covers as plain JSON values, by part."""
+    parts: dict[str, Any] = {}
+    for partition in range(partitions):
+        tag = partition_tag(partition)
+        parts[tag] = {
+            "users": await _users(store, tag),
+            "popularity": await _popularity(store, tag),
+            "positions": await _positions(store, tag),
+        }
+    parts["items"] = {"items": await _items(store), "positions": await _positions(store, ITEMS_TAG)}
+    contexts = await store.read_all(store.keys.contexts())
+    parts["contexts"] = {
+        "contexts": {name: orjson.loads(content) for name, content in contexts.items()},
+        "positions": await _positions(store, CONTEXT_TAG),
+    }
+    return parts
+
+
+async def _users(store: LiveStore, tag: str) -> dict[str, Any]:
+    """Users who count as idle are left out of it, whether or not they were removed from the store by now."""
+    clock, idle_ms = (await store.read([(store.keys.owner(tag), ("clock", "idle_ms"))]))[0]
+    horizon_ms = PartitionClock.decode(clock).before(int(idle_ms or 0))
+    users: dict[str, Any] = {}
+    ids = sorted(await store.scores(store.keys.users(tag)))
+    for chunk in _chunks(ids):
+        rows = await store.read([(store.keys.user(tag, user_id), (STATE, PROFILE)) for user_id in chunk])
+        for user_id, fields in zip(chunk, rows, strict=True):
+            state = load_user(fields)
+            if leave_if_idle(state, horizon_ms) and state.empty:
+                continue
+            columns = zip(state.hashes, state.items, state.kinds, state.ts_ms, strict=True)
+            users[user_id] = {
+                "window": [[str(hashed), item, kind, ts_ms] for hashed, item, kind, ts_ms in columns],
+                "profile": orjson.loads(state.profile) if state.profile else None,
+                "forgotten_ms": state.forgotten_ms,
+            }
+    return users
+
+
+async def _popularity(store: LiveStore, tag: str) -> dict[str, dict[str, int]]:
+    buckets = await store.read_all(store.keys.popularity_buckets(tag))
+    return {
+        bucket: {
+            name: int(count) for name, count in (await store.read_all(store.keys.popularity(tag, int(bucket)))).items()
+        }
+        for bucket in sorted(buckets)
+    }
+
+
+async def _positions(store: LiveStore, tag: str) -> dict[str, int]:
+    owner = await store.read_all(store.keys.owner(tag))
+    return {topic: int(owner.get(f"pos:{topic}", b"0")) for topic in topics_of(tag)}
+
+
+async def _items(store: LiveStore) -> dict[str, Any]:
+    items: dict[str, Any] = {}
+    fields = (*ITEM_FIELDS, vector_field(""))
+    for chunk in _chunks(sorted(await store.scores(store.keys.item_index()))):
+        rows = await store.read([(store.keys.item(item_id), fields) for item_id in chunk])
+        for item_id, values in zip(chunk, rows, strict=True):
+            item = load_item(item_id, values)
+            items[item_id] = {
+                "catalogue": item.catalogue,
+                "tags": list(item.tags),
+                "embedder": item.embedder,
+                "vector": item.text_vector is not None,
+                "hashes": [item.vector_hash, item.text_hash],
+            }
+    return items
+
+
+def _chunks(ids: Sequence[str]) -> list[Sequence[str]]:
+    return [ids[i : i + _CHUNK] for i in range(0, len(ids), _CHUNK)]

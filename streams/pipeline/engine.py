@@ -1,0 +1,220 @@
+"""Events in, live state out: the one pipeline of the worker, of replay and of the tests.
+
+Knows records, positions and claims, not how records arrive: a transport (Kafka) or a player hands batches to `apply`.
+Every batch ends in one atomic write per topic and partition; after an error the same batch can be applied again.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry
+
+from index.api.metrics import WorkerMetrics
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record, Rules
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.intake import Intake, Outlet
+from streams.pipeline.item_writes import context_ops, item_ops
+from streams.pipeline.lease import Tenure
+from streams.pipeline.user_writer import EngineSettings, UserWriter
+
+TAG_TOPICS: Mapping[str, tuple[str, ...]] = {ITEMS_TAG: (CATALOG, ITEM_VECTORS), CONTEXT_TAG: (CONTEXT,)}
+log = logging.getLogger(__name__)
+
+USER_TOPICS = (USERS, CLICKSTREAM)  # the order in which one batch applies them: a profile before the clicks
+
+
+class GapError(Exception):
+    """The first record after a claim or seek does not continue the position: it is to be read once more from there."""
+
+    def __init__(self, topic: str, partition: int, position: int, offset: int) -> None:
+        super().__init__(f"{topic}[{partition}] continues at {offset}, position is {position}: reading it once more")
+        self.topic, self.partition, self.position = topic, partition, position
+
+
+def tag_of(topic: str, partition: int) -> str:
+    """The unit of atomic writing that a topic's partition belongs to."""
+    if topic in (CATALOG, ITEM_VECTORS):
+        return ITEMS_TAG
+    return CONTEXT_TAG if topic == CONTEXT else partition_tag(partition)
+
+
+def topics_of(tag: str) -> tuple[str, ...]:
+    """The topics whose positions are kept under a tag."""
+    return TAG_TOPICS.get(tag, USER_TOPICS)
+
+
+class Engine:
+    """Applies records to the live state.
+
+    Not for concurrent calls with the same tag; different tags may be applied concurrently.
+    """
+
+    def __init__(
+        self,
+        store: LiveStore,
+        rules: Rules,
+        partitions: int,
+        outlet: Outlet,
+        encoder: EncoderThread | None = None,
+        settings: EngineSettings | None = None,
+        announce: Callable[[], Awaitable[None]] | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self.store, self.rules, self.partitions, self.outlet = store, rules, partitions, outlet
+        self.encoder = encoder
+        self._announce = announce  # writes the deployment's facts and model into a store that does not have them
+        self._unannounced = False
+        self._swept = 0  # turns of the idle sweep
+        self.settings = settings or EngineSettings()
+        self.tenures: dict[str, Tenure] = {}
+        self.counts: Counter[str] = Counter()
+        self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
+        self.intake = Intake(rules, partitions, outlet, self.counts)
+        self._users = UserWriter(store, rules, self.intake, encoder, self.settings, self.counts, self.metrics)
+
+    async def claim(self, tag: str, generation: int, logs: Mapping[str, LogIdentity], group: str = "") -> Tenure:
+        """Takes a tag and reads its positions; caches survive when nobody else held it in between.
+
+        Raises:
+            ClaimRefusedError, StoreUnavailableError
+        """
+        claim = await self.store.claim(tag, uuid.uuid4().hex, generation, logs, group)
+        self._unannounced |= not claim.previous_token  # a new store, or one that was emptied
+        if self._unannounced and self._announce is not None:
+            await self._announce()
+        self._unannounced = False
+        before = self.tenures.get(tag)
+        kept = before is not None and claim.previous_token == before.token and before.positions == claim.positions
+        if before is not None and kept:
+            before.token = claim.token
+            tenure = before
+        else:
+            tenure = Tenure(tag, claim.token, dict(claim.positions), self.settings.cached_users)
+            await self._users.open(tenure)
+            await self.release(tag)
+        tenure.generation, tenure.logs, tenure.group = generation, logs, group
+        tenure.fresh, tenure.reread, tenure.unsure = set(logs), set(), False
+        self.counts["claims"] += 1
+        self.counts["new_logs"] += len(claim.new_logs)
+        self.tenures[tag] = tenure
+        return tenure
+
+    async def release(self, tag: str) -> None:
+        """Forgets a tag and everything cached for it."""
+        if self.tenures.pop(tag, None) is not None and self.encoder is not None:
+            await self.encoder.drop_tag(tag)
+
+    async def apply(self, records: Sequence[Record]) -> None:
+        """Applies a batch; within a topic and partition the records are in offset order.
+
+        Raises:
+            StoreUnavailableError: unsure whether it was written; call again with the same batch.
+            FencedError: somebody else owns a tag, or its position moved: claim it anew.
+            GapError: seek to the position and read on from there.
+            KeyError: a record belongs to a tag that was not claimed.
+        """
+        batches: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        for record in records:
+            batches[record.topic, tag_of(record.topic, record.partition)].append(record)
+        for tag in dict.fromkeys(tag for _, tag in batches):
+            if self.tenures[tag].unsure:
+                await self._renew(tag)
+        for topic in USER_TOPICS:
+            parts = {tag: part for (name, tag), part in batches.items() if name == topic}
+            if parts:
+                await self._users.apply(
+                    topic, [(self.tenures[tag], self._next(topic, tag, parts[tag])) for tag in parts]
+                )
+        for topic in (CATALOG, ITEM_VECTORS, CONTEXT):
+            tag = tag_of(topic, 0)
+            if (topic, tag) in batches:
+                await self._apply_single(topic, tag, self._next(topic, tag, batches[topic, tag]))
+
+    async def _renew(self, tag: str) -> None:
+        """Claims anew after a write of unknown outcome: a late arrival of it is fenced, and how far it got is read."""
+        before = self.tenures[tag]
+        positions = dict(before.positions)
+        first = next(iter(positions))
+        try:
+            tenure = await self.claim(tag, before.generation, before.logs, before.group)
+        except ClaimRefusedError as error:
+            raise FencedError(tag, first, "token", positions[first]) from error
+        for topic, stored in tenure.positions.items():
+            if stored < positions[topic]:  # the store lost writes that it had confirmed: read on from there
+                raise FencedError(tag, topic, "position", stored)
+
+    async def skip(self, record: Record, error: MalformedError) -> None:
+        """Dead-letters a record that could not be applied because of a defect, and moves the position past it."""
+        await self.outlet.dead_letter(record, error)
+        self.counts[f"malformed:{record.topic}:{error.field}"] += 1
+        tenure = self.tenures.get(tag_of(record.topic, record.partition))
+        if tenure is not None and record.offset >= tenure.positions[record.topic]:
+            await tenure.commit(self.store, record.topic, record.offset + 1, [])
+
+    async def pass_over(self, topic: str, tag: str, offset: int) -> None:
+        """Moves a position to an offset before which there is nothing left to apply.
+
+        Raises:
+            FencedError, StoreUnavailableError
+        """
+        tenure = self.tenures.get(tag)
+        if tenure is not None and not tenure.unsure and offset > tenure.positions[topic]:
+            log.info("%s: %s from %d to %d holds nothing to apply", tag, topic, tenure.positions[topic], offset)
+            self.counts["passed_over"] += offset - tenure.positions[topic]
+            await self._users.pass_over(tenure, topic, offset)
+
+    async def sweep_waiting(self) -> int:
+        """Re-encodes users that waited for the vector of an item that is known now; returns how many."""
+        return await self._users.sweep_waiting(self._user_tenures())
+
+    async def sweep_idle(self) -> int:
+        """Removes some idle users of one partition, another one with each call; returns how many."""
+        tenures = self._user_tenures()
+        if not tenures:
+            return 0
+        self._swept += 1
+        return await self._users.sweep_idle(tenures[self._swept % len(tenures)])
+
+    def _user_tenures(self) -> list[Tenure]:
+        return [tenure for tenure in self.tenures.values() if CLICKSTREAM in tenure.positions and not tenure.unsure]
+
+    def _next(self, topic: str, tag: str, records: Sequence[Record]) -> list[Record]:
+        """The records at or after the position; a first one that does not continue it is not believed at once."""
+        tenure = self.tenures[tag]
+        position = tenure.positions[topic]
+        due = [record for record in records if record.offset >= position]
+        self.counts["redelivered"] += len(records) - len(due)
+        if not due:
+            return due
+        if due[0].offset > position and topic in tenure.fresh and topic not in tenure.reread:
+            tenure.reread.add(topic)
+            raise GapError(topic, due[0].partition, position, due[0].offset)
+        if due[0].offset > position:
+            self.counts["gaps"] += 1
+            log.info("%s: offsets %d to %d are not in the log", tag, position, due[0].offset)
+        tenure.fresh.discard(topic)
+        return due
+
+    async def _apply_single(self, topic: str, tag: str, records: Sequence[Record]) -> None:
+        """Items and contexts: last write wins by offset, one commit for the batch."""
+        if not records:
+            return
+        events = [event for _, event in await self.intake.accept(records)]
+        if topic == CONTEXT:
+            ops = context_ops(events, self.store.keys)
+        else:
+            ops = await item_ops(events, self.store.keys, self.encoder)
+        tenure = self.tenures[tag]
+        try:
+            await tenure.commit(self.store, topic, records[-1].offset + 1, ops)
+        except BaseException:
+            tenure.unsure = True
+            raise
+        self.counts["applied"] += len(events)
+        self.counts[f"applied:{topic}"] += len(events)

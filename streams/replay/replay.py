@@ -1,0 +1,243 @@
+"""Sends historical records through the worker's engine into a live state of their own, asking before applying.
+
+Assumes records merged by time, within a partition in offset order, and all partitions claimed by `open_engine`. The
+engine, the state and the query code are those of production; nothing is published. The digest of the result equals the
+live one when the log was complete. It does not know where records come from (`streams.kafka.topic_reader`, a data
+folder).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from index.items.follower import ItemFollower
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
+from index.state.store import LiveStore, LogIdentity
+from streams.evaluation.prequential import Asker
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONTEXT,
+    ITEM_VECTORS,
+    PARTITIONED,
+    USERS,
+    Click,
+    MalformedError,
+    Record,
+    Rules,
+    parse,
+)
+from streams.folder.records import TOPIC_ORDER, SourceRecord
+from streams.kafka.topic_merge import Covers
+from streams.pipeline.digest import digest
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.engine import Engine, GapError, topics_of
+from streams.pipeline.intake import note_reason
+from streams.pipeline.user_writer import EngineSettings
+from streams.replay.report import ReplayReport, Tally
+
+# Records applied at once while nothing is asked: a user's run of events is then encoded once.
+_CHUNK = 512
+# Clicks of different users that may wait while questions are asked: what the encoder takes in one batch.
+_PENDING = 64
+_ITEM_TOPICS = (CATALOG, ITEM_VECTORS)
+# Within a chunk of the warm-up items come first, so that no window is encoded before its items are known.
+_CHUNK_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, USERS, CLICKSTREAM))}
+
+
+class SilentOutlet:
+    """Counts what production would send to Kafka: a replayed log holds the forwarded copies already."""
+
+    def __init__(self, dead_letters: Counter[str] | None = None) -> None:
+        self.dead_letters = Counter() if dead_letters is None else dead_letters  # by topic and reason
+        self.forwarded = 0
+
+    async def dead_letter(self, record: Record, error: MalformedError) -> None:
+        note_reason(self.dead_letters, record.topic, error)
+
+    async def forward(self, record: Record, partition: int, key: bytes) -> None:
+        self.forwarded += 1
+
+
+async def open_engine(
+    store: LiveStore,
+    rules: Rules,
+    partitions: int,
+    outlet: SilentOutlet,
+    encoder: EncoderThread | None,
+    logs: Mapping[str, LogIdentity],
+    settings: EngineSettings | None = None,
+) -> Engine:
+    """An engine that owns every partition of a live state that nobody else writes.
+
+    Raises:
+        ValueError: the store holds a state with another partition count or other kinds.
+    """
+    await store.ensure_cluster(partitions, [kind.name for kind in rules.kinds])
+    engine = Engine(store, rules, partitions, outlet, encoder, settings or EngineSettings(half_vectors=False))
+    for tag in (*(partition_tag(partition) for partition in range(partitions)), ITEMS_TAG, CONTEXT_TAG):
+        await engine.claim(tag, 0, {topic: logs[topic] for topic in topics_of(tag)}, "replay")
+    return engine
+
+
+def folder_logs(name: str) -> dict[str, LogIdentity]:
+    """Identities of the logs that a data folder stands for."""
+    return {topic: LogIdentity(f"folder:{name}") for topic in TOPIC_ORDER}
+
+
+def numbered(records: Iterable[SourceRecord], partitions: int) -> Iterator[Record]:
+    """Records as a broker would number them: users in their home partition, offsets counting from 0."""
+    offsets: Counter[tuple[str, int]] = Counter()
+    for topic, key, value, timestamp_ms in records:
+        partition = partition_of(key.decode(), partitions) if topic in PARTITIONED else 0
+        yield Record(topic, partition, offsets[topic, partition], timestamp_ms, key, value)
+        offsets[topic, partition] += 1
+
+
+async def replay(
+    source: str,
+    records: Iterable[Record],
+    engine: Engine,
+    outlet: SilentOutlet,
+    asker: Asker | None = None,
+    covers: Callable[[], Mapping[str, Covers]] = dict,
+    progress: Callable[[int], None] | None = None,
+) -> ReplayReport:
+    """Applies all records, asks about clicks as `asker` wants, and reports; `covers` says afterwards what was read.
+
+    Raises:
+        StoreUnavailableError: the live state did not answer; a replay begins anew then.
+    """
+    tally = Tally(dead_letters=outlet.dead_letters)
+    await feed(records, engine, tally, asker, progress)
+    return await report(source, engine, tally, asker, covers())
+
+
+async def feed(
+    records: Iterable[Record],
+    engine: Engine,
+    tally: Tally,
+    asker: Asker | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Applies records, all of them when it returns, and counts on in `tally`; returns how many there were.
+
+    An engine and an asker that are new go on from the tally's counts. `progress` is told of all records so far, after
+    every batch.
+
+    Raises:
+        StoreUnavailableError: the live state did not answer.
+    """
+    began_s, done_before = time.monotonic(), tally.done
+    await _go_on(engine, tally, asker)
+    feeder = _Feeder(engine, asker, tally.records, tally.asked, progress)
+    for record in records:
+        await feeder.feed(record)
+    await feeder.flush()
+    tally.asked, tally.counts = feeder.asked, Counter(engine.counts)
+    tally.asker = asker.memory() if asker is not None else None
+    tally.seconds += time.monotonic() - began_s
+    return tally.done - done_before
+
+
+async def report(
+    source: str, engine: Engine, tally: Tally, asker: Asker | None, covers: Mapping[str, Covers]
+) -> ReplayReport:
+    """What a replay has done so far. Reads the whole state for the digest."""
+    began_s = time.monotonic()
+    found = await digest(engine.store, engine.partitions)
+    return ReplayReport(
+        source=source,
+        complete=all(c.complete for c in covers.values()),
+        covers=covers,
+        records=dict(tally.records),
+        counts=dict(tally.counts),
+        dead_letters=dict(tally.dead_letters),
+        digest=found,
+        answers=asker.result() if asker is not None else None,
+        model=engine.encoder.version if engine.encoder is not None else None,
+        seconds=tally.seconds + time.monotonic() - began_s,
+    )
+
+
+async def _go_on(engine: Engine, tally: Tally, asker: Asker | None) -> None:
+    """Makes a new engine and a new asker know what the replay has come to; with an empty tally that is nothing."""
+    if not tally.done:
+        return
+    engine.counts.clear()
+    engine.counts.update(tally.counts)
+    if engine.encoder is not None:
+        items = ItemFollower(engine.store, engine.encoder.version, engine.encoder, text_vectors=True)
+        await items.catch_up()
+    if asker is not None:
+        if tally.asker is not None:
+            asker.remember(tally.asker)
+        await asker.items_changed()
+
+
+@dataclass(slots=True)
+class _Feeder:
+    """Collects records into batches; a question finds everything applied that its user's answer depends on."""
+
+    engine: Engine
+    asker: Asker | None
+    fed: Counter[str]
+    asked: bool = False  # since the first question items and clicks are applied in their order
+    progress: Callable[[int], None] | None = None
+    _pending: list[Record] = field(default_factory=list)
+    _users: set[str] = field(default_factory=set)  # with a click among the pending
+
+    async def feed(self, record: Record) -> None:
+        self.fed[record.topic] += 1
+        click = self._click(record)
+        if self.asker is not None and record.topic == CATALOG and record.key is not None:
+            self.asker.arrived(record.key.decode(errors="replace"), record.timestamp_ms)
+        if self.asked and self._pending and self._pending[-1].topic != record.topic:
+            await self.flush()
+        if click is not None and self.asker is not None:
+            if self.asker.wants(click, record.timestamp_ms):
+                if not self.asked or click.user_id in self._users:
+                    await self.flush()
+                self.asked = True
+                await self.asker.ask(click, record.timestamp_ms)
+            self.asker.observe(click, record.timestamp_ms)
+            self._users.add(click.user_id)
+        self._pending.append(record)
+        if len(self._pending) >= (_PENDING if self.asked else _CHUNK):
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Applies what is pending."""
+        batch = sorted(self._pending, key=lambda record: _CHUNK_ORDER[record.topic])
+        cut = next((n for n, record in enumerate(batch) if record.topic not in _ITEM_TOPICS), len(batch))
+        self._pending, self._users = [], set()
+        for part in (batch[:cut], batch[cut:]):
+            await self._apply(part)
+        if cut:
+            await self.engine.sweep_waiting()  # as a worker does when it is idle
+            if self.asker is not None:
+                await self.asker.items_changed()
+        if self.progress is not None:
+            self.progress(self.fed.total())
+
+    async def _apply(self, records: Sequence[Record]) -> None:
+        while records:
+            try:
+                await self.engine.apply(records)
+                return
+            except GapError:
+                continue  # the log begins later, or a compacted record is missing: accepted at the second look
+
+    def _click(self, record: Record) -> Click | None:
+        """The click that a record of the clickstream carries to its home partition."""
+        if self.asker is None or record.topic != CLICKSTREAM:
+            return None
+        try:
+            event = parse(record, self.engine.rules)
+        except MalformedError:
+            return None
+        at_home = isinstance(event, Click) and partition_of(event.user_id, self.engine.partitions) == record.partition
+        return event if at_home and isinstance(event, Click) else None

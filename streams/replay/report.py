@@ -1,0 +1,110 @@
+"""What a replay has counted so far, what its logs held, and the report at its end, for people and as plain values.
+
+A tally is carried from one part of a long replay to the next and through a checkpoint. It does not replay anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from streams.evaluation.comparison import table
+from streams.kafka.topic_merge import Covers
+from streams.pipeline.digest import Digest
+
+_TOLD = ("applied", "duplicate", "late", "forgotten", "malformed", "misrouted", "gaps")
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of a replay. `standing` is the reader's, `asker` the asker's memory: both plain values for JSON."""
+
+    records: Counter[str] = field(default_factory=Counter)  # by topic
+    counts: Counter[str] = field(default_factory=Counter)  # the engine's: applied, duplicate, late, malformed …
+    dead_letters: Counter[str] = field(default_factory=Counter)  # by topic and reason
+    seconds: float = 0.0
+    asked: bool = False  # since the first question items and clicks are applied in their order
+    asker: dict[str, Any] | None = None
+    standing: dict[str, Any] | None = None
+
+    @property
+    def done(self) -> int:
+        """How many records were fed."""
+        return self.records.total()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Tally:
+        """The tally that `to_dict` described."""
+        counted = ("records", "counts", "dead_letters")
+        return cls(**{**found, **{name: Counter(found[name]) for name in counted}})
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What a replay did. `complete`: all logs were read from 0 to their end, so the digest equals the live one."""
+
+    source: str
+    complete: bool
+    covers: Mapping[str, Covers]
+    records: Mapping[str, int]  # by topic
+    counts: Mapping[str, int]  # the engine's: applied, duplicate, late, malformed, misrouted …
+    dead_letters: Mapping[str, int]
+    digest: Digest
+    answers: Mapping[str, Any] | None  # Asker.result
+    model: str | None
+    seconds: float  # spent replaying, in all runs together
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "source": self.source,
+            "complete": self.complete,
+            "covers": {name: [c.first, c.start, c.end, c.log_end] for name, c in self.covers.items()},
+            "lost_to_retention": {name: c.lost for name, c in self.covers.items() if c.lost},
+            "records": dict(self.records),
+            "counts": dict(sorted(self.counts.items())),
+            "dead_letters": dict(self.dead_letters),
+            "digest": self.digest.hex,
+            "digest_parts": self.digest.parts,
+            "model": self.model,
+            "metrics": self.answers["metrics"] if self.answers is not None else {},
+            "answers": self.answers,
+            "seconds": round(self.seconds, 1),
+        }
+
+    def table(self) -> str:
+        """The same for people."""
+        records = ", ".join(f"{count} {topic}" for topic, count in sorted(self.records.items())) or "nothing"
+        counts = ", ".join(f"{self.counts[name]} {name}" for name in _TOLD if self.counts.get(name))
+        lines = [f"replayed {self.source}: {records} in {self.seconds:.0f} s{self._rate()}", f"engine: {counts}"]
+        lines += [f"dead letters: {count} x {reason}" for reason, count in sorted(self.dead_letters.items())]
+        lines += self._reach()
+        lines.append(f"digest {self.digest.hex}{'' if self.complete else ' (of a part of the log)'}")
+        return "\n".join(lines + self._questions())
+
+    def _rate(self) -> str:
+        done = sum(self.records.values())
+        return f", {done / self.seconds:,.0f} records/s" if self.seconds >= 1 else ""
+
+    def _reach(self) -> list[str]:
+        gone = [f"{name} from {c.first}" for name, c in sorted(self.covers.items()) if c.first > 0]
+        lost = [f"{c.lost} of {name}" for name, c in sorted(self.covers.items()) if c.lost]
+        lines = [f"the log no longer covers everything: {', '.join(gone)}"] if gone else []
+        return lines + ([f"left Kafka by retention before they were read: {', '.join(lost)}"] if lost else [])
+
+    def _questions(self) -> list[str]:
+        if self.answers is None:
+            return []
+        skipped = ", ".join(f"{count} {reason}" for reason, count in self.answers["skipped"].items())
+        away = ", ".join(f"{count} {why}" for why, count in self.answers["targets_out_of_reach"].items())
+        lines = [
+            f"model {self.model}, {self.answers['questions']} questions; not asked: {skipped or 'none'}",
+            f"targets that no list could hold (they count as misses): {away or 'none'}",
+        ]
+        return lines + (["", table(self.answers)] if self.answers["questions"] else [])
