@@ -15,22 +15,22 @@ import click
 
 # Command -> module. Loaded on use: the API process must not pay for torch, nor the worker for FastAPI.
 COMMANDS = {
-    "up": "deploy.commands_up",
-    "worker": "deploy.commands_roles",
-    "embed": "deploy.commands_roles",
-    "api": "deploy.commands_roles",
-    "indexer": "deploy.commands_roles",
-    "traffic": "deploy.commands_roles",
-    "produce": "deploy.commands_data",
-    "convert": "deploy.commands_data",
-    "export": "deploy.commands_export",
-    "train": "deploy.commands_model",
-    "evaluate": "deploy.commands_model",
-    "staleness": "deploy.commands_measure",
-    "compare": "deploy.commands_measure",
-    "replay": "deploy.commands_replay",
-    "doctor": "deploy.commands_doctor",
-    "stack": "deploy.commands_stack",
+    "up": "deploy.commands.up",
+    "worker": "deploy.commands.roles",
+    "embed": "deploy.commands.roles",
+    "api": "deploy.commands.roles",
+    "indexer": "deploy.commands.roles",
+    "traffic": "deploy.commands.roles",
+    "produce": "deploy.commands.data",
+    "convert": "deploy.commands.data",
+    "export": "deploy.commands.export",
+    "train": "deploy.commands.model",
+    "evaluate": "deploy.commands.model",
+    "staleness": "deploy.commands.measure",
+    "compare": "deploy.commands.measure",
+    "replay": "deploy.commands.replay",
+    "doctor": "deploy.commands.doctor",
+    "stack": "deploy.commands.stack",
 }
 
 

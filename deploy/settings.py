@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from deploy.settings_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds
+from deploy.setting_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds
 from index.state.keys import Keys
 from streams.events import DEFAULT_KINDS, Rules
 from streams.kafka.config import KafkaAccess

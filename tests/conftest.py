@@ -11,7 +11,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.state.keys import Keys
 from streams.kafka.config import KafkaAccess
 from tests import secured_kafka as secured
@@ -72,7 +72,7 @@ def topic_prefix() -> str:
 
 @pytest.fixture
 def kafka_access(kafka_server: str, topic_prefix: str) -> Iterator[KafkaAccess]:
-    """The real Kafka, with topics of this test's own; `deploy.topics.create_topics` makes them."""
+    """The real Kafka, with topics of this test's own; `deploy.servers.topics.create_topics` makes them."""
     with services.own_topics(kafka_server, topic_prefix) as access:
         yield access
 

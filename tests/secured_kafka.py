@@ -14,8 +14,8 @@ from pathlib import Path
 import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from deploy.stack_kafka import KafkaServer
-from deploy.stack_ports import free_port
+from deploy.servers.kafka import KafkaServer
+from deploy.servers.ports import free_port
 from streams.kafka.config import KafkaAccess
 from tests.services import KEEP, need_java, open_folder
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from deploy import stack_docker
-from deploy.stack_artefacts import find_maven
-from deploy.stack_elasticsearch import ElasticsearchServer
-from deploy.stack_java import find_java
-from deploy.stack_kafka import KafkaServer
+from deploy.servers.artefacts import find_maven
+from deploy.servers.elasticsearch import ElasticsearchServer
+from deploy.servers.java import find_java
+from deploy.servers.kafka import KafkaServer
+from deploy.stack import docker as stack_docker
 from streams.kafka.config import KafkaAccess
 
 KAFKA_IMAGE = "confluentinc/cp-kafka:7.9.0"

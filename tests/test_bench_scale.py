@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from streams.pipeline.digest import read_state

@@ -15,8 +15,8 @@ import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from deploy.broker import Broker, MockCluster, find_librdkafka, main, topic_partitions
-from deploy.processes import Role, StartError, Supervisor, log_tail
+from deploy.servers.mock_kafka import Broker, MockCluster, find_librdkafka, main, topic_partitions
+from deploy.servers.supervisor import Role, StartError, Supervisor, log_tail
 
 PARTITIONS = 4
 
@@ -215,7 +215,7 @@ def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from deploy.broker import Broker\n"
+        "from deploy.servers.mock_kafka import Broker\n"
         "broker = Broker({'a': 1}, Path(sys.argv[1]))\n"
         "broker.start()\n"
         "print(broker.pid, flush=True)\n"

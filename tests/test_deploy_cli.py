@@ -12,11 +12,11 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-from deploy.attach import attach, write_addresses
-from deploy.broker import Broker, topic_partitions
 from deploy.cli import COMMANDS, cli, run
-from deploy.produce import read_line
+from deploy.jobs.produce import read_line
+from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.settings import load
+from deploy.state_folder import attach, write_addresses
 from index.state.keys import partition_of
 from streams.events import MalformedError, Rules
 
@@ -68,7 +68,7 @@ def test_an_unknown_setting_ends_a_command_with_one_line(
 
 def test_the_command_line_starts_without_torch() -> None:
     code = (
-        "import sys, deploy.cli, deploy.commands_up, deploy.commands_roles, deploy.commands_data, deploy.attach;"
+        "import sys, deploy.cli, deploy.commands.up, deploy.commands.roles, deploy.commands.data, deploy.state_folder;"
         "print(sorted({'torch', 'faust', 'fastapi'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.broker import topic_partitions
 from deploy.cli import COMMANDS
+from deploy.servers.mock_kafka import topic_partitions
+from deploy.servers.pins import ELASTICSEARCH_VERSION, KAFKA_VERSION
 from deploy.settings import PREFIX, Settings, load
-from deploy.stack_pins import ELASTICSEARCH_VERSION, KAFKA_VERSION
 from tests.services import ELASTICSEARCH_IMAGE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from deploy.convert import FORMATS, convert
+from deploy.jobs.convert import FORMATS, convert
 from streams.folder.reader import Folder, read_folder
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from deploy.broker import Broker, topic_partitions
 from deploy.cli import run
-from deploy.doctor import examine
-from deploy.doctor_finding import Finding
-from deploy.redis_server import RedisServer
+from deploy.doctor.doctor import examine
+from deploy.doctor.finding import Finding
+from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.redis import RedisServer
 from deploy.settings import Settings, load
 from encoder.model.artefact import save
 from encoder.model.config import preset

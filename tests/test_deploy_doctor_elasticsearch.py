@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from deploy.doctor_elasticsearch import check_elasticsearch
-from deploy.doctor_finding import Finding
-from deploy.redis_server import RedisServer
+from deploy.doctor.elasticsearch import check_elasticsearch
+from deploy.doctor.finding import Finding
+from deploy.servers.redis import RedisServer
 from deploy.settings import load
 from tests.fake_servers import pages
 

@@ -13,12 +13,12 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from deploy import doctor_kafka
-from deploy.doctor_finding import Finding
-from deploy.doctor_kafka import check_kafka
-from deploy.redis_server import RedisServer
+from deploy.doctor import kafka as doctor_kafka
+from deploy.doctor.finding import Finding
+from deploy.doctor.kafka import check_kafka
+from deploy.servers.redis import RedisServer
+from deploy.servers.topics import create_topics
 from deploy.settings import Settings, load
-from deploy.topics import create_topics
 from streams.kafka.bootstrap import cluster_at_bootstrap
 from streams.kafka.config import KafkaAccess
 from tests.fake_servers import answering

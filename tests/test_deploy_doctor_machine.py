@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy import doctor_machine
-from deploy.doctor_finding import Finding
-from deploy.doctor_machine import check_api, check_folder, check_packages, check_python
+from deploy.doctor import machine as doctor_machine
+from deploy.doctor.finding import Finding
+from deploy.doctor.machine import check_api, check_folder, check_packages, check_python
 from deploy.settings import load
 from tests.fake_servers import pages
 

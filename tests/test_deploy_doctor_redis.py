@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from deploy.broker import Broker
-from deploy.doctor_finding import Finding
-from deploy.doctor_redis import check_redis
-from deploy.redis_server import RedisServer
+from deploy.doctor.finding import Finding
+from deploy.doctor.redis import check_redis
+from deploy.servers.mock_kafka import Broker
+from deploy.servers.redis import RedisServer
 from deploy.settings import Settings, load
 from tests.fake_servers import answering
 from tests.redis_cluster import ClusterOfServers, free_ports
@@ -135,7 +135,7 @@ def test_a_users_rights_need_not_exceed_those_of_our_roles(server: RedisServer) 
 
 def test_a_clock_of_its_own_is_a_note(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
-    monkeypatch.setattr("deploy.doctor_redis.time.time", lambda: now - 60)
+    monkeypatch.setattr("deploy.doctor.redis.time.time", lambda: now - 60)
     notes = [finding for finding in check_redis(settings_of(server.url)) if "clock" in finding.what]
     assert len(notes) == 1 and "+60 s" in notes[0].what
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.doctor_finding import Finding
-from deploy.doctor_text import check_model, check_text
+from deploy.doctor.finding import Finding
+from deploy.doctor.models import check_model, check_text
 from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.config import preset

@@ -16,16 +16,16 @@ import pytest
 import torch
 from confluent_kafka import Producer
 
-from deploy.broker import Broker, topic_partitions
 from deploy.cli import run
-from deploy.evaluation import evaluate_folder
-from deploy.exports import FACTS, ExportPlan, export_topics
-from deploy.item_texts import known_items
-from deploy.replay_parts import ReplayPlan
-from deploy.replays import replay_folder, replay_topics
+from deploy.jobs.evaluate import evaluate_folder
+from deploy.jobs.export import FACTS, ExportPlan, export_topics
+from deploy.jobs.replay import replay_folder, replay_topics
+from deploy.jobs.replay_checkpoint import ReplayPlan
+from deploy.jobs.train import TrainPlan, train_folder
+from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.settings import Settings, load
-from deploy.shop import Shop, ShopConfig
-from deploy.train import TrainPlan, train_folder
+from deploy.shop.shop import Shop, ShopConfig
+from deploy.texts.item_vectors import known_items
 from encoder.model.artefact import save
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
@@ -239,6 +239,8 @@ def test_a_full_disk_leaves_nothing_behind(settings: Settings, tmp_path: Path, m
 
 
 def test_exporting_loads_no_torch() -> None:
-    code = "import sys, deploy.exports, deploy.commands_export; print(sorted({'torch', 'faust'} & set(sys.modules)))"
+    code = (
+        "import sys, deploy.jobs.export, deploy.commands.export; print(sorted({'torch', 'faust'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

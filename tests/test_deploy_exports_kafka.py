@@ -11,9 +11,9 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from deploy.exports import ExportPlan, export_topics
-from deploy.replay_parts import ReplayPlan
-from deploy.replays import replay_folder, replay_topics
+from deploy.jobs.export import ExportPlan, export_topics
+from deploy.jobs.replay import replay_folder, replay_topics
+from deploy.jobs.replay_checkpoint import ReplayPlan
 from deploy.settings import Settings, load
 from index.state.keys import partition_of
 from index.state.memory_store import MemoryStore

@@ -13,9 +13,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from deploy.indexer_role import elastic_settings
-from deploy.redis_server import RedisServer
-from deploy.role_processes import roles
+from deploy.local.role_commands import roles
+from deploy.roles.indexer import elastic_settings
+from deploy.servers.redis import RedisServer
 from deploy.settings import load
 from index.elastic.compare import compare_items, complete_up_to, served_index
 from index.state.keys import Keys

@@ -13,9 +13,9 @@ import numpy as np
 import orjson
 import pytest
 
-from deploy.player import Clock, Pacer, Player, Timeline
-from deploy.producer import DeliveryError
-from deploy.traffic import histories, later, standing, usual_speed
+from deploy.runtime.producer import DeliveryError
+from deploy.traffic.player import Clock, Pacer, Player, Timeline
+from deploy.traffic.traffic import histories, later, standing, usual_speed
 from index.state.keys import ITEMS_TAG, Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from streams.folder.reader import Folder, read_folder

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy import processes
-from deploy.processes import Role, StartError, Supervisor, log_tail, spawn, terminate
+from deploy.servers import supervisor as processes
+from deploy.servers.supervisor import Role, StartError, Supervisor, log_tail, spawn, terminate
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"

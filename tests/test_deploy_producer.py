@@ -11,8 +11,8 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from deploy.broker import Broker, topic_partitions
-from deploy.producer import DeliveryError, EventProducer
+from deploy.runtime.producer import DeliveryError, EventProducer
+from deploy.servers.mock_kafka import Broker, topic_partitions
 from index.state.keys import partition_of
 from streams.kafka.config import KafkaAccess
 

@@ -17,8 +17,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 from redis.retry import Retry
 
-from deploy.processes import StartError
-from deploy.redis_server import HOST, RedisServer, find_redis_server
+from deploy.servers.redis import HOST, RedisServer, find_redis_server
+from deploy.servers.supervisor import StartError
 
 
 def until(happened: Callable[[], bool], timeout_s: float = 10.0) -> None:
@@ -152,7 +152,7 @@ def test_passwords_that_would_break_the_configuration_or_the_url_are_refused(pas
 def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
         "import time\n"
-        "from deploy.redis_server import RedisServer\n"
+        "from deploy.servers.redis import RedisServer\n"
         "server = RedisServer()\n"
         "server.start()\n"
         "print(server.port, flush=True)\n"

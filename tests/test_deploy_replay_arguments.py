@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.cli import cli
-from deploy.replay_arguments import parse_offsets, parse_time
+from deploy.commands.replay_arguments import parse_offsets, parse_time
 from streams.kafka.topic_reader import Span
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from deploy.evaluation import evaluate_folder
-from deploy.replay_parts import ReplayPlan
-from deploy.replays import differences_from_live, replay_folder
+from deploy.jobs.evaluate import evaluate_folder
+from deploy.jobs.replay import differences_from_live, replay_folder
+from deploy.jobs.replay_checkpoint import ReplayPlan
 from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder

@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 import orjson
 import pytest
 
-from deploy.report import write_report
-from deploy.report_charts import Mark, Series, _ticks, dot_chart, line_chart
-from deploy.report_facts import RunFacts, hardware, software
-from deploy.report_page import page, table
+from deploy.reports.charts import Mark, Series, _ticks, dot_chart, line_chart
+from deploy.reports.page import page, table
+from deploy.reports.report import write_report
+from deploy.reports.run_facts import RunFacts, hardware, software
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.slices import Facts
 

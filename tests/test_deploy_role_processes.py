@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.role_processes import api_ports, roles
+from deploy.local.role_commands import api_ports, roles
 from deploy.settings import load
 from tests.integration.live import free_ports
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
-from deploy.running import settle_heap
+from deploy.runtime.process import settle_heap
 
 
 class _Ring:

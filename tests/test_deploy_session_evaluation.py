@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from deploy.commands_model import evaluate
+from deploy.commands.model import evaluate
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
 from tests.folders import DAY_S, write_vectors
@@ -67,6 +67,6 @@ def test_a_model_that_knows_the_sessions_is_refused(command: list[str], tmp_path
 
 
 def test_without_lightgbm_the_remedy_is_said(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.session_evaluation.find_spec", lambda name: None)
+    monkeypatch.setattr("deploy.jobs.session_evaluation.find_spec", lambda name: None)
     done = CliRunner().invoke(evaluate, command)
     assert isinstance(done.exception, ValueError) and "perseid[baselines]" in str(done.exception)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.setting_values import parse_kinds
 from deploy.settings import Settings, load, public_address, table
-from deploy.settings_values import parse_kinds
 from streams.events import DEFAULT_KINDS
 from streams.kafka.config import KafkaAccess
 

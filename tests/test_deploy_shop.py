@@ -15,8 +15,8 @@ import orjson
 import pytest
 
 from context.timeline import ContextTimeline
-from deploy.shop import HEADER, Shop, ShopConfig, ShopRecord
-from deploy.shop_world import DAY_MS, outages
+from deploy.shop.shop import HEADER, Shop, ShopConfig, ShopRecord
+from deploy.shop.world import DAY_MS, outages
 from streams.events import Record, Rules, parse
 
 END_MS = 1_764_000_000_000 // DAY_MS * DAY_MS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from deploy.sparing_log import SparingFilter
+from deploy.runtime.log_limit import SparingFilter
 
 
 class Log:

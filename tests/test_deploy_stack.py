@@ -14,15 +14,16 @@ import pytest
 import redis
 from confluent_kafka import Consumer, Producer
 
-from deploy import stack, stack_docker
 from deploy.cli import run
-from deploy.processes import StartError
-from deploy.stack_artefacts import cache_folder, elasticsearch_version, kafka_jars
-from deploy.stack_java import find_java
-from deploy.stack_kafka import KafkaServer
-from deploy.stack_keeper import StackPlan
-from deploy.stack_ports import free_port
-from deploy.topics import create_topics
+from deploy.servers.artefacts import cache_folder, elasticsearch_version, kafka_jars
+from deploy.servers.java import find_java
+from deploy.servers.kafka import KafkaServer
+from deploy.servers.ports import free_port
+from deploy.servers.supervisor import StartError
+from deploy.servers.topics import create_topics
+from deploy.stack import docker as stack_docker
+from deploy.stack import stack
+from deploy.stack.keeper import StackPlan
 from streams.kafka.config import KafkaAccess
 from tests import services
 from tests.conftest import eventually
@@ -47,7 +48,7 @@ def script(folder: Path, name: str, text: str) -> Path:
 
 
 def test_the_newest_java_wins_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.stack_java._FOLDERS", (str(tmp_path / "jvm"),))
+    monkeypatch.setattr("deploy.servers.java._FOLDERS", (str(tmp_path / "jvm"),))
     home, path = java_home(tmp_path / "home", "17.0.15"), java_home(tmp_path / "path", "21")
     newest = java_home(tmp_path / "jvm" / "jdk", "25.0.3")
     environ = {"JAVA_HOME": str(home), "PATH": str(path / "bin")}
@@ -58,7 +59,7 @@ def test_the_newest_java_wins_wherever_it_is(tmp_path: Path, monkeypatch: pytest
 
 
 def test_no_java_or_an_old_one_is_one_line_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.stack_java._FOLDERS", ())
+    monkeypatch.setattr("deploy.servers.java._FOLDERS", ())
     with pytest.raises(ValueError, match=r"none was found; install one, on Debian by `apt-get install default-jre"):
         find_java({"PATH": str(tmp_path)})
     old = java_home(tmp_path / "old", "11.0.2")

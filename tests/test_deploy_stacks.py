@@ -11,7 +11,7 @@ import textwrap
 PROGRAM = textwrap.dedent(
     """
     import asyncio, sys, threading
-    from deploy.stacks import show_stacks_on_signal
+    from deploy.runtime.stack_dump import show_stacks_on_signal
 
     async def innermost():
         await asyncio.Event().wait()

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from deploy.runtime.state_sizes import engine_settings, keep_window
 from deploy.settings import load
-from deploy.state_sizes import engine_settings, keep_window
 from encoder.model.config import ModelConfig
 from index.state.memory_store import MemoryStore
 from streams.pipeline.user_state import WindowLimits

@@ -12,9 +12,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from deploy.cli import cli
-from deploy.evaluation import evaluate_folder
+from deploy.jobs.evaluate import evaluate_folder
+from deploy.jobs.staleness import compare_models, measure_staleness
 from deploy.settings import load
-from deploy.sweeps import compare_models, measure_staleness
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
 from streams.evaluation.prequential import AskSettings

@@ -15,13 +15,13 @@ import orjson
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from deploy.broker import Broker, topic_partitions
 from deploy.cli import run
-from deploy.item_texts import item_vectors, known_items
-from deploy.redis_server import RedisServer
+from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.redis import RedisServer
 from deploy.settings import load
-from deploy.texts import LEDGER, TextSource, embedder_key, known_vectors
-from deploy.traffic import TrafficPlan
+from deploy.texts.item_vectors import item_vectors, known_items
+from deploy.texts.models import LEDGER, TextSource, embedder_key, known_vectors
+from deploy.traffic.traffic import TrafficPlan
 from encoder.model.artefact import save
 from encoder.model.config import preset
 from encoder.model.document import read_document

@@ -7,8 +7,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
-from deploy.broker import topic_partitions
-from deploy.topics import REPLAY_HORIZON_MS, create_topics
+from deploy.servers.mock_kafka import topic_partitions
+from deploy.servers.topics import REPLAY_HORIZON_MS, create_topics
 from streams.kafka.config import KafkaAccess
 
 
@@ -43,6 +43,6 @@ def test_another_partition_count_is_refused_with_the_remedy_and_nothing_is_creat
 
 
 def test_a_kafka_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.topics._TIMEOUT_S", 0.3)
+    monkeypatch.setattr("deploy.servers.topics._TIMEOUT_S", 0.3)
     with pytest.raises(ConnectionError, match=r"Kafka 127\.0\.0\.1:1 does not answer"):
         create_topics(KafkaAccess("127.0.0.1:1"), 1)

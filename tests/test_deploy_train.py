@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from deploy.cli import cli
-from deploy.item_texts import item_vectors, known_items, remembered_vectors
+from deploy.jobs.train import TrainPlan, train_folder
 from deploy.settings import load
-from deploy.texts import TextSource, known_vectors
-from deploy.traffic import TrafficPlan
-from deploy.train import TrainPlan, train_folder
+from deploy.texts.item_vectors import item_vectors, known_items, remembered_vectors
+from deploy.texts.models import TextSource, known_vectors
+from deploy.traffic.traffic import TrafficPlan
 from encoder.model.document import read_document
 from encoder.text.cache import TextMemory
 from encoder.text.item_text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash
@@ -234,7 +234,7 @@ def test_a_validated_model_is_trained_again_on_what_validated_it(
         learned.append(len(data.items))
         return train(data, *more, **named)
 
-    monkeypatch.setattr("deploy.train.train", counted)
+    monkeypatch.setattr("deploy.jobs.train.train", counted)
 
     def run(*arguments: str) -> dict[str, Any]:
         done = CliRunner().invoke(cli, [*arguments, "--texts", texts])

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.cli import cli
-from deploy.train_settings import INPUTS, RECIPE, SIZES, changed, left_out
+from deploy.commands.train_settings import INPUTS, RECIPE, SIZES, changed, left_out
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model.config import preset
 from encoder.model.document import read_document

@@ -11,10 +11,10 @@ import pytest
 import redis
 
 from deploy.cli import run
+from deploy.local.status_line import StatusLine, describe, fetch, is_ok
+from deploy.local.up import UpOptions, prepare
 from deploy.settings import load
-from deploy.statusline import StatusLine, describe, fetch, is_ok
-from deploy.traffic import TrafficPlan
-from deploy.up import UpOptions, prepare
+from deploy.traffic.traffic import TrafficPlan
 from encoder.model.artefact import save
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
@@ -92,7 +92,7 @@ def test_a_kept_model_is_used_and_other_data_has_another_state(folder: Path, tmp
             artefact(trained[-1], 1_600_009_600_000)
             return type("Done", (), {"returncode": 0})()
 
-        patch.setattr("deploy.up.subprocess.run", train)
+        patch.setattr("deploy.local.up.subprocess.run", train)
         first = prepare(options, tmp_path, settings, {}, line)
         again = prepare(options, tmp_path, settings, {}, line)
         other = write_folder(tmp_path / "other", [("u", "i", "view", START_S)], [item("i")])

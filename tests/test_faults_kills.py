@@ -9,8 +9,8 @@ from typing import cast
 
 import pytest
 
-from deploy.stack_elasticsearch import ElasticsearchServer
-from deploy.stack_kafka import KafkaServer
+from deploy.servers.elasticsearch import ElasticsearchServer
+from deploy.servers.kafka import KafkaServer
 from tests.faults.cases import CASES, MUTATED
 from tests.faults.elastic import ElasticHost
 from tests.faults.runs import Result, play

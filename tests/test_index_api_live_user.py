@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.query.live_user import UserReader, profile_location
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.memory_store import MemoryStore

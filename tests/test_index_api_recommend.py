@@ -11,7 +11,7 @@ import httpx
 import orjson
 import pytest
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.api.schemas import Problem, RecommendationsAnswer, SimilarAnswer
 from index.query.model import own_weights
 from index.state.keys import Keys, partition_of

@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.state.keys import ITEMS_TAG, Keys

@@ -16,9 +16,9 @@ import pytest
 import trustme
 from redis import Redis
 
-from deploy.processes import StartError
-from deploy.redis_server import HOST, RedisServer
-from deploy.running import ask_redis, log_to_stderr, open_store
+from deploy.runtime.process import ask_redis, log_to_stderr, open_store
+from deploy.servers.redis import HOST, RedisServer
+from deploy.servers.supervisor import StartError
 from deploy.settings import load
 from index.state.keys import ITEMS_TAG, Keys
 from index.state.redis_routing import Command

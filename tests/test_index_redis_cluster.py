@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.state.keys import ITEMS_TAG, Keys
 from index.state.redis_store import RedisStore
 from index.state.store import Commit, FencedError, LogIdentity, Op, StoreUnavailableError

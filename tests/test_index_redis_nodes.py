@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError, ResponseError
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.state.redis_routing import Command, Nodes, nodes
 
 

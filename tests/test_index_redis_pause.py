@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from index.state.store import StoreUnavailableError

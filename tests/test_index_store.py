@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys
 from index.state.memory_store import MemoryStore
 from index.state.redis_store import RedisStore

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.commands_model import evaluate as evaluate_command
-from deploy.evaluation import BaselinePlan, evaluate_folder, evaluate_leave_one_out
+from deploy.commands.model import evaluate as evaluate_command
+from deploy.jobs.evaluate import BaselinePlan, evaluate_folder, evaluate_leave_one_out
 from deploy.settings import load
 from encoder.baselines.recipes import recipes
 from streams.evaluation.baselines import (
@@ -144,7 +144,7 @@ def test_they_are_trained_where_the_settings_say(tmp_path: Path, monkeypatch: py
         devices.append(training.device)
         return make_baselines(names, part, vectors, replace(training, device="cpu", recipes=SMALL.recipes))
 
-    monkeypatch.setattr("deploy.evaluation.make_baselines", make)
+    monkeypatch.setattr("deploy.jobs.evaluate.make_baselines", make)
     settings, plan = load({"PERSEID_DEVICE": "cuda"}), BaselinePlan(["sasrec"])
     evaluate_leave_one_out(tmp_path / "shop", None, settings, {}, plan=plan)
     evaluate_folder(tmp_path / "shop", None, settings, {}, 0.6, AskSettings(), plan=plan)

@@ -12,8 +12,8 @@ import orjson
 import pytest
 from numpy.typing import NDArray
 
-from deploy.broker import Broker, topic_partitions
-from deploy.producer import EventProducer
+from deploy.runtime.producer import EventProducer
+from deploy.servers.mock_kafka import Broker, topic_partitions
 from encoder.text.endpoint_limits import AnswerError, BudgetError, EndpointError
 from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import Keys

@@ -10,7 +10,7 @@ import aiokafka
 import pytest
 from confluent_kafka import Producer
 
-from deploy.topics import create_topics
+from deploy.servers.topics import create_topics
 from streams.events import CLICKSTREAM
 from streams.kafka.config import KafkaAccess
 from streams.kafka.fetch_pace import pace

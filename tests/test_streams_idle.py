@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.state.keys import Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.redis_store import RedisStore

@@ -15,8 +15,8 @@ from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, Config
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions
 
-from deploy.redis_server import RedisServer
-from deploy.topics import create_topics
+from deploy.servers.redis import RedisServer
+from deploy.servers.topics import create_topics
 from index.state.keys import ITEMS_TAG, Keys, partition_of, partition_tag
 from index.state.store import LogIdentity
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, USERS

@@ -11,9 +11,9 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from deploy.producer import DeliveryError, EventProducer
-from deploy.redis_server import RedisServer
-from deploy.topics import create_topics
+from deploy.runtime.producer import DeliveryError, EventProducer
+from deploy.servers.redis import RedisServer
+from deploy.servers.topics import create_topics
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from streams.events import CATALOG, CLICKSTREAM, Rules

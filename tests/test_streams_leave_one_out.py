@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.train import validation_score
+from deploy.jobs.train import validation_score
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model.encoder import StarsEncoder
 from streams.evaluation.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, summary

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.redis_server import RedisServer
-from deploy.stack_kafka import KafkaServer
-from deploy.stack_ports import free_port
-from deploy.topics import create_topics
+from deploy.servers.kafka import KafkaServer
+from deploy.servers.ports import free_port
+from deploy.servers.redis import RedisServer
+from deploy.servers.topics import create_topics
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.store import StoreUnavailableError
 from streams.kafka.config import KafkaAccess

@@ -22,10 +22,10 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartiti
 from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 
-from deploy.commands_replay import new_store
-from deploy.redis_server import RedisServer
-from deploy.replay_parts import FILE, ReplayPlan
-from deploy.replays import replay_topics
+from deploy.commands.replay import new_store
+from deploy.jobs.replay import replay_topics
+from deploy.jobs.replay_checkpoint import FILE, ReplayPlan
+from deploy.servers.redis import RedisServer
 from deploy.settings import PREFIX, Settings, load
 from encoder.model.artefact import save
 from encoder.model.config import ModelConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from deploy.broker import Broker, topic_partitions
+from deploy.servers.mock_kafka import Broker, topic_partitions
 from index.state.memory_store import MemoryStore
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
 from streams.kafka.config import KafkaAccess

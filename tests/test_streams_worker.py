@@ -17,8 +17,8 @@ import pytest
 from faust.tables.recovery import Recovery
 from faust.types import TP
 
-from deploy.broker import Broker, topic_partitions
-from deploy.redis_server import RedisServer
+from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.redis import RedisServer
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.store import Commit
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Record

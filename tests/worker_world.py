@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import orjson
 
-from deploy.producer import EventProducer
+from deploy.runtime.producer import EventProducer
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.redis_store import RedisStore
 from streams.events import CLICKSTREAM, Rules

@@ -40,7 +40,7 @@ class Popularity:
         return [np.stack([self._recent(question.now_ms, self._horizon_ms) for question in questions])]
 
     def _recent(self, now_ms: int, horizon_ms: int) -> FloatArray:
-        """Choices in (now − horizon, now), as `streams.evaluation.metrics.RecentPopularity` counts them before an event."""
+        """Choices in (now − horizon, now), as `RecentPopularity` counts them before an event."""
         low = int(np.searchsorted(self._ts_ms, now_ms - horizon_ms, side="right"))
         high = int(np.searchsorted(self._ts_ms, now_ms, side="left"))
         return np.bincount(self._items[low:high], minlength=len(self._total)).astype(np.float32)

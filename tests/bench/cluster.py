@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.state.keys import Keys, partition_tag
 from index.state.redis_store import RedisStore
 from index.state.store import Commit, LogIdentity, Op

@@ -33,11 +33,11 @@ import torch
 from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
-from deploy.processes import Role, Supervisor
-from deploy.redis_server import RedisServer
-from deploy.role_processes import command, environment
+from deploy.local.role_commands import command, environment
+from deploy.servers.redis import RedisServer
+from deploy.servers.supervisor import Role, Supervisor
+from deploy.servers.topics import create_topics
 from deploy.settings import load as load_settings
-from deploy.topics import create_topics
 from encoder.model.artefact import save_version
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from index.items.catalogue import Catalogue
 from index.items.hnsw import HnswIndex
 from index.state.keys import Keys, partition_of, partition_tag

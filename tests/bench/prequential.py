@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from deploy.evaluation import evaluate_folder
-from deploy.replay_parts import ReplayPlan
-from deploy.replays import replay_folder
+from deploy.jobs.evaluate import evaluate_folder
+from deploy.jobs.replay import replay_folder
+from deploy.jobs.replay_checkpoint import ReplayPlan
 from deploy.settings import Settings, load
 from encoder.inference.incremental import use_threads
 from encoder.text.cache import TextMemory

@@ -27,12 +27,12 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from deploy.broker import Broker, topic_partitions
-from deploy.processes import Role, Supervisor
-from deploy.redis_server import RedisServer
-from deploy.role_processes import command, environment
+from deploy.local.role_commands import command, environment
+from deploy.local.status_line import fetch, is_ok
+from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.redis import RedisServer
+from deploy.servers.supervisor import Role, Supervisor
 from deploy.settings import load as load_settings
-from deploy.statusline import fetch, is_ok
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from tests.bench.open_loop import Load, Report, get_request, post_request, run

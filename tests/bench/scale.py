@@ -20,8 +20,8 @@ from typing import Any
 import orjson
 import psutil
 
-from deploy.report_charts import Mark, Series, line_chart
-from deploy.report_page import charts, heading, page, paragraph, table
+from deploy.reports.charts import Mark, Series, line_chart
+from deploy.reports.page import charts, heading, page, paragraph, table
 from tests.bench.engine_cost import Point
 from tests.bench.report import Row, commit, hardware, show
 from tests.bench.scale_point import Effort, measure

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from deploy.broker import Broker, topic_partitions
-from deploy.processes import Role, StartError, Supervisor
-from deploy.redis_server import RedisServer
-from deploy.role_processes import command, environment
+from deploy.local.role_commands import command, environment
+from deploy.local.status_line import is_ok
+from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.redis import RedisServer
+from deploy.servers.supervisor import Role, StartError, Supervisor
 from deploy.settings import load as load_settings
-from deploy.statusline import is_ok
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
 from index.state.redis_store import RedisStore
 from tests.bench.engine_cost import BATCH, TEXT_DIM, Point, Task, run_engine

@@ -258,7 +258,7 @@ def _role(process: psutil.Process) -> str:
         return argv[argv.index("deploy.cli") + 1]
     if "kafka.Kafka" in argv:
         return "kafka"
-    if "deploy.broker" in argv:
+    if "deploy.servers.mock_kafka" in argv:
         return "broker"
     return "redis" if argv and "redis-server" in argv[0] else ""
 

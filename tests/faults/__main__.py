@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from deploy.stack_elasticsearch import ElasticsearchServer
-from deploy.stack_kafka import KafkaServer
+from deploy.servers.elasticsearch import ElasticsearchServer
+from deploy.servers.kafka import KafkaServer
 from tests.faults.cases import CASES, MUTATED, STORM, Case
 from tests.faults.elastic import ElasticHost
 from tests.faults.runs import Result, play

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from deploy.stack_elasticsearch import ElasticsearchServer
+from deploy.servers.elasticsearch import ElasticsearchServer
 from index.elastic.client import alias_of, open_client, pattern_of
 from index.elastic.compare import read_items
 from index.elastic.indexer import ItemIndexer

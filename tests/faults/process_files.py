@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from deploy.stacks import show_stacks_on_signal
+from deploy.runtime.stack_dump import show_stacks_on_signal
 
 _PR_SET_PDEATHSIG = 1
 

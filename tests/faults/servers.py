@@ -16,8 +16,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from deploy.broker import Broker, topic_partitions
-from deploy.stack_kafka import KafkaServer
+from deploy.servers.kafka import KafkaServer
+from deploy.servers.mock_kafka import Broker, topic_partitions
 from streams.events import CONSUMED, DEAD_LETTERS
 from streams.kafka.config import KafkaAccess
 from tests.faults.main_thread import in_main_thread

@@ -20,7 +20,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from deploy.redis_server import RedisServer
+from deploy.servers.redis import RedisServer
 from streams.events import CLICKSTREAM
 from tests.faults.api_process import ApiOptions
 from tests.faults.children import Api, Child, Indexer, Worker

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deploy.producer import EventProducer
+from deploy.runtime.producer import EventProducer
 from index.items.follower import ItemFollower
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.shop import Shop
+from deploy.shop.shop import Shop
 from tests.integration.deployments import DEPLOYMENTS, EMBEDDED, SEED, deployment, prepared
 from tests.integration.live import Live
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from deploy.redis_server import RedisServer
+from deploy.local.status_line import StatusLine
+from deploy.local.up import UpOptions, prepare
+from deploy.servers.redis import RedisServer
 from deploy.settings import load
-from deploy.statusline import StatusLine
-from deploy.up import UpOptions, prepare
 from tests import services
 from tests.integration.live import Live
 from tests.redis_cluster import ClusterOfServers

@@ -17,7 +17,7 @@ import orjson
 import pytest
 import redis
 
-from deploy.shop import Shop
+from deploy.shop.shop import Shop
 from tests.integration.deployments import EMBEDDED, REAL
 from tests.integration.live import ROOT, Live, click, free_port, new_id
 from tests.integration.test_scenarios import after, available, recommended, send

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from deploy.shop import Shop
+from deploy.shop.shop import Shop
 from tests.integration.deployments import DEPLOYMENTS
 from tests.integration.live import Live, click, new_id
 

@@ -48,7 +48,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SessionPlan:
-    """What is measured: sessions after `split_ms`, with a `choice` as in `streams.evaluation.sessions.sessions.read_sessions`."""
+    """What is measured: sessions after `split_ms`, with a `choice` as in `read_sessions`."""
 
     split_ms: int
     choice: str

@@ -1,0 +1,92 @@
+"""`perseid produce` and `perseid convert`: data from files into Kafka, and public data sets into data folders.
+
+Assumes settings in the environment, or of a running `perseid up` by its state folder. Only options, progress and
+output are here; the work is in `deploy.jobs.produce` and `deploy.jobs.convert`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+import orjson
+
+from deploy.state_folder import attach, state_option
+
+_SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--topic", help="Topic of lines that do not name one.")
+@click.option("--stamp", is_flag=True, help="Fill a missing ts_ms with now and a missing event_id with a random one.")
+@click.option("--each", is_flag=True, help="Print partition and offset of every record, not only the summary.")
+@state_option
+def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: Path | None) -> int:
+    """Send events from FILE (JSON lines; - reads standard input) to Kafka.
+
+    A line is a record with its topic: {"topic": "clickstream", "event_id": "e1", "user_id": "u1", "item_id": "i1",
+    "kind": "view", "ts_ms": 1700000000000}. {"topic": "catalog", "key": "i1", "value": null} withdraws an item. Each is
+    checked first; the last output line is a JSON summary. Exits with 1 when a line was refused.
+
+    Example: perseid produce --topic clickstream --stamp clicks.jsonl
+    """
+    from deploy.jobs.produce import produce as send_lines
+    from deploy.runtime.producer import EventProducer
+
+    settings = attach(os.environ, state)
+    producer = EventProducer(settings.kafka_access())
+
+    def show(number: int, name: str, acknowledged: tuple[int, int]) -> None:
+        partition, offset = acknowledged
+        click.echo(orjson.dumps({"line": number, "topic": name, "partition": partition, "offset": offset}).decode())
+
+    size = os.fstat(file.fileno()).st_size if file is not sys.stdin.buffer else 0
+    bar = click.progressbar(length=size or 1, label="producing", file=sys.stderr, hidden=not (size and _terminal()))
+    try:
+        with bar:
+            result = asyncio.run(
+                send_lines(
+                    file,
+                    producer,
+                    settings.rules(),
+                    topic=topic,
+                    stamp=stamp,
+                    on_each=show if each else None,
+                    on_progress=lambda _: bar.update(max(0, file.tell() - bar.pos)) if size else None,
+                )
+            )
+    finally:
+        producer.close()
+    for rejected in result.rejected[:_SHOWN_REJECTS]:
+        click.echo(f"line {rejected['line']}: {rejected['field']}: {rejected['reason']}", err=True)
+    if len(result.rejected) > _SHOWN_REJECTS:
+        click.echo(f"… and {len(result.rejected) - _SHOWN_REJECTS} more lines were refused", err=True)
+    click.echo(orjson.dumps(result.summary(), option=orjson.OPT_NON_STR_KEYS).decode())
+    return 1 if result.rejected else 0
+
+
+def _terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+@click.command()
+@click.argument("name", metavar="FORMAT")
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.argument("out", type=click.Path(path_type=Path))
+def convert(name: str, path: Path, out: Path) -> None:
+    """Turn a public data set at PATH into the data folder OUT, which train, replay, evaluate and up read.
+
+    FORMAT is movielens (a folder with ratings.csv and movies.csv), rees46 (a CSV file or a folder of them) or
+    amazon-reviews (a folder with one reviews file and, if there, its metadata, JSON lines).
+
+    Example: perseid convert movielens ml-latest data/movielens
+    """
+    from deploy.jobs.convert import convert as write_folder
+
+    done = write_folder(name, path, out)
+    click.echo(orjson.dumps({"events": done.events, "items": done.items, "left_out": done.left_out}).decode())

@@ -1,0 +1,92 @@
+"""What the doctor sees on this machine: Python, packages, the state folder, and the API's port.
+
+Assumes nothing. Looking leaves nothing behind: the probe file in the state folder is removed at once, and the port is
+bound for a moment only when it is free. Whether a taken port is ours, `/healthz` tells.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import socket
+import sys
+import tempfile
+
+import httpx
+
+from deploy.doctor.finding import CONNECT_S, Finding
+from deploy.settings import Settings
+
+OLDEST_PYTHON = (3, 11)
+PACKAGES = (
+    "faust-streaming", "aiokafka", "confluent-kafka", "kafka-python", "torch", "redis", "hnswlib", "elasticsearch",
+    "fastapi", "uvicorn", "httpx", "orjson", "safetensors", "tokenizers",
+)  # fmt: skip
+_FREE_GB = 1.0  # snapshots of a million items, texts and logs
+
+
+def check_python(_: Settings) -> list[Finding]:
+    """The interpreter."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        remedy = f"install Python {oldest} or newer and run make again"
+        return [Finding("python", "wrong", "too old", remedy, sys.executable, version)]
+    return [Finding("python", "ok", "", address=sys.executable, version=version)]
+
+
+def check_packages(_: Settings) -> list[Finding]:
+    """The packages that roles import."""
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        remedy = "run `make test` once: it installs them"
+        return [Finding("packages", "wrong", f"missing: {', '.join(missing)}", remedy)]
+    return [Finding("packages", "ok", ", ".join(found))]
+
+
+def check_folder(settings: Settings) -> list[Finding]:
+    """Whether the state folder, or the nearest one above it that exists, can be written to."""
+    folder = settings.state.absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        remedy = "let this user write there, or set PERSEID_STATE (or --state) to another folder"
+        return [Finding("folder", "wrong", f"cannot write: {error.strerror}", remedy, str(folder))]
+    free_gb = shutil.disk_usage(nearest).free / 1e9
+    if free_gb < _FREE_GB:
+        return [Finding("folder", "note", f"{free_gb:.1f} GB free", "make room: snapshots need it", str(folder))]
+    made = "" if nearest == folder else "does not exist yet, can be made; "
+    return [Finding("folder", "ok", f"{made}{free_gb:.0f} GB free", address=str(folder))]
+
+
+def check_api(settings: Settings) -> list[Finding]:
+    """Whether the API can listen, or does so already."""
+    host, port = settings.api_host, settings.api_port
+    address = f"{host}:{port}"
+    try:
+        family, kind, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+        return [Finding("api", "ok", "the port is free" if port else "takes a free port", address=address)]
+    except socket.gaierror as error:
+        remedy = "set PERSEID_API_HOST to an address of this machine"
+        return [Finding("api", "wrong", f"unknown host: {error.strerror}", remedy, address)]
+    except OSError as error:
+        if _is_ours(f"http://{address}/healthz"):
+            return [Finding("api", "ok", "an API process answers", address=address)]
+        remedy = "end what listens there, or set PERSEID_API_PORT (or --port) to another port"
+        return [Finding("api", "wrong", f"cannot listen: {error.strerror}", remedy, address)]
+
+
+def _is_ours(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=CONNECT_S).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False

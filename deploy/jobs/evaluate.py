@@ -1,0 +1,226 @@
+"""Offline evaluation as a command: a data folder and a model put together, without broker, store or index.
+
+Assumes an artefact of `deploy.jobs.train`; item vectors come from the folder, else from `deploy.texts.models`. Loads
+torch. The protocols and the metrics are those of `streams.evaluation.timeline` and `streams.evaluation.leave_one_out`.
+Baselines are made here too, from what a model of the same protocol is trained on, and stand in the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from context.features import ContextFeatures
+from context.offsets import ContextOffset
+from deploy.jobs.replay import folder_vectors
+from deploy.settings import Settings
+from deploy.texts.item_vectors import Memory, item_vectors, known_items
+from deploy.texts.models import TextSource
+from encoder.baselines.recipes import recipes
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load, serving_arrays
+from encoder.text.item_text import VocabularyTagger
+from index.query.model import own_slot, own_weights
+from streams.evaluation.baselines import (
+    Baselines,
+    Training,
+    TrainingPart,
+    check_names,
+    leave_one_out_part,
+    make_baselines,
+    timeline_part,
+)
+from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, rank_all, summary
+from streams.evaluation.prequential import AskSettings, led_by
+from streams.evaluation.rankers import ModelRanker, Ranker
+from streams.evaluation.timeline import evaluate
+from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry, parse
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors
+from streams.folder.training import training_data
+
+
+@dataclass(frozen=True, slots=True)
+class BaselinePlan:
+    """Which baselines stand beside the model, and how the trained ones are trained.
+
+    Raises:
+        ValueError: a name is unknown or there twice.
+    """
+
+    names: Sequence[str] = ()
+    recipes: str = "shop"
+    seed: int = 0
+    max_seconds: float | None = None  # for each that is trained
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_names(self.names)
+
+    def make(
+        self, part: Callable[[], TrainingPart], vectors: ItemVectors, shown: bool, device: str = "cpu"
+    ) -> Baselines:
+        """The baselines of a training part, which is made only if there are any; they are trained on `device`."""
+        if not self.names:
+            return Baselines()
+        training = Training(recipes(self.recipes), self.seed, self.max_seconds, shown, device)
+        return make_baselines(self.names, part(), vectors, training)
+
+
+def evaluate_folder(
+    path: Path,
+    model: Path | None,
+    settings: Settings,
+    memory: Memory,
+    split: float | None,
+    ask: AskSettings,
+    progress: Callable[[int], None] | None = None,
+    plan: BaselinePlan | None = None,
+    baskets: bool = False,
+) -> dict[str, Any]:
+    """Metrics of a model, and of baselines, on what a folder holds after `split` (None: after the model's training).
+
+    `metrics` are those of the list that was best when the model was trained, with the weight of popularity that was
+    best, unless `ask.plain` wants vectors alone. Without a model only baselines are
+    measured; these are trained on what lies before the first question. `baskets` as in `streams.evaluation.timeline`.
+
+    Raises:
+        ValueError: folder or model cannot be read, or the model was trained on everything and no split is given.
+    """
+    plan = plan or BaselinePlan()
+    folder, rules = read_folder(path, settings.rules()), settings.rules()
+    encoder, offset, metadata = None, None, dict[str, Any](version=None)
+    if model is not None:
+        encoder, metadata = _encoder(model, settings)
+        features = ContextFeatures.from_list(metadata["context_features"])
+        offset = ContextOffset(serving_arrays(encoder.model)["context.weight"], features)
+    ask = led_by(replace(ask, start_ms=first_question_ms(folder, metadata, split)), own_slot(metadata))
+    vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
+    choices = [kind.weight > 0 for kind in rules.kinds]
+
+    def part() -> TrainingPart:
+        return timeline_part(training_data(folder, vectors, None, ask.start_ms).data, vectors, choices, seed=plan.seed)
+
+    made = plan.make(part, vectors, progress is not None, settings.device)
+    popularity = 0.0 if ask.plain or model is None else own_weights(metadata).popularity
+    found = evaluate(folder, vectors, encoder, offset, rules, ask, progress, made.rankers, baskets, popularity)
+    return {
+        "data": folder.name,
+        "model": metadata["version"],
+        "popularity_weight": popularity,
+        "start_ms": ask.start_ms,
+        **found,
+        **_trained(made, plan),
+    }
+
+
+def evaluate_leave_one_out(
+    path: Path,
+    model: Path | None,
+    settings: Settings,
+    memory: Memory,
+    progress: Callable[[int], None] | None = None,
+    plan: BaselinePlan | None = None,
+) -> dict[str, Any]:
+    """Metrics of each list on every user's last event, and of the last but one under `validation`.
+
+    `metrics` are those of the list with the best NDCG@10 on validation, of the model's lists, else of all; that list is
+    also measured against every other one. A model that was trained again on the last but one events has no validation:
+    its list is what its base's chose, and `validation` is None.
+
+    Without a model only of the baselines of `plan`; these are trained on the same part as a model.
+
+    Raises:
+        ValueError: folder or model cannot be read, or the model was trained on these events.
+    """
+    plan, window, version, chosen = plan or BaselinePlan(), WINDOW, None, None
+    folder = read_folder(path, settings.rules())
+    vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
+    rankers: list[Ranker] = []
+    if model is not None:
+        encoder, metadata = _encoder(model, settings)
+        if metadata.get("protocol") != "loo" or metadata.get("data") != folder.name:
+            raise ValueError(
+                f"the model has seen the last events of {metadata.get('data')!r} or is of other data: train one with "
+                "--protocol loo on this folder"
+            )
+        window, version = encoder.model.config.window, metadata["version"]
+        chosen = metadata["slot"] if "refit" in metadata else None
+        rankers.append(ModelRanker(encoder, vectors, SLOTS, encoder.encode_whole))
+    split = leave_one_out(folder, vectors)
+    made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None, settings.device)
+    rankers += made.rankers
+    validation = None
+    if chosen is None:
+        validation = summary(rank_all(rankers, split, "validation", window=window))["lists"]
+        chosen = max(SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
+    found = compare_lists(rankers, split, "test", chosen, progress, window)
+    return {"data": folder.name, "model": version, **found, "validation": validation, **_trained(made, plan)}
+
+
+def _encoder(model: Path, settings: Settings) -> tuple[IncrementalEncoder, dict[str, Any]]:
+    loaded, metadata = load(model)
+    return IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device), metadata
+
+
+def _trained(made: Baselines, plan: BaselinePlan) -> dict[str, Any]:
+    """What the training of baselines took, where there was any."""
+    return {"baselines": {"recipes": plan.recipes, "seed": plan.seed, **made.training}} if made.training else {}
+
+
+def _vectors(
+    folder: Folder, model: Path | None, plan: BaselinePlan, settings: Settings, memory: Memory, shown: bool
+) -> ItemVectors:
+    """The folder's own item vectors, else those of its texts; empty ones where nobody reads them."""
+    if model is not None:
+        return folder_vectors(folder, model, settings, memory, shown) or given_vectors(folder, settings.rules())
+    if folder.vectors:
+        return given_vectors(folder, settings.rules())
+    items = known_items(folder, None)
+    if "text-knn" not in plan.names:
+        ids = [item["item_id"] for item in items]
+        return ItemVectors("none", ids, np.zeros((len(ids), 1), np.float32), [[] for _ in ids])
+    with TextSource(settings, memory) as source:
+        return item_vectors(items, source.embedder, VocabularyTagger([]), source.memory, shown, plan.threads)
+
+
+def first_question_ms(folder: Folder, metadata: dict[str, Any], split: float | None) -> int:
+    if split is not None:
+        return folder.split_ms(split)
+    before_ms = metadata.get("before_ms")
+    if metadata["version"] is None:
+        raise ValueError("without a model give --split: baselines are trained on what lies before it")
+    if before_ms is None or metadata.get("data") != folder.name:
+        raise ValueError(
+            f"the model was trained on all of {metadata.get('data')!r}: give --split for another folder, or train with "
+            "--split 0.8 to keep something to evaluate on"
+        )
+    return int(before_ms)
+
+
+def given_vectors(folder: Folder, rules: Rules) -> ItemVectors:
+    """The newest vector of each item that the folder brings itself.
+
+    Raises:
+        ValueError: one of its vectors is malformed.
+    """
+    newest: dict[str, VectorEntry] = {}
+    for body in folder.vectors:
+        try:
+            entry = parse(Record(ITEM_VECTORS, 0, 0, body["ts_ms"], None, orjson.dumps(body)), rules)
+        except MalformedError as error:
+            raise ValueError(f"{folder.name}: vector of item {body['item_id']!r}: {error}") from error
+        if isinstance(entry, VectorEntry) and entry.vector is not None:
+            newest[entry.item_id] = entry
+    entries = list(newest.values())
+    return ItemVectors(
+        embedder=entries[0].embedder,
+        item_ids=[entry.item_id for entry in entries],
+        vectors=np.stack([entry.vector for entry in entries if entry.vector is not None]),
+        tags=[entry.tags for entry in entries],
+    )

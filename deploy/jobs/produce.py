@@ -1,0 +1,123 @@
+"""Events from a file of JSON lines into Kafka, each checked by the rules that the worker will apply.
+
+A line is the record itself with its `topic`, or `{"topic", "key", "value"}` where a value of null removes the key. A
+record that the worker would refuse is not sent and named with its line. It does not pace itself: Kafka does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from deploy.runtime.producer import Acknowledged, EventProducer
+from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules, check, parse
+
+_IN_FLIGHT = 2_000  # enough to fill batches; few enough that a broken pipe loses little
+
+
+@dataclass(slots=True)
+class Produced:
+    """What became of the lines: first and last offset by topic and partition, and why lines were refused."""
+
+    sent: int = 0
+    offsets: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, topic: str, partition: int, offset: int) -> None:
+        span = self.offsets.setdefault(topic, {}).setdefault(partition, [offset, offset])
+        span[:] = min(span[0], offset), max(span[1], offset)
+        self.sent += 1
+
+    def summary(self) -> dict[str, Any]:
+        """For one line of JSON."""
+        return {"sent": self.sent, "rejected": len(self.rejected), "offsets": self.offsets}
+
+
+Sendable = tuple[str, bytes, bytes | None]  # topic, key, value
+
+
+def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: bool = False) -> Sendable:
+    """The record of one line. With `stamp`, a missing `ts_ms` becomes now and a missing `event_id` a random one.
+
+    Raises:
+        MalformedError: names the field and what is wrong with it.
+    """
+    try:
+        body = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise MalformedError("value", f"not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise MalformedError("value", f"expected an object, got {type(body).__name__}")
+    name = body.pop("topic", topic)
+    if name not in CONSUMED:
+        raise MalformedError(
+            "topic", f"{name!r} is not one of {', '.join(CONSUMED)}; put it in the line or use --topic"
+        )
+    if "key" in body and "value" in body:
+        key, body = body["key"], body["value"]
+        if body is None:
+            return name, _removal(name, key, rules, now_ms), None
+    if stamp and isinstance(body, dict):
+        body.setdefault("ts_ms", now_ms)
+        if name == CLICKSTREAM:
+            body.setdefault("event_id", uuid.uuid4().hex)
+    return name, *check(name, body, now_ms, rules)
+
+
+def _removal(topic: str, key: Any, rules: Rules, now_ms: int) -> bytes:
+    if not isinstance(key, str):
+        raise MalformedError("key", f"expected a string, got {type(key).__name__}")
+    parse(Record(topic, 0, 0, now_ms, key.encode(), None), rules)
+    return key.encode()
+
+
+async def produce(
+    lines: Iterable[bytes],
+    producer: EventProducer,
+    rules: Rules,
+    *,
+    topic: str | None = None,
+    stamp: bool = False,
+    on_each: Callable[[int, str, Acknowledged], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Produced:
+    """Sends all good lines in order and waits for their acknowledgement.
+
+    `on_each` gets the line number, topic and (partition, offset) of every record; `on_progress` how many lines were
+    done since its last call.
+
+    Raises:
+        DeliveryError: Kafka did not take a record; what came before it in the file was sent.
+    """
+    result = Produced()
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    while batch := list(itertools.islice(numbered, _IN_FLIGHT)):
+        sending: list[tuple[int, str, Future[Acknowledged]]] = []
+        for number, line in batch:
+            try:
+                name, key, value = read_line(line, topic, rules, int(time.time() * 1000), stamp)
+                future = producer.enqueue(name, key, value)
+                while future is None:  # the queue holds far more than one batch, so this is rare and short
+                    await asyncio.sleep(0.01)
+                    future = producer.enqueue(name, key, value)
+                sending.append((number, name, future))
+            except MalformedError as error:
+                result.rejected.append({"line": number, "field": error.field, "reason": error.reason})
+            except ValueError as error:
+                result.rejected.append({"line": number, "field": "value", "reason": str(error)})
+        for number, name, future in sending:
+            acknowledged = await asyncio.wrap_future(future)
+            result.note(name, *acknowledged)
+            if on_each is not None:
+                on_each(number, name, acknowledged)
+        if on_progress is not None:
+            on_progress(len(batch))
+    return result

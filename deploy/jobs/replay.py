@@ -1,0 +1,164 @@
+"""Replay as a command: a data folder or topics, a model, and a live state of its own, put together.
+
+Assumes an artefact of `deploy.jobs.train` for questions; without one only state and digest are rebuilt. Item vectors of
+a folder come from its own file, else from `deploy.texts.models`. Imports torch. It does not parse options.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from deploy.jobs.history import STANDING_TOPICS, history_logs, is_embedded
+from deploy.jobs.replay_checkpoint import Checkpoint, ReplayPlan, Source, replay_parts
+from deploy.runtime.process import open_store
+from deploy.settings import Settings
+from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
+from encoder.model.config import PARTS
+from encoder.model.document import load_serving
+from index.state.store import LiveStore
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors, records
+from streams.kafka.topic_merge import Place
+from streams.kafka.topic_reader import Span, TopicReader
+from streams.pipeline.digest import digest
+from streams.replay.replay import folder_logs, numbered
+from streams.replay.report import ReplayReport
+
+
+def replay_folder(
+    path: Path, plan: ReplayPlan, settings: Settings, memory: Memory, split: float = 0.0, stop_ms: int | None = None
+) -> ReplayReport:
+    """Replays a data folder up to `stop_ms`.
+
+    Questions begin after a share `split` of its events; with 0 after what the model was trained on of this folder.
+
+    Raises:
+        ValueError: the folder or the model cannot be read.
+    """
+    folder = read_folder(path, settings.rules())
+    vectors = folder_vectors(folder, plan.model, settings, memory, plan.progress is not None) if plan.model else None
+    ask = replace(plan.ask, start_ms=asked_from(folder, plan.model, split))
+    found = numbered(records(folder, None, stop_ms, vectors=vectors), settings.partitions)
+    logs = folder_logs(folder.name)
+    with _checkpoint(replace(plan, ask=ask), settings, {"source": folder.name, "until": stop_ms}) as checkpoint:
+        done = checkpoint.tally.done if checkpoint is not None else 0
+        source = Source(folder.name, logs, islice(found, done, None))
+        return asyncio.run(replay_parts(source, plan, ask, settings, checkpoint))
+
+
+def replay_topics(
+    plan: ReplayPlan,
+    settings: Settings,
+    *,
+    start_ms: int | None = None,
+    stop_ms: int | None = None,
+    spans: Mapping[Place, Span] | None = None,
+    resumed: Callable[[int], None] | None = None,
+) -> ReplayReport:
+    """Replays the consumed topics of the broker in `settings` as they are now.
+
+    Clicks are read from `start_ms` on; what they are applied to and answered from (users, catalog, item-vectors,
+    context) from the start of its log. `stop_ms` ends all. `spans` gives offsets instead, for the partitions it names.
+    `resumed` is told how many records a checkpoint had done already.
+
+    Raises:
+        ValueError: a topic is missing or has another partition count, a span lies outside its log, the checkpoint
+            belongs to another replay, or the model cannot be read.
+        ConnectionError: Kafka does not answer.
+    """
+    logs = asyncio.run(history_logs(settings))
+    named = {f"{topic}[{partition}]": list(span) for (topic, partition), span in sorted((spans or {}).items())}
+    facts = {
+        "source": "topics",
+        "span": {"from_ms": start_ms, "to_ms": stop_ms, "offsets": named},
+        "logs": {topic: str(identity) for topic, identity in logs.items()},
+    }
+    with (
+        _checkpoint(plan, settings, facts) as checkpoint,
+        TopicReader(
+            settings.kafka_access(),
+            embedded=is_embedded(logs),
+            spans=spans,
+            start_ms=start_ms,
+            stop_ms=stop_ms,
+            whole=STANDING_TOPICS,
+            resume=checkpoint.tally.standing if checkpoint is not None else None,
+        ) as reader,
+    ):
+        if checkpoint is not None and checkpoint.tally.done and resumed is not None:
+            resumed(checkpoint.tally.done)
+        source = Source("topics", logs, reader.records(), lambda: reader.covers, lambda: reader.standing, reader.total)
+        return asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint))
+
+
+@contextmanager
+def _checkpoint(plan: ReplayPlan, settings: Settings, facts: Mapping[str, Any]) -> Iterator[Checkpoint | None]:
+    if plan.checkpoint is None:
+        yield None
+        return
+    checkpoint = Checkpoint(plan, settings, facts)
+    try:
+        yield checkpoint
+    finally:
+        checkpoint.close()
+
+
+async def differences_from_live(report: ReplayReport, live: LiveStore, partitions: int) -> list[str]:
+    """Names of the digest's parts in which a live state differs from a replay; none when they are equal.
+
+    Raises:
+        StoreUnavailableError: the live state did not answer.
+    """
+    return report.digest.differences(await digest(live, partitions))
+
+
+def compare_with_live(report: ReplayReport, settings: Settings) -> list[str]:
+    """`differences_from_live` of the live state that the settings name. Traffic should rest meanwhile."""
+
+    async def compare() -> list[str]:
+        store = open_store(settings)
+        try:
+            return await differences_from_live(report, store, settings.partitions)
+        finally:
+            await store.close()
+
+    return asyncio.run(compare())
+
+
+def asked_from(folder: Folder, model: Path | None, split: float) -> int | None:
+    """When questions begin: after a share of the events, else where the model's training ended; None: at once."""
+    if split:
+        return folder.split_ms(split)
+    metadata = load_serving(model)[1]["metadata"] if model is not None else {}
+    if metadata.get("data") != folder.name:
+        return None
+    before_ms = metadata.get("before_ms")
+    return folder.stop_ms if before_ms is None else int(before_ms)
+
+
+def folder_vectors(
+    folder: Folder, model: Path, settings: Settings, memory: Memory, progress: bool
+) -> ItemVectors | None:
+    """Vectors of all items of a folder for a model; None when the folder brings its own."""
+    from deploy.texts.models import TextSource
+
+    _, document = load_serving(model)
+    if folder.vectors:
+        trained, brought = document["metadata"].get("embedder"), {record.get("embedder") for record in folder.vectors}
+        if brought != {trained}:
+            raise ValueError(
+                f"{folder.name} brings vectors of {brought}, the model was trained on those of {trained!r}"
+            )
+        return None
+    with TextSource(settings, memory) as source:
+        texts = source.model(document)  # refuses a model that was trained on vectors of another embedder
+        if "text" not in document["config"].get("parts", PARTS):
+            known, config = known_items(folder, None), document["config"]
+            return untexted_vectors(known, texts.embedder.name, config["d_text"], texts.tagger)
+        return item_vectors(known_items(folder, None), texts.embedder, texts.tagger, source.memory, progress)

@@ -1,0 +1,190 @@
+"""A long replay in parts: each begins from what the one before has kept, so that any of them can be the first of a run.
+
+Every part opens engine, encoder and asker anew, as a run that resumes does: a replay that was killed and resumed has
+the same digest and the same metrics as one that ran through. Imports torch. It does not know where records come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from deploy.runtime.state_sizes import engine_settings
+from deploy.settings import Settings
+from encoder.model.document import DOCUMENT, load_serving, read_document
+from index.query.model import ServedModel, own_slot, parse_model
+from index.state.memory_store import MemoryStore
+from index.state.sqlite_store import KeptStore
+from index.state.store import LiveStore, LogIdentity
+from streams.evaluation.prequential import Asker, AskSettings, led_by
+from streams.events import Record
+from streams.kafka.topic_merge import Covers
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.engine import Engine
+from streams.replay.replay import SilentOutlet, feed, open_engine, report
+from streams.replay.report import ReplayReport, Tally
+
+FILE = "replay.sqlite"
+_FORMAT = 1
+# Decoded users held, of all partitions together since one process holds them all: about 10 KB each.
+_CACHED_USERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayPlan:
+    """What to replay against what.
+
+    `model` is an artefact's folder, None only rebuilds state; `ask` says which questions are asked of it. With a folder
+    `checkpoint` the replay is kept there every `part` records and goes on from there when it is started again.
+    """
+
+    model: Path | None = None
+    ask: AskSettings = field(default_factory=AskSettings)
+    store: LiveStore | None = None  # None: in memory; a Redis store needs a prefix that nobody else uses
+    progress: Callable[[int, int | None], None] | None = None  # records done, and how many there will be
+    checkpoint: Path | None = None
+    part: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Records to replay, from behind those that a tally has counted."""
+
+    name: str
+    logs: Mapping[str, LogIdentity]
+    records: Iterator[Record]
+    covers: Callable[[], Mapping[str, Covers]] = dict
+    standing: Callable[[], dict[str, Any] | None] = lambda: None
+    total: int | None = None
+
+
+class Checkpoint:
+    """What a replay has come to: its live state and its tally, in one file of `plan.checkpoint`.
+
+    Args:
+        facts: what has to be the same in every run of this replay, as plain values.
+
+    Raises:
+        ValueError: the folder holds another replay, or another process uses it.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, plan: ReplayPlan, settings: Settings, facts: Mapping[str, Any]) -> None:
+        assert plan.checkpoint is not None
+        if plan.store is not None:
+            raise ValueError("a checkpoint keeps its own live state; leave the prefix in Redis out")
+        if plan.part < 1:
+            raise ValueError(f"a part of {plan.part} records is none; 100000 is a good size")
+        self.store = KeptStore(plan.checkpoint / FILE, settings.keys())
+        self._facts = orjson.loads(orjson.dumps({**facts, **_facts(plan, settings)}))
+        found = self.store.document
+        if found is not None and found["facts"] != self._facts:
+            self.close()
+            stored = found["facts"]
+            name = next(name for name in {**stored, **self._facts} if stored.get(name) != self._facts.get(name))
+            raise ValueError(
+                f"{plan.checkpoint} holds another replay: its {name} was {stored.get(name)}, now it is "
+                f"{self._facts.get(name)}; use the same options, or another folder"
+            )
+        self.tally = Tally.from_dict(found["tally"]) if found is not None else Tally()
+
+    def keep(self, tally: Tally) -> None:
+        """Writes state and tally in one step. Raises OSError when that fails; what was kept before stays."""
+        self.store.keep({"facts": self._facts, "tally": tally.to_dict()})
+
+    def close(self) -> None:
+        """Lets another run use the folder."""
+        self.store.close_file()
+
+
+def _facts(plan: ReplayPlan, settings: Settings) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "partitions": settings.partitions,
+        "kinds": settings.kinds,
+        "embedders": settings.embedders,
+        "sizes": [settings.bucket_minutes, settings.idle_days, settings.cache_mb],
+        "model": read_document(plan.model)["version"] if plan.model is not None else None,
+        "questions": asdict(plan.ask),
+        "part": plan.part,
+    }
+
+
+async def replay_parts(
+    source: Source, plan: ReplayPlan, ask: AskSettings, settings: Settings, checkpoint: Checkpoint | None = None
+) -> ReplayReport:
+    """Replays all records, in parts when there is a checkpoint, and reports; the model's own list leads.
+
+    Raises:
+        StoreUnavailableError: the live state in Redis did not answer.
+        OSError: a checkpoint could not be written.
+    """
+    if plan.model is not None:
+        ask = led_by(ask, own_slot(read_document(plan.model)["metadata"]))
+    tally = checkpoint.tally if checkpoint is not None else Tally()
+    part = plan.part if checkpoint is not None else None
+    progress, store = plan.progress, checkpoint.store if checkpoint is not None else plan.store
+    tell = (lambda done: progress(done, source.total)) if progress is not None else None
+    store = store or MemoryStore(settings.keys())
+    try:
+        while True:
+            async with _opened(store, plan.model, ask, settings, source.logs, tally) as (engine, asker):
+                fed = await feed(islice(source.records, part), engine, tally, asker, tell)
+                tally.standing = source.standing()
+                if checkpoint is not None and fed:
+                    checkpoint.keep(tally)
+                if part is None or fed < part:
+                    return await report(source.name, engine, tally, asker, source.covers())
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def _opened(
+    store: LiveStore,
+    model: Path | None,
+    ask: AskSettings,
+    settings: Settings,
+    logs: Mapping[str, LogIdentity],
+    tally: Tally,
+) -> AsyncIterator[tuple[Engine, Asker | None]]:
+    """An engine on a live state of its own and, with a model, someone who asks; closed afterwards."""
+    encoder = _encoder(model, settings) if model is not None else None
+    config = encoder.encoder.model.config if encoder is not None else None
+    rules, sizes = settings.rules(), engine_settings(settings, config, half_vectors=False)
+    writes = replace(sizes, cached_users=max(_CACHED_USERS // settings.partitions, 100))
+    asker = None
+    try:
+        outlet = SilentOutlet(tally.dead_letters)
+        engine = await open_engine(store, rules, settings.partitions, outlet, encoder, logs, writes)
+        if model is not None:
+            asker = Asker(store, served(model), rules, settings.partitions, writes.bucket_ms, ask, encoder)
+        yield engine, asker
+    finally:
+        if asker is not None:
+            asker.close()
+        if encoder is not None:
+            encoder.close()
+
+
+def _encoder(model: Path, settings: Settings) -> EncoderThread:
+    from encoder.inference.incremental import IncrementalEncoder, use_threads
+    from encoder.model.artefact import load
+
+    use_threads(settings.threads)
+    loaded, metadata = load(model)
+    encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
+    return EncoderThread(encoder, metadata["version"], metadata.get("embedder"))
+
+
+def served(model: Path) -> ServedModel:
+    """What an API process would serve of an artefact."""
+    arrays, document = load_serving(model)
+    weight = arrays["context.weight"].astype("<f4").tobytes()
+    return parse_model(str(document["version"]), (model / DOCUMENT).read_bytes(), weight)

@@ -1,0 +1,109 @@
+"""Staleness and what-if as commands: a data folder and one model or two put together, without broker, store or index.
+
+Assumes artefacts of `deploy.jobs.train`. Loads torch. Questions, delays and statistics are those of `streams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from context.features import ContextFeatures
+from context.offsets import ContextOffset
+from deploy.jobs.evaluate import first_question_ms, given_vectors
+from deploy.jobs.replay import folder_vectors
+from deploy.settings import Settings
+from deploy.texts.item_vectors import Memory
+from encoder.inference.incremental import IncrementalEncoder, use_threads
+from encoder.model.artefact import load, serving_arrays
+from index.query.model import own_slot, own_weights
+from streams.evaluation.prequential import AskSettings, led_by
+from streams.evaluation.staleness.curves import curves
+from streams.evaluation.staleness.delays import FRESH, Arm, Delay, Part, arms
+from streams.evaluation.staleness.sweep import Sweep, sweep
+from streams.evaluation.staleness.what_if import side_by_side
+from streams.folder.reader import Folder, read_folder
+
+Progress = Callable[[int], None]
+
+
+def measure_staleness(
+    path: Path,
+    model: Path,
+    settings: Settings,
+    memory: Memory,
+    split: float | None,
+    ask: AskSettings,
+    parts: Sequence[Part],
+    delays: Sequence[Delay],
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Curves of what each delay costs on what a folder holds after `split` (None: after the model's training).
+
+    Raises:
+        ValueError: folder or model cannot be read, or there is nothing that the model has not seen.
+    """
+    folder = read_folder(path, settings.rules())
+    metadata, start_ms = _origin(folder, model, split)
+    asked = led_by(replace(ask, start_ms=start_ms), own_slot(metadata))
+    run = _sweep(folder, model, settings, memory, asked, arms(parts, delays), progress)
+    found = curves(run, parts, delays, asked.slots)
+    return {"data": folder.name, "model": metadata["version"], "start_ms": start_ms, "every": ask.every, **found}
+
+
+def compare_models(
+    path: Path,
+    models: Mapping[str, Path],
+    settings: Settings,
+    memory: Memory,
+    split: float | None,
+    ask: AskSettings,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Models by name over the same traffic; without `split` it begins where the last of them was trained to.
+
+    The first model says which list is held against the others.
+
+    Raises:
+        ValueError: folder or a model cannot be read, or there is nothing that a model has not seen.
+    """
+    folder = read_folder(path, settings.rules())
+    origins = {name: _origin(folder, model, split) for name, model in models.items()}
+    start_ms = max(ms for _, ms in origins.values())
+    slot = next((own_slot(metadata) for metadata, _ in origins.values()), None)
+    asked = led_by(replace(ask, start_ms=start_ms), slot)
+    runs = {name: _sweep(folder, m, settings, memory, asked, [FRESH], progress) for name, m in models.items()}
+    comparison = side_by_side({name: run.comparison.outcomes for name, run in runs.items()}, asked.slots, ask.ks)
+    first = next(iter(runs.values()))
+    found = comparison.result(first.catalogue_size)
+    versions = {name: metadata["version"] for name, (metadata, _) in origins.items()}
+    about = {"data": folder.name, "models": versions, "start_ms": start_ms, "every": ask.every}
+    return {**about, **found, "skipped": dict(first.skipped)}
+
+
+def _origin(folder: Folder, model: Path, split: float | None) -> tuple[dict[str, Any], int]:
+    """A model's metadata, and from when on it has seen nothing."""
+    _, metadata = load(model)
+    return metadata, first_question_ms(folder, metadata, split)
+
+
+def _sweep(
+    folder: Folder,
+    model: Path,
+    settings: Settings,
+    memory: Memory,
+    ask: AskSettings,
+    chosen: Sequence[Arm],
+    progress: Progress | None,
+) -> Sweep:
+    use_threads(settings.threads)
+    loaded, metadata = load(model)
+    brought = folder_vectors(folder, model, settings, memory, progress is not None)
+    vectors = brought or given_vectors(folder, settings.rules())
+    encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
+    features = ContextFeatures.from_list(metadata["context_features"])
+    offset = ContextOffset(serving_arrays(loaded)["context.weight"], features)
+    popularity = 0.0 if ask.plain else own_weights(metadata).popularity
+    return sweep(folder, vectors, encoder, offset, settings.rules(), ask, chosen, progress, popularity)

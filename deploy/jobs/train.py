@@ -1,0 +1,165 @@
+"""From a data folder to a model: texts to vectors and tags, context vocabulary, training, artefact.
+
+Assumes a folder as `streams.folder.reader` reads it. Nothing from the split on is looked at, so the rest of the
+timeline may be replayed against the model honestly. The artefact's metadata name the embedder and the context features,
+which the workers, the embed role and the API need. It does not know Kafka or Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from context.features import ContextFeatures
+from deploy.settings import load
+from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
+from deploy.texts.models import TextSource
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load as load_model
+from encoder.model.config import PARTS, ModelConfig, preset
+from encoder.model.encoder import StarsEncoder
+from encoder.text.endpoint_models import ChatTagger
+from encoder.text.item_text import VocabularyTagger, build_vocabulary
+from encoder.training.loop import TrainOptions, TrainResult, train
+from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
+from streams.evaluation.rankers import ModelRanker
+from streams.events import Rules
+from streams.folder.reader import Folder, read_folder
+from streams.folder.records import ItemVectors
+from streams.folder.training import context_features, training_data
+
+Tagger = ChatTagger | VocabularyTagger
+_UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """What to train on: the folder's timeline up to `split` (share of its events, 1 = all) with a preset's sizes.
+
+    `protocol` "loo" instead leaves out the last two events of each user and keeps the weights that rank the last but
+    one best. `refit`, an artefact of such a run, is trained again in the same way, for as many epochs as gave its
+    weights, on the last but one events too; what follows is then its own. `sizes` replace the preset's, `parts` are
+    what items' vectors are made of (see `ModelConfig`). Without `context` no offset is learned.
+    """
+
+    folder: Path
+    out: Path
+    split: float = 1.0
+    protocol: str = "timeline"
+    preset: str = "nano"
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = PARTS
+    context: bool = True
+    options: TrainOptions = field(default_factory=TrainOptions)
+    resume: bool = False
+    progress: bool = False
+    texts: TextSource = field(default_factory=lambda: TextSource(load({}), {}))
+    refit: Path | None = None
+
+
+def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
+    """Trains on a data folder; the artefact is `plan.out/<version>`.
+
+    Raises:
+        ValueError: the folder is malformed, or nothing is left to train on.
+        OSError: an endpoint that embeds or tags cannot be used now.
+    """
+    folder = read_folder(plan.folder, rules)
+    if plan.refit is not None:
+        return _refit(plan, plan.refit, folder, memory)
+    if plan.protocol == "loo":
+        return _train_leave_one_out(plan, folder, memory)
+    before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
+    tagger, vectors = _items(plan, known_items(folder, before_ms), memory)
+    features = context_features(folder, before_ms) if plan.context else ContextFeatures.from_list([])
+    prepared = training_data(folder, vectors, features, before_ms)
+    config = _config(plan, folder, vectors, tagger, context_features=features.names)
+    metadata = {
+        **plan.texts.names,
+        "context_features": features.to_list(),
+        "data": folder.name,
+        "before_ms": before_ms,
+        "left_out_events": prepared.left_out,
+    }
+    return train(
+        prepared.data,
+        config,
+        plan.options,
+        out=plan.out,
+        resume=plan.resume,
+        progress=plan.progress,
+        metadata=metadata,
+    )
+
+
+def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> TrainResult:
+    tagger, vectors = folder_items(plan, folder, memory)
+    split = leave_one_out(folder, vectors)
+    config = _config(plan, folder, vectors, tagger)
+    return train(
+        split.training(),
+        config,
+        replace(plan.options, holdout=0.0),  # the last but one events validate
+        out=plan.out,
+        resume=plan.resume,
+        progress=plan.progress,
+        validate=lambda model: validation_score(model, split, plan.options.device),
+        metadata={**plan.texts.names, "context_features": [], "data": folder.name, "protocol": "loo"},
+    )
+
+
+def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> TrainResult:
+    """Nothing is left to validate with: epochs and list are what the base's validation chose."""
+    model, metadata = load_model(base)
+    made_from = metadata.get("protocol"), metadata.get("data")
+    if made_from != ("loo", folder.name) or "refit" in metadata:
+        raise ValueError(f"{base} is no model that --protocol loo trained on {folder.name} with a validation")
+    free = {name: getattr(plan.options, name) for name in ("seed", "threads", "device", "max_seconds")}
+    epochs = int(metadata["metrics"]["best_epoch"])
+    options = replace(TrainOptions(**metadata["options"]), epochs=epochs, patience=0, **free)
+    _, vectors = folder_items(replace(plan, parts=model.config.parts), folder, memory)
+    split = leave_one_out(folder, vectors)
+    encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=options.device)
+    words = (*plan.texts.names, "context_features", "data", "protocol")
+    return train(
+        split.training(validated=True),
+        model.config,
+        options,
+        out=plan.out,
+        resume=plan.resume,
+        progress=plan.progress,
+        metadata={
+            **{name: metadata.get(name) for name in words},
+            "refit": metadata["version"],
+            "slot": best_list(encoder, split),
+        },
+    )
+
+
+def _config(plan: TrainPlan, folder: Folder, vectors: ItemVectors, tagger: Tagger, **more: Any) -> ModelConfig:
+    tags = tuple(tagger.vocabulary)
+    known = {"d_text": vectors.vectors.shape[1], "parts": plan.parts, "kinds": folder.kind_names, "tags": tags}
+    return preset(plan.preset, **{**plan.sizes, **known, **more})
+
+
+def folder_items(plan: TrainPlan, folder: Folder, memory: Memory) -> tuple[Tagger, ItemVectors]:
+    """The whole catalogue's tags and vectors: in leave-one-out every item is known from the start."""
+    return _items(plan, known_items(folder, None), memory)
+
+
+def _items(plan: TrainPlan, known: list[dict[str, Any]], memory: Memory) -> tuple[Tagger, ItemVectors]:
+    """Tags and vectors of the known items; what is not among the plan's parts is neither made nor paid for."""
+    embedder, threads = plan.texts.embedder, plan.options.threads or 1
+    tagger = plan.texts.tagger(build_vocabulary(known)) if "tags" in plan.parts else VocabularyTagger(())
+    if "text" not in plan.parts:
+        return tagger, untexted_vectors(known, embedder.name, preset(plan.preset).d_text, tagger)
+    return tagger, item_vectors(known, embedder, tagger, memory, plan.progress, threads)
+
+
+def validation_score(model: StarsEncoder, split: LeaveOneOut, device: str = "cpu") -> float:
+    """NDCG@10 of h_next on the validation targets."""
+    encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=device)
+    ranker = ModelRanker(encoder, split.vectors, ("next",), encoder.encode_whole)
+    return validation_ndcg(ranker, split, window=model.config.window)

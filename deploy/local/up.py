@@ -1,0 +1,288 @@
+"""Everything on one machine: a shop and a model to begin with, broker, Redis, the roles, traffic, and a status line.
+
+Assumes a state folder of its own; what takes time (history, text vectors, model) is kept there by content, so the next
+start is quick. Servers that PERSEID_KAFKA or PERSEID_REDIS name are used instead of embedded ones. All processes die
+with this one. It knows no events: `deploy.traffic.traffic` sends them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import starmap
+from pathlib import Path
+
+import orjson
+import redis
+
+from deploy.local.role_commands import api_ports, command, environment, roles
+from deploy.local.status_line import StatusLine, describe, fetch, is_ok, phase
+from deploy.runtime.process import ask_redis
+from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.redis import RedisServer
+from deploy.servers.supervisor import StartError, Supervisor
+from deploy.servers.topics import create_topics
+from deploy.settings import PREFIX, Settings, load, public_address
+from deploy.shop.shop import Shop
+from deploy.state_folder import FILE, write_addresses
+from deploy.texts.models import embedder_key
+from deploy.traffic.traffic import TrafficPlan
+from encoder.model.document import read_document
+from index.state.keys import partition_tag
+from index.state.records import STATE, decode_state
+from index.state.redis_routing import Command
+from index.state.store import StoreUnavailableError
+
+TRAIN_EPOCHS = 6  # about 35 s on two idle cores; so many steps whatever else runs, so the model is always the same
+TRAIN_SECONDS = 100.0  # bound for data folders of any size: the first answer has to come within three minutes
+DATA_SPLIT = 0.8  # share of a data folder's events to train on; the rest is live traffic
+HISTORY_DAYS = 60
+_READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
+_HOUR_MS = 3_600_000
+_LOOKED_AT = 8  # partitions, and users of each, among which the example is found
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """The command's options; `data` None means the generated shop."""
+
+    state: Path
+    data: Path | None = None
+    speed: float | None = None
+    traffic: bool = True
+    api_port: int | None = None
+    seed: int = 0
+    workers: int = 1
+    apis: int = 1  # on consecutive ports
+
+
+def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None:
+    """Runs everything until Ctrl-C or SIGTERM.
+
+    Raises:
+        ValueError: bad options, data or settings, or another `up` uses the state folder.
+        StartError: a process did not start, or ended by itself later.
+    """
+    state = options.state.resolve()
+    state.mkdir(parents=True, exist_ok=True)
+    with _only_one(state), ExitStack() as stack:
+        stack.enter_context(_stoppable())
+        settings = load(environ, state=state, api_port=options.api_port)
+        _check_embedded(settings, environ)
+        ports = api_ports(settings, options.apis)
+        plan = prepare(options, state, settings, environ, line)
+        settings = settings.model_copy(update={"model": Path(plan.model)})
+        settings = _servers(settings, environ, plan, stack, line)
+        write_addresses(state, settings)
+        stack.callback((state / FILE).unlink, missing_ok=True)
+        supervisor = stack.enter_context(Supervisor())
+        plan_file = plan.write(state / "traffic.json")
+        for role in roles(settings, environ, plan_file, options.workers, ports):
+            supervisor.start(role)
+        _watch(supervisor, settings, line)
+
+
+def prepare(
+    options: UpOptions, state: Path, settings: Settings, environ: Mapping[str, str], line: StatusLine
+) -> TrafficPlan:
+    """History and model, made or found in the state folder."""
+    if options.data is None:
+        folder, split_ms = _shop_history(state, options.seed, line)
+        split = 1.0
+    else:
+        folder, split = options.data.resolve(), DATA_SPLIT
+        if not (folder / "events.csv.gz").is_file():
+            raise ValueError(f"{options.data} is no data folder: it has no events.csv.gz; `perseid convert` makes one")
+        split_ms = 0
+    texts = state / "texts"
+    # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
+    bound = None if options.data is None else TRAIN_SECONDS
+    model = _model(folder, split, bound, state, settings, environ, line)
+    document = read_document(model)
+    if options.data is not None:
+        split_ms = int(document["metadata"]["before_ms"])
+    return TrafficPlan(
+        kind="shop" if options.data is None else "data",
+        folder=str(folder),
+        split_ms=split_ms,
+        key=_key(_content(folder), document["version"], options.seed, settings.partitions, settings.kinds),
+        model=str(model),
+        texts=str(texts),
+        seed=options.seed,
+        speed=options.speed,
+        live=options.traffic,
+    )
+
+
+def _shop_history(state: Path, seed: int, line: StatusLine) -> tuple[Path, int]:
+    """The generated shop's history and its end; made once, complete or not at all."""
+    folder = state / f"shop-{seed}-{_key(repr(Shop(seed).config), HISTORY_DAYS)}"
+    marker = folder / "complete.json"
+    if not marker.exists():
+        line.say("Generating the shop and its history …")
+        end_ms = int(time.time() * 1000) // _HOUR_MS * _HOUR_MS
+        Shop(seed).write_history(folder, end_ms, HISTORY_DAYS)
+        marker.write_bytes(orjson.dumps({"end_ms": end_ms}))
+    return folder, int(orjson.loads(marker.read_bytes())["end_ms"])
+
+
+def _model(
+    folder: Path,
+    split: float,
+    bound_s: float | None,
+    state: Path,
+    settings: Settings,
+    environ: Mapping[str, str],
+    line: StatusLine,
+) -> Path:
+    """The artefact for this data; trained in a process of its own when there is none yet."""
+    kinds = settings.kinds + embedder_key(settings)
+    out = state / "models" / _key(_content(folder), split, TRAIN_EPOCHS, bound_s, kinds)
+    found = _artefact(out)
+    if found is None:
+        line.say(f"Training a small model on {folder.name} (about a minute, kept for the next start) …")
+        arguments = [
+            *command("train", str(folder), "--out", str(out), "--split", str(split)),
+            *("--epochs", str(TRAIN_EPOCHS)),
+            *(() if bound_s is None else ("--max-seconds", str(bound_s))),
+            *("--texts", str(state / "texts"), "--quiet"),
+        ]
+        done = subprocess.run(arguments, env=environment(settings, environ), check=False)
+        found = _artefact(out)
+        if done.returncode or found is None:
+            raise StartError(f"training on {folder} failed with status {done.returncode}; see the lines above")
+    return found
+
+
+def _artefact(out: Path) -> Path | None:
+    found = sorted(path.parent for path in out.glob("m-*/model.json"))
+    return found[0] if found else None
+
+
+def _check_embedded(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Refuses settings that the embedded servers cannot meet."""
+    if settings.kafka_security != "plaintext" and f"{PREFIX}KAFKA" not in environ:
+        raise ValueError(f"{PREFIX}KAFKA_SECURITY needs {PREFIX}KAFKA: the embedded broker speaks plaintext only")
+    if settings.redis_cluster and f"{PREFIX}REDIS" not in environ:
+        raise ValueError(f"{PREFIX}REDIS_CLUSTER needs {PREFIX}REDIS: the embedded server is no cluster")
+
+
+def _servers(
+    settings: Settings, environ: Mapping[str, str], plan: TrafficPlan, stack: ExitStack, line: StatusLine
+) -> Settings:
+    """Starts what the environment does not name, and says where everything is."""
+    found: dict[str, str] = {}
+    if f"{PREFIX}KAFKA" not in environ:
+        counts = topic_partitions(settings.partitions)
+        topics = {settings.kafka_access().topic(name): count for name, count in counts.items()}
+        broker = Broker(topics, settings.state / "logs" / "broker.log")
+        stack.callback(broker.stop)
+        found["kafka"] = broker.start()
+    elif created := create_topics(settings.kafka_access(), settings.partitions):
+        line.say(f"Created topics {', '.join(created)}")
+    if f"{PREFIX}REDIS" not in environ:
+        # Kept by content: a user of one shop or model must not appear in another.
+        server = RedisServer(settings.state / f"redis-{plan.key}", append_only=True)
+        stack.callback(server.stop)
+        found["redis"] = server.start()
+        with redis.Redis.from_url(server.url) as client:
+            client.delete(settings.keys().roles())  # processes of an earlier start
+    settings = load(settings.environment() | {f"{PREFIX}{name.upper()}": value for name, value in found.items()})
+    kafka, live = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
+    line.say(f"Kafka {kafka}{_embedded('kafka', found)}, live state {live}{_embedded('redis', found)}")
+    return settings
+
+
+def _embedded(name: str, found: Mapping[str, str]) -> str:
+    return " (embedded)" if name in found else ""
+
+
+def _watch(supervisor: Supervisor, settings: Settings, line: StatusLine) -> None:
+    """Waits for the first answer, then shows the status until a signal comes or a role ends."""
+    url = f"http://{settings.api_host}:{settings.api_port}"
+    supervisor.wait_ready("api", lambda: is_ok(f"{url}/healthz"), _READY_S)
+    line.say(f"API {url}  (documentation: {url}/docs)  logs: {settings.state / 'logs'}")
+    introduced = False
+    while (crash := supervisor.crash()) is None:
+        status = fetch(f"{url}/v1/status")
+        if not introduced and status is not None and _loaded(status):
+            introduced = _introduce(settings, url, line)
+        line.show(describe(status))
+        time.sleep(1.0)
+    line.end()
+    raise StartError(str(crash))
+
+
+def _loaded(status: Mapping[str, object]) -> bool:
+    return phase(status) in ("live", "no traffic", "timeline ended") and is_loaded(status)
+
+
+def is_loaded(status: Mapping[str, object]) -> bool:
+    """Whether there is a user to ask for."""
+    return bool(status.get("users")) and bool(status.get("items"))
+
+
+def _introduce(settings: Settings, url: str, line: StatusLine) -> bool:
+    user = example_user(settings)
+    if user is None:
+        return False
+    line.say(f"Ready. Ask for a user:  curl '{url}/v1/recommendations/{user}?count=5&explain=true'")
+    line.say(f"Send your own events:   perseid produce --state {settings.state} FILE")
+    return True
+
+
+def example_user(settings: Settings) -> str | None:
+    """A user with recent events; None while there is none."""
+    keys, tags = settings.keys(), [partition_tag(number) for number in range(min(settings.partitions, _LOOKED_AT))]
+    newest = [Command(key, ("ZREVRANGE", key, 0, _LOOKED_AT)) for key in map(keys.users, tags)]
+    try:
+        found = ask_redis(settings, newest)
+        users = [(tag, user.decode()) for tag, some in zip(tags, found, strict=True) for user in some]
+        states = ask_redis(settings, [Command(key, ("HGET", key, STATE)) for key in starmap(keys.user, users)])
+    except StoreUnavailableError:
+        return None
+    times = [decode_state(state).ts_ms for state in states]
+    known = [(ts_ms[-1], user) for ts_ms, (_, user) in zip(times, users, strict=True) if ts_ms]
+    return max(known)[1] if known else None
+
+
+def _content(folder: Path) -> str:
+    """A hash of the data files of a folder."""
+    digest = sha256()
+    for path in sorted(folder.glob("*.gz")):
+        digest.update(path.name.encode() + b"\0" + sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _key(*parts: object) -> str:
+    return sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _only_one(state: Path) -> Iterator[None]:
+    with (state / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another `perseid up` runs with {state}; choose another folder by --state") from error
+        yield
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends us like Ctrl-C: in order, children included."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

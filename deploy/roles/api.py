@@ -1,0 +1,97 @@
+"""The API process: the application of `index.api.app` under uvicorn, with a producer for what is posted and shown.
+
+One process, one event loop; more load means more processes. It answers from the first second on, with 503 until the
+items are loaded. Neither torch nor Faust is loaded here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from deploy.roles.indexer import elastic_settings
+from deploy.runtime.process import log_to_stderr, now_ms, open_store, running, settle_heap
+from deploy.runtime.producer import EventProducer
+from deploy.settings import Settings, public_address
+from index.api.app import create_app
+from index.api.errors import InvalidRecordError
+from index.api.metrics import ApiMetrics
+from index.api.settings import ApiSettings, KafkaSide
+from streams.events import MalformedError, check
+
+_TIMEOUT_S = 0.1  # of one Redis call: a list from memory in time is worth more than a personal one too late
+_LINGER_MS = 100  # of exposures, which nobody waits for: one request to Kafka for many instead of one for each
+_SHUTDOWN_S = 5  # requests under way may end within this
+_KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: one that is closed under a request fails it
+
+
+def run_api(settings: Settings) -> None:
+    """Answers until SIGTERM or SIGINT. Raises OSError when the port is taken."""
+    log_to_stderr(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    store = open_store(settings, timeout_s=_TIMEOUT_S, retries=1)
+    producer, metrics = EventProducer(settings.kafka_access()), ApiMetrics(CollectorRegistry())
+    exposures = EventProducer(settings.kafka_access(), linger_ms=_LINGER_MS)
+    sides = api_settings(settings), kafka_side(settings, producer, exposures)
+    app = create_app(store, *sides, metrics, on_loaded=settle_heap)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.api_host,
+            port=settings.api_port,
+            log_config=None,  # ours, set up above
+            access_log=False,  # at hundreds of requests a second it costs more than the answers say
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+        )
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        async with running(store, "api", lambda: {"counters": {**metrics.counters(), "dropped": exposures.dropped}}):
+            await server.serve()
+    finally:
+        producer.close()
+        exposures.close()
+        await store.close()
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """What the application is told; addresses without credentials."""
+    return ApiSettings(
+        kafka=public_address(settings.kafka.get_secret_value()),
+        redis=public_address(settings.redis.get_secret_value()),
+        keys=settings.scopes(),
+        elastic=elastic_settings(settings),
+        snapshots=settings.state / "snapshots",
+        in_flight=settings.api_in_flight,
+        answers=settings.api_answers,
+    )
+
+
+def kafka_side(settings: Settings, producer: EventProducer, exposures: EventProducer) -> KafkaSide:
+    """The application's way to Kafka: the worker's rules, a producer for what is posted and one for what is shown."""
+    return KafkaSide(validator(settings, now_ms), producer.send, exposures.expose, lambda: exposures.dropped)
+
+
+def validator(settings: Settings, clock_ms: Callable[[], int]) -> Callable[[str, Any], tuple[bytes, bytes]]:
+    """Checks a record as a worker would; errors are those that the API shows."""
+    rules = settings.rules()
+
+    def validate(topic: str, body: Any) -> tuple[bytes, bytes]:
+        try:
+            return check(topic, body, clock_ms(), rules)
+        except MalformedError as error:
+            raise InvalidRecordError(error.field, error.reason) from error
+
+    return validate

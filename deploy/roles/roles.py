@@ -1,0 +1,165 @@
+"""The main functions of worker, embed and traffic processes: build the parts, run until SIGTERM or SIGINT, close.
+
+Assumes one role per process; torch and Faust are imported inside the role that needs them. The API has a module of its
+own (`deploy.roles.api`). Nothing here decides what a role does with an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy.runtime.process import (
+    limit_threads,
+    log_to_stderr,
+    on_signals,
+    open_store,
+    run_until_done,
+    running,
+    settle_heap,
+)
+from deploy.runtime.producer import EventProducer
+from deploy.runtime.state_sizes import engine_settings, keep_window
+from deploy.settings import Settings
+from encoder.model.document import DOCUMENT, load_serving, read_document
+from index.state.store import LiveStore
+
+if TYPE_CHECKING:
+    from streams.pipeline.engine import Engine
+
+# An encode is a hundred short tensor calls, each of which gives up Python's lock: by default a thread that polls Kafka
+# may keep it for 5 ms before the next call goes on.
+_SWITCH_S = 0.0005
+
+
+def run_worker(settings: Settings) -> None:
+    """Applies the five consumed topics to the live state until stopped.
+
+    Raises:
+        ValueError: the model, the topics or the stored state do not fit the settings.
+    """
+    log_to_stderr(settings)
+    limit_threads(settings.threads)
+    sys.setswitchinterval(_SWITCH_S)
+    run_until_done(_worker(settings))
+
+
+def run_embed(settings: Settings) -> None:
+    """Turns catalogue texts into item vectors until stopped. Raises ValueError when the model does not fit."""
+    log_to_stderr(settings)
+    asyncio.run(_embed(settings))
+
+
+def run_traffic(settings: Settings, plan_file: Path) -> None:
+    """Sends what a traffic plan says until stopped."""
+    log_to_stderr(settings)
+    asyncio.run(_traffic(settings, plan_file))
+
+
+async def _worker(settings: Settings) -> None:
+    from encoder.inference.incremental import IncrementalEncoder
+    from encoder.model.artefact import load
+    from index.items.follower import ItemFollower
+    from streams.kafka.worker import StreamWorker, WorkerSettings
+    from streams.pipeline.encoder_thread import EncoderThread
+    from streams.pipeline.engine import Engine
+    from streams.pipeline.outlet import KafkaOutlet
+
+    model, metadata = load(settings.model)
+    rules = settings.rules()
+    store = open_store(settings)
+    sizes = engine_settings(settings, model.config)
+
+    async def announce() -> None:
+        await store.ensure_cluster(settings.partitions, [kind.name for kind in rules.kinds])
+        await keep_window(store, sizes)
+        await publish_model(store, settings.model, sizes.bucket_ms)
+
+    await announce()
+    encoder = EncoderThread(
+        IncrementalEncoder(model, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device),
+        metadata["version"],
+        metadata.get("embedder"),
+    )
+    producer = EventProducer(settings.kafka_access())
+    engine = Engine(store, rules, settings.partitions, KafkaOutlet(producer.send), encoder, sizes, announce)
+    follower = ItemFollower(store, metadata["version"], encoder, text_vectors=True)
+    options = WorkerSettings(settings.kafka_access(), settings.group)
+    worker = StreamWorker(engine, options, follower.run)
+    try:
+        async with running(store, "worker", lambda: {**worker_report(engine), "ready": worker.ready}):
+            on_signals(worker.stop)
+            await encoder.prepare(options.max_batch)
+            await follower.catch_up()  # a window encoded before its items are known would be encoded again
+            settle_heap()
+            await worker.run()
+    finally:
+        encoder.close()
+        producer.close()
+        await store.close()
+
+
+def worker_report(engine: Engine) -> dict[str, Any]:
+    """A worker's share of its heartbeat."""
+    stats = engine.encoder.encoder.stats if engine.encoder is not None else None
+    cache = {} if stats is None else {f"cache_{name}": getattr(stats, name) for name in ("hits", "misses", "evictions")}
+    return {"counters": {**engine.counts, **cache}, "freshness_ms": engine.metrics.freshness.percentiles()}
+
+
+async def _embed(settings: Settings) -> None:
+    from deploy.texts.models import TextSource
+    from streams.embedding import EmbedRole
+    from streams.kafka.catalog_consumer import KafkaCatalog
+
+    document, source = read_document(settings.model), TextSource(settings)
+    model = source.model(document)
+    store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
+    role = EmbedRole(store, settings.rules(), model, source.memory, producer.send)
+    # A group for each model: a new one brings other vectors or tags, so it begins with the whole catalogue.
+    catalog = KafkaCatalog(settings.kafka_access(), f"{settings.group}-embed-{document['version']}")
+
+    def end() -> None:
+        stop.set()
+        model.close()  # whatever waits for an endpoint ends, too
+
+    try:
+        async with running(store, "embed", lambda: {"counters": {**role.report(), **model.counts}}):
+            on_signals(end)
+            await role.run(catalog, stop)
+    finally:
+        source.close()
+        producer.close()
+        await store.close()
+
+
+async def _traffic(settings: Settings, plan_file: Path) -> None:
+    from deploy.texts.models import known_vectors
+    from deploy.traffic.traffic import Traffic, TrafficPlan
+
+    plan = TrafficPlan.read(plan_file)
+    store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
+    traffic = Traffic(plan, settings, store, producer, lambda folder: known_vectors(folder, plan, settings))
+    try:
+        async with running(store, "traffic", traffic.counters):
+            on_signals(stop.set)
+            await traffic.run(stop)
+    finally:
+        producer.close()
+        await store.close()
+
+
+async def publish_model(store: LiveStore, folder: Path, bucket_ms: int) -> str:
+    """Writes what API processes need of a model, then names it the served one. Returns its version.
+
+    Raises:
+        ValueError: the folder holds no artefact.
+    """
+    arrays, document = load_serving(folder)
+    version = str(document["version"])
+    weight = arrays["context.weight"].astype("<f4").tobytes()
+    body = (folder / DOCUMENT).read_bytes()
+    await store.write(store.keys.model(version), {"json": body, "context.weight": weight})
+    await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(bucket_ms).encode()})
+    return version

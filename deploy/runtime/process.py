@@ -1,0 +1,102 @@
+"""What every process of ours does alike: log to stderr, open the live state, send heartbeats, end on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from deploy.runtime.heartbeat import beat, this_process
+from deploy.runtime.log_limit import SparingFilter
+from deploy.runtime.stack_dump import show_stacks_on_signal
+from deploy.settings import Settings, public_address
+from index.state.redis_routing import Command, nodes
+from index.state.redis_store import RedisStore
+from index.state.store import LiveStore, StoreUnavailableError
+
+_FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Sets up logging and says once with whom this process talks, without passwords. SIGUSR1 shows its stacks."""
+    show_stacks_on_signal()
+    logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT, force=True)
+    logging.getLogger().handlers[0].addFilter(SparingFilter())
+    logging.getLogger("elastic_transport").setLevel(logging.ERROR)  # else it tells of every call
+    kafka, redis = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
+    logging.getLogger("perseid.deploy").info("process %d, kafka %s, redis %s", os.getpid(), kafka, redis)
+
+
+def limit_threads(count: int) -> None:
+    """Bounds the threads of numerical libraries that are loaded from now on; call it before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+
+
+def settle_heap() -> None:
+    """Leaves all that is loaded by now out of later garbage collections, of which one takes 0.1 s and more.
+
+    What an earlier call left out and nobody uses any more is freed.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+def open_store(settings: Settings, **options: Any) -> RedisStore:
+    """The live state of this deployment; `options` are those of `RedisStore`."""
+    redis = settings.redis.get_secret_value()
+    return RedisStore(redis, settings.keys(), cluster=settings.redis_cluster, ca_file=settings.redis_ca, **options)
+
+
+def ask_redis(settings: Settings, commands: Sequence[Command], timeout_s: float = 1.0) -> list[Any]:
+    """Answers to a few commands from outside any event loop. Raises StoreUnavailableError when there are none."""
+
+    async def ask() -> list[Any]:
+        redis, ca_file = settings.redis.get_secret_value(), settings.redis_ca
+        found = nodes(redis, cluster=settings.redis_cluster, timeout_s=timeout_s, retries=0, ca_file=ca_file)
+        try:
+            return await found.run(commands)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailableError(f"{type(error).__name__}: {error}") from error
+        finally:
+            await found.close()
+
+    return asyncio.run(ask())
+
+
+def run_until_done(main: Coroutine[Any, Any, None]) -> None:
+    """Runs a process's main coroutine; unlike `asyncio.run` it does not wait for tasks that refuse to be cancelled."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(main)
+
+
+@asynccontextmanager
+async def running(store: LiveStore, role: str, describe: Callable[[], dict[str, Any]]) -> AsyncIterator[None]:
+    """Sends heartbeats with what `describe` says as long as the block runs."""
+    task = asyncio.create_task(beat(store, this_process(role), describe))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def on_signals(stop: Callable[[], None]) -> None:
+    """Calls `stop` on SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def now_ms() -> int:
+    """Wall time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,199 @@
+"""One Elasticsearch node as a child process of ours, without Docker, on 127.0.0.1, without passwords and replicas.
+
+Assumes a Java; the version that suits it is fetched when no home is given. Elasticsearch refuses to run as root: then
+it runs under an unprivileged id (`setpriv`), and its folder must be reachable for that id. It is a real server with
+few modules: `info()` and `ping()` of the clients do not answer, `cluster.health()` does. It knows no index.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+from deploy.servers.artefacts import elasticsearch_home, elasticsearch_version
+from deploy.servers.java import find_java
+from deploy.servers.ports import HOST, check_free, free_port, wait_until_free
+from deploy.servers.server import EmbeddedServer
+from deploy.servers.supervisor import StartError, kill, log_tail, spawn
+
+READY_S = 180.0  # usually 8-10 s; one minute was seen on two busy cores
+_STOP_S = 30.0  # usually two seconds
+_GONE_S = 10.0
+_UNPRIVILEGED = 987  # any id that is not root and that owns nothing
+_OTHERS_MAY_ENTER = 0o001
+
+
+class ElasticsearchServer(EmbeddedServer):
+    """A single node.
+
+    Args:
+        folder: for configuration, logs and data; reachable for everybody when we are root.
+        port: of HTTP; None takes a free one at the first start.
+        heap_mb: Java heap.
+        home, java_home: unpacked Elasticsearch and Java; None finds them (and fetches Elasticsearch).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        heap_mb: int = 512,
+        home: Path | None = None,
+        java_home: Path | None = None,
+    ) -> None:
+        super().__init__(port)
+        self.folder = folder
+        self._transport_port: int | None = None
+        self._heap_mb = heap_mb
+        self._home, self._java_home = home, java_home
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def version(self) -> str:
+        """Of Elasticsearch; the name of its home says it. Empty before the first start when no home was given."""
+        return "" if self._home is None else self._home.name.rpartition("-")[2]
+
+    @property
+    def log(self) -> Path:
+        """What the server says."""
+        return self.folder / "elasticsearch.log"
+
+    def start(self, timeout_s: float = READY_S) -> str:
+        """Starts the node, waits until it is healthy, and returns its URL.
+
+        Raises:
+            StartError: it ended or was not ready in time; carries the end of its log.
+            ValueError: it runs already, the port is taken, the folder is out of reach, or Java or Maven is missing.
+        """
+        if self._child is not None:
+            raise ValueError(f"this Elasticsearch is running already on {self.url}: stop() it first")
+        home, java_home = self._prepare()
+        check_free(self.port)
+        start = self.log.stat().st_size if self.log.exists() else 0
+        env = {
+            "HOME": str(self.folder),
+            "PATH": "/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "ES_JAVA_HOME": str(java_home),
+            "ES_PATH_CONF": str(self.folder / "config"),
+            "ES_TMPDIR": str(self.folder / "tmp"),
+        }
+        command = [*_drop_root(), str(home / "bin" / "elasticsearch")]
+        child = spawn(command, log=self.log, env=env, death_signal=signal.SIGTERM)
+        try:
+            self._wait(child, timeout_s, start)
+        except StartError:
+            kill(child)
+            raise
+        self._child = child
+        return self.url
+
+    def stop(self, grace_s: float = _STOP_S) -> None:
+        """Lets the node end by itself (SIGTERM), and kills it after `grace_s` seconds."""
+        super().stop(grace_s)
+
+    def kill(self) -> None:
+        """SIGKILL to launcher and server, for fault tests; the folder stays."""
+        if self._child is not None:
+            super().kill()
+            wait_until_free(self.port, _GONE_S)  # we wait for the launcher only, and the server is large
+
+    def restart(self) -> str:
+        """`stop` and `start`."""
+        self.stop()
+        return self.start()
+
+    def _prepare(self) -> tuple[Path, Path]:
+        """Home, Java home; with ports chosen, configuration written and the folder given to the server's id."""
+        self.folder = self.folder.resolve()
+        if self._home is None or self._java_home is None:
+            java = find_java(os.environ)
+            self._java_home = self._java_home or java.home
+            version = elasticsearch_version(java.major)
+            self._home = self._home or elasticsearch_home(os.environ, version, lambda _: None)
+        if self._port is None:
+            self._port = free_port()
+        if self._transport_port is None:
+            self._transport_port = free_port()
+        self._configure(self._home)
+        if os.geteuid() == 0:
+            for path in (self._home, self._java_home, self.folder):
+                _check_reachable(path)
+            _give_away(self.folder)
+        return self._home, self._java_home
+
+    def _configure(self, home: Path) -> None:
+        options = self.folder / "config" / "jvm.options.d"
+        for folder in (options, self.folder / "data", self.folder / "logs", self.folder / "tmp"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name in ("jvm.options", "log4j2.properties"):
+            shutil.copy(home / "config" / name, self.folder / "config" / name)
+        (options / "heap.options").write_text(f"-Xms{self._heap_mb}m\n-Xmx{self._heap_mb}m\n")
+        lines = [
+            "cluster.name: perseid",
+            "node.name: local",
+            f"path.data: {json.dumps(str(self.folder / 'data'))}",
+            f"path.logs: {json.dumps(str(self.folder / 'logs'))}",
+            f"network.host: {HOST}",
+            f"http.port: {self.port}",
+            f"transport.port: {self._transport_port}",
+            "discovery.type: single-node",
+            "xpack.security.enabled: false",  # else the first start makes certificates and every call answers 401
+            "cluster.routing.allocation.disk.threshold_enabled: false",  # a full laptop must not make it read-only
+        ]
+        (self.folder / "config" / "elasticsearch.yml").write_text("\n".join(lines) + "\n")
+
+    def _wait(self, child: subprocess.Popen[bytes], timeout_s: float, start: int) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not is_healthy(self.url):
+            late = time.monotonic() > deadline
+            if late or child.poll() is not None:
+                how = f"was not ready within {timeout_s:g} s" if late else f"ended with status {child.returncode}"
+                raise StartError(f"Elasticsearch {how} (log: {self.log}):\n{log_tail(self.log, start)}")
+            time.sleep(0.1)
+
+
+def is_healthy(url: str) -> bool:
+    """Whether the cluster answers and all its primary copies are there."""
+    try:
+        with urllib.request.urlopen(f"{url}/_cluster/health", timeout=2.0) as answer:
+            return bool(json.load(answer)["status"] in ("green", "yellow"))
+    except (OSError, ValueError):
+        return False
+
+
+def _drop_root() -> list[str]:
+    """What to put before the command so that it does not run as root, and still ends when we do."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        raise ValueError("Elasticsearch does not run as root, and there is no `setpriv` (util-linux) to change the id")
+    # Changing the id clears the death signal that `spawn` has set: setpriv sets it again.
+    ids = (f"--reuid={_UNPRIVILEGED}", f"--regid={_UNPRIVILEGED}", "--clear-groups")
+    return ["setpriv", "--pdeathsig", "TERM", *ids]
+
+
+def _check_reachable(path: Path) -> None:
+    for folder in (path, *path.parents):
+        if not folder.stat().st_mode & _OTHERS_MAY_ENTER:
+            raise ValueError(
+                f"{path} cannot be used: Elasticsearch does not run as root, and others may not enter {folder}; "
+                f"choose a folder elsewhere, or `chmod o+x {folder}`"
+            )
+
+
+def _give_away(folder: Path) -> None:
+    """The whole folder to the unprivileged id."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, _UNPRIVILEGED, _UNPRIVILEGED, follow_symlinks=False)

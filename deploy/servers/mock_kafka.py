@@ -1,0 +1,197 @@
+"""The embedded Kafka broker: librdkafka's mock cluster, from the confluent-kafka wheel, in a process of its own.
+
+It speaks the Kafka protocol over TCP on 127.0.0.1 and needs nothing installed, but it is no storage: everything is in
+memory, a partition keeps about its last 5 MiB and silently drops what is older, nothing is compacted, and each start
+is a new log with a new cluster id on a new port (the library lets nobody choose one). Topics must be created here,
+because its CreateTopics does not answer. It does not know what the topics carry. What its clients must know:
+
+* kafka-python 3 needs `api_version=(2, 3)`: the answer to newer version negotiations is malformed.
+* An empty fetch is answered only after its whole maximum wait, whatever arrives meanwhile: consumers should ask for a
+  wait of 5-10 ms. One fetch returns one producer batch per partition, so batches decide the reading speed.
+* Group members must name the same assignor first, or the broker aborts; a leader that assigns before its followers
+  have asked makes these fail with InvalidRequest, so it should wait a moment. A rebalance takes the session timeout
+  less one second. Offsets by timestamp, listing groups and log compaction do not exist; unknown topics appear with 4
+  partitions when they are first asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import ctypes.util
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deploy.servers.server import EmbeddedServer
+from deploy.servers.supervisor import StartError, kill, log_tail, spawn
+
+DEFAULT_PARTITIONS = 32
+_RD_KAFKA_PRODUCER = 0
+_ERROR_BYTES = 512
+_REBALANCE_DELAY_MS = 100  # a first member waits this long for others; the library's 3 s would delay every start
+
+
+def topic_partitions(partitions: int = DEFAULT_PARTITIONS) -> dict[str, int]:
+    """The seven topics and their partition counts: the ones keyed by user have `partitions`, the others one."""
+    by_user = dict.fromkeys(("clickstream", "users", "exposures"), partitions)
+    return by_user | dict.fromkeys(("catalog", "item-vectors", "context", "dead-letters"), 1)
+
+
+def find_librdkafka() -> Path:
+    """The shared library inside the confluent-kafka wheel, else the system's. Raises ValueError when there is none."""
+    spec = importlib.util.find_spec("confluent_kafka")
+    for package in spec.submodule_search_locations or () if spec else ():
+        for folder in (Path(package).parent / "confluent_kafka.libs", Path(package) / ".dylibs"):
+            if found := sorted(folder.glob("librdkafka*")):
+                return found[0]
+    if (name := ctypes.util.find_library("rdkafka")) is not None:
+        return Path(name)
+    raise ValueError("no librdkafka found: install the binary wheel of confluent-kafka, or use a real broker")
+
+
+class MockCluster:
+    """One broker inside this process, alive until `close`. Raises ValueError for a bad topic, OSError when it fails."""
+
+    def __init__(self, topics: Mapping[str, int]) -> None:
+        self._library = _declared(ctypes.CDLL(str(find_librdkafka())))
+        error = ctypes.create_string_buffer(_ERROR_BYTES)
+        conf = self._library.rd_kafka_conf_new()
+        self._library.rd_kafka_conf_set(conf, b"log_level", b"3", error, _ERROR_BYTES)  # errors only
+        self._client = self._library.rd_kafka_new(_RD_KAFKA_PRODUCER, conf, error, _ERROR_BYTES)
+        if not self._client:
+            raise OSError(f"librdkafka did not start: {error.value.decode()}")
+        self._cluster = self._library.rd_kafka_mock_cluster_new(self._client, 1)
+        if not self._cluster:
+            raise OSError("librdkafka did not open its broker on 127.0.0.1")
+        self._library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, _REBALANCE_DELAY_MS)
+        for name, partitions in topics.items():
+            self._create(name, partitions)
+
+    @property
+    def address(self) -> str:
+        """`host:port` for `bootstrap.servers`."""
+        address: bytes = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster)
+        return address.decode()
+
+    def close(self) -> None:
+        """Close all connections and forget everything."""
+        self._library.rd_kafka_mock_cluster_destroy(self._cluster)
+        self._library.rd_kafka_destroy(self._client)
+
+    def _create(self, name: str, partitions: int) -> None:
+        if partitions < 1:
+            raise ValueError(f"topic {name!r} needs at least one partition, not {partitions}")
+        if status := self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1):
+            raise ValueError(f"the broker refused topic {name!r} with {partitions} partitions (error {status})")
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Give the functions we call their C types: without them ctypes cuts pointers to 32 bits."""
+    pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+    signatures = {
+        "rd_kafka_conf_new": (pointer, []),
+        "rd_kafka_conf_set": (number, [pointer, text, text, text, ctypes.c_size_t]),
+        "rd_kafka_new": (pointer, [number, pointer, text, ctypes.c_size_t]),
+        "rd_kafka_destroy": (None, [pointer]),
+        "rd_kafka_mock_cluster_new": (pointer, [pointer, number]),
+        "rd_kafka_mock_cluster_destroy": (None, [pointer]),
+        "rd_kafka_mock_cluster_bootstraps": (text, [pointer]),
+        "rd_kafka_mock_topic_create": (number, [pointer, text, number, number]),
+        "rd_kafka_mock_group_initial_rebalance_delay_ms": (None, [pointer, ctypes.c_int32]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class Broker(EmbeddedServer):
+    """A broker process of ours: `start` returns when it accepts connections; what it kept ends with it."""
+
+    def __init__(self, topics: Mapping[str, int], log: Path) -> None:
+        super().__init__()
+        self._topics = dict(topics)
+        self._log = log
+        self._address = ""
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the running broker. Raises ValueError before `start`."""
+        if self._child is None:
+            raise ValueError("the broker is not running: call start() first")
+        return self._address
+
+    def start(self, timeout_s: float = 30.0) -> str:
+        """Start the process and return its address: a new, empty log each time. Raises StartError when it fails."""
+        if self._child is not None:
+            raise ValueError("the broker is running already: stop() it first")
+        argv = [sys.executable, "-m", "deploy.servers.mock_kafka"]
+        for name, partitions in self._topics.items():
+            argv += ["--topic", f"{name}={partitions}"]
+        start = self._log.stat().st_size if self._log.exists() else 0
+        child = spawn(argv, log=self._log, env=_environment())
+        try:
+            self._address = _announced(child, self._log, start, timeout_s)
+        except StartError:
+            kill(child)
+            raise
+        self._child = child
+        return self._address
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the folder of this package importable even where the project is not installed."""
+    paths = [str(Path(__file__).resolve().parent.parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _announced(child: subprocess.Popen[bytes], log: Path, start: int, timeout_s: float) -> str:
+    """Wait for the JSON line that `serve` prints and return the address in it."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        ended = child.poll() is not None
+        for line in log_tail(log, start).splitlines():
+            if line.startswith('{"bootstrap"') and line.endswith("}"):
+                return str(json.loads(line)["bootstrap"])
+        if ended or time.monotonic() > deadline:
+            raise StartError(f"the embedded broker did not start (log: {log}):\n{log_tail(log, start)}")
+        time.sleep(0.01)  # it is up after about a tenth of a second
+
+
+def serve(topics: Mapping[str, int]) -> None:
+    """Run a broker in this process, announce it by one JSON line on stdout, and stay until SIGTERM or SIGINT."""
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # before librdkafka's threads exist: they inherit it
+    cluster = MockCluster(topics)
+    print(json.dumps({"bootstrap": cluster.address, "pid": os.getpid(), "topics": dict(topics)}), flush=True)
+    signal.sigwait(stop_signals)
+    cluster.close()
+
+
+def _topic(argument: str) -> tuple[str, int]:
+    name, _, count = argument.partition("=")
+    if not name or not count.isdigit():
+        raise argparse.ArgumentTypeError(f"{argument!r} is not NAME=PARTITIONS, for example clickstream=32")
+    return name, int(count)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m deploy.servers.mock_kafka [--partitions N] [--topic NAME=COUNT ...]`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.servers.mock_kafka", description="Run the embedded Kafka broker."
+    )
+    parser.add_argument("--partitions", type=int, default=DEFAULT_PARTITIONS, help="of the topics keyed by user")
+    parser.add_argument("--topic", type=_topic, action="append", help="NAME=COUNT, instead of perseid's own topics")
+    options = parser.parse_args(arguments)
+    serve(dict(options.topic) if options.topic else topic_partitions(options.partitions))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The process behind `perseid stack up` without Docker: starts the servers, notes where they are, stops them in order.
+
+Assumes a plan in the stack's folder, written by `deploy.stack.stack`. It holds a lock as long as it lives, so that
+others see whether it does. The servers are its children and end with it, also when it is killed. A server that dies is
+not restarted: `perseid stack status` says so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+
+from deploy.servers.elasticsearch import ElasticsearchServer
+from deploy.servers.kafka import KafkaServer
+from deploy.servers.redis import RedisServer
+from deploy.servers.supervisor import StartError
+
+PLAN, STATE, LOCK, LOG = "stack-plan.json", "stack.json", "stack.lock", "logs/stack.log"
+SERVICES = ("kafka", "redis", "elasticsearch")  # in starting order
+_REDIS_STOP_S = 30.0  # its last writes go to the disk
+
+
+@dataclass(frozen=True, slots=True)
+class StackPlan:
+    """What to run. `ports` by service; `redis` is the program. Without Docker, `docker` is false."""
+
+    ports: dict[str, int]
+    redis_password: str
+    redis: str = ""
+    docker: bool = False
+
+    def write(self, folder: Path) -> None:
+        write_private(folder / PLAN, asdict(self))
+
+    @staticmethod
+    def read(folder: Path) -> StackPlan | None:
+        """None when there is no plan in the folder. Raises ValueError when it is not one of ours."""
+        try:
+            return StackPlan(**orjson.loads((folder / PLAN).read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (TypeError, orjson.JSONDecodeError) as error:
+            raise ValueError(f"{folder / PLAN} is no plan of a stack ({error}); delete the folder") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A started server: `address` without password, `env` the `PERSEID_*` variable's value (with it)."""
+
+    name: str
+    address: str
+    env: str
+    version: str
+    pid: int
+
+
+def write_private(path: Path, content: Any) -> None:
+    """JSON for this user's eyes only, complete or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    os.replace(part, path)
+
+
+def keep(folder: Path) -> NoReturn:
+    """Starts what the plan says, and stays.
+
+    Raises:
+        KeyboardInterrupt: a signal came; the servers are stopped.
+        StartError: a server did not start.
+        ValueError: no plan, another keeper runs with this folder, a port is taken, or something is missing.
+    """
+    plan = StackPlan.read(folder)
+    if plan is None:
+        raise ValueError(f"no {PLAN} in {folder}: `perseid stack up` writes one")
+    with (folder / LOCK).open("w") as lock, ExitStack() as stack:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another stack runs in {folder}") from error
+        stack.callback((folder / STATE).unlink, missing_ok=True)
+        started: list[Service] = []
+        for name in SERVICES:
+            if name in plan.ports:
+                service, stop = _START[name](folder / name, plan)
+                stack.callback(stop)
+                started.append(service)
+                write_private(folder / STATE, {"keeper": os.getpid(), "services": started})
+        while True:
+            signal.pause()  # our handler of SIGTERM, and Python's of SIGINT, raise
+
+
+def _kafka(folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
+    server = KafkaServer(folder, port=plan.ports["kafka"])
+    address = server.start()
+    return Service("kafka", address, address, server.version, server.pid or 0), server.stop
+
+
+def _redis(folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
+    from redis import Redis
+
+    server = RedisServer(
+        folder, port=plan.ports["redis"], password=plan.redis_password, append_only=True, executable=Path(plan.redis)
+    )
+    url = server.start()
+    with Redis.from_url(url) as client:
+        version = client.info("server")["redis_version"]
+    service = Service("redis", f"redis://{server.address}/0", url, version, server.pid or 0)
+    return service, lambda: server.stop(_REDIS_STOP_S)
+
+
+def _elasticsearch(folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
+    server = ElasticsearchServer(folder, port=plan.ports["elasticsearch"])
+    url = server.start()
+    return Service("elasticsearch", url, url, server.version, server.pid or 0), server.stop
+
+
+_START: dict[str, Callable[[Path, StackPlan], tuple[Service, Callable[[], None]]]] = {
+    "kafka": _kafka,
+    "redis": _redis,
+    "elasticsearch": _elasticsearch,
+}
+
+
+def main() -> int:
+    """`python -m deploy.stack.keeper FOLDER`; the last line on stderr says what went wrong."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        keep(Path(sys.argv[1]).resolve())
+    except KeyboardInterrupt:
+        return 0
+    except (StartError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

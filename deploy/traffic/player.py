@@ -1,0 +1,244 @@
+"""Sends a timeline to Kafka at its own pace: everything at once first, then live, and never faster than it is applied.
+
+The embedded broker keeps only a few MB per partition and drops what is older, so a record counts as delivered when a
+worker's position has passed it. A player may own the clock of meaning: it then publishes the timeline's time in Redis.
+It does not know where records come from (`deploy.traffic.traffic`) or what they say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import orjson
+
+from deploy.runtime.producer import Acknowledged, EventProducer
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.store import LiveStore, StoreUnavailableError
+from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS
+from streams.folder.records import SourceRecord
+
+PARTITION_BYTES = 1_500_000  # unapplied bytes per partition: a third of what the embedded broker keeps
+_RECORD_BYTES = 120  # what the log adds to key and value, at most
+_POLL_S = 0.02  # a look at the positions costs one round trip
+_CLOCK_S = 0.2  # the published clock may be behind by this much
+LONGEST_PAUSE_S = 2.0  # empty stretches of a timeline are skipped: nobody watches a shop at night
+_SINGLE_TAGS = {CATALOG: ITEMS_TAG, ITEM_VECTORS: ITEMS_TAG, CONTEXT: CONTEXT_TAG}  # where positions are kept
+_BURST = 500  # records sent between two looks at clock and stop signal
+
+
+@dataclass(slots=True)
+class _Flight:
+    """Unapplied records of one partition, oldest first: (acknowledgement, bytes)."""
+
+    records: deque[tuple[Future[Acknowledged], int]] = field(default_factory=deque)
+    size: int = 0
+
+
+class Pacer:
+    """Knows how much of what was sent has not been applied yet.
+
+    Args:
+        store: where workers keep their positions.
+        limit: bytes that may be unapplied per partition.
+
+    `logs` names the log of each topic that is sent to: a position in another log (an earlier broker's, until a worker
+    has claimed the new one) says nothing. Topics without an entry are not checked.
+    """
+
+    def __init__(self, store: LiveStore, limit: int = PARTITION_BYTES) -> None:
+        self._store, self._limit = store, limit
+        self.logs: Mapping[str, str] = {}
+        self._flights: dict[tuple[str, int], _Flight] = {}
+        self._looked_s = 0.0
+
+    def note(self, topic: str, partition: int, size: int, future: Future[Acknowledged]) -> None:
+        """A record is on its way to this partition. Topics that no worker applies are not paced."""
+        if topic in CONSUMED:
+            flight = self._flights.setdefault((topic, partition), _Flight())
+            flight.records.append((future, size))
+            flight.size += size
+
+    @property
+    def unapplied(self) -> int:
+        """Records sent and not yet seen to be applied."""
+        return sum(len(flight.records) for flight in self._flights.values())
+
+    def full(self, topic: str, partition: int) -> bool:
+        """Whether this partition should get nothing more for now."""
+        flight = self._flights.get((topic, partition))
+        return flight is not None and flight.size > self._limit
+
+    async def room(self, topic: str, partition: int, stop: asyncio.Event) -> None:
+        """Waits until the partition may get another record, or until `stop`.
+
+        Raises:
+            DeliveryError: Kafka refused an earlier record.
+        """
+        while self.full(topic, partition) and not stop.is_set():
+            await self.look()
+            if self.full(topic, partition):
+                await asyncio.sleep(_POLL_S)
+
+    async def drained(self, stop: asyncio.Event) -> None:
+        """Waits until everything sent has been applied, or until `stop`."""
+        while self.unapplied and not stop.is_set():
+            await self.look()
+            await asyncio.sleep(_POLL_S)
+
+    async def look_sometimes(self) -> None:
+        """`look`, at most once a second."""
+        if time.monotonic() - self._looked_s >= 1.0:
+            await self.look()
+
+    async def look(self) -> None:
+        """Forgets what the positions have passed. An unreachable store changes nothing."""
+        self._looked_s = time.monotonic()
+        waiting = [where for where, flight in self._flights.items() if flight.records]
+        keys = self._store.keys
+        tags = [_SINGLE_TAGS.get(topic, partition_tag(partition)) for topic, partition in waiting]
+        try:
+            found = await self._store.read(
+                [(keys.owner(tag), [f"pos:{t}", f"log:{t}"]) for tag, (t, _) in zip(tags, waiting, strict=True)]
+            )
+        except StoreUnavailableError:
+            return
+        for where, (position, log) in zip(waiting, found, strict=True):
+            expected = self.logs.get(where[0])
+            if expected is None or log == expected.encode():
+                _forget(self._flights[where], int(position or 0))
+
+
+def _forget(flight: _Flight, position: int) -> None:
+    """Drops applied records from the front; one that Kafka refused raises here."""
+    while flight.records and flight.records[0][0].done():
+        future, size = flight.records[0]
+        if future.result()[1] >= position:
+            return
+        flight.records.popleft()
+        flight.size -= size
+
+
+class Timeline:
+    """Time that runs `speed` times as fast as a monotonic clock, and skips stretches in which nothing happens."""
+
+    def __init__(self, start_ms: int, speed: float, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        if not speed > 0:
+            raise ValueError(f"speed {speed} must be above 0; 1 plays in real time")
+        self._speed, self._now_s = speed, monotonic_s
+        self._start_ms, self._began_s = float(start_ms), monotonic_s()
+
+    def now_ms(self) -> int:
+        return int(self._start_ms + (self._now_s() - self._began_s) * 1000 * self._speed)
+
+    def wait_s(self, ts_ms: int) -> float:
+        """Seconds until `ts_ms`; a long pause is cut by moving the clock forward."""
+        wait_s = (ts_ms - self.now_ms()) / 1000 / self._speed
+        if wait_s > LONGEST_PAUSE_S:
+            self._start_ms += (wait_s - LONGEST_PAUSE_S) * 1000 * self._speed
+            wait_s = LONGEST_PAUSE_S
+        return max(0.0, wait_s)
+
+
+class Player:
+    """Sends records in order.
+
+    Args:
+        partition_of: home partition of a record (topic, key); records are sent there explicitly.
+        stamp: put the timeline's time on records as their Kafka timestamp; otherwise Kafka's own clock does.
+    """
+
+    def __init__(
+        self,
+        producer: EventProducer,
+        pacer: Pacer,
+        partition_of: Callable[[str, bytes], int],
+        *,
+        stamp: bool = False,
+    ) -> None:
+        self._producer, self._pacer, self._partition_of, self._stamp = producer, pacer, partition_of, stamp
+        self.sent = 0
+        self.last_ms = 0
+
+    async def load(self, records: Iterable[SourceRecord], stop: asyncio.Event) -> None:
+        """Sends all records as fast as they are applied; returns when they are, or when stopped.
+
+        Raises:
+            DeliveryError: Kafka refused a record.
+        """
+        for record in records:
+            if stop.is_set():
+                return
+            await self._send(record, stop)
+        await self._pacer.drained(stop)
+
+    async def play(
+        self, records: Iterator[SourceRecord], timeline: Timeline, stop: asyncio.Event, clock: Clock | None = None
+    ) -> None:
+        """Sends each record when the timeline reaches its time, until they end or `stop` is set."""
+        for record in records:
+            while (wait_s := timeline.wait_s(record.timestamp_ms)) > 0 and not stop.is_set():
+                await _pause(stop, min(wait_s, _CLOCK_S))
+                await self._pacer.look_sometimes()
+                if clock is not None:
+                    await clock.publish(timeline.now_ms())
+            if stop.is_set():
+                return
+            await self._send(record, stop)
+
+    async def _send(self, record: SourceRecord, stop: asyncio.Event) -> None:
+        partition = self._partition_of(record.topic, record.key)
+        await self._pacer.room(record.topic, partition, stop)
+        if stop.is_set():
+            return
+        timestamp_ms: int | None = None
+        headers: tuple[tuple[str, bytes], ...] = ()
+        if self._stamp:  # the record's own time is another one, so freshness is measured from this header
+            timestamp_ms, headers = record.timestamp_ms, ((SENT_MS, str(int(time.time() * 1000)).encode()),)
+        while True:
+            future = self._producer.enqueue(
+                record.topic, record.key, record.value, partition, timestamp_ms=timestamp_ms, headers=headers
+            )
+            if future is not None:
+                break
+            await asyncio.sleep(_POLL_S)
+        size = len(record.key) + len(record.value or b"") + _RECORD_BYTES
+        self._pacer.note(record.topic, partition, size, future)
+        self.sent += 1
+        self.last_ms = max(self.last_ms, record.timestamp_ms)
+        if self.sent % _BURST == 0:
+            await self._pacer.look()
+
+
+class Clock:
+    """Publishes the timeline's time for everybody who needs a clock of meaning."""
+
+    def __init__(self, store: LiveStore) -> None:
+        self._store = store
+        self._published_s = 0.0
+
+    async def publish(self, now_ms: int) -> None:
+        """Writes the time, at most every fifth of a second; an unreachable store is tried again next time."""
+        if time.monotonic() - self._published_s < _CLOCK_S:
+            return
+        try:
+            await self._store.write(self._store.keys.cluster(), {"clock_ms": str(now_ms).encode()})
+            self._published_s = time.monotonic()
+        except StoreUnavailableError:
+            pass
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        pass
+
+
+def as_json(value: object) -> bytes | None:
+    """A record's value; None stays None, which removes the key."""
+    return None if value is None else orjson.dumps(value)
