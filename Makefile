@@ -1,4 +1,4 @@
-# make run | test | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/test_x.py" JOBS=0
+# make run | test | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/index" JOBS=0
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -14,10 +14,10 @@ from xdist.scheduler import LoadScopeScheduling
 from deploy.servers.redis import RedisServer
 from index.state.keys import Keys
 from streams.kafka.config import KafkaAccess
-from tests import secured_kafka as secured
-from tests import services
-from tests.redis_cluster import ClusterOfServers
-from tests.secured_kafka import SecuredKafka
+from tests.support import secured_kafka as secured
+from tests.support import services
+from tests.support.redis_cluster import ClusterOfServers
+from tests.support.secured_kafka import SecuredKafka
 
 INTEGRATION = "tests/integration/"
 

@@ -23,7 +23,7 @@ from index.state.keys import Keys, partition_tag
 from index.state.redis_store import RedisStore
 from index.state.store import Commit, LogIdentity, Op
 from tests.bench.report import result, show
-from tests.redis_cluster import ClusterOfServers
+from tests.support.redis_cluster import ClusterOfServers
 
 PARTITIONS = 32
 USERS = 500

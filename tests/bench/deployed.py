@@ -20,9 +20,9 @@ from confluent_kafka import Producer
 
 from index.state.keys import partition_tag
 from index.state.store import LiveStore
-from tests import services
 from tests.integration.deployments import EMBEDDED, REAL, deployment, prepared
 from tests.integration.live import Live, click
+from tests.support import services
 
 WARM_UP_S = 3.0
 

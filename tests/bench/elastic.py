@@ -31,9 +31,9 @@ from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, Recommendations, UserView, recommend
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
-from tests import services
 from tests.bench.report import result, show
-from tests.elastic_world import server, settings_of
+from tests.support import services
+from tests.support.elastic_world import server, settings_of
 
 DIM, CENTRES, NOW_MS = 256, 200, 1_760_000_000_000
 SHARES = (0.5, 0.05, 0.005)  # of the items that a filter lets pass

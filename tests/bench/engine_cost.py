@@ -25,7 +25,7 @@ from streams.pipeline.engine import USER_TOPICS, Engine
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.query import PREFIX
 from tests.bench.synthetic import LOG, Synthetic, clicks
-from tests.streams_world import MemoryBroker
+from tests.support.streams_world import MemoryBroker
 
 TEXT_DIM = 384  # of MiniLM, the default text model
 BATCH = USUAL_BATCH

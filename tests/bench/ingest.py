@@ -46,7 +46,6 @@ from index.state.redis_store import RedisStore
 from streams.events import CLICKSTREAM, DEFAULT_KINDS
 from streams.folder.reader import read_folder
 from streams.kafka.config import KafkaAccess
-from tests import services
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import DIM, PARTITIONS, TEXT_DIM, Synthetic, Writer, clicks
@@ -54,6 +53,7 @@ from tests.faults import worker_process
 from tests.faults.live import PREFIX, LiveState
 from tests.faults.process_files import ProcessFiles
 from tests.faults.worker_process import WorkerOptions
+from tests.support import services
 
 GOAL_PLAIN, GOAL_ENCODED = 20_000.0, 1_500.0
 ITEMS, WINDOW = 20_000, 200

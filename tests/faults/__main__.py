@@ -20,7 +20,7 @@ from tests.faults.schedule import Run, Schedule
 from tests.faults.servers import EmbeddedBroker, RealBroker
 from tests.faults.stage import Servers
 from tests.faults.table import HEADER, line, markdown, name
-from tests.services import open_folder
+from tests.support.services import open_folder
 
 _MILLION = 1_000_000
 

@@ -1,8 +1,8 @@
 """Seeded traffic for the kill harness: what a shop's producers send, and a thread that sends it while things break.
 
-Clicks and profiles come from `tests.streams_world.fill` (resends, late, equal-time, misrouted, fast clocks, forgets);
-items, contexts and poison are mixed in. The pace may follow the workers' lag: the embedded broker keeps only megabytes.
-A record counts as sent when the broker has acknowledged it; one that it did not is sent again.
+Clicks and profiles come from `tests.support.streams_world.fill` (resends, late, equal-time, misrouted, fast clocks,
+forgets); items, contexts and poison are mixed in. The pace may follow the workers' lag: the embedded broker keeps only
+megabytes. A record counts as sent when the broker has acknowledged it; one that it did not is sent again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS
 from streams.kafka.config import KafkaAccess
 from tests.faults.malformed import malformed
 from tests.faults.vectors import ITEMS, item_vector
-from tests.streams_world import NOW_MS, MemoryBroker, fill
+from tests.support.streams_world import NOW_MS, MemoryBroker, fill
 
 POISON = "poison"  # header of records that must not be accepted; nobody but the harness looks at it
 _PACE_RECORDS = 100  # the lag is looked at once per so many records

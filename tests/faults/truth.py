@@ -24,7 +24,7 @@ from index.state.records import event_hash
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, ITEM_VECTORS, USERS, Record
 from streams.kafka.config import KafkaAccess
 from tests.faults.traffic import POISON, Sent
-from tests.oracle import Oracle
+from tests.support.oracle import Oracle
 
 Logs = dict[tuple[str, int], list[Record]]
 _READ_TIMEOUT_S = 30.0  # without a single record

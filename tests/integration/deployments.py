@@ -18,9 +18,9 @@ from deploy.local.status_line import StatusLine
 from deploy.local.up import UpOptions, prepare
 from deploy.servers.redis import RedisServer
 from deploy.settings import load
-from tests import services
 from tests.integration.live import Live
-from tests.redis_cluster import ClusterOfServers
+from tests.support import services
+from tests.support.redis_cluster import ClusterOfServers
 
 SEED = 3
 EMBEDDED = "embedded"

@@ -1,0 +1,183 @@
+"""The doctor on Kafka, real and secured, and on ports where there is none: what it says and what it advises."""
+
+from __future__ import annotations
+
+import gc
+import struct
+import time
+import warnings
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from deploy.doctor import kafka as doctor_kafka
+from deploy.doctor.finding import Finding
+from deploy.doctor.kafka import check_kafka
+from deploy.servers.redis import RedisServer
+from deploy.servers.topics import create_topics
+from deploy.settings import Settings, load
+from streams.kafka.bootstrap import cluster_at_bootstrap
+from streams.kafka.config import KafkaAccess
+from tests.support.fake_servers import answering
+from tests.support.secured_kafka import PASSWORD, SecuredKafka
+
+PARTITIONS = 2
+WRONG = "another-secret-word"
+
+
+def settings_of(access: KafkaAccess, **more: object) -> Settings:
+    """The settings that say the same as an access."""
+    settings = load(
+        {},
+        kafka=access.bootstrap,
+        kafka_security=access.security,
+        kafka_mechanism=access.mechanism,
+        kafka_user=access.user,
+        kafka_password=access.password,
+        kafka_ca=access.ca,
+        kafka_cert=access.cert,
+        kafka_key=access.key,
+        topic_prefix=access.topic_prefix,
+        **{"partitions": PARTITIONS, **more},
+    )
+    assert settings.kafka_access() == access
+    return settings
+
+
+def only(findings: list[Finding]) -> Finding:
+    (finding,) = findings
+    assert finding.state == "wrong"
+    return finding
+
+
+@pytest.mark.parametrize("way", ["scram-512", "plain", "without-tls", "certificate"])
+def test_a_healthy_cluster_is_named_with_its_age_and_our_topics(
+    secured_kafka: SecuredKafka, topic_prefix: str, way: str
+) -> None:
+    access = secured_kafka.way(way, topic_prefix)
+    create_topics(access, PARTITIONS)
+    kafka, topics = check_kafka(settings_of(access))
+    assert (kafka.name, kafka.state, topics.name, topics.state) == ("kafka", "ok", "topics", "ok")
+    assert kafka.address == access.bootstrap and kafka.version == "Kafka 4.0 or newer"
+    assert f"{topic_prefix}clickstream 2" in topics.what
+
+
+@pytest.mark.parametrize("way", ["scram-512", "plain"])
+def test_a_wrong_password_is_named_and_not_shown(secured_kafka: SecuredKafka, way: str) -> None:
+    begin = time.monotonic()
+    finding = only(check_kafka(settings_of(replace(secured_kafka.way(way), password=WRONG))))
+    assert time.monotonic() - begin < 5
+    assert "Authentication failed" in finding.what
+    assert "PERSEID_KAFKA_PASSWORD" in finding.remedy
+    assert WRONG not in str(finding) and PASSWORD not in str(finding)
+
+
+@pytest.mark.parametrize(
+    ("way", "change", "what", "remedy"),
+    [
+        ("plain", {"ca": ""}, "certificate is not trusted", "PERSEID_KAFKA_CA"),
+        ("plain", {"security": "sasl_plaintext", "ca": ""}, "wants TLS", "PERSEID_KAFKA_SECURITY"),
+        ("without-tls", {"security": "sasl_ssl"}, "TLS", "PERSEID_KAFKA_SECURITY"),
+        ("certificate", {"cert": "", "key": ""}, "wants a certificate", "PERSEID_KAFKA_CERT"),
+        (
+            "without-tls",
+            {"security": "plaintext", "user": "", "password": "", "mechanism": ""},
+            "",
+            "PERSEID_KAFKA_SECURITY",
+        ),
+    ],
+)
+def test_what_the_listener_wants_is_said(
+    secured_kafka: SecuredKafka, way: str, change: dict[str, str], what: str, remedy: str
+) -> None:
+    finding = only(check_kafka(settings_of(replace(secured_kafka.way(way), **change))))
+    assert what in finding.what
+    assert remedy in finding.remedy
+
+
+def test_nothing_there() -> None:
+    finding = only(check_kafka(settings_of(KafkaAccess("127.0.0.1:1"))))
+    assert "nothing listens on 127.0.0.1:1" in finding.what
+    assert "PERSEID_KAFKA" in finding.remedy
+
+
+def test_another_server_on_that_port_is_told_from_kafka(redis_server: RedisServer) -> None:
+    finding = only(check_kafka(settings_of(KafkaAccess(redis_server.address))))
+    assert "not as Kafka does" in finding.what
+    assert "Kafka's own port" in finding.remedy
+
+
+def test_a_second_server_is_asked_when_the_first_is_away(kafka_access: KafkaAccess) -> None:
+    create_topics(kafka_access, PARTITIONS)
+    both = replace(kafka_access, bootstrap=f"127.0.0.1:1,{kafka_access.bootstrap}")
+    assert [finding.state for finding in check_kafka(settings_of(both))] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("requests", "state", "version"),
+    [((0, 1, 18, 37), "wrong", "before Kafka 2.3"), ((18, 44, 45), "note", "Kafka 2.4")],
+)
+def test_an_old_server_is_told_by_the_requests_it_knows(requests: tuple[int, ...], state: str, version: str) -> None:
+    def answer(asked: bytes) -> bytes:
+        if asked[4:8] != struct.pack(">hh", 18, 0):  # librdkafka asks in a newer way, and is refused
+            return b""
+        known = b"".join(struct.pack(">hhh", number, 0, 1) for number in requests)
+        body = struct.pack(">ihi", 1, 0, len(requests)) + known
+        return struct.pack(">i", len(body)) + body
+
+    with answering(answer) as address:
+        begin = time.monotonic()
+        findings = check_kafka(settings_of(KafkaAccess(address)))
+        assert time.monotonic() - begin < 5
+    assert (findings[0].state, findings[0].version) == (state, version)
+
+
+def test_missing_topics_and_other_counts_are_named(kafka_access: KafkaAccess) -> None:
+    admin = AdminClient(kafka_access.librdkafka())
+    names = {"clickstream": 3, "users": PARTITIONS, "exposures": PARTITIONS, "context": 1, "dead-letters": 1}
+    new = [NewTopic(kafka_access.topic(name), count, 1) for name, count in names.items()]
+    for future in admin.create_topics(new, operation_timeout=20).values():
+        future.result()
+    kafka, missing, differing = check_kafka(settings_of(kafka_access))
+    assert kafka.state == "ok"
+    prefix = kafka_access.topic_prefix
+    assert missing.state == "wrong" and f"{prefix}catalog (1), {prefix}item-vectors (1)" in missing.what
+    assert differing.what == f"{prefix}clickstream has 3 partitions, not {PARTITIONS}"
+    assert "PERSEID_PARTITIONS" in differing.remedy
+
+
+@pytest.mark.parametrize("librdkafka_finds_a_way", [True, False])
+def test_an_advertised_address_that_leads_nowhere_is_named(
+    secured_kafka: SecuredKafka, topic_prefix: str, librdkafka_finds_a_way: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_topics(secured_kafka.way("plain", topic_prefix), PARTITIONS)
+    if not librdkafka_finds_a_way:  # which of the two happens is chance: it leaves the bootstrap server once it knows
+        monkeypatch.setattr(doctor_kafka, "AdminClient", partial(_leaving, AdminClient))
+    kafka, topics = check_kafka(settings_of(replace(secured_kafka.astray, topic_prefix=topic_prefix)))
+    assert kafka.state == "wrong"
+    assert kafka.what.startswith("broker 1 calls itself 127.0.0.1:1, which cannot be reached from here")
+    assert "advertised.listeners" in kafka.remedy
+    assert topics.state == "ok" and f"{topic_prefix}clickstream 2" in topics.what
+
+
+@pytest.mark.parametrize(("way", "known"), [("scram-512", True), ("certificate", True), ("plain", False)])
+def test_the_bootstrap_server_is_asked_on_a_connection_that_is_closed_again(
+    secured_kafka: SecuredKafka, way: str, known: bool
+) -> None:
+    access = secured_kafka.way(way)
+    access = access if known else replace(access, password=WRONG)
+    gc.collect()
+    with warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always", ResourceWarning)
+        cluster = cluster_at_bootstrap(access, ["127.0.0.1:1", *access.servers], timeout_s=5.0)
+        assert (cluster is not None) == known
+        gc.collect()  # what was left open is found by the collector, in whichever test it comes next
+    assert not left
+
+
+def _leaving(client: type[AdminClient], config: dict[str, str | int | float]) -> AdminClient:
+    """A client that never comes back to its bootstrap server."""
+    return client({**config, "metadata.recovery.strategy": "none"})

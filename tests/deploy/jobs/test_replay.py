@@ -1,0 +1,125 @@
+"""Replay and evaluation put together: a folder that brings its vectors, a saved model, and a comparison with live."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deploy.jobs.evaluate import evaluate_folder
+from deploy.jobs.replay import differences_from_live, replay_folder
+from deploy.jobs.replay_checkpoint import ReplayPlan
+from deploy.settings import load
+from encoder.model.artefact import save
+from encoder.model.encoder import StarsEncoder
+from index.state.memory_store import MemoryStore
+from streams.evaluation.prequential import AskSettings
+from streams.folder.reader import Folder, read_folder
+from tests.support.folders import write_vectors
+from tests.support.replay_world import CONFIG, PARTITIONS, shop, vectors_of
+
+SETTINGS = load({}, partitions=PARTITIONS, embedders="toy:4", device="cpu", cache_mb=4)
+MODEL = replace(CONFIG, window=200, slack=56)  # the window of the live state
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    found = shop(tmp_path / "shop")
+    vectors = vectors_of(found)
+    write_vectors(tmp_path / "shop", [vectors.body(row, int(found.arrivals_ms[row])) for row in range(40)])
+    return found
+
+
+@pytest.fixture
+def path(tmp_path: Path, folder: Folder) -> Path:
+    return tmp_path / "shop"
+
+
+def untrained(seed: int) -> StarsEncoder:
+    torch.manual_seed(seed)
+    return StarsEncoder(MODEL).eval()
+
+
+def saved(tmp_path: Path, **metadata: Any) -> Path:
+    save(untrained(0), tmp_path / "model", {"embedder": "toy", "context_features": [], **metadata})
+    return tmp_path / "model"
+
+
+def test_questions_begin_where_the_models_training_ended(tmp_path: Path, folder: Folder, path: Path) -> None:
+    cut = folder.split_ms(0.75)
+    model = saved(tmp_path, data="shop", before_ms=cut)
+    report = replay_folder(path, ReplayPlan(model), SETTINGS, {})
+    result = evaluate_folder(path, model, SETTINGS, {}, None, AskSettings())
+    assert report.answers is not None and report.answers["questions"] == result["questions"] > 10
+    assert report.answers["skipped"]["before the start"] == folder.events.before(cut)
+    assert result["start_ms"] == cut and result["data"] == "shop" and result["model"] == report.model
+    assert set(result["lists"]) == {"mixed", "next", "recent popularity", "all-time popularity"}
+
+
+def test_the_list_that_the_model_is_best_with_leads(tmp_path: Path, path: Path, folder: Folder) -> None:
+    model = saved(tmp_path, data="shop", before_ms=folder.split_ms(0.75), slot="general")
+    report = replay_folder(path, ReplayPlan(model), SETTINGS, {})
+    assert report.answers is not None
+    for found in (report.answers, evaluate_folder(path, model, SETTINGS, {}, None, AskSettings())):
+        assert found["list"] == "general" and found["metrics"] == found["lists"]["general"]
+        assert {"mixed", "next"} < set(found["lists"])
+
+
+def evaluated(path: Path, model: Path, ask: AskSettings) -> dict[str, Any]:
+    return evaluate_folder(path, model, SETTINGS, {}, None, ask)
+
+
+def replayed(path: Path, model: Path, ask: AskSettings) -> dict[str, Any]:
+    answers = replay_folder(path, ReplayPlan(model, ask=ask), SETTINGS, {}).answers
+    assert answers is not None
+    return dict(answers)
+
+
+@pytest.mark.parametrize("measured", [evaluated, replayed])
+def test_popularity_counts_as_much_as_the_model_says_unless_vectors_alone_are_asked_for(
+    tmp_path: Path, path: Path, folder: Folder, measured: Callable[[Path, Path, AskSettings], dict[str, Any]]
+) -> None:
+    silent, loud = (
+        saved(tmp_path / name, data="shop", before_ms=folder.split_ms(0.5), slot="next", popularity=weight)
+        for name, weight in (("silent", 0.0), ("loud", 1.0))
+    )
+    without, added = (measured(path, model, AskSettings()) for model in (silent, loud))
+    plain = [measured(path, model, AskSettings(plain=True)) for model in (silent, loud)]
+    assert without["lists"]["next"] != added["lists"]["next"]
+    assert plain[0]["lists"]["next"] == plain[1]["lists"]["next"]
+    if measured is evaluated:
+        assert [found["popularity_weight"] for found in (without, added, *plain)] == [0, 1, 0, 0]
+
+
+def test_a_split_says_where_questions_begin(tmp_path: Path, folder: Folder, path: Path) -> None:
+    report = replay_folder(path, ReplayPlan(saved(tmp_path, data="shop", before_ms=None)), SETTINGS, {}, split=0.5)
+    assert report.answers is not None
+    assert report.answers["skipped"]["before the start"] == folder.events.before(folder.split_ms(0.5))
+
+
+def test_vectors_of_another_embedder_are_refused(tmp_path: Path, path: Path) -> None:
+    save(untrained(1), tmp_path / "other", {"embedder": "other", "context_features": []})
+    with pytest.raises(ValueError, match=r"brings vectors of \{'toy'\}, the model was trained on those of 'other'"):
+        replay_folder(path, ReplayPlan(tmp_path / "other"), SETTINGS, {})
+
+
+class Kept(MemoryStore):
+    """Stays readable after a replay has closed it."""
+
+    async def close(self) -> None:
+        return None
+
+
+def test_a_live_state_with_the_same_history_does_not_differ(path: Path) -> None:
+    whole, part = Kept(), Kept()
+    report = replay_folder(path, ReplayPlan(store=whole), SETTINGS, {})
+    replay_folder(path, ReplayPlan(store=part), SETTINGS, {}, stop_ms=read_folder(path).split_ms(0.9))
+    assert report.answers is None and report.model is None
+    assert asyncio.run(differences_from_live(report, whole, PARTITIONS)) == []
+    different = asyncio.run(differences_from_live(report, part, PARTITIONS))
+    assert different and set(different) <= {"items", "contexts", *(f"p{n}" for n in range(PARTITIONS))}

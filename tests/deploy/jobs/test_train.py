@@ -1,0 +1,292 @@
+"""From a folder to an artefact: what is looked at, what is written beside the model, what is embedded only once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from deploy.cli import cli
+from deploy.jobs.train import TrainPlan, train_folder
+from deploy.settings import load
+from deploy.texts.item_vectors import item_vectors, known_items, remembered_vectors
+from deploy.texts.models import TextSource, known_vectors
+from deploy.traffic.traffic import TrafficPlan
+from encoder.model.document import read_document
+from encoder.text.cache import TextMemory
+from encoder.text.item_text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash
+from encoder.training.loop import TrainingData, TrainOptions, TrainResult, train
+from streams.events import Rules
+from streams.folder.reader import read_folder
+from tests.support.folders import START_S, item, write_folder
+
+USERS, ITEMS, STEPS = 12, 10, 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Users walk through the items in turn; two items appear in the last quarter; weather changes once a day."""
+    rows = [
+        (f"u{user}", f"i{(user + step) % (ITEMS - 2 if step < 9 else ITEMS)}", "view", START_S + step * 3600 + user)
+        for step in range(STEPS)
+        for user in range(USERS)
+    ]
+    context = [
+        {"location": "", "ts_ms": (START_S + hour * 3600) * 1000, "weather": {"hot": hour % 2 == 0}}
+        for hour in range(STEPS)
+    ]
+    items = [item(f"i{number}", brand="Acme", category=["A" if number % 2 else "B"]) for number in range(ITEMS)]
+    path = Path(tmp_path_factory.mktemp("data")) / "walks"
+    return write_folder(path, sorted(rows, key=lambda row: row[3]), items, context=context)
+
+
+@pytest.fixture(scope="module")
+def memory(folder: Path) -> TextMemory:
+    """All texts, with vectors that need no text model: equal texts have equal vectors."""
+    remembered = TextMemory()
+    for line in known_items(read_folder(folder), None):
+        key = text_hash(canonical_text(line))
+        remembered[key] = np.random.default_rng(int(key[:8], 16)).normal(size=384).astype(np.float32)
+    return remembered
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path, memory: TextMemory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = Path(tmp_path_factory.mktemp("models"))
+    options = TrainOptions(epochs=1, threads=1)
+    return train_folder(TrainPlan(folder, out, 0.75, options=options), Rules(), memory).folder
+
+
+def test_the_artefact_says_what_the_other_processes_need(folder: Path, model: Path) -> None:
+    document = read_document(model)
+    metadata, config = document["metadata"], document["config"]
+    assert metadata["embedder"] == "minilm-l6-v2"
+    assert metadata["data"] == "walks"
+    assert [row["name"] for row in metadata["context_features"]] == config["context_features"]
+    assert "weather.hot=true" in config["context_features"]
+    assert config["kinds"] == [kind.name for kind in Rules().kinds]
+    assert {"category:a", "category:b"} <= set(config["tags"])
+
+
+def test_nothing_from_the_split_on_is_known_to_the_model(folder: Path, model: Path) -> None:
+    document = read_document(model)
+    assert document["metadata"]["before_ms"] == (START_S + 9 * 3600) * 1000
+    assert set(document["item_ids"]) == {f"i{number}" for number in range(ITEMS - 2)}
+
+
+def test_the_model_names_the_text_model_that_fits_it(model: Path) -> None:
+    with TextSource(load({}), {}) as source:
+        found = source.model(read_document(model))
+        assert found.name == "minilm-l6-v2"
+        assert found.tag([{"title": "new", "category": ["A"]}]) == [["category:a"]]
+
+
+def test_traffic_finds_the_vectors_that_training_left(
+    folder: Path, model: Path, memory: TextMemory, tmp_path: Path
+) -> None:
+    kept = TextMemory(tmp_path / "texts")
+    kept.update(memory)
+    kept.close()
+    plan = TrafficPlan("data", str(folder), (START_S + 9 * 3600) * 1000, "k", str(model), str(tmp_path / "texts"))
+    found = known_vectors(read_folder(folder), plan, load({}))
+    assert sorted(found.item_ids) == [f"i{number}" for number in range(ITEMS - 2)]
+    assert found.vectors.shape == (ITEMS - 2, 384)
+
+
+class CountingModel(MiniLM):
+    """Answers with noise and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.asked += texts
+        return np.random.default_rng(0).normal(size=(len(texts), 384)).astype(np.float32)
+
+
+def test_each_text_is_embedded_once_in_its_life() -> None:
+    items = [item("a", title="lamp"), item("b", title="lamp"), item("c", title="chair")]
+    model, memory, tagger = CountingModel(), TextMemory(), VocabularyTagger(build_vocabulary(items))
+    first = item_vectors(items, model, tagger, memory)
+    assert sorted(model.asked) == ["chair", "lamp"]
+    np.testing.assert_array_equal(first.vectors[0], first.vectors[1])
+    again = item_vectors([*items, item("d", title="table")], model, tagger, memory)
+    assert model.asked[2:] == ["table"]
+    np.testing.assert_array_equal(again.vectors[:3], first.vectors)
+
+
+def test_items_whose_text_nobody_embedded_are_left_out() -> None:
+    memory = TextMemory()
+    memory[text_hash("lamp")] = np.ones(384, np.float32)
+    found = remembered_vectors([item("a", title="lamp"), item("b", title="new")], "m", VocabularyTagger([]), memory)
+    assert (found.item_ids, found.text_hashes) == (["a"], [text_hash("lamp")])
+
+
+def test_a_catalogue_without_items_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"items\.jsonl\.gz"):
+        item_vectors([], CountingModel(), VocabularyTagger([]), TextMemory())
+
+
+def test_the_command_trains_and_reports(folder: Path, memory: TextMemory, tmp_path: Path) -> None:
+    kept = TextMemory(tmp_path / "texts")
+    kept.update(memory)
+    kept.close()
+    arguments = ["train", str(folder), "--out", str(tmp_path / "out"), "--epochs", "1", "--threads", "1", "--quiet"]
+    arguments += ["--general-reach", "head", "--texts", str(tmp_path / "texts")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    (found,) = (tmp_path / "out").glob("m-*")
+    assert found.name in done.output
+    assert read_document(found)["metadata"]["options"]["general_reach"] == "head"
+    assert len(read_document(found)["item_ids"]) == ITEMS
+
+
+@pytest.fixture
+def texts(memory: TextMemory, tmp_path: Path) -> str:
+    kept = TextMemory(tmp_path / "kept")
+    kept.update(memory)
+    kept.close()
+    return str(tmp_path / "kept")
+
+
+def test_evaluate_asks_only_about_what_the_model_has_not_seen(folder: Path, model: Path, texts: str) -> None:
+    arguments = ["evaluate", str(folder), "--model", str(model), "--texts", texts, "--repeats", "--json"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    found = orjson.loads(done.output.splitlines()[-1])
+    assert found["start_ms"] == (START_S + 9 * 3600) * 1000
+    assert found["questions"] == USERS * (STEPS - 9)
+    assert 0 <= found["metrics"]["recall@10"] == found["lists"]["mixed"]["hr@10"] <= 1
+
+
+def test_evaluate_asks_about_whole_baskets(folder: Path, model: Path, texts: str) -> None:
+    arguments = ["evaluate", str(folder), "--model", str(model), "--texts", texts, "--baskets", "--json"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    found = orjson.loads(done.output.splitlines()[-1])
+    assert found["questions"] + found["skipped"].get("seen before", 0) == USERS * (STEPS - 9)  # one item in each
+    refused = CliRunner().invoke(cli, [*arguments, "--protocol", "loo"])
+    assert refused.exit_code == 2 and "--baskets is for --protocol timeline" in refused.output
+
+
+def test_replay_asks_the_same_questions_and_gives_a_digest(folder: Path, model: Path, texts: str) -> None:
+    arguments = [
+        "replay",
+        str(folder),
+        "--model",
+        str(model),
+        "--texts",
+        texts,
+        "--split",
+        "0.75",
+        "--repeats",
+        "--json",
+    ]
+    first, again = (CliRunner().invoke(cli, arguments) for _ in range(2))
+    assert first.exit_code == 0, first.output
+    found, repeated = (orjson.loads(done.output.splitlines()[-1]) for done in (first, again))
+    assert found["answers"]["questions"] == USERS * (STEPS - 9)
+    assert found["records"]["clickstream"] == USERS * STEPS
+    assert found["digest"] == repeated["digest"]
+
+
+def test_a_model_that_has_seen_everything_is_not_evaluated(folder: Path, model: Path, texts: str) -> None:
+    other = write_folder(folder.parent / "others", [("u", "i0", "view", START_S)], [item("i0")])
+    done = CliRunner().invoke(cli, ["evaluate", str(other), "--model", str(model), "--texts", texts])
+    assert isinstance(done.exception, ValueError)
+    assert "give --split" in str(done.exception)
+
+
+def test_leave_one_out_is_trained_validated_and_measured(folder: Path, model: Path, texts: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe = ["--protocol", "loo", "--preset", "movielens", "--epochs", "4", "--threads", "1"]
+    done = CliRunner().invoke(cli, ["train", str(folder), "--out", str(out), "--texts", texts, *recipe])
+    assert done.exit_code == 0, done.output
+    trained = orjson.loads(done.output.splitlines()[-1])
+    ask = ["evaluate", str(folder), "--protocol", "loo", "--texts", texts]
+    done = CliRunner().invoke(cli, [*ask, "--model", trained["model"], "--json"])
+    assert done.exit_code == 0, done.output
+    found = orjson.loads(done.output.splitlines()[-1])
+    assert (found["users"], found["catalogue"]) == (USERS, ITEMS)
+    assert found["validation"]["next"]["ndcg@10"] == pytest.approx(trained["metrics"]["validation"], abs=1e-6)
+    assert set(found["lists"]) == {"next", "general", "mixed"}
+    best = max(found["validation"], key=lambda name: found["validation"][name]["ndcg@10"])
+    assert found["list"] == best and found["metrics"] == found["lists"][best]
+    shown = CliRunner().invoke(cli, [*ask, "--model", trained["model"]])
+    assert "ndcg@10" in shown.output and f"{USERS} users" in shown.output
+    seen = CliRunner().invoke(cli, [*ask, "--model", str(model)])
+    assert isinstance(seen.exception, ValueError) and "--protocol loo" in str(seen.exception)
+
+
+def test_a_validated_model_is_trained_again_on_what_validated_it(
+    folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[int] = []
+
+    def counted(data: TrainingData, *more: Any, **named: Any) -> TrainResult:
+        learned.append(len(data.items))
+        return train(data, *more, **named)
+
+    monkeypatch.setattr("deploy.jobs.train.train", counted)
+
+    def run(*arguments: str) -> dict[str, Any]:
+        done = CliRunner().invoke(cli, [*arguments, "--texts", texts])
+        assert done.exit_code == 0, done.output
+        found: dict[str, Any] = orjson.loads(done.output.splitlines()[-1])
+        return found
+
+    shared = ["train", str(folder), "--protocol", "loo", "--threads", "1", "--out", str(tmp_path / "out")]
+    recipe = ["--preset", "movielens", "--set", "validate_every=1", "--set", "d_model=32", "--epochs", "3"]
+    first = run(*shared, *recipe)
+    again = run(*shared, "--refit", first["model"])
+    assert learned == [USERS * (STEPS - 2), USERS * (STEPS - 1)]
+    after = read_document(Path(again["model"]))["metadata"]
+    assert (after["refit"], after["options"]["epochs"]) == (first["version"], int(first["metrics"]["best_epoch"]))
+    assert read_document(Path(again["model"]))["config"] == read_document(Path(first["model"]))["config"]
+    ask = ["evaluate", str(folder), "--protocol", "loo", "--json", "--model"]
+    base, found = run(*ask, first["model"]), run(*ask, again["model"])
+    assert found["validation"] is None and found["list"] == base["list"] == after["slot"]
+    assert found["users"] == USERS and found["metrics"] == found["lists"][found["list"]]
+    for arguments, message in (
+        ([*shared, "--refit", again["model"]], "with a validation"),
+        ([*shared, "--refit", first["model"], "--preset", "shop"], "--preset is given"),
+        ([*shared, "--refit", first["model"], "--protocol", "timeline"], "is for --protocol loo"),
+    ):
+        refused = CliRunner().invoke(cli, [*arguments, "--texts", texts])
+        assert refused.exit_code and message in f"{refused.output} {refused.exception}"
+
+
+def test_what_is_left_out_of_items_is_not_even_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: MiniLM, texts: Sequence[str]) -> NDArray[np.float32]:
+        raise AssertionError(f"embeds {texts[0]!r} for a model that reads no text")
+
+    monkeypatch.setattr(MiniLM, "embed", refuse)
+    arguments = ["train", str(folder), "--out", str(tmp_path / "out"), "--epochs", "1", "--threads", "1"]
+    arguments += ["--protocol", "loo", "--without", "text,tags", "--texts", str(tmp_path / "none")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    model = orjson.loads(done.output.splitlines()[-1])["model"]
+    assert (read_document(Path(model))["config"]["parts"], read_document(Path(model))["config"]["tags"]) == (
+        ["ids"],
+        [],
+    )
+    ask = ["evaluate", str(folder), "--protocol", "loo", "--texts", str(tmp_path / "none"), "--model", model, "--json"]
+    done = CliRunner().invoke(cli, ask)
+    assert done.exit_code == 0, done.output
+    assert orjson.loads(done.output.splitlines()[-1])["users"] == USERS
+
+
+@pytest.mark.parametrize("without", ["price", "text,ids,tags"])
+def test_a_part_that_is_none_and_all_parts_are_refused(without: str, folder: Path) -> None:
+    done = CliRunner().invoke(cli, ["train", str(folder), "--without", without])
+    assert done.exit_code == 2
+    assert "name some of text, ids, tags" in done.output

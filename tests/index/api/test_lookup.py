@@ -1,0 +1,240 @@
+"""Item, user, status, health and metrics over HTTP, and the OpenAPI document that describes all calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from index.api import schemas as api_models
+from index.api.schemas import ItemAnswer, StatusAnswer, UserAnswer
+from index.query.model import parse_model
+from index.state.memory_store import MemoryStore
+from tests.support.index_api_world import FEATURES, NOW_MS, World, until
+
+Scene = Callable[[World, httpx.AsyncClient], Awaitable[None]]
+
+
+def play(scene: Scene, **settings: Any) -> None:
+    async def run() -> None:
+        world = await World(MemoryStore(), **settings).start()
+        async with world.running() as client:
+            await scene(world, client)
+
+    asyncio.run(run())
+
+
+def test_an_item_is_shown_with_the_position_of_its_last_change() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        body = (await client.get("/v1/items/tea3")).json()
+        ItemAnswer.model_validate(body, strict=True)
+        assert (body["item_id"], body["catalogue"]["title"]) == ("tea3", "tea number 3")
+        assert body["tags"] == ["category:tea"] and body["indexed"] and not body["vector_pending"]
+        before = body["position"]
+        await world.withdraw("tea3")
+        body = (await client.get("/v1/items/tea3")).json()
+        assert body["catalogue"] is None and body["position"] == before + 17 and body["indexed"]
+
+    play(scene)
+
+
+def test_an_item_without_a_vector_is_pending() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        await world.put_item("new", "tea", 1, vector=False)
+        body = (await client.get("/v1/items/new")).json()
+        assert body["vector_pending"] and not body["indexed"]
+
+    play(scene)
+
+
+def test_an_unknown_item_is_not_found() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        response = await client.get("/v1/items/nothing")
+        assert response.status_code == 404 and response.json()["detail"] == "no item 'nothing'"
+
+    play(scene)
+
+
+def test_a_user_is_shown_as_the_next_answer_knows_them() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        profile = {"categorical": {"location": "berlin"}, "numeric": {"age": 33.0}}
+        await world.put_user("u/1", ["tea0", "fan1"], profile=profile)
+        body = (await client.get("/v1/users/u%2F1")).json()
+        UserAnswer.model_validate(body, strict=True)
+        assert body["known"] and body["encoded"] and body["user_id"] == "u/1"
+        assert [(event["item_id"], event["kind"]) for event in body["events"]] == [("fan1", "view"), ("tea0", "view")]
+        assert body["profile"] == profile and body["forgotten_ms"] is None
+        assert body["as_of"]["ts_ms"] == body["events"][0]["ts_ms"]
+
+    play(scene)
+
+
+def test_a_stranger_and_a_forgotten_user_are_empty() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        body = (await client.get("/v1/users/nobody")).json()
+        UserAnswer.model_validate(body, strict=True)
+        assert not body["known"] and body["events"] == [] and body["profile"] is None
+        await world.put_user("u1", ["tea0"])
+        await world.forget_user("u1")
+        body = (await client.get("/v1/users/u1")).json()
+        assert not body["known"] and body["events"] == [] and body["forgotten_ms"] == NOW_MS
+
+    play(scene)
+
+
+def test_status_shows_the_deployment_without_secrets() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        await world.put_user("u1", ["tea0"])
+        await world.put_user("u2", ["tea0"])
+        heartbeat = {
+            "role": "worker",
+            "pid": 1,
+            "beat_ms": 1,
+            "counters": {"applied": 7, "resent": 2},
+            "freshness_ms": {"p50": 3.5, "p99": 9.0},
+        }
+        slower = {**heartbeat, "pid": 2, "freshness_ms": {"p50": 2.5, "p99": 19.0}}
+        roles = {"worker-1": orjson.dumps(heartbeat), "worker-2": orjson.dumps(slower)}
+        await world.store.write(world.store.keys.roles(), roles)
+
+        async def complete() -> bool:
+            body = (await client.get("/v1/status")).json()
+            return body["users"] == 2 and len(body["roles"]) == 2
+
+        await until(complete, "users are counted and roles are read")
+        body = (await client.get("/v1/status")).json()
+        StatusAnswer.model_validate(body, strict=True)
+        assert body["kafka"] == "127.0.0.1:9092" and body["redis_up"] is True
+        assert (body["items"], body["model"], body["partitions"]) == (20, "m-00000001", 4)
+        catalog = body["topics"]["catalog"]
+        lag = {"lag": 0, "position": 20, "lag_ms": catalog["lag_ms"]}
+        assert catalog == {**lag, "partitions": [lag]}
+        assert len(body["topics"]["clickstream"]["partitions"]) == 4
+        assert set(body["topics"]) == {"clickstream", "users", "catalog", "item-vectors", "context"}
+        assert body["freshness_ms"] == {"p50": 3.5, "p99": 19.0}
+        assert (body["counters"]["applied"], body["counters"]["resent"]) == (14, 4)
+
+    play(scene, users_ms=10.0)
+
+
+def test_a_background_task_that_died_shows_in_health() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/healthz")).status_code == 200
+        world.app.state.services.background.failures.append("liveness: boom")
+        response = await client.get("/healthz")
+        assert response.status_code == 503 and "boom" not in response.text
+
+    play(scene)
+
+
+def test_metrics_cover_the_deployment_and_this_process() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        await world.put_user("u1", ["tea0"])
+        await client.get("/v1/recommendations/u1")
+        response = await client.get("/metrics")
+        assert response.headers["content-type"].startswith("text/plain")
+        for line in (
+            'perseid_api_answers_total{served_by="personal"} 1.0',
+            "perseid_api_exposures_total 1.0",
+            'perseid_api_stage_seconds_count{stage="rank"} 1.0',
+            'perseid_lag_records{topic="clickstream"} 0.0',
+            'perseid_partition_lag_records{partition="3",topic="clickstream"} 0.0',
+            "perseid_index_items 20.0",
+            "perseid_redis_up 1.0",
+        ):
+            assert line in response.text, line
+
+    play(scene)
+
+
+def test_unknown_paths_and_methods_are_problem_documents() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        for method, path, status in (("GET", "/nothing", 404), ("PUT", "/v1/events", 405), ("DELETE", "/healthz", 405)):
+            response = await client.request(method, path)
+            assert response.status_code == status
+            assert response.headers["content-type"] == "application/problem+json"
+
+    play(scene)
+
+
+def openapi() -> dict[str, Any]:
+    app = World(MemoryStore()).app
+    return get_openapi(title=app.title, version=app.version, routes=app.routes)
+
+
+OPERATIONS = {
+    ("get", "/v1/recommendations/{user_id}"): "get_recommendations",
+    ("post", "/v1/recommendations"): "post_recommendations",
+    ("get", "/v1/items/{item_id}/similar"): "get_similar_items",
+    ("get", "/v1/items/{item_id}"): "get_item",
+    ("get", "/v1/users/{user_id}"): "get_user",
+    ("post", "/v1/events"): "post_events",
+    ("post", "/v1/items"): "post_items",
+    ("post", "/v1/context"): "post_context",
+    ("post", "/v1/users"): "post_users",
+    ("delete", "/v1/users/{user_id}"): "forget_user",
+    ("get", "/v1/status"): "get_status",
+    ("get", "/healthz"): "get_health",
+    ("get", "/readyz"): "get_readiness",
+    ("get", "/metrics"): "get_metrics",
+}
+
+
+def test_every_call_has_its_stable_operation_id() -> None:
+    found = {
+        (method, path): operation["operationId"]
+        for path, methods in openapi()["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert found == OPERATIONS
+
+
+def test_every_body_has_an_example() -> None:
+    for path, methods in openapi()["paths"].items():
+        for method, operation in methods.items():
+            assert (method == "post") == ("requestBody" in operation), path
+            if method == "post":
+                content = operation["requestBody"]["content"]["application/json"]
+                assert content["schema"]
+                assert content.get("examples") or content["schema"].get("examples"), path
+
+
+def test_every_json_answer_has_an_example_of_its_shape() -> None:
+    answers = [value for name, value in vars(api_models).items() if name.endswith(("Answer", "Request", "Problem"))]
+    assert len(answers) == 8
+    for model in answers:
+        assert issubclass(model, BaseModel)
+        (example,) = model.model_json_schema()["examples"]
+        model.model_validate(example)
+
+
+@pytest.mark.parametrize(
+    ("document", "weight"),
+    [
+        (b"{", b""),
+        (b"[]", b""),
+        (b'{"config":{}}', b""),
+        (orjson.dumps({"config": {"d_model": 4}, "metadata": {"context_features": FEATURES}}), b"1234"),
+        (orjson.dumps({"config": {"d_model": 4}, "metadata": {"context_features": [{"a": 1}]}}), b""),
+    ],
+)
+def test_a_stored_model_that_is_none_is_refused(document: bytes, weight: bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_model("m-1", document, weight)
+
+
+def test_a_stored_weight_of_popularity_that_is_none_is_named() -> None:
+    wrong = {"config": {"d_model": 4}, "metadata": {"popularity": 2}}
+    with pytest.raises(ValueError, match="model m-1: the weight of popularity is 2, not a number from 0 to 1"):
+        parse_model("m-1", orjson.dumps(wrong), b"")
+
+
+def test_a_model_without_context_features_has_no_offset() -> None:
+    model = parse_model("m-1", orjson.dumps({"config": {"d_model": 4}}), b"")
+    assert model.dim == 4 and not model.offset.offset(NOW_MS, None).delta.any()

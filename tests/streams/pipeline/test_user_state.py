@@ -1,0 +1,187 @@
+"""One user's state: known answers for each rule, and any sequence of events against the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index.state.records import UserState, decode_state, encode_state, event_hash
+from streams.events import Click, Forget, Profile
+from streams.pipeline.user_state import MAX_PURCHASES, Outcome, WindowLimits, apply_click, apply_forget, apply_profile
+from tests.support.oracle import KINDS, Oracle
+
+LIMITS = WindowLimits(size=4, slack=2)
+REMEMBERED = {2}  # purchase
+FAR_MS = 10**15  # a Kafka timestamp far ahead: nothing is clamped
+
+
+def click(event_id: str, ts_ms: int, item: str = "i", kind: int = 0) -> Click:
+    return Click(event_id, "u", item, kind, ts_ms, ts_ms)
+
+
+def apply(state: UserState, clicks: Sequence[Click], limits: WindowLimits = LIMITS) -> list[str]:
+    return [apply_click(state, one, limits, REMEMBERED).outcome.value for one in clicks]
+
+
+def window(state: UserState) -> list[tuple[str, int]]:
+    return list(zip(state.items, state.ts_ms, strict=True))
+
+
+def test_events_are_ordered_by_time_and_then_by_arrival() -> None:
+    state = UserState()
+    changes = [
+        apply_click(state, click(name, ts_ms, name), LIMITS, REMEMBERED)
+        for name, ts_ms in (("a", 10), ("c", 30), ("b", 10), ("d", 20))
+    ]
+    assert window(state) == [("a", 10), ("b", 10), ("d", 20), ("c", 30)]
+    assert [change.keep for change in changes] == [0, 1, 1, 2]  # what lies before the new event is as it was
+
+
+def test_the_window_grows_to_size_and_slack_and_is_then_cut_to_its_last() -> None:
+    state = UserState()
+    keeps = [apply_click(state, click(f"e{n}", n, f"i{n}"), LIMITS, REMEMBERED).keep for n in range(5)]
+    assert len(state.items) == 5 and keeps == [0, 1, 2, 3, 4] and state.evicted_ms == -1
+    change = apply_click(state, click("e5", 5, "i5"), LIMITS, REMEMBERED)
+    assert window(state) == [("i2", 2), ("i3", 3), ("i4", 4), ("i5", 5)]
+    assert change.keep == 0 and state.evicted_ms == 1
+    assert state.evicted == [event_hash("e0"), event_hash("e1")]
+
+
+def test_default_limits_are_the_encoders() -> None:
+    state = UserState()
+    apply(state, [click(f"e{n}", n) for n in range(256)], WindowLimits())
+    assert len(state.items) == 200 and state.ts_ms[0] == 56 and len(state.evicted) == 56
+
+
+def test_a_late_event_is_inserted_unless_it_is_older_than_what_was_evicted() -> None:
+    state = UserState()
+    apply(state, [click(f"e{n}", 10 * n, f"i{n}") for n in range(6)])  # evicts 0 and 10
+    assert apply(state, [click("x", 9), click("y", 10, "y"), click("z", 25, "z")]) == ["late", "applied", "applied"]
+    # y is as old as the newest evicted event, so it is the first to go when z fills the window
+    assert window(state) == [("z", 25), ("i3", 30), ("i4", 40), ("i5", 50)] and state.evicted_ms == 20
+
+
+def test_resends_are_remembered_through_window_and_slack() -> None:
+    state = UserState()
+    clicks = [click(f"e{n}", n) for n in range(6)]
+    apply(state, clicks)
+    before = encode_state(state)
+    assert apply(state, clicks) == ["duplicate"] * 6
+    assert apply(state, [click("e5", 99)]) == ["duplicate"]  # the id decides, not the time
+    assert encode_state(state) == before
+
+
+def test_forgetting_takes_everything_and_leaves_a_mark() -> None:
+    state = UserState(profile=b"{}", profile_ms=3)
+    apply(state, [click(f"e{n}", 10 + n, kind=2) for n in range(6)])
+    assert state.purchases
+    assert apply_forget(state, Forget("f", "u", 12, 12)).outcome is Outcome.APPLIED
+    assert (state.items, state.evicted, state.purchases, state.evicted_ms) == ([], [], {}, -1)
+    assert state.forgotten_ms == 15  # the newest of what it took: nothing of it can come back as a resend
+    assert (state.profile, state.profile_ms) == (b"{}", 3)  # removed by a null on `users`, not by this event
+    assert apply(state, [click("e5", 15), click("new", 16)]) == ["forgotten", "applied"]
+
+
+def test_a_forget_at_or_before_the_mark_changes_nothing() -> None:
+    state = UserState()
+    apply_forget(state, Forget("f", "u", 50, 50))
+    apply(state, [click("e", 60)])
+    assert apply_forget(state, Forget("f", "u", 50, 50)).outcome is Outcome.DUPLICATE
+    assert apply_forget(state, Forget("g", "u", 40, 40)).outcome is Outcome.DUPLICATE
+    assert window(state) == [("i", 60)] and state.forgotten_ms == 50
+
+
+def test_purchases_are_kept_when_they_leave_the_window() -> None:
+    state = UserState()
+    apply(state, [click("a", 1, "tea", 2), click("b", 2, "cup"), *(click(f"e{n}", 3 + n) for n in range(4))])
+    assert state.purchases == {"tea": 1}
+    apply(state, [click("c", 10, "tea", 2), *(click(f"f{n}", 20 + n) for n in range(8))])
+    assert state.purchases == {"tea": 10}
+
+
+def test_only_the_newest_purchases_are_kept() -> None:
+    state = UserState()
+    apply(state, [click(f"e{n}", n, f"i{n}", 2) for n in range(MAX_PURCHASES + 20)])
+    evicted = MAX_PURCHASES + 20 - len(state.items)
+    assert len(state.purchases) == MAX_PURCHASES
+    assert sorted(state.purchases.values()) == list(range(evicted - MAX_PURCHASES, evicted))
+
+
+def test_profiles_are_replaced_by_newer_or_equally_old_ones() -> None:
+    state = UserState()
+    outcomes = [
+        apply_profile(state, Profile("u", content, ts_ms)).outcome.value
+        for content, ts_ms in ((b"1", 10), (b"2", 10), (b"3", 9), (None, 11), (b"4", 10))
+    ]
+    assert outcomes == ["applied", "applied", "outdated", "applied", "outdated"]
+    assert (state.profile, state.profile_ms) == (None, 11)
+
+
+def test_a_profile_keeps_the_windows_encoding() -> None:
+    state = UserState()
+    apply(state, [click("a", 1), click("b", 2)])
+    assert apply_profile(state, Profile("u", b"{}", 1)).keep == 2
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_kinds_are_stored_by_their_code(kind: int) -> None:
+    state = UserState()
+    apply(state, [click("a", 1, kind=kind)])
+    assert state.kinds == [kind]
+
+
+# Few ids, few times and a small set of steps, so that resends, ties, late events and cuts are common.
+_STEP = st.one_of(
+    st.tuples(st.just("click"), st.integers(0, 400), st.integers(0, 300), st.integers(0, len(KINDS) - 1)),
+    st.tuples(st.just("burst"), st.integers(0, 400), st.integers(0, 300), st.integers(1, 120)),
+    st.tuples(st.just("forget"), st.integers(0, 400), st.integers(0, 300), st.just(0)),
+    st.tuples(st.just("profile"), st.integers(0, 5), st.integers(0, 300), st.just(0)),
+)
+
+
+def _expand(steps: Sequence[tuple[str, int, int, int]]) -> list[tuple[str, int, int, int]]:
+    """A burst is many clicks with growing ids and times: it makes windows overflow within few steps."""
+    out = []
+    for name, number, ts_ms, extra in steps:
+        if name == "burst":
+            out += [("click", number + n, ts_ms + n // 3, n % len(KINDS)) for n in range(extra)]
+        else:
+            out.append((name, number, ts_ms, extra))
+    return out
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_STEP, max_size=25))
+def test_any_sequence_gives_the_oracles_user(steps: Sequence[tuple[str, int, int, int]]) -> None:
+    state, oracle = UserState(), Oracle(1)
+    for name, number, ts_ms, extra in _expand(steps):
+        body: dict[str, Any] = {"event_id": f"e{number}", "user_id": "u", "ts_ms": ts_ms}
+        if name == "profile":
+            content = None if number == 0 else {"numeric": {}, "categorical": {"n": str(number)}}
+            apply_profile(state, Profile("u", None if content is None else repr(content).encode(), ts_ms))
+            oracle.profile(0, "u", content, ts_ms)
+        elif name == "forget":
+            apply_forget(state, Forget(f"e{number}", "u", ts_ms, ts_ms))
+            oracle.click(0, {**body, "kind": "forget"}, FAR_MS)
+        else:
+            apply_click(state, click(f"e{number}", ts_ms, f"i{number}", extra), WindowLimits(), REMEMBERED)
+            oracle.click(0, {**body, "item_id": f"i{number}", "kind": KINDS[extra]}, FAR_MS)
+        state = _through_the_codec(state)
+    expected = oracle.users[0]["u"]
+    columns = zip(state.ts_ms, state.hashes, state.items, state.kinds, strict=True)
+    assert list(columns) == [(ts_ms, hashed, item, kind) for ts_ms, _, hashed, item, kind in expected.window]
+    assert (state.evicted, state.evicted_ms) == (expected.evicted, expected.evicted_ms)
+    assert (state.forgotten_ms, state.profile_ms) == (expected.forgotten_ms, expected.profile_ms)
+    assert (state.profile is None) == (expected.profile is None)
+    assert state.profile is None or state.profile == repr(expected.profile).encode()
+
+
+def _through_the_codec(state: UserState) -> UserState:
+    back = decode_state(encode_state(state))
+    back.profile, back.profile_ms = state.profile, state.profile_ms
+    assert back == state
+    return back

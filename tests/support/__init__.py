@@ -1,0 +1,1 @@
+"""What tests share: servers, oracles, small worlds with known answers."""
