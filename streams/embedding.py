@@ -27,9 +27,10 @@ from encoder.text.endpoint_models import embed_each
 from encoder.text.item_text import canonical_text, text_hash
 from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from index.state.store import LiveStore, StoreUnavailableError
-from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules, parse
+from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules
 from streams.folder.records import ItemVectors
 from streams.kafka.catalog_consumer import CatalogSource
+from streams.parsing import parse
 
 log = logging.getLogger(__name__)
 

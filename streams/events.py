@@ -7,21 +7,20 @@ clock. Unknown fields are ignored. Nothing in this module knows what an accepted
 
 from __future__ import annotations
 
-import base64
-import binascii
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import orjson
-from numpy.typing import NDArray
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.records import Vector
 
-from index.state.records import Vector, canonical_json
-
-CLICKSTREAM, EXPOSURES, CATALOG = "clickstream", "exposures", "catalog"
-ITEM_VECTORS, CONTEXT, USERS, DEAD_LETTERS = "item-vectors", "context", "users", "dead-letters"
+CLICKSTREAM = "clickstream"
+EXPOSURES = "exposures"
+CATALOG = "catalog"
+ITEM_VECTORS = "item-vectors"
+CONTEXT = "context"
+USERS = "users"
+DEAD_LETTERS = "dead-letters"
 CONSUMED = (CLICKSTREAM, USERS, CATALOG, ITEM_VECTORS, CONTEXT)
 PARTITIONED = (CLICKSTREAM, USERS, EXPOSURES)  # by user; the other topics have one partition
 COMPACTED = (CATALOG, ITEM_VECTORS, CONTEXT, USERS)
@@ -30,7 +29,6 @@ FORGET = "forget"
 SENT_MS = "sent-ms"  # header: when a player sent a record whose timestamp is another time
 YEAR_2000_MS = 946_684_800_000
 FAST_CLOCK_MS = 5 * 60 * 1000  # producers' clocks may run ahead of the broker's by this much
-MAX_ID_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,289 +147,36 @@ class ContextEntry:
 Event = Click | Forget | Profile | CatalogueEntry | VectorEntry | ContextEntry
 
 
-def parse(record: Record, rules: Rules) -> Event:
-    """The event a record carries.
-
-    Raises:
-        MalformedError: the record cannot be accepted; says which field and why.
-        KeyError: the topic is not one of `CONSUMED`.
-    """
-    parser = _PARSERS[record.topic]
-    if record.value is None:
-        return _null(record)
-    event = parser(read_body(record), rules)
-    check_key(record, event_id_of(event))
-    return event
-
-
-def read_body(record: Record) -> Body:
-    """The JSON object that a record carries. Raises MalformedError when it carries none."""
-    if record.value is None:
-        raise MalformedError("value", "null")
-    try:
-        body = orjson.loads(record.value)
-    except orjson.JSONDecodeError as error:
-        raise MalformedError("value", f"not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise MalformedError("value", f"expected an object, got {type(body).__name__}")
-    return Body(body, record.timestamp_ms)
-
-
-def check(topic: str, body: Mapping[str, Any], now_ms: int, rules: Rules) -> tuple[bytes, bytes]:
-    """Key and value under which `body` is to be produced.
-
-    Raises:
-        MalformedError: a consumer would refuse it.
-    """
-    try:
-        value = orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
-        raise MalformedError("value", f"not JSON: {error}") from error
-    event = parse(Record(topic, 0, 0, now_ms, None, value), rules)
-    return event_id_of(event).encode(), value
-
-
-def event_id_of(event: Event) -> str:
-    """The id that is the record's key."""
-    match event:
-        case Click() | Forget() | Profile():
-            return event.user_id
-        case CatalogueEntry() | VectorEntry():
-            return event.item_id
-        case ContextEntry():
-            return event.location
-
-
-def check_key(record: Record, identifier: str) -> None:
-    """Raises MalformedError when a record has another key than the id that it belongs to."""
-    if record.key is not None and record.key != identifier.encode():
-        raise MalformedError("key", "differs from the record's id")
-
-
-def _null(record: Record) -> Event:
-    if record.topic == CLICKSTREAM:
-        raise MalformedError("value", "null")
-    try:
-        key = _identifier("key", (record.key or b"").decode())
-    except UnicodeDecodeError as error:
-        raise MalformedError("key", "not UTF-8") from error
-    if record.topic == CATALOG:
-        return CatalogueEntry(key, None)
-    if record.topic == ITEM_VECTORS:
-        return VectorEntry(key, "", None, (), None)
-    if record.topic == CONTEXT:
-        return ContextEntry(key, None)
-    return Profile(key, None, record.timestamp_ms)
-
-
-def _identifier(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {type(value).__name__}")
-    if not 1 <= len(value.encode(errors="surrogatepass")) <= MAX_ID_BYTES:
-        raise MalformedError(name, f"must have 1 to {MAX_ID_BYTES} bytes")
-    if not value.isprintable():
-        raise MalformedError(name, "holds control or separator characters")
-    return value
-
-
 @dataclass(frozen=True, slots=True)
-class Body:
-    """Typed access to the fields of one JSON object."""
+class Exposure:
+    """One list as a user was shown it, best first; `ts_ms` is clamped as that of clicks."""
 
-    body: Mapping[str, Any]
-    timestamp_ms: int
-
-    def identifier(self, name: str) -> str:
-        if name not in self.body:
-            raise MalformedError(name, "missing")
-        return _identifier(name, self.body[name])
-
-    def label(self, name: str) -> str:
-        return _identifier(name, self.body[name]) if self.body.get(name) not in (None, "") else ""
-
-    def text(self, name: str, required: bool = False) -> str:
-        value = self.body.get(name)
-        if value is None and not required:
-            return ""
-        return str(self._typed(name, value, str, "a string"))
-
-    def labels(self, name: str) -> list[str]:
-        value = self.body.get(name)
-        if value is None:
-            return []
-        items = self._typed(name, value, list, "a list of strings")
-        return [_identifier(f"{name}[{i}]", item) for i, item in enumerate(items)]
-
-    def integer(self, name: str) -> int | None:
-        value = self.body.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not -(2**62) <= value < 2**62:
-            raise MalformedError(name, "expected an integer below 2^62")
-        return value
-
-    def number(self, name: str) -> float | None:
-        value = self.body.get(name)
-        return None if value is None else _number(name, value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.body.get(name)
-        return default if value is None else bool(self._typed(name, value, bool, "true or false"))
-
-    def mapping(self, name: str) -> dict[str, Any]:
-        value = self.body.get(name)
-        return {} if value is None else dict(self._typed(name, value, dict, "an object"))
-
-    def time(self) -> tuple[int, int]:
-        """(event time clamped to the record's timestamp when it is over five minutes ahead of it, raw time)."""
-        raw = self.integer("ts_ms")
-        if raw is None:
-            raise MalformedError("ts_ms", "missing")
-        if raw < YEAR_2000_MS:
-            raise MalformedError("ts_ms", f"{raw} is before 2000; milliseconds since the epoch are expected")
-        late = self.timestamp_ms >= YEAR_2000_MS and raw > self.timestamp_ms + FAST_CLOCK_MS
-        return (self.timestamp_ms if late else raw), raw
-
-    def _typed(self, name: str, value: Any, wanted: type, words: str) -> Any:
-        if not isinstance(value, wanted):
-            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {type(value).__name__}")
-        return value
+    recommendation_id: str
+    user_id: str
+    ts_ms: int
+    shown: tuple[str, ...]
+    page_id: str = ""
+    location: str = ""
+    model: str = ""
+    served_by: str = ""
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise MalformedError(name, "expected a finite number")
-    return float(value)
+TAG_TOPICS: Mapping[str, tuple[str, ...]] = {ITEMS_TAG: (CATALOG, ITEM_VECTORS), CONTEXT_TAG: (CONTEXT,)}
 
 
-def _click(body: Body, rules: Rules) -> Event:
-    name = body.text("kind", required=True)
-    ts_ms, raw_ts_ms = body.time()
-    event_id, user_id = body.identifier("event_id"), body.identifier("user_id")
-    if name == FORGET:
-        return Forget(event_id, user_id, ts_ms, raw_ts_ms)
-    kind = rules.kind_code(name)
-    if kind is None:
-        raise MalformedError("kind", f"unknown, expected one of {[k.name for k in rules.kinds]}")
-    return Click(
-        event_id,
-        user_id,
-        body.identifier("item_id"),
-        kind,
-        ts_ms,
-        raw_ts_ms,
-        location=body.label("location"),
-        session_id=body.label("session_id"),
-        recommendation_id=body.label("recommendation_id"),
-        page_id=body.label("page_id"),
-    )
+USER_TOPICS = (USERS, CLICKSTREAM)  # the order in which one batch applies them: a profile before the clicks
 
 
-def _profile(body: Body, rules: Rules) -> Event:
-    user_id, (ts_ms, _) = body.identifier("user_id"), body.time()
-    numeric = {name: _number(f"numeric.{name}", value) for name, value in body.mapping("numeric").items()}
-    categorical = body.mapping("categorical")
-    for name, value in categorical.items():
-        if not isinstance(value, str):
-            raise MalformedError(f"categorical.{name}", f"expected a string, got {type(value).__name__}")
-    return Profile(user_id, canonical_json({"numeric": numeric, "categorical": categorical}), ts_ms)
+def tag_of(topic: str, partition: int) -> str:
+    """The unit of atomic writing that a topic's partition belongs to."""
+    if topic in (CATALOG, ITEM_VECTORS):
+        return ITEMS_TAG
+    return CONTEXT_TAG if topic == CONTEXT else partition_tag(partition)
 
 
-def _catalogue_entry(body: Body, rules: Rules) -> Event:
-    item_id, (ts_ms, _) = body.identifier("item_id"), body.time()
-    fields = {
-        "title": body.text("title", required=True),
-        "description": body.text("description"),
-        "brand": body.label("brand"),
-        "category": body.labels("category"),
-        "subclass": body.label("subclass"),
-        "price": body.number("price"),
-        "tags": body.labels("tags"),
-        "available": body.flag("available", default=True),
-        "regions": body.labels("regions"),
-        "starts_ms": body.integer("starts_ms"),
-        "ends_ms": body.integer("ends_ms"),
-        "ts_ms": ts_ms,
-    }
-    return CatalogueEntry(item_id, fields)
+def topics_of(tag: str) -> tuple[str, ...]:
+    """The topics whose positions are kept under a tag."""
+    return TAG_TOPICS.get(tag, USER_TOPICS)
 
 
-def _vector_entry(body: Body, rules: Rules) -> Event:
-    item_id, embedder = body.identifier("item_id"), body.identifier("embedder")
-    body.time()
-    dim = rules.embedders.get(embedder)
-    if dim is None:
-        raise MalformedError("embedder", f"unknown, expected one of {sorted(rules.embedders)}")
-    vector = _vector(body.body.get("vector"))
-    if vector.shape != (dim,):
-        raise MalformedError("vector", f"has {vector.size} numbers, {embedder} has {dim}")
-    with np.errstate(over="ignore", under="ignore"):
-        length = float(np.dot(vector, vector))  # in fp32, as whoever normalises it will have it
-    if not 0 < length < math.inf:
-        raise MalformedError("vector", "has no finite length above zero in 32-bit floats")
-    return VectorEntry(item_id, embedder, vector, tuple(body.labels("tags")), body.label("text_hash") or None)
-
-
-def _vector(value: Any) -> NDArray[np.float32]:
-    if isinstance(value, str):
-        try:
-            return np.frombuffer(base64.b64decode(value, validate=True), np.dtype("<f4")).astype(np.float32)
-        except (binascii.Error, ValueError) as error:
-            raise MalformedError("vector", "not base64 of little-endian float32") from error
-    if not isinstance(value, list) or not all(type(x) in (int, float) for x in value):
-        raise MalformedError("vector", "missing" if value is None else "expected a list of numbers or base64")
-    with np.errstate(over="ignore"):  # 1e300 becomes infinite in fp32 and is refused as such
-        return np.asarray(value, dtype=np.float64).astype(np.float32)
-
-
-def _context_entry(body: Body, rules: Rules) -> Event:
-    location, (ts_ms, _) = body.identifier("location"), body.time()
-    valid_until_ms = body.integer("valid_until_ms")
-    if valid_until_ms is None:
-        raise MalformedError("valid_until_ms", "missing")
-    promotions = body.body.get("promotions")
-    promotions = [] if promotions is None else promotions
-    if not isinstance(promotions, list) or not all(isinstance(entry, dict) for entry in promotions):
-        raise MalformedError("promotions", "expected a list of objects")
-    content = {
-        "location": location,
-        "ts_ms": ts_ms,
-        "valid_until_ms": valid_until_ms,
-        "weather": _weather(body.mapping("weather")),
-        "events": body.labels("events"),
-        "promotions": [_promotion(f"promotions[{i}]", entry) for i, entry in enumerate(promotions)],
-    }
-    return ContextEntry(location, canonical_json(content))
-
-
-def _weather(weather: dict[str, Any]) -> dict[str, Any]:
-    for name, value in weather.items():
-        if not isinstance(value, (str, bool)):
-            _number(f"weather.{name}", value)
-    return weather
-
-
-def _promotion(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return _promotion_fields(Body(entry, 0))
-    except MalformedError as error:
-        raise MalformedError(f"{name}.{error.field}", error.reason) from error
-
-
-def _promotion_fields(body: Body) -> dict[str, Any]:
-    named = [target for target in ("item", "tag", "category") if body.body.get(target) is not None]
-    if len(named) != 1:
-        raise MalformedError("item", "exactly one of item, tag and category is to be named")
-    targets = {target: body.identifier(target) for target in named}
-    strength = body.number("strength")
-    times = {"starts_ms": body.integer("starts_ms"), "ends_ms": body.integer("ends_ms")}
-    return {**targets, "strength": 1.0 if strength is None else strength, **times}
-
-
-_PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
-    CLICKSTREAM: _click,
-    USERS: _profile,
-    CATALOG: _catalogue_entry,
-    ITEM_VECTORS: _vector_entry,
-    CONTEXT: _context_entry,
-}
+TOPIC_ORDER = (USERS, CATALOG, ITEM_VECTORS, CONTEXT, CLICKSTREAM)  # ties of the record timestamp, first to last

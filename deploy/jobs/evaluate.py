@@ -39,10 +39,11 @@ from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave
 from streams.evaluation.prequential import AskSettings, led_by
 from streams.evaluation.rankers import ModelRanker, Ranker
 from streams.evaluation.timeline import evaluate
-from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry, parse
+from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import ItemVectors
 from streams.folder.training import training_data
+from streams.parsing import parse
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,8 @@ import orjson
 from deploy.jobs.history import STANDING_TOPICS, history_logs, is_embedded
 from deploy.progress import Show
 from deploy.settings import Settings
-from streams.events import CLICKSTREAM, EXPOSURES, ITEM_VECTORS, Record
+from streams.events import CLICKSTREAM, EXPOSURES, ITEM_VECTORS, TOPIC_ORDER, Record
 from streams.folder.export import TopicExport, write_files
-from streams.folder.records import TOPIC_ORDER
 from streams.folder.spool import Spool
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader

@@ -18,7 +18,8 @@ from typing import Any
 import orjson
 
 from deploy.runtime.producer import Acknowledged, EventProducer
-from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules, check, parse
+from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules
+from streams.parsing import check, parse
 
 _IN_FLIGHT = 2_000  # enough to fill batches; few enough that a broken pipe loses little
 

@@ -23,7 +23,8 @@ from index.api.app import create_app
 from index.api.errors import InvalidRecordError
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
-from streams.events import MalformedError, check
+from streams.events import MalformedError
+from streams.parsing import check
 
 _TIMEOUT_S = 0.1  # of one Redis call: a list from memory in time is worth more than a personal one too late
 _LINGER_MS = 100  # of exposures, which nobody waits for: one request to Kafka for many instead of one for each

@@ -65,7 +65,7 @@ async def _worker(settings: Settings) -> None:
     from streams.kafka.worker import StreamWorker, WorkerSettings
     from streams.pipeline.encoder_thread import EncoderThread
     from streams.pipeline.engine import Engine
-    from streams.pipeline.outlet import KafkaOutlet
+    from streams.pipeline.intake import KafkaOutlet
 
     model, metadata = load(settings.model)
     rules = settings.rules()

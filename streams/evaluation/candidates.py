@@ -15,9 +15,10 @@ import numpy as np
 from index.items.columns import ItemColumns
 from index.items.filters import Mask
 from streams.evaluation.slices import UNKNOWN
-from streams.events import CATALOG, CatalogueEntry, MalformedError, Record, Rules, parse
+from streams.events import CATALOG, CatalogueEntry, MalformedError, Record, Rules
 from streams.folder.reader import Folder
 from streams.folder.records import ItemVectors, records
+from streams.parsing import parse
 
 
 class Candidates:

@@ -16,9 +16,10 @@ from streams.evaluation.candidates import Candidates
 from streams.evaluation.prequential import AskSettings
 from streams.evaluation.selection import Selection
 from streams.evaluation.slices import Facts
-from streams.events import CLICKSTREAM, USERS, Click, Event, Forget, Profile, Record, Rules, parse
+from streams.events import CLICKSTREAM, USERS, Click, Event, Forget, Profile, Record, Rules
 from streams.folder.reader import Folder
 from streams.folder.records import ItemVectors, records
+from streams.parsing import parse
 from streams.pipeline.user_state import Outcome, WindowLimits, apply_click, apply_forget, apply_profile
 
 Apply = Callable[[UserState, Event], int | None]  # leading events of the window as before; None: nothing changed

@@ -26,19 +26,18 @@ from streams.events import (
     CatalogueEntry,
     Click,
     ContextEntry,
+    Exposure,
     Forget,
     MalformedError,
     Profile,
     Record,
     Rules,
     VectorEntry,
-    parse,
 )
-from streams.exposures import Exposure, parse_exposure
 from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, LATEST_S, PROFILES, VECTORS
 from streams.folder.spool import ClickRow, ImpressionRow, Spool
 from streams.folder.writer import csv_lines, write_lines
-from streams.pipeline.intake import note_reason
+from streams.parsing import note_reason, parse, parse_exposure
 
 HEADER = (
     "user_id", "item_id", "event_type", "timestamp", "session_id", "location", "event_id", "page_id",

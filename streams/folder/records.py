@@ -17,10 +17,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, USERS
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, TOPIC_ORDER, USERS
 from streams.folder.reader import DETAILS, FORGET_CODE, Folder
 
-TOPIC_ORDER = (USERS, CATALOG, ITEM_VECTORS, CONTEXT, CLICKSTREAM)  # ties of the record timestamp, first to last
 _CATALOGUE_FIELDS = (
     "title", "description", "brand", "category", "subclass", "price", "tags", "available", "regions", "starts_ms",
     "ends_ms",

@@ -15,9 +15,10 @@ from contextlib import suppress
 from faust.types import TP
 
 from index.state.store import ClaimRefusedError, LogIdentity, StoreUnavailableError
+from streams.events import tag_of, topics_of
 from streams.kafka.consumer import StateConsumer
 from streams.kafka.log_identity import LogLookup
-from streams.pipeline.engine import Engine, tag_of, topics_of
+from streams.pipeline.engine import Engine
 
 _CONFIRM_S = 0.5  # brokers agree on a recreated topic within this
 _RETRY_S = 0.25  # between attempts while the store or the broker is away

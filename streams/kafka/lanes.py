@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record
-from streams.pipeline.engine import tag_of
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, tag_of
 
 LANES = (frozenset({USERS, CLICKSTREAM}), frozenset({CATALOG, ITEM_VECTORS}), frozenset({CONTEXT}))
 MAX_BYTES = 32 << 20  # of waiting records: some thousand usual ones, or some dozen of the largest

@@ -15,12 +15,12 @@ import faust
 from faust.types import TP
 
 from index.state.store import FencedError, StoreUnavailableError
-from streams.events import CLICKSTREAM, CONSUMED, USERS
+from streams.events import CLICKSTREAM, CONSUMED, USERS, tag_of
 from streams.kafka.claims import Claims
 from streams.kafka.consumer import StateConsumer
 from streams.kafka.lanes import Lane
 from streams.kafka.log_identity import LogLookup
-from streams.pipeline.engine import Engine, tag_of
+from streams.pipeline.engine import Engine
 from streams.pipeline.lease import Tenure
 
 _LOGS_S = 1.0  # between two looks at the topics: a recreated one is noticed this soon

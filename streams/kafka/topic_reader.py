@@ -18,8 +18,7 @@ from typing import Any, NamedTuple, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from streams.events import EXPOSURES, Record
-from streams.folder.records import TOPIC_ORDER
+from streams.events import EXPOSURES, TOPIC_ORDER, Record
 from streams.kafka.config import KafkaAccess
 from streams.kafka.topic_merge import Covers, LogMerge, Place
 

@@ -17,14 +17,14 @@ import faust
 from faust.types import TP
 
 from index.state.store import FencedError, StoreUnavailableError
-from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record
+from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record, tag_of
 from streams.kafka.claims import Claims
 from streams.kafka.config import KafkaAccess
 from streams.kafka.consumer import PatientAssignor, StateConsumer, StateTransport, Wiring
 from streams.kafka.lanes import LANES, BatchSize, Lane
 from streams.kafka.log_identity import LogLookup
 from streams.kafka.monitor import Watch, misfit
-from streams.pipeline.engine import Engine, GapError, tag_of
+from streams.pipeline.engine import Engine, GapError
 
 _IDLE_EVERY = 5  # beats between two looks for idle users, each at one partition
 

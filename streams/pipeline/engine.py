@@ -14,19 +14,25 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from prometheus_client import CollectorRegistry
 
 from index.api.metrics import WorkerMetrics
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, MalformedError, Record, Rules
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONTEXT,
+    ITEM_VECTORS,
+    USER_TOPICS,
+    MalformedError,
+    Record,
+    Rules,
+    tag_of,
+)
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import Intake, Outlet
-from streams.pipeline.item_writes import context_ops, item_ops
 from streams.pipeline.lease import Tenure
 from streams.pipeline.user_writer import EngineSettings, UserWriter
+from streams.pipeline.write_ops import context_ops, item_ops
 
-TAG_TOPICS: Mapping[str, tuple[str, ...]] = {ITEMS_TAG: (CATALOG, ITEM_VECTORS), CONTEXT_TAG: (CONTEXT,)}
 log = logging.getLogger(__name__)
-
-USER_TOPICS = (USERS, CLICKSTREAM)  # the order in which one batch applies them: a profile before the clicks
 
 
 class GapError(Exception):
@@ -35,18 +41,6 @@ class GapError(Exception):
     def __init__(self, topic: str, partition: int, position: int, offset: int) -> None:
         super().__init__(f"{topic}[{partition}] continues at {offset}, position is {position}: reading it once more")
         self.topic, self.partition, self.position = topic, partition, position
-
-
-def tag_of(topic: str, partition: int) -> str:
-    """The unit of atomic writing that a topic's partition belongs to."""
-    if topic in (CATALOG, ITEM_VECTORS):
-        return ITEMS_TAG
-    return CONTEXT_TAG if topic == CONTEXT else partition_tag(partition)
-
-
-def topics_of(tag: str) -> tuple[str, ...]:
-    """The topics whose positions are kept under a tag."""
-    return TAG_TOPICS.get(tag, USER_TOPICS)
 
 
 class Engine:

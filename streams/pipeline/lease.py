@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from index.state.records import UserState
 from index.state.store import Commit, LiveStore, LogIdentity, Op
-from streams.pipeline.clock import PartitionClock
+from streams.pipeline.user_state import PartitionClock
 
 
 @dataclass(slots=True)

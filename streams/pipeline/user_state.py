@@ -6,9 +6,11 @@ the same state, whatever was restarted in between. Nothing here knows Kafka, Red
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from index.state.records import UserState, event_hash
@@ -121,3 +123,58 @@ def apply_profile(state: UserState, profile: Profile) -> Change:
     state.profile, state.profile_ms = profile.content, profile.ts_ms
     # The window's cached tokens stay valid under the old prefix; the profile acts from the next rebuild on.
     return Change(Outcome.APPLIED, keep=len(state.ts_ms))
+
+
+# With a fifth of the events from producers that run ahead, 32 of them in a row are one in 10^22.
+AGREEING = 32
+
+
+@dataclass(slots=True)
+class PartitionClock:
+    """`now_ms` is -1 until `AGREEING` clicks were applied."""
+
+    now_ms: int = -1
+    recent: deque[int] = field(default_factory=lambda: deque(maxlen=AGREEING))
+
+    def see(self, ts_ms: int) -> None:
+        """One click of this time was applied."""
+        self.recent.append(ts_ms)
+        if len(self.recent) == AGREEING:
+            self.now_ms = max(self.now_ms, min(self.recent))
+
+    def before(self, span_ms: int) -> int:
+        """The time `span_ms` ago; -1, before all events, when that is not known or the span is 0 (for ever)."""
+        return self.now_ms - span_ms if span_ms and self.now_ms >= 0 else -1
+
+    def copy(self) -> PartitionClock:
+        """A clock that can run on without this one."""
+        return PartitionClock(self.now_ms, deque(self.recent, AGREEING))
+
+    def encode(self) -> bytes:
+        """Little-endian int64: `now_ms`, then the recent times, oldest first (264 bytes)."""
+        return struct.pack(f"<{1 + len(self.recent)}q", self.now_ms, *self.recent)
+
+    @classmethod
+    def decode(cls, data: bytes | None) -> PartitionClock:
+        """Inverse of `encode`; None gives a clock that knows nothing."""
+        if not data:
+            return cls()
+        now_ms, *recent = struct.unpack(f"<{len(data) // 8}q", data)
+        return cls(now_ms, deque(recent, AGREEING))
+
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Sizes of the live state; the same values give the same digest."""
+
+    limits: WindowLimits = field(default_factory=WindowLimits)
+    bucket_ms: int = 6 * 3600 * 1000  # popularity is counted in buckets of this width …
+    horizon_buckets: int = 120  # … and forgotten after this many (30 days)
+    idle_ms: int = (
+        400 * DAY_MS
+    )  # users are removed this long after their last event, by their partition's clock; 0: never
+    cached_users: int = 2000  # decoded users kept per partition, about 10 KB each
+    half_vectors: bool = True  # user vectors in fp16; replay keeps fp32

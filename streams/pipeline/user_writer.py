@@ -18,19 +18,20 @@ from index.api.metrics import WorkerMetrics
 from index.state.records import PROFILE, STATE, UserState, encode_vectors, load_user
 from index.state.store import LiveStore
 from streams.events import CLICKSTREAM, Click, Forget, Profile, Record, Rules
-from streams.pipeline.clock import PartitionClock
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import Intake
 from streams.pipeline.lease import Tenure
-from streams.pipeline.user_ops import (
-    LOCATION_SEPARATOR,
+from streams.pipeline.user_state import (
+    Change,
     EngineSettings,
-    Plan,
-    Touched,
-    expired_buckets,
-    user_topic_ops,
+    Outcome,
+    PartitionClock,
+    apply_click,
+    apply_forget,
+    apply_profile,
+    leave_if_idle,
 )
-from streams.pipeline.user_state import Change, Outcome, apply_click, apply_forget, apply_profile, leave_if_idle
+from streams.pipeline.write_ops import LOCATION_SEPARATOR, Plan, Touched, expired_buckets, user_topic_ops
 
 __all__ = ["EngineSettings", "UserWriter"]
 

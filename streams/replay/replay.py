@@ -23,19 +23,20 @@ from streams.events import (
     CONTEXT,
     ITEM_VECTORS,
     PARTITIONED,
+    TOPIC_ORDER,
     USERS,
     Click,
     MalformedError,
     Record,
     Rules,
-    parse,
+    topics_of,
 )
-from streams.folder.records import TOPIC_ORDER, SourceRecord
+from streams.folder.records import SourceRecord
 from streams.kafka.topic_merge import Covers
+from streams.parsing import note_reason, parse
 from streams.pipeline.digest import digest
 from streams.pipeline.encoder_thread import EncoderThread
-from streams.pipeline.engine import Engine, GapError, topics_of
-from streams.pipeline.intake import note_reason
+from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.user_writer import EngineSettings
 from streams.replay.report import ReplayReport, Tally
 

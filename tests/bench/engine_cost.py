@@ -18,10 +18,10 @@ from encoder.model.artefact import load as load_artefact
 from index.items.follower import ItemFollower
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.redis_store import RedisStore
-from streams.events import CLICKSTREAM, Record, Rules
+from streams.events import CLICKSTREAM, USER_TOPICS, Record, Rules
 from streams.kafka.lanes import USUAL_BATCH
 from streams.pipeline.encoder_thread import EncoderThread
-from streams.pipeline.engine import USER_TOPICS, Engine
+from streams.pipeline.engine import Engine
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.query import PREFIX
 from tests.bench.synthetic import LOG, Synthetic, clicks

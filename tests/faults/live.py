@@ -17,8 +17,8 @@ from redis.retry import Retry
 
 from index.state.keys import ITEMS_TAG, Keys
 from index.state.redis_store import RedisStore
+from streams.events import tag_of
 from streams.pipeline.digest import read_state
-from streams.pipeline.engine import tag_of
 from tests.faults.truth import log_partitions
 
 PREFIX = "faults"

@@ -18,10 +18,10 @@ from index.state.keys import Keys
 from index.state.records import UserState
 from index.state.redis_store import RedisStore
 from index.state.store import Commit
-from streams.events import CLICKSTREAM, Record
+from streams.events import CLICKSTREAM, Record, tag_of
 from streams.kafka.consumer import StateConsumer
 from streams.kafka.worker import StreamWorker
-from streams.pipeline.engine import Engine, tag_of
+from streams.pipeline.engine import Engine
 
 POSITION_FIRST, STATE_FIRST, NO_DEDUPE, UNFENCED = "position-first", "state-first", "no-dedupe", "unfenced"
 UNGUARDED, SAME_ITEM_LOG, ANY_LOG = "unguarded-seek", "same-item-log", "any-log"

@@ -22,7 +22,7 @@ from streams.kafka.config import KafkaAccess
 from streams.kafka.worker import StreamWorker, WorkerSettings
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
-from streams.pipeline.outlet import KafkaOutlet
+from streams.pipeline.intake import KafkaOutlet
 from tests.faults.mutations import mutate_worker, mutated_store
 from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION, new_encoder, publish

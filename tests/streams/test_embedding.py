@@ -20,9 +20,10 @@ from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from streams.embedding import EmbedRole
-from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry, parse
+from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry
 from streams.kafka.catalog_consumer import KafkaCatalog
 from streams.kafka.config import KafkaAccess
+from streams.parsing import parse
 
 RULES = Rules(embedders={"letters": 26})
 TS_MS = 1_700_000_000_000

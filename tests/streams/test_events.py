@@ -34,12 +34,12 @@ from streams.events import (
     Record,
     Rules,
     VectorEntry,
-    check,
-    parse,
+    topics_of,
 )
+from streams.parsing import check, parse
 from streams.pipeline.digest import read_state
-from streams.pipeline.engine import Engine, topics_of
-from streams.pipeline.outlet import KafkaOutlet
+from streams.pipeline.engine import Engine
+from streams.pipeline.intake import KafkaOutlet
 from tests.faults.malformed import GOOD, TS_MS, malformed, wrong
 
 RULES = Rules(embedders={"toy": 4})

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from streams.events import EXPOSURES, FAST_CLOCK_MS, MalformedError, Record
-from streams.exposures import Exposure, parse_exposure
+from streams.events import EXPOSURES, FAST_CLOCK_MS, Exposure, MalformedError, Record
+from streams.parsing import parse_exposure
 
 NOW_MS = 1_760_000_000_000
 BODY = {

@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from index.state.keys import partition_of
-from streams.events import CLICKSTREAM, Click, Event, Forget, MalformedError, Record, Rules, parse
-from streams.folder.records import TOPIC_ORDER
+from streams.events import CLICKSTREAM, TOPIC_ORDER, Click, Event, Forget, MalformedError, Record, Rules
 from streams.kafka.topic_merge import LogMerge
+from streams.parsing import parse
 
 Row = tuple[int, str, str, str, str]  # ts_ms, user, item, kind, event id
 _Left = tuple[int, int, str, str, str, str]  # the same with the arrival in the second place

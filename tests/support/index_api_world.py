@@ -41,7 +41,8 @@ from index.state.records import (
     vector_field,
 )
 from index.state.store import Commit, LiveStore, LogIdentity, Op
-from streams.events import MalformedError, Rules, check
+from streams.events import MalformedError, Rules
+from streams.parsing import check
 
 PARTITIONS, DIM, MODEL = 4, 4, "m-00000001"
 KINDS = ("view", "cart", "purchase")

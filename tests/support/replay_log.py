@@ -15,8 +15,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from index.state.keys import murmur2
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
-from streams.folder.records import TOPIC_ORDER
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, PARTITIONED, TOPIC_ORDER, USERS
 from streams.kafka.config import KafkaAccess
 
 START_MS = 1_760_000_000_000

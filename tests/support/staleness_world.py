@@ -26,9 +26,10 @@ from encoder.training.popularity import HALF_LIFE_MS
 from index.state.records import UserState
 from streams.evaluation.prequential import AskSettings
 from streams.evaluation.staleness.delays import Arm, Delay
-from streams.events import CLICKSTREAM, USERS, Click, Profile, Record, parse
+from streams.events import CLICKSTREAM, USERS, Click, Profile, Record
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import ItemVectors, records
+from streams.parsing import parse
 from streams.pipeline.user_state import WindowLimits, apply_click, apply_profile
 from tests.support.folders import item, write_folder
 from tests.support.replay_world import CONFIG, RULES, encoder

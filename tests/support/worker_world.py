@@ -20,7 +20,7 @@ from streams.kafka.config import KafkaAccess
 from streams.kafka.worker import StreamWorker, WorkerSettings
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
-from streams.pipeline.outlet import KafkaOutlet
+from streams.pipeline.intake import KafkaOutlet
 from tests.faults.malformed import TS_MS
 from tests.support.streams_world import click
 

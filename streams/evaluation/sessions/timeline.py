@@ -19,9 +19,10 @@ from encoder.inference.incremental import EncodeRequest
 from index.state.records import UserState
 from streams.evaluation.sessions.features import ItemCounters, Known, features_of
 from streams.evaluation.sessions.sessions import LABELS, Label, Page, Session, Sessions
-from streams.events import CLICKSTREAM, USERS, Click, Forget, Profile, Record, Rules, parse
+from streams.events import CLICKSTREAM, USERS, Click, Forget, Profile, Record, Rules
 from streams.folder.reader import Folder
 from streams.folder.records import records
+from streams.parsing import parse
 from streams.pipeline.user_state import WindowLimits, apply_click, apply_forget, apply_profile
 
 View = Literal["before", "page"]

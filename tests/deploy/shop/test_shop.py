@@ -17,7 +17,8 @@ import pytest
 from context.timeline import ContextTimeline
 from deploy.shop.shop import HEADER, Shop, ShopConfig, ShopRecord
 from deploy.shop.world import DAY_MS, outages
-from streams.events import Record, Rules, parse
+from streams.events import Record, Rules
+from streams.parsing import parse
 
 END_MS = 1_764_000_000_000 // DAY_MS * DAY_MS
 DAYS = 48

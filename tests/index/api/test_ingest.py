@@ -22,7 +22,8 @@ from index.api.schemas import Problem, PublishedAnswer
 from index.api.settings import KafkaSide
 from index.api.turns import Turns
 from index.state.keys import partition_of
-from streams.events import MalformedError, Rules, check
+from streams.events import MalformedError, Rules
+from streams.parsing import check
 
 NOW_MS = 1_760_000_000_000
 RULES = Rules()

@@ -18,7 +18,7 @@ from index.state.keys import Keys, partition_of
 from index.state.memory_store import MemoryStore
 from index.state.redis_store import RedisStore
 from streams.events import Record
-from streams.exposures import parse_exposure
+from streams.parsing import parse_exposure
 from tests.support.index_api_world import HOUR_MS, MODEL, NOW_MS, PARTITIONS, World, until
 
 Scene = Callable[[World, httpx.AsyncClient], Awaitable[None]]

@@ -24,10 +24,10 @@ from streams.events import (
     Record,
     Rules,
     VectorEntry,
-    parse,
 )
 from streams.folder.reader import DEFAULT_KIND_OF, EVENT_TYPES, read_folder
 from streams.folder.records import ItemVectors, SourceRecord, records
+from streams.parsing import parse
 from tests.support.folders import START_S, item, write_folder
 
 ROWS = [("u1", "a", "view", START_S), ("u2", "b", "add_to_cart", START_S + 1), ("u1", "b", "purchase", START_S + 2)]

@@ -24,7 +24,7 @@ from streams.kafka.topic_reader import TopicReader
 from streams.kafka.worker import StreamWorker, WorkerSettings
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
-from streams.pipeline.outlet import KafkaOutlet
+from streams.pipeline.intake import KafkaOutlet
 from tests.support.secured_kafka import PASSWORD, USER, WAYS, SecuredKafka
 from tests.support.streams_world import click
 

@@ -30,7 +30,7 @@ from streams.kafka.log_identity import LogLookup
 from streams.kafka.worker import StreamWorker
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
-from streams.pipeline.outlet import MAX_DEAD_LETTER_BYTES
+from streams.pipeline.intake import MAX_DEAD_LETTER_BYTES
 from streams.pipeline.user_state import apply_click
 from tests.faults.malformed import GOOD, TS_MS, malformed
 from tests.faults.truth import LogReader

@@ -13,9 +13,9 @@ import pytest
 from index.state.keys import ITEMS_TAG, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.store import Commit, FencedError, LogIdentity, StoreUnavailableError
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules, topics_of
 from streams.pipeline.digest import digest, digest_of, read_state
-from streams.pipeline.engine import Engine, GapError, topics_of
+from streams.pipeline.engine import Engine, GapError
 from tests.support.oracle import Oracle
 from tests.support.streams_world import NOW_MS, MemoryBroker, click, fill
 

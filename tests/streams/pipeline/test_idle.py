@@ -16,10 +16,10 @@ from index.state.keys import Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.redis_store import RedisStore
 from index.state.store import LiveStore, LogIdentity
-from streams.events import CLICKSTREAM, USERS, Record, Rules
-from streams.pipeline.clock import AGREEING, PartitionClock
+from streams.events import CLICKSTREAM, USERS, Record, Rules, topics_of
 from streams.pipeline.digest import read_state
-from streams.pipeline.engine import Engine, topics_of
+from streams.pipeline.engine import Engine
+from streams.pipeline.user_state import AGREEING, PartitionClock
 from streams.pipeline.user_writer import EngineSettings
 from tests.support.oracle import Oracle
 from tests.support.streams_world import NOW_MS, MemoryBroker, click

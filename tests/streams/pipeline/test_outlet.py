@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from streams.events import CLICKSTREAM, DEAD_LETTERS, MalformedError, Record
-from streams.pipeline.outlet import MAX_DEAD_LETTER_BYTES, KafkaOutlet
+from streams.pipeline.intake import MAX_DEAD_LETTER_BYTES, KafkaOutlet
 
 Sent = tuple[str, bytes | None, bytes | None, int | None, int | None, list[tuple[str, bytes]]]
 KAFKA_BYTES = 1_000_000  # what a producer and a broker accept by default
@@ -112,7 +112,7 @@ def test_a_record_too_large_for_forwarding_becomes_a_dead_letter() -> None:
 
 
 def test_it_tries_until_kafka_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.pipeline.outlet._RETRY_S", 0.001)
+    monkeypatch.setattr("streams.pipeline.intake._RETRY_S", 0.001)
     kafka = Kafka(failures=3)
     bury(record(), MalformedError("value", "not JSON"), kafka)
     assert kafka.attempts == 4 and len(kafka.sent) == 1

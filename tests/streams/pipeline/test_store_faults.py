@@ -11,9 +11,9 @@ import pytest
 
 from index.state.memory_store import MemoryStore
 from index.state.store import Commit, FencedError, LogIdentity, StoreUnavailableError
-from streams.events import CLICKSTREAM, Record, Rules
+from streams.events import CLICKSTREAM, Record, Rules, topics_of
 from streams.pipeline.digest import read_state
-from streams.pipeline.engine import Engine, topics_of
+from streams.pipeline.engine import Engine
 from tests.support.streams_world import NOW_MS, MemoryBroker, click
 
 LOGS = dict.fromkeys(topics_of("p0"), LogIdentity("c1"))

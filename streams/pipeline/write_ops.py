@@ -1,38 +1,42 @@
-"""Which writes a batch's changes to users ask for: state, profile, vectors, popularity and the partition's clock.
+"""Turns applied events into the writes of one atomic step: users, profiles, popularity, clocks, items, contexts.
 
-Assumes that the changes were made in memory and that their vectors are encoded. Everything a plan writes lies under one
-tag, so it goes into one atomic step; how that is done is the store's matter.
+Last write wins by offset. A withdrawn item keeps its vector. A vector of another embedder than the encoder's is stored
+and not used: the item keeps the retrieval vector it has, if any, until one of the right embedder comes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import Keys
-from index.state.records import PROFILE, STATE, UserState, encode_profile, encode_state, vector_field
+from index.state.records import (
+    CATALOGUE,
+    EMBEDDER,
+    PROFILE,
+    STATE,
+    TAGS,
+    TEXT_HASH,
+    TEXT_VECTOR,
+    VECTOR_HASH,
+    UserState,
+    canonical_json,
+    encode_profile,
+    encode_state,
+    encode_vectors,
+    vector_field,
+)
 from index.state.store import Op
-from streams.events import Click, Forget, Profile
-from streams.pipeline.clock import PartitionClock
+from streams.events import CatalogueEntry, Click, ContextEntry, Event, Forget, Profile, VectorEntry
+from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.lease import Tenure
-from streams.pipeline.user_state import WindowLimits
+from streams.pipeline.user_state import EngineSettings, PartitionClock
 
 LOCATION_SEPARATOR = "\x1f"  # between location and item in a popularity field; ids never hold it
-DAY_MS = 86_400_000
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Sizes of the live state; the same values give the same digest."""
-
-    limits: WindowLimits = field(default_factory=WindowLimits)
-    bucket_ms: int = 6 * 3600 * 1000  # popularity is counted in buckets of this width …
-    horizon_buckets: int = 120  # … and forgotten after this many (30 days)
-    idle_ms: int = (
-        400 * DAY_MS
-    )  # users are removed this long after their last event, by their partition's clock; 0: never
-    cached_users: int = 2000  # decoded users kept per partition, about 10 KB each
-    half_vectors: bool = True  # user vectors in fp16; replay keeps fp32
 
 
 @dataclass(slots=True)
@@ -117,3 +121,72 @@ def _waiting_ops(keys: Keys, plan: Plan) -> list[Op]:
     now = [user for user, touched in plan.touched.items() if touched.missing and user not in before]
     done = [user for user, touched in plan.touched.items() if not touched.missing and user in before]
     return ([Op("sadd", waiting, names=now)] if now else []) + ([Op("srem", waiting, names=done)] if done else [])
+
+
+def context_ops(events: Sequence[Event], keys: Keys) -> list[Op]:
+    """Sets or removes the context of each location."""
+    ops = []
+    for event in events:
+        assert isinstance(event, ContextEntry)
+        if event.content is None:
+            ops.append(Op("hdel", keys.contexts(), names=(event.location,)))
+        else:
+            ops.append(Op("hset", keys.contexts(), {event.location: event.content}))
+    return ops
+
+
+async def item_ops(events: Sequence[Event], keys: Keys, encoder: EncoderThread | None) -> list[Op]:
+    """Writes each item's record and appends it to the item log, in offset order."""
+    entries = [
+        event
+        for event in events
+        if isinstance(event, VectorEntry) and event.vector is not None and encoder is not None
+        if encoder.reads(event.embedder)
+    ]
+    retrieval = await _retrieval_vectors(entries, encoder)
+    ops: list[Op] = []
+    for event in events:
+        if isinstance(event, CatalogueEntry):
+            ops += _catalogue_ops(event, keys)
+        elif isinstance(event, VectorEntry):
+            ops += _vector_ops(event, keys, encoder, retrieval.get(id(event)))
+    return ops
+
+
+async def _retrieval_vectors(entries: Sequence[VectorEntry], encoder: EncoderThread | None) -> dict[int, bytes]:
+    if encoder is None or not entries:
+        return {}
+    vectors = np.stack([entry.vector for entry in entries if entry.vector is not None])
+    found = await encoder.retrieval([entry.item_id for entry in entries], vectors, [entry.tags for entry in entries])
+    return {id(entry): encode_vectors(row, half=False) for entry, row in zip(entries, found, strict=True)}
+
+
+def _catalogue_ops(event: CatalogueEntry, keys: Keys) -> list[Op]:
+    key = keys.item(event.item_id)
+    log = Op("log", key, names=(event.item_id,))
+    if event.fields is None:
+        return [Op("hdel", key, names=(CATALOGUE, TEXT_HASH)), log]
+    fields = {
+        CATALOGUE: canonical_json(event.fields),
+        TEXT_HASH: text_hash(canonical_text(event.fields)).encode(),
+    }
+    return [Op("hset", key, fields), log]
+
+
+def _vector_ops(event: VectorEntry, keys: Keys, encoder: EncoderThread | None, retrieval: bytes | None) -> list[Op]:
+    key = keys.item(event.item_id)
+    log = Op("log", key, names=(event.item_id,))
+    versions = (vector_field(encoder.version),) if encoder else ()
+    if event.vector is None:
+        return [Op("hdel", key, names=(TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, *versions)), log]
+    fields = {
+        TEXT_VECTOR: encode_vectors(event.vector, half=False),
+        TAGS: canonical_json(list(event.tags)),
+        EMBEDDER: event.embedder.encode(),
+    }
+    if event.text_hash:
+        fields[VECTOR_HASH] = event.text_hash.encode()
+    if encoder is not None and retrieval is not None:
+        fields[vector_field(encoder.version)] = retrieval
+    drop = [] if event.text_hash else [Op("hdel", key, names=(VECTOR_HASH,))]
+    return [*drop, Op("hset", key, fields), log]
