@@ -28,7 +28,7 @@ from encoder.text.item_text import canonical_text, text_hash
 from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 from streams.kafka.catalog_consumer import CatalogSource
 from streams.parsing import parse
 

@@ -1,9 +1,4 @@
-"""The records of the seven topics: parsing, validation, and what is wrong with a bad one.
-
-Whether a record is accepted depends only on the record, its Kafka timestamp and the rules given here, never on a wall
-clock. Unknown fields are ignored. Nothing in this module knows what an accepted event changes
-(`streams.pipeline.user_state`).
-"""
+"""Defines the topics, the types of their events, and what a deployment accepts."""
 
 from __future__ import annotations
 

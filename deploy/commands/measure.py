@@ -81,8 +81,8 @@ def staleness(
     """
     from deploy.jobs.staleness import measure_staleness
     from streams.evaluation.prequential import AskSettings
-    from streams.evaluation.staleness.curves import curves_table
     from streams.evaluation.staleness.delays import arms, parse_delay
+    from streams.evaluation.tables import curves_table
 
     facts = started()
     parts = tuple(name.strip() for name in late.split(","))
@@ -132,8 +132,8 @@ def compare(
     Example: perseid compare ml_latest_small --model models/m-1234abcd --model models/m-5678cdef --report what-if.html
     """
     from deploy.jobs.staleness import compare_models
-    from streams.evaluation.comparison import table
     from streams.evaluation.prequential import AskSettings
+    from streams.evaluation.tables import table
 
     if len(models) != 2:
         raise click.UsageError(f"--model is given {len(models)} times; a comparison is between two")

@@ -283,7 +283,7 @@ def evaluate(
 def _tables(protocol: str, found: dict[str, Any]) -> str:
     """What an evaluation found, for people."""
     from deploy.jobs.session_evaluation import sessions_table
-    from streams.evaluation.comparison import table
+    from streams.evaluation.tables import table
 
     if protocol == "sessions":
         return sessions_table(found)

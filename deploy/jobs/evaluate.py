@@ -41,8 +41,8 @@ from streams.evaluation.rankers import ModelRanker, Ranker
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors
 from streams.folder.training import training_data
+from streams.item_vectors import ItemVectors
 from streams.parsing import parse
 
 

@@ -19,12 +19,13 @@ from typing import Any
 
 import orjson
 
-from deploy.jobs.history import STANDING_TOPICS, history_logs, is_embedded
+from deploy.jobs.history import STANDING_TOPICS, history_logs
 from deploy.progress import Show
 from deploy.settings import Settings
 from streams.events import CLICKSTREAM, EXPOSURES, ITEM_VECTORS, TOPIC_ORDER, Record
 from streams.folder.export import TopicExport, write_files
 from streams.folder.spool import Spool
+from streams.kafka.log_identity import is_embedded
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader
 

@@ -5,7 +5,7 @@ Assumes settings that name a broker. It does not read records (`streams.kafka.to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from deploy.settings import Settings
 from index.state.store import LogIdentity
@@ -34,8 +34,3 @@ async def history_logs(settings: Settings, optional: Collection[str] = ()) -> di
                 f"user's place follows from the count; set PERSEID_PARTITIONS={counts[topic]}"
             )
     return await lookup.identities([*CONSUMED, *(topic for topic in optional if topic in counts)])
-
-
-def is_embedded(logs: Mapping[str, LogIdentity]) -> bool:
-    """Whether they are those of the embedded broker, which cannot look offsets up by time."""
-    return any(identity.cluster_id.startswith("mockCluster") for identity in logs.values())

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from deploy.jobs.history import STANDING_TOPICS, history_logs, is_embedded
+from deploy.jobs.history import STANDING_TOPICS, history_logs
 from deploy.jobs.replay_checkpoint import Checkpoint, ReplayPlan, Source, replay_parts
 from deploy.runtime.process import open_store
 from deploy.settings import Settings
@@ -23,7 +23,9 @@ from encoder.model.config import PARTS
 from encoder.model.document import load_serving
 from index.state.store import LiveStore
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors, records
+from streams.folder.records import records
+from streams.item_vectors import ItemVectors
+from streams.kafka.log_identity import is_embedded
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader
 from streams.pipeline.digest import digest

@@ -19,7 +19,7 @@ from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load, serving_arrays
-from streams.evaluation.comparison import metrics_table, verdict
+from streams.evaluation.tables import metrics_table, verdict
 from streams.folder.reader import Folder, read_folder
 
 _BOUGHT = "purchase"

@@ -20,10 +20,9 @@ from encoder.inference.incremental import IncrementalEncoder, use_threads
 from encoder.model.artefact import load, serving_arrays
 from index.query.model import own_slot, own_weights
 from streams.evaluation.prequential import AskSettings, led_by
-from streams.evaluation.staleness.curves import curves
+from streams.evaluation.staleness.curves import curves, side_by_side
 from streams.evaluation.staleness.delays import FRESH, Arm, Delay, Part, arms
 from streams.evaluation.staleness.sweep import Sweep, sweep
-from streams.evaluation.staleness.what_if import side_by_side
 from streams.folder.reader import Folder, read_folder
 
 Progress = Callable[[int], None]

@@ -27,8 +27,8 @@ from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_o
 from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors
 from streams.folder.training import context_features, training_data
+from streams.item_vectors import ItemVectors
 
 Tagger = ChatTagger | VocabularyTagger
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model

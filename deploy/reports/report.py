@@ -17,7 +17,7 @@ from typing import Any
 from deploy.reports.charts import Mark, Series, dot_chart, line_chart
 from deploy.reports.page import Cell, charts, facts_table, heading, page, paragraph, table
 from deploy.reports.run_facts import RunFacts
-from streams.evaluation.comparison import shown_columns
+from streams.evaluation.tables import shown_columns
 
 Result = Mapping[str, Any]
 _SLICE_CHART_LISTS = 4  # more dots in a row cannot be told apart

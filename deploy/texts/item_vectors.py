@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from encoder.text.endpoint_models import Embedder, embed_each
 from encoder.text.item_text import MiniLM, canonical_text, text_hash
 from streams.folder.reader import Folder
-from streams.folder.records import ItemVectors, catalogue_body
+from streams.folder.records import catalogue_body
+from streams.item_vectors import ItemVectors
 
 T = TypeVar("T")
 Memory = MutableMapping[str, NDArray[np.float32]]

@@ -24,7 +24,7 @@ from encoder.text.endpoint_limits import Gate, Limits
 from encoder.text.endpoint_models import ChatTagger, Embedder, EndpointEmbedder, EndpointTextModel
 from encoder.text.item_text import MiniLM, VocabularyTagger
 from streams.folder.reader import Folder
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 
 LEDGER = "llm.sqlite3"  # in the state folder
 

@@ -25,7 +25,8 @@ from index.state.keys import partition_of
 from index.state.store import LiveStore
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors, SourceRecord, records
+from streams.folder.records import SourceRecord, records
+from streams.item_vectors import ItemVectors
 from streams.kafka.log_identity import LogLookup
 
 HISTORY_EVENTS = 200  # of a user: the window, more would be cut away

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.state.keys import partition_tag
+from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.store import LiveStore
 
-LOCATION_SEPARATOR = "\x1f"  # between location and item in a bucket's field
 HALF_LIFE_MS = 3 * 86_400_000.0
 
 Amounts = NDArray[np.float64]

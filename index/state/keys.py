@@ -11,6 +11,7 @@ from functools import lru_cache
 
 ITEMS_TAG = "items"
 CONTEXT_TAG = "context"
+LOCATION_SEPARATOR = "\x1f"  # between location and item in a popularity field; ids never hold it
 
 
 def partition_tag(partition: int) -> str:

@@ -12,8 +12,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from index.state.keys import ITEMS_TAG, Keys
-from index.state.redis_store import check_cluster, raise_if_refused
-from index.state.store import Claim, ClaimRefusedError, Commit, LogIdentity, LogPage, Op
+from index.state.store import (
+    Claim,
+    ClaimRefusedError,
+    Commit,
+    LogIdentity,
+    LogPage,
+    Op,
+    check_cluster,
+    raise_if_refused,
+)
 
 
 class MemoryStore:

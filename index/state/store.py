@@ -160,3 +160,28 @@ class LiveStore(Protocol):
 
     async def close(self) -> None:
         """Releases connections."""
+
+
+def raise_if_refused(commit: Commit, verdict: str, stored: int) -> None:
+    """Turns a store's verdict on a commit into `FencedError`, unless the commit had been applied before."""
+    if verdict == "token":
+        raise FencedError(commit.tag, commit.topic, "token", stored)
+    if verdict == "beside":
+        raise FencedError(commit.tag, commit.topic, "position of another topic", stored)
+    # Only the owner moves its position, so "already there" means that an answer to this very write was lost.
+    if verdict == "position" and stored != commit.position:
+        raise FencedError(commit.tag, commit.topic, "position", stored)
+
+
+def check_cluster(partitions: int, kinds: Sequence[str], stored_partitions: int, stored_kinds: Sequence[str]) -> None:
+    """Refuses another partition count or reordered kinds: both would silently misread the stored state."""
+    if stored_partitions != partitions:
+        raise ValueError(
+            f"the live state was made with {stored_partitions} user partitions, settings say {partitions}: "
+            "set partitions back, or use another key prefix and rebuild from Kafka"
+        )
+    if list(kinds[: len(stored_kinds)]) != list(stored_kinds):
+        raise ValueError(
+            f"event kinds {list(kinds)} do not begin with the stored ones {list(stored_kinds)}: "
+            "new kinds may only be appended"
+        )

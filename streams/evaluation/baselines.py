@@ -21,7 +21,7 @@ from encoder.training.dataset import TrainingData
 from streams.evaluation.leave_one_out import LeaveOneOut, validation_ndcg
 from streams.evaluation.neighbours import WEEK_MS, Popularity, TextKnn, co_visitation, item_knn
 from streams.evaluation.rankers import FloatArray, IntArray, Question, Ranker, exact_ranks, masked_scores
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 
 COUNTING = ("popularity", "popularity-7d", "item-knn", "co-visitation", "text-knn")
 TRAINED = ("sasrec", "sasrec-sampled", "sasrec-bce", "bert4rec", "hstu")

@@ -166,49 +166,6 @@ class _Statistics:
         return [f"{metric}@{self._k}" for metric in _TESTED]
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """What `Comparison.result` found as aligned text, a line per list, slices and verdicts below.
-
-    Recall is left out where it is the hit rate: with one target a question.
-    """
-    parts = [metrics_table("all questions", result["questions"], result["lists"])]
-    parts += [metrics_table(name, found["questions"], found["lists"]) for name, found in result["slices"].items()]
-    parts.append("\n".join(verdict(against) for against in result["versus"]))
-    return "\n\n".join(part for part in parts if part)
-
-
-def verdict(against: Mapping[str, Any]) -> str:
-    """One line on one pair of lists."""
-    shown = []
-    for column, found in against["differences"].items():
-        low, high = found["interval"]
-        shown.append(f"{column} {found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}")
-    return f"{against['list']} against {against['baseline']}: {'; '.join(shown)}"
-
-
-def metrics_table(title: str, questions: int, metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """One line per list, aligned: hit rate (or recall) at every cut-off, the other metrics at that nearest to 10."""
-    columns = shown_columns(metrics)
-    rows = [[name, *(f"{row[column]:.4f}" for column in columns)] for name, row in metrics.items()]
-    return _aligned([[f"{title} ({questions})", *columns], *rows])
-
-
-def shown_columns(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The metrics that people need to see; no recall where it equals the hit rate everywhere: with one target each."""
-    columns = list(next(iter(metrics.values())))
-    k = min((int(column.partition("@")[2]) for column in columns), key=lambda k: (abs(k - 10), k))
-    twins = {column: column.replace("recall", "hr") for column in columns if column.startswith("recall")}
-    hidden = {c for c, twin in twins.items() if all(twin in row and row[c] == row[twin] for row in metrics.values())}
-    wide = [column for column in columns if column.startswith(("hr@", "recall@")) and column not in hidden]
-    return wide + [column for name in ("ndcg", "mrr", "coverage") if (column := f"{name}@{k}") in columns]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [[name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])] for name, *cells in rows]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
 def _named(columns: Sequence[str], values: NDArray[Any]) -> dict[str, float]:
     return {column: round(float(value), 6) for column, value in zip(columns, values, strict=True)}
 

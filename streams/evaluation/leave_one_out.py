@@ -23,8 +23,8 @@ from streams.evaluation.comparison import KS, Comparison
 from streams.evaluation.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
 from streams.evaluation.slices import Facts
 from streams.folder.reader import FORGET_CODE, Folder
-from streams.folder.records import ItemVectors
 from streams.folder.training import subclass_of
+from streams.item_vectors import ItemVectors
 
 Part = Literal["validation", "test"]
 HELD_OUT = 2  # events of each user: one for validation, one for the test

@@ -22,8 +22,9 @@ from index.query.recommend import ContextView, Query, UserView, Weights, recomme
 from index.state.records import ItemRecord, event_hash
 from index.state.store import LiveStore
 from streams.evaluation.comparison import KS, Comparison
-from streams.evaluation.metrics import DAY_MS, Baselines
-from streams.evaluation.selection import Selection
+from streams.evaluation.held_out import Selection
+from streams.evaluation.metrics import DAY_MS
+from streams.evaluation.popularity import Baselines
 from streams.evaluation.slices import UNKNOWN, Facts
 from streams.events import Click, Rules
 from streams.pipeline.encoder_thread import EncoderThread

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from encoder.inference.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
 from encoder.training.holdout import in_turn
 from index.query.model import Slot
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 
 _CHUNK = 4096  # items per call of the item tower
 _PAIR: Mapping[Slot, tuple[int, ...]] = {"next": (0,), "general": (1,), "mixed": (0, 1)}  # of h_next and h_gen

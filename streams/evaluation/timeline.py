@@ -25,13 +25,13 @@ from index.query.live_user import profile_location
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut
-from streams.evaluation.metrics import Baselines
+from streams.evaluation.popularity import Baselines
 from streams.evaluation.prequential import AskSettings
 from streams.evaluation.rankers import ModelRanker, Question, Ranker, best_lists, masked_scores
 from streams.evaluation.slices import Facts
 from streams.events import Click, Rules
 from streams.folder.reader import Folder
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 
 _BATCH = 64  # questions encoded and ranked together
 

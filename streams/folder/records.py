@@ -7,18 +7,16 @@ It does not know partitions and offsets (`streams.replay.replay` numbers records
 
 from __future__ import annotations
 
-import base64
 import heapq
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, TOPIC_ORDER, USERS
 from streams.folder.reader import DETAILS, FORGET_CODE, Folder
+from streams.item_vectors import ItemVectors
 
 _CATALOGUE_FIELDS = (
     "title", "description", "brand", "category", "subclass", "price", "tags", "available", "regions", "starts_ms",
@@ -33,36 +31,6 @@ class SourceRecord(NamedTuple):
     key: bytes
     value: bytes | None
     timestamp_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class ItemVectors:
-    """Text vectors and tags of items, computed beforehand by one embedder."""
-
-    embedder: str
-    item_ids: Sequence[str]
-    vectors: NDArray[np.float32]  # [n, d_text]
-    tags: Sequence[Sequence[str]]  # [n]
-    text_hashes: Sequence[str] | None = None  # [n]
-
-    def __post_init__(self) -> None:
-        if not len(self.item_ids) == len(self.vectors) == len(self.tags):
-            raise ValueError(
-                f"{len(self.item_ids)} items with {len(self.vectors)} vectors and {len(self.tags)} lists of tags; "
-                "give one of each for every item"
-            )
-
-    def body(self, row: int, ts_ms: int) -> dict[str, Any]:
-        """The value of item number `row` on `item-vectors`."""
-        text_hash = {"text_hash": self.text_hashes[row]} if self.text_hashes is not None else {}
-        return {
-            "item_id": self.item_ids[row],
-            "embedder": self.embedder,
-            "vector": base64.b64encode(np.asarray(self.vectors[row], "<f4").tobytes()).decode(),
-            "tags": list(self.tags[row]),
-            **text_hash,
-            "ts_ms": ts_ms,
-        }
 
 
 def records(

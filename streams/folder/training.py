@@ -19,7 +19,7 @@ from context.features import ContextFeatures
 from context.timeline import ContextTimeline
 from encoder.training.dataset import TrainingData
 from streams.folder.reader import FORGET_CODE, Folder
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 
 MAX_SHOWN = 10  # same-page negatives per event: the M of STARS (arXiv 2512.10149)
 

@@ -23,7 +23,6 @@ from mode.threads import WorkerThread
 
 from streams.events import Record
 from streams.kafka.config import KafkaAccess
-from streams.kafka.fetch_pace import pace
 
 Positions = Mapping[TP, int]
 _METADATA_MS = 2000  # a topic that was away or has more partitions by now is noticed this soon; one small request
@@ -283,3 +282,21 @@ class StateTransport(driver.Transport):
 
     Consumer = StateConsumer
     wiring: Wiring
+
+
+def pace(fetcher: Any, every_s: float) -> None:
+    """Makes an aiokafka `Fetcher` send fetches at least `every_s` apart, whatever the number of brokers."""
+    ask, due = fetcher._get_actions_per_node, 0.0
+
+    def actions(assignment: Any) -> Any:
+        """As aiokafka's: requests by node, position lookups, when to ask again, unknown leaders, what to wait for."""
+        nonlocal due
+        now = time.monotonic()
+        if now < due:
+            return [], {}, due - now, False, []
+        found = ask(assignment)
+        if found[0]:
+            due = now + every_s
+        return found
+
+    fetcher._get_actions_per_node = actions

@@ -6,7 +6,7 @@ Knows nothing of positions. The embedded broker has no topic ids; it is a new cl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -73,3 +73,8 @@ class LogLookup:
     def _explained(self, what: str, error: KafkaException) -> str:
         self._admin.poll(0)  # delivers the reasons
         return self._reasons.explain(f"Kafka {what}: {error.args[0].str()}")
+
+
+def is_embedded(logs: Mapping[str, LogIdentity]) -> bool:
+    """Whether they are those of the embedded broker, which cannot look offsets up by time."""
+    return any(identity.cluster_id.startswith("mockCluster") for identity in logs.values())

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from index.api.metrics import WorkerMetrics
 from index.state.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity
 from streams.events import (
     CATALOG,
@@ -29,6 +28,7 @@ from streams.events import (
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import Intake, Outlet
 from streams.pipeline.lease import Tenure
+from streams.pipeline.metrics import WorkerMetrics
 from streams.pipeline.user_writer import EngineSettings, UserWriter
 from streams.pipeline.write_ops import context_ops, item_ops
 

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from index.api.metrics import field_label
 from index.state.keys import partition_of
 from streams.events import DEAD_LETTERS, Click, Event, Forget, MalformedError, Profile, Record, Rules
 from streams.parsing import parse
+from streams.pipeline.metrics import field_label
 
 
 class Outlet(Protocol):

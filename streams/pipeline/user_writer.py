@@ -14,13 +14,14 @@ from collections.abc import Iterable, Sequence
 import orjson
 
 from encoder.inference.incremental import EncodeRequest
-from index.api.metrics import WorkerMetrics
+from index.state.keys import LOCATION_SEPARATOR
 from index.state.records import PROFILE, STATE, UserState, encode_vectors, load_user
 from index.state.store import LiveStore
 from streams.events import CLICKSTREAM, Click, Forget, Profile, Record, Rules
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import Intake
 from streams.pipeline.lease import Tenure
+from streams.pipeline.metrics import WorkerMetrics
 from streams.pipeline.user_state import (
     Change,
     EngineSettings,
@@ -31,7 +32,7 @@ from streams.pipeline.user_state import (
     apply_profile,
     leave_if_idle,
 )
-from streams.pipeline.write_ops import LOCATION_SEPARATOR, Plan, Touched, expired_buckets, user_topic_ops
+from streams.pipeline.write_ops import Plan, Touched, expired_buckets, user_topic_ops
 
 __all__ = ["EngineSettings", "UserWriter"]
 

@@ -36,8 +36,6 @@ from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.lease import Tenure
 from streams.pipeline.user_state import EngineSettings, PartitionClock
 
-LOCATION_SEPARATOR = "\x1f"  # between location and item in a popularity field; ids never hold it
-
 
 @dataclass(slots=True)
 class Touched:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streams.evaluation.comparison import table
+from streams.evaluation.tables import table
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.digest import Digest
 

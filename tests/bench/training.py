@@ -35,7 +35,7 @@ from encoder.training.loop import TrainOptions, train
 from streams.evaluation.baselines import leave_one_out_part
 from streams.evaluation.leave_one_out import leave_one_out
 from streams.folder.reader import read_folder
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 from tests.bench.report import result, show
 
 TEXT = 384  # dimensions of the text vectors that presets train on

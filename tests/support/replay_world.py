@@ -24,7 +24,7 @@ from streams.evaluation.leave_one_out import LeaveOneOut, Part, Ranks, rank_all
 from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules, topics_of
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
 from tests.support.folders import START_S, item, write_folder

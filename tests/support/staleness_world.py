@@ -28,7 +28,8 @@ from streams.evaluation.prequential import AskSettings
 from streams.evaluation.staleness.delays import Arm, Delay
 from streams.events import CLICKSTREAM, USERS, Click, Profile, Record
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors, records
+from streams.folder.records import records
+from streams.item_vectors import ItemVectors
 from streams.parsing import parse
 from streams.pipeline.user_state import WindowLimits, apply_click, apply_profile
 from tests.support.folders import item, write_folder

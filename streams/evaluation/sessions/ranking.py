@@ -28,7 +28,7 @@ from streams.evaluation.sessions.timeline import VIEWS, Ask, asks
 from streams.evaluation.slices import Facts
 from streams.events import Rules
 from streams.folder.reader import Folder
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 from streams.pipeline.user_state import WindowLimits
 
 PERSEID = ("round robin", "h_next", "h_gen")

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from index.query.model import Slot
+from streams.evaluation.comparison import KS, Comparison
+from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm, Delay, Part
 from streams.evaluation.staleness.sweep import POPULAR, Sweep, list_name
 
@@ -49,25 +52,22 @@ def curves(run: Sweep, parts: Sequence[Part], delays: Sequence[Delay], slots: Se
     }
 
 
-def curves_table(result: Mapping[str, Any]) -> str:
-    """One block per part and list: a line per delay with the metrics and how far they are from no delay."""
-    blocks = []
-    for part, ways in result["parts"].items():
-        for way, curve in ways.items():
-            moved = any(found["mean"] for point in curve for found in point["differences"].values())
-            if not moved:
-                blocks.append(f"{part} late, {way}: no delay changes anything")
-                continue
-            blocks.append("\n".join([f"{part} late, {way}", *(_line(point, result["k"]) for point in curve)]))
-    return "\n\n".join(blocks)
+def side_by_side(found: Mapping[str, Outcomes], slots: Sequence[Slot], ks: Sequence[int] = KS) -> Comparison:
+    """A comparison of models by name; every later one is measured against the first, both against popularity.
 
+    Raises:
+        ValueError: they were not asked the same questions.
+    """
+    first, *later = found
+    joined = Outcomes.joined(found)
 
-def _line(point: Mapping[str, Any], k: int) -> str:
-    shown = [f"{point['delay']:>7}"]
-    for column in (f"recall@{k}", f"ndcg@{k}"):
-        shown.append(f"{column} {point['metrics'][column]:.4f}")
-        if column in point["differences"]:
-            found = point["differences"][column]
-            low, high = found["interval"]
-            shown.append(f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}")
-    return "  ".join(shown)
+    def place(model: str, way: str) -> str:
+        return f"{model}: {list_name(FRESH, way)}"
+
+    names = {place(model, way): f"{model} {way}" for model in found for way in slots}
+    names[place(first, POPULAR)] = POPULAR
+    pairs = [(f"{model} {slot}", f"{first} {slot}") for model in later for slot in slots]
+    pairs += [(f"{model} {slot}", POPULAR) for model in found for slot in slots]
+    comparison = Comparison(list(names.values()), (), ks, pairs)
+    comparison.outcomes = joined.renamed(names)
+    return comparison

@@ -27,16 +27,15 @@ from index.query.model import Slot
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut
-from streams.evaluation.metrics import RecentPopularity
+from streams.evaluation.popularity import RecentPopularity
 from streams.evaluation.prequential import AskSettings
 from streams.evaluation.rankers import ModelRanker, best_lists
 from streams.evaluation.slices import Facts
-from streams.evaluation.staleness.delayed_popularity import DelayedPopularity, Shares
-from streams.evaluation.staleness.delayed_user import DelayedUser, View
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm, Delay
+from streams.evaluation.staleness.late_views import DelayedPopularity, DelayedUser, Shares, View
 from streams.events import Click, Rules
 from streams.folder.reader import Folder
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 
 POPULAR = "recent popularity"
 _BATCH = 64  # questions encoded and ranked together

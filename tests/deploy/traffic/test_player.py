@@ -19,7 +19,8 @@ from deploy.traffic.traffic import histories, later, standing, usual_speed
 from index.state.keys import ITEMS_TAG, Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors, SourceRecord
+from streams.folder.records import SourceRecord
+from streams.item_vectors import ItemVectors
 
 TS_MS = 1_700_000_000_000
 

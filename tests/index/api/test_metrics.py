@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from index.api.metrics import SECONDS, ApiMetrics, Freshness, WorkerMetrics, field_label
+from index.api.metrics import SECONDS, ApiMetrics
+from streams.pipeline.metrics import Freshness, WorkerMetrics, field_label
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.query.popularity import LOCATION_SEPARATOR, Popularity
-from index.state.keys import partition_tag
+from index.query.popularity import Popularity
+from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
 
 HOUR_MS = 3_600_000

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from index.items.catalogue import Catalogue
 from index.items.filters import parse_filter
 from index.items.hnsw import HnswIndex
-from index.query.popularity import LOCATION_SEPARATOR, Popularity
+from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, Weights, recommend
-from index.state.keys import partition_tag
+from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
 

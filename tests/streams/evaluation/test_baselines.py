@@ -30,8 +30,8 @@ from streams.evaluation.prequential import AskSettings
 from streams.evaluation.rankers import FloatArray, Question
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors
 from streams.folder.training import training_data
+from streams.item_vectors import ItemVectors
 from tests.support.folders import START_S, item, write_folder
 from tests.support.replay_world import RULES, encoder, rank_targets, served, shop, vectors_of
 

@@ -8,9 +8,10 @@ import orjson
 import pytest
 
 import streams.evaluation.slices
-from streams.evaluation.comparison import Comparison, table
+from streams.evaluation.comparison import Comparison
 from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.slices import Facts
+from streams.evaluation.tables import table
 
 HOUR_MS = 3_600_000
 

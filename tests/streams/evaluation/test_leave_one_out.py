@@ -18,7 +18,7 @@ from encoder.model.encoder import StarsEncoder
 from streams.evaluation.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, summary
 from streams.evaluation.rankers import ModelRanker
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 from tests.support.devices import DEVICES
 from tests.support.folders import START_S, item, write_folder
 from tests.support.replay_world import CONFIG, RULES, encoder, rank_targets, shop, vectors_of

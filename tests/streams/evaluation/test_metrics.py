@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streams.evaluation.metrics
-from streams.evaluation.metrics import METRICS, Baselines, RecentPopularity, coverage, ranks_in, scores
+from streams.evaluation.metrics import METRICS, coverage, ranks_in, scores
+from streams.evaluation.popularity import Baselines, RecentPopularity
 
 ITEMS = [f"i{number}" for number in range(12)]
 LISTS = st.lists(st.sampled_from(ITEMS), unique=True, max_size=12)

@@ -26,7 +26,8 @@ from streams.events import (
     VectorEntry,
 )
 from streams.folder.reader import DEFAULT_KIND_OF, EVENT_TYPES, read_folder
-from streams.folder.records import ItemVectors, SourceRecord, records
+from streams.folder.records import SourceRecord, records
+from streams.item_vectors import ItemVectors
 from streams.parsing import parse
 from tests.support.folders import START_S, item, write_folder
 

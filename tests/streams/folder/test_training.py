@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors
 from streams.folder.training import MAX_SHOWN, context_features, training_data
+from streams.item_vectors import ItemVectors
 from tests.support.folders import START_S, item, write_folder
 
 MS = START_S * 1000

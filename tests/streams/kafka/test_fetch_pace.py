@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 from deploy.servers.topics import create_topics
 from streams.events import CLICKSTREAM
 from streams.kafka.config import KafkaAccess
-from streams.kafka.fetch_pace import pace
+from streams.kafka.consumer import pace
 
 RECORDS, GAP_S = 400, 0.001
 

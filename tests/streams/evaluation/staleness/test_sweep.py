@@ -20,7 +20,7 @@ from streams.evaluation.staleness.delays import DELAYS, FRESH, NOW, PARTS, Arm, 
 from streams.evaluation.staleness.sweep import POPULAR, Sweep, list_name, sweep
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import ItemVectors
+from streams.item_vectors import ItemVectors
 from tests.support.folders import START_S, item, write_folder
 from tests.support.replay_world import RULES, encoder, served
 from tests.support.staleness_world import STEP_MS, Oracle, offset_of, stream, vectors_of
