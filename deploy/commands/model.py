@@ -265,7 +265,7 @@ def evaluate(
     with records_bar("events") as show:
         progress = None if show is None else lambda done: show(done, None)
         if protocol == "sessions":
-            from deploy.jobs.session_evaluation import evaluate_sessions_of
+            from deploy.jobs.evaluate import evaluate_sessions_of
 
             found = evaluate_sessions_of(
                 folder, model or settings.model, settings, memory, split, choice, progress=progress
@@ -282,7 +282,7 @@ def evaluate(
 
 def _tables(protocol: str, found: dict[str, Any]) -> str:
     """What an evaluation found, for people."""
-    from deploy.jobs.session_evaluation import sessions_table
+    from deploy.jobs.evaluate import sessions_table
     from streams.evaluation.tables import table
 
     if protocol == "sessions":

@@ -17,7 +17,7 @@ def worker(state: Path | None) -> None:
 
     Example: PERSEID_KAFKA=kafka:9092 PERSEID_REDIS=redis://redis:6379/0 PERSEID_MODEL=model perseid worker
     """
-    from deploy.roles.roles import run_worker
+    from deploy.roles.worker import run_worker
 
     run_worker(attach(os.environ, state))
 
@@ -29,7 +29,7 @@ def embed(state: Path | None) -> None:
 
     Example: PERSEID_KAFKA=kafka:9092 PERSEID_MODEL=model perseid embed
     """
-    from deploy.roles.roles import run_embed
+    from deploy.roles.embed import run_embed
 
     run_embed(attach(os.environ, state))
 
@@ -68,6 +68,6 @@ def traffic(plan: Path, state: Path | None) -> None:
 
     Example: perseid traffic --state .perseid .perseid/traffic.json
     """
-    from deploy.roles.roles import run_traffic
+    from deploy.roles.traffic import run_traffic
 
     run_traffic(attach(os.environ, state), plan)

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from deploy.jobs.history import STANDING_TOPICS, history_logs
+from deploy.jobs.replay import STANDING_TOPICS, history_logs
 from deploy.progress import Show
 from deploy.settings import Settings
 from streams.events import CLICKSTREAM, EXPOSURES, ITEM_VECTORS, TOPIC_ORDER, Record

@@ -7,25 +7,25 @@ a folder come from its own file, else from `deploy.texts.models`. Imports torch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from deploy.jobs.history import STANDING_TOPICS, history_logs
 from deploy.jobs.replay_checkpoint import Checkpoint, ReplayPlan, Source, replay_parts
 from deploy.runtime.process import open_store
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
 from encoder.model.config import PARTS
 from encoder.model.document import load_serving
-from index.state.store import LiveStore
+from index.state.store import LiveStore, LogIdentity
+from streams.events import CLICKSTREAM, CONSUMED, PARTITIONED
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
-from streams.kafka.log_identity import is_embedded
+from streams.kafka.log_identity import LogLookup, is_embedded
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader
 from streams.pipeline.digest import digest
@@ -164,3 +164,27 @@ def folder_vectors(
             known, config = known_items(folder, None), document["config"]
             return untexted_vectors(known, texts.embedder.name, config["d_text"], texts.tagger)
         return item_vectors(known_items(folder, None), texts.embedder, texts.tagger, source.memory, progress)
+
+
+# What clicks are applied to and answered from: needed from the start of its log whatever part of them is read.
+STANDING_TOPICS = tuple(topic for topic in CONSUMED if topic != CLICKSTREAM)
+
+
+async def history_logs(settings: Settings, optional: Collection[str] = ()) -> dict[str, LogIdentity]:
+    """Identities of the consumed topics, and of those of `optional` that exist.
+
+    Raises:
+        ValueError: a consumed topic is missing or partitioned otherwise.
+        ConnectionError: the broker does not answer.
+    """
+    lookup = LogLookup(settings.kafka_access())
+    counts = await lookup.partition_counts()
+    for topic in CONSUMED:
+        if topic not in counts:
+            raise ValueError(f"topic {topic!r} does not exist on this broker, which has {sorted(counts)}")
+        if topic in PARTITIONED and counts[topic] != settings.partitions:
+            raise ValueError(
+                f"topic {topic!r} has {counts[topic]} partitions, PERSEID_PARTITIONS says {settings.partitions}: a "
+                f"user's place follows from the count; set PERSEID_PARTITIONS={counts[topic]}"
+            )
+    return await lookup.identities([*CONSUMED, *(topic for topic in optional if topic in counts)])

@@ -32,7 +32,7 @@ from deploy.settings import PREFIX, Settings, load, public_address
 from deploy.shop.shop import Shop
 from deploy.state_folder import FILE, write_addresses
 from deploy.texts.models import embedder_key
-from deploy.traffic.traffic import TrafficPlan
+from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
 from index.state.keys import partition_tag
 from index.state.records import STATE, decode_state

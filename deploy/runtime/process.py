@@ -7,14 +7,16 @@ import gc
 import logging
 import os
 import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from redis.exceptions import RedisError
 
-from deploy.runtime.heartbeat import beat, this_process
 from deploy.runtime.log_limit import SparingFilter
 from deploy.runtime.stack_dump import show_stacks_on_signal
 from deploy.settings import Settings, public_address
@@ -100,3 +102,37 @@ def on_signals(stop: Callable[[], None]) -> None:
 def now_ms() -> int:
     """Wall time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RoleName:
+    """Who a process is: `id` is unique among all processes of a deployment."""
+
+    role: str
+    host: str
+    pid: int
+    started_ms: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.role}-{self.host}-{self.pid}"
+
+
+def this_process(role: str) -> RoleName:
+    """The name of this process in a role."""
+    return RoleName(role, socket.gethostname(), os.getpid(), int(time.time() * 1000))
+
+
+async def beat(store: LiveStore, name: RoleName, describe: Callable[[], Mapping[str, Any]]) -> None:
+    """Writes the heartbeat with what `describe` says, for ever."""
+    identity = {"role": name.role, "pid": name.pid, "host": name.host, "started_ms": name.started_ms}
+    while True:
+        said = {**identity, "beat_ms": int(time.time() * 1000), **describe()}
+        try:
+            await store.write(store.keys.roles(), {name.id: orjson.dumps(said)})
+        except StoreUnavailableError:
+            pass
+        await asyncio.sleep(_EVERY_S)

@@ -15,7 +15,7 @@ from typing import Any
 from deploy.setting_values import parse_embedders
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, known_items, remembered_vectors
-from deploy.traffic.traffic import TrafficPlan
+from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
 from encoder.text.cache import TextMemory
 from encoder.text.endpoint_client import Endpoint, EndpointClient

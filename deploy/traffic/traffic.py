@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
@@ -20,6 +19,7 @@ import orjson
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from deploy.shop.shop import Shop, ShopRecord
+from deploy.traffic.plan import TrafficPlan
 from deploy.traffic.player import LONGEST_PAUSE_S, Clock, Pacer, Player, Timeline, as_json
 from index.state.keys import partition_of
 from index.state.store import LiveStore
@@ -34,33 +34,6 @@ MOST_EVENTS = 150_000  # of all users together, so that a large folder does not 
 _EVENTS_PER_S = 20.0  # live traffic that one can follow by eye and that leaves two cores mostly idle
 _OVERLAP_MS = 10_000  # real milliseconds played again after a restart; what was applied is recognised by its event id
 DAY_MS = 86_400_000
-
-
-@dataclass(frozen=True, slots=True)
-class TrafficPlan:
-    """What to send. `folder` holds the history; `split_ms` is where the live part of a data folder begins."""
-
-    kind: Literal["shop", "data"]
-    folder: str
-    split_ms: int
-    key: str  # names the content of the live state that this plan builds
-    model: str  # artefact folder: its tags and embedder make the first item vectors
-    texts: str  # file of the text-vector memory
-    seed: int = 0
-    speed: float | None = None
-    live: bool = True
-
-    def write(self, path: Path) -> Path:
-        path.write_bytes(orjson.dumps(asdict(self)))
-        return path
-
-    @staticmethod
-    def read(path: Path) -> TrafficPlan:
-        """Raises ValueError when the file is not what `write` wrote."""
-        try:
-            return TrafficPlan(**orjson.loads(path.read_bytes()))
-        except (OSError, TypeError, orjson.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no traffic plan ({error}); `perseid up` writes one") from error
 
 
 class Traffic:

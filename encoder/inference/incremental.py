@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoder.device import resolve_device, send
+from encoder.inference.batching import Embedded, EncodeRequest, EncodeResult, Rows, check, embed
 from encoder.inference.cuda_append import AppendStep, AttendInPlace
 from encoder.inference.item_table import ItemTable
 from encoder.inference.kv_cache import PAGE, Slot, SlotCache
-from encoder.inference.requests import EncodeRequest, EncodeResult, check
-from encoder.inference.windows import Embedded, Rows, embed
 from encoder.model.attention_bias import Relations
 from encoder.model.blocks import Block
 from encoder.model.encoder import StarsEncoder

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoder.model.config import ModelConfig
-from encoder.model.tokens import GAP_BUCKETS, GAP_NONE
+from encoder.model.features import GAP_BUCKETS, GAP_NONE
 
 
 @dataclass(frozen=True, slots=True)

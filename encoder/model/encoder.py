@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from encoder.model.attention_bias import Relations
 from encoder.model.blocks import Block, make_block
 from encoder.model.config import ModelConfig
+from encoder.model.features import CALENDAR_WIDTH, GAP_BUCKETS
 from encoder.model.item_tower import ItemTower
-from encoder.model.tokens import CALENDAR_WIDTH, GAP_BUCKETS
 
 
 class EventEmbedding(nn.Module):

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from encoder.device import fast_bfloat16
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
-from encoder.model.profiles import profile_buckets
-from encoder.model.tokens import calendar_features, gap_buckets
+from encoder.model.features import calendar_features, gap_buckets, profile_buckets
 from encoder.training.dataset import Batch, Chunks, TrainingData, first_choices, first_of_sets
 from encoder.training.losses import candidate_softmax, contrast, full_softmax
 from encoder.training.negatives import Negatives

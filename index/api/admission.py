@@ -6,18 +6,16 @@ what the calls do: a path's kind decides about its budget.
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
-from fastapi import Depends, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from index.api.errors import ProblemError, problem_response, unforeseen
 from index.api.metrics import ApiMetrics
-from index.api.turns import Turns
 
 MAX_BODY_BYTES = 1 << 20
 _OVERLOAD_RETRY_S = 1  # a full house of millisecond requests is empty within the second
@@ -123,36 +121,65 @@ def _method(scope: Scope) -> str:
     return method if method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH") else "other"
 
 
-def require(scope: str, keys: Mapping[str, frozenset[str]], metrics: ApiMetrics) -> list[Any]:
-    """Dependencies of a call that needs `scope`: none in an open deployment (no keys configured).
+T = TypeVar("T")
 
-    The key comes in `X-API-Key`, or as a bearer token for clients that can send nothing else (Prometheus).
+
+_STANDING_S = 0.1  # a queue that a pause of the loop made is gone by then, unless more comes than can be answered
+
+
+_RECOVERY_S = 1.0  # after a queue that stood; a moment without one is no end of an overload
+
+
+class Turns:
+    """The answers in work, `limit` at most: the last of them waits for all the others.
+
+    So many only for a moment. Where there has always been one for a tenth of a second, more comes than can be answered,
+    and a long queue answers nothing more, only later: half of `limit` is let in. Good and bad queues are told apart as
+    in Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 2012.
     """
-    if not keys:
-        return []
 
-    async def check(request: Request) -> None:
-        given = request.headers.get("x-api-key") or _bearer(request.headers.get("authorization", ""))
-        granted = scopes_of(given, keys)
-        if granted is None:
-            metrics.refused("key")
-            raise ProblemError(401, "this deployment needs an API key in the header X-API-Key")
-        if scope not in granted:
-            metrics.refused("key")
-            raise ProblemError(403, f"this API key lacks the scope {scope!r}")
+    def __init__(self, limit: int, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._begun, self._turn = limit, 0, asyncio.Lock()
+        self._clock_s, self._busy_since_s, self._short_until_s = clock_s, 0.0, 0.0
 
-    return [Depends(check)]
+    @property
+    def full(self) -> bool:
+        """Whether one more would wait too long."""
+        short = self._clock_s() < self._short_until_s
+        return self._begun >= (max(1, self._limit // 2) if short else self._limit)
 
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Counts an answer for the time of the block."""
+        self._begin()
+        try:
+            yield
+        finally:
+            self._end()
 
-def scopes_of(given: str, keys: Mapping[str, frozenset[str]]) -> frozenset[str] | None:
-    """What the key `given` may do, None for an unknown one. Takes as long for any key, so timing tells nothing."""
-    found = None
-    for key, scopes in keys.items():
-        if hmac.compare_digest(key.encode(), given.encode()):
-            found = scopes
-    return found
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Does not count one that waits for an event for the time of the block."""
+        self._begun -= 1
+        try:
+            yield
+        finally:
+            self._begin()
 
+    def _begin(self) -> None:
+        if not self._begun:
+            self._busy_since_s = self._clock_s()
+        self._begun += 1
 
-def _bearer(authorization: str) -> str:
-    scheme, _, token = authorization.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    def _end(self) -> None:
+        now_s = self._clock_s()
+        if now_s - self._busy_since_s > _STANDING_S:
+            self._short_until_s = now_s + _RECOVERY_S
+        self._begun -= 1
+
+    async def take(self, rank: Callable[[], T]) -> T:
+        """What `rank` returns, when it is its turn."""
+        async with self._turn:
+            found = rank()
+            await asyncio.sleep(0)
+            return found

@@ -13,16 +13,16 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from index.api.admission import Guard
+from index.api.admission import Guard, Turns
 from index.api.errors import install_handlers
 from index.api.ingest import Ingest, ingest_router
 from index.api.liveness import Liveness
 from index.api.loaded_model import Background, IndexKeeper, Services, follow_popularity
-from index.api.lookup import UserCount, operations_router, state_router
+from index.api.lookup import state_router
 from index.api.metrics import ApiMetrics
+from index.api.operations import UserCount, operations_router
 from index.api.recommend import recommend_router
 from index.api.settings import ApiSettings, KafkaSide
-from index.api.turns import Turns
 from index.query.popularity import Popularity
 from index.state.store import LiveStore
 

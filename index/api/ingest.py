@@ -15,12 +15,11 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from index.api.admission import require
+from index.api.auth import require
 from index.api.errors import InvalidRecordError, ProblemError, json_response
 from index.api.metrics import ApiMetrics
-from index.api.parameters import UserId
 from index.api.record_schemas import request_body
-from index.api.schemas import MAX_BATCH, Problem, PublishedAnswer
+from index.api.schemas import MAX_BATCH, Problem, PublishedAnswer, UserId
 from index.api.settings import KafkaSide
 from index.state.keys import partition_of
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from index.api.admission import Turns
 from index.api.errors import ProblemError
 from index.api.liveness import Liveness
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
-from index.api.turns import Turns
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.items.snapshot import keep_snapshots, start_from_snapshot

@@ -21,13 +21,23 @@ from pydantic import ValidationError
 
 from context.features import is_active
 from context.offsets import Offset
-from index.api.admission import require
+from index.api.auth import require
 from index.api.errors import InvalidRecordError, ProblemError, invalid_request, json_response
 from index.api.ingest import read_json
 from index.api.loaded_model import Services, Serving
 from index.api.lookup import as_of, index_state
-from index.api.parameters import After, Count, ItemId, Location, UserId
-from index.api.schemas import DEFAULT_COUNT, Problem, RecommendationsAnswer, RecommendationsRequest, SimilarAnswer
+from index.api.schemas import (
+    DEFAULT_COUNT,
+    After,
+    Count,
+    ItemId,
+    Location,
+    Problem,
+    RecommendationsAnswer,
+    RecommendationsRequest,
+    SimilarAnswer,
+    UserId,
+)
 from index.items.filters import Filter, Mask, parse_filter
 from index.items.search import SearchIndex
 from index.query.live_user import LiveUser

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from index.query.model import Slot
@@ -305,3 +306,18 @@ class Problem(BaseModel):
             ]
         },
     )
+
+
+UserId = Annotated[Identifier, Path(description="the user's id", examples=["u42"])]
+
+
+ItemId = Annotated[Identifier, Path(description="the item's id", examples=["i7"])]
+
+
+Count = Annotated[int, Query(ge=1, le=MAX_COUNT, description="how many items")]
+
+
+Location = Annotated[Identifier | None, Query(description="default: the profile's categorical `location`")]
+
+
+After = Annotated[Identifier | None, Query(description="event id to wait for, up to 100 ms")]

@@ -17,7 +17,7 @@ from deploy.jobs.train import TrainPlan, train_folder
 from deploy.settings import load
 from deploy.texts.item_vectors import item_vectors, known_items, remembered_vectors
 from deploy.texts.models import TextSource, known_vectors
-from deploy.traffic.traffic import TrafficPlan
+from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
 from encoder.text.cache import TextMemory
 from encoder.text.item_text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash

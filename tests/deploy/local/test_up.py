@@ -14,7 +14,7 @@ from deploy.cli import run
 from deploy.local.status_line import StatusLine, describe, fetch, is_ok
 from deploy.local.up import UpOptions, prepare
 from deploy.settings import load
-from deploy.traffic.traffic import TrafficPlan
+from deploy.traffic.plan import TrafficPlan
 from encoder.model.artefact import save
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder

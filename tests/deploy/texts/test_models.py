@@ -21,7 +21,7 @@ from deploy.servers.redis import RedisServer
 from deploy.settings import load
 from deploy.texts.item_vectors import item_vectors, known_items
 from deploy.texts.models import LEDGER, TextSource, embedder_key, known_vectors
-from deploy.traffic.traffic import TrafficPlan
+from deploy.traffic.plan import TrafficPlan
 from encoder.model.artefact import save
 from encoder.model.config import preset
 from encoder.model.document import read_document

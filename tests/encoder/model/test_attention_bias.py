@@ -9,7 +9,7 @@ import torch
 from encoder.model.attention_bias import Relations, RelativeBias
 from encoder.model.config import BLOCKS, ModelConfig
 from encoder.model.encoder import StarsEncoder
-from encoder.model.tokens import GAP_BUCKETS, gap_buckets
+from encoder.model.features import GAP_BUCKETS, gap_buckets
 from tests.support.devices import DEVICES
 
 

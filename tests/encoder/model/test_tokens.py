@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from encoder.model.config import ModelConfig, preset, preset_names, preset_training
-from encoder.model.profiles import profile_buckets
-from encoder.model.tokens import CALENDAR_WIDTH, DAY_MS, GAP_NONE, WEEK_MS, calendar_features, gap_buckets
+from encoder.model.features import (
+    CALENDAR_WIDTH,
+    DAY_MS,
+    GAP_NONE,
+    WEEK_MS,
+    calendar_features,
+    gap_buckets,
+    profile_buckets,
+)
 from encoder.training.options import TrainOptions
 
 MONDAY_MS = 1_704_067_200_000  # 2024-01-01 00:00 UTC, a Monday

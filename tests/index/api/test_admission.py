@@ -12,9 +12,8 @@ import httpx
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
-from index.api.admission import Guard
+from index.api.admission import Guard, Turns
 from index.api.metrics import ApiMetrics
-from index.api.turns import Turns
 
 ANSWERS, IN_FLIGHT = 4, 10
 

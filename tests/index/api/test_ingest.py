@@ -13,14 +13,13 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from index.api.admission import MAX_BODY_BYTES, Guard
+from index.api.admission import MAX_BODY_BYTES, Guard, Turns
 from index.api.errors import InvalidRecordError, install_handlers
 from index.api.ingest import Ingest, ingest_router
 from index.api.metrics import ApiMetrics
 from index.api.record_schemas import BODIES, example_of
 from index.api.schemas import Problem, PublishedAnswer
 from index.api.settings import KafkaSide
-from index.api.turns import Turns
 from index.state.keys import partition_of
 from streams.events import MalformedError, Rules
 from streams.parsing import check

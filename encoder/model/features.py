@@ -1,21 +1,36 @@
-"""What an event says about its own time: calendar, gap to the previous event. Plain numpy on milliseconds.
-
-Everything here is a function of the event's time and its predecessor's, never of "now", of the number of events or
-of the distance from the end: that is what keeps a cached token valid for ever. Times are UTC; it knows no time zone.
-"""
+"""TODO docstring of encoder.model.features."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 DAY_MS = 86_400_000
+
+
 WEEK_MS = 7 * DAY_MS
+
+
 YEAR_MS = 31_556_952_000  # mean Gregorian year
+
+
 EPOCH_WEEKDAY_MS = 3 * DAY_MS  # 1970-01-01 was a Thursday: weeks start on Monday
+
+
 HARMONICS = ((DAY_MS, 3), (WEEK_MS, 3), (YEAR_MS, 2))
+
+
 CALENDAR_WIDTH = 2 * sum(count for _, count in HARMONICS)
+
+
 GAP_NONE = 0  # the first event of a window has no predecessor
+
+
 GAP_BUCKETS = 34  # none, below 1 s, then powers of two of seconds up to 68 years
 
 
@@ -35,3 +50,24 @@ def gap_buckets(gap_ms: NDArray[np.int64]) -> NDArray[np.int64]:
     seconds = np.maximum(gap_ms, 0) / 1000.0
     bucket = np.where(seconds < 1.0, 1, 2 + np.floor(np.log2(np.maximum(seconds, 1.0)))).astype(np.int64)
     return np.where(gap_ms < 0, GAP_NONE, np.minimum(bucket, GAP_BUCKETS - 1))
+
+
+def profile_buckets(profile: Mapping[str, Any] | None, buckets: int) -> list[int]:
+    """Sorted hash buckets of `{"numeric": {name: float}, "categorical": {name: str}}`, each in [0, buckets)."""
+    if not profile or not buckets:
+        return []
+    words = [f"n:{name}={_octave(value)}" for name, value in (profile.get("numeric") or {}).items() if _finite(value)]
+    words += [f"c:{name}={value}" for name, value in (profile.get("categorical") or {}).items() if value is not None]
+    return sorted({_bucket(word, buckets) for word in words})
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300  # False for NaN as well
+
+
+def _octave(value: float) -> int:
+    return int(math.copysign(round(2.0 * math.log2(1.0 + abs(value))), value))
+
+
+def _bucket(word: str, buckets: int) -> int:
+    return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") % buckets

@@ -6,7 +6,6 @@ own (`deploy.roles.api`). Nothing here decides what a role does with an event.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from deploy.runtime.process import (
 from deploy.runtime.producer import EventProducer
 from deploy.runtime.state_sizes import engine_settings, keep_window
 from deploy.settings import Settings
-from encoder.model.document import DOCUMENT, load_serving, read_document
+from encoder.model.document import DOCUMENT, load_serving
 from index.state.store import LiveStore
 
 if TYPE_CHECKING:
@@ -44,18 +43,6 @@ def run_worker(settings: Settings) -> None:
     limit_threads(settings.threads)
     sys.setswitchinterval(_SWITCH_S)
     run_until_done(_worker(settings))
-
-
-def run_embed(settings: Settings) -> None:
-    """Turns catalogue texts into item vectors until stopped. Raises ValueError when the model does not fit."""
-    log_to_stderr(settings)
-    asyncio.run(_embed(settings))
-
-
-def run_traffic(settings: Settings, plan_file: Path) -> None:
-    """Sends what a traffic plan says until stopped."""
-    log_to_stderr(settings)
-    asyncio.run(_traffic(settings, plan_file))
 
 
 async def _worker(settings: Settings) -> None:
@@ -106,48 +93,6 @@ def worker_report(engine: Engine) -> dict[str, Any]:
     stats = engine.encoder.encoder.stats if engine.encoder is not None else None
     cache = {} if stats is None else {f"cache_{name}": getattr(stats, name) for name in ("hits", "misses", "evictions")}
     return {"counters": {**engine.counts, **cache}, "freshness_ms": engine.metrics.freshness.percentiles()}
-
-
-async def _embed(settings: Settings) -> None:
-    from deploy.texts.models import TextSource
-    from streams.embedding import EmbedRole
-    from streams.kafka.catalog_consumer import KafkaCatalog
-
-    document, source = read_document(settings.model), TextSource(settings)
-    model = source.model(document)
-    store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
-    role = EmbedRole(store, settings.rules(), model, source.memory, producer.send)
-    # A group for each model: a new one brings other vectors or tags, so it begins with the whole catalogue.
-    catalog = KafkaCatalog(settings.kafka_access(), f"{settings.group}-embed-{document['version']}")
-
-    def end() -> None:
-        stop.set()
-        model.close()  # whatever waits for an endpoint ends, too
-
-    try:
-        async with running(store, "embed", lambda: {"counters": {**role.report(), **model.counts}}):
-            on_signals(end)
-            await role.run(catalog, stop)
-    finally:
-        source.close()
-        producer.close()
-        await store.close()
-
-
-async def _traffic(settings: Settings, plan_file: Path) -> None:
-    from deploy.texts.models import known_vectors
-    from deploy.traffic.traffic import Traffic, TrafficPlan
-
-    plan = TrafficPlan.read(plan_file)
-    store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
-    traffic = Traffic(plan, settings, store, producer, lambda folder: known_vectors(folder, plan, settings))
-    try:
-        async with running(store, "traffic", traffic.counters):
-            on_signals(stop.set)
-            await traffic.run(stop)
-    finally:
-        producer.close()
-        await store.close()
 
 
 async def publish_model(store: LiveStore, folder: Path, bucket_ms: int) -> str:
