@@ -23,7 +23,7 @@ COMMANDS = {
     "traffic": "deploy.commands.roles",
     "produce": "deploy.commands.data",
     "convert": "deploy.commands.data",
-    "export": "deploy.commands.export",
+    "export": "deploy.commands.data",
     "train": "deploy.commands.model",
     "evaluate": "deploy.commands.model",
     "staleness": "deploy.commands.measure",

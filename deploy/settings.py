@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from deploy.setting_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds
 from index.state.keys import Keys
 from streams.events import DEFAULT_KINDS, Rules
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 
 PREFIX = "PERSEID_"
 _WORDS = {
@@ -169,7 +169,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
-        self.kafka_access()
+        self.kafka_config()
         redis, elastic = urlsplit(_plain(self.redis)), urlsplit(_plain(self.elasticsearch))
         if self.redis_ca and redis.scheme != "rediss":
             raise ValueError(f"{PREFIX}REDIS_CA needs a rediss:// address, not {redis.scheme}://")
@@ -183,10 +183,10 @@ class Settings(BaseModel):
             raise ValueError(f"{PREFIX}ELASTICSEARCH_API_KEY needs an address in {PREFIX}ELASTICSEARCH")
         return self
 
-    def kafka_access(self) -> KafkaAccess:
+    def kafka_config(self) -> KafkaConfig:
         """How every Kafka client reaches the cluster. ValueError: the settings contradict each other."""
         try:
-            return KafkaAccess(
+            return KafkaConfig(
                 _plain(self.kafka),
                 self.kafka_security,
                 self.kafka_mechanism,

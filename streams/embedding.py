@@ -87,7 +87,7 @@ class _Pending:
     due_s: float  # monotonic
 
 
-class EmbedRole:
+class EmbeddingService:
     """Catalogue records in, vector records out.
 
     Args:

@@ -55,7 +55,7 @@ def parse(record: Record, rules: Rules) -> Event:
     if record.value is None:
         return _null(record)
     event = parser(read_body(record), rules)
-    check_key(record, event_id_of(event))
+    check_key(record, record_key(event))
     return event
 
 
@@ -72,7 +72,7 @@ def read_body(record: Record) -> Body:
     return Body(body, record.timestamp_ms)
 
 
-def check(topic: str, body: Mapping[str, Any], now_ms: int, rules: Rules) -> tuple[bytes, bytes]:
+def encode_record(topic: str, body: Mapping[str, Any], now_ms: int, rules: Rules) -> tuple[bytes, bytes]:
     """Key and value under which `body` is to be produced.
 
     Raises:
@@ -83,10 +83,10 @@ def check(topic: str, body: Mapping[str, Any], now_ms: int, rules: Rules) -> tup
     except orjson.JSONEncodeError as error:
         raise MalformedError("value", f"not JSON: {error}") from error
     event = parse(Record(topic, 0, 0, now_ms, None, value), rules)
-    return event_id_of(event).encode(), value
+    return record_key(event).encode(), value
 
 
-def event_id_of(event: Event) -> str:
+def record_key(event: Event) -> str:
     """The id that is the record's key."""
     match event:
         case Click() | Forget() | Profile():

@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from deploy.servers.redis import RedisServer
 from index.state.keys import Keys
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from tests.support import secured_kafka as secured
 from tests.support import services
 from tests.support.redis_cluster import ClusterOfServers
@@ -45,7 +45,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture(scope="session")
 def kafka_server() -> Iterator[str]:
-    """`host:port` of a real Kafka, shared by all tests: use `kafka_access`, which has a topic prefix of its own."""
+    """`host:port` of a real Kafka, shared by all tests: use `kafka_config`, which has a topic prefix of its own."""
     with services.kafka() as address:
         yield address
 
@@ -71,7 +71,7 @@ def topic_prefix() -> str:
 
 
 @pytest.fixture
-def kafka_access(kafka_server: str, topic_prefix: str) -> Iterator[KafkaAccess]:
+def kafka_config(kafka_server: str, topic_prefix: str) -> Iterator[KafkaConfig]:
     """The real Kafka, with topics of this test's own; `deploy.servers.topics.create_topics` makes them."""
     with services.own_topics(kafka_server, topic_prefix) as access:
         yield access

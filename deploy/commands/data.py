@@ -42,7 +42,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     from deploy.runtime.producer import EventProducer
 
     settings = attach(os.environ, state)
-    producer = EventProducer(settings.kafka_access())
+    producer = EventProducer(settings.kafka_config())
 
     def show(number: int, name: str, acknowledged: tuple[int, int]) -> None:
         partition, offset = acknowledged

@@ -120,7 +120,7 @@ def topics() -> int:
     from deploy.settings import load
 
     settings = load(os.environ)
-    created = create_topics(settings.kafka_access(), settings.partitions)
+    created = create_topics(settings.kafka_config(), settings.partitions)
     click.echo(f"created {', '.join(created)}" if created else "all topics are there")
     return 0
 

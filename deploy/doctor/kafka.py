@@ -21,7 +21,7 @@ from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding
 from deploy.servers.mock_kafka import topic_partitions
 from deploy.settings import Settings
 from streams.kafka.bootstrap import Cluster, cluster_at_bootstrap
-from streams.kafka.config import KafkaAccess, Reasons
+from streams.kafka.config import KafkaConfig, Reasons
 
 # The newest request that a server knows tells its age: (its number, the release that brought it).
 _RELEASES = ((76, "4.0"), (74, "3.7"), (65, "3.0"), (60, "2.8"), (50, "2.7"), (48, "2.6"), (45, "2.4"), (44, "2.3"))
@@ -48,7 +48,7 @@ class _ProbeError(Exception):
 
 def check_kafka(settings: Settings) -> list[Finding]:
     """The cluster and our topics in it."""
-    access = settings.kafka_access()
+    access = settings.kafka_config()
     try:
         requests = _probe(access)
     except _ProbeError as error:
@@ -70,7 +70,7 @@ def check_kafka(settings: Settings) -> list[Finding]:
     return [*findings, *_topics(access, counts, topic_partitions(settings.partitions))]
 
 
-def _probe(access: KafkaAccess) -> set[int]:
+def _probe(access: KafkaConfig) -> set[int]:
     """The requests that the first reachable server knows. Raises _ProbeError of the last server tried."""
     failure = _ProbeError("no server is named", _START)
     for server in access.servers[:_MOST_BROKERS]:
@@ -81,7 +81,7 @@ def _probe(access: KafkaAccess) -> set[int]:
     raise failure
 
 
-def _ask(access: KafkaAccess, server: str) -> set[int]:
+def _ask(access: KafkaConfig, server: str) -> set[int]:
     host, _, port = server.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S) as plain:
@@ -127,7 +127,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     return found
 
 
-def _cluster(access: KafkaAccess) -> Cluster | Finding:
+def _cluster(access: KafkaConfig) -> Cluster | Finding:
     """The cluster, known by either way."""
     answer = _metadata(access)
     if isinstance(answer, Cluster):
@@ -136,7 +136,7 @@ def _cluster(access: KafkaAccess) -> Cluster | Finding:
     return seen if seen and _advertised(access, seen) else answer
 
 
-def _metadata(access: KafkaAccess) -> Cluster | Finding:
+def _metadata(access: KafkaConfig) -> Cluster | Finding:
     """What librdkafka is told of the cluster; a finding when it is told nothing."""
     reasons = Reasons()
     config: dict[str, Any] = {**access.librdkafka(), "log_level": 0, "error_cb": reasons}
@@ -154,7 +154,7 @@ def _metadata(access: KafkaAccess) -> Cluster | Finding:
     return Cluster(str(seen.cluster_id), brokers, {name: len(topic.partitions) for name, topic in seen.topics.items()})
 
 
-def _remedy(access: KafkaAccess, reason: str) -> str:
+def _remedy(access: KafkaConfig, reason: str) -> str:
     if "SASL" in reason or "uthentication" in reason:
         return _LOGIN
     if not access.sasl:
@@ -164,7 +164,7 @@ def _remedy(access: KafkaAccess, reason: str) -> str:
     return "look at Kafka's log; " + _LOGIN
 
 
-def _age(access: KafkaAccess, requests: set[int], version: str) -> list[Finding]:
+def _age(access: KafkaConfig, requests: set[int], version: str) -> list[Finding]:
     if not version:
         remedy = f"use Kafka {OLDEST_KAFKA} or newer"
         return [Finding("kafka", "wrong", "too old", remedy, access.bootstrap, f"before Kafka {OLDEST_KAFKA}")]
@@ -175,7 +175,7 @@ def _age(access: KafkaAccess, requests: set[int], version: str) -> list[Finding]
     return []
 
 
-def _advertised(access: KafkaAccess, seen: Cluster) -> list[Finding]:
+def _advertised(access: KafkaConfig, seen: Cluster) -> list[Finding]:
     """Brokers whose own word for their address does not lead to them from here."""
     findings = []
     for number, host, port in seen.brokers[:_MOST_BROKERS]:
@@ -188,7 +188,7 @@ def _advertised(access: KafkaAccess, seen: Cluster) -> list[Finding]:
     return findings
 
 
-def _topics(access: KafkaAccess, counts: Mapping[str, int], wanted: Mapping[str, int]) -> list[Finding]:
+def _topics(access: KafkaConfig, counts: Mapping[str, int], wanted: Mapping[str, int]) -> list[Finding]:
     missing = [f"{access.topic(name)} ({count})" for name, count in wanted.items() if name not in counts]
     differing = [
         f"{access.topic(name)} has {counts[name]} partitions, not {count}"

@@ -2,7 +2,7 @@
 
 Assumes an artefact of `deploy.jobs.train`; item vectors come from the folder, else from `deploy.texts.models`. Loads
 torch. The protocols and the metrics are those of `streams.evaluation.timeline` and `streams.evaluation.leave_one_out`.
-Baselines are made here too, from what a model of the same protocol is trained on, and stand in the same table.
+TrainedBaselines are made here too, from what a model of the same protocol is trained on, and stand in the same table.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from encoder.baselines.recipes import recipes
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load, serving_arrays
 from encoder.text.item_text import VocabularyTagger
-from index.query.model import own_slot, own_weights
+from index.query.model import own_list, own_weights
 from streams.evaluation.baselines import (
-    Baselines,
+    TrainedBaselines,
     Training,
     TrainingPart,
     check_names,
@@ -67,10 +67,10 @@ class BaselinePlan:
 
     def make(
         self, part: Callable[[], TrainingPart], vectors: ItemVectors, shown: bool, device: str = "cpu"
-    ) -> Baselines:
+    ) -> TrainedBaselines:
         """The baselines of a training part, which is made only if there are any; they are trained on `device`."""
         if not self.names:
-            return Baselines()
+            return TrainedBaselines()
         training = Training(recipes(self.recipes), self.seed, self.max_seconds, shown, device)
         return make_baselines(self.names, part(), vectors, training)
 
@@ -102,7 +102,7 @@ def evaluate_folder(
         encoder, metadata = _encoder(model, settings)
         features = ContextFeatures.from_list(metadata["context_features"])
         offset = ContextOffset(serving_arrays(encoder.model)["context.weight"], features)
-    ask = led_by(replace(ask, start_ms=first_question_ms(folder, metadata, split)), own_slot(metadata))
+    ask = led_by(replace(ask, start_ms=first_question_ms(folder, metadata, split)), own_list(metadata))
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
     choices = [kind.weight > 0 for kind in rules.kinds]
 
@@ -171,7 +171,7 @@ def _encoder(model: Path, settings: Settings) -> tuple[IncrementalEncoder, dict[
     return IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device), metadata
 
 
-def _trained(made: Baselines, plan: BaselinePlan) -> dict[str, Any]:
+def _trained(made: TrainedBaselines, plan: BaselinePlan) -> dict[str, Any]:
     """What the training of baselines took, where there was any."""
     return {"baselines": {"recipes": plan.recipes, "seed": plan.seed, **made.training}} if made.training else {}
 

@@ -84,7 +84,7 @@ def _export(
         export = TopicExport(spool, rules, settings.partitions, piece.holds, plan.vectors)
         # Clickstream and users are read to the ends of their logs: a later forget is about earlier clicks.
         whole, start_ms = set(topics) - {EXPOSURES}, None if plan.spans else plan.start_ms
-        access = settings.kafka_access()
+        access = settings.kafka_config()
         with (
             plan.bar("records") as show,
             TopicReader(access, topics, embedded=embedded, start_ms=start_ms, whole=whole) as reader,
@@ -93,7 +93,7 @@ def _export(
             covers = reader.covers
         removed = spool.settle([kind.name for kind in rules.kinds if kind.weight > 0])
         _check(spool, export, plan, removed)
-        astray = {"misrouted": export.astray, "not_forwarded": export.not_forwarded()}
+        misrouted = {"misrouted": export.misrouted, "not_forwarded": export.not_forwarded()}
         with plan.bar("events") as show:
             written = write_files(spool, folder, show)
     finally:
@@ -103,7 +103,7 @@ def _export(
         "records": dict(export.records),
         "removed": removed,
         "malformed": dict(sorted(export.malformed.items())),
-        **astray,
+        **misrouted,
         "from_ms": plan.start_ms,
         "to_ms": plan.stop_ms,
         "offsets": {f"{topic}[{partition}]": span for (topic, partition), span in piece.bounds.items()},
@@ -113,7 +113,7 @@ def _export(
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _Range:
     """Which records are asked for: by offset, or by time where a broker cannot say which offsets these are."""
 
     bounds: Mapping[Place, tuple[int, int]]
@@ -129,11 +129,11 @@ class _Piece:
         return begun and (self.stop_ms is None or record.timestamp_ms < self.stop_ms)
 
 
-def _piece(plan: ExportPlan, settings: Settings, topics: Sequence[str], embedded: bool) -> _Piece:
+def _piece(plan: ExportPlan, settings: Settings, topics: Sequence[str], embedded: bool) -> _Range:
     """The piece that a replay with the same options would read. Raises ValueError where there is no such piece."""
     spans = {place: span for place, span in plan.spans.items() if place[0] in topics or place[0] != ITEM_VECTORS}
     with TopicReader(
-        settings.kafka_access(),
+        settings.kafka_config(),
         topics,
         embedded=embedded,
         spans=spans,
@@ -145,7 +145,7 @@ def _piece(plan: ExportPlan, settings: Settings, topics: Sequence[str], embedded
     by_time = embedded and not (plan.start_ms is None and plan.stop_ms is None)
     found = {(topic, n): covers[f"{topic}[{n}]"] for topic, count in partitions.items() for n in range(count)}
     bounds = {place: (c.start, c.end) for place, c in found.items() if place in spans or not by_time}
-    return _Piece(bounds, plan.start_ms, plan.stop_ms)
+    return _Range(bounds, plan.start_ms, plan.stop_ms)
 
 
 def _read(reader: TopicReader, export: TopicExport, progress: Show | None) -> None:

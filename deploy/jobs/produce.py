@@ -19,7 +19,7 @@ import orjson
 
 from deploy.runtime.producer import Acknowledged, EventProducer
 from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules
-from streams.parsing import check, parse
+from streams.parsing import encode_record, parse
 
 _IN_FLIGHT = 2_000  # enough to fill batches; few enough that a broken pipe loses little
 
@@ -70,7 +70,7 @@ def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: 
         body.setdefault("ts_ms", now_ms)
         if name == CLICKSTREAM:
             body.setdefault("event_id", uuid.uuid4().hex)
-    return name, *check(name, body, now_ms, rules)
+    return name, *encode_record(name, body, now_ms, rules)
 
 
 def _removal(topic: str, key: Any, rules: Rules, now_ms: int) -> bytes:

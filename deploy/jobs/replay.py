@@ -49,7 +49,7 @@ def replay_folder(
     found = numbered(records(folder, None, stop_ms, vectors=vectors), settings.partitions)
     logs = folder_logs(folder.name)
     with _checkpoint(replace(plan, ask=ask), settings, {"source": folder.name, "until": stop_ms}) as checkpoint:
-        done = checkpoint.tally.done if checkpoint is not None else 0
+        done = checkpoint.replayed.done if checkpoint is not None else 0
         source = Source(folder.name, logs, islice(found, done, None))
         return asyncio.run(replay_parts(source, plan, ask, settings, checkpoint))
 
@@ -84,18 +84,20 @@ def replay_topics(
     with (
         _checkpoint(plan, settings, facts) as checkpoint,
         TopicReader(
-            settings.kafka_access(),
+            settings.kafka_config(),
             embedded=is_embedded(logs),
             spans=spans,
             start_ms=start_ms,
             stop_ms=stop_ms,
             whole=STANDING_TOPICS,
-            resume=checkpoint.tally.standing if checkpoint is not None else None,
+            resume=checkpoint.replayed.resume_state if checkpoint is not None else None,
         ) as reader,
     ):
-        if checkpoint is not None and checkpoint.tally.done and resumed is not None:
-            resumed(checkpoint.tally.done)
-        source = Source("topics", logs, reader.records(), lambda: reader.covers, lambda: reader.standing, reader.total)
+        if checkpoint is not None and checkpoint.replayed.done and resumed is not None:
+            resumed(checkpoint.replayed.done)
+        source = Source(
+            "topics", logs, reader.records(), lambda: reader.covers, lambda: reader.resume_state, reader.total
+        )
         return asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint))
 
 
@@ -177,7 +179,7 @@ async def history_logs(settings: Settings, optional: Collection[str] = ()) -> di
         ValueError: a consumed topic is missing or partitioned otherwise.
         ConnectionError: the broker does not answer.
     """
-    lookup = LogLookup(settings.kafka_access())
+    lookup = LogLookup(settings.kafka_config())
     counts = await lookup.partition_counts()
     for topic in CONSUMED:
         if topic not in counts:

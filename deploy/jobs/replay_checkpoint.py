@@ -1,7 +1,8 @@
 """A long replay in parts: each begins from what the one before has kept, so that any of them can be the first of a run.
 
-Every part opens engine, encoder and asker anew, as a run that resumes does: a replay that was killed and resumed has
-the same digest and the same metrics as one that ran through. Imports torch. It does not know where records come from.
+Every part opens engine, encoder and evaluator anew, as a run that resumes does: a replay that was killed and resumed
+has the same digest and the same metrics as one that ran through. Imports torch. It does not know where records come
+from.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import orjson
 from deploy.runtime.state_sizes import engine_settings
 from deploy.settings import Settings
 from encoder.model.document import DOCUMENT, load_serving, read_document
-from index.query.model import ServedModel, own_slot, parse_model
+from index.query.model import ServedModel, own_list, parse_model
 from index.state.memory_store import MemoryStore
-from index.state.sqlite_store import KeptStore
+from index.state.sqlite_store import SqliteStore
 from index.state.store import LiveStore, LogIdentity
-from streams.evaluation.prequential import Asker, AskSettings, led_by
+from streams.evaluation.prequential import AskSettings, PrequentialEvaluator, led_by
 from streams.events import Record
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
-from streams.replay.replay import SilentOutlet, feed, open_engine, report
-from streams.replay.report import ReplayReport, Tally
+from streams.replay.replay import SilentSink, feed, open_engine, report
+from streams.replay.report import ReplayCounts, ReplayReport
 
 FILE = "replay.sqlite"
 _FORMAT = 1
@@ -60,7 +61,7 @@ class Source:
     logs: Mapping[str, LogIdentity]
     records: Iterator[Record]
     covers: Callable[[], Mapping[str, Covers]] = dict
-    standing: Callable[[], dict[str, Any] | None] = lambda: None
+    resume_state: Callable[[], dict[str, Any] | None] = lambda: None
     total: int | None = None
 
 
@@ -81,7 +82,7 @@ class Checkpoint:
             raise ValueError("a checkpoint keeps its own live state; leave the prefix in Redis out")
         if plan.part < 1:
             raise ValueError(f"a part of {plan.part} records is none; 100000 is a good size")
-        self.store = KeptStore(plan.checkpoint / FILE, settings.keys())
+        self.store = SqliteStore(plan.checkpoint / FILE, settings.keys())
         self._facts = orjson.loads(orjson.dumps({**facts, **_facts(plan, settings)}))
         found = self.store.document
         if found is not None and found["facts"] != self._facts:
@@ -92,11 +93,11 @@ class Checkpoint:
                 f"{plan.checkpoint} holds another replay: its {name} was {stored.get(name)}, now it is "
                 f"{self._facts.get(name)}; use the same options, or another folder"
             )
-        self.tally = Tally.from_dict(found["tally"]) if found is not None else Tally()
+        self.replayed = ReplayCounts.from_dict(found["tally"]) if found is not None else ReplayCounts()
 
-    def keep(self, tally: Tally) -> None:
+    def keep(self, replayed: ReplayCounts) -> None:
         """Writes state and tally in one step. Raises OSError when that fails; what was kept before stays."""
-        self.store.keep({"facts": self._facts, "tally": tally.to_dict()})
+        self.store.checkpoint({"facts": self._facts, "tally": replayed.to_dict()})
 
     def close(self) -> None:
         """Lets another run use the folder."""
@@ -126,21 +127,21 @@ async def replay_parts(
         OSError: a checkpoint could not be written.
     """
     if plan.model is not None:
-        ask = led_by(ask, own_slot(read_document(plan.model)["metadata"]))
-    tally = checkpoint.tally if checkpoint is not None else Tally()
+        ask = led_by(ask, own_list(read_document(plan.model)["metadata"]))
+    replayed = checkpoint.replayed if checkpoint is not None else ReplayCounts()
     part = plan.part if checkpoint is not None else None
     progress, store = plan.progress, checkpoint.store if checkpoint is not None else plan.store
     tell = (lambda done: progress(done, source.total)) if progress is not None else None
     store = store or MemoryStore(settings.keys())
     try:
         while True:
-            async with _opened(store, plan.model, ask, settings, source.logs, tally) as (engine, asker):
-                fed = await feed(islice(source.records, part), engine, tally, asker, tell)
-                tally.standing = source.standing()
+            async with _opened(store, plan.model, ask, settings, source.logs, replayed) as (engine, evaluator):
+                fed = await feed(islice(source.records, part), engine, replayed, evaluator, tell)
+                replayed.resume_state = source.resume_state()
                 if checkpoint is not None and fed:
-                    checkpoint.keep(tally)
+                    checkpoint.keep(replayed)
                 if part is None or fed < part:
-                    return await report(source.name, engine, tally, asker, source.covers())
+                    return await report(source.name, engine, replayed, evaluator, source.covers())
     finally:
         await store.close()
 
@@ -152,23 +153,25 @@ async def _opened(
     ask: AskSettings,
     settings: Settings,
     logs: Mapping[str, LogIdentity],
-    tally: Tally,
-) -> AsyncIterator[tuple[Engine, Asker | None]]:
+    replayed: ReplayCounts,
+) -> AsyncIterator[tuple[Engine, PrequentialEvaluator | None]]:
     """An engine on a live state of its own and, with a model, someone who asks; closed afterwards."""
     encoder = _encoder(model, settings) if model is not None else None
     config = encoder.encoder.model.config if encoder is not None else None
     rules, sizes = settings.rules(), engine_settings(settings, config, half_vectors=False)
     writes = replace(sizes, cached_users=max(_CACHED_USERS // settings.partitions, 100))
-    asker = None
+    evaluator = None
     try:
-        outlet = SilentOutlet(tally.dead_letters)
-        engine = await open_engine(store, rules, settings.partitions, outlet, encoder, logs, writes)
+        sink = SilentSink(replayed.dead_letters)
+        engine = await open_engine(store, rules, settings.partitions, sink, encoder, logs, writes)
         if model is not None:
-            asker = Asker(store, served(model), rules, settings.partitions, writes.bucket_ms, ask, encoder)
-        yield engine, asker
+            evaluator = PrequentialEvaluator(
+                store, served(model), rules, settings.partitions, writes.bucket_ms, ask, encoder
+            )
+        yield engine, evaluator
     finally:
-        if asker is not None:
-            asker.close()
+        if evaluator is not None:
+            evaluator.close()
         if encoder is not None:
             encoder.close()
 

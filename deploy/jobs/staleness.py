@@ -18,7 +18,7 @@ from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory
 from encoder.inference.incremental import IncrementalEncoder, use_threads
 from encoder.model.artefact import load, serving_arrays
-from index.query.model import own_slot, own_weights
+from index.query.model import own_list, own_weights
 from streams.evaluation.prequential import AskSettings, led_by
 from streams.evaluation.staleness.curves import curves, side_by_side
 from streams.evaluation.staleness.delays import FRESH, Arm, Delay, Part, arms
@@ -46,7 +46,7 @@ def measure_staleness(
     """
     folder = read_folder(path, settings.rules())
     metadata, start_ms = _origin(folder, model, split)
-    asked = led_by(replace(ask, start_ms=start_ms), own_slot(metadata))
+    asked = led_by(replace(ask, start_ms=start_ms), own_list(metadata))
     run = _sweep(folder, model, settings, memory, asked, arms(parts, delays), progress)
     found = curves(run, parts, delays, asked.slots)
     return {"data": folder.name, "model": metadata["version"], "start_ms": start_ms, "every": ask.every, **found}
@@ -71,7 +71,7 @@ def compare_models(
     folder = read_folder(path, settings.rules())
     origins = {name: _origin(folder, model, split) for name, model in models.items()}
     start_ms = max(ms for _, ms in origins.values())
-    slot = next((own_slot(metadata) for metadata, _ in origins.values()), None)
+    slot = next((own_list(metadata) for metadata, _ in origins.values()), None)
     asked = led_by(replace(ask, start_ms=start_ms), slot)
     runs = {name: _sweep(folder, m, settings, memory, asked, [FRESH], progress) for name, m in models.items()}
     comparison = side_by_side({name: run.comparison.outcomes for name, run in runs.items()}, asked.slots, ask.ks)

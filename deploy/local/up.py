@@ -180,11 +180,11 @@ def _servers(
     found: dict[str, str] = {}
     if f"{PREFIX}KAFKA" not in environ:
         counts = topic_partitions(settings.partitions)
-        topics = {settings.kafka_access().topic(name): count for name, count in counts.items()}
+        topics = {settings.kafka_config().topic(name): count for name, count in counts.items()}
         broker = Broker(topics, settings.state / "logs" / "broker.log")
         stack.callback(broker.stop)
         found["kafka"] = broker.start()
-    elif created := create_topics(settings.kafka_access(), settings.partitions):
+    elif created := create_topics(settings.kafka_config(), settings.partitions):
         line.say(f"Created topics {', '.join(created)}")
     if f"{PREFIX}REDIS" not in environ:
         # Kept by content: a user of one shop or model must not appear in another.

@@ -16,7 +16,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from deploy.roles.indexer import elastic_settings
-from deploy.runtime.process import log_to_stderr, now_ms, open_store, running, settle_heap
+from deploy.runtime.process import freeze_gc, log_to_stderr, now_ms, open_store, running
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings, public_address
 from index.api.app import create_app
@@ -24,7 +24,7 @@ from index.api.errors import InvalidRecordError
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
 from streams.events import MalformedError
-from streams.parsing import check
+from streams.parsing import encode_record
 
 _TIMEOUT_S = 0.1  # of one Redis call: a list from memory in time is worth more than a personal one too late
 _LINGER_MS = 100  # of exposures, which nobody waits for: one request to Kafka for many instead of one for each
@@ -41,10 +41,10 @@ def run_api(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     store = open_store(settings, timeout_s=_TIMEOUT_S, retries=1)
-    producer, metrics = EventProducer(settings.kafka_access()), ApiMetrics(CollectorRegistry())
-    exposures = EventProducer(settings.kafka_access(), linger_ms=_LINGER_MS)
+    producer, metrics = EventProducer(settings.kafka_config()), ApiMetrics(CollectorRegistry())
+    exposures = EventProducer(settings.kafka_config(), linger_ms=_LINGER_MS)
     sides = api_settings(settings), kafka_side(settings, producer, exposures)
-    app = create_app(store, *sides, metrics, on_loaded=settle_heap)
+    app = create_app(store, *sides, metrics, on_loaded=freeze_gc)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -91,7 +91,7 @@ def validator(settings: Settings, clock_ms: Callable[[], int]) -> Callable[[str,
 
     def validate(topic: str, body: Any) -> tuple[bytes, bytes]:
         try:
-            return check(topic, body, clock_ms(), rules)
+            return encode_record(topic, body, clock_ms(), rules)
         except MalformedError as error:
             raise InvalidRecordError(error.field, error.reason) from error
 

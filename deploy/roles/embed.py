@@ -27,15 +27,15 @@ def run_embed(settings: Settings) -> None:
 
 async def _embed(settings: Settings) -> None:
     from deploy.texts.models import TextSource
-    from streams.embedding import EmbedRole
+    from streams.embedding import EmbeddingService
     from streams.kafka.catalog_consumer import KafkaCatalog
 
     document, source = read_document(settings.model), TextSource(settings)
     model = source.model(document)
-    store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
-    role = EmbedRole(store, settings.rules(), model, source.memory, producer.send)
+    store, producer, stop = open_store(settings), EventProducer(settings.kafka_config()), asyncio.Event()
+    role = EmbeddingService(store, settings.rules(), model, source.memory, producer.send)
     # A group for each model: a new one brings other vectors or tags, so it begins with the whole catalogue.
-    catalog = KafkaCatalog(settings.kafka_access(), f"{settings.group}-embed-{document['version']}")
+    catalog = KafkaCatalog(settings.kafka_config(), f"{settings.group}-embed-{document['version']}")
 
     def end() -> None:
         stop.set()

@@ -31,7 +31,7 @@ async def _traffic(settings: Settings, plan_file: Path) -> None:
     from deploy.traffic.traffic import Traffic
 
     plan = TrafficPlan.read(plan_file)
-    store, producer, stop = open_store(settings), EventProducer(settings.kafka_access()), asyncio.Event()
+    store, producer, stop = open_store(settings), EventProducer(settings.kafka_config()), asyncio.Event()
     traffic = Traffic(plan, settings, store, producer, lambda folder: known_vectors(folder, plan, settings))
     try:
         async with running(store, "traffic", traffic.counters):

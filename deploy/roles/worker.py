@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.runtime.process import (
+    freeze_gc,
     limit_threads,
     log_to_stderr,
     on_signals,
     open_store,
     run_until_done,
     running,
-    settle_heap,
 )
 from deploy.runtime.producer import EventProducer
 from deploy.runtime.state_sizes import engine_settings, keep_window
@@ -52,7 +52,7 @@ async def _worker(settings: Settings) -> None:
     from streams.kafka.worker import StreamWorker, WorkerSettings
     from streams.pipeline.encoder_thread import EncoderThread
     from streams.pipeline.engine import Engine
-    from streams.pipeline.intake import KafkaOutlet
+    from streams.pipeline.intake import KafkaDeadLetterSink
 
     model, metadata = load(settings.model)
     rules = settings.rules()
@@ -70,17 +70,17 @@ async def _worker(settings: Settings) -> None:
         metadata["version"],
         metadata.get("embedder"),
     )
-    producer = EventProducer(settings.kafka_access())
-    engine = Engine(store, rules, settings.partitions, KafkaOutlet(producer.send), encoder, sizes, announce)
+    producer = EventProducer(settings.kafka_config())
+    engine = Engine(store, rules, settings.partitions, KafkaDeadLetterSink(producer.send), encoder, sizes, announce)
     follower = ItemFollower(store, metadata["version"], encoder, text_vectors=True)
-    options = WorkerSettings(settings.kafka_access(), settings.group)
+    options = WorkerSettings(settings.kafka_config(), settings.group)
     worker = StreamWorker(engine, options, follower.run)
     try:
         async with running(store, "worker", lambda: {**worker_report(engine), "ready": worker.ready}):
             on_signals(worker.stop)
             await encoder.prepare(options.max_batch)
             await follower.catch_up()  # a window encoded before its items are known would be encoded again
-            settle_heap()
+            freeze_gc()
             await worker.run()
     finally:
         encoder.close()

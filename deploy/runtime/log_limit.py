@@ -24,7 +24,7 @@ class _Seen:
     held: int = 0
 
 
-class SparingFilter(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Passes the first messages of a kind in each period, and says with the next one how many were held back."""
 
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:

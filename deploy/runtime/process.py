@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 from redis.exceptions import RedisError
 
-from deploy.runtime.log_limit import SparingFilter
+from deploy.runtime.log_limit import RepeatFilter
 from deploy.runtime.stack_dump import show_stacks_on_signal
 from deploy.settings import Settings, public_address
 from index.state.redis_routing import Command, nodes
@@ -31,7 +31,7 @@ def log_to_stderr(settings: Settings) -> None:
     """Sets up logging and says once with whom this process talks, without passwords. SIGUSR1 shows its stacks."""
     show_stacks_on_signal()
     logging.basicConfig(level=settings.log_level.upper(), format=_FORMAT, force=True)
-    logging.getLogger().handlers[0].addFilter(SparingFilter())
+    logging.getLogger().handlers[0].addFilter(RepeatFilter())
     logging.getLogger("elastic_transport").setLevel(logging.ERROR)  # else it tells of every call
     kafka, redis = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
     logging.getLogger("perseid.deploy").info("process %d, kafka %s, redis %s", os.getpid(), kafka, redis)
@@ -42,7 +42,7 @@ def limit_threads(count: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(count)
 
 
-def settle_heap() -> None:
+def freeze_gc() -> None:
     """Leaves all that is loaded by now out of later garbage collections, of which one takes 0.1 s and more.
 
     What an earlier call left out and nobody uses any more is freed.

@@ -16,7 +16,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from streams.kafka.config import KafkaAccess, Reasons
+from streams.kafka.config import KafkaConfig, Reasons
 
 QUEUE_RECORDS = 100_000
 _QUEUE_KB = 65_536  # the queue's second bound: a few large records count as much as many small ones
@@ -45,7 +45,7 @@ class EventProducer:
 
     def __init__(
         self,
-        access: KafkaAccess,
+        access: KafkaConfig,
         *,
         queue_records: int = QUEUE_RECORDS,
         linger_ms: int = _LINGER_MS,

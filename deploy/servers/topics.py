@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from deploy.servers.mock_kafka import topic_partitions
-from streams.kafka.config import KafkaAccess, Reasons
+from streams.kafka.config import KafkaConfig, Reasons
 
 COMPACTED = frozenset({"catalog", "item-vectors", "context", "users"})
 REPLAY_HORIZON_MS = 30 * 86_400_000  # compaction leaves younger records alone, so `replay` sees all of them
@@ -24,7 +24,7 @@ _TIMEOUT_S = 30.0  # a busy cluster may take seconds to elect leaders
 _POLL_S = 0.05
 
 
-def create_topics(access: KafkaAccess, partitions: int) -> list[str]:
+def create_topics(access: KafkaConfig, partitions: int) -> list[str]:
     """Creates the topics that are missing and waits until they have leaders; returns their logical names.
 
     Args:
@@ -59,7 +59,7 @@ def topic_config(name: str) -> dict[str, str]:
     return {"cleanup.policy": "compact", "min.compaction.lag.ms": str(REPLAY_HORIZON_MS)}
 
 
-def _wait(admin: AdminClient, reasons: Reasons, access: KafkaAccess, wanted: Mapping[str, int]) -> None:
+def _wait(admin: AdminClient, reasons: Reasons, access: KafkaConfig, wanted: Mapping[str, int]) -> None:
     """Until every topic is known and led; a producer that asks earlier gets an error."""
     deadline = time.monotonic() + _TIMEOUT_S
     while not all(_checked(admin, reasons, access, wanted).get(name) for name in wanted):
@@ -68,7 +68,7 @@ def _wait(admin: AdminClient, reasons: Reasons, access: KafkaAccess, wanted: Map
         time.sleep(_POLL_S)
 
 
-def _checked(admin: AdminClient, reasons: Reasons, access: KafkaAccess, wanted: Mapping[str, int]) -> dict[str, bool]:
+def _checked(admin: AdminClient, reasons: Reasons, access: KafkaConfig, wanted: Mapping[str, int]) -> dict[str, bool]:
     """Our topics that exist, and whether all partitions have leaders. Raises as `create_topics`."""
     try:
         found = admin.list_topics(timeout=_TIMEOUT_S).topics

@@ -31,7 +31,7 @@ class ShopRecord(NamedTuple):
     ts_ms: int
 
 
-class Traffic:
+class LiveTraffic:
     """What happens from start_ms on, with about events_per_s clicks. Raises ValueError for a rate that is not > 0."""
 
     def __init__(

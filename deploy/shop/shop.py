@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from deploy.shop.live import ShopRecord, Traffic
+from deploy.shop.live import LiveTraffic, ShopRecord
 from deploy.shop.visits import KINDS, Actions, Pages, Visits, World, simulate
 from deploy.shop.weather import calendar_of, context_record, context_records, favoured_category
 from deploy.shop.world import (
@@ -69,7 +69,7 @@ class Shop:
         return list(self.people.ids)
 
     def category_of(self, item_id: str) -> str:
-        """The first element of the item's category path, also of items made later. Raises KeyError for a stranger."""
+        """The first element of the item's category path, also of items made later. KeyError if unknown."""
         return self._category[item_id]
 
     def items_of(self, category: str) -> list[str]:
@@ -119,7 +119,7 @@ class Shop:
         About `events_per_s` of them are clicks. A value of None withdraws an item. With `exposures` the pages shown
         come too. Ids contain start_ms, so that a restart repeats none.
         """
-        traffic = Traffic(self.seed, self.people, self.goods, start_ms, events_per_s, exposures)
+        traffic = LiveTraffic(self.seed, self.people, self.goods, start_ms, events_per_s, exposures)
         for record in traffic.records():
             if record.topic == "catalog" and record.value is not None:
                 self._category[record.key] = record.value["category"][0]

@@ -70,7 +70,7 @@ class Traffic:
             DeliveryError: Kafka refused a record.
             ValueError: the folder cannot be read.
         """
-        lookup = LogLookup(self._settings.kafka_access())
+        lookup = LogLookup(self._settings.kafka_config())
         self.pacer.logs = {topic: str(log) for topic, log in (await lookup.identities(CONSUMED)).items()}
         folder = await asyncio.to_thread(read_folder, Path(self._plan.folder), self._settings.rules())
         cluster = self._store.keys.cluster()
@@ -94,7 +94,7 @@ class Traffic:
         split_ms, shift_ms = self._plan.split_ms, 0
         if self._plan.kind == "data":
             await Clock(self._store).publish(split_ms)
-            await self.player.load(standing(folder, split_ms, vectors), stop)
+            await self.player.load(initial_records(folder, split_ms, vectors), stop)
         else:
             # An old generated history is moved by whole days, so that it ends less than a day ago.
             shift_ms = max(0, self._now_ms() - split_ms) // DAY_MS * DAY_MS
@@ -131,7 +131,7 @@ class Traffic:
         return partition_of(key.decode(), self._settings.partitions) if topic in PARTITIONED else 0
 
 
-def standing(folder: Folder, split_ms: int, vectors: ItemVectors) -> Iterator[SourceRecord]:
+def initial_records(folder: Folder, split_ms: int, vectors: ItemVectors) -> Iterator[SourceRecord]:
     """Items, vectors, profiles and contexts as they stand at a time: vectors first, so that no item comes without."""
     for topic in (ITEM_VECTORS, CATALOG, USERS):
         yield from records(folder, None, split_ms, vectors=vectors, topics={topic})

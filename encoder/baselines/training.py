@@ -98,7 +98,7 @@ def fit(
         ValueError: nobody has two events, or training diverges.
     """
     torch.manual_seed(seed)
-    run = _Run(data, recipe, SequenceModel(recipe, data.catalogue).to(resolve_device(device)), seed)
+    run = _BaselineRun(data, recipe, SequenceModel(recipe, data.catalogue).to(resolve_device(device)), seed)
     scorer, best, began, spent = SequenceScorer(run.model), Best(recipe.patience), time.monotonic(), 0.0
     epoch, ended = 0, "epochs"
     with _bar(progress is not None) as bar:
@@ -119,7 +119,7 @@ def fit(
     return Fitted(scorer, epoch, best.at, best.score, time.monotonic() - began, spent / epoch, ended)
 
 
-class _Run:
+class _BaselineRun:
     def __init__(self, data: Sequences, recipe: Recipe, model: SequenceModel, seed: int) -> None:
         self.data, self.recipe, self.model, self.seed = data, recipe, model, seed
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), fused=True)

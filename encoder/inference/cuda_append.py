@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encoder.inference.kv_cache import SlotCache
+from encoder.inference.kv_cache import KVCache
 from encoder.model.attention_bias import Relations
 from encoder.model.blocks import Block
 from encoder.model.encoder import StarsEncoder
@@ -42,7 +42,7 @@ class AppendStep:
     `in_place`: see `encoder.inference.paged_attention`, None gathers the pages.
     """
 
-    def __init__(self, model: StarsEncoder, slots: SlotCache, in_place: AttendInPlace | None) -> None:
+    def __init__(self, model: StarsEncoder, slots: KVCache, in_place: AttendInPlace | None) -> None:
         self._model, self._slots, self._in_place = model, slots, in_place
         self._most = slots.needed(1 + model.config.capacity)
         self._idle = np.array([slots.spare] * self._most + [0, 0], dtype=np.int64)

@@ -22,7 +22,7 @@ from encoder.device import resolve_device, send
 from encoder.inference.batching import Embedded, EncodeRequest, EncodeResult, Rows, check, embed
 from encoder.inference.cuda_append import AppendStep, AttendInPlace
 from encoder.inference.item_table import ItemTable
-from encoder.inference.kv_cache import PAGE, Slot, SlotCache
+from encoder.inference.kv_cache import PAGE, CachedWindow, KVCache
 from encoder.model.attention_bias import Relations
 from encoder.model.blocks import Block
 from encoder.model.encoder import StarsEncoder
@@ -95,7 +95,7 @@ class IncrementalEncoder:
             torch.backends.cuda.enable_cudnn_sdp(False)
         halves = not on_cpu and model.config.block != "hstu"
         dtype = cache_dtype or (torch.float16 if halves else torch.float32)
-        self._slots = SlotCache(model.config, cache_bytes, self.device, dtype, page)
+        self._slots = KVCache(model.config, cache_bytes, self.device, dtype, page)
         layer_bytes = self._slots.page_bytes // model.config.n_layers
         most = max(GATHER_BYTES // layer_bytes, self._slots.needed(1 + model.config.capacity))
         self._gather = most if on_cpu else self._slots.count
@@ -106,7 +106,7 @@ class IncrementalEncoder:
     def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
         """Vectors of each request's window, appending to what is cached.
 
-        Raises ValueError for a malformed request (see `encoder.inference.requests.check`) or an unknown kind.
+        Raises ValueError for a malformed request (see `encoder.inference.batching.check`) or an unknown kind.
         """
         check(requests, self._config)
         vectors = np.empty((len(requests), 2, self._config.d_model), dtype=np.float32)
@@ -153,7 +153,7 @@ class IncrementalEncoder:
         return self._slots.drop_where(predicate)
 
     def _groups(
-        self, requests: Sequence[EncodeRequest], held: Sequence[Slot | None], first: Sequence[int]
+        self, requests: Sequence[EncodeRequest], held: Sequence[CachedWindow | None], first: Sequence[int]
     ) -> Iterator[list[int]]:
         """Batches of similar work: single appends first, and cached keys before absent ones, which may evict."""
         piles: dict[tuple[bool, int], list[int]] = {}
@@ -168,7 +168,7 @@ class IncrementalEncoder:
             for group in _cut(pile, [rows[at] for at in pile]):
                 yield from _split(group, [self._slots.needed(1 + lengths[at]) for at in group], self._slots.count)
 
-    def _first(self, request: EncodeRequest, slot: Slot | None) -> int:
+    def _first(self, request: EncodeRequest, slot: CachedWindow | None) -> int:
         """First position to encode: at latest the last one, whose state is h_next (states are not cached)."""
         keep = request.keep
         if slot is None or keep == 0:
@@ -177,7 +177,7 @@ class IncrementalEncoder:
             keep = min((at for at, item in slot.missing.items() if at < keep and item in self.items), default=keep)
         return min(slot.positions, 1 + keep, len(request.items))
 
-    def _count(self, requests: Sequence[EncodeRequest], held: Sequence[Slot | None]) -> None:
+    def _count(self, requests: Sequence[EncodeRequest], held: Sequence[CachedWindow | None]) -> None:
         misses = held.count(None)
         rebuilds = sum(slot is not None and request.keep == 0 for request, slot in zip(requests, held, strict=True))
         self.stats.misses += misses
@@ -185,7 +185,7 @@ class IncrementalEncoder:
         self.stats.hits += len(requests) - misses - rebuilds
 
     def _append(
-        self, requests: Sequence[EncodeRequest], slots: Sequence[Slot], first: Sequence[int]
+        self, requests: Sequence[EncodeRequest], slots: Sequence[CachedWindow], first: Sequence[int]
     ) -> NDArray[np.float32]:
         """Encode the rows from `first` of each request into its slot and read out both vectors, [B, 2, d]."""
         rows = Rows.pack(first, [1 + len(request.items) for request in requests])
@@ -299,7 +299,7 @@ class IncrementalEncoder:
         return send(array, self.device)
 
 
-def _in_place(model: StarsEncoder, slots: SlotCache) -> AttendInPlace | None:
+def _in_place(model: StarsEncoder, slots: KVCache) -> AttendInPlace | None:
     """Attention that reads pages where they lie, where there is a kernel for the model's and it can be compiled."""
     if model.config.bias != "none" or model.config.block == "hstu" or find_spec("triton") is None:
         return None

@@ -21,7 +21,7 @@ PAGE = 32  # positions of a page: what a last page wastes is little beside a lon
 
 
 @dataclass(slots=True)
-class Slot:
+class CachedWindow:
     """One key's place: `positions` leading ones are cached ([USER], then events), `missing` had no vector then."""
 
     pages: list[int] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Slot:
     missing: dict[int, str] = field(default_factory=dict)  # event index -> item id
 
 
-class SlotCache:
+class KVCache:
     """key -> Slot in least-recently-used order over one tensor [layers, pages, `page`, 2, heads, d_head] of `dtype`.
 
     `times` int64 [pages, `page`] holds the events' times where attention has a time bias.
@@ -48,7 +48,7 @@ class SlotCache:
         shape = (config.n_layers, self.count + 1, self.page, 2, config.n_heads, config.d_head)
         self.storage = _zeros(shape, device, dtype)  # a masked position must be finite
         self.times = torch.zeros(shape[1:3] if config.bias == "time" else (0, 0), dtype=torch.int64, device=device)
-        self._held: OrderedDict[Hashable, Slot] = OrderedDict()
+        self._held: OrderedDict[Hashable, CachedWindow] = OrderedDict()
         self._free = list(range(self.count - 1, -1, -1))
         self.evictions = 0
 
@@ -64,20 +64,20 @@ class SlotCache:
         """Pages for so many positions."""
         return -(-positions // self.page)
 
-    def get(self, key: Hashable) -> Slot | None:
+    def get(self, key: Hashable) -> CachedWindow | None:
         """The key's slot, which becomes the most recently used."""
         slot = self._held.get(key)
         if slot is not None:
             self._held.move_to_end(key)
         return slot
 
-    def take(self, key: Hashable, positions: int) -> Slot:
+    def take(self, key: Hashable, positions: int) -> CachedWindow:
         """The key's slot or an empty one, with room for so many positions: of free pages, then of the least recently
         used keys. What was taken since as many pages as there are is left alone.
         """
         slot = self.get(key)
         if slot is None:
-            slot = self._held[key] = Slot()
+            slot = self._held[key] = CachedWindow()
         count = self.needed(positions)
         if count == len(slot.pages):
             return slot

@@ -51,7 +51,7 @@ class TrainOptions:
     contrast_weight: float = 0.0
     delta_dropout: float = 0.1
     delta_shrinkage: float = 2.0  # δ counts n / (n + this) for an item with n training events
-    profile_dropout: float = 0.1  # so that the default for strangers is learned too
+    profile_dropout: float = 0.1  # so that the default for cold users is learned too
     prior: str = "off"  # or "train": −λ log p is added to the logits; served without it, this lifts what is popular
     prior_strength: float = 0.3
     popularity: bool = True  # the held-out end chooses a weight of live popularity for serving; else it is 0

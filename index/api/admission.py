@@ -24,7 +24,7 @@ _UNCOUNTED = ("/healthz", "/readyz", "/metrics", "/v1/status")  # must answer wh
 _WRITES = ("/v1/events", "/v1/items", "/v1/context", "/v1/users")
 
 
-class Guard:
+class AdmissionMiddleware:
     """ASGI layer around the whole application.
 
     Args:
@@ -33,7 +33,7 @@ class Guard:
         turns: answers in work, far fewer; others of those in flight wait for an event to become visible.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ApiMetrics, in_flight: int, turns: Turns) -> None:
+    def __init__(self, app: ASGIApp, metrics: ApiMetrics, in_flight: int, turns: AdmissionController) -> None:
         self._app = app
         self._metrics = metrics
         self._limit, self._turns = in_flight, turns
@@ -130,7 +130,7 @@ _STANDING_S = 0.1  # a queue that a pause of the loop made is gone by then, unle
 _RECOVERY_S = 1.0  # after a queue that stood; a moment without one is no end of an overload
 
 
-class Turns:
+class AdmissionController:
     """The answers in work, `limit` at most: the last of them waits for all the others.
 
     So many only for a moment. Where there has always been one for a tenth of a second, more comes than can be answered,

@@ -13,11 +13,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from index.api.admission import Guard, Turns
+from index.api.admission import AdmissionController, AdmissionMiddleware
 from index.api.errors import install_handlers
 from index.api.ingest import Ingest, ingest_router
 from index.api.liveness import Liveness
-from index.api.loaded_model import Background, IndexKeeper, Services, follow_popularity
+from index.api.loaded_model import Background, ModelLoader, Services, follow_popularity
 from index.api.lookup import state_router
 from index.api.metrics import ApiMetrics
 from index.api.operations import UserCount, operations_router
@@ -63,9 +63,9 @@ def create_app(
     """
     liveness = Liveness(store, monotonic_ms)
     background = Background()
-    keeper = IndexKeeper(store, liveness, settings, background, on_loaded)
+    keeper = ModelLoader(store, liveness, settings, background, on_loaded)
     popularity = Popularity(store)
-    turns = Turns(settings.answers)
+    turns = AdmissionController(settings.answers)
     services = Services(store, settings, kafka, metrics, liveness, keeper, popularity, turns, background, wall_ms)
     users = UserCount(store, liveness, settings.users_ms)
     app = FastAPI(
@@ -78,7 +78,7 @@ def create_app(
     )
     app.state.services = services
     install_handlers(app)
-    app.add_middleware(Guard, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
+    app.add_middleware(AdmissionMiddleware, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics)
     app.include_router(recommend_router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from index.api.admission import Turns
+from index.api.admission import AdmissionController
 from index.api.errors import ProblemError
 from index.api.liveness import Liveness
 from index.api.metrics import ApiMetrics
@@ -67,7 +67,7 @@ class Background:
 
 
 @dataclass(slots=True)
-class Serving:
+class LoadedModel:
     """One model version with its items."""
 
     model: ServedModel
@@ -77,7 +77,7 @@ class Serving:
     elastic: ElasticSide | None = None
 
 
-class IndexKeeper:
+class ModelLoader:
     """Keeps `current` at the model version that is to be served."""
 
     def __init__(
@@ -92,7 +92,7 @@ class IndexKeeper:
         self._on_loaded = on_loaded
         self._refused: str | None = None  # a version that cannot be read: said once, not ten times a second
         self._client: AsyncElasticsearch | None = None
-        self.current: Serving | None = None
+        self.current: LoadedModel | None = None
 
     async def run(self) -> None:
         """Watches for another model version, for ever."""
@@ -138,13 +138,13 @@ class IndexKeeper:
             await self._client.close()
             self._client = None
 
-    async def _close(self, serving: Serving) -> None:
+    async def _close(self, serving: LoadedModel) -> None:
         await self._background.stop(serving.tasks)
         if serving.elastic is not None:
             await serving.elastic.close()
         serving.catalogue.close()
 
-    async def _open(self, model: ServedModel) -> Serving:
+    async def _open(self, model: ServedModel) -> LoadedModel:
         """Loads all items, from the snapshot and what came after it, or from the store; then goes on following."""
         catalogue, elastic_does = self._catalogue(model), self._settings.elastic and self._settings.elastic.use
         folder = None if elastic_does == "knn" else self._settings.snapshots  # which hold all vectors
@@ -164,7 +164,7 @@ class IndexKeeper:
         if elastic is not None:
             await elastic.reader.look()
             tasks.append(self._background.start(f"Elasticsearch of {model.version}", elastic.reader.watch()))
-        return Serving(model, catalogue, follower, tuple(tasks), elastic)
+        return LoadedModel(model, catalogue, follower, tuple(tasks), elastic)
 
     def _catalogue(self, model: ServedModel) -> Catalogue:
         if self._settings.elastic is None:
@@ -201,9 +201,9 @@ class Services:
     kafka: KafkaSide
     metrics: ApiMetrics
     liveness: Liveness
-    keeper: IndexKeeper
+    keeper: ModelLoader
     popularity: Popularity
-    turns: Turns
+    turns: AdmissionController
     background: Background
     wall_ms: Callable[[], int]
 
@@ -212,7 +212,7 @@ class Services:
         clock_ms = self.liveness.clock_ms
         return self.wall_ms() if clock_ms is None else clock_ms
 
-    def serving(self) -> Serving:
+    def serving(self) -> LoadedModel:
         """The index to answer from.
 
         Raises:
@@ -230,7 +230,7 @@ class Services:
             )
         return serving
 
-    def reader(self, serving: Serving) -> UserReader:
+    def reader(self, serving: LoadedModel) -> UserReader:
         """Reads users for the model of `serving`. Raises ProblemError 503 as long as no worker has ever started."""
         partitions = self.liveness.partitions
         if partitions is None:

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from index.api.auth import require
 from index.api.errors import ProblemError, json_response
 from index.api.liveness import Liveness
-from index.api.loaded_model import Services, Serving
+from index.api.loaded_model import LoadedModel, Services
 from index.api.schemas import ItemAnswer, ItemId, Problem, UserAnswer, UserId
 from index.query.live_user import LiveUser
 from index.state.records import ITEM_FIELDS, load_item, vector_field
@@ -23,7 +23,7 @@ from index.state.records import ITEM_FIELDS, load_item, vector_field
 _PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 401, 403, 503)}
 
 
-def index_state(serving: Serving) -> dict[str, Any]:
+def index_state(serving: LoadedModel) -> dict[str, Any]:
     """How current this process's knowledge about items is, as in every answer."""
     age_ms = serving.follower.age_ms
     return {
@@ -70,7 +70,7 @@ async def describe_item(services: Services, item_id: str) -> dict[str, Any]:
 
 
 async def describe_user(services: Services, user_id: str) -> dict[str, Any]:
-    """One user's live state; of a stranger an empty one."""
+    """One user's live state; of a cold user an empty one."""
     user = await services.reader(services.serving()).read(user_id)
     state, kinds = user.state, services.liveness.kinds
     events = [
@@ -115,7 +115,7 @@ def state_router(services: Services) -> APIRouter:
         dependencies=require("read", keys, metrics),
     )
     async def user(user_id: UserId) -> Response:
-        """Window, profile and position, as the next answer will know them; empty for a stranger."""
+        """Window, profile and position, as the next answer will know them; empty for a cold user."""
         return json_response(await describe_user(services, user_id))
 
     return router

@@ -34,7 +34,7 @@ class ApiMetrics:
             registry=registry,
         )
         self._answers = Counter(
-            "perseid_api_answers", "Recommendations by rung of the ladder.", ["served_by"], registry=registry
+            "perseid_api_answers", "Recommendations by service level.", ["served_by"], registry=registry
         )
         self._exposures = Counter("perseid_api_exposures", "Exposure records handed over.", registry=registry)
         self._refused = Counter("perseid_api_refused", "Requests not tried, by reason.", ["reason"], registry=registry)
@@ -60,7 +60,7 @@ class ApiMetrics:
         self._stages.labels(name).observe(seconds)
 
     def answer(self, served_by: str) -> None:
-        """One recommendation from this rung of the degradation ladder."""
+        """One recommendation at this service level."""
         self._answers.labels(served_by).inc()
         self._add(served_by, 1)
 

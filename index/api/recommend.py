@@ -1,6 +1,6 @@
 """Recommendations and similar items over HTTP: read the user, place the context, rank, say how old it all is, expose.
 
-The rung of the degradation ladder is decided here: `personal` with vectors and a recent confirmation of the worker,
+The service level is decided here: `personal` with vectors and a recent confirmation of the worker,
 `stale` with vectors whose currency nobody confirmed lately, `popular` without vectors or without Redis. How items are
 found and scored is `index.query.recommend`'s.
 """
@@ -24,7 +24,7 @@ from context.offsets import Offset
 from index.api.auth import require
 from index.api.errors import InvalidRecordError, ProblemError, invalid_request, json_response
 from index.api.ingest import read_json
-from index.api.loaded_model import Services, Serving
+from index.api.loaded_model import LoadedModel, Services
 from index.api.lookup import as_of, index_state
 from index.api.schemas import (
     DEFAULT_COUNT,
@@ -41,7 +41,7 @@ from index.api.schemas import (
 from index.items.filters import Filter, Mask, parse_filter
 from index.items.search import SearchIndex
 from index.query.live_user import LiveUser
-from index.query.model import Slot
+from index.query.model import RequestedList
 from index.query.recommend import ContextView, Ranked, Recommendations, UserView, recommend
 from index.query.recommend import Query as Wanted
 from index.state.keys import partition_of
@@ -62,7 +62,7 @@ class Asked:
 
     user_id: str
     count: int = DEFAULT_COUNT
-    slot: Slot | None = None
+    slot: RequestedList | None = None
     location: str | None = None
     tree: Filter | None = None
     exclude: frozenset[str] = frozenset()
@@ -92,7 +92,7 @@ async def answer(services: Services, asked: Asked) -> dict[str, Any]:
     serving, started = services.serving(), time.perf_counter()
     user = await _read_user(services, serving, asked)
     read = time.perf_counter()
-    served_by, now_ms = rung(services, user), services.now_ms()
+    served_by, now_ms = service_level(services, user), services.now_ms()
     placed = _place(serving, asked, user, now_ms)
     found, sources = await _rank(services, serving, asked, user, placed, now_ms)
     ranked = time.perf_counter()
@@ -106,15 +106,15 @@ async def answer(services: Services, asked: Asked) -> dict[str, Any]:
     return body
 
 
-def rung(services: Services, user: LiveUser | None) -> Literal["personal", "stale", "popular"]:
-    """The rung of the ladder: what the answer can be made of, and whether somebody vouches for its currency."""
+def service_level(services: Services, user: LiveUser | None) -> Literal["personal", "stale", "popular"]:
+    """The service level: what the answer can be made of, and whether somebody vouches for its currency."""
     if user is None or user.vectors is None:
         return "popular"
     lag_ms = services.liveness.lag_ms(user.partition)
     return "personal" if lag_ms is not None and lag_ms <= services.settings.stale_ms else "stale"
 
 
-async def _read_user(services: Services, serving: Serving, asked: Asked) -> LiveUser | None:
+async def _read_user(services: Services, serving: LoadedModel, asked: Asked) -> LiveUser | None:
     """The user, None when the store does not answer; while it is known to be away it is not even asked."""
     if not services.liveness.reachable:
         return None
@@ -129,7 +129,7 @@ async def _read_user(services: Services, serving: Serving, asked: Asked) -> Live
     return user
 
 
-def _place(serving: Serving, asked: Asked, user: LiveUser | None, now_ms: int) -> Placed:
+def _place(serving: LoadedModel, asked: Asked, user: LiveUser | None, now_ms: int) -> Placed:
     location = user.location if user is not None else asked.location or ""
     record = asked.context if asked.context is not None else user.context if user is not None else None
     active = record if is_active(record, now_ms) else None
@@ -137,7 +137,7 @@ def _place(serving: Serving, asked: Asked, user: LiveUser | None, now_ms: int) -
 
 
 async def _rank(
-    services: Services, serving: Serving, asked: Asked, user: LiveUser | None, placed: Placed, now_ms: int
+    services: Services, serving: LoadedModel, asked: Asked, user: LiveUser | None, placed: Placed, now_ms: int
 ) -> tuple[Recommendations, Mapping[str, str | None]]:
     """The list and, where there is an Elasticsearch, who filtered and who searched."""
     view = UserView(None)
@@ -157,7 +157,7 @@ async def _rank(
 
 async def _answered(
     services: Services,
-    serving: Serving,
+    serving: LoadedModel,
     ask: Callable[[Mask | None, SearchIndex | None], T],
     tree: Filter | None,
     now_ms: int,
@@ -173,7 +173,7 @@ async def _answered(
 
 def _render(
     services: Services,
-    serving: Serving,
+    serving: LoadedModel,
     asked: Asked,
     user: LiveUser | None,
     served_by: str,
@@ -215,7 +215,7 @@ def _unknown(services: Services, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _shown(serving: Serving, entry: Ranked, explain: bool) -> dict[str, Any]:
+def _shown(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"item_id": entry.item_id, "score": round(entry.score, 6), "slot": entry.slot}
     item = serving.catalogue.get(entry.item_id)
     if item is not None and item.title:
@@ -316,13 +316,13 @@ def recommend_router(services: Services) -> APIRouter:
     async def get(
         user_id: UserId,
         count: Count = DEFAULT_COUNT,
-        slot: Annotated[Slot | None, Query(description=SLOTS)] = None,
+        slot: Annotated[RequestedList | None, Query(description=SLOTS)] = None,
         location: Location = None,
         include_seen: Annotated[bool, Query(description="also items the user has seen")] = False,
         explain: Annotated[bool, Query(description="show the parts of each score")] = False,
         after: After = None,
     ) -> Response:
-        """A list for anybody, also for strangers. `served_by` names the rung of the degradation ladder."""
+        """A list for anybody, also for cold users. `served_by` names the service level."""
         asked = Asked(user_id, count, slot, location, include_seen=include_seen, explain=explain, after=after)
         return json_response(await answer(services, asked))
 

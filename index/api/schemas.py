@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from index.query.model import Slot
+from index.query.model import RequestedList
 
 MAX_COUNT = 200
 MAX_BATCH = 1_000
@@ -86,7 +86,7 @@ class RecommendationsAnswer(BaseModel):
     recommendation_id: str = Field(description="to be sent back on the events that follow from this list")
     user_id: str
     model: str
-    served_by: ServedBy = Field(description="rung of the degradation ladder")
+    served_by: ServedBy = Field(description="service level of the answer")
     as_of: AsOf
     index: IndexState
     context: AppliedContext
@@ -114,7 +114,7 @@ class RecommendationsAnswer(BaseModel):
 class RecommendationsRequest(BaseModel):
     user_id: Identifier
     count: int = Field(DEFAULT_COUNT, ge=1, le=MAX_COUNT)
-    slot: Slot | None = Field(None, description="default: the list that was best when the model was trained")
+    slot: RequestedList | None = Field(None, description="default: the list that was best when the model was trained")
     location: Identifier | None = Field(None, description="default: the profile's categorical `location`")
     filter: dict[str, Any] | None = Field(None, description="closed grammar: field conditions, `and`, `or`, `not`")
     exclude: list[Identifier] = Field(default_factory=list, max_length=1_000, description="items never to show")

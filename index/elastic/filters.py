@@ -36,7 +36,7 @@ _log = logging.getLogger("perseid.api")
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _KnownLabels:
     """A filter's mask [labels] that holds for items whose position is not beyond `position`."""
 
     alias: str
@@ -49,8 +49,8 @@ class ElasticFilters:
 
     def __init__(self, reader: ElasticReader, catalogue: Catalogue) -> None:
         self._reader, self._catalogue = reader, catalogue
-        self._known: OrderedDict[Filter, _Known] = OrderedDict()  # least recently used first
-        self._reading: dict[Filter, asyncio.Task[_Known | None]] = {}
+        self._known: OrderedDict[Filter, _KnownLabels] = OrderedDict()  # least recently used first
+        self._reading: dict[Filter, asyncio.Task[_KnownLabels | None]] = {}
         self._turn = asyncio.Semaphore(_AT_A_TIME)
 
     async def mask(self, tree: Filter) -> Mask | None:
@@ -73,14 +73,14 @@ class ElasticFilters:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _first(self, tree: Filter) -> _Known | None:
+    async def _first(self, tree: Filter) -> _KnownLabels | None:
         task = self._start(tree)
         if task is None:
             return None
         await asyncio.wait((task,), timeout=self._reader.settings.timeout_ms / 1000)
         return task.result() if task.done() and not task.cancelled() else None
 
-    def _start(self, tree: Filter) -> asyncio.Task[_Known | None] | None:
+    def _start(self, tree: Filter) -> asyncio.Task[_KnownLabels | None] | None:
         """The task that reads a filter's items, at most one for each filter; None when too many wait."""
         task = self._reading.get(tree)
         if task is None and len(self._reading) < _MOST_WAITING:
@@ -88,7 +88,7 @@ class ElasticFilters:
             task.add_done_callback(lambda _: self._reading.pop(tree))
         return task
 
-    async def _read(self, tree: Filter) -> _Known | None:
+    async def _read(self, tree: Filter) -> _KnownLabels | None:
         """All items that the filter lets pass, page by page; None when that did not come to an end."""
         async with self._turn:
             alias, complete = self._reader.alias, self._reader.position
@@ -101,7 +101,7 @@ class ElasticFilters:
             return None
         known = self._catalogue.positions()
         passing = np.isin(known, positions)
-        found = _Known(alias, min(complete, self._reader.followed), passing)
+        found = _KnownLabels(alias, min(complete, self._reader.followed), passing)
         self._keep(tree, found)
         return found
 
@@ -131,13 +131,13 @@ class ElasticFilters:
             await asyncio.sleep(0.002)
         return True
 
-    def _keep(self, tree: Filter, known: _Known) -> None:
+    def _keep(self, tree: Filter, known: _KnownLabels) -> None:
         self._known[tree] = known
         self._known.move_to_end(tree)
         while len(self._known) > 1 and sum(len(other.passing) for other in self._known.values()) > _CACHE_BYTES:
             self._known.popitem(last=False)
 
-    def _completed(self, tree: Filter, known: _Known) -> Mask:
+    def _completed(self, tree: Filter, known: _KnownLabels) -> Mask:
         """[size] the kept mask, with everything newer decided here."""
         positions = self._catalogue.positions()
         passing = np.zeros(len(positions), np.bool_)

@@ -42,7 +42,7 @@ class _IndexGoneError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class WriteResult:
     """What became of the documents of one bulk call."""
 
     written: int
@@ -153,7 +153,7 @@ class ElasticWriter:
                 await asyncio.sleep(wait_s * (0.5 + self._chance.random()))  # several do not come back at once
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
-    async def _bulk(self, lines: Sequence[Any]) -> Outcome:
+    async def _bulk(self, lines: Sequence[Any]) -> WriteResult:
         """Sends operations; Any, because the client's types do not know that lines may be bytes."""
         call = partial(self._client.bulk, operations=lines, index=self.alias, require_alias=True)
         return sort_out((await self.persist(call))["items"])
@@ -173,7 +173,7 @@ class ElasticWriter:
             lines.append(orjson.dumps(document(record, self._dim), option=orjson.OPT_SERIALIZE_NUMPY))
         return lines
 
-    def _count(self, outcome: Outcome) -> None:
+    def _count(self, outcome: WriteResult) -> None:
         self._counts["indexed"] += outcome.written
         self._counts["superseded"] += outcome.superseded
         self._counts["refused"] += len(outcome.refused)
@@ -181,7 +181,7 @@ class ElasticWriter:
             _log.error("Elasticsearch refuses item %r for good: %s", item_id, why)
 
 
-def sort_out(items: Iterable[Mapping[str, Any]]) -> Outcome:
+def sort_out(items: Iterable[Mapping[str, Any]]) -> WriteResult:
     """What a bulk answer says about each document.
 
     A version conflict means that this or a newer state is there. Raises _IndexGoneError when there is no index.
@@ -200,7 +200,7 @@ def sort_out(items: Iterable[Mapping[str, Any]]) -> Outcome:
             again.append(result["_id"])
         else:
             refused.append((result["_id"], f"{why.get('type')}: {why.get('reason')}"))
-    return Outcome(written, superseded, refused, again)
+    return WriteResult(written, superseded, refused, again)
 
 
 class ItemIndexer:

@@ -49,7 +49,7 @@ class Item:
         return str(self.catalogue.get("title", "")) if self.catalogue else ""
 
 
-class Stored(NamedTuple):
+class StoredItem(NamedTuple):
     """One item as it is kept: JSON of (record, tags, embedder, whether its vector is pending), and its vector [d]."""
 
     item_id: str
@@ -108,11 +108,11 @@ class Catalogue:
         """A new item log begins, whose positions are not comparable: drops all items but these, which stay usable."""
         with self._lock:
             gone = [item_id for item_id in self._label if item_id not in item_ids]
-            self._take([Stored(item_id, 0, None, None) for item_id in gone])
+            self._take([StoredItem(item_id, 0, None, None) for item_id in gone])
             self._columns.position[: self.size] = -1
             self.position = 0
 
-    def stored(self) -> Iterator[list[Stored]]:
+    def stored(self) -> Iterator[list[StoredItem]]:
         """All items in pieces, for a snapshot; items that change meanwhile may be as before or after the change."""
         for at in range(0, self.size, _APPLY_RECORDS):
             with self._lock:
@@ -120,7 +120,7 @@ class Catalogue:
                 items = [self._stored(label) for label in labels]
             yield items
 
-    def restore(self, items: Sequence[Stored]) -> None:
+    def restore(self, items: Sequence[StoredItem]) -> None:
         """Takes over items of a snapshot of this model version; they replace what is known of them."""
         for at in range(0, len(items), _APPLY_RECORDS):
             with self._lock:
@@ -243,11 +243,11 @@ class Catalogue:
                     f"({self.dim},): read the vectors of this model version"
                 )
 
-    def _stored(self, label: int) -> Stored:
+    def _stored(self, label: int) -> StoredItem:
         vector = np.array(self.search.vectors([label])[0]) if self._columns.vector[label] else None
-        return Stored(self._ids[label], int(self._columns.position[label]), self._bodies[label], vector)
+        return StoredItem(self._ids[label], int(self._columns.position[label]), self._bodies[label], vector)
 
-    def _take(self, items: Sequence[Stored]) -> None:
+    def _take(self, items: Sequence[StoredItem]) -> None:
         labels = [self._replace(item) for item in items]
         present = [(label, item.vector) for label, item in zip(labels, items, strict=True) if item.vector is not None]
         if present:
@@ -258,7 +258,7 @@ class Catalogue:
         self.position = max([self.position, *(item.position for item in items)])
         self._release(items)
 
-    def _replace(self, item: Stored) -> int:
+    def _replace(self, item: StoredItem) -> int:
         label = self._label.get(item.item_id)
         if label is None:
             label = self._new_label(item.item_id)
@@ -291,7 +291,7 @@ class Catalogue:
         self._label[item_id] = label
         return label
 
-    def _release(self, items: Sequence[Stored]) -> None:
+    def _release(self, items: Sequence[StoredItem]) -> None:
         """Frees the labels of items of which nothing is left."""
         for item in items:
             if item.body is None and item.vector is None:
@@ -327,15 +327,15 @@ class _Posting:
         self._labels[at] = self._labels[self._count]
 
 
-def _stored(record: ItemRecord) -> Stored:
+def _stored(record: ItemRecord) -> StoredItem:
     if record.catalogue is None and record.embedder is None and not record.tags:
-        return Stored(record.item_id, record.position, None, record.retrieval)
+        return StoredItem(record.item_id, record.position, None, record.retrieval)
     # A record read without its text vector cannot tell by itself whether it has one.
     hashes = record.vector_hash, record.text_hash
     differs = None not in hashes and hashes[0] != hashes[1]
     body = orjson.dumps((record.catalogue, record.tags, record.embedder, record.retrieval is None or differs))
     # A copy of exact size: orjson's own bytes keep its buffer of some kilobytes.
-    return Stored(record.item_id, record.position, bytes(memoryview(body)), record.retrieval)
+    return StoredItem(record.item_id, record.position, bytes(memoryview(body)), record.retrieval)
 
 
 def _catalogue_of(body: bytes | None) -> Mapping[str, Any] | None:

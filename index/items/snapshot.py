@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from index.items.catalogue import Catalogue, Stored
+from index.items.catalogue import Catalogue, StoredItem
 from index.items.follower import ItemFollower
 
 _MAGIC = b"perseid items 1\n"
@@ -152,19 +152,19 @@ def _framed(content: bytes) -> tuple[bytes, bytes]:
     return _LENGTH.pack(len(content)), content
 
 
-def _packed(items: Sequence[Stored]) -> bytes:
+def _packed(items: Sequence[StoredItem]) -> bytes:
     """Ids, positions and bodies as JSON, then the vectors of those that have one."""
     head: list[Any] = [[i.item_id, i.position, i.body and i.body.decode(), i.vector is not None] for i in items]
     vectors = [item.vector.astype("<f4").tobytes() for item in items if item.vector is not None]
     return b"".join((*_framed(orjson.dumps(head)), *vectors))
 
 
-def _unpacked(frame: bytes, dim: int) -> list[Stored]:
+def _unpacked(frame: bytes, dim: int) -> list[StoredItem]:
     length = _LENGTH.unpack_from(frame)[0]
     head = orjson.loads(frame[_LENGTH.size : _LENGTH.size + length])
     vectors = iter(np.frombuffer(frame, "<f4", offset=_LENGTH.size + length).astype(np.float32).reshape(-1, dim))
     return [
-        Stored(item_id, position, body and body.encode(), next(vectors) if has_vector else None)
+        StoredItem(item_id, position, body and body.encode(), next(vectors) if has_vector else None)
         for item_id, position, body, has_vector in head
     ]
 

@@ -19,7 +19,7 @@ from index.query.recommend import Weights
 from index.state.store import LiveStore
 
 DOCUMENT, WEIGHT = "json", "context.weight"
-Slot = Literal["next", "general", "mixed"]
+RequestedList = Literal["next", "general", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class ServedModel:
     dim: int
     offset: ContextOffset
     embedder: str = ""
-    slot: Slot = "mixed"
+    slot: RequestedList = "mixed"
     weights: Weights = field(default_factory=Weights)
 
 
@@ -65,13 +65,13 @@ def parse_model(version: str, document: bytes, weight: bytes) -> ServedModel:
         )
     matrix = np.frombuffer(weight, "<f4").reshape(dim, len(features))
     embedder = str(metadata.get("embedder") or "")
-    offset, slot = ContextOffset(matrix, features), own_slot(metadata) or "mixed"
+    offset, slot = ContextOffset(matrix, features), own_list(metadata) or "mixed"
     return ServedModel(version, dim, offset, embedder, slot, own_weights({**metadata, "version": version}))
 
 
-def own_slot(metadata: Mapping[str, Any]) -> Slot | None:
+def own_list(metadata: Mapping[str, Any]) -> RequestedList | None:
     """The list that was best when a model was trained, by its artefact's metadata; None if they do not say."""
-    return next((slot for slot in get_args(Slot) if slot == metadata.get("slot")), None)
+    return next((slot for slot in get_args(RequestedList) if slot == metadata.get("slot")), None)
 
 
 def own_weights(metadata: Mapping[str, Any]) -> Weights:

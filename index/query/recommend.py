@@ -24,8 +24,8 @@ from index.items.search import Labels, SearchIndex
 from index.query.popularity import Amounts, Popularity
 from index.state.records import Vector
 
-Slot = Literal["next", "general", "popular"]
-_SLOTS: tuple[Slot, ...] = ("next", "general")  # in the order of a user's vectors
+ListKind = Literal["next", "general", "popular"]
+_SLOTS: tuple[ListKind, ...] = ("next", "general")  # in the order of a user's vectors
 Found = Mapping[str, Labels]  # source → labels [m]
 _TARGETS: Mapping[str, LabelField] = {"item": "item_id", "category": "category", "tag": "tags"}
 _DEPTH, _MARGIN = 2, 40  # candidates per source: this many per wanted item and more; re-scoring moves a few places …
@@ -89,7 +89,7 @@ class Ranked:
 
     item_id: str
     score: float
-    slot: Slot
+    slot: ListKind
     parts: Mapping[str, float]
 
 
@@ -126,7 +126,7 @@ def recommend(
     depth = _DEPTH * query.count + _MARGIN
     while True:
         found, reach = (
-            sources.for_stranger(depth) if user.vectors is None else sources.for_user(slots, aims, share, depth)
+            sources.for_cold_user(depth) if user.vectors is None else sources.for_user(slots, aims, share, depth)
         )
         pool = _Pool(catalogue, search, np.unique(np.concatenate(list(found.values()))))
         pool.add("cosine", _products(pool.vectors, aims))
@@ -144,8 +144,8 @@ def recommend(
     )
 
 
-def _aims(query: Query, user: UserView, dim: int) -> tuple[tuple[Slot, ...], Vector]:
-    """The slots of the list and the user's vector of each, [slots, d]; a stranger has one, zero."""
+def _aims(query: Query, user: UserView, dim: int) -> tuple[tuple[ListKind, ...], Vector]:
+    """The slots of the list and the user's vector of each, [slots, d]; a cold user has one, zero."""
     if user.vectors is None:
         return ("popular",), np.zeros((1, dim), np.float32)
     wanted = [at for at, slot in enumerate(_SLOTS) if query.slot in (slot, "mixed")]
@@ -241,7 +241,7 @@ class _Sources:
         self._catalogue, self._search, self._popularity, self._context = catalogue, search, popularity, context
         self._allowed, self._promoted = allowed, _promoted(allowed, boosts)
 
-    def for_user(self, slots: Sequence[Slot], aims: Vector, share: float, depth: int) -> tuple[Found, Amounts]:
+    def for_user(self, slots: Sequence[ListKind], aims: Vector, share: float, depth: int) -> tuple[Found, Amounts]:
         """The nearest to each of aims [slots, d], promoted items and the most popular; reach [slots]."""
         moved = aims if self._context.delta is None else aims + self._context.delta
         nearest, edge = self._nearest(moved, self._allowed, depth)
@@ -256,7 +256,7 @@ class _Sources:
         found = {"promoted": np.unique(np.concatenate(promoted)), "popular": popular}
         return dict(zip(slots, nearest, strict=True)) | found, edge + rest
 
-    def for_stranger(self, depth: int) -> tuple[Found, Amounts]:
+    def for_cold_user(self, depth: int) -> tuple[Found, Amounts]:
         """What is popular, promoted or near to the context; reach [1]."""
         popular, rest = self._popular(self._allowed, depth)
         promoted = [np.zeros(0, np.int64)]
@@ -341,7 +341,7 @@ class _Pool:
             found += part[:, min(slot, part.shape[1] - 1)]
         return found
 
-    def entry(self, place: int, slot: Slot, at: int) -> Ranked:
+    def entry(self, place: int, slot: ListKind, at: int) -> Ranked:
         """The candidate as an entry of the list."""
         parts = {name: float(part[place, min(at, part.shape[1] - 1)]) for name, part in self._parts.items()}
         return Ranked(self.item_ids[place], sum(parts.values()), slot, parts)

@@ -34,7 +34,7 @@ _TABLE_OF = {
 _REMOVES = ("hdel", "zrem", "srem")
 
 
-class KeptStore(MemoryStore):
+class SqliteStore(MemoryStore):
     """`LiveStore` in memory that is loaded from `path` and written there by `keep` alone.
 
     The item log is not kept: a follower of a loaded store reads all items first, as after a trimmed log.
@@ -63,7 +63,7 @@ class KeptStore(MemoryStore):
             )
             self._load()
 
-    def keep(self, document: Mapping[str, Any]) -> None:
+    def checkpoint(self, document: Mapping[str, Any]) -> None:
         """Writes the state as it is and `document` (plain values for JSON) atomically.
 
         Raises:

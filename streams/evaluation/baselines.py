@@ -1,4 +1,4 @@
-"""Baselines by name, made from the training part that a model of the same protocol is trained on.
+"""TrainedBaselines by name, made from the training part that a model of the same protocol is trained on.
 
 Counting ones are in `streams.evaluation.neighbours`, trained ones in `encoder.baselines.training`, with recipes by kind
 of data; the weights that rank the validation targets best are kept, as for a model. It does not know how they are asked
@@ -19,7 +19,7 @@ from encoder.baselines.training import SequenceScorer, fit
 from encoder.inference.incremental import EncodeRequest
 from encoder.training.dataset import TrainingData
 from streams.evaluation.leave_one_out import LeaveOneOut, validation_ndcg
-from streams.evaluation.neighbours import WEEK_MS, Popularity, TextKnn, co_visitation, item_knn
+from streams.evaluation.neighbours import WEEK_MS, PopularityRanker, TextKnn, co_visitation, item_knn
 from streams.evaluation.rankers import FloatArray, IntArray, Question, Ranker, exact_ranks, masked_scores
 from streams.item_vectors import ItemVectors
 
@@ -57,7 +57,7 @@ class Training:
 
 
 @dataclass(slots=True)
-class Baselines:
+class TrainedBaselines:
     """Rankers in the order asked for, and what the training of each took."""
 
     rankers: list[Ranker] = field(default_factory=list)
@@ -73,17 +73,19 @@ def check_names(names: Sequence[str], allowed: Sequence[str] = (*COUNTING, *TRAI
         raise ValueError(f"a baseline is named twice in {','.join(names)}")
 
 
-def make_baselines(names: Sequence[str], part: TrainingPart, vectors: ItemVectors, training: Training) -> Baselines:
+def make_baselines(
+    names: Sequence[str], part: TrainingPart, vectors: ItemVectors, training: Training
+) -> TrainedBaselines:
     """Counts or trains every baseline of `names`.
 
     Raises:
         ValueError: a name is unknown or there twice, or training is impossible.
     """
     check_names(names)
-    made, data = Baselines(), part.sequences
+    made, data = TrainedBaselines(), part.sequences
     makers: Mapping[str, Callable[[str], Ranker]] = {
-        "popularity": lambda name: Popularity(name, data),
-        "popularity-7d": lambda name: Popularity(name, data, WEEK_MS),
+        "popularity": lambda name: PopularityRanker(name, data),
+        "popularity-7d": lambda name: PopularityRanker(name, data, WEEK_MS),
         "item-knn": lambda name: item_knn(name, data),
         "co-visitation": lambda name: co_visitation(name, data),
         "text-knn": lambda name: TextKnn(name, np.asarray(vectors.vectors, np.float32)),

@@ -80,13 +80,13 @@ class Comparison:
         found["versus"] = [statistics.versus(*pair) for pair in self.measured]
         return found
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What has been scored, as plain values for JSON."""
-        return self.outcomes.memory()
+        return self.outcomes.state_dict()
 
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Goes on from what `memory` said; the names and baselines are the same."""
-        self.outcomes.remember(memory)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` said; the names and baselines are the same."""
+        self.outcomes.load_state_dict(state)
 
     @property
     def measured(self) -> Sequence[tuple[str, str]]:

@@ -52,7 +52,7 @@ class HeldOut:
 
     def __init__(self, folder: Folder, vectors: ItemVectors, rules: Rules, ask: AskSettings) -> None:
         self.folder, self.vectors, self.ask = folder, vectors, ask
-        self.items = Candidates(folder, vectors, rules)
+        self.items = FolderCatalogue(folder, vectors, rules)
         self.selection = Selection(rules, ask.start_ms, ask.every)
         self.weights = [kind.weight for kind in rules.kinds]  # by code of the kind, as they count for popularity
         self._rules = rules
@@ -146,12 +146,12 @@ class Selection:
             self.skipped[reason] += 1
         return reason is None
 
-    def remember(self, due: int, skipped: Mapping[str, int]) -> None:
+    def load_state_dict(self, due: int, skipped: Mapping[str, int]) -> None:
         """Goes on from what another selection had counted."""
         self.due, self.skipped = due, Counter(skipped)
 
 
-class Candidates:
+class FolderCatalogue:
     """The items of `vectors`, numbered as there; masks are by row [n]."""
 
     def __init__(self, folder: Folder, vectors: ItemVectors, rules: Rules) -> None:

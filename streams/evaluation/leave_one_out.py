@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.training.dataset import TrainingData
-from index.query.model import Slot
+from index.query.model import RequestedList
 from streams.evaluation.comparison import KS, Comparison
 from streams.evaluation.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
 from streams.evaluation.slices import Facts
@@ -29,7 +29,7 @@ from streams.item_vectors import ItemVectors
 Part = Literal["validation", "test"]
 HELD_OUT = 2  # events of each user: one for validation, one for the test
 WINDOW = ModelConfig().window  # events of a user that a ranker is told of
-SLOTS: tuple[Slot, ...] = ("next", "general", "mixed")
+SLOTS: tuple[RequestedList, ...] = ("next", "general", "mixed")
 _BATCH = 256  # users encoded and ranked together
 
 
@@ -141,7 +141,7 @@ class Ranks:
         return {column: means[column] for k in self.ks for column in means if column.endswith(f"@{k}")}
 
 
-def best_list(encoder: IncrementalEncoder, data: LeaveOneOut) -> Slot:
+def best_list(encoder: IncrementalEncoder, data: LeaveOneOut) -> RequestedList:
     """The model's list with the best NDCG@10 on the validation targets."""
     ranker = ModelRanker(encoder, data.vectors, SLOTS, encoder.encode_whole)
     ranks = rank_all([ranker], data, "validation", (10,), window=encoder.model.config.window)

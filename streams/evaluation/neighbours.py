@@ -21,7 +21,7 @@ _BLOCK = 8 << 20  # counts, and pairs to be counted, held at a time: 64 MB each
 _TIE = 1e-6  # what the most popular item gains: below any similarity that counts
 
 
-class Popularity:
+class PopularityRanker:
     """How often each candidate was chosen; with `horizon_ms` only in so long a time before the question.
 
     Without a horizon all of the training part counts, whenever the question is asked.

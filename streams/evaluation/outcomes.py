@@ -123,7 +123,7 @@ class Outcomes:
         chosen._best = {new: self._best[old] for old, new in names.items()}
         return chosen
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All columns, as plain values for JSON."""
         return {
             "facts": {name: _packed(column) for name, column in self._facts.items()},
@@ -133,13 +133,13 @@ class Outcomes:
             "best": {name: [list(best), list(best.values())] for name, best in self._best.items()},
         }
 
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Goes on from what `memory` said of outcomes with the same names."""
-        self._facts = {name: _unpacked(code, memory["facts"][name]) for name, code in _FACTS.items()}
-        self._ranks = {name: _unpacked("H", memory["ranks"][name]) for name in self.names}
-        self._users = {user_id: code for code, user_id in enumerate(memory["users"])}
-        self._categories = {category: code for code, category in enumerate(memory["categories"])}
-        self._best = {name: dict(zip(*memory["best"][name], strict=True)) for name in self.names}
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` said of outcomes with the same names."""
+        self._facts = {name: _unpacked(code, state["facts"][name]) for name, code in _FACTS.items()}
+        self._ranks = {name: _unpacked("H", state["ranks"][name]) for name in self.names}
+        self._users = {user_id: code for code, user_id in enumerate(state["users"])}
+        self._categories = {category: code for code, category in enumerate(state["categories"])}
+        self._best = {name: dict(zip(*state["best"][name], strict=True)) for name in self.names}
 
 
 def _packed(column: array[int]) -> str:

@@ -32,7 +32,7 @@ class RecentPopularity:
         self._recent: deque[tuple[int, int]] = deque()  # (ts_ms, row) inside the horizon, in order of arrival
         self._choices = 0
 
-    def know(self, item_id: str, allowed: bool = True) -> None:
+    def set_candidate(self, item_id: str, allowed: bool = True) -> None:
         """Makes an item a candidate, or no longer one."""
         row = self._row_of(item_id)  # may grow the arrays
         self._allowed[row] = allowed
@@ -67,20 +67,20 @@ class RecentPopularity:
         best = rows[np.argsort(-rank[rows], kind="stable")][:k]
         return [self._ids[row] for row in best]
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What has been counted, as plain values for JSON."""
         n = len(self._ids)
         columns = {name: getattr(self, f"_{name}")[:n].tolist() for name in _COLUMNS}
         return {"ids": self._ids, "recent": list(self._recent), "choices": self._choices, **columns}
 
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Goes on from what `memory` said."""
-        self._ids, self._choices = list(memory["ids"]), memory["choices"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` said."""
+        self._ids, self._choices = list(state["ids"]), state["choices"]
         self._row = {item_id: row for row, item_id in enumerate(self._ids)}
-        self._recent = deque((ts_ms, row) for ts_ms, row in memory["recent"])
+        self._recent = deque((ts_ms, row) for ts_ms, row in state["recent"])
         for name in _COLUMNS:
             column = np.zeros(max(1024, 2 * len(self._ids)), getattr(self, f"_{name}").dtype)
-            column[: len(self._ids)] = memory[name]
+            column[: len(self._ids)] = state[name]
             setattr(self, f"_{name}", column)
 
     def _forget(self, now_ms: int) -> None:
@@ -99,7 +99,7 @@ class RecentPopularity:
         return row
 
 
-class Baselines:
+class PopularityLists:
     """Lists without a model, by name: popularity of the last days and of all time, over the same candidates.
 
     The second one is there because recent popularity starves where events are rare.
@@ -110,10 +110,10 @@ class Baselines:
     def __init__(self, horizon_ms: int = 7 * DAY_MS) -> None:
         self._counts = (RecentPopularity(horizon_ms), RecentPopularity(None))
 
-    def know(self, item_id: str, allowed: bool = True) -> None:
+    def set_candidate(self, item_id: str, allowed: bool = True) -> None:
         """Makes an item a candidate, or no longer one."""
         for counts in self._counts:
-            counts.know(item_id, allowed)
+            counts.set_candidate(item_id, allowed)
 
     def add(self, item_id: str, ts_ms: int) -> None:
         """Counts one choice."""
@@ -129,11 +129,11 @@ class Baselines:
         tops = (counts.top(k, now_ms, without) for counts in self._counts)
         return dict(zip(self.names, tops, strict=True))
 
-    def memory(self) -> list[dict[str, Any]]:
+    def state_dict(self) -> list[dict[str, Any]]:
         """What has been counted, as plain values for JSON."""
-        return [counts.memory() for counts in self._counts]
+        return [counts.state_dict() for counts in self._counts]
 
-    def remember(self, memory: Sequence[Mapping[str, Any]]) -> None:
-        """Goes on from what `memory` said."""
-        for counts, found in zip(self._counts, memory, strict=True):
-            counts.remember(found)
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on from what `state_dict` said."""
+        for counts, found in zip(self._counts, state, strict=True):
+            counts.load_state_dict(found)

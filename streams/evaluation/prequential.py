@@ -16,7 +16,7 @@ from context.features import is_active
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.query.live_user import LiveUser, UserReader
-from index.query.model import ServedModel, Slot
+from index.query.model import RequestedList, ServedModel
 from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, Weights, recommend
 from index.state.records import ItemRecord, event_hash
@@ -24,7 +24,7 @@ from index.state.store import LiveStore
 from streams.evaluation.comparison import KS, Comparison
 from streams.evaluation.held_out import Selection
 from streams.evaluation.metrics import DAY_MS
-from streams.evaluation.popularity import Baselines
+from streams.evaluation.popularity import PopularityLists
 from streams.evaluation.slices import UNKNOWN, Facts
 from streams.events import Click, Rules
 from streams.pipeline.encoder_thread import EncoderThread
@@ -34,13 +34,13 @@ from streams.pipeline.encoder_thread import EncoderThread
 class AskSettings:
     """Which questions are asked, and how their lists are scored; the first of `slots` is held against all others."""
 
-    slots: tuple[Slot, ...] = ("mixed", "next")
+    slots: tuple[RequestedList, ...] = ("mixed", "next")
     ks: tuple[int, ...] = KS
     start_ms: int | None = None  # earlier events are applied without a question
     every: int = 1  # of the events that could be asked about, only each n-th is
     repeats: bool = False  # True: also ask about items the user has seen, and leave those in the lists
     plain: bool = (
-        False  # True: rank as `streams.evaluation.timeline`, by products alone, strangers by recent popularity
+        False  # True: rank as `streams.evaluation.timeline`, by products alone, cold users by recent popularity
     )
     baseline_ms: int = 7 * DAY_MS
     # An API process sums popularity every few seconds; here: not more often than this many events or event time.
@@ -48,15 +48,15 @@ class AskSettings:
     popularity_events: int = 25
 
 
-def led_by(ask: AskSettings, slot: Slot | None) -> AskSettings:
+def led_by(ask: AskSettings, slot: RequestedList | None) -> AskSettings:
     """The same questions with this list first; None changes nothing."""
     return ask if slot is None else replace(ask, slots=(slot, *(other for other in ask.slots if other != slot)))
 
 
-class Candidates:
+class CatalogueSink:
     """Sink of the item log that feeds the catalogue, the baselines' candidates and the encoder's removals alike."""
 
-    def __init__(self, catalogue: Catalogue, baselines: Baselines, encoder: EncoderThread | None) -> None:
+    def __init__(self, catalogue: Catalogue, baselines: PopularityLists, encoder: EncoderThread | None) -> None:
         self.catalogue, self._baselines, self._encoder = catalogue, baselines, encoder
         self._listed: set[str] = set()
         self._categories: dict[str, str] = {}  # item → first of its path
@@ -94,11 +94,11 @@ class Candidates:
         return len(self._listed)
 
     def _know(self, item_id: str, shown: bool) -> None:
-        self._baselines.know(item_id, shown)
+        self._baselines.set_candidate(item_id, shown)
         (self._listed.add if shown else self._listed.discard)(item_id)
 
 
-class Asker:
+class PrequentialEvaluator:
     """Asks questions of a live state.
 
     Args:
@@ -123,13 +123,13 @@ class Asker:
         self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else model.weights)
         self._reader = UserReader(store, partitions, model.version, model.dim)
         self._popularity = Popularity(store)
-        self._baselines = Baselines(self.settings.baseline_ms)
-        self._candidates = Candidates(Catalogue(model.version, model.dim), self._baselines, encoder)
+        self._baselines = PopularityLists(self.settings.baseline_ms)
+        self._candidates = CatalogueSink(Catalogue(model.version, model.dim), self._baselines, encoder)
         self._follower = ItemFollower(store, model.version, self._candidates)
         self._arrived_ms: dict[str, int] = {}  # when each item became known
         self._refreshed_ms, self._since_refresh = -1, 0
         self.targets: Counter[str] = Counter()  # questions whose target no list could hold
-        self.comparison = Comparison(self.settings.slots, Baselines.names, self.settings.ks)
+        self.comparison = Comparison(self.settings.slots, PopularityLists.names, self.settings.ks)
 
     def wants(self, click: Click, now_ms: int) -> bool:
         """Whether to ask about a click that arrives at `now_ms`; counts it as skipped otherwise."""
@@ -167,7 +167,7 @@ class Asker:
         without = self._candidates.outside(now_ms) | (set() if self.settings.repeats else seen)
         baselines: dict[str, Sequence[str]] = {**self._baselines.lists(max(self.settings.ks), now_ms, without)}
         if self.settings.plain and view.vectors is None:
-            lists = baselines | dict.fromkeys(self.settings.slots, baselines[Baselines.names[0]])
+            lists = baselines | dict.fromkeys(self.settings.slots, baselines[PopularityLists.names[0]])
         else:
             lists = baselines | self._lists(user, view, now_ms)
         if not self._candidates.can_show(click.item_id, now_ms):
@@ -184,24 +184,24 @@ class Asker:
             "targets_out_of_reach": dict(self.targets),
         }
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What was asked and counted so far, as plain values for JSON; catalogue and popularity are read anew."""
         return {
             "due": self._selection.due,
             "skipped": self._selection.skipped,
             "targets": self.targets,
-            "comparison": self.comparison.memory(),
-            "baselines": self._baselines.memory(),
+            "comparison": self.comparison.state_dict(),
+            "baselines": self._baselines.state_dict(),
             "arrived_ms": self._arrived_ms,
         }
 
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Goes on from what `memory` said of an asker with the same settings."""
-        self._selection.remember(memory["due"], memory["skipped"])
-        self.targets = Counter(memory["targets"])
-        self.comparison.remember(memory["comparison"])
-        self._baselines.remember(memory["baselines"])
-        self._arrived_ms = dict(memory["arrived_ms"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` said of an evaluator with the same settings."""
+        self._selection.load_state_dict(state["due"], state["skipped"])
+        self.targets = Counter(state["targets"])
+        self.comparison.load_state_dict(state["comparison"])
+        self._baselines.load_state_dict(state["baselines"])
+        self._arrived_ms = dict(state["arrived_ms"])
 
     def close(self) -> None:
         """Ends background work of the search index."""

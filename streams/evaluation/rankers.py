@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from encoder.inference.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
 from encoder.training.holdout import in_turn
-from index.query.model import Slot
+from index.query.model import RequestedList
 from streams.item_vectors import ItemVectors
 
 _CHUNK = 4096  # items per call of the item tower
-_PAIR: Mapping[Slot, tuple[int, ...]] = {"next": (0,), "general": (1,), "mixed": (0, 1)}  # of h_next and h_gen
+_PAIR: Mapping[RequestedList, tuple[int, ...]] = {"next": (0,), "general": (1,), "mixed": (0, 1)}  # of h_next and h_gen
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
@@ -61,7 +61,7 @@ class ModelRanker:
         self,
         encoder: IncrementalEncoder,
         vectors: ItemVectors,
-        slots: Sequence[Slot],
+        slots: Sequence[RequestedList],
         encode: Callable[[Sequence[EncodeRequest]], EncodeResult],
         offset: Callable[[Question], FloatArray] | None = None,
         popularity: float = 0.0,

@@ -2,7 +2,7 @@
 
 Successive protocol: every held-out choice is predicted from all events before it (EVIDENCE: global time split). Uses
 the pure state functions and the encoder, and ranks by plain products and popularity, without promotions, so it also
-checks replay, which asks the production path. Baselines are asked the same. It knows no broker, store or index.
+checks replay, which asks the production path. PopularityLists are asked the same. It knows no broker, store or index.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from index.query.live_user import profile_location
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut
-from streams.evaluation.popularity import Baselines
+from streams.evaluation.popularity import PopularityLists
 from streams.evaluation.prequential import AskSettings
 from streams.evaluation.rankers import ModelRanker, Question, Ranker, best_lists, masked_scores
 from streams.evaluation.slices import Facts
@@ -51,7 +51,7 @@ def evaluate(
     """Metrics of `ask.slots`, of `rankers` and of popularity on the folder's events from `ask.start_ms` on.
 
     Candidates of a question are the items that have a vector, had arrived and pass the live catalogue's hard rules at
-    that time; items seen are left out unless `ask.repeats`; a stranger gets the recently popular list from everyone.
+    that time; items seen are left out unless `ask.repeats`; a cold user gets the recently popular list from everyone.
     With `baskets` all that a user chose at one time is one question, asked before it: its targets are the items of it
     that are new, and their order says nothing. `popularity` is the weight with which an item's share of the popularity
     then and there is added to the model's cosines. Without an encoder only `rankers` are measured. `progress` is told
@@ -110,7 +110,7 @@ class _Evaluation:
         self._popular = DecayedCounts(len(held.items.item_ids)) if popularity else None
         self._rankers: list[Ranker] = [*model, *rankers]
         self._users: dict[str, _User] = {}
-        self._baselines = Baselines(held.ask.baseline_ms)
+        self._baselines = PopularityLists(held.ask.baseline_ms)
         self._batch: dict[str, _Question] = {}  # by user
         self.targets: Counter[str] = Counter()
         self.comparison = _comparison(model, rankers, held.ask)
@@ -119,7 +119,7 @@ class _Evaluation:
         """Asks about a click, then applies it; profiles and forgets are only applied."""
         user = self._users.setdefault(event.user_id, _User())
         for item_id, shown in self._items.arrive(now_ms):
-            self._baselines.know(item_id, shown)
+            self._baselines.set_candidate(item_id, shown)
         if isinstance(event, Click):
             (self._in_basket if self._baskets else self._alone)(event, now_ms, user)
             if self._held.selection.is_choice(event):
@@ -149,7 +149,7 @@ class _Evaluation:
                 self.comparison.add(lists, question.targets, question.facts)
 
     def result(self) -> dict[str, Any]:
-        """As `streams.evaluation.prequential.Asker.result`."""
+        """As `streams.evaluation.prequential.PrequentialEvaluator.result`."""
         return {
             **self.comparison.result(self._items.size),
             "skipped": dict(self._held.selection.skipped),
@@ -226,16 +226,16 @@ class _Evaluation:
         return delta
 
     def _ids(self, question: _Question, rows: NDArray[np.int64]) -> list[str]:
-        """A list as ids; a stranger gets the recently popular one (the API adds context to it)."""
+        """A list as ids; a cold user gets the recently popular one (the API adds context to it)."""
         if not question.asked.request.items and question.asked.request.profile is None:
-            return question.baselines[Baselines.names[0]]
+            return question.baselines[PopularityLists.names[0]]
         return [self._items.item_ids[row] for row in rows.tolist() if row >= 0]
 
 
 def _comparison(model: Sequence[Ranker], rankers: Sequence[Ranker], ask: AskSettings) -> Comparison:
     """The model's lists against all others; without a model the rankers' against popularity."""
     own, other = ([name for ranker in some for name in ranker.lists] for some in (model, rankers))
-    names, baselines = (own, [*Baselines.names, *other]) if own else (other, [*Baselines.names])
+    names, baselines = (own, [*PopularityLists.names, *other]) if own else (other, [*PopularityLists.names])
     if len({*names, *baselines}) < len(names) + len(baselines):
         raise ValueError(f"two lists of one name among {[*names, *baselines]}; name each baseline once")
     return Comparison(names, baselines, ask.ks)

@@ -43,7 +43,7 @@ HEADER = (
     "user_id", "item_id", "event_type", "timestamp", "session_id", "location", "event_id", "page_id",
     "recommendation_id", "ts_ms",
 )  # fmt: skip
-_ASTRAY = 2**62  # turns of records in a foreign partition: behind all that are at home
+_MISROUTED = 2**62  # turns of records in a foreign partition: behind all that are at home
 _TOLD = 1_000  # rows between two steps of the progress bar
 
 
@@ -69,7 +69,7 @@ class TopicExport:
         self._taken = 0
         self.records: Counter[str] = Counter()  # inside the range, by topic
         self.malformed: Counter[str] = Counter()  # by topic and reason
-        self.astray = 0  # clicks, forgets and profiles in a foreign partition
+        self.misrouted = 0  # clicks, forgets and profiles in a foreign partition
         self.embedders: Counter[str] = Counter()  # of the vector records
 
     def take(self, record: Record) -> None:
@@ -94,7 +94,7 @@ class TopicExport:
 
     def not_forwarded(self) -> int:
         """Clicks that were found in a foreign partition only; to be asked of a settled spool."""
-        return self._spool.count("clicks", f"turn >= {_ASTRAY}")
+        return self._spool.count("clicks", f"turn >= {_MISROUTED}")
 
     def _keep(self, record: Record, event: Any, inside: bool = True) -> None:
         spool = self._spool
@@ -124,8 +124,8 @@ class TopicExport:
         """The place among a user's records: the offset at home; a forwarded record would come behind all of them."""
         if partition_of(user_id, self._partitions) == record.partition:
             return record.offset
-        self.astray += 1
-        return _ASTRAY + self._taken
+        self.misrouted += 1
+        return _MISROUTED + self._taken
 
     def _keep_exposure(self, event: Exposure) -> None:
         shown = "".join(f"\n{item}" for item in event.shown) + "\n"  # ids hold no line breaks

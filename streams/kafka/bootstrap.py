@@ -15,7 +15,7 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 
 _GOODBYE_S = 0.5  # TLS ends when the other side has said so too; its socket stays open until then
 
@@ -29,19 +29,19 @@ class Cluster:
     topics: dict[str, int]
 
 
-def cluster_at_bootstrap(access: KafkaAccess, servers: Sequence[str], timeout_s: float) -> Cluster | None:
+def cluster_at_bootstrap(access: KafkaConfig, servers: Sequence[str], timeout_s: float) -> Cluster | None:
     """Asks the servers (`host:port`) in turn; None when none of them answers within `timeout_s` in all."""
     return asyncio.run(_in_time(access, servers, timeout_s))
 
 
-async def _in_time(access: KafkaAccess, servers: Sequence[str], timeout_s: float) -> Cluster | None:
+async def _in_time(access: KafkaConfig, servers: Sequence[str], timeout_s: float) -> Cluster | None:
     try:
         return await asyncio.wait_for(_first(access, servers), timeout_s)
     except TimeoutError:
         return None
 
 
-async def _first(access: KafkaAccess, servers: Sequence[str]) -> Cluster | None:
+async def _first(access: KafkaConfig, servers: Sequence[str]) -> Cluster | None:
     arguments = {name: value for name, value in access.aiokafka().items() if name != "bootstrap_servers"}
     for server in servers:
         host, _, port = server.rpartition(":")

@@ -12,7 +12,7 @@ from typing import Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.events import CATALOG, Record
-from streams.kafka.config import KafkaAccess, Reasons
+from streams.kafka.config import KafkaConfig, Reasons
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class CatalogSource(Protocol):
 class KafkaCatalog:
     """`CatalogSource` on Kafka, by librdkafka; blocks its thread, so it is called from one of its own."""
 
-    def __init__(self, access: KafkaAccess, group: str) -> None:
+    def __init__(self, access: KafkaConfig, group: str) -> None:
         self._topic = access.topic(CATALOG)
         self._rebalanced = False
         self._reasons = Reasons()

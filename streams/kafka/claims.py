@@ -32,7 +32,7 @@ class PositionBeyondLogError(Exception):
 
 
 class Claims:
-    """Keeps the engine's tenures in line with the consumer's assignment.
+    """Keeps the engine's leases in line with the consumer's assignment.
 
     Args:
         forget_fetched: drops records of these tags that were fetched and not yet applied.
@@ -58,7 +58,7 @@ class Claims:
         self.consumer: StateConsumer | None = None
         self.counts: Counter[str] = engine.counts
 
-    def again(self, tag: str, *, claim: bool) -> None:
+    def request_reclaim(self, tag: str, *, claim: bool) -> None:
         """Asks for a new claim of a tag, or only for a seek back to its position."""
         if tag not in self.unsettled and not claim:
             self._seek_only.add(tag)
@@ -67,7 +67,7 @@ class Claims:
         self.unsettled.add(tag)
         self._wake.set()
 
-    def take(self, assignment: set[TP], generation: int) -> None:
+    def on_assignment(self, assignment: set[TP], generation: int) -> None:
         """After a rebalance: everything assigned is claimed and sought anew, by `keep`.
 
         Never waits: Faust gives up for good, and without a word, on a seek that takes longer than its own limit.
@@ -78,7 +78,7 @@ class Claims:
         self._wake.set()
         self._taken.set()
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Settles what is not settled, again until it is; runs as long as the worker."""
         assert self.consumer is not None
         while True:
@@ -101,7 +101,7 @@ class Claims:
     async def _settle(self) -> None:
         assert self.consumer is not None
         take, assignment, generation = self._takes, self._assignment, self._generation
-        gone = set(self._engine.tenures) - _tags(assignment)
+        gone = set(self._engine.leases) - _tags(assignment)
         self.unsettled &= _tags(assignment)
         by_tag: dict[str, set[TP]] = defaultdict(set)
         for tp in assignment & self.consumer.assigned():  # the next assignment may be under way
@@ -137,8 +137,8 @@ class Claims:
             now = await self._lookup.identities(sorted({topic for tag in tags for topic in topics_of(tag)}))
         except (ConnectionError, TimeoutError):
             return False
-        tenures = [self._engine.tenures[tag] for tag in tags if tag in self._engine.tenures]
-        same = all(now.get(topic) == known for tenure in tenures for topic, known in tenure.logs.items())
+        leases = [self._engine.leases[tag] for tag in tags if tag in self._engine.leases]
+        same = all(now.get(topic) == known for lease in leases for topic, known in lease.logs.items())
         if not same:
             log.warning("a topic was recreated while its partitions were claimed: claiming them anew")
             self._seek_only.clear()
@@ -147,10 +147,10 @@ class Claims:
     async def _positions(self, wanted: dict[str, set[TP]], generation: int) -> dict[TP, int]:
         """Claims each tag and finds where to read on; a tag whose claim failed is left out."""
         assert self.consumer is not None
-        tenures = self._engine.tenures
-        claimed = {tag for tag in wanted if tag in self._seek_only and tag in tenures}
+        leases = self._engine.leases
+        claimed = {tag for tag in wanted if tag in self._seek_only and tag in leases}
         for tag in claimed:
-            tenures[tag].fresh = set(tenures[tag].positions)
+            leases[tag].fresh = set(leases[tag].positions)
         if others := sorted(set(wanted) - claimed):
             self._identities = await self._lookup.identities(sorted({t for tag in others for t in topics_of(tag)}))
             claimed |= {tag for tag in others if await self._claim(tag, generation)}
@@ -173,8 +173,8 @@ class Claims:
         return False
 
     def _checked(self, tp: TP, start: int, end: int) -> int:
-        tenure = self._engine.tenures[tag_of(tp.topic, tp.partition)]
-        position = tenure.positions[tp.topic]
+        lease = self._engine.leases[tag_of(tp.topic, tp.partition)]
+        position = lease.positions[tp.topic]
         if position > end:
             raise PositionBeyondLogError(
                 f"{tp.topic}[{tp.partition}]: stored position {position} is beyond the end {end} of the same log. "
@@ -183,7 +183,7 @@ class Claims:
         if position < start:
             self.counts["lost_to_retention"] += start - position
             log.error("%s[%d]: offsets %d to %d left Kafka unread", tp.topic, tp.partition, position, start)
-            tenure.reread.add(tp.topic)  # this gap is known
+            lease.reread.add(tp.topic)  # this gap is known
             return start
         return position
 

@@ -27,7 +27,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,200}")  # with the longest of our names 
 
 
 @dataclass(frozen=True, slots=True)
-class KafkaAccess:
+class KafkaConfig:
     """Where Kafka is, who we are there, and what our topics are called.
 
     Args:
@@ -114,20 +114,20 @@ class KafkaAccess:
 
     def kafka_python(self) -> dict[str, Any]:
         """Arguments of kafka-python's clients. Holds the password: never log it."""
-        self._hush("kafka")
+        self._silence("kafka")
         config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
         files = {"ssl_cafile": self.ca, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
         return config | self._sasl_arguments() | {name: path for name, path in files.items() if path}
 
     def aiokafka(self) -> dict[str, Any]:
         """Arguments of aiokafka's clients. Holds the password: never log it. OSError: a certificate cannot be read."""
-        self._hush("aiokafka")
+        self._silence("aiokafka")
         config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
         return config | self._sasl_arguments() | ({"ssl_context": self.ssl_context()} if self.tls else {})
 
     def faust(self) -> dict[str, Any]:
         """Arguments of a Faust app: its broker and credentials. OSError: a certificate cannot be read."""
-        self._hush("aiokafka")
+        self._silence("aiokafka")
         return {"broker": [f"aiokafka://{server}" for server in self.servers], **self._faust_credentials()}
 
     @property
@@ -154,7 +154,7 @@ class KafkaAccess:
             "sasl_plain_password": self.password,
         }
 
-    def _hush(self, client: str) -> None:
+    def _silence(self, client: str) -> None:
         """Ends a client's debug log, which shows every request, and so the password of PLAIN."""
         logger = logging.getLogger(client)
         if self.sasl:

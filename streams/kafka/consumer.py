@@ -22,7 +22,7 @@ from faust.types import TP
 from mode.threads import WorkerThread
 
 from streams.events import Record
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 
 Positions = Mapping[TP, int]
 _METADATA_MS = 2000  # a topic that was away or has more partitions by now is noticed this soon; one small request
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class Wiring:
     """What the consumer asks of the worker, by logical topics; set by the worker before the app starts."""
 
-    access: KafkaAccess
+    access: KafkaConfig
     take: Callable[[set[TP], int], None]  # told of each new assignment and its generation; never blocks
     wanted: Callable[[set[TP]], set[TP]]  # of the assigned partitions, those to read now
     deliver: Callable[[Sequence[Record]], None]  # takes over a batch; never blocks

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from index.state.store import LogIdentity
-from streams.kafka.config import KafkaAccess, Reasons
+from streams.kafka.config import KafkaConfig, Reasons
 
 _TIMEOUT_S = 5.0  # a broker that is up answers in milliseconds
 _EMBEDDED = "mockCluster"  # how librdkafka's in-process broker names its clusters; it never answers DescribeTopics
@@ -26,7 +26,7 @@ class LogLookup:
         access: the cluster. Topics are asked for and named by their logical names.
     """
 
-    def __init__(self, access: KafkaAccess) -> None:
+    def __init__(self, access: KafkaConfig) -> None:
         self._access = access
         self._reasons = Reasons()
         config: dict[str, Any] = {**access.librdkafka(), "log_level": 2, "error_cb": self._reasons}

@@ -21,7 +21,7 @@ from streams.kafka.consumer import StateConsumer
 from streams.kafka.lanes import Lane
 from streams.kafka.log_identity import LogLookup
 from streams.pipeline.engine import Engine
-from streams.pipeline.lease import Tenure
+from streams.pipeline.lease import PartitionLease
 
 _LOGS_S = 1.0  # between two looks at the topics: a recreated one is noticed this soon
 _REPORT_EVERY = 10  # beats between commits of offsets to Kafka, which are only a gauge
@@ -29,7 +29,7 @@ _REPORT_EVERY = 10  # beats between commits of offsets to Kafka, which are only 
 log = logging.getLogger(__name__)
 
 
-def misfit(counts: Mapping[str, int], partitions: int) -> str:
+def partition_count_error(counts: Mapping[str, int], partitions: int) -> str:
     """What is wrong with the topics' partition counts, with the remedy; "" when they fit."""
     for topic in CONSUMED:
         wanted = partitions if topic in (CLICKSTREAM, USERS) else 1
@@ -42,8 +42,8 @@ def misfit(counts: Mapping[str, int], partitions: int) -> str:
     return ""
 
 
-class Watch:
-    """Looks after the tenures of one engine.
+class LogMonitor:
+    """Looks after the leases of one engine.
 
     Args:
         lanes: where records wait that were fetched and not yet applied.
@@ -88,48 +88,48 @@ class Watch:
         assert self._claims.consumer is not None
         return self._claims.consumer
 
-    def _settled(self) -> dict[str, Tenure]:
-        return {tag: t for tag, t in self._engine.tenures.items() if tag not in self._claims.unsettled}
+    def _settled(self) -> dict[str, PartitionLease]:
+        return {tag: t for tag, t in self._engine.leases.items() if tag not in self._claims.unsettled}
 
     async def _beat(self, consumer: StateConsumer) -> None:
-        tenures = self._settled()
-        tps = {tp for tp in consumer.assigned() if tag_of(*tp) in tenures}
+        leases = self._settled()
+        tps = {tp for tp in consumer.assigned() if tag_of(*tp) in leases}
         await consumer.check_membership()
         ends = await consumer.log_ends(tps)
-        await self._check_stored(tenures)
-        behind = {tp: _position(tenures, tp) for tp, end in ends.items() if _position(tenures, tp) < end}
+        await self._check_stored(leases)
+        behind = {tp: _position(leases, tp) for tp, end in ends.items() if _position(leases, tp) < end}
         await self._pass_over(consumer, {tp for tp, at in behind.items() if self._behind.get(tp) == at})
         self._behind = behind
         by_tag: dict[str, dict[str, int]] = {}
         for tp, end in ends.items():
             by_tag.setdefault(tag_of(*tp), {})[tp.topic] = end
-        await asyncio.gather(*(self._confirm(tenures[tag], mine) for tag, mine in by_tag.items()))
+        await asyncio.gather(*(self._confirm(leases[tag], mine) for tag, mine in by_tag.items()))
         self._turn += 1
         if self._turn % _REPORT_EVERY == 0:
-            await consumer.report_positions({tp: _position(tenures, tp) for tp in tps})
+            await consumer.report_positions({tp: _position(leases, tp) for tp in tps})
 
-    async def _confirm(self, tenure: Tenure, ends: Mapping[str, int]) -> None:
+    async def _confirm(self, lease: PartitionLease, ends: Mapping[str, int]) -> None:
         """One tag's beat: the ends of its logs, and whether everything up to them is applied."""
-        if tenure.tag in self._claims.unsettled or self._engine.tenures.get(tenure.tag) is not tenure:
+        if lease.tag in self._claims.unsettled or self._engine.leases.get(lease.tag) is not lease:
             return
-        caught_up = set(ends) == set(tenure.positions) and all(tenure.positions[t] >= end for t, end in ends.items())
-        tenure.caught_up = caught_up
-        if not await self._engine.store.beat(tenure.tag, tenure.token, ends, caught_up):
+        caught_up = set(ends) == set(lease.positions) and all(lease.positions[t] >= end for t, end in ends.items())
+        lease.caught_up = caught_up
+        if not await self._engine.store.beat(lease.tag, lease.token, ends, caught_up):
             self._engine.counts["fenced"] += 1
-            self._claims.again(tenure.tag, claim=True)
+            self._claims.request_reclaim(lease.tag, claim=True)
 
-    async def _check_stored(self, tenures: Mapping[str, Tenure]) -> None:
+    async def _check_stored(self, leases: Mapping[str, PartitionLease]) -> None:
         """Claims anew what a restarted store took back: without new records no refused write would tell."""
-        keys, written = self._engine.store.keys, {tag: dict(t.positions) for tag, t in tenures.items()}
+        keys, written = self._engine.store.keys, {tag: dict(t.positions) for tag, t in leases.items()}
         rows = await self._engine.store.read(
             [(keys.owner(tag), [f"pos:{topic}" for topic in positions]) for tag, positions in written.items()]
         )
         for (tag, positions), stored in zip(written.items(), rows, strict=True):
-            if tag in self._claims.unsettled or self._engine.tenures.get(tag) is not tenures[tag]:
+            if tag in self._claims.unsettled or self._engine.leases.get(tag) is not leases[tag]:
                 continue  # claimed anew while the store was asked
             if any(int(value or 0) < position for value, position in zip(stored, positions.values(), strict=True)):
                 log.warning("the store has lost writes to %s: reading them once more", tag)
-                self._claims.again(tag, claim=True)
+                self._claims.request_reclaim(tag, claim=True)
 
     async def _pass_over(self, consumer: StateConsumer, behind: set[TP]) -> None:
         """Moves positions past the end markers of transactions, which Kafka delivers to nobody.
@@ -152,18 +152,18 @@ class Watch:
 
     async def _look_at_logs(self) -> None:
         counts = await self._lookup.partition_counts()
-        wrong = misfit(counts, self._engine.partitions)
+        wrong = partition_count_error(counts, self._engine.partitions)
         if wrong and all(topic in counts for topic in CONSUMED):
             raise ValueError(wrong)
         if wrong:
             log.warning("%s", wrong)
         identities = await self._lookup.identities([topic for topic in CONSUMED if topic in counts])
-        for tag, tenure in self._settled().items():
-            others = [t for t, known in tenure.logs.items() if t in identities and identities[t] != known]
+        for tag, lease in self._settled().items():
+            others = [t for t, known in lease.logs.items() if t in identities and identities[t] != known]
             if others:
                 log.warning("%s of %s: another log than before, recreated or on another cluster", others, tag)
-                self._claims.again(tag, claim=True)
+                self._claims.request_reclaim(tag, claim=True)
 
 
-def _position(tenures: Mapping[str, Tenure], tp: TP) -> int:
-    return tenures[tag_of(*tp)].positions[tp.topic]
+def _position(leases: Mapping[str, PartitionLease], tp: TP) -> int:
+    return leases[tag_of(*tp)].positions[tp.topic]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.events import EXPOSURES, TOPIC_ORDER, Record
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.topic_merge import Covers, LogMerge, Place
 
 _ORDER = (*TOPIC_ORDER, EXPOSURES)
@@ -58,7 +58,7 @@ class TopicReader:
         start_ms: begin each partition at its first record of this Kafka timestamp or later.
         stop_ms: end each partition before its first record of this Kafka timestamp or later.
         whole: topics that `start_ms` does not cut.
-        resume: what `standing` said when another reader with the same arguments stopped.
+        resume: what `resume_state` said when another reader with the same arguments stopped.
 
     Raises:
         ValueError: a topic or partition does not exist, a span lies outside its log, or the times are in wrong order.
@@ -67,7 +67,7 @@ class TopicReader:
 
     def __init__(
         self,
-        access: KafkaAccess,
+        access: KafkaConfig,
         topics: Sequence[str] = TOPIC_ORDER,
         *,
         embedded: bool = False,
@@ -113,7 +113,7 @@ class TopicReader:
         return self._total
 
     @property
-    def standing(self) -> dict[str, Any]:
+    def resume_state(self) -> dict[str, Any]:
         """Where to go on behind the record that was yielded last, as plain values for JSON."""
         return {
             _named(place): {
@@ -272,7 +272,9 @@ class TopicReader:
                 deadline = time.monotonic() + _WAIT_S
             elif merge.waiting and time.monotonic() > deadline:
                 stuck = sorted(map(_named, merge.waiting))
-                raise ConnectionError(f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try again")
+                raise ConnectionError(
+                    f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try request_reclaim"
+                )
 
     def _throttle(self, merge: LogMerge) -> None:
         """Stops fetching where enough is held and goes on where little is left: seldom, as it throws some away."""

@@ -19,11 +19,11 @@ from faust.types import TP
 from index.state.store import FencedError, StoreUnavailableError
 from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record, tag_of
 from streams.kafka.claims import Claims
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.consumer import PatientAssignor, StateConsumer, StateTransport, Wiring
 from streams.kafka.lanes import LANES, BatchSize, Lane
 from streams.kafka.log_identity import LogLookup
-from streams.kafka.monitor import Watch, misfit
+from streams.kafka.monitor import LogMonitor, partition_count_error
 from streams.pipeline.engine import Engine, GapError
 
 _IDLE_EVERY = 5  # beats between two looks for idle users, each at one partition
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class WorkerSettings:
     """How a worker talks to Kafka and how much it takes at once."""
 
-    access: KafkaAccess
+    access: KafkaConfig
     group: str = "perseid"
     max_batch: int = 2048  # records applied in one write at most; see `BatchSize`
     max_pending: int = 4096  # fetched records that may wait per lane before its partitions are no longer read
@@ -71,9 +71,9 @@ class StreamWorker:
         self._stop = asyncio.Event()
         self.app = self._build_app()
         self.lanes = [self._build_lane(topics) for topics in LANES]
-        self._watch = Watch(engine, self.claims, self._lookup, self.lanes, self._check_alive)
+        self._watch = LogMonitor(engine, self.claims, self._lookup, self.lanes, self._check_alive)
         self._background: list[Callable[[], Awaitable[None]]] = [
-            self.claims.keep,
+            self.claims.run,
             lambda: self._watch.beats(settings.beat_s),
             self._watch.logs,
             self._sweep,
@@ -121,12 +121,12 @@ class StreamWorker:
     @property
     def settled(self) -> bool:
         """Whether everything assigned is claimed."""
-        return bool(self.engine.tenures) and not self.claims.unsettled
+        return bool(self.engine.leases) and not self.claims.unsettled
 
     @property
     def ready(self) -> bool:
         """Whether everything assigned is claimed, and applied up to the logs' ends as last seen."""
-        return self.settled and all(tenure.caught_up for tenure in self.engine.tenures.values())
+        return self.settled and all(lease.caught_up for lease in self.engine.leases.values())
 
     def _ended(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -139,7 +139,7 @@ class StreamWorker:
         self._stop.set()
 
     async def _check_topics(self) -> None:
-        if wrong := misfit(await self._lookup.partition_counts(), self.engine.partitions):
+        if wrong := partition_count_error(await self._lookup.partition_counts(), self.engine.partitions):
             raise ValueError(wrong)
 
     def _check_alive(self) -> None:
@@ -165,7 +165,12 @@ class StreamWorker:
         )
         app.transport = StateTransport(app.conf.broker_consumer, app)
         app.transport.wiring = Wiring(
-            settings.access, self.claims.take, self._wanted, self._deliver, self._misplaced, settings.fetch_wait_ms
+            settings.access,
+            self.claims.on_assignment,
+            self._wanted,
+            self._deliver,
+            self._misplaced,
+            settings.fetch_wait_ms,
         )
         topics = [settings.access.topic(name) for name in CONSUMED]
         app.topics.add(app.topic(*topics, key_type=bytes, value_type=bytes, value_serializer="raw"))
@@ -203,7 +208,7 @@ class StreamWorker:
     def _misplaced(self, tps: set[TP]) -> None:
         """What was read last is not what the state needs next: claiming anew finds out where to read on, and why."""
         for tag in {tag_of(*tp) for tp in tps}:
-            self.claims.again(tag, claim=True)
+            self.claims.request_reclaim(tag, claim=True)
 
     def _forget_fetched(self, tags: set[str]) -> None:
         for lane in self.lanes:
@@ -220,11 +225,11 @@ class StreamWorker:
                 return
             except GapError as gap:
                 log.info("%s", gap)
-                self.claims.again(tag_of(gap.topic, gap.partition), claim=False)
+                self.claims.request_reclaim(tag_of(gap.topic, gap.partition), claim=False)
             except FencedError as fenced:
                 log.warning("%s", fenced)
                 self.engine.counts["fenced"] += 1
-                self.claims.again(fenced.tag, claim=True)
+                self.claims.request_reclaim(fenced.tag, claim=True)
             except StoreUnavailableError as error:
                 self.engine.counts["store_retries"] += 1
                 log.warning("the store is away, %d records wait: %s", len(batch), error)
@@ -263,11 +268,11 @@ class StreamWorker:
             await self.engine.skip(record, error)
         except (FencedError, StoreUnavailableError) as refused:
             log.warning("%s", refused)
-            self.claims.again(tag_of(record.topic, record.partition), claim=True)
+            self.claims.request_reclaim(tag_of(record.topic, record.partition), claim=True)
 
     def _is_ours(self, record: Record) -> bool:
         tag = tag_of(record.topic, record.partition)
-        return tag in self.engine.tenures and tag not in self.claims.unsettled
+        return tag in self.engine.leases and tag not in self.claims.unsettled
 
     async def _sweep(self) -> None:
         """Re-encodes users whose items got their vectors after they were clicked, and removes idle ones."""
@@ -287,8 +292,8 @@ class StreamWorker:
                 log.exception("re-encoding waiting users or removing idle ones failed")
             else:
                 continue
-            for tag in [tag for tag, tenure in self.engine.tenures.items() if tenure.unsure]:
-                self.claims.again(tag, claim=True)
+            for tag in [tag for tag, lease in self.engine.leases.items() if lease.unsure]:
+                self.claims.request_reclaim(tag, claim=True)
 
 
 def _sent_ms(record: Record) -> float:

@@ -26,8 +26,8 @@ from streams.events import (
     tag_of,
 )
 from streams.pipeline.encoder_thread import EncoderThread
-from streams.pipeline.intake import Intake, Outlet
-from streams.pipeline.lease import Tenure
+from streams.pipeline.intake import DeadLetterSink, Intake
+from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import WorkerMetrics
 from streams.pipeline.user_writer import EngineSettings, UserWriter
 from streams.pipeline.write_ops import context_ops, item_ops
@@ -54,25 +54,27 @@ class Engine:
         store: LiveStore,
         rules: Rules,
         partitions: int,
-        outlet: Outlet,
+        sink: DeadLetterSink,
         encoder: EncoderThread | None = None,
         settings: EngineSettings | None = None,
         announce: Callable[[], Awaitable[None]] | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
-        self.store, self.rules, self.partitions, self.outlet = store, rules, partitions, outlet
+        self.store, self.rules, self.partitions, self.sink = store, rules, partitions, sink
         self.encoder = encoder
         self._announce = announce  # writes the deployment's facts and model into a store that does not have them
         self._unannounced = False
         self._swept = 0  # turns of the idle sweep
         self.settings = settings or EngineSettings()
-        self.tenures: dict[str, Tenure] = {}
+        self.leases: dict[str, PartitionLease] = {}
         self.counts: Counter[str] = Counter()
         self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
-        self.intake = Intake(rules, partitions, outlet, self.counts)
+        self.intake = Intake(rules, partitions, sink, self.counts)
         self._users = UserWriter(store, rules, self.intake, encoder, self.settings, self.counts, self.metrics)
 
-    async def claim(self, tag: str, generation: int, logs: Mapping[str, LogIdentity], group: str = "") -> Tenure:
+    async def claim(
+        self, tag: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
+    ) -> PartitionLease:
         """Takes a tag and reads its positions; caches survive when nobody else held it in between.
 
         Raises:
@@ -83,25 +85,25 @@ class Engine:
         if self._unannounced and self._announce is not None:
             await self._announce()
         self._unannounced = False
-        before = self.tenures.get(tag)
+        before = self.leases.get(tag)
         kept = before is not None and claim.previous_token == before.token and before.positions == claim.positions
         if before is not None and kept:
             before.token = claim.token
-            tenure = before
+            lease = before
         else:
-            tenure = Tenure(tag, claim.token, dict(claim.positions), self.settings.cached_users)
-            await self._users.open(tenure)
+            lease = PartitionLease(tag, claim.token, dict(claim.positions), self.settings.cached_users)
+            await self._users.open(lease)
             await self.release(tag)
-        tenure.generation, tenure.logs, tenure.group = generation, logs, group
-        tenure.fresh, tenure.reread, tenure.unsure = set(logs), set(), False
+        lease.generation, lease.logs, lease.group = generation, logs, group
+        lease.fresh, lease.reread, lease.unsure = set(logs), set(), False
         self.counts["claims"] += 1
         self.counts["new_logs"] += len(claim.new_logs)
-        self.tenures[tag] = tenure
-        return tenure
+        self.leases[tag] = lease
+        return lease
 
     async def release(self, tag: str) -> None:
         """Forgets a tag and everything cached for it."""
-        if self.tenures.pop(tag, None) is not None and self.encoder is not None:
+        if self.leases.pop(tag, None) is not None and self.encoder is not None:
             await self.encoder.drop_tag(tag)
 
     async def apply(self, records: Sequence[Record]) -> None:
@@ -117,13 +119,13 @@ class Engine:
         for record in records:
             batches[record.topic, tag_of(record.topic, record.partition)].append(record)
         for tag in dict.fromkeys(tag for _, tag in batches):
-            if self.tenures[tag].unsure:
+            if self.leases[tag].unsure:
                 await self._renew(tag)
         for topic in USER_TOPICS:
             parts = {tag: part for (name, tag), part in batches.items() if name == topic}
             if parts:
                 await self._users.apply(
-                    topic, [(self.tenures[tag], self._next(topic, tag, parts[tag])) for tag in parts]
+                    topic, [(self.leases[tag], self._next(topic, tag, parts[tag])) for tag in parts]
                 )
         for topic in (CATALOG, ITEM_VECTORS, CONTEXT):
             tag = tag_of(topic, 0)
@@ -132,24 +134,24 @@ class Engine:
 
     async def _renew(self, tag: str) -> None:
         """Claims anew after a write of unknown outcome: a late arrival of it is fenced, and how far it got is read."""
-        before = self.tenures[tag]
+        before = self.leases[tag]
         positions = dict(before.positions)
         first = next(iter(positions))
         try:
-            tenure = await self.claim(tag, before.generation, before.logs, before.group)
+            lease = await self.claim(tag, before.generation, before.logs, before.group)
         except ClaimRefusedError as error:
             raise FencedError(tag, first, "token", positions[first]) from error
-        for topic, stored in tenure.positions.items():
+        for topic, stored in lease.positions.items():
             if stored < positions[topic]:  # the store lost writes that it had confirmed: read on from there
                 raise FencedError(tag, topic, "position", stored)
 
     async def skip(self, record: Record, error: MalformedError) -> None:
         """Dead-letters a record that could not be applied because of a defect, and moves the position past it."""
-        await self.outlet.dead_letter(record, error)
+        await self.sink.dead_letter(record, error)
         self.counts[f"malformed:{record.topic}:{error.field}"] += 1
-        tenure = self.tenures.get(tag_of(record.topic, record.partition))
-        if tenure is not None and record.offset >= tenure.positions[record.topic]:
-            await tenure.commit(self.store, record.topic, record.offset + 1, [])
+        lease = self.leases.get(tag_of(record.topic, record.partition))
+        if lease is not None and record.offset >= lease.positions[record.topic]:
+            await lease.commit(self.store, record.topic, record.offset + 1, [])
 
     async def pass_over(self, topic: str, tag: str, offset: int) -> None:
         """Moves a position to an offset before which there is nothing left to apply.
@@ -157,42 +159,42 @@ class Engine:
         Raises:
             FencedError, StoreUnavailableError
         """
-        tenure = self.tenures.get(tag)
-        if tenure is not None and not tenure.unsure and offset > tenure.positions[topic]:
-            log.info("%s: %s from %d to %d holds nothing to apply", tag, topic, tenure.positions[topic], offset)
-            self.counts["passed_over"] += offset - tenure.positions[topic]
-            await self._users.pass_over(tenure, topic, offset)
+        lease = self.leases.get(tag)
+        if lease is not None and not lease.unsure and offset > lease.positions[topic]:
+            log.info("%s: %s from %d to %d holds nothing to apply", tag, topic, lease.positions[topic], offset)
+            self.counts["passed_over"] += offset - lease.positions[topic]
+            await self._users.pass_over(lease, topic, offset)
 
     async def sweep_waiting(self) -> int:
         """Re-encodes users that waited for the vector of an item that is known now; returns how many."""
-        return await self._users.sweep_waiting(self._user_tenures())
+        return await self._users.sweep_waiting(self._user_leases())
 
     async def sweep_idle(self) -> int:
         """Removes some idle users of one partition, another one with each call; returns how many."""
-        tenures = self._user_tenures()
-        if not tenures:
+        leases = self._user_leases()
+        if not leases:
             return 0
         self._swept += 1
-        return await self._users.sweep_idle(tenures[self._swept % len(tenures)])
+        return await self._users.sweep_idle(leases[self._swept % len(leases)])
 
-    def _user_tenures(self) -> list[Tenure]:
-        return [tenure for tenure in self.tenures.values() if CLICKSTREAM in tenure.positions and not tenure.unsure]
+    def _user_leases(self) -> list[PartitionLease]:
+        return [lease for lease in self.leases.values() if CLICKSTREAM in lease.positions and not lease.unsure]
 
     def _next(self, topic: str, tag: str, records: Sequence[Record]) -> list[Record]:
         """The records at or after the position; a first one that does not continue it is not believed at once."""
-        tenure = self.tenures[tag]
-        position = tenure.positions[topic]
+        lease = self.leases[tag]
+        position = lease.positions[topic]
         due = [record for record in records if record.offset >= position]
         self.counts["redelivered"] += len(records) - len(due)
         if not due:
             return due
-        if due[0].offset > position and topic in tenure.fresh and topic not in tenure.reread:
-            tenure.reread.add(topic)
+        if due[0].offset > position and topic in lease.fresh and topic not in lease.reread:
+            lease.reread.add(topic)
             raise GapError(topic, due[0].partition, position, due[0].offset)
         if due[0].offset > position:
             self.counts["gaps"] += 1
             log.info("%s: offsets %d to %d are not in the log", tag, position, due[0].offset)
-        tenure.fresh.discard(topic)
+        lease.fresh.discard(topic)
         return due
 
     async def _apply_single(self, topic: str, tag: str, records: Sequence[Record]) -> None:
@@ -204,11 +206,11 @@ class Engine:
             ops = context_ops(events, self.store.keys)
         else:
             ops = await item_ops(events, self.store.keys, self.encoder)
-        tenure = self.tenures[tag]
+        lease = self.leases[tag]
         try:
-            await tenure.commit(self.store, topic, records[-1].offset + 1, ops)
+            await lease.commit(self.store, topic, records[-1].offset + 1, ops)
         except BaseException:
-            tenure.unsure = True
+            lease.unsure = True
             raise
         self.counts["applied"] += len(events)
         self.counts[f"applied:{topic}"] += len(events)

@@ -18,7 +18,7 @@ from streams.parsing import parse
 from streams.pipeline.metrics import field_label
 
 
-class Outlet(Protocol):
+class DeadLetterSink(Protocol):
     """Where records go that are not applied here. Both calls return once Kafka has acknowledged."""
 
     async def dead_letter(self, record: Record, error: MalformedError) -> None:
@@ -36,8 +36,8 @@ class Intake:
         counts: gets `malformed`, `malformed:<topic>:<field>`, `misrouted` and `clamped`.
     """
 
-    def __init__(self, rules: Rules, partitions: int, outlet: Outlet, counts: Counter[str]) -> None:
-        self._rules, self._partitions, self._outlet, self._counts = rules, partitions, outlet, counts
+    def __init__(self, rules: Rules, partitions: int, sink: DeadLetterSink, counts: Counter[str]) -> None:
+        self._rules, self._partitions, self._sink, self._counts = rules, partitions, sink, counts
 
     async def accept(self, records: Sequence[Record]) -> list[tuple[Record, Event]]:
         """The well-formed records with their events, in order."""
@@ -50,7 +50,7 @@ class Intake:
                 bad.append((record, error))
                 self._counts[f"malformed:{record.topic}:{field_label(error.field)}"] += 1
         self._counts["malformed"] += len(bad)
-        await asyncio.gather(*(self._outlet.dead_letter(record, error) for record, error in bad))
+        await asyncio.gather(*(self._sink.dead_letter(record, error) for record, error in bad))
         return good
 
     async def accept_at_home(self, records: Sequence[Record]) -> list[Click | Forget | Profile]:
@@ -60,7 +60,7 @@ class Intake:
             assert isinstance(event, (Click, Forget, Profile))
             home = partition_of(event.user_id, self._partitions)
             if home != record.partition:
-                away.append(self._outlet.forward(record, home, event.user_id.encode()))
+                away.append(self._sink.forward(record, home, event.user_id.encode()))
                 continue
             if isinstance(event, Click) and event.raw_ts_ms - event.ts_ms > 0:
                 self._counts["clamped"] += 1
@@ -100,8 +100,8 @@ class Send(Protocol):
     ) -> tuple[int, int]: ...
 
 
-class KafkaOutlet:
-    """`Outlet` that writes to Kafka."""
+class KafkaDeadLetterSink:
+    """`DeadLetterSink` that writes to Kafka."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

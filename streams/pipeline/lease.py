@@ -15,7 +15,7 @@ from streams.pipeline.user_state import PartitionClock
 
 
 @dataclass(slots=True)
-class Tenure:
+class PartitionLease:
     """The right to write `tag` under `token`, with the caches that are valid only under it.
 
     `fresh` topics have not yet delivered a record since the claim or the last seek; `reread` ones were sought once

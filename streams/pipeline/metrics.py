@@ -27,7 +27,7 @@ _RECENT_S = 10.0  # … and none older: what a backlog cost is forgotten soon af
 _FIELD = re.compile(r"[a-z_]{1,24}")
 
 
-class Freshness(Collector):
+class FreshnessHistogram(Collector):
     """Ages of the latest events when they became visible: percentiles for heartbeats, a histogram for Prometheus.
 
     The histogram takes a batch at once: an observation of the library's own costs a worker as much as a parsed event.
@@ -83,7 +83,7 @@ class WorkerMetrics:
         self.encode_seconds = Histogram(
             "perseid_encode_seconds", "Time of one encoder batch.", buckets=SECONDS, registry=registry
         )
-        self.freshness = Freshness()
+        self.freshness = FreshnessHistogram()
         registry.register(self.freshness)
         registry.register(_Counts(counts))
 

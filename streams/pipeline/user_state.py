@@ -136,7 +136,7 @@ class PartitionClock:
     now_ms: int = -1
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=AGREEING))
 
-    def see(self, ts_ms: int) -> None:
+    def observe(self, ts_ms: int) -> None:
         """One click of this time was applied."""
         self.recent.append(ts_ms)
         if len(self.recent) == AGREEING:

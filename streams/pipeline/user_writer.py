@@ -20,7 +20,7 @@ from index.state.store import LiveStore
 from streams.events import CLICKSTREAM, Click, Forget, Profile, Record, Rules
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import Intake
-from streams.pipeline.lease import Tenure
+from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import WorkerMetrics
 from streams.pipeline.user_state import (
     Change,
@@ -59,18 +59,18 @@ class UserWriter:
         self._remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
         self._one_at_a_time = asyncio.Lock()
 
-    async def open(self, tenure: Tenure) -> None:
-        """Reads what a new tenure has to know of its partition."""
-        keys, tag = self._store.keys, tenure.tag
+    async def open(self, lease: PartitionLease) -> None:
+        """Reads what a new lease has to know of its partition."""
+        keys, tag = self._store.keys, lease.tag
         clock, idle_ms = (await self._store.read([(keys.owner(tag), ["clock", "idle_ms"])]))[0]
-        tenure.clock, tenure.idle_ms = PartitionClock.decode(clock), int(idle_ms or -1)
-        tenure.buckets = {int(bucket) for bucket in await self._store.read_all(keys.popularity_buckets(tag))}
-        tenure.waiting = dict.fromkeys(sorted(await self._store.members(keys.waiting(tag))), ())
+        lease.clock, lease.idle_ms = PartitionClock.decode(clock), int(idle_ms or -1)
+        lease.buckets = {int(bucket) for bucket in await self._store.read_all(keys.popularity_buckets(tag))}
+        lease.waiting = dict.fromkeys(sorted(await self._store.members(keys.waiting(tag))), ())
 
-    async def apply(self, topic: str, parts: Sequence[tuple[Tenure, Sequence[Record]]]) -> None:
+    async def apply(self, topic: str, parts: Sequence[tuple[PartitionLease, Sequence[Record]]]) -> None:
         """Applies one topic's records, by partition."""
         async with self._one_at_a_time:
-            plans = [Plan(tenure, topic, records[-1].offset + 1) for tenure, records in parts if records]
+            plans = [Plan(lease, topic, records[-1].offset + 1) for lease, records in parts if records]
             batches = [records for _, records in parts if records]
             try:
                 for plan, records in zip(plans, batches, strict=True):
@@ -83,39 +83,39 @@ class UserWriter:
             except BaseException:
                 for plan in plans:
                     if not plan.written:
-                        await self._drop(plan.tenure)
+                        await self._drop(plan.lease)
                 raise
 
-    async def sweep_waiting(self, tenures: Sequence[Tenure]) -> int:
+    async def sweep_waiting(self, leases: Sequence[PartitionLease]) -> int:
         """Re-encodes users whose missing items have a vector by now. Changes no state and no position."""
         if self._encoder is None:
             return 0
         async with self._one_at_a_time:
-            return await self._rewrite([self._waiting_plan(t) for t in tenures if t.waiting])
+            return await self._rewrite([self._waiting_plan(t) for t in leases if t.waiting])
 
-    async def sweep_idle(self, tenure: Tenure) -> int:
+    async def sweep_idle(self, lease: PartitionLease) -> int:
         """Removes some users of a partition who have been idle for too long; returns how many.
 
         Who counts as idle does not depend on this: it frees the memory of those who already do.
         """
         async with self._one_at_a_time:
-            horizon_ms = tenure.clock.before(self._settings.idle_ms)
-            users = self._store.keys.users(tenure.tag)
+            horizon_ms = lease.clock.before(self._settings.idle_ms)
+            users = self._store.keys.users(lease.tag)
             found = await self._store.lowest(users, horizon_ms, SWEEP_USERS, from_score=1) if horizon_ms > 1 else []
-            plan = self._still_plan(tenure, found)
+            plan = self._still_plan(lease, found)
             for touched in plan.touched.values():
                 touched.emptied = True
             removed = await self._rewrite([plan])
             self._counts["idle_swept"] += removed
             return removed
 
-    async def pass_over(self, tenure: Tenure, topic: str, offset: int) -> None:
+    async def pass_over(self, lease: PartitionLease, topic: str, offset: int) -> None:
         """Moves a position and writes nothing else."""
         async with self._one_at_a_time:
             try:
-                await tenure.commit(self._store, topic, offset, [])
+                await lease.commit(self._store, topic, offset, [])
             except BaseException:
-                tenure.unsure = True
+                lease.unsure = True
                 raise
 
     async def _rewrite(self, plans: Sequence[Plan]) -> int:
@@ -125,7 +125,7 @@ class UserWriter:
             await self._load(plans)
             for plan in plans:
                 for user_id, touched in plan.touched.items():
-                    touched.state = plan.tenure.users[user_id]
+                    touched.state = plan.lease.users[user_id]
                     leave_if_idle(touched.state, plan.clock.before(self._settings.idle_ms))
                     touched.keep = 0 if touched.emptied else len(touched.state.ts_ms)
                     touched.encode = bool(touched.state.ts_ms) or touched.state.profile is not None
@@ -133,44 +133,44 @@ class UserWriter:
             await self._write(plans)
         except BaseException:
             for plan in plans:
-                await self._drop(plan.tenure)
+                await self._drop(plan.lease)
             raise
         return sum(len(plan.touched) for plan in plans)
 
-    def _waiting_plan(self, tenure: Tenure) -> Plan:
+    def _waiting_plan(self, lease: PartitionLease) -> Plan:
         assert self._encoder is not None
         known = self._encoder.encoder.items
-        ready = [user for user, items in tenure.waiting.items() if not items or any(item in known for item in items)]
-        return self._still_plan(tenure, ready)
+        ready = [user for user, items in lease.waiting.items() if not items or any(item in known for item in items)]
+        return self._still_plan(lease, ready)
 
-    def _still_plan(self, tenure: Tenure, user_ids: Sequence[str]) -> Plan:
-        plan = Plan(tenure, CLICKSTREAM, tenure.positions[CLICKSTREAM], clock=tenure.clock)
+    def _still_plan(self, lease: PartitionLease, user_ids: Sequence[str]) -> Plan:
+        plan = Plan(lease, CLICKSTREAM, lease.positions[CLICKSTREAM], clock=lease.clock)
         plan.touched = {user_id: Touched(UserState(), 0) for user_id in user_ids}
         return plan
 
-    async def _drop(self, tenure: Tenure) -> None:
-        tenure.unsure = True
-        tenure.users.clear()
+    async def _drop(self, lease: PartitionLease) -> None:
+        lease.unsure = True
+        lease.users.clear()
         if self._encoder is not None:
-            await self._encoder.drop_tag(tenure.tag)
+            await self._encoder.drop_tag(lease.tag)
 
     async def _load(self, plans: Iterable[Plan]) -> None:
         wanted = []
         for plan in plans:
             users = dict.fromkeys(event.user_id for event in plan.events) or plan.touched
-            wanted += [(plan.tenure, user_id) for user_id in plan.tenure.missing(users)]
+            wanted += [(plan.lease, user_id) for user_id in plan.lease.missing(users)]
         if not wanted:
             return
         keys = self._store.keys
-        found = await self._store.read([(keys.user(tenure.tag, user), (STATE, PROFILE)) for tenure, user in wanted])
-        for (tenure, user_id), fields in zip(wanted, found, strict=True):
-            tenure.remember(user_id, load_user(fields))
+        found = await self._store.read([(keys.user(lease.tag, user), (STATE, PROFILE)) for lease, user in wanted])
+        for (lease, user_id), fields in zip(wanted, found, strict=True):
+            lease.remember(user_id, load_user(fields))
 
     def _change(self, plan: Plan) -> None:
-        plan.clock = plan.tenure.clock.copy()
+        plan.clock = plan.lease.clock.copy()
         for event in plan.events:
-            state = plan.tenure.users[event.user_id]
-            plan.tenure.remember(event.user_id, state)
+            state = plan.lease.users[event.user_id]
+            plan.lease.remember(event.user_id, state)
             horizon_ms = plan.clock.before(self._settings.idle_ms)
             if leave_if_idle(state, horizon_ms):
                 self._counts["idle"] += 1
@@ -191,7 +191,7 @@ class UserWriter:
         touched.keep = min(touched.keep, change.keep)
         if isinstance(event, Click):
             touched.encode = plan.ticked = True
-            plan.clock.see(event.ts_ms)
+            plan.clock.observe(event.ts_ms)
             self._count_popularity(plan, event)
         elif isinstance(event, Forget):
             touched.emptied = True
@@ -213,12 +213,12 @@ class UserWriter:
         for plan in plans:
             for user_id, touched in plan.touched.items():
                 if touched.emptied:
-                    await self._encoder.drop(plan.tenure.tag, user_id)
+                    await self._encoder.drop(plan.lease.tag, user_id)
         jobs = [(plan, user, t) for plan in plans for user, t in plan.touched.items() if t.encode]
         if not jobs:
             return
         started = time.perf_counter()
-        result = await self._encoder.encode([_request(plan.tenure.tag, user, t) for plan, user, t in jobs])
+        result = await self._encoder.encode([_request(plan.lease.tag, user, t) for plan, user, t in jobs])
         self._metrics.encoded(len(jobs), time.perf_counter() - started)
         for (_, _, touched), vectors, missing in zip(jobs, result.vectors, result.missing, strict=True):
             touched.vectors = encode_vectors(vectors, self._settings.half_vectors)
@@ -229,7 +229,7 @@ class UserWriter:
         async def write(plan: Plan) -> None:
             version = None if self._encoder is None else self._encoder.version
             ops = user_topic_ops(self._store.keys, plan, self._settings, version)
-            await plan.tenure.commit(self._store, plan.topic, plan.position, ops)
+            await plan.lease.commit(self._store, plan.topic, plan.position, ops)
             plan.written = True
             self._settle(plan)
 
@@ -240,15 +240,15 @@ class UserWriter:
 
     def _settle(self, plan: Plan) -> None:
         """Takes over in memory what was just written."""
-        tenure = plan.tenure
+        lease = plan.lease
         expired = set(expired_buckets(plan, self._settings))
-        tenure.buckets = (tenure.buckets | set(plan.popularity)) - expired
-        tenure.clock, tenure.idle_ms = plan.clock, self._settings.idle_ms
+        lease.buckets = (lease.buckets | set(plan.popularity)) - expired
+        lease.clock, lease.idle_ms = plan.clock, self._settings.idle_ms
         for user_id, touched in plan.touched.items():
-            tenure.waiting.pop(user_id, None)
+            lease.waiting.pop(user_id, None)
             if touched.missing:
-                tenure.waiting[user_id] = touched.missing
-        tenure.trim()
+                lease.waiting[user_id] = touched.missing
+        lease.trim()
 
 
 def _request(tag: str, user_id: str, touched: Touched) -> EncodeRequest:

@@ -33,7 +33,7 @@ from index.state.records import (
 from index.state.store import Op
 from streams.events import CatalogueEntry, Click, ContextEntry, Event, Forget, Profile, VectorEntry
 from streams.pipeline.encoder_thread import EncoderThread
-from streams.pipeline.lease import Tenure
+from streams.pipeline.lease import PartitionLease
 from streams.pipeline.user_state import EngineSettings, PartitionClock
 
 
@@ -54,7 +54,7 @@ class Touched:
 class Plan:
     """What one partition's part of a batch will write."""
 
-    tenure: Tenure
+    lease: PartitionLease
     topic: str
     position: int
     events: list[Click | Forget | Profile] = field(default_factory=list)
@@ -68,12 +68,12 @@ class Plan:
 def expired_buckets(plan: Plan, settings: EngineSettings) -> list[int]:
     """Popularity buckets that lie beyond the horizon now."""
     last = plan.clock.now_ms // settings.bucket_ms - settings.horizon_buckets
-    return sorted(bucket for bucket in plan.tenure.buckets | set(plan.popularity) if bucket <= last)
+    return sorted(bucket for bucket in plan.lease.buckets | set(plan.popularity) if bucket <= last)
 
 
 def user_topic_ops(keys: Keys, plan: Plan, settings: EngineSettings, version: str | None) -> list[Op]:
     """Everything a plan writes beside its position; `version` is the encoder's model, None without an encoder."""
-    tag = plan.tenure.tag
+    tag = plan.lease.tag
     ops: list[Op] = []
     for user_id, touched in plan.touched.items():
         ops += _user_ops(keys.user(tag, user_id), touched, version)
@@ -84,7 +84,7 @@ def user_topic_ops(keys: Keys, plan: Plan, settings: EngineSettings, version: st
     for bucket in expired_buckets(plan, settings):
         ops.append(Op("delete", keys.popularity(tag, bucket)))
         ops.append(Op("hdel", keys.popularity_buckets(tag), names=(str(bucket),)))
-    if plan.ticked or plan.tenure.idle_ms != settings.idle_ms:
+    if plan.ticked or plan.lease.idle_ms != settings.idle_ms:
         facts = {"clock": plan.clock.encode(), "idle_ms": str(settings.idle_ms).encode()}
         ops.append(Op("hset", keys.owner(tag), facts))
     return ops
@@ -108,14 +108,14 @@ def _user_ops(key: str, touched: Touched, version: str | None) -> list[Op]:
 
 def _index_ops(keys: Keys, plan: Plan) -> list[Op]:
     """Users by the time of their newest event; 0 for those of whom only a profile or a forget mark is left."""
-    index = keys.users(plan.tenure.tag)
+    index = keys.users(plan.lease.tag)
     times = {user: t.state.ts_ms[-1] if t.state.ts_ms else 0 for user, t in plan.touched.items() if not t.state.empty}
     gone = [user for user, touched in plan.touched.items() if touched.state.empty]
     return ([Op("zadd", index, times)] if times else []) + ([Op("zrem", index, names=gone)] if gone else [])
 
 
 def _waiting_ops(keys: Keys, plan: Plan) -> list[Op]:
-    waiting, before = keys.waiting(plan.tenure.tag), plan.tenure.waiting
+    waiting, before = keys.waiting(plan.lease.tag), plan.lease.waiting
     now = [user for user, touched in plan.touched.items() if touched.missing and user not in before]
     done = [user for user, touched in plan.touched.items() if not touched.missing and user in before]
     return ([Op("sadd", waiting, names=now)] if now else []) + ([Op("srem", waiting, names=done)] if done else [])

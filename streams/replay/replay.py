@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from index.items.follower import ItemFollower
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
 from index.state.store import LiveStore, LogIdentity
-from streams.evaluation.prequential import Asker
+from streams.evaluation.prequential import PrequentialEvaluator
 from streams.events import (
     CATALOG,
     CLICKSTREAM,
@@ -38,7 +38,7 @@ from streams.pipeline.digest import digest
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.user_writer import EngineSettings
-from streams.replay.report import ReplayReport, Tally
+from streams.replay.report import ReplayCounts, ReplayReport
 
 # Records applied at once while nothing is asked: a user's run of events is then encoded once.
 _CHUNK = 512
@@ -49,7 +49,7 @@ _ITEM_TOPICS = (CATALOG, ITEM_VECTORS)
 _CHUNK_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, USERS, CLICKSTREAM))}
 
 
-class SilentOutlet:
+class SilentSink:
     """Counts what production would send to Kafka: a replayed log holds the forwarded copies already."""
 
     def __init__(self, dead_letters: Counter[str] | None = None) -> None:
@@ -67,7 +67,7 @@ async def open_engine(
     store: LiveStore,
     rules: Rules,
     partitions: int,
-    outlet: SilentOutlet,
+    sink: SilentSink,
     encoder: EncoderThread | None,
     logs: Mapping[str, LogIdentity],
     settings: EngineSettings | None = None,
@@ -78,7 +78,7 @@ async def open_engine(
         ValueError: the store holds a state with another partition count or other kinds.
     """
     await store.ensure_cluster(partitions, [kind.name for kind in rules.kinds])
-    engine = Engine(store, rules, partitions, outlet, encoder, settings or EngineSettings(half_vectors=False))
+    engine = Engine(store, rules, partitions, sink, encoder, settings or EngineSettings(half_vectors=False))
     for tag in (*(partition_tag(partition) for partition in range(partitions)), ITEMS_TAG, CONTEXT_TAG):
         await engine.claim(tag, 0, {topic: logs[topic] for topic in topics_of(tag)}, "replay")
     return engine
@@ -102,50 +102,54 @@ async def replay(
     source: str,
     records: Iterable[Record],
     engine: Engine,
-    outlet: SilentOutlet,
-    asker: Asker | None = None,
+    sink: SilentSink,
+    evaluator: PrequentialEvaluator | None = None,
     covers: Callable[[], Mapping[str, Covers]] = dict,
     progress: Callable[[int], None] | None = None,
 ) -> ReplayReport:
-    """Applies all records, asks about clicks as `asker` wants, and reports; `covers` says afterwards what was read.
+    """Applies all records, asks about clicks as `evaluator` wants, and reports; `covers` says afterwards what was read.
 
     Raises:
         StoreUnavailableError: the live state did not answer; a replay begins anew then.
     """
-    tally = Tally(dead_letters=outlet.dead_letters)
-    await feed(records, engine, tally, asker, progress)
-    return await report(source, engine, tally, asker, covers())
+    replayed = ReplayCounts(dead_letters=sink.dead_letters)
+    await feed(records, engine, replayed, evaluator, progress)
+    return await report(source, engine, replayed, evaluator, covers())
 
 
 async def feed(
     records: Iterable[Record],
     engine: Engine,
-    tally: Tally,
-    asker: Asker | None = None,
+    replayed: ReplayCounts,
+    evaluator: PrequentialEvaluator | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Applies records, all of them when it returns, and counts on in `tally`; returns how many there were.
+    """Applies records, all of them when it returns, and counts on in `replayed`; returns how many there were.
 
-    An engine and an asker that are new go on from the tally's counts. `progress` is told of all records so far, after
+    An engine and an evaluator that are new go on from the counts. `progress` is told of all records so far, after
     every batch.
 
     Raises:
         StoreUnavailableError: the live state did not answer.
     """
-    began_s, done_before = time.monotonic(), tally.done
-    await _go_on(engine, tally, asker)
-    feeder = _Feeder(engine, asker, tally.records, tally.asked, progress)
+    began_s, done_before = time.monotonic(), replayed.done
+    await _go_on(engine, replayed, evaluator)
+    feeder = _Feeder(engine, evaluator, replayed.records, replayed.asked, progress)
     for record in records:
         await feeder.feed(record)
     await feeder.flush()
-    tally.asked, tally.counts = feeder.asked, Counter(engine.counts)
-    tally.asker = asker.memory() if asker is not None else None
-    tally.seconds += time.monotonic() - began_s
-    return tally.done - done_before
+    replayed.asked, replayed.counts = feeder.asked, Counter(engine.counts)
+    replayed.evaluator = evaluator.state_dict() if evaluator is not None else None
+    replayed.seconds += time.monotonic() - began_s
+    return replayed.done - done_before
 
 
 async def report(
-    source: str, engine: Engine, tally: Tally, asker: Asker | None, covers: Mapping[str, Covers]
+    source: str,
+    engine: Engine,
+    replayed: ReplayCounts,
+    evaluator: PrequentialEvaluator | None,
+    covers: Mapping[str, Covers],
 ) -> ReplayReport:
     """What a replay has done so far. Reads the whole state for the digest."""
     began_s = time.monotonic()
@@ -154,29 +158,29 @@ async def report(
         source=source,
         complete=all(c.complete for c in covers.values()),
         covers=covers,
-        records=dict(tally.records),
-        counts=dict(tally.counts),
-        dead_letters=dict(tally.dead_letters),
+        records=dict(replayed.records),
+        counts=dict(replayed.counts),
+        dead_letters=dict(replayed.dead_letters),
         digest=found,
-        answers=asker.result() if asker is not None else None,
+        answers=evaluator.result() if evaluator is not None else None,
         model=engine.encoder.version if engine.encoder is not None else None,
-        seconds=tally.seconds + time.monotonic() - began_s,
+        seconds=replayed.seconds + time.monotonic() - began_s,
     )
 
 
-async def _go_on(engine: Engine, tally: Tally, asker: Asker | None) -> None:
-    """Makes a new engine and a new asker know what the replay has come to; with an empty tally that is nothing."""
-    if not tally.done:
+async def _go_on(engine: Engine, replayed: ReplayCounts, evaluator: PrequentialEvaluator | None) -> None:
+    """Makes a new engine and a new evaluator know what the replay has come to; without a record that is nothing."""
+    if not replayed.done:
         return
     engine.counts.clear()
-    engine.counts.update(tally.counts)
+    engine.counts.update(replayed.counts)
     if engine.encoder is not None:
         items = ItemFollower(engine.store, engine.encoder.version, engine.encoder, text_vectors=True)
         await items.catch_up()
-    if asker is not None:
-        if tally.asker is not None:
-            asker.remember(tally.asker)
-        await asker.items_changed()
+    if evaluator is not None:
+        if replayed.evaluator is not None:
+            evaluator.load_state_dict(replayed.evaluator)
+        await evaluator.items_changed()
 
 
 @dataclass(slots=True)
@@ -184,7 +188,7 @@ class _Feeder:
     """Collects records into batches; a question finds everything applied that its user's answer depends on."""
 
     engine: Engine
-    asker: Asker | None
+    evaluator: PrequentialEvaluator | None
     fed: Counter[str]
     asked: bool = False  # since the first question items and clicks are applied in their order
     progress: Callable[[int], None] | None = None
@@ -194,17 +198,17 @@ class _Feeder:
     async def feed(self, record: Record) -> None:
         self.fed[record.topic] += 1
         click = self._click(record)
-        if self.asker is not None and record.topic == CATALOG and record.key is not None:
-            self.asker.arrived(record.key.decode(errors="replace"), record.timestamp_ms)
+        if self.evaluator is not None and record.topic == CATALOG and record.key is not None:
+            self.evaluator.arrived(record.key.decode(errors="replace"), record.timestamp_ms)
         if self.asked and self._pending and self._pending[-1].topic != record.topic:
             await self.flush()
-        if click is not None and self.asker is not None:
-            if self.asker.wants(click, record.timestamp_ms):
+        if click is not None and self.evaluator is not None:
+            if self.evaluator.wants(click, record.timestamp_ms):
                 if not self.asked or click.user_id in self._users:
                     await self.flush()
                 self.asked = True
-                await self.asker.ask(click, record.timestamp_ms)
-            self.asker.observe(click, record.timestamp_ms)
+                await self.evaluator.ask(click, record.timestamp_ms)
+            self.evaluator.observe(click, record.timestamp_ms)
             self._users.add(click.user_id)
         self._pending.append(record)
         if len(self._pending) >= (_PENDING if self.asked else _CHUNK):
@@ -219,8 +223,8 @@ class _Feeder:
             await self._apply(part)
         if cut:
             await self.engine.sweep_waiting()  # as a worker does when it is idle
-            if self.asker is not None:
-                await self.asker.items_changed()
+            if self.evaluator is not None:
+                await self.evaluator.items_changed()
         if self.progress is not None:
             self.progress(self.fed.total())
 
@@ -234,7 +238,7 @@ class _Feeder:
 
     def _click(self, record: Record) -> Click | None:
         """The click that a record of the clickstream carries to its home partition."""
-        if self.asker is None or record.topic != CLICKSTREAM:
+        if self.evaluator is None or record.topic != CLICKSTREAM:
             return None
         try:
             event = parse(record, self.engine.rules)

@@ -1,6 +1,6 @@
 """What a replay has counted so far, what its logs held, and the report at its end, for people and as plain values.
 
-A tally is carried from one part of a long replay to the next and through a checkpoint. It does not replay anything.
+The counts are carried from one part of a long replay to the next and through a checkpoint. It does not replay anything.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from streams.pipeline.digest import Digest
 
 _TOLD = ("applied", "duplicate", "late", "forgotten", "malformed", "misrouted", "gaps")
 
+_STORED_NAMES = {"evaluator": "asker", "resume_state": "standing"}  # fields that a checkpoint names otherwise
+
 
 @dataclass(slots=True)
-class Tally:
-    """Counts of a replay. `standing` is the reader's, `asker` the asker's memory: both plain values for JSON."""
+class ReplayCounts:
+    """Counts of a replay; `evaluator` and `resume_state` say in plain JSON where evaluator and reader go on."""
 
     records: Counter[str] = field(default_factory=Counter)  # by topic
     counts: Counter[str] = field(default_factory=Counter)  # the engine's: applied, duplicate, late, malformed …
     dead_letters: Counter[str] = field(default_factory=Counter)  # by topic and reason
     seconds: float = 0.0
     asked: bool = False  # since the first question items and clicks are applied in their order
-    asker: dict[str, Any] | None = None
-    standing: dict[str, Any] | None = None
+    evaluator: dict[str, Any] | None = None
+    resume_state: dict[str, Any] | None = None
 
     @property
     def done(self) -> int:
@@ -35,14 +37,14 @@ class Tally:
         return self.records.total()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Plain values for JSON, under the names of the checkpoint's format."""
+        return {_STORED_NAMES.get(name, name): getattr(self, name) for name in self.__slots__}
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Tally:
-        """The tally that `to_dict` described."""
-        counted = ("records", "counts", "dead_letters")
-        return cls(**{**found, **{name: Counter(found[name]) for name in counted}})
+    def from_dict(cls, found: Mapping[str, Any]) -> ReplayCounts:
+        """The counts that `to_dict` described."""
+        values = {name: found[_STORED_NAMES.get(name, name)] for name in cls.__slots__}
+        return cls(**{**values, **{name: Counter(values[name]) for name in ("records", "counts", "dead_letters")}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class ReplayReport:
     counts: Mapping[str, int]  # the engine's: applied, duplicate, late, malformed, misrouted …
     dead_letters: Mapping[str, int]
     digest: Digest
-    answers: Mapping[str, Any] | None  # Asker.result
+    answers: Mapping[str, Any] | None  # PrequentialEvaluator.result
     model: str | None
     seconds: float  # spent replaying, in all runs together
 

@@ -124,7 +124,7 @@ def _misses(encoder: EncoderThread | None) -> int:
 def _records(engine: Engine, task: Task) -> Iterator[Record]:
     """Clicks as a consumer would have them, from the positions on."""
     point, now_ms = task.point, int(time.time() * 1000)
-    at = {number: engine.tenures[partition_tag(number)].positions[CLICKSTREAM] for number in range(point.partitions)}
+    at = {number: engine.leases[partition_tag(number)].positions[CLICKSTREAM] for number in range(point.partitions)}
     for user, body in clicks(Synthetic(point.items, point.users), task.events, now_ms, task.turn):
         partition = partition_of(user, point.partitions)
         yield Record(CLICKSTREAM, partition, at[partition], now_ms, user.encode(), body)

@@ -45,7 +45,7 @@ from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from streams.events import CLICKSTREAM, DEFAULT_KINDS
 from streams.folder.reader import read_folder
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import DIM, PARTITIONS, TEXT_DIM, Synthetic, Writer, clicks
@@ -97,7 +97,7 @@ def window_lengths(users: int, data: Path | None) -> NDArray[np.int64]:
 
 
 @contextmanager
-def topic(address: str, world: Synthetic, events: int) -> Iterator[KafkaAccess]:
+def topic(address: str, world: Synthetic, events: int) -> Iterator[KafkaConfig]:
     """Topics of the bench's own, with a backlog of clicks."""
     with services.own_topics(address, f"bench-{uuid.uuid4().hex[:8]}-") as access:
         create_topics(access, PARTITIONS)
@@ -115,7 +115,7 @@ def topic(address: str, world: Synthetic, events: int) -> Iterator[KafkaAccess]:
 
 
 def plain(
-    access: KafkaAccess, world: Synthetic, lengths: NDArray[np.int64], events: int, folder: Path, workers: int
+    access: KafkaConfig, world: Synthetic, lengths: NDArray[np.int64], events: int, folder: Path, workers: int
 ) -> list[Row]:
     """Stream workers without an encoder, in one group."""
     name = "plain" if workers == 1 else f"plain_{workers}_workers"
@@ -139,7 +139,7 @@ def plain(
 
 
 def encoded(
-    access: KafkaAccess, world: Synthetic, lengths: NDArray[np.int64], given: argparse.Namespace, folder: Path
+    access: KafkaConfig, world: Synthetic, lengths: NDArray[np.int64], given: argparse.Namespace, folder: Path
 ) -> list[Row]:
     """The worker process as users run it, with an untrained model."""
     artefact, version = untrained(folder / "model")
@@ -232,7 +232,7 @@ def _applied(live: LiveState) -> int:
     return sum(position for (topic, _), position in live.positions().items() if topic == CLICKSTREAM)
 
 
-def references(access: KafkaAccess, events: int) -> list[Row]:
+def references(access: KafkaConfig, events: int) -> list[Row]:
     """Loops over the same backlog that only decode."""
     calls: dict[str, Callable[[], float]] = {
         "bare_aiokafka": lambda: asyncio.run(_aiokafka_rate(access, events)),
@@ -242,7 +242,7 @@ def references(access: KafkaAccess, events: int) -> list[Row]:
     return [result(name, call(), "events/s") for name, call in calls.items()]
 
 
-async def _aiokafka_rate(access: KafkaAccess, events: int) -> float:
+async def _aiokafka_rate(access: KafkaConfig, events: int) -> float:
     name = access.topic(CLICKSTREAM)
     consumer = aiokafka.AIOKafkaConsumer(**access.aiokafka(), auto_offset_reset="earliest", enable_auto_commit=False)
     await consumer.start()
@@ -257,7 +257,7 @@ async def _aiokafka_rate(access: KafkaAccess, events: int) -> float:
     return events / spent
 
 
-def _confluent_rate(access: KafkaAccess, events: int) -> float:
+def _confluent_rate(access: KafkaConfig, events: int) -> float:
     consumer = Consumer(
         {**access.librdkafka(), "group.id": f"{access.topic_prefix}bare", "auto.offset.reset": "earliest"}
     )
@@ -275,7 +275,7 @@ def _confluent_rate(access: KafkaAccess, events: int) -> float:
     return events / spent
 
 
-def _faust_rate(access: KafkaAccess, events: int) -> float:
+def _faust_rate(access: KafkaConfig, events: int) -> float:
     """A process of its own, because an app wants the main thread; it prints its rate."""
     argv = [sys.executable, "-m", "tests.bench.ingest_faust", access.bootstrap, access.topic(CLICKSTREAM), str(events)]
     out = subprocess.run(argv, capture_output=True, text=True, timeout=_PATIENCE_S, check=True).stdout

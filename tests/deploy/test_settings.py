@@ -9,7 +9,7 @@ import pytest
 from deploy.setting_values import parse_kinds
 from deploy.settings import Settings, load, public_address, table
 from streams.events import DEFAULT_KINDS
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -95,10 +95,10 @@ def test_kafka_access_says_what_the_settings_say() -> None:
             "PERSEID_TOPIC_PREFIX": "shop1.",
         }
     )
-    access = KafkaAccess(
+    access = KafkaConfig(
         "a:9093,b:9093", "sasl_ssl", "SCRAM-SHA-256", "me", "a-phrase", ca=__file__, topic_prefix="shop1."
     )
-    assert settings.kafka_access() == access
+    assert settings.kafka_config() == access
     assert load(settings.environment()) == settings
     assert "a-phrase" not in repr(settings) + repr(access)
 

@@ -64,7 +64,7 @@ def mutate_worker(mutation: str, worker: StreamWorker) -> None:
     """
     if mutation != UNGUARDED:
         return
-    worker._is_ours = lambda record: tag_of(record.topic, record.partition) in worker.engine.tenures  # type: ignore[method-assign]
+    worker._is_ours = lambda record: tag_of(record.topic, record.partition) in worker.engine.leases  # type: ignore[method-assign]
 
     async def read(consumer: StateConsumer, fetcher: Any) -> None:
         await _deliver_whatever_comes(worker, consumer, fetcher)
@@ -95,7 +95,7 @@ async def _deliver_whatever_comes(worker: StreamWorker, consumer: StateConsumer,
 
 
 def _believe_every_gap(engine: Engine, topic: str, tag: str, records: Sequence[Record]) -> list[Record]:
-    position = engine.tenures[tag].positions[topic]
+    position = engine.leases[tag].positions[topic]
     return [record for record in records if record.offset >= position]
 
 

@@ -19,7 +19,7 @@ from confluent_kafka.cimpl import NewTopic
 from deploy.servers.kafka import KafkaServer
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from streams.events import CONSUMED, DEAD_LETTERS
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from tests.faults.main_thread import in_main_thread
 
 _ANSWER_S = 30.0  # a Kafka that has just been restarted on busy cores may need as long
@@ -36,13 +36,13 @@ class RealBroker:
         self._server = server
         self._admin = AdminClient({"bootstrap.servers": server.address, "log_level": 2})
 
-    def open(self, run: str, partitions: int, folder: Path) -> KafkaAccess:
+    def open(self, run: str, partitions: int, folder: Path) -> KafkaConfig:
         """Creates the topics of a run."""
-        access = KafkaAccess(self._server.address, topic_prefix=f"{run}-")
+        access = KafkaConfig(self._server.address, topic_prefix=f"{run}-")
         self._create(access, _TOPICS, partitions)
         return access
 
-    def close(self, access: KafkaAccess) -> None:
+    def close(self, access: KafkaConfig) -> None:
         """Deletes them; the broker removes their files when it likes."""
         if self._server.pid is None:
             self.restart()
@@ -63,15 +63,15 @@ class RealBroker:
                 if time.monotonic() > deadline:
                     raise
 
-    def delete(self, access: KafkaAccess, topic: str) -> None:
+    def delete(self, access: KafkaConfig, topic: str) -> None:
         """Deletes one topic with its log."""
         self._delete(access, [topic])
 
-    def create(self, access: KafkaAccess, topic: str, partitions: int) -> None:
+    def create(self, access: KafkaConfig, topic: str, partitions: int) -> None:
         """Creates it again: the same name, another log."""
         self._create(access, [topic], partitions)
 
-    def _create(self, access: KafkaAccess, names: Sequence[str], partitions: int) -> None:
+    def _create(self, access: KafkaConfig, names: Sequence[str], partitions: int) -> None:
         counts = topic_partitions(partitions)
         wanted = {access.topic(name): counts[name] for name in names}
         # The traffic's times are of another year: without this Kafka would soon delete what it has just taken.
@@ -79,7 +79,7 @@ class RealBroker:
         _done(self._admin.create_topics([NewTopic(name, count, 1, config=keep) for name, count in wanted.items()]))
         self._until(lambda topics: all(_ready(topics.get(name), count) for name, count in wanted.items()))
 
-    def _delete(self, access: KafkaAccess, names: Sequence[str]) -> None:
+    def _delete(self, access: KafkaConfig, names: Sequence[str]) -> None:
         gone = [access.topic(name) for name in names]
         _done(self._admin.delete_topics(gone))
         self._until(lambda topics: not set(gone) & set(topics))
@@ -112,12 +112,12 @@ class EmbeddedBroker:
     def __init__(self) -> None:
         self._broker: Broker | None = None
 
-    def open(self, run: str, partitions: int, folder: Path) -> KafkaAccess:
+    def open(self, run: str, partitions: int, folder: Path) -> KafkaConfig:
         """Starts it with the topics of a run."""
         self._broker = Broker(topic_partitions(partitions), folder / "broker.log")
-        return KafkaAccess(in_main_thread(self._broker.start))
+        return KafkaConfig(in_main_thread(self._broker.start))
 
-    def close(self, access: KafkaAccess) -> None:
+    def close(self, access: KafkaConfig) -> None:
         """Stops it."""
         if self._broker is not None:
             self._broker.stop()

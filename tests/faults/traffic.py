@@ -17,7 +17,7 @@ import orjson
 from confluent_kafka import KafkaError, Message, Producer
 
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, USERS
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from tests.faults.malformed import malformed
 from tests.faults.vectors import ITEMS, item_vector
 from tests.support.streams_world import NOW_MS, MemoryBroker, fill
@@ -159,7 +159,7 @@ class Traffic:
     """
 
     def __init__(
-        self, access: KafkaAccess, records: Sequence[Sent], progress: Callable[[], int], max_lag: int, limit: int
+        self, access: KafkaConfig, records: Sequence[Sent], progress: Callable[[], int], max_lag: int, limit: int
     ) -> None:
         self.max_lag, self.limit, self.acknowledged = max_lag, limit, 0
         self._access, self._records, self._progress = access, records, progress

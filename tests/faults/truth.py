@@ -22,7 +22,7 @@ from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import partition_of, partition_tag
 from index.state.records import event_hash
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, ITEM_VECTORS, USERS, Record
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from tests.faults.traffic import POISON, Sent
 from tests.support.oracle import Oracle
 
@@ -45,7 +45,7 @@ def log_partitions(partitions: int) -> list[tuple[str, int]]:
 class LogReader:
     """Reads whole partitions of a run's topics."""
 
-    def __init__(self, access: KafkaAccess) -> None:
+    def __init__(self, access: KafkaConfig) -> None:
         config, self._access = {**access.librdkafka(), "log_level": 2}, access
         self._config, self._admin = config, AdminClient(config)
         fetch = {"fetch.wait.max.ms": 5, "fetch.message.max.bytes": 8 << 20, "queued.max.messages.kbytes": 1 << 18}

@@ -18,11 +18,11 @@ from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from index.state.store import Commit
 from streams.events import Rules
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.worker import StreamWorker, WorkerSettings
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
-from streams.pipeline.intake import KafkaOutlet
+from streams.pipeline.intake import KafkaDeadLetterSink
 from tests.faults.mutations import mutate_worker, mutated_store
 from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION, new_encoder, publish
@@ -37,7 +37,7 @@ class WorkerOptions:
     """What a worker needs to know; `mutation` names one of `tests.faults.mutations`, "" is the real thing."""
 
     files: ProcessFiles
-    access: KafkaAccess
+    access: KafkaConfig
     group: str
     redis_url: str
     prefix: str
@@ -71,7 +71,7 @@ async def _serve(options: WorkerOptions) -> None:
         await store.ensure_cluster(options.partitions, [kind.name for kind in RULES.kinds])
         await publish(store)
 
-    engine = Engine(store, RULES, options.partitions, KafkaOutlet(producer.send), encoder, announce=announce)
+    engine = Engine(store, RULES, options.partitions, KafkaDeadLetterSink(producer.send), encoder, announce=announce)
     settings = WorkerSettings(
         options.access,
         options.group,
@@ -112,7 +112,7 @@ async def _tell(worker: StreamWorker, path: Path, hurry: Path) -> None:
     while True:
         if _told(hurry):
             worker.settings = replace(worker.settings, max_batch=_BATCH, max_pending=_PENDING)
-        tags = sorted(set(worker.engine.tenures) - worker.claims.unsettled)
+        tags = sorted(set(worker.engine.leases) - worker.claims.unsettled)
         write_json(path, {"tags": tags, "counts": {str(k): v for k, v in worker.engine.counts.items()}})
         await asyncio.sleep(STATUS_S)
 

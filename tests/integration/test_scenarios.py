@@ -196,7 +196,7 @@ def test_a_heat_wave_moves_the_next_answer_there_and_nowhere_else_until_it_ends(
     assert shares(here) == calm_here
 
 
-def test_forgotten_users_are_strangers_also_for_late_clicks(live: Live, shop: Shop) -> None:
+def test_forgotten_users_are_cold_users_also_for_late_clicks(live: Live, shop: Shop) -> None:
     rng = random.Random(5)
     user = new_id("leaver")
     items = available(live, shop.items_of(shop.categories[2]), 3, rng)
@@ -214,14 +214,14 @@ def test_forgotten_users_are_strangers_also_for_late_clicks(live: Live, shop: Sh
     assert not record["events"] and record["profile"] is None and record["forgotten_ms"], record
 
 
-def test_strangers_get_a_list_and_bad_requests_are_problems(live: Live) -> None:
+def test_cold_users_get_a_list_and_bad_requests_are_problems(live: Live) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         live.recommend("anybody", count=100_000)
     problem = orjson.loads(caught.value.read())
     assert caught.value.code == 400 and problem["title"]
     assert caught.value.headers["content-type"].startswith("application/problem+json")
-    strangers = live.recommend(new_id("stranger"), count=5)
-    assert strangers["served_by"] == "popular" and len(strangers["items"]) == 5
+    nobody = live.recommend(new_id("stranger"), count=5)
+    assert nobody["served_by"] == "popular" and len(nobody["items"]) == 5
 
 
 def test_a_filter_holds_for_every_item_and_the_answer_says_who_applied_it(live: Live) -> None:

@@ -19,10 +19,10 @@ from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
-from streams.embedding import EmbedRole
+from streams.embedding import EmbeddingService
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry
 from streams.kafka.catalog_consumer import KafkaCatalog
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.parsing import parse
 
 RULES = Rules(embedders={"letters": 26})
@@ -87,9 +87,11 @@ def memory() -> MutableMapping[str, NDArray[np.float32]]:
     return {}
 
 
-def role(topic: Topic, memory: MutableMapping[str, NDArray[np.float32]]) -> tuple[EmbedRole, LetterModel, MemoryStore]:
+def role(
+    topic: Topic, memory: MutableMapping[str, NDArray[np.float32]]
+) -> tuple[EmbeddingService, LetterModel, MemoryStore]:
     store, model = MemoryStore(), LetterModel()
-    return EmbedRole(store, RULES, model, memory, topic.publish), model, store
+    return EmbeddingService(store, RULES, model, memory, topic.publish), model, store
 
 
 def test_vectors_come_in_catalogue_order_with_tags_and_hash(memory: dict[str, NDArray[np.float32]]) -> None:
@@ -323,7 +325,7 @@ def test_a_model_that_answers_nothing_is_not_fed_the_whole_catalogue(
 
 def test_through_a_real_broker_and_again_after_a_restart(tmp_path: Path) -> None:
     broker = Broker(topic_partitions(2), tmp_path / "log")
-    producer = EventProducer(KafkaAccess(broker.start()))
+    producer = EventProducer(KafkaConfig(broker.start()))
     try:
         asyncio.run(_through(broker.address, producer))
     finally:
@@ -334,8 +336,8 @@ def test_through_a_real_broker_and_again_after_a_restart(tmp_path: Path) -> None
 async def _through(address: str, producer: EventProducer) -> None:
     async def embed_until(published: int) -> LetterModel:
         model, stop = LetterModel(), asyncio.Event()
-        embed = EmbedRole(MemoryStore(Keys("t")), RULES, model, {}, producer.send)
-        running = asyncio.create_task(embed.run(KafkaCatalog(KafkaAccess(address), "embed"), stop))
+        embed = EmbeddingService(MemoryStore(Keys("t")), RULES, model, {}, producer.send)
+        running = asyncio.create_task(embed.run(KafkaCatalog(KafkaConfig(address), "embed"), stop))
         async with asyncio.timeout(20):
             while embed.counts["published"] < published:
                 await asyncio.sleep(0.01)

@@ -36,10 +36,10 @@ from streams.events import (
     VectorEntry,
     topics_of,
 )
-from streams.parsing import check, parse
+from streams.parsing import encode_record, parse
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
-from streams.pipeline.intake import KafkaOutlet
+from streams.pipeline.intake import KafkaDeadLetterSink
 from tests.faults.malformed import GOOD, TS_MS, malformed, wrong
 
 RULES = Rules(embedders={"toy": 4})
@@ -174,13 +174,13 @@ def test_a_topic_that_is_not_consumed_is_a_defect_and_not_a_bad_record() -> None
 
 @pytest.mark.parametrize("topic", CONSUMED)
 def test_what_is_checked_before_producing_is_what_a_consumer_accepts(topic: str) -> None:
-    key, value = check(topic, GOOD[topic], TS_MS, RULES)
+    key, value = encode_record(topic, GOOD[topic], TS_MS, RULES)
     parse(record(topic, value, key), RULES)
     with pytest.raises(MalformedError, match="not JSON"):
-        check(topic, {**GOOD[topic], "x": object()}, TS_MS, RULES)
+        encode_record(topic, {**GOOD[topic], "x": object()}, TS_MS, RULES)
     name, body = wrong(topic)[0]
     with pytest.raises(MalformedError, match=name):
-        check(topic, body, TS_MS, RULES)
+        encode_record(topic, body, TS_MS, RULES)
 
 
 _JSON = st.recursive(
@@ -244,7 +244,7 @@ class Letters:
 
 
 async def _engine(letters: Letters) -> Engine:
-    engine = Engine(MemoryStore(), RULES, 1, KafkaOutlet(letters))
+    engine = Engine(MemoryStore(), RULES, 1, KafkaDeadLetterSink(letters))
     for tag in ("p0", ITEMS_TAG, "context"):
         await engine.claim(tag, 1, dict.fromkeys(topics_of(tag), LogIdentity("c")))
     return engine

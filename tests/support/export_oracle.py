@@ -39,15 +39,15 @@ def expected(
     """Rows of the events file of merged records, in order."""
     rules = rules or Rules()
     home: dict[str, list[_Turn]] = defaultdict(list)
-    astray: dict[str, list[_Turn]] = defaultdict(list)
+    misrouted: dict[str, list[_Turn]] = defaultdict(list)
     for arrival, record in enumerate(records):
         event = parsed(record, rules) if record.topic == CLICKSTREAM else None
         if isinstance(event, Forget) or (isinstance(event, Click) and inside(record)):
             at_home = partition_of(event.user_id, partitions) == record.partition
-            (home if at_home else astray)[event.user_id].append((record.offset, arrival, event, inside(record)))
+            (home if at_home else misrouted)[event.user_id].append((record.offset, arrival, event, inside(record)))
     rows: list[_Left] = []
-    for user_id in home.keys() | astray.keys():
-        rows += left_of([*sorted(home[user_id], key=lambda turn: turn[0]), *astray[user_id]], rules)
+    for user_id in home.keys() | misrouted.keys():
+        rows += left_of([*sorted(home[user_id], key=lambda turn: turn[0]), *misrouted[user_id]], rules)
     return [(ts_ms, user, item, kind, event_id) for ts_ms, _, user, item, kind, event_id in sorted(rows)]
 
 

@@ -42,7 +42,7 @@ from index.state.records import (
 )
 from index.state.store import Commit, LiveStore, LogIdentity, Op
 from streams.events import MalformedError, Rules
-from streams.parsing import check
+from streams.parsing import encode_record
 
 PARTITIONS, DIM, MODEL = 4, 4, "m-00000001"
 KINDS = ("view", "cart", "purchase")
@@ -227,10 +227,10 @@ class World:
         return time.monotonic() * 1000 + self.ahead_ms
 
 
-async def until(check: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 10.0) -> None:
-    """Polls `check` until it is true. Raises AssertionError after `timeout_s`."""
+async def until(encode_record: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 10.0) -> None:
+    """Polls `encode_record` until it is true. Raises AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    while not await check():
+    while not await encode_record():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         await asyncio.sleep(0.005)
 
@@ -241,6 +241,6 @@ async def _is_ready(client: httpx.AsyncClient) -> bool:
 
 def _validate(topic: str, body: Mapping[str, Any]) -> tuple[bytes, bytes]:
     try:
-        return check(topic, body, NOW_MS, Rules())
+        return encode_record(topic, body, NOW_MS, Rules())
     except MalformedError as error:
         raise InvalidRecordError(error.field, error.reason) from error

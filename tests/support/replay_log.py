@@ -16,7 +16,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from index.state.keys import murmur2
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, PARTITIONED, TOPIC_ORDER, USERS
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 
 START_MS = 1_760_000_000_000
 STEP_MS = 100
@@ -27,7 +27,7 @@ _CHUNK = 10_000  # records whose random numbers are drawn at once
 Sent = tuple[str, int, str, bytes | None, int]  # topic, partition, key, value, timestamp_ms
 
 
-def create_topics(access: KafkaAccess, partitions: int) -> None:
+def create_topics(access: KafkaConfig, partitions: int) -> None:
     """Makes the consumed topics, which keep everything: the history lies in the past."""
     admin, keep = AdminClient(access.librdkafka()), {"retention.ms": "-1"}
     topics = [
@@ -73,7 +73,7 @@ def history(events: int, partitions: int, seed: int = 0, items: int = 2_000, use
             yield CLICKSTREAM, partition, key, value, now_ms
 
 
-def fill(access: KafkaAccess, events: int, partitions: int, **more: int) -> int:
+def fill(access: KafkaConfig, events: int, partitions: int, **more: int) -> int:
     """Makes the topics and sends a `history`; returns how many records it has. Raises AssertionError on a lost one."""
     create_topics(access, partitions)
     config = {"linger.ms": 20, "compression.type": "lz4", "queue.buffering.max.messages": 1_000_000}

@@ -110,7 +110,7 @@ async def lived(broker: MemoryBroker, store: MemoryStore, rng: random.Random) ->
         behind = [
             log[at : at + rng.choice((1, 7, 30))]
             for (topic, partition), log in list(broker.logs.items())
-            if (at := engine.tenures[partition_tag(partition)].positions[topic]) < len(log)
+            if (at := engine.leases[partition_tag(partition)].positions[topic]) < len(log)
         ]
         if not behind:
             return engine

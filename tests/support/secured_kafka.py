@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from deploy.servers.kafka import KafkaServer
 from deploy.servers.ports import free_port
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from tests.support.services import KEEP, need_java, open_folder
 
 USER, PASSWORD = "perseid", "a-secret-word"
@@ -40,7 +40,7 @@ class SecuredKafka:
     cert: Path
     key: Path
 
-    def way(self, name: str, topic_prefix: str = "") -> KafkaAccess:
+    def way(self, name: str, topic_prefix: str = "") -> KafkaConfig:
         """One of `WAYS` in."""
         security, listener, mechanism = WAYS[name]
         more = {"topic_prefix": topic_prefix} | ({"user": USER, "password": PASSWORD} if mechanism else {})
@@ -48,12 +48,12 @@ class SecuredKafka:
             more["ca"] = str(self.ca)
         if not mechanism:
             more |= {"cert": str(self.cert), "key": str(self.key)}
-        return KafkaAccess(f"127.0.0.1:{self.ports[listener]}", security, mechanism, **more)
+        return KafkaConfig(f"127.0.0.1:{self.ports[listener]}", security, mechanism, **more)
 
     @property
-    def astray(self) -> KafkaAccess:
+    def astray(self) -> KafkaConfig:
         """A listener that sends its clients on to an address where nobody listens."""
-        return KafkaAccess(f"127.0.0.1:{self.ports[3]}")
+        return KafkaConfig(f"127.0.0.1:{self.ports[3]}")
 
 
 @contextmanager

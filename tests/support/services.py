@@ -1,7 +1,7 @@
 """Where tests find real servers: addresses from the environment, containers, or processes of their own without Docker.
 
 `TEST_KAFKA` (host:port) and `TEST_ELASTICSEARCH` (URL) name servers to use. Else testcontainers starts them where a
-Docker daemon answers, else `deploy.stack_*` does with Java and Maven. On a machine with none of these a test is
+Docker daemon answers, else `deploy.servers` does with Java and Maven. On a machine with none of these a test is
 skipped with the reason; with CI=true it fails. Each server is started once per run; tests share it by prefixes.
 """
 
@@ -22,7 +22,7 @@ from deploy.servers.elasticsearch import ElasticsearchServer
 from deploy.servers.java import find_java
 from deploy.servers.kafka import KafkaServer
 from deploy.stack import docker as stack_docker
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 
 KAFKA_IMAGE = "confluentinc/cp-kafka:7.9.0"
 ELASTICSEARCH_IMAGE = "elasticsearch:9.2.0"
@@ -95,9 +95,9 @@ def open_folder(prefix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def own_topics(bootstrap: str, prefix: str) -> Iterator[KafkaAccess]:
+def own_topics(bootstrap: str, prefix: str) -> Iterator[KafkaConfig]:
     """Access with a topic prefix of its own, whose topics are deleted in the end."""
-    access = KafkaAccess(bootstrap, topic_prefix=prefix)
+    access = KafkaConfig(bootstrap, topic_prefix=prefix)
     yield access
     admin = AdminClient({**access.librdkafka(), "log_level": 2})
     topics = [topic for topic in admin.list_topics(timeout=_DELETE_S).topics if access.owns(topic)]

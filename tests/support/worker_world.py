@@ -16,11 +16,11 @@ from deploy.runtime.producer import EventProducer
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.redis_store import RedisStore
 from streams.events import CLICKSTREAM, Rules
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.worker import StreamWorker, WorkerSettings
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
-from streams.pipeline.intake import KafkaOutlet
+from streams.pipeline.intake import KafkaDeadLetterSink
 from tests.faults.malformed import TS_MS
 from tests.support.streams_world import click
 
@@ -32,7 +32,7 @@ TIMEOUT_S = 20.0
 class Shop:
     """One deployment as a test sees it: a producer, the store, and workers that come and go."""
 
-    def __init__(self, access: KafkaAccess, redis_url: str, keys: Keys, session_s: float = 3.0) -> None:
+    def __init__(self, access: KafkaConfig, redis_url: str, keys: Keys, session_s: float = 3.0) -> None:
         self.access, self.store = access, RedisStore(redis_url, keys)
         self.producer = EventProducer(access)
         self.now_ms = TS_MS
@@ -55,7 +55,7 @@ class Shop:
             running.result()
 
     def new_worker(self) -> StreamWorker:
-        engine = Engine(self.store, RULES, PARTITIONS, KafkaOutlet(self.producer.send))
+        engine = Engine(self.store, RULES, PARTITIONS, KafkaDeadLetterSink(self.producer.send))
         return StreamWorker(engine, self.settings)
 
     async def send(self, user: str, event_id: str, item: str = "i", partition: int | None = None) -> None:

@@ -58,7 +58,7 @@ class ItemCounters:
         self.brand = {item["item_id"]: str(item.get("brand") or "") for item in items}
         self._queue: deque[tuple[int, str]] = deque()
 
-    def act(self, item_id: str, before: Sequence[str], ts_ms: int) -> None:
+    def add_event(self, item_id: str, before: Sequence[str], ts_ms: int) -> None:
         """A positive event of a user whose window was `before`."""
         self.events[item_id] += 1
         self.recent[item_id] += 1

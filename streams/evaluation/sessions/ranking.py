@@ -2,7 +2,7 @@
 
 Global time split: LambdaMART learns from sessions that ended before it, as the encoder did from events; sessions that
 began after it are asked about, those that lie across it are left out. Ties are broken by one random order a session,
-the same for every ranker. A stranger's vectors say nothing, so they get the recently popular first, as live. It does
+the same for every ranker. a cold user's vectors say nothing, so they get the recently popular first, as live. It does
 not know where model and folder come from.
 """
 
@@ -183,7 +183,7 @@ class _Ranking:
     comparison: Comparison = field(init=False)
     by_size: dict[str, Comparison] = field(init=False)
     candidates: set[str] = field(default_factory=set)
-    _strangers: int = 0
+    _cold_users: int = 0
     _sizes: dict[str, set[str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -205,13 +205,13 @@ class _Ranking:
             comparison.add(lists, ask.session.targets(self.label), facts)
         self.candidates.update(ids)
         self._sizes[size].update(ids)
-        self._strangers += ask.stranger
+        self._cold_users += ask.cold
 
     def result(self) -> dict[str, Any]:
         """As `Comparison.result`, with the same `by_candidates`, and how each LambdaMART came to be."""
         return {
             **self.comparison.result(len(self.candidates), self.plan.resamples),
-            "strangers": self._strangers,
+            "strangers": self._cold_users,
             "by_candidates": {
                 name: comparison.result(len(self._sizes[name]), self.plan.resamples)
                 for name, comparison in self.by_size.items()
@@ -223,7 +223,7 @@ class _Ranking:
         features = ask.features[self.label]
         column = {name: features[:, number].astype(np.float64) for number, name in enumerate(FEATURES)}
         found = {name: column[of] for name, of in BY_COLUMN.items()}
-        if ask.stranger:
+        if ask.cold:
             found |= {"h_next": found["recent popularity"], "h_gen": found["recent popularity"]}
         else:
             found["h_next"], found["h_gen"] = self.items.products(pair, ids)

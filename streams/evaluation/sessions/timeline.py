@@ -40,7 +40,7 @@ class Ask:
     features: dict[Label, NDArray[np.float32]]
 
     @property
-    def stranger(self) -> bool:
+    def cold(self) -> bool:
         """Whether nothing at all is known of the user."""
         return not self.request.items and self.request.profile is None
 
@@ -124,7 +124,7 @@ class _Timeline:
         state = self.users.setdefault(event.user_id, UserState())
         if isinstance(event, Click):
             if self.rules.kinds[event.kind].weight > 0:
-                self.counters.act(event.item_id, state.items, now_ms)
+                self.counters.add_event(event.item_id, state.items, now_ms)
             remembered = {code for code, kind in enumerate(self.rules.kinds) if kind.remembered}
             apply_click(state, event, self.limits, remembered)
         elif isinstance(event, Forget):

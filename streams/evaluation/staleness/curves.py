@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from index.query.model import Slot
+from index.query.model import RequestedList
 from streams.evaluation.comparison import KS, Comparison
 from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm, Delay, Part
@@ -52,7 +52,7 @@ def curves(run: Sweep, parts: Sequence[Part], delays: Sequence[Delay], slots: Se
     }
 
 
-def side_by_side(found: Mapping[str, Outcomes], slots: Sequence[Slot], ks: Sequence[int] = KS) -> Comparison:
+def side_by_side(found: Mapping[str, Outcomes], slots: Sequence[RequestedList], ks: Sequence[int] = KS) -> Comparison:
     """A comparison of models by name; every later one is measured against the first, both against popularity.
 
     Raises:

@@ -77,7 +77,7 @@ class DelayedPopularity:
         self._late = {delay: _Late(DecayedCounts(items)) for delay in delays}
         self._choices: list[tuple[int, int, int, str]] = []  # (time, row, weight, place)
 
-    def happen(self, ts_ms: int, row: int, weight: int, place: str) -> None:
+    def add_choice(self, ts_ms: int, row: int, weight: int, place: str) -> None:
         """A choice; from now on those see it whose delay has passed."""
         self._choices.append((ts_ms, row, weight, place))
 

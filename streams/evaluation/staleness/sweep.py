@@ -23,7 +23,7 @@ from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
 from index.query.live_user import profile_location
-from index.query.model import Slot
+from index.query.model import RequestedList
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut
@@ -91,7 +91,7 @@ class _Counted:
 class _Known:
     """What one arm knows when a question comes up."""
 
-    window: _Window | None  # None of a stranger
+    window: _Window | None  # None of a cold user
     context: int  # number of the context record in force, -1 without one
     items: int  # how many items have arrived, by the order of their arrival
     seen: frozenset[str]
@@ -100,7 +100,7 @@ class _Known:
 
 
 @dataclass(slots=True)
-class _Question:
+class _DelayedQuestion:
     """A question, and what each arm knows."""
 
     target: str
@@ -139,7 +139,7 @@ class Sweep:
         self._weight, late_arms = popularity, {arm.popularity for arm in arms}
         self._shares = DelayedPopularity(len(held.items.item_ids), late_arms) if popularity else None
         self._chosen: Counter[str] = Counter()
-        self._batch: dict[str, _Question] = {}  # by user
+        self._batch: dict[str, _DelayedQuestion] = {}  # by user
         ways = [*ask.slots, POPULAR]
         late = [arm for arm in arms if arm != FRESH]
         self.comparison = Comparison(
@@ -167,7 +167,7 @@ class Sweep:
         user = self._users.setdefault(event.user_id, DelayedUser())
         for item_id, shown in self._items.arrive(now_ms):
             for popular in self._popular.values():
-                popular.counts.know(item_id, shown)
+                popular.counts.set_candidate(item_id, shown)
         if isinstance(event, Click):
             if self._held.selection.takes(event, now_ms) and self._held.is_new(event, self._now(user, now_ms), now_ms):
                 self._ask_about(event, now_ms, user)
@@ -180,7 +180,7 @@ class Sweep:
         self._chosen[click.item_id] += 1
         row = self._items.row.get(click.item_id)
         if self._shares is not None and row is not None:
-            self._shares.happen(now_ms, row, self._held.weights[click.kind], click.location)
+            self._shares.add_choice(now_ms, row, self._held.weights[click.kind], click.location)
 
     def answer(self) -> None:
         """Encodes and ranks the questions that wait."""
@@ -196,7 +196,7 @@ class Sweep:
 
     def _ask_about(self, click: Click, now_ms: int, user: DelayedUser) -> None:
         facts = self._held.facts(click, self._now(user, now_ms), now_ms, self._chosen[click.item_id])
-        question = _Question(click.item_id, now_ms, facts, [])
+        question = _DelayedQuestion(click.item_id, now_ms, facts, [])
         seen: dict[int, frozenset[str]] = {}  # by how many events are known
         popular: dict[tuple[Delay, int, int], list[str]] = {}  # by delay, items and events known
         windows: dict[tuple[int, int], _Window] = {}
@@ -286,14 +286,14 @@ class Sweep:
         row, arrivals_ms = self._items.row, self._items.arrivals_ms
         return {item for item in state.items if item in row and arrivals_ms[row[item]] > after_ms}
 
-    def _lists(self, question: _Question) -> dict[str, list[str]]:
+    def _lists(self, question: _DelayedQuestion) -> dict[str, list[str]]:
         """The lists of all arms; equal knowledge gives equal lists."""
-        made: dict[tuple[int, int, int, int, int], dict[Slot, list[str]]] = {}
+        made: dict[tuple[int, int, int, int, int], dict[RequestedList, list[str]]] = {}
         found: dict[str, list[str]] = {}
         for arm, known in zip(self.arms, question.known, strict=True):
             pair = known.window.pair if known.window is not None else None
             if pair is None:
-                ways: dict[Slot, list[str]] = dict.fromkeys(self._ask.slots, known.popular)
+                ways: dict[RequestedList, list[str]] = dict.fromkeys(self._ask.slots, known.popular)
             else:
                 what = id(pair), known.context, known.items, id(known.seen), id(known.shares)
                 if what not in made:
@@ -303,7 +303,7 @@ class Sweep:
             found[list_name(arm, POPULAR)] = known.popular
         return found
 
-    def _rank(self, now_ms: int, known: _Known, pair: NDArray[np.float32]) -> dict[Slot, list[str]]:
+    def _rank(self, now_ms: int, known: _Known, pair: NDArray[np.float32]) -> dict[RequestedList, list[str]]:
         """The list of each slot, as `streams.evaluation.timeline` ranks, with popularity as the arm knows it."""
         record = self._timeline.records[known.context] if known.context >= 0 else None
         moved = pair + self._offset.offset(now_ms, record).delta  # [2, d]

@@ -20,7 +20,7 @@ from deploy.servers.redis import RedisServer
 from deploy.servers.topics import create_topics
 from deploy.settings import Settings, load
 from streams.kafka.bootstrap import cluster_at_bootstrap
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from tests.support.fake_servers import answering
 from tests.support.secured_kafka import PASSWORD, SecuredKafka
 
@@ -28,7 +28,7 @@ PARTITIONS = 2
 WRONG = "another-secret-word"
 
 
-def settings_of(access: KafkaAccess, **more: object) -> Settings:
+def settings_of(access: KafkaConfig, **more: object) -> Settings:
     """The settings that say the same as an access."""
     settings = load(
         {},
@@ -43,7 +43,7 @@ def settings_of(access: KafkaAccess, **more: object) -> Settings:
         topic_prefix=access.topic_prefix,
         **{"partitions": PARTITIONS, **more},
     )
-    assert settings.kafka_access() == access
+    assert settings.kafka_config() == access
     return settings
 
 
@@ -99,20 +99,20 @@ def test_what_the_listener_wants_is_said(
 
 
 def test_nothing_there() -> None:
-    finding = only(check_kafka(settings_of(KafkaAccess("127.0.0.1:1"))))
+    finding = only(check_kafka(settings_of(KafkaConfig("127.0.0.1:1"))))
     assert "nothing listens on 127.0.0.1:1" in finding.what
     assert "PERSEID_KAFKA" in finding.remedy
 
 
 def test_another_server_on_that_port_is_told_from_kafka(redis_server: RedisServer) -> None:
-    finding = only(check_kafka(settings_of(KafkaAccess(redis_server.address))))
+    finding = only(check_kafka(settings_of(KafkaConfig(redis_server.address))))
     assert "not as Kafka does" in finding.what
     assert "Kafka's own port" in finding.remedy
 
 
-def test_a_second_server_is_asked_when_the_first_is_away(kafka_access: KafkaAccess) -> None:
-    create_topics(kafka_access, PARTITIONS)
-    both = replace(kafka_access, bootstrap=f"127.0.0.1:1,{kafka_access.bootstrap}")
+def test_a_second_server_is_asked_when_the_first_is_away(kafka_config: KafkaConfig) -> None:
+    create_topics(kafka_config, PARTITIONS)
+    both = replace(kafka_config, bootstrap=f"127.0.0.1:1,{kafka_config.bootstrap}")
     assert [finding.state for finding in check_kafka(settings_of(both))] == ["ok", "ok"]
 
 
@@ -130,20 +130,20 @@ def test_an_old_server_is_told_by_the_requests_it_knows(requests: tuple[int, ...
 
     with answering(answer) as address:
         begin = time.monotonic()
-        findings = check_kafka(settings_of(KafkaAccess(address)))
+        findings = check_kafka(settings_of(KafkaConfig(address)))
         assert time.monotonic() - begin < 5
     assert (findings[0].state, findings[0].version) == (state, version)
 
 
-def test_missing_topics_and_other_counts_are_named(kafka_access: KafkaAccess) -> None:
-    admin = AdminClient(kafka_access.librdkafka())
+def test_missing_topics_and_other_counts_are_named(kafka_config: KafkaConfig) -> None:
+    admin = AdminClient(kafka_config.librdkafka())
     names = {"clickstream": 3, "users": PARTITIONS, "exposures": PARTITIONS, "context": 1, "dead-letters": 1}
-    new = [NewTopic(kafka_access.topic(name), count, 1) for name, count in names.items()]
+    new = [NewTopic(kafka_config.topic(name), count, 1) for name, count in names.items()]
     for future in admin.create_topics(new, operation_timeout=20).values():
         future.result()
-    kafka, missing, differing = check_kafka(settings_of(kafka_access))
+    kafka, missing, differing = check_kafka(settings_of(kafka_config))
     assert kafka.state == "ok"
-    prefix = kafka_access.topic_prefix
+    prefix = kafka_config.topic_prefix
     assert missing.state == "wrong" and f"{prefix}catalog (1), {prefix}item-vectors (1)" in missing.what
     assert differing.what == f"{prefix}clickstream has 3 partitions, not {PARTITIONS}"
     assert "PERSEID_PARTITIONS" in differing.remedy

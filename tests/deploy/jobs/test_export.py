@@ -239,8 +239,6 @@ def test_a_full_disk_leaves_nothing_behind(settings: Settings, tmp_path: Path, m
 
 
 def test_exporting_loads_no_torch() -> None:
-    code = (
-        "import sys, deploy.jobs.export, deploy.commands.export; print(sorted({'torch', 'faust'} & set(sys.modules)))"
-    )
+    code = "import sys, deploy.jobs.export, deploy.commands.data; print(sorted({'torch', 'faust'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -67,6 +67,6 @@ def test_a_model_that_knows_the_sessions_is_refused(command: list[str], tmp_path
 
 
 def test_without_lightgbm_the_remedy_is_said(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.jobs.session_evaluation.find_spec", lambda name: None)
+    monkeypatch.setattr("deploy.jobs.evaluate.find_spec", lambda name: None)
     done = CliRunner().invoke(evaluate, command)
     assert isinstance(done.exception, ValueError) and "perseid[baselines]" in str(done.exception)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from deploy.runtime.log_limit import SparingFilter
+from deploy.runtime.log_limit import RepeatFilter
 
 
 class Log:
@@ -13,7 +13,7 @@ class Log:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.filter = SparingFilter(lambda: self.now_s)
+        self.filter = RepeatFilter(lambda: self.now_s)
         self.lines: list[str] = []
 
     def say(self, template: str, *arguments: object, name: str = "client", error: bool = False) -> None:
@@ -47,6 +47,6 @@ def test_other_messages_loggers_and_tracebacks_pass() -> None:
 
 def test_a_handler_takes_the_filter() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(SparingFilter())
+    handler.addFilter(RepeatFilter())
     record = logging.LogRecord("a", logging.INFO, __file__, 1, "%s", ("x",), None)
     assert handler.filter(record)

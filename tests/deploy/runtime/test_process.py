@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
-from deploy.runtime.process import settle_heap
+from deploy.runtime.process import freeze_gc
 
 
 class _Ring:
@@ -19,12 +19,12 @@ def test_what_is_loaded_is_not_looked_through_again_and_freed_when_the_next_is_l
     first = _Ring()
     gone = weakref.ref(first)
     try:
-        settle_heap()
+        freeze_gc()
         assert gc.get_freeze_count() > 0
         del first
         gc.collect()
         assert gone() is not None  # it was left out
-        settle_heap()
+        freeze_gc()
         assert gone() is None
     finally:
         gc.unfreeze()

@@ -14,7 +14,7 @@ from confluent_kafka.cimpl import NewTopic
 from deploy.runtime.producer import DeliveryError, EventProducer
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from index.state.keys import partition_of
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def producer(bootstrap: str) -> Iterator[EventProducer]:
-    producer = EventProducer(KafkaAccess(bootstrap))
+    producer = EventProducer(KafkaConfig(bootstrap))
     yield producer
     producer.close()
 
@@ -58,13 +58,13 @@ def test_a_record_beyond_kafkas_limit_is_refused_at_once(producer: EventProducer
 
 
 def test_a_record_beyond_its_topics_own_limit_is_refused_and_not_tried_for_ever(
-    kafka_access: KafkaAccess,
+    kafka_config: KafkaConfig,
 ) -> None:
-    topic = NewTopic(kafka_access.topic("catalog"), 1, config={"max.message.bytes": "2000"})
-    admin = AdminClient(kafka_access.librdkafka())
+    topic = NewTopic(kafka_config.topic("catalog"), 1, config={"max.message.bytes": "2000"})
+    admin = AdminClient(kafka_config.librdkafka())
     for future in admin.create_topics([topic]).values():
         future.result()
-    producer = EventProducer(kafka_access)
+    producer = EventProducer(kafka_config)
     with pytest.raises(ValueError, match="too large"):
         asyncio.run(producer.send("catalog", b"i", os.urandom(5000)))
     assert asyncio.run(producer.send("catalog", b"i", b"{}"))[0] == 0
@@ -72,7 +72,7 @@ def test_a_record_beyond_its_topics_own_limit_is_refused_and_not_tried_for_ever(
 
 
 def test_exposures_that_find_a_full_queue_are_dropped_and_counted() -> None:
-    producer = EventProducer(KafkaAccess("127.0.0.1:1"), queue_records=10, delivery_timeout_ms=500)
+    producer = EventProducer(KafkaConfig("127.0.0.1:1"), queue_records=10, delivery_timeout_ms=500)
     for _ in range(25):
         producer.expose("exposures", b"u", b"{}")
     assert producer.dropped == 15
@@ -81,7 +81,7 @@ def test_exposures_that_find_a_full_queue_are_dropped_and_counted() -> None:
 
 
 def test_a_send_without_a_broker_fails_within_its_timeout() -> None:
-    producer = EventProducer(KafkaAccess("127.0.0.1:1"), delivery_timeout_ms=300)
+    producer = EventProducer(KafkaConfig("127.0.0.1:1"), delivery_timeout_ms=300)
     with pytest.raises(DeliveryError, match="clickstream"):
         asyncio.run(producer.send("clickstream", b"u", b"{}"))
     assert producer.failed == 1

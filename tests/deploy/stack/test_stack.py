@@ -24,7 +24,7 @@ from deploy.servers.topics import create_topics
 from deploy.stack import docker as stack_docker
 from deploy.stack import stack
 from deploy.stack.keeper import StackPlan
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from tests.conftest import eventually
 from tests.support import services
 
@@ -92,7 +92,7 @@ def test_a_broker_keeps_its_records_and_its_port_over_a_kill(tmp_path: Path) -> 
     services.need_java()
     with KafkaServer(tmp_path / "kafka", heap_mb=256) as server:
         address = server.address
-        create_topics(KafkaAccess(address), 1)
+        create_topics(KafkaConfig(address), 1)
         producer = Producer({"bootstrap.servers": address})
         producer.produce("clickstream", b"kept")
         assert producer.flush(10) == 0

@@ -15,7 +15,7 @@ import pytest
 
 from deploy.runtime.producer import DeliveryError
 from deploy.traffic.player import Clock, Pacer, Player, Timeline
-from deploy.traffic.traffic import histories, later, standing, usual_speed
+from deploy.traffic.traffic import histories, initial_records, later, usual_speed
 from index.state.keys import ITEMS_TAG, Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from streams.folder.reader import Folder, read_folder
@@ -215,7 +215,7 @@ def test_histories_end_before_the_split_and_are_bounded_in_all(folder: Folder) -
 
 def test_an_item_stands_with_its_vector_before_it_and_later_ones_do_not(folder: Folder) -> None:
     vectors = ItemVectors("m", [f"i{n}" for n in range(4)], np.eye(4, dtype=np.float32), [[]] * 4)
-    found = [(record.topic, record.key) for record in standing(folder, 1_700_000_030_000, vectors)]
+    found = [(record.topic, record.key) for record in initial_records(folder, 1_700_000_030_000, vectors)]
     assert found == [(topic, f"i{n}".encode()) for topic in ("item-vectors", "catalog") for n in range(4)]
 
 

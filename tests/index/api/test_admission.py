@@ -12,7 +12,7 @@ import httpx
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
-from index.api.admission import Guard, Turns
+from index.api.admission import AdmissionController, AdmissionMiddleware
 from index.api.metrics import ApiMetrics
 
 ANSWERS, IN_FLIGHT = 4, 10
@@ -23,8 +23,8 @@ class Site:
 
     def __init__(self) -> None:
         self.gate, self.metrics = asyncio.Event(), ApiMetrics(CollectorRegistry())
-        self.turns = Turns(ANSWERS)
-        self.app = Guard(self.answer, self.metrics, IN_FLIGHT, self.turns)
+        self.turns = AdmissionController(ANSWERS)
+        self.app = AdmissionMiddleware(self.answer, self.metrics, IN_FLIGHT, self.turns)
         self.statuses: Counter[int] = Counter()
         self.headers: list[dict[bytes, bytes]] = []
 
@@ -68,7 +68,7 @@ def test_of_answers_only_so_many_are_let_in() -> None:
 
 def test_a_queue_that_stands_is_shorter_than_one_that_comes_and_goes() -> None:
     now_s = 0.0
-    turns = Turns(ANSWERS, lambda: now_s)
+    turns = AdmissionController(ANSWERS, lambda: now_s)
 
     def room() -> int:
         with ExitStack() as answers:
@@ -132,7 +132,7 @@ def test_a_server_that_was_busy_answers_some_of_what_came_meanwhile_and_refuses_
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    guard = Guard(app, ApiMetrics(CollectorRegistry()), IN_FLIGHT, Turns(ANSWERS))
+    guard = AdmissionMiddleware(app, ApiMetrics(CollectorRegistry()), IN_FLIGHT, AdmissionController(ANSWERS))
 
     async def scene() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://api") as client:
@@ -153,7 +153,7 @@ def test_between_two_turns_the_loop_does_other_things() -> None:
         asyncio.get_running_loop().call_soon(order.append, f"came in turn {number}")
 
     async def scene() -> None:
-        turns = Turns(ANSWERS)
+        turns = AdmissionController(ANSWERS)
         await asyncio.gather(*(turns.take(partial(rank, number)) for number in range(3)))
         await asyncio.sleep(0)
 
@@ -166,7 +166,7 @@ def test_a_turn_that_fails_does_not_hold_up_the_next() -> None:
         raise RuntimeError("no list")
 
     async def scene() -> Any:
-        turns = Turns(ANSWERS)
+        turns = AdmissionController(ANSWERS)
         return await asyncio.gather(turns.take(broken), turns.take(lambda: "a list"), return_exceptions=True)
 
     failed, found = asyncio.run(scene())

@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from index.api.admission import MAX_BODY_BYTES, Guard, Turns
+from index.api.admission import MAX_BODY_BYTES, AdmissionController, AdmissionMiddleware
 from index.api.errors import InvalidRecordError, install_handlers
 from index.api.ingest import Ingest, ingest_router
 from index.api.metrics import ApiMetrics
@@ -22,7 +22,7 @@ from index.api.schemas import Problem, PublishedAnswer
 from index.api.settings import KafkaSide
 from index.state.keys import partition_of
 from streams.events import MalformedError, Rules
-from streams.parsing import check
+from streams.parsing import encode_record
 
 NOW_MS = 1_760_000_000_000
 RULES = Rules()
@@ -31,7 +31,7 @@ PATHS = {"clickstream": "/v1/events", "catalog": "/v1/items", "context": "/v1/co
 
 def validate(topic: str, body: Mapping[str, Any]) -> tuple[bytes, bytes]:
     try:
-        return check(topic, body, NOW_MS, RULES)
+        return encode_record(topic, body, NOW_MS, RULES)
     except MalformedError as error:
         raise InvalidRecordError(error.field, error.reason) from error
 
@@ -64,7 +64,7 @@ class Site:
         kafka = KafkaSide(validate, self.log.publish, lambda *_: None)
         self.app = FastAPI()
         install_handlers(self.app)
-        self.app.add_middleware(Guard, metrics=self.metrics, in_flight=4, turns=Turns(4))
+        self.app.add_middleware(AdmissionMiddleware, metrics=self.metrics, in_flight=4, turns=AdmissionController(4))
         ingest = Ingest(kafka, lambda: self.partitions, lambda: NOW_MS, self.metrics)
         self.app.include_router(ingest_router(ingest, self.keys, self.metrics))
 
@@ -264,7 +264,7 @@ def test_an_unforeseen_error_shows_no_trace() -> None:
     metrics = ApiMetrics(CollectorRegistry())
     app = FastAPI()
     install_handlers(app)
-    app.add_middleware(Guard, metrics=metrics, in_flight=4, turns=Turns(4))
+    app.add_middleware(AdmissionMiddleware, metrics=metrics, in_flight=4, turns=AdmissionController(4))
     kafka = KafkaSide(broken, RecordingLog().publish, lambda *_: None)
     app.include_router(ingest_router(Ingest(kafka, lambda: 8, lambda: NOW_MS, metrics), {}, metrics))
     site = Site()

@@ -75,7 +75,7 @@ def test_a_user_is_shown_as_the_next_answer_knows_them() -> None:
     play(scene)
 
 
-def test_a_stranger_and_a_forgotten_user_are_empty() -> None:
+def test_a_cold_user_and_a_forgotten_user_are_empty() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         body = (await client.get("/v1/users/nobody")).json()
         UserAnswer.model_validate(body, strict=True)

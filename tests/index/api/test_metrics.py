@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from index.api.metrics import SECONDS, ApiMetrics
-from streams.pipeline.metrics import Freshness, WorkerMetrics, field_label
+from streams.pipeline.metrics import FreshnessHistogram, WorkerMetrics, field_label
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_producers_field_names_do_not_become_labels(field: str, label: str) ->
 
 def test_freshness_percentiles_come_from_the_latest_events() -> None:
     now_s = [100.0]
-    freshness = Freshness(lambda: now_s[0])
+    freshness = FreshnessHistogram(lambda: now_s[0])
     assert freshness.percentiles() == {}
     freshness.observe([float(age_ms) for age_ms in range(101)])  # 0 … 100: the hundredth value of 101 is 99
     assert freshness.percentiles() == {"p50": 50.0, "p99": 99.0, "events": 101.0}

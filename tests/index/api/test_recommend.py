@@ -89,7 +89,7 @@ def test_seen_items_are_shown_when_asked_for() -> None:
     play(scene)
 
 
-def test_a_stranger_gets_what_is_popular() -> None:
+def test_a_cold_user_gets_what_is_popular() -> None:
     async def prepare(world: World) -> None:
         for number in range(6):
             await world.count(1, "berlin", f"fan{number}", 100 - number)
@@ -104,7 +104,7 @@ def test_a_stranger_gets_what_is_popular() -> None:
     play(scene, prepare)
 
 
-def test_a_stranger_gets_a_full_list_before_anything_was_counted() -> None:
+def test_a_cold_user_gets_a_full_list_before_anything_was_counted() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         assert len(ids(await ask(client, "nobody", count=10))) == 10
 
@@ -375,7 +375,7 @@ def test_a_weight_of_popularity_that_is_none_is_refused(trained: Any) -> None:
         own_weights({"popularity": trained})
 
 
-def test_a_forgotten_user_is_a_stranger() -> None:
+def test_a_forgotten_user_is_a_cold_user() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         await world.put_user("u1", ["tea0"])
         assert (await ask(client))["served_by"] == "personal"

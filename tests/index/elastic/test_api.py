@@ -23,7 +23,7 @@ Scene = Callable[[World, httpx.AsyncClient, Gate], Awaitable[None]]
 
 
 async def every_list(client: httpx.AsyncClient) -> list[list[tuple[str, float]]]:
-    """Lists of all kinds: personal, of strangers, filtered, with promotions, long, without what was seen."""
+    """Lists of all kinds: personal, of cold users, filtered, with promotions, long, without what was seen."""
     answers = [
         await ask(client, "u1", count=8),
         await ask(client, "stranger", count=8),

@@ -58,7 +58,7 @@ def reader(store: LiveStore) -> UserReader:
     return UserReader(store, PARTITIONS, MODEL, DIM)
 
 
-def test_a_stranger_has_nothing_and_is_known_by_nobody() -> None:
+def test_a_cold_user_has_nothing_and_is_known_by_nobody() -> None:
     user = asyncio.run(reader(MemoryStore()).read("nobody"))
     assert (user.known, user.vectors, user.newest_ms, user.offset, user.location) == (False, None, None, 0, "")
     assert user.partition == partition_of("nobody", PARTITIONS)

@@ -128,11 +128,11 @@ def test_the_context_moves_both_vectors_and_shows_its_part(shop: Catalogue) -> N
     assert found.items[0].parts["cosine"] == pytest.approx(float(unit(1, 0.1, 0, 0)[1]), abs=1e-6)
 
 
-def test_a_stranger_gets_the_popular_ones_moved_by_the_context(shop: Catalogue) -> None:
-    stranger, popularity = UserView(None), counted({"fan3": 9, "tea2": 5, "gone": 99})
-    assert ids(shop, Query(4), stranger, popularity=popularity) == ["fan3", "tea2", "fan0", "fan1"]
+def test_a_cold_user_gets_the_popular_ones_moved_by_the_context(shop: Catalogue) -> None:
+    newcomer, popularity = UserView(None), counted({"fan3": 9, "tea2": 5, "gone": 99})
+    assert ids(shop, Query(4), newcomer, popularity=popularity) == ["fan3", "tea2", "fan0", "fan1"]
     tea_time = ContextView("", np.array([5, 0, 0, 0], np.float32))
-    assert ids(shop, Query(3), stranger, popularity=popularity, context=tea_time) == ["tea2", "tea0", "tea1"]
+    assert ids(shop, Query(3), newcomer, popularity=popularity, context=tea_time) == ["tea2", "tea0", "tea1"]
 
 
 def test_popularity_at_the_location_counts(shop: Catalogue) -> None:
@@ -173,7 +173,7 @@ def test_a_negative_promotion_pushes_down(shop: Catalogue) -> None:
     assert ids(shop, Query(1, "next"), context=context) == ["tea1"]
 
 
-def test_a_promotion_reaches_strangers_too(shop: Catalogue) -> None:
+def test_a_promotion_reaches_cold_users_too(shop: Catalogue) -> None:
     context = ContextView(promotions=[{"item": "fan5", "strength": 1.0}])
     assert ids(shop, Query(1), UserView(None), context=context) == ["fan5"]
 
@@ -359,6 +359,6 @@ def test_a_weight_that_bounds_nothing_is_refused(name: str, value: float) -> Non
         Weights(**numbers)
 
 
-def test_a_stranger_gets_the_allowed_ones_though_the_popular_ones_are_gone(shop: Catalogue) -> None:
+def test_a_cold_user_gets_the_allowed_ones_though_the_popular_ones_are_gone(shop: Catalogue) -> None:
     popularity = counted({**{f"gone{number}": 1000 for number in range(3000)}, "fan2": 1})
     assert ids(shop, Query(3), UserView(None), popularity=popularity) == ["fan2", "fan0", "fan1"]

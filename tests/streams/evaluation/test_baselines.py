@@ -1,4 +1,4 @@
-"""Baselines in both protocols: made from the training part alone, asked and masked as the model is."""
+"""TrainedBaselines in both protocols: made from the training part alone, asked and masked as the model is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from encoder.baselines.recipes import recipes
 from streams.evaluation.baselines import (
     COUNTING,
     TRAINED,
-    Baselines,
+    TrainedBaselines,
     Training,
     TrainingPart,
     check_names,
@@ -100,7 +100,7 @@ def test_a_ranker_without_preferences_gets_the_first_rows_that_may_be_shown(tmp_
     assert found["slices"]["history 2-3"]["lists"]["spy"]["hr@3"] == 1
 
 
-def test_a_stranger_gets_the_popular_list_from_everyone(tmp_path: Path) -> None:
+def test_a_cold_user_gets_the_popular_list_from_everyone(tmp_path: Path) -> None:
     rows = [(f"u{n}", f"i{n % 2}", "view", START_S + n) for n in range(8)]  # nobody comes twice
     folder = read_folder(write_folder(tmp_path / "shop", rows, [item(f"i{n}") for n in range(6)]), RULES)
     found = evaluate(folder, vectors_of(folder), None, None, RULES, AskSettings(ks=(1, 2)), rankers=[Spy(6)])
@@ -140,7 +140,7 @@ def test_they_are_trained_where_the_settings_say(tmp_path: Path, monkeypatch: py
     shop(tmp_path / "shop", events=300)
     devices: list[str] = []
 
-    def make(names: Sequence[str], part: TrainingPart, vectors: ItemVectors, training: Training) -> Baselines:
+    def make(names: Sequence[str], part: TrainingPart, vectors: ItemVectors, training: Training) -> TrainedBaselines:
         devices.append(training.device)
         return make_baselines(names, part, vectors, replace(training, device="cpu", recipes=SMALL.recipes))
 

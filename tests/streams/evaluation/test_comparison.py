@@ -94,18 +94,18 @@ def test_pairs_say_who_is_measured_against_whom() -> None:
 
 def test_what_is_remembered_gives_the_same_result() -> None:
     whole, first, second = compared(), Comparison(("ours",), ("popular", "older"), (1, 10)), compared()
-    first.remember(orjson.loads(orjson.dumps(second.memory())))
+    first.load_state_dict(orjson.loads(orjson.dumps(second.state_dict())))
     for comparison in (whole, first):
         comparison.add({"ours": ["z"], "popular": ["b"], "older": ["z"]}, {"z"}, Facts("w", category="new"))
     assert first.result(5) == whole.result(5)
-    assert first.memory() == whole.memory()
+    assert first.state_dict() == whole.state_dict()
 
 
 def test_a_question_costs_few_bytes() -> None:
     outcomes = Outcomes(["a", "b"])
     for number in range(1000):
         outcomes.add({"a": ["x"], "b": ["y"]}, {"x"}, Facts(f"user-{number % 10}"))
-    assert len(orjson.dumps(outcomes.memory())) < 50 * 1000
+    assert len(orjson.dumps(outcomes.state_dict())) < 50 * 1000
 
 
 def test_the_table_shows_a_line_for_each_list_and_slice() -> None:

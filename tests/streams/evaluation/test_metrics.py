@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import streams.evaluation.metrics
 from streams.evaluation.metrics import METRICS, coverage, ranks_in, scores
-from streams.evaluation.popularity import Baselines, RecentPopularity
+from streams.evaluation.popularity import PopularityLists, RecentPopularity
 
 ITEMS = [f"i{number}" for number in range(12)]
 LISTS = st.lists(st.sampled_from(ITEMS), unique=True, max_size=12)
@@ -80,7 +80,7 @@ def test_an_empty_list_is_a_miss_and_an_empty_catalogue_is_not_covered() -> None
 
 
 def test_baselines_count_how_often_an_item_was_ever_chosen() -> None:
-    baselines = Baselines(horizon_ms=10)
+    baselines = PopularityLists(horizon_ms=10)
     for ts_ms in (0, 5, 100):
         baselines.add("a", ts_ms)
     assert [baselines.chosen(item) for item in ("a", "b")] == [3, 0]
@@ -88,8 +88,8 @@ def test_baselines_count_how_often_an_item_was_ever_chosen() -> None:
 
 def test_recent_popularity_forgets_what_is_older_than_its_horizon() -> None:
     popular = RecentPopularity(horizon_ms=100)
-    popular.know("old")
-    popular.know("new")
+    popular.set_candidate("old")
+    popular.set_candidate("new")
     for ts_ms in (0, 1, 2):
         popular.add("old", ts_ms)
     popular.add("new", 90)
@@ -101,11 +101,11 @@ def test_recent_popularity_forgets_what_is_older_than_its_horizon() -> None:
 def test_recent_popularity_leaves_out_history_and_fills_up_with_items_never_chosen() -> None:
     popular = RecentPopularity()
     for item in ("a", "b", "c"):
-        popular.know(item)
+        popular.set_candidate(item)
     popular.add("c", 5)
     assert popular.top(3, 6) == ["c", "a", "b"]
     assert popular.top(3, 6, without={"c", "unknown"}) == ["a", "b"]
-    popular.know("a", allowed=False)
+    popular.set_candidate("a", allowed=False)
     popular.add("stranger", 7)  # chosen, but in no catalogue
     assert popular.top(3, 8) == ["c", "b"]
 
@@ -114,7 +114,7 @@ def test_recent_popularity_leaves_out_history_and_fills_up_with_items_never_chos
 def test_recent_popularity_equals_counting_from_scratch(steps: list[tuple[str, int]], k: int) -> None:
     popular, now_ms, history = RecentPopularity(horizon_ms=50), 0, list[tuple[str, int]]()
     for item in ITEMS:
-        popular.know(item)
+        popular.set_candidate(item)
     for item, gap_ms in steps:
         now_ms += gap_ms
         counts = {name: sum(i == name and ts > now_ms - 50 for i, ts in history) for name in ITEMS}
@@ -128,6 +128,6 @@ def test_recent_popularity_equals_counting_from_scratch(steps: list[tuple[str, i
 def test_recent_popularity_grows_with_the_catalogue() -> None:
     popular = RecentPopularity()
     for number in range(3000):
-        popular.know(f"item-{number}")
+        popular.set_candidate(f"item-{number}")
         popular.add(f"item-{number}", number)
     assert popular.top(2, 3000) == ["item-2999", "item-2998"]

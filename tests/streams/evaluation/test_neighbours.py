@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from encoder.baselines.sequences import Sequences
 from encoder.inference.incremental import EncodeRequest
 from streams.evaluation import neighbours
-from streams.evaluation.neighbours import Neighbours, Popularity, TextKnn, co_visitation, item_knn
+from streams.evaluation.neighbours import Neighbours, PopularityRanker, TextKnn, co_visitation, item_knn
 from streams.evaluation.rankers import Question
 
 ITEMS = 8
@@ -97,10 +97,10 @@ def test_co_visitation_counts_what_came_next(histories: list[list[int]], window:
 
 def test_recent_popularity_counts_the_days_before_the_question_and_not_its_moment() -> None:
     data = Sequences(np.array([0, 2, 4]), np.array([0, 1, 1, 2]), np.array([1000, 5000, 4000, 9000]), 3)
-    ranker = Popularity("recent", data, horizon_ms=4000)
+    ranker = PopularityRanker("recent", data, horizon_ms=4000)
     questions = [asked([], now_ms) for now_ms in (1000, 1001, 5000, 8000, 9000)]
     assert ranker.scores(questions)[0].tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert Popularity("all", data).scores(questions[:1])[0].tolist() == [[1, 2, 1]]
+    assert PopularityRanker("all", data).scores(questions[:1])[0].tolist() == [[1, 2, 1]]
 
 
 def test_text_knn_finds_the_nearest_content_of_what_was_chosen_last() -> None:

@@ -44,7 +44,7 @@ def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert evaluated(folder) == together
 
 
-def test_a_stranger_gets_the_popular_list(tmp_path: Path) -> None:
+def test_a_cold_user_gets_the_popular_list(tmp_path: Path) -> None:
     rows = [(f"u{n}", f"i{n % 2}", "view", START_S + n) for n in range(8)]  # nobody comes twice
     result = evaluated(small(tmp_path / "shop", rows), ks=(1, 2))
     assert result["questions"] == 8 and set(histories(result)) == {"history 0"}
@@ -112,7 +112,7 @@ def test_a_target_that_may_not_be_shown_now_is_out_of_reach(tmp_path: Path) -> N
     assert result["catalogue"] == 3  # it could have been shown
 
 
-def test_a_forgotten_user_is_a_stranger_again(tmp_path: Path) -> None:
+def test_a_forgotten_user_is_a_cold_user_again(tmp_path: Path) -> None:
     rows = [("u", "i0", "view", START_S), ("u", "i1", "view", START_S + 1), ("u", "", "forget", START_S + 2),
             ("u", "i0", "view", START_S + 3)]  # fmt: skip
     result = evaluated(small(tmp_path / "shop", rows))

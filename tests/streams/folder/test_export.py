@@ -24,7 +24,7 @@ from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.folder.spool import ClickRow, Spool
 from streams.pipeline.digest import read_state
-from streams.replay.replay import SilentOutlet, folder_logs, numbered, open_engine, replay
+from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine, replay
 from tests.support.export_oracle import Row, expected, merged
 from tests.support.replay_world import PARTITIONS, lived
 from tests.support.streams_world import NOW_MS, MemoryBroker, click, fill
@@ -115,13 +115,13 @@ def test_replaying_the_folder_gives_every_user_the_state_they_had_live(tmp_path:
         await lived(broker, live, random.Random(seed))
         found = merged(broker.logs)
         export, removed, lines = exported(tmp_path, found)
-        assert removed["duplicates"] > 20 and removed["forgotten"] > 0 and export.astray > 20
+        assert removed["duplicates"] > 20 and removed["forgotten"] > 0 and export.misrouted > 20
         assert removed["not_forwarded"] == 0  # the worker has forwarded all
         folder = read_folder(tmp_path)
         assert rows_in(folder) == expected(found, PARTITIONS) and lines["events"] == len(folder.events)
-        outlet = SilentOutlet()
-        engine = await open_engine(again, Rules(), PARTITIONS, outlet, None, folder_logs("x"))
-        report = await replay("x", numbered(records(folder), PARTITIONS), engine, outlet)
+        sink = SilentSink()
+        engine = await open_engine(again, Rules(), PARTITIONS, sink, None, folder_logs("x"))
+        report = await replay("x", numbered(records(folder), PARTITIONS), engine, sink)
         assert report.counts.get("duplicate", 0) == report.counts.get("malformed", 0) == 0
         return [known(await read_state(store, PARTITIONS)) for store in (live, again)]
 

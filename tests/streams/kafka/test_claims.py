@@ -63,7 +63,7 @@ async def _settled(claims: Claims) -> None:
 
 @contextlib.asynccontextmanager
 async def _keeping(claims: Claims) -> AsyncIterator[asyncio.Task[None]]:
-    keeping = asyncio.create_task(claims.keep())
+    keeping = asyncio.create_task(claims.run())
     yield keeping
     keeping.cancel()
 
@@ -73,13 +73,13 @@ def test_a_tag_is_settled_when_all_of_its_topics_were_sought() -> None:
         consumer = SoughtConsumer({TP(USERS, 0)})  # the clickstream is being recreated
         claims = _claims(consumer)
         async with _keeping(claims):
-            claims.take(consumer.assignment, 1)
+            claims.on_assignment(consumer.assignment, 1)
             while not consumer.sought:
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
             assert claims.unsettled == {"p0"}
             consumer.assignment = BOTH
-            claims.take(BOTH, 2)
+            claims.on_assignment(BOTH, 2)
             await asyncio.wait_for(_settled(claims), 0.2)  # at once: the pause before the next attempt is cut short
             assert set(consumer.sought) == BOTH
 
@@ -95,17 +95,17 @@ def test_a_new_assignment_is_sought_although_the_former_one_was_settled_when_it_
         async def and_then_a_rebalance(positions: dict[TP, int]) -> None:
             await move(positions)
             if len(generations) == 1:
-                claims.take(BOTH, 2)
+                claims.on_assignment(BOTH, 2)
                 generations.append(2)
                 consumer.sought.clear()  # by the rebalance
 
         generations = [1]
         consumer.move = and_then_a_rebalance  # type: ignore[method-assign]
         async with _keeping(claims):
-            claims.take(BOTH, 1)
+            claims.on_assignment(BOTH, 1)
             await asyncio.wait_for(_settled(claims), 5.0)
             assert generations == [1, 2] and set(consumer.sought) == BOTH
-            assert claims._engine.tenures["p0"].generation == 2
+            assert claims._engine.leases["p0"].generation == 2
 
     asyncio.run(scenario())
 
@@ -122,13 +122,13 @@ def test_a_partition_that_is_lost_while_it_is_sought_ends_nothing() -> None:
 
         consumer.move = lose  # type: ignore[method-assign]
         async with _keeping(claims) as keeping:
-            claims.take(BOTH, 1)
+            claims.on_assignment(BOTH, 1)
             await asyncio.sleep(0.05)
             assert not keeping.done() and claims.unsettled == {"p0"}
-            claims.take(set(), 2)
+            claims.on_assignment(set(), 2)
             await asyncio.wait_for(_settled(claims), 5.0)
             await asyncio.sleep(0.05)
-            assert not claims._engine.tenures and not keeping.done()
+            assert not claims._engine.leases and not keeping.done()
 
     asyncio.run(scenario())
 
@@ -145,16 +145,16 @@ def test_a_new_assignment_that_comes_while_a_lost_partition_is_released_is_claim
             await release(engine, tag)
             if tag == "p0" and consumer.assignment == context:
                 consumer.assignment = BOTH
-                claims.take(BOTH, 3)
+                claims.on_assignment(BOTH, 3)
 
         async with _keeping(claims):
-            claims.take(BOTH, 1)
+            claims.on_assignment(BOTH, 1)
             await asyncio.wait_for(_settled(claims), 5.0)
             monkeypatch.setattr(Engine, "release", and_then_a_rebalance)
             consumer.assignment = context
-            claims.take(context, 2)
+            claims.on_assignment(context, 2)
             await asyncio.sleep(0.05)
             await asyncio.wait_for(_settled(claims), 5.0)
-            assert {tag: tenure.generation for tag, tenure in claims._engine.tenures.items()} == {"p0": 3}
+            assert {tag: lease.generation for tag, lease in claims._engine.leases.items()} == {"p0": 3}
 
     asyncio.run(scenario())

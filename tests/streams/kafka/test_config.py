@@ -18,13 +18,13 @@ from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from streams.events import CATALOG, CLICKSTREAM, Rules
 from streams.kafka.catalog_consumer import KafkaCatalog
-from streams.kafka.config import KafkaAccess, Reasons
+from streams.kafka.config import KafkaConfig, Reasons
 from streams.kafka.log_identity import LogLookup
 from streams.kafka.topic_reader import TopicReader
 from streams.kafka.worker import StreamWorker, WorkerSettings
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
-from streams.pipeline.intake import KafkaOutlet
+from streams.pipeline.intake import KafkaDeadLetterSink
 from tests.support.secured_kafka import PASSWORD, USER, WAYS, SecuredKafka
 from tests.support.streams_world import click
 
@@ -64,27 +64,27 @@ def everything_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFix
 )
 def test_contradictions_are_refused_without_the_password(parts: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        KafkaAccess("kafka:9092", **parts)
+        KafkaConfig("kafka:9092", **parts)
     assert PASSWORD not in str(caught.value)
 
 
 def test_the_password_is_not_part_of_the_representation() -> None:
-    access = KafkaAccess("kafka:9093", "sasl_ssl", user=USER, password=PASSWORD)
+    access = KafkaConfig("kafka:9093", "sasl_ssl", user=USER, password=PASSWORD)
     assert PASSWORD not in repr(access) and PASSWORD not in str(access)
 
 
 def test_topics_carry_the_prefix_for_clients_only() -> None:
-    access = KafkaAccess("a:1, b:2", topic_prefix="shop1.")
+    access = KafkaConfig("a:1, b:2", topic_prefix="shop1.")
     assert (access.topic(CATALOG), access.name("shop1.catalog")) == ("shop1.catalog", CATALOG)
     assert access.servers == ["a:1", "b:2"]
     assert not access.owns("catalog")
     with pytest.raises(ValueError, match=r"'catalog' does not begin with the prefix 'shop1\.'"):
         access.name("catalog")
-    assert KafkaAccess("a:1").name("catalog") == "catalog"
+    assert KafkaConfig("a:1").name("catalog") == "catalog"
 
 
 def test_a_plaintext_cluster_needs_no_more_than_its_servers() -> None:
-    access = KafkaAccess("a:1,b:2")
+    access = KafkaConfig("a:1,b:2")
     assert access.librdkafka() == {"bootstrap.servers": "a:1,b:2", "security.protocol": "plaintext"}
     assert access.kafka_python() == {"bootstrap_servers": ["a:1", "b:2"], "security_protocol": "PLAINTEXT"}
     assert access.aiokafka() == {"bootstrap_servers": ["a:1", "b:2"], "security_protocol": "PLAINTEXT"}
@@ -112,10 +112,10 @@ def test_every_client_works_and_tells_no_secret(
     assert PASSWORD not in everything_logged()
 
 
-async def _through_worker(access: KafkaAccess, redis_url: str, keys: Keys) -> None:
+async def _through_worker(access: KafkaConfig, redis_url: str, keys: Keys) -> None:
     """A click is produced and applied by a worker, a catalogue record is read by the embed role's source."""
     producer, store = EventProducer(access), RedisStore(redis_url, keys)
-    engine = Engine(store, Rules(embedders={"toy": 4}), PARTITIONS, KafkaOutlet(producer.send))
+    engine = Engine(store, Rules(embedders={"toy": 4}), PARTITIONS, KafkaDeadLetterSink(producer.send))
     group = f"{access.topic_prefix}workers"
     worker = StreamWorker(engine, WorkerSettings(access, group=group, session_s=3.0, beat_s=0.05))
     running = asyncio.create_task(worker.run())

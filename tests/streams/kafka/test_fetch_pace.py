@@ -12,13 +12,13 @@ from confluent_kafka import Producer
 
 from deploy.servers.topics import create_topics
 from streams.events import CLICKSTREAM
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.consumer import pace
 
 RECORDS, GAP_S = 400, 0.001
 
 
-def fetches_for(access: KafkaAccess, every_s: float | None) -> tuple[int, list[bytes]]:
+def fetches_for(access: KafkaConfig, every_s: float | None) -> tuple[int, list[bytes]]:
     """Fetches that a consumer sends while records come one by one, and the records."""
     topic = access.topic(CLICKSTREAM)
 
@@ -56,7 +56,7 @@ def fetches_for(access: KafkaAccess, every_s: float | None) -> tuple[int, list[b
     return asyncio.run(run())
 
 
-def produce(access: KafkaAccess, topic: str) -> None:
+def produce(access: KafkaConfig, topic: str) -> None:
     producer = Producer({"bootstrap.servers": access.bootstrap, "linger.ms": 0})
     for n in range(RECORDS):
         producer.produce(topic, b"%d" % n, partition=0)
@@ -65,12 +65,12 @@ def produce(access: KafkaAccess, topic: str) -> None:
     assert producer.flush(10) == 0
 
 
-def test_records_come_in_fewer_fetches_and_all_of_them_in_order(kafka_access: KafkaAccess) -> None:
-    create_topics(kafka_access, 1)
+def test_records_come_in_fewer_fetches_and_all_of_them_in_order(kafka_config: KafkaConfig) -> None:
+    create_topics(kafka_config, 1)
     expected = [b"%d" % n for n in range(RECORDS)]
-    many, values = fetches_for(kafka_access, None)
+    many, values = fetches_for(kafka_config, None)
     assert values == expected
-    few, values = fetches_for(kafka_access, 0.05)
+    few, values = fetches_for(kafka_config, 0.05)
     assert values == expected
     assert few < many / 2, (few, many)
 

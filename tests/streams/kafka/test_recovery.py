@@ -20,7 +20,7 @@ from deploy.servers.redis import RedisServer
 from deploy.servers.topics import create_topics
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.store import StoreUnavailableError
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.worker import StreamWorker
 from tests.support.services import KEEP, open_folder
 from tests.support.tcp_proxy import Proxy
@@ -58,7 +58,7 @@ class Scene:
     def __init__(self, servers: Servers, redis: RedisServer, redis_network: Proxy, keys: Keys, prefix: str) -> None:
         self.broker, self.network = servers.broker, servers.network
         self.redis, self.redis_network = redis, redis_network
-        access = KafkaAccess(f"127.0.0.1:{servers.network.port}", topic_prefix=prefix)
+        access = KafkaConfig(f"127.0.0.1:{servers.network.port}", topic_prefix=prefix)
         create_topics(access, PARTITIONS)
         url = redis.url.replace(f":{redis.port}", f":{redis_network.port}")
         self.shop = Shop(access, url, keys, session_s=3.0)

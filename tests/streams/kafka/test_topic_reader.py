@@ -13,11 +13,11 @@ from confluent_kafka import Producer
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from index.state.memory_store import MemoryStore
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.topic_merge import Covers
 from streams.kafka.topic_reader import Span, TopicReader
 from streams.pipeline.digest import digest
-from streams.replay.replay import SilentOutlet, folder_logs, open_engine, replay
+from streams.replay.replay import SilentSink, folder_logs, open_engine, replay
 from tests.support.replay_world import PARTITIONS, lived
 from tests.support.streams_world import MemoryBroker, fill
 
@@ -40,7 +40,7 @@ def produce(broker: Broker, records: list[tuple[str, int, int, str]]) -> None:
 
 def read(broker: Broker, **more: object) -> tuple[list[tuple[str, int, int]], dict[str, Covers]]:
     """(value, partition, offset) of all records, and what was covered."""
-    with TopicReader(KafkaAccess(broker.address), embedded=True, **more) as reader:  # type: ignore[arg-type]
+    with TopicReader(KafkaConfig(broker.address), embedded=True, **more) as reader:  # type: ignore[arg-type]
         found = [((record.value or b"").decode(), record.partition, record.offset) for record in reader.records()]
         return found, reader.covers
 
@@ -68,7 +68,7 @@ def test_records_come_by_time_and_at_equal_times_by_topic(broker: Broker) -> Non
 
 def test_reading_ends_where_the_logs_ended_when_it_began(broker: Broker) -> None:
     produce(broker, [(CLICKSTREAM, 0, n, f"early {n}") for n in range(3)])
-    with TopicReader(KafkaAccess(broker.address), embedded=True) as reader:
+    with TopicReader(KafkaConfig(broker.address), embedded=True) as reader:
         produce(broker, [(CLICKSTREAM, 0, 10, "later"), (CLICKSTREAM, 1, 10, "later")])
         assert reader.total == 3
         assert [record.offset for record in reader.records()] == [0, 1, 2]
@@ -117,12 +117,12 @@ def test_replaying_topics_gives_the_live_digest(broker: Broker) -> None:
             producer.produce(topic, record.value, record.key, partition, timestamp=record.timestamp_ms)
     assert producer.flush(30) == 0
 
-    async def again(records: Iterator[Record]) -> str:
-        outlet = SilentOutlet()
-        engine = await open_engine(MemoryStore(), Rules(), PARTITIONS, outlet, None, folder_logs("topics"))
-        report = await replay("topics", records, engine, outlet, covers=lambda: reader.covers)
+    async def request_reclaim(records: Iterator[Record]) -> str:
+        sink = SilentSink()
+        engine = await open_engine(MemoryStore(), Rules(), PARTITIONS, sink, None, folder_logs("topics"))
+        report = await replay("topics", records, engine, sink, covers=lambda: reader.covers)
         assert report.complete and report.counts["misrouted"] > 0
         return report.digest.hex
 
-    with TopicReader(KafkaAccess(broker.address), embedded=True) as reader:
-        assert asyncio.run(again(reader.records())) == expected
+    with TopicReader(KafkaConfig(broker.address), embedded=True) as reader:
+        assert asyncio.run(request_reclaim(reader.records())) == expected

@@ -23,7 +23,7 @@ from index.state.keys import Keys, partition_of, partition_tag
 from index.state.store import Commit
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Record
 from streams.kafka.claims import PositionBeyondLogError
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.consumer import StateConsumer
 from streams.kafka.lanes import USUAL_BATCH
 from streams.kafka.log_identity import LogLookup
@@ -49,7 +49,7 @@ def play(broker: Broker, redis_server: RedisServer, keys: Keys) -> Callable[[Cal
 
     def run(scenario: Callable[[Shop], Awaitable[None]]) -> None:
         async def main() -> None:
-            shop = Shop(KafkaAccess(broker.address), redis_server.url, keys)
+            shop = Shop(KafkaConfig(broker.address), redis_server.url, keys)
             try:
                 await scenario(shop)
             finally:
@@ -122,7 +122,7 @@ def test_topics_that_do_not_fit_are_refused_with_the_remedy(
     topics: dict[str, int], message: str, redis_server: RedisServer, keys: Keys, tmp_path: Path
 ) -> None:
     async def scenario(bootstrap: str) -> None:
-        shop = Shop(KafkaAccess(bootstrap), redis_server.url, keys)
+        shop = Shop(KafkaConfig(bootstrap), redis_server.url, keys)
         try:
             with pytest.raises(ValueError, match=message) as caught:
                 await shop.new_worker().run()
@@ -170,7 +170,7 @@ def test_a_store_that_is_away_for_two_seconds_loses_nothing(broker: Broker, keys
     server.start()
 
     async def scenario() -> None:
-        shop = Shop(KafkaAccess(broker.address), server.url, keys)
+        shop = Shop(KafkaConfig(broker.address), server.url, keys)
         try:
             async with shop.worker() as worker:
                 for n in range(100):
@@ -199,7 +199,7 @@ async def _caught_up(shop: Shop, worker: StreamWorker, records: int) -> None:
     """Waits until the positions of the clickstream add up to what was sent."""
 
     def position() -> int:
-        return sum(tenure.positions.get(CLICKSTREAM, 0) for tenure in worker.engine.tenures.values())
+        return sum(lease.positions.get(CLICKSTREAM, 0) for lease in worker.engine.leases.values())
 
     await shop.until(lambda: position() == records, f"{records} are applied")
 
@@ -208,7 +208,7 @@ def test_a_new_broker_starts_new_logs_and_keeps_the_users(
     redis_server: RedisServer, keys: Keys, tmp_path: Path
 ) -> None:
     async def scenario(bootstrap: str, event_id: str, expected: list[str]) -> None:
-        shop = Shop(KafkaAccess(bootstrap), redis_server.url, keys)
+        shop = Shop(KafkaConfig(bootstrap), redis_server.url, keys)
         try:
             async with shop.worker() as worker:
                 await shop.send("anna", event_id, event_id)

@@ -21,7 +21,7 @@ from index.state.keys import ITEMS_TAG, Keys, partition_of, partition_tag
 from index.state.store import LogIdentity
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, USERS
 from streams.kafka.claims import PositionBeyondLogError
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.consumer import StateConsumer
 from streams.kafka.log_identity import LogLookup
 from streams.pipeline.digest import read_state
@@ -36,16 +36,16 @@ TAG = partition_tag(HOME)
 class Cluster:
     """A shop on a real broker, with an administrator."""
 
-    def __init__(self, access: KafkaAccess, redis_url: str, keys: Keys) -> None:
+    def __init__(self, access: KafkaConfig, redis_url: str, keys: Keys) -> None:
         create_topics(access, PARTITIONS)
         self.access = access
         self.shop = Shop(access, redis_url, keys)
         self.admin = AdminClient({**access.librdkafka(), "log_level": 2})
 
-    async def recreate(self, topic: str, *, again: bool = True) -> None:
+    async def recreate(self, topic: str, *, request_reclaim: bool = True) -> None:
         """Deletes a topic and, after that, creates it."""
         await asyncio.to_thread(self._delete, topic)
-        if again:
+        if request_reclaim:
             await asyncio.to_thread(create_topics, self.access, PARTITIONS)
 
     def _delete(self, topic: str) -> None:
@@ -118,12 +118,12 @@ Play = Callable[[Callable[[Cluster], Awaitable[None]]], None]
 
 
 @pytest.fixture
-def play(kafka_access: KafkaAccess, redis_server: RedisServer, keys: Keys) -> Play:
+def play(kafka_config: KafkaConfig, redis_server: RedisServer, keys: Keys) -> Play:
     """Runs a scenario on topics of its own."""
 
     def run(scenario: Callable[[Cluster], Awaitable[None]]) -> None:
         async def main() -> None:
-            cluster = Cluster(kafka_access, redis_server.url, keys)
+            cluster = Cluster(kafka_config, redis_server.url, keys)
             try:
                 await scenario(cluster)
             finally:
@@ -211,7 +211,7 @@ def test_a_topic_that_is_missing_for_a_while_ends_nothing(play: Play) -> None:
         async with cluster.shop.worker():
             await cluster.send("e1")
             await cluster.applied(["e1"])
-            await cluster.recreate(USERS, again=False)
+            await cluster.recreate(USERS, request_reclaim=False)
             await cluster.send("e2")
             await asyncio.to_thread(create_topics, cluster.access, PARTITIONS)
             await cluster.send("e3")
@@ -308,8 +308,8 @@ def test_gaps_of_a_compacted_topic_are_accepted(play: Play) -> None:
             item = orjson.dumps({"item_id": f"i{n % 2}", "title": f"tea {n}", "ts_ms": cluster.shop.now_ms})
             await cluster.shop.producer.send(CATALOG, f"i{n % 2}".encode(), item)
         async with cluster.shop.worker() as worker:
-            positions = worker.engine.tenures[ITEMS_TAG].positions
-            await cluster.shop.until(lambda: positions[CATALOG] == 200, f"all are applied: {worker.engine.tenures}")
+            positions = worker.engine.leases[ITEMS_TAG].positions
+            await cluster.shop.until(lambda: positions[CATALOG] == 200, f"all are applied: {worker.engine.leases}")
         items = (await read_state(cluster.shop.store, PARTITIONS))["items"]["items"]
         assert {name: item["catalogue"]["title"] for name, item in items.items()} == {"i0": "tea 198", "i1": "tea 199"}
 
@@ -331,8 +331,8 @@ def test_two_workers_share_a_backlog_and_apply_it_once(play: Play) -> None:
                     return first.engine.counts["applied"] + second.engine.counts["applied"]
 
                 await cluster.shop.until(lambda: applied() >= total, "all is applied")
-                assert second.engine.tenures and first.engine.tenures
-                assert not set(second.engine.tenures) & set(first.engine.tenures)
+                assert second.engine.leases and first.engine.leases
+                assert not set(second.engine.leases) & set(first.engine.leases)
         state = await read_state(cluster.shop.store, PARTITIONS)
         windows = {user: found["window"] for p in range(PARTITIONS) for user, found in state[f"p{p}"]["users"].items()}
         assert {user: len(window) for user, window in windows.items()} == dict.fromkeys(users, 51)

@@ -71,7 +71,7 @@ async def drain(store: MemoryStore, broker: MemoryBroker, rng: random.Random, re
     while True:
         batch: list[Record] = []
         for (topic, partition), log in list(broker.logs.items()):
-            at = engine.tenures[partition_tag(partition)].positions[topic]
+            at = engine.leases[partition_tag(partition)].positions[topic]
             batch += log[at : at + rng.choice((1, 3, 40))]
         if not batch:
             return engine
@@ -172,7 +172,7 @@ def test_a_first_record_that_does_not_continue_the_position_is_read_once_more() 
             await engine.apply([late])
         assert caught.value.position == 0
         await engine.apply([late])  # read again: the log really begins there
-        assert engine.tenures["p0"].positions[CLICKSTREAM] == 8 and engine.counts["gaps"] == 1
+        assert engine.leases["p0"].positions[CLICKSTREAM] == 8 and engine.counts["gaps"] == 1
         await engine.apply([record(CLICKSTREAM, 12, click("u", "a", NOW_MS, "e2"))])  # later gaps are the log's own
         assert engine.counts["gaps"] == 2 and engine.counts["applied"] == 2
 
@@ -188,7 +188,7 @@ def test_a_displaced_engine_cannot_write_and_keeps_nothing() -> None:
         batch = [record(CLICKSTREAM, 1, click("u", "b", NOW_MS, "e2"))]
         with pytest.raises(FencedError):
             await engine.apply(batch)
-        assert not engine.tenures["p0"].users
+        assert not engine.leases["p0"].users
         await other.apply(batch)
         assert (await read_state(store, 1))["p0"]["users"]["u"]["window"][1][1] == "b"
 

@@ -70,7 +70,7 @@ class Partition:
             await self.engine.apply(batch)
 
     def _next(self, at_once: int) -> list[Record]:
-        positions = self.engine.tenures[TAG].positions
+        positions = self.engine.leases[TAG].positions
         logs = {topic: self.broker.logs[topic, 0] for topic in positions}
         return [record for topic, log in logs.items() for record in log[positions[topic] :][:at_once]]
 
@@ -86,19 +86,19 @@ class Partition:
 def test_the_clock_follows_what_many_events_reached_and_never_goes_back() -> None:
     clock = PartitionClock()
     for ts_ms in range(AGREEING - 1):
-        clock.see(ts_ms)
+        clock.observe(ts_ms)
     assert clock.now_ms == -1 and clock.before(10) == -1
-    clock.see(10**15)  # far ahead: it counts as having reached what the others did
+    clock.observe(10**15)  # far ahead: it counts as having reached what the others did
     assert clock.now_ms == 0
     for ts_ms in range(100, 100 + AGREEING):
-        clock.see(ts_ms)
+        clock.observe(ts_ms)
     assert clock.now_ms == 100 and clock.before(40) == 60 and clock.before(0) == -1
-    clock.see(3)
+    clock.observe(3)
     assert clock.now_ms == 100
     again = PartitionClock.decode(clock.encode())
     assert again == clock and again.recent.maxlen == AGREEING and PartitionClock.decode(None).now_ms == -1
     copy = clock.copy()
-    copy.see(7)
+    copy.observe(7)
     assert clock.recent[-1] == 3
 
 

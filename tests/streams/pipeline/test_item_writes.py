@@ -21,7 +21,7 @@ from index.state.store import LogIdentity
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
-from streams.replay.replay import SilentOutlet
+from streams.replay.replay import SilentSink
 
 RULES = Rules(embedders={"toy": 4, "wide": 7, "same": 4})
 TS_MS, VERSION = 1_700_000_000_000, "m-1"
@@ -51,7 +51,7 @@ class Shop:
 
     def __init__(self, encoder: EncoderThread) -> None:
         self.store, self.offset = MemoryStore(), 0
-        self.engine = Engine(self.store, RULES, 1, SilentOutlet(), encoder)
+        self.engine = Engine(self.store, RULES, 1, SilentSink(), encoder)
 
     async def open(self) -> Shop:
         logs = {topic: LogIdentity("c", "t") for topic in (CATALOG, ITEM_VECTORS)}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from streams.events import CLICKSTREAM, DEAD_LETTERS, MalformedError, Record
-from streams.pipeline.intake import MAX_DEAD_LETTER_BYTES, KafkaOutlet
+from streams.pipeline.intake import MAX_DEAD_LETTER_BYTES, KafkaDeadLetterSink
 
 Sent = tuple[str, bytes | None, bytes | None, int | None, int | None, list[tuple[str, bytes]]]
 KAFKA_BYTES = 1_000_000  # what a producer and a broker accept by default
@@ -48,7 +48,7 @@ def record(key: bytes | None = b"u", value: bytes | None = b"x", timestamp_ms: i
 
 def bury(sent: Record, error: MalformedError, kafka: Kafka | None = None) -> Sent:
     kafka = kafka or Kafka()
-    asyncio.run(KafkaOutlet(kafka).dead_letter(sent, error))
+    asyncio.run(KafkaDeadLetterSink(kafka).dead_letter(sent, error))
     return kafka.sent[0]
 
 
@@ -97,7 +97,7 @@ def test_a_null_stays_a_null_and_a_missing_timestamp_becomes_zero() -> None:
 
 def test_a_forwarded_record_keeps_key_time_and_headers_and_names_its_origin() -> None:
     kafka = Kafka()
-    asyncio.run(KafkaOutlet(kafka).forward(record(None), 7, b"u"))
+    asyncio.run(KafkaDeadLetterSink(kafka).forward(record(None), 7, b"u"))
     topic, key, value, partition, timestamp_ms, headers = kafka.sent[0]
     assert (topic, key, value, partition, timestamp_ms) == (CLICKSTREAM, b"u", b"x", 7, 5)
     assert headers == [("trace", b"1"), ("forwarded-from", b"clickstream[3]@41")]
@@ -105,7 +105,7 @@ def test_a_forwarded_record_keeps_key_time_and_headers_and_names_its_origin() ->
 
 def test_a_record_too_large_for_forwarding_becomes_a_dead_letter() -> None:
     kafka = Kafka()
-    asyncio.run(KafkaOutlet(kafka).forward(record(value=b"x" * 999_990), 7, b"u"))
+    asyncio.run(KafkaDeadLetterSink(kafka).forward(record(value=b"x" * 999_990), 7, b"u"))
     topic, _, value, _, _, headers = kafka.sent[0]
     assert topic == DEAD_LETTERS and value is not None and len(value) == MAX_DEAD_LETTER_BYTES
     assert b"cannot be forwarded" in dict(headers)["reason"]

@@ -58,7 +58,7 @@ def test_a_write_whose_answer_was_lost_is_not_applied_again_even_beyond_the_memo
             await engine.apply(batch)
             await reference.apply(batch)
         assert await read_state(store, 1) == await read_state(sure, 1)
-        assert engine.tenures["p0"].clock.now_ms == NOW_MS and engine.tenures["p0"].buckets
+        assert engine.leases["p0"].clock.now_ms == NOW_MS and engine.leases["p0"].buckets
 
     asyncio.run(scenario())
 
@@ -67,8 +67,8 @@ def test_a_late_arrival_of_an_unanswered_write_is_fenced() -> None:
     async def scenario() -> None:
         store = MemoryStore()
         engine = await _engine(store)
-        before = engine.tenures["p0"].token
-        engine.tenures["p0"].unsure = True  # as a failed write leaves it
+        before = engine.leases["p0"].token
+        engine.leases["p0"].unsure = True  # as a failed write leaves it
         await engine.apply(flood(0, 3))
         with pytest.raises(FencedError, match="token"):
             await store.commit([Commit("p0", before, CLICKSTREAM, 3, 5)])
@@ -89,7 +89,7 @@ def test_a_store_that_lost_confirmed_writes_makes_the_engine_read_them_again() -
         with pytest.raises(FencedError, match="position"):  # nor does a new claim alone make it go on from there
             await engine.apply(flood(10, 1))
         await engine.claim("p0", 1, LOGS, "g")
-        assert engine.tenures["p0"].positions[CLICKSTREAM] == 5
+        assert engine.leases["p0"].positions[CLICKSTREAM] == 5
         await engine.apply(flood(5, 6))
         assert len((await read_state(store, 1))["p0"]["users"]["u"]["window"]) == 11
 
@@ -104,10 +104,10 @@ def test_an_older_generation_does_not_take_the_partition_back_after_a_failed_wri
         with pytest.raises(StoreUnavailableError):
             await engine.apply(flood(0, 2))
         other = Engine(store, Rules(), 1, MemoryBroker())
-        tenure = await other.claim("p0", 2, LOGS, "g")
+        lease = await other.claim("p0", 2, LOGS, "g")
         with pytest.raises(FencedError, match="token"):
             await engine.apply(flood(0, 2))
-        assert tenure.positions[CLICKSTREAM] == 2
+        assert lease.positions[CLICKSTREAM] == 2
         await other.apply(flood(2, 2))
 
     asyncio.run(scenario())

@@ -16,7 +16,7 @@ from index.query.recommend import Weights
 from index.state.keys import Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import STATE, decode_state
-from streams.evaluation.prequential import Asker, AskSettings
+from streams.evaluation.prequential import AskSettings, PrequentialEvaluator
 from streams.evaluation.timeline import evaluate
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, Click, Record, Rules
 from streams.folder.records import records
@@ -24,7 +24,7 @@ from streams.kafka.topic_merge import Covers
 from streams.pipeline.digest import digest
 from streams.pipeline.user_state import WindowLimits
 from streams.pipeline.user_writer import EngineSettings
-from streams.replay.replay import SilentOutlet, folder_logs, numbered, open_engine, replay
+from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine, replay
 from streams.replay.report import ReplayReport
 from tests.support.replay_world import (
     CONFIG,
@@ -46,9 +46,9 @@ SETTINGS = EngineSettings(limits=WindowLimits(CONFIG.window, CONFIG.slack), half
 
 def state_only(source: Iterable[Record], **more: Any) -> ReplayReport:
     async def run() -> ReplayReport:
-        outlet = SilentOutlet()
-        engine = await open_engine(MemoryStore(), Rules(), PARTITIONS, outlet, None, LOGS)
-        return await replay("test", source, engine, outlet, **more)
+        sink = SilentSink()
+        engine = await open_engine(MemoryStore(), Rules(), PARTITIONS, sink, None, LOGS)
+        return await replay("test", source, engine, sink, **more)
 
     return asyncio.run(run())
 
@@ -56,18 +56,18 @@ def state_only(source: Iterable[Record], **more: Any) -> ReplayReport:
 def asked(
     source: Iterable[Record],
     ask: AskSettings,
-    make: Callable[..., Asker] = Asker,
+    make: Callable[..., PrequentialEvaluator] = PrequentialEvaluator,
     weights: Weights = PLAIN,
     store: MemoryStore | None = None,
 ) -> ReplayReport:
     async def run() -> ReplayReport:
-        outlet, thread, live = SilentOutlet(), encoder_thread(), store or MemoryStore()
-        engine = await open_engine(live, RULES, PARTITIONS, outlet, thread, LOGS, SETTINGS)
-        asker = make(live, served(), RULES, PARTITIONS, SETTINGS.bucket_ms, ask, thread, weights)
+        sink, thread, live = SilentSink(), encoder_thread(), store or MemoryStore()
+        engine = await open_engine(live, RULES, PARTITIONS, sink, thread, LOGS, SETTINGS)
+        evaluator = make(live, served(), RULES, PARTITIONS, SETTINGS.bucket_ms, ask, thread, weights)
         try:
-            return await replay("test", source, engine, outlet, asker)
+            return await replay("test", source, engine, sink, evaluator)
         finally:
-            asker.close()
+            evaluator.close()
             thread.close()
 
     return asyncio.run(run())
@@ -113,7 +113,7 @@ def test_asking_changes_nothing(tmp_path: Path) -> None:
     assert "all questions" in often.table() and "all questions" not in never.table()
 
 
-class Watching(Asker):
+class Watching(PrequentialEvaluator):
     """Notes how much of its user was known at each question."""
 
     known: ClassVar[list[tuple[str, str, int]]] = []
@@ -146,7 +146,7 @@ def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repea
     expected = evaluate(folder, vectors, encoder(), served().offset, RULES, ask)
     answers = report.answers
     assert answers is not None and answers["questions"] == expected["questions"] > 40
-    # Not strangers: they get the popular list, which live comes with context.
+    # Not cold users: they get the popular list, which live comes with context.
     for name in ("history 2-3", "history 4-5", "history 6-20"):
         found, plain = answers["slices"][name], expected["slices"][name]
         assert found["questions"] == plain["questions"] > 5, name
@@ -167,7 +167,7 @@ def test_replay_and_evaluation_add_the_same_popularity(tmp_path: Path, popularit
     expected = evaluate(folder, vectors, encoder(), served().offset, RULES, ask, popularity=popularity)
     plain = evaluate(folder, vectors, encoder(), served().offset, RULES, ask)
     assert answers is not None
-    # Not strangers: they get the popular list, which live comes with context.
+    # Not cold users: they get the popular list, which live comes with context.
     for name in ("history 2-3", "history 4-5", "history 6-20"):
         found, wanted = (result["slices"][name]["lists"]["next"] for result in (answers, expected))
         assert found == pytest.approx(wanted, abs=1e-6), name

@@ -34,7 +34,7 @@ from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from streams.evaluation.prequential import AskSettings
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED
-from streams.kafka.config import KafkaAccess
+from streams.kafka.config import KafkaConfig
 from streams.kafka.log_identity import LogLookup
 from streams.kafka.topic_reader import Span, TopicReader
 from streams.replay.report import ReplayReport
@@ -46,15 +46,15 @@ MODEL = ModelConfig(d_model=16, n_layers=1, n_heads=2, d_ff=16, d_text=DIM, d_re
 
 
 @pytest.fixture(scope="module")
-def filled(kafka_server: str) -> KafkaAccess:
+def filled(kafka_server: str) -> KafkaConfig:
     """A history that no test changes."""
-    access = KafkaAccess(kafka_server, topic_prefix=f"replayed-{os.getpid()}-")
+    access = KafkaConfig(kafka_server, topic_prefix=f"replayed-{os.getpid()}-")
     fill(access, EVENTS, PARTITIONS, items=ITEMS, users=2_000)
     return access
 
 
 @pytest.fixture
-def settings(filled: KafkaAccess) -> Settings:
+def settings(filled: KafkaConfig) -> Settings:
     return load(
         {},
         kafka=filled.bootstrap,
@@ -77,24 +77,24 @@ def without_time(report: ReplayReport) -> dict[str, Any]:
     return {name: value for name, value in report.to_dict().items() if name != "seconds"}
 
 
-def read(access: KafkaAccess, **more: Any) -> tuple[list[tuple[str, int, int, int]], TopicReader]:
+def read(access: KafkaConfig, **more: Any) -> tuple[list[tuple[str, int, int, int]], TopicReader]:
     """(topic, partition, offset, timestamp) of all records."""
     with TopicReader(access, **more) as reader:
         return [(r.topic, r.partition, r.offset, r.timestamp_ms) for r in reader.records()], reader
 
 
-def test_records_come_in_the_order_of_their_times_however_the_reading_is_cut(filled: KafkaAccess) -> None:
+def test_records_come_in_the_order_of_their_times_however_the_reading_is_cut(filled: KafkaConfig) -> None:
     whole, reader = read(filled)
     assert len(whole) == reader.total and [r[3] for r in whole] == sorted(r[3] for r in whole)
     with TopicReader(filled) as first:
         records = first.records()
         begun = [next(records) for _ in range(7_777)]
-        standing = orjson.loads(orjson.dumps(first.standing))
-    rest, _ = read(filled, resume=standing)
+        resume_state = orjson.loads(orjson.dumps(first.resume_state))
+    rest, _ = read(filled, resume=resume_state)
     assert [(r.topic, r.partition, r.offset, r.timestamp_ms) for r in begun] + rest == whole
 
 
-def test_times_are_looked_up_at_the_broker(filled: KafkaAccess) -> None:
+def test_times_are_looked_up_at_the_broker(filled: KafkaConfig) -> None:
     start_ms, stop_ms = START_MS + 5_000 * STEP_MS, START_MS + 6_000 * STEP_MS
     whole, _ = read(filled)
     found, reader = read(filled, start_ms=start_ms, stop_ms=stop_ms)
@@ -107,7 +107,7 @@ def test_times_are_looked_up_at_the_broker(filled: KafkaAccess) -> None:
         read(filled, start_ms=stop_ms, stop_ms=start_ms)
 
 
-def test_offsets_cut_a_piece_and_what_is_not_there_is_refused(filled: KafkaAccess) -> None:
+def test_offsets_cut_a_piece_and_what_is_not_there_is_refused(filled: KafkaConfig) -> None:
     found, reader = read(filled, topics=(CLICKSTREAM,), spans={(CLICKSTREAM, p): Span(0, 0) for p in range(1, 4)})
     assert found and {r[1] for r in found} == {0}
     found, reader = read(filled, topics=(CATALOG,), spans={(CATALOG, 0): Span(10, 20)})
@@ -118,23 +118,23 @@ def test_offsets_cut_a_piece_and_what_is_not_there_is_refused(filled: KafkaAcces
         read(filled, spans={(CATALOG, 0): Span(0, 10**7)})
 
 
-def test_a_log_whose_start_has_left_is_said_and_a_start_before_it_refused(kafka_access: KafkaAccess) -> None:
-    fill(kafka_access, 2_000, PARTITIONS, items=20)
-    with TopicReader(kafka_access) as early:
+def test_a_log_whose_start_has_left_is_said_and_a_start_before_it_refused(kafka_config: KafkaConfig) -> None:
+    fill(kafka_config, 2_000, PARTITIONS, items=20)
+    with TopicReader(kafka_config) as early:
         records = early.records()
         for _ in range(10):
             next(records)
-        standing = early.standing
-    admin = AdminClient(kafka_access.librdkafka())
-    gone = TopicPartition(kafka_access.topic(CLICKSTREAM), 0, 100)
+        resume_state = early.resume_state
+    admin = AdminClient(kafka_config.librdkafka())
+    gone = TopicPartition(kafka_config.topic(CLICKSTREAM), 0, 100)
     for future in admin.delete_records([gone]).values():
         future.result(20)
-    found, reader = read(kafka_access)
+    found, reader = read(kafka_config)
     assert reader.covers["clickstream[0]"].first == 100 and not reader.covers["clickstream[0]"].complete
     assert min(r[2] for r in found if r[:2] == (CLICKSTREAM, 0)) == 100
     with pytest.raises(ValueError, match=r"clickstream\[0\] cannot start at 7: its log holds 100 to"):
-        read(kafka_access, spans={(CLICKSTREAM, 0): Span(7)})
-    assert read(kafka_access, resume=standing)[1].covers["clickstream[0]"].lost == 100
+        read(kafka_config, spans={(CLICKSTREAM, 0): Span(7)})
+    assert read(kafka_config, resume=resume_state)[1].covers["clickstream[0]"].lost == 100
 
 
 def test_unknown_topics_and_another_partition_count_are_refused(settings: Settings) -> None:
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_another_replay_is_refused(settings: Settings, tmp_path:
     assert first.digest == replay_topics(ReplayPlan(), settings).digest
 
 
-def test_the_live_group_is_as_it_was_and_no_group_is_left(settings: Settings, filled: KafkaAccess) -> None:
+def test_the_live_group_is_as_it_was_and_no_group_is_left(settings: Settings, filled: KafkaConfig) -> None:
     topics = [filled.topic(topic) for topic in CONSUMED]
     live = Consumer({**filled.librdkafka(), "group.id": "live-group", "enable.auto.commit": False})
     live.commit(offsets=[TopicPartition(topic, 0, 5) for topic in topics], asynchronous=False)
@@ -235,7 +235,7 @@ def test_live_keys_are_as_they_were_and_only_an_unused_prefix_is_written(
 
 
 def test_a_topic_made_anew_does_not_go_on_from_an_old_checkpoint(
-    settings: Settings, filled: KafkaAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, filled: KafkaConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = ReplayPlan(checkpoint=tmp_path, part=10_000)
     replay_topics(plan, settings)

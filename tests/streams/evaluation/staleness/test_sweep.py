@@ -136,9 +136,9 @@ def test_the_brute_force_tells_every_wrong_delay_apart(tmp_path: Path) -> None:
 
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, chosen = folder_of(tmp_path / "f", rows()), arms(("user", "all"), [parse_delay(name) for name in DELAYS])
-    together = swept(folder, chosen, asked()).comparison.memory()
+    together = swept(folder, chosen, asked()).comparison.state_dict()
     monkeypatch.setattr("streams.evaluation.staleness.sweep._BATCH", 1)
-    assert swept(folder, chosen, asked()).comparison.memory() == together
+    assert swept(folder, chosen, asked()).comparison.state_dict() == together
 
 
 def planted(path: Path, gap_s: int, steps: int = 12, start_s: int = START_S) -> Folder:
