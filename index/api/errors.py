@@ -49,6 +49,21 @@ def json_response(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type=_JSON)
 
 
+async def read_json(request: Request) -> Any:
+    """The body as JSON.
+
+    Raises:
+        ProblemError: 415 for another content type (a web page could send that across origins), 400 for bad JSON.
+    """
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if declared != "application/json":
+        raise ProblemError(415, f"content type {declared or 'missing'!r}; send application/json")
+    try:
+        return orjson.loads(await request.body())
+    except orjson.JSONDecodeError as error:
+        raise ProblemError(400, f"the body is not JSON: {error}") from error
+
+
 def problem_response(problem: ProblemError) -> Response:
     """The problem document; `Retry-After` in seconds where trying again helps."""
     body = {

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from index.query.live_user import LiveUser
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
 
@@ -147,6 +148,16 @@ class Liveness:
         """Time since the worker last confirmed that this partition is caught up; None when it never did so far."""
         return self._beats.age_ms(partition_tag(partition), self._now_ms())
 
+    def as_of(self, partition: int, user: LiveUser | None, includes_after: bool | None = None) -> dict[str, Any]:
+        """How current the knowledge about a user is, as in every answer; None when the live state did not answer."""
+        return {
+            "ts_ms": None if user is None else user.newest_ms,
+            "partition": partition,
+            "offset": None if user is None else user.offset,
+            "lag_ms": rounded(self.lag_ms(partition)),
+            "includes_after": includes_after if user is None else user.includes_after,
+        }
+
     async def poll(self) -> None:
         """One look at everything, one round trip. An unreachable store keeps the last knowledge, which then ages."""
         partitions = self.partitions
@@ -215,6 +226,11 @@ class Liveness:
             self._roles[name] = heartbeat
         for name in set(self._roles) - set(found):
             del self._roles[name], self._seen_ms[name]
+
+
+def rounded(milliseconds: float | None) -> float | None:
+    """An age as it is shown."""
+    return None if milliseconds is None else round(milliseconds, 1)
 
 
 def _oldest(ages: list[float | None]) -> float | None:

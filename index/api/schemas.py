@@ -309,15 +309,17 @@ class Problem(BaseModel):
 
 
 UserId = Annotated[Identifier, Path(description="the user's id", examples=["u42"])]
-
-
 ItemId = Annotated[Identifier, Path(description="the item's id", examples=["i7"])]
-
-
 Count = Annotated[int, Query(ge=1, le=MAX_COUNT, description="how many items")]
-
-
 Location = Annotated[Identifier | None, Query(description="default: the profile's categorical `location`")]
-
-
 After = Annotated[Identifier | None, Query(description="event id to wait for, up to 100 ms")]
+ListName = Annotated[
+    RequestedList | None,
+    Query(
+        description="next: what now, general: long-term taste, mixed: both; "
+        "default: what was best when the model was trained"
+    ),
+]
+IncludeSeen = Annotated[bool, Query(description="also items the user has seen")]
+Explain = Annotated[bool, Query(description="show the parts of each score")]
+PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 401, 403, 503)}

@@ -172,23 +172,21 @@ class Catalogue:
         with self._lock:
             return mask(tree, self)
 
-    def similar(
-        self, item_id: str, count: int, now_ms: int, tree: Filter | None = None, search: SearchIndex | None = None
-    ) -> list[tuple[str, float]]:
-        """The nearest other items that may be shown, with their cosines; empty when the item has no vector.
-
-        `search` stands in for the catalogue's own.
-        """
-        searching, label = self.search if search is None else search, self._label.get(item_id)
-        if label is None or not self._columns.vector[label]:
+    def similar(self, item_id: str, count: int, now_ms: int, tree: Filter | None = None) -> list[tuple[str, float]]:
+        """The nearest other items that may be shown, with their cosines; empty when the item has no vector."""
+        vector = self.vector(item_id)
+        if vector is None:
             return []
-        vector = searching.vectors([label])[0]
+        labels, scores = self.search.search(vector[None], count, self.others_mask(item_id, now_ms, tree))
+        return list(zip(self.ids_of(labels[0]), scores[0].tolist(), strict=True))
+
+    def others_mask(self, item_id: str, now_ms: int, tree: Filter | None = None) -> Mask:
+        """[size] all other items that may be shown and that `tree` lets pass."""
         allowed = self.hard_mask(now_ms)
         if tree is not None:
             allowed &= self.filter_mask(tree)[: len(allowed)]
         allowed[self.labels_of([item_id])] = False
-        labels, scores = searching.search(vector[None], count, allowed)
-        return list(zip(self.ids_of(labels[0]), scores[0].tolist(), strict=True))
+        return allowed
 
     def labels_of(self, item_ids: Iterable[str]) -> Labels:
         """Labels [m] of those of the items that are known."""
