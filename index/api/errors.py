@@ -1,7 +1,7 @@
-"""What goes wrong over HTTP, as problem documents (RFC 9457): one exception, one response, one handler for each cause.
+"""Turns every error into a problem document (RFC 9457), and reads and writes JSON bodies.
 
-Assumes that whoever raises `ProblemError` wrote its detail for the client. Anything unforeseen becomes a 500 whose
-detail says nothing of its cause: that goes to the log. It does not know which call does what.
+Assumes that whoever raises `ProblemError` wrote its detail for the client. The detail of an unforeseen error, a 500,
+says nothing of its cause, which goes to the log.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Records in over HTTP: checked all together, published in their order, answered once Kafka has acknowledged each.
+"""Publishes posted records to Kafka, in their order, and answers once each is acknowledged.
 
-A batch with one bad record publishes nothing. Sending a batch again is safe: event ids and compaction make it so. It
-does not know Kafka, only the injected `publish`, and nothing here touches the live state.
+A batch is checked as a whole; one bad record publishes nothing. Sending a batch again is safe, because of event ids and
+compaction. Kafka is only the injected `publish`, and the live state is not touched.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""How current the live state is: every partition's last confirmation, positions, lag, and the deployment's facts.
+"""Tracks how current the live state is, by partition, and the deployment's facts.
 
-Polls the owner records and times changes on this process's own monotonic clock, so hosts need no common clock. A
-confirmation that was never seen to change is of unknown age. It does not know users or items, and does not decide what
-an API answers; it says how old the knowledge is.
+Polls the owner records and times their changes on this process's monotonic clock, so hosts need no common clock. A
+confirmation that was never seen to change is of unknown age. What an API answers is decided elsewhere.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the calls share: the index of the served model, kept loaded and current, and when it may not be used.
+"""Keeps the index of the served model loaded and current, and says when it may not be used.
 
 Assumes that liveness says which model version to serve. A new version is loaded beside the old one, which goes on
-serving until then: a vector never meets one of another version. It does not rank and does not know HTTP's routes.
+serving until then, so a vector never meets one of another version.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The calls that show what is there: one item, one user, the deployment's status, health, and Prometheus metrics.
+"""Shows one item or one user as the live state holds it.
 
-Item and user are read from the live state; status, health and metrics from what the background tasks know, so they
-answer also when Redis does not. Nothing here ranks.
+Both are read anew for each call, so they answer only while Redis does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Prometheus metrics of the worker and of the API, each set on a registry that the caller owns.
+"""Counts what an API process does, for Prometheus and for its heartbeat.
 
-Assumes one object per process; nothing is registered globally. Labels take few values: a producer's texts never become
-label values. The same numbers travel in the role's heartbeat, so that `/v1/status` can sum them over processes.
+Assumes one object per process, on a registry that the caller owns. Labels take few values, as a producer's texts never
+become label values. `/v1/status` sums the heartbeats' numbers over processes.
 """
 
 from __future__ import annotations

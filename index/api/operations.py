@@ -1,4 +1,7 @@
-"""TODO docstring of index.api.operations."""
+"""Shows the deployment's status, health, readiness and Prometheus metrics.
+
+All of it comes from what the background tasks know, so these calls answer also when Redis and Kafka do not.
+"""
 
 from __future__ import annotations
 

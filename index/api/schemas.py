@@ -1,7 +1,7 @@
-"""The shapes of the API's answers and request bodies, as pydantic models with examples: the source of the OpenAPI.
+"""Describes the API's answers and request bodies as pydantic models, the source of the OpenAPI document.
 
 Answers are rendered directly, not through these models (validation costs more than the ranking); the tests hold every
-answer against its model. Posted records are checked by the rules of the topics, which these shapes only describe.
+answer against its model. Posted records are checked by the rules of the topics.
 """
 
 from __future__ import annotations

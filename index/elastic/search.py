@@ -1,8 +1,8 @@
-"""Nearest items by Elasticsearch's kNN, for one request.
+"""Answers one request's search plan by Elasticsearch's kNN.
 
-Answers the search plan that this process would answer, and makes it anew after each wait, because items may have
-changed. Items that changed after what the index is complete for are compared in this process, and vectors that it does
-not keep are fetched. Whatever goes wrong is raised: the caller answers in process then.
+After each wait the plan is made anew, because items may have changed. Items that changed after what the index is
+complete for are compared in this process, and vectors that it does not keep are fetched. Whatever goes wrong is raised,
+so that the caller answers in process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Plans the searches of one query, and gathers its candidates with a bound on what no search has reached.
+"""Plans the searches of one query, and gathers candidates with a bound on what no search has reached.
 
-Assumes that somebody answers the plan, this process or Elasticsearch. What was not found is at most as near as the last
-item found, less popular than the last popular one, and promoted by the strongest promotion at most (the threshold
-algorithm of Fagin, Lotem and Naor, 2003).
+This process or Elasticsearch answers. What was not found is at most as near as the last item found, less
+popular than the last popular one, and promoted by the strongest promotion (threshold algorithm of Fagin, Lotem and
+Naor, 2003).
 """
 
 from __future__ import annotations

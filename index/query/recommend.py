@@ -1,8 +1,7 @@
 """Recommends items to one user in two stages, a plan of searches and the scoring of what they find.
 
-Assumes vectors, a catalogue, a context, popularity and the time as given; reads no store. Rules and filters are part of
-the search, so a list is never short. Re-scoring is bounded and comes after the search, which goes as deep as makes the
-list that of scoring every allowed item.
+Reads no store. Rules and filters are part of the search, so a list is never short. Re-scoring is bounded and comes
+after the search, which goes as deep as makes the list that of scoring every allowed item.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from context.features import is_active
+from context.features import DAY_MS, is_active
 from context.offsets import ContextOffset
 from index.items.catalogue import Catalogue
 from index.items.filters import Filter, Mask
@@ -33,7 +32,7 @@ class Weights:
     popularity: float = 0.02  # of the most popular item; others by the logarithm of their share
     promotion: float = 0.15  # of a promotion of strength 1
     promotion_limit: float = 0.3  # of all promotions of one item together
-    purchase_ms: int = 90 * 86_400_000  # an item that was bought counts as seen for this long
+    purchase_ms: int = 90 * DAY_MS  # an item that was bought counts as seen for this long
 
     def __post_init__(self) -> None:
         for name in ("popularity", "promotion", "promotion_limit"):

@@ -21,6 +21,9 @@ from index.items.catalogue import Catalogue
 from index.items.filters import Mask, parse_filter
 from index.items.follower import ItemFollower
 from index.items.search import ExactIndex, Labels
+from index.query.plan import SearchPlan
+from index.query.popularity import Popularity
+from index.query.recommend import ContextView, Query, UserView, answer_in_process, plan_searches
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
@@ -171,6 +174,40 @@ def test_a_filter_inside_the_search_and_the_mask_agree(index: Indexed) -> None:
         wanted = brute(dict(enumerate(vectors)), query, 100, allowed)
         assert len(set(labels[row].tolist()) & set(wanted)) >= 99
         assert len(labels[row]) == 100 and allowed[labels[row]].all()
+
+
+def test_a_plan_gets_the_list_of_a_process_that_keeps_all_vectors(make: Callable[..., Indexed]) -> None:
+    vectors, index = unit(1600), make(held_rows=1)
+    index.upsert(range(1600), vectors)
+    everything = Catalogue(MODEL, DIM, ExactIndex(DIM))
+    everything.apply([ItemRecord(f"i{n}", n + 1, {}, None, (), "e", None, None, vectors[n]) for n in range(1600)])
+    user = UserView(unit(2, seed=3))
+
+    def plan(catalogue: Catalogue) -> SearchPlan:
+        return plan_searches(Query(20), user, catalogue, ContextView(), Popularity(MemoryStore()), 0)
+
+    expected = answer_in_process(plan(everything))
+    search = ElasticSearch(index.reader, index.catalogue, index.held)
+    found = index.run(search.recommend(lambda: plan(index.catalogue)))
+    assert [entry.item_id for entry in found.items] == [entry.item_id for entry in expected.items]
+    assert found.retrieved == expected.retrieved and found.removed == expected.removed
+
+
+def test_an_item_that_goes_while_elasticsearch_is_asked_is_not_in_the_list(index: Indexed) -> None:
+    vectors = unit(100)
+    index.upsert(range(100), vectors)
+    user, plans = UserView(np.stack([vectors[7], vectors[7]])), 0
+
+    def plan() -> SearchPlan:
+        nonlocal plans
+        plans += 1
+        if plans == 2:  # the first one was asked about, and is being answered
+            gone = ItemRecord("i7", index.position + 1, {"available": False}, None, (), "e", None, None, vectors[7])
+            index.catalogue.apply([gone])
+        return plan_searches(Query(5), user, index.catalogue, ContextView(), Popularity(MemoryStore()), 0)
+
+    found = index.run(ElasticSearch(index.reader, index.catalogue, index.held).recommend(plan))
+    assert plans == 2 and len(found.items) == 5 and "i7" not in [entry.item_id for entry in found.items]
 
 
 def test_a_zero_query_gets_a_full_list(index: Indexed) -> None:
