@@ -273,7 +273,7 @@ class TopicReader:
             elif merge.waiting and time.monotonic() > deadline:
                 stuck = sorted(map(_named, merge.waiting))
                 raise ConnectionError(
-                    f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try request_reclaim"
+                    f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try again"
                 )
 
     def _throttle(self, merge: LogMerge) -> None:
