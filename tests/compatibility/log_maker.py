@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from index.keys import partition_of
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, USERS
 from tests.compatibility.world import DAY_MS, NOW_MS, PARTITIONS, text
 
 ITEMS, USERS_COUNT = 24, 9
@@ -82,6 +82,7 @@ class LogMaker:
                 self._add(topic, partition, key, body, START_MS)
         self._clicks()
         self._changes()
+        self._exposures()
         return self.rows
 
     def _add(self, topic: str, partition: int, key: bytes | None, body: Any, timestamp_ms: int, skip: int = 0) -> None:
@@ -171,3 +172,13 @@ class LogMaker:
         self._add(ITEM_VECTORS, 0, b"item-8", other, now)
         late = {"item_id": "item-22", "embedder": "toy", "vector": [0.5, -1, 0, 2], "tags": ["blue"], "ts_ms": now}
         self._add(ITEM_VECTORS, 0, b"item-22", late, now)
+
+    def _exposures(self) -> None:
+        """What the API showed: one list before a click that names it, and one of a stranger."""
+        for user, when in (("user-1", START_MS), ("nobody", START_MS + 1)):
+            items = [{"item_id": f"item-{number}", "slot": "next", "score": 0.5} for number in range(ITEMS)]
+            body = {
+                "recommendation_id": "r" if user == "user-1" else "r2", "user_id": user, "items": items[:12],
+                "ts_ms": when, "page_id": "p", "model": "m-00000000", "served_by": "personal", "location": "oslo",
+            }  # fmt: skip
+            self._add(EXPOSURES, partition_of(user, PARTITIONS), user.encode(), body, when)

@@ -6,6 +6,7 @@ The log, the model and everything else that is read here lie in `9afcd80/`. What
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 from collections import defaultdict
@@ -52,7 +53,8 @@ Sent = tuple[str, bytes | None, bytes | None, int | None, int | None, list[tuple
 
 def expected(name: str) -> Any:
     """What a fixture file of JSON says."""
-    return json.loads((FIXTURES / name).read_text("utf-8"))
+    content = (FIXTURES / name).read_bytes()
+    return json.loads(gzip.decompress(content) if name.endswith(".gz") else content)
 
 
 def text(value: bytes | None) -> str | None:
@@ -186,7 +188,7 @@ class Shown:
         self.store = store
         self.metrics = ApiMetrics(CollectorRegistry())
         self.published: list[list[Any]] = []
-        settings = ApiSettings(kafka="127.0.0.1:9092", redis="redis://127.0.0.1:6379/0", poll_ms=5.0)
+        settings = ApiSettings(kafka="127.0.0.1:9092", redis="redis://127.0.0.1:6379/0", poll_ms=5.0, stale_ms=60_000.0)
         kafka = KafkaSide(validate, self._publish, self._expose)
         self.app = create_app(store, settings, kafka, self.metrics, wall_ms=lambda: NOW_MS)
 
