@@ -2,7 +2,8 @@
 
     python -m tests.compatibility.make_fixtures
 
-A function of fixed seeds: run twice it writes the same files, but for floats in the last digit on another processor.
+A function of fixed seeds: run twice it writes the same files, but for what is measured or drawn elsewhere (run id
+of Redis in `state.json`, seconds in the checkpoints) and for floats in the last digit on another processor.
 """
 
 from __future__ import annotations
