@@ -11,18 +11,19 @@ import httpx
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.broker import topic_partitions
 from deploy.cli import COMMANDS
+from deploy.servers.mock_kafka import topic_partitions
+from deploy.servers.topics import topic_config
 from deploy.settings import load, table
-from deploy.topics import topic_config
-from deploy.traffic import Traffic, TrafficPlan
-from index.api import create_app
-from index.api_models import ServedBy
-from index.api_settings import ApiSettings, KafkaSide
-from index.keys import Keys
-from index.memory_store import MemoryStore
-from index.metrics import ApiMetrics
-from index.records import (
+from deploy.traffic.plan import TrafficPlan
+from deploy.traffic.traffic import Traffic
+from index.api.app import create_app
+from index.api.metrics import ApiMetrics
+from index.api.schemas import ServedBy
+from index.api.settings import ApiSettings, KafkaSide
+from index.state.keys import Keys
+from index.state.memory_store import MemoryStore
+from index.state.records import (
     CATALOGUE,
     EMBEDDER,
     POSITION,
@@ -34,7 +35,7 @@ from index.records import (
     VECTOR_HASH,
     vector_field,
 )
-from streams.embed import EmbedRole
+from streams.embedding import EmbeddingService
 from streams.events import (
     COMPACTED,
     CONSUMED,
@@ -232,7 +233,7 @@ def counter_names() -> dict[str, list[str]]:
     plan = TrafficPlan("shop", "folder", 1, "key", str(MODEL), "texts")
     nothing: Any = None
     traffic = Traffic(plan, load({}), MemoryStore(), nothing, nothing)
-    embed = EmbedRole(MemoryStore(), Rules(), nothing, {}, nothing)
+    embed = EmbeddingService(MemoryStore(), Rules(), nothing, {}, nothing)
     return {
         "in the source": sorted(set(_counted_in_source())),
         "traffic": list(traffic.counters()),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from index.keys import partition_of
+from index.state.keys import partition_of
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, USERS
 from tests.compatibility.world import DAY_MS, NOW_MS, PARTITIONS, text
 

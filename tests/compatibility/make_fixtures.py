@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from deploy.redis_server import RedisServer
-from index.redis_store import RedisStore
+from deploy.servers.redis import RedisServer
+from index.state.redis_store import RedisStore
 from tests.compatibility import collect, stored
 from tests.compatibility.log_maker import LogMaker
 from tests.compatibility.model_maker import make_model

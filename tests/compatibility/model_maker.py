@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from context.features import ContextFeatures
-from encoder.artefact import save
-from encoder.config import ModelConfig
-from encoder.model import StarsEncoder
+from encoder.model.artefact import save
+from encoder.model.config import ModelConfig
+from encoder.model.encoder import StarsEncoder
 from tests.compatibility.world import MODEL
 
 

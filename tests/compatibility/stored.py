@@ -18,21 +18,23 @@ from typing import Any
 import numpy as np
 import orjson
 
-from deploy.attach import attach, write_addresses
-from deploy.replay_parts import FILE, ReplayPlan
-from deploy.replays import replay_folder
+from deploy.jobs.replay import replay_folder
+from deploy.jobs.replay_checkpoint import FILE, ReplayPlan
 from deploy.settings import Settings, load
-from deploy.traffic import TrafficPlan
-from encoder.config import ModelConfig
-from encoder.endpoint_ledger import Ledger
-from encoder.text_memory import TextMemory
-from encoder.training import TrainingData, TrainOptions, train
-from index.catalogue import Catalogue
-from index.follower import ItemFollower
-from index.kept_store import KeptStore
-from index.keys import partition_of, partition_tag
-from index.memory_store import MemoryStore
-from index.records import (
+from deploy.state_folder import attach, write_addresses
+from deploy.traffic.plan import TrafficPlan
+from encoder.model.config import ModelConfig
+from encoder.text.cache import TextMemory
+from encoder.text.endpoint_ledger import Ledger
+from encoder.training.dataset import TrainingData
+from encoder.training.loop import train
+from encoder.training.options import TrainOptions
+from index.items.catalogue import Catalogue
+from index.items.follower import ItemFollower
+from index.items.snapshot import restore_snapshot, save_snapshot, snapshot_path
+from index.state.keys import partition_of, partition_tag
+from index.state.memory_store import MemoryStore
+from index.state.records import (
     ITEM_FIELDS,
     PROFILE,
     STATE,
@@ -44,17 +46,17 @@ from index.records import (
     load_user,
     vector_field,
 )
-from index.snapshot import restore_snapshot, save_snapshot, snapshot_path
-from index.store import LiveStore
-from streams.clock import PartitionClock
-from streams.digest import digest, read_state
+from index.state.sqlite_store import SqliteStore
+from index.state.store import LiveStore
+from streams.evaluation.prequential import AskSettings
 from streams.events import CLICKSTREAM, CONSUMED, Record
-from streams.export import TopicExport, write_files
-from streams.folder import read_folder
-from streams.log_merge import Covers
-from streams.questions import AskSettings
-from streams.replay import SilentOutlet, open_engine, replay
-from streams.spool import Spool
+from streams.folder.export import TopicExport, write_files
+from streams.folder.reader import read_folder
+from streams.folder.spool import Spool
+from streams.kafka.topic_merge import Covers
+from streams.pipeline.digest import digest, read_state
+from streams.pipeline.user_state import PartitionClock
+from streams.replay.replay import SilentSink, open_engine, replay
 from tests.compatibility.redis_dump import coded
 from tests.compatibility.world import (
     FIXTURES,
@@ -136,7 +138,7 @@ async def one_more(store: LiveStore) -> Json:
     """A new owner takes over the state and applies one more click; the digest afterwards and the user's bytes."""
     broker, partition = Broker([]), partition_of("user-1", PARTITIONS)
     async with engine_on(store, broker, 2) as engine:
-        at = engine.tenures[partition_tag(partition)].positions[CLICKSTREAM]
+        at = engine.leases[partition_tag(partition)].positions[CLICKSTREAM]
         body = {"event_id": "one-more", "user_id": "user-1", "item_id": "item-3", "kind": "cart", "ts_ms": NOW_MS}
         await engine.apply([Record(CLICKSTREAM, partition, at, NOW_MS, b"user-1", orjson.dumps(body))])
         counts = dict(sorted(engine.counts.items()))
@@ -160,7 +162,7 @@ def merged(broker: Broker) -> Iterator[Record]:
 
 async def replayed(broker: Broker) -> Json:
     """What a replay of all logs comes to, forwarded records included."""
-    outlet, store = SilentOutlet(), MemoryStore(KEYS)
+    outlet, store = SilentSink(), MemoryStore(KEYS)
     logs = {topic: identity for tag in TAGS for topic, identity in logs_of(tag).items()}
     engine = await open_engine(store, RULES, PARTITIONS, outlet, None, logs, SIZES)
     records = [record for record in merged(broker) if record.topic in CONSUMED]
@@ -279,7 +281,7 @@ def make_checkpoint(folder: Path) -> Path:
 
 def read_checkpoint(path: Path) -> Json:
     """Tables, document and digest of a kept state. What is drawn anew or measured is left out."""
-    store = KeptStore(path, KEYS)
+    store = SqliteStore(path, KEYS)
     document = store.document
     found = asyncio.run(digest(store, PARTITIONS))
     store.close_file()

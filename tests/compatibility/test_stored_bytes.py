@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from deploy.redis_server import RedisServer
-from encoder.artefact import load, save
-from index.kept_store import KeptStore
-from index.keys import Keys
-from index.memory_store import MemoryStore
-from index.records import vector_field
-from index.redis_store import RedisStore
-from index.store import LiveStore
-from streams.digest import digest, digest_of
+from deploy.servers.redis import RedisServer
+from encoder.model.artefact import load, save
+from index.state.keys import Keys
+from index.state.memory_store import MemoryStore
+from index.state.records import vector_field
+from index.state.redis_store import RedisStore
+from index.state.sqlite_store import SqliteStore
+from index.state.store import LiveStore
+from streams.pipeline.digest import digest, digest_of
 from tests.compatibility import collect, stored
 from tests.compatibility.redis_dump import Dump, dump, raw, restore
 from tests.compatibility.world import FIXTURES, KEYS, MODEL, PARTITIONS, Shown, assert_same, expected, live
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_a_replay_is_written_in_the_same_rows(tmp_path: Path) ->
 
 def test_a_kept_state_is_under_its_keys_only(tmp_path: Path) -> None:
     path = stored.unpack("replay.sqlite.gz", tmp_path / "state")
-    store = KeptStore(path, Keys("other"))
+    store = SqliteStore(path, Keys("other"))
     assert asyncio.run(store.scores(store.keys.item_index())) == {}
     store.close_file()
 

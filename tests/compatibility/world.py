@@ -18,23 +18,23 @@ from typing import Any
 import httpx
 from prometheus_client import CollectorRegistry
 
-from deploy.roles import publish_model, worker_report
-from deploy.state_sizes import keep_window
-from encoder.artefact import load
-from encoder.incremental import IncrementalEncoder
-from index.api import create_app
-from index.api_errors import InvalidRecordError
-from index.api_settings import ApiSettings, KafkaSide
-from index.follower import ItemFollower
-from index.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
-from index.metrics import ApiMetrics
-from index.store import LiveStore, LogIdentity
-from streams.encoder_thread import EncoderThread
-from streams.engine import Engine, GapError, topics_of
-from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules, check
-from streams.outlet import KafkaOutlet
-from streams.state import WindowLimits
-from streams.user_writes import EngineSettings
+from deploy.roles.worker import publish_model, worker_report
+from deploy.runtime.state_sizes import keep_window
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load
+from index.api.app import create_app
+from index.api.errors import InvalidRecordError
+from index.api.metrics import ApiMetrics
+from index.api.settings import ApiSettings, KafkaSide
+from index.items.follower import ItemFollower
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
+from index.state.store import LiveStore, LogIdentity
+from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules, topics_of
+from streams.parsing import encode_record
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.engine import Engine, GapError
+from streams.pipeline.intake import KafkaDeadLetterSink
+from streams.pipeline.user_state import EngineSettings, WindowLimits
 
 FIXTURES = Path(__file__).parent / "9afcd80"
 MODEL = FIXTURES / "model"
@@ -122,7 +122,7 @@ async def engine_on(store: LiveStore, broker: Broker, generation: int) -> AsyncI
     encoder = EncoderThread(incremental, metadata["version"], metadata["embedder"])
     try:
         await ItemFollower(store, metadata["version"], encoder, text_vectors=True).catch_up()
-        engine = Engine(store, RULES, PARTITIONS, KafkaOutlet(broker.send), encoder, SIZES)
+        engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(broker.send), encoder, SIZES)
         for tag in TAGS:
             await engine.claim(tag, generation, logs_of(tag), "group")
         yield engine
@@ -150,7 +150,7 @@ async def live(store: LiveStore, broker: Broker) -> Engine:
         for _ in range(PARTITIONS):
             await engine.sweep_idle()
         for number in range(PARTITIONS):
-            at = engine.tenures[partition_tag(number)].positions[CLICKSTREAM]
+            at = engine.leases[partition_tag(number)].positions[CLICKSTREAM]
             broken = Record(CLICKSTREAM, number, at, NOW_MS, b"somebody", b"{}")
             if number:
                 await engine.skip(broken, MalformedError("value", "processing failed: KeyError"))
@@ -168,8 +168,8 @@ def positions(engine: Engine) -> dict[tuple[str, int], int]:
     """Where an engine stands, by topic and partition."""
     return {
         (topic, int(tag[1:]) if tag[1:].isdigit() else 0): position
-        for tag, tenure in engine.tenures.items()
-        for topic, position in tenure.positions.items()
+        for tag, lease in engine.leases.items()
+        for topic, position in lease.positions.items()
     }
 
 
@@ -228,7 +228,7 @@ class Shown:
 def validate(topic: str, body: Mapping[str, Any]) -> tuple[bytes, bytes]:
     """Checks a posted record as a worker would."""
     try:
-        return check(topic, body, NOW_MS, RULES)
+        return encode_record(topic, body, NOW_MS, RULES)
     except MalformedError as error:
         raise InvalidRecordError(error.field, error.reason) from error
 
