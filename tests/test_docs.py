@@ -22,6 +22,7 @@ from tests.support.reference import (
     ARCHITECTURE,
     COMMANDS,
     DOCS,
+    PACKAGES,
     REMEDY,
     ROOT,
     SETTINGS,
@@ -30,6 +31,7 @@ from tests.support.reference import (
     commands_page,
     first_sentence,
     packages,
+    section,
     settings_page,
 )
 
@@ -56,6 +58,29 @@ def test_the_commands_page_is_what_the_commands_say() -> None:
     assert COMMANDS.read_text("utf-8") == commands_page(), REMEDY
 
 
+class _Grouped(click.Command):
+    """Writes its options in two lists, as commands do that group them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, option in zip(("Data", "Answers"), self.params, strict=True):
+            with formatter.section(heading):
+                formatter.write_dl([row for row in [option.get_help_record(ctx)] if row is not None])
+
+
+def test_options_stand_in_the_groups_of_the_help() -> None:
+    options: list[click.Parameter] = [
+        click.Option(["--split"], help="A share <= 1."),
+        click.Option(["--list"], type=click.Choice(["next", "mixed"])),
+    ]
+    command = _Grouped("measure", params=options, help="Measure.\n\nExample: measure --split 0.8")
+    lines = section(click.Context(command, info_name="measure")).splitlines()
+    assert lines[:3] == ["## `measure`", "", "Measure."]
+    assert "measure --split 0.8" in lines
+    data, answers = lines.index("| Data | meaning |"), lines.index("| Answers | meaning |")
+    assert lines[data + 2] == r"| `--split TEXT` | A share \<= 1. |"
+    assert lines[answers + 2] == r"| `--list [next\|mixed]` |  |"
+
+
 def test_the_tree_is_what_the_packages_say() -> None:
     text = ARCHITECTURE.read_text("utf-8")
     assert text.count("<!-- tree -->") == text.count("<!-- /tree -->") == 1
@@ -67,6 +92,12 @@ def test_every_package_says_in_one_sentence_what_it_is(folder: Path) -> None:
     sentence = first_sentence(folder / "__init__.py")
     assert 20 <= len(sentence) <= 110, sentence
     assert ":" not in sentence
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    modules = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    assert len(modules) > 100
+    assert [_name(path) for path in modules if not first_sentence(path)] == []
 
 
 def test_the_readme_is_short() -> None:

@@ -32,8 +32,8 @@ Every setting is an environment variable `PERSEID_<NAME>`. All of them have a de
 names the nearest known one, and a bad value is refused with what is expected. Values of secrets are never shown.
 
 A running `perseid up` writes its settings into `up.env` of its state folder, readable by its user only. Commands with
-`--state FOLDER` read them from there, and variables of the environment win over that file. A role in parentheses is the
-only one that reads a setting.
+`--state FOLDER` read them from there, and variables of the environment win over that file. Roles in parentheses are
+those that read a setting.
 
 This page is generated.
 
@@ -60,7 +60,7 @@ def commands_page() -> str:
     with click.Context(cli, info_name="perseid") as root:
         contexts = [context for context in walk(root) if context is not root]
         listed = [f"| [`{c.command_path}`](#{anchor(c.command_path)}) | {_first_line(c.command)} |" for c in contexts]
-        parts = ["\n".join(["| command | what it does |", "|---|---|", *listed]), *map(_command, contexts)]
+        parts = ["\n".join(["| command | what it does |", "|---|---|", *listed]), *map(section, contexts)]
     return _COMMANDS_INTRO + "\n\n".join(parts) + "\n"
 
 
@@ -124,7 +124,8 @@ class _Recorder(click.HelpFormatter):
         self.lists.append((self.heading, list(rows)))
 
 
-def _command(context: click.Context) -> str:
+def section(context: click.Context) -> str:
+    """One command: what it does, usage and example, and a table for each list of options in its help."""
     command, recorder = context.command, _Recorder()
     paragraphs = _paragraphs(command)
     examples = [text.removeprefix("Example:").strip() for text in paragraphs if text.startswith("Example:")]
