@@ -37,8 +37,6 @@ from tests.support.reference import (
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
-# Long pages of measurements, until they are docs/benchmarks.md and docs/results/: what links there may lead nowhere.
-_UNDER_WAY = DOCS / "PERFORMANCE.md"
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _SHELL = re.compile(r"^```(?:sh|bash|console)$(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`\n]+)`")
@@ -115,7 +113,7 @@ def _leads_somewhere(page: Path, target: str) -> bool:
     name, _, heading = target.partition("#")
     file = (page.parent / name).resolve() if name else page
     if not file.exists():
-        return _UNDER_WAY.exists() and (file == DOCS / "benchmarks.md" or DOCS / "results" in file.parents)
+        return False
     return not heading or heading in _anchors(file)
 
 

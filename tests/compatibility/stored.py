@@ -48,7 +48,7 @@ from index.state.records import (
 )
 from index.state.sqlite_store import SqliteStore
 from index.state.store import LiveStore
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.events import CLICKSTREAM, CONSUMED, Record
 from streams.folder.export import TopicExport, write_files
 from streams.folder.reader import read_folder
@@ -263,7 +263,7 @@ def run_replay(checkpoint: Path, stop_after: int | None = None) -> Json:
         if stop_after is not None and done > stop_after:
             raise StoppedError
 
-    ask = AskSettings(start_ms=None, every=2)
+    ask = QuestionSettings(start_ms=None, every=2)
     plan = ReplayPlan(MODEL, ask, progress=progress, checkpoint=checkpoint, part=60)
     try:
         report = replay_folder(SHOP, plan, settings(), {}, split=0.3).to_dict()
