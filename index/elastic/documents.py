@@ -1,8 +1,8 @@
 """Encodes an item as a document, and a filter of the closed grammar as a query over such documents.
 
 Both keep the meaning that `index.items.filters` gives to a filter, so Elasticsearch and the catalogue let the same
-items pass. An item of which nothing is left becomes a document that says so (`gone`), as a late write could bring a
-deleted one back.
+items pass. An item of which nothing is left becomes a document that says so (`gone`), which no late write
+undoes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Finds approximate nearest items in large catalogues, by an hnswlib graph and a scan of what it lacks.
 
-`upsert` writes the matrix and is visible at once; rows that the graph does not hold as they are make the delta, which
-is scanned. One keeper thread owns the graph, as hnswlib allows no change beside a search, and builds a new one beside
-it.
+`upsert` writes the matrix and is visible at once; rows that the graph lacks make the delta, which is scanned. One
+keeper thread owns the graph, as hnswlib allows no change beside a search, and builds the next one beside it.
 """
 
 from __future__ import annotations
