@@ -16,7 +16,7 @@ from index.state.store import LogIdentity
 from streams.kafka.config import KafkaConfig, Reasons
 
 _TIMEOUT_S = 5.0  # a broker that is up answers in milliseconds
-_EMBEDDED = "mockCluster"  # how librdkafka's in-process broker names its clusters; it never answers DescribeTopics
+EMBEDDED = "mockCluster"  # how librdkafka's in-process broker names its clusters; it never answers DescribeTopics
 
 
 class LogLookup:
@@ -50,7 +50,7 @@ class LogLookup:
 
     def _identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
         cluster_id = self._metadata().cluster_id or ""
-        if cluster_id.startswith(_EMBEDDED):
+        if cluster_id.startswith(EMBEDDED):
             return {topic: LogIdentity(cluster_id) for topic in topics}
         try:
             asked = TopicCollection([self._access.topic(topic) for topic in topics])
@@ -77,4 +77,4 @@ class LogLookup:
 
 def is_embedded(logs: Mapping[str, LogIdentity]) -> bool:
     """Whether they are those of the embedded broker, which cannot look offsets up by time."""
-    return any(identity.cluster_id.startswith("mockCluster") for identity in logs.values())
+    return any(identity.cluster_id.startswith(EMBEDDED) for identity in logs.values())
