@@ -13,9 +13,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deploy.servers.artefacts import kafka_jars
+from deploy.servers.artefacts import PINS, kafka_jars
 from deploy.servers.java import find_java
-from deploy.servers.pins import KAFKA_VERSION
 from deploy.servers.ports import HOST, check_free, free_port, wait_for_port
 from deploy.servers.server import EmbeddedServer
 from deploy.servers.supervisor import StartError, kill, spawn
@@ -80,7 +79,7 @@ class KafkaServer(EmbeddedServer):
     @property
     def version(self) -> str:
         """Of Kafka."""
-        return KAFKA_VERSION
+        return str(PINS["kafka"])
 
     @property
     def log(self) -> Path:
