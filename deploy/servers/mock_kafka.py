@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.servers.server import EmbeddedServer
-from deploy.servers.supervisor import StartError, kill, log_tail, spawn
+from deploy.servers.supervisor import StartError, importable, kill, log_tail, spawn
 
 DEFAULT_PARTITIONS = 32
 _RD_KAFKA_PRODUCER = 0
@@ -136,7 +136,7 @@ class Broker(EmbeddedServer):
         for name, partitions in self._topics.items():
             argv += ["--topic", f"{name}={partitions}"]
         start = self._log.stat().st_size if self._log.exists() else 0
-        child = spawn(argv, log=self._log, env=_environment())
+        child = spawn(argv, log=self._log, env=importable(os.environ))
         try:
             self._address = _announced(child, self._log, start, timeout_s)
         except StartError:
@@ -144,12 +144,6 @@ class Broker(EmbeddedServer):
             raise
         self._child = child
         return self._address
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with the folder of this package importable even where the project is not installed."""
-    paths = [str(Path(__file__).resolve().parent.parent.parent), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _announced(child: subprocess.Popen[bytes], log: Path, start: int, timeout_s: float) -> str:

@@ -12,7 +12,6 @@ import importlib.util
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,10 +23,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from deploy.servers.ports import HOST, free_port
 from deploy.servers.server import EmbeddedServer
 from deploy.servers.supervisor import StartError, kill, log_tail, spawn
 
-HOST = "127.0.0.1"
 _PORT_ATTEMPTS = 5  # another process may take the free port we saw before redis-server binds it
 
 
@@ -87,7 +86,7 @@ class RedisServer(EmbeddedServer):
             self._launch(self._port, timeout_s)
             return self.url
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            port = _free_port()
+            port = free_port()
             try:
                 self._launch(port, timeout_s)
             except StartError as error:
@@ -152,13 +151,6 @@ def _configuration(port: int, password: str, directory: Path, append_only: bool,
         *options,
     ]
     return "\n".join(lines) + "\n"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_for_ping(child: subprocess.Popen[bytes], port: int, password: str, timeout_s: float) -> None:

@@ -67,6 +67,12 @@ def spawn(
     return child
 
 
+def importable(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a Python child that finds this project even where it is not installed."""
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))}
+
+
 def terminate(child: subprocess.Popen[bytes], grace_s: float) -> int:
     """SIGTERM, then SIGKILL to its whole session after `grace_s` seconds; returns the exit status. Safe to repeat."""
     if child.poll() is None:
