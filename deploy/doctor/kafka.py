@@ -1,8 +1,7 @@
-"""Checks Kafka: whether it can be reached, TLS, login, advertised addresses, and our topics.
+"""Checks that Kafka can be reached, with TLS, login, advertised addresses, and our topics.
 
 A connection to each server tells a dead port, and TLS that does not fit, from the rest. kafka-python then asks one
-server for brokers and topics and does not leave it for the addresses that it is told there, as librdkafka would. It
-creates nothing and reads no record.
+server for brokers and topics, and does not leave it for the addresses that it is told there, as librdkafka would.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Mapping
-from functools import partial
 
 from kafka.cluster import ClusterMetadata
 
-from deploy.doctor.finding import CONNECT_S, Finding
+from deploy.doctor.finding import CONNECT_S, Finding, Subject
 from deploy.servers.mock_kafka import topic_partitions
 from deploy.servers.topics import connect, open_admin
 from deploy.settings import Settings
@@ -37,16 +35,19 @@ _NO_TLS = "set PERSEID_KAFKA_SECURITY to plaintext or sasl_plaintext, or PERSEID
 def check_kafka(settings: Settings) -> list[Finding]:
     """The cluster and our topics in it."""
     config = settings.kafka_config()
-    wrong = partial(Finding, "kafka", "wrong", address=config.bootstrap)
+    at = Subject("kafka", config.bootstrap)
     errors = {server: connect(config, server) for server in config.servers[:_MOST_BROKERS]}
     server, error = list(errors.items())[-1]
     if all(errors.values()):
-        return [wrong(*_unreachable(config, server, error))]
+        return [at.wrong(*_unreachable(config, server, error))]
     try:
         with open_admin(config, _ANSWER_S, api_version=_VERSION) as (_, cluster):
-            return [*_cluster(config, cluster), *_topics(config, cluster, topic_partitions(settings.partitions))]
+            return [
+                *_cluster(at, config.security, cluster),
+                *_topics(config, cluster, topic_partitions(settings.partitions)),
+            ]
     except ConnectionError as error:
-        return [wrong(*_refused(config, server, str(error)))]
+        return [at.wrong(*_refused(config, server, str(error)))]
 
 
 def _unreachable(config: KafkaConfig, server: str, error: OSError | None) -> tuple[str, str]:
@@ -86,11 +87,11 @@ def _speaks_tls(server: str) -> bool:
     return True
 
 
-def _cluster(config: KafkaConfig, cluster: ClusterMetadata) -> list[Finding]:
+def _cluster(at: Subject, security: str, cluster: ClusterMetadata) -> list[Finding]:
     """The cluster, or its brokers whose own word for their address does not lead to them from here."""
     brokers, findings = cluster.brokers(), []
     if cluster.cluster_id.startswith(EMBEDDED):
-        return [Finding("kafka", "ok", f"the embedded broker, {cluster.cluster_id}", address=config.bootstrap)]
+        return [at.ok(f"the embedded broker, {cluster.cluster_id}")]
     for broker in brokers[:_MOST_BROKERS]:
         try:
             socket.create_connection((broker.host, broker.port), CONNECT_S / 2).close()
@@ -98,9 +99,8 @@ def _cluster(config: KafkaConfig, cluster: ClusterMetadata) -> list[Finding]:
             address = f"{broker.host}:{broker.port}"
             what = f"broker {broker.node_id} calls itself {address}, which cannot be reached from here ({error})"
             remedy = "set advertised.listeners of that broker to an address that its clients can reach"
-            findings.append(Finding("kafka", "wrong", what, remedy, config.bootstrap))
-    what = f"cluster {cluster.cluster_id}, {len(brokers)} broker(s), {config.security}"
-    return findings or [Finding("kafka", "ok", what, address=config.bootstrap)]
+            findings.append(at.wrong(what, remedy))
+    return findings or [at.ok(f"cluster {cluster.cluster_id}, {len(brokers)} broker(s), {security}")]
 
 
 def _topics(config: KafkaConfig, cluster: ClusterMetadata, wanted: Mapping[str, int]) -> list[Finding]:
@@ -112,13 +112,12 @@ def _topics(config: KafkaConfig, cluster: ClusterMetadata, wanted: Mapping[str, 
         for name, count in counts.items()
         if count not in (0, wanted[name])
     )
-    wrong = partial(Finding, "topics", "wrong", address=config.bootstrap)
-    findings = []
+    at, findings = Subject("topics", config.bootstrap), []
     if missing:
         remedy = "create these topics with the partition counts in brackets; a worker does not start without them"
-        findings.append(wrong(f"missing: {missing}", remedy))
+        findings.append(at.wrong(f"missing: {missing}", remedy))
     if differing:
         remedy = "set PERSEID_PARTITIONS to the topics' count (with a new PERSEID_PREFIX), or create the topics anew"
-        findings.append(wrong(differing, remedy))
+        findings.append(at.wrong(differing, remedy))
     found = ", ".join(f"{config.topic(name)} {count}" for name, count in wanted.items())
-    return findings or [Finding("topics", "ok", found, address=config.bootstrap)]
+    return findings or [at.ok(found)]

@@ -15,6 +15,7 @@ from deploy.servers.redis import RedisServer
 from deploy.servers.topics import create_topics
 from deploy.settings import Settings, load
 from streams.kafka.config import KafkaConfig
+from tests.conftest import eventually
 from tests.support.secured_kafka import PASSWORD, SecuredKafka
 
 PARTITIONS = 2
@@ -113,6 +114,7 @@ def test_missing_topics_and_other_counts_are_named(kafka_config: KafkaConfig) ->
     new = [NewTopic(kafka_config.topic(name), count, 1) for name, count in names.items()]
     for future in admin.create_topics(new, operation_timeout=20).values():
         future.result()
+    eventually(lambda: _led(admin, kafka_config, len(names)), 20.0, "the new topics have leaders")
     kafka, missing, differing = check_kafka(settings_of(kafka_config))
     assert kafka.state == "ok"
     prefix = kafka_config.topic_prefix
@@ -128,3 +130,10 @@ def test_an_advertised_address_that_leads_nowhere_is_named(secured_kafka: Secure
     assert kafka.what.startswith("broker 1 calls itself 127.0.0.1:1, which cannot be reached from here")
     assert "advertised.listeners" in kafka.remedy
     assert topics.state == "ok" and f"{topic_prefix}clickstream 2" in topics.what
+
+
+def _led(admin: AdminClient, access: KafkaConfig, count: int) -> bool:
+    """Whether so many topics of ours are there, each partition with a leader."""
+    ours = [topic for name, topic in admin.list_topics(timeout=10).topics.items() if access.owns(name)]
+    partitions = [partition for topic in ours for partition in topic.partitions.values()]
+    return len(ours) == count and all(partition.leader >= 0 for partition in partitions)
