@@ -1,1 +1,1 @@
-"""Composition root: settings, commands, processes and the local stack; the only package that starts processes."""
+"""Composes and starts processes from settings; holds the commands, the roles and the local stack."""

@@ -1,7 +1,6 @@
-"""The role processes of `perseid up`: their commands, environments, logs and ports; any number of workers and APIs.
+"""Says which role processes `perseid up` starts, with their commands, environments, logs and ports.
 
-Assumes that servers are up and settings name them. Names are those in messages and log files: `worker`, `worker-2`, …
-It starts nothing: `deploy.servers.supervisor` does.
+Assumes that servers are up and settings name them. Names are those in messages and log files, `worker`, `worker-2`, …
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Builds a page complete in one file: style, headings, tables, charts, and the result itself as JSON.
+"""Builds a page complete in one file, with style, headings, tables, charts, and the result itself as JSON.
 
 It asks nothing of any network, is readable on a phone, and follows the reader's choice of light or dark. Text given to
 it is escaped, HTML from `deploy.reports.charts` is not.

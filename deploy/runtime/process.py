@@ -1,4 +1,4 @@
-"""What every process of ours does alike: log to stderr, open the live state, send heartbeats, end on a signal."""
+"""Does what all our processes share, which is logging, opening the live state, heartbeats, and ending on a signal."""
 
 from __future__ import annotations
 

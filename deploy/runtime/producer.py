@@ -1,8 +1,7 @@
-"""A librdkafka producer: acknowledged sends to await, and exposures that may be dropped.
+"""Produces to Kafka by librdkafka, with acknowledged sends to await and exposures that may be dropped.
 
-Partitions are chosen as Kafka's Java client does (murmur2), so that a user's records go to the user's home. The queue
-is bounded: `send` waits for room, `expose` drops and counts, so an answer never waits for Kafka. One thread of ours
-serves the callbacks. It does not know what a valid record is: see `streams.events.check`.
+Partitions are chosen as Kafka's Java client does (murmur2), so that a user's records go to the home partition. The
+queue is bounded. `send` waits for room, `expose` drops and counts, so an answer never waits for Kafka.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Fetches what the stack runs without Docker: Maven brings pinned artefacts, and their hashes are checked.
+"""Fetches what the stack runs without Docker by Maven, and checks the hashes of all files.
 
-`pins.json` has versions and SHA-256: Kafka's run-time jars with one SLF4J binding, without which the broker is silent
-even about why it died, and the Elasticsearch of its integration tests, the real engine with few modules. A cached
-folder is complete. Several processes may ask at once.
+`pins.json` has versions and SHA-256 of Kafka's run-time jars, with the SLF4J binding without which the broker is silent
+about why it died, and of the Elasticsearch of its integration tests, the real engine with few modules. Several
+processes may ask at once.
 """
 
 from __future__ import annotations

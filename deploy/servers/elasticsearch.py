@@ -1,8 +1,8 @@
-"""One Elasticsearch node as a child process of ours, without Docker, on 127.0.0.1, without passwords and replicas.
+"""Runs one Elasticsearch node as a child process on 127.0.0.1, without Docker, passwords and replicas.
 
-Assumes a Java; the version that suits it is fetched when no home is given. Elasticsearch refuses to run as root: then
-it runs under an unprivileged id (`setpriv`), and its folder must be reachable for that id. It is a real server with
-few modules: `info()` and `ping()` of the clients do not answer, `cluster.health()` does. It knows no index.
+Assumes a Java. Elasticsearch refuses to run as root, so there it runs under an unprivileged id (`setpriv`), for which
+its folder must be reachable. With few modules `info()` and `ping()` of the clients do not answer, `cluster.health()`
+does.
 """
 
 from __future__ import annotations

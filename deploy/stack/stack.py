@@ -1,8 +1,7 @@
-"""`perseid stack`: real Kafka, Redis and Elasticsearch on one machine, all on 127.0.0.1, kept in one folder.
+"""Starts and stops real Kafka, Redis and Elasticsearch on 127.0.0.1, kept in one folder, for `perseid stack`.
 
-Through Docker Compose when a daemon answers, else without Docker: a keeper process (`deploy.stack.keeper`) runs
-redis-server, and Kafka and Elasticsearch from Maven's artefacts. `up` may be repeated; `down` ends what `up` began and
-keeps the data unless told otherwise. It installs no system packages: what is missing is one line with the remedy.
+Through Docker Compose when a daemon answers, else a keeper process runs redis-server, and Kafka and Elasticsearch from
+Maven's artefacts. `up` may be repeated; `down` ends what `up` began and keeps the data unless told otherwise.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""texts."""
+"""Chooses who makes text vectors and tags, and remembers them."""

@@ -1,6 +1,6 @@
-"""Which log a position counts in: asks the broker for its cluster id and, where it has them, topic ids.
+"""Asks the broker in which log a position counts, by its cluster id and, where it has them, topic ids.
 
-Knows nothing of positions. The embedded broker has no topic ids; it is a new cluster at each start.
+The embedded broker has no topic ids; it is a new cluster at each start.
 """
 
 from __future__ import annotations

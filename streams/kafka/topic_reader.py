@@ -1,8 +1,7 @@
-"""Reads topics from a broker as they were, once, merged by time: for replay and export.
+"""Reads topics from a broker as they were, once, merged by time, for replay and export.
 
-Belongs to no consumer group and commits nothing. Ends at the offsets the logs had when it was opened, and can be
-opened again where an earlier one stopped. The order is that of `streams.kafka.topic_merge`: by Kafka timestamp, at
-equal times users, catalog, item-vectors, context, clickstream, exposures. It does not know what records mean.
+Belongs to no consumer group and commits nothing. Ends at the offsets the logs had when it was opened, and can be opened
+again where an earlier one stopped. `streams.kafka.topic_merge` has the order.
 """
 
 from __future__ import annotations
@@ -272,9 +271,7 @@ class TopicReader:
                 deadline = time.monotonic() + _WAIT_S
             elif merge.waiting and time.monotonic() > deadline:
                 stuck = sorted(map(_named, merge.waiting))
-                raise ConnectionError(
-                    f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try request_reclaim"
-                )
+                raise ConnectionError(f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try again")
 
     def _throttle(self, merge: LogMerge) -> None:
         """Stops fetching where enough is held and goes on where little is left: seldom, as it throws some away."""
