@@ -20,7 +20,6 @@ from deploy.servers.server import EmbeddedServer
 from deploy.servers.supervisor import StartError, kill, spawn
 
 READY_S = 90.0  # usually two seconds; eighteen were seen on two busy cores
-_STOP_S = 30.0  # usually under one second
 _FORMAT_S = 60.0
 # A fixed id of 22 characters: a random one may begin with "-", which the formatter takes for an option.
 _CLUSTER_ID = "perseid-local-stack-00"
@@ -48,6 +47,8 @@ class KafkaServer(EmbeddedServer):
         heap_mb: Java heap; below about 256 the broker dies.
         jars, java: folder of jars and `java` program; None finds them (and fetches the jars).
     """
+
+    _GRACE_S = 30.0  # usually under one second
 
     def __init__(
         self,
@@ -108,15 +109,6 @@ class KafkaServer(EmbeddedServer):
             raise
         self._child = child
         return self.address
-
-    def stop(self, grace_s: float = _STOP_S) -> None:
-        """Lets the broker end by itself (SIGTERM), and kills it after `grace_s` seconds."""
-        super().stop(grace_s)
-
-    def restart(self) -> str:
-        """`stop` and `start`."""
-        self.stop()
-        return self.start()
 
     @property
     def _config(self) -> str:

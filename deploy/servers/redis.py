@@ -49,6 +49,8 @@ class RedisServer(EmbeddedServer):
     StartError with the end of the log, ValueError for a bad path.
     """
 
+    _GRACE_S = 10.0
+
     def __init__(
         self,
         directory: Path | None = None,
@@ -96,7 +98,7 @@ class RedisServer(EmbeddedServer):
                 break
         return self.url
 
-    def stop(self, grace_s: float = 10.0) -> None:
+    def stop(self, grace_s: float | None = None) -> None:
         """Let the server end by itself (append-only data are flushed); a temporary directory is removed."""
         super().stop(grace_s)
         if self._temporary is not None:

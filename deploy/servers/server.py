@@ -19,6 +19,8 @@ class EmbeddedServer(ABC):
     `port` None: a free one, chosen by the first `start` and kept from then on.
     """
 
+    _GRACE_S = 5.0
+
     def __init__(self, port: int | None = None) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._port = port
@@ -48,11 +50,16 @@ class EmbeddedServer(ABC):
     def start(self, timeout_s: float = 30.0) -> str:
         """Start the process, wait until it serves, and return where. Raises StartError when it does not."""
 
-    def stop(self, grace_s: float = 5.0) -> None:
-        """SIGTERM, and SIGKILL after `grace_s` seconds."""
+    def stop(self, grace_s: float | None = None) -> None:
+        """SIGTERM, and SIGKILL after `grace_s` seconds; None is what such a server usually needs."""
         if self._child is not None:
-            terminate(self._child, grace_s)
+            terminate(self._child, self._GRACE_S if grace_s is None else grace_s)
             self._child = None
+
+    def restart(self) -> str:
+        """`stop` and `start`."""
+        self.stop()
+        return self.start()
 
     def kill(self) -> None:
         """SIGKILL, for fault tests; what had reached the disk stays there."""

@@ -1,6 +1,7 @@
 """Asks the broker in which log a position counts, by its cluster id and, where it has them, topic ids.
 
-The embedded broker has no topic ids; it is a new cluster at each start.
+The embedded broker has no topic ids; it is a new cluster at each start. librdkafka asks, because kafka-python would
+have to know before that the broker is the embedded one.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ class LogLookup:
     """Looks up log identities and partition counts.
 
     Args:
-        access: the cluster. Topics are asked for and named by their logical names.
+        kafka: the cluster. Topics are asked for and named by their logical names.
     """
 
-    def __init__(self, access: KafkaConfig) -> None:
-        self._access = access
+    def __init__(self, kafka: KafkaConfig) -> None:
+        self._kafka = kafka
         self._reasons = Reasons()
-        config: dict[str, Any] = {**access.librdkafka(), "log_level": 2, "error_cb": self._reasons}
+        config: dict[str, Any] = {**kafka.librdkafka(), "log_level": 2, "error_cb": self._reasons}
         self._admin = AdminClient(config)
 
     async def identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
@@ -39,8 +40,8 @@ class LogLookup:
     async def partition_counts(self) -> dict[str, int]:
         """Partition count of every topic of ours. ConnectionError when the broker does not answer."""
         metadata = await asyncio.to_thread(self._metadata)
-        access, topics = self._access, metadata.topics.items()
-        return {access.name(topic): len(found.partitions) for topic, found in topics if access.owns(topic)}
+        kafka, topics = self._kafka, metadata.topics.items()
+        return {kafka.name(topic): len(found.partitions) for topic, found in topics if kafka.owns(topic)}
 
     def _metadata(self) -> Any:
         try:
@@ -53,9 +54,9 @@ class LogLookup:
         if cluster_id.startswith(EMBEDDED):
             return {topic: LogIdentity(cluster_id) for topic in topics}
         try:
-            asked = TopicCollection([self._access.topic(topic) for topic in topics])
+            asked = TopicCollection([self._kafka.topic(topic) for topic in topics])
             found = self._admin.describe_topics(asked, request_timeout=_TIMEOUT_S)
-            ids = {self._access.name(topic): self._topic_id(future) for topic, future in found.items()}
+            ids = {self._kafka.name(topic): self._topic_id(future) for topic, future in found.items()}
             return {topic: LogIdentity(cluster_id, topic_id) for topic, topic_id in ids.items() if topic_id}
         except KafkaException as error:
             raise ConnectionError(self._explained("does not describe its topics", error)) from error
