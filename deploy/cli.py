@@ -1,7 +1,7 @@
-"""The `perseid` command: a list of commands, each loaded when it is used, and one clear line when something is wrong.
+"""Runs the `perseid` command, whose subcommands are loaded when used and fail with one clear line.
 
 Assumes that a command raises ValueError or OSError for what the user can put right. Only this module turns errors
-into exit statuses: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted. It does not know what a command does.
+into exit statuses (0 done, 1 refused or failed, 2 wrong usage, 130 interrupted).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A progress bar of records on a terminal: how many, how fast and, where the end is known, how long it will take.
+"""Shows records on a terminal's progress bar, how many, how fast and, where the end is known, how much longer.
 
-Nothing is shown where stderr is no terminal. It does not know what is done to the records.
+Nothing is shown where stderr is no terminal.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Settings whose text holds several values: kinds of events, embedders, API keys.
+"""Parses settings whose text holds several values, which are kinds of events, embedders and API keys.
 
-Each parser says which part is wrong and what is expected, and never repeats a key. They know no variable's name.
+Each parser says which part is wrong and what is expected, and never repeats a key.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Settings of all processes: flat, few, read from an environment that is passed in, each `PERSEID_<NAME>`.
+"""Reads the settings of all processes, flat and few, each `PERSEID_<NAME>` of an environment that is passed in.
 
-An unknown name is an error that says what was meant. Addresses may carry passwords and keys are secrets: both are held
-as `SecretStr`, and `public_address` is the only way in which an address is shown. It does not know which process needs
-which setting: docs/settings.md says so.
+An unknown name is an error that says what was meant. Addresses may carry passwords and keys are secrets; both are held
+as `SecretStr`, and `public_address` is the only way in which an address is shown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What may be wrong with an installation: each part of it looked at, in parallel and in bounded time.
+"""Looks at each part of an installation, in parallel and in bounded time, and says what may be wrong with it.
 
-Assumes settings that parse. Every check looks and changes nothing; a check that cannot look says why. Addresses are
-shown without passwords. It does not start anything and does not judge speed.
+Assumes settings that parse. A check changes nothing; one that cannot look says why. Addresses are shown without
+passwords.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from deploy.doctor.elasticsearch import check_elasticsearch
-from deploy.doctor.finding import Finding
+from deploy.doctor.finding import Finding, Subject
 from deploy.doctor.kafka import check_kafka
 from deploy.doctor.machine import check_api, check_folder, check_packages, check_python
 from deploy.doctor.models import check_model, check_text
@@ -45,8 +45,8 @@ def examine(settings: Settings) -> list[Finding]:
         try:
             findings += future.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeoutError:
-            what = f"no answer within {_LIMIT_S:g} s"
-            findings.append(Finding(name, "wrong", what, "look at the network, its name servers, and mounted folders"))
+            remedy = "look at the network, its name servers, and mounted folders"
+            findings.append(Subject(name).wrong(f"no answer within {_LIMIT_S:g} s", remedy))
     return findings
 
 

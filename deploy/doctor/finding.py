@@ -1,7 +1,6 @@
-"""One line of the doctor's report, and the time that a look at a server may take.
+"""Defines one line of the doctor's report, and the time that a look at a server may take.
 
-A finding says which part it is about, where that is and which version, what is wrong and what to do. Nothing here
-looks at anything. What is put in must carry no secret: addresses come from `public_address` or `KafkaAccess.bootstrap`.
+What is put in must carry no secret: addresses come from `public_address` or `KafkaConfig.bootstrap`.
 """
 
 from __future__ import annotations
@@ -29,3 +28,21 @@ class Finding:
         where = ", ".join(filter(None, (self.address, self.version)))
         text = ": ".join(filter(None, (where, self.what)))
         return f"{mark}  {self.name:<13} {text}" + (f"\n       {'':<13} → {self.remedy}" if self.remedy else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What findings are about: a part of the installation, where it is, and its version."""
+
+    name: str
+    address: str = ""
+    version: str = ""
+
+    def ok(self, what: str = "") -> Finding:
+        return Finding(self.name, "ok", what, "", self.address, self.version)
+
+    def note(self, what: str, remedy: str = "") -> Finding:
+        return Finding(self.name, "note", what, remedy, self.address, self.version)
+
+    def wrong(self, what: str, remedy: str) -> Finding:
+        return Finding(self.name, "wrong", what, remedy, self.address, self.version)

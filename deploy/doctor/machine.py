@@ -1,7 +1,7 @@
-"""What the doctor sees on this machine: Python, packages, the state folder, and the API's port.
+"""Checks Python, packages, the state folder, and the API's port on this machine.
 
-Assumes nothing. Looking leaves nothing behind: the probe file in the state folder is removed at once, and the port is
-bound for a moment only when it is free. Whether a taken port is ours, `/healthz` tells.
+Looking leaves nothing behind. The probe file in the state folder is removed at once, and the port is bound for a moment
+only when it is free. Whether a taken port is ours, `/healthz` tells.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 
 import httpx
 
-from deploy.doctor.finding import CONNECT_S, Finding
+from deploy.doctor.finding import CONNECT_S, Finding, Subject
 from deploy.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
@@ -27,62 +27,58 @@ _FREE_GB = 1.0  # snapshots of a million items, texts and logs
 
 def check_python(_: Settings) -> list[Finding]:
     """The interpreter."""
-    version = ".".join(map(str, sys.version_info[:3]))
+    at = Subject("python", sys.executable, ".".join(map(str, sys.version_info[:3])))
     if sys.version_info[:2] < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        remedy = f"install Python {oldest} or newer and run make again"
-        return [Finding("python", "wrong", "too old", remedy, sys.executable, version)]
-    return [Finding("python", "ok", "", address=sys.executable, version=version)]
+        return [at.wrong("too old", f"install Python {oldest} or newer and run make again")]
+    return [at.ok()]
 
 
 def check_packages(_: Settings) -> list[Finding]:
     """The packages that roles import."""
-    found, missing = [], []
+    at, found, missing = Subject("packages"), [], []
     for name in PACKAGES:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
-        remedy = "run `make test` once: it installs them"
-        return [Finding("packages", "wrong", f"missing: {', '.join(missing)}", remedy)]
-    return [Finding("packages", "ok", ", ".join(found))]
+        return [at.wrong(f"missing: {', '.join(missing)}", "run `make test` once: it installs them")]
+    return [at.ok(", ".join(found))]
 
 
 def check_folder(settings: Settings) -> list[Finding]:
     """Whether the state folder, or the nearest one above it that exists, can be written to."""
     folder = settings.state.absolute()
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    at, nearest = Subject("folder", str(folder)), next(path for path in (folder, *folder.parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
         remedy = "let this user write there, or set PERSEID_STATE (or --state) to another folder"
-        return [Finding("folder", "wrong", f"cannot write: {error.strerror}", remedy, str(folder))]
+        return [at.wrong(f"cannot write: {error.strerror}", remedy)]
     free_gb = shutil.disk_usage(nearest).free / 1e9
     if free_gb < _FREE_GB:
-        return [Finding("folder", "note", f"{free_gb:.1f} GB free", "make room: snapshots need it", str(folder))]
-    made = "" if nearest == folder else "does not exist yet, can be made; "
-    return [Finding("folder", "ok", f"{made}{free_gb:.0f} GB free", address=str(folder))]
+        return [at.note(f"{free_gb:.1f} GB free", "make room: snapshots need it")]
+    return [at.ok(f"{'' if nearest == folder else 'does not exist yet, can be made; '}{free_gb:.0f} GB free")]
 
 
 def check_api(settings: Settings) -> list[Finding]:
     """Whether the API can listen, or does so already."""
     host, port = settings.api_host, settings.api_port
-    address = f"{host}:{port}"
+    at = Subject("api", f"{host}:{port}")
     try:
         family, kind, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
-        return [Finding("api", "ok", "the port is free" if port else "takes a free port", address=address)]
     except socket.gaierror as error:
-        remedy = "set PERSEID_API_HOST to an address of this machine"
-        return [Finding("api", "wrong", f"unknown host: {error.strerror}", remedy, address)]
+        return [at.wrong(f"unknown host: {error.strerror}", "set PERSEID_API_HOST to an address of this machine")]
     except OSError as error:
-        if _is_ours(f"http://{address}/healthz"):
-            return [Finding("api", "ok", "an API process answers", address=address)]
+        if _is_ours(f"http://{at.address}/healthz"):
+            return [at.ok("an API process answers")]
         remedy = "end what listens there, or set PERSEID_API_PORT (or --port) to another port"
-        return [Finding("api", "wrong", f"cannot listen: {error.strerror}", remedy, address)]
+        return [at.wrong(f"cannot listen: {error.strerror}", remedy)]
+    return [at.ok("the port is free" if port else "takes a free port")]
 
 
 def _is_ours(url: str) -> bool:

@@ -1,14 +1,14 @@
-"""What the doctor sees of Redis, one server or a cluster: reachable, login, version, role, settings, and our state.
+"""Checks Redis, one server or each primary of a cluster, and our state in it.
 
-In a cluster every primary is looked at. An evicting server loses users silently and is wrong; one without an
-append-only file is a note, because Kafka may hold enough history to rebuild. It changes nothing.
+An evicting server loses users silently and is wrong; one without an append-only file is a note, because Kafka may hold
+enough history to rebuild.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import redis
@@ -16,10 +16,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
 
-from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding
+from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding, Subject
 from deploy.runtime.process import ask_redis
 from deploy.settings import Settings, public_address
-from index.state.redis_address import node_name, server_urls, with_host
+from index.state.redis_address import hosts_of, node_name, server_urls, with_host
 from index.state.redis_routing import Command
 from index.state.store import StoreUnavailableError
 
@@ -31,32 +31,31 @@ _START = "start Redis, or set PERSEID_REDIS to it"
 _LOGIN = "check user and password in PERSEID_REDIS"
 _TLS = "use rediss:// for a TLS port and redis:// for another; PERSEID_REDIS_CA names who signed its certificate"
 
+Info = Mapping[str, Any]
+
 
 def check_redis(settings: Settings) -> list[Finding]:
     """Every server, and what is stored below the prefix."""
+    at = Subject("redis", public_address(settings.redis.get_secret_value()))
     try:
-        found = _servers(settings)
+        found = {public_address(url): _info(settings, url) for url in _primaries(settings)}
     except (RedisError, OSError, ValueError) as error:
-        return [Finding("redis", "wrong", _plain(error), _remedy(error), _address(settings))]
-    findings = _kind(settings, found)
-    for name, info in found.items():
-        findings += _server(name, info)
-    if any(finding.state == "wrong" and finding.remedy == _cluster_remedy(settings) for finding in findings):
-        return findings
-    return [*findings, *_deployment(settings)]
-
-
-def _servers(settings: Settings) -> dict[str, Mapping[str, Any]]:
-    """Address → INFO of the server, or of every primary of its cluster. Raises RedisError and OSError."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for url in _primaries(settings):
-        with _client(settings, url) as client:
-            info = dict(client.info())
-            info["skew_s"] = _skew_s(client)
-            if info.get("cluster_enabled"):
-                info["cluster"] = _allowed(client, "CLUSTER INFO")
-        found[public_address(url)] = info
-    return found
+        return [at.wrong(_plain(error), _remedy(error))]
+    servers = [finding for address, info in found.items() for finding in _server(address, info)]
+    address, info = next(iter(found.items()))
+    first = Subject("redis", address, f"Redis {info['redis_version']}")
+    if settings.redis_cluster and not info.get("cluster_enabled"):
+        remedy = "set PERSEID_REDIS_CLUSTER=false, or PERSEID_REDIS to a node of the cluster"
+        return [first.wrong("is no cluster", remedy), *servers]
+    if info.get("cluster_enabled") and not settings.redis_cluster:
+        return [first.wrong("is a node of a Redis Cluster", "set PERSEID_REDIS_CLUSTER=true"), *servers]
+    state = info.get("cluster") or {"cluster_state": "ok"}
+    if state.get("cluster_state") != "ok":
+        what = (
+            f"cluster_state is {state.get('cluster_state')}, {state.get('cluster_slots_ok')} of 16384 slots are served"
+        )
+        servers.insert(0, first.wrong(what, "bring the missing nodes back, or assign their slots"))
+    return [*servers, _deployment(settings, at.address)]
 
 
 def _primaries(settings: Settings) -> list[str]:
@@ -67,29 +66,28 @@ def _primaries(settings: Settings) -> list[str]:
     failure: Exception = ValueError("no server is named")
     for url in urls:
         try:
-            with _client(settings, url) as client:
+            with closing(_client(settings, url)) as client:
                 if not client.info("cluster").get("cluster_enabled"):
                     return [url]
-                slots = client.execute_command("CLUSTER SLOTS")
-            return [with_host(url, name) for name in _names(slots, url)][:_MOST_NODES] or [url]
+                slots = client.execute_command("CLUSTER SLOTS")  # first, last, primary, replicas …
         except (RedisError, OSError) as error:
             failure = error
+        else:
+            own = hosts_of(url)[0][0].encode()  # a node may not know how it is called
+            primaries = {(own if row[2][0] in (None, b"", b"?") else row[2][0], row[2][1]) for row in slots}
+            names = sorted(node_name(host.decode(), port) for host, port in primaries)
+            return [with_host(url, name) for name in names][:_MOST_NODES] or [url]
     raise failure
 
 
-def _names(slots: Any, url: str) -> list[str]:
-    """`host:port` of each primary in an answer to CLUSTER SLOTS, which the client reads into a mapping or a list."""
-    rows = [row["primary"] for row in slots.values()] if isinstance(slots, dict) else [row[2] for row in slots]
-    own = url.rpartition("@")[2].rpartition("://")[2].partition("/")[0].rpartition(":")[0]
-    hosts = [(host.decode() if isinstance(host, bytes) else str(host or ""), int(port)) for host, port, *_ in rows]
-    return sorted({node_name(host if host not in ("", "?") else own, port) for host, port in hosts})
-
-
-def _skew_s(client: Any) -> float:
-    """How far the server's clock is ahead of ours."""
-    before_s = time.time()
-    answer = _allowed(client, "TIME")
-    return 0.0 if answer is None else int(answer[0]) + int(answer[1]) / 1e6 - (before_s + time.time()) / 2
+def _info(settings: Settings, url: str) -> Info:
+    """INFO of a server, `skew_s`, how far its clock is ahead of ours, and CLUSTER INFO as `cluster`."""
+    with closing(_client(settings, url)) as client:
+        info, before_s, clock = dict(client.info()), time.time(), _allowed(client, "TIME")
+        info["skew_s"] = 0.0 if clock is None else clock[0] + clock[1] / 1e6 - (before_s + time.time()) / 2
+        if info.get("cluster_enabled"):
+            info["cluster"] = _allowed(client, "CLUSTER INFO")
+    return info
 
 
 def _allowed(client: Any, command: str) -> Any:
@@ -100,96 +98,54 @@ def _allowed(client: Any, command: str) -> Any:
         return None
 
 
-@contextmanager
-def _client(settings: Settings, url: str) -> Iterator[Any]:  # the client's stubs mix sync and async answers
+def _client(settings: Settings, url: str) -> Any:  # the client's stubs mix sync and async answers
     more: dict[str, Any] = {"ssl_ca_certs": settings.redis_ca} if settings.redis_ca else {}
     more["protocol"] = 2  # the one that servers before 6 understand as well
-    client = redis.Redis.from_url(
+    return redis.Redis.from_url(
         url, socket_timeout=ANSWER_S / 2, socket_connect_timeout=CONNECT_S, retry=Retry(NoBackoff(), 0), **more
     )
-    try:
-        yield client
-    finally:
-        client.close()
 
 
-def _kind(settings: Settings, found: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Whether cluster and setting agree, and the cluster is whole."""
-    address, info = next(iter(found.items()))
-    version = f"Redis {info['redis_version']}"
-    if bool(info.get("cluster_enabled")) != settings.redis_cluster:
-        what = "is no cluster" if settings.redis_cluster else "is a node of a Redis Cluster"
-        return [Finding("redis", "wrong", what, _cluster_remedy(settings), address, version)]
-    state = _words(info.get("cluster") or "cluster_state:ok")
-    if settings.redis_cluster and state.get("cluster_state") != "ok":
-        what = (
-            f"cluster_state is {state.get('cluster_state')}, {state.get('cluster_slots_ok')} of 16384 slots are served"
-        )
-        return [
-            Finding("redis", "wrong", what, "bring the missing nodes back, or assign their slots", address, version)
-        ]
-    return []
-
-
-def _cluster_remedy(settings: Settings) -> str:
-    if settings.redis_cluster:
-        return "set PERSEID_REDIS_CLUSTER=false, or PERSEID_REDIS to a node of the cluster"
-    return "set PERSEID_REDIS_CLUSTER=true"
-
-
-def _words(answer: Any) -> dict[str, str]:
-    """`name:value` lines of CLUSTER INFO, which the client may have read already."""
-    if isinstance(answer, Mapping):
-        return {str(name): str(value) for name, value in answer.items()}
-    text = answer.decode() if isinstance(answer, bytes) else str(answer)
-    return dict(line.split(":", 1) for line in text.split() if ":" in line)
-
-
-def _server(address: str, info: Mapping[str, Any]) -> list[Finding]:
-    version, findings = f"Redis {info['redis_version']}", []
-
-    def say(state: Any, what: str, remedy: str = "") -> None:
-        findings.append(Finding("redis", state, what, remedy, address, version))
-
+def _server(address: str, info: Info) -> list[Finding]:
+    at = Subject("redis", address, f"Redis {info['redis_version']}")
+    policy, role = info.get("maxmemory_policy"), info.get("role")
+    findings = []
     if tuple(int(part) for part in str(info["redis_version"]).split(".")[:2]) < OLDEST_REDIS:
-        say("wrong", "too old", f"install Redis {'.'.join(map(str, OLDEST_REDIS))} or newer")
-    if info.get("role") != "master":
-        say("wrong", f"is a {info.get('role')}", "set PERSEID_REDIS to the primary: a replica takes no writes")
-    if info.get("maxmemory_policy") != "noeviction":
+        findings.append(at.wrong("too old", f"install Redis {'.'.join(map(str, OLDEST_REDIS))} or newer"))
+    if role != "master":
+        findings.append(at.wrong(f"is a {role}", "set PERSEID_REDIS to the primary: a replica takes no writes"))
+    if policy != "noeviction":
         remedy = "CONFIG SET maxmemory-policy noeviction: anything else loses users silently"
-        say("wrong", f"maxmemory-policy is {info.get('maxmemory_policy')}", remedy)
+        findings.append(at.wrong(f"maxmemory-policy is {policy}", remedy))
+    if not findings:
+        findings.append(at.ok(f"{info['used_memory_human']} used"))
     if not info.get("aof_enabled"):
-        say("note", "appendonly is off", "set appendonly yes, unless Kafka keeps enough history to rebuild everything")
+        remedy = "set appendonly yes, unless Kafka keeps enough history to rebuild everything"
+        findings.append(at.note("appendonly is off", remedy))
     if abs(info["skew_s"]) > _SKEW_S:
-        say("note", f"its clock differs by {info['skew_s']:+.0f} s from this machine's", "keep both on network time")
-    if not any(finding.state == "wrong" for finding in findings):
-        findings.insert(0, Finding("redis", "ok", f"{info['used_memory_human']} used", "", address, version))
+        what = f"its clock differs by {info['skew_s']:+.0f} s from this machine's"
+        findings.append(at.note(what, "keep both on network time"))
     return findings
 
 
-def _deployment(settings: Settings) -> list[Finding]:
+def _deployment(settings: Settings, address: str) -> Finding:
     """What is stored below the prefix, if anything."""
-    key = settings.keys().cluster()
+    key, at = settings.keys().cluster(), Subject("state")
     try:
         (facts,) = ask_redis(settings, [Command(key, ("HGETALL", key))], timeout_s=ANSWER_S / 2)
     except (StoreUnavailableError, ValueError) as error:
-        return [Finding("state", "wrong", _plain(error), _START, _address(settings))]
+        return Subject("state", address).wrong(_plain(error), _START)
     if not facts:
-        return [Finding("state", "note", f"nothing is stored below {settings.prefix!r} yet", "start a worker")]
+        return at.note(f"nothing is stored below {settings.prefix!r} yet", "start a worker")
     stored, kinds = int(facts.get(b"partitions", b"0")), facts.get(b"kinds", b"").decode().split("\n")
-    configured = [kind.name for kind in settings.rules().kinds]
     if stored != settings.partitions:
         remedy = f"set PERSEID_PARTITIONS={stored}, or use another PERSEID_PREFIX and rebuild from Kafka"
-        return [Finding("state", "wrong", f"made with {stored} partitions, not {settings.partitions}", remedy)]
-    if configured[: len(kinds)] != kinds:
+        return at.wrong(f"made with {stored} partitions, not {settings.partitions}", remedy)
+    if [kind.name for kind in settings.rules().kinds][: len(kinds)] != kinds:
         remedy = "let PERSEID_KINDS begin with the stored kinds; new ones may only be appended"
-        return [Finding("state", "wrong", f"made with kinds {', '.join(kinds)}", remedy)]
+        return at.wrong(f"made with kinds {', '.join(kinds)}", remedy)
     model = facts.get(b"model", b"none").decode()
-    return [Finding("state", "ok", f"prefix {settings.prefix!r}, {stored} partitions, serving model {model}")]
-
-
-def _address(settings: Settings) -> str:
-    return public_address(settings.redis.get_secret_value())
+    return at.ok(f"prefix {settings.prefix!r}, {stored} partitions, serving model {model}")
 
 
 def _plain(error: Exception) -> str:

@@ -1,18 +1,16 @@
-"""The role processes of `perseid up`: their commands, environments, logs and ports; any number of workers and APIs.
+"""Says which role processes `perseid up` starts, with their commands, environments, logs and ports.
 
-Assumes that servers are up and settings name them. Names are those in messages and log files: `worker`, `worker-2`, …
-It starts nothing: `deploy.servers.supervisor` does.
+Assumes that servers are up and settings name them. Names are those in messages and log files, `worker`, `worker-2`, …
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from deploy.servers.supervisor import Role
+from deploy.servers.ports import is_free
+from deploy.servers.supervisor import Role, importable
 from deploy.settings import PREFIX, Settings
 
 _LAST_PORT = 65_535
@@ -44,30 +42,18 @@ def command(*arguments: str) -> tuple[str, ...]:
 
 def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """Ours with these settings; the project is importable even where it is not installed."""
-    root = str(Path(__file__).resolve().parent.parent.parent)
-    paths = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))
     # One thread per process unless told otherwise: four processes share the cores, and spinning pools only steal them.
-    return {"OMP_NUM_THREADS": "1", **environ, **settings.environment(), "PYTHONPATH": paths}
+    return importable({"OMP_NUM_THREADS": "1", **environ, **settings.environment()})
 
 
 def api_ports(settings: Settings, count: int) -> range:
     """Consecutive ports from the configured one on. Raises ValueError when one is taken."""
     ports = range(settings.api_port, settings.api_port + count)
     for port in ports:
-        if port > _LAST_PORT or not _is_free(settings.api_host, port):
+        if port > _LAST_PORT or not is_free(settings.api_host, port):
             raise ValueError(f"port {port} of {settings.api_host} is taken; choose another by --api-port")
     return ports
 
 
 def _numbered(name: str, number: int) -> str:
     return name if number == 0 else f"{name}-{number + 1}"
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True

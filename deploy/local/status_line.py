@@ -1,7 +1,7 @@
-"""One line that says what a running `perseid up` does, from the API's own status; rewritten in place on a terminal.
+"""Shows on one line what a running `perseid up` does, from the API's own status.
 
-Assumes the JSON of `GET /v1/status`. Where there is no terminal a line is printed every ten seconds instead. It
-measures nothing itself.
+Assumes the JSON of `GET /v1/status`. The line is rewritten in place; where there is no terminal one is printed every
+ten seconds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Everything on one machine: a shop and a model to begin with, broker, Redis, the roles, traffic, and a status line.
+"""Runs a shop, a model, broker, Redis, the roles, traffic and a status line on one machine.
 
 Assumes a state folder of its own; what takes time (history, text vectors, model) is kept there by content, so the next
 start is quick. Servers that PERSEID_KAFKA or PERSEID_REDIS name are used instead of embedded ones. All processes die
-with this one. It knows no events: `deploy.traffic.traffic` sends them.
+with this one.
 """
 
 from __future__ import annotations

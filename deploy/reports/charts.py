@@ -1,7 +1,7 @@
-"""Small SVG charts for a report: lines over ordered steps, and dots with intervals by row.
+"""Draws small SVG charts, lines over ordered steps and dots with intervals by row.
 
-Assumes that colours come from the page's style sheet (classes `s0` to `s5`), so that one picture serves light and dark;
-every mark carries its number as a tooltip. Text is escaped here. It does not know what the numbers mean.
+Colours come from the page's style sheet (classes `s0` to `s5`), so that one picture serves light and dark; every mark
+carries its number as a tooltip. Text is escaped here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The report of a measurement as one HTML file: what was asked, what came out, how sure it is, and how to repeat it.
+"""Writes a measurement as one HTML file that says what was asked, what came out, how sure it is, and how to repeat it.
 
-Assumes the plain values that `evaluate`, `replay`, `staleness` and `compare` print as JSON. It computes nothing: what
-is not in the result is not in the report.
+Assumes the plain values that `evaluate`, `replay`, `staleness` and `compare` print as JSON, and computes nothing.
 """
 
 from __future__ import annotations

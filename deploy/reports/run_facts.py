@@ -1,4 +1,4 @@
-"""What a reader needs to judge and repeat a run: command, time, machine and versions.
+"""Collects what a reader needs to judge and repeat a run, which is command, time, machine and versions.
 
 Assumes Linux for the processor's name; elsewhere what Python knows of it. It names neither host nor user.
 """

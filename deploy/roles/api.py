@@ -1,4 +1,4 @@
-"""The API process: the application of `index.api.app` under uvicorn, with a producer for what is posted and shown.
+"""Runs the API process, the application of `index.api.app` under uvicorn with producers for events and exposures.
 
 One process, one event loop; more load means more processes. It answers from the first second on, with 503 until the
 items are loaded. Neither torch nor Faust is loaded here.

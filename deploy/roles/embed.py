@@ -1,22 +1,13 @@
-"""TODO docstring of deploy.roles.embed."""
+"""Runs the embed process, which turns catalogue texts into item vectors on the `item-vectors` topic."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
-from deploy.runtime.process import (
-    log_to_stderr,
-    on_signals,
-    open_store,
-    running,
-)
+from deploy.runtime.process import log_to_stderr, on_signals, open_store, running
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from encoder.model.document import read_document
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_embed(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""The indexer process: keeps Elasticsearch at the item log until SIGTERM or SIGINT. Several at once do no harm.
+"""Runs the indexer process, which keeps Elasticsearch at the item log. Several at once do no harm.
 
 Only where a deployment has an Elasticsearch; nothing else waits for this process, and an API process whose index is
 missing or behind answers by itself. Neither torch nor Faust is loaded here.

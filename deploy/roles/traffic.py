@@ -1,22 +1,13 @@
-"""TODO docstring of deploy.roles.traffic."""
+"""Runs the traffic process, which sends what a traffic plan says."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from deploy.runtime.process import (
-    log_to_stderr,
-    on_signals,
-    open_store,
-    running,
-)
+from deploy.runtime.process import log_to_stderr, on_signals, open_store, running
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_traffic(settings: Settings, plan_file: Path) -> None:

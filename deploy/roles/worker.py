@@ -1,7 +1,6 @@
-"""The main functions of worker, embed and traffic processes: build the parts, run until SIGTERM or SIGINT, close.
+"""Runs the worker process, which applies consumed topics to the live state and publishes the served model.
 
-Assumes one role per process; torch and Faust are imported inside the role that needs them. The API has a module of its
-own (`deploy.roles.api`). Nothing here decides what a role does with an event.
+Assumes one role per process; torch and Faust are imported when it starts. Nothing here decides what an event does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Keeps a log readable while a server is away: of alike messages a few pass in a while, the rest are counted.
+"""Keeps a log readable while a server is away by passing a few of alike messages and counting the rest.
 
-A filter for a handler. Alike are messages of one logger with one template (what stands before the arguments), so a
-client that reports each of its attempts to connect says so a few times in ten seconds instead of hundreds. Errors with
-a traceback always pass. It knows no logger by name.
+Alike are messages of one logger with one template, what stands before the arguments. A client
+that reports each attempt to connect says so a few times in ten seconds. Errors with a traceback always pass.
 """
 
 from __future__ import annotations

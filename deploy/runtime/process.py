@@ -1,4 +1,4 @@
-"""What every process of ours does alike: log to stderr, open the live state, send heartbeats, end on a signal."""
+"""Does what all our processes share, which is logging, opening the live state, heartbeats, and ending on a signal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -24,6 +23,7 @@ from index.state.redis_routing import Command, nodes
 from index.state.redis_store import RedisStore
 from index.state.store import LiveStore, StoreUnavailableError
 
+_BEAT_S = 1.0
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
 
 
@@ -84,12 +84,24 @@ def run_until_done(main: Coroutine[Any, Any, None]) -> None:
 @asynccontextmanager
 async def running(store: LiveStore, role: str, describe: Callable[[], dict[str, Any]]) -> AsyncIterator[None]:
     """Sends heartbeats with what `describe` says as long as the block runs."""
-    task = asyncio.create_task(beat(store, this_process(role), describe))
+    task = asyncio.create_task(_beat(store, role, describe))
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def _beat(store: LiveStore, role: str, describe: Callable[[], dict[str, Any]]) -> None:
+    """Writes this process's heartbeat, under a name of its own in the deployment, for ever."""
+    who = {"role": role, "pid": os.getpid(), "host": socket.gethostname(), "started_ms": now_ms()}
+    name = f"{role}-{who['host']}-{who['pid']}"
+    while True:
+        try:
+            await store.write(store.keys.roles(), {name: orjson.dumps({**who, "beat_ms": now_ms(), **describe()})})
+        except StoreUnavailableError:
+            pass
+        await asyncio.sleep(_BEAT_S)
 
 
 def on_signals(stop: Callable[[], None]) -> None:
@@ -102,37 +114,3 @@ def on_signals(stop: Callable[[], None]) -> None:
 def now_ms() -> int:
     """Wall time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
-
-
-_EVERY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class RoleName:
-    """Who a process is: `id` is unique among all processes of a deployment."""
-
-    role: str
-    host: str
-    pid: int
-    started_ms: int
-
-    @property
-    def id(self) -> str:
-        return f"{self.role}-{self.host}-{self.pid}"
-
-
-def this_process(role: str) -> RoleName:
-    """The name of this process in a role."""
-    return RoleName(role, socket.gethostname(), os.getpid(), int(time.time() * 1000))
-
-
-async def beat(store: LiveStore, name: RoleName, describe: Callable[[], Mapping[str, Any]]) -> None:
-    """Writes the heartbeat with what `describe` says, for ever."""
-    identity = {"role": name.role, "pid": name.pid, "host": name.host, "started_ms": name.started_ms}
-    while True:
-        said = {**identity, "beat_ms": int(time.time() * 1000), **describe()}
-        try:
-            await store.write(store.keys.roles(), {name.id: orjson.dumps(said)})
-        except StoreUnavailableError:
-            pass
-        await asyncio.sleep(_EVERY_S)

@@ -1,8 +1,7 @@
-"""A librdkafka producer: acknowledged sends to await, and exposures that may be dropped.
+"""Produces to Kafka by librdkafka, with acknowledged sends to await and exposures that may be dropped.
 
-Partitions are chosen as Kafka's Java client does (murmur2), so that a user's records go to the user's home. The queue
-is bounded: `send` waits for room, `expose` drops and counts, so an answer never waits for Kafka. One thread of ours
-serves the callbacks. It does not know what a valid record is: see `streams.events.check`.
+Partitions are chosen as Kafka's Java client does (murmur2), so that a user's records go to the home partition. The
+queue is bounded. `send` waits for room, `expose` drops and counts, so an answer never waits for Kafka.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class EventProducer:
     """Sends records of any topic, from any thread; `close` it at the end.
 
     Args:
-        access: the cluster. Topics are given by their logical names.
+        kafka: the cluster. Topics are given by their logical names.
         queue_records: how many records may wait for acknowledgement.
         linger_ms: how long one may wait for others, to be sent with them.
         delivery_timeout_ms: after which an unacknowledged record counts as failed.
@@ -45,16 +44,16 @@ class EventProducer:
 
     def __init__(
         self,
-        access: KafkaConfig,
+        kafka: KafkaConfig,
         *,
         queue_records: int = QUEUE_RECORDS,
         linger_ms: int = _LINGER_MS,
         delivery_timeout_ms: int = _DELIVERY_TIMEOUT_MS,
     ) -> None:
-        self._access, self._reasons = access, Reasons()
+        self._kafka, self._reasons = kafka, Reasons()
         self._producer = Producer(
             {
-                **access.librdkafka(),
+                **kafka.librdkafka(),
                 "error_cb": self._reasons,
                 "partitioner": "murmur2_random",  # librdkafka's own default is not Kafka's
                 "acks": "all",
@@ -164,7 +163,7 @@ class EventProducer:
             options["timestamp"] = timestamp_ms
         try:
             self._producer.produce(
-                self._access.topic(topic), value, key, on_delivery=acknowledged, headers=list(headers), **options
+                self._kafka.topic(topic), value, key, on_delivery=acknowledged, headers=list(headers), **options
             )
         except BufferError:
             return False

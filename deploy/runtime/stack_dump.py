@@ -1,6 +1,6 @@
-"""What a process is doing right now: SIGUSR1 writes the stacks of all threads and all asyncio tasks to stderr.
+"""Writes the stacks of all threads and asyncio tasks to stderr on SIGUSR1.
 
-For a process that lives and does nothing: `kill -USR1 PID`, then read its log. It disturbs nothing that is running.
+For a process that lives and does nothing, `kill -USR1 PID`, then read its log. It disturbs nothing that is running.
 """
 
 from __future__ import annotations

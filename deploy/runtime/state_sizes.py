@@ -1,7 +1,7 @@
-"""The sizes of the live state that worker and replay must agree on: from settings and model, kept beside the state.
+"""Makes the sizes of the live state on which worker and replay must agree, and keeps them beside the state.
 
-Assumes that the model says how long a window is. A live state that was made with another window is refused, because
-what was cut from its windows is not there any more. It knows neither records nor positions.
+The model says how long a window is. A live state that was made with another window is refused, because what was cut
+from its windows is not there any more.
 """
 
 from __future__ import annotations

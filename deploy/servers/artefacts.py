@@ -1,13 +1,14 @@
-"""Fetches what the stack runs without Docker: Maven brings pinned artefacts into a cache, and their hashes are checked.
+"""Fetches what the stack runs without Docker by Maven, and checks the hashes of all files.
 
-Assumes `mvn` and a Java. A cached folder is complete: it is filled under another name, checked file by file against
-`deploy.servers.pins`, and renamed. Several processes may ask at once. It installs no system packages and starts
-nothing.
+`pins.json` has versions and SHA-256 of Kafka's run-time jars, with the SLF4J binding without which the broker is silent
+about why it died, and of the Elasticsearch of its integration tests, the real engine with few modules. Several
+processes may ask at once.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -16,19 +17,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import file_digest
+from importlib import resources
 from pathlib import Path
 
-from deploy.servers.pins import (
-    ARCHIVES,
-    ELASTICSEARCH_JAVA,
-    ELASTICSEARCH_VERSION,
-    KAFKA_JARS,
-    KAFKA_VERSION,
-    LOG_BINDING,
-    OLD_ELASTICSEARCH_VERSION,
-)
-
 Say = Callable[[str], None]
+PINS = json.loads(resources.files("deploy.servers").joinpath("pins.json").read_text("utf-8"))
 _FETCH_S = 900.0  # 160 MB over a slow line
 _ROOT_CACHE = Path("/var/cache/perseid")  # Elasticsearch runs as nobody's id then, which cannot look into /root
 _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -53,7 +46,8 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 def elasticsearch_version(java_major: int) -> str:
     """The pinned version that runs on that Java."""
-    return ELASTICSEARCH_VERSION if java_major >= ELASTICSEARCH_JAVA else OLD_ELASTICSEARCH_VERSION
+    name = "elasticsearch" if java_major >= PINS["elasticsearch_java"] else "old_elasticsearch"
+    return str(PINS[name])
 
 
 def kafka_jars(environ: Mapping[str, str], say: Say) -> Path:
@@ -65,13 +59,20 @@ def kafka_jars(environ: Mapping[str, str], say: Say) -> Path:
     """
 
     def fill(part: Path) -> None:
-        group, artifact, version = LOG_BINDING
+        group, artifact, version = PINS["log_binding"]  # Kafka 4's slf4j-api is a 1.7: not `slf4j2`
         pom = part / "pom.xml"
-        pom.write_text(_POM.format(kafka=KAFKA_VERSION, group=group, artifact=artifact, version=version))
-        _maven(environ, "-f", str(pom), "dependency:copy-dependencies", f"-DoutputDirectory={part}", *_RUNTIME)
-        _check(part, KAFKA_JARS)
+        pom.write_text(_POM.format(kafka=PINS["kafka"], group=group, artifact=artifact, version=version))
+        _maven(
+            environ,
+            "-f",
+            str(pom),
+            "dependency:copy-dependencies",
+            f"-DoutputDirectory={part}",
+            "-DincludeScope=runtime",
+        )
+        _check(part, PINS["kafka_jars"])
 
-    return _cached(environ, f"kafka-{KAFKA_VERSION}", fill, say)
+    return _cached(environ, f"kafka-{PINS['kafka']}", fill, say)
 
 
 def elasticsearch_home(environ: Mapping[str, str], version: str, say: Say) -> Path:
@@ -82,14 +83,11 @@ def elasticsearch_home(environ: Mapping[str, str], version: str, say: Say) -> Pa
         artefact = f"org.elasticsearch.distribution.integ-test-zip:elasticsearch:{version}:zip"
         _maven(environ, "dependency:copy", f"-Dartifact={artefact}", f"-DoutputDirectory={part}")
         archive = part / f"{name}.zip"
-        _check(part, {archive.name: ARCHIVES[archive.name]})
+        _check(part, {archive.name: PINS["archives"][archive.name]})
         _unpack(archive, part)
         archive.unlink()
 
     return _cached(environ, name, fill, say) / name
-
-
-_RUNTIME = ("-DincludeScope=runtime",)
 
 
 def _cached(environ: Mapping[str, str], name: str, fill: Callable[[Path], None], say: Say) -> Path:

@@ -1,8 +1,8 @@
-"""One Elasticsearch node as a child process of ours, without Docker, on 127.0.0.1, without passwords and replicas.
+"""Runs one Elasticsearch node as a child process on 127.0.0.1, without Docker, passwords and replicas.
 
-Assumes a Java; the version that suits it is fetched when no home is given. Elasticsearch refuses to run as root: then
-it runs under an unprivileged id (`setpriv`), and its folder must be reachable for that id. It is a real server with
-few modules: `info()` and `ping()` of the clients do not answer, `cluster.health()` does. It knows no index.
+Assumes a Java. Elasticsearch refuses to run as root, so there it runs under an unprivileged id (`setpriv`), for which
+its folder must be reachable. With few modules `info()` and `ping()` of the clients do not answer, `cluster.health()`
+does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from deploy.servers.server import EmbeddedServer
 from deploy.servers.supervisor import StartError, kill, log_tail, spawn
 
 READY_S = 180.0  # usually 8-10 s; one minute was seen on two busy cores
-_STOP_S = 30.0  # usually two seconds
 _GONE_S = 10.0
 _UNPRIVILEGED = 987  # any id that is not root and that owns nothing
 _OTHERS_MAY_ENTER = 0o001
@@ -38,6 +37,8 @@ class ElasticsearchServer(EmbeddedServer):
         heap_mb: Java heap.
         home, java_home: unpacked Elasticsearch and Java; None finds them (and fetches Elasticsearch).
     """
+
+    _GRACE_S = 30.0  # usually two seconds
 
     def __init__(
         self,
@@ -99,20 +100,11 @@ class ElasticsearchServer(EmbeddedServer):
         self._child = child
         return self.url
 
-    def stop(self, grace_s: float = _STOP_S) -> None:
-        """Lets the node end by itself (SIGTERM), and kills it after `grace_s` seconds."""
-        super().stop(grace_s)
-
     def kill(self) -> None:
         """SIGKILL to launcher and server, for fault tests; the folder stays."""
         if self._child is not None:
             super().kill()
             wait_until_free(self.port, _GONE_S)  # we wait for the launcher only, and the server is large
-
-    def restart(self) -> str:
-        """`stop` and `start`."""
-        self.stop()
-        return self.start()
 
     def _prepare(self) -> tuple[Path, Path]:
         """Home, Java home; with ports chosen, configuration written and the folder given to the server's id."""

@@ -1,7 +1,7 @@
-"""Finds the newest Java on this machine: JAVA_HOME, the PATH, and the folders where packages put JDKs.
+"""Finds the newest Java by JAVA_HOME, the PATH, and the folders where packages put JDKs.
 
-Assumes that a Java home has a `release` file, as all since Java 9 do; nothing is started to learn a version. It
-installs nothing: a missing Java is one clear line with the names of Debian's packages.
+Assumes that a Java home has a `release` file, as all since Java 9 do; nothing is started to learn a version. A missing
+Java is one clear line with the names of Debian's packages.
 """
 
 from __future__ import annotations

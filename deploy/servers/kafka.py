@@ -1,8 +1,8 @@
-"""One Apache Kafka broker (KRaft, no ZooKeeper) as a child process of ours, without Docker, on 127.0.0.1.
+"""Runs one Apache Kafka broker (KRaft, no ZooKeeper) as a child process on 127.0.0.1, without Docker.
 
-Assumes a Java and the jars of `deploy.servers.artefacts`; both are found when they are not given. The folder keeps
-configuration, log and data over `stop`, `kill` and a new `start`; ports stay the same. Sessions are short, so that a
-killed worker's partitions and a killed broker are back within seconds. It does not know which topics exist.
+Assumes a Java and the jars of `deploy.servers.artefacts`. The folder keeps configuration, log and data over `stop`,
+`kill` and a new `start`; ports stay the same. Sessions are short, so that a killed worker's partitions and a killed
+broker are back within seconds.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deploy.servers.artefacts import kafka_jars
+from deploy.servers.artefacts import PINS, kafka_jars
 from deploy.servers.java import find_java
-from deploy.servers.pins import KAFKA_VERSION
 from deploy.servers.ports import HOST, check_free, free_port, wait_for_port
 from deploy.servers.server import EmbeddedServer
 from deploy.servers.supervisor import StartError, kill, spawn
 
 READY_S = 90.0  # usually two seconds; eighteen were seen on two busy cores
-_STOP_S = 30.0  # usually under one second
 _FORMAT_S = 60.0
 # A fixed id of 22 characters: a random one may begin with "-", which the formatter takes for an option.
 _CLUSTER_ID = "perseid-local-stack-00"
@@ -49,6 +47,8 @@ class KafkaServer(EmbeddedServer):
         heap_mb: Java heap; below about 256 the broker dies.
         jars, java: folder of jars and `java` program; None finds them (and fetches the jars).
     """
+
+    _GRACE_S = 30.0  # usually under one second
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class KafkaServer(EmbeddedServer):
     @property
     def version(self) -> str:
         """Of Kafka."""
-        return KAFKA_VERSION
+        return str(PINS["kafka"])
 
     @property
     def log(self) -> Path:
@@ -109,15 +109,6 @@ class KafkaServer(EmbeddedServer):
             raise
         self._child = child
         return self.address
-
-    def stop(self, grace_s: float = _STOP_S) -> None:
-        """Lets the broker end by itself (SIGTERM), and kills it after `grace_s` seconds."""
-        super().stop(grace_s)
-
-    def restart(self) -> str:
-        """`stop` and `start`."""
-        self.stop()
-        return self.start()
 
     @property
     def _config(self) -> str:

@@ -1,17 +1,7 @@
-"""The embedded Kafka broker: librdkafka's mock cluster, from the confluent-kafka wheel, in a process of its own.
+"""Runs the embedded Kafka broker, librdkafka's mock cluster from the confluent-kafka wheel, in a process of its own.
 
-It speaks the Kafka protocol over TCP on 127.0.0.1 and needs nothing installed, but it is no storage: everything is in
-memory, a partition keeps about its last 5 MiB and silently drops what is older, nothing is compacted, and each start
-is a new log with a new cluster id on a new port (the library lets nobody choose one). Topics must be created here,
-because its CreateTopics does not answer. It does not know what the topics carry. What its clients must know:
-
-* kafka-python 3 needs `api_version=(2, 3)`: the answer to newer version negotiations is malformed.
-* An empty fetch is answered only after its whole maximum wait, whatever arrives meanwhile: consumers should ask for a
-  wait of 5-10 ms. One fetch returns one producer batch per partition, so batches decide the reading speed.
-* Group members must name the same assignor first, or the broker aborts; a leader that assigns before its followers
-  have asked makes these fail with InvalidRequest, so it should wait a moment. A rebalance takes the session timeout
-  less one second. Offsets by timestamp, listing groups and log compaction do not exist; unknown topics appear with 4
-  partitions when they are first asked for.
+It is no storage. Everything is in memory, a partition keeps about its last 5 MiB and silently drops what is older,
+nothing is compacted, and each start is a new log with a new cluster id on a new port.
 """
 
 from __future__ import annotations
@@ -30,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.servers.server import EmbeddedServer
-from deploy.servers.supervisor import StartError, kill, log_tail, spawn
+from deploy.servers.supervisor import StartError, importable, kill, log_tail, spawn
 
 DEFAULT_PARTITIONS = 32
 _RD_KAFKA_PRODUCER = 0
@@ -57,7 +47,18 @@ def find_librdkafka() -> Path:
 
 
 class MockCluster:
-    """One broker inside this process, alive until `close`. Raises ValueError for a bad topic, OSError when it fails."""
+    """One broker inside this process, alive until `close`. Raises ValueError for a bad topic, OSError when it fails.
+
+    Topics must be made here, because its CreateTopics does not answer. What its clients must know:
+
+    * kafka-python 3 needs `api_version=(2, 3)`: the answer to newer version negotiations is malformed.
+    * An empty fetch is answered only after its whole maximum wait, whatever arrives meanwhile: consumers should ask for
+      5-10 ms. One fetch returns one producer batch per partition, so batches decide the reading speed.
+    * Group members must name the same assignor first, or the broker aborts; a leader that assigns before its followers
+      have asked makes these fail with InvalidRequest, so it should wait a moment. A rebalance takes the session timeout
+      less one second. Offsets by timestamp, listing groups and log compaction do not exist; unknown topics appear with
+      4 partitions when they are first asked for.
+    """
 
     def __init__(self, topics: Mapping[str, int]) -> None:
         self._library = _declared(ctypes.CDLL(str(find_librdkafka())))
@@ -136,7 +137,7 @@ class Broker(EmbeddedServer):
         for name, partitions in self._topics.items():
             argv += ["--topic", f"{name}={partitions}"]
         start = self._log.stat().st_size if self._log.exists() else 0
-        child = spawn(argv, log=self._log, env=_environment())
+        child = spawn(argv, log=self._log, env=importable(os.environ))
         try:
             self._address = _announced(child, self._log, start, timeout_s)
         except StartError:
@@ -144,12 +145,6 @@ class Broker(EmbeddedServer):
             raise
         self._child = child
         return self._address
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with the folder of this package importable even where the project is not installed."""
-    paths = [str(Path(__file__).resolve().parent.parent.parent), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _announced(child: subprocess.Popen[bytes], log: Path, start: int, timeout_s: float) -> str:

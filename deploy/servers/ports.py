@@ -1,6 +1,6 @@
-"""TCP ports of the stack's servers on 127.0.0.1: free ones, and waiting until a server answers or is gone.
+"""Finds free TCP ports, and waits until a server answers on one or is gone.
 
-Assumes that a server which accepts a connection is ready, which holds for Kafka. It does not know who asks.
+Assumes that a server which accepts a connection is ready, which holds for Kafka.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ _TRIES = 100
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on, outside the range of outgoing connections."""
     for port in random.sample(_PORTS, _TRIES):
-        if _is_free(port):
+        if is_free(HOST, port):
             return port
     raise ValueError(f"no free port among {_TRIES} of {_PORTS.start} to {_PORTS.stop}")
 
 
 def check_free(port: int) -> None:
     """Raises ValueError when somebody else listens on the port: a server of ours could not, and seem ready."""
-    if not _is_free(port):
+    if not is_free(HOST, port):
         raise ValueError(f"port {port} of {HOST} is taken: end what listens on it, or choose another")
 
 
 def wait_until_free(port: int, timeout_s: float) -> None:
     """Polls until nobody listens on the port. Raises ValueError when somebody still does."""
     deadline = time.monotonic() + timeout_s
-    while not _is_free(port) and time.monotonic() < deadline:
+    while not is_free(HOST, port) and time.monotonic() < deadline:
         time.sleep(0.05)
     check_free(port)
 
 
-def _is_free(port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens on the port of an address of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

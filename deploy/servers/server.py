@@ -1,7 +1,6 @@
-"""What the embedded servers do alike: one child process of ours, used as a context manager, stopped or killed.
+"""Gives the embedded servers one interface, a child process used as a context manager, stopped or killed.
 
-A subclass starts the child in `start` and keeps it in `_child`. This module does not know which server it is, nor how
-to ask whether it is up.
+A subclass starts the child in `start` and keeps it in `_child`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ class EmbeddedServer(ABC):
 
     `port` None: a free one, chosen by the first `start` and kept from then on.
     """
+
+    _GRACE_S = 5.0
 
     def __init__(self, port: int | None = None) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -49,11 +50,16 @@ class EmbeddedServer(ABC):
     def start(self, timeout_s: float = 30.0) -> str:
         """Start the process, wait until it serves, and return where. Raises StartError when it does not."""
 
-    def stop(self, grace_s: float = 5.0) -> None:
-        """SIGTERM, and SIGKILL after `grace_s` seconds."""
+    def stop(self, grace_s: float | None = None) -> None:
+        """SIGTERM, and SIGKILL after `grace_s` seconds; None is what such a server usually needs."""
         if self._child is not None:
-            terminate(self._child, grace_s)
+            terminate(self._child, self._GRACE_S if grace_s is None else grace_s)
             self._child = None
+
+    def restart(self) -> str:
+        """`stop` and `start`."""
+        self.stop()
+        return self.start()
 
     def kill(self) -> None:
         """SIGKILL, for fault tests; what had reached the disk stays there."""

@@ -1,9 +1,8 @@
-"""Child processes that die with their parent: the spawner of the embedded servers and the supervisor of `perseid up`.
+"""Starts child processes that die with their parent, and supervises the roles of `perseid up`.
 
-Every child is started through a guard (this file run as a script) that ties its life to ours and then becomes the
-child by exec: Linux sends the death signal itself; elsewhere the guard stays and watches its parent. Nothing is ever
-restarted here: the first role that ends by itself is reported with the last lines of its log. The module does not
-know what a role does, nor how to ask it for its health: the caller passes the check.
+A guard (this file run as a script) ties the child's life to ours and becomes the child by exec. Linux sends the death
+signal; elsewhere the guard stays and watches its parent. Nothing is restarted; the first role that ends by
+itself is reported.
 """
 
 from __future__ import annotations
@@ -65,6 +64,12 @@ def spawn(
         with child.stdin as pipe:
             pipe.write(stdin)
     return child
+
+
+def importable(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a Python child that finds this project even where it is not installed."""
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))}
 
 
 def terminate(child: subprocess.Popen[bytes], grace_s: float) -> int:

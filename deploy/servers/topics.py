@@ -1,19 +1,25 @@
-"""Our topics on a real broker: creates what is missing, and refuses what has another partition count.
+"""Creates our topics on a real broker, and opens kafka-python's admin client for looks at brokers and topics.
 
-Assumes an admin may create topics; the replication factor is the broker's default. Compacted topics keep every record
-for the replay horizon. An existing topic is never changed: a user's home is murmur2 modulo the count. The embedded
-broker, which creates its topics itself, is not for this module.
+Nothing is altered. librdkafka says why a client fails, since kafka-python drops an answer that comes with the end of
+its connection, as that to a wrong password. It keeps topic ids, and the embedded broker's topics, where CreateTopics
+does not answer.
 """
 
 from __future__ import annotations
 
+import logging
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from kafka import KafkaAdminClient
+from kafka.cluster import ClusterMetadata
+from kafka.errors import KafkaError, RetriableError, TopicAlreadyExistsError, for_code
+from kafka.net.compat import KafkaNetClient
 
 from deploy.servers.mock_kafka import topic_partitions
 from streams.kafka.config import KafkaConfig, Reasons
@@ -21,34 +27,35 @@ from streams.kafka.config import KafkaConfig, Reasons
 COMPACTED = frozenset({"catalog", "item-vectors", "context", "users"})
 REPLAY_HORIZON_MS = 30 * 86_400_000  # compaction leaves younger records alone, so `replay` sees all of them
 _TIMEOUT_S = 30.0  # a busy cluster may take seconds to elect leaders
+_CONNECT_S = 1.0  # a server that is there accepts within milliseconds
+_REASON_S = 1.0  # the broker delays its answer to a wrong password by a tenth of a second
 _POLL_S = 0.05
 
 
-def create_topics(access: KafkaConfig, partitions: int) -> list[str]:
+def create_topics(config: KafkaConfig, partitions: int) -> list[str]:
     """Creates the topics that are missing and waits until they have leaders; returns their logical names.
 
     Args:
-        access: the cluster; its topic prefix is applied.
+        config: the cluster; its topic prefix is applied.
         partitions: of the topics keyed by user.
 
     Raises:
         ValueError: a topic has another count, or the broker refuses one; says the remedy.
         ConnectionError: the broker does not answer.
     """
-    reasons, wanted = Reasons(), topic_partitions(partitions)
-    config: dict[str, Any] = {**access.librdkafka(), "log_level": 2, "error_cb": reasons}
-    admin = AdminClient(config)
-    missing = [name for name in wanted if name not in _checked(admin, reasons, access, wanted)]
-    if missing:
-        new = [NewTopic(access.topic(name), wanted[name], config=topic_config(name)) for name in missing]
-        futures = admin.create_topics(new, operation_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S)
-        for topic, future in futures.items():
-            try:
-                future.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was faster
-                    raise ValueError(f"Kafka refused to create {topic}: {error.args[0].str()}") from error
-    _wait(admin, reasons, access, wanted)
+    wanted, deadline = topic_partitions(partitions), time.monotonic() + _TIMEOUT_S
+    try:
+        with open_admin(config, _TIMEOUT_S) as (admin, _):
+            missing = [name for name in wanted if name not in _ready(admin, config, wanted, deadline)]
+            if missing:
+                _create(admin, {config.topic(name): (wanted[name], topic_config(name)) for name in missing})
+            while not all(_ready(admin, config, wanted, deadline).get(name) for name in wanted):
+                if time.monotonic() > deadline:
+                    what = f"not all topics have a leader after {_TIMEOUT_S:g} s: look at the brokers' logs"
+                    raise ConnectionError(what)
+                time.sleep(_POLL_S)  # a producer that asks before a topic is led gets an error
+    except KafkaError as error:
+        raise ConnectionError(f"Kafka {config.bootstrap} does not answer: {error}") from error
     return missing
 
 
@@ -59,32 +66,99 @@ def topic_config(name: str) -> dict[str, str]:
     return {"cleanup.policy": "compact", "min.compaction.lag.ms": str(REPLAY_HORIZON_MS)}
 
 
-def _wait(admin: AdminClient, reasons: Reasons, access: KafkaConfig, wanted: Mapping[str, int]) -> None:
-    """Until every topic is known and led; a producer that asks earlier gets an error."""
-    deadline = time.monotonic() + _TIMEOUT_S
-    while not all(_checked(admin, reasons, access, wanted).get(name) for name in wanted):
+@contextmanager
+def open_admin(
+    config: KafkaConfig, timeout_s: float, **options: Any
+) -> Iterator[tuple[KafkaAdminClient, ClusterMetadata]]:
+    """kafka-python's admin client, and what its bootstrap server said of all brokers and topics.
+
+    Args:
+        options: of the client. The embedded broker needs `api_version=(2, 3)`, which real ones understand as well.
+
+    Raises:
+        ConnectionError: no server answers within `timeout_s`; names the reason as far as librdkafka tells it.
+    """
+    deadline = time.monotonic() + timeout_s
+    # A server that refuses connections is tried here: kafka-python leaves the sockets of failed attempts open.
+    while not (servers := [server for server in config.servers if connect(config, server) is None]):
         if time.monotonic() > deadline:
-            raise ConnectionError(f"not all topics have a leader after {_TIMEOUT_S:g} s: look at the brokers' logs")
+            raise ConnectionError(f"Kafka {config.bootstrap} does not answer: {connect(config, config.servers[-1])}")
         time.sleep(_POLL_S)
+    clients: list[KafkaNetClient] = []  # the admin client does not close its own when it fails to begin
 
+    def client(**more: Any) -> KafkaNetClient:
+        clients.append(KafkaNetClient(**more))
+        clients[0].cluster.need_all_topic_metadata = True
+        return clients[0]
 
-def _checked(admin: AdminClient, reasons: Reasons, access: KafkaConfig, wanted: Mapping[str, int]) -> dict[str, bool]:
-    """Our topics that exist, and whether all partitions have leaders. Raises as `create_topics`."""
+    arguments = {**config.kafka_python(), "bootstrap_servers": servers, "kafka_client": client, **options}
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # the error says it once
     try:
-        found = admin.list_topics(timeout=_TIMEOUT_S).topics
-    except KafkaException as error:
-        admin.poll(0)  # delivers the reasons
-        what = f"Kafka {access.bootstrap} does not answer: {error.args[0].str()}"
-        raise ConnectionError(reasons.explain(what)) from error
+        admin = KafkaAdminClient(**arguments, bootstrap_timeout_ms=max(1.0, deadline - time.monotonic()) * 1000)
+    except KafkaError as error:
+        clients[0].close()
+        raise ConnectionError(f"Kafka {config.bootstrap} does not answer: {_reason(config) or error}") from error
+    with admin:
+        yield admin, clients[0].cluster
+
+
+def connect(config: KafkaConfig, server: str) -> OSError | None:
+    """Opens a connection to `host:port`, with TLS where it is configured, and closes it; what went wrong, if anything.
+
+    A client's certificate that TLS 1.3 misses is told only to the first request.
+    """
+    host, _, port = server.rpartition(":")
+    host = host.strip("[]")
+    try:
+        with socket.create_connection((host, int(port)), _CONNECT_S) as connection:
+            if config.tls:
+                config.ssl_context().wrap_socket(connection, server_hostname=host).close()
+    except OSError as error:
+        return error
+    return None
+
+
+def _reason(config: KafkaConfig) -> str:
+    """Why librdkafka cannot reach the brokers; empty when it can, or does not know."""
+    reasons = Reasons()
+    settings: dict[str, Any] = {**config.librdkafka(), "log_level": 0, "error_cb": reasons}
+    try:
+        client = AdminClient(settings)
+        client.list_topics(timeout=_REASON_S)
+    except KafkaException:
+        client.poll(0.1)  # delivers the reasons
+    return reasons.recent
+
+
+def _create(admin: KafkaAdminClient, topics: Mapping[str, tuple[int, Mapping[str, str]]]) -> None:
+    new = {topic: {"num_partitions": count, "configs": configs} for topic, (count, configs) in topics.items()}
+    for topic in admin.create_topics(new, timeout_ms=round(_TIMEOUT_S * 1000), raise_errors=False)["topics"]:
+        if topic["error_code"] not in (0, TopicAlreadyExistsError.errno):  # another process may have been faster
+            why = topic["error_message"] or for_code(topic["error_code"]).__name__
+            raise ValueError(f"Kafka refused to create {topic['name']}: {why}")
+
+
+def _ready(admin: KafkaAdminClient, config: KafkaConfig, wanted: Mapping[str, int], deadline: float) -> dict[str, bool]:
+    """Our topics that exist, and whether all partitions have leaders. Raises as `create_topics`."""
     ready = {}
-    for name, count in wanted.items():
-        topic = found.get(access.topic(name))
-        if topic is None or topic.error is not None:
+    for topic in _described(admin, [config.topic(name) for name in wanted], deadline):
+        if topic["error_code"]:
             continue
-        if len(topic.partitions) != count:
+        name, found = config.name(topic["name"]), topic["partitions"]
+        if len(found) != wanted[name]:
             raise ValueError(
-                f"topic {access.topic(name)} has {len(topic.partitions)} partitions, not {count}: set "
+                f"topic {topic['name']} has {len(found)} partitions, not {wanted[name]}: set "
                 "PERSEID_PARTITIONS to its count (with a new PERSEID_PREFIX), or delete it and create it anew"
             )
-        ready[name] = all(partition.leader >= 0 for partition in topic.partitions.values())
+        ready[name] = all(partition["leader_id"] >= 0 for partition in found)
     return ready
+
+
+def _described(admin: KafkaAdminClient, topics: list[str], deadline: float) -> list[dict[str, Any]]:
+    while True:
+        try:
+            return list(admin.describe_topics(topics))
+        except RetriableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)

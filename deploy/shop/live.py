@@ -1,8 +1,7 @@
-"""Live traffic of the generated shop: an endless stream of topic records in the order of time.
+"""Simulates live traffic of the generated shop as an endless stream of topic records in the order of time.
 
-Assumes a virtual clock: time advances in short slices; sessions that start in a slice are simulated at once and their
+Assumes a virtual clock that advances in short slices; sessions that start in a slice are simulated at once and their
 later events wait in a heap. Goods appear, run out, come back and are withdrawn on the way.
-It does not know the wall clock or Kafka, and holds only what is still to come.
 """
 
 from __future__ import annotations

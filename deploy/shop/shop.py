@@ -1,8 +1,8 @@
-"""A generated shop whose causes are known: a history to learn from, endless live traffic, and the truth behind both.
+"""Generates a shop whose causes are known, with a history, endless live traffic, and the truth behind both.
 
-Assumes a seed, a configuration and times given by the caller (virtual clock); the same arguments give the same bytes.
-History and live traffic share goods, people, weather and stock-outs, so the one continues the other.
-It does not know Kafka or wall time: whoever iterates `live` sends the records and keeps the pace.
+The same seed, configuration and times (of a virtual clock) give the same bytes. History and live traffic share goods,
+people, weather and stock-outs, so the one continues the other. Whoever iterates `live` sends the records and keeps the
+pace.
 """
 
 from __future__ import annotations

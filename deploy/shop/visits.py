@@ -1,9 +1,7 @@
-"""How people behave in the generated shop: sessions of pages, one click a page at most, carts, purchases, opinions.
+"""Simulates people in the generated shop, in sessions of pages with clicks, carts, purchases and opinions.
 
-Assumes goods, people, weather and stock-outs as given. A page is a list ranked by popularity; attention falls off with
-the position; what people click depends on what they came for, their brands and their price level.
-All sessions of a call are simulated together, page by page, so a history of months takes seconds.
-It does not know topics or files: see `deploy.shop.shop`.
+A page is a list ranked by popularity, with at most one click; attention falls off with the position, and what people
+click depends on what they came for, their brands and their price level. Sessions of a call are simulated together.
 """
 
 from __future__ import annotations

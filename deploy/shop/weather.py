@@ -1,9 +1,7 @@
-"""What happens around the generated shop: weather by location, holidays, promotions, and what each of them favours.
+"""Decides weather by location, holidays and promotions of the generated shop, and what each favours.
 
-Assumes that all of it is decided per day and is a pure function of the seed and the day, so that history and live
-traffic continue each other. Within every twelve days each location has one heat wave of two days, a cold day and two
-rainy days at random places: no season, weekday or hour goes with any of them.
-It does not know people: `deploy.shop.visits` applies the pull.
+All is a pure function of the seed and the day, so that history and live traffic continue each other. In every twelve
+days each location has two hot days, a cold and two rainy ones at random, so no season goes with any.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What there is in the generated shop before anybody visits it: its settings, goods, stock-outs and people.
+"""Draws what there is in the generated shop before anybody visits it, its goods, stock-outs and people.
 
-Assumes nothing but a seed: each part draws from a random stream of its own, so that a switch in one part leaves the
-others as they were, and stock-outs are a pure function of the seed and the hour.
-It does not know what people do: see `deploy.shop.visits`; nor the weather: see `deploy.shop.weather`.
+Each part draws from a random stream of its own, so that a switch in one leaves the others as they were. Stock-outs are
+a pure function of the seed and the hour.
 """
 
 from __future__ import annotations

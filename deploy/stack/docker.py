@@ -1,7 +1,7 @@
-"""The stack through Docker Compose: the same three servers, from the services of `compose.yaml`.
+"""Runs the stack through Docker Compose, with the services of `compose.yaml`.
 
 Assumes the project's folder (compose.yaml lies beside the packages) and a daemon that answers. Data live in Docker's
-volumes. It does not know what the images hold: compose.yaml pins them.
+volumes.
 """
 
 from __future__ import annotations

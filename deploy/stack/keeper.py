@@ -1,8 +1,7 @@
-"""The process behind `perseid stack up` without Docker: starts the servers, notes where they are, stops them in order.
+"""Is the process behind `perseid stack up` without Docker, which starts, notes and stops the servers.
 
-Assumes a plan in the stack's folder, written by `deploy.stack.stack`. It holds a lock as long as it lives, so that
-others see whether it does. The servers are its children and end with it, also when it is killed. A server that dies is
-not restarted: `perseid stack status` says so.
+Assumes a plan in the stack's folder. It holds a lock as long as it lives, so that others see whether it does. The
+servers are its children and end with it, also when it is killed. A server that dies is not restarted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""`perseid stack`: real Kafka, Redis and Elasticsearch on one machine, all on 127.0.0.1, kept in one folder.
+"""Starts and stops real Kafka, Redis and Elasticsearch on 127.0.0.1, kept in one folder, for `perseid stack`.
 
-Through Docker Compose when a daemon answers, else without Docker: a keeper process (`deploy.stack.keeper`) runs
-redis-server, and Kafka and Elasticsearch from Maven's artefacts. `up` may be repeated; `down` ends what `up` began and
-keeps the data unless told otherwise. It installs no system packages: what is missing is one line with the remedy.
+Through Docker Compose when a daemon answers, else a keeper process runs redis-server, and Kafka and Elasticsearch from
+Maven's artefacts. `up` may be repeated; `down` ends what `up` began and keeps the data unless told otherwise.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -29,10 +26,12 @@ from deploy.servers.artefacts import elasticsearch_home, elasticsearch_version, 
 from deploy.servers.elasticsearch import is_healthy
 from deploy.servers.java import find_java
 from deploy.servers.redis import find_redis_server
-from deploy.servers.supervisor import StartError, log_tail
+from deploy.servers.supervisor import StartError, importable, log_tail
+from deploy.servers.topics import open_admin
 from deploy.settings import PREFIX
 from deploy.stack import docker as stack_docker
 from deploy.stack.keeper import LOCK, LOG, SERVICES, STATE, Service, StackPlan
+from streams.kafka.config import KafkaConfig
 
 PORTS = {"kafka": 9092, "redis": 6379, "elasticsearch": 9200}
 Say = Callable[[str], None]
@@ -152,9 +151,10 @@ def health(service: Service) -> str:
     """`ok`, or what is wrong."""
     if service.name == "kafka":
         try:
-            AdminClient({"bootstrap.servers": service.env, "log_level": 0}).list_topics(timeout=_HEALTH_S)
-        except KafkaException as error:
-            return str(error.args[0].str())
+            with open_admin(KafkaConfig(service.env), _HEALTH_S):
+                pass
+        except ConnectionError as error:
+            return str(error)
     elif service.name == "redis":
         try:
             with Redis.from_url(service.env, socket_timeout=_HEALTH_S) as client:
@@ -189,12 +189,10 @@ def _start_keeper(folder: Path, ports: Mapping[str, int], environ: Mapping[str, 
     log = folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     start = log.stat().st_size if log.exists() else 0
-    root = str(Path(__file__).resolve().parent.parent.parent)
-    env = {**environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))}
     with log.open("ab") as output:
         keeper = subprocess.Popen(
             [sys.executable, "-m", "deploy.stack.keeper", str(folder)],
-            env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            env=importable(environ), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:
         for service in _started(keeper, folder, ports, log, start, environ):

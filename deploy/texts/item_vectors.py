@@ -1,4 +1,4 @@
-"""Text vectors and tags of a folder's items, each text embedded once in its life.
+"""Makes text vectors and tags of a folder's items, embedding each text once in its life.
 
 Assumes the canonical text and hash of `encoder.text.item_text`. Loads torch only where texts are embedded.
 """

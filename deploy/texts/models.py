@@ -1,8 +1,8 @@
-"""Who makes a deployment's text vectors and tags: MiniLM in this process, or endpoints, as the settings say.
+"""Chooses who makes a deployment's text vectors and tags, MiniLM in this process or endpoints.
 
 One choice for training, the embed role, replay and evaluation; what was paid for lies in one ledger in the state
-folder. A model artefact names its embedder, and another one is refused: switching means a new model. It does not know
-Kafka, and opens no connection before something is asked.
+folder. A model artefact names its embedder, and another one is refused. No connection is opened before something is
+asked.
 """
 
 from __future__ import annotations

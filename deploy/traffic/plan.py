@@ -1,4 +1,4 @@
-"""TODO docstring of deploy.traffic.plan."""
+"""Defines the plan that `perseid up` writes and the traffic process reads."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Sends a timeline to Kafka at its own pace: everything at once first, then live, and never faster than it is applied.
+"""Sends a timeline to Kafka at its own pace, and never faster than it is applied.
 
 The embedded broker keeps only a few MB per partition and drops what is older, so a record counts as delivered when a
-worker's position has passed it. A player may own the clock of meaning: it then publishes the timeline's time in Redis.
-It does not know where records come from (`deploy.traffic.traffic`) or what they say.
+worker's position has passed it. A player may own the clock of meaning and then publishes the timeline's time in Redis.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What `perseid up` sends: first the shop as it stands and its users' histories, then live traffic.
+"""Sends the shop as it stands and its users' histories, then live traffic, as `perseid up` plans.
 
-Assumes one `TrafficPlan`, written by `up`. A generated shop lives at wall time; a data folder is played on its own
-timeline, whose time is published as the clock of meaning. What was loaded into a live state is noted there, so a
-restart on the same state goes on instead of beginning again. It does not start the processes that apply the records.
+A generated shop lives at wall time; a data folder is played on its own timeline, whose time is published as the clock
+of meaning. What was loaded into a live state is noted there, so a restart goes on.
 """
 
 from __future__ import annotations

@@ -33,9 +33,6 @@ _MOST_ANSWER_BYTES: Final = 64 * 1024 * 1024  # 64 vectors of 8,192 numbers, wri
 _EXCERPT: Final = 160
 _ITEM_STATUS = frozenset({400, 413, 422})  # says something about this body; other 4xx about key, address or model
 
-for _library in ("httpx", "httpcore"):  # their info lines hold whole addresses, which may carry a key
-    logging.getLogger(_library).setLevel(logging.WARNING)
-
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -89,6 +86,8 @@ class EndpointClient:
         headers = {"content-type": "application/json"}
         if endpoint.key:
             headers["authorization"] = f"Bearer {endpoint.key}"
+        for library in ("httpx", "httpcore"):  # their info lines hold whole addresses, which may carry a key
+            logging.getLogger(library).setLevel(logging.WARNING)
         self._http = httpx.Client(timeout=timeout, headers=headers)
         self._address = endpoint.address(path)
 

@@ -1,8 +1,8 @@
-"""Sends Redis commands to the one server, or to the cluster node that owns the key's slot.
+"""Sends each Redis command to the one server, or to the cluster node that owns the key's slot.
 
-Made because redis-py's asyncio cluster sends ASKING over a pooled connection that the next command need not use, and
-closes busy connections after a redirect. To be deleted once that client passes `tests/index/state/test_redis_cluster`.
-Commands given together share one round trip per node.
+redis-py's asyncio cluster (8.1) sends ASKING over a pooled connection that the next command need not use, fails at an
+importing node without slots (redis-py issue 4015), and closes busy connections after redirects. `ClusterNodes` can go
+when tests/index/state/test_redis_cluster.py passes on `RedisCluster`.
 """
 
 from __future__ import annotations

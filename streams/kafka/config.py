@@ -1,8 +1,7 @@
-"""How every Kafka client of ours reaches the cluster: servers, security, and the prefix of topic names.
+"""Says how every Kafka client of ours reaches the cluster, and spells it out for each library.
 
-One value is passed to all clients and spelled out here for librdkafka, kafka-python, aiokafka and Faust. Everything
-inside uses the logical names of `streams.events`; only clients see physical ones (`<prefix><name>`). Nothing that
-prints or logs the value shows the password. It does not connect and reads no environment.
+Everything inside uses the logical names of `streams.events`; only clients see physical ones (`<prefix><name>`). Nothing
+that prints or logs the value shows the password.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Which log a position counts in: asks the broker for its cluster id and, where it has them, topic ids.
+"""Asks the broker in which log a position counts, by its cluster id and, where it has them, topic ids.
 
-Knows nothing of positions. The embedded broker has no topic ids; it is a new cluster at each start.
+The embedded broker has no topic ids; it is a new cluster at each start. librdkafka asks, because kafka-python would
+have to know before that the broker is the embedded one.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from index.state.store import LogIdentity
 from streams.kafka.config import KafkaConfig, Reasons
 
 _TIMEOUT_S = 5.0  # a broker that is up answers in milliseconds
-_EMBEDDED = "mockCluster"  # how librdkafka's in-process broker names its clusters; it never answers DescribeTopics
+EMBEDDED = "mockCluster"  # how librdkafka's in-process broker names its clusters; it never answers DescribeTopics
 
 
 class LogLookup:
     """Looks up log identities and partition counts.
 
     Args:
-        access: the cluster. Topics are asked for and named by their logical names.
+        kafka: the cluster. Topics are asked for and named by their logical names.
     """
 
-    def __init__(self, access: KafkaConfig) -> None:
-        self._access = access
+    def __init__(self, kafka: KafkaConfig) -> None:
+        self._kafka = kafka
         self._reasons = Reasons()
-        config: dict[str, Any] = {**access.librdkafka(), "log_level": 2, "error_cb": self._reasons}
+        config: dict[str, Any] = {**kafka.librdkafka(), "log_level": 2, "error_cb": self._reasons}
         self._admin = AdminClient(config)
 
     async def identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
@@ -39,8 +40,8 @@ class LogLookup:
     async def partition_counts(self) -> dict[str, int]:
         """Partition count of every topic of ours. ConnectionError when the broker does not answer."""
         metadata = await asyncio.to_thread(self._metadata)
-        access, topics = self._access, metadata.topics.items()
-        return {access.name(topic): len(found.partitions) for topic, found in topics if access.owns(topic)}
+        kafka, topics = self._kafka, metadata.topics.items()
+        return {kafka.name(topic): len(found.partitions) for topic, found in topics if kafka.owns(topic)}
 
     def _metadata(self) -> Any:
         try:
@@ -50,12 +51,12 @@ class LogLookup:
 
     def _identities(self, topics: Sequence[str]) -> dict[str, LogIdentity]:
         cluster_id = self._metadata().cluster_id or ""
-        if cluster_id.startswith(_EMBEDDED):
+        if cluster_id.startswith(EMBEDDED):
             return {topic: LogIdentity(cluster_id) for topic in topics}
         try:
-            asked = TopicCollection([self._access.topic(topic) for topic in topics])
+            asked = TopicCollection([self._kafka.topic(topic) for topic in topics])
             found = self._admin.describe_topics(asked, request_timeout=_TIMEOUT_S)
-            ids = {self._access.name(topic): self._topic_id(future) for topic, future in found.items()}
+            ids = {self._kafka.name(topic): self._topic_id(future) for topic, future in found.items()}
             return {topic: LogIdentity(cluster_id, topic_id) for topic, topic_id in ids.items() if topic_id}
         except KafkaException as error:
             raise ConnectionError(self._explained("does not describe its topics", error)) from error
@@ -77,4 +78,4 @@ class LogLookup:
 
 def is_embedded(logs: Mapping[str, LogIdentity]) -> bool:
     """Whether they are those of the embedded broker, which cannot look offsets up by time."""
-    return any(identity.cluster_id.startswith("mockCluster") for identity in logs.values())
+    return any(identity.cluster_id.startswith(EMBEDDED) for identity in logs.values())

@@ -1,8 +1,7 @@
-"""Reads topics from a broker as they were, once, merged by time: for replay and export.
+"""Reads topics from a broker as they were, once, merged by time, for replay and export.
 
-Belongs to no consumer group and commits nothing. Ends at the offsets the logs had when it was opened, and can be
-opened again where an earlier one stopped. The order is that of `streams.kafka.topic_merge`: by Kafka timestamp, at
-equal times users, catalog, item-vectors, context, clickstream, exposures. It does not know what records mean.
+Belongs to no consumer group and commits nothing. Ends at the offsets the logs had when it was opened, and can be opened
+again where an earlier one stopped. `streams.kafka.topic_merge` has the order.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class TopicReader:
     """Historical records of some topics.
 
     Args:
-        access: the cluster.
+        kafka: the cluster.
         topics: those to read, of `TOPIC_ORDER` and `exposures`.
         embedded: the broker is the embedded one, which cannot look offsets up by time: records are read and left out.
         spans: offsets to read of some partitions, by (topic, partition); times do not matter for these.
@@ -67,7 +66,7 @@ class TopicReader:
 
     def __init__(
         self,
-        access: KafkaConfig,
+        kafka: KafkaConfig,
         topics: Sequence[str] = TOPIC_ORDER,
         *,
         embedded: bool = False,
@@ -80,9 +79,9 @@ class TopicReader:
         if start_ms is not None and stop_ms is not None and stop_ms < start_ms:
             raise ValueError(f"the end {stop_ms} lies before the start {start_ms}; swap them")
         # The client needs a name, but joins no group of that name as long as partitions are assigned by hand.
-        self._consumer = Consumer({**access.librdkafka(), **_CONFIG, "group.id": f"perseid-replay-{uuid.uuid4().hex}"})
+        self._consumer = Consumer({**kafka.librdkafka(), **_CONFIG, "group.id": f"perseid-replay-{uuid.uuid4().hex}"})
         self._paused: set[Place] = set()
-        self._access, self._embedded = access, embedded
+        self._kafka, self._embedded = kafka, embedded
         self._start_ms, self._stop_ms, self._whole = start_ms, stop_ms, whole
         self._timed: set[Place] = set()  # cut by time while reading, because the broker cannot
         self._unbegun: set[Place] = set()  # of these, where no record at or after `start_ms` was met yet
@@ -162,12 +161,10 @@ class TopicReader:
     def _places(self, topics: Sequence[str]) -> list[Place]:
         """Every partition of the topics."""
         existing = self._consumer.list_topics(timeout=_TIMEOUT_S).topics
-        absent = [topic for topic in map(self._access.topic, topics) if topic not in existing]
+        absent = [topic for topic in map(self._kafka.topic, topics) if topic not in existing]
         if absent:
             raise ValueError(f"topic {absent[0]!r} does not exist on this broker, which has {sorted(existing)}")
-        return [
-            (topic, number) for topic in topics for number in sorted(existing[self._access.topic(topic)].partitions)
-        ]
+        return [(topic, number) for topic in topics for number in sorted(existing[self._kafka.topic(topic)].partitions)]
 
     def _open(self, places: Sequence[Place], spans: Mapping[Place, Span]) -> None:
         """Finds out what to read, and seeks there."""
@@ -306,10 +303,10 @@ class TopicReader:
         self._covers[place] = replace(covers, first=log_start, lost=covers.lost + lost)
 
     def _tp(self, place: Place, offset: int = 0) -> TopicPartition:
-        return TopicPartition(self._access.topic(place[0]), place[1], offset)
+        return TopicPartition(self._kafka.topic(place[0]), place[1], offset)
 
     def _place(self, topic: str | None, partition: int | None) -> Place:
-        return (self._access.name(topic) if topic is not None else "", -1 if partition is None else partition)
+        return (self._kafka.name(topic) if topic is not None else "", -1 if partition is None else partition)
 
 
 def _named(place: Place) -> str:

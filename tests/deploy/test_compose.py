@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from deploy.cli import COMMANDS
+from deploy.servers.artefacts import PINS
 from deploy.servers.mock_kafka import topic_partitions
-from deploy.servers.pins import ELASTICSEARCH_VERSION, KAFKA_VERSION
 from deploy.settings import PREFIX, Settings, load
 from tests.support.services import ELASTICSEARCH_IMAGE
 
@@ -92,8 +92,8 @@ def test_images_are_pinned_and_those_of_the_stack(compose: dict[str, Any], docke
     images = {name: service["image"] for name, service in compose["services"].items()}
     images |= {rest: rest.split()[0] for word, rest in dockerfile if word == "FROM"}
     assert all(PIN.fullmatch(image) for image in images.values()), images
-    assert images["kafka"].endswith(f":{KAFKA_VERSION}")
-    assert images["elasticsearch"] == ELASTICSEARCH_IMAGE == f"elasticsearch:{ELASTICSEARCH_VERSION}"
+    assert images["kafka"].endswith(f":{PINS['kafka']}")
+    assert images["elasticsearch"] == ELASTICSEARCH_IMAGE == f"elasticsearch:{PINS['elasticsearch']}"
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert {service["image"] for service in ours(compose).values()} == {f"perseid:{version[1]}"}

@@ -21,7 +21,8 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from deploy.servers.redis import HOST, RedisServer
+from deploy.servers.ports import HOST
+from deploy.servers.redis import RedisServer
 
 _SLOTS = 16384
 _BUS = 10_000  # the nodes talk to each other on their port plus this

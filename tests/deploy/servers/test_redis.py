@@ -17,7 +17,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 from redis.retry import Retry
 
-from deploy.servers.redis import HOST, RedisServer, find_redis_server
+from deploy.servers.ports import HOST
+from deploy.servers.redis import RedisServer, find_redis_server
 from deploy.servers.supervisor import StartError
 
 

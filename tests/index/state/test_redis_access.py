@@ -17,7 +17,8 @@ import trustme
 from redis import Redis
 
 from deploy.runtime.process import ask_redis, log_to_stderr, open_store
-from deploy.servers.redis import HOST, RedisServer
+from deploy.servers.ports import HOST
+from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import StartError
 from deploy.settings import load
 from index.state.keys import ITEMS_TAG, Keys
