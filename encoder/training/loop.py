@@ -12,33 +12,30 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from encoder.device import threads
 from encoder.model import artefact
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
+from encoder.model.features import IntArray
 from encoder.training import checkpoint
 from encoder.training.context_offset import OffsetProblem, choose_events, fit_offsets
-from encoder.training.dataset import TrainingData, collate, cut_chunks, plan
+from encoder.training.dataset import Targets, TrainingData, collate, cut_chunks, plan
 from encoder.training.early_stopping import Best, Validate
 from encoder.training.holdout import POPULARITY, measure, target_states
-from encoder.training.objective import Columns, Objective
+from encoder.training.objective import Objective
 from encoder.training.options import TrainOptions
-
-__all__ = ["TrainOptions", "TrainResult", "TrainingData", "train"]
 
 LOOP_SHARE = 0.8  # of max_seconds; the rest measures, fits the context offset and saves
 FINAL_LR = 0.02  # of the peak
-IntArray = NDArray[np.int64]
 OnStep = Callable[[int, float], None]
 
 
@@ -73,12 +70,12 @@ def train(
     Raises ValueError for data that do not fit, and on resume for a checkpoint of another run.
     """
     data.check(config)
-    with _threads(options.threads):
+    with threads(options.threads):
         run = _Run(data, config, options, out, validate)
         if resume:
             run.restore()
         run.loop(progress, on_step)
-    with _threads(1):  # many small products: on a busy machine waiting for each other costs more than it saves
+    with threads(1):  # many small products: on a busy machine waiting for each other costs more than it saves
         return run.finish(metadata or {})
 
 
@@ -88,11 +85,16 @@ class _Run:
     ) -> None:
         torch.manual_seed(options.seed)
         self.began = time.monotonic()
-        self.data, self.config, self.options, self.out = data, config, options, out
+        self.data = data
+        self.config = config
+        self.options = options
+        self.out = out
         self.model = StarsEncoder(config, data.item_ids).to(options.device)
-        self.columns = Columns.prepare(data, config, options, self.model)
-        self.objective = Objective(self.model, self.columns, options)
-        self.chunks = cut_chunks(data.user_ptr, self.columns.weight, self.columns.first, config)
+        texts = torch.from_numpy(np.ascontiguousarray(data.item_vectors, np.float32))
+        self.model.tower.fit_text(texts.to(options.device))
+        self.targets = Targets.choose(data, config, options)
+        self.objective = Objective(self.model, data, self.targets, options)
+        self.chunks = cut_chunks(data.user_ptr, self.targets.weight, self.targets.first, config)
         rows = int(self.chunks.rows.sum())
         self.tokens = options.batch_tokens or min(max(rows // 60, 1024), 16_384)
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -128,7 +130,7 @@ class _Run:
         """Measures the averaged weights after so many epochs."""
         if self.validate is not None:
             self.best.offer(epochs, self.validate(self._exported(self.average)), self.average)
-        elif self.options.patience and self.columns.held_out.any():
+        elif self.options.patience and self.targets.held_out.any():
             self.best.offer(epochs, self._held_out_score(), self.average)
 
     @torch.no_grad()
@@ -170,7 +172,7 @@ class _Run:
         self.model.train()
         for settings in self.optimizer.param_groups:
             settings["lr"] = self.options.lr * self._rate(done, total)
-        batch = collate(self.chunks, group, self.columns.users, self.columns.weight, self.columns.first)
+        batch = collate(self.chunks, group, self.targets.users, self.targets.weight, self.targets.first)
         loss = self.objective(batch, self.chunks, group, rng)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -240,7 +242,7 @@ class _Run:
         return TrainResult(folder, version, metrics, time.monotonic() - self.began)
 
     def _offsets(self, unit: Tensor) -> Tensor:
-        context, weight = self.data.context, self.columns.weight
+        context, weight = self.data.context, self.targets.weight
         if context is None:
             return self.model.context
         targets = np.flatnonzero(weight > 0)
@@ -257,11 +259,11 @@ class _Run:
 
     def _exported(self, weights: Mapping[str, Tensor]) -> StarsEncoder:
         """The model, with `weights` in place of its own, and δ only for items that have training events, scaled."""
-        kept = np.flatnonzero(self.columns.counts > 0)
+        kept = np.flatnonzero(self.targets.counts > 0)
         final = StarsEncoder(self.config, [self.data.item_ids[at] for at in kept.tolist()])
         state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         state |= {name: value.detach().cpu().clone() for name, value in weights.items()}
-        state["tower.delta"] = (state["tower.delta"] * self.columns.gate.cpu())[kept]
+        state["tower.delta"] = (state["tower.delta"] * self.objective.items.gate.cpu())[kept]
         final.load_state_dict(state)
         return final.eval()
 
@@ -306,17 +308,6 @@ def _one_cycle(done: float, warmup: float) -> float:
         return FINAL_LR + (1 - FINAL_LR) * done / warmup
     fall = min((done - warmup) / (1 - warmup), 1.0)
     return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * fall))
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _bar(shown: bool) -> Progress:

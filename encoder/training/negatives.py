@@ -1,9 +1,9 @@
-"""Negatives for a catalogue too large for a full softmax: same page, then same subclass, then uniform.
+"""`Negatives` draws items of the same page, the same subclass and the whole catalogue, where that is too large for a
+full softmax.
 
 Same-page items were seen and not chosen, same-subclass ones are alike: both teach more than uniform ones, which keep
-the whole space apart. The latter two are drawn from the items that the caller allows: as everyone's negative an item
-that nobody ever chose teaches that nobody wants what is new (`cold_weight`). It draws indexes from a given generator
-and knows neither vectors nor losses.
+the whole space apart. The latter two come from the items that the caller allows: as everyone's negative an item that
+nobody ever chose teaches that nobody wants what is new (`cold_weight`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from encoder.model.features import IntArray
+
 MAX_PAGE = 10
 
 

@@ -11,7 +11,9 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import NDArray
 
-HALF_LIFE_MS = 3 * 86_400_000.0  # as the API's default
+from encoder.model.features import DAY_MS
+
+HALF_LIFE_MS = 3.0 * DAY_MS  # as the API's default
 _MOST_HALVES = 500.0  # half-lives between two moves of the origin: 2 to this fits float64
 
 

@@ -13,7 +13,8 @@ import torch
 from encoder.model import artefact
 from encoder.model.encoder import StarsEncoder
 from encoder.training.early_stopping import Best
-from encoder.training.loop import TrainOptions, train
+from encoder.training.loop import train
+from encoder.training.options import TrainOptions
 from tests.encoder.training.test_loop import CONFIG, OPTIONS, shop
 
 

@@ -11,16 +11,18 @@ import orjson
 import pytest
 import torch
 
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model import artefact
 from encoder.model.config import ModelConfig
 from encoder.model.document import DOCUMENT
 from encoder.model.encoder import StarsEncoder
-from encoder.training.dataset import collate, cut_chunks, first_of_sets, plan
+from encoder.training.dataset import Targets, TrainingData, collate, cut_chunks, first_of_sets, plan
 from encoder.training.holdout import LISTS, POPULARITY, Measured, _before, choose, measure
-from encoder.training.loop import TrainingData, TrainOptions, train
+from encoder.training.loop import train
 from encoder.training.losses import CUDA_ROWS_PER_CHUNK, ROWS_PER_CHUNK, candidate_softmax, full_softmax
-from encoder.training.objective import Columns, Objective
+from encoder.training.objective import Objective
+from encoder.training.options import TrainOptions
 from tests.support.devices import DEVICES
 
 START_MS = 1_700_000_000_000
@@ -63,6 +65,12 @@ def shop(users: int, length: int, choose: Any, items: int = 24, seed: int = 0) -
         ts_ms=(START_MS + steps).ravel(),
         profiles=[None] * users,
     )
+
+
+def objective_of(data: TrainingData, config: ModelConfig, options: TrainOptions, model: StarsEncoder) -> Objective:
+    """The loss as a run begins with it."""
+    model.tower.fit_text(torch.from_numpy(data.item_vectors))
+    return Objective(model, data, Targets.choose(data, config, options), options)
 
 
 def checkerboard(rng: np.random.Generator, user: int, position: int, previous: int) -> int:
@@ -118,11 +126,12 @@ def test_items_without_events_teach_as_much_as_their_weight_as_negatives(full_li
         options = replace(OPTIONS, holdout=0.0, cold_weight=cold_weight, **shape)  # type: ignore[arg-type]
         torch.manual_seed(0)
         model = StarsEncoder(config, data.item_ids)
-        columns = Columns.prepare(data, config, options, model)
-        chunks = cut_chunks(data.user_ptr, columns.weight, columns.first, config)
+        objective = objective_of(data, config, options, model)
+        targets = objective.targets
+        chunks = cut_chunks(data.user_ptr, targets.weight, targets.first, config)
         group = np.arange(len(chunks.rows))
-        batch = collate(chunks, group, columns.users, columns.weight, columns.first)
-        loss = Objective(model, columns, options)(batch, chunks, group, np.random.default_rng(0))
+        batch = collate(chunks, group, targets.users, targets.weight, targets.first)
+        loss = objective(batch, chunks, group, np.random.default_rng(0))
         torch.autograd.backward(loss)
         rows = model.tower.tag_rows([["cold"], ["warm"]])
         assert model.tower.tags.weight.grad is not None
@@ -256,7 +265,7 @@ def test_baskets_count_alike_however_large(tmp_path: Path) -> None:
     late = data.ts_ms > START_MS
     torch.manual_seed(0)
     model = StarsEncoder(CONFIG, data.item_ids)
-    objective = Objective(model, Columns.prepare(data, CONFIG, options, model), options)
+    objective = objective_of(data, CONFIG, options, model)
     model.eval()
     with torch.no_grad():
         rows = objective.unit_rows(None, None)
@@ -273,8 +282,8 @@ def test_baskets_count_alike_however_large(tmp_path: Path) -> None:
 
 
 def replace_held_out(objective: Objective, held_out: Any) -> Objective:
-    columns = replace(objective.columns, held_out=held_out.astype(np.float32))
-    return Objective(objective.model, columns, objective.options)
+    targets = replace(objective.targets, held_out=held_out.astype(np.float32))
+    return Objective(objective.model, objective.data, targets, objective.options)
 
 
 def drifting(rng: np.random.Generator, user: int, position: int, previous: int) -> int:
@@ -320,7 +329,7 @@ def test_popularity_is_that_before_the_question_by_place_and_worth() -> None:
 def _measured(data: TrainingData) -> Measured:
     torch.manual_seed(0)
     model = StarsEncoder(CONFIG, data.item_ids)
-    objective = Objective(model, Columns.prepare(data, CONFIG, OPTIONS, model), OPTIONS)
+    objective = objective_of(data, CONFIG, OPTIONS, model)
     model.eval()
     with torch.no_grad():
         found = measure(objective, objective.unit_rows(None, None), POPULARITY)
@@ -435,8 +444,7 @@ def test_which_events_are_targets_and_how_much_they_count(
     data.items[:] = [3, 4, 3, 3, 3]
     data.kinds[:] = [0, 0, 0, 1, 1]
     options = replace(OPTIONS, targets=targets, kind_weights=weights, holdout=0.0)
-    model = StarsEncoder(CONFIG, data.item_ids)
-    assert Columns.prepare(data, CONFIG, options, model).weight.tolist() == expected
+    assert Targets.choose(data, CONFIG, options).weight.tolist() == expected
 
 
 def test_every_event_is_a_target_once_and_chunks_fit_the_window() -> None:
@@ -489,8 +497,8 @@ def test_neither_long_term_rows_nor_the_measure_look_into_a_basket() -> None:
     data.ts_ms = np.repeat(data.ts_ms[::3], 3)
     options = replace(OPTIONS, baskets=True, general_every=1)
     model = StarsEncoder(CONFIG, data.item_ids)
-    objective = Objective(model, Columns.prepare(data, CONFIG, options, model), options)
-    chunks = cut_chunks(data.user_ptr, objective.columns.weight, objective.columns.first, CONFIG)
+    objective = objective_of(data, CONFIG, options, model)
+    chunks = cut_chunks(data.user_ptr, objective.targets.weight, objective.targets.first, CONFIG)
     group = np.arange(len(chunks))
     rows, future = objective._futures(chunks, group, np.random.default_rng(0))
     assert set((rows % 3).ravel().tolist()) == {0} and len(np.unique(rows)) > 2
