@@ -1,8 +1,8 @@
-"""`SequenceModel` is SASRec, BERT4Rec or HSTU over item ids alone, as a baseline of the same evaluation.
+"""`SequenceModel` is SASRec, BERT4Rec or HSTU over item ids alone.
 
 SASRec (arXiv 1808.09781) reads left to right, BERT4Rec (arXiv 1904.06690) both ways with masked items, HSTU (arXiv
 2402.17152) left to right with pointwise attention and relative time. Item vectors are tied between input and output.
-Unlike the STARS encoder it cannot be appended to exactly.
+Unlike the STARS encoder none can be appended to exactly.
 """
 
 from __future__ import annotations

@@ -19,10 +19,8 @@ PADDING = -1
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Events of user u are user_ptr[u]..user_ptr[u + 1] of the columns.
-
-    Raises:
-        ValueError: columns do not fit each other, or an item is outside the catalogue.
+    """Events of user u are user_ptr[u]..user_ptr[u + 1] of the columns. Raises ValueError when they do not fit each
+    other, or an item is outside the catalogue.
     """
 
     user_ptr: IntArray  # [users + 1]

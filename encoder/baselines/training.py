@@ -93,9 +93,7 @@ def fit(
     """Trains until validation (more is better) has not risen for `recipe.patience` times, epochs or time are over.
 
     `progress` names the run on a terminal; None shows nothing. `device` is "cpu", "cuda" or "auto" (CUDA when there).
-
-    Raises:
-        ValueError: nobody has two events, or training diverges.
+    Raises ValueError when nobody has two events, or training diverges.
     """
     torch.manual_seed(seed)
     run = _BaselineRun(data, recipe, SequenceModel(recipe, data.catalogue).to(resolve_device(device)), seed)

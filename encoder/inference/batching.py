@@ -105,10 +105,7 @@ class _Events:
 def embed(
     model: StarsEncoder, table: ItemTable, requests: Sequence[EncodeRequest], first: Sequence[int], rows: Rows
 ) -> Embedded:
-    """Embed the packed rows of windows whose new positions begin at first[b].
-
-    Raises ValueError for a kind the model does not know.
-    """
+    """Embed rows of windows whose new positions begin at first[b]. Raises ValueError for a kind the model lacks."""
     events = _columns(requests, first)
     if len(events.kind) and not 0 <= events.kind.min() <= events.kind.max() < len(model.config.kinds):
         raise ValueError(f"kind {events.kind.min()} or {events.kind.max()} is outside 0..{len(model.config.kinds) - 1}")

@@ -1,8 +1,7 @@
-"""`IncrementalEncoder` appends new events to cached keys and values, so that each costs one row and no whole window.
+"""`IncrementalEncoder` appends new events to cached keys and values, so that an event costs one row.
 
 `encode` gives the vectors of `encode_whole`, to float32 rounding, whatever was cached, evicted or batched together.
-Requests are grouped by how many rows they need, so that one long rebuild does not pad a hundred appends. Only the
-thread that owns the encoder may call it.
+Requests are grouped by their rows, so that one rebuild does not pad a hundred appends. For one thread.
 """
 
 from __future__ import annotations
@@ -58,12 +57,10 @@ class _Piece:
 
 
 class IncrementalEncoder:
-    """A model, its items and its cached keys and values on one device ("auto": CUDA when there, else CPU).
+    """A model, moved into evaluation mode, its items and its cache on one device ("auto": CUDA when there, else CPU).
 
-    The model is moved to the device and into evaluation mode. Keys and values are kept in `cache_dtype`; None: in
-    float16 on CUDA, where they are read in it too, unless attention has a bias; in float32 on a CPU, which would have
-    to convert them, and for "hstu", whose sums no softmax bounds. Raises ValueError when `cache_bytes` holds no user.
-    `page` positions of a window are kept together (see `encoder.inference.kv_cache`).
+    Keys and values are kept in `cache_dtype`; None: in float32 on a CPU, which would have to convert them, and for
+    "hstu", whose sums no softmax bounds, else in float16. `cache_bytes` and `page` are those of `KVCache`.
     """
 
     def __init__(
@@ -94,10 +91,7 @@ class IncrementalEncoder:
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
-        """Vectors of each request's window, appending to what is cached.
-
-        Raises ValueError for a malformed request (see `encoder.inference.batching.check`) or an unknown kind.
-        """
+        """Vectors of each request's window, appending to what is cached; errors as of `batching.check` and `embed`."""
         check(requests, self._config)
         vectors = np.empty((len(requests), 2, self._config.d_model), dtype=np.float32)
         missing: list[tuple[str, ...]] = [()] * len(requests)

@@ -1,8 +1,7 @@
 """`KVCache` keeps the keys and values of users' windows in preallocated pages (PagedAttention, arXiv 2309.06180).
 
-A page is a fixed number of consecutive positions for all layers. A cached window has a block table of pages, as many
-as it needs, and counts its valid leading positions. When pages run out, the least recently used window is evicted,
-which costs a re-encode and never a wrong answer.
+A page is a fixed number of consecutive positions, for all layers. A cached window has a block table of the pages it
+needs and counts its valid leading positions. The least recently used window is evicted, which costs a re-encode.
 """
 
 from __future__ import annotations

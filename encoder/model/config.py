@@ -1,8 +1,7 @@
-"""The shape of a model: sizes, vocabularies and the window it was trained for.
+"""`ModelConfig` gives a model's sizes, its vocabularies and the window it was trained for.
 
-A config is a plain value that travels inside the artefact; two models with equal configs have equal parameter
-shapes once they know the same items. Presets are JSON files beside this module. It does not know how a model is
-trained (that is `TrainOptions`) and holds no learned number.
+It travels inside the artefact; two models with equal configs and items have equal parameter shapes. Presets are JSON
+files beside this module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Calendar, gap and profile features are what the model reads of an event's time and of a user's profile.
+"""Event and user features are a calendar, a gap and a profile, as numbers that the model reads.
 
-A calendar feature is a harmonic of the day, the week or the year in UTC. A gap is a logarithmic bucket of the time
-since the previous event. A profile is a set of hash buckets, so that new names and values need no vocabulary.
+Calendar features are harmonics of the day, the week and the year in UTC. A gap is a logarithmic bucket of the time
+since the previous event. Profiles are hash buckets, so that new names and values need no vocabulary.
 """
 
 from __future__ import annotations

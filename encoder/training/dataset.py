@@ -1,8 +1,7 @@
-"""Training data holds users' ordered events over a catalogue as columns, and is cut into windows and batches.
+"""`TrainingData` holds users' ordered events over a catalogue as columns, which are cut into chunks and batches.
 
-A history becomes chunks of at most W+S events; each event is a target once, and later chunks begin with S events of
-earlier history. Events chosen together can be one set, predicted from what came before its first. Batches are of
-similar length. Everything is a function of the data and a seed.
+A chunk has at most W+S events; each event is a target once, and later chunks begin with S events of earlier history.
+Events chosen together can be one set, predicted from what came before. Data and a seed decide everything.
 """
 
 from __future__ import annotations

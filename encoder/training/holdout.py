@@ -1,8 +1,7 @@
-"""How good an encoder is on the held-out end of its own timeline: recall@10 and NDCG@10 beside recent popularity.
+"""`measure` ranks the held-out end of the training timeline and reports recall@10 and NDCG@10.
 
-A quick figure under the training's own windows, full catalogue, items already seen left out: it chooses the weights
-while training, which of its lists a model is to be asked for, and how much popularity is added to a cosine. The serious
-measurement is a replay through the serving path; this one knows no freshness, filters or index.
+It chooses the weights while training, which list a model is asked for, and how much popularity is added to a cosine.
+It uses training windows and the full catalogue, without filters or an index; a replay is the serious measurement.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Training: one-cycle AdamW over length-bucketed windows, averaged weights, then the context offset.
+"""`train` fits a model by AdamW, averages its weights, fits the context offset and saves an artefact.
 
-A run is a function of data, config, options and seed; every step draws from a generator of its own, so a resumed run
-equals an uninterrupted one (on CUDA but for the order of sums). A time limit anneals the run instead of cutting it. It
-knows columns, not topics or files; the result is an artefact folder (see `encoder.model.artefact`).
+A run is a function of data, config, options and seed; each step has a generator of its own, so a resumed run equals an
+uninterrupted one (on CUDA but for the order of sums). A time limit anneals the run.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,10 @@ def train(
 ) -> TrainResult:
     """Train and write the artefact to `out/<version>`; the checkpoint lives in `out` meanwhile.
 
-    `on_step(step, loss)` is called after each step; what it raises ends the run. `validate(model)` is called every
-    `options.validate_every` epochs with the averaged weights; the best ones by what it returns become the artefact.
-    Without it a run of some `patience` that holds out the end of its timeline validates by NDCG@10 there.
-    `metadata` is added to the artefact's.
-    Raises ValueError for data that do not fit, and on resume for a checkpoint of another run.
+    What `on_step(step, loss)` raises ends the run. `validate(model)` scores the averaged weights every
+    `options.validate_every` epochs, and the best ones become the artefact; without it a run with some `patience`
+    validates by NDCG@10 on the held-out end. Raises ValueError for data that do not fit, and on resume for a checkpoint
+    of another run.
     """
     data.check(config)
     with threads(options.threads):
@@ -100,8 +98,10 @@ class _Run:
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         self.average = {name: parameter.detach().clone() for parameter, name in self.names.items()}
         self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=options.lr, betas=(0.9, 0.98), fused=True)
-        self.step, self.loss = 0, math.nan
-        self.validate, self.best = validate, Best(options.patience)
+        self.step = 0
+        self.loss = math.nan
+        self.validate = validate
+        self.best = Best(options.patience)
         self.saved = self.began
 
     def loop(self, progress: bool, on_step: OnStep | None) -> None:
@@ -197,12 +197,8 @@ class _Run:
         tensors = {f"model/{name}": parameter for parameter, name in self.names.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names) | self.best.tensors()
-        counters = {
-            "step": self.step,
-            "loss": self.loss,
-            "seconds": time.monotonic() - self.began,
-            "validations": self.best.scores,
-        }
+        counters = {"step": self.step, "loss": self.loss, "validations": self.best.scores}
+        counters["seconds"] = time.monotonic() - self.began
         checkpoint.write(self.out, self._fingerprint(), counters, tensors)
         self.saved = time.monotonic()
 
@@ -234,7 +230,7 @@ class _Run:
         if self.best.scores:
             metrics |= {"validation": self.best.score, "best_epoch": float(self.best.at)}
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON knows no NaN
-        document = {"options": self.options.to_dict(), "metrics": metrics, "data": self._data_summary(), **metadata}
+        document = {"options": asdict(self.options), "metrics": metrics, "data": self._data_summary(), **metadata}
         if measured:
             document |= {"slot": measured.slot, "popularity": measured.popularity}
         folder, version = artefact.save_version(self._exported({}), self.out, document)
@@ -269,18 +265,13 @@ class _Run:
 
     def _data_summary(self) -> dict[str, Any]:
         data = self.data
-        return {
-            "users": len(data.user_ptr) - 1,
-            "items": len(data.item_ids),
-            "events": len(data.items),
-            "since_ms": int(data.ts_ms.min()),
-            "until_ms": int(data.ts_ms.max()),
-        }
+        sizes = {"users": len(data.user_ptr) - 1, "items": len(data.item_ids), "events": len(data.items)}
+        return {**sizes, "since_ms": int(data.ts_ms.min()), "until_ms": int(data.ts_ms.max())}
 
     def _fingerprint(self) -> str:
         """Names the run: what would make a resumed one differ."""
         free = {"max_seconds", "threads", "checkpoint_seconds", "patience"}
-        options = {name: value for name, value in self.options.to_dict().items() if name not in free}
+        options = {name: value for name, value in asdict(self.options).items() if name not in free}
         words = json.dumps([self.config.to_dict(), options, self.data.item_ids], sort_keys=True)
         digest = hashlib.sha256(words.encode())
         for column in (self.data.user_ptr, self.data.items, self.data.kinds, self.data.ts_ms, self.data.item_vectors):

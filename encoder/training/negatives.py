@@ -1,9 +1,7 @@
-"""`Negatives` draws items of the same page, the same subclass and the whole catalogue, where that is too large for a
-full softmax.
+"""`Negatives` draws from the page, the subclass and the catalogue of targets, where a full softmax is too large.
 
-Same-page items were seen and not chosen, same-subclass ones are alike: both teach more than uniform ones, which keep
-the whole space apart. The latter two come from the items that the caller allows: as everyone's negative an item that
-nobody ever chose teaches that nobody wants what is new (`cold_weight`).
+Same-page items were seen and not chosen, same-subclass ones are alike; uniform ones keep the whole space apart. The
+latter two come from the items that the caller allows (see `TrainOptions.cold_weight`).
 """
 
 from __future__ import annotations

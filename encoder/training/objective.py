@@ -1,8 +1,7 @@
-"""The loss of a training batch adds up next-item, long-term [GEN] and contrastive terms, as in STARS.
+"""`Objective` adds up the next-item, long-term [GEN] and contrastive losses of a batch, as in STARS.
 
-The next item is predicted from h_t + W_c·context(target) among all items, or among page, subclass and uniform
-negatives in a large catalogue. [GEN] predicts one of the user's next items and does not move the table that it is
-compared with. All draws come from the generator of the step.
+The next item is predicted from h_t + W_c·context(target) among all items, or among drawn negatives in a large
+catalogue. [GEN] predicts one of the user's next items and does not move the table that it is compared with.
 """
 
 from __future__ import annotations

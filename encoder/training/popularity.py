@@ -1,7 +1,6 @@
-"""How popular items are as time goes by: counts that halve with age, overall and by place.
+"""`DecayedCounts` counts how popular items are as time goes by, overall and by place, halving with age.
 
-For whoever goes through events in their order: the measure on the held-out end, and offline evaluation. The live
-counterpart (`index.query.popularity`) has the same shares from buckets that several workers write. It knows no users.
+It serves those who go through events in order; the live counterpart is `index.query.popularity`.
 """
 
 from __future__ import annotations
