@@ -4,22 +4,67 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from deploy.servers.redis import RedisServer
 from index.state.keys import Keys
 from streams.kafka.config import KafkaConfig
-from tests.support import secured_kafka as secured
-from tests.support import services
+from tests.support import process_logs, services, shared_servers
 from tests.support.redis_cluster import ClusterOfServers
 from tests.support.secured_kafka import SecuredKafka
 
 INTEGRATION = "tests/integration/"
+# Tests that use one of these need a server or several processes; others that do carry the mark themselves.
+SERVERS = {
+    "redis_server",
+    "redis_cluster",
+    "kafka_server",
+    "secured_kafka",
+    "elasticsearch_url",
+    "live",
+    "prepared_state",
+}
+KEEPER = pytest.StashKey[shared_servers.Keeper]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        config.stash[KEEPER] = shared_servers.Keeper()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if keeper := config.stash.get(KEEPER, None):
+        keeper.stop()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    node.workerinput["keeper"] = node.config.stash[KEEPER].address
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("servers")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows what the processes of the test have logged."""
+    report = yield
+    if report.failed:
+        report.sections += process_logs.sections(call.start)
+    return report
 
 
 class WholeFiles(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
@@ -43,24 +88,28 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.stop()
 
 
+def shared(name: str, request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
+    return shared_servers.server(name, getattr(request.config, "workerinput", {}).get("keeper"))
+
+
 @pytest.fixture(scope="session")
-def kafka_server() -> Iterator[str]:
+def kafka_server(request: pytest.FixtureRequest) -> Iterator[str]:
     """`host:port` of a real Kafka, shared by all tests: use `kafka_config`, which has a topic prefix of its own."""
-    with services.kafka() as address:
+    with shared("kafka", request) as address:
         yield address
 
 
 @pytest.fixture(scope="session")
-def secured_kafka() -> Iterator[SecuredKafka]:
-    """A real Kafka that wants a login or a certificate."""
-    with secured.secured_kafka() as kafka:
+def secured_kafka(request: pytest.FixtureRequest) -> Iterator[SecuredKafka]:
+    """A real Kafka that wants a login or a certificate, shared by all tests."""
+    with shared("secured kafka", request) as kafka:
         yield kafka
 
 
 @pytest.fixture(scope="session")
-def elasticsearch_url() -> Iterator[str]:
+def elasticsearch_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of a real Elasticsearch, shared by all tests: name indices after the fixture `keys`."""
-    with services.elasticsearch() as url:
+    with shared("elasticsearch", request) as url:
         yield url
 
 

@@ -18,8 +18,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as nn
 
-from encoder.device import threads as torch_threads
-
 MAX_TOKENS = 256  # what the model was trained for; the rest of a text is not read
 _BATCH = 32  # of similar lengths: larger ones are no faster on a CPU
 
@@ -30,7 +28,7 @@ class MiniLMEncoder:
     `folder` holds `config.json`, `tokenizer.json` and `model.safetensors`; torch may use `threads` meanwhile.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, folder: Path, device: str = "cpu", threads: int = 1) -> None:
         config = json.loads((folder / "config.json").read_text())
         self._weights = load_file(folder / "model.safetensors", device=device)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -48,10 +46,14 @@ class MiniLMEncoder:
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        for start in range(0, len(order), _BATCH):
-            rows = order[start : start + _BATCH]
-            with torch_threads(self._threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            for start in range(0, len(order), _BATCH):
+                rows = order[start : start + _BATCH]
                 vectors[rows] = self._embed([ids[row] for row in rows]).cpu().numpy()
+        finally:
+            torch.set_num_threads(before)
         return vectors
 
     def _embed(self, ids: list[list[int]]) -> Tensor:

@@ -48,6 +48,13 @@ def found(
         yield address
 
 
+def need(name: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Skips, or fails in CI, where the server `name` can be had in no way."""
+    variable = {"kafka": "TEST_KAFKA", "elasticsearch": "TEST_ELASTICSEARCH"}.get(name)
+    if variable is None or not (environ.get(variable) or stack_docker.daemon_answers(environ)):
+        need_java(environ)
+
+
 def need_java(environ: Mapping[str, str] = os.environ, why: str = "") -> None:
     """Skips, or fails in CI, where servers cannot be started without Docker."""
     try:
