@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from encoder.model.config import ModelConfig
-from encoder.model.document import DOCUMENT, FORMAT, SERVING, TENSORS, read_document
+from encoder.model.document import DOCUMENT, FORMAT, TENSORS, read_document
 from encoder.model.encoder import StarsEncoder
 
 
@@ -62,8 +62,7 @@ def load(folder: Path) -> tuple[StarsEncoder, dict[str, Any]]:
 
 def serving_arrays(model: StarsEncoder) -> dict[str, NDArray[np.float32]]:
     """What a query process needs: `context.weight` [d, features], as `load_serving` gives it."""
-    state = model.state_dict()
-    return {name: state[key].cpu().numpy().copy() for key, name in SERVING.items()}
+    return {"context.weight": model.context.detach().cpu().numpy().copy()}
 
 
 def identity(model: StarsEncoder, metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -17,15 +17,12 @@ from safetensors.numpy import load_file
 DOCUMENT = "model.json"
 TENSORS = "model.safetensors"
 FORMAT = 2
-SERVING = {"context": "context.weight"}  # tensor name -> serving name
-Arrays = dict[str, NDArray[np.float32]]
 
 
-def load_serving(folder: Path) -> tuple[Arrays, dict[str, Any]]:
+def load_serving(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
     """`context.weight` float32 [d, features], and the artefact's document; errors as of `read_document`."""
     document = read_document(folder)
-    tensors = load_file(folder / TENSORS)
-    return {name: tensors[key] for key, name in SERVING.items()}, document
+    return {"context.weight": load_file(folder / TENSORS)["context"]}, document
 
 
 def read_document(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import orjson
 
-from encoder.text.endpoint_limits import AnswerError, EndpointError, Gate, Reservation
+from encoder.text.limits import AnswerError, EndpointError, Gate, Reservation
 
 T = TypeVar("T")
 

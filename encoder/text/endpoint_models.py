@@ -19,9 +19,9 @@ import orjson
 from numpy.typing import NDArray
 
 from encoder.text.endpoint_client import EndpointClient
-from encoder.text.endpoint_ledger import Ledger, LedgerVectors
-from encoder.text.endpoint_limits import AnswerError, EndpointError, Gate, estimate_tokens
 from encoder.text.item_text import Item, VocabularyTagger, canonical_text, text_hash
+from encoder.text.ledger import Ledger, LedgerVectors
+from encoder.text.limits import AnswerError, EndpointError, Gate, estimate_tokens
 
 T = TypeVar("T")
 R = TypeVar("R")

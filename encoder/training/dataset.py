@@ -23,11 +23,7 @@ MEGA_BATCH = 20  # batches sorted by length together: little padding, still a ra
 
 @dataclass
 class TrainingData:
-    """A catalogue and its users' events, sorted by (user, ts). Index arrays point into `item_ids`.
-
-    `context` holds the features at each event's own time and place, used when that event is the target. `pages` holds
-    per event up to 10 items that were shown on the same page and not chosen.
-    """
+    """A catalogue and its users' events, sorted by (user, ts). Index arrays point into `item_ids`."""
 
     item_ids: list[str]
     item_vectors: FloatArray  # [n_items, d_text]
@@ -37,9 +33,9 @@ class TrainingData:
     items: NDArray[np.int32]  # [n_events]
     kinds: NDArray[np.uint8]  # [n_events]
     ts_ms: IntArray  # [n_events]
-    context: FloatArray | None = None  # [n_events, n_features]
-    pages: Sequence[NDArray[Any]] | None = None
-    profiles: Sequence[Mapping[str, Any] | None] | None = None
+    context: FloatArray | None = None  # [n_events, n_features] at each event's own time and place
+    pages: Sequence[NDArray[Any]] | None = None  # [n_events] up to 10 items of the same page that were not chosen
+    profiles: Sequence[Mapping[str, Any] | None] | None = None  # [n_users]
     worth: FloatArray | None = None  # [n_events] what each counts for its item's popularity; None: one
     places: Sequence[str] | None = None  # [n_events] where each happened, "" nowhere in particular
 

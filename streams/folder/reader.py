@@ -213,6 +213,10 @@ def _columns(
 ) -> Events:
     nameless = table.filter((pl.col("item_id") == "") & pl.Series(kinds != FORGET_CODE))
     _refuse(nameless, path, "has no item_id", "only a forget has none")
+    places = table["seq_pos"].cast(pl.Int64, strict=False) if "seq_pos" in table.columns else None
+    if places is not None:
+        unplaced = table.filter(places.is_null())
+        _refuse(unplaced, path, "has a seq_pos that is no whole number", "give each event its place")
     items = _codes(table["item_id"], item_ids)
     return Events(
         users=_codes(table["user_id"], user_ids),
@@ -221,17 +225,8 @@ def _columns(
         ts_ms=table["ms"].to_numpy(),
         rows=table["row"].cast(pl.Int64).to_numpy(),
         details=table.select([name for name in DETAILS if name in table.columns]),
-        order=_order(table, path),
+        order=None if places is None else places.to_numpy(),
     )
-
-
-def _order(table: pl.DataFrame, path: Path) -> NDArray[np.int64] | None:
-    """The column `seq_pos`, None where there is none."""
-    if "seq_pos" not in table.columns:
-        return None
-    places = table["seq_pos"].cast(pl.Int64, strict=False)
-    _refuse(table.filter(places.is_null()), path, "has a seq_pos that is no whole number", "give each event its place")
-    return places.to_numpy()
 
 
 def _codes(column: pl.Series, ids: Sequence[str]) -> NDArray[np.int32]:

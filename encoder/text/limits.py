@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from encoder.text.endpoint_ledger import Ledger
+from encoder.text.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
