@@ -38,7 +38,8 @@ def use_threads(count: int) -> None:
 def threads(count: int | None) -> Iterator[None]:
     """Bounds the CPU threads of tensor work meanwhile; None: as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
+    if count is not None:
+        torch.set_num_threads(count)
     try:
         yield
     finally:

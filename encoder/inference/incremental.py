@@ -99,9 +99,8 @@ class IncrementalEncoder:
         first = [self._first(request, window) for request, window in zip(requests, held, strict=True)]
         for group in self._groups(requests, held, first):
             windows = [self._cache.take(requests[at].key, 1 + len(requests[at].items)) for at in group]
-            starts = [
-                first[at] if window is held[at] else 0 for at, window in zip(group, windows, strict=True)
-            ]  # 0: evicted
+            new = [window is not held[at] for at, window in zip(group, windows, strict=True)]  # or evicted since
+            starts = [0 if is_new else first[at] for at, is_new in zip(group, new, strict=True)]
             vectors[group] = self._append([requests[at] for at in group], windows, starts)
             for at, window in zip(group, windows, strict=True):
                 if window.missing:

@@ -194,6 +194,7 @@ class EndpointTextModel:
     """An embedder with a tagger and the gate that endpoints of both pass."""
 
     def __init__(self, embedder: Embedder, tagger: ChatTagger | VocabularyTagger, gate: Gate) -> None:
+        self.embedder = embedder
         self.tagger = tagger
         self.name = embedder.name
         self.batch = embedder.batch

@@ -197,8 +197,8 @@ class _Run:
         tensors = {f"model/{name}": parameter for parameter, name in self.names.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names) | self.best.tensors()
-        counters = {"step": self.step, "loss": self.loss, "validations": self.best.scores}
-        counters["seconds"] = time.monotonic() - self.began
+        seconds = time.monotonic() - self.began
+        counters = {"step": self.step, "loss": self.loss, "seconds": seconds, "validations": self.best.scores}
         checkpoint.write(self.out, self._fingerprint(), counters, tensors)
         self.saved = time.monotonic()
 
