@@ -1,7 +1,7 @@
-"""What stands before every call: time and status of each request, its size, how many are let in, and API keys.
+"""Admits requests in one ASGI layer, which measures each, limits its body and refuses what would wait too long.
 
-One plain ASGI layer, because it must see bodies before they are read and answers after they are sent. It does not know
-what the calls do: a path's kind decides about its budget.
+It sees bodies before they are read and answers after they are sent. A path's kind, answer or write, decides about its
+budget; what the calls do is unknown here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from index.api.metrics import ApiMetrics
 MAX_BODY_BYTES = 1 << 20
 _OVERLOAD_RETRY_S = 1  # a full house of millisecond requests is empty within the second
 _OVERLOAD = ProblemError(503, "this process has more requests than it can answer", retry_after_s=_OVERLOAD_RETRY_S)
+_STANDING_S = 0.1  # a queue that a pause of the loop made is gone by then, unless more comes than can be answered
+_RECOVERY_S = 1.0  # after a queue that stood; a moment without one is no end of an overload
 _UNCOUNTED = ("/healthz", "/readyz", "/metrics", "/v1/status")  # must answer when nothing else does
 _WRITES = ("/v1/events", "/v1/items", "/v1/context", "/v1/users")
+T = TypeVar("T")
 
 
 class AdmissionMiddleware:
@@ -119,15 +122,6 @@ def _method(scope: Scope) -> str:
     """The method, or `other`: a client may send any word."""
     method: str = scope["method"]
     return method if method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH") else "other"
-
-
-T = TypeVar("T")
-
-
-_STANDING_S = 0.1  # a queue that a pause of the loop made is gone by then, unless more comes than can be answered
-
-
-_RECOVERY_S = 1.0  # after a queue that stood; a moment without one is no end of an overload
 
 
 class AdmissionController:

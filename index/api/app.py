@@ -1,7 +1,7 @@
-"""The HTTP query API: one application from parts that are all passed in, with its background tasks.
+"""Assembles the HTTP query API as one application, with its background tasks.
 
-Assumes an ASGI server that runs the application's lifespan. It reads no environment and starts no process; Kafka is
-three injected functions. Every error is a problem document, every answer says how old its knowledge is.
+All parts are passed in, Kafka as injected functions. Assumes an ASGI server that runs the application's lifespan. Reads
+no environment and starts no process. Every error is a problem document, every answer says how old its knowledge is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from index.api.admission import AdmissionController, AdmissionMiddleware
 from index.api.errors import install_handlers
@@ -29,7 +30,7 @@ from index.state.store import LiveStore
 VERSION = "1"
 _DESCRIPTION = "Live recommendations: events go into Kafka, the next answer knows them and says how old that is."
 # Off altogether: metrics are our own, and its default would look at the environment.
-_NO_TELEMETRY: Any = {
+_NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
     "metrics": False,
     "logs": False,

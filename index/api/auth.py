@@ -1,4 +1,8 @@
-"""TODO docstring of index.api.auth."""
+"""Checks API keys and their scopes.
+
+A deployment without keys is open. A call that needs a scope gets `require`'s dependencies; a missing key is a 401, a
+missing scope a 403, as problem documents.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What goes wrong over HTTP, as problem documents (RFC 9457): one exception, one response, one handler for each cause.
+"""Turns every error into a problem document (RFC 9457), and reads and writes JSON bodies.
 
-Assumes that whoever raises `ProblemError` wrote its detail for the client. Anything unforeseen becomes a 500 whose
-detail says nothing of its cause: that goes to the log. It does not know which call does what.
+Assumes that whoever raises `ProblemError` wrote its detail for the client. The detail of an unforeseen error, a 500,
+says nothing of its cause, which goes to the log.
 """
 
 from __future__ import annotations
@@ -47,6 +47,21 @@ class InvalidRecordError(ValueError):
 def json_response(content: Any, status: int = 200) -> Response:
     """`content` as JSON, numpy scalars included."""
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type=_JSON)
+
+
+async def read_json(request: Request) -> Any:
+    """The body as JSON.
+
+    Raises:
+        ProblemError: 415 for another content type (a web page could send that across origins), 400 for bad JSON.
+    """
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if declared != "application/json":
+        raise ProblemError(415, f"content type {declared or 'missing'!r}; send application/json")
+    try:
+        return orjson.loads(await request.body())
+    except orjson.JSONDecodeError as error:
+        raise ProblemError(400, f"the body is not JSON: {error}") from error
 
 
 def problem_response(problem: ProblemError) -> Response:

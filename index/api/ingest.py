@@ -1,7 +1,7 @@
-"""Records in over HTTP: checked all together, published in their order, answered once Kafka has acknowledged each.
+"""Publishes posted records to Kafka, in their order, and answers once each is acknowledged.
 
-A batch with one bad record publishes nothing. Sending a batch again is safe: event ids and compaction make it so. It
-does not know Kafka, only the injected `publish`, and nothing here touches the live state.
+A batch is checked as a whole; one bad record publishes nothing. Sending a batch again is safe, because of event ids and
+compaction. Kafka is only the injected `publish`, and the live state is not touched.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from index.api.auth import require
-from index.api.errors import InvalidRecordError, ProblemError, json_response
+from index.api.errors import InvalidRecordError, ProblemError, json_response, read_json
 from index.api.metrics import ApiMetrics
 from index.api.record_schemas import request_body
 from index.api.schemas import MAX_BATCH, Problem, PublishedAnswer, UserId
@@ -137,21 +136,6 @@ class Ingest:
             retry_after_s=None if lost_for_good else 5,
             members={"errors": errors, "refused": len(failures)},
         )
-
-
-async def read_json(request: Request) -> Any:
-    """The body as JSON.
-
-    Raises:
-        ProblemError: 415 for another content type (a web page could send that across origins), 400 for bad JSON.
-    """
-    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if declared != "application/json":
-        raise ProblemError(415, f"content type {declared or 'missing'!r}; send application/json")
-    try:
-        return orjson.loads(await request.body())
-    except orjson.JSONDecodeError as error:
-        raise ProblemError(400, f"the body is not JSON: {error}") from error
 
 
 def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: ApiMetrics) -> APIRouter:

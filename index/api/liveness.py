@@ -1,8 +1,7 @@
-"""How current the live state is: every partition's last confirmation, positions, lag, and the deployment's facts.
+"""Tracks how current the live state is, by partition, and the deployment's facts.
 
-Polls the owner records and times changes on this process's own monotonic clock, so hosts need no common clock. A
-confirmation that was never seen to change is of unknown age. It does not know users or items, and does not decide what
-an API answers; it says how old the knowledge is.
+Polls the owner records and times their changes on this process's monotonic clock, so hosts need no common clock. A
+confirmation that was never seen to change is of unknown age. What an API answers is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from index.query.live_user import LiveUser
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
 
@@ -147,6 +147,16 @@ class Liveness:
         """Time since the worker last confirmed that this partition is caught up; None when it never did so far."""
         return self._beats.age_ms(partition_tag(partition), self._now_ms())
 
+    def as_of(self, partition: int, user: LiveUser | None, includes_after: bool | None = None) -> dict[str, Any]:
+        """How current the knowledge about a user is, as in every answer; None when the live state did not answer."""
+        return {
+            "ts_ms": None if user is None else user.newest_ms,
+            "partition": partition,
+            "offset": None if user is None else user.offset,
+            "lag_ms": rounded(self.lag_ms(partition)),
+            "includes_after": includes_after if user is None else user.includes_after,
+        }
+
     async def poll(self) -> None:
         """One look at everything, one round trip. An unreachable store keeps the last knowledge, which then ages."""
         partitions = self.partitions
@@ -215,6 +225,11 @@ class Liveness:
             self._roles[name] = heartbeat
         for name in set(self._roles) - set(found):
             del self._roles[name], self._seen_ms[name]
+
+
+def rounded(milliseconds: float | None) -> float | None:
+    """An age as it is shown."""
+    return None if milliseconds is None else round(milliseconds, 1)
 
 
 def _oldest(ages: list[float | None]) -> float | None:

@@ -1,7 +1,7 @@
-"""What the calls share: the index of the served model, kept loaded and current, and when it may not be used.
+"""Keeps the index of the served model loaded and current, and says when it may not be used.
 
 Assumes that liveness says which model version to serve. A new version is loaded beside the old one, which goes on
-serving until then: a vector never meets one of another version. It does not rank and does not know HTTP's routes.
+serving until then, so a vector never meets one of another version.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.api.admission import AdmissionController
 from index.api.errors import ProblemError
-from index.api.liveness import Liveness
+from index.api.liveness import Liveness, rounded
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
 from index.items.catalogue import Catalogue
@@ -75,6 +75,11 @@ class LoadedModel:
     follower: ItemFollower
     tasks: tuple[asyncio.Task[None], ...]  # that keep it current
     elastic: ElasticSide | None = None
+
+    def index_state(self) -> dict[str, Any]:
+        """How current this process's knowledge about items is, as in every answer."""
+        age_ms = self.follower.age_ms
+        return {"items": len(self.catalogue), "position": self.follower.position, "age_ms": rounded(age_ms)}
 
 
 class ModelLoader:

@@ -1,7 +1,6 @@
-"""The calls that show what is there: one item, one user, the deployment's status, health, and Prometheus metrics.
+"""Shows one item or one user as the live state holds it.
 
-Item and user are read from the live state; status, health and metrics from what the background tasks know, so they
-answer also when Redis does not. Nothing here ranks.
+Both are read anew for each call, so they answer only while Redis does.
 """
 
 from __future__ import annotations
@@ -14,39 +13,9 @@ from fastapi.responses import Response
 
 from index.api.auth import require
 from index.api.errors import ProblemError, json_response
-from index.api.liveness import Liveness
-from index.api.loaded_model import LoadedModel, Services
-from index.api.schemas import ItemAnswer, ItemId, Problem, UserAnswer, UserId
-from index.query.live_user import LiveUser
+from index.api.loaded_model import Services
+from index.api.schemas import PROBLEMS, ItemAnswer, ItemId, Problem, UserAnswer, UserId
 from index.state.records import ITEM_FIELDS, load_item, vector_field
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 401, 403, 503)}
-
-
-def index_state(serving: LoadedModel) -> dict[str, Any]:
-    """How current this process's knowledge about items is, as in every answer."""
-    age_ms = serving.follower.age_ms
-    return {
-        "items": len(serving.catalogue),
-        "position": serving.follower.position,
-        "age_ms": _rounded(age_ms),
-    }
-
-
-def as_of(user: LiveUser, liveness: Liveness) -> dict[str, Any]:
-    """How current the knowledge about a user is, as in every answer."""
-    lag_ms = liveness.lag_ms(user.partition)
-    return {
-        "ts_ms": user.newest_ms,
-        "partition": user.partition,
-        "offset": user.offset,
-        "lag_ms": _rounded(lag_ms),
-        "includes_after": user.includes_after,
-    }
-
-
-def _rounded(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else round(milliseconds, 1)
 
 
 async def describe_item(services: Services, item_id: str) -> dict[str, Any]:
@@ -65,7 +34,7 @@ async def describe_item(services: Services, item_id: str) -> dict[str, Any]:
         "embedder": item.embedder,
         "vector_pending": item.vector_pending or item.embedder not in ("", serving.model.embedder, None),
         "indexed": item.retrieval is not None,
-        "index": index_state(serving),
+        "index": serving.index_state(),
     }
 
 
@@ -85,7 +54,7 @@ async def describe_user(services: Services, user_id: str) -> dict[str, Any]:
         "purchases": state.purchases,
         "forgotten_ms": state.forgotten_ms if state.forgotten_ms >= 0 else None,
         "encoded": user.vectors is not None,
-        "as_of": as_of(user, services.liveness),
+        "as_of": services.liveness.as_of(user.partition, user),
     }
 
 
@@ -99,7 +68,7 @@ def state_router(services: Services) -> APIRouter:
         operation_id="get_item",
         summary="One item",
         response_model=ItemAnswer,
-        responses=_PROBLEMS | {404: {"model": Problem}},
+        responses=PROBLEMS | {404: {"model": Problem}},
         dependencies=require("read", keys, metrics),
     )
     async def item(item_id: ItemId) -> Response:
@@ -111,7 +80,7 @@ def state_router(services: Services) -> APIRouter:
         operation_id="get_user",
         summary="One user's live state",
         response_model=UserAnswer,
-        responses=_PROBLEMS,
+        responses=PROBLEMS,
         dependencies=require("read", keys, metrics),
     )
     async def user(user_id: UserId) -> Response:

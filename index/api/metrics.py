@@ -1,7 +1,7 @@
-"""Prometheus metrics of the worker and of the API, each set on a registry that the caller owns.
+"""Counts what an API process does, for Prometheus and for its heartbeat.
 
-Assumes one object per process; nothing is registered globally. Labels take few values: a producer's texts never become
-label values. The same numbers travel in the role's heartbeat, so that `/v1/status` can sum them over processes.
+Assumes one object per process, on a registry that the caller owns. Labels take few values, as a producer's texts never
+become label values. `/v1/status` sums the heartbeats' numbers over processes.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ class ApiMetrics:
         self._requests.labels(method, route, str(status)).observe(seconds)
         self._add("requests", 1)
 
-    def stage(self, name: str, seconds: float) -> None:
-        """One stage of a recommendation (`read`, `rank`, `render`)."""
-        self._stages.labels(name).observe(seconds)
-
-    def answer(self, served_by: str) -> None:
-        """One recommendation at this service level."""
+    def answer(self, served_by: str, **seconds: float) -> None:
+        """One recommendation at this service level, and how long its stages took (`read`, `rank`, `render`)."""
+        for stage, duration in seconds.items():
+            self._stages.labels(stage).observe(duration)
         self._answers.labels(served_by).inc()
         self._add(served_by, 1)
 
-    def source(self, what: str, where: str) -> None:
-        """One filter or search (`filters`, `search`), done by Elasticsearch or in process."""
-        self._sources.labels(what, where).inc()
-        self._add(f"{what}_{where.replace(' ', '_')}", 1)
+    def sources(self, found: Mapping[str, str | None]) -> None:
+        """Who filtered and who searched for one request, Elasticsearch or this process; None: nobody."""
+        for what, where in found.items():
+            if where is not None:
+                self._sources.labels(what, where).inc()
+                self._add(f"{what}_{where.replace(' ', '_')}", 1)
 
     def exposure(self) -> None:
         """One exposure record was handed to Kafka's queue; how many were lost is the gauge `exposures_lost`."""

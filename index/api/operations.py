@@ -1,4 +1,7 @@
-"""TODO docstring of index.api.operations."""
+"""Shows the deployment's status, health, readiness and Prometheus metrics.
+
+All of it comes from what the background tasks know, so these calls answer also when Redis and Kafka do not.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from index.api.auth import require
 from index.api.errors import ProblemError, json_response
-from index.api.liveness import Liveness, PartitionState, TopicState
+from index.api.liveness import Liveness, PartitionState, TopicState, rounded
 from index.api.loaded_model import Services
-from index.api.lookup import _PROBLEMS, _rounded, index_state
-from index.api.schemas import Problem, StatusAnswer
+from index.api.schemas import PROBLEMS, Problem, StatusAnswer
 from index.state.keys import partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
 
@@ -66,7 +68,7 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "users": users,
         "partitions": liveness.partitions,
         "model": serving.model.version if serving else liveness.model,
-        "index": index_state(serving) if serving else None,
+        "index": serving.index_state() if serving else None,
         "elasticsearch": serving.elastic.state() if serving and serving.elastic else None,
         "roles": roles,
         "counters": total_counters(roles, services.metrics.counters()),
@@ -74,7 +76,7 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
 
 
 def _lag(state: TopicState | PartitionState) -> dict[str, Any]:
-    return {"lag": state.lag, "position": state.position, "lag_ms": _rounded(state.lag_ms)}
+    return {"lag": state.lag, "position": state.position, "lag_ms": rounded(state.lag_ms)}
 
 
 def slowest_freshness(roles: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
@@ -121,7 +123,7 @@ def show_deployment(services: Services, users: int | None) -> None:
         for counter, value in total_counters(own, {}).items():
             show("role_counter", value, role, counter)
     if (serving := services.keeper.current) is not None:
-        state = index_state(serving)
+        state = serving.index_state()
         show("index_items", state["items"])
         show("index_position", state["position"])
         if serving.elastic is not None:
@@ -142,7 +144,7 @@ def operations_router(services: Services, users: UserCount) -> APIRouter:
         operation_id="get_status",
         summary="State of the deployment",
         response_model=StatusAnswer,
-        responses=_PROBLEMS,
+        responses=PROBLEMS,
         dependencies=require("admin", keys, metrics),
     )
     async def status() -> Response:

@@ -1,4 +1,4 @@
-"""The shapes of the records that may be posted, by topic, with examples: documentation for producers.
+"""Describes the records that may be posted, by topic and with examples, for the OpenAPI document.
 
 What is accepted is decided by the injected validation, the same that consumers apply; a test holds these examples
 against it. Unknown fields are ignored, so the shapes allow them.

@@ -1,7 +1,7 @@
-"""The shapes of the API's answers and request bodies, as pydantic models with examples: the source of the OpenAPI.
+"""Describes the API's answers and request bodies as pydantic models, the source of the OpenAPI document.
 
 Answers are rendered directly, not through these models (validation costs more than the ranking); the tests hold every
-answer against its model. Posted records are checked by the rules of the topics, which these shapes only describe.
+answer against its model. Posted records are checked by the rules of the topics.
 """
 
 from __future__ import annotations
@@ -309,15 +309,17 @@ class Problem(BaseModel):
 
 
 UserId = Annotated[Identifier, Path(description="the user's id", examples=["u42"])]
-
-
 ItemId = Annotated[Identifier, Path(description="the item's id", examples=["i7"])]
-
-
 Count = Annotated[int, Query(ge=1, le=MAX_COUNT, description="how many items")]
-
-
 Location = Annotated[Identifier | None, Query(description="default: the profile's categorical `location`")]
-
-
 After = Annotated[Identifier | None, Query(description="event id to wait for, up to 100 ms")]
+ListName = Annotated[
+    RequestedList | None,
+    Query(
+        description="next: what now, general: long-term taste, mixed: both; "
+        "default: what was best when the model was trained"
+    ),
+]
+IncludeSeen = Annotated[bool, Query(description="also items the user has seen")]
+Explain = Annotated[bool, Query(description="show the parts of each score")]
+PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 401, 403, 503)}

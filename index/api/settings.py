@@ -1,6 +1,6 @@
-"""What an API process is told: the settings of the HTTP API, and the Kafka side that its owner injects.
+"""Holds an API process's settings and the Kafka functions that its owner injects.
 
-Assumes that addresses come without credentials. It reads no environment and starts nothing.
+Assumes addresses without credentials.
 """
 
 from __future__ import annotations

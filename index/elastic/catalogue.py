@@ -1,16 +1,17 @@
-"""Elasticsearch beside one served catalogue: the watch over its index, filters, and the search where it does that too.
+"""Joins Elasticsearch to one served catalogue, for filters or for filters and the search.
 
-Made with the catalogue and closed with it. Whoever answers a request passes the function that ranks, and says in the
-answer who filtered and who searched; nothing here ever makes a request fail.
+Made with the catalogue and closed with it. Says who filtered and who searched, and never makes a request fail: this
+process answers where Elasticsearch does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from elasticsearch import AsyncElasticsearch
 
+from index.elastic.client import ElasticUnavailableError
 from index.elastic.filters import ElasticFilters
 from index.elastic.reader import ElasticReader
 from index.elastic.search import ElasticSearch
@@ -19,11 +20,11 @@ from index.elastic.vectors import HeldVectors
 from index.items.catalogue import Catalogue
 from index.items.filters import And, Available, Between, Filter, Mask
 from index.items.follower import ItemFollower
-from index.items.search import SearchIndex
+from index.query.plan import SearchPlan
+from index.query.recommend import Recommendations, answer_in_process
 
 Where = Literal["elasticsearch", "in process"]
-T = TypeVar("T")
-Ask = Callable[[Mask | None, SearchIndex | None], T]
+Sources = dict[str, Where | None]  # who applied the filter (None without one) and who searched
 
 
 class ElasticSide:
@@ -37,26 +38,42 @@ class ElasticSide:
         self.reader = ElasticReader(client, settings, follower, catalogue.model)
         self._filters = ElasticFilters(self.reader, catalogue)
 
-    async def answered(self, ask: Ask[T], tree: Filter | None, now_ms: int) -> tuple[T, dict[str, Where | None]]:
-        """What `ask` makes of a filter's mask and a search, each None where the catalogue's own is to be used.
+    async def recommend(
+        self, plan_searches: Callable[[Mask | None], SearchPlan], tree: Filter | None, now_ms: int
+    ) -> tuple[Recommendations, Sources]:
+        """The list that answers a plan, and who made it.
 
-        Returns:
-            with it, who applied the filter (None without one) and who searched.
+        Args:
+            plan_searches: makes the plan of the items as they are now, with what `tree` lets pass if that is known.
         """
-        if self._held is not None:
-            return await self._searched(ask, self._held, tree, now_ms)
-        found = None if tree is None else await self._filters.mask(tree)
-        filtered: Where = "in process" if found is None else "elasticsearch"
-        return ask(found, None), {"filters": None if tree is None else filtered, "search": "in process"}
+        if self._held is None:
+            passing = None if tree is None else await self._filters.mask(tree)
+            return answer_in_process(plan_searches(passing)), _sources(tree, passing is not None, False)
+        try:
+            found = await self.search(tree, now_ms).recommend(lambda: plan_searches(None))
+        except ElasticUnavailableError:
+            return answer_in_process(plan_searches(None)), _sources(tree, False, False)
+        return found, _sources(tree, True, True)
 
-    async def _searched(
-        self, ask: Ask[T], held: HeldVectors, tree: Filter | None, now_ms: int
-    ) -> tuple[T, dict[str, Where | None]]:
+    async def similar(self, item_id: str, count: int, now_ms: int) -> tuple[list[tuple[str, float]], Sources]:
+        """As `Catalogue.similar`, and who searched."""
+        if self._held is not None:
+            try:
+                return await self.search(None, now_ms).similar(item_id, count, now_ms), _sources(None, True, True)
+            except ElasticUnavailableError:
+                pass
+        return self._catalogue.similar(item_id, count, now_ms), _sources(None, False, False)
+
+    def search(self, tree: Filter | None, now_ms: int) -> ElasticSearch:
+        """The searches of one request, where Elasticsearch does them.
+
+        Raises:
+            ElasticUnavailableError: it is not to be asked now, or not for searches.
+        """
+        if self._held is None:
+            raise ElasticUnavailableError("Elasticsearch is used for filters only")
         rules = _rules(now_ms) if tree is None else And((tree, *_rules(now_ms).parts))
-        search = ElasticSearch(self.reader, self._catalogue, held, rules, self._catalogue.filter_mask(rules))
-        found = await search.answered(lambda searching: ask(None, searching))
-        where: Where = "in process" if search.in_process else "elasticsearch"
-        return found, {"filters": None if tree is None else where, "search": where}
+        return ElasticSearch(self.reader, self._catalogue, self._held, rules, self._catalogue.filter_mask(rules))
 
     def state(self) -> dict[str, Any]:
         """For `/v1/status`: the address without credentials, whether it is asked now, and how far its index is."""
@@ -72,6 +89,11 @@ class ElasticSide:
     async def close(self) -> None:
         """Ends what is under way; the client is its owner's."""
         await self._filters.close()
+
+
+def _sources(tree: Filter | None, filtered: bool, searched: bool) -> Sources:
+    names: tuple[Where, Where] = ("in process", "elasticsearch")
+    return {"filters": None if tree is None else names[filtered], "search": names[searched]}
 
 
 def _rules(now_ms: int) -> And:

@@ -1,8 +1,8 @@
-"""Elasticsearch as this project uses it: settings, client, names of indices, their mapping, and what counts as away.
+"""Opens Elasticsearch clients, names indices and defines their mapping.
 
-Assumes servers 8.19 or 9.x with core modules only: no scripts, no ingest, no `*_by_query`, not even `GET /`. An index
-holds the items of one item log and one model version, and is reached by an alias, so that a write to an index that was
-deleted is refused instead of creating one without mapping. It does not know what a document means.
+Assumes servers 8.19 or 9.x with core modules only, so no scripts, ingest or `*_by_query`. An index holds the items of
+one item log and one model version. It is reached by an alias, so that a write to a deleted index is refused instead of
+creating one without mapping.
 """
 
 from __future__ import annotations

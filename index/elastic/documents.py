@@ -1,8 +1,8 @@
-"""One item as a document, and a filter of the closed grammar as a query over such documents.
+"""Encodes an item as a document, and a filter of the closed grammar as a query over such documents.
 
-Both keep the one meaning that `index.items.filters` gives to a filter, so that Elasticsearch and the catalogue in
-process let the same items pass. An item of which nothing is left is a document that says so (`gone`): a deleted one
-could be written again by somebody late. It does not talk to Elasticsearch.
+Both keep the meaning that `index.items.filters` gives to a filter, so Elasticsearch and the catalogue let the same
+items pass. An item of which nothing is left becomes a document that says so (`gone`), which no late write
+undoes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from index.items.columns import ALWAYS_MS, NEVER_MS
 from index.items.filters import AllOf, And, AnyOf, Available, Between, Filter, Not, Or
 from index.state.records import ItemRecord, Vector
 
 Body = dict[str, Any]
 
 PROGRESS_ID = "\x00progress"  # no item has this id: control characters are refused at the door
-_ALWAYS_MS, _NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends: as in the catalogue's columns
 
 
 def document(record: ItemRecord, dim: int) -> Body:
@@ -35,8 +35,8 @@ def document(record: ItemRecord, dim: int) -> Body:
         "region": list(fields.get("regions") or ()),
         "category": list(fields.get("category") or ()),
         "tags": sorted({*record.tags, *(fields.get("tags") or ())}),
-        "starts": _ALWAYS_MS if starts is None else starts,
-        "ends": _NEVER_MS if ends is None else ends,
+        "starts": ALWAYS_MS if starts is None else starts,
+        "ends": NEVER_MS if ends is None else ends,
     }
     body.update({name: fields[name] for name in ("brand", "subclass") if fields.get(name)})
     if fields.get("price") is not None:

@@ -1,8 +1,7 @@
-"""Client filters answered by Elasticsearch, as masks over labels that are never older than this process's catalogue.
+"""Answers client filters by Elasticsearch, as masks that are never older than this process's catalogue.
 
-The items that a filter lets pass are asked for once and kept as a mask. Items that changed after what the index was
-complete for are looked at in this process, so a mask equals the in-process one at every moment, however far the index
-is behind, and it stays right without asking again. A filter that takes too long is answered in process this time.
+The items that a filter lets pass are read once and kept as a mask. Items that changed after what the index is complete
+for are decided in this process, so a mask stays right without asking again. A slow filter is answered in process.
 """
 
 from __future__ import annotations

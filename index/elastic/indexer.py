@@ -1,8 +1,8 @@
-"""Writes every item into Elasticsearch: follows the item log and repeats each write until it is in.
+"""Writes every item into Elasticsearch by following the item log.
 
-An index is made per item log and model version, filled, and only then said to be complete up to a position; others of
-the deployment are deleted after that. A document's version is its item-log position, so that several indexers and late
-ones do no harm: what is not newer is refused, which counts as done. It does not know who searches.
+An index is made per item log and model version, filled, and then said to be complete up to a position; others of the
+deployment are deleted after that. A document's version is its item-log position. What is not newer is refused, so
+several or late indexers do no harm.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Reading from Elasticsearch with little patience: how far its index of the served items is, and whether to ask at all.
+"""Reads from Elasticsearch with little patience, and knows how far its index of the served items is.
 
-A task looks several times a second how far the index is complete; what it finds is also the probe after a failure. A
-call that fails or is too slow shuts the door for a second: answers come from this process then. It does not know what
-is asked.
+A task looks several times a second how far the index is complete, which is also the probe after a failure. A call that
+fails or is too slow shuts the door for a second; answers come from this process then.
 """
 
 from __future__ import annotations

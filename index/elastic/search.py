@@ -1,16 +1,13 @@
-"""Nearest items by Elasticsearch's kNN, for one request: the interface of `index.items.search`, filled from outside.
+"""Answers one request's search plan by Elasticsearch's kNN.
 
-Ranking is one plain function that may ask several searches, and a call of Elasticsearch has to be awaited. So a search
-whose answer is not there yet raises, the answer is fetched, and the function runs again; it is pure and takes a
-millisecond. Items that changed after what the index is complete for are compared in this process. When Elasticsearch is
-away or slow, all of the request is answered from the vectors that this process keeps.
+After each wait the plan is made anew, because items may have changed. Items that changed after what the index is
+complete for are compared in this process, and vectors that it does not keep are fetched. Whatever goes wrong is raised,
+so that the caller answers in process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,10 +17,11 @@ from index.elastic.reader import ElasticReader
 from index.elastic.vectors import HeldVectors
 from index.items.catalogue import Catalogue
 from index.items.filters import Filter, Mask
-from index.items.search import Labels, checked_queries
+from index.items.search import Labels
+from index.query.plan import Nearest, SearchPlan
+from index.query.recommend import Recommendations, score
 from index.state.records import Vector
 
-T = TypeVar("T")
 Hits = list[tuple[Labels, Vector]]  # for each query labels [m] and inner products [m], best first
 
 _FEW = 4096  # allowed items that are named one by one
@@ -32,23 +30,12 @@ _DEEPEST = 10_000  # Elasticsearch's own bound of a list
 _DEEPER = 4
 _MOST_TERMS = 65_536  # Elasticsearch's own bound of names in one query
 _LEAST_CANDIDATES, _CANDIDATES = 300, 5  # that the graph keeps per shard, for each wanted: recall under broad filters
-_MOST_ROUNDS = 24  # of one request
+_MOST_STEPS = 24  # of one request: an answer fetched, or a deeper round
 _VECTORS_AT_ONCE = 2000  # three megabytes with d=256
 
 
-@dataclass(slots=True)
-class _WantedError(Exception):
-    """An answer that is not there yet; the next round has it."""
-
-    turn: int
-    queries: Vector | None = None  # [q, d]
-    k: int = 0
-    usable: Mask | None = None
-    labels: Labels | None = None  # whose vectors are wanted
-
-
 class ElasticSearch:
-    """One request's searches. Use it through `answered`.
+    """One request's searches; every method raises ElasticUnavailableError when Elasticsearch is away or slow.
 
     Args:
         tree: holds for everything that will be allowed, so Elasticsearch may look only there.
@@ -63,97 +50,106 @@ class ElasticSearch:
         tree: Filter | None = None,
         allowed: Mask | None = None,
     ) -> None:
+        complete = reader.position
+        if complete is None:
+            raise ElasticUnavailableError("Elasticsearch is not to be asked now")
         self._reader, self._catalogue, self._held = reader, catalogue, held
         self._tree, self._inside = tree, allowed
-        self._complete = reader.position
-        self._turn = 0
-        self._hits: dict[int, tuple[int, Hits]] = {}  # turn → (k, hits)
-        self._fetched: dict[int, Vector] = {}  # label → vector that is not kept
-        self.asked = False
+        self._complete = complete
+        self._fetched: dict[str, Vector] = {}  # item id → vector that was not kept
 
-    @property
-    def in_process(self) -> bool:
-        """Whether this process answers, because Elasticsearch is away or slow."""
-        return self._complete is None
+    async def recommend(self, plan_searches: Callable[[], SearchPlan]) -> Recommendations:
+        """The list that answers the plan, which `plan_searches` makes of the items as they are when it is called."""
+        rounds, hits = 0, dict[tuple[int, float], Hits]()
+        for _ in range(_MOST_STEPS):
+            plan = plan_searches().deeper(rounds)
+            if await self._fetch_hits(plan, hits):
+                continue  # with a new plan: items may have changed while we waited
+            groups = [(hits[plan.depth, group.boost], group.items) for group in plan.searches]
+            candidates = plan.candidates([self._merged(hit, plan.targets, plan.depth, items) for hit, items in groups])
+            if await self._fetch_missing(candidates.labels):
+                continue
+            found = score(plan, candidates, self._vectors(candidates.labels))
+            if found is not None:
+                return found
+            rounds += 1
+        raise ElasticUnavailableError(f"no list after {_MOST_STEPS} steps")
 
-    async def answered(self, ask: Callable[[ElasticSearch], T]) -> T:
-        """What `ask` returns when all its searches have their answers. `ask` is called repeatedly and must be pure."""
-        for _ in range(_MOST_ROUNDS):
-            self._turn = 0
-            try:
-                return ask(self)
-            except _WantedError as wanted:
-                try:
-                    await self._fetch(wanted)
-                except ElasticUnavailableError:
-                    self._complete = None
-        self._complete = None
-        return ask(self)
+    async def similar(self, item_id: str, count: int, now_ms: int) -> list[tuple[str, float]]:
+        """As `Catalogue.similar`."""
+        catalogue = self._catalogue
+        while await self._fetch_missing(catalogue.labels_of([item_id])):
+            continue
+        if catalogue.vector(item_id) is None:
+            return []
+        vectors = self._vectors(catalogue.labels_of([item_id]))
+        labels, products = await self.search(vectors, count, lambda: catalogue.others_mask(item_id, now_ms))
+        return list(zip(catalogue.ids_of(labels[0]), products[0].tolist(), strict=True))
 
-    def search(self, queries: Vector, k: int, allowed: Mask | None = None) -> tuple[Labels, Vector]:
-        """As `SearchIndex.search`."""
-        asked = checked_queries(queries, k, self._held.dim)
-        if self._complete is None:
-            return self._held.search(asked, k, allowed)
-        turn, self._turn = self._turn, self._turn + 1
-        usable = self._usable(allowed)
-        count = min(k, int(np.count_nonzero(usable)))
-        newer = self._newer(usable)
-        if count == 0:
-            return np.zeros((len(asked), 0), np.int64), np.zeros((len(asked), 0), np.float32)
-        if self._hits.get(turn, (0,))[0] != k:
-            settled = usable.copy()
-            settled[newer] = False
-            raise _WantedError(turn, asked, k, settled)
-        pairs = zip(self._hits[turn][1], asked, strict=True)
-        rows = [self._merged(hits, newer, usable, query, count) for hits, query in pairs]
-        return np.stack([labels for labels, _ in rows]), np.stack([scores for _, scores in rows])
+    async def search(self, queries: Vector, k: int, allowed: Callable[[], Mask]) -> Nearest:
+        """As `SearchIndex.search`, among what is allowed when the answer has come."""
+        hits = await self._ask_for(queries, k, allowed())
+        return self._merged(hits, queries, k, allowed())
 
-    def vectors(self, labels: Any) -> Vector:
-        """As `SearchIndex.vectors`; of an item that neither this process nor Elasticsearch has, zero."""
-        wanted = np.asarray(labels, np.int64)
-        if self._complete is not None:
-            missing = [label for label in self._held.missing(wanted).tolist() if label not in self._fetched]
-            if missing:
-                raise _WantedError(self._turn, labels=np.array(missing, np.int64))
-        found = self._held.vectors(wanted)
-        for at, label in enumerate(wanted.tolist()):
-            if label in self._fetched:
-                found[at] = self._fetched[label]
+    async def vectors(self, item_ids: Sequence[str]) -> Vector:
+        """Vectors [n, d] of known items; zero of one that neither this process nor Elasticsearch has."""
+        while await self._fetch_missing(self._catalogue.labels_of(item_ids)):
+            continue
+        return self._vectors(self._catalogue.labels_of(item_ids))
+
+    async def _fetch_hits(self, plan: SearchPlan, hits: dict[tuple[int, float], Hits]) -> bool:
+        """Asks for what the plan searches and is not among `hits` (by depth and boost); whether there was anything."""
+        lacking = [group for group in plan.searches if (plan.depth, group.boost) not in hits]
+        for group in lacking:
+            hits[plan.depth, group.boost] = await self._ask_for(plan.targets, plan.depth, group.items)
+        return bool(lacking)
+
+    async def _fetch_missing(self, labels: Labels) -> bool:
+        """Fetches the vectors that are neither kept nor fetched; whether there were any."""
+        missing = self._held.missing(labels)
+        unknown = [item_id not in self._fetched for item_id in self._catalogue.ids_of(missing)]
+        await self._fetch_vectors(missing[unknown])
+        return any(unknown)
+
+    def _vectors(self, labels: Labels) -> Vector:
+        """Vectors [m, d], kept or fetched."""
+        found = self._held.vectors(labels)
+        if self._fetched:
+            for at, item_id in enumerate(self._catalogue.ids_of(labels)):
+                if item_id in self._fetched and not found[at].any():
+                    found[at] = self._fetched[item_id]
         return found
 
-    def upsert(self, labels: Any, vectors: Vector) -> None:
-        self._held.upsert(labels, vectors)
-
-    def remove(self, labels: Any) -> None:
-        self._held.remove(labels)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def close(self) -> None:
-        return None
-
-    def _usable(self, allowed: Mask | None) -> Mask:
+    def _usable(self, allowed: Mask) -> Mask:
         """[size] labels that have a vector and are allowed."""
         usable = self._held.has(self._catalogue.size)
-        if allowed is not None:
-            usable[: len(allowed)] &= allowed[: len(usable)]
-            usable[len(allowed) :] = False
+        usable[: len(allowed)] &= allowed[: len(usable)]
+        usable[len(allowed) :] = False
         return usable
 
     def _newer(self, usable: Mask) -> Labels:
         """Labels [n] of which the index may show an older state, or none yet."""
         positions = self._catalogue.positions()[: len(usable)]
-        return np.flatnonzero(usable & (positions > (self._complete or 0)))
+        return np.flatnonzero(usable & (positions > self._complete))
 
-    def _merged(
-        self, hits: tuple[Labels, Vector], newer: Labels, usable: Mask, query: Vector, count: int
-    ) -> tuple[Labels, Vector]:
-        """The `count` best [count] of the index's hits and of what is newer than it."""
+    def _settled(self, usable: Mask, newer: Labels) -> Mask:
+        """[size] what is usable and shown by the index as it is."""
         settled = usable.copy()
         settled[newer] = False
-        labels, scores = hits
+        return settled
+
+    def _merged(self, hits: Hits, queries: Vector, k: int, allowed: Mask) -> Nearest:
+        """The k nearest of the index's hits and of what is newer than it."""
+        usable = self._usable(allowed)
+        newer, count = self._newer(usable), min(k, int(np.count_nonzero(usable)))
+        settled = self._settled(usable, newer)
+        rows = [self._row(*hit, newer, settled, usable, query, count) for hit, query in zip(hits, queries, strict=True)]
+        return np.stack([labels for labels, _ in rows]), np.stack([products for _, products in rows])
+
+    def _row(
+        self, labels: Labels, scores: Vector, newer: Labels, settled: Mask, usable: Mask, query: Vector, count: int
+    ) -> tuple[Labels, Vector]:
+        """`_merged` [count] of one query."""
         kept = settled[labels]
         labels = np.concatenate((labels[kept], newer))
         scores = np.concatenate((scores[kept], self._held.vectors(newer) @ query)).astype(np.float32)
@@ -165,31 +161,26 @@ class ElasticSearch:
         order = np.lexsort((labels, -scores))[:count]
         return labels[order], scores[order]
 
-    async def _fetch(self, wanted: _WantedError) -> None:
-        self.asked = True
-        if wanted.labels is not None:
-            await self._fetch_vectors(wanted.labels)
-        elif wanted.queries is not None and wanted.usable is not None:
-            self._hits[wanted.turn] = wanted.k, await self._nearest(wanted.queries, wanted.k, wanted.usable)
-
     async def _fetch_vectors(self, labels: Labels) -> None:
         changes = self._held.changes
         for at in range(0, len(labels), _VECTORS_AT_ONCE):
-            part = labels[at : at + _VECTORS_AT_ONCE]
-            body = {"query": {"terms": {"item_id": self._catalogue.ids_of(part)}}, "size": len(part)}
+            names = self._catalogue.ids_of(labels[at : at + _VECTORS_AT_ONCE])
+            body = {"query": {"terms": {"item_id": names}}, "size": len(names)}
             body |= {"_source": ["item_id", "vector_fp32"], "track_total_hits": False}
             (answer,) = await self._reader.search([body], "hits.hits._source")
             sources = [hit["_source"] for hit in answer.get("hits", {}).get("hits", [])]
             found = {source["item_id"]: decode(source["vector_fp32"]) for source in sources if "vector_fp32" in source}
-            for label, item_id in zip(part.tolist(), self._catalogue.ids_of(part), strict=True):
-                self._fetched[label] = found.get(item_id, np.zeros(self._held.dim, np.float32))
-        if self._held.changes == changes:  # else one of them may be another item's by now
-            known = [label for label in labels.tolist() if self._fetched[label].any()]
+            self._fetched.update({name: found.get(name, np.zeros(self._held.dim, np.float32)) for name in names})
+        if self._held.changes == changes:  # else one of the labels may be another item's by now
+            vectors = [self._fetched[item_id] for item_id in self._catalogue.ids_of(labels)]
+            known = [at for at, vector in enumerate(vectors) if vector.any()]
             if known:
-                self._held.keep(np.array(known, np.int64), np.stack([self._fetched[label] for label in known]))
+                self._held.keep(labels[known], np.stack([vectors[at] for at in known]))
 
-    async def _nearest(self, queries: Vector, k: int, usable: Mask) -> Hits:
-        """Hits of the index for each query, enough for k of `usable` where there are so many."""
+    async def _ask_for(self, queries: Vector, k: int, allowed: Mask) -> Hits:
+        """Hits of the index for each query, enough for k of what is allowed and settled where there are so many."""
+        usable = self._usable(allowed)
+        usable = self._settled(usable, self._newer(usable))
         count, depth = min(k, int(np.count_nonzero(usable))), k
         if not count:
             return [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(queries)

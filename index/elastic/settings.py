@@ -1,7 +1,7 @@
-"""How a deployment uses Elasticsearch: one frozen set of settings, which can be read without loading the client.
+"""Holds how a deployment uses Elasticsearch, without loading the client.
 
 Assumes that its owner has read the environment. The client's package takes a second to load, so only processes that
-have an Elasticsearch pay for it. It knows nothing about indices.
+have an Elasticsearch pay for it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The vectors that a process keeps when Elasticsearch does the search: as many as a bound allows, latest used first.
+"""Keeps a bounded number of item vectors, the latest used, for a process whose searches Elasticsearch does.
 
-Knows which labels have a vector, also of those it does not keep: an unkept one counts as zero, so a search here is
-exact over what is kept and never short. It does not fetch what it lacks; `index.elastic.search` does.
+It also knows which labels have a vector that is not kept. That counts as zero, so a search here is exact over what is
+kept and never short. `index.elastic.search` fetches what is missing.
 """
 
 from __future__ import annotations

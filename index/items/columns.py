@@ -1,8 +1,7 @@
-"""What is known of each item as numbers, by label, and the hard rules over them: what may be shown at a moment.
+"""Holds what is known of each item as numbers by label, and the hard rules of what may be shown.
 
-One meaning for the live catalogue and for offline passes over a folder: listed, in stock, and inside its time window,
-which begins at `starts_ms` and ends just before `ends_ms`; a missing bound is infinite. Assumes fields as
-`streams.events` checks them. It does not know ids, vectors, filters, users or how records arrive.
+One meaning for the live catalogue and offline passes over a folder. An item must be listed, in stock, and inside its
+time window, from `starts_ms` to just before `ends_ms`; a missing bound is infinite. Assumes checked fields.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from index.items.filters import Mask
 from index.items.search import Labels
 
-_ALWAYS_MS, _NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends
+ALWAYS_MS, NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends
 
 
 class ItemColumns:
@@ -24,8 +23,8 @@ class ItemColumns:
     def __init__(self, capacity: int) -> None:
         self.position = np.full(capacity, -1, np.int64)
         self.price = np.full(capacity, np.nan)
-        self.starts = np.full(capacity, _ALWAYS_MS, np.int64)
-        self.ends = np.full(capacity, _NEVER_MS, np.int64)
+        self.starts = np.full(capacity, ALWAYS_MS, np.int64)
+        self.ends = np.full(capacity, NEVER_MS, np.int64)
         self.listed, self.stock, self.vector, self.regionless, self.window = np.zeros((5, capacity), np.bool_)
 
     def make_room(self, size: int) -> None:
@@ -43,8 +42,8 @@ class ItemColumns:
         fields = catalogue or {}
         price, starts, ends = fields.get("price"), fields.get("starts_ms"), fields.get("ends_ms")
         self.price[label] = np.nan if price is None else price
-        self.starts[label] = _ALWAYS_MS if starts is None else starts
-        self.ends[label] = _NEVER_MS if ends is None else ends
+        self.starts[label] = ALWAYS_MS if starts is None else starts
+        self.ends[label] = NEVER_MS if ends is None else ends
         self.window[label] = starts is not None or ends is not None
         self.listed[label] = catalogue is not None
         self.stock[label] = catalogue is not None and fields.get("available") is not False

@@ -1,9 +1,8 @@
-"""The closed filter language: JSON from a client → a checked tree → a mask over items.
+"""Parses the closed filter language and evaluates it as a mask over items.
 
-Assumes columns of known items (`Columns`). One meaning, for every backend: a condition on a missing value is false, and
-`not_in` and `not` are exact complements; an item without regions is sold in all of them; a missing `starts` lies in the
-infinite past and a missing `ends` in the infinite future; category and tags match if any of an item's values matches.
-It does not know time, availability rules or vectors: those are the catalogue's hard rules.
+A condition on a missing value is false; `not_in` and `not` are complements. An item without regions is sold
+everywhere, a missing `starts` or `ends` is infinite, and one of several values suffices. Availability and time are the
+catalogue's hard rules.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Keeps a copy of all items current by following the item log in the live state.
 
-Loads by noting the log's position, reading every item, and following from there; what changed meanwhile is read twice,
-which is harmless because sinks ignore positions they have seen. A new log or a trimmed tail means loading again.
-Used by every API process (the catalogue) and by every worker (the encoder's items).
+Loads by noting the log's position, reading every item, and following from there. What changed meanwhile is read twice,
+which sinks ignore. A new log or a trimmed tail means loading again. API processes fill their catalogue by it, workers
+the encoder's items.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""Approximate nearest items for large catalogues: an hnswlib graph over most rows and a scan over the rest.
+"""Finds approximate nearest items in large catalogues, by an hnswlib graph and a scan of what it lacks.
 
-Assumes what `index.items.search` does. `upsert` writes only the matrix, so it is visible at once; rows that are not in
-the graph, or no longer at the vector they had there, are the delta and are scanned. One keeper thread owns every change
-of the graph, because hnswlib allows neither adding nor resizing beside a search: it inserts the delta a few rows at a
-time, and builds a new graph beside the old one when that is full, holds too many dead nodes or finds too little.
-It does not know why a row changed.
+`upsert` writes the matrix and is visible at once; rows that the graph lacks make the delta, which is scanned. One
+keeper thread owns the graph, as hnswlib allows no change beside a search, and builds the next one beside it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Nearest items to a user vector, by inner product: the interface of both backends, and the exact one.
+"""Finds the nearest items to a vector by inner product, exactly; also the interface of every search backend.
 
-Assumes L2-normalised item vectors, so that inner product is cosine; queries may have any length. Labels are small
-integers chosen by the catalogue. A list is as long as asked while enough allowed items exist.
-It does not know items, filters or users: what is allowed arrives as a mask over labels.
+Assumes L2-normalised item vectors, so that inner product is cosine; queries may have any length. What is allowed
+arrives as a mask over labels, the catalogue's small integers. A list is as long as asked while enough items are
+allowed.
 """
 
 from __future__ import annotations

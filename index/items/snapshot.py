@@ -1,8 +1,7 @@
-"""A catalogue on disk: items, vectors, and the item-log position they stand for, so that a process starts sooner.
+"""Saves a catalogue with its item-log position to disk, so that a process starts sooner.
 
-Assumes nothing is lost with the file: whatever is wrong with it (torn, of another model, of another format), the items
-are loaded from the store instead. Written beside the old file and renamed over it, with a checksum over everything.
-It holds no graph: that is rebuilt in the background while a scan answers.
+Assumes that nothing is lost with the file; if anything is wrong with it, the items are loaded from the store. Written
+beside the old file and renamed over it, with a checksum over everything. The graph is rebuilt in the background.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""One user's live state for one answer: position first, then window, profile and vectors, and the location's context.
+"""Reads one user's live state for one answer, with the context record of the user's location.
 
-Assumes a store that answers the reads of one call in their order, so the position read before the state never claims
-more than the state holds. It does not rank anything and does not know how old the position is: see
-`index.api.liveness`.
+Assumes a store that answers the reads of one call in their order. The position is read before the state, so it never
+claims more than the state holds; how old it is says `index.api.liveness`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The model that is served, as the query side needs it: version, dimension, and the offset of time and place.
+"""Loads what the query side needs of the served model, its version, dimension, weights and context offset.
 
-Assumes the hash that a worker writes per version (`json`: the artefact's document, `context.weight`: fp32 [d, F]). It
-cannot encode anything, and does not decide which version is served.
+Assumes the hash that a worker writes per version, with the artefact's document (`json`) and `context.weight`, fp32
+[d, F]. Which version is served is decided elsewhere.
 """
 
 from __future__ import annotations

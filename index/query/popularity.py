@@ -1,7 +1,7 @@
-"""How popular items are now: the workers' integer counts, summed over partitions and decayed by age.
+"""Sums the workers' click counts over partitions and decays them by age, as the popularity of items now.
 
 Assumes counts in buckets of event time whose totals only grow; a bucket is read again when its total differs. The
-weights make the fallback list and a small part of every score. It knows no users, no vectors and no stock.
+weights make the fallback list and a small part of every score.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from context.features import DAY_MS
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.store import LiveStore
 
-HALF_LIFE_MS = 3 * 86_400_000.0
+HALF_LIFE_MS = 3.0 * DAY_MS
 
 Amounts = NDArray[np.float64]
 _Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]

@@ -1,6 +1,6 @@
-"""Every Redis key of the project, and a user's partition: the only place where either is spelled.
+"""Spells every Redis key of the project, and a user's partition.
 
-A key is `<prefix>:{<tag>}:<rest>`; the braces are a Redis Cluster hash tag, so that everything one partition writes
+A key is `<prefix>:{<tag>}:<rest>`. The braces are a Redis Cluster hash tag, so that everything one partition writes
 atomically lies in one slot. A user's partition is Kafka's own default, murmur2(user_id) mod N.
 """
 

@@ -1,4 +1,4 @@
-"""The live state in this process: the twin of `index.state.redis_store` for replay, evaluation and tests.
+"""Keeps the live state in this process, as the twin of `index.state.redis_store` for replay, evaluation and tests.
 
 Same contract, same test suite. One asyncio loop at a time; nothing survives the process.
 """

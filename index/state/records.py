@@ -1,8 +1,7 @@
-"""What the live state holds, as plain values, and how each is written to bytes: users, items, contexts, vectors.
+"""Encodes what the live state holds, users, items, contexts and vectors, to bytes and back.
 
-Assumes nothing about where the bytes live (Redis or memory) and decides nothing about what changes them: that is
-`streams.pipeline.user_state`. Codecs carry a version byte; a reader that meets an unknown version raises instead of
-guessing.
+Assumes nothing about where the bytes live; what changes them is decided by `streams.pipeline.user_state`. Codecs carry
+a version byte; a reader that meets an unknown version raises instead of guessing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Redis addresses: the hosts one names, and the same address at another host. No message ever repeats an address.
+"""Parses Redis addresses, and never repeats one in a message.
 
 An address is `redis://[[user]:password@]host:port/db`, `rediss://…` (TLS) or `unix://…`; one of a cluster may name
 several hosts, `host:port,host:port`. A node's name is its `host:port`, an IPv6 host in brackets.

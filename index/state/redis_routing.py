@@ -1,8 +1,8 @@
-"""Where a Redis command goes: to the one server, or to the cluster node that owns the key's slot.
+"""Sends Redis commands to the one server, or to the cluster node that owns the key's slot.
 
-Commands given together share one round trip per node, and the nodes work at the same time. A cluster's map of slots is
-read once, patched by redirects, and read again after an error. Redirected commands did not run where they were refused,
-so following a redirect repeats nothing. This module knows neither the keys nor what is stored under them.
+Made because redis-py's asyncio cluster sends ASKING over a pooled connection that the next command need not use, and
+closes busy connections after a redirect. To be deleted once that client passes `tests/index/state/test_redis_cluster`.
+Commands given together share one round trip per node.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The live state in Redis: one Lua script for guarded writes, pipelines for reads, a stream as item log.
+"""Keeps the live state in Redis, with one Lua script for guarded writes and a stream as item log.
 
-Assumes Redis 6.2 or newer with `noeviction`, one server or a cluster: what one script touches lies in one slot. Knows
-nothing about users or items beyond their keys, nor which node has them. Retries belong to the callers: a worker
-repeats a write for ever, the API gives up after one more try.
+Assumes Redis 6.2 or newer with `noeviction`, one server or a cluster; what one script touches lies in one slot. Retries
+belong to the callers, as a worker repeats for ever and the API gives up after one more try.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The in-process live state, kept in one file between runs, together with a document that belongs to it.
+"""Keeps the in-process live state in one file between runs, with a document that belongs to it.
 
-`keep` writes what changed since the last time and the document in one transaction: after a crash the file holds exactly
-one such moment. Assumes that one process at a time uses the file. It does not know what the document says.
+`checkpoint` writes the document and what changed since the last time in one transaction, so after a crash the file
+holds exactly one such moment. Assumes that one process at a time uses the file.
 """
 
 from __future__ import annotations

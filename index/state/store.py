@@ -1,8 +1,7 @@
-"""The live state as an interface: claims, atomic writes guarded by token and position, reads, and the item log.
+"""Defines the live state as an interface of claims, guarded atomic writes, reads, and the item log.
 
-Two implementations keep this contract under one suite: `index.state.redis_store` (production) and
-`index.state.memory_store` (replay, tests). Writes are lists of plain operations; nothing here knows what a user or an
-event is.
+Two implementations keep this contract under one suite, `index.state.redis_store` (production) and
+`index.state.memory_store` (replay, tests). Writes are lists of plain operations, guarded by token and position.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ import numpy as np
 from index.elastic.catalogue import ElasticSide, open_catalogue
 from index.elastic.indexer import ElasticWriter
 from index.items.catalogue import Catalogue
-from index.items.filters import Filter, Mask, parse_filter
+from index.items.filters import Filter, parse_filter
 from index.items.follower import ItemFollower
-from index.items.search import ExactIndex, Labels, SearchIndex
+from index.items.search import ExactIndex
+from index.query.plan import SearchPlan
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, Recommendations, UserView, recommend
+from index.query.recommend import ContextView, Query, Recommendations, UserView, answer_in_process, plan_searches
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
 from tests.bench.report import result, show
@@ -107,27 +109,22 @@ async def opened(
     return catalogue, side
 
 
-def ranked(catalogue: Catalogue, user: Vector, tree: Filter | None) -> Callable[..., Recommendations]:
-    """One request, as the API ranks it."""
-    popularity = Popularity(MemoryStore())
-
-    def ask(passing: Mask | None, search: SearchIndex | None) -> Recommendations:
-        query = Query(10, "mixed", tree, passing=passing, search=search)
-        return recommend(query, UserView(user), catalogue, ContextView(), popularity, NOW_MS)
-
-    return ask
+def plan_of(catalogue: Catalogue, user: Vector, tree: Filter | None) -> Callable[..., SearchPlan]:
+    """One request, as the API plans it."""
+    query, view, popularity = Query(10, "mixed", tree), UserView(user), Popularity(MemoryStore())
+    return partial(plan_searches, query, view, catalogue, ContextView(), popularity, NOW_MS, None)
 
 
 def alone(catalogue: Catalogue) -> Ask:
     async def ask(user: Vector, tree: Filter | None) -> Recommendations:
-        return ranked(catalogue, user, tree)(None, None)
+        return answer_in_process(plan_of(catalogue, user, tree)())
 
     return ask
 
 
 def beside(side: ElasticSide, catalogue: Catalogue) -> Ask:
     async def ask(user: Vector, tree: Filter | None) -> Recommendations:
-        found, _ = await side.answered(ranked(catalogue, user, tree), tree, NOW_MS)
+        found, _ = await side.recommend(plan_of(catalogue, user, tree), tree, NOW_MS)
         return found
 
     return ask
@@ -161,21 +158,11 @@ async def recall(side: ElasticSide, records: Sequence[ItemRecord], users: Vector
         hits, asked = 0.0, users[:50].reshape(-1, DIM)
         for query in asked:
             wanted, _ = exact.search(query[None], 100, allowed)
-            (labels, _), _ = await side.answered(nearest(query, allowed), tree, NOW_MS)
+            labels, _ = await side.search(tree, NOW_MS).search(query[None], 100, allowed.copy)
             assert labels.shape == wanted.shape
             hits += len(set(labels[0].tolist()) & set(wanted[0].tolist())) / wanted.shape[1]
         found.append(result(f"recall_100_{'all' if share is None else share}", hits / len(asked), "share", 0.99))
     return found
-
-
-def nearest(query: Vector, allowed: Mask) -> Callable[[Mask | None, SearchIndex | None], tuple[Labels, Vector]]:
-    """The nearest 100, for `ElasticSide.answered` with kNN."""
-
-    def ask(_: Mask | None, search: SearchIndex | None) -> tuple[Labels, Vector]:
-        assert search is not None
-        return search.search(query[None], 100, allowed)
-
-    return ask
 
 
 async def same_lists(ask: Ask, records: Sequence[ItemRecord], users: Vector) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 from deploy.servers.elasticsearch import ElasticsearchServer
 from index.elastic.client import alias_of, open_client, pattern_of
-from index.elastic.compare import read_items
 from index.elastic.indexer import ItemIndexer
 from index.elastic.settings import ElasticSettings
 from index.state.keys import Keys
@@ -23,6 +22,7 @@ from index.state.redis_store import RedisStore
 from tests.faults.main_thread import in_main_thread
 from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION
+from tests.index.elastic.compare import read_items
 
 _STATUS_S = 0.02
 _PATIENCE_S = 30.0  # of one bulk call, as in production

@@ -17,9 +17,9 @@ from deploy.local.role_commands import roles
 from deploy.roles.indexer import elastic_settings
 from deploy.servers.redis import RedisServer
 from deploy.settings import load
-from index.elastic.compare import compare_items, complete_up_to, served_index
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
+from tests.index.elastic.compare import compare_items, complete_up_to, served_index
 from tests.support.elastic_world import PATIENCE_S, server, settings_of
 from tests.support.index_api_world import World, until
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from index.elastic.client import alias_of, index_of, pattern_of
-from index.elastic.compare import compare_items, complete_up_to, read_items, served_index
 from index.elastic.documents import decode
 from index.elastic.indexer import ElasticWriter, sort_out
 from index.elastic.settings import ElasticSettings
 from index.state.keys import ITEMS_TAG, Keys
 from index.state.memory_store import MemoryStore
 from index.state.store import Commit, LogIdentity, Op
+from tests.index.elastic.compare import compare_items, complete_up_to, read_items, served_index
 from tests.support.elastic_world import PATIENCE_S, Gate, indexing, reached, server, settings_of
 from tests.support.index_api_world import World, item_vector, until
 

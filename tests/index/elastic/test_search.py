@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from elasticsearch import AsyncElasticsearch
 
-from index.elastic.client import open_client, pattern_of
+from index.elastic.client import ElasticUnavailableError, index_of, open_client, pattern_of
 from index.elastic.indexer import ElasticWriter
 from index.elastic.reader import ElasticReader
 from index.elastic.search import ElasticSearch
@@ -21,6 +21,9 @@ from index.items.catalogue import Catalogue
 from index.items.filters import Mask, parse_filter
 from index.items.follower import ItemFollower
 from index.items.search import ExactIndex, Labels
+from index.query.plan import SearchPlan
+from index.query.popularity import Popularity
+from index.query.recommend import ContextView, Query, UserView, answer_in_process, plan_searches
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
@@ -84,16 +87,15 @@ class Indexed:
         self.put([label for label in map(int, labels) if f"i{label}" in self.catalogue], None)
 
     def search(self, queries: Vector, k: int, allowed: Mask | None = None) -> tuple[Labels, Vector]:
+        mask = np.ones(self.catalogue.size, np.bool_) if allowed is None else allowed
         search = ElasticSearch(self.reader, self.catalogue, self.held)
-        found: tuple[Labels, Vector] = self.run(search.answered(lambda it: it.search(queries, k, allowed)))
-        assert not search.in_process and self.counts["refused"] == 0
+        found = self.run(search.search(queries, k, lambda: mask))
+        assert self.counts["refused"] == 0
         return found
 
     def vectors(self, labels: Sequence[int] | Labels) -> Vector:
-        found: Vector = self.run(
-            ElasticSearch(self.reader, self.catalogue, self.held).answered(lambda it: it.vectors(labels))
-        )
-        return found
+        ids = self.catalogue.ids_of(np.asarray(labels, np.int64))
+        return self.run(ElasticSearch(self.reader, self.catalogue, self.held).vectors(ids))
 
     def __len__(self) -> int:
         return len(self.held)
@@ -167,11 +169,45 @@ def test_a_filter_inside_the_search_and_the_mask_agree(index: Indexed) -> None:
     allowed[np.arange(0, 600)] = False  # seen
     queries = unit(2, seed=42)
     search = ElasticSearch(index.reader, index.catalogue, index.held, tree, inside)
-    labels, _ = index.run(search.answered(lambda it: it.search(queries, 100, allowed)))
+    labels, _ = index.run(search.search(queries, 100, lambda: allowed))
     for row, query in enumerate(queries):
         wanted = brute(dict(enumerate(vectors)), query, 100, allowed)
         assert len(set(labels[row].tolist()) & set(wanted)) >= 99
         assert len(labels[row]) == 100 and allowed[labels[row]].all()
+
+
+def test_a_plan_gets_the_list_of_a_process_that_keeps_all_vectors(make: Callable[..., Indexed]) -> None:
+    vectors, index = unit(1600), make(held_rows=1)
+    index.upsert(range(1600), vectors)
+    everything = Catalogue(MODEL, DIM, ExactIndex(DIM))
+    everything.apply([ItemRecord(f"i{n}", n + 1, {}, None, (), "e", None, None, vectors[n]) for n in range(1600)])
+    user = UserView(unit(2, seed=3))
+
+    def plan(catalogue: Catalogue) -> SearchPlan:
+        return plan_searches(Query(20), user, catalogue, ContextView(), Popularity(MemoryStore()), 0)
+
+    expected = answer_in_process(plan(everything))
+    search = ElasticSearch(index.reader, index.catalogue, index.held)
+    found = index.run(search.recommend(lambda: plan(index.catalogue)))
+    assert [entry.item_id for entry in found.items] == [entry.item_id for entry in expected.items]
+    assert found.retrieved == expected.retrieved and found.removed == expected.removed
+
+
+def test_an_item_that_goes_while_elasticsearch_is_asked_is_not_in_the_list(index: Indexed) -> None:
+    vectors = unit(100)
+    index.upsert(range(100), vectors)
+    user, plans = UserView(np.stack([vectors[7], vectors[7]])), 0
+
+    def plan() -> SearchPlan:
+        nonlocal plans
+        plans += 1
+        if plans == 2:  # the first one was asked about, and is being answered
+            gone = ItemRecord("i7", index.position + 1, {"available": False}, None, (), "e", None, None, vectors[7])
+            index.catalogue.apply([gone])
+        return plan_searches(Query(5), user, index.catalogue, ContextView(), Popularity(MemoryStore()), 0)
+
+    found = index.run(ElasticSearch(index.reader, index.catalogue, index.held).recommend(plan))
+    assert plans == 2 and len(found.items) == 5 and "i7" not in [entry.item_id for entry in found.items]
 
 
 def test_a_zero_query_gets_a_full_list(index: Indexed) -> None:
@@ -180,13 +216,18 @@ def test_a_zero_query_gets_a_full_list(index: Indexed) -> None:
     assert len(set(labels[0].tolist())) == 5 and not scores.any()
 
 
-def test_without_an_answer_the_process_searches_what_it_keeps(index: Indexed) -> None:
+def test_a_search_that_is_not_answered_is_refused_and_the_process_searches_what_it_keeps(index: Indexed) -> None:
     vectors = unit(100)
     index.upsert(range(100), vectors)
-    index.reader.shut()
     search = ElasticSearch(index.reader, index.catalogue, index.held)
-    labels, _ = index.run(search.answered(lambda it: it.search(vectors[:1], 5)))
-    assert search.in_process and labels[0].tolist() == brute(dict(enumerate(vectors)), vectors[0], 5, None)
+    index.reader.shut()
+    with pytest.raises(ElasticUnavailableError):
+        ElasticSearch(index.reader, index.catalogue, index.held)
+    index.run(index.client.indices.delete(index=index_of(index.reader.alias)))
+    with pytest.raises(ElasticUnavailableError):
+        index.run(search.search(vectors[:1], 5, lambda: np.ones(100, np.bool_)))
+    labels, _ = index.held.search(vectors[:1], 5)
+    assert labels[0].tolist() == brute(dict(enumerate(vectors)), vectors[0], 5, None)
 
 
 def test_kept_vectors_obey_their_bound_and_the_latest_used_stay() -> None:

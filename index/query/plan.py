@@ -1,0 +1,214 @@
+"""Plans the searches of one query, and gathers candidates with a bound on what no search has reached.
+
+This process or Elasticsearch answers. What was not found is at most as near as the last item found, less
+popular than the last popular one, and promoted by the strongest promotion (threshold algorithm of Fagin, Lotem and
+Naor, 2003).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+
+from index.items.catalogue import Catalogue
+from index.items.filters import LabelField, Mask
+from index.items.search import Labels
+from index.query.popularity import Amounts, Popularity
+from index.state.records import Vector
+
+ListKind = Literal["next", "general", "popular"]
+Nearest = tuple[Labels, Vector]  # labels [q, m] and their inner products [q, m], best first: as `SearchIndex.search`
+Found = Mapping[str, Labels]  # source → labels [m]
+
+_DEPTH, _MARGIN = 2, 40  # candidates per source: this many per wanted item and more; re-scoring moves a few places …
+_DEEPER = 4  # … and how many times more when it could have moved an item further
+_DEEPEST = 4096  # … but no further: vectors this close to each other say nothing, and a query must stay quick
+_ROUNDING = 1e-5  # between inner products of the search and ours
+_FEW = 1000  # allowed items that are cheaper to rank one by one than to look for in the popular list
+_MOST_GROUPS = 6  # searches for promoted items, one for each strength; beyond, one for all
+_TARGETS: Mapping[str, LabelField] = {"item": "item_id", "category": "category", "tag": "tags"}
+_MAX_PROMOTIONS = 256  # read from one context record, as for its features
+_NONE: Labels = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Items [size] of which promotions push none up by more than `boost`."""
+
+    items: Mask
+    boost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Labels [m] of all that were found, how many each source found, and how high any other item can score [slots]."""
+
+    labels: Labels
+    retrieved: Mapping[str, int]
+    reach: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """What is to be found for one list of `count` items, and what their scores are made of.
+
+    Args:
+        slots: kinds of the list's entries; ("popular",) for a cold user.
+        users: the user's vector of each slot [slots, d]; zero for a cold user.
+        delta: what time and place add to each [d].
+        groups: all items that are allowed, then those of them that promotions push up.
+        boosts: what promotions add to each item [size]; None without any.
+        share: weight of popularity.
+        removed: how many items each rule took out.
+        depth: how many items every search is to find.
+    """
+
+    catalogue: Catalogue
+    popularity: Popularity
+    location: str
+    count: int
+    slots: tuple[ListKind, ...]
+    users: Vector
+    delta: Vector | None
+    groups: tuple[Group, ...]
+    boosts: Vector | None
+    share: float
+    removed: Mapping[str, int]
+    depth: int
+
+    @property
+    def targets(self) -> Vector:
+        """The vectors [q, d] to search near to; a cold user has at most the context's."""
+        if self.delta is None:
+            return self.users
+        return self.delta[None] if self._is_cold else self.users + self.delta
+
+    @property
+    def searches(self) -> tuple[Group, ...]:
+        """Where the nearest to each of `targets` are to be found, `depth` of them in each group."""
+        if self._is_cold:
+            return () if self.delta is None else self.groups[:1]
+        return self.groups
+
+    @property
+    def is_deepest(self) -> bool:
+        """Whether no deeper round follows."""
+        return self.depth >= _DEEPEST
+
+    def deeper(self, rounds: int = 1) -> SearchPlan:
+        """The plan of a later round."""
+        return replace(self, depth=_DEEPER**rounds * self.depth)
+
+    def candidates(self, nearest: Sequence[Nearest]) -> Candidates:
+        """All that was found: the answers to `searches`, in their order, and what is popular."""
+        found, reach = self._for_cold_user(nearest) if self._is_cold else self._for_user(nearest)
+        retrieved = {name: len(labels) for name, labels in found.items()}
+        return Candidates(np.unique(np.concatenate(list(found.values()))), retrieved, reach)
+
+    @property
+    def _is_cold(self) -> bool:
+        return self.slots == ("popular",)
+
+    def _for_user(self, nearest: Sequence[Nearest]) -> tuple[Found, Amounts]:
+        """The nearest of each slot, promoted items and the most popular; reach [slots]."""
+        edges = [self._edge(found) + group.boost for found, group in zip(nearest, self.groups, strict=True)]
+        promoted = np.unique(np.concatenate([_NONE, *(labels.ravel() for labels, _ in nearest[1:])]))
+        top = self.popularity.top(self.location, self.depth + 1)
+        popular = self._known(top[: self.depth], self.groups[0].items)
+        rest = self.share * self._highest_share(top[self.depth :])
+        found = dict(zip(self.slots, nearest[0][0], strict=True))
+        return {**found, "promoted": promoted, "popular": popular}, np.max(edges, axis=0) + rest
+
+    def _for_cold_user(self, nearest: Sequence[Nearest]) -> tuple[Found, Amounts]:
+        """What is popular, promoted or near to the context; reach [1]."""
+        (popular, rest), *others = [self._popular(group.items) for group in self.groups]
+        rest = max([rest, *(below + group.boost for (_, below), group in zip(others, self.groups[1:], strict=True))])
+        promoted = np.concatenate([_NONE, *(labels for labels, _ in others)])
+        near = np.unique(nearest[0][0]) if nearest else _NONE
+        edge = self._edge(nearest[0]) if nearest else np.zeros(1)
+        return {"popular": popular, "promoted": promoted, "context": near}, edge + rest
+
+    def _edge(self, found: Nearest) -> Amounts:
+        """How near to each of `targets` an item can be that a search has not found [q]."""
+        labels, products = found
+        if labels.shape[1] < self.depth:
+            return np.full(len(labels), -np.inf)
+        return products[:, -1].astype(np.float64) + _ROUNDING
+
+    def _popular(self, items: Mask) -> tuple[Labels, float]:
+        """The `depth` most popular, ties and what nobody touched by id, and the share that any other can have."""
+        if np.count_nonzero(items) <= max(_FEW, self.depth):
+            return np.flatnonzero(items), -np.inf
+        at, step, found = 0, 2 * self.depth, _NONE
+        while True:
+            top = self.popularity.top(self.location, at + step + 1)
+            found = np.concatenate((found, self._known(top[at : at + step], items)))
+            at, step = at + step, 2 * step
+            if at >= len(top) or len(found) >= self.depth:
+                break
+        if len(found) < self.depth:
+            found = np.concatenate((found, self._others(items, found)))
+        return found, self._highest_share(top[at : at + 1])
+
+    def _others(self, items: Mask, found: Labels) -> Labels:
+        rest = items.copy()
+        rest[found] = False
+        ids = self.catalogue.ids_of(np.flatnonzero(rest))
+        return self.catalogue.labels_of(heapq.nsmallest(self.depth - len(found), ids))
+
+    def _known(self, item_ids: Sequence[str], items: Mask) -> Labels:
+        labels = self.catalogue.labels_of(item_ids)
+        labels = labels[labels < len(items)]
+        return labels[items[labels]]
+
+    def _highest_share(self, item_ids: Sequence[str]) -> float:
+        return float(self.popularity.shares(item_ids, self.location).max(initial=0.0))
+
+
+def first_depth(count: int) -> int:
+    """How deep the first round of a list of `count` items searches."""
+    return _DEPTH * count + _MARGIN
+
+
+def groups_of(allowed: Mask, boosts: Vector | None) -> tuple[Group, ...]:
+    """All items that are allowed, then those that promotions push up, which may lie far from the user."""
+    everything = Group(allowed, 0.0)
+    promoted = allowed & (boosts > 0) if boosts is not None else allowed[:0]
+    if boosts is None or not promoted.any():
+        return (everything,)
+    values = np.unique(boosts[promoted])
+    if len(values) > _MOST_GROUPS:
+        return everything, Group(promoted, float(values[-1]))
+    return everything, *(Group(allowed & (boosts == value), float(value)) for value in values)
+
+
+def boosts_of(
+    catalogue: Catalogue, promotions: Sequence[Mapping[str, Any]], size: int, now_ms: int, weight: float, limit: float
+) -> Vector | None:
+    """[size] what the promotions of items, categories and tags that run now add; None without any.
+
+    Args:
+        weight: of a promotion of strength 1.
+        limit: of all promotions of one item together.
+    """
+    boosts = None
+    for promotion in islice(promotions, _MAX_PROMOTIONS):
+        if not _is_running(promotion, now_ms):
+            continue
+        boosts = np.zeros(size, np.float32) if boosts is None else boosts
+        boost = weight * float(promotion.get("strength", 1.0))
+        for name, target in _TARGETS.items():
+            if promotion.get(name):
+                labels = catalogue.labels_with(target, str(promotion[name]))
+                boosts[labels[labels < size]] += max(-limit, min(limit, boost))
+    return None if boosts is None else np.clip(boosts, -limit, limit)
+
+
+def _is_running(promotion: Mapping[str, Any], now_ms: int) -> bool:
+    starts_ms, ends_ms = promotion.get("starts_ms"), promotion.get("ends_ms")
+    return (starts_ms is None or starts_ms <= now_ms) and (ends_ms is None or now_ms < ends_ms)
