@@ -1,9 +1,8 @@
-"""Named features of a moment and a place: τ(t) for the calendar, g(t, location) for weather, events and promotions.
+"""`ContextFeatures` encodes a moment and a place as named features τ(t) of the calendar and g(t, location) of the rest.
 
-Assumes UTC event time and context records as on the `context` topic. A value that was not in the records a vocabulary
-was built from contributes zero, and so does an expired record, a promotion outside its window and anything malformed.
-It does not know time zones, nor which record is the active one of a location: see `context.timeline`.
-Promotions of single items have no feature; they are re-scored where the candidates are.
+Times are UTC. Weather, events and promotions come from records as on the `context` topic. Unknown values, expired
+records, promotions outside their window and anything malformed contribute zero. Promotions of single items have no
+feature.
 """
 
 from __future__ import annotations

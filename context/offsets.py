@@ -1,8 +1,7 @@
-"""Δ(t, location) = W_c · [τ(t); g(t, location)]: what a query adds to both user vectors (STARS, arXiv 2512.10149).
+"""`ContextOffset` gives Δ(t, location) = W_c · [τ(t); g(t, location)], which a query adds to both user vectors (STARS,
+arXiv 2512.10149).
 
-Assumes W_c was learned over the same ordered features. The length of Δ is bounded, so that a wrong offset cannot take
-over a list, and what was applied is listed with it.
-It does not know users or items; promotions of single items are re-scored where the candidates are.
+The length of Δ is bounded, so that a wrong offset cannot take over a list, and what was applied is listed with it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Which context record is in force at a location at a time, when many records are known (training, evaluation).
+"""`ContextTimeline` finds the context record in force at a location and a time, for training and evaluation.
 
-Assumes that a record is in force from its `ts_ms` until the next one of its location or its own `valid_until_ms`,
-whichever is first; of two with one time the later in the list wins. (On the live path the last write wins.)
-It does not know removals; write one as a record whose `valid_until_ms` is its `ts_ms`.
+A record is in force from its `ts_ms` until the next one of its location or its own `valid_until_ms`; of two with one
+time the later in the list wins. A removal is a record whose `valid_until_ms` is its `ts_ms`.
 """
 
 from __future__ import annotations

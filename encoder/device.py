@@ -1,9 +1,9 @@
-"""Where tensors live, and what is fast there: the words of the settings become devices of torch.
-
-It knows no model and no data.
-"""
+"""Names of devices and counts of threads in the settings become torch's; arrays are sent to a device."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -27,3 +27,20 @@ def send(array: NDArray[np.generic], device: torch.device) -> Tensor:
     """The array on the device; through pinned memory, so that nobody waits for the copy."""
     found = torch.from_numpy(array)
     return found if device.type == "cpu" else found.pin_memory().to(device, non_blocking=True)
+
+
+def use_threads(count: int) -> None:
+    """Bounds the CPU threads of all tensor work in this process."""
+    torch.set_num_threads(count)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Bounds the CPU threads of tensor work meanwhile; None: as before."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -22,9 +22,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from encoder.text.endpoint_limits import EndpointError
 from encoder.text.endpoint_models import embed_each
 from encoder.text.item_text import canonical_text, text_hash
+from encoder.text.limits import EndpointError
 from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules

@@ -121,7 +121,7 @@ def train(
     from deploy.jobs.train import TrainPlan, train_folder
     from deploy.texts.models import TextSource
     from encoder.text.cache import TextMemory
-    from encoder.training.loop import TrainOptions
+    from encoder.training.options import TrainOptions
 
     if refit is not None:
         _refuse_beside_refit(protocol)
@@ -247,7 +247,7 @@ def evaluate(
     """
     from deploy.jobs.evaluate import BaselinePlan, evaluate_folder, evaluate_leave_one_out
     from deploy.reports.report import write_report
-    from encoder.inference.incremental import use_threads
+    from encoder.device import use_threads
     from encoder.text.cache import TextMemory
     from streams.evaluation.held_out import QuestionSettings
 

@@ -178,7 +178,8 @@ async def _opened(
 
 
 def _encoder(model: Path, settings: Settings) -> EncoderThread:
-    from encoder.inference.incremental import IncrementalEncoder, use_threads
+    from encoder.device import use_threads
+    from encoder.inference.incremental import IncrementalEncoder
     from encoder.model.artefact import load
 
     use_threads(settings.threads)

@@ -16,7 +16,8 @@ from deploy.jobs.evaluate import first_question_ms, given_vectors
 from deploy.jobs.replay import folder_vectors
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory
-from encoder.inference.incremental import IncrementalEncoder, use_threads
+from encoder.device import use_threads
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load, serving_arrays
 from index.query.model import own_list, own_weights
 from streams.evaluation.held_out import QuestionSettings, led_by

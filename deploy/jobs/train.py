@@ -22,7 +22,8 @@ from encoder.model.config import PARTS, ModelConfig, preset
 from encoder.model.encoder import StarsEncoder
 from encoder.text.endpoint_models import ChatTagger
 from encoder.text.item_text import VocabularyTagger, build_vocabulary
-from encoder.training.loop import TrainOptions, TrainResult, train
+from encoder.training.loop import TrainResult, train
+from encoder.training.options import TrainOptions
 from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
 from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules

@@ -19,10 +19,10 @@ from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
 from encoder.text.cache import TextMemory
 from encoder.text.endpoint_client import Endpoint, EndpointClient
-from encoder.text.endpoint_ledger import Ledger
-from encoder.text.endpoint_limits import Gate, Limits
 from encoder.text.endpoint_models import ChatTagger, Embedder, EndpointEmbedder, EndpointTextModel
 from encoder.text.item_text import MiniLM, VocabularyTagger
+from encoder.text.ledger import Ledger
+from encoder.text.limits import Gate, Limits
 from streams.folder.reader import Folder
 from streams.item_vectors import ItemVectors
 

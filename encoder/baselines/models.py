@@ -1,8 +1,8 @@
-"""Published sequential models by item ids alone: SASRec, BERT4Rec and HSTU, as baselines of the same evaluation.
+"""`SequenceModel` is SASRec, BERT4Rec or HSTU over item ids alone.
 
 SASRec (arXiv 1808.09781) reads left to right, BERT4Rec (arXiv 1904.06690) both ways with masked items, HSTU (arXiv
 2402.17152) left to right with pointwise attention and relative time. Item vectors are tied between input and output.
-They cannot be appended to exactly and know no text, kind or context; how they learn is `encoder.baselines.training`.
+Unlike the STARS encoder none can be appended to exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class SequenceModel(nn.Module):
 
     def __init__(self, recipe: Recipe, items: int) -> None:
         super().__init__()
-        self.recipe, self.items, self.mask_item = recipe, items, items
+        self.recipe = recipe
+        self.items = items
+        self.mask_item = items
         self.item = nn.Embedding(items + 1, recipe.d_model)
         self.position = nn.Embedding(recipe.window + 1, recipe.d_model)  # BERT4Rec asks in one place more
         for table in (self.item, self.position):
@@ -59,10 +61,8 @@ class SequenceModel(nn.Module):
             place = (lengths.unsqueeze(1) - 1 - at).clamp_min(0)
         x = self.item(items.clamp_min(0)) * self.scale + self.position(place)
         x = self.dropout(self.input_norm(x))
-        x = {"sasrec": self._causal, "bert4rec": self._both_ways, "hstu": self._pointwise}[self.recipe.architecture](
-            x, ts_ms, lengths
-        )
-        x = self.head(x)
+        layers = {"sasrec": self._causal, "bert4rec": self._both_ways, "hstu": self._pointwise}
+        x = self.head(layers[self.recipe.architecture](x, ts_ms, lengths))
         return F.normalize(x, dim=-1) if self.recipe.cosine else x
 
     def _causal(self, x: Tensor, ts_ms: Tensor, lengths: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Recipes of the baselines that are trained: shape, loss and stopping of each, in one JSON file for each kind of data.
+"""A recipe gives the shape, loss and stopping of a baseline; one JSON file holds those for a kind of data.
 
 The files follow what the papers and their public re-runs name for such data; what none of them names has the default
-here. It loads no torch and does not know what the names mean to a model (`encoder.baselines.models`).
+here. Loads no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOSSES = ("bce", "softmax", "sampled")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One baseline: its shape and how it is trained. Recipes are JSON files in `encoder/baselines`."""
+    """One baseline: its shape and how it is trained. Raises ValueError for names that do not fit together."""
 
     architecture: str
     loss: str = "softmax"  # "bce": against one uniform negative; "sampled": softmax over `negatives` of them

@@ -1,7 +1,7 @@
-"""Users' item sequences as columns, and padded batches of their ends: what sequential baselines are trained on.
+"""Sequential baselines are trained on padded batches of the ends of users' item sequences.
 
-Items are numbers below `catalogue`, users' events lie one after another in time order. Batches are of similar length
-and a function of the data and a generator. It knows no kinds, texts, profiles or contexts: the baselines use none.
+Items are numbers below `catalogue`; users' events lie one after another in time order. Batches are of similar length
+and a function of the data and a generator.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from encoder.model.features import IntArray
 from encoder.training.dataset import plan
 
-IntArray = NDArray[np.int64]
 PADDING = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Events of user u are user_ptr[u]..user_ptr[u + 1] of the columns.
-
-    Raises:
-        ValueError: columns do not fit each other, or an item is outside the catalogue.
+    """Events of user u are user_ptr[u]..user_ptr[u + 1] of the columns. Raises ValueError when they do not fit each
+    other, or an item is outside the catalogue.
     """
 
     user_ptr: IntArray  # [users + 1]

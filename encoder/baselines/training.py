@@ -1,8 +1,7 @@
-"""Training of the sequential baselines: the published losses, Adam at a constant rate, early stopping on validation.
+"""`fit` trains a sequential baseline by its published loss, with Adam at a constant rate and early stopping.
 
-A run is a function of data, recipe and seed, except where `max_seconds` ends it. The weights with the best validation
-are kept. It knows item numbers and times; what is validated the caller says. Nothing is saved: a baseline is trained,
-measured and forgotten.
+A run is a function of data, recipe and seed, except where `max_seconds` ends it. The weights that validate best are
+kept. Nothing is saved: a baseline is trained, measured and forgotten.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ from torch.nn import functional as F
 
 from encoder.baselines.models import SequenceModel
 from encoder.baselines.recipes import Recipe
-from encoder.baselines.sequences import PADDING, IntArray, Padded, Sequences, training_batches
+from encoder.baselines.sequences import PADDING, Padded, Sequences, training_batches
 from encoder.device import fast_bfloat16, resolve_device
+from encoder.model.features import IntArray
 from encoder.training.early_stopping import Best
 from encoder.training.losses import candidate_softmax, full_softmax
 
@@ -93,9 +93,7 @@ def fit(
     """Trains until validation (more is better) has not risen for `recipe.patience` times, epochs or time are over.
 
     `progress` names the run on a terminal; None shows nothing. `device` is "cpu", "cuda" or "auto" (CUDA when there).
-
-    Raises:
-        ValueError: nobody has two events, or training diverges.
+    Raises ValueError when nobody has two events, or training diverges.
     """
     torch.manual_seed(seed)
     run = _BaselineRun(data, recipe, SequenceModel(recipe, data.catalogue).to(resolve_device(device)), seed)
@@ -121,7 +119,10 @@ def fit(
 
 class _BaselineRun:
     def __init__(self, data: Sequences, recipe: Recipe, model: SequenceModel, seed: int) -> None:
-        self.data, self.recipe, self.model, self.seed = data, recipe, model, seed
+        self.data = data
+        self.recipe = recipe
+        self.model = model
+        self.seed = seed
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), fused=True)
         # What the products lose in bfloat16 is far below the noise of dropout; elsewhere it would be slower.
         self.dtype = torch.bfloat16 if fast_bfloat16(model.device) else torch.float32

@@ -1,4 +1,8 @@
-"""TODO docstring of encoder.inference.batching."""
+"""A batch of encode requests becomes packed rows that are ready for the first block.
+
+Rows of all requests lie behind each other without padding: [USER] where a window begins at position 0, then its new
+events. An item without a vector is read as the zero row and reported.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,15 @@ from encoder.device import send
 from encoder.inference.item_table import MISSING_ROW, ItemTable
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
-from encoder.model.features import calendar_features, gap_buckets, profile_buckets
+from encoder.model.features import IntArray, calendar_features, gap_buckets, profile_buckets
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
-    """One window to encode. `keep` leading events are unchanged since this key's last encode; 0 rebuilds the key and
-    reads the profile again. `profile` is `{"numeric": {name: float}, "categorical": {name: str}}` or None.
+    """One window to encode, oldest event first.
+
+    `keep` leading events are unchanged since this key's last encode; 0 rebuilds the key and reads the profile again.
+    `profile` is `{"numeric": {name: float}, "categorical": {name: str}}` or None.
     """
 
     key: Hashable
@@ -56,9 +62,6 @@ def check(requests: Sequence[EncodeRequest], config: ModelConfig) -> None:
         raise ValueError("one key twice in a batch; join its events into one request")
 
 
-IntArray = NDArray[np.int64]
-
-
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Packed rows: row r is position `position[r]` of request `owner[r]` and its `offset[r]`-th new one."""
@@ -82,16 +85,16 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Rows ready for the first block [N, d] and the events among them whose item has no vector."""
+    """Packed rows ready for the first block, and the events among them whose item has no vector."""
 
-    x: Tensor
+    x: Tensor  # [N, d]
     ts_ms: Tensor  # int64 [N], 0 for [USER]
     missing: list[tuple[int, int, str]]  # request, event index, item id
 
 
 @dataclass(frozen=True, slots=True)
 class _Events:
-    """The new events of a batch as columns, in packed order."""
+    """The new events of a batch as columns [n], in packed order."""
 
     ids: list[str]
     kind: IntArray
@@ -102,10 +105,7 @@ class _Events:
 def embed(
     model: StarsEncoder, table: ItemTable, requests: Sequence[EncodeRequest], first: Sequence[int], rows: Rows
 ) -> Embedded:
-    """Embed the packed rows of windows whose new positions begin at first[b].
-
-    Raises ValueError for a kind the model does not know.
-    """
+    """Embed rows of windows whose new positions begin at first[b]. Raises ValueError for a kind the model lacks."""
     events = _columns(requests, first)
     if len(events.kind) and not 0 <= events.kind.min() <= events.kind.max() < len(model.config.kinds):
         raise ValueError(f"kind {events.kind.min()} or {events.kind.max()} is outside 0..{len(model.config.kinds) - 1}")
@@ -144,7 +144,7 @@ def _columns(requests: Sequence[EncodeRequest], first: Sequence[int]) -> _Events
 
 
 def _last_events(requests: Sequence[EncodeRequest]) -> _Events:
-    """The usual case, one new event each, without a slice for every column of every request."""
+    """`_columns` of one new event each, the usual case, without a slice for every column of every request."""
     ts_ms = np.asarray([request.ts_ms[-1] for request in requests], dtype=np.int64)
     before = np.asarray([request.ts_ms[-2:][0] for request in requests], dtype=np.int64)
     kind = np.asarray([request.kinds[-1] for request in requests], dtype=np.int64)

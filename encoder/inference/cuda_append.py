@@ -1,9 +1,8 @@
-"""One new row for each user as one recorded step: on CUDA the launches of a small batch cost more than its arithmetic.
+"""`AppendStep` appends one event per user in a single CUDA-graph replay.
 
-All shapes are fixed: a batch is filled up to a power of two with rows that write to and read a spare page, and every
-request names as many pages as the longest window has. So the step can be recorded once for each size as a CUDA graph
-and replayed. Without a bias the pages are read where they lie, otherwise they are gathered. On a CPU, which has no
-launches to save, it gives the same vectors and is for tests. Used by one thread.
+All shapes are fixed: a batch is filled up to a power of two with rows of a spare page, and every block table is as long
+as a full window's. Without a bias pages are read in place, otherwise gathered. On a CPU, for tests, nothing is
+recorded.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _WARM_UP = 3  # runs before the recording, in which libraries choose their kerne
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """Where a recorded step of one size reads and writes; `staged` is pinned memory of the host."""
+    """The buffers of a recorded step of one size; `staged` is pinned memory of the host."""
 
     graph: torch.cuda.CUDAGraph
     x: Tensor
@@ -42,10 +41,11 @@ class AppendStep:
     `in_place`: see `encoder.inference.paged_attention`, None gathers the pages.
     """
 
-    def __init__(self, model: StarsEncoder, slots: KVCache, in_place: AttendInPlace | None) -> None:
-        self._model, self._slots, self._in_place = model, slots, in_place
-        self._most = slots.needed(1 + model.config.capacity)
-        self._idle = np.array([slots.spare] * self._most + [0, 0], dtype=np.int64)
+    def __init__(self, model: StarsEncoder, cache: KVCache, in_place: AttendInPlace | None) -> None:
+        self._model = model
+        self._cache = cache
+        self._in_place = in_place
+        self._idle = np.array([cache.spare] * cache.needed(1 + model.config.capacity) + [0, 0], dtype=np.int64)
         self._recorded: dict[int, _Recorded] = {}
         self._pool = torch.cuda.graph_pool_handle() if model.general.is_cuda else None
 
@@ -106,21 +106,21 @@ class AppendStep:
         """x [B, d], places int64 [B, P + 2]; [B, 2, d]."""
         model, batch = self._model, len(x)
         pages, position, ts_ms = places[:, :-2], places[:, -2], places[:, -1]
-        page = pages.gather(1, position.unsqueeze(1) // self._slots.page).squeeze(1)
-        offset = position % self._slots.page
+        page = pages.gather(1, position.unsqueeze(1) // self._cache.page).squeeze(1)
+        offset = position % self._cache.page
         if model.config.bias == "time":
-            self._slots.times[page, offset] = ts_ms
+            self._cache.times[page, offset] = ts_ms
         relations = self._relations(pages, position)
         z = torch.cat([x, model.general.expand(batch, -1)])  # [2 B, d]: the new rows, then a [GEN] row each
         for layer, block in enumerate(model.layers):
-            cache = self._slots.storage[layer]  # [pages, page, 2, H, d_head]
+            stored = self._cache.storage[layer]  # [pages, page, 2, H, d_head]
             read = block.read(z)
-            cache[page, offset] = block.key_value(read[:batch]).view(batch, *cache.shape[2:]).to(cache.dtype)
-            queries = block.query(read).view(2, batch, *cache.shape[3:])
+            stored[page, offset] = block.key_value(read[:batch]).view(batch, *stored.shape[2:]).to(stored.dtype)
+            queries = block.query(read).view(2, batch, *stored.shape[3:])
             if self._in_place is None:
-                attended = _gathered(block, queries, cache, pages, position, relations)
+                attended = _gathered(block, queries, stored, pages, position, relations)
             else:
-                attended = self._in_place(queries, cache, pages, position)
+                attended = self._in_place(queries, stored, pages, position)
             z = block.finish(z, read, attended.reshape(2 * batch, -1))
         return torch.stack([model.next_vector(z[:batch]), model.general_vector(z[batch:])], dim=1)
 
@@ -128,19 +128,19 @@ class AppendStep:
         bias, reader = self._model.config.bias, position.unsqueeze(1)
         if bias == "none":
             return None
-        length = pages.shape[1] * self._slots.page
+        length = pages.shape[1] * self._cache.page
         if bias == "position":
             return Relations.between(reader, None, length, None)
-        times = self._slots.times[pages].flatten(1)
+        times = self._cache.times[pages].flatten(1)
         return Relations.between(reader, times.gather(1, reader), length, times)
 
 
 def _gathered(
-    block: Block, queries: Tensor, cache: Tensor, pages: Tensor, position: Tensor, relations: Relations | None
+    block: Block, queries: Tensor, stored: Tensor, pages: Tensor, position: Tensor, relations: Relations | None
 ) -> Tensor:
     """What `attend_in_place` gives, for any block and bias."""
-    dtype = cache.dtype if relations is None else queries.dtype  # a bias is in full precision
-    key, value = cache[pages].flatten(1, 2).to(dtype).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, d_head]
+    dtype = stored.dtype if relations is None else queries.dtype  # a bias is in full precision
+    key, value = stored[pages].flatten(1, 2).to(dtype).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, d_head]
     seen = torch.arange(key.shape[2], device=key.device) <= position.unsqueeze(1)
     attended = block.attend(queries.permute(1, 2, 0, 3).to(dtype), key, value, seen[:, None, None], relations)
     return attended.to(queries.dtype).permute(2, 0, 1, 3)

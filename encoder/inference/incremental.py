@@ -1,8 +1,7 @@
-"""Exact incremental inference: a new event costs one row through cached keys and values, not a whole window.
+"""`IncrementalEncoder` appends new events to cached keys and values, so that an event costs one row.
 
-`encode` gives the same vectors as `encode_whole` (to float32 rounding) whatever was cached, evicted or batched
-together. Requests are grouped by how many rows they need, so that one long rebuild does not pad a hundred appends.
-Only the thread that owns the encoder may call it. It knows windows, not users, partitions or claims.
+`encode` gives the vectors of `encode_whole`, to float32 rounding, whatever was cached, evicted or batched together.
+Requests are grouped by their rows, so that one rebuild does not pad a hundred appends. For one thread.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ from encoder.model.attention_bias import Relations
 from encoder.model.blocks import Block
 from encoder.model.encoder import StarsEncoder
 
-__all__ = ["EncodeRequest", "EncodeResult", "EncoderStats", "IncrementalEncoder", "ItemTable", "use_threads"]
-
 log = logging.getLogger(__name__)
 
 ROWS_PER_FORWARD = 4096  # bounds activation memory: 4096 rows of d_ff 3072 are 50 MB
@@ -50,30 +47,20 @@ class EncoderStats:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Requests whose keys and values are gathered together: `part` of the batch, in pages, `length` keys, mask.
+    """Requests of a batch whose keys and values are gathered together."""
 
-    `relations` are what lies between queries and keys, where the model has a bias for that.
-    """
-
-    part: slice
+    part: slice  # of the batch, c requests
     pages: Tensor  # int64 [c, pages of the longest]; a shorter one's last entries are any page, which nobody reads
-    length: int
+    length: int  # of the longest, in keys
     mask: Tensor | None  # bool [c, 1, R + 1, length]; None when every row reads every key
-    relations: Relations | None
-
-
-def use_threads(count: int) -> None:
-    """Bounds the CPU threads of all tensor work in this process."""
-    torch.set_num_threads(count)
+    relations: Relations | None  # between queries and keys, where the model has a bias
 
 
 class IncrementalEncoder:
-    """A model, its items and its cached keys and values on one device ("auto": CUDA when there, else CPU).
+    """A model, moved into evaluation mode, its items and its cache on one device ("auto": CUDA when there, else CPU).
 
-    The model is moved to the device and into evaluation mode. Keys and values are kept in `cache_dtype`; None: in
-    float16 on CUDA, where they are read in it too, unless attention has a bias; in float32 on a CPU, which would have
-    to convert them, and for "hstu", whose sums no softmax bounds. Raises ValueError when `cache_bytes` holds no user.
-    `page` positions of a window are kept together (see `encoder.inference.kv_cache`).
+    Keys and values are kept in `cache_dtype`; None: in float32 on a CPU, which would have to convert them, and for
+    "hstu", whose sums no softmax bounds, else in float16. `cache_bytes` and `page` are those of `KVCache`.
     """
 
     def __init__(
@@ -95,44 +82,42 @@ class IncrementalEncoder:
             torch.backends.cuda.enable_cudnn_sdp(False)
         halves = not on_cpu and model.config.block != "hstu"
         dtype = cache_dtype or (torch.float16 if halves else torch.float32)
-        self._slots = KVCache(model.config, cache_bytes, self.device, dtype, page)
-        layer_bytes = self._slots.page_bytes // model.config.n_layers
-        most = max(GATHER_BYTES // layer_bytes, self._slots.needed(1 + model.config.capacity))
-        self._gather = most if on_cpu else self._slots.count
+        self._cache = KVCache(model.config, cache_bytes, self.device, dtype, page)
+        layer_bytes = self._cache.page_bytes // model.config.n_layers
+        most = max(GATHER_BYTES // layer_bytes, self._cache.needed(1 + model.config.capacity))
+        self._gather = most if on_cpu else self._cache.count
         self._scratch = torch.empty(most * layer_bytes // dtype.itemsize if on_cpu else 0, dtype=dtype)
-        self._step = None if on_cpu else AppendStep(self.model, self._slots, _in_place(self.model, self._slots))
+        self._step = None if on_cpu else AppendStep(self.model, self._cache, _in_place(self.model))
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
-        """Vectors of each request's window, appending to what is cached.
-
-        Raises ValueError for a malformed request (see `encoder.inference.batching.check`) or an unknown kind.
-        """
+        """Vectors of each request's window, appending to what is cached; errors as of `batching.check` and `embed`."""
         check(requests, self._config)
         vectors = np.empty((len(requests), 2, self._config.d_model), dtype=np.float32)
         missing: list[tuple[str, ...]] = [()] * len(requests)
-        held = [self._slots.get(request.key) for request in requests]
-        first = [self._first(request, slot) for request, slot in zip(requests, held, strict=True)]
+        held = [self._cache.get(request.key) for request in requests]
+        first = [self._first(request, window) for request, window in zip(requests, held, strict=True)]
         for group in self._groups(requests, held, first):
-            slots = [self._slots.take(requests[at].key, 1 + len(requests[at].items)) for at in group]
-            starts = [first[at] if slot is held[at] else 0 for at, slot in zip(group, slots, strict=True)]  # 0: evicted
-            vectors[group] = self._append([requests[at] for at in group], slots, starts)
-            for at, slot in zip(group, slots, strict=True):
-                if slot.missing:
-                    missing[at] = tuple(dict.fromkeys(slot.missing.values()))
+            windows = [self._cache.take(requests[at].key, 1 + len(requests[at].items)) for at in group]
+            new = [window is not held[at] for at, window in zip(group, windows, strict=True)]  # or evicted since
+            starts = [0 if is_new else first[at] for at, is_new in zip(group, new, strict=True)]
+            vectors[group] = self._append([requests[at] for at in group], windows, starts)
+            for at, window in zip(group, windows, strict=True):
+                if window.missing:
+                    missing[at] = tuple(dict.fromkeys(window.missing.values()))
         self.stats.batches += 1
-        self.stats.evictions = self._slots.evictions
-        self.stats.bytes = self._slots.used_bytes
+        self.stats.evictions = self._cache.evictions
+        self.stats.bytes = self._cache.used_bytes
         return EncodeResult(vectors, tuple(missing))
 
     @torch.inference_mode()
     def encode_whole(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
-        """The reference: every window from its first event by fused attention, no cache read or written."""
+        """Vectors of whole windows by fused attention, without the cache: the reference for `encode`."""
         check(requests, self._config)
         vectors = np.empty((len(requests), 2, self._config.d_model), dtype=np.float32)
         missing: list[tuple[str, ...]] = [()] * len(requests)
         order = sorted(range(len(requests)), key=lambda at: len(requests[at].items))
-        for group in _cut(order, [1 + len(requests[at].items) for at in order]):
+        for group in _split(order, [1 + len(requests[at].items) for at in order], ROWS_PER_FORWARD):
             vectors[group], absent = self._whole([requests[at] for at in group])
             for at, items in zip(group, absent, strict=True):
                 missing[at] = items
@@ -140,17 +125,17 @@ class IncrementalEncoder:
 
     @torch.inference_mode()
     def prepare(self, requests: int) -> None:
-        """On CUDA record the steps of up to so many requests with one new row each, or the first ones wait for it."""
+        """Records the CUDA graphs of appends for up to so many requests; otherwise the first ones wait for it."""
         if self._step is not None:
             self._step.prepare(requests)
 
     def drop(self, key: Hashable) -> None:
         """Forget a key's cached keys and values."""
-        self._slots.drop(key)
+        self._cache.drop(key)
 
     def drop_where(self, predicate: Callable[[Hashable], bool]) -> int:
         """Forget every key for which `predicate` holds; how many those were."""
-        return self._slots.drop_where(predicate)
+        return self._cache.drop_where(predicate)
 
     def _groups(
         self, requests: Sequence[EncodeRequest], held: Sequence[CachedWindow | None], first: Sequence[int]
@@ -159,85 +144,85 @@ class IncrementalEncoder:
         piles: dict[tuple[bool, int], list[int]] = {}
         lengths = [len(request.items) for request in requests]
         rows = [1 + length - start for length, start in zip(lengths, first, strict=True)]
-        for at, slot in enumerate(held):
-            piles.setdefault((slot is None, (rows[at] - 1).bit_length()), []).append(at)
+        for at, window in enumerate(held):
+            piles.setdefault((window is None, (rows[at] - 1).bit_length()), []).append(at)
         self._count(requests, held)
         self.stats.tokens += sum(rows)
         for _, pile in sorted(piles.items()):
             pile.sort(key=lengths.__getitem__)  # neighbours gather similar lengths
-            for group in _cut(pile, [rows[at] for at in pile]):
-                yield from _split(group, [self._slots.needed(1 + lengths[at]) for at in group], self._slots.count)
+            for group in _split(pile, [rows[at] for at in pile], ROWS_PER_FORWARD):
+                yield from _split(group, [self._cache.needed(1 + lengths[at]) for at in group], self._cache.count)
 
-    def _first(self, request: EncodeRequest, slot: CachedWindow | None) -> int:
+    def _first(self, request: EncodeRequest, window: CachedWindow | None) -> int:
         """First position to encode: at latest the last one, whose state is h_next (states are not cached)."""
         keep = request.keep
-        if slot is None or keep == 0:
+        if window is None or keep == 0:
             return 0
-        if slot.missing:
-            keep = min((at for at, item in slot.missing.items() if at < keep and item in self.items), default=keep)
-        return min(slot.positions, 1 + keep, len(request.items))
+        if window.missing:
+            keep = min((at for at, item in window.missing.items() if at < keep and item in self.items), default=keep)
+        return min(window.positions, 1 + keep, len(request.items))
 
     def _count(self, requests: Sequence[EncodeRequest], held: Sequence[CachedWindow | None]) -> None:
         misses = held.count(None)
-        rebuilds = sum(slot is not None and request.keep == 0 for request, slot in zip(requests, held, strict=True))
+        rebuilds = sum(window is not None and request.keep == 0 for request, window in zip(requests, held, strict=True))
         self.stats.misses += misses
         self.stats.rebuilds += rebuilds
         self.stats.hits += len(requests) - misses - rebuilds
 
     def _append(
-        self, requests: Sequence[EncodeRequest], slots: Sequence[CachedWindow], first: Sequence[int]
+        self, requests: Sequence[EncodeRequest], windows: Sequence[CachedWindow], first: Sequence[int]
     ) -> NDArray[np.float32]:
-        """Encode the rows from `first` of each request into its slot and read out both vectors, [B, 2, d]."""
+        """Encode the rows from `first` of each request into its window and read out both vectors, [B, 2, d]."""
         rows = Rows.pack(first, [1 + len(request.items) for request in requests])
         embedded = embed(self.model, self.items, requests, first, rows)
-        for slot, at in zip(slots, first, strict=True):  # valid only up to here, should the forward pass fail
-            slot.positions = at
-            if slot.missing:
-                slot.missing = {event: item for event, item in slot.missing.items() if event + 1 < at}
-        vectors = self._forward(embedded, rows, [slot.pages for slot in slots])
+        for window, at in zip(windows, first, strict=True):  # valid only up to here, should the forward pass fail
+            window.positions = at
+            if window.missing:
+                window.missing = {event: item for event, item in window.missing.items() if event + 1 < at}
+        vectors = self._forward(embedded, rows, [window.pages for window in windows])
         for owner, event, item in embedded.missing:
-            slots[owner].missing[event] = item
-        for request, slot in zip(requests, slots, strict=True):
-            slot.positions = 1 + len(request.items)
+            windows[owner].missing[event] = item
+        for request, window in zip(requests, windows, strict=True):
+            window.positions = 1 + len(request.items)
         return vectors
 
     def _forward(self, embedded: Embedded, rows: Rows, held: Sequence[list[int]]) -> NDArray[np.float32]:
         """All blocks over packed rows [N, d] and one [GEN] row per request."""
-        x, new, batch, size = embedded.x, len(embedded.x), len(held), self._slots.page
+        x, new, batch, size = embedded.x, len(embedded.x), len(held), self._cache.page
         pages = np.asarray([*zip_longest(*held, fillvalue=held[0][0])], dtype=np.int64).T  # [B, most pages]
         if self._step is not None and rows.most == 1:
             return self._step(x, embedded.ts_ms, pages, rows.position)
         row_page, offset = self._send(pages[rows.owner, rows.position // size]), self._send(rows.position % size)
         if self._config.bias == "time":
-            self._slots.times[row_page, offset] = embedded.ts_ms
+            self._cache.times[row_page, offset] = embedded.ts_ms
         spread, packed = self._padding(rows, batch)
         pieces = self._pieces(rows, pages)
         z = torch.cat([x, self.model.general.expand(batch, -1)])  # [N + B, d]
         for layer, block in enumerate(self.model.layers):
-            cache = self._slots.storage[layer]  # [pages, page, 2, H, d_head]
+            stored = self._cache.storage[layer]  # [pages, page, 2, H, d_head]
             read = block.read(z)
-            cache[row_page, offset] = block.key_value(read[:new]).view(new, *cache.shape[2:]).to(cache.dtype)
-            queries = block.query(read)[spread].view(*spread.shape, *cache.shape[3:])  # [B, R + 1, H, d_head]
-            attended = torch.cat([self._attend(block, cache, queries, piece) for piece in pieces])
+            stored[row_page, offset] = block.key_value(read[:new]).view(new, *stored.shape[2:]).to(stored.dtype)
+            queries = block.query(read)[spread].view(*spread.shape, *stored.shape[3:])  # [B, R + 1, H, d_head]
+            attended = torch.cat([self._attend(block, stored, queries, piece) for piece in pieces])
             z = block.finish(z, read, attended.view(-1, z.shape[1])[packed])
         following = self.model.next_vector(z[self._send(rows.last)])
         vectors: NDArray[np.float32] = torch.stack([following, self.model.general_vector(z[new:])], dim=1).cpu().numpy()
         return vectors
 
-    def _attend(self, block: Block, cache: Tensor, queries: Tensor, piece: _Piece) -> Tensor:
+    def _attend(self, block: Block, stored: Tensor, queries: Tensor, piece: _Piece) -> Tensor:
         """What each query of a piece reads from its request's keys and values; [c, R + 1, d]."""
         pages = piece.pages.flatten()
         if len(pages) == 1:  # no copy: the page itself
-            found = cache[int(pages) :][:1]
+            found = stored[int(pages) :][:1]
         elif self._scratch.numel():
-            shape = (len(pages), *cache.shape[1:])
+            shape = (len(pages), *stored.shape[1:])
             found = self._scratch[: int(np.prod(shape))].view(shape)
-            torch.index_select(cache, 0, pages, out=found)
+            torch.index_select(stored, 0, pages, out=found)
         else:
-            found = cache.index_select(0, pages)
-        found = found.view(len(piece.pages), -1, *cache.shape[2:])[:, : piece.length]
+            found = stored.index_select(0, pages)
+        found = found.view(len(piece.pages), -1, *stored.shape[2:])[:, : piece.length]
         query = queries[piece.part].transpose(1, 2)
-        dtype = cache.dtype if piece.relations is None else query.dtype  # a bias is in full precision
+        dtype = stored.dtype if piece.relations is None else query.dtype  # a bias is in full precision
         key, value = found.to(dtype).permute(2, 0, 3, 1, 4).unbind(0)  # [c, H, length, d_head]
         attended = block.attend(query.to(dtype), key, value, piece.mask, piece.relations)
         return attended.to(query.dtype).transpose(1, 2).flatten(2)
@@ -257,7 +242,7 @@ class IncrementalEncoder:
         limit[rows.owner, rows.offset] = rows.position
         limit[:, -1] = ends
         pieces = []
-        needed = (ends // self._slots.page + 1).tolist()
+        needed = (ends // self._cache.page + 1).tolist()
         for part in _parts(needed, self._gather):
             length = int(ends[part].max()) + 1
             held = self._send(np.ascontiguousarray(pages[part, : max(needed[part])]))
@@ -273,15 +258,15 @@ class IncrementalEncoder:
         if self._config.bias == "none":
             return None
         at = self._send(reader)
-        times = self._slots.times[pages].flatten(1) if self._config.bias == "time" else None
-        if times is None:
+        if self._config.bias == "position":
             return Relations.between(at, None, length, None)
+        times = self._cache.times[pages].flatten(1)
         return Relations.between(at, times.gather(1, at), length, times[:, :length])
 
     def _whole(self, requests: Sequence[EncodeRequest]) -> tuple[NDArray[np.float32], list[tuple[str, ...]]]:
         ends = np.asarray([len(request.items) for request in requests], dtype=np.int64)
         rows = Rows.pack([0] * len(requests), [1 + int(end) for end in ends])
-        embedded: Embedded = embed(self.model, self.items, requests, [0] * len(requests), rows)
+        embedded = embed(self.model, self.items, requests, [0] * len(requests), rows)
         x = embedded.x.new_zeros(len(requests), rows.most, embedded.x.shape[1])
         at = self._send(rows.owner), self._send(rows.position)
         x[at] = embedded.x
@@ -299,28 +284,21 @@ class IncrementalEncoder:
         return send(array, self.device)
 
 
-def _in_place(model: StarsEncoder, slots: KVCache) -> AttendInPlace | None:
+def _in_place(model: StarsEncoder) -> AttendInPlace | None:
     """Attention that reads pages where they lie, where there is a kernel for the model's and it can be compiled."""
     if model.config.bias != "none" or model.config.block == "hstu" or find_spec("triton") is None:
         return None
     from encoder.inference.paged_attention import attend_in_place
 
-    device, heads, width = model.general.device, model.config.n_heads, model.config.d_head
-    cache, first = (
-        torch.zeros(1, 1, 2, heads, width, device=device),
-        torch.zeros(1, 1, dtype=torch.int64, device=device),
-    )
+    device, shape = model.general.device, (model.config.n_heads, model.config.d_head)
+    first = torch.zeros(1, 1, dtype=torch.int64, device=device)
     try:
-        attend_in_place(torch.zeros(2, 1, heads, width, device=device), cache, first, first[0])
+        cache = torch.zeros(1, 1, 2, *shape, device=device)
+        attend_in_place(torch.zeros(2, 1, *shape, device=device), cache, first, first[0])
     except Exception as error:  # of any kind: Triton calls a C compiler, which may be missing or find no Python.h
         log.warning("appends gather their pages, the kernel that reads them in place does not run: %s", error)
         return None
     return attend_in_place
-
-
-def _cut(order: Sequence[int], rows: Sequence[int]) -> Iterator[list[int]]:
-    """Consecutive groups of about ROWS_PER_FORWARD rows."""
-    return _split(order, rows, ROWS_PER_FORWARD)
 
 
 def _split(order: Sequence[int], costs: Sequence[int], most: int) -> Iterator[list[int]]:

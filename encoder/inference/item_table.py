@@ -1,8 +1,7 @@
-"""The items an encoder knows, as ready-made unit rows on its device.
+"""`ItemTable` holds the items an encoder knows as unit rows on its device, so that a token's content is one gather.
 
-`put` runs the item tower once per item; afterwards a token's content is one gather. Row 0 is the zero vector that
-stands for an item without a vector. Replacing an item changes tokens encoded from now on, not cached ones. It is used
-by one thread and does not remember text vectors or tags.
+Row 0 is the zero vector of an item without a vector. A replaced item changes tokens encoded from now on, not cached
+ones. For one thread.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ TOWER_BATCH = 4096  # items per tower call: bounds the memory of a bulk load
 
 
 class ItemTable:
-    """Known items: id -> row of a growing device matrix [rows, d]."""
+    """Known items by id, each a row of a growing device matrix `rows` [rows, d]."""
 
     def __init__(self, model: StarsEncoder) -> None:
         self._tower = model.tower
-        self._rows = torch.zeros(1024, model.config.d_model, device=model.general.device)
+        self.rows = torch.zeros(1024, model.config.d_model, device=model.general.device)
         self._row_of: dict[str, int] = {}
         self._free: list[int] = []
         self._d_text = model.config.d_text
@@ -39,21 +38,13 @@ class ItemTable:
         """All known items."""
         return list(self._row_of)
 
-    @property
-    def rows(self) -> torch.Tensor:
-        """Unit content rows [rows, d]; row 0 is zero."""
-        return self._rows
-
     def row(self, item_id: str) -> int:
         """The row of an item, `MISSING_ROW` if it has no vector."""
         return self._row_of.get(item_id, MISSING_ROW)
 
     @torch.inference_mode()
     def put(self, ids: Sequence[str], vectors: NDArray[np.float32], tags: Sequence[Sequence[str]]) -> None:
-        """Add or replace items from text vectors [n, d_text] and tag names.
-
-        Raises ValueError when lengths or the dimension do not fit or a vector is not finite.
-        """
+        """Add or replace items from finite text vectors [n, d_text] and tag names. Raises ValueError for others."""
         array = np.asarray(vectors, dtype=np.float32)
         if array.shape != (len(ids), self._d_text) or len(tags) != len(ids):
             raise ValueError(
@@ -70,11 +61,11 @@ class ItemTable:
     @torch.inference_mode()
     def restore(self, ids: Sequence[str], rows: NDArray[np.float32]) -> None:
         """Add or replace items by rows [n, d] that `retrieval` of the same model gave before."""
-        if rows.shape != (len(ids), self._rows.shape[1]):
+        if rows.shape != (len(ids), self.rows.shape[1]):
             raise ValueError(
-                f"{len(ids)} items with rows {rows.shape}; this model needs [{len(ids)}, {self._rows.shape[1]}]"
+                f"{len(ids)} items with rows {rows.shape}; this model needs [{len(ids)}, {self.rows.shape[1]}]"
             )
-        self._store(ids, torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(self._rows.device))
+        self._store(ids, torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(self.rows.device))
 
     def remove(self, ids: Iterable[str]) -> None:
         """Forget items; unknown ids are ignored. Tokens already cached keep what they saw."""
@@ -84,29 +75,26 @@ class ItemTable:
                 self._free.append(row)
 
     def retrieval(self, ids: Sequence[str]) -> NDArray[np.float32]:
-        """L2-normalised retrieval vectors, float32 [n, d].
-
-        Raises ValueError for an item without a vector.
-        """
+        """L2-normalised retrieval vectors, float32 [n, d]. Raises ValueError for an item without a vector."""
         unknown = [item_id for item_id in ids if item_id not in self._row_of]
         if unknown:
             raise ValueError(f"item {unknown[0]!r} has no vector; put it into the table first")
-        index = torch.tensor([self._row_of[item_id] for item_id in ids], dtype=torch.int64, device=self._rows.device)
-        out: NDArray[np.float32] = self._rows[index].cpu().numpy()
+        index = torch.tensor([self._row_of[item_id] for item_id in ids], dtype=torch.int64, device=self.rows.device)
+        out: NDArray[np.float32] = self.rows[index].cpu().numpy()
         return out
 
     def _put_rows(self, ids: Sequence[str], vectors: NDArray[np.float32], tags: Sequence[Sequence[str]]) -> None:
-        tower, device = self._tower, self._rows.device
+        tower, device = self._tower, self.rows.device
         text = tower.reduce(torch.from_numpy(vectors).to(device))
         self._store(ids, tower(text, tower.deltas(ids), tower.tag_rows(tags).to(device)))
 
     def _store(self, ids: Sequence[str], unit: torch.Tensor) -> None:
         """Put unit rows [n, d] into the table."""
-        device = self._rows.device
+        device = self.rows.device
         rows = [self._claim(item_id) for item_id in ids]
         self._reserve(max(rows, default=0) + 1)
         last = {row: at for at, row in enumerate(rows)}  # an id given twice: the last one wins, on every device
-        self._rows[torch.tensor(list(last), device=device)] = unit[torch.tensor(list(last.values()), device=device)]
+        self.rows[torch.tensor(list(last), device=device)] = unit[torch.tensor(list(last.values()), device=device)]
 
     def _claim(self, item_id: str) -> int:
         row = self._row_of.get(item_id)
@@ -116,7 +104,7 @@ class ItemTable:
         return row
 
     def _reserve(self, count: int) -> None:
-        if count > len(self._rows):
-            grown = self._rows.new_zeros(max(count, 2 * len(self._rows)), self._rows.shape[1])
-            grown[: len(self._rows)] = self._rows
-            self._rows = grown
+        if count > len(self.rows):
+            grown = self.rows.new_zeros(max(count, 2 * len(self.rows)), self.rows.shape[1])
+            grown[: len(self.rows)] = self.rows
+            self.rows = grown

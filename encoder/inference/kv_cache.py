@@ -1,9 +1,7 @@
-"""Preallocated pages of keys and values on the device, and who holds them: least recently used by bytes.
+"""`KVCache` keeps the keys and values of users' windows in preallocated pages (PagedAttention, arXiv 2309.06180).
 
-A key's slot holds its window for all layers, in as many pages as the window needs, so that a short one takes little;
-its length says how many leading positions are valid ([USER] is position 0). Slots are disposable: losing one costs a
-re-encode, never a wrong answer. It does not know what a key means, nor whether its window has changed: the encoder
-decides that from `keep`. (Pages of a key-value cache: Kwon et al., PagedAttention, arXiv 2309.06180.)
+A page is a fixed number of consecutive positions, for all layers. A cached window has a block table of the pages it
+needs and counts its valid leading positions. The least recently used window is evicted, which costs a re-encode.
 """
 
 from __future__ import annotations
@@ -22,17 +20,18 @@ PAGE = 32  # positions of a page: what a last page wastes is little beside a lon
 
 @dataclass(slots=True)
 class CachedWindow:
-    """One key's place: `positions` leading ones are cached ([USER], then events), `missing` had no vector then."""
+    """The cached part of one key's window: [USER] at position 0, then its events."""
 
-    pages: list[int] = field(default_factory=list)
-    positions: int = 0
-    missing: dict[int, str] = field(default_factory=dict)  # event index -> item id
+    pages: list[int] = field(default_factory=list)  # block table: page of positions 0 to `page` - 1, of the next ones …
+    positions: int = 0  # so many leading ones are valid
+    missing: dict[int, str] = field(default_factory=dict)  # event index -> item that had no vector then
 
 
 class KVCache:
-    """key -> Slot in least-recently-used order over one tensor [layers, pages, `page`, 2, heads, d_head] of `dtype`.
+    """Windows by key, least recently used first, over one tensor `storage` [layers, pages, `page`, 2, heads, d_head].
 
-    `times` int64 [pages, `page`] holds the events' times where attention has a time bias.
+    `times` int64 [pages, `page`] holds the events' times where attention has a time bias. Raises ValueError when
+    `cache_bytes` do not hold one full window.
     """
 
     def __init__(
@@ -65,38 +64,37 @@ class KVCache:
         return -(-positions // self.page)
 
     def get(self, key: Hashable) -> CachedWindow | None:
-        """The key's slot, which becomes the most recently used."""
-        slot = self._held.get(key)
-        if slot is not None:
+        """The key's window, which becomes the most recently used."""
+        if key in self._held:
             self._held.move_to_end(key)
-        return slot
+        return self._held.get(key)
 
     def take(self, key: Hashable, positions: int) -> CachedWindow:
-        """The key's slot or an empty one, with room for so many positions: of free pages, then of the least recently
-        used keys. What was taken since as many pages as there are is left alone.
+        """The key's window or an empty one, with room for so many positions: free pages, then those of the least
+        recently used keys. What was taken since as many pages as there are is left alone.
         """
-        slot = self.get(key)
-        if slot is None:
-            slot = self._held[key] = CachedWindow()
+        window = self.get(key)
+        if window is None:
+            window = self._held[key] = CachedWindow()
         count = self.needed(positions)
-        if count == len(slot.pages):
-            return slot
-        self._free += slot.pages[count:]
-        del slot.pages[count:]
-        while len(slot.pages) < count:
+        if count == len(window.pages):
+            return window
+        self._free += window.pages[count:]
+        del window.pages[count:]
+        while len(window.pages) < count:
             if not self._free:
                 self._free += self._held.popitem(last=False)[1].pages
                 self.evictions += 1
             else:
-                slot.pages.append(self._free.pop())
-        return slot
+                window.pages.append(self._free.pop())
+        return window
 
     def drop(self, key: Hashable) -> bool:
         """Forget a key; False if it held nothing."""
-        slot = self._held.pop(key, None)
-        if slot is not None:
-            self._free += slot.pages
-        return slot is not None
+        window = self._held.pop(key, None)
+        if window is not None:
+            self._free += window.pages
+        return window is not None
 
     def drop_where(self, predicate: Callable[[Hashable], bool]) -> int:
         """Forget every key for which `predicate` holds; how many those were."""

@@ -1,8 +1,7 @@
-"""Attention of new rows over pages of cached keys and values, read where they lie: a kernel for CUDA, by Triton.
+"""A Triton kernel attends from new rows to pages of cached keys and values where they lie, on CUDA.
 
-Copying the pages together first would read and write all of them once more. One program serves one head of one request
-and reads its pages once for both rows, the softmax running along (Milakov and Gimelshein, arXiv 1805.02867; pages as
-in PagedAttention, arXiv 2309.06180). It knows no bias. Triton comes with torch on Linux; import this only for CUDA.
+One program serves one head of one request and reads its pages once for both rows with a running softmax (arXiv
+1805.02867; pages as in PagedAttention, arXiv 2309.06180). There is no bias. Import it only for CUDA.
 """
 
 from __future__ import annotations

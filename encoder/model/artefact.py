@@ -1,7 +1,7 @@
-"""A model on disk: one folder with `model.safetensors` (all numbers) and `model.json` (all words). No pickles.
+"""`save` writes a model as a folder of `model.safetensors` (all numbers) and `model.json` (all words), without pickles.
 
 The version "m-<8 hex>" is a hash of numbers, config and item ids, so equal models have equal versions. A folder
-appears whole or not at all. It does not choose where artefacts live nor which one is served.
+appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from encoder.model.config import ModelConfig
-from encoder.model.document import DOCUMENT, FORMAT, SERVING, TENSORS, read_document
+from encoder.model.document import DOCUMENT, FORMAT, TENSORS, read_document
 from encoder.model.encoder import StarsEncoder
 
 
 def save(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> str:
-    """Write the model to a new folder and return its version. Saving the same model there again changes nothing.
+    """Write the model to a new folder, or find it there already; its version.
 
-    Raises ValueError when the folder already holds something else.
+    Raises ValueError when the folder holds something else.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -53,10 +53,7 @@ def save_version(model: StarsEncoder, parent: Path, metadata: Mapping[str, Any])
 
 
 def load(folder: Path) -> tuple[StarsEncoder, dict[str, Any]]:
-    """The model, in evaluation mode on the CPU, and its metadata with `version` added.
-
-    Raises ValueError when the folder holds no artefact, one of another format, or a damaged one.
-    """
+    """The model, in evaluation mode on the CPU, and its metadata with `version` added; errors as of `read_document`."""
     document = read_document(folder)
     model = StarsEncoder(ModelConfig.from_dict(document["config"]), document["item_ids"])
     model.load_state_dict(load_file(folder / TENSORS))
@@ -65,15 +62,12 @@ def load(folder: Path) -> tuple[StarsEncoder, dict[str, Any]]:
 
 def serving_arrays(model: StarsEncoder) -> dict[str, NDArray[np.float32]]:
     """What a query process needs: `context.weight` [d, features], as `load_serving` gives it."""
-    state = model.state_dict()
-    return {name: state[key].cpu().numpy().copy() for key, name in SERVING.items()}
+    return {"context.weight": model.context.detach().cpu().numpy().copy()}
 
 
 def identity(model: StarsEncoder, metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The model's version, and the words beside its metadata.
-
-    It is a hash of all that decides a list: config, item ids, the digest of the tensor file, and of the metadata the
-    default list and the weight of popularity.
+    """The model's version, and the words beside its metadata. The version is a hash of all that decides a list: config,
+    item ids, tensors, and of the metadata the default list and the weight of popularity.
     """
     digest = hashlib.sha256(_tensor_file(model)).hexdigest()
     words = {"config": model.config.to_dict(), "item_ids": model.tower.item_ids, "sha256": digest}

@@ -1,8 +1,7 @@
-"""Attention bias from what lies between two events: how many others, and how much time (after HSTU, arXiv 2402.17152).
+"""`RelativeBias` adds to attention what lies between two events, their distance and the time (HSTU, arXiv 2402.17152).
 
-Both are functions of two events of the window alone, so a cached key never changes its meaning: not of "now", of the
-length, or of the time of the target. [USER] has no time and no distance: reading it has a bias of its own. A [GEN] row
-reads like the last item it reads. It knows no blocks and no cache.
+Both depend on the two events alone, not on "now" or the length, so a cached key keeps its meaning. [USER] has no time
+or distance, but a bias of its own. A [GEN] row reads like the last item it reads.
 """
 
 from __future__ import annotations

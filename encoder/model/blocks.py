@@ -1,7 +1,7 @@
-"""Transformer blocks cut in pieces: what attention reads, queries and keys/values, attention, and what follows it.
+"""A transformer block is cut into what attention reads, queries, keys and values, attention, and what follows it.
 
-The cut lets training, whole-window encoding and the cached append share every weight and every operation around
-attention; only the caller knows which keys a row may see. A block knows no mask, no position and no cache.
+So training, whole-window encoding and the cached append share every weight and operation; the caller says which keys a
+row may see.
 """
 
 from __future__ import annotations

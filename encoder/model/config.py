@@ -1,8 +1,7 @@
-"""The shape of a model: sizes, vocabularies and the window it was trained for.
+"""`ModelConfig` gives a model's sizes, its vocabularies and the window it was trained for.
 
-A config is a plain value that travels inside the artefact; two models with equal configs have equal parameter
-shapes once they know the same items. Presets are JSON files beside this module. It does not know how a model is
-trained (that is `TrainOptions`) and holds no learned number.
+It travels inside the artefact; two models with equal configs and items have equal parameter shapes. Presets are JSON
+files beside this module.
 """
 
 from __future__ import annotations
@@ -20,33 +19,25 @@ PARTS = ("text", "ids", "tags")
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes and vocabularies of one encoder.
-
-    `kinds` are the names of event kinds in code order; `tags` is the controlled vocabulary; `context_features` names
-    the columns of the context offset. `block` is "paper" (post-norm, ReLU; arXiv 2512.10149) or "gated" (pre-norm,
-    gated attention, SwiGLU) or "hstu" (pointwise attention without softmax; arXiv 2402.17152). `bias` is what attention
-    adds for the places of two events: "none", "position", or "time" (position and time between them). A window is cut
-    to its last `window` events when it reaches `window + slack`. `parts` are what an item's vector is made of: its
-    text, a learned offset of its own, its tags. With 0 `profile_buckets` no user's profile is read.
-    """
+    """Sizes and vocabularies of one encoder. Raises ValueError for values that do not fit each other."""
 
     d_model: int = 64
     n_layers: int = 2
     n_heads: int = 2
     d_ff: int = 176
-    block: str = "gated"
-    bias: str = "none"
+    block: str = "gated"  # or "paper" (post-norm, ReLU; arXiv 2512.10149), "hstu" (no softmax; arXiv 2402.17152)
+    bias: str = "none"  # or what attention adds for two events: "position" between them, "time" (position and time)
     d_text: int = 384
     d_reduced: int = 96  # the text vector is first reduced to this many whitened components
-    parts: tuple[str, ...] = PARTS
-    kinds: tuple[str, ...] = ("view", "cart", "purchase", "like", "dislike", "remove")
-    tags: tuple[str, ...] = ()
-    context_features: tuple[str, ...] = ()
-    window: int = 200
-    slack: int = 56
+    parts: tuple[str, ...] = PARTS  # what an item's vector is made of: its text, a learned offset of its own, its tags
+    kinds: tuple[str, ...] = ("view", "cart", "purchase", "like", "dislike", "remove")  # in code order
+    tags: tuple[str, ...] = ()  # the controlled vocabulary
+    context_features: tuple[str, ...] = ()  # columns of the context offset
+    window: int = 200  # a window is cut to so many last events
+    slack: int = 56  # when it reaches window + slack
     temperature: float = 0.07
     dropout: float = 0.1
-    profile_buckets: int = 1024
+    profile_buckets: int = 1024  # 0: no user's profile is read
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "d_ff", "d_text", "d_reduced", "window", "slack"):

@@ -1,7 +1,6 @@
-"""An artefact as plain numbers, for processes that answer queries: numpy only, torch is never loaded.
+"""`load_serving` reads an artefact as plain numbers, for processes that never load torch.
 
-Reads the folder that `encoder.model.artefact.save` wrote and checks it. It gives the context offset's matrix and the
-document beside it; it cannot encode anything.
+It checks what `encoder.model.artefact.save` wrote, and gives the context offset's matrix and the document beside it.
 """
 
 from __future__ import annotations
@@ -18,18 +17,12 @@ from safetensors.numpy import load_file
 DOCUMENT = "model.json"
 TENSORS = "model.safetensors"
 FORMAT = 2
-SERVING = {"context": "context.weight"}  # tensor name -> serving name
-Arrays = dict[str, NDArray[np.float32]]
 
 
-def load_serving(folder: Path) -> tuple[Arrays, dict[str, Any]]:
-    """`context.weight` float32 [d, features], and the artefact's document.
-
-    Raises ValueError when the folder holds no artefact, one of another format, or a damaged one.
-    """
+def load_serving(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    """`context.weight` float32 [d, features], and the artefact's document; errors as of `read_document`."""
     document = read_document(folder)
-    tensors = load_file(folder / TENSORS)
-    return {name: tensors[key] for key, name in SERVING.items()}, document
+    return {"context.weight": load_file(folder / TENSORS)["context"]}, document
 
 
 def read_document(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""The STARS encoder made appendable: [USER], then items, then a [GEN] row that nobody reads.
+"""`StarsEncoder` encodes [USER], then items, then a [GEN] row that nobody reads (STARS, arXiv 2512.10149).
 
-[USER] reads itself, an item reads [USER] and the items up to itself, [GEN] reads all of them and not itself. So the
-state of a position never changes when later events arrive, and keys and values may be cached for ever. It assumes
-windows of at most `config.capacity` events and knows nothing about "now", caches, training or where items come from.
+[USER] reads itself, an item reads [USER] and the items up to itself, [GEN] reads all of them and not itself. So no
+state changes when later events arrive, and keys and values may be cached for ever.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The item tower: text vector, learned id offset and tags of an item become one unit vector [d].
+"""The item tower makes one unit vector of an item's text vector, learned id offset δ and tags.
 
-That one vector is both the content of the item's token and its retrieval vector (tied, as in most sequence models
-that work). An unknown item has no id offset and works at once through text and tags. The text reduction (mean,
-principal components, half whitening) is a fixed linear map found on the training items. It knows no events.
+That vector is both the content of the item's token and its retrieval vector. An unknown item has no δ and works at once
+through text and tags. The text reduction is a fixed linear map, found on the training items.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A bounded memory of text vectors: text hash to vector, in the process and optionally in a file.
+"""`TextMemory` keeps a bounded number of text vectors by hash, in the process and optionally in a file.
 
-So an unchanged text is never embedded (or paid for) twice, not even after a restart. The file is a plain `.npz`
-without pickles, replaced atomically, and merged with what another process wrote there meanwhile. Assumes one thread.
-It does not know texts, and it forgets the least recently used vectors when it is full.
+The file is a plain `.npz`, replaced atomically and merged with what another process wrote meanwhile. The least recently
+used vectors go first. For one thread.
 """
 
 from __future__ import annotations
@@ -31,10 +30,12 @@ class TextMemory(MutableMapping[str, Vector]):
     def __init__(self, path: Path | None = None, embedder: str = "minilm-l6-v2", most: int = 100_000) -> None:
         if most < 1:
             raise ValueError(f"a memory of {most} vectors remembers nothing; allow at least one")
-        self._path, self._embedder, self._most = path, embedder, most
-        self._vectors: dict[str, Vector] = {}  # least recently used first
+        self._path = path
+        self._embedder = embedder
+        self._most = most
+        self._vectors = self._read()  # least recently used first
         self._unsaved = 0
-        self._merge(self._read())
+        self._shrink()
 
     def __getitem__(self, key: str) -> Vector:
         vector = self._vectors.pop(key)
@@ -66,12 +67,10 @@ class TextMemory(MutableMapping[str, Vector]):
         """Write the file, together with what others have written there; nothing happens when nothing is new."""
         if self._path is None or not self._unsaved:
             return
-        mine = self._vectors
-        self._vectors = {}
-        self._merge(self._read())  # theirs first: what we used last is forgotten last
-        for key, vector in mine.items():
-            self._vectors.pop(key, None)
-            self._vectors[key] = vector
+        theirs = self._read()
+        for key in self._vectors:
+            theirs.pop(key, None)
+        self._vectors = theirs | self._vectors  # theirs first: what we used last is forgotten last
         self._shrink()
         self._write(self._path)
         self._unsaved = 0
@@ -79,10 +78,6 @@ class TextMemory(MutableMapping[str, Vector]):
     def close(self) -> None:
         """Save what is new."""
         self.save()
-
-    def _merge(self, found: dict[str, Vector]) -> None:
-        self._vectors.update(found)
-        self._shrink()
 
     def _shrink(self) -> None:
         while len(self._vectors) > self._most:

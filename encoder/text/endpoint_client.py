@@ -1,8 +1,7 @@
-"""One OpenAI-compatible address: POST a JSON body, get a checked answer, or an error that says what to do.
+"""`EndpointClient` posts JSON to an OpenAI-compatible address and gives a checked answer, or an error with its remedy.
 
-Asks again with exponential backoff and full jitter where that can help (429, 5xx, timeouts, unusable answers), never
-after another 4xx. Every request passes a gate first. The key goes into one header, never into a message; the address
-is shown without user name, password and query. It knows neither vectors nor tags.
+It retries with exponential backoff and full jitter after 429, 5xx, timeouts and unusable answers. Every request
+passes a gate. The key goes into one header, never into a message; the address is shown without credentials and query.
 """
 
 from __future__ import annotations
@@ -19,13 +18,14 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import orjson
 
-from encoder.text.endpoint_limits import AnswerError, EndpointError, Gate, Reservation
+from encoder.text.limits import AnswerError, EndpointError, Gate, Reservation
 
 T = TypeVar("T")
 
 TRIES: Final = 5  # an outage of some seconds is bridged here, a longer one by whoever asked
 ANSWER_TRIES: Final = 3  # each unusable answer may have been paid for
-_BACKOFF_S, _MOST_BACKOFF_S = 0.5, 20.0
+_BACKOFF_S: Final = 0.5  # the first wait at most; it doubles up to
+_MOST_BACKOFF_S: Final = 20.0
 _MOST_RETRY_AFTER_S: Final = 60.0  # a longer wait is the caller's, who can be stopped meanwhile
 _REFUSED_S: Final = 60.0  # a wrong key or address stays wrong until somebody repairs it
 _CONNECT_S: Final = 5.0
@@ -69,17 +69,19 @@ class _TryAgainError(Exception):
         self.wait_s = wait_s
 
 
-class EndpointClient:
-    """Asks one call of one endpoint. For use from any thread.
+class _RefusedRequestError(AnswerError):
+    """The request's status says that it will never be answered."""
 
-    Args:
-        path: the call, `embeddings` or `chat/completions`.
-        gate: shared by all clients of a process.
-        seed: of the jitter.
+
+class EndpointClient:
+    """Asks one call `path` of one endpoint, `embeddings` or `chat/completions`. For use from any thread.
+
+    All clients of a process share the `gate`; `seed` is that of the jitter.
     """
 
     def __init__(self, endpoint: Endpoint, path: str, gate: Gate, seed: int | None = None) -> None:
-        self.endpoint, self.gate = endpoint, gate
+        self.endpoint = endpoint
+        self.gate = gate
         self._shown = f"{endpoint.shown.rstrip('/')}/{path}"
         self._random = random.Random(seed)
         timeout = httpx.Timeout(gate.limits.timeout_s, connect=min(_CONNECT_S, gate.limits.timeout_s))
@@ -105,7 +107,7 @@ class EndpointClient:
                 return self._attempt(body, tokens, read)
             except AnswerError as error:
                 unusable += 1
-                if unusable == ANSWER_TRIES or _is_refusal(error):
+                if unusable == ANSWER_TRIES or isinstance(error, _RefusedRequestError):
                     raise
                 reason: Exception = error
                 wait_s = None
@@ -190,14 +192,6 @@ class EndpointClient:
         return repr(text[:_EXCERPT])
 
 
-class _RefusedRequestError(AnswerError):
-    """A status that says: this request never."""
-
-
-def _is_refusal(error: AnswerError) -> bool:
-    return isinstance(error, _RefusedRequestError)
-
-
 def _used(answer: Any, estimate: int) -> int:
     """Tokens that the answer says it cost; the estimate when it says nothing."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
@@ -210,10 +204,8 @@ def _retry_after_s(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(value)) if value.strip()[:1].isdigit() else _until(value)
+        if value.strip()[:1].isdigit():
+            return max(0.0, float(value))
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
-
-
-def _until(date: str) -> float:
-    return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time())

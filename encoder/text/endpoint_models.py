@@ -1,9 +1,8 @@
-"""Text vectors and tags from OpenAI-compatible endpoints, behind the same calls as the local text model.
+"""Endpoint models give text vectors and tags behind the calls of the local text model.
 
-`EndpointEmbedder` asks for the vectors of texts that are not remembered and remembers each answer before anybody uses
-it; `ChatTagger` adds to the tags that a record matches by itself those that a chat model chooses from the vocabulary.
-An item's text can make it choose wrongly, but never leave the vocabulary, and never touch another item: each is asked
-about alone. It does not know Kafka, nor who pays.
+`EndpointEmbedder` stores each answer before anybody uses it. `ChatTagger` adds tags that a chat model chooses from the
+vocabulary. A hostile item text can make it choose wrongly, but never leave the vocabulary or touch another item: each
+is asked about alone.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ import orjson
 from numpy.typing import NDArray
 
 from encoder.text.endpoint_client import EndpointClient
-from encoder.text.endpoint_ledger import Ledger, LedgerVectors
-from encoder.text.endpoint_limits import AnswerError, EndpointError, Gate, estimate_tokens
 from encoder.text.item_text import Item, VocabularyTagger, canonical_text, text_hash
+from encoder.text.ledger import Ledger, LedgerVectors
+from encoder.text.limits import AnswerError, EndpointError, Gate, estimate_tokens
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,37 +74,26 @@ def embed_each(
 
 
 class EndpointEmbedder:
-    """Unit vectors of one embedding model.
+    """Unit vectors of one embedding model. An answer of another `dimension` is not used.
 
-    Args:
-        client: of the call `embeddings`.
-        dimension: of the vectors; an answer of another one is not used.
-        memory: text hash → vector; written before `embed` returns.
+    `client` is of the call `embeddings`; `memory` is written before `embed` returns.
     """
 
     def __init__(self, client: EndpointClient, dimension: int, memory: LedgerVectors) -> None:
-        self._client, self.dimension, self._memory = client, dimension, memory
+        self._client = client
+        self._memory = memory
         self._gate = client.gate
-
-    @property
-    def name(self) -> str:
-        """Name under which the vectors are published: that of the model."""
-        return self._client.endpoint.model
-
-    @property
-    def batch(self) -> int:
-        """How many texts keep all allowed requests busy."""
-        return TEXTS * self._gate.limits.concurrency
+        self.dimension = dimension
+        self.name = client.endpoint.model
+        self.batch = TEXTS * client.gate.limits.concurrency  # so many texts keep all allowed requests busy
 
     def warm_up(self) -> None:
         return None
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors float32 [n, dimension]; each text is asked for once in its life.
+        """Unit vectors float32 [n, dimension]; each text is asked for once in its life, also when an error follows.
 
-        Raises:
-            AnswerError: some of the texts are refused, or answers for them stay unusable; the others are remembered.
-            EndpointError: the endpoint cannot be used now; what was answered before is remembered.
+        Raises AnswerError when some texts are refused or answers unusable, EndpointError when nothing can be asked now.
         """
         hashes = [text_hash(text) for text in texts]
         found = {key: vector for key in dict.fromkeys(hashes) if (vector := self._memory.get(key)) is not None}
@@ -137,26 +125,22 @@ class EndpointEmbedder:
 
 
 class ChatTagger:
-    """Tags of a vocabulary: those that a record matches, and those that a chat model chooses.
+    """Tags of a model's vocabulary that a record matches, and those that a chat model chooses.
 
-    Args:
-        client: of the call `chat/completions`.
-        vocabulary: as in the model's artefact. What a record itself states (brand, price) is not asked about.
-        memory: keeps what was chosen, by model, prompt and text.
+    `client` is of the call `chat/completions`; `memory` keeps what was chosen, by model, prompt and text. What a record
+    itself states (brand, price) is not asked about.
     """
 
     def __init__(self, client: EndpointClient, vocabulary: Sequence[str], memory: Ledger) -> None:
-        self._client, self._memory, self._gate = client, memory, client.gate
+        self._client = client
+        self._memory = memory
+        self._gate = client.gate
         self._matching = VocabularyTagger(vocabulary)
+        self.vocabulary = self._matching.vocabulary
         self.offered = frozenset(tag for tag in vocabulary if tag.partition(":")[0] not in _OWN_KINDS)
         template = files("encoder.text").joinpath("prompts", "tags.txt").read_text("utf-8")
         self.prompt = template.replace("{vocabulary}", "\n".join(tag for tag in vocabulary if tag in self.offered))
         self._tokens = estimate_tokens(self.prompt) + _ANSWER_TOKENS
-
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Everything an item may be tagged with."""
-        return self._matching.vocabulary
 
     def tag(self, items: Sequence[Item]) -> list[list[str]]:
         """Tags of each item, sorted, all from the vocabulary; each text is asked about once in its life.
@@ -207,37 +191,22 @@ class ChatTagger:
 
 
 class EndpointTextModel:
-    """An embedder with a tagger, one of them at least by an endpoint, and the gate that both pass."""
+    """An embedder with a tagger and the gate that endpoints of both pass."""
 
     def __init__(self, embedder: Embedder, tagger: ChatTagger | VocabularyTagger, gate: Gate) -> None:
-        self.embedder, self.tagger, self._gate = embedder, tagger, gate
-
-    @property
-    def name(self) -> str:
-        """Name under which the vectors are published."""
-        return self.embedder.name
-
-    @property
-    def batch(self) -> int:
-        """How many items are best asked about together."""
-        return self.embedder.batch
-
-    def warm_up(self) -> None:
-        """Loads what the first text would wait for; asks no endpoint."""
-        self.embedder.warm_up()
+        self.embedder = embedder
+        self.tagger = tagger
+        self.name = embedder.name
+        self.batch = embedder.batch
+        self.warm_up = embedder.warm_up
+        self.embed = embedder.embed
+        self.tag = tagger.tag
+        self._gate = gate
 
     @property
     def counts(self) -> Counter[str]:
         """What was asked and what became of it, for the heartbeat."""
         return Counter({f"llm_{name}": count for name, count in self._gate.counts.items()})
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors float32 [n, d_text]; errors as of `EndpointEmbedder`."""
-        return self.embedder.embed(texts)
-
-    def tag(self, items: Sequence[Item]) -> list[list[str]]:
-        """Tags of each item, all from the vocabulary; errors as of `ChatTagger`."""
-        return self.tagger.tag(items)
 
     def close(self) -> None:
         """Ends all waiting; what is called now or later raises EndpointError."""

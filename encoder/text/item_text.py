@@ -1,8 +1,7 @@
-"""From an item's catalogue record to a text vector and tags, with nothing but what is installed.
+"""An item's catalogue record becomes a canonical text, its hash, a vector and tags with what is installed.
 
-One function fixes an item's text and one its hash; whoever embeds elsewhere (an LLM service) uses the same two, so that
-an unchanged text is recognised. `MiniLM` turns texts into vectors offline; `VocabularyTagger` names what an item has of
-a controlled vocabulary. Importing this module loads no torch. It does not know Kafka, nor which items there are.
+Whoever embeds elsewhere uses the same text and hash, so that an unchanged text is recognised. `MiniLM` embeds offline;
+`VocabularyTagger` names what an item has of a controlled vocabulary. Importing this module loads no torch.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import importlib.util
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,27 +108,14 @@ class MiniLM:
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
         if self._encoder is None:
-            self._encoder = _load(self._device)
-        with _torch_threads(self._threads):
-            return self._encoder.encode([_encodable(text[:_MAX_CHARACTERS]) for text in texts])
+            self._encoder = _load(self._device, self._threads)
+        return self._encoder.encode([_encodable(text[:_MAX_CHARACTERS]) for text in texts])
 
 
-def _load(device: str) -> MiniLMEncoder:
+def _load(device: str, threads: int) -> MiniLMEncoder:
     from encoder.text.minilm import MiniLMEncoder  # loads torch: three seconds that only those who embed should pay
 
-    return MiniLMEncoder(find_minilm(), device)
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return MiniLMEncoder(find_minilm(), device, threads)
 
 
 @dataclass(frozen=True, slots=True)

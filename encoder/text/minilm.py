@@ -1,9 +1,7 @@
-"""The forward pass of MiniLM-L6: a BERT encoder read from its folder, without any framework but torch.
+"""`MiniLMEncoder` runs the forward pass of MiniLM-L6 from its folder in Hugging Face's BERT layout.
 
-Assumes a folder with `config.json`, `tokenizer.json` and `model.safetensors` in Hugging Face's BERT layout, and the
-pooling of all-MiniLM-L6-v2: mean over the tokens, then L2 norm. Written out here because importing the libraries that
-would do it takes ten seconds and 250 MB in every process that embeds. It does not know how texts are put together,
-nor how to train.
+Pooling is that of all-MiniLM-L6-v2, a mean over the tokens and then L2 norm. It is written out because importing the
+libraries that would do it takes ten seconds and 250 MB in every process that embeds.
 """
 
 from __future__ import annotations
@@ -25,10 +23,12 @@ _BATCH = 32  # of similar lengths: larger ones are no faster on a CPU
 
 
 class MiniLMEncoder:
-    """Token ids in, unit vectors out; inference only, deterministic for a given batch."""
+    """Texts in, unit vectors out; deterministic for a given batch. Raises OSError when a file is missing.
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        """Raises OSError when a file is missing."""
+    `folder` holds `config.json`, `tokenizer.json` and `model.safetensors`; torch may use `threads` meanwhile.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu", threads: int = 1) -> None:
         config = json.loads((folder / "config.json").read_text())
         self._weights = load_file(folder / "model.safetensors", device=device)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -37,6 +37,7 @@ class MiniLMEncoder:
         self._layers, self._heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
         self._epsilon = float(config["layer_norm_eps"])
         self._device = device
+        self._threads = threads
         self.dimension = int(config["hidden_size"])
 
     @torch.inference_mode()
@@ -45,9 +46,14 @@ class MiniLMEncoder:
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        for start in range(0, len(order), _BATCH):
-            rows = order[start : start + _BATCH]
-            vectors[rows] = self._embed([ids[row] for row in rows]).cpu().numpy()
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            for start in range(0, len(order), _BATCH):
+                rows = order[start : start + _BATCH]
+                vectors[rows] = self._embed([ids[row] for row in rows]).cpu().numpy()
+        finally:
+            torch.set_num_threads(before)
         return vectors
 
     def _embed(self, ids: list[list[int]]) -> Tensor:

@@ -1,8 +1,7 @@
-"""A training run's state in one safetensors file, replaced atomically: killed while saving, nothing is lost.
+"""A checkpoint holds a training run's state in one safetensors file, which is replaced atomically.
 
-Weights, their averages and the optimizer's moments are tensors; counters and a fingerprint of the run are JSON in the
-file's header. It assumes that all randomness of a step is derived from the seed and the step's number, so no
-generator state needs saving.
+Counters and a fingerprint of the run are JSON in the file's header. No generator state is saved: all randomness of a
+step follows from the seed and the step's number.
 """
 
 from __future__ import annotations
@@ -32,10 +31,7 @@ def write(folder: Path, fingerprint: str, counters: dict[str, Any], tensors: dic
 
 
 def read(folder: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Counters and tensors of the folder's checkpoint, or None if there is none.
-
-    Raises ValueError when it belongs to another run (config, options or data differ).
-    """
+    """Counters and tensors of the folder's checkpoint, None without one. Raises ValueError for another run's."""
     path = folder / FILE
     if not path.exists():
         return None

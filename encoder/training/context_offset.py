@@ -1,9 +1,7 @@
-"""The context offset W_c, fitted on a frozen encoder by a group lasso that knows its own noise.
+"""`fit_offsets` fits the context offset W_c on a frozen encoder by a group lasso that estimates its noise.
 
-With users h, targets and features f fixed, softmax over (h + W f)·v is convex in W. Each feature's column is shrunk by
-a threshold in units of its gradient's noise, so a feature without effect ends at exactly zero and a strong one is
-hardly touched. The noise allows for trends: it is also estimated between blocks of time. A free constant vector
-absorbs what does not vary with context and is thrown away. It knows no feature's meaning and no serving bound.
+Softmax over (h + W f)·v is convex in W. Each feature's column is shrunk by a threshold in units of its gradient's
+noise, also between blocks of time; one without effect ends at zero. A constant takes what does not vary.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Training data as columns: users' ordered events over a catalogue, cut into windows and batches.
+"""`TrainingData` holds users' ordered events over a catalogue as columns, which are cut into chunks and batches.
 
-A user's history becomes chunks of at most W+S events; each event is a target exactly once and later chunks begin
-with S events of earlier history. Events that were chosen together can be one set: all of them are predicted from what
-came before the first. Batches are of similar length. Everything is a function of the data and a seed. It knows no
-topics, files or text.
+A chunk has at most W+S events; each event is a target once, and later chunks begin with S events of earlier history.
+Events chosen together can be one set, predicted from what came before. Data and a seed decide everything.
 """
 
 from __future__ import annotations
@@ -16,19 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.model.config import ModelConfig
+from encoder.model.features import IntArray
+from encoder.training.options import TrainOptions
 
-IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 MEGA_BATCH = 20  # batches sorted by length together: little padding, still a random order
 
 
 @dataclass
 class TrainingData:
-    """A catalogue and its users' events, sorted by (user, ts). Index arrays point into `item_ids`.
-
-    `context` holds the features at each event's own time and place, used when that event is the target. `pages` holds
-    per event up to 10 items that were shown on the same page and not chosen.
-    """
+    """A catalogue and its users' events, sorted by (user, ts). Index arrays point into `item_ids`."""
 
     item_ids: list[str]
     item_vectors: FloatArray  # [n_items, d_text]
@@ -38,9 +33,9 @@ class TrainingData:
     items: NDArray[np.int32]  # [n_events]
     kinds: NDArray[np.uint8]  # [n_events]
     ts_ms: IntArray  # [n_events]
-    context: FloatArray | None = None  # [n_events, n_features]
-    pages: Sequence[NDArray[Any]] | None = None
-    profiles: Sequence[Mapping[str, Any] | None] | None = None
+    context: FloatArray | None = None  # [n_events, n_features] at each event's own time and place
+    pages: Sequence[NDArray[Any]] | None = None  # [n_events] up to 10 items of the same page that were not chosen
+    profiles: Sequence[Mapping[str, Any] | None] | None = None  # [n_users]
     worth: FloatArray | None = None  # [n_events] what each counts for its item's popularity; None: one
     places: Sequence[str] | None = None  # [n_events] where each happened, "" nowhere in particular
 
@@ -93,6 +88,39 @@ class TrainingData:
     def users(self) -> IntArray:
         """The user of each event, int64 [n_events]."""
         return np.repeat(np.arange(len(self.user_ptr) - 1), np.diff(self.user_ptr))
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Which events are predicted, how much each counts, and from which row."""
+
+    weight: FloatArray  # [n_events] of each event as a training target
+    held_out: FloatArray  # [n_events] the same for the end of the timeline, which is kept out
+    users: IntArray  # [n_events]
+    first: IntArray  # [n_events] the first event of each event's set
+    counts: IntArray  # [n_items] events before the held-out end
+
+    @classmethod
+    def choose(cls, data: TrainingData, config: ModelConfig, options: TrainOptions) -> Targets:
+        """Targets by `options.targets`, `kind_weights`, `holdout` and `baskets`. Raises ValueError without any."""
+        named = options.kind_weights or {}
+        weight = np.asarray([named.get(kind, 1.0) for kind in config.kinds], np.float32)[data.kinds]
+        if options.targets != "all":
+            weight = weight * first_choices(data, by_kind=options.targets == "first_of_kind")
+        if not (weight > 0).any():
+            raise ValueError("no event is a target; give a kind a positive weight, or take all as targets")
+        late = data.ts_ms > np.quantile(data.ts_ms, 1 - options.holdout)
+        if not options.holdout or not (weight[~late] > 0).any():
+            late = np.zeros(len(weight), dtype=bool)
+        held_out = np.where(late, weight, 0).astype(np.float32)
+        end_ms = data.ts_ms[held_out > 0].min(initial=np.iinfo(np.int64).max)
+        return cls(
+            weight=np.where(late, 0, weight).astype(np.float32),
+            held_out=held_out,
+            users=data.users,
+            first=first_of_sets(data) if options.baskets else np.arange(len(data.items)),
+            counts=np.bincount(data.items[data.ts_ms < end_ms], minlength=len(data.item_ids)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
-"""Which of a run's averaged weights were the best by a validation score, and whether it is time to end.
+"""`Best` keeps the averaged weights with the best validation score and says when patience is over.
 
-The caller says what is measured: it gets a finished model, as the artefact would hold it, and returns a number of
-which more is better. Kept weights travel with the run's checkpoint. It knows no data and no metric.
+The caller measures a finished model; more is better. Kept weights travel with the run's checkpoint.
 """
 
 from __future__ import annotations

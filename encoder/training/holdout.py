@@ -1,8 +1,7 @@
-"""How good an encoder is on the held-out end of its own timeline: recall@10 and NDCG@10 beside recent popularity.
+"""`measure` ranks the held-out end of the training timeline and reports recall@10 and NDCG@10.
 
-A quick figure under the training's own windows, full catalogue, items already seen left out: it chooses the weights
-while training, which of its lists a model is to be asked for, and how much popularity is added to a cosine. The serious
-measurement is a replay through the serving path; this one knows no freshness, filters or index.
+It chooses the weights while training, which list a model is asked for, and how much popularity is added to a cosine.
+It uses training windows and the full catalogue, without filters or an index; a replay is the serious measurement.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encoder.training.dataset import IntArray, TrainingData, collate, cut_chunks, first_choices, plan
+from encoder.model.features import IntArray
+from encoder.training.dataset import TrainingData, collate, cut_chunks, first_choices, plan
 from encoder.training.objective import Objective
 from encoder.training.popularity import HALF_LIFE_MS, DecayedCounts
 
@@ -41,13 +41,13 @@ class States:
 @torch.inference_mode()
 def target_states(objective: Objective, weight: NDArray[np.float32], unit: Tensor, *, general: bool = False) -> States:
     """Vectors before every event of positive weight, without context; `unit` holds all items' rows."""
-    model, columns = objective.model, objective.columns
-    chunks = cut_chunks(columns.data.user_ptr, weight, columns.first, model.config)
+    model, targets = objective.model, objective.targets
+    chunks = cut_chunks(objective.data.user_ptr, weight, targets.first, model.config)
     users: list[Tensor] = []
     general_users = [unit[:0]]
     events: list[NDArray[np.int64]] = []
     for group in plan(chunks.rows, TOKENS, np.random.default_rng(0)):
-        batch = collate(chunks, group, columns.users, weight, columns.first)
+        batch = collate(chunks, group, targets.users, weight, targets.first)
         rows = np.tile(np.arange(batch.inputs.shape[1] + 1 if general else 0), (len(group), 1))
         states, gen = objective.states(batch, unit, None, rows, None)
         at = torch.from_numpy(batch.at).to(states.device)
@@ -75,25 +75,25 @@ def measure(objective: Objective, unit: Tensor, popularity: Sequence[float] = (0
     alike. `popularity` are the weights, rising from 0, with which an item's share of the popularity at that time is
     added to its cosine.
     """
-    columns = objective.columns
-    new = columns.held_out * first_choices(columns.data)
-    weight = _thinned(new if new.any() else columns.held_out)
+    data, targets = objective.data, objective.targets
+    new = targets.held_out * first_choices(data)
+    weight = _thinned(new if new.any() else targets.held_out)
     if not weight.any():
         return None
     states = target_states(objective, weight, unit, general=True)
     # One target at a time is too little work for a GPU: each step would take longer to start than to do.
     users = [objective.with_context(vectors, states.events).cpu() for vectors in (states.users, states.general)]
-    unit, recent, known = unit.cpu(), _recent(objective), _Popular(columns.data, popularity)
+    unit, recent, known = unit.cpu(), _recent(objective), _Popular(data, popularity)
     ranks = np.full((len(popularity), len(LISTS), len(states.events)), TOP)
     popular = np.zeros(len(states.events))
-    for row in np.argsort(columns.data.ts_ms[states.events], kind="stable").tolist():
+    for row in np.argsort(data.ts_ms[states.events], kind="stable").tolist():
         target, seen = _before(objective, int(states.events[row]))
         share = known.shares(int(states.events[row]))
         cosines = torch.stack([unit @ vectors[row] for vectors in users])
         for at, much in enumerate(popularity):
             ranks[at, :, row] = _ranks(cosines + much * share, seen, target)
         popular[row] = target in _best(recent, seen)
-    share_of_set = _shares_of_sets(columns.first[states.events])
+    share_of_set = _shares_of_sets(targets.first[states.events])
     gains = np.where(ranks < TOP, 1 / np.log2(2.0 + ranks), 0.0)
     ndcg, recall = gains @ share_of_set, (ranks < TOP) @ share_of_set  # [weights, lists]
     metrics = {"events": len(states.events), "recall@10": recall[0, 0], "ndcg@10": ndcg[0, 0]}
@@ -181,14 +181,14 @@ def in_turn(lists: Sequence[Sequence[int]], count: int) -> list[int]:
 
 def _before(objective: Objective, event: int) -> tuple[int, Tensor]:
     """The item of an event and the other items its user had chosen before."""
-    data, columns = objective.columns.data, objective.columns
+    data, targets = objective.data, objective.targets
     target = int(data.items[event])
-    before = data.items[data.user_ptr[columns.users[event]] : columns.first[event]].astype(np.int64)
+    before = data.items[data.user_ptr[targets.users[event]] : targets.first[event]].astype(np.int64)
     return target, torch.from_numpy(before[before != target])
 
 
 def _recent(objective: Objective) -> Tensor:
-    data, held_out = objective.columns.data, objective.columns.held_out
+    data, held_out = objective.data, objective.targets.held_out
     known = data.ts_ms < data.ts_ms[held_out > 0].min()
     recent = known & (data.ts_ms >= np.quantile(data.ts_ms[known], 1 - RECENT_SHARE))
     return torch.from_numpy(np.bincount(data.items[recent], minlength=len(data.item_ids))).float()

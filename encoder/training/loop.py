@@ -1,8 +1,7 @@
-"""Training: one-cycle AdamW over length-bucketed windows, averaged weights, then the context offset.
+"""`train` fits a model by AdamW, averages its weights, fits the context offset and saves an artefact.
 
-A run is a function of data, config, options and seed; every step draws from a generator of its own, so a resumed run
-equals an uninterrupted one (on CUDA but for the order of sums). A time limit anneals the run instead of cutting it. It
-knows columns, not topics or files; the result is an artefact folder (see `encoder.model.artefact`).
+A run is a function of data, config, options and seed; each step has a generator of its own, so a resumed run equals an
+uninterrupted one (on CUDA but for the order of sums). A time limit anneals the run.
 """
 
 from __future__ import annotations
@@ -12,33 +11,30 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from encoder.device import threads
 from encoder.model import artefact
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
+from encoder.model.features import IntArray
 from encoder.training import checkpoint
 from encoder.training.context_offset import OffsetProblem, choose_events, fit_offsets
-from encoder.training.dataset import TrainingData, collate, cut_chunks, plan
+from encoder.training.dataset import Targets, TrainingData, collate, cut_chunks, plan
 from encoder.training.early_stopping import Best, Validate
 from encoder.training.holdout import POPULARITY, measure, target_states
-from encoder.training.objective import Columns, Objective
+from encoder.training.objective import Objective
 from encoder.training.options import TrainOptions
-
-__all__ = ["TrainOptions", "TrainResult", "TrainingData", "train"]
 
 LOOP_SHARE = 0.8  # of max_seconds; the rest measures, fits the context offset and saves
 FINAL_LR = 0.02  # of the peak
-IntArray = NDArray[np.int64]
 OnStep = Callable[[int, float], None]
 
 
@@ -66,19 +62,18 @@ def train(
 ) -> TrainResult:
     """Train and write the artefact to `out/<version>`; the checkpoint lives in `out` meanwhile.
 
-    `on_step(step, loss)` is called after each step; what it raises ends the run. `validate(model)` is called every
-    `options.validate_every` epochs with the averaged weights; the best ones by what it returns become the artefact.
-    Without it a run of some `patience` that holds out the end of its timeline validates by NDCG@10 there.
-    `metadata` is added to the artefact's.
-    Raises ValueError for data that do not fit, and on resume for a checkpoint of another run.
+    What `on_step(step, loss)` raises ends the run. `validate(model)` scores the averaged weights every
+    `options.validate_every` epochs, and the best ones become the artefact; without it a run with some `patience`
+    validates by NDCG@10 on the held-out end. Raises ValueError for data that do not fit, and on resume for a checkpoint
+    of another run.
     """
     data.check(config)
-    with _threads(options.threads):
+    with threads(options.threads):
         run = _Run(data, config, options, out, validate)
         if resume:
             run.restore()
         run.loop(progress, on_step)
-    with _threads(1):  # many small products: on a busy machine waiting for each other costs more than it saves
+    with threads(1):  # many small products: on a busy machine waiting for each other costs more than it saves
         return run.finish(metadata or {})
 
 
@@ -88,18 +83,25 @@ class _Run:
     ) -> None:
         torch.manual_seed(options.seed)
         self.began = time.monotonic()
-        self.data, self.config, self.options, self.out = data, config, options, out
+        self.data = data
+        self.config = config
+        self.options = options
+        self.out = out
         self.model = StarsEncoder(config, data.item_ids).to(options.device)
-        self.columns = Columns.prepare(data, config, options, self.model)
-        self.objective = Objective(self.model, self.columns, options)
-        self.chunks = cut_chunks(data.user_ptr, self.columns.weight, self.columns.first, config)
+        texts = torch.from_numpy(np.ascontiguousarray(data.item_vectors, np.float32))
+        self.model.tower.fit_text(texts.to(options.device))
+        self.targets = Targets.choose(data, config, options)
+        self.objective = Objective(self.model, data, self.targets, options)
+        self.chunks = cut_chunks(data.user_ptr, self.targets.weight, self.targets.first, config)
         rows = int(self.chunks.rows.sum())
         self.tokens = options.batch_tokens or min(max(rows // 60, 1024), 16_384)
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         self.average = {name: parameter.detach().clone() for parameter, name in self.names.items()}
         self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=options.lr, betas=(0.9, 0.98), fused=True)
-        self.step, self.loss = 0, math.nan
-        self.validate, self.best = validate, Best(options.patience)
+        self.step = 0
+        self.loss = math.nan
+        self.validate = validate
+        self.best = Best(options.patience)
         self.saved = self.began
 
     def loop(self, progress: bool, on_step: OnStep | None) -> None:
@@ -128,7 +130,7 @@ class _Run:
         """Measures the averaged weights after so many epochs."""
         if self.validate is not None:
             self.best.offer(epochs, self.validate(self._exported(self.average)), self.average)
-        elif self.options.patience and self.columns.held_out.any():
+        elif self.options.patience and self.targets.held_out.any():
             self.best.offer(epochs, self._held_out_score(), self.average)
 
     @torch.no_grad()
@@ -170,7 +172,7 @@ class _Run:
         self.model.train()
         for settings in self.optimizer.param_groups:
             settings["lr"] = self.options.lr * self._rate(done, total)
-        batch = collate(self.chunks, group, self.columns.users, self.columns.weight, self.columns.first)
+        batch = collate(self.chunks, group, self.targets.users, self.targets.weight, self.targets.first)
         loss = self.objective(batch, self.chunks, group, rng)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -195,12 +197,8 @@ class _Run:
         tensors = {f"model/{name}": parameter for parameter, name in self.names.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         tensors |= checkpoint.optimizer_tensors(self.optimizer, self.names) | self.best.tensors()
-        counters = {
-            "step": self.step,
-            "loss": self.loss,
-            "seconds": time.monotonic() - self.began,
-            "validations": self.best.scores,
-        }
+        seconds = time.monotonic() - self.began
+        counters = {"step": self.step, "loss": self.loss, "seconds": seconds, "validations": self.best.scores}
         checkpoint.write(self.out, self._fingerprint(), counters, tensors)
         self.saved = time.monotonic()
 
@@ -232,7 +230,7 @@ class _Run:
         if self.best.scores:
             metrics |= {"validation": self.best.score, "best_epoch": float(self.best.at)}
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON knows no NaN
-        document = {"options": self.options.to_dict(), "metrics": metrics, "data": self._data_summary(), **metadata}
+        document = {"options": asdict(self.options), "metrics": metrics, "data": self._data_summary(), **metadata}
         if measured:
             document |= {"slot": measured.slot, "popularity": measured.popularity}
         folder, version = artefact.save_version(self._exported({}), self.out, document)
@@ -240,7 +238,7 @@ class _Run:
         return TrainResult(folder, version, metrics, time.monotonic() - self.began)
 
     def _offsets(self, unit: Tensor) -> Tensor:
-        context, weight = self.data.context, self.columns.weight
+        context, weight = self.data.context, self.targets.weight
         if context is None:
             return self.model.context
         targets = np.flatnonzero(weight > 0)
@@ -257,28 +255,23 @@ class _Run:
 
     def _exported(self, weights: Mapping[str, Tensor]) -> StarsEncoder:
         """The model, with `weights` in place of its own, and δ only for items that have training events, scaled."""
-        kept = np.flatnonzero(self.columns.counts > 0)
+        kept = np.flatnonzero(self.targets.counts > 0)
         final = StarsEncoder(self.config, [self.data.item_ids[at] for at in kept.tolist()])
         state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         state |= {name: value.detach().cpu().clone() for name, value in weights.items()}
-        state["tower.delta"] = (state["tower.delta"] * self.columns.gate.cpu())[kept]
+        state["tower.delta"] = (state["tower.delta"] * self.objective.items.gate.cpu())[kept]
         final.load_state_dict(state)
         return final.eval()
 
     def _data_summary(self) -> dict[str, Any]:
         data = self.data
-        return {
-            "users": len(data.user_ptr) - 1,
-            "items": len(data.item_ids),
-            "events": len(data.items),
-            "since_ms": int(data.ts_ms.min()),
-            "until_ms": int(data.ts_ms.max()),
-        }
+        sizes = {"users": len(data.user_ptr) - 1, "items": len(data.item_ids), "events": len(data.items)}
+        return {**sizes, "since_ms": int(data.ts_ms.min()), "until_ms": int(data.ts_ms.max())}
 
     def _fingerprint(self) -> str:
         """Names the run: what would make a resumed one differ."""
         free = {"max_seconds", "threads", "checkpoint_seconds", "patience"}
-        options = {name: value for name, value in self.options.to_dict().items() if name not in free}
+        options = {name: value for name, value in asdict(self.options).items() if name not in free}
         words = json.dumps([self.config.to_dict(), options, self.data.item_ids], sort_keys=True)
         digest = hashlib.sha256(words.encode())
         for column in (self.data.user_ptr, self.data.items, self.data.kinds, self.data.ts_ms, self.data.item_vectors):
@@ -306,17 +299,6 @@ def _one_cycle(done: float, warmup: float) -> float:
         return FINAL_LR + (1 - FINAL_LR) * done / warmup
     fall = min((done - warmup) / (1 - warmup), 1.0)
     return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * fall))
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _bar(shown: bool) -> Progress:

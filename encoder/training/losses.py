@@ -1,8 +1,7 @@
-"""Losses on unit vectors: softmax over the whole catalogue or over candidates, and in-batch contrast.
+"""The losses compare unit vectors by a softmax over all items or over candidates, or by in-batch contrast.
 
-All of them take cosines divided by a temperature. The full softmax computes its gradients in the forward pass, in
-chunks of rows and in bfloat16 where that is fast, so that no logits are kept; it is limited by memory traffic. None
-of them knows where users, items or candidates come from.
+All take cosines divided by a temperature. The full softmax computes its gradients in the forward pass, in chunks of
+rows and in bfloat16 where that is fast, so that no logits are kept.
 """
 
 from __future__ import annotations

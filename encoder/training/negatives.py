@@ -1,9 +1,7 @@
-"""Negatives for a catalogue too large for a full softmax: same page, then same subclass, then uniform.
+"""`Negatives` draws from the page, the subclass and the catalogue of targets, where a full softmax is too large.
 
-Same-page items were seen and not chosen, same-subclass ones are alike: both teach more than uniform ones, which keep
-the whole space apart. The latter two are drawn from the items that the caller allows: as everyone's negative an item
-that nobody ever chose teaches that nobody wants what is new (`cold_weight`). It draws indexes from a given generator
-and knows neither vectors nor losses.
+Same-page items were seen and not chosen, same-subclass ones are alike; uniform ones keep the whole space apart. The
+latter two come from the items that the caller allows (see `TrainOptions.cold_weight`).
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from encoder.model.features import IntArray
+
 MAX_PAGE = 10
 
 

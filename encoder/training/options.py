@@ -1,21 +1,13 @@
-"""How a model is trained: one flat, frozen set of options, each with its reason.
+"""`TrainOptions` says how a model is trained, each option with its reason.
 
-Sizes and vocabularies are `ModelConfig`'s. The defaults are what worked on two CPU cores with catalogues of some
-thousand items. Two runs with equal data, config and options are equal, except where `max_seconds` ends them; on CUDA
-but for the order of sums.
+The defaults are what worked on two CPU cores with catalogues of some thousand items.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
-
-PRIORS = ("off", "train")
-SCHEDULES = ("one_cycle", "constant")
-TARGETS = ("first", "first_of_kind", "all")
-REACHES = ("encoder", "head")
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +53,14 @@ class TrainOptions:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.prior not in PRIORS:
-            raise ValueError(f"unknown prior {self.prior!r}; choose one of {', '.join(PRIORS)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
-        if self.general_reach not in REACHES:
-            raise ValueError(f"unknown reach {self.general_reach!r}; choose one of {', '.join(REACHES)}")
-        if self.targets not in TARGETS:
-            raise ValueError(f"unknown targets {self.targets!r}; choose one of {', '.join(TARGETS)}")
+        for name, value, known in (
+            ("prior", self.prior, ("off", "train")),
+            ("schedule", self.schedule, ("one_cycle", "constant")),
+            ("reach", self.general_reach, ("encoder", "head")),
+            ("targets", self.targets, ("first", "first_of_kind", "all")),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
         for kind, weight in (self.kind_weights or {}).items():
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
                 raise ValueError(f"the weight of kind {kind!r} is {weight}; give a number from 0")
@@ -82,6 +74,3 @@ class TrainOptions:
             raise ValueError(f"holdout is {self.holdout}; give a share in [0, 1)")
         if self.max_seconds is not None and self.max_seconds <= 0:
             raise ValueError(f"max_seconds is {self.max_seconds}; give a number above 0 or None")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)

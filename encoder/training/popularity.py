@@ -1,7 +1,6 @@
-"""How popular items are as time goes by: counts that halve with age, overall and by place.
+"""`DecayedCounts` counts how popular items are as time goes by, overall and by place, halving with age.
 
-For whoever goes through events in their order: the measure on the held-out end, and offline evaluation. The live
-counterpart (`index.query.popularity`) has the same shares from buckets that several workers write. It knows no users.
+It serves those who go through events in order; the live counterpart is `index.query.popularity`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import NDArray
 
-HALF_LIFE_MS = 3 * 86_400_000.0  # as the API's default
+from encoder.model.features import DAY_MS
+
+HALF_LIFE_MS = 3.0 * DAY_MS  # as the API's default
 _MOST_HALVES = 500.0  # half-lives between two moves of the origin: 2 to this fits float64
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from encoder.baselines.recipes import Recipe
 from encoder.baselines.sequences import Sequences
 from encoder.baselines.training import SequenceScorer, fit
-from encoder.inference.incremental import EncodeRequest
+from encoder.inference.batching import EncodeRequest
 from encoder.training.dataset import TrainingData
 from streams.evaluation.leave_one_out import LeaveOneOut, validation_ndcg
 from streams.evaluation.neighbours import WEEK_MS, PopularityRanker, TextKnn, co_visitation, item_knn

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.inference.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest, EncodeResult
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.training.holdout import in_turn
 from index.query.model import RequestedList
 from streams.item_vectors import ItemVectors

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.training.popularity import DecayedCounts
 from index.query.live_user import profile_location

@@ -1,9 +1,7 @@
-"""History as a data folder: what the topics say, each event once, in the order of its own time.
+"""`TopicExport` and `write_files` turn the history in topics into a data folder, each event once, ordered by time.
 
-Follows the pipeline: what it refuses is left out and counted, a resent event counts once, what was forgotten is gone,
-the last catalogue record of an item wins. Unlike it, an event that came too late for its user's window is kept, and a
-record that lies in a foreign partition is taken where it is unless its forwarded copy is there. It does not know where
-records come from.
+As in the pipeline, what is refused is counted, a resent event counts once, what was forgotten is gone, and an item's
+last record wins. Unlike there, late events are kept, and misrouted records count unless a forwarded copy exists.
 """
 
 from __future__ import annotations
@@ -39,10 +37,7 @@ from streams.folder.spool import ClickRow, ImpressionRow, Spool
 from streams.folder.writer import csv_lines, write_lines
 from streams.parsing import note_reason, parse, parse_exposure
 
-HEADER = (
-    "user_id", "item_id", "event_type", "timestamp", "session_id", "location", "event_id", "page_id",
-    "recommendation_id", "ts_ms",
-)  # fmt: skip
+HEADER = "user_id,item_id,event_type,timestamp,session_id,location,event_id,page_id,recommendation_id,ts_ms"
 _MISROUTED = 2**62  # turns of records in a foreign partition: behind all that are at home
 _TOLD = 1_000  # rows between two steps of the progress bar
 
@@ -50,10 +45,8 @@ _TOLD = 1_000  # rows between two steps of the progress bar
 class TopicExport:
     """Takes records, merged by Kafka timestamp and in offset order within a partition, into a spool.
 
-    Args:
-        partitions: of the clickstream: they say where a user's home is.
-        inside: whether a record lies in the range to export; of others only forgets and removed profiles count.
-        embedder: whose item vectors to keep; None: of nobody.
+    `inside` says whether a record lies in the range to export; of others only forgets and removed profiles count. Item
+    vectors are kept of `embedder` only (None: of nobody). `partitions` of the clickstream say where a user's home is.
     """
 
     def __init__(
@@ -64,8 +57,11 @@ class TopicExport:
         inside: Callable[[Record], bool] = lambda record: True,
         embedder: str | None = None,
     ) -> None:
-        self._spool, self._rules, self._partitions = spool, rules, partitions
-        self._inside, self._embedder = inside, embedder
+        self._spool = spool
+        self._rules = rules
+        self._partitions = partitions
+        self._inside = inside
+        self._embedder = embedder
         self._taken = 0
         self.records: Counter[str] = Counter()  # inside the range, by topic
         self.malformed: Counter[str] = Counter()  # by topic and reason
@@ -80,7 +76,8 @@ class TopicExport:
             return
         try:
             event = parse_exposure(record) if record.topic == EXPOSURES else parse(record, self._rules)
-            _check_time(event)
+            if getattr(event, "ts_ms", 0) > LATEST_S * 1000:  # looks like another unit: no data folder can hold it
+                raise MalformedError("ts_ms", "after the year 5138, and so is the record's timestamp")
         except MalformedError as error:
             if inside:
                 self.records[record.topic] += 1
@@ -155,24 +152,14 @@ def _removes(record: Record) -> bool:
     return record.topic == USERS and record.value is None
 
 
-def _check_time(event: Any) -> None:
-    """Refuses what no data folder can hold: a time that looks like another unit."""
-    ts_ms = getattr(event, "ts_ms", 0)
-    if ts_ms > LATEST_S * 1000:
-        raise MalformedError("ts_ms", "after the year 5138, and so is the record's timestamp")
-
-
 def write_files(spool: Spool, folder: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
     """Writes what a settled spool holds as the files of a data folder; returns the number of lines of each.
 
-    `progress` is told how many events are written, of how many.
-
-    Raises:
-        OSError: the disk does not take it.
+    `progress` is told how many events are written, of how many. Raises OSError when the disk does not take it.
     """
     rows = _shown((_cells(row) for row in spool.events(FORGET)), spool.count("clicks"), progress)
     done = {
-        "events": write_lines(folder / EVENTS, csv_lines(rows), ",".join(HEADER).encode()),
+        "events": write_lines(folder / EVENTS, csv_lines(rows), HEADER.encode()),
         "items": write_lines(folder / ITEMS, _items(spool)),
     }
     more = {

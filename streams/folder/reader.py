@@ -1,9 +1,8 @@
-"""Reads a data folder: events, items and, where there are some, impressions, contexts, profiles and item vectors.
+"""`read_folder` loads a data folder's events, items, impressions, contexts, profiles and item vectors.
 
-Assumes `events.csv.gz` (header `user_id,item_id,event_type,timestamp[,…]`, unix seconds, sorted; a column `ts_ms` wins
-over `timestamp`) and `items.jsonl.gz`; gaps and mistakes are refused with file and row. Rows that the topics would
-refuse, without a user or before 2000, are skipped and counted. It does not know how rows become records
-(`streams.folder.records`) or training examples (`streams.folder.training`).
+It needs `events.csv.gz` (header `user_id,item_id,event_type,timestamp[,…]`, unix seconds, sorted; a column `ts_ms`
+wins) and `items.jsonl.gz`. Mistakes are refused with file and row; rows without a user or before 2000 are skipped and
+counted.
 """
 
 from __future__ import annotations
@@ -22,8 +21,12 @@ from numpy.typing import NDArray
 
 from streams.events import FORGET, YEAR_2000_MS, Rules
 
-EVENTS, ITEMS, IMPRESSIONS = "events.csv.gz", "items.jsonl.gz", "impressions.jsonl.gz"
-CONTEXTS, PROFILES, VECTORS = "context.jsonl.gz", "users.jsonl.gz", "item-vectors.jsonl.gz"
+EVENTS = "events.csv.gz"
+ITEMS = "items.jsonl.gz"
+IMPRESSIONS = "impressions.jsonl.gz"
+CONTEXTS = "context.jsonl.gz"
+PROFILES = "users.jsonl.gz"
+VECTORS = "item-vectors.jsonl.gz"
 REQUIRED = ("user_id", "item_id", "event_type", "timestamp")
 DETAILS = ("event_id", "session_id", "location", "page_id", "recommendation_id")  # optional columns that events carry
 
@@ -75,18 +78,16 @@ class Events:
 class Folder:
     """A data folder in memory.
 
-    `item_ids` are those of `items` in file order, then those only events name. `arrivals_ms[i]` is when item i becomes
-    known: its `first_seen` (unix seconds) or `ts_ms`, else its first event, else the start of the timeline.
-    `start_ms` is the time of the first thing known at all.
+    An item becomes known at its `first_seen` (unix seconds) or `ts_ms`, else at its first event, else at `start_ms`.
     """
 
     name: str
-    start_ms: int
+    start_ms: int  # of the first thing known at all
     events: Events
     user_ids: list[str]
-    item_ids: list[str]
+    item_ids: list[str]  # those of `items` in file order, then those that only events name
     items: list[dict[str, Any]]  # one for each of the first len(items) item_ids
-    arrivals_ms: NDArray[np.int64]  # [item_ids]
+    arrivals_ms: NDArray[np.int64]  # [item_ids] when each becomes known
     impressions: list[dict[str, Any]]
     contexts: list[dict[str, Any]]  # by ts_ms
     profiles: list[dict[str, Any]]  # by ts_ms
@@ -101,11 +102,7 @@ class Folder:
         return int(self.events.ts_ms[-1]) + 1
 
     def split_ms(self, fraction: float) -> int:
-        """The time T for which about `fraction` of the events lie before T; equal times stay on one side.
-
-        Raises:
-            ValueError: `fraction` is not between 0 and 1.
-        """
+        """The time before which about `fraction` of the events lie. Raises ValueError for one outside [0, 1]."""
         if not 0 <= fraction <= 1:
             raise ValueError(
                 f"split fraction {fraction} is not between 0 and 1; 0.8 trains on the first 80 % of events"
@@ -115,10 +112,8 @@ class Folder:
 
 
 def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, str] | None = None) -> Folder:
-    """The data folder at `path`; `kind_of` adds meanings of event types to `DEFAULT_KIND_OF`.
-
-    Raises:
-        ValueError: a file is missing or malformed, names file and row.
+    """The data folder at `path`; `kind_of` adds meanings of event types to `DEFAULT_KIND_OF`. Raises ValueError, with
+    file and row, when a file is missing or malformed.
     """
     rules = rules or Rules()
     table = _read_events(path / EVENTS)
@@ -167,15 +162,11 @@ def _read_events(path: Path) -> pl.DataFrame:
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; its header needs {','.join(REQUIRED)}")
     table = table.with_row_index("row", offset=1)
-    if "ts_ms" in table.columns:
-        ms = table["ts_ms"].cast(pl.Float64, strict=False)
-    else:
-        ms = table["timestamp"].cast(pl.Float64, strict=False) * 1000
+    name, unit_ms = ("ts_ms", 1) if "ts_ms" in table.columns else ("timestamp", 1000)
+    ms = table[name].cast(pl.Float64, strict=False) * unit_ms
     table = table.with_columns(ms.round().cast(pl.Int64, strict=False).alias("ms"))
-    _refuse(
-        table.filter(pl.col("ms").is_null()), path, "has a timestamp that is no number", "unix seconds are expected"
-    )
-    late = table.filter(pl.col("ms") > LATEST_S * 1000)
+    untimed, late = table.filter(pl.col("ms").is_null()), table.filter(pl.col("ms") > LATEST_S * 1000)
+    _refuse(untimed, path, "has a timestamp that is no number", "unix seconds are expected")
     _refuse(late, path, "lies after the year 5138", "`timestamp` is in unix seconds, `ts_ms` in milliseconds")
     _refuse(table.filter(pl.col("ms").diff() < 0), path, "is earlier than the row above", "sort the file by time")
     return table
@@ -222,6 +213,10 @@ def _columns(
 ) -> Events:
     nameless = table.filter((pl.col("item_id") == "") & pl.Series(kinds != FORGET_CODE))
     _refuse(nameless, path, "has no item_id", "only a forget has none")
+    places = table["seq_pos"].cast(pl.Int64, strict=False) if "seq_pos" in table.columns else None
+    if places is not None:
+        unplaced = table.filter(places.is_null())
+        _refuse(unplaced, path, "has a seq_pos that is no whole number", "give each event its place")
     items = _codes(table["item_id"], item_ids)
     return Events(
         users=_codes(table["user_id"], user_ids),
@@ -230,17 +225,8 @@ def _columns(
         ts_ms=table["ms"].to_numpy(),
         rows=table["row"].cast(pl.Int64).to_numpy(),
         details=table.select([name for name in DETAILS if name in table.columns]),
-        order=_order(table, path),
+        order=None if places is None else places.to_numpy(),
     )
-
-
-def _order(table: pl.DataFrame, path: Path) -> NDArray[np.int64] | None:
-    """The column `seq_pos`, None where there is none."""
-    if "seq_pos" not in table.columns:
-        return None
-    places = table["seq_pos"].cast(pl.Int64, strict=False)
-    _refuse(table.filter(places.is_null()), path, "has a seq_pos that is no whole number", "give each event its place")
-    return places.to_numpy()
 
 
 def _codes(column: pl.Series, ids: Sequence[str]) -> NDArray[np.int32]:

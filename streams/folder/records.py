@@ -1,8 +1,7 @@
-"""A data folder as the records that its shop would have produced, in time order.
+"""`records` turns a data folder into the records that its shop would have produced, in time order.
 
 At equal times the order is users, catalog, item-vectors, context, clickstream: what an event may depend on comes first.
 An item enters `catalog` when it becomes known. Events without an id of their own are named `<folder name>:<row>`.
-It does not know partitions and offsets (`streams.replay.replay` numbers records, a broker does so for produced ones).
 """
 
 from __future__ import annotations

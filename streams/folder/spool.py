@@ -1,8 +1,7 @@
-"""What topics say, kept in a file until it can be sorted: a partition is in offset order, not in that of time.
+"""`Spool` keeps what topics say in a SQLite file until it can be sorted by time.
 
-SQLite sorts in files beside its own, so memory holds 64 MB of pages, and the event ids of one user while that user's
-forgets are looked for. Assumes that all rows are added, then settled once, then read. It does not know Kafka records
-(`streams.folder.export`) or the files of a data folder.
+A partition is in offset order only. SQLite sorts in files beside its own, so memory holds 64 MB of pages, and the event
+ids of one user while that user's forgets are looked for. Rows are added, then settled once, then read.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -179,13 +178,15 @@ class Spool:
         with self._translated():
             for table in list(self._rows):
                 self._flush(table)
-            self._run("INSERT INTO marks VALUES (?, ?, ?, ?, ?)", self._marks())
-            removed = {
-                "forgotten": self._count(_FORGOTTEN_CLICKS),
-                "forgotten_exposures": self._count(_FORGOTTEN_EXPOSURES),
-                "duplicates": self._count(_copies("clicks", "arrival", "event", "turn")),
-                "duplicate_exposures": self._count(_copies("exposures", "number", "recommendation", "number")),
+            self._file.executemany("INSERT INTO marks VALUES (?, ?, ?, ?, ?)", self._marks())
+            later_exposures = {"table": "exposures", "key": "number", "name": "recommendation", "order": "number"}
+            removals = {
+                "forgotten": _FORGOTTEN_CLICKS,
+                "forgotten_exposures": _FORGOTTEN_EXPOSURES,
+                "duplicates": _LATER_COPIES.format(table="clicks", key="arrival", name="event", order="turn"),
+                "duplicate_exposures": _LATER_COPIES.format(**later_exposures),
             }
+            removed = {name: self._file.execute(statement).rowcount for name, statement in removals.items()}
             self._file.execute(_KNOWN)
             self._file.execute("CREATE INDEX by_recommendation ON exposures (recommendation)")
             self._file.execute("CREATE INDEX by_page ON exposures (page)")
@@ -251,14 +252,8 @@ class Spool:
         rows = self._rows[table]
         if rows:
             with self._translated():
-                self._run(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+                self._file.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
             rows.clear()
-
-    def _run(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        self._file.executemany(statement, rows)
-
-    def _count(self, statement: str) -> int:
-        return self._file.execute(statement).rowcount
 
     def _read(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         with self._translated():
@@ -272,7 +267,3 @@ class Spool:
         except sqlite3.OperationalError as error:
             code = errno.ENOSPC if "full" in str(error) else errno.EIO
             raise OSError(code, str(error), str(self._path)) from error
-
-
-def _copies(table: str, key: str, name: str, order: str) -> str:
-    return _LATER_COPIES.format(table=table, key=key, name=name, order=order)

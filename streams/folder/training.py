@@ -1,8 +1,7 @@
-"""A data folder up to a time, as columns that the encoder trains on.
+"""`training_data` joins a data folder up to a time into the columns that the encoder trains on.
 
-Joins events with item vectors, the context in force at each event's own time and place, the items shown on the same
-page and not chosen, and profiles. Nothing at or after `before_ms` is looked at: neither events nor items, contexts or
-profiles that come later. It does not know how a model is trained (`encoder.training.loop`), nor makes vectors or tags.
+Events meet item vectors, the context at their own time and place, the items of their page that were not chosen, and
+profiles. Nothing at or after `before_ms` is looked at.
 """
 
 from __future__ import annotations
@@ -44,10 +43,8 @@ def training_data(
 ) -> Prepared:
     """Everything the folder says before `before_ms` (None: all of it), ready for training.
 
-    Events at or before a user's last forget are left out. Without `features` there is no context.
-
-    Raises:
-        ValueError: nothing is left to train on.
+    Events at or before a user's last forget are left out. Without `features` there is no context. Raises ValueError
+    when nothing is left to train on.
     """
     rows, left_out = _usable_rows(folder, vectors, before_ms)
     if not len(rows):
@@ -77,9 +74,8 @@ def _usable_rows(folder: Folder, vectors: ItemVectors, before_ms: int | None) ->
     """Positions of the events to train on, in time order, and how many fall away for want of a vector."""
     stop, events = folder.events.before(before_ms), folder.events
     has_vector = np.append(_vectored(folder, vectors), False)  # the last entry serves the item -1 of a forget
-    clicks = (events.kinds[:stop] != FORGET_CODE) & (
-        events.ts_ms[:stop] > _forgotten_ms(folder, stop)[events.users[:stop]]
-    )
+    remembered = events.ts_ms[:stop] > _forgotten_ms(folder, stop)[events.users[:stop]]
+    clicks = (events.kinds[:stop] != FORGET_CODE) & remembered
     usable = clicks & has_vector[events.items[:stop]]
     return np.flatnonzero(usable), int(clicks.sum() - usable.sum())
 
@@ -151,7 +147,7 @@ def _profiles(folder: Folder, user_ids: Sequence[str], before_ms: int | None) ->
 
 def _pages(folder: Folder, order: NDArray[np.int64], place: NDArray[np.int32]) -> list[NDArray[np.int32]]:
     """For each event up to MAX_SHOWN items of its page that were not chosen, the nearest to the chosen one first."""
-    events, nothing, pages = folder.events, np.zeros(0, np.int32), folder.impressions
+    events, pages = folder.events, folder.impressions
     item_index = {item_id: number for number, item_id in enumerate(folder.item_ids)}
     found: list[tuple[int, int]] = []  # (page, item) of each event in `order`, page -1 without one
     chosen: dict[int, set[int]] = defaultdict(set)
@@ -161,7 +157,7 @@ def _pages(folder: Folder, order: NDArray[np.int64], place: NDArray[np.int32]) -
     shown = {
         page: [item_index.get(item, -1) for item in pages[page].get("shown") or ()] for page in chosen if page >= 0
     }
-    return [_not_chosen(shown[page], item, chosen[page], place) if page >= 0 else nothing for page, item in found]
+    return [_not_chosen(shown.get(page, []), item, chosen[page], place) for page, item in found]
 
 
 def _pages_of(folder: Folder, order: NDArray[np.int64]) -> Iterator[int]:

@@ -1,7 +1,4 @@
-"""Writes the files of a data folder: gzipped lines that depend on what they say only, each file whole or not at all.
-
-Assumes UTF-8. It does not know which files a folder has (`streams.folder.reader`) or what a line means.
-"""
+"""`write_lines` writes a file of a data folder as reproducible gzipped lines, whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from pathlib import Path
 def write_lines(path: Path, lines: Iterable[bytes], header: bytes | None = None) -> int:
     """Writes a gzip file without name and time in it; returns the number of lines below the header.
 
-    Raises:
-        OSError: it could not be written (disk full); what stood at `path` before is still there.
+    Raises OSError when it could not be written (disk full); what stood at `path` before is still there.
     """
     part, count = path.with_name(path.name + ".part"), 0
     try:

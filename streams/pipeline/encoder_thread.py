@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from encoder.inference.incremental import EncodeRequest, EncodeResult, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest, EncodeResult
+from encoder.inference.incremental import IncrementalEncoder
 from index.state.records import ItemRecord, Vector
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import orjson
 
-from encoder.inference.incremental import EncodeRequest
+from encoder.inference.batching import EncodeRequest
 from index.state.keys import LOCATION_SEPARATOR
 from index.state.records import PROFILE, STATE, UserState, encode_vectors, load_user
 from index.state.store import LiveStore

@@ -1,9 +1,8 @@
-"""Sends historical records through the worker's engine into a live state of their own, asking before applying.
+"""`replay` sends historical records through the worker's engine into a live state of its own.
 
-Assumes records merged by time, within a partition in offset order, and all partitions claimed by `open_engine`. The
-engine, the state and the query code are those of production; nothing is published. The digest of the result equals the
-live one when the log was complete. It does not know where records come from (`streams.kafka.topic_reader`, a data
-folder).
+A question about a click is asked before the click is applied. Records come merged by time and, within a partition, in
+offset order. Engine, state and query code are production's; nothing is published. The digest equals the live one when
+the log was complete.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ async def open_engine(
 ) -> Engine:
     """An engine that owns every partition of a live state that nobody else writes.
 
-    Raises:
-        ValueError: the store holds a state with another partition count or other kinds.
+    Raises ValueError when the store holds a state with another partition count or other kinds.
     """
     await store.ensure_cluster(partitions, [kind.name for kind in rules.kinds])
     engine = Engine(store, rules, partitions, sink, encoder, settings or EngineSettings(half_vectors=False))
@@ -109,8 +107,7 @@ async def replay(
 ) -> ReplayReport:
     """Applies all records, asks about clicks as `evaluator` wants, and reports; `covers` says afterwards what was read.
 
-    Raises:
-        StoreUnavailableError: the live state did not answer; a replay begins anew then.
+    Raises StoreUnavailableError when the live state did not answer; a replay begins anew then.
     """
     replayed = ReplayCounts(dead_letters=sink.dead_letters)
     await feed(records, engine, replayed, evaluator, progress)
@@ -126,11 +123,8 @@ async def feed(
 ) -> int:
     """Applies records, all of them when it returns, and counts on in `replayed`; returns how many there were.
 
-    An engine and an evaluator that are new go on from the counts. `progress` is told of all records so far, after
-    every batch.
-
-    Raises:
-        StoreUnavailableError: the live state did not answer.
+    A new engine and a new evaluator go on from the counts. `progress` is told of all records so far, after every batch.
+    Raises StoreUnavailableError when the live state did not answer.
     """
     began_s, done_before = time.monotonic(), replayed.done
     await _go_on(engine, replayed, evaluator)

@@ -1,7 +1,4 @@
-"""What a replay has counted so far, what its logs held, and the report at its end, for people and as plain values.
-
-The counts are carried from one part of a long replay to the next and through a checkpoint. It does not replay anything.
-"""
+"""`ReplayCounts` carries a replay's counts through parts and checkpoints; `ReplayReport` tells what it came to."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import ModelConfig, preset
 from encoder.model.encoder import StarsEncoder
 from tests.bench.report import result, show

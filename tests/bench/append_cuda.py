@@ -125,9 +125,9 @@ def whole(encoder: IncrementalEncoder, users: Sequence[Any], config: ModelConfig
 def step_seconds(encoder: IncrementalEncoder, in_place: Any, batch: int) -> tuple[float, Any]:
     """Median time on the device of one recorded step over the users that are cached now, and its vectors."""
     torch.manual_seed(0)
-    step = AppendStep(encoder.model, encoder._slots, in_place)
-    held = [encoder._slots.get(user) for user in range(batch)]
-    pages = np.asarray([slot.pages for slot in held if slot is not None], dtype=np.int64)
+    step = AppendStep(encoder.model, encoder._cache, in_place)
+    held = [encoder._cache.get(user) for user in range(batch)]
+    pages = np.asarray([window.pages for window in held if window is not None], dtype=np.int64)
     x = torch.randn(batch, encoder.model.config.d_model, device="cuda")
     ts_ms = torch.zeros(batch, dtype=torch.int64, device="cuda")
     vectors = step(x, ts_ms, pages, np.full(batch, LENGTH, dtype=np.int64))

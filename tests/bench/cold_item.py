@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from context.features import is_active
-from encoder.inference.incremental import IncrementalEncoder, use_threads
+from encoder.device import use_threads
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load
 from encoder.model.encoder import StarsEncoder
 from index.items.catalogue import Catalogue

@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from encoder.inference.incremental import IncrementalEncoder, use_threads
+from encoder.device import use_threads
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load as load_artefact
 from index.items.follower import ItemFollower
 from index.state.keys import Keys, partition_of, partition_tag

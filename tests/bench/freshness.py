@@ -27,7 +27,9 @@ import numpy as np
 import orjson
 
 from context.features import is_active
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder, use_threads
+from encoder.device import use_threads
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower

@@ -22,7 +22,7 @@ from deploy.jobs.evaluate import evaluate_folder
 from deploy.jobs.replay import replay_folder
 from deploy.jobs.replay_checkpoint import ReplayPlan
 from deploy.settings import Settings, load
-from encoder.inference.incremental import use_threads
+from encoder.device import use_threads
 from encoder.text.cache import TextMemory
 from index.query.recommend import Query, Recommendations, recommend
 from streams.evaluation.comparison import Comparison

@@ -31,7 +31,8 @@ from encoder.baselines.sequences import Sequences
 from encoder.baselines.training import fit
 from encoder.model.config import preset, preset_names, preset_training
 from encoder.training.dataset import TrainingData
-from encoder.training.loop import TrainOptions, train
+from encoder.training.loop import train
+from encoder.training.options import TrainOptions
 from streams.evaluation.baselines import leave_one_out_part
 from streams.evaluation.leave_one_out import leave_one_out
 from streams.folder.reader import read_folder

@@ -25,7 +25,7 @@ from deploy.state_folder import attach, write_addresses
 from deploy.traffic.plan import TrafficPlan
 from encoder.model.config import ModelConfig
 from encoder.text.cache import TextMemory
-from encoder.text.endpoint_ledger import Ledger
+from encoder.text.ledger import Ledger
 from encoder.training.dataset import TrainingData
 from encoder.training.loop import train
 from encoder.training.options import TrainOptions

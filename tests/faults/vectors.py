@@ -12,7 +12,8 @@ import numpy as np
 import orjson
 import torch
 
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 from index.state.keys import partition_tag

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from deploy.runtime.producer import EventProducer
 from deploy.servers.mock_kafka import Broker, topic_partitions
-from encoder.text.endpoint_limits import AnswerError, BudgetError, EndpointError
 from encoder.text.item_text import canonical_text, text_hash
+from encoder.text.limits import AnswerError, BudgetError, EndpointError
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
-from encoder.inference.incremental import EncodeRequest
+from encoder.inference.batching import EncodeRequest
 from encoder.training.popularity import HALF_LIFE_MS
 from index.state.records import UserState
 from streams.evaluation.held_out import QuestionSettings

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.sessions.features import FEATURES, GROUPS
 from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_lambdamart

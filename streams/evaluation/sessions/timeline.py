@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from encoder.inference.incremental import EncodeRequest
+from encoder.inference.batching import EncodeRequest
 from index.state.records import UserState
 from streams.evaluation.sessions.features import ItemCounters, Known, features_of
 from streams.evaluation.sessions.sessions import LABELS, Label, Page, Session, Sessions

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from context.features import valid_until_ms
 from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from index.query.live_user import profile_location
 from index.query.model import RequestedList
 from index.state.records import UserState

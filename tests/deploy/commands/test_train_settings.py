@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from deploy.cli import cli
 from deploy.commands.train_settings import INPUTS, RECIPE, SIZES, changed, left_out
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import preset
 from encoder.model.document import read_document
 from encoder.model.encoder import StarsEncoder

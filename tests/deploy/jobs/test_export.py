@@ -31,7 +31,7 @@ from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 from encoder.text.cache import TextMemory
 from encoder.text.item_text import canonical_text, text_hash
-from encoder.training.loop import TrainOptions
+from encoder.training.options import TrainOptions
 from index.state.keys import partition_of
 from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.sessions.sessions import read_sessions

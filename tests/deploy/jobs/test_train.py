@@ -21,7 +21,9 @@ from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
 from encoder.text.cache import TextMemory
 from encoder.text.item_text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash
-from encoder.training.loop import TrainingData, TrainOptions, TrainResult, train
+from encoder.training.dataset import TrainingData
+from encoder.training.loop import TrainResult, train
+from encoder.training.options import TrainOptions
 from streams.events import Rules
 from streams.folder.reader import read_folder
 from tests.support.folders import START_S, item, write_folder

@@ -26,8 +26,8 @@ from encoder.model.artefact import save
 from encoder.model.config import preset
 from encoder.model.document import read_document
 from encoder.model.encoder import StarsEncoder
-from encoder.text.endpoint_ledger import Ledger
 from encoder.text.item_text import VocabularyTagger
+from encoder.text.ledger import Ledger
 from streams.events import CATALOG, ITEM_VECTORS
 from streams.folder.reader import read_folder
 from tests.conftest import eventually

@@ -15,8 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from encoder.inference.batching import EncodeRequest
 from encoder.inference.cuda_append import AppendStep
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder, _in_place
+from encoder.inference.incremental import IncrementalEncoder, _in_place
 from encoder.model.config import BIASES, BLOCKS, ModelConfig
 from encoder.model.encoder import StarsEncoder
 
@@ -68,11 +69,11 @@ def encoder(
     with torch.no_grad():  # trained models are not near zero: make every part count
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    slots = IncrementalEncoder(model, cache_bytes=10**7, cache_dtype=torch.float32, page=page)._slots
-    one = slots.needed(1 + model.config.capacity) * slots.page_bytes
+    cache = IncrementalEncoder(model, cache_bytes=10**7, cache_dtype=torch.float32, page=page)._cache
+    one = cache.needed(1 + model.config.capacity) * cache.page_bytes
     made = IncrementalEncoder(model, cache_bytes=users * one, cache_dtype=torch.float32, page=page)
     if step and made._step is None:
-        made._step = AppendStep(model, made._slots, None)
+        made._step = AppendStep(model, made._cache, None)
     made.items.put(ITEMS, vectors(len(ITEMS)), [["red"], ["blue", "unknown"], []] * 10)
     return made
 
@@ -219,8 +220,8 @@ def count_steps(made: IncrementalEncoder) -> list[int]:
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernel runs here")
 def test_where_the_kernel_does_not_run_pages_are_gathered(caplog: pytest.LogCaptureFixture) -> None:
     biased, plain = encoder(bias="position"), encoder()
-    assert _in_place(biased.model, biased._slots) is None and not caplog.records
-    assert _in_place(plain.model, plain._slots) is None
+    assert _in_place(biased.model) is None and not caplog.records
+    assert _in_place(plain.model) is None
     if find_spec("triton") is not None:
         assert "gather their pages" in caplog.text
 
@@ -351,7 +352,7 @@ def test_more_keys_than_slots_in_one_batch() -> None:
     batch = [request(user, history(3 + user % 5, user)) for user in range(10)]
     assert_equal_to_whole(made, batch)
     assert made.stats.evictions == 7
-    assert made.stats.bytes == 3 * made._slots.page_bytes
+    assert made.stats.bytes == 3 * made._cache.page_bytes
     again = [request(user, history(4 + user % 5, user), 3 + user % 5) for user in range(10)]
     assert_equal_to_whole(made, again)
 
@@ -360,13 +361,13 @@ def test_short_windows_take_as_many_pages_as_they_need() -> None:
     made = encoder(users=3, page=4)  # 15 pages
     short = [request(user, history(3, user)) for user in range(15)]  # four positions each
     assert_equal_to_whole(made, short)
-    assert made.stats.evictions == 0 and made.stats.bytes == 15 * made._slots.page_bytes
+    assert made.stats.evictions == 0 and made.stats.bytes == 15 * made._cache.page_bytes
     assert_equal_to_whole(made, [request(14, history(4, 14), 3)])  # one more page: that of the first to come
     assert made.stats.evictions == 1 and made.stats.hits == 1
     assert_equal_to_whole(made, [request(14, history(2, 99))])  # a window that was cut gives its page back
-    assert made.stats.bytes == 14 * made._slots.page_bytes
+    assert made.stats.bytes == 14 * made._cache.page_bytes
     assert_equal_to_whole(made, [request(user, history(4, user), 3) for user in range(14)])
-    assert made.stats.bytes <= 15 * made._slots.page_bytes
+    assert made.stats.bytes <= 15 * made._cache.page_bytes
 
 
 def test_dropped_keys_are_rebuilt() -> None:
@@ -374,7 +375,7 @@ def test_dropped_keys_are_rebuilt() -> None:
     made.encode([request(user, history(4, user)) for user in range(4)])
     made.drop(0)
     assert made.drop_where(lambda key: key in (1, 2)) == 2
-    assert made._slots.used_bytes == made._slots.needed(5) * made._slots.page_bytes  # what the last one holds
+    assert made._cache.used_bytes == made._cache.needed(5) * made._cache.page_bytes  # what the last one holds
     misses = made.stats.misses
     assert_equal_to_whole(made, [request(user, history(5, user), 4) for user in range(4)])
     assert made.stats.misses - misses == 3
@@ -444,10 +445,10 @@ def test_empty_batch() -> None:
 @pytest.mark.parametrize("bias", BIASES)
 def test_a_cache_in_half_precision_holds_twice_as_much_and_is_as_near_as_that_allows(block: str, bias: str) -> None:
     whole = encoder(block, users=2, bias=bias)
-    cache_bytes = whole._slots.count * whole._slots.page_bytes
+    cache_bytes = whole._cache.count * whole._cache.page_bytes
     halves = IncrementalEncoder(whole.model, cache_bytes=cache_bytes, cache_dtype=torch.float16, page=4)
     halves.items.put(ITEMS, vectors(len(ITEMS)), [["red"], ["blue", "unknown"], []] * 10)
-    assert halves._slots.count == 2 * whole._slots.count
+    assert halves._cache.count == 2 * whole._cache.count
     furthest = 0.0
     for length in range(1, 13):
         requests = [request(user, history(length, user), length - 1) for user in range(4)]

@@ -1,4 +1,4 @@
-"""Slots of cached keys and values: memory is taken as it is written."""
+"""A cache of keys and values takes memory as it is written."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 _PROGRAM = """
 import torch
 from encoder.model.config import ModelConfig
-from encoder.inference.kv_cache import SlotCache
+from encoder.inference.kv_cache import KVCache
 from tests.bench.process_usage import resident_bytes
 
 before = resident_bytes()
-cache = SlotCache(ModelConfig(), 1 << 30, torch.device("cpu"), torch.float32)
+cache = KVCache(ModelConfig(), 1 << 30, torch.device("cpu"), torch.float32)
 unused = resident_bytes() - before
 used = cache.count // 2
 cache.storage[:, :used] = 1.0

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model import artefact
 from encoder.model.config import ModelConfig
 from encoder.model.document import load_serving

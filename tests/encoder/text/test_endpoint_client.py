@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from encoder.text.endpoint_client import Endpoint, EndpointClient
-from encoder.text.endpoint_ledger import Ledger
-from encoder.text.endpoint_limits import AnswerError, BudgetError, EndpointError, Gate, Limits
 from encoder.text.endpoint_models import ChatTagger, EndpointEmbedder, embed_each
 from encoder.text.item_text import MiniLM, text_hash
+from encoder.text.ledger import Ledger
+from encoder.text.limits import AnswerError, BudgetError, EndpointError, Gate, Limits
 from tests.conftest import eventually
 from tests.support.llm_server import CHAT_MODEL, DIMENSION, MODEL, Fault, LlmServer, letters
 

@@ -13,8 +13,9 @@ import torch
 from encoder.model import artefact
 from encoder.model.encoder import StarsEncoder
 from encoder.training.early_stopping import Best
-from encoder.training.loop import TrainOptions, train
-from tests.encoder.training.test_loop import CONFIG, OPTIONS, shop
+from encoder.training.loop import train
+from encoder.training.options import TrainOptions
+from tests.support.training_data import CONFIG, OPTIONS, shop
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:

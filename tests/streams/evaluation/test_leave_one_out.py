@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from deploy.jobs.train import validation_score
-from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.inference.batching import EncodeRequest
+from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.encoder import StarsEncoder
 from streams.evaluation.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, summary
 from streams.evaluation.rankers import ModelRanker

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder.baselines.sequences import Sequences
-from encoder.inference.incremental import EncodeRequest
+from encoder.inference.batching import EncodeRequest
 from streams.evaluation import neighbours
 from streams.evaluation.neighbours import Neighbours, PopularityRanker, TextKnn, co_visitation, item_knn
 from streams.evaluation.rankers import Question

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoder.inference.incremental import EncodeRequest
+from encoder.inference.batching import EncodeRequest
 from encoder.training.holdout import in_turn
 from streams.evaluation.rankers import FloatArray, Question, best_lists, exact_ranks, masked_scores
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import streams.evaluation.staleness.delays
-from encoder.inference.incremental import EncodeRequest
+from encoder.inference.batching import EncodeRequest
 from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.staleness.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay
 from streams.evaluation.staleness.sweep import POPULAR, Sweep, list_name, sweep

@@ -1,8 +1,7 @@
-"""What was paid for, on disk before anything else happens with it: vectors, tags, and the tokens of each day.
+"""`Ledger` stores the vectors and tags that were paid for, and the tokens of each UTC day, in one SQLite file.
 
-One SQLite file in the state folder, shared by all processes of a machine; an answer is kept in the same moment as it
-came, so a crash or a restart never pays for it twice, and a day's spending survives both. Days are those of UTC. It
-does not know endpoints, prices or texts. Each open ledger may be used from any thread.
+All processes of a machine share it. An answer is on disk before it is used, so a restart never pays for it twice. Each
+open ledger may be used from any thread.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
-Vector = NDArray[np.float32]
+from encoder.text.cache import Vector
+
 DAY_S = 86_400
 _BUSY_S = 10.0  # another process writes for milliseconds; longer means a disk that is stuck
 _SCHEMA = """
@@ -30,23 +29,18 @@ CREATE TABLE IF NOT EXISTS spending (day INTEGER PRIMARY KEY, tokens INTEGER NOT
 
 
 class Ledger:
-    """The file `path`, made when it is not there.
+    """The file `path`, made with its folder when it is not there; None keeps everything in memory.
 
-    Args:
-        path: its folder is made too; None keeps everything in memory.
-        now_s: wall clock, seconds since the epoch.
-
-    Raises:
-        ValueError: the file is not a ledger.
+    `now_s` is the wall clock. Raises ValueError when the file is not a ledger.
     """
 
     def __init__(self, path: Path | None = None, now_s: Callable[[], float] = time.time) -> None:
-        self._now_s, self._lock = now_s, threading.Lock()
+        self._now_s = now_s
+        self._lock = threading.Lock()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(
-                os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-            )  # texts' tags and spending are nobody else's business
+            created = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)  # tags and spending are nobody else's business
+            os.close(created)
         try:
             self._file = sqlite3.connect(path or ":memory:", _BUSY_S, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode=WAL")
@@ -56,10 +50,8 @@ class Ledger:
             raise ValueError(f"{path} cannot be used as a ledger of paid answers ({error}); move it away") from error
 
     def reserve(self, tokens: int, limit: int) -> int | None:
-        """Adds `tokens` to the day's spending unless that exceeds `limit` (0: none); the day, None when it does.
-
-        Raises:
-            OSError: the disk does not take it; nothing was reserved.
+        """Adds `tokens` to the day's spending unless that exceeds `limit` (0: none); the day, None when it does. Raises
+        OSError when the disk does not take it.
         """
         day = int(self._now_s()) // DAY_S
         with self._transaction():
@@ -160,7 +152,8 @@ class LedgerVectors(MutableMapping[str, Vector]):
     def remember(self, vectors: Mapping[str, Vector]) -> None:
         """Keeps all of them in one step."""
         rows = [(self._embedder, key, np.asarray(vector, "<f4").tobytes()) for key, vector in vectors.items()]
-        self._write(rows)
+        with self._ledger._transaction():
+            self._ledger._file.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
 
     def close(self) -> None:
         """Closes the ledger."""
@@ -169,7 +162,3 @@ class LedgerVectors(MutableMapping[str, Vector]):
     def _rows(self, statement: str, *values: str) -> list[tuple[bytes, ...]]:
         with self._ledger._transaction():
             return self._ledger._file.execute(statement, (self._embedder, *values)).fetchall()
-
-    def _write(self, rows: Iterable[tuple[str, str, bytes]]) -> None:
-        with self._ledger._transaction():
-            self._ledger._file.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)

@@ -1,4 +1,4 @@
-"""Calendar and gap features, hashed profiles, configs: known answers."""
+"""Calendar features, gap buckets and profile buckets have known answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from encoder.model.config import ModelConfig, preset, preset_names, preset_training
 from encoder.model.features import (
     CALENDAR_WIDTH,
     DAY_MS,
@@ -17,7 +16,6 @@ from encoder.model.features import (
     gap_buckets,
     profile_buckets,
 )
-from encoder.training.options import TrainOptions
 
 MONDAY_MS = 1_704_067_200_000  # 2024-01-01 00:00 UTC, a Monday
 
@@ -48,33 +46,3 @@ def test_profile_buckets_are_stable_and_skip_what_is_no_feature() -> None:
     near, far = ({"numeric": {"age": age}} for age in (30.1, 300.0))
     assert profile_buckets({"numeric": {"age": 30.0}}, 10**6) == profile_buckets(near, 10**6)
     assert profile_buckets(near, 10**6) != profile_buckets(far, 10**6)
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_presets_survive_json(name: str) -> None:
-    config = preset(name, tags=("red",), context_features=("heat",))
-    assert ModelConfig.from_dict(config.to_dict()) == config
-    assert config.capacity == 256
-    assert TrainOptions(**preset_training(name)).to_dict() == {**TrainOptions().to_dict(), **preset_training(name)}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"block": "mixed"}, "unknown block"),
-        ({"n_heads": 3}, "multiple of n_heads"),
-        ({"d_model": 0}, "above 0"),
-        ({"tags": ("a", "a")}, "repeated"),
-        ({"kinds": ()}, "kinds is empty"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"colour": 1}, "unknown model setting"),
-    ],
-)
-def test_bad_settings_name_the_remedy(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        preset("nano", **settings)
-
-
-def test_unknown_preset() -> None:
-    with pytest.raises(ValueError, match="choose one of amazon, base"):
-        preset("huge")

@@ -1,8 +1,7 @@
-"""How fast and how much an endpoint may be asked: requests and tokens per minute, tokens per day, and when to stop.
+"""`Gate` limits the requests and tokens per minute and the tokens per day that endpoints are asked for.
 
-One gate stands before all endpoints of a process; the day's spending is shared by all processes through the ledger.
-Tokens are estimated before a request and corrected by what the answer says, so a limit is never exceeded by more than
-an estimate was short. It knows no HTTP and no prices.
+All endpoints of a process pass one gate; the ledger shares the day's spending between processes. Tokens are estimated
+before a request and corrected by the answer.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from encoder.text.endpoint_ledger import Ledger
+from encoder.text.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +24,14 @@ _BYTES_PER_TOKEN: Final = 3  # English has four or more, other scripts about thr
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What endpoints may be asked; 0 is no limit.
-
-    `characters` of a text are sent at most, `timeout_s` is for one whole request, `concurrency` requests are under way.
-    """
+    """What endpoints may be asked; 0 is no limit."""
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     tokens_per_day: int = 0
-    concurrency: int = 4
-    timeout_s: float = 30.0
-    characters: int = 8_000
+    concurrency: int = 4  # requests under way
+    timeout_s: float = 30.0  # of one whole request
+    characters: int = 8_000  # of a text that are sent
 
 
 class EndpointError(OSError):
@@ -70,8 +66,7 @@ def estimate_tokens(text: str) -> int:
 class Gate:
     """Lets requests pass as far as the limits allow. For use from any thread.
 
-    Args:
-        monotonic_s, pause: clock and waiting; `pause` waits for some seconds and says whether the gate was closed.
+    `monotonic_s` is the clock; `pause` waits for some seconds and says whether the gate was closed.
     """
 
     def __init__(
@@ -89,11 +84,8 @@ class Gate:
         self._passed: deque[tuple[float, int]] = deque()  # (when, tokens) of the last minute
 
     def enter(self, tokens: int) -> Reservation:
-        """Waits until the minute's limits allow a request of so many tokens, and takes them from the day's.
-
-        Raises:
-            BudgetError: the day's tokens do not suffice.
-            EndpointError: the gate was closed, or the ledger cannot be written.
+        """Waits until the minute's limits allow a request of so many tokens, and takes them from the day's. Raises
+        BudgetError when those do not suffice, EndpointError when the gate was closed.
         """
         while (wait_s := self._wait_s(tokens)) > 0:
             self.count("rate_waits")
@@ -123,8 +115,7 @@ class Gate:
 
     def most_tokens(self, otherwise: int) -> int:
         """How many tokens a single request may have so that it can pass at all."""
-        bounds = [limit for limit in (self.limits.tokens_per_minute, self.limits.tokens_per_day) if limit]
-        return min([otherwise, *bounds])
+        return min(limit for limit in (otherwise, self.limits.tokens_per_minute, self.limits.tokens_per_day) if limit)
 
     def close(self) -> None:
         """Ends all waiting; nothing passes from now on."""
