@@ -88,6 +88,11 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.stop()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def watched_logs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    process_logs.watch(tmp_path_factory.getbasetemp())
+
+
 def shared(name: str, request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
     return shared_servers.server(name, getattr(request.config, "workerinput", {}).get("keeper"))
 

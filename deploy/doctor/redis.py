@@ -19,7 +19,7 @@ from redis.retry import Retry
 from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding, Subject
 from deploy.runtime.process import ask_redis
 from deploy.settings import Settings, public_address
-from index.state.redis_address import hosts_of, node_name, server_urls, with_host
+from index.state.address import hosts_of, node_name, server_urls, with_host
 from index.state.redis_routing import Command
 from index.state.store import StoreUnavailableError
 

@@ -23,7 +23,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from index.state.redis_address import host_of, hosts_of, node_name, with_host
+from index.state.address import host_of, hosts_of, node_name, with_host
 
 _REDIRECTS = 5  # a command is sent so often before its last refusal counts: a slot moves once or twice at most
 _TRY_AGAIN_S = 0.01  # keys of a script are on two nodes while their slot moves, for milliseconds

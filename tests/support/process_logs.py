@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_FOLDERS = ("pytest-of-*", "perseid-*")  # below the temporary folder: where tests put what their processes write
 _MOST_LOGS = 12  # the latest written ones
 _MOST_LINES = 25
+_folders: list[Path] = []
+
+
+def watch(folder: Path) -> None:
+    """Logs below this folder belong to this run."""
+    _folders.append(folder)
 
 
 def sections(since_s: float) -> list[tuple[str, str]]:
@@ -18,9 +22,8 @@ def sections(since_s: float) -> list[tuple[str, str]]:
 
 
 def _logs() -> Iterator[tuple[float, Path]]:
-    root = Path(tempfile.gettempdir())
-    for folder in _FOLDERS:
-        for path in root.glob(f"{folder}/**/*.log"):
+    for folder in _folders:
+        for path in folder.rglob("*.log"):
             try:
                 yield path.stat().st_mtime, path
             except OSError:

@@ -23,6 +23,7 @@ from deploy.servers.java import find_java
 from deploy.servers.kafka import KafkaServer
 from deploy.stack import docker as stack_docker
 from streams.kafka.config import KafkaConfig
+from tests.support import process_logs
 
 KAFKA_IMAGE = "confluentinc/cp-kafka:7.9.0"
 ELASTICSEARCH_IMAGE = "elasticsearch:9.2.0"
@@ -95,6 +96,7 @@ def open_folder(prefix: str) -> Iterator[Path]:
     """A temporary folder that other ids may enter, unlike pytest's: Elasticsearch does not run as root."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     folder.chmod(0o755)
+    process_logs.watch(folder)
     try:
         yield folder
     finally:
