@@ -29,7 +29,8 @@ from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import DeadLetterSink, Intake
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import WorkerMetrics
-from streams.pipeline.user_writer import EngineSettings, UserWriter
+from streams.pipeline.user_state import EngineSettings
+from streams.pipeline.user_writer import UserWriter
 from streams.pipeline.write_ops import context_ops, item_ops
 
 log = logging.getLogger(__name__)

@@ -34,8 +34,6 @@ from streams.pipeline.user_state import (
 )
 from streams.pipeline.write_ops import Plan, Touched, expired_buckets, user_topic_ops
 
-__all__ = ["EngineSettings", "UserWriter"]
-
 SWEEP_USERS = 100  # idle users removed at a time: some milliseconds
 
 

@@ -37,7 +37,7 @@ from streams.parsing import note_reason, parse
 from streams.pipeline.digest import digest
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine, GapError
-from streams.pipeline.user_writer import EngineSettings
+from streams.pipeline.user_state import EngineSettings
 from streams.replay.report import ReplayCounts, ReplayReport
 
 # Records applied at once while nothing is asked: a user's run of events is then encoded once.
