@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -56,7 +56,7 @@ class Claims:
         self._generation, self._takes = 0, 0
         self._wake, self._taken = asyncio.Event(), asyncio.Event()
         self.consumer: StateConsumer | None = None
-        self.counts: Counter[str] = engine.counts
+        self.counts = engine.counts
 
     def request_reclaim(self, tag: str, *, claim: bool) -> None:
         """Asks for a new claim of a tag, or only for a seek back to its position."""
@@ -168,7 +168,7 @@ class Claims:
             await self._engine.claim(tag, generation, identities, group)
             return True
         except ClaimRefusedError as error:
-            self.counts["claims_refused"] += 1
+            self.counts.add("claims_refused")
             log.warning("%s", error)
         return False
 
@@ -181,7 +181,7 @@ class Claims:
                 "The log was cut: restore it, or delete the live state and rebuild it from Kafka"
             )
         if position < start:
-            self.counts["lost_to_retention"] += start - position
+            self.counts.add("lost_to_retention", start - position)
             log.error("%s[%d]: offsets %d to %d left Kafka unread", tp.topic, tp.partition, position, start)
             lease.reread.add(tp.topic)  # this gap is known
             return start

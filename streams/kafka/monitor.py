@@ -115,7 +115,7 @@ class LogMonitor:
         caught_up = set(ends) == set(lease.positions) and all(lease.positions[t] >= end for t, end in ends.items())
         lease.caught_up = caught_up
         if not await self._engine.store.beat(lease.tag, lease.token, ends, caught_up):
-            self._engine.counts["fenced"] += 1
+            self._engine.counts.add("fenced")
             self._claims.request_reclaim(lease.tag, claim=True)
 
     async def _check_stored(self, leases: Mapping[str, PartitionLease]) -> None:

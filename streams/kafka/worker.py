@@ -228,10 +228,10 @@ class StreamWorker:
                 self.claims.request_reclaim(tag_of(gap.topic, gap.partition), claim=False)
             except FencedError as fenced:
                 log.warning("%s", fenced)
-                self.engine.counts["fenced"] += 1
+                self.engine.counts.add("fenced")
                 self.claims.request_reclaim(fenced.tag, claim=True)
             except StoreUnavailableError as error:
-                self.engine.counts["store_retries"] += 1
+                self.engine.counts.add("store_retries")
                 log.warning("the store is away, %d records wait: %s", len(batch), error)
                 await asyncio.sleep(pause)
                 pause = min(2.0, pause * 2)
@@ -258,7 +258,7 @@ class StreamWorker:
             except (GapError, FencedError, StoreUnavailableError):
                 await self._apply([record])
             except Exception as error:
-                self.engine.counts["defects"] += 1
+                self.engine.counts.add("defects")
                 log.exception("%s[%d]@%d cannot be applied", record.topic, record.partition, record.offset)
                 await self._skip(record, MalformedError("value", f"processing failed: {type(error).__name__}"))
 
@@ -288,7 +288,7 @@ class StreamWorker:
                 log.warning("cannot re-encode waiting users or remove idle ones yet: %s", error)
             except Exception:
                 # As in `_apply`: a defect that a sweep meets must not stop the stream.
-                self.engine.counts["defects"] += 1
+                self.engine.counts.add("defects")
                 log.exception("re-encoding waiting users or removing idle ones failed")
             else:
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
@@ -28,7 +28,7 @@ from streams.events import (
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import DeadLetterSink, Intake
 from streams.pipeline.lease import PartitionLease
-from streams.pipeline.metrics import WorkerMetrics
+from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
 from streams.pipeline.user_state import EngineSettings
 from streams.pipeline.user_writer import UserWriter
 from streams.pipeline.write_ops import context_ops, item_ops
@@ -68,7 +68,7 @@ class Engine:
         self._swept = 0  # turns of the idle sweep
         self.settings = settings or EngineSettings()
         self.leases: dict[str, PartitionLease] = {}
-        self.counts: Counter[str] = Counter()
+        self.counts = PipelineCounters()
         self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
         self.intake = Intake(rules, partitions, sink, self.counts)
         self._users = UserWriter(store, rules, self.intake, encoder, self.settings, self.counts, self.metrics)
@@ -97,8 +97,8 @@ class Engine:
             await self.release(tag)
         lease.generation, lease.logs, lease.group = generation, logs, group
         lease.fresh, lease.reread, lease.unsure = set(logs), set(), False
-        self.counts["claims"] += 1
-        self.counts["new_logs"] += len(claim.new_logs)
+        self.counts.add("claims")
+        self.counts.add("new_logs", len(claim.new_logs))
         self.leases[tag] = lease
         return lease
 
@@ -149,7 +149,7 @@ class Engine:
     async def skip(self, record: Record, error: MalformedError) -> None:
         """Dead-letters a record that could not be applied because of a defect, and moves the position past it."""
         await self.sink.dead_letter(record, error)
-        self.counts[f"malformed:{record.topic}:{error.field}"] += 1
+        self.counts.add_malformed(record.topic, error.field)
         lease = self.leases.get(tag_of(record.topic, record.partition))
         if lease is not None and record.offset >= lease.positions[record.topic]:
             await lease.commit(self.store, record.topic, record.offset + 1, [])
@@ -163,7 +163,7 @@ class Engine:
         lease = self.leases.get(tag)
         if lease is not None and not lease.unsure and offset > lease.positions[topic]:
             log.info("%s: %s from %d to %d holds nothing to apply", tag, topic, lease.positions[topic], offset)
-            self.counts["passed_over"] += offset - lease.positions[topic]
+            self.counts.add("passed_over", offset - lease.positions[topic])
             await self._users.pass_over(lease, topic, offset)
 
     async def sweep_waiting(self) -> int:
@@ -186,14 +186,14 @@ class Engine:
         lease = self.leases[tag]
         position = lease.positions[topic]
         due = [record for record in records if record.offset >= position]
-        self.counts["redelivered"] += len(records) - len(due)
+        self.counts.add("redelivered", len(records) - len(due))
         if not due:
             return due
         if due[0].offset > position and topic in lease.fresh and topic not in lease.reread:
             lease.reread.add(topic)
             raise GapError(topic, due[0].partition, position, due[0].offset)
         if due[0].offset > position:
-            self.counts["gaps"] += 1
+            self.counts.add("gaps")
             log.info("%s: offsets %d to %d are not in the log", tag, position, due[0].offset)
         lease.fresh.discard(topic)
         return due
@@ -213,5 +213,4 @@ class Engine:
         except BaseException:
             lease.unsure = True
             raise
-        self.counts["applied"] += len(events)
-        self.counts[f"applied:{topic}"] += len(events)
+        self.counts.add_applied(topic, len(events))

@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
 from index.state.keys import partition_of
 from streams.events import DEAD_LETTERS, Click, Event, Forget, MalformedError, Profile, Record, Rules
 from streams.parsing import parse
-from streams.pipeline.metrics import field_label
+from streams.pipeline.metrics import PipelineCounters
 
 
 class DeadLetterSink(Protocol):
@@ -33,10 +32,10 @@ class Intake:
 
     Args:
         partitions: number of user partitions.
-        counts: gets `malformed`, `malformed:<topic>:<field>`, `misrouted` and `clamped`.
+        counts: gets `malformed` with topics and fields, `misrouted` and `clamped`.
     """
 
-    def __init__(self, rules: Rules, partitions: int, sink: DeadLetterSink, counts: Counter[str]) -> None:
+    def __init__(self, rules: Rules, partitions: int, sink: DeadLetterSink, counts: PipelineCounters) -> None:
         self._rules, self._partitions, self._sink, self._counts = rules, partitions, sink, counts
 
     async def accept(self, records: Sequence[Record]) -> list[tuple[Record, Event]]:
@@ -48,8 +47,8 @@ class Intake:
                 good.append((record, parse(record, self._rules)))
             except MalformedError as error:
                 bad.append((record, error))
-                self._counts[f"malformed:{record.topic}:{field_label(error.field)}"] += 1
-        self._counts["malformed"] += len(bad)
+                self._counts.add_malformed(record.topic, error.field)
+        self._counts.add("malformed", len(bad))
         await asyncio.gather(*(self._sink.dead_letter(record, error) for record, error in bad))
         return good
 
@@ -63,9 +62,9 @@ class Intake:
                 away.append(self._sink.forward(record, home, event.user_id.encode()))
                 continue
             if isinstance(event, Click) and event.raw_ts_ms - event.ts_ms > 0:
-                self._counts["clamped"] += 1
+                self._counts.add("clamped")
             events.append(event)
-        self._counts["misrouted"] += len(away)
+        self._counts.add("misrouted", len(away))
         await asyncio.gather(*away)
         return events
 

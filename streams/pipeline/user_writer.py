@@ -21,7 +21,7 @@ from streams.events import CLICKSTREAM, Click, Forget, Profile, Record, Rules
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import Intake
 from streams.pipeline.lease import PartitionLease
-from streams.pipeline.metrics import WorkerMetrics
+from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
 from streams.pipeline.user_state import (
     Change,
     EngineSettings,
@@ -47,7 +47,7 @@ class UserWriter:
         intake: Intake,
         encoder: EncoderThread | None,
         settings: EngineSettings,
-        counts: Counter[str],
+        counts: PipelineCounters,
         metrics: WorkerMetrics,
     ) -> None:
         self._metrics = metrics
@@ -104,7 +104,7 @@ class UserWriter:
             for touched in plan.touched.values():
                 touched.emptied = True
             removed = await self._rewrite([plan])
-            self._counts["idle_swept"] += removed
+            self._counts.add("idle_swept", removed)
             return removed
 
     async def pass_over(self, lease: PartitionLease, topic: str, offset: int) -> None:
@@ -171,11 +171,11 @@ class UserWriter:
             plan.lease.remember(event.user_id, state)
             horizon_ms = plan.clock.before(self._settings.idle_ms)
             if leave_if_idle(state, horizon_ms):
-                self._counts["idle"] += 1
+                self._counts.add("idle")
                 if event.user_id in plan.touched:  # while this very batch was applied
                     plan.touched[event.user_id] = Touched(state, 0, emptied=True, encode=state.profile is not None)
             change = self._apply(state, event, horizon_ms)
-            self._counts[change.outcome.value] += 1
+            self._counts.add(change.outcome)
             if change.outcome is Outcome.APPLIED:
                 self._touch(plan, event, state, change)
 
@@ -221,7 +221,7 @@ class UserWriter:
         for (_, _, touched), vectors, missing in zip(jobs, result.vectors, result.missing, strict=True):
             touched.vectors = encode_vectors(vectors, self._settings.half_vectors)
             touched.missing = missing
-        self._counts["encoded"] += len(jobs)
+        self._counts.add("encoded", len(jobs))
 
     async def _write(self, plans: Sequence[Plan]) -> None:
         async def write(plan: Plan) -> None:

@@ -138,7 +138,7 @@ async def feed(
     for record in records:
         await feeder.feed(record)
     await feeder.flush()
-    replayed.asked, replayed.counts = feeder.asked, Counter(engine.counts)
+    replayed.asked, replayed.counts = feeder.asked, Counter(engine.counts.as_dict())
     replayed.evaluator = evaluator.state_dict() if evaluator is not None else None
     replayed.seconds += time.monotonic() - began_s
     return replayed.done - done_before
@@ -172,8 +172,7 @@ async def _go_on(engine: Engine, replayed: ReplayCounts, evaluator: PrequentialE
     """Makes a new engine and a new evaluator know what the replay has come to; without a record that is nothing."""
     if not replayed.done:
         return
-    engine.counts.clear()
-    engine.counts.update(replayed.counts)
+    engine.counts.load(replayed.counts)
     if engine.encoder is not None:
         items = ItemFollower(engine.store, engine.encoder.version, engine.encoder, text_vectors=True)
         await items.catch_up()

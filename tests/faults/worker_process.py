@@ -113,7 +113,7 @@ async def _tell(worker: StreamWorker, path: Path, hurry: Path) -> None:
         if _told(hurry):
             worker.settings = replace(worker.settings, max_batch=_BATCH, max_pending=_PENDING)
         tags = sorted(set(worker.engine.leases) - worker.claims.unsettled)
-        write_json(path, {"tags": tags, "counts": {str(k): v for k, v in worker.engine.counts.items()}})
+        write_json(path, {"tags": tags, "counts": worker.engine.counts.as_dict()})
         await asyncio.sleep(STATUS_S)
 
 
