@@ -1,6 +1,6 @@
-"""Events in, live state out: the one pipeline of the worker, of replay and of the tests.
+"""Applies records to the live state, as the one pipeline of the worker, of replay and of the tests.
 
-Knows records, positions and claims, not how records arrive: a transport (Kafka) or a player hands batches to `apply`.
+Knows records, positions and leases, not how records arrive: a transport (Kafka) or a player hands batches to `apply`.
 Every batch ends in one atomic write per topic and partition; after an error the same batch can be applied again.
 """
 
@@ -27,11 +27,12 @@ from streams.events import (
 )
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import DeadLetterSink, Intake
+from streams.pipeline.item_ops import context_ops, item_ops
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
+from streams.pipeline.user_plan import UserPlan, UserPlanner
 from streams.pipeline.user_state import EngineSettings
 from streams.pipeline.user_writer import UserWriter
-from streams.pipeline.write_ops import context_ops, item_ops
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ class Engine:
         self.counts = PipelineCounters()
         self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
         self.intake = Intake(rules, partitions, sink, self.counts)
-        self._users = UserWriter(store, rules, self.intake, encoder, self.settings, self.counts, self.metrics)
+        planner = UserPlanner(store.keys, rules, encoder, self.settings, self.counts, self.metrics)
+        self._users = UserWriter(store, planner, encoder, self.settings, self.counts)
 
     async def claim(
         self, tag: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
@@ -123,15 +125,20 @@ class Engine:
             if self.leases[tag].unsure:
                 await self._renew(tag)
         for topic in USER_TOPICS:
-            parts = {tag: part for (name, tag), part in batches.items() if name == topic}
-            if parts:
-                await self._users.apply(
-                    topic, [(self.leases[tag], self._next(topic, tag, parts[tag])) for tag in parts]
-                )
+            await self._apply_users(topic, {tag: part for (name, tag), part in batches.items() if name == topic})
         for topic in (CATALOG, ITEM_VECTORS, CONTEXT):
             tag = tag_of(topic, 0)
             if (topic, tag) in batches:
                 await self._apply_single(topic, tag, self._next(topic, tag, batches[topic, tag]))
+
+    async def _apply_users(self, topic: str, parts: Mapping[str, Sequence[Record]]) -> None:
+        """Clicks and profiles: validated, planned and written by partition, encoded in one batch."""
+        due = [(self.leases[tag], records) for tag in parts if (records := self._next(topic, tag, parts[tag]))]
+        plans = [UserPlan(lease, topic, records[-1].offset + 1) for lease, records in due]
+        for plan, (_, records) in zip(plans, due, strict=True):
+            plan.events = await self.intake.accept_users(records)
+        if plans:
+            await self._users.apply(plans)
 
     async def _renew(self, tag: str) -> None:
         """Claims anew after a write of unknown outcome: a late arrival of it is fenced, and how far it got is read."""

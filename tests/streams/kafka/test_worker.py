@@ -327,7 +327,7 @@ def test_a_defect_of_ours_costs_one_record_and_not_the_stream(play: Play, monkey
         return real(state, event, *rest)
 
     real = apply_click
-    monkeypatch.setattr("streams.pipeline.user_writer.apply_click", defective)
+    monkeypatch.setattr("streams.pipeline.user_state.apply_click", defective)
 
     async def scenario(shop: Shop) -> None:
         async with shop.worker() as worker:
