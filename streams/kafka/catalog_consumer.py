@@ -1,7 +1,7 @@
-"""Where the embed role's catalogue records come from: Kafka, in a group of its own.
+"""Reads the catalogue for the embed role, in a consumer group of its own.
 
 The committed offset is where a next process begins, so it is set explicitly: what is not done yet is not passed. A
-rebalance is told, because records in hand may be somebody else's from then on. It does not look into records.
+rebalance is told, because records in hand may be somebody else's from then on.
 """
 
 from __future__ import annotations
