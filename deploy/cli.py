@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Streaming recommendations: events go into Kafka, the next API call answers from them.
 
-    Settings come from PERSEID_* variables; the README lists them.
+    Settings come from PERSEID_* variables; docs/settings.md lists them.
 
     Example: perseid up
     """

@@ -2,7 +2,7 @@
 
 An unknown name is an error that says what was meant. Addresses may carry passwords and keys are secrets: both are held
 as `SecretStr`, and `public_address` is the only way in which an address is shown. It does not know which process needs
-which setting: the table in the README says so.
+which setting: docs/settings.md says so.
 """
 
 from __future__ import annotations

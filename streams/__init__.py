@@ -1,1 +1,5 @@
-"""Kafka in: events, state, pipeline, transport, replay and evaluation."""
+"""The way from Kafka records to the live state, and everything that reads history again.
+
+Takes the seven topics or a data folder. Gives one atomic write per batch, exports, replays and offline metrics. Owns
+Faust, aiokafka and LightGBM.
+"""

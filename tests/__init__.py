@@ -1,1 +1,1 @@
-"""Tests, flat by package and module; integration, faults and benches below."""
+"""Tests, in folders that mirror the packages; fault injection, integration, benchmarks and support are beside them."""

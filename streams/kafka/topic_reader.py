@@ -272,9 +272,7 @@ class TopicReader:
                 deadline = time.monotonic() + _WAIT_S
             elif merge.waiting and time.monotonic() > deadline:
                 stuck = sorted(map(_named, merge.waiting))
-                raise ConnectionError(
-                    f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try request_reclaim"
-                )
+                raise ConnectionError(f"Kafka sent nothing of {', '.join(stuck[:5])} for {_WAIT_S:.0f} s; try again")
 
     def _throttle(self, merge: LogMerge) -> None:
         """Stops fetching where enough is held and goes on where little is left: seldom, as it throws some away."""

@@ -54,10 +54,10 @@ def schedule(servers: Servers, request: pytest.FixtureRequest) -> Iterator[Sched
 
     def play_one(run: Run) -> Result:
         result = _play(run, run.seed, servers)
-        for request_reclaim in range(1, TRIES if run.case.mutation else 1):
+        for again in range(1, TRIES if run.case.mutation else 1):
             if result.good:
                 break
-            result = _play(run, run.seed + 100 * request_reclaim, servers)
+            result = _play(run, run.seed + 100 * again, servers)
         return result
 
     with Schedule(possible, play_one, JOBS) as schedule:

@@ -117,7 +117,7 @@ def test_replaying_topics_gives_the_live_digest(broker: Broker) -> None:
             producer.produce(topic, record.value, record.key, partition, timestamp=record.timestamp_ms)
     assert producer.flush(30) == 0
 
-    async def request_reclaim(records: Iterator[Record]) -> str:
+    async def again(records: Iterator[Record]) -> str:
         sink = SilentSink()
         engine = await open_engine(MemoryStore(), Rules(), PARTITIONS, sink, None, folder_logs("topics"))
         report = await replay("topics", records, engine, sink, covers=lambda: reader.covers)
@@ -125,4 +125,4 @@ def test_replaying_topics_gives_the_live_digest(broker: Broker) -> None:
         return report.digest.hex
 
     with TopicReader(KafkaConfig(broker.address), embedded=True) as reader:
-        assert asyncio.run(request_reclaim(reader.records())) == expected
+        assert asyncio.run(again(reader.records())) == expected

@@ -40,10 +40,10 @@ class Cluster:
         self.shop = Shop(access, redis_url, keys)
         self.admin = AdminClient({**access.librdkafka(), "log_level": 2})
 
-    async def recreate(self, topic: str, *, request_reclaim: bool = True) -> None:
+    async def recreate(self, topic: str, *, again: bool = True) -> None:
         """Deletes a topic and, after that, creates it."""
         await asyncio.to_thread(self._delete, topic)
-        if request_reclaim:
+        if again:
             await asyncio.to_thread(create_topics, self.access, PARTITIONS)
 
     def _delete(self, topic: str) -> None:
@@ -209,7 +209,7 @@ def test_a_topic_that_is_missing_for_a_while_ends_nothing(play: Play) -> None:
         async with cluster.shop.worker():
             await cluster.send("e1")
             await cluster.applied(["e1"])
-            await cluster.recreate(USERS, request_reclaim=False)
+            await cluster.recreate(USERS, again=False)
             await cluster.send("e2")
             await asyncio.to_thread(create_topics, cluster.access, PARTITIONS)
             await cluster.send("e3")

@@ -1,0 +1,207 @@
+"""What was stored at 9afcd80 is read, continued and written in the same way: in Redis, in files and in logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from deploy.servers.redis import RedisServer
+from encoder.model.artefact import load, save
+from index.state.keys import Keys
+from index.state.memory_store import MemoryStore
+from index.state.records import vector_field
+from index.state.redis_store import RedisStore
+from index.state.sqlite_store import SqliteStore
+from index.state.store import LiveStore
+from streams.pipeline.digest import digest, digest_of
+from tests.compatibility import collect, stored
+from tests.compatibility.redis_dump import Dump, dump, raw, restore
+from tests.compatibility.world import FIXTURES, KEYS, MODEL, PARTITIONS, Shown, assert_same, expected, live
+
+T = TypeVar("T")
+
+
+def in_redis(server: RedisServer, content: Dump, use: Callable[[LiveStore], Awaitable[T]]) -> T:
+    """What `use` gives of a Redis that holds this and nothing else of ours."""
+
+    async def run() -> T:
+        store = RedisStore(server.url, KEYS)
+        try:
+            return await use(store)
+        finally:
+            await store.close()
+
+    restore(server.url, KEYS.prefix, content)
+    return asyncio.run(run())
+
+
+def as_json(value: Any) -> Any:
+    """Plain values as they come back from a file."""
+    return json.loads(json.dumps(value))
+
+
+def recorded_hex() -> str:
+    """The digest of the recorded state."""
+    return digest_of(expected("decoded.json.gz")["state"]).hex
+
+
+def test_the_stored_state_is_read_as_it_was_meant(redis_server: RedisServer) -> None:
+    content = expected("state.json")
+    found = in_redis(redis_server, content, stored.decode)
+    assert_same(as_json(found), expected("decoded.json.gz"))
+    assert dump(redis_server.url, KEYS.prefix) == content
+
+
+def test_one_more_event_goes_on_top_of_the_stored_state(redis_server: RedisServer) -> None:
+    found, wanted = in_redis(redis_server, expected("state.json"), stored.one_more), expected("one_more.json")
+    assert wanted["digest"] != recorded_hex()
+    assert_same(as_json(found), wanted)
+
+
+def test_the_api_answers_from_the_stored_state_as_it_did(redis_server: RedisServer) -> None:
+    found = in_redis(redis_server, expected("state.json"), lambda store: collect.api_answers(Shown(store)))
+    wanted = expected("answers.json")
+    for name in wanted:
+        assert_same(as_json(found[name]), wanted[name], name)
+
+
+def test_the_same_log_gives_the_same_bytes_in_redis(redis_server: RedisServer) -> None:
+    in_redis(redis_server, {}, lambda store: live(store, stored.full_log()))
+    found, wanted = dump(redis_server.url, KEYS.prefix), expected("state.json")
+    assert list(found) == list(wanted)
+    for key, (kind, content) in wanted.items():
+        assert found[key][0] == kind, key
+        if kind != "hash":
+            assert found[key][1] == content, key
+            continue
+        assert list(found[key][1]) == list(content), key
+        for name, value in content.items():
+            other = found[key][1][name]
+            if name.startswith("v:"):  # of users in fp16, of items in fp32
+                assert_close(raw(other), raw(value), np.float16 if ":u:" in key else np.float32)
+            elif name == "worker-host-1":
+                assert_same(json.loads(raw(other)), json.loads(raw(value)))
+            elif name not in stored.PASSING:
+                assert other == value, f"{key} {name}"
+
+
+def assert_close(found: bytes, wanted: bytes, kind: Any) -> None:
+    """Equal vectors, but for the last digit of a float."""
+    assert len(found) == len(wanted)
+    first, second = (np.frombuffer(part, kind).astype(np.float32) for part in (found, wanted))
+    assert np.abs(first - second).max() < 2e-3
+
+
+def test_the_same_log_gives_the_same_digest_in_memory_and_by_replay() -> None:
+    async def run() -> tuple[str, Any]:
+        broker, store = stored.full_log(), MemoryStore(KEYS)
+        await live(store, broker)
+        return (await digest(store, PARTITIONS)).hex, await stored.replayed(broker)
+
+    found, replayed = asyncio.run(run())
+    assert found == recorded_hex()
+    assert_same(as_json(replayed), expected("replayed.json"))
+
+
+def test_the_model_is_read_and_written_in_the_same_bytes(tmp_path: Path) -> None:
+    model, metadata = load(MODEL)
+    assert metadata.pop("version") == stored.version()
+    assert save(model, tmp_path / "again", metadata) == stored.version()
+    for path in MODEL.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_snapshot_of_the_items_is_read_and_written_in_the_same_bytes(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    old = stored.copied({"items.snapshot": f"{stored.version()}.snapshot"}, tmp_path)
+    found = stored.read_snapshot(old / f"{stored.version()}.snapshot")
+    assert_same(as_json(found), expected("snapshot.json.gz"))
+    made = in_redis(redis_server, expected("state.json"), lambda store: stored.make_snapshot(store, tmp_path / "new"))
+    assert made.name == f"{stored.version()}.snapshot"
+    assert made.read_bytes() == (FIXTURES / "items.snapshot").read_bytes()
+
+
+def test_a_data_folder_is_read_and_exported_in_the_same_lines(tmp_path: Path) -> None:
+    assert_same(as_json(stored.describe_folder(stored.SHOP)), expected("folder.json.gz"))
+
+    async def run() -> Any:
+        broker = stored.full_log()
+        await live(MemoryStore(KEYS), broker)
+        return stored.make_folder(broker, tmp_path / "shop")
+
+    assert_same(as_json(asyncio.run(run())), expected("exported.json"))
+    found, wanted = stored.folder_lines(tmp_path / "shop"), stored.folder_lines(stored.SHOP)
+    assert found == wanted and len(wanted) == 6
+
+
+def test_a_replay_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    path = stored.unpack("replay.sqlite.gz", tmp_path / "replay.sqlite")
+    assert_same(as_json(stored.read_checkpoint(path)), expected("replay_checkpoint.json.gz"))
+    found, wanted = stored.run_replay(tmp_path), expected("replay_resumed.json.gz")
+    assert wanted["first"] > 60
+    assert_same(as_json(found), wanted)
+
+
+def test_a_checkpoint_of_a_replay_is_written_in_the_same_rows(tmp_path: Path) -> None:
+    found = stored.read_checkpoint(stored.make_checkpoint(tmp_path))
+    assert_same(as_json(found), expected("replay_checkpoint.json.gz"))
+
+
+def test_a_kept_state_is_under_its_keys_only(tmp_path: Path) -> None:
+    path = stored.unpack("replay.sqlite.gz", tmp_path / "state")
+    store = SqliteStore(path, Keys("other"))
+    assert asyncio.run(store.scores(store.keys.item_index())) == {}
+    store.close_file()
+
+
+def test_a_training_run_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    old = stored.copied({"checkpoint.safetensors": "checkpoint.safetensors"}, tmp_path / "old")
+    assert_same(as_json(stored.resume_training(old)), expected("training_resumed.json"))
+
+
+def test_a_checkpoint_of_a_training_run_has_the_same_names(tmp_path: Path) -> None:
+    described = []
+    for path in (FIXTURES / "checkpoint.safetensors", stored.make_training_checkpoint(tmp_path)):
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+            words = file.metadata()
+            counters = json.loads(words["counters"])
+            described.append([shapes, sorted(words), words["fingerprint"], list(counters), counters["step"]])
+    assert described[0] == described[1]
+
+
+def test_files_of_a_state_folder_are_read_and_written_as_before(tmp_path: Path) -> None:
+    names = {f"state_{name}": name for name in ("vectors.npz", "up.env", "traffic.json")}
+    old = stored.copied(names, tmp_path / "old")
+    ledger = stored.unpack("state_llm.sqlite3.gz", old / "llm.sqlite3")
+    assert as_json(stored.read_state_files(old)) == expected("state_files.json")
+    new = tmp_path / "new"
+    new.mkdir()
+    stored.make_state_files(new)
+    for name in ("up.env", "traffic.json"):
+        assert (new / name).read_bytes() == (old / name).read_bytes(), name
+    assert stored.tables_of(new / "llm.sqlite3") == stored.tables_of(ledger)
+    assert as_json(stored.read_state_files(new)) == expected("state_files.json")
+    assert sorted(path.name for path in new.iterdir() if "sqlite3-" not in path.name) == sorted(
+        path.name for path in old.iterdir() if "sqlite3-" not in path.name
+    )
+
+
+@pytest.mark.parametrize("name", ["state.json", "names.json", "answers.json"])
+def test_fixtures_are_not_empty(name: str) -> None:
+    assert len(expected(name)) >= 3
+
+
+def test_every_kind_of_key_is_in_the_stored_state() -> None:
+    parts = {key.split(":", 2)[-1].split(":")[0] for key in expected("state.json") if "{" in key}
+    assert parts >= {"owner", "u", "users", "pop", "pops", "i", "index", "log", "records", "waiting"}
+    fields = {name for _, content in expected("state.json").values() if isinstance(content, dict) for name in content}
+    assert fields >= {"s", "p", "c", "e", "t", "m", "vh", "th", "n", vector_field(stored.version())}
