@@ -1,4 +1,4 @@
-"""Which log a position counts in: asks the broker for its cluster id and, where it has them, topic ids.
+"""Tells which log a position counts in, by the broker's cluster id and, where it has them, topic ids.
 
 Knows nothing of positions. The embedded broker has no topic ids; it is a new cluster at each start.
 """
@@ -77,4 +77,4 @@ class LogLookup:
 
 def is_embedded(logs: Mapping[str, LogIdentity]) -> bool:
     """Whether they are those of the embedded broker, which cannot look offsets up by time."""
-    return any(identity.cluster_id.startswith("mockCluster") for identity in logs.values())
+    return any(identity.cluster_id.startswith(_EMBEDDED) for identity in logs.values())

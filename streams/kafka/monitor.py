@@ -1,8 +1,7 @@
 """Watches a running worker for being caught up, for writes the store has lost, and for logs that were replaced.
 
-Confirms to the API, tag by tag, that everything up to the log's end is applied. Claims and seeks are
-`streams.kafka.claims`' matter: it only asks for them. An unreachable broker or store is a warning; the next look may
-do.
+Confirms to the API, tag by tag, that everything up to the log's end is applied. It only asks for claims and seeks,
+which `streams.kafka.claims` makes. An unreachable broker or store is a warning; the next look may do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Merges the partitions of several topics into one order by Kafka timestamp, holding only a little of each.
 
-At equal times the given rank of the topics decides, then the partition; within a partition the offset order stays,
-whatever its timestamps. So the order is a function of the logs alone and can be continued from any point. It does not
-know how records are fetched: it says which partitions it waits for and which have enough.
+At equal times the rank of the topics decides, then the partition; within a partition the offset order stays. So the
+order is a function of the logs alone and can be continued from any point. It fetches nothing.
 """
 
 from __future__ import annotations

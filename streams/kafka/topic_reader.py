@@ -1,8 +1,8 @@
-"""Reads topics from a broker as they were, once, merged by time: for replay and export.
+"""Reads topics from a broker as they were, once, merged by time, for replay and export.
 
 Belongs to no consumer group and commits nothing. Ends at the offsets the logs had when it was opened, and can be
-opened again where an earlier one stopped. The order is that of `streams.kafka.topic_merge`: by Kafka timestamp, at
-equal times users, catalog, item-vectors, context, clickstream, exposures. It does not know what records mean.
+opened again where an earlier one stopped. The order is that of `streams.kafka.topic_merge`, at equal times that of
+`streams.events.TOPIC_ORDER`, exposures last.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.events import EXPOSURES, TOPIC_ORDER, Record
-from streams.kafka.config import KafkaConfig
+from streams.kafka.config import KafkaConfig, message_to_record
 from streams.kafka.topic_merge import Covers, LogMerge, Place
 
 _ORDER = (*TOPIC_ORDER, EXPOSURES)
+_LOG_END = "_PARTITION_EOF"  # librdkafka's name for it
 _TIMEOUT_S = 15.0  # of a look-up; a broker that is up answers in milliseconds
 _POLL_S, _POLL_RECORDS = 0.1, 2_000
 _WAIT_S = 120.0  # without any record although the log is said to hold more: a broker restarts in less
@@ -262,7 +263,7 @@ class TopicReader:
             for message in fetched:
                 place = self._place(message.topic(), message.partition())
                 if message.error() is None:
-                    came[place].append(_record(place, message))
+                    came[place].append(message_to_record(message, place[0]))
                 else:
                     merge.add(place, came.pop(place, ()))
                     self._settle(merge, place, message)
@@ -289,7 +290,7 @@ class TopicReader:
         error = message.error()
         if error is None or place not in self._covers:
             return
-        if error.code() == KafkaError._PARTITION_EOF:
+        if error.name() == _LOG_END:
             merge.reach(place, message.offset() or 0)
         elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             with _translated():
@@ -314,13 +315,6 @@ class TopicReader:
 
 def _named(place: Place) -> str:
     return f"{place[0]}[{place[1]}]"
-
-
-def _record(place: Place, message: Message) -> Record:
-    pairs = cast(Sequence[tuple[str, bytes | None]], message.headers() or ())
-    headers = [(name, value or b"") for name, value in pairs]
-    offset, (_, timestamp_ms) = message.offset() or 0, message.timestamp()
-    return Record(*place, offset, timestamp_ms, message.key(), message.value(), tuple(headers))
 
 
 @contextmanager

@@ -30,9 +30,9 @@ from streams.pipeline.intake import DeadLetterSink, Intake
 from streams.pipeline.item_ops import context_ops, item_ops
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
-from streams.pipeline.user_plan import UserPlan, UserPlanner
 from streams.pipeline.user_state import EngineSettings
 from streams.pipeline.user_writer import UserWriter
+from streams.pipeline.write_plan import UserPlan, UserPlanner
 
 log = logging.getLogger(__name__)
 

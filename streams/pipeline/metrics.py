@@ -37,57 +37,43 @@ Total = (
 class PipelineCounters:
     """Counts of one pipeline: totals by name, applied events by topic, malformed records by topic and field.
 
-    A total appears from its first `add` on, be that of 0.
+    A count appears from its first `add` on, be that of 0.
     """
 
     def __init__(self) -> None:
-        self._totals: Counter[str] = Counter()
-        self._applied: Counter[str] = Counter()  # of items and contexts
-        self._malformed: Counter[tuple[str, str]] = Counter()
+        self._counts: Counter[tuple[str, ...]] = Counter()  # by total and its labels
 
     def __getitem__(self, total: Total) -> int:
-        return self._totals[total]
+        return self._counts[(total,)]
 
     def add(self, total: Total | Outcome, count: int = 1) -> None:
-        self._totals[str(total)] += count
+        self._counts[(str(total),)] += count
 
     def add_applied(self, topic: str, count: int) -> None:
         """Events of a topic without users were applied."""
         self.add("applied", count)
-        self._applied[topic] += count
+        self._counts["applied", topic] += count
 
     def add_malformed(self, topic: str, field: str) -> None:
         """A record became a dead letter because of this field."""
-        self._malformed[topic, field_label(field)] += 1
+        self._counts["malformed", topic, field_label(field)] += 1
 
     @property
     def totals(self) -> dict[str, int]:
-        return dict(self._totals)
+        return {labels[0]: count for labels, count in self._counts.copy().items() if len(labels) == 1}
 
     @property
     def dead_letters(self) -> dict[tuple[str, str], int]:
         """By topic and field."""
-        return dict(self._malformed)
+        return {(labels[1], labels[2]): count for labels, count in self._counts.copy().items() if len(labels) == 3}
 
     def as_dict(self) -> dict[str, int]:
         """Everything under the flat names of heartbeats and replay, as `applied:catalog` and `malformed:users:key`."""
-        applied = {f"applied:{topic}": count for topic, count in self._applied.items()}
-        malformed = {f"malformed:{topic}:{field}": count for (topic, field), count in self._malformed.items()}
-        return {**self._totals, **applied, **malformed}
+        return {":".join(labels): count for labels, count in self._counts.items()}
 
     def load(self, flat: Mapping[str, int]) -> None:
         """Goes on from what `as_dict` gave."""
-        self._totals.clear()
-        self._applied.clear()
-        self._malformed.clear()
-        for name, count in flat.items():
-            match name.split(":"):
-                case [_, topic, field]:
-                    self._malformed[topic, field] = count
-                case [_, topic]:
-                    self._applied[topic] = count
-                case _:
-                    self._totals[name] = count
+        self._counts = Counter({tuple(name.split(":")): count for name, count in flat.items()})
 
 
 class FreshnessHistogram(Collector):

@@ -1,6 +1,7 @@
-"""Applies events of users to the live state: loads them, has the change worked out, and writes it per partition.
+"""Applies events of users to the live state, with one write for each partition.
 
-When any step fails, what was changed in memory is dropped, so the batch can be applied again from the store's truth.
+Loads the users, has their change worked out, and writes it. When any step fails, what was changed in memory is
+dropped, so the batch can be applied again from the store's truth.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from streams.events import CLICKSTREAM
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters
-from streams.pipeline.user_plan import Touched, UserPlan, UserPlanner
 from streams.pipeline.user_state import EngineSettings, PartitionClock
+from streams.pipeline.write_plan import Touched, UserPlan, UserPlanner
 
 SWEEP_USERS = 100  # idle users removed at a time: some milliseconds
 

@@ -1,6 +1,6 @@
-"""Works out what a batch of events changes: users, their vectors and popularity, as operations of one write each.
+"""Works out what a batch of user events changes, as the operations of one write for each partition.
 
-Assumes that the users are loaded into their partition's lease. Nothing is written here.
+State, then vectors, then operations. Assumes that the users are loaded into their partition's lease; writes nothing.
 """
 
 from __future__ import annotations
