@@ -16,14 +16,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from streams.events import EXPOSURES, TOPIC_ORDER, Record
 from streams.kafka.config import KafkaConfig, message_to_record
 from streams.kafka.topic_merge import Covers, LogMerge, Place
 
 _ORDER = (*TOPIC_ORDER, EXPOSURES)
-_LOG_END = "_PARTITION_EOF"  # librdkafka's name for it
+_LOG_END, _LOST = "_PARTITION_EOF", ("_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE")  # names of librdkafka's errors
 _TIMEOUT_S = 15.0  # of a look-up; a broker that is up answers in milliseconds
 _POLL_S, _POLL_RECORDS = 0.1, 2_000
 _WAIT_S = 120.0  # without any record although the log is said to hold more: a broker restarts in less
@@ -292,7 +292,7 @@ class TopicReader:
             return
         if error.name() == _LOG_END:
             merge.reach(place, message.offset() or 0)
-        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        elif error.name() in _LOST:
             with _translated():
                 start = self._log_ends([place])[0][place]
                 self._consumer.seek(self._tp(place, start))
