@@ -1,10 +1,8 @@
-"""The embed role: reads `catalog` in a group of its own and publishes each item's text vector and tags.
+"""Reads `catalog` in a consumer group of its own and publishes each item's text vector and tags.
 
-A slow text model never delays clicks or stock-outs, because nothing else waits for this loop. Vectors are published in
-catalogue order, an unchanged text is never embedded twice, and offsets are committed only after Kafka has acknowledged
-what follows from them. A text model that is away or may not be asked is waited for; an item it cannot answer for stays
-pending, is asked about again ever more rarely, and holds the committed offset. It does not judge bad records (the
-worker dead-letters them); a withdrawn item's vector stays.
+A slow text model never delays clicks or stock-outs. Vectors come in catalogue order, and no unchanged text is embedded
+twice. Offsets are committed after Kafka's acknowledgement; an item without an answer stays pending and holds the
+committed offset.
 """
 
 from __future__ import annotations
@@ -89,6 +87,9 @@ class _Pending:
 
 class EmbeddingService:
     """Catalogue records in, vector records out.
+
+    An item without a usable answer is asked about again ever more rarely. Malformed records are left to the worker,
+    which dead-letters them; a withdrawn item's vector stays.
 
     Args:
         store: to see which vectors there are already.

@@ -1,4 +1,7 @@
-"""TODO docstring of streams.item_vectors."""
+"""Holds text vectors of items by one embedder, and builds their `item-vectors` bodies.
+
+The live topic and data folders share the format.
+"""
 
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ def read_body(record: Record) -> Body:
     return Body(body, record.timestamp_ms)
 
 
-def encode_record(topic: str, body: Mapping[str, Any], now_ms: int, rules: Rules) -> tuple[bytes, bytes]:
-    """Key and value under which `body` is to be produced.
+def encode_record(topic: str, body: Mapping[str, Any], timestamp_ms: int, rules: Rules) -> tuple[bytes, bytes]:
+    """Key and value under which `body` is to be produced with this record timestamp.
 
     Raises:
         MalformedError: a consumer would refuse it.
@@ -82,7 +82,7 @@ def encode_record(topic: str, body: Mapping[str, Any], now_ms: int, rules: Rules
         value = orjson.dumps(body)
     except orjson.JSONEncodeError as error:
         raise MalformedError("value", f"not JSON: {error}") from error
-    event = parse(Record(topic, 0, 0, now_ms, None, value), rules)
+    event = parse(Record(topic, 0, 0, timestamp_ms, None, value), rules)
     return record_key(event).encode(), value
 
 

@@ -91,7 +91,7 @@ def worker_report(engine: Engine) -> dict[str, Any]:
     """A worker's share of its heartbeat."""
     stats = engine.encoder.encoder.stats if engine.encoder is not None else None
     cache = {} if stats is None else {f"cache_{name}": getattr(stats, name) for name in ("hits", "misses", "evictions")}
-    return {"counters": {**engine.counts, **cache}, "freshness_ms": engine.metrics.freshness.percentiles()}
+    return {"counters": {**engine.counts.as_dict(), **cache}, "freshness_ms": engine.metrics.freshness.percentiles()}
 
 
 async def publish_model(store: LiveStore, folder: Path, bucket_ms: int) -> str:

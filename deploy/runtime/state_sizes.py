@@ -13,7 +13,7 @@ from index.state.store import LiveStore
 
 if TYPE_CHECKING:
     from encoder.model.config import ModelConfig
-    from streams.pipeline.user_writer import EngineSettings
+    from streams.pipeline.user_state import EngineSettings
 
 _DAY_MS = 86_400_000
 _FIRST = "200+56"  # what states were made with before they said so
@@ -21,8 +21,7 @@ _FIRST = "200+56"  # what states were made with before they said so
 
 def engine_settings(settings: Settings, config: ModelConfig | None, *, half_vectors: bool = True) -> EngineSettings:
     """Sizes for an engine; without a model, windows have the default length."""
-    from streams.pipeline.user_state import WindowLimits
-    from streams.pipeline.user_writer import EngineSettings
+    from streams.pipeline.user_state import EngineSettings, WindowLimits
 
     return EngineSettings(
         limits=WindowLimits() if config is None else WindowLimits(config.window, config.slack),

@@ -1,7 +1,7 @@
-"""Where the embed role's catalogue records come from: Kafka, in a group of its own.
+"""Reads the catalogue for the embed role, in a consumer group of its own.
 
 The committed offset is where a next process begins, so it is set explicitly: what is not done yet is not passed. A
-rebalance is told, because records in hand may be somebody else's from then on. It does not look into records.
+rebalance is told, because records in hand may be somebody else's from then on.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.events import CATALOG, Record
-from streams.kafka.config import KafkaConfig, Reasons
+from streams.kafka.config import KafkaConfig, Reasons, message_to_record
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class KafkaCatalog:
         found = self._consumer.consume(1, _IDLE_S)
         if found:  # a lone item does not wait for others, a backlog comes in batches
             found += self._consumer.consume(most - 1, 0.01) if most > 1 else []
-        return [_record(message) for message in found if message.error() is None]
+        return [message_to_record(message, CATALOG) for message in found if message.error() is None]
 
     def rebalanced(self) -> bool:
         before, self._rebalanced = self._rebalanced, False
@@ -87,16 +87,3 @@ class KafkaCatalog:
 
     def _changed(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         self._rebalanced = True
-
-
-def _record(message: Message) -> Record:
-    _, timestamp_ms = message.timestamp()
-    key, value = message.key(), message.value()
-    return Record(
-        CATALOG,
-        message.partition() or 0,
-        message.offset() or 0,
-        timestamp_ms,
-        key if key is None or isinstance(key, bytes) else key.encode(),
-        value if value is None or isinstance(value, bytes) else value.encode(),
-    )

@@ -1,4 +1,4 @@
-"""Claims of assigned partitions: takes them after a rebalance, and again whenever a write was refused or a gap seen.
+"""Claims assigned partitions after a rebalance, and again whenever a write was refused or a gap was seen.
 
 One place decides where reading goes on: it holds the consumer's `reading` lock, claims in the store, checks the
 position against the log, clears what was fetched before, and seeks.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from faust.types import TP
 
 from index.state.store import ClaimRefusedError, LogIdentity, StoreUnavailableError
-from streams.events import tag_of, topics_of
+from streams.events import Record, tag_of, topics_of
 from streams.kafka.consumer import StateConsumer
+from streams.kafka.lanes import Lane
 from streams.kafka.log_identity import LogLookup
 from streams.pipeline.engine import Engine
 
@@ -32,31 +33,48 @@ class PositionBeyondLogError(Exception):
 
 
 class Claims:
-    """Keeps the engine's leases in line with the consumer's assignment.
+    """Keeps the engine's leases in line with the consumer's assignment; the consumer's `PartitionOwner`.
 
     Args:
-        forget_fetched: drops records of these tags that were fetched and not yet applied.
-        fail: called with an error that no retry can mend; ends the worker.
+        lanes: where fetched records go, and wait to be applied.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        lookup: LogLookup,
-        group: str,
-        forget_fetched: Callable[[set[str]], None],
-        fail: Callable[[BaseException], None],
-    ) -> None:
-        self._engine, self._lookup, self._group = engine, lookup, group
-        self._forget_fetched, self._fail = forget_fetched, fail
+    def __init__(self, engine: Engine, lookup: LogLookup, group: str, lanes: Sequence[Lane]) -> None:
+        self._engine, self._lookup, self._group, self._lanes = engine, lookup, group, lanes
         self._identities: dict[str, LogIdentity] = {}
         self.unsettled: set[str] = set()  # tags to claim or seek; nothing of them is read or applied meanwhile
         self._seek_only: set[str] = set()
         self._assignment: set[TP] = set()  # as of the last rebalance, with its generation
         self._generation, self._takes = 0, 0
         self._wake, self._taken = asyncio.Event(), asyncio.Event()
-        self.consumer: StateConsumer | None = None
-        self.counts: Counter[str] = engine.counts
+        self._counts = engine.counts
+
+    def on_assignment(self, assigned: set[TP], generation: int) -> None:
+        """After a rebalance: everything assigned is claimed and sought anew, by `run`.
+
+        Never waits: Faust gives up for good, and without a word, on a seek that takes longer than its own limit.
+        """
+        self._assignment, self._generation = set(assigned), generation
+        self._takes += 1
+        self.unsettled, self._seek_only = _tags(assigned), set()
+        self._wake.set()
+        self._taken.set()
+
+    def wanted(self, assigned: set[TP]) -> set[TP]:
+        """All partitions but those of full lanes and of tags that are not settled."""
+        full = {topic for lane in self._lanes if lane.full for topic in lane.topics}
+        return {tp for tp in assigned if tp.topic not in full and tag_of(*tp) not in self.unsettled}
+
+    def deliver(self, records: Sequence[Record]) -> None:
+        """Puts fetched records into their lanes."""
+        for lane in self._lanes:
+            if mine := [record for record in records if record.topic in lane.topics]:
+                lane.put(mine)
+
+    def reclaim(self, tps: set[TP]) -> None:
+        """Has the tags of these partitions claimed anew, which finds out where to read on, and why."""
+        for tag in _tags(tps):
+            self.request_reclaim(tag, claim=True)
 
     def request_reclaim(self, tag: str, *, claim: bool) -> None:
         """Asks for a new claim of a tag, or only for a seek back to its position."""
@@ -67,30 +85,26 @@ class Claims:
         self.unsettled.add(tag)
         self._wake.set()
 
-    def on_assignment(self, assignment: set[TP], generation: int) -> None:
-        """After a rebalance: everything assigned is claimed and sought anew, by `keep`.
+    def busy_tags(self) -> set[str]:
+        """Tags of which something was fetched that is not applied yet."""
+        return set[str]().union(*(lane.tags() for lane in self._lanes))
 
-        Never waits: Faust gives up for good, and without a word, on a seek that takes longer than its own limit.
+    async def run(self, consumer: StateConsumer) -> None:
+        """Settles what is not settled, again until it is; runs as long as the worker.
+
+        Raises:
+            PositionBeyondLogError: no retry can mend it.
         """
-        self._assignment, self._generation = set(assignment), generation
-        self._takes += 1
-        self.unsettled, self._seek_only = _tags(assignment), set()
-        self._wake.set()
-        self._taken.set()
-
-    async def run(self) -> None:
-        """Settles what is not settled, again until it is; runs as long as the worker."""
-        assert self.consumer is not None
         while True:
             await self._wake.wait()
             self._wake.clear()
             self._taken.clear()
-            refused = self.counts["claims_refused"]
-            async with self.consumer.reading:
-                await self._settle()
+            refused = self._counts["claims_refused"]
+            async with consumer.reading:
+                await self._settle(consumer)
             if self.unsettled:
                 self._wake.set()
-                await self._rest(_RETRY_S if self.counts["claims_refused"] == refused else _REFUSED_RETRY_S)
+                await self._rest(_RETRY_S if self._counts["claims_refused"] == refused else _REFUSED_RETRY_S)
 
     async def _rest(self, pause_s: float) -> None:
         """A pause, cut short by a new assignment."""
@@ -98,27 +112,27 @@ class Claims:
             async with asyncio.timeout(pause_s):
                 await self._taken.wait()
 
-    async def _settle(self) -> None:
-        assert self.consumer is not None
+    async def _settle(self, consumer: StateConsumer) -> None:
         take, assignment, generation = self._takes, self._assignment, self._generation
         gone = set(self._engine.leases) - _tags(assignment)
         self.unsettled &= _tags(assignment)
         by_tag: dict[str, set[TP]] = defaultdict(set)
-        for tp in assignment & self.consumer.assigned():  # the next assignment may be under way
+        for tp in assignment & consumer.assigned():  # the next assignment may be under way
             by_tag[tag_of(tp.topic, tp.partition)].add(TP(*tp))
         wanted = {tag: by_tag[tag] for tag in self.unsettled if tag in by_tag}
-        self._forget_fetched(gone | set(wanted))
+        for lane in self._lanes:
+            lane.forget(gone | set(wanted))
         for tag in gone:
             await self._engine.release(tag)
         try:
-            positions = await self._positions(wanted, generation)
-            await self.consumer.move(positions)
+            positions = await self._positions(consumer, wanted, generation)
+            await consumer.move(positions)
         except (ConnectionError, TimeoutError, StoreUnavailableError) as error:
             log.warning("cannot settle %d partitions yet: %s", len(wanted), error)
             return
-        except PositionBeyondLogError as error:
+        except PositionBeyondLogError:
             if await self._are_same_logs(wanted):
-                self._fail(error)
+                raise
             return
         # A tag of which only some topics are assigned (yet) is not: the others would be read from anywhere.
         settled = {tag for tag in wanted if {tp.topic for tp in by_tag[tag] & set(positions)} == set(topics_of(tag))}
@@ -144,9 +158,8 @@ class Claims:
             self._seek_only.clear()
         return same
 
-    async def _positions(self, wanted: dict[str, set[TP]], generation: int) -> dict[TP, int]:
+    async def _positions(self, consumer: StateConsumer, wanted: dict[str, set[TP]], generation: int) -> dict[TP, int]:
         """Claims each tag and finds where to read on; a tag whose claim failed is left out."""
-        assert self.consumer is not None
         leases = self._engine.leases
         claimed = {tag for tag in wanted if tag in self._seek_only and tag in leases}
         for tag in claimed:
@@ -155,7 +168,7 @@ class Claims:
             self._identities = await self._lookup.identities(sorted({t for tag in others for t in topics_of(tag)}))
             claimed |= {tag for tag in others if await self._claim(tag, generation)}
         tps = {tp for tag in claimed for tp in wanted[tag]}
-        starts, ends = await self.consumer.log_starts(tps), await self.consumer.log_ends(tps)
+        starts, ends = await consumer.log_starts(tps), await consumer.log_ends(tps)
         return {tp: self._checked(tp, starts[tp], ends[tp]) for tp in tps}
 
     async def _claim(self, tag: str, generation: int) -> bool:
@@ -168,7 +181,7 @@ class Claims:
             await self._engine.claim(tag, generation, identities, group)
             return True
         except ClaimRefusedError as error:
-            self.counts["claims_refused"] += 1
+            self._counts.add("claims_refused")
             log.warning("%s", error)
         return False
 
@@ -181,7 +194,7 @@ class Claims:
                 "The log was cut: restore it, or delete the live state and rebuild it from Kafka"
             )
         if position < start:
-            self.counts["lost_to_retention"] += start - position
+            self._counts.add("lost_to_retention", start - position)
             log.error("%s[%d]: offsets %d to %d left Kafka unread", tp.topic, tp.partition, position, start)
             lease.reread.add(tp.topic)  # this gap is known
             return start

@@ -1,7 +1,8 @@
-"""Says how every Kafka client of ours reaches the cluster, and spells it out for each library.
+"""Describes how every Kafka client reaches the cluster, with servers, security, and the prefix of topic names.
 
-Everything inside uses the logical names of `streams.events`; only clients see physical ones (`<prefix><name>`). Nothing
-that prints or logs the value shows the password.
+One value is spelled out here for librdkafka, kafka-python, aiokafka and Faust. Everything inside uses the logical
+names of `streams.events`; only clients see physical ones (`<prefix><name>`). Nothing that prints or logs the value
+shows the password.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from streams.events import Record
+
 if TYPE_CHECKING:
-    from confluent_kafka import KafkaError
+    from confluent_kafka import KafkaError, Message
 
 SECURITY = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -165,6 +168,16 @@ class KafkaConfig:
         if self.cert:
             context.load_cert_chain(self.cert, self.key)
         return context
+
+
+def message_to_record(message: Message, topic: str) -> Record:
+    """A message of librdkafka as a record of a logical topic."""
+    _, timestamp_ms = message.timestamp()
+    key: Any = message.key()
+    value: Any = message.value()
+    headers: Any = message.headers() or ()
+    pairs = tuple((name, content or b"") for name, content in headers)
+    return Record(topic, message.partition() or 0, message.offset() or 0, timestamp_ms, key, value, pairs)
 
 
 class Reasons:

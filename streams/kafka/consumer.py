@@ -1,8 +1,8 @@
-"""Faust's Kafka transport, made to start where the live state says and to hand over micro-batches.
+"""Adapts Faust's Kafka consumer to start where the live state says and to hand over micro-batches.
 
-Faust keeps its consumer thread, group membership and rebalances. Replaced are three things: positions come from the
-store instead of Kafka's committed offsets, records go out in batches instead of one task per event, and nothing is
-read while positions move (one lock), so no record of an earlier position can slip in behind a seek.
+Faust keeps its consumer thread, group membership and rebalances. Positions come from the store, records go out in
+batches, and nothing is read while positions move. The only module that touches private attributes of faust-streaming
+0.15.3, mode-streaming 0.7.1 and aiokafka 0.14.0.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol
 
 import aiokafka
+import faust
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.transport.drivers import aiokafka as driver
@@ -25,6 +25,8 @@ from streams.events import Record
 from streams.kafka.config import KafkaConfig
 
 Positions = Mapping[TP, int]
+_FETCH_EVERY_S = 0.006  # fetches are so far apart: 3 ms of delay in the mean under load, none without
+_IDLE_S = 0.02  # pause when nothing is wanted: all lanes are full or everything is being claimed
 _METADATA_MS = 2000  # a topic that was away or has more partitions by now is noticed this soon; one small request
 _FOLLOWERS_S = 0.1  # the embedded broker refuses members that ask for their assignment after the leader gave it
 _THREAD_S = 2.0  # the consumer's thread has left the group by then, or never will
@@ -32,18 +34,53 @@ _THREAD_S = 2.0  # the consumer's thread has left the group by then, or never wi
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Wiring:
-    """What the consumer asks of the worker, by logical topics; set by the worker before the app starts."""
+class PartitionOwner(Protocol):
+    """Whom the consumer reads for: `streams.kafka.claims.Claims`. Partitions are those of logical topics.
 
-    access: KafkaConfig
-    take: Callable[[set[TP], int], None]  # told of each new assignment and its generation; never blocks
-    wanted: Callable[[set[TP]], set[TP]]  # of the assigned partitions, those to read now
-    deliver: Callable[[Sequence[Record]], None]  # takes over a batch; never blocks
-    misplaced: Callable[[set[TP]], None]  # told of partitions that are to be claimed and sought anew
-    fetch_wait_ms: int = 10  # how long the broker may hold an empty fetch
-    fetch_every_s: float = 0.006  # fetches are so far apart: 3 ms of delay in the mean under load, none without
-    idle_s: float = 0.02  # pause when nothing is wanted: all queues are full or everything is being claimed
+    Every call comes in the worker's event loop and returns at once. Faust's recovery calls `on_assignment`, by way of
+    `StateConsumer.seek_to_committed`, after each rebalance. The fetch loop, which holds `StateConsumer.reading`, calls
+    `wanted` before a fetch and `deliver` or `reclaim` after it.
+    """
+
+    def on_assignment(self, assigned: set[TP], generation: int) -> None:
+        """This member has these partitions now, in this generation of the group."""
+
+    def wanted(self, assigned: set[TP]) -> set[TP]:
+        """Of the assigned partitions, those to read now."""
+
+    def deliver(self, records: Sequence[Record]) -> None:
+        """Takes over fetched records, each partition's in offset order."""
+
+    def reclaim(self, tps: set[TP]) -> None:
+        """What was read of these last is not what the state needs next: they are to be claimed and sought anew."""
+
+
+class StateApp(faust.App):
+    """A Faust app that keeps nothing in files and reads for one `PartitionOwner`."""
+
+    def read_for(self, owner: PartitionOwner, access: KafkaConfig, topics: Sequence[str], fetch_wait_ms: int) -> None:
+        """Before the start: for whom to read which logical topics."""
+        self.transport = StateTransport(self, owner, access, fetch_wait_ms)
+        physical = [access.topic(name) for name in topics]
+        self.topics.add(self.topic(*physical, key_type=bytes, value_type=bytes, value_serializer="raw"))
+
+    @property
+    def state_consumer(self) -> StateConsumer:
+        """The app's consumer, which Faust makes of the transport when it is first asked for."""
+        consumer = self.consumer
+        assert isinstance(consumer, StateConsumer)
+        return consumer
+
+    def _create_directories(self) -> None:
+        """None: they are for tables, and would be made wherever the worker was started (faust-streaming 0.15.3)."""
+
+
+def wake(channel: Any) -> None:
+    """Wakes the agent of a Faust channel, unless it has a wake already."""
+    # faust-streaming 0.15.3: the agent's stream subscribes when it starts; `Channel.put` would wait for a full queue.
+    for subscriber in channel._subscribers or [channel]:
+        if subscriber.queue.empty():
+            subscriber.queue.put_nowait(True)
 
 
 class PatientAssignor(PartitionAssignor):
@@ -81,17 +118,20 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         await super().on_start()
-        pace(self._ensure_consumer()._fetcher, cast(StateConsumer, self.consumer).wiring.fetch_every_s)
+        # faust-streaming 0.15.3: the client that `on_start` has made; aiokafka 0.14.0: made by the client's `start`.
+        pace(self._ensure_consumer()._fetcher, _FETCH_EVERY_S)
 
     async def on_thread_stop(self) -> None:
         try:
             await super().on_thread_stop()
         finally:
-            if self._consumer is not None:  # its `stop` does nothing after one that was interrupted
+            # faust-streaming 0.15.3, aiokafka 0.14.0: the client's `stop` does nothing after one that was interrupted.
+            if self._consumer is not None:
                 await self._consumer._client.close()
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
-        conf, consumer = self.app.conf, cast(StateConsumer, self.consumer)
+        # faust-streaming 0.15.3: called by `on_start` in the consumer's thread; `_assignor` is read in its callbacks.
+        conf = self.app.conf
         self._assignor = self.app.assignor
         return aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
@@ -102,31 +142,34 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
             max_poll_records=conf.broker_max_poll_records,
             max_poll_interval_ms=int((conf.broker_max_poll_interval or 0) * 1000),
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
-            fetch_max_wait_ms=consumer.wiring.fetch_wait_ms,
+            fetch_max_wait_ms=transport.fetch_wait_ms,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
             session_timeout_ms=int(conf.broker_session_timeout * 1000),
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
             isolation_level="read_committed",
             metadata_max_age_ms=_METADATA_MS,
-            **consumer.wiring.access.aiokafka(),
+            **transport.access.aiokafka(),
         )
 
 
 class StateConsumer(driver.Consumer):
     """A consumer whose positions live with the state. Faust sees physical topics, the worker logical ones."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, transport: StateTransport, *args: Any, **kwargs: Any) -> None:
+        self.owner, self._access = transport.owner, transport.access
         self.reading = asyncio.Lock()  # held while a fetch is under way, and by whoever moves positions
         self._handed: dict[TP, int] = {}  # physical partition → where reading went on after its last delivery
-        super().__init__(*args, **kwargs)
-
-    @property
-    def wiring(self) -> Wiring:
-        return cast(StateTransport, self.transport).wiring
+        super().__init__(transport, *args, **kwargs)
 
     def _new_consumer_thread(self) -> StateConsumerThread:
+        # faust-streaming 0.15.3: `ThreadDelegateConsumer.__init__` asks for it and keeps it as `_thread`.
         return StateConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def _kafka(self) -> aiokafka.AIOKafkaConsumer:
+        # faust-streaming 0.15.3: raises ConsumerNotStarted until the thread has made it.
+        return self._thread._ensure_consumer()
 
     async def seek_to_committed(self) -> Positions:
         """Called by Faust after every rebalance. Nothing is sought here: what is assigned is read once it is claimed.
@@ -134,7 +177,7 @@ class StateConsumer(driver.Consumer):
         When this takes longer than `broker_request_timeout`, Faust's recovery takes the timeout for its own stop and
         never resumes the flow again.
         """
-        self.wiring.take(self.assigned(), self.generation)
+        self.owner.on_assignment(self.assigned(), self.generation)
         return {}
 
     def assigned(self) -> set[TP]:
@@ -155,7 +198,7 @@ class StateConsumer(driver.Consumer):
         for tp, offset in self._physical(positions).items():
             self._handed.pop(tp, None)
             try:
-                await self._thread.call_thread(self._thread._ensure_consumer().seek, tp, offset)
+                await self._thread.call_thread(self._kafka.seek, tp, offset)
             except KafkaError as error:
                 raise ConnectionError(f"Kafka does not seek: {error}") from error
 
@@ -190,9 +233,14 @@ class StateConsumer(driver.Consumer):
             return
         offsets = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in self._physical(positions).items()}
         try:
-            await self._thread.call_thread(self._thread._ensure_consumer().commit, offsets)
+            await self._thread.call_thread(self._kafka.commit, offsets)
         except KafkaError:
             pass
+
+    def check_alive(self) -> None:
+        """Raises RuntimeError when Faust has given up."""
+        if self.app.crashed:
+            raise RuntimeError("the Faust app has crashed") from self.app.crash_reason
 
     async def check_membership(self) -> None:
         """Makes aiokafka go on after an error in joining the group: it waits until somebody asks for the error.
@@ -200,9 +248,9 @@ class StateConsumer(driver.Consumer):
         Raises:
             RuntimeError: it, or the part of it that fetches, has given up for good.
         """
-        consumer = self._thread._ensure_consumer()
-        coordinator = consumer._coordinator
-        if consumer._fetcher is not None and consumer._fetcher.error_future.done():
+        # aiokafka 0.14.0: the errors of joining and of fetching are kept in the tasks of coordinator and fetcher.
+        coordinator, fetcher = self._kafka._coordinator, self._kafka._fetcher
+        if fetcher is not None and fetcher.error_future.done():
             raise RuntimeError("the Kafka client fetches no more: its own task has ended")
         try:
             await self._thread.call_thread(coordinator.check_errors)
@@ -213,6 +261,7 @@ class StateConsumer(driver.Consumer):
 
     async def _drain_messages(self, fetcher: Any) -> None:
         """Faust's fetch loop: reads what is wanted and delivers it in one piece."""
+        # faust-streaming 0.15.3: run by its `Fetcher`, which stops it; mode-streaming 0.7.1: `Service._stopped`.
         try:
             while not (self._stopped.is_set() or fetcher._stopped.is_set()):
                 if not self.flow_active:
@@ -220,14 +269,15 @@ class StateConsumer(driver.Consumer):
                 async with self.reading:
                     idle = not await self._read_once()
                 if idle:
-                    await asyncio.sleep(self.wiring.idle_s)
+                    await asyncio.sleep(_IDLE_S)
         except self.consumer_stopped_errors:
             if not self.app.should_stop:
                 raise
 
     async def _read_once(self) -> bool:
         """One fetch; False when nothing was wanted or it failed."""
-        wanted = self.wiring.wanted(self._logical(self._get_active_partitions())) if self.flow_active else set()
+        # faust-streaming 0.15.3: the assigned partitions that are not paused; no flow while a rebalance is under way.
+        wanted = self.owner.wanted(self._logical(self._get_active_partitions())) if self.flow_active else set()
         if not wanted:
             return False
         physical = set(self._physical(dict.fromkeys(wanted, 0)))
@@ -235,7 +285,7 @@ class StateConsumer(driver.Consumer):
         try:
             found = await self._thread.getmany(physical, timeout=0.2)
         except OffsetOutOfRangeError as error:
-            self.wiring.misplaced(self._logical(error.args[0]))
+            self.owner.reclaim(self._logical(error.args[0]))
             return True
         except NoOffsetForPartitionError:
             return True  # as of before the claim sought the position
@@ -243,34 +293,35 @@ class StateConsumer(driver.Consumer):
             log.warning("cannot fetch: %s: %s", type(error).__name__, error)
             return False
         except BaseException:  # interrupted: the client may have given out records that nobody gets
-            self.wiring.misplaced(wanted)
+            self.owner.reclaim(wanted)
             raise
         if self.flow_active:
-            self.wiring.deliver([self._record(raw) for raws in found.values() for raw in raws])
+            self.owner.deliver([self._record(raw) for raws in found.values() for raw in raws])
             self._handed |= self._reached(physical)
         else:
-            self.wiring.misplaced(self._logical(found))  # a rebalance began: these records are to be read again
+            self.owner.reclaim(self._logical(found))  # a rebalance began: these records are to be read again
         return True
 
     def _reached(self, tps: set[TP]) -> dict[TP, int]:
         """Where the client itself would read on."""
-        subscription = self._thread._ensure_consumer()._subscription.subscription
+        # aiokafka 0.14.0: positions also pass control records, which `position()` tells only with a lookup.
+        subscription = self._kafka._subscription.subscription
         if subscription is None or subscription.assignment is None:  # a rebalance is under way
             return {}
         found = {tp: subscription.assignment.state_value(tp) for tp in tps}
         return {tp: state.position for tp, state in found.items() if state and state.has_valid_position}
 
     def _named(self, tp: Any) -> TP:
-        return TP(self.wiring.access.name(tp.topic), tp.partition)
+        return TP(self._access.name(tp.topic), tp.partition)
 
     def _logical(self, tps: Iterable[Any]) -> set[TP]:
         return {self._named(tp) for tp in tps}
 
     def _physical(self, positions: Positions) -> dict[TP, int]:
-        return {TP(self.wiring.access.topic(tp.topic), tp.partition): offset for tp, offset in positions.items()}
+        return {TP(self._access.topic(tp.topic), tp.partition): offset for tp, offset in positions.items()}
 
     def _record(self, raw: Any) -> Record:
-        topic = self.wiring.access.name(raw.topic)
+        topic = self._access.name(raw.topic)
         return Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, raw.headers)
 
     def verify_event_path(self, now: float, tp: TP) -> None:
@@ -278,14 +329,19 @@ class StateConsumer(driver.Consumer):
 
 
 class StateTransport(driver.Transport):
-    """Faust's aiokafka transport with `StateConsumer`."""
+    """Faust's aiokafka transport, which makes a `StateConsumer` that reads for `owner`."""
 
     Consumer = StateConsumer
-    wiring: Wiring
+
+    def __init__(self, app: faust.App, owner: PartitionOwner, access: KafkaConfig, fetch_wait_ms: int) -> None:
+        super().__init__(app.conf.broker_consumer, app)
+        self.owner, self.access = owner, access
+        self.fetch_wait_ms = fetch_wait_ms  # how long the broker may hold an empty fetch
 
 
 def pace(fetcher: Any, every_s: float) -> None:
     """Makes an aiokafka `Fetcher` send fetches at least `every_s` apart, whatever the number of brokers."""
+    # aiokafka 0.14.0: `Fetcher._fetch_requests_routine` asks it in a loop for what to send.
     ask, due = fetcher._get_actions_per_node, 0.0
 
     def actions(assignment: Any) -> Any:

@@ -1,14 +1,13 @@
-"""Lanes: fetched records of some topics on their way to one serial agent, bounded in number and in bytes.
+"""Queues fetched records on their way to one serial agent, in a lane each for users, items and contexts.
 
-Users, items and contexts have a lane each, so a flood of clicks does not delay a stock-out. A full lane's partitions
-are not read, which is all the back pressure there is: Kafka keeps the rest. Knows nothing of positions or claims.
+A flood of clicks thus does not delay a stock-out. Lanes are bounded in number and in bytes; a full one's partitions are
+not read, which is all the back pressure there is: Kafka keeps the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, tag_of
 
@@ -41,7 +40,8 @@ class Lane:
     """Records that wait (`pending`), and those that are being applied (`working`)."""
 
     topics: frozenset[str]
-    channel: Any  # of Faust: wakes the agent
+    wake: Callable[[], None]  # wakes the agent
+    max_pending: int  # records
     pending: list[Record] = field(default_factory=list)
     working: list[Record] = field(default_factory=list)
     waiting_bytes: int = 0
@@ -50,12 +50,7 @@ class Lane:
         """Takes over fetched records and wakes the agent."""
         self.pending += records
         self.waiting_bytes += sum(map(_size, records))
-        self._wake()
-
-    def _wake(self) -> None:
-        for subscriber in self.channel._subscribers or [self.channel]:
-            if subscriber.queue.empty():
-                subscriber.queue.put_nowait(True)
+        self.wake()
 
     def take(self, count: int) -> list[Record]:
         """The next records to apply; they count as being applied until the next call or `done`."""
@@ -67,16 +62,17 @@ class Lane:
         """What was taken is applied."""
         self.working = []
 
-    def full(self, count: int) -> bool:
+    @property
+    def full(self) -> bool:
         """Whether nothing more should be read for now."""
-        return len(self.pending) >= count or self.waiting_bytes >= MAX_BYTES
+        return len(self.pending) >= self.max_pending or self.waiting_bytes >= MAX_BYTES
 
     def forget(self, tags: set[str]) -> None:
         """Drops what waits of these tags, and wakes the agent for the rest: a rebalance may have taken its wake."""
         self.pending = [record for record in self.pending if tag_of(record.topic, record.partition) not in tags]
         self.waiting_bytes = sum(map(_size, self.pending))
         if self.pending:
-            self._wake()
+            self.wake()
 
     def tags(self) -> set[str]:
         """Of which something waits or is being applied."""

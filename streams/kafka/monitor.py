@@ -1,15 +1,14 @@
-"""What a worker watches while it runs: being caught up, writes the store has lost, logs that are others by now.
+"""Watches a running worker for being caught up, for writes the store has lost, and for logs that were replaced.
 
-Confirms to the API, tag by tag, that everything up to the log's end is applied. Assumes that claims and seeks are
-`streams.kafka.claims`' matter: it only asks for them. An unreachable broker or store is a warning; the next look may
-do.
+Confirms to the API, tag by tag, that everything up to the log's end is applied. It only asks for claims and seeks,
+which `streams.kafka.claims` makes. An unreachable broker or store is a warning; the next look may do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import faust
 from faust.types import TP
@@ -18,7 +17,6 @@ from index.state.store import FencedError, StoreUnavailableError
 from streams.events import CLICKSTREAM, CONSUMED, USERS, tag_of
 from streams.kafka.claims import Claims
 from streams.kafka.consumer import StateConsumer
-from streams.kafka.lanes import Lane
 from streams.kafka.log_identity import LogLookup
 from streams.pipeline.engine import Engine
 from streams.pipeline.lease import PartitionLease
@@ -43,28 +41,20 @@ def partition_count_error(counts: Mapping[str, int], partitions: int) -> str:
 
 
 class LogMonitor:
-    """Looks after the leases of one engine.
+    """Looks after the leases of one engine."""
 
-    Args:
-        lanes: where records wait that were fetched and not yet applied.
-        crashed: raises when the consumer cannot go on.
-    """
-
-    def __init__(
-        self, engine: Engine, claims: Claims, lookup: LogLookup, lanes: Sequence[Lane], crashed: Callable[[], None]
-    ) -> None:
+    def __init__(self, engine: Engine, claims: Claims, lookup: LogLookup) -> None:
         self._engine, self._claims, self._lookup = engine, claims, lookup
-        self._lanes, self._crashed = lanes, crashed
         self._turn = 0
         self._behind: dict[TP, int] = {}  # positions that were not at their log's end in the last beat
 
-    async def beats(self, every_s: float) -> None:
+    async def beats(self, consumer: StateConsumer, every_s: float) -> None:
         """Confirms for ever. Raises RuntimeError when the worker cannot go on."""
         while True:
             await asyncio.sleep(every_s)
-            self._crashed()
+            consumer.check_alive()
             try:
-                await self._beat(self._consumer)
+                await self._beat(consumer)
             except (TimeoutError, StoreUnavailableError, FencedError, OSError) as error:
                 log.warning("cannot confirm being caught up: %s", error or type(error).__name__)
             except faust.exceptions.ConsumerNotStarted:
@@ -82,11 +72,6 @@ class LogMonitor:
                 await self._look_at_logs()
             except (ConnectionError, TimeoutError) as error:
                 log.warning("cannot look at the topics: %s", error)
-
-    @property
-    def _consumer(self) -> StateConsumer:
-        assert self._claims.consumer is not None
-        return self._claims.consumer
 
     def _settled(self) -> dict[str, PartitionLease]:
         return {tag: t for tag, t in self._engine.leases.items() if tag not in self._claims.unsettled}
@@ -115,7 +100,7 @@ class LogMonitor:
         caught_up = set(ends) == set(lease.positions) and all(lease.positions[t] >= end for t, end in ends.items())
         lease.caught_up = caught_up
         if not await self._engine.store.beat(lease.tag, lease.token, ends, caught_up):
-            self._engine.counts["fenced"] += 1
+            self._engine.counts.add("fenced")
             self._claims.request_reclaim(lease.tag, claim=True)
 
     async def _check_stored(self, leases: Mapping[str, PartitionLease]) -> None:
@@ -147,7 +132,7 @@ class LogMonitor:
 
     def _idle(self, tps: set[TP]) -> set[TP]:
         """Those of whose tag nothing is in the lanes."""
-        busy = set[str]().union(*(lane.tags() for lane in self._lanes))
+        busy = self._claims.busy_tags()
         return {tp for tp in tps if tag_of(*tp) not in busy}
 
     async def _look_at_logs(self) -> None:

@@ -13,15 +13,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from streams.events import EXPOSURES, TOPIC_ORDER, Record
-from streams.kafka.config import KafkaConfig
+from streams.kafka.config import KafkaConfig, message_to_record
 from streams.kafka.topic_merge import Covers, LogMerge, Place
 
 _ORDER = (*TOPIC_ORDER, EXPOSURES)
+_LOG_END, _LOST = "_PARTITION_EOF", ("_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE")  # names of librdkafka's errors
 _TIMEOUT_S = 15.0  # of a look-up; a broker that is up answers in milliseconds
 _POLL_S, _POLL_RECORDS = 0.1, 2_000
 _WAIT_S = 120.0  # without any record although the log is said to hold more: a broker restarts in less
@@ -259,7 +260,7 @@ class TopicReader:
             for message in fetched:
                 place = self._place(message.topic(), message.partition())
                 if message.error() is None:
-                    came[place].append(_record(place, message))
+                    came[place].append(message_to_record(message, place[0]))
                 else:
                     merge.add(place, came.pop(place, ()))
                     self._settle(merge, place, message)
@@ -286,9 +287,9 @@ class TopicReader:
         error = message.error()
         if error is None or place not in self._covers:
             return
-        if error.code() == KafkaError._PARTITION_EOF:
+        if error.name() == _LOG_END:
             merge.reach(place, message.offset() or 0)
-        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        elif error.name() in _LOST:
             with _translated():
                 start = self._log_ends([place])[0][place]
                 self._consumer.seek(self._tp(place, start))
@@ -311,13 +312,6 @@ class TopicReader:
 
 def _named(place: Place) -> str:
     return f"{place[0]}[{place[1]}]"
-
-
-def _record(place: Place, message: Message) -> Record:
-    pairs = cast(Sequence[tuple[str, bytes | None]], message.headers() or ())
-    headers = [(name, value or b"") for name, value in pairs]
-    offset, (_, timestamp_ms) = message.offset() or 0, message.timestamp()
-    return Record(*place, offset, timestamp_ms, message.key(), message.value(), tuple(headers))
 
 
 @contextmanager

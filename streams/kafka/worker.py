@@ -1,4 +1,4 @@
-"""The worker: a Faust app whose agents apply micro-batches from Kafka to the live state.
+"""Runs a Faust app whose agents apply micro-batches from Kafka to the live state.
 
 Three lanes (users, items, contexts) each have one serial agent, so a flood of clicks does not delay a stock-out. A
 lone record is applied at once; what arrives meanwhile is the next batch. No exception leaves an agent.
@@ -11,16 +11,16 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import faust
-from faust.types import TP
 
 from index.state.store import FencedError, StoreUnavailableError
 from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record, tag_of
 from streams.kafka.claims import Claims
 from streams.kafka.config import KafkaConfig
-from streams.kafka.consumer import PatientAssignor, StateConsumer, StateTransport, Wiring
+from streams.kafka.consumer import PatientAssignor, StateApp, StateConsumer, wake
 from streams.kafka.lanes import LANES, BatchSize, Lane
 from streams.kafka.log_identity import LogLookup
 from streams.kafka.monitor import LogMonitor, partition_count_error
@@ -46,13 +46,6 @@ class WorkerSettings:
     retry_s: float = 0.1  # first pause when the store is away; doubles up to two seconds
 
 
-class _App(faust.App):
-    """An application that keeps nothing in files."""
-
-    def _create_directories(self) -> None:
-        """None: they are for tables, and would be made wherever the worker was started."""
-
-
 class StreamWorker:
     """Runs one engine against Kafka until stopped.
 
@@ -64,21 +57,15 @@ class StreamWorker:
     def __init__(
         self, engine: Engine, settings: WorkerSettings, follow: Callable[[], Awaitable[None]] | None = None
     ) -> None:
-        self.engine, self.settings = engine, settings
-        self._lookup = LogLookup(settings.access)
-        self.claims = Claims(engine, self._lookup, settings.group, self._forget_fetched, self._fail)
+        self.engine, self.settings, self._follow = engine, settings, follow
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
         self.app = self._build_app()
         self.lanes = [self._build_lane(topics) for topics in LANES]
-        self._watch = LogMonitor(engine, self.claims, self._lookup, self.lanes, self._check_alive)
-        self._background: list[Callable[[], Awaitable[None]]] = [
-            self.claims.run,
-            lambda: self._watch.beats(settings.beat_s),
-            self._watch.logs,
-            self._sweep,
-            *([follow] if follow else []),
-        ]
+        self._lookup = LogLookup(settings.access)
+        self.claims = Claims(engine, self._lookup, settings.group, self.lanes)
+        self.app.read_for(self.claims, settings.access, CONSUMED, settings.fetch_wait_ms)
+        self._monitor = LogMonitor(engine, self.claims, self._lookup)
 
     async def run(self) -> None:
         """Consumes until `stop` is called.
@@ -88,13 +75,13 @@ class StreamWorker:
             ValueError: the broker's topics do not fit the live state.
         """
         await self._check_topics()
-        self.claims.consumer = cast(StateConsumer, self.app.consumer)
+        consumer = self.app.state_consumer
         # Not simply awaited: a broker that is silent must not keep a worker from ending that is asked to stop.
         starting, stopping = asyncio.ensure_future(self.app.start()), asyncio.ensure_future(self._stop.wait())
         starting.add_done_callback(self._ended)
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
-        calls = [] if self._stop.is_set() else self._background
-        tasks = [starting, *(asyncio.ensure_future(call()) for call in calls)]
+        calls = [] if self._stop.is_set() else self._background(consumer)
+        tasks = [starting, *map(asyncio.ensure_future, calls)]
         for task in tasks[1:]:
             task.add_done_callback(self._ended)
         await stopping
@@ -105,6 +92,12 @@ class StreamWorker:
             log.warning("%d parts of the worker did not stop within %s s and are left", len(late), self.settings.stop_s)
         if self._failure is not None:
             raise self._failure
+
+    def _background(self, consumer: StateConsumer) -> list[Awaitable[None]]:
+        """What runs beside the agents."""
+        monitor, follow = self._monitor, [] if self._follow is None else [self._follow()]
+        beats = monitor.beats(consumer, self.settings.beat_s)
+        return [self.claims.run(consumer), beats, monitor.logs(), self._sweep(), *follow]
 
     async def _end(self, tasks: Sequence[asyncio.Future[None]]) -> None:
         waiting = set(tasks)
@@ -142,13 +135,9 @@ class StreamWorker:
         if wrong := partition_count_error(await self._lookup.partition_counts(), self.engine.partitions):
             raise ValueError(wrong)
 
-    def _check_alive(self) -> None:
-        if self.app.crashed:
-            raise RuntimeError("the Faust app has crashed") from self.app.crash_reason
-
-    def _build_app(self) -> faust.App:
+    def _build_app(self) -> StateApp:
         settings = self.settings
-        app = _App(
+        return StateApp(
             settings.group,
             **settings.access.faust(),
             store="memory://",
@@ -163,21 +152,10 @@ class StreamWorker:
             broker_max_poll_records=settings.max_pending,
             PartitionAssignor=PatientAssignor,
         )
-        app.transport = StateTransport(app.conf.broker_consumer, app)
-        app.transport.wiring = Wiring(
-            settings.access,
-            self.claims.on_assignment,
-            self._wanted,
-            self._deliver,
-            self._misplaced,
-            settings.fetch_wait_ms,
-        )
-        topics = [settings.access.topic(name) for name in CONSUMED]
-        app.topics.add(app.topic(*topics, key_type=bytes, value_type=bytes, value_serializer="raw"))
-        return app
 
     def _build_lane(self, topics: frozenset[str]) -> Lane:
-        lane = Lane(topics, self.app.channel(maxsize=1))
+        channel = self.app.channel(maxsize=1)
+        lane = Lane(topics, partial(wake, channel), self.settings.max_pending)
 
         async def apply(wakes: faust.StreamT[Any]) -> None:
             size = BatchSize()
@@ -192,27 +170,8 @@ class StreamWorker:
                         if CLICKSTREAM in topics:  # items and contexts have nothing to share, and are one script each
                             size.took(len(batch), wanted, time.monotonic() - began)
 
-        self.app.agent(lane.channel, name=f"apply-{'-'.join(sorted(topics))}")(apply)
+        self.app.agent(channel, name=f"apply-{'-'.join(sorted(topics))}")(apply)
         return lane
-
-    def _wanted(self, assigned: set[TP]) -> set[TP]:
-        full = {topic for lane in self.lanes if lane.full(self.settings.max_pending) for topic in lane.topics}
-        unsettled = self.claims.unsettled
-        return {tp for tp in assigned if tp.topic not in full and tag_of(tp.topic, tp.partition) not in unsettled}
-
-    def _deliver(self, records: Sequence[Record]) -> None:
-        for lane in self.lanes:
-            if mine := [record for record in records if record.topic in lane.topics]:
-                lane.put(mine)
-
-    def _misplaced(self, tps: set[TP]) -> None:
-        """What was read last is not what the state needs next: claiming anew finds out where to read on, and why."""
-        for tag in {tag_of(*tp) for tp in tps}:
-            self.claims.request_reclaim(tag, claim=True)
-
-    def _forget_fetched(self, tags: set[str]) -> None:
-        for lane in self.lanes:
-            lane.forget(tags)
 
     async def _apply(self, batch: list[Record]) -> None:
         """Applies a batch whatever happens: retries, and leaves out what is no longer ours."""
@@ -228,10 +187,10 @@ class StreamWorker:
                 self.claims.request_reclaim(tag_of(gap.topic, gap.partition), claim=False)
             except FencedError as fenced:
                 log.warning("%s", fenced)
-                self.engine.counts["fenced"] += 1
+                self.engine.counts.add("fenced")
                 self.claims.request_reclaim(fenced.tag, claim=True)
             except StoreUnavailableError as error:
-                self.engine.counts["store_retries"] += 1
+                self.engine.counts.add("store_retries")
                 log.warning("the store is away, %d records wait: %s", len(batch), error)
                 await asyncio.sleep(pause)
                 pause = min(2.0, pause * 2)
@@ -258,7 +217,7 @@ class StreamWorker:
             except (GapError, FencedError, StoreUnavailableError):
                 await self._apply([record])
             except Exception as error:
-                self.engine.counts["defects"] += 1
+                self.engine.counts.add("defects")
                 log.exception("%s[%d]@%d cannot be applied", record.topic, record.partition, record.offset)
                 await self._skip(record, MalformedError("value", f"processing failed: {type(error).__name__}"))
 
@@ -288,7 +247,7 @@ class StreamWorker:
                 log.warning("cannot re-encode waiting users or remove idle ones yet: %s", error)
             except Exception:
                 # As in `_apply`: a defect that a sweep meets must not stop the stream.
-                self.engine.counts["defects"] += 1
+                self.engine.counts.add("defects")
                 log.exception("re-encoding waiting users or removing idle ones failed")
             else:
                 continue

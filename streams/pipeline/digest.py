@@ -1,4 +1,4 @@
-"""The digest of a live state: equal digests mean that the same events were applied in the same order.
+"""Hashes a live state, so that equal digests mean the same events applied in the same order.
 
 Covers every user's window, profile and forget mark, popularity, positions, items and contexts; no floats, no caches,
 no counters. Reads the whole state, so it is for tests, replay and audits, not for the hot path.

@@ -1,4 +1,4 @@
-"""The encoder behind one thread: the event loop never blocks on a tensor, and every call is in order.
+"""Runs the encoder on one thread, so that the event loop never blocks on a tensor and every call is in order.
 
 All access to `IncrementalEncoder` (which is not thread-safe) goes through this class.
 """

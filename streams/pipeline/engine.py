@@ -1,6 +1,6 @@
-"""Events in, live state out: the one pipeline of the worker, of replay and of the tests.
+"""Applies records to the live state, as the one pipeline of the worker, of replay and of the tests.
 
-Knows records, positions and claims, not how records arrive: a transport (Kafka) or a player hands batches to `apply`.
+Knows records, positions and leases, not how records arrive: a transport (Kafka) or a player hands batches to `apply`.
 Every batch ends in one atomic write per topic and partition; after an error the same batch can be applied again.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
@@ -27,10 +27,12 @@ from streams.events import (
 )
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.intake import DeadLetterSink, Intake
+from streams.pipeline.item_ops import context_ops, item_ops
 from streams.pipeline.lease import PartitionLease
-from streams.pipeline.metrics import WorkerMetrics
-from streams.pipeline.user_writer import EngineSettings, UserWriter
-from streams.pipeline.write_ops import context_ops, item_ops
+from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
+from streams.pipeline.user_state import EngineSettings
+from streams.pipeline.user_writer import UserWriter
+from streams.pipeline.write_plan import UserPlan, UserPlanner
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +69,11 @@ class Engine:
         self._swept = 0  # turns of the idle sweep
         self.settings = settings or EngineSettings()
         self.leases: dict[str, PartitionLease] = {}
-        self.counts: Counter[str] = Counter()
+        self.counts = PipelineCounters()
         self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
         self.intake = Intake(rules, partitions, sink, self.counts)
-        self._users = UserWriter(store, rules, self.intake, encoder, self.settings, self.counts, self.metrics)
+        planner = UserPlanner(store.keys, rules, encoder, self.settings, self.counts, self.metrics)
+        self._users = UserWriter(store, planner, encoder, self.settings, self.counts)
 
     async def claim(
         self, tag: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
@@ -96,8 +99,8 @@ class Engine:
             await self.release(tag)
         lease.generation, lease.logs, lease.group = generation, logs, group
         lease.fresh, lease.reread, lease.unsure = set(logs), set(), False
-        self.counts["claims"] += 1
-        self.counts["new_logs"] += len(claim.new_logs)
+        self.counts.add("claims")
+        self.counts.add("new_logs", len(claim.new_logs))
         self.leases[tag] = lease
         return lease
 
@@ -122,15 +125,20 @@ class Engine:
             if self.leases[tag].unsure:
                 await self._renew(tag)
         for topic in USER_TOPICS:
-            parts = {tag: part for (name, tag), part in batches.items() if name == topic}
-            if parts:
-                await self._users.apply(
-                    topic, [(self.leases[tag], self._next(topic, tag, parts[tag])) for tag in parts]
-                )
+            await self._apply_users(topic, {tag: part for (name, tag), part in batches.items() if name == topic})
         for topic in (CATALOG, ITEM_VECTORS, CONTEXT):
             tag = tag_of(topic, 0)
             if (topic, tag) in batches:
                 await self._apply_single(topic, tag, self._next(topic, tag, batches[topic, tag]))
+
+    async def _apply_users(self, topic: str, parts: Mapping[str, Sequence[Record]]) -> None:
+        """Clicks and profiles: validated, planned and written by partition, encoded in one batch."""
+        due = [(self.leases[tag], records) for tag in parts if (records := self._next(topic, tag, parts[tag]))]
+        plans = [UserPlan(lease, topic, records[-1].offset + 1) for lease, records in due]
+        for plan, (_, records) in zip(plans, due, strict=True):
+            plan.events = await self.intake.accept_users(records)
+        if plans:
+            await self._users.apply(plans)
 
     async def _renew(self, tag: str) -> None:
         """Claims anew after a write of unknown outcome: a late arrival of it is fenced, and how far it got is read."""
@@ -148,7 +156,7 @@ class Engine:
     async def skip(self, record: Record, error: MalformedError) -> None:
         """Dead-letters a record that could not be applied because of a defect, and moves the position past it."""
         await self.sink.dead_letter(record, error)
-        self.counts[f"malformed:{record.topic}:{error.field}"] += 1
+        self.counts.add_malformed(record.topic, error.field)
         lease = self.leases.get(tag_of(record.topic, record.partition))
         if lease is not None and record.offset >= lease.positions[record.topic]:
             await lease.commit(self.store, record.topic, record.offset + 1, [])
@@ -162,7 +170,7 @@ class Engine:
         lease = self.leases.get(tag)
         if lease is not None and not lease.unsure and offset > lease.positions[topic]:
             log.info("%s: %s from %d to %d holds nothing to apply", tag, topic, lease.positions[topic], offset)
-            self.counts["passed_over"] += offset - lease.positions[topic]
+            self.counts.add("passed_over", offset - lease.positions[topic])
             await self._users.pass_over(lease, topic, offset)
 
     async def sweep_waiting(self) -> int:
@@ -185,14 +193,14 @@ class Engine:
         lease = self.leases[tag]
         position = lease.positions[topic]
         due = [record for record in records if record.offset >= position]
-        self.counts["redelivered"] += len(records) - len(due)
+        self.counts.add("redelivered", len(records) - len(due))
         if not due:
             return due
         if due[0].offset > position and topic in lease.fresh and topic not in lease.reread:
             lease.reread.add(topic)
             raise GapError(topic, due[0].partition, position, due[0].offset)
         if due[0].offset > position:
-            self.counts["gaps"] += 1
+            self.counts.add("gaps")
             log.info("%s: offsets %d to %d are not in the log", tag, position, due[0].offset)
         lease.fresh.discard(topic)
         return due
@@ -212,5 +220,4 @@ class Engine:
         except BaseException:
             lease.unsure = True
             raise
-        self.counts["applied"] += len(events)
-        self.counts[f"applied:{topic}"] += len(events)
+        self.counts.add_applied(topic, len(events))

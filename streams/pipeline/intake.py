@@ -1,4 +1,4 @@
-"""The door of the pipeline: parses records, sends bad ones to `dead-letters` and misrouted ones home.
+"""Parses records, dead-letters malformed ones and forwards misrouted ones to their home partition.
 
 When a call returns, everything that was not accepted is acknowledged by Kafka, so the position may pass it.
 """
@@ -8,14 +8,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
 from index.state.keys import partition_of
 from streams.events import DEAD_LETTERS, Click, Event, Forget, MalformedError, Profile, Record, Rules
 from streams.parsing import parse
-from streams.pipeline.metrics import field_label
+from streams.pipeline.metrics import PipelineCounters
+from streams.pipeline.user_state import UserEvent
+
+MAX_DEAD_LETTER_BYTES = 512 * 1024
+_MAX_TEXT_BYTES = 1024  # of a dead letter's key, reason and field: a producer chooses how long these are
+_RETRY_S = 0.5  # between attempts to reach Kafka; the delivery timeout of the producer comes on top
+
+log = logging.getLogger(__name__)
 
 
 class DeadLetterSink(Protocol):
@@ -33,10 +39,10 @@ class Intake:
 
     Args:
         partitions: number of user partitions.
-        counts: gets `malformed`, `malformed:<topic>:<field>`, `misrouted` and `clamped`.
+        counts: gets `malformed` with topics and fields, `misrouted` and `clamped`.
     """
 
-    def __init__(self, rules: Rules, partitions: int, sink: DeadLetterSink, counts: Counter[str]) -> None:
+    def __init__(self, rules: Rules, partitions: int, sink: DeadLetterSink, counts: PipelineCounters) -> None:
         self._rules, self._partitions, self._sink, self._counts = rules, partitions, sink, counts
 
     async def accept(self, records: Sequence[Record]) -> list[tuple[Record, Event]]:
@@ -48,38 +54,26 @@ class Intake:
                 good.append((record, parse(record, self._rules)))
             except MalformedError as error:
                 bad.append((record, error))
-                self._counts[f"malformed:{record.topic}:{field_label(error.field)}"] += 1
-        self._counts["malformed"] += len(bad)
+                self._counts.add_malformed(record.topic, error.field)
+        self._counts.add("malformed", len(bad))
         await asyncio.gather(*(self._sink.dead_letter(record, error) for record, error in bad))
         return good
 
-    async def accept_at_home(self, records: Sequence[Record]) -> list[Click | Forget | Profile]:
-        """The events of users who live in the records' partition; others are forwarded."""
-        events, away = [], []
+    async def accept_users(self, records: Sequence[Record]) -> list[UserEvent]:
+        """The events of users whose home partition is the records'; others are forwarded."""
+        events, misrouted = [], []
         for record, event in await self.accept(records):
             assert isinstance(event, (Click, Forget, Profile))
             home = partition_of(event.user_id, self._partitions)
             if home != record.partition:
-                away.append(self._sink.forward(record, home, event.user_id.encode()))
+                misrouted.append(self._sink.forward(record, home, event.user_id.encode()))
                 continue
             if isinstance(event, Click) and event.raw_ts_ms - event.ts_ms > 0:
-                self._counts["clamped"] += 1
+                self._counts.add("clamped")
             events.append(event)
-        self._counts["misrouted"] += len(away)
-        await asyncio.gather(*away)
+        self._counts.add("misrouted", len(misrouted))
+        await asyncio.gather(*misrouted)
         return events
-
-
-MAX_DEAD_LETTER_BYTES = 512 * 1024
-
-
-_MAX_TEXT_BYTES = 1024  # of a dead letter's key, reason and field: a producer chooses how long these are
-
-
-_RETRY_S = 0.5  # between attempts to reach Kafka; the delivery timeout of the producer comes on top
-
-
-log = logging.getLogger(__name__)
 
 
 class Send(Protocol):

@@ -1,4 +1,4 @@
-"""What a worker holds for one claimed tag: its token, positions, and users it need not read again.
+"""Holds what a worker has of one claimed tag, which are its token, its positions, and users it need not read again.
 
 Everything here is disposable: it can be rebuilt from the store, and is dropped when a write was refused or unsure.
 """

@@ -1,30 +1,79 @@
-"""TODO docstring of streams.pipeline.metrics."""
+"""Counts what became of records, and shows the counts and histograms of one worker to heartbeats and Prometheus.
+
+Labels are bounded: a producer's own field names do not become any.
+"""
 
 from __future__ import annotations
 
 import re
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from index.api.metrics import SECONDS
+from streams.pipeline.user_state import Outcome
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-
 _RECENT = 2000  # at most so many of the latest events make the percentiles …
-
-
 _RECENT_S = 10.0  # … and none older: what a backlog cost is forgotten soon after it
-
-
 _FIELD = re.compile(r"[a-z_]{1,24}")
+
+Total = (
+    Literal["applied", "duplicate", "late", "forgotten", "outdated"]  # what became of an event, see `Outcome`
+    | Literal["malformed", "misrouted", "clamped"]  # at input validation
+    | Literal["idle", "idle_swept", "encoded"]  # users
+    | Literal["redelivered", "gaps", "passed_over", "lost_to_retention"]  # offsets
+    | Literal["claims", "new_logs", "claims_refused", "fenced", "store_retries", "defects"]  # leases and writes
+)
+
+
+class PipelineCounters:
+    """Counts of one pipeline: totals by name, applied events by topic, malformed records by topic and field.
+
+    A count appears from its first `add` on, be that of 0.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, ...]] = Counter()  # by total and its labels
+
+    def __getitem__(self, total: Total) -> int:
+        return self._counts[(total,)]
+
+    def add(self, total: Total | Outcome, count: int = 1) -> None:
+        self._counts[(str(total),)] += count
+
+    def add_applied(self, topic: str, count: int) -> None:
+        """Events of a topic without users were applied."""
+        self.add("applied", count)
+        self._counts["applied", topic] += count
+
+    def add_malformed(self, topic: str, field: str) -> None:
+        """A record became a dead letter because of this field."""
+        self._counts["malformed", topic, field_label(field)] += 1
+
+    @property
+    def totals(self) -> dict[str, int]:
+        return {labels[0]: count for labels, count in self._counts.copy().items() if len(labels) == 1}
+
+    @property
+    def dead_letters(self) -> dict[tuple[str, str], int]:
+        """By topic and field."""
+        return {(labels[1], labels[2]): count for labels, count in self._counts.copy().items() if len(labels) == 3}
+
+    def as_dict(self) -> dict[str, int]:
+        """Everything under the flat names of heartbeats and replay, as `applied:catalog` and `malformed:users:key`."""
+        return {":".join(labels): count for labels, count in self._counts.items()}
+
+    def load(self, flat: Mapping[str, int]) -> None:
+        """Goes on from what `as_dict` gave."""
+        self._counts = Counter({tuple(name.split(":")): count for name, count in flat.items()})
 
 
 class FreshnessHistogram(Collector):
@@ -68,14 +117,9 @@ class FreshnessHistogram(Collector):
 
 
 class WorkerMetrics:
-    """What a worker shows: its pipeline's counts, read when scraped, and three histograms.
+    """What a worker shows: its pipeline's counters, read when scraped, and three histograms."""
 
-    Args:
-        counts: totals by name; `malformed:<topic>:<field>` becomes `perseid_dead_letters`, a name without a colon an
-            outcome of `perseid_events`.
-    """
-
-    def __init__(self, registry: CollectorRegistry, counts: Mapping[str, int]) -> None:
+    def __init__(self, registry: CollectorRegistry, counters: PipelineCounters) -> None:
         self.registry = registry
         self.encode_batch = Histogram(
             "perseid_encode_batch_users", "Users per encoder batch.", buckets=_BATCHES, registry=registry
@@ -85,7 +129,7 @@ class WorkerMetrics:
         )
         self.freshness = FreshnessHistogram()
         registry.register(self.freshness)
-        registry.register(_Counts(counts))
+        registry.register(_CountersCollector(counters))
 
     def encoded(self, users: int, seconds: float) -> None:
         """One encoder batch."""
@@ -93,19 +137,17 @@ class WorkerMetrics:
         self.encode_seconds.observe(seconds)
 
 
-class _Counts(Collector):
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self._counts = counts
+class _CountersCollector(Collector):
+    def __init__(self, counters: PipelineCounters) -> None:
+        self._counters = counters
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         events = CounterMetricFamily("perseid_events", "Records by what became of them.", labels=["outcome"])
+        for outcome, count in self._counters.totals.items():
+            events.add_metric([outcome], count)
         dead = CounterMetricFamily("perseid_dead_letters", "Dead letters by field.", labels=["topic", "field"])
-        for name, count in dict(self._counts).items():
-            kind, *labels = str(name).split(":")
-            if not labels:
-                events.add_metric([kind], count)
-            elif kind == "malformed" and len(labels) == 2:
-                dead.add_metric(labels, count)
+        for labels, count in self._counters.dead_letters.items():
+            dead.add_metric(labels, count)
         yield from (events, dead)
 
 

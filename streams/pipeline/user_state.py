@@ -1,7 +1,7 @@
-"""How one event changes one user: the pure core of the live state.
+"""Applies one event to one user's state, as the pure core of the live state.
 
-Each function takes a `UserState`, changes it in place and says what happened; the same records in the same order give
-the same state, whatever was restarted in between. Nothing here knows Kafka, Redis, clocks or vectors.
+Each function changes a `UserState` in place and says what happened; the same records in the same order give the same
+state, whatever was restarted in between. It reads no wall clock: a partition's time is that of its clicks.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ import struct
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from index.state.records import UserState, event_hash
 from streams.events import Click, Forget, Profile
 
 MAX_PURCHASES = 64  # evicted purchases remembered per user, newest first
+# Clicks that have to reach a time: with a fifth from producers that run ahead, 32 of them in a row are one in 10^22.
+AGREEING = 32
+DAY_MS = 86_400_000
+
+UserEvent = Click | Forget | Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,19 @@ class Change:
 
     outcome: Outcome
     keep: int = 0
+    was_idle: bool = False  # what the user had done before was removed
+
+
+def apply_event(
+    state: UserState, event: UserEvent, limits: WindowLimits, remembered: Container[int], horizon_ms: int
+) -> Change:
+    """Removes what lies beyond the horizon of an idle user, then applies the event; arguments as of `apply_click`."""
+    was_idle = leave_if_idle(state, horizon_ms)
+    if isinstance(event, Click):
+        change = apply_click(state, event, limits, remembered, horizon_ms)
+    else:
+        change = apply_forget(state, event) if isinstance(event, Forget) else apply_profile(state, event)
+    return replace(change, was_idle=True) if was_idle else change
 
 
 def leave_if_idle(state: UserState, horizon_ms: int) -> bool:
@@ -125,13 +143,9 @@ def apply_profile(state: UserState, profile: Profile) -> Change:
     return Change(Outcome.APPLIED, keep=len(state.ts_ms))
 
 
-# With a fifth of the events from producers that run ahead, 32 of them in a row are one in 10^22.
-AGREEING = 32
-
-
 @dataclass(slots=True)
 class PartitionClock:
-    """`now_ms` is -1 until `AGREEING` clicks were applied."""
+    """The time of a partition: what its latest `AGREEING` clicks have all reached; -1 until there are so many."""
 
     now_ms: int = -1
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=AGREEING))
@@ -163,9 +177,6 @@ class PartitionClock:
         return cls(now_ms, deque(recent, AGREEING))
 
 
-DAY_MS = 86_400_000
-
-
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Sizes of the live state; the same values give the same digest."""
@@ -173,8 +184,6 @@ class EngineSettings:
     limits: WindowLimits = field(default_factory=WindowLimits)
     bucket_ms: int = 6 * 3600 * 1000  # popularity is counted in buckets of this width …
     horizon_buckets: int = 120  # … and forgotten after this many (30 days)
-    idle_ms: int = (
-        400 * DAY_MS
-    )  # users are removed this long after their last event, by their partition's clock; 0: never
+    idle_ms: int = 400 * DAY_MS  # users are removed so long after their last event, by the partition's clock; 0: never
     cached_users: int = 2000  # decoded users kept per partition, about 10 KB each
     half_vectors: bool = True  # user vectors in fp16; replay keeps fp32

@@ -36,7 +36,7 @@ from streams.parsing import note_reason, parse
 from streams.pipeline.digest import digest
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine, GapError
-from streams.pipeline.user_writer import EngineSettings
+from streams.pipeline.user_state import EngineSettings
 from streams.replay.report import ReplayCounts, ReplayReport
 
 # Records applied at once while nothing is asked: a user's run of events is then encoded once.
@@ -132,7 +132,7 @@ async def feed(
     for record in records:
         await feeder.feed(record)
     await feeder.flush()
-    replayed.asked, replayed.counts = feeder.asked, Counter(engine.counts)
+    replayed.asked, replayed.counts = feeder.asked, Counter(engine.counts.as_dict())
     replayed.evaluator = evaluator.state_dict() if evaluator is not None else None
     replayed.seconds += time.monotonic() - began_s
     return replayed.done - done_before
@@ -166,8 +166,7 @@ async def _go_on(engine: Engine, replayed: ReplayCounts, evaluator: PrequentialE
     """Makes a new engine and a new evaluator know what the replay has come to; without a record that is nothing."""
     if not replayed.done:
         return
-    engine.counts.clear()
-    engine.counts.update(replayed.counts)
+    engine.counts.load(replayed.counts)
     if engine.encoder is not None:
         items = ItemFollower(engine.store, engine.encoder.version, engine.encoder, text_vectors=True)
         await items.catch_up()

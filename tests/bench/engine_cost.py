@@ -98,7 +98,7 @@ async def measure_engine(task: Task) -> Cost:
         cpu_s, redis_s, wall_s = (
             after - earlier for after, earlier in zip(_spent(task.redis_pid), before, strict=True)
         )
-        assert engine.counts["applied"] == task.events and not broker.dead, dict(engine.counts)
+        assert engine.counts["applied"] == task.events and not broker.dead, engine.counts.as_dict()
         count = sum(map(len, batches[warm:]))
         per = 1e6 / count
         return Cost(cpu_s * per, redis_s * per, wall_s * per, (_misses(encoder) - missed) / count)

@@ -47,6 +47,7 @@ from streams.events import (
     SENT_MS,
     Rules,
 )
+from streams.pipeline.metrics import PipelineCounters
 from tests.compatibility.world import KEYS, MODEL, NOW_MS, Broker, Shown, live, masked, read_log, text, validate
 
 _PROSE = ("description", "summary")
@@ -182,7 +183,7 @@ async def run_through() -> dict[str, Any]:
         for topic, key, value, partition, timestamp_ms, headers in broker.sent
     ]
     return {
-        "counts": dict(sorted(engine.counts.items())),
+        "counts": dict(sorted(engine.counts.as_dict().items())),
         "metrics": families(engine.metrics.registry),
         "samples": dict(sorted(buckets.items())),
         "sent": sent,
@@ -234,10 +235,18 @@ def counter_names() -> dict[str, list[str]]:
     traffic = Traffic(plan, load({}), MemoryStore(), nothing, nothing)
     embed = EmbeddingService(MemoryStore(), Rules(), nothing, {}, nothing)
     return {
-        "in the source": sorted(set(_counted_in_source())),
+        "in the source": sorted({*_counted_in_source(), *_labelled_counts()}),
         "traffic": list(traffic.counters()),
         "embed": list(embed.report()),
     }
+
+
+def _labelled_counts() -> list[str]:
+    """Names of the pipeline's labelled counters, which are made from labels."""
+    counts = PipelineCounters()
+    counts.add_applied("{}", 1)
+    counts.add_malformed("{}", "value")
+    return [name.replace(":value", ":{}") for name in counts.as_dict()]
 
 
 def _counted_in_source() -> Iterator[str]:
@@ -252,7 +261,7 @@ def _counted_in_source() -> Iterator[str]:
                     yield from _name(node.target.slice)
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and node.value.args:
                 called = ast.unparse(node.value.func)
-                if called.endswith((".count", "._add")):
+                if called.endswith((".count", "._add", "counts.add")):
                     yield from _name(node.value.args[0])
 
 

@@ -141,7 +141,7 @@ async def one_more(store: LiveStore) -> Json:
         at = engine.leases[partition_tag(partition)].positions[CLICKSTREAM]
         body = {"event_id": "one-more", "user_id": "user-1", "item_id": "item-3", "kind": "cart", "ts_ms": NOW_MS}
         await engine.apply([Record(CLICKSTREAM, partition, at, NOW_MS, b"user-1", orjson.dumps(body))])
-        counts = dict(sorted(engine.counts.items()))
+        counts = dict(sorted(engine.counts.as_dict().items()))
     name = vector_field(version())
     key = KEYS.user(partition_tag(partition), "user-1")
     ((state, profile, vectors),) = await store.read([(key, (STATE, PROFILE, name))])

@@ -85,11 +85,11 @@ class _NoLock:
 async def _deliver_whatever_comes(worker: StreamWorker, consumer: StateConsumer, fetcher: Any) -> None:
     """Reads on through rebalances and claims as long as the queues have room, and is slow to hand over."""
     while not (consumer._stopped.is_set() or fetcher._stopped.is_set()):
-        full = any(len(lane.pending) >= worker.settings.max_pending for lane in worker.lanes)
+        full = any(len(lane.pending) >= lane.max_pending for lane in worker.lanes)
         try:
             found = {} if full else await consumer._thread.getmany(set(consumer.assignment()), timeout=0.2)
             await asyncio.sleep(_IN_HAND_S)
-            consumer.wiring.deliver([consumer._record(raw) for raws in found.values() for raw in raws])
+            consumer.owner.deliver([consumer._record(raw) for raws in found.values() for raw in raws])
         except (KafkaError, IllegalStateError):
             await asyncio.sleep(_IN_HAND_S)  # a rebalance is under way
 

@@ -18,7 +18,7 @@ NOW_MS = 1_760_000_000_000
 
 
 class MemoryBroker:
-    """Logs by (topic, partition). Is an `Outlet`: what the engine forwards lands at the end of a log."""
+    """Logs by (topic, partition). Is a `DeadLetterSink`: what the engine forwards lands at the end of a log."""
 
     def __init__(self) -> None:
         self.logs: dict[tuple[str, int], list[Record]] = defaultdict(list)

@@ -1,91 +1,10 @@
-"""Metrics: separate registries, bounded labels, and the totals that heartbeats carry."""
+"""The API's metrics: a registry of its own, bounded labels, and the totals that heartbeats carry."""
 
 from __future__ import annotations
 
-from collections import Counter
+from prometheus_client import CollectorRegistry, generate_latest
 
-import pytest
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-
-from index.api.metrics import SECONDS, ApiMetrics
-from streams.pipeline.metrics import FreshnessHistogram, WorkerMetrics, field_label
-
-
-@pytest.fixture
-def worker() -> WorkerMetrics:
-    return WorkerMetrics(CollectorRegistry(), Counter())
-
-
-def scrape(registry: CollectorRegistry) -> str:
-    return generate_latest(registry).decode()
-
-
-def test_counts_are_read_when_scraped_and_processes_do_not_share_them() -> None:
-    counts: Counter[str] = Counter()
-    first, second = WorkerMetrics(CollectorRegistry(), counts), WorkerMetrics(CollectorRegistry(), Counter())
-    assert "perseid_events_total{" not in scrape(first.registry)
-    counts["applied"] += 5
-    counts["malformed:users:numeric"] += 2
-    counts["applied:catalog"] += 1  # a detail of the heartbeat
-    text = scrape(first.registry)
-    assert 'perseid_events_total{outcome="applied"} 5.0' in text
-    assert 'perseid_dead_letters_total{field="numeric",topic="users"} 2.0' in text
-    assert "catalog" not in text
-    assert 'outcome="applied"' not in scrape(second.registry)
-
-
-def test_encoder_batches_are_measured(worker: WorkerMetrics) -> None:
-    worker.encoded(5, seconds=0.003)
-    text = scrape(worker.registry)
-    assert "perseid_encode_batch_users_sum 5.0" in text and "perseid_encode_seconds_sum 0.003" in text
-
-
-@pytest.mark.parametrize(
-    ("field", "label"),
-    [
-        ("ts_ms", "ts_ms"),
-        ("numeric.some producer's name", "numeric"),
-        ("promotions[17].x", "promotions"),
-        ("", "other"),
-    ],
-)
-def test_a_producers_field_names_do_not_become_labels(field: str, label: str) -> None:
-    assert field_label(field) == label
-
-
-def test_freshness_percentiles_come_from_the_latest_events() -> None:
-    now_s = [100.0]
-    freshness = FreshnessHistogram(lambda: now_s[0])
-    assert freshness.percentiles() == {}
-    freshness.observe([float(age_ms) for age_ms in range(101)])  # 0 … 100: the hundredth value of 101 is 99
-    assert freshness.percentiles() == {"p50": 50.0, "p99": 99.0, "events": 101.0}
-    now_s[0] += 9.0
-    freshness.observe([7.0])
-    now_s[0] += 2.0  # the first hundred are eleven seconds old now
-    assert freshness.percentiles() == {"p50": 7.0, "p99": 7.0, "events": 1.0}
-
-
-def test_the_histogram_of_ages_is_that_of_the_library() -> None:
-    worker, library = WorkerMetrics(CollectorRegistry(), Counter()), CollectorRegistry()
-    histogram = Histogram(
-        "perseid_freshness_seconds", "Event in Kafka until visible.", buckets=SECONDS, registry=library
-    )
-    ages_ms = [0.0, 0.4, 0.5, 0.51, 5.0, 39.9, 40.0, 59_999.0, 60_000.0, 60_001.0, 1e9]
-    worker.freshness.observe(ages_ms[:4])
-    worker.freshness.observe(ages_ms[4:])
-    for age_ms in ages_ms:
-        histogram.observe(age_ms / 1000)
-    shown = [
-        sorted(line for line in scrape(registry).splitlines() if "freshness" in line)
-        for registry in (worker.registry, library)
-    ]
-    mine, theirs = (
-        {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in lines if "_created" not in line}
-        for lines in shown
-    )
-    total = "perseid_freshness_seconds_sum"
-    assert float(mine.pop(total)) == pytest.approx(float(theirs.pop(total)))
-    assert mine == theirs
+from index.api.metrics import ApiMetrics
 
 
 def test_the_api_counts_rungs_exposures_and_requests() -> None:
@@ -96,7 +15,7 @@ def test_the_api_counts_rungs_exposures_and_requests() -> None:
     metrics.request("GET", "/v1/items/{item_id}", 200, 0.004)
     metrics.show("lag_records", 12, "clickstream")
     metrics.show("users", 3)
-    text = scrape(metrics.registry)
+    text = generate_latest(metrics.registry).decode()
     assert 'perseid_api_answers_total{served_by="popular"} 1.0' in text
     assert "perseid_api_exposures_total 1.0" in text
     assert 'perseid_api_request_seconds_count{method="GET",route="/v1/items/{item_id}",status="200"} 1.0' in text

@@ -49,11 +49,9 @@ class SoughtConsumer:
         self.sought |= positions
 
 
-def _claims(consumer: SoughtConsumer) -> Claims:
+def _claims() -> Claims:
     engine = Engine(MemoryStore(), Rules(), 1, MemoryBroker())
-    claims = Claims(engine, cast(LogLookup, OneLog()), "g", lambda _: None, lambda _: None)
-    claims.consumer = cast(StateConsumer, cast(Any, consumer))
-    return claims
+    return Claims(engine, cast(LogLookup, OneLog()), "g", [])
 
 
 async def _settled(claims: Claims) -> None:
@@ -62,8 +60,8 @@ async def _settled(claims: Claims) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _keeping(claims: Claims) -> AsyncIterator[asyncio.Task[None]]:
-    keeping = asyncio.create_task(claims.run())
+async def _keeping(claims: Claims, consumer: SoughtConsumer) -> AsyncIterator[asyncio.Task[None]]:
+    keeping = asyncio.create_task(claims.run(cast(StateConsumer, cast(Any, consumer))))
     yield keeping
     keeping.cancel()
 
@@ -71,8 +69,8 @@ async def _keeping(claims: Claims) -> AsyncIterator[asyncio.Task[None]]:
 def test_a_tag_is_settled_when_all_of_its_topics_were_sought() -> None:
     async def scenario() -> None:
         consumer = SoughtConsumer({TP(USERS, 0)})  # the clickstream is being recreated
-        claims = _claims(consumer)
-        async with _keeping(claims):
+        claims = _claims()
+        async with _keeping(claims, consumer):
             claims.on_assignment(consumer.assignment, 1)
             while not consumer.sought:
                 await asyncio.sleep(0)
@@ -89,7 +87,7 @@ def test_a_tag_is_settled_when_all_of_its_topics_were_sought() -> None:
 def test_a_new_assignment_is_sought_although_the_former_one_was_settled_when_it_came() -> None:
     async def scenario() -> None:
         consumer = SoughtConsumer(BOTH)
-        claims = _claims(consumer)
+        claims = _claims()
         move = consumer.move
 
         async def and_then_a_rebalance(positions: dict[TP, int]) -> None:
@@ -101,7 +99,7 @@ def test_a_new_assignment_is_sought_although_the_former_one_was_settled_when_it_
 
         generations = [1]
         consumer.move = and_then_a_rebalance  # type: ignore[method-assign]
-        async with _keeping(claims):
+        async with _keeping(claims, consumer):
             claims.on_assignment(BOTH, 1)
             await asyncio.wait_for(_settled(claims), 5.0)
             assert generations == [1, 2] and set(consumer.sought) == BOTH
@@ -113,7 +111,7 @@ def test_a_new_assignment_is_sought_although_the_former_one_was_settled_when_it_
 def test_a_partition_that_is_lost_while_it_is_sought_ends_nothing() -> None:
     async def scenario() -> None:
         consumer = SoughtConsumer(BOTH)
-        claims = _claims(consumer)
+        claims = _claims()
         move = consumer.move
 
         async def lose(positions: dict[TP, int]) -> None:
@@ -121,7 +119,7 @@ def test_a_partition_that_is_lost_while_it_is_sought_ends_nothing() -> None:
             raise ConnectionError("Kafka does not seek: no current assignment")
 
         consumer.move = lose  # type: ignore[method-assign]
-        async with _keeping(claims) as keeping:
+        async with _keeping(claims, consumer) as keeping:
             claims.on_assignment(BOTH, 1)
             await asyncio.sleep(0.05)
             assert not keeping.done() and claims.unsettled == {"p0"}
@@ -138,7 +136,7 @@ def test_a_new_assignment_that_comes_while_a_lost_partition_is_released_is_claim
 ) -> None:
     async def scenario() -> None:
         consumer = SoughtConsumer(BOTH)
-        claims = _claims(consumer)
+        claims = _claims()
         context, release = {TP(CONTEXT, 0)}, Engine.release
 
         async def and_then_a_rebalance(engine: Engine, tag: str) -> None:
@@ -147,7 +145,7 @@ def test_a_new_assignment_that_comes_while_a_lost_partition_is_released_is_claim
                 consumer.assignment = BOTH
                 claims.on_assignment(BOTH, 3)
 
-        async with _keeping(claims):
+        async with _keeping(claims, consumer):
             claims.on_assignment(BOTH, 1)
             await asyncio.wait_for(_settled(claims), 5.0)
             monkeypatch.setattr(Engine, "release", and_then_a_rebalance)

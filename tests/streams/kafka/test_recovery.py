@@ -91,7 +91,7 @@ class Scene:
         """What there is of what was waited for, briefly: the summary of a run shows one line."""
         worker = self.worker
         lanes = [(len(lane.pending), len(lane.working)) for lane in worker.lanes]
-        said = f"lanes {lanes}, unsettled {sorted(worker.claims.unsettled)}, {dict(worker.engine.counts)}"
+        said = f"lanes {lanes}, unsettled {sorted(worker.claims.unsettled)}, {worker.engine.counts.as_dict()}"
         try:
             async with asyncio.timeout(5.0):
                 applied, owner = len(await self.shop.window("anna")), await self.shop.owner(TAG)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import pytest
@@ -24,7 +24,6 @@ from index.state.store import Commit
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Record
 from streams.kafka.claims import PositionBeyondLogError
 from streams.kafka.config import KafkaConfig
-from streams.kafka.consumer import StateConsumer
 from streams.kafka.lanes import USUAL_BATCH
 from streams.kafka.log_identity import LogLookup
 from streams.kafka.worker import StreamWorker
@@ -66,7 +65,7 @@ Play = Callable[[Callable[[Shop], Awaitable[None]]], None]
 def test_a_stopped_worker_leaves_no_connection_open_although_its_client_did_not_end(play: Play) -> None:
     async def scenario(shop: Shop) -> None:
         async with shop.worker() as worker:
-            client = cast(StateConsumer, worker.app.consumer)._thread._ensure_consumer()
+            client = worker.app.state_consumer._thread._ensure_consumer()
             connections = list(client._client._conns.values())
             assert any(connection.connected() for connection in connections)
             client._closed = True  # as an interrupted call of its `stop` leaves it: the next one does nothing
@@ -327,7 +326,7 @@ def test_a_defect_of_ours_costs_one_record_and_not_the_stream(play: Play, monkey
         return real(state, event, *rest)
 
     real = apply_click
-    monkeypatch.setattr("streams.pipeline.user_writer.apply_click", defective)
+    monkeypatch.setattr("streams.pipeline.user_state.apply_click", defective)
 
     async def scenario(shop: Shop) -> None:
         async with shop.worker() as worker:
@@ -368,8 +367,7 @@ def test_a_worker_that_stops_with_a_backlog_leaves_it_to_its_successor(
 
     async def beat_once_more(worker: StreamWorker, tasks: Sequence[asyncio.Future[None]]) -> None:
         await asyncio.sleep(0.3)  # the agents notice that they are to stop
-        assert worker.claims.consumer is not None
-        await worker._watch._beat(worker.claims.consumer)  # a beat may be under way when a worker is asked to stop
+        await worker._monitor._beat(worker.app.state_consumer)  # a beat may be under way when a worker is asked to stop
         await ending(worker, tasks)
 
     async def scenario(shop: Shop) -> None:
@@ -422,8 +420,7 @@ def test_a_backlog_is_applied_in_larger_batches_up_to_the_limit(play: Play) -> N
 def test_a_fetch_that_was_interrupted_is_read_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(shop: Shop) -> None:
         async with shop.worker() as worker:
-            consumer = worker.claims.consumer
-            assert consumer is not None
+            consumer = worker.app.state_consumer
             home = TP(CLICKSTREAM, partition_of("anna", PARTITIONS))
             await shop.send("anna", "e0", "i0")
             await shop.until(lambda: consumer.handed({home}) == {home: 1}, "the first is delivered")
@@ -496,8 +493,7 @@ def test_a_client_whose_fetching_ended_ends_the_worker(play: Play) -> None:
         worker = shop.new_worker()
         running = asyncio.create_task(worker.run())
         await shop.until(lambda: worker.settled or running.done(), "the worker has claimed its partitions")
-        assert worker.claims.consumer is not None
-        thread = worker.claims.consumer._thread
+        thread = worker.app.state_consumer._thread
         fetcher = thread._ensure_consumer()._fetcher
         await thread.call_thread(fetcher.error_future.cancel)
         with pytest.raises(RuntimeError, match="fetches no more"):
@@ -518,8 +514,7 @@ def test_a_consumer_thread_that_does_not_end_holds_nobody_up(play: Play) -> None
 
     async def scenario(shop: Shop) -> None:
         async with shop.worker() as worker:
-            assert worker.claims.consumer is not None
-            thread = worker.claims.consumer._thread
+            thread = worker.app.state_consumer._thread
             asyncio.run_coroutine_threadsafe(stubborn(), thread.thread_loop)
             await asyncio.sleep(0.1)
         assert thread._thread is not None and thread._thread.is_alive()  # and yet the worker has ended

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
 
 import aiokafka
 import orjson
@@ -22,7 +21,6 @@ from index.state.store import LogIdentity
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, USERS
 from streams.kafka.claims import PositionBeyondLogError
 from streams.kafka.config import KafkaConfig
-from streams.kafka.consumer import StateConsumer
 from streams.kafka.log_identity import LogLookup
 from streams.pipeline.digest import read_state
 from tests.conftest import eventually
@@ -253,7 +251,7 @@ def test_what_retention_took_under_a_waiting_worker_is_reported_too(play: Play) 
         async with cluster.shop.worker() as worker:
             await cluster.send("e1")
             await cluster.applied(["e1"])
-            thread = cast(StateConsumer, worker.app.consumer)._thread
+            thread = worker.app.state_consumer._thread
             kafka, place = thread._ensure_consumer(), aiokafka.TopicPartition(cluster.access.topic(CLICKSTREAM), HOME)
             await thread.call_thread(kafka.pause, place)  # nothing is fetched ahead
             await cluster.send("e2", "e3")

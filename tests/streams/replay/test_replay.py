@@ -23,8 +23,7 @@ from streams.events import CATALOG, CLICKSTREAM, CONSUMED, Click, Record, Rules
 from streams.folder.records import records
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.digest import digest
-from streams.pipeline.user_state import WindowLimits
-from streams.pipeline.user_writer import EngineSettings
+from streams.pipeline.user_state import EngineSettings, WindowLimits
 from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine, replay
 from streams.replay.report import ReplayReport
 from tests.support.replay_world import (

@@ -21,7 +21,7 @@ from index.state.store import LogIdentity
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
-from streams.replay.replay import SilentSink
+from tests.support.streams_world import MemoryBroker
 
 RULES = Rules(embedders={"toy": 4, "wide": 7, "same": 4})
 TS_MS, VERSION = 1_700_000_000_000, "m-1"
@@ -51,7 +51,7 @@ class Shop:
 
     def __init__(self, encoder: EncoderThread) -> None:
         self.store, self.offset = MemoryStore(), 0
-        self.engine = Engine(self.store, RULES, 1, SilentSink(), encoder)
+        self.engine = Engine(self.store, RULES, 1, MemoryBroker(), encoder)
 
     async def open(self) -> Shop:
         logs = {topic: LogIdentity("c", "t") for topic in (CATALOG, ITEM_VECTORS)}
@@ -81,7 +81,7 @@ def test_they_are_stored_and_not_used(encoder: EncoderThread) -> None:
         assert (wide.embedder, wide.retrieval, same.embedder, same.retrieval) == ("wide", None, "same", None)
         assert wide.text_vector is not None and wide.text_vector.tolist() == OTHER
         assert encoder.encoder.items.ids() == ["a"], "of equal length or not: the tower never sees them"
-        assert shop.engine.counts["applied:item-vectors"] == 3
+        assert shop.engine.counts.as_dict()["applied:item-vectors"] == 3
 
     asyncio.run(run())
 

@@ -19,8 +19,7 @@ from index.state.store import LiveStore, LogIdentity
 from streams.events import CLICKSTREAM, USERS, Record, Rules, topics_of
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
-from streams.pipeline.user_state import AGREEING, PartitionClock
-from streams.pipeline.user_writer import EngineSettings
+from streams.pipeline.user_state import AGREEING, EngineSettings, PartitionClock
 from tests.support.oracle import Oracle
 from tests.support.streams_world import NOW_MS, MemoryBroker, click
 

@@ -1,0 +1,225 @@
+"""Works out what a batch of user events changes, as the operations of one write for each partition.
+
+State, then vectors, then operations. Assumes that the users are loaded into their partition's lease; writes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from encoder.inference.batching import EncodeRequest
+from index.state.keys import LOCATION_SEPARATOR, Keys
+from index.state.records import PROFILE, STATE, UserState, encode_profile, encode_state, encode_vectors, vector_field
+from index.state.store import Op
+from streams.events import Click, Forget, Rules
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.lease import PartitionLease
+from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
+from streams.pipeline.user_state import (
+    Change,
+    EngineSettings,
+    Outcome,
+    PartitionClock,
+    UserEvent,
+    apply_event,
+    leave_if_idle,
+)
+
+
+@dataclass(slots=True)
+class Touched:
+    """A user changed by the batch: `keep` leading events of the window are as they were."""
+
+    state: UserState
+    keep: int
+    emptied: bool = False  # forgotten, or removed as idle: vectors and caches go too
+    profiled: bool = False
+    encode: bool = False
+    vectors: bytes | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class UserPlan:
+    """What one partition's part of a batch will write: `ops`, and `topic` moves to `position`.
+
+    Made either of `events`, or of users to be written as they are by now (`touched`).
+    """
+
+    lease: PartitionLease
+    topic: str
+    position: int
+    events: Sequence[UserEvent] = ()
+    touched: dict[str, Touched] = field(default_factory=dict)
+    popularity: dict[int, Counter[str]] = field(default_factory=dict)
+    expired: list[int] = field(default_factory=list)  # popularity buckets that lie beyond the horizon now
+    clock: PartitionClock = field(default_factory=PartitionClock)
+    ticked: bool = False  # a click was applied
+    ops: list[Op] = field(default_factory=list)
+    written: bool = False
+
+    @property
+    def users(self) -> list[str]:
+        """Who has to be loaded."""
+        return list(dict.fromkeys(event.user_id for event in self.events) or self.touched)
+
+
+class UserPlanner:
+    """Fills plans in: changes the users in memory, encodes them, and lists the operations.
+
+    Args:
+        encoder: None leaves the vectors out.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        rules: Rules,
+        encoder: EncoderThread | None,
+        settings: EngineSettings,
+        counts: PipelineCounters,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._keys, self._encoder, self._settings = keys, encoder, settings
+        self._counts, self._metrics = counts, metrics
+        self._weights = [kind.weight for kind in rules.kinds]
+        self._remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
+
+    async def fill(self, plans: Sequence[UserPlan]) -> None:
+        """State, then vectors in one encoder batch, then operations."""
+        for plan in plans:
+            plan.clock = plan.lease.clock.copy()
+            self._revisit(plan)
+            self._change(plan)
+        await self._encode(plans)
+        for plan in plans:
+            plan.ops = self._ops(plan)
+
+    def _revisit(self, plan: UserPlan) -> None:
+        """Takes users as they are by now."""
+        horizon_ms = plan.clock.before(self._settings.idle_ms)
+        for user_id, touched in plan.touched.items():
+            touched.state = plan.lease.users[user_id]
+            leave_if_idle(touched.state, horizon_ms)
+            touched.keep = 0 if touched.emptied else len(touched.state.ts_ms)
+            touched.encode = bool(touched.state.ts_ms) or touched.state.profile is not None
+
+    def _change(self, plan: UserPlan) -> None:
+        for event in plan.events:
+            state = plan.lease.users[event.user_id]
+            plan.lease.remember(event.user_id, state)
+            horizon_ms = plan.clock.before(self._settings.idle_ms)
+            change = apply_event(state, event, self._settings.limits, self._remembered, horizon_ms)
+            if change.was_idle:
+                self._counts.add("idle")
+                if event.user_id in plan.touched:  # while this very batch was applied
+                    plan.touched[event.user_id] = Touched(state, 0, emptied=True, encode=state.profile is not None)
+            self._counts.add(change.outcome)
+            if change.outcome is Outcome.APPLIED:
+                self._touch(plan, event, state, change)
+
+    def _touch(self, plan: UserPlan, event: UserEvent, state: UserState, change: Change) -> None:
+        touched = plan.touched.setdefault(event.user_id, Touched(state, change.keep))
+        touched.keep = min(touched.keep, change.keep)
+        if isinstance(event, Click):
+            touched.encode = plan.ticked = True
+            plan.clock.observe(event.ts_ms)
+            self._count_popularity(plan, event)
+        elif isinstance(event, Forget):
+            touched.emptied = True
+        else:
+            touched.profiled = True
+        if not state.ts_ms:
+            touched.encode = state.profile is not None
+
+    def _count_popularity(self, plan: UserPlan, click: Click) -> None:
+        width, horizon = self._settings.bucket_ms, self._settings.horizon_buckets
+        bucket, weight = click.ts_ms // width, self._weights[click.kind]
+        if weight > 0 and bucket > plan.clock.now_ms // width - horizon:
+            name = f"{click.location}{LOCATION_SEPARATOR}{click.item_id}"
+            plan.popularity.setdefault(bucket, Counter())[name] += weight
+
+    async def _encode(self, plans: Sequence[UserPlan]) -> None:
+        if self._encoder is None:
+            return
+        for plan in plans:
+            for user_id, touched in plan.touched.items():
+                if touched.emptied:
+                    await self._encoder.drop(plan.lease.tag, user_id)
+        jobs = [(plan, user, t) for plan in plans for user, t in plan.touched.items() if t.encode]
+        if not jobs:
+            return
+        started = time.perf_counter()
+        result = await self._encoder.encode([_request(plan.lease.tag, user, t) for plan, user, t in jobs])
+        self._metrics.encoded(len(jobs), time.perf_counter() - started)
+        for (_, _, touched), vectors, missing in zip(jobs, result.vectors, result.missing, strict=True):
+            touched.vectors = encode_vectors(vectors, self._settings.half_vectors)
+            touched.missing = missing
+        self._counts.add("encoded", len(jobs))
+
+    def _ops(self, plan: UserPlan) -> list[Op]:
+        keys, tag = self._keys, plan.lease.tag
+        version = None if self._encoder is None else self._encoder.version
+        ops: list[Op] = []
+        for user_id, touched in plan.touched.items():
+            ops += _user_ops(keys.user(tag, user_id), touched, version)
+        ops += _index_ops(keys, plan) + _waiting_ops(keys, plan) + self._popularity_ops(plan)
+        idle_ms = self._settings.idle_ms
+        if plan.ticked or plan.lease.idle_ms != idle_ms:
+            facts = {"clock": plan.clock.encode(), "idle_ms": str(idle_ms).encode()}
+            ops.append(Op("hset", keys.owner(tag), facts))
+        return ops
+
+    def _popularity_ops(self, plan: UserPlan) -> list[Op]:
+        keys, tag, ops = self._keys, plan.lease.tag, list[Op]()
+        for bucket, counts in plan.popularity.items():
+            ops.append(Op("hincr", keys.popularity(tag, bucket), dict(counts)))
+            ops.append(Op("hincr", keys.popularity_buckets(tag), {str(bucket): counts.total()}))
+        last = plan.clock.now_ms // self._settings.bucket_ms - self._settings.horizon_buckets
+        plan.expired = sorted(bucket for bucket in plan.lease.buckets | set(plan.popularity) if bucket <= last)
+        for bucket in plan.expired:
+            ops.append(Op("delete", keys.popularity(tag, bucket)))
+            ops.append(Op("hdel", keys.popularity_buckets(tag), names=(str(bucket),)))
+        return ops
+
+
+def _request(tag: str, user_id: str, touched: Touched) -> EncodeRequest:
+    state = touched.state
+    profile = orjson.loads(state.profile) if state.profile is not None else None
+    return EncodeRequest((tag, user_id), state.items, state.kinds, state.ts_ms, profile, touched.keep)
+
+
+def _user_ops(key: str, touched: Touched, version: str | None) -> list[Op]:
+    state = touched.state
+    if state.empty:
+        return [Op("delete", key)]
+    fields = {STATE: encode_state(state)}
+    if touched.profiled or (touched.emptied and state.profile_ms >= 0):
+        fields[PROFILE] = encode_profile(state.profile, state.profile_ms)
+    ops = [Op("delete", key)] if touched.emptied else []
+    if version is not None:
+        if touched.vectors is not None:
+            fields[vector_field(version)] = touched.vectors
+        elif not state.ts_ms and not touched.emptied:  # the profile was all there was, and it is gone
+            ops.append(Op("hdel", key, names=(vector_field(version),)))
+    return [*ops, Op("hset", key, fields)]
+
+
+def _index_ops(keys: Keys, plan: UserPlan) -> list[Op]:
+    """Users by the time of their newest event; 0 for those of whom only a profile or a forget mark is left."""
+    index = keys.users(plan.lease.tag)
+    times = {user: t.state.ts_ms[-1] if t.state.ts_ms else 0 for user, t in plan.touched.items() if not t.state.empty}
+    gone = [user for user, touched in plan.touched.items() if touched.state.empty]
+    return ([Op("zadd", index, times)] if times else []) + ([Op("zrem", index, names=gone)] if gone else [])
+
+
+def _waiting_ops(keys: Keys, plan: UserPlan) -> list[Op]:
+    waiting, before = keys.waiting(plan.lease.tag), plan.lease.waiting
+    now = [user for user, touched in plan.touched.items() if touched.missing and user not in before]
+    done = [user for user, touched in plan.touched.items() if not touched.missing and user in before]
+    return ([Op("sadd", waiting, names=now)] if now else []) + ([Op("srem", waiting, names=done)] if done else [])
