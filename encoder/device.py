@@ -20,7 +20,7 @@ def resolve_device(name: str) -> str:
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are faster there than in float32."""
-    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
+    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def send(array: NDArray[np.generic], device: torch.device) -> Tensor:

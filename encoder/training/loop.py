@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from encoder.device import threads
 from encoder.model import artefact
@@ -180,8 +181,8 @@ class _Run:
         self.optimizer.step()
         self.step += 1
         keep = min(self.options.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.names), 1 - keep)
+        update = get_ema_multi_avg_fn(keep)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        update(list(self.average.values()), list(self.names), self.step)
         value = float(loss.detach())
         self.loss = value if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * value
 
