@@ -35,6 +35,7 @@ from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.intake import KafkaDeadLetterSink
 from streams.pipeline.user_state import EngineSettings, WindowLimits
+from tests.support.sent import Sending, SentRecord
 
 FIXTURES = Path(__file__).parent / "9afcd80"
 MODEL = FIXTURES / "model"
@@ -47,8 +48,6 @@ RULES = Rules(embedders={"toy": 4, "other": 4})
 SIZES = EngineSettings(limits=WindowLimits(20, 4), horizon_buckets=48, idle_ms=10 * DAY_MS)
 TAGS = (*(partition_tag(number) for number in range(PARTITIONS)), ITEMS_TAG, CONTEXT_TAG)
 BATCH = 16
-
-Sent = tuple[str, bytes | None, bytes | None, int | None, int | None, list[tuple[str, bytes]]]
 
 
 def expected(name: str) -> Any:
@@ -74,32 +73,25 @@ def to_record(row: Sequence[Any]) -> Record:
     return Record(topic, partition, offset, timestamp_ms, coded[0], coded[1])
 
 
-class Broker:
+class Broker(Sending):
     """Logs by topic and partition. What the pipeline sends is noted; what it forwards lands at the end of a log."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.logs: dict[tuple[str, int], list[Record]] = defaultdict(list)
-        self.sent: list[Sent] = []
+        self.sent: list[SentRecord] = []
         for record in records:
             self.logs[record.topic, record.partition].append(record)
 
-    async def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        partition: int | None = None,
-        *,
-        timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-    ) -> tuple[int, int]:
-        self.sent.append((topic, key, value, partition, timestamp_ms, list(headers)))
-        if partition is None:
+    def take(self, sent: SentRecord) -> tuple[int, int]:
+        self.sent.append(sent)
+        if sent.partition is None:
             return 0, len(self.sent)
-        log = self.logs[topic, partition]
+        log = self.logs[sent.topic, sent.partition]
         offset = log[-1].offset + 1 if log else 0
-        log.append(Record(topic, partition, offset, timestamp_ms or 0, key, value, headers))
-        return partition, offset
+        log.append(
+            Record(sent.topic, sent.partition, offset, sent.timestamp_ms or 0, sent.key, sent.value, sent.headers)
+        )
+        return sent.partition, offset
 
     def due(self, positions: Mapping[tuple[str, int], int]) -> list[Record]:
         """The next records of every log, behind the last one that was applied already; nothing when all are applied."""
@@ -122,7 +114,7 @@ async def engine_on(store: LiveStore, broker: Broker, generation: int) -> AsyncI
     encoder = EncoderThread(incremental, metadata["version"], metadata["embedder"])
     try:
         await ItemFollower(store, metadata["version"], encoder, text_vectors=True).catch_up()
-        engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(broker.send), encoder, SIZES)
+        engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(broker), encoder, SIZES)
         for tag in TAGS:
             await engine.claim(tag, generation, logs_of(tag), "group")
         yield engine

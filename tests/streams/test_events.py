@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
 from streams.pipeline.intake import KafkaDeadLetterSink
 from tests.faults.malformed import GOOD, TS_MS, malformed, wrong
+from tests.support.sent import Sending, SentRecord
 
 RULES = Rules(embedders={"toy": 4})
 
@@ -219,27 +219,17 @@ def test_any_bytes_give_an_event_or_a_malformed_error(topic: str, value: bytes |
         assert error.reason and error.field
 
 
-class Letters:
-    """Keeps what the outlet sends."""
+class Letters(Sending):
+    """Keeps what the dead-letter sink sends."""
 
     def __init__(self) -> None:
         self.headers: list[dict[str, bytes]] = []
         self.largest = 0
 
-    async def __call__(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        partition: int | None = None,
-        *,
-        timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-    ) -> tuple[int, int]:
-        assert topic == "dead-letters"
-        self.headers.append(dict(headers))
-        size = len(key or b"") + len(value or b"") + sum(len(name) + len(content) for name, content in headers)
-        self.largest = max(self.largest, size)
+    def take(self, sent: SentRecord) -> tuple[int, int]:
+        assert sent.topic == "dead-letters"
+        self.headers.append(dict(sent.headers))
+        self.largest = max(self.largest, sent.size)
         return 0, len(self.headers) - 1
 
 

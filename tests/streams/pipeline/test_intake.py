@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
 
 import pytest
 
 from streams.events import CLICKSTREAM, DEAD_LETTERS, MalformedError, Record
 from streams.pipeline.intake import MAX_DEAD_LETTER_BYTES, KafkaDeadLetterSink
+from tests.support.sent import Sending, SentRecord
 
-Sent = tuple[str, bytes | None, bytes | None, int | None, int | None, list[tuple[str, bytes]]]
 KAFKA_BYTES = 1_000_000  # what a producer and a broker accept by default
 
 
-class Kafka:
+class Kafka(Sending):
     """Takes records up to Kafka's size after `failures` attempts without an acknowledgement."""
 
     def __init__(self, failures: int = 0, limit: int = KAFKA_BYTES) -> None:
         self.failures, self.attempts, self.limit = failures, 0, limit
-        self.sent: list[Sent] = []
+        self.sent: list[SentRecord] = []
 
-    async def __call__(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        partition: int | None = None,
-        *,
-        timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-    ) -> tuple[int, int]:
+    def take(self, sent: SentRecord) -> tuple[int, int]:
         self.attempts += 1
-        size = len(key or b"") + len(value or b"") + sum(len(name) + len(content) for name, content in headers)
-        if size > self.limit:
-            raise ValueError(f"a record of {size} bytes is too large")
+        if sent.size > self.limit:
+            raise ValueError(f"a record of {sent.size} bytes is too large")
         if self.attempts <= self.failures:
             raise ConnectionError("no acknowledgement")
-        self.sent.append((topic, key, value, partition, timestamp_ms, list(headers)))
+        self.sent.append(sent)
         return 0, len(self.sent) - 1
 
 
@@ -46,7 +35,7 @@ def record(key: bytes | None = b"u", value: bytes | None = b"x", timestamp_ms: i
     return Record(CLICKSTREAM, 3, 41, timestamp_ms, key, value, (("trace", b"1"),))
 
 
-def bury(sent: Record, error: MalformedError, kafka: Kafka | None = None) -> Sent:
+def bury(sent: Record, error: MalformedError, kafka: Kafka | None = None) -> SentRecord:
     kafka = kafka or Kafka()
     asyncio.run(KafkaDeadLetterSink(kafka).dead_letter(sent, error))
     return kafka.sent[0]
