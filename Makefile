@@ -1,4 +1,4 @@
-# make run | test | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/index" JOBS=0
+# make run | test | quick | check | bench      options: DATA=<data folder>  ARGS="--no-traffic"  TESTS="tests/index" JOBS=0
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ BENCH  ?= append freshness
 TESTS  ?= tests
 JOBS   ?= 2
 
-.PHONY: run test check bench lock clean
+.PHONY: run test quick check bench lock clean
 
 run: $(STAMP)
 	$(BIN)/perseid up $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -15,11 +15,15 @@ run: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder $(TESTS)
 
+# Unit tests: without servers and whatever takes long.
+quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder -m "not servers and not slow" $(TESTS)
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layers.py
+	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_layout.py
 
 bench: $(STAMP)
 	for name in $(BENCH); do $(BIN)/python -m tests.bench.$$name || exit 1; done

@@ -25,6 +25,8 @@ from tests.compatibility import collect, stored
 from tests.compatibility.redis_dump import Dump, dump, raw, restore
 from tests.compatibility.world import FIXTURES, KEYS, MODEL, PARTITIONS, Shown, assert_same, expected, live
 
+pytestmark = pytest.mark.servers
+
 T = TypeVar("T")
 
 

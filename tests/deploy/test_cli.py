@@ -20,6 +20,8 @@ from deploy.state_folder import attach, write_addresses
 from index.state.keys import partition_of
 from streams.events import MalformedError, Rules
 
+pytestmark = pytest.mark.servers
+
 CLICK = {"topic": "clickstream", "event_id": "e1", "user_id": "u1", "item_id": "i1", "kind": "view"}
 TS_MS = 1_700_000_000_000
 

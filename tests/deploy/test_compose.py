@@ -17,6 +17,8 @@ from deploy.servers.mock_kafka import topic_partitions
 from deploy.settings import PREFIX, Settings, load
 from tests.support.services import ELASTICSEARCH_IMAGE
 
+pytestmark = pytest.mark.servers
+
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = ("kafka", "redis", "elasticsearch")
 PIN = re.compile(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*(@sha256:[0-9a-f]{64})?")

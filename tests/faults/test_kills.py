@@ -19,6 +19,8 @@ from tests.faults.servers import EmbeddedBroker, RealBroker
 from tests.faults.stage import Servers
 from tests.support.services import open_folder
 
+pytestmark = pytest.mark.servers
+
 EVENTS, SEEDS = 2000, (1, 2)
 SESSION_S, HASTE = 1.5, 2.0  # shorter than by hand: what is tested is the same, only rarer
 JOBS = 3  # most of a run is waiting

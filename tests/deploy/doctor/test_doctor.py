@@ -24,6 +24,8 @@ from encoder.model.encoder import StarsEncoder
 from index.state.redis_store import RedisStore
 from streams.events import DEFAULT_KINDS
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture(scope="module")
 def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

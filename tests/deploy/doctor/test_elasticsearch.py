@@ -13,6 +13,8 @@ from deploy.servers.redis import RedisServer
 from deploy.settings import load
 from tests.support.fake_servers import pages
 
+pytestmark = pytest.mark.servers
+
 KEY = "bm9ib2R5OnNlZXMtdGhpcw=="
 PRODUCT = {"X-Elastic-Product": "Elasticsearch"}
 HEALTHY = {"status": "green", "number_of_nodes": 3}

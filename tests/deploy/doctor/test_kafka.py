@@ -18,6 +18,8 @@ from streams.kafka.config import KafkaConfig
 from tests.conftest import eventually
 from tests.support.secured_kafka import PASSWORD, SecuredKafka
 
+pytestmark = pytest.mark.servers
+
 PARTITIONS = 2
 WRONG = "another-secret-word"
 

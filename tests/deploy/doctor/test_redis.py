@@ -18,6 +18,8 @@ from deploy.settings import Settings, load
 from tests.support.fake_servers import answering
 from tests.support.redis_cluster import ClusterOfServers, free_ports
 
+pytestmark = pytest.mark.servers
+
 SECRET = "a-phrase-nobody-may-see"
 
 

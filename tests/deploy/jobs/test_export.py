@@ -45,6 +45,8 @@ from tests.streams.folder.test_export import rows_in
 from tests.support.folders import write_vectors
 from tests.support.replay_world import vectors_of
 
+pytestmark = pytest.mark.servers
+
 PARTITIONS, DAY_MS, END_MS = 3, 86_400_000, 1_760_000_000_000
 SHOP = ShopConfig(n_items=48, n_users=15, n_categories=6, n_locations=2, sessions_per_user_day=2.0)
 MODEL = ModelConfig(d_model=16, n_layers=1, n_heads=2, d_ff=16, d_text=4, d_reduced=4)

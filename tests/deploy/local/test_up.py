@@ -21,6 +21,8 @@ from encoder.model.encoder import StarsEncoder
 from tests.integration.live import Live
 from tests.support.folders import START_S, item, write_folder
 
+pytestmark = pytest.mark.servers
+
 WORDS = ("lamp", "chair", "kettle", "novel")
 
 

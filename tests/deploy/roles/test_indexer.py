@@ -23,6 +23,8 @@ from tests.index.elastic.compare import compare_items, complete_up_to, served_in
 from tests.support.elastic_world import PATIENCE_S, server, settings_of
 from tests.support.index_api_world import World, until
 
+pytestmark = pytest.mark.servers
+
 API_KEY = "c2VjcmV0LWlkOnNlY3JldC1rZXk="
 
 

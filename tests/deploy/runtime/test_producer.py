@@ -16,6 +16,8 @@ from deploy.servers.mock_kafka import Broker, topic_partitions
 from index.state.keys import partition_of
 from streams.kafka.config import KafkaConfig
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture(scope="module")
 def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

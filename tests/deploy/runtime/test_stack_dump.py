@@ -8,6 +8,10 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
+pytestmark = pytest.mark.servers
+
 PROGRAM = textwrap.dedent(
     """
     import asyncio, sys, threading

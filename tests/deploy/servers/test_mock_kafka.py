@@ -18,6 +18,8 @@ from confluent_kafka.admin import AdminClient
 from deploy.servers.mock_kafka import Broker, MockCluster, find_librdkafka, main, topic_partitions
 from deploy.servers.supervisor import Role, StartError, Supervisor, log_tail
 
+pytestmark = pytest.mark.servers
+
 PARTITIONS = 4
 
 

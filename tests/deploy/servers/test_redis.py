@@ -21,6 +21,8 @@ from deploy.servers.ports import HOST
 from deploy.servers.redis import RedisServer, find_redis_server
 from deploy.servers.supervisor import StartError
 
+pytestmark = pytest.mark.servers
+
 
 def until(happened: Callable[[], bool], timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s

@@ -16,6 +16,8 @@ import pytest
 from deploy.servers import supervisor as processes
 from deploy.servers.supervisor import Role, StartError, Supervisor, log_tail, spawn, terminate
 
+pytestmark = pytest.mark.servers
+
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
 

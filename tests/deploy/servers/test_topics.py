@@ -26,6 +26,8 @@ from streams.kafka.config import KafkaConfig
 from tests.conftest import eventually
 from tests.support.secured_kafka import PASSWORD, SecuredKafka
 
+pytestmark = pytest.mark.servers
+
 TIMEOUT_S = 20.0
 
 

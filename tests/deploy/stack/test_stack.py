@@ -28,6 +28,8 @@ from streams.kafka.config import KafkaConfig
 from tests.conftest import eventually
 from tests.support import services
 
+pytestmark = pytest.mark.servers
+
 ENV = os.environ
 REDIS_ONLY = ("--no-docker", "--without", "kafka", "--without", "elasticsearch")
 

@@ -34,6 +34,8 @@ from tests.conftest import eventually
 from tests.support.folders import START_S, item, write_folder
 from tests.support.llm_server import CHAT_MODEL, DIMENSION, MODEL, Fault, LlmServer, letters
 
+pytestmark = pytest.mark.servers
+
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "sk-very-secret-0123456789"
 

@@ -28,6 +28,8 @@ from index.state.store import Commit, LogIdentity, Op, StoreUnavailableError
 from tests.conftest import eventually
 from tests.support.redis_cluster import free_ports
 
+pytestmark = pytest.mark.servers
+
 LOG = LogIdentity("cluster-a")
 SECRET = "a-phrase-nobody-may-see"
 # What a process of ours needs, on keys below one prefix.

@@ -17,6 +17,8 @@ from index.state.redis_store import RedisStore
 from index.state.store import Commit, FencedError, LogIdentity, Op, StoreUnavailableError
 from tests.support.redis_cluster import ClusterOfServers
 
+pytestmark = pytest.mark.servers
+
 T = TypeVar("T")
 LOG = LogIdentity("cluster-a")
 TAGS = [f"p{number}" for number in range(12)]

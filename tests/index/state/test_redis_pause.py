@@ -15,6 +15,8 @@ from index.state.redis_store import RedisStore
 from index.state.store import StoreUnavailableError
 from tests.support.redis_cluster import ClusterOfServers
 
+pytestmark = pytest.mark.servers
+
 REQUESTS, ROUNDS = 50, 6
 TIMEOUT_S = 0.1  # as in an API process, with one retry
 

@@ -19,6 +19,8 @@ from streams.kafka.log_identity import LogLookup
 from streams.pipeline.engine import Engine
 from tests.support.streams_world import MemoryBroker
 
+pytestmark = pytest.mark.servers
+
 BOTH = {TP(USERS, 0), TP(CLICKSTREAM, 0)}
 
 

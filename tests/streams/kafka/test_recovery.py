@@ -26,6 +26,8 @@ from tests.support.services import KEEP, open_folder
 from tests.support.tcp_proxy import Proxy
 from tests.support.worker_world import PARTITIONS, Shop
 
+pytestmark = pytest.mark.servers
+
 TAG = partition_tag(partition_of("anna", PARTITIONS))
 MAX_PENDING = 40
 BACK_S = 15.0  # what is promised after broker or Redis are back

@@ -21,6 +21,8 @@ from streams.replay.replay import SilentSink, folder_logs, open_engine, replay
 from tests.support.replay_world import PARTITIONS, lived
 from tests.support.streams_world import MemoryBroker, fill
 
+pytestmark = pytest.mark.servers
+
 NOW_MS = 1_700_000_000_000
 
 

@@ -35,6 +35,8 @@ from tests.faults.malformed import GOOD, TS_MS, malformed
 from tests.faults.truth import LogReader
 from tests.support.worker_world import PARTITIONS, TIMEOUT_S, Shop
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:

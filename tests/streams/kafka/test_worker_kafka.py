@@ -27,6 +27,8 @@ from tests.conftest import eventually
 from tests.support.streams_world import click
 from tests.support.worker_world import PARTITIONS, TIMEOUT_S, Shop
 
+pytestmark = pytest.mark.servers
+
 HOME = partition_of("anna", PARTITIONS)
 TAG = partition_tag(HOME)
 

@@ -41,6 +41,8 @@ from streams.replay.report import ReplayReport
 from tests.conftest import eventually
 from tests.support.replay_log import DIM, EMBEDDER, START_MS, STEP_MS, fill
 
+pytestmark = pytest.mark.servers
+
 PARTITIONS, EVENTS, ITEMS = 4, 20_000, 300
 MODEL = ModelConfig(d_model=16, n_layers=1, n_heads=2, d_ff=16, d_text=DIM, d_reduced=DIM, window=20, slack=4)
 
