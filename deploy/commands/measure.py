@@ -80,7 +80,7 @@ def staleness(
     Example: perseid staleness ml_latest_small --model models/m-1234abcd --of user,popularity --report staleness.html
     """
     from deploy.jobs.staleness import measure_staleness
-    from streams.evaluation.prequential import AskSettings
+    from streams.evaluation.held_out import QuestionSettings
     from streams.evaluation.staleness.delays import arms, parse_delay
     from streams.evaluation.tables import curves_table
 
@@ -88,7 +88,7 @@ def staleness(
     parts = tuple(name.strip() for name in late.split(","))
     chosen = [parse_delay(text.strip()) for text in delays.split(",")]
     arms(parts, chosen)  # type: ignore[arg-type]  # refuses unknown names before anything is read
-    ask = AskSettings(every=every, repeats=repeats, plain=plain)
+    ask = QuestionSettings(every=every, repeats=repeats, plain=plain)
     with _session(texts) as (settings, memory, progress):
         found = measure_staleness(
             folder,
@@ -132,13 +132,13 @@ def compare(
     Example: perseid compare ml_latest_small --model models/m-1234abcd --model models/m-5678cdef --report what-if.html
     """
     from deploy.jobs.staleness import compare_models
-    from streams.evaluation.prequential import AskSettings
+    from streams.evaluation.held_out import QuestionSettings
     from streams.evaluation.tables import table
 
     if len(models) != 2:
         raise click.UsageError(f"--model is given {len(models)} times; a comparison is between two")
     facts = started()
-    ask = AskSettings(every=every, repeats=repeats, plain=plain)
+    ask = QuestionSettings(every=every, repeats=repeats, plain=plain)
     with _session(texts) as (settings, memory, progress):
         found = compare_models(folder, dict(zip("AB", models, strict=True)), settings, memory, split, ask, progress)
     named = ", ".join(f"{name} = {version}" for name, version in found["models"].items())

@@ -249,7 +249,7 @@ def evaluate(
     from deploy.reports.report import write_report
     from encoder.inference.incremental import use_threads
     from encoder.text.cache import TextMemory
-    from streams.evaluation.prequential import AskSettings
+    from streams.evaluation.held_out import QuestionSettings
 
     for name, given in (("--baskets", baskets), ("--plain", plain)):
         if given and protocol != "timeline":
@@ -257,7 +257,7 @@ def evaluate(
     facts = started()
     settings = attach(os.environ)
     memory = TextMemory(texts or settings.state / "texts")
-    ask = AskSettings(every=every, repeats=repeats, plain=plain)
+    ask = QuestionSettings(every=every, repeats=repeats, plain=plain)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     plan = BaselinePlan(names, recipes, seed, max_seconds, threads or os.cpu_count() or 1)
     use_threads(plan.threads)

@@ -91,7 +91,7 @@ def replay(
     Example: perseid replay --from 2026-01-31 --to 2026-02-01T12:00 --checkpoint january
     """
     from deploy.jobs.replay_checkpoint import ReplayPlan
-    from streams.evaluation.prequential import AskSettings
+    from streams.evaluation.held_out import QuestionSettings
 
     if folder is None and split:
         raise click.UsageError("--split is for a FOLDER; topics have --ask-from")
@@ -105,7 +105,7 @@ def replay(
     elif model is None and (settings.model / "model.json").is_file():
         model = settings.model
     with records_bar("records") as show, new_store(settings, prefix) as store:
-        ask = AskSettings(start_ms=ask_ms, every=every, repeats=repeats, plain=plain)
+        ask = QuestionSettings(start_ms=ask_ms, every=every, repeats=repeats, plain=plain)
         plan = ReplayPlan(model, ask, store, show, checkpoint, part)
         if folder is not None:
             report = _folder(folder, plan, settings, texts, split, stop_ms)

@@ -36,8 +36,8 @@ from streams.evaluation.baselines import (
     make_baselines,
     timeline_part,
 )
+from streams.evaluation.held_out import QuestionSettings, led_by
 from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, rank_all, summary
-from streams.evaluation.prequential import AskSettings, led_by
 from streams.evaluation.rankers import ModelRanker, Ranker
 from streams.evaluation.tables import metrics_table, verdict
 from streams.evaluation.timeline import evaluate
@@ -81,7 +81,7 @@ def evaluate_folder(
     settings: Settings,
     memory: Memory,
     split: float | None,
-    ask: AskSettings,
+    ask: QuestionSettings,
     progress: Callable[[int], None] | None = None,
     plan: BaselinePlan | None = None,
     baskets: bool = False,

@@ -23,7 +23,8 @@ from index.query.model import ServedModel, own_list, parse_model
 from index.state.memory_store import MemoryStore
 from index.state.sqlite_store import SqliteStore
 from index.state.store import LiveStore, LogIdentity
-from streams.evaluation.prequential import AskSettings, PrequentialEvaluator, led_by
+from streams.evaluation.held_out import QuestionSettings, led_by
+from streams.evaluation.prequential import PrequentialEvaluator
 from streams.events import Record
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.encoder_thread import EncoderThread
@@ -46,7 +47,7 @@ class ReplayPlan:
     """
 
     model: Path | None = None
-    ask: AskSettings = field(default_factory=AskSettings)
+    ask: QuestionSettings = field(default_factory=QuestionSettings)
     store: LiveStore | None = None  # None: in memory; a Redis store needs a prefix that nobody else uses
     progress: Callable[[int, int | None], None] | None = None  # records done, and how many there will be
     checkpoint: Path | None = None
@@ -118,7 +119,7 @@ def _facts(plan: ReplayPlan, settings: Settings) -> dict[str, Any]:
 
 
 async def replay_parts(
-    source: Source, plan: ReplayPlan, ask: AskSettings, settings: Settings, checkpoint: Checkpoint | None = None
+    source: Source, plan: ReplayPlan, ask: QuestionSettings, settings: Settings, checkpoint: Checkpoint | None = None
 ) -> ReplayReport:
     """Replays all records, in parts when there is a checkpoint, and reports; the model's own list leads.
 
@@ -150,7 +151,7 @@ async def replay_parts(
 async def _opened(
     store: LiveStore,
     model: Path | None,
-    ask: AskSettings,
+    ask: QuestionSettings,
     settings: Settings,
     logs: Mapping[str, LogIdentity],
     replayed: ReplayCounts,

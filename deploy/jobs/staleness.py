@@ -19,7 +19,7 @@ from deploy.texts.item_vectors import Memory
 from encoder.inference.incremental import IncrementalEncoder, use_threads
 from encoder.model.artefact import load, serving_arrays
 from index.query.model import own_list, own_weights
-from streams.evaluation.prequential import AskSettings, led_by
+from streams.evaluation.held_out import QuestionSettings, led_by
 from streams.evaluation.staleness.curves import curves, side_by_side
 from streams.evaluation.staleness.delays import FRESH, Arm, Delay, Part, arms
 from streams.evaluation.staleness.sweep import Sweep, sweep
@@ -34,7 +34,7 @@ def measure_staleness(
     settings: Settings,
     memory: Memory,
     split: float | None,
-    ask: AskSettings,
+    ask: QuestionSettings,
     parts: Sequence[Part],
     delays: Sequence[Delay],
     progress: Progress | None = None,
@@ -58,7 +58,7 @@ def compare_models(
     settings: Settings,
     memory: Memory,
     split: float | None,
-    ask: AskSettings,
+    ask: QuestionSettings,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Models by name over the same traffic; without `split` it begins where the last of them was trained to.
@@ -93,7 +93,7 @@ def _sweep(
     model: Path,
     settings: Settings,
     memory: Memory,
-    ask: AskSettings,
+    ask: QuestionSettings,
     chosen: Sequence[Arm],
     progress: Progress | None,
 ) -> Sweep:

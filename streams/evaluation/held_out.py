@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ import numpy as np
 from encoder.model.config import ModelConfig
 from index.items.columns import ItemColumns
 from index.items.filters import Mask
+from index.query.model import RequestedList
 from index.query.recommend import Weights
 from index.state.records import UserState
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.comparison import KS
+from streams.evaluation.metrics import DAY_MS
 from streams.evaluation.slices import UNKNOWN, Facts
 from streams.events import (
     CATALOG,
@@ -42,6 +45,29 @@ from streams.pipeline.user_state import Outcome, WindowLimits, apply_click, appl
 Apply = Callable[[UserState, Event], int | None]  # leading events of the window as before; None: nothing changed
 
 
+@dataclass(frozen=True, slots=True)
+class QuestionSettings:
+    """Which questions are asked, and how their lists are scored; the first of `slots` is held against all others."""
+
+    slots: tuple[RequestedList, ...] = ("mixed", "next")
+    ks: tuple[int, ...] = KS
+    start_ms: int | None = None  # earlier events are applied without a question
+    every: int = 1  # of the events that could be asked about, only each n-th is
+    repeats: bool = False  # True: also ask about items the user has seen, and leave those in the lists
+    plain: bool = (
+        False  # True: rank as `streams.evaluation.timeline`, by products alone, cold users by recent popularity
+    )
+    baseline_ms: int = 7 * DAY_MS
+    # An API process sums popularity every few seconds; here: not more often than this many events or event time.
+    popularity_ms: int = 60_000
+    popularity_events: int = 25
+
+
+def led_by(ask: QuestionSettings, slot: RequestedList | None) -> QuestionSettings:
+    """The same questions with this list first; None changes nothing."""
+    return ask if slot is None else replace(ask, slots=(slot, *(other for other in ask.slots if other != slot)))
+
+
 class HeldOut:
     """One pass over a folder: its events in turn, which of them are questions, and about which items.
 
@@ -50,7 +76,7 @@ class HeldOut:
         ask: which questions; its `slots`, `ks` and horizon are for who answers.
     """
 
-    def __init__(self, folder: Folder, vectors: ItemVectors, rules: Rules, ask: AskSettings) -> None:
+    def __init__(self, folder: Folder, vectors: ItemVectors, rules: Rules, ask: QuestionSettings) -> None:
         self.folder, self.vectors, self.ask = folder, vectors, ask
         self.items = FolderCatalogue(folder, vectors, rules)
         self.selection = Selection(rules, ask.start_ms, ask.every)

@@ -9,48 +9,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
 from typing import Any
 
 from context.features import is_active
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.query.live_user import LiveUser, UserReader
-from index.query.model import RequestedList, ServedModel
+from index.query.model import ServedModel
 from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, Weights, recommend
 from index.state.records import ItemRecord, event_hash
 from index.state.store import LiveStore
-from streams.evaluation.comparison import KS, Comparison
-from streams.evaluation.held_out import Selection
-from streams.evaluation.metrics import DAY_MS
+from streams.evaluation.comparison import Comparison
+from streams.evaluation.held_out import QuestionSettings, Selection
 from streams.evaluation.popularity import PopularityLists
 from streams.evaluation.slices import UNKNOWN, Facts
 from streams.events import Click, Rules
 from streams.pipeline.encoder_thread import EncoderThread
-
-
-@dataclass(frozen=True, slots=True)
-class AskSettings:
-    """Which questions are asked, and how their lists are scored; the first of `slots` is held against all others."""
-
-    slots: tuple[RequestedList, ...] = ("mixed", "next")
-    ks: tuple[int, ...] = KS
-    start_ms: int | None = None  # earlier events are applied without a question
-    every: int = 1  # of the events that could be asked about, only each n-th is
-    repeats: bool = False  # True: also ask about items the user has seen, and leave those in the lists
-    plain: bool = (
-        False  # True: rank as `streams.evaluation.timeline`, by products alone, cold users by recent popularity
-    )
-    baseline_ms: int = 7 * DAY_MS
-    # An API process sums popularity every few seconds; here: not more often than this many events or event time.
-    popularity_ms: int = 60_000
-    popularity_events: int = 25
-
-
-def led_by(ask: AskSettings, slot: RequestedList | None) -> AskSettings:
-    """The same questions with this list first; None changes nothing."""
-    return ask if slot is None else replace(ask, slots=(slot, *(other for other in ask.slots if other != slot)))
 
 
 class CatalogueSink:
@@ -113,11 +88,11 @@ class PrequentialEvaluator:
         rules: Rules,
         partitions: int,
         bucket_ms: int,
-        settings: AskSettings | None = None,
+        settings: QuestionSettings | None = None,
         encoder: EncoderThread | None = None,
         weights: Weights | None = None,
     ) -> None:
-        self.settings = settings or AskSettings()
+        self.settings = settings or QuestionSettings()
         self._selection = Selection(rules, self.settings.start_ms, self.settings.every)
         self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
         self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else model.weights)

@@ -24,9 +24,8 @@ from encoder.training.popularity import DecayedCounts
 from index.query.live_user import profile_location
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.held_out import HeldOut
+from streams.evaluation.held_out import HeldOut, QuestionSettings
 from streams.evaluation.popularity import PopularityLists
-from streams.evaluation.prequential import AskSettings
 from streams.evaluation.rankers import ModelRanker, Question, Ranker, best_lists, masked_scores
 from streams.evaluation.slices import Facts
 from streams.events import Click, Rules
@@ -42,7 +41,7 @@ def evaluate(
     encoder: IncrementalEncoder | None,
     offset: ContextOffset | None,
     rules: Rules,
-    ask: AskSettings,
+    ask: QuestionSettings,
     progress: Callable[[int], None] | None = None,
     rankers: Sequence[Ranker] = (),
     baskets: bool = False,
@@ -232,7 +231,7 @@ class _Evaluation:
         return [self._items.item_ids[row] for row in rows.tolist() if row >= 0]
 
 
-def _comparison(model: Sequence[Ranker], rankers: Sequence[Ranker], ask: AskSettings) -> Comparison:
+def _comparison(model: Sequence[Ranker], rankers: Sequence[Ranker], ask: QuestionSettings) -> Comparison:
     """The model's lists against all others; without a model the rankers' against popularity."""
     own, other = ([name for ranker in some for name in ranker.lists] for some in (model, rankers))
     names, baselines = (own, [*PopularityLists.names, *other]) if own else (other, [*PopularityLists.names])

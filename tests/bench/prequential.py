@@ -1,7 +1,7 @@
 """The live pipeline and the offline evaluator, asked the same questions of the same folder: are the ranks the same?
 
 `replay` asks through engine, live state, catalogue, search and query; `evaluate` through pure functions and one matrix
-product. Both rank by products alone (`AskSettings.plain`), in fp32, with exact search. Lists may differ only where two
+product. Both rank by products alone (`QuestionSettings.plain`), in fp32, with exact search. Lists may differ only where two
 scores lie closer together than GAP, which is more than both roundings; how often they do is a figure, too.
 
     python -m tests.bench.prequential <data folder> <model> [--split 0.8] [--every 10] [--texts <file>]
@@ -26,7 +26,7 @@ from encoder.inference.incremental import use_threads
 from encoder.text.cache import TextMemory
 from index.query.recommend import Query, Recommendations, recommend
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.slices import Facts
 from tests.bench.report import result, show
 
@@ -127,7 +127,7 @@ def listening(slots: Sequence[str]) -> Iterator[list[Answer]]:
 
 
 def both(
-    folder: Path, model: Path, settings: Settings, memory: Any, ask: AskSettings, split: float
+    folder: Path, model: Path, settings: Settings, memory: Any, ask: QuestionSettings, split: float
 ) -> tuple[list[Answer], list[Answer], dict[str, Any]]:
     """The answers of replay and of evaluation, and what each did not ask about."""
     with listening(ask.slots) as live:
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # The evaluator has no partitions, so no clock of theirs by which users would be idle: nobody is here.
     settings, memory = load({"PERSEID_IDLE_DAYS": "0"}), TextMemory(chosen.texts)
     use_threads(settings.threads)
-    ask = AskSettings(slots=("next", "general"), ks=(10, 50), every=chosen.every, plain=True)
+    ask = QuestionSettings(slots=("next", "general"), ks=(10, 50), every=chosen.every, plain=True)
     try:
         live, offline, skipped = both(chosen.folder, chosen.model, settings, memory, ask, chosen.split)
     finally:

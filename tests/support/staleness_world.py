@@ -24,7 +24,7 @@ from context.offsets import ContextOffset
 from encoder.inference.incremental import EncodeRequest
 from encoder.training.popularity import HALF_LIFE_MS
 from index.state.records import UserState
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.staleness.delays import Arm, Delay
 from streams.events import CLICKSTREAM, USERS, Click, Profile, Record
 from streams.folder.reader import Folder, read_folder
@@ -106,8 +106,8 @@ def offset_of(folder: Folder) -> ContextOffset:
     return ContextOffset(weight, features, max_norm=1.0)
 
 
-def asked(repeats: bool) -> AskSettings:
-    return AskSettings(("mixed", "next", "general"), (ITEMS,), repeats=repeats, baseline_ms=HORIZON_MS)
+def asked(repeats: bool) -> QuestionSettings:
+    return QuestionSettings(("mixed", "next", "general"), (ITEMS,), repeats=repeats, baseline_ms=HORIZON_MS)
 
 
 def cut_ms(delay: Delay, now_ms: int) -> int:

@@ -26,9 +26,8 @@ from index.query.live_user import profile_location
 from index.query.model import RequestedList
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.held_out import HeldOut
+from streams.evaluation.held_out import HeldOut, QuestionSettings
 from streams.evaluation.popularity import RecentPopularity
-from streams.evaluation.prequential import AskSettings
 from streams.evaluation.rankers import ModelRanker, best_lists
 from streams.evaluation.slices import Facts
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm, Delay
@@ -48,7 +47,7 @@ def sweep(
     encoder: IncrementalEncoder,
     offset: ContextOffset,
     rules: Rules,
-    ask: AskSettings,
+    ask: QuestionSettings,
     arms: Sequence[Arm],
     progress: Callable[[int], None] | None = None,
     popularity: float = 0.0,

@@ -33,7 +33,7 @@ from encoder.text.cache import TextMemory
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.training.loop import TrainOptions
 from index.state.keys import partition_of
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.sessions.sessions import read_sessions
 from streams.events import CLICKSTREAM, EXPOSURES, PARTITIONED, Rules
 from streams.folder.reader import Folder, read_folder
@@ -146,14 +146,14 @@ def test_it_has_the_same_sessions(original: Path, copy: Path, choice: str) -> No
 
 
 def test_it_replays_as_the_topics_do(copy: Path, model: Path, settings: Settings) -> None:
-    plan = ReplayPlan(model, AskSettings(every=3))
+    plan = ReplayPlan(model, QuestionSettings(every=3))
     topics, folder = replay_topics(plan, settings), replay_folder(copy, plan, settings, {})
     assert topics.complete and topics.digest == folder.digest
     assert topics.answers is not None and topics.answers["questions"] > 50 and topics.answers == folder.answers
 
 
 def test_it_evaluates_as_the_original_does(original: Path, copy: Path, model: Path, settings: Settings) -> None:
-    ask = AskSettings(every=2)
+    ask = QuestionSettings(every=2)
     first, second = (evaluate_folder(path, model, settings, {}, 0.2, ask) for path in (original, copy))
     assert first["questions"] > 50 and first == second
 
@@ -186,7 +186,7 @@ def test_a_model_is_trained_from_an_exported_folder(copy: Path, tmp_path: Path) 
     found = load({}, device="cpu", cache_mb=4)
     (copy / "item-vectors.jsonl.gz").rename(copy / "aside")  # vectors of another embedder than the model's
     try:
-        report = evaluate_folder(copy, result.folder, found, memory, None, AskSettings(every=3))
+        report = evaluate_folder(copy, result.folder, found, memory, None, QuestionSettings(every=3))
     finally:
         (copy / "aside").rename(copy / "item-vectors.jsonl.gz")
     assert report["questions"] > 5 and report["metrics"]["hr@10"] > 0

@@ -18,7 +18,7 @@ from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
 from index.state.memory_store import MemoryStore
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.folder.reader import Folder, read_folder
 from tests.support.folders import write_vectors
 from tests.support.replay_world import CONFIG, PARTITIONS, shop, vectors_of
@@ -54,7 +54,7 @@ def test_questions_begin_where_the_models_training_ended(tmp_path: Path, folder:
     cut = folder.split_ms(0.75)
     model = saved(tmp_path, data="shop", before_ms=cut)
     report = replay_folder(path, ReplayPlan(model), SETTINGS, {})
-    result = evaluate_folder(path, model, SETTINGS, {}, None, AskSettings())
+    result = evaluate_folder(path, model, SETTINGS, {}, None, QuestionSettings())
     assert report.answers is not None and report.answers["questions"] == result["questions"] > 10
     assert report.answers["skipped"]["before the start"] == folder.events.before(cut)
     assert result["start_ms"] == cut and result["data"] == "shop" and result["model"] == report.model
@@ -65,16 +65,16 @@ def test_the_list_that_the_model_is_best_with_leads(tmp_path: Path, path: Path, 
     model = saved(tmp_path, data="shop", before_ms=folder.split_ms(0.75), slot="general")
     report = replay_folder(path, ReplayPlan(model), SETTINGS, {})
     assert report.answers is not None
-    for found in (report.answers, evaluate_folder(path, model, SETTINGS, {}, None, AskSettings())):
+    for found in (report.answers, evaluate_folder(path, model, SETTINGS, {}, None, QuestionSettings())):
         assert found["list"] == "general" and found["metrics"] == found["lists"]["general"]
         assert {"mixed", "next"} < set(found["lists"])
 
 
-def evaluated(path: Path, model: Path, ask: AskSettings) -> dict[str, Any]:
+def evaluated(path: Path, model: Path, ask: QuestionSettings) -> dict[str, Any]:
     return evaluate_folder(path, model, SETTINGS, {}, None, ask)
 
 
-def replayed(path: Path, model: Path, ask: AskSettings) -> dict[str, Any]:
+def replayed(path: Path, model: Path, ask: QuestionSettings) -> dict[str, Any]:
     answers = replay_folder(path, ReplayPlan(model, ask=ask), SETTINGS, {}).answers
     assert answers is not None
     return dict(answers)
@@ -82,14 +82,14 @@ def replayed(path: Path, model: Path, ask: AskSettings) -> dict[str, Any]:
 
 @pytest.mark.parametrize("measured", [evaluated, replayed])
 def test_popularity_counts_as_much_as_the_model_says_unless_vectors_alone_are_asked_for(
-    tmp_path: Path, path: Path, folder: Folder, measured: Callable[[Path, Path, AskSettings], dict[str, Any]]
+    tmp_path: Path, path: Path, folder: Folder, measured: Callable[[Path, Path, QuestionSettings], dict[str, Any]]
 ) -> None:
     silent, loud = (
         saved(tmp_path / name, data="shop", before_ms=folder.split_ms(0.5), slot="next", popularity=weight)
         for name, weight in (("silent", 0.0), ("loud", 1.0))
     )
-    without, added = (measured(path, model, AskSettings()) for model in (silent, loud))
-    plain = [measured(path, model, AskSettings(plain=True)) for model in (silent, loud)]
+    without, added = (measured(path, model, QuestionSettings()) for model in (silent, loud))
+    plain = [measured(path, model, QuestionSettings(plain=True)) for model in (silent, loud)]
     assert without["lists"]["next"] != added["lists"]["next"]
     assert plain[0]["lists"]["next"] == plain[1]["lists"]["next"]
     if measured is evaluated:

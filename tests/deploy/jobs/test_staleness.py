@@ -17,7 +17,7 @@ from deploy.jobs.staleness import compare_models, measure_staleness
 from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.staleness.delays import parse_delay
 from streams.folder.reader import Folder
 from tests.support.folders import write_vectors
@@ -26,7 +26,7 @@ from tests.support.replay_world import CONFIG, PARTITIONS, shop, vectors_of
 VARIABLES = {"PERSEID_EMBEDDERS": "toy:4", "PERSEID_DEVICE": "cpu", "PERSEID_CACHE_MB": "4"}
 SETTINGS = load(VARIABLES, partitions=PARTITIONS)
 MODEL = replace(CONFIG, window=200, slack=56)
-ASK = AskSettings(ks=(1, 10))
+ASK = QuestionSettings(ks=(1, 10))
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from streams.evaluation.baselines import (
     make_baselines,
     timeline_part,
 )
+from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.leave_one_out import leave_one_out, rank_all, summary, validation_ndcg
-from streams.evaluation.prequential import AskSettings
 from streams.evaluation.rankers import FloatArray, Question
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
@@ -65,7 +65,7 @@ def test_all_baselines_stand_beside_the_model_on_the_same_questions(tmp_path: Pa
     found = summary(rank_all(made.rankers, split, "test"))
     assert list(found["lists"]) == [*COUNTING, *TRAINED] and set(made.training) == set(TRAINED)
     assert found["users"] == summary(rank_targets(encoder(), split, "test"))["users"]
-    ask, start_ms = AskSettings(), folder.split_ms(0.6)
+    ask, start_ms = QuestionSettings(), folder.split_ms(0.6)
     alone = evaluate(folder, split.vectors, encoder(), served().offset, RULES, replace(ask, start_ms=start_ms))
     made = make_baselines((*COUNTING, *TRAINED), part_of(folder), split.vectors, SMALL)
     beside = evaluate(folder, split.vectors, encoder(), served().offset, RULES, replace(ask, start_ms=start_ms),
@@ -91,19 +91,19 @@ def test_a_ranker_without_preferences_gets_the_first_rows_that_may_be_shown(tmp_
     items = [item(f"i{n}", available=n != 2, first_seen=START_S + (150 if n == 1 else 0)) for n in range(6)]
     folder = read_folder(write_folder(tmp_path / "shop", rows, items), RULES)
     spy = Spy(6)
-    found = evaluate(folder, vectors_of(folder), None, None, RULES, AskSettings(ks=(1, 2)), rankers=[spy])
+    found = evaluate(folder, vectors_of(folder), None, None, RULES, QuestionSettings(ks=(1, 2)), rankers=[spy])
     # i0 is seen, i2 not available, i3 disliked; i1 had arrived: the list is i1, i4, so i5 comes third.
     assert [question.chosen.tolist() for question in spy.asked] == [[], [0]]
     assert [question.now_ms for question in spy.asked] == [START_S * 1000, (START_S + 200) * 1000]
     assert found["slices"]["history 2-3"]["lists"]["spy"]["hr@2"] == 0
-    found = evaluate(folder, vectors_of(folder), None, None, RULES, AskSettings(ks=(3,)), rankers=[spy])
+    found = evaluate(folder, vectors_of(folder), None, None, RULES, QuestionSettings(ks=(3,)), rankers=[spy])
     assert found["slices"]["history 2-3"]["lists"]["spy"]["hr@3"] == 1
 
 
 def test_a_cold_user_gets_the_popular_list_from_everyone(tmp_path: Path) -> None:
     rows = [(f"u{n}", f"i{n % 2}", "view", START_S + n) for n in range(8)]  # nobody comes twice
     folder = read_folder(write_folder(tmp_path / "shop", rows, [item(f"i{n}") for n in range(6)]), RULES)
-    found = evaluate(folder, vectors_of(folder), None, None, RULES, AskSettings(ks=(1, 2)), rankers=[Spy(6)])
+    found = evaluate(folder, vectors_of(folder), None, None, RULES, QuestionSettings(ks=(1, 2)), rankers=[Spy(6)])
     assert found["lists"]["spy"] == found["lists"]["recent popularity"]
 
 
@@ -130,7 +130,7 @@ def test_items_that_come_later_are_known_to_text_alone(tmp_path: Path) -> None:
     part = part_of(folder, 0.9)
     made = make_baselines(("sasrec", "text-knn"), part, vectors_of(folder), SMALL)
     spy = Spy(61)
-    evaluate(folder, vectors_of(folder), None, None, RULES, AskSettings(repeats=True), rankers=[spy])
+    evaluate(folder, vectors_of(folder), None, None, RULES, QuestionSettings(repeats=True), rankers=[spy])
     trained, text = (ranker.scores(spy.asked[-3:])[0] for ranker in made.rankers)
     assert np.isneginf(trained[:, 60]).all() and np.isfinite(trained[:, :54]).all()
     assert np.isfinite(text).all()
@@ -147,7 +147,7 @@ def test_they_are_trained_where_the_settings_say(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("deploy.jobs.evaluate.make_baselines", make)
     settings, plan = load({"PERSEID_DEVICE": "cuda"}), BaselinePlan(["sasrec"])
     evaluate_leave_one_out(tmp_path / "shop", None, settings, {}, plan=plan)
-    evaluate_folder(tmp_path / "shop", None, settings, {}, 0.6, AskSettings(), plan=plan)
+    evaluate_folder(tmp_path / "shop", None, settings, {}, 0.6, QuestionSettings(), plan=plan)
     assert devices == ["cuda", "cuda"]
 
 
@@ -161,7 +161,7 @@ def test_wrong_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two lists of one name"):
         rank_all([Spy(40), Spy(40)], split, "test")
     with pytest.raises(ValueError, match="two lists of one name"):
-        evaluate(folder, split.vectors, None, None, RULES, AskSettings(), rankers=[Spy(40), Spy(40)])
+        evaluate(folder, split.vectors, None, None, RULES, QuestionSettings(), rankers=[Spy(40), Spy(40)])
     few = read_folder(write_folder(tmp_path / "few", [("u", "i0", "view", START_S)], [item("i0")]), RULES)
     with pytest.raises(ValueError, match="too few to learn from"):
         timeline_part(training_data(few, vectors_of(few)).data, vectors_of(few), CHOICES)

@@ -13,7 +13,7 @@ from context.features import ContextFeatures
 from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.slices import Facts
 from streams.folder.reader import Folder
 from tests.bench.prequential import Answer, both, compare
@@ -21,7 +21,7 @@ from tests.support.folders import write_vectors
 from tests.support.replay_world import CONFIG, PARTITIONS, shop, vectors_of
 
 SETTINGS = load({}, partitions=PARTITIONS, embedders="toy:4", device="cpu", cache_mb=4)
-ASK = AskSettings(slots=("next", "general", "mixed"), ks=(5, 10), plain=True)
+ASK = QuestionSettings(slots=("next", "general", "mixed"), ks=(5, 10), plain=True)
 
 
 @pytest.fixture

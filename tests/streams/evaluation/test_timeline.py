@@ -12,7 +12,7 @@ import pytest
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
 from tests.support.folders import START_S, item, write_folder
@@ -20,7 +20,7 @@ from tests.support.replay_world import CONFIG, RULES, encoder, served, shop, vec
 
 
 def evaluated(folder: Folder, offset: ContextOffset | None = None, baskets: bool = False, **ask: Any) -> dict[str, Any]:
-    settings = AskSettings(**ask)
+    settings = QuestionSettings(**ask)
     return evaluate(folder, vectors_of(folder), encoder(), offset or served().offset, RULES, settings, baskets=baskets)
 
 
@@ -178,6 +178,6 @@ def test_batches_change_no_basket(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_progress_is_told(tmp_path: Path) -> None:
     folder, told = shop(tmp_path / "shop", events=1100), list[int]()
     evaluate(
-        folder, vectors_of(folder), encoder(), served().offset, RULES, AskSettings(every=500), progress=told.append
+        folder, vectors_of(folder), encoder(), served().offset, RULES, QuestionSettings(every=500), progress=told.append
     )
     assert told == [0, 1000]

@@ -16,7 +16,8 @@ from index.query.recommend import Weights
 from index.state.keys import Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import STATE, decode_state
-from streams.evaluation.prequential import AskSettings, PrequentialEvaluator
+from streams.evaluation.held_out import QuestionSettings
+from streams.evaluation.prequential import PrequentialEvaluator
 from streams.evaluation.timeline import evaluate
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, Click, Record, Rules
 from streams.folder.records import records
@@ -55,7 +56,7 @@ def state_only(source: Iterable[Record], **more: Any) -> ReplayReport:
 
 def asked(
     source: Iterable[Record],
-    ask: AskSettings,
+    ask: QuestionSettings,
     make: Callable[..., PrequentialEvaluator] = PrequentialEvaluator,
     weights: Weights = PLAIN,
     store: MemoryStore | None = None,
@@ -106,7 +107,7 @@ def test_replaying_a_log_gives_the_live_digest(seed: int) -> None:
 def test_asking_changes_nothing(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop")
     source = list(numbered(records(folder, vectors=vectors_of(folder)), PARTITIONS))
-    often, never = (asked(source, AskSettings(every=every)) for every in (1, 10**9))
+    often, never = (asked(source, QuestionSettings(every=every)) for every in (1, 10**9))
     assert often.answers is not None and often.answers["questions"] > 100
     assert never.answers is not None and never.answers["questions"] == 0
     assert often.digest == never.digest
@@ -128,7 +129,7 @@ class Watching(PrequentialEvaluator):
 def test_a_question_knows_every_event_before_it_and_not_its_own(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop", events=150)
     Watching.known = []
-    ask = AskSettings(every=2, start_ms=folder.split_ms(0.3))
+    ask = QuestionSettings(every=2, start_ms=folder.split_ms(0.3))
     asked(numbered(records(folder, vectors=vectors_of(folder)), PARTITIONS), ask, Watching)
     rows = [folder.user_ids[user] for user in folder.events.users]
     assert len(Watching.known) > 20
@@ -141,7 +142,7 @@ def test_a_question_knows_every_event_before_it_and_not_its_own(tmp_path: Path) 
 def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repeats: bool) -> None:
     folder = shop(tmp_path / "shop", timed=True)
     vectors = vectors_of(folder)
-    ask = AskSettings(("mixed", "next", "general"), (1, 5), folder.split_ms(0.05), repeats=repeats)
+    ask = QuestionSettings(("mixed", "next", "general"), (1, 5), folder.split_ms(0.05), repeats=repeats)
     report = asked(numbered(records(folder, vectors=vectors), PARTITIONS), ask)
     expected = evaluate(folder, vectors, encoder(), served().offset, RULES, ask)
     answers = report.answers
@@ -161,7 +162,7 @@ def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repea
 def test_replay_and_evaluation_add_the_same_popularity(tmp_path: Path, popularity: float) -> None:
     folder = shop(tmp_path / "shop", timed=True)
     vectors = vectors_of(folder)
-    ask = AskSettings(("next",), (1, 5), folder.split_ms(0.05), popularity_ms=0, popularity_events=0)
+    ask = QuestionSettings(("next",), (1, 5), folder.split_ms(0.05), popularity_ms=0, popularity_events=0)
     weights = Weights(popularity=popularity, promotion=0)
     answers = asked(numbered(records(folder, vectors=vectors), PARTITIONS), ask, weights=weights).answers
     expected = evaluate(folder, vectors, encoder(), served().offset, RULES, ask, popularity=popularity)
@@ -178,7 +179,7 @@ def test_events_that_are_no_question_are_counted_by_reason(tmp_path: Path) -> No
     folder = shop(tmp_path / "shop")
     report = asked(
         numbered(records(folder, vectors=vectors_of(folder)), PARTITIONS),
-        AskSettings(every=3, start_ms=folder.split_ms(0.5)),
+        QuestionSettings(every=3, start_ms=folder.split_ms(0.5)),
     )
     assert report.answers is not None
     skipped = report.answers["skipped"]
@@ -188,13 +189,13 @@ def test_events_that_are_no_question_are_counted_by_reason(tmp_path: Path) -> No
     assert skipped["not a choice"] == int((late == folder.kind_names.index("dislike")).sum())
     assert skipped["seen before"] > 0
     with pytest.raises(ValueError, match="every is 0"):
-        asked([], AskSettings(every=0))
+        asked([], QuestionSettings(every=0))
 
 
 def test_targets_that_no_list_can_hold_are_misses_and_reported(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop")
     source = [r for r in numbered(records(folder, vectors=vectors_of(folder)), PARTITIONS) if r.key != b"i3"]
-    report = asked(source, AskSettings())
+    report = asked(source, QuestionSettings())
     assert report.answers is not None
     clicked = Counter(folder.events.items.tolist())
     out = report.answers["targets_out_of_reach"]
@@ -226,7 +227,7 @@ def test_a_log_that_begins_late_is_accepted_and_said_to_be_incomplete() -> None:
 
 def test_a_report_is_json(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop", events=60)
-    report = asked(numbered(records(folder, vectors=vectors_of(folder)), PARTITIONS), AskSettings())
+    report = asked(numbered(records(folder, vectors=vectors_of(folder)), PARTITIONS), QuestionSettings())
     body = orjson.loads(orjson.dumps(report.to_dict()))
     assert body["digest"] == report.digest.hex and body["model"] == "m-00000001" and body["complete"]
     assert body["records"]["clickstream"] == 60
@@ -245,7 +246,7 @@ def test_numbered_records_are_at_home_and_count_from_zero(tmp_path: Path) -> Non
 def test_a_replay_keeps_to_its_own_keys(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop", events=30)
     store = MemoryStore(Keys("mine"))
-    asked(numbered(records(folder, vectors=vectors_of(folder)), PARTITIONS), AskSettings(), store=store)
+    asked(numbered(records(folder, vectors=vectors_of(folder)), PARTITIONS), QuestionSettings(), store=store)
 
     async def read() -> list[int]:
         counts = []

@@ -32,7 +32,7 @@ from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED
 from streams.kafka.config import KafkaConfig
 from streams.kafka.log_identity import LogLookup
@@ -159,7 +159,7 @@ def larger(file: Path, size: int) -> bool:
 
 
 def test_killed_and_resumed_is_as_never_killed(settings: Settings, model: Path, tmp_path: Path) -> None:
-    stop_ms, ask = START_MS + 5_000 * STEP_MS, AskSettings(every=10)
+    stop_ms, ask = START_MS + 5_000 * STEP_MS, QuestionSettings(every=10)
     plan = ReplayPlan(model, ask, checkpoint=tmp_path / "through", part=1_000)
     through = replay_topics(plan, settings, stop_ms=stop_ms)
     assert through.answers is not None and through.answers["questions"] > 50

@@ -15,7 +15,7 @@ import pytest
 
 import streams.evaluation.staleness.delays
 from encoder.inference.incremental import EncodeRequest
-from streams.evaluation.prequential import AskSettings
+from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.staleness.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay
 from streams.evaluation.staleness.sweep import POPULAR, Sweep, list_name, sweep
 from streams.evaluation.timeline import evaluate
@@ -64,11 +64,11 @@ def folder_of(path: Path, clicks: Sequence[Row]) -> Folder:
     return read_folder(write_folder(path, clicks, items, header=HEADER, context=weather, users=profiles), RULES)
 
 
-def asked(repeats: bool = True, ks: tuple[int, ...] = (ITEMS,), **more: Any) -> AskSettings:
-    return AskSettings(("mixed", "next", "general"), ks, repeats=repeats, **more)
+def asked(repeats: bool = True, ks: tuple[int, ...] = (ITEMS,), **more: Any) -> QuestionSettings:
+    return QuestionSettings(("mixed", "next", "general"), ks, repeats=repeats, **more)
 
 
-def swept(folder: Folder, chosen: Sequence[Arm], ask: AskSettings, popularity: float = 0.0) -> Sweep:
+def swept(folder: Folder, chosen: Sequence[Arm], ask: QuestionSettings, popularity: float = 0.0) -> Sweep:
     known = vectors([entry["item_id"] for entry in folder.items])
     return sweep(folder, known, encoder(), served().offset, RULES, ask, chosen, popularity=popularity)
 
@@ -164,7 +164,7 @@ def hits(folder: Folder, delays: Sequence[str], part: str = "user") -> dict[str,
 
     still = ContextOffset(np.zeros((16, 0), np.float32), ContextFeatures([]))
     chosen = arms((part,), [parse_delay(name) for name in delays])  # type: ignore[arg-type]
-    ask = AskSettings(("next",), (1,), folder.events.ts_ms[2])
+    ask = QuestionSettings(("next",), (1,), folder.events.ts_ms[2])
     run = sweep(folder, vectors(folder.item_ids), encoder(), still, RULES, ask, chosen)
     result = run.comparison.result(ITEMS)["lists"]
     return {arm.name.rpartition(" ")[2]: result[list_name(arm, "next")]["hr@1"] for arm in chosen}
