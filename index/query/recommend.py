@@ -10,7 +10,7 @@ It does not read stores, know events or speak HTTP.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import islice
@@ -144,6 +144,17 @@ def recommend(
     )
 
 
+def seen_items(window: Iterable[str], purchases: Mapping[str, int], now_ms: int, weights: Weights) -> frozenset[str]:
+    """What counts as seen: the user's window, and what was bought less than `weights.purchase_ms` ago.
+
+    Args:
+        window: the items of the user's window.
+        purchases: item → time of its last purchase, in ms.
+    """
+    since_ms = now_ms - weights.purchase_ms
+    return frozenset(window).union(item for item, ts_ms in purchases.items() if ts_ms > since_ms)
+
+
 def _aims(query: Query, user: UserView, dim: int) -> tuple[tuple[ListKind, ...], Vector]:
     """The slots of the list and the user's vector of each, [slots, d]; a cold user has one, zero."""
     if user.vectors is None:
@@ -174,8 +185,7 @@ def _allowed(
         allowed[shared:] = False
         take_out("filter", frozenset())
     if not query.include_seen:
-        bought = {item for item, ts_ms in user.purchases.items() if ts_ms > now_ms - weights.purchase_ms}
-        take_out("seen", user.window | bought)
+        take_out("seen", seen_items(user.window, user.purchases, now_ms, weights))
     if query.exclude:
         take_out("excluded", query.exclude)
     return allowed, removed

@@ -15,7 +15,7 @@ from index.items.catalogue import Catalogue
 from index.items.filters import parse_filter
 from index.items.hnsw import HnswIndex
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.recommend import ContextView, Query, UserView, Weights, recommend, seen_items
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
@@ -91,6 +91,13 @@ def test_seen_items_are_left_out_unless_asked_for(shop: Catalogue) -> None:
     user = UserView(TEA_NOW_FANS_LATER.vectors, frozenset({"tea0"}), bought)
     assert ids(shop, Query(2, "next"), user) == ["tea2", "tea3"]
     assert ids(shop, Query(2, "next", include_seen=True), user) == ["tea0", "tea1"]
+
+
+def test_the_window_and_purchases_of_the_last_time_count_as_seen() -> None:
+    weights = Weights(purchase_ms=100)
+    purchases = {"now": 1000, "lately": 901, "long ago": 900}
+    assert seen_items(["viewed", "now"], purchases, 1000, weights) == {"viewed", "now", "lately"}
+    assert seen_items(frozenset(), {}, 1000, weights) == frozenset()
 
 
 def test_excluded_and_filtered_items_are_replaced_by_the_next_ones(shop: Catalogue) -> None:
