@@ -27,6 +27,7 @@ from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load, serving_arrays
 from encoder.text.item_text import VocabularyTagger
 from index.query.model import own_list, own_weights
+from index.query.recommend import Weights
 from streams.evaluation.baselines import (
     TrainedBaselines,
     Training,
@@ -36,9 +37,9 @@ from streams.evaluation.baselines import (
     make_baselines,
     timeline_part,
 )
-from streams.evaluation.held_out import QuestionSettings, led_by
+from streams.evaluation.held_out import HeldOut, QuestionSettings, led_by
 from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, rank_all, summary
-from streams.evaluation.rankers import ModelRanker, Ranker
+from streams.evaluation.rankers import ModelRanker, OfflineModel, Ranker
 from streams.evaluation.tables import metrics_table, verdict
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
@@ -110,8 +111,11 @@ def evaluate_folder(
         return timeline_part(training_data(folder, vectors, None, ask.start_ms).data, vectors, choices, seed=plan.seed)
 
     made = plan.make(part, vectors, progress is not None, settings.device)
-    popularity = 0.0 if ask.plain or model is None else own_weights(metadata).popularity
-    found = evaluate(folder, vectors, encoder, offset, rules, ask, progress, made.rankers, baskets, popularity)
+    weights = Weights() if model is None else own_weights(metadata)
+    popularity = 0.0 if ask.plain or model is None else weights.popularity
+    weights = replace(weights, popularity=popularity)
+    offline = None if encoder is None or offset is None else OfflineModel(encoder, offset, weights)
+    found = evaluate(HeldOut(folder, vectors, rules, ask, weights), offline, made.rankers, baskets, progress)
     return {
         "data": folder.name,
         "model": metadata["version"],
@@ -154,7 +158,7 @@ def evaluate_leave_one_out(
             )
         window, version = encoder.model.config.window, metadata["version"]
         chosen = metadata["slot"] if "refit" in metadata else None
-        rankers.append(ModelRanker(encoder, vectors, SLOTS, encoder.encode_whole))
+        rankers.append(ModelRanker(encoder, vectors, SLOTS))
     split = leave_one_out(folder, vectors)
     made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None, settings.device)
     rankers += made.rankers

@@ -19,7 +19,8 @@ from deploy.texts.item_vectors import Memory
 from encoder.inference.incremental import IncrementalEncoder, use_threads
 from encoder.model.artefact import load, serving_arrays
 from index.query.model import own_list, own_weights
-from streams.evaluation.held_out import QuestionSettings, led_by
+from streams.evaluation.held_out import HeldOut, QuestionSettings, led_by
+from streams.evaluation.rankers import OfflineModel
 from streams.evaluation.staleness.curves import curves, side_by_side
 from streams.evaluation.staleness.delays import FRESH, Arm, Delay, Part, arms
 from streams.evaluation.staleness.sweep import Sweep, sweep
@@ -104,5 +105,7 @@ def _sweep(
     encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
     features = ContextFeatures.from_list(metadata["context_features"])
     offset = ContextOffset(serving_arrays(loaded)["context.weight"], features)
-    popularity = 0.0 if ask.plain else own_weights(metadata).popularity
-    return sweep(folder, vectors, encoder, offset, settings.rules(), ask, chosen, progress, popularity)
+    weights = own_weights(metadata)
+    weights = replace(weights, popularity=0.0) if ask.plain else weights
+    held = HeldOut(folder, vectors, settings.rules(), ask, weights)
+    return sweep(held, OfflineModel(encoder, offset, weights), chosen, progress)

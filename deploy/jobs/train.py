@@ -161,5 +161,5 @@ def _items(plan: TrainPlan, known: list[dict[str, Any]], memory: Memory) -> tupl
 def validation_score(model: StarsEncoder, split: LeaveOneOut, device: str = "cpu") -> float:
     """NDCG@10 of h_next on the validation targets."""
     encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=device)
-    ranker = ModelRanker(encoder, split.vectors, ("next",), encoder.encode_whole)
+    ranker = ModelRanker(encoder, split.vectors, ("next",))
     return validation_ndcg(ranker, split, window=model.config.window)

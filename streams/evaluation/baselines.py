@@ -16,7 +16,6 @@ import numpy as np
 from encoder.baselines.recipes import Recipe
 from encoder.baselines.sequences import Sequences
 from encoder.baselines.training import SequenceScorer, fit
-from encoder.inference.incremental import EncodeRequest
 from encoder.training.dataset import TrainingData
 from streams.evaluation.leave_one_out import LeaveOneOut, validation_ndcg
 from streams.evaluation.neighbours import WEEK_MS, PopularityRanker, TextKnn, co_visitation, item_knn
@@ -190,8 +189,7 @@ def _held_out(data: Sequences, at: int, first: int) -> _HeldOut | None:
     before, target, now_ms = data.items[first:at], int(data.items[at]), int(data.ts_ms[at])
     if not len(before) or target in before:
         return None
-    request = EncodeRequest("", [], [], [], None, 0)  # trained baselines read what was chosen, not windows
-    return _HeldOut(Question(request, before, data.ts_ms[first:at], now_ms), target)
+    return _HeldOut(Question(before, data.ts_ms[first:at], now_ms), target)
 
 
 def _ndcg(ranker: Ranker, asked: Sequence[_HeldOut], outside: IntArray, k: int = 10) -> float:

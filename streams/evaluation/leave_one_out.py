@@ -143,7 +143,7 @@ class Ranks:
 
 def best_list(encoder: IncrementalEncoder, data: LeaveOneOut) -> RequestedList:
     """The model's list with the best NDCG@10 on the validation targets."""
-    ranker = ModelRanker(encoder, data.vectors, SLOTS, encoder.encode_whole)
+    ranker = ModelRanker(encoder, data.vectors, SLOTS)
     ranks = rank_all([ranker], data, "validation", (10,), window=encoder.model.config.window)
     return max(SLOTS, key=lambda slot: ranks.metrics(slot)["ndcg@10"])
 
@@ -215,7 +215,7 @@ def _question(data: LeaveOneOut, user: int, part: Part, window: int) -> Question
     ids = data.vectors.item_ids
     items = [ids[row] for row in data.items[at].tolist()]
     request = EncodeRequest(user, items, data.kinds[at].tolist(), data.ts_ms[at].tolist(), None, 0)
-    return Question(request, data.items[at].astype(np.int64), data.ts_ms[at], int(data.ts_ms[end]))
+    return Question(data.items[at].astype(np.int64), data.ts_ms[at], int(data.ts_ms[end]), request)
 
 
 def _history(data: LeaveOneOut, user: int, part: Part, target: int) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from index.items.follower import ItemFollower
 from index.query.live_user import LiveUser, UserReader
 from index.query.model import ServedModel
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.recommend import ContextView, Query, UserView, Weights, recommend, seen_items
 from index.state.records import ItemRecord, event_hash
 from index.state.store import LiveStore
 from streams.evaluation.comparison import Comparison
@@ -132,8 +132,7 @@ class PrequentialEvaluator:
         """
         user = await self._reader.read(click.user_id, click.location or None)
         view = UserView(user.vectors, frozenset(user.state.items), user.state.purchases)
-        bought_ms = now_ms - self._weights.purchase_ms
-        seen = view.window | {item for item, ts_ms in view.purchases.items() if ts_ms > bought_ms}
+        seen = seen_items(view.window, view.purchases, now_ms, self._weights)
         reason = self._not_new(click, user, seen)
         if reason is not None:
             self._selection.skipped[reason] += 1

@@ -1,8 +1,8 @@
 """The live pipeline and the offline evaluator, asked the same questions of the same folder: are the ranks the same?
 
 `replay` asks through engine, live state, catalogue, search and query; `evaluate` through pure functions and one matrix
-product. Both rank by products alone (`QuestionSettings.plain`), in fp32, with exact search. Lists may differ only where two
-scores lie closer together than GAP, which is more than both roundings; how often they do is a figure, too.
+product. Both rank by products alone (`QuestionSettings.plain`), in fp32, with exact search. Lists may differ only where
+two scores lie closer together than GAP, which is more than both roundings; how often they do is a figure, too.
 
     python -m tests.bench.prequential <data folder> <model> [--split 0.8] [--every 10] [--texts <file>]
 """

@@ -62,7 +62,7 @@ def side_by_side(found: Mapping[str, Outcomes], slots: Sequence[RequestedList], 
     joined = Outcomes.joined(found)
 
     def place(model: str, way: str) -> str:
-        return f"{model}: {list_name(FRESH, way)}"
+        return f"{model}: {way}"
 
     names = {place(model, way): f"{model} {way}" for model in found for way in slots}
     names[place(first, POPULAR)] = POPULAR

@@ -119,7 +119,7 @@ def test_the_comparison_has_the_same_metrics_and_says_who_was_asked(tmp_path: Pa
     folder = shop(tmp_path / "shop", events=300)
     split = leave_one_out(folder, vectors_of(folder))
     made = encoder()
-    ranker = ModelRanker(made, split.vectors, ("next", "general", "mixed"), made.encode_whole)
+    ranker = ModelRanker(made, split.vectors, ("next", "general", "mixed"))
     found = compare_lists([ranker], split, "test", "general", window=CONFIG.window)
     expected = summary(rank_targets(encoder(), split, "test"))["lists"]
     assert found["list"] == "general" and found["metrics"] == found["lists"]["general"]

@@ -13,15 +13,16 @@ from context.features import ContextFeatures
 from context.offsets import ContextOffset
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import QuestionSettings
+from streams.evaluation.rankers import OfflineModel
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
 from tests.support.folders import START_S, item, write_folder
-from tests.support.replay_world import CONFIG, RULES, encoder, served, shop, vectors_of
+from tests.support.replay_world import CONFIG, RULES, encoder, held_out, offline, served, shop
 
 
 def evaluated(folder: Folder, offset: ContextOffset | None = None, baskets: bool = False, **ask: Any) -> dict[str, Any]:
-    settings = QuestionSettings(**ask)
-    return evaluate(folder, vectors_of(folder), encoder(), offset or served().offset, RULES, settings, baskets=baskets)
+    model = OfflineModel(encoder(), offset or served().offset)
+    return evaluate(held_out(folder, QuestionSettings(**ask)), model, baskets=baskets)
 
 
 def small(path: Path, rows: list[tuple[str, str, str, int]], **more: Any) -> Folder:
@@ -40,7 +41,7 @@ def test_the_same_folder_and_model_give_the_same_result(tmp_path: Path) -> None:
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shop(tmp_path / "shop", events=150)
     together = evaluated(folder)
-    monkeypatch.setattr("streams.evaluation.timeline._BATCH", 1)
+    monkeypatch.setattr("streams.evaluation.staleness.sweep._BATCH", 1)
     assert evaluated(folder) == together
 
 
@@ -171,13 +172,11 @@ def test_batches_change_no_basket(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = small(tmp_path / "shop", rows)
     together = evaluated(folder, baskets=True, repeats=True)
     assert together["questions"] < 120
-    monkeypatch.setattr("streams.evaluation.timeline._BATCH", 2)
+    monkeypatch.setattr("streams.evaluation.staleness.sweep._BATCH", 2)
     assert evaluated(folder, baskets=True, repeats=True) == together
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
     folder, told = shop(tmp_path / "shop", events=1100), list[int]()
-    evaluate(
-        folder, vectors_of(folder), encoder(), served().offset, RULES, QuestionSettings(every=500), progress=told.append
-    )
+    evaluate(held_out(folder, QuestionSettings(every=500)), offline(), progress=told.append)
     assert told == [0, 1000]
