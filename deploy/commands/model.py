@@ -282,8 +282,7 @@ def evaluate(
 
 def _tables(protocol: str, found: dict[str, Any]) -> str:
     """What an evaluation found, for people."""
-    from deploy.jobs.evaluate import sessions_table
-    from streams.evaluation.tables import table
+    from streams.evaluation.tables import sessions_table, table
 
     if protocol == "sessions":
         return sessions_table(found)

@@ -1,4 +1,7 @@
-"""TODO docstring of streams.evaluation.tables."""
+"""Prints what evaluations found as aligned text for people.
+
+Reads the plain values that `Comparison.result`, `evaluate_sessions` and `curves` give for JSON.
+"""
 
 from __future__ import annotations
 
@@ -71,3 +74,32 @@ def _line(point: Mapping[str, Any], k: int) -> str:
             low, high = found["interval"]
             shown.append(f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}")
     return "  ".join(shown)
+
+
+def sessions_table(found: Mapping[str, Any]) -> str:
+    """All tables as aligned text: by view and label, then hits at 5 by number of candidates, then who is better."""
+    parts = [f"model {found['model']} on {found['data']}: choices are {found['choice']}s; sessions {found['sessions']}"]
+    known = {"before": "known before the session", "page": "known up to the page"}
+    for view, labels in found["views"].items():
+        for label, result in labels.items():
+            title = f"{label}, {known[view]}"
+            parts.append(metrics_table(title, result["questions"], result["lists"]))
+            parts.append(_by_candidates(result))
+            parts.append("\n".join(verdict(against) for against in result["versus"]))
+    return "\n\n".join(parts)
+
+
+def _by_candidates(result: Mapping[str, Any]) -> str:
+    asked = {name: part for name, part in result["by_candidates"].items() if part["questions"]}
+    rows = {
+        ranker: {f"hr@5 of {name} ({part['questions']})": part["lists"][ranker]["hr@5"] for name, part in asked.items()}
+        for ranker in result["lists"]
+    }
+    columns = list(next(iter(rows.values())))
+    width = max(map(len, rows))
+    lines = ["  ".join(["by candidates".ljust(width), *columns])]
+    lines += [
+        "  ".join([name.ljust(width), *(f"{row[column]:.4f}".rjust(len(column)) for column in columns)])
+        for name, row in rows.items()
+    ]
+    return "\n".join(lines)
