@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 import click
 import orjson
 
+from deploy.commands.options import state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import records_bar
-from deploy.state_folder import attach, state_option
+from deploy.state_folder import attach
 
 _SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
 

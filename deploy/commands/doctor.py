@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import orjson
 
-from deploy.state_folder import attach, state_option
+from deploy.commands.options import state_option
+from deploy.state_folder import attach
 
 
 @click.command()

@@ -57,6 +57,14 @@ def parse_delay(text: str) -> Delay:
     return Delay(text, ms) if ms else NOW
 
 
+def parse_part(text: str) -> Part:
+    """One of PARTS. Raises ValueError for any other."""
+    for part in PARTS:
+        if part == text:
+            return part
+    raise ValueError(f"part {text!r} cannot be late; give some of {', '.join(PARTS)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One way to be late. `user` is how late window and profile are, `seen` what is left out of the lists as seen."""
@@ -78,11 +86,8 @@ def arms(parts: Sequence[Part], delays: Sequence[Delay]) -> list[Arm]:
     "user" is the whole state of a user; "user-vectors" only what the encoder read, with seen items left out as always.
 
     Raises:
-        ValueError: there is no such part, or a part or a delay is named twice.
+        ValueError: a part or a delay is named twice.
     """
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
-        raise ValueError(f"part {unknown[0]!r} cannot be late; give some of {', '.join(PARTS)}")
     late = [delay for delay in delays if delay != NOW]
     if len(set(parts)) < len(parts) or len({delay.name for delay in late}) < len(late):
         raise ValueError(f"parts {list(parts)} and delays {[delay.name for delay in delays]}: one is named twice")

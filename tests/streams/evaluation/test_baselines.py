@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.commands.model import evaluate as evaluate_command
+from deploy.commands.measure import timeline as evaluate_command
 from deploy.jobs.evaluate import BaselinePlan, evaluate_folder, evaluate_leave_one_out
 from deploy.settings import load
 from encoder.baselines.recipes import recipes

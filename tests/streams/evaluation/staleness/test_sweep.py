@@ -18,7 +18,7 @@ from encoder.inference.incremental import EncodeRequest
 from index.query.recommend import Weights
 from streams.evaluation.held_out import HeldOut, QuestionSettings
 from streams.evaluation.rankers import OfflineModel
-from streams.evaluation.staleness.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay
+from streams.evaluation.staleness.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay, parse_part
 from streams.evaluation.staleness.sweep import POPULAR, Sweep, list_name, sweep
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
@@ -220,6 +220,6 @@ def test_arms_are_each_part_with_each_delay_and_the_fresh_one() -> None:
         Arm("popularity 1s", popularity=second),
     ]
     with pytest.raises(ValueError, match="part 'weights' cannot be late"):
-        arms(("weights",), [])  # type: ignore[arg-type]
+        parse_part("weights")
     with pytest.raises(ValueError, match="named twice"):
         arms(("user",), [parse_delay("1s"), parse_delay("1s")])
