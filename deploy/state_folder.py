@@ -1,4 +1,4 @@
-"""How a command finds the processes it talks to: the environment, or the state folder of a running `perseid up`.
+"""Finds the processes that a command talks to, by the environment or the state folder of a running `perseid up`.
 
 `up` writes its addresses and passwords as `PERSEID_*` lines into `up.env` of its state folder, readable by its user
 only; `attach` reads them back. Variables of the environment win over the file.

@@ -1,7 +1,7 @@
-"""`perseid produce` and `perseid convert`: data from files into Kafka, and public data sets into data folders.
+"""Sends data from files into Kafka, turns public data sets into data folders, and writes topics as one (`perseid
+produce`, `convert`, `export`).
 
-Assumes settings in the environment, or of a running `perseid up` by its state folder. Only options, progress and
-output are here; the work is in `deploy.jobs.produce` and `deploy.jobs.convert`.
+Assumes settings in the environment, or of a running `perseid up` by its state folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command `stack`: real Kafka, Redis and Elasticsearch on this machine."""
+"""Runs real Kafka, Redis and Elasticsearch on this machine (`perseid stack`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Offline evaluation as a command: a data folder and a model put together, without broker, store or index.
+"""Measures a model and baselines on a data folder by one of three protocols, without broker, store or index.
 
 Assumes an artefact of `deploy.jobs.train`; item vectors come from the folder, else from `deploy.texts.models`. Loads
-torch. The protocols and the metrics are those of `streams.evaluation.timeline` and `streams.evaluation.leave_one_out`.
-TrainedBaselines are made here too, from what a model of the same protocol is trained on, and stand in the same table.
+torch. Baselines are trained on what a model of the same protocol is trained on, and stand in the same table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Replay as a command: a data folder or topics, a model, and a live state of its own, put together.
+"""Replays a data folder or topics with a model into a live state of their own.
 
 Assumes an artefact of `deploy.jobs.train` for questions; without one only state and digest are rebuilt. Item vectors of
-a folder come from its own file, else from `deploy.texts.models`. Imports torch. It does not parse options.
+a folder come from its own file, else from `deploy.texts.models`. Imports torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A long replay in parts: each begins from what the one before has kept, so that any of them can be the first of a run.
+"""Replays a long history in parts, each of which goes on from what the one before has kept.
 
 Every part opens engine, encoder and evaluator anew, as a run that resumes does: a replay that was killed and resumed
-has the same digest and the same metrics as one that ran through. Imports torch. It does not know where records come
-from.
+has the same digest and the same metrics as one that ran through. Imports torch.
 """
 
 from __future__ import annotations

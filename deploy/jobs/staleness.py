@@ -1,6 +1,6 @@
-"""Staleness and what-if as commands: a data folder and one model or two put together, without broker, store or index.
+"""Measures what delay costs, and compares two models, on a data folder, without broker, store or index.
 
-Assumes artefacts of `deploy.jobs.train`. Loads torch. Questions, delays and statistics are those of `streams`.
+Assumes artefacts of `deploy.jobs.train`. Loads torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The main functions of worker, embed and traffic processes: build the parts, run until SIGTERM or SIGINT, close.
+"""Runs a worker, which applies events from Kafka to the live state until SIGTERM or SIGINT.
 
-Assumes one role per process; torch and Faust are imported inside the role that needs them. The API has a module of its
-own (`deploy.roles.api`). Nothing here decides what a role does with an event.
+Torch and Faust are imported when it starts.
 """
 
 from __future__ import annotations

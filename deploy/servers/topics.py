@@ -15,11 +15,12 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from context.units import DAY_MS
 from deploy.servers.mock_kafka import topic_partitions
 from streams.kafka.config import KafkaConfig, Reasons
 
 COMPACTED = frozenset({"catalog", "item-vectors", "context", "users"})
-REPLAY_HORIZON_MS = 30 * 86_400_000  # compaction leaves younger records alone, so `replay` sees all of them
+REPLAY_HORIZON_MS = 30 * DAY_MS  # compaction leaves younger records alone, so `replay` sees all of them
 _TIMEOUT_S = 30.0  # a busy cluster may take seconds to elect leaders
 _POLL_S = 0.05
 

@@ -1,8 +1,7 @@
-"""The held-out part of a data folder as questions: what every offline pass over the global timeline does alike.
+"""Selects the questions of a held-out timeline and the items that may answer them.
 
 Successive protocol: a choice is asked about just before it happens (EVIDENCE: global time split), and users change by
-the functions of production. It does not know what is answered, from how much knowledge, nor how lists are scored
-(`streams.evaluation.timeline`, `streams.evaluation.staleness.sweep`).
+the functions of production. What is seen is `index.query.recommend.seen_items`, as live.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from context.units import WEEK_MS
 from encoder.model.config import ModelConfig
 from index.items.columns import ItemColumns
 from index.items.filters import Mask
@@ -22,7 +22,6 @@ from index.query.model import RequestedList
 from index.query.recommend import Weights, seen_items
 from index.state.records import UserState
 from streams.evaluation.comparison import KS
-from streams.evaluation.metrics import DAY_MS
 from streams.evaluation.slices import UNKNOWN, Facts
 from streams.events import (
     CATALOG,
@@ -58,7 +57,7 @@ class QuestionSettings:
     plain: bool = (
         False  # True: rank as `streams.evaluation.timeline`, by products alone, cold users by recent popularity
     )
-    baseline_ms: int = 7 * DAY_MS
+    baseline_ms: int = WEEK_MS
     # An API process sums popularity every few seconds; here: not more often than this many events or event time.
     popularity_ms: int = 60_000
     popularity_events: int = 25

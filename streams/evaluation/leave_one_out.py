@@ -1,9 +1,8 @@
-"""Leave-one-out: each user's last event is the test target, the one before it the validation target.
+"""Evaluates by leave-one-out, where each user's last event is the test target and the one before it the validation
+target.
 
-The protocol of most published tables: users ordered by `seq_pos` where the folder has it (else by time), the
-validation item in the history at test time, every item ranked, the user's history removed but for the target, ties in
-index order. It leaks the future of other users, so it says nothing about streaming; `streams.evaluation.timeline` does.
-It does not train.
+The protocol of most published tables: users ordered by `seq_pos` where the folder has it, every item ranked, history
+removed, ties in index order. It leaks the future of other users, which `streams.evaluation.timeline` does not.
 """
 
 from __future__ import annotations

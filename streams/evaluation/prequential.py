@@ -1,8 +1,7 @@
-"""Asks before it is told: what would have been recommended just before a click, by the code that answers clients.
+"""Ranks with the serving code just before each click is applied, then scores the click (prequential evaluation).
 
 Reads the user from the live state, ranks with `index.query.recommend` over a catalogue that follows the item log, and
-sets popularity beside it: same candidates, history removed. Nothing is exposed. It does not apply events;
-`streams.replay.replay` does, after the question.
+sets popularity beside it. `streams.replay.replay` applies the events.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What ranks, seen from an evaluation: a user's window and a moment in, a score for every candidate out.
+"""Scores every candidate for a question, by a model or by whatever else makes lists.
 
 The model's lists and all baselines go through the same masking, the same order of ties and the same metrics. Rows
-number the candidates, which are the items of one `ItemVectors`. It does not know who is asked about, what may be shown
-(`streams.evaluation.timeline`, `streams.evaluation.leave_one_out`) nor how a ranker was trained.
+number the candidates, which are the items of one `ItemVectors`.
 """
 
 from __future__ import annotations

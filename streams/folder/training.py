@@ -1,8 +1,7 @@
-"""A data folder up to a time, as columns that the encoder trains on.
+"""Joins a data folder up to a time into the columns that the encoder trains on.
 
-Joins events with item vectors, the context in force at each event's own time and place, the items shown on the same
-page and not chosen, and profiles. Nothing at or after `before_ms` is looked at: neither events nor items, contexts or
-profiles that come later. It does not know how a model is trained (`encoder.training.loop`), nor makes vectors or tags.
+Events with item vectors, the context in force at each event's own time and place, the items shown on the same page and
+not chosen, and profiles. Nothing at or after `before_ms` is looked at.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from context.units import DAY_MS, HOUR_MS
 from index.state.records import UserState, event_hash
 from streams.events import Click, Forget, Profile
 
@@ -163,15 +164,12 @@ class PartitionClock:
         return cls(now_ms, deque(recent, AGREEING))
 
 
-DAY_MS = 86_400_000
-
-
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Sizes of the live state; the same values give the same digest."""
 
     limits: WindowLimits = field(default_factory=WindowLimits)
-    bucket_ms: int = 6 * 3600 * 1000  # popularity is counted in buckets of this width …
+    bucket_ms: int = 6 * HOUR_MS  # popularity is counted in buckets of this width …
     horizon_buckets: int = 120  # … and forgotten after this many (30 days)
     idle_ms: int = (
         400 * DAY_MS

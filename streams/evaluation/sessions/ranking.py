@@ -1,9 +1,8 @@
-"""Rankers on the same candidates of the same sessions: perseid's vectors, LambdaMART, popularity, and as it was shown.
+"""Ranks the candidates of each session by perseid's vectors, LambdaMART, popularity, and as it was shown.
 
-Global time split: LambdaMART learns from sessions that ended before it, as the encoder did from events; sessions that
-began after it are asked about, those that lie across it are left out. Ties are broken by one random order a session,
-the same for every ranker. A cold user's vectors say nothing, so they get the recently popular first, as live. It does
-not know where model and folder come from.
+Global time split: LambdaMART learns from sessions that ended before it, as the encoder did from events; those that lie
+across it are left out. Ties are broken by one random order a session. A cold user gets the recently popular first, as
+live.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Builds each session's features as of its start and of its page, in one pass over the timeline.
 
 View `before` knows what had happened before the user's day began (as a daily batch would, at its best), view `page`
-everything up to the page on which the first choice was shown. Both hold for the user's state and for every counter, and
-what happens in the same millisecond is not known yet. It does not rank.
+everything up to the page on which the first choice was shown. The same millisecond is not known yet.
 """
 
 from __future__ import annotations

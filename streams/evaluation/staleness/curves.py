@@ -1,8 +1,4 @@
-"""The curves of a staleness sweep: what each part, late by how much, costs beside knowing everything at once.
-
-Assumes the comparison that `streams.evaluation.staleness.sweep` filled. Plain values for JSON, and aligned text for
-people.
-"""
+"""Makes the curves of a staleness sweep, of what each part costs that is late by so much, as plain values for JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gathers what each arm of a sweep knows when a question comes up: window, context, items, seen items and popularity.
+"""Gathers what each arm of a sweep knows of a user, items, context and popularity when a question comes up.
 
 What several arms know alike is gathered once.
 """

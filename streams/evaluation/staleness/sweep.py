@@ -1,8 +1,8 @@
 """Answers every held-out question of a data folder in one pass, as if parts of the live state had been late.
 
-Successive protocol: a choice is predicted from all events before it (EVIDENCE: global time split). Each question is
-answered once per arm (`streams.evaluation.staleness.delays`); arms that know equally much share encodes and lists. With
-the fresh arm alone this is offline evaluation (`streams.evaluation.timeline`).
+Successive protocol: a choice is predicted from all events before it (EVIDENCE: global time split). Arms that know
+equally much share encodes and lists. With the fresh arm alone this is offline evaluation
+(`streams.evaluation.timeline`).
 """
 
 from __future__ import annotations
