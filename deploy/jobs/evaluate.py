@@ -34,7 +34,7 @@ from streams.evaluation.baselines import (
     timeline_part,
 )
 from streams.evaluation.held_out import HeldOut, QuestionSettings, led_by
-from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, rank_all, summary
+from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, metrics_of, rank_all
 from streams.evaluation.rankers import ModelRanker, Ranker
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
@@ -155,7 +155,8 @@ def evaluate_leave_one_out(
     rankers += made.rankers
     validation = None
     if chosen is None:
-        validation = summary(rank_all(rankers, split, "validation", window=window))["lists"]
+        ranked = rank_all(rankers, split, "validation", window=window)
+        validation = metrics_of(ranked, len(vectors.item_ids))
         chosen = max(SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
     found = compare_lists(rankers, split, "test", chosen, progress, window)
     return {"data": folder.name, "model": version, **found, "validation": validation, **_trained(made, plan)}

@@ -1,6 +1,6 @@
 """Opens a model artefact for whoever encodes, measures or publishes with it.
 
-Assumes an artefact of `deploy.jobs.train`. Torch is loaded when a model is opened.
+Assumes an artefact of `deploy.jobs.train`. Loads torch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
 from deploy.settings import Settings
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load, serving_arrays
 from encoder.model.document import DOCUMENT, load_serving
-from index.query.model import RequestedList, ServedModel, own_list, own_weights, parse_model
+from index.query.model import ServedModel, own_weights, parse_model
+from streams.pipeline.encoder_thread import EncoderThread
 
 if TYPE_CHECKING:
-    from encoder.inference.incremental import IncrementalEncoder
     from streams.evaluation.rankers import OfflineModel
-    from streams.pipeline.encoder_thread import EncoderThread
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,9 @@ class OpenedModel:
     def version(self) -> str:
         return str(self.metadata["version"])
 
-    @property
-    def slot(self) -> RequestedList | None:
-        """The list that was best when the model was trained."""
-        return own_list(self.metadata)
-
     def offline(self, plain: bool = False) -> OfflineModel:
         """As offline evaluation asks it; `plain` ranks by vectors alone, without popularity."""
-        from encoder.model.artefact import serving_arrays
-        from streams.evaluation.rankers import OfflineModel
+        from streams.evaluation.rankers import OfflineModel  # brings training code, which a worker does without
 
         weights, features = own_weights(self.metadata), ContextFeatures.from_list(self.metadata["context_features"])
         offset = ContextOffset(serving_arrays(self.encoder.model)["context.weight"], features)
@@ -49,8 +44,6 @@ class OpenedModel:
 
     def thread(self) -> EncoderThread:
         """The encoder on a thread of its own, which nobody else may use then."""
-        from streams.pipeline.encoder_thread import EncoderThread
-
         return EncoderThread(self.encoder, self.version, self.metadata.get("embedder"))
 
 
@@ -60,9 +53,6 @@ def open_model(folder: Path, settings: Settings) -> OpenedModel:
     Raises:
         ValueError: the folder holds no artefact, one of another format, or a damaged one.
     """
-    from encoder.inference.incremental import IncrementalEncoder
-    from encoder.model.artefact import load
-
     model, metadata = load(folder)
     cache_bytes = settings.cache_mb * 1024 * 1024
     return OpenedModel(IncrementalEncoder(model, cache_bytes=cache_bytes, device=settings.device), metadata)

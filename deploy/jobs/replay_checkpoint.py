@@ -18,6 +18,7 @@ import orjson
 from deploy.jobs.open_model import open_model, served_model
 from deploy.runtime.state_sizes import engine_settings
 from deploy.settings import Settings
+from encoder.inference.incremental import use_threads
 from encoder.model.document import read_document
 from index.query.model import own_list
 from index.state.memory_store import MemoryStore
@@ -158,8 +159,6 @@ async def _opened(
     """An engine on a live state of its own and, with a model, someone who asks; closed afterwards."""
     encoder = None
     if model is not None:
-        from encoder.inference.incremental import use_threads
-
         use_threads(settings.threads)
         encoder = open_model(model, settings).thread()
     config = encoder.encoder.model.config if encoder is not None else None

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.jobs.open_model import open_model, published
 from deploy.runtime.process import (
     freeze_gc,
     limit_threads,
@@ -45,6 +44,7 @@ def run_worker(settings: Settings) -> None:
 
 
 async def _worker(settings: Settings) -> None:
+    from deploy.jobs.open_model import open_model
     from index.items.follower import ItemFollower
     from streams.kafka.worker import StreamWorker, WorkerSettings
     from streams.pipeline.engine import Engine
@@ -92,6 +92,8 @@ async def publish_model(store: LiveStore, folder: Path, bucket_ms: int) -> str:
     Raises:
         ValueError: the folder holds no artefact.
     """
+    from deploy.jobs.open_model import published
+
     version, document, weight = published(folder)
     await store.write(store.keys.model(version), {"json": document, "context.weight": weight})
     await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(bucket_ms).encode()})

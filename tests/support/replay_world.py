@@ -22,7 +22,8 @@ from index.state.memory_store import MemoryStore
 from index.state.store import LogIdentity
 from streams.evaluation.comparison import KS
 from streams.evaluation.held_out import HeldOut, QuestionSettings
-from streams.evaluation.leave_one_out import LeaveOneOut, Part, Ranks, rank_all
+from streams.evaluation.leave_one_out import LeaveOneOut, Part, rank_all
+from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.rankers import ModelRanker, OfflineModel
 from streams.events import Rules, topics_of
 from streams.folder.reader import Folder, read_folder
@@ -128,7 +129,7 @@ async def lived(broker: MemoryBroker, store: MemoryStore, rng: random.Random) ->
         await engine.apply(rng.choice(behind))
 
 
-def rank_targets(encoder: IncrementalEncoder, data: LeaveOneOut, part: Part, ks: Sequence[int] = KS) -> Ranks:
+def rank_targets(encoder: IncrementalEncoder, data: LeaveOneOut, part: Part, ks: Sequence[int] = KS) -> Outcomes:
     """`rank_all` of the model's lists."""
     ranker = ModelRanker(encoder, data.vectors, ("next", "general", "mixed"))
     return rank_all([ranker], data, part, ks, window=encoder.model.config.window)

@@ -26,7 +26,7 @@ from streams.evaluation.baselines import (
     timeline_part,
 )
 from streams.evaluation.held_out import QuestionSettings
-from streams.evaluation.leave_one_out import leave_one_out, rank_all, summary, validation_ndcg
+from streams.evaluation.leave_one_out import leave_one_out, rank_all, validation_ndcg
 from streams.evaluation.rankers import FloatArray, Question
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
@@ -62,9 +62,9 @@ def test_all_baselines_stand_beside_the_model_on_the_same_questions(tmp_path: Pa
     folder = shop(tmp_path / "shop", events=300)
     split = leave_one_out(folder, vectors_of(folder))
     made = make_baselines((*COUNTING, *TRAINED), leave_one_out_part(split), split.vectors, SMALL)
-    found = summary(rank_all(made.rankers, split, "test"))
-    assert list(found["lists"]) == [*COUNTING, *TRAINED] and set(made.training) == set(TRAINED)
-    assert found["users"] == summary(rank_targets(encoder(), split, "test"))["users"]
+    found = rank_all(made.rankers, split, "test")
+    assert found.names == [*COUNTING, *TRAINED] and set(made.training) == set(TRAINED)
+    assert found.users == rank_targets(encoder(), split, "test").users
     ask, start_ms = QuestionSettings(), folder.split_ms(0.6)
     alone = evaluate(held_out(folder, replace(ask, start_ms=start_ms)), offline())
     made = make_baselines((*COUNTING, *TRAINED), part_of(folder), split.vectors, SMALL)
@@ -82,7 +82,7 @@ def test_validation_is_the_same_as_in_the_table(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop", events=300)
     split = leave_one_out(folder, vectors_of(folder))
     made = make_baselines(("item-knn",), leave_one_out_part(split), split.vectors, SMALL)
-    expected = rank_all(made.rankers, split, "validation").metrics("item-knn")["ndcg@10"]
+    expected = rank_all(made.rankers, split, "validation").scores("item-knn", (10,))["ndcg@10"].mean()
     assert validation_ndcg(made.rankers[0], split) == pytest.approx(expected)
 
 
