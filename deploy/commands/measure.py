@@ -134,18 +134,11 @@ def timeline(folder: Path, asked: TimelineQuestions, beside: Baselines, running:
     _tell(facts, "evaluate", found, lambda: _evaluated(found, f"{found['questions']} questions"), output)
 
 
-@dataclass(frozen=True, slots=True)
-class LastEvents:
-    """What a model is asked about last events."""
-
-    heading: ClassVar = "Questions"
-    model: Path | None = option(**_MODEL)
-
-
 @evaluate.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=LastEvents, beside=Baselines, running=Running, output=Output)
-def loo(folder: Path, asked: LastEvents, beside: Baselines, running: Running, output: Output) -> None:
+@click.option("--model", **_MODEL)
+@options(beside=Baselines, running=Running, output=Output)
+def loo(folder: Path, model: Path | None, beside: Baselines, running: Running, output: Output) -> None:
     """Ask about each user's last event, with every item ranked and no popularity: as most published tables do.
 
     The model is one of `train --protocol loo`. `--baselines` are trained on the same part of the data and asked the
@@ -157,8 +150,8 @@ def loo(folder: Path, asked: LastEvents, beside: Baselines, running: Running, ou
 
     facts, plan = started(), beside.plan(_threads(running))
     with _session(running) as (settings, memory, progress):
-        model = _model_or_none(asked.model, settings, plan)
-        found = evaluate_leave_one_out(folder, model, settings, memory, progress, plan)
+        chosen = _model_or_none(model, settings, plan)
+        found = evaluate_leave_one_out(folder, chosen, settings, memory, progress, plan)
     size = f"the last events of {found['users']} users, {found['catalogue']} items"
     _tell(facts, "evaluate", found, lambda: _evaluated(found, size), output)
 

@@ -22,10 +22,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def verdict(against: Mapping[str, Any]) -> str:
     """One line on one pair of lists."""
-    shown = []
-    for column, found in against["differences"].items():
-        low, high = found["interval"]
-        shown.append(f"{column} {found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}")
+    shown = [f"{column} {_difference(found)}" for column, found in against["differences"].items()]
     return f"{against['list']} against {against['baseline']}: {'; '.join(shown)}"
 
 
@@ -70,10 +67,13 @@ def _line(point: Mapping[str, Any], k: int) -> str:
     for column in (f"recall@{k}", f"ndcg@{k}"):
         shown.append(f"{column} {point['metrics'][column]:.4f}")
         if column in point["differences"]:
-            found = point["differences"][column]
-            low, high = found["interval"]
-            shown.append(f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}")
+            shown.append(_difference(point["differences"][column]))
     return "  ".join(shown)
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}"
 
 
 def sessions_table(found: Mapping[str, Any]) -> str:
@@ -96,10 +96,9 @@ def _by_candidates(result: Mapping[str, Any]) -> str:
         for ranker in result["lists"]
     }
     columns = list(next(iter(rows.values())))
-    width = max(map(len, rows))
-    lines = ["  ".join(["by candidates".ljust(width), *columns])]
-    lines += [
-        "  ".join([name.ljust(width), *(f"{row[column]:.4f}".rjust(len(column)) for column in columns)])
-        for name, row in rows.items()
-    ]
-    return "\n".join(lines)
+    return _aligned(
+        [
+            ["by candidates", *columns],
+            *([name, *(f"{row[column]:.4f}" for column in columns)] for name, row in rows.items()),
+        ]
+    )

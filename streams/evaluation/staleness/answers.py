@@ -84,9 +84,9 @@ def rank_fresh(
     asked = {at: question.history for at, question in enumerate(questions) if question.history is not None}
     if not asked:
         return found
-    hidden = [held.items.hidden(questions[at].now_ms, questions[at].seen, questions[at].arrived) for at in asked]
+    histories, hidden = zip(*asked.values(), strict=True)
     for ranker in rankers:
-        scores = masked_scores(ranker, list(asked.values()), hidden)
+        scores = masked_scores(ranker, histories, hidden)
         for name, rows in best_lists(scores, ranker.lists, max(held.ask.ks)).items():
             for at, row in zip(asked, rows, strict=True):
                 found[at][name] = held.items.ids(row)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from context.features import valid_until_ms
 from context.timeline import ContextTimeline
 from encoder.inference.incremental import EncodeRequest
+from index.items.filters import Mask
 from index.query.live_user import profile_location
 from index.state.records import UserState
 from streams.evaluation.held_out import Apply, HeldOut
@@ -60,9 +61,7 @@ class HeldOutQuestion:
     known: list[Knowledge | None]  # one for each arm, None of a cold user
     popular: list[list[str]]  # one for each arm
     all_time: list[str]
-    history: Question | None  # for rankers that know everything, None of a cold user
-    seen: frozenset[str]
-    arrived: int
+    history: tuple[Question, Mask] | None  # for rankers that know everything, with what to hide; None of a cold user
     targets: set[str] = field(default_factory=set)
     facts: Facts | None = None  # of the first target
 
@@ -128,14 +127,15 @@ class Moment:
             lambda: Knowledge(window, context, arrived, seen, shares),
         )
 
-    def history(self) -> Question | None:
-        """What the user has chosen, for rankers that know everything; None of a cold user."""
+    def history(self, seen: frozenset[str]) -> tuple[Question, Mask] | None:
+        """What the user has chosen, and rows to hide, for rankers that know everything; None of a cold user."""
         state = self.state
         if not state.items and not state.profile:
             return None
         rows = np.array([self._items.row.get(item, -1) for item in state.items], np.int64)
         kept = (rows >= 0) & np.array([self._held.selection.choices[kind] for kind in state.kinds], bool)
-        return Question(rows[kept], np.array(state.ts_ms, np.int64)[kept], self.now_ms)
+        hidden = self._items.hidden(self.now_ms, seen, self._items.arrived)
+        return Question(rows[kept], np.array(state.ts_ms, np.int64)[kept], self.now_ms), hidden
 
     def _once(self, what: Hashable, make: Callable[[], T]) -> T:
         if what not in self._made:

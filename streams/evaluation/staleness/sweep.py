@@ -192,9 +192,7 @@ class Sweep:
             [None if self._answers is None else moment.knowledge(arm) for arm in self.arms],
             [moment.popular(arm) for arm in self.arms],
             self._all_time.top(max(self._held.ask.ks), now_ms, seen | moment.outside) if self._counts_all_time else [],
-            moment.history() if self._rankers else None,
-            seen,
-            self._items.arrived,
+            moment.history(seen) if self._rankers else None,
         )
         return question
 
