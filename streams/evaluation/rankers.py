@@ -64,7 +64,7 @@ class ModelRanker:
     """
 
     def __init__(self, encoder: IncrementalEncoder, vectors: ItemVectors, slots: Sequence[RequestedList]) -> None:
-        self._matrix = _retrieval(encoder, vectors)  # [candidates, d]
+        self._matrix = retrieval_vectors(encoder, vectors)  # [candidates, d]
         self._used = sorted({at for slot in slots for at in _PAIR[slot]})
         self._encoder = encoder
         self.lists = {str(slot): [self._used.index(at) for at in _PAIR[slot]] for slot in slots}
@@ -78,7 +78,7 @@ class ModelRanker:
         return [pairs[:, at] @ self._matrix.T for at in self._used]
 
 
-def _retrieval(encoder: IncrementalEncoder, vectors: ItemVectors) -> FloatArray:
+def retrieval_vectors(encoder: IncrementalEncoder, vectors: ItemVectors) -> FloatArray:
     """Retrieval vectors of all items [n, d]; also gives the items to the encoder."""
     matrix = np.asarray(vectors.vectors, np.float32)
     parts = []

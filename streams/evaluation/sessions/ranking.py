@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from context.timeline import ContextTimeline
 from encoder.inference.incremental import EncodeRequest, IncrementalEncoder
+from encoder.training.holdout import in_turn
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.rankers import OfflineModel
+from streams.evaluation.rankers import OfflineModel, retrieval_vectors
 from streams.evaluation.sessions.features import FEATURES, GROUPS
 from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_lambdamart
 from streams.evaluation.sessions.sessions import LABELS, Label, Session, Sessions, read_sessions
@@ -40,7 +41,6 @@ SHOWN = "as shown"
 BASELINES = (*LEARNED, *BY_COLUMN, SHOWN)
 SIZES = ((1, "1-10"), (11, "11-30"), (31, "31-100"), (101, "101+"))  # STARS, figure 5
 _BATCH = 256  # windows encoded together
-_CHUNK = 4096  # items per call of the item tower
 Floats = NDArray[np.float64]
 
 
@@ -68,15 +68,14 @@ def evaluate_sessions(
     Raises:
         ValueError: the folder has no impressions or choices, or too few sessions lie before or none after the split.
     """
-    encoder, config = model.encoder, model.encoder.model.config
     found, parts = _parted(read_sessions(folder, plan.choice), plan.split_ms)
-    asked = list(session_questions(folder, found, rules, config, progress))
+    asked = list(session_questions(folder, found, rules, model.encoder.model.config, progress))
     train = [question for question in asked if question.session.end_ms < plan.split_ms]
     test = [question for question in asked if question.session.start_ms >= plan.split_ms]
     if not test:
         raise ValueError(f"no session of {folder.name} begins after {plan.split_ms}; give an earlier split")
-    pairs = _user_vectors(model, ContextTimeline(folder.contexts), vectors, test)
-    items = _Vectors(encoder, vectors)
+    items = _Vectors(model.encoder, vectors)
+    pairs = _user_vectors(model, ContextTimeline(folder.contexts), test)
     result: dict[str, Any] = {"sessions": parts, "left_out": dict(found.left_out), "choice": plan.choice, "views": {}}
     for view in VIEWS:
         result["views"][view] = {}
@@ -131,19 +130,11 @@ def examples_of(train: Sequence[SessionQuestion], label: Label, seed: int = 0) -
 
 
 def _user_vectors(
-    model: OfflineModel,
-    timeline: ContextTimeline,
-    vectors: ItemVectors,
-    test: Sequence[SessionQuestion],
+    model: OfflineModel, timeline: ContextTimeline, test: Sequence[SessionQuestion]
 ) -> NDArray[np.float32]:
     """h_next + Δ and h_gen + Δ of each question [n, 2, d]."""
-    matrix = np.asarray(vectors.vectors, np.float32)
-    for at in range(0, len(vectors.item_ids), _CHUNK):
-        part = slice(at, at + _CHUNK)
-        model.encoder.items.put(vectors.item_ids[part], matrix[part], vectors.tags[part])
-    found = [
-        model.encoder.encode_whole(requests).vectors for requests in _batches([question.request for question in test])
-    ]
+    batches = _batches([question.request for question in test])
+    found = [model.encoder.encode_whole(requests).vectors for requests in batches]
     deltas = []
     for question in test:
         record = timeline.active(question.session.location, question.now_ms) if question.session.location else None
@@ -162,7 +153,7 @@ class _Vectors:
 
     def __init__(self, encoder: IncrementalEncoder, vectors: ItemVectors) -> None:
         self._row = {item_id: row for row, item_id in enumerate(vectors.item_ids)}
-        self._matrix = encoder.items.retrieval(vectors.item_ids)  # [n, d]
+        self._matrix = retrieval_vectors(encoder, vectors)  # [n, d]
 
     def products(self, pair: NDArray[np.float32], item_ids: Sequence[str]) -> Floats:
         """Scores by h_next and by h_gen [2, m]; an item without a vector comes last."""
@@ -236,21 +227,13 @@ def rank_all(ids: Sequence[str], scores: Mapping[str, Floats], ties: NDArray[np.
     Raises:
         ValueError: a ranker did not score each candidate once.
     """
-    lists: dict[str, list[str]] = {}
+    orders: dict[str, list[int]] = {}
     for name, values in scores.items():
         if len(values) != len(ids) or np.isnan(values).any():
             raise ValueError(f"{name} gave {len(values)} scores for {len(ids)} candidates, or one that is no number")
-        lists[name] = [ids[at] for at in np.lexsort((ties, -values))]
-    return lists | {"round robin": _in_turn(lists["h_next"], lists["h_gen"])}
-
-
-def _in_turn(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    """The best of each list in turn that is not chosen yet (STARS, arXiv 2512.10149, serving)."""
-    chosen: dict[str, None] = {}
-    places = [iter(first), iter(second)]
-    while len(chosen) < len(first):
-        chosen[next(item for item in places[len(chosen) % 2] if item not in chosen)] = None
-    return list(chosen)
+        orders[name] = np.lexsort((ties, -values)).tolist()
+    orders["round robin"] = in_turn([orders["h_next"], orders["h_gen"]], len(ids))
+    return {name: [ids[at] for at in order] for name, order in orders.items()}
 
 
 def _described(learned: LambdaMart) -> dict[str, Any]:
