@@ -1,7 +1,7 @@
 """Replays a long history in parts, each of which goes on from what the one before has kept.
 
 Every part opens engine, encoder and evaluator anew, as a run that resumes does: a replay that was killed and resumed
-has the same digest and the same metrics as one that ran through. Imports torch.
+has the same digest and the same metrics as one that ran through. Torch is loaded with a model.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from typing import Any
 
 import orjson
 
-from deploy.jobs.open_model import open_model, served_model
 from deploy.runtime.state_sizes import engine_settings
 from deploy.settings import Settings
-from encoder.inference.incremental import use_threads
 from encoder.model.document import read_document
 from index.query.model import own_list
 from index.state.memory_store import MemoryStore
@@ -159,6 +157,9 @@ async def _opened(
     """An engine on a live state of its own and, with a model, someone who asks; closed afterwards."""
     encoder = None
     if model is not None:
+        from deploy.jobs.open_model import open_model, served_model
+        from encoder.inference.incremental import use_threads
+
         use_threads(settings.threads)
         encoder = open_model(model, settings).thread()
     config = encoder.encoder.model.config if encoder is not None else None
