@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from context.units import DAY_MS
+
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Kind = Literal["time", "number", "flag", "strength"]
 
-DAY_MS = 86_400_000
 # Group -> (period, harmonics). Three harmonics of a week tell all seven days apart.
 CYCLES: dict[str, tuple[float, int]] = {"hour": (DAY_MS, 2), "weekday": (7 * DAY_MS, 3), "year": (365.2425 * DAY_MS, 2)}
 # A cycle that the training times cover by less than this share cannot be told from a trend, so it is left out.

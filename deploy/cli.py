@@ -25,7 +25,7 @@ COMMANDS = {
     "convert": "deploy.commands.data",
     "export": "deploy.commands.data",
     "train": "deploy.commands.model",
-    "evaluate": "deploy.commands.model",
+    "evaluate": "deploy.commands.measure",
     "staleness": "deploy.commands.measure",
     "compare": "deploy.commands.measure",
     "replay": "deploy.commands.replay",

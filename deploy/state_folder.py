@@ -11,17 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from deploy.settings import PREFIX, Settings, load
 
 FILE = "up.env"
-
-state_option = click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="State folder of a running `perseid up` to talk to, instead of PERSEID_* variables.",
-)
 
 
 def write_addresses(state: Path, settings: Settings) -> Path:

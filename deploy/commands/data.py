@@ -1,7 +1,7 @@
-"""`perseid produce` and `perseid convert`: data from files into Kafka, and public data sets into data folders.
+"""Sends data from files into Kafka, turns public data sets into data folders, and writes topics as one (`perseid
+produce`, `convert`, `export`).
 
-Assumes settings in the environment, or of a running `perseid up` by its state folder. Only options, progress and
-output are here; the work is in `deploy.jobs.produce` and `deploy.jobs.convert`.
+Assumes settings in the environment, or of a running `perseid up` by its state folder.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 import click
 import orjson
 
+from deploy.commands.options import state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import records_bar
-from deploy.state_folder import attach, state_option
+from deploy.state_folder import attach
 
 _SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
 

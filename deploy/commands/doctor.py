@@ -1,4 +1,4 @@
-"""`perseid doctor`: prints what `deploy.doctor.doctor` finds and exits with 1 when something is wrong."""
+"""`perseid doctor`: prints what `deploy.doctor.doctor.doctor` finds and exits with 1 when something is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import orjson
 
-from deploy.state_folder import attach, state_option
+from deploy.commands.options import state_option
+from deploy.state_folder import attach
 
 
 @click.command()

@@ -1,77 +1,219 @@
-"""`perseid staleness` and `compare`: what delay costs, and what another model would have answered."""
+"""`perseid evaluate`, `staleness` and `compare` measure models on what came after their training, offline."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 import orjson
 
+from deploy.commands.options import (
+    FOLDER,
+    Output,
+    Questions,
+    Running,
+    SectionedCommand,
+    Texts,
+    checked,
+    option,
+    options,
+)
 from deploy.progress import records_bar
 from deploy.reports.run_facts import RunFacts, started
 from deploy.state_folder import attach
+from encoder.baselines.recipes import recipe_sets
+from streams.evaluation.staleness.delays import Delay, Part, parse_delay, parse_part
 
 if TYPE_CHECKING:
+    from deploy.jobs.evaluate import BaselinePlan
     from deploy.settings import Settings
     from encoder.text.cache import TextMemory
 
-_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
-_SPLIT = click.option(
-    "--split",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Ask after this share of the events.  [default: after what the model was trained on]",
-)
-_EVERY = click.option(
-    "--every", type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event."
-)
-_PLAIN = click.option("--plain", is_flag=True, help="Rank by vectors alone: no popularity, whatever the models say.")
-_REPEATS = click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
-_TEXTS = click.option("--texts", type=_FILE, help="File that remembers text vectors between runs.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of tables.")
-_REPORT = click.option("--report", type=_FILE, help="Also write a page with tables and plots, complete in one file.")
+Progress = Callable[[int], None] | None
+_MODEL: Any = {"type": FOLDER, "help": "Artefact to measure.  [default: PERSEID_MODEL]"}
+_SPLIT: Any = {
+    "type": click.FloatRange(0, 1, max_open=True),
+    "help": "Ask after this share of the events.  [default: after what the model was trained on]",
+}
 
 
-@click.command()
-@click.argument("folder", type=_FOLDER)
-@click.option("--model", type=_FOLDER, help="Artefact to ask questions of.  [default: PERSEID_MODEL]")
-@click.option(
-    "--delays",
-    default="0,1s,10s,1m,10m,1h,1d,daily",
-    show_default=True,
-    help="How late: numbers with ms, s, m, h or d; daily is what a batch at the last midnight (UTC) knew.",
-)
-@click.option(
-    "--of",
-    "late",
-    default="user,vectors,context,popularity,all",
-    show_default=True,
-    help="What is late. user-vectors is user, but seen items are still left out of the lists at once.",
-)
-@_SPLIT
-@_EVERY
-@_REPEATS
-@_PLAIN
-@_TEXTS
-@_JSON
-@_REPORT
-def staleness(
-    folder: Path,
-    model: Path | None,
-    delays: str,
-    late: str,
-    split: float | None,
-    every: int,
-    repeats: bool,
-    plain: bool,
-    texts: Path | None,
-    as_json: bool,
-    report: Path | None,
-) -> None:
+class _FormerUsage(click.ClickException):
+    """A command line as it was before the protocols became subcommands."""
+
+    exit_code = 2
+
+
+class _Protocols(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            words = " ".join(args).replace("--protocol=", "--protocol ").split()
+            after = words[words.index("--protocol") + 1 :] if "--protocol" in words else []
+            said = after[0] if after and after[0] in self.commands else "timeline"
+            raise _FormerUsage(f"the protocol is a subcommand now: perseid evaluate {said} FOLDER …")
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Protocols, context_settings={"help_option_names": ["-h", "--help"]})
+def evaluate() -> None:
+    """Measure a model on a data FOLDER, offline: HR (recall), NDCG, MRR and coverage.
+
+    timeline asks about each choice from all before it, loo about each user's last event, sessions re-ranks what was
+    shown. `replay` asks as timeline does, through the serving path.
+
+    Example: perseid evaluate timeline ml_latest_small --model models/m-1234abcd
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutQuestions(Questions):
+    """What a model is asked on a timeline."""
+
+    split: float | None = option(**_SPLIT)
+    model: Path | None = option(**_MODEL)
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineQuestions(HeldOutQuestions):
+    """The same, of whole baskets or not."""
+
+    baskets: bool = option(
+        is_flag=True,
+        help="What a user chose at one time is one basket, and one question: which new items will be in it?",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """Baselines to measure beside the model."""
+
+    heading: ClassVar = "Baselines"
+    baselines: str = option(
+        default="",
+        help="Also measure these, by commas: popularity, popularity-7d (both are there on a timeline anyway), "
+        "item-knn, co-visitation, text-knn, sasrec, sasrec-sampled, sasrec-bce, bert4rec, hstu.",
+    )
+    recipes: str = option(
+        type=click.Choice(recipe_sets()),
+        default="shop",
+        show_default=True,
+        help="Shapes and training of the baselines that are trained, by kind of data.",
+    )
+    seed: int = option(type=int, default=0, show_default=True, help="Of the baselines that are trained.")
+    max_seconds: float | None = option(type=click.FloatRange(min=1), help="Bound of the training of each baseline.")
+
+    def plan(self, threads: int) -> BaselinePlan:
+        """The same for the evaluation."""
+        from deploy.jobs.evaluate import BaselinePlan
+
+        names = [name.strip() for name in self.baselines.split(",") if name.strip()]
+        return BaselinePlan(names, self.recipes, self.seed, self.max_seconds, threads)
+
+
+@evaluate.command(cls=SectionedCommand)
+@click.argument("folder", type=FOLDER)
+@options(asked=TimelineQuestions, beside=Baselines, running=Running, output=Output)
+def timeline(folder: Path, asked: TimelineQuestions, beside: Baselines, running: Running, output: Output) -> None:
+    """Ask about each choice of the later part of FOLDER, from all events before it, next to recent popularity.
+
+    `--baselines` are trained on the earlier part and asked the same; with them, no --model and none in PERSEID_MODEL,
+    they stand alone.
+
+    Example: perseid evaluate timeline ml_latest_small --model models/m-1234abcd --baselines item-knn,sasrec
+    """
+    from deploy.jobs.evaluate import evaluate_folder
+
+    facts, plan, ask = started(), beside.plan(_threads(running)), asked.settings()
+    with _session(running) as (settings, memory, progress):
+        model = _model_or_none(asked.model, settings, plan)
+        found = evaluate_folder(folder, model, settings, memory, asked.split, ask, progress, plan, asked.baskets)
+    _tell(facts, "evaluate", found, lambda: _evaluated(found, f"{found['questions']} questions"), output)
+
+
+@evaluate.command(cls=SectionedCommand)
+@click.argument("folder", type=FOLDER)
+@click.option("--model", **_MODEL)
+@options(beside=Baselines, running=Running, output=Output)
+def loo(folder: Path, model: Path | None, beside: Baselines, running: Running, output: Output) -> None:
+    """Ask about each user's last event, with every item ranked and no popularity: as most published tables do.
+
+    The model is one of `train --protocol loo`. `--baselines` are trained on the same part of the data and asked the
+    same; with them, no --model and none in PERSEID_MODEL, they stand alone.
+
+    Example: perseid evaluate loo ml1m --model models/m-1234abcd --baselines popularity,sasrec
+    """
+    from deploy.jobs.evaluate import evaluate_leave_one_out
+
+    facts, plan = started(), beside.plan(_threads(running))
+    with _session(running) as (settings, memory, progress):
+        chosen = _model_or_none(model, settings, plan)
+        found = evaluate_leave_one_out(folder, chosen, settings, memory, progress, plan)
+    size = f"the last events of {found['users']} users, {found['catalogue']} items"
+    _tell(facts, "evaluate", found, lambda: _evaluated(found, size), output)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionQuestions:
+    """What a model is asked about sessions."""
+
+    heading: ClassVar = "Questions"
+    model: Path | None = option(**_MODEL)
+    split: float | None = option(**_SPLIT)
+    choice: str | None = option(help="click, or a kind of event.  [default: purchase if there are any, else click]")
+
+
+@evaluate.command(cls=SectionedCommand)
+@click.argument("folder", type=FOLDER)
+@options(asked=SessionQuestions, running=Running, output=Output)
+def sessions(folder: Path, asked: SessionQuestions, running: Running, output: Output) -> None:
+    """Rank what was shown on a user's day anew, beside LambdaMART.
+
+    Example: perseid evaluate sessions shop-3 --model models/m-1234abcd --choice click
+    """
+    from deploy.jobs.evaluate import evaluate_sessions_of
+    from streams.evaluation.tables import sessions_table
+
+    facts = started()
+    _threads(running)
+    with _session(running) as (settings, memory, progress):
+        model, split, choice = asked.model or settings.model, asked.split, asked.choice
+        found = evaluate_sessions_of(folder, model, settings, memory, split, choice, progress=progress)
+    _tell(facts, "sessions", found, lambda: sessions_table(found), output)
+
+
+def _listed(read: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Reads values with commas between them."""
+    return checked(lambda text: [read(part.strip()) for part in text.split(",")])
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """What is late by how much."""
+
+    heading: ClassVar = "Delays"
+    delays: list[Delay] = option(
+        callback=_listed(parse_delay),
+        default="0,1s,10s,1m,10m,1h,1d,daily",
+        show_default=True,
+        help="How late: numbers with ms, s, m, h or d; daily is what a batch at the last midnight (UTC) knew.",
+    )
+    parts: list[Part] = option(
+        "--of",
+        callback=_listed(parse_part),
+        default="user,vectors,context,popularity,all",
+        show_default=True,
+        help="What is late. user-vectors is user, but seen items are still left out of the lists at once.",
+    )
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("folder", type=FOLDER)
+@options(asked=HeldOutQuestions, late=Delays, texts=Texts, output=Output)
+def staleness(folder: Path, asked: HeldOutQuestions, late: Delays, texts: Texts, output: Output) -> None:
     """Measure what delay costs: the same held-out stream, answered with parts of the state known late.
 
     Each question is answered once for every part and delay, in one pass; the differences from no delay are paired, with
@@ -80,80 +222,81 @@ def staleness(
     Example: perseid staleness ml_latest_small --model models/m-1234abcd --of user,popularity --report staleness.html
     """
     from deploy.jobs.staleness import measure_staleness
-    from streams.evaluation.held_out import QuestionSettings
-    from streams.evaluation.staleness.delays import arms, parse_delay
     from streams.evaluation.tables import curves_table
 
-    facts = started()
-    parts = tuple(name.strip() for name in late.split(","))
-    chosen = [parse_delay(text.strip()) for text in delays.split(",")]
-    arms(parts, chosen)  # type: ignore[arg-type]  # refuses unknown names before anything is read
-    ask = QuestionSettings(every=every, repeats=repeats, plain=plain)
+    facts, ask = started(), asked.settings()
     with _session(texts) as (settings, memory, progress):
-        found = measure_staleness(
-            folder,
-            model or settings.model,
-            settings,
-            memory,
-            split,
-            ask,
-            parts,  # type: ignore[arg-type]
-            chosen,
-            progress,
-        )
-    table = curves_table(found)
+        model, split = asked.model or settings.model, asked.split
+        found = measure_staleness(folder, model, settings, memory, split, ask, late.parts, late.delays, progress)
     title = f"model {found['model']} on {found['data']}: {found['questions']} questions of {found['users']} users"
-    _tell(facts, "staleness", found, f"{title}\n\n{table}", as_json, report)
+    _tell(facts, "staleness", found, lambda: f"{title}\n\n{curves_table(found)}", output)
 
 
-@click.command()
-@click.argument("folder", type=_FOLDER)
-@click.option("--model", "models", type=_FOLDER, multiple=True, required=True, help="Artefact; give two: A, then B.")
-@_SPLIT
-@_EVERY
-@_REPEATS
-@_PLAIN
-@_TEXTS
-@_JSON
-@_REPORT
-def compare(
-    folder: Path,
-    models: tuple[Path, ...],
-    split: float | None,
-    every: int,
-    repeats: bool,
-    plain: bool,
-    texts: Path | None,
-    as_json: bool,
-    report: Path | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class SharedQuestions(Questions):
+    """What two models are asked."""
+
+    split: float | None = option(**_SPLIT)
+    models: tuple[Path, ...] = option(
+        "--model", type=FOLDER, multiple=True, required=True, help="Artefact; give two: A, then B."
+    )
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("folder", type=FOLDER)
+@options(asked=SharedQuestions, texts=Texts, output=Output)
+def compare(folder: Path, asked: SharedQuestions, texts: Texts, output: Output) -> None:
     """Answer the same traffic with two models, side by side: intervals, paired tests, differences by slice.
 
     Example: perseid compare ml_latest_small --model models/m-1234abcd --model models/m-5678cdef --report what-if.html
     """
     from deploy.jobs.staleness import compare_models
-    from streams.evaluation.held_out import QuestionSettings
     from streams.evaluation.tables import table
 
-    if len(models) != 2:
-        raise click.UsageError(f"--model is given {len(models)} times; a comparison is between two")
-    facts = started()
-    ask = QuestionSettings(every=every, repeats=repeats, plain=plain)
+    if len(asked.models) != 2:
+        raise click.UsageError(f"--model is given {len(asked.models)} times; a comparison is between two")
+    facts, models = started(), dict(zip("AB", asked.models, strict=True))
     with _session(texts) as (settings, memory, progress):
-        found = compare_models(folder, dict(zip("AB", models, strict=True)), settings, memory, split, ask, progress)
+        found = compare_models(folder, models, settings, memory, asked.split, asked.settings(), progress)
     named = ", ".join(f"{name} = {version}" for name, version in found["models"].items())
     title = f"{named} on {found['data']}: {found['questions']} questions of {found['users']} users"
     shown = table(found) if found["questions"] else "nothing to ask about after the split"
-    _tell(facts, "compare", found, f"{title}\n\n{shown}", as_json, report)
+    _tell(facts, "compare", found, lambda: f"{title}\n\n{shown}", output)
+
+
+def _threads(running: Running) -> int:
+    """Lets torch use so many threads, or one for each core."""
+    from encoder.device import use_threads
+
+    use_threads(count := running.threads or os.cpu_count() or 1)
+    return count
+
+
+def _model_or_none(model: Path | None, settings: Settings, plan: BaselinePlan) -> Path | None:
+    """The model to measure; None where baselines stand alone."""
+    return model or (settings.model if settings.model.exists() or not plan.names else None)
+
+
+def _evaluated(found: dict[str, Any], size: str) -> str:
+    from streams.evaluation.tables import table
+
+    what = f"model {found['model']}" if found["model"] else "baselines"
+    shown = table(found) if found["questions"] else "nothing to ask about after the split"
+    parts = [f"{what} on {found['data']}: {size}", shown]
+    for name, run in found.get("baselines", {}).items():
+        if isinstance(run, dict):
+            spent = f"{run['epochs']} epochs of {run['epoch_seconds']:.1f} s, the best after {run['best_epoch']}"
+            parts.append(f"{name}: {spent}, ended by {run['ended']}")
+    return "\n\n".join(parts)
 
 
 @contextmanager
-def _session(texts: Path | None) -> Iterator[tuple[Settings, TextMemory, Callable[[int], None] | None]]:
+def _session(given: Texts) -> Iterator[tuple[Settings, TextMemory, Progress]]:
     """Settings, the memory of texts, and a progress bar where there is a terminal."""
     from encoder.text.cache import TextMemory
 
     settings = attach(os.environ)
-    memory = TextMemory(texts or settings.state / "texts")
+    memory = TextMemory(given.texts or settings.state / "texts")
     try:
         with records_bar("events") as show:
             yield settings, memory, None if show is None else lambda done: show(done, None)
@@ -161,9 +304,9 @@ def _session(texts: Path | None) -> Iterator[tuple[Settings, TextMemory, Callabl
         memory.close()
 
 
-def _tell(facts: RunFacts, kind: str, found: dict[str, object], text: str, as_json: bool, report: Path | None) -> None:
-    if report is not None:
+def _tell(facts: RunFacts, kind: str, found: dict[str, Any], text: Callable[[], str], output: Output) -> None:
+    if output.report is not None:
         from deploy.reports.report import write_report
 
-        write_report(report, kind, found, facts)
-    click.echo(orjson.dumps(found).decode() if as_json else text)
+        write_report(output.report, kind, found, facts)
+    click.echo(orjson.dumps(found).decode() if output.as_json else text())

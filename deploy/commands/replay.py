@@ -1,85 +1,86 @@
-"""`perseid replay`: history through the pipeline again, beside the live one, and how good its answers are."""
+"""`perseid replay` sends history through the pipeline again, beside the live one, and measures its answers."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 import orjson
 
+from deploy.commands.options import FOLDER, Output, Questions, SectionedCommand, Texts, option, options, state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import records_bar
 from deploy.reports.run_facts import started
 from deploy.settings import Settings, load
-from deploy.state_folder import attach, state_option
+from deploy.state_folder import attach
 
 if TYPE_CHECKING:
     from deploy.jobs.replay_checkpoint import ReplayPlan
     from index.state.store import LiveStore
     from streams.replay.report import ReplayReport
 
-_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-_OFFSETS = "topic[partition]:start-end"
+
+@dataclass(frozen=True, slots=True)
+class ReplayedPart:
+    """Which records are replayed, and from when on questions are asked."""
+
+    heading: ClassVar = "Records"
+    split: float = option(type=click.FloatRange(0, 1), default=0.0, help="Of a FOLDER: ask only after this share.")
+    start_ms: int | None = option(
+        "--from", type=TimeParam(), help="Of topics: clicks from this time on (ISO 8601 or epoch ms)."
+    )
+    stop_ms: int | None = option("--to", type=TimeParam(), help="End before records of this time.")
+    offsets: tuple[str, ...] = option(
+        multiple=True,
+        metavar="topic[partition]:start-end",
+        help="Of topics: this piece of a partition, or a file of them.",
+    )
+    ask_ms: int | None = option(
+        "--ask-from", type=TimeParam(), help="Of topics: apply earlier clicks without a question."
+    )
 
 
-@click.command()
-@click.argument("folder", type=_FOLDER, required=False)
-@click.option("--model", type=_FOLDER, help="Artefact to ask questions of.  [default: PERSEID_MODEL, if it is there]")
-@click.option("--split", type=click.FloatRange(0, 1), default=0.0, help="Of a FOLDER: ask only after this share.")
-@click.option(
-    "--from", "start_ms", type=TimeParam(), help="Of topics: clicks from this time on (ISO 8601 or epoch ms)."
-)
-@click.option("--to", "stop_ms", type=TimeParam(), help="End before records of this time.")
-@click.option(
-    "--offsets", multiple=True, metavar=_OFFSETS, help="Of topics: this piece of a partition, or a file of them."
-)
-@click.option("--ask-from", "ask_ms", type=TimeParam(), help="Of topics: apply earlier clicks without a question.")
-@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event.")
-@click.option("--repeats", is_flag=True, help="Also ask about items that the user has seen.")
-@click.option(
-    "--plain", is_flag=True, help="Rank by vectors alone, as `evaluate --plain`: no popularity or promotions."
-)
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path, file_okay=False), help="Folder to resume from and keep in."
-)
-@click.option(
-    "--part", type=click.IntRange(min=1), default=100_000, show_default=True, help="Records between checkpoints."
-)
-@click.option("--prefix", help="Rebuild in Redis below this unused key prefix instead of in memory.")
-@click.option("--texts", type=click.Path(path_type=Path), help="File that remembers text vectors between runs.")
-@click.option("--state-only", is_flag=True, help="Ask nothing and encode nothing: only the digest, much faster.")
-@click.option("--compare", is_flag=True, help="Of topics: compare with the live state; exit with 1 where it differs.")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
-@click.option(
-    "--report",
-    "page",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write a page with tables and plots, complete in one file.",
-)
+@dataclass(frozen=True, slots=True)
+class ModelQuestions(Questions):
+    """What a model is asked."""
+
+    model: Path | None = option(
+        type=FOLDER, help="Artefact to ask questions of.  [default: PERSEID_MODEL, if it is there]"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltState:
+    """Where the rebuilt state is held and kept."""
+
+    heading: ClassVar = "State"
+    checkpoint: Path | None = option(
+        type=click.Path(path_type=Path, file_okay=False), help="Folder to resume from and keep in."
+    )
+    part: int = option(
+        type=click.IntRange(min=1), default=100_000, show_default=True, help="Records between checkpoints."
+    )
+    prefix: str | None = option(help="Rebuild in Redis below this unused key prefix instead of in memory.")
+    state_only: bool = option(is_flag=True, help="Ask nothing and encode nothing: only the digest, much faster.")
+    compare: bool = option(is_flag=True, help="Of topics: compare with the live state; exit with 1 where it differs.")
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("folder", type=FOLDER, required=False)
+@options(span=ReplayedPart, asked=ModelQuestions, rebuilt=RebuiltState, texts=Texts, output=Output)
 @state_option
 def replay(
     folder: Path | None,
-    model: Path | None,
-    split: float,
-    start_ms: int | None,
-    stop_ms: int | None,
-    offsets: tuple[str, ...],
-    ask_ms: int | None,
-    every: int,
-    repeats: bool,
-    plain: bool,
-    checkpoint: Path | None,
-    part: int,
-    prefix: str | None,
-    texts: Path | None,
-    state_only: bool,
-    compare: bool,
-    as_json: bool,
-    page: Path | None,
+    span: ReplayedPart,
+    asked: ModelQuestions,
+    rebuilt: RebuiltState,
+    texts: Texts,
+    output: Output,
     state: Path | None,
 ) -> int:
     """Send history through the pipeline again, beside the live one: a data FOLDER, or the topics of Kafka without it.
@@ -91,58 +92,55 @@ def replay(
     Example: perseid replay --from 2026-01-31 --to 2026-02-01T12:00 --checkpoint january
     """
     from deploy.jobs.replay_checkpoint import ReplayPlan
-    from streams.evaluation.held_out import QuestionSettings
 
-    if folder is None and split:
-        raise click.UsageError("--split is for a FOLDER; topics have --ask-from")
-    if folder is not None and (start_ms is not None or ask_ms is not None or offsets or compare):
-        raise click.UsageError("--from, --ask-from, --offsets and --compare are for topics; a FOLDER has --split")
-    if page is not None and state_only:
+    _refuse_what_does_not_fit(folder, span, rebuilt.compare)
+    if output.report is not None and rebuilt.state_only:
         raise click.UsageError("--report is about answers; --state-only asks nothing")
     facts, settings = started(), attach(os.environ, state)
-    if state_only:
+    model = asked.model
+    if rebuilt.state_only:
         model = None
     elif model is None and (settings.model / "model.json").is_file():
         model = settings.model
-    with records_bar("records") as show, new_store(settings, prefix) as store:
-        ask = QuestionSettings(start_ms=ask_ms, every=every, repeats=repeats, plain=plain)
-        plan = ReplayPlan(model, ask, store, show, checkpoint, part)
-        if folder is not None:
-            report = _folder(folder, plan, settings, texts, split, stop_ms)
-        else:
-            report = _topics(plan, settings, start_ms, stop_ms, offsets)
-    if page is not None:
+    with records_bar("records") as show, new_store(settings, rebuilt.prefix) as store:
+        plan = ReplayPlan(model, asked.settings(span.ask_ms), store, show, rebuilt.checkpoint, rebuilt.part)
+        report = _topics(plan, settings, span) if folder is None else _folder(folder, plan, settings, texts, span)
+    if output.report is not None:
         from deploy.reports.report import write_report
 
-        write_report(page, "replay", {"data": report.source, "model": report.model, **(report.answers or {})}, facts)
-    click.echo(orjson.dumps(report.to_dict()).decode() if as_json else report.table())
-    return _compare(report, settings) if compare else 0
+        answers = {"data": report.source, "model": report.model, **(report.answers or {})}
+        write_report(output.report, "replay", answers, facts)
+    click.echo(orjson.dumps(report.to_dict()).decode() if output.as_json else report.table())
+    return _compare(report, settings) if rebuilt.compare else 0
 
 
-def _folder(
-    folder: Path, plan: ReplayPlan, settings: Settings, texts: Path | None, split: float, stop_ms: int | None
-) -> ReplayReport:
+def _refuse_what_does_not_fit(folder: Path | None, span: ReplayedPart, compare: bool) -> None:
+    if folder is None and span.split:
+        raise click.UsageError("--split is for a FOLDER; topics have --ask-from")
+    if folder is not None and (span.start_ms is not None or span.ask_ms is not None or span.offsets or compare):
+        raise click.UsageError("--from, --ask-from, --offsets and --compare are for topics; a FOLDER has --split")
+
+
+def _folder(folder: Path, plan: ReplayPlan, settings: Settings, texts: Texts, span: ReplayedPart) -> ReplayReport:
     from deploy.jobs.replay import replay_folder
     from encoder.text.cache import TextMemory
 
-    memory = TextMemory(texts or settings.state / "texts")
+    memory = TextMemory(texts.texts or settings.state / "texts")
     try:
-        return replay_folder(folder, plan, settings, memory, split, stop_ms)
+        return replay_folder(folder, plan, settings, memory, span.split, span.stop_ms)
     finally:
         memory.close()
 
 
-def _topics(
-    plan: ReplayPlan, settings: Settings, start_ms: int | None, stop_ms: int | None, offsets: tuple[str, ...]
-) -> ReplayReport:
+def _topics(plan: ReplayPlan, settings: Settings, span: ReplayedPart) -> ReplayReport:
     from deploy.jobs.replay import replay_topics
 
     return replay_topics(
         plan,
         settings,
-        start_ms=start_ms,
-        stop_ms=stop_ms,
-        spans=parse_offsets(offsets),
+        start_ms=span.start_ms,
+        stop_ms=span.stop_ms,
+        spans=parse_offsets(span.offsets),
         resumed=lambda done: click.echo(f"going on behind {done:,} records", err=True),
     )
 

@@ -1,7 +1,7 @@
-"""What `perseid replay` is told to read: times, and offsets as words or in a file.
+"""Reads the times and offsets that say what `perseid replay` replays.
 
 A time is ISO 8601 (UTC when it names no zone) or milliseconds since the epoch. An offset piece is
-`topic[partition]:start-end`, either bound may be left out. It does not know which topics there are.
+`topic[partition]:start-end`, either bound may be left out.
 """
 
 from __future__ import annotations

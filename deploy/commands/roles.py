@@ -1,4 +1,5 @@
-"""`perseid worker`, `embed`, `api`, `indexer` and `traffic`: one process each, configured by PERSEID_* variables."""
+"""Runs one process of a role each, configured by PERSEID_* variables (`perseid worker`, `embed`, `api`, `indexer`,
+`traffic`)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from deploy.state_folder import attach, state_option
+from deploy.commands.options import state_option
+from deploy.state_folder import attach
 
 
 @click.command()

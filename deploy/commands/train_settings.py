@@ -1,4 +1,4 @@
-"""What `perseid train` changes in a preset from the command line: parts left out, and single settings by name.
+"""Reads what `perseid train` leaves out of a preset or changes in it.
 
 A setting is a field of `ModelConfig` (a size) or of `TrainOptions` (the recipe). What comes from the data, and what has
 an option of its own, is none. It knows the types of the fields; their bounds are checked where they are used.

@@ -1,4 +1,4 @@
-"""`perseid up`: options and output; the work is in `deploy.local.up`."""
+"""Reads the options of `perseid up` and runs `deploy.local.up`."""
 
 from __future__ import annotations
 

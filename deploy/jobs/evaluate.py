@@ -1,8 +1,8 @@
-"""Offline evaluation as a command: a data folder and a model put together, without broker, store or index.
+"""Measures a model and baselines on a data folder by one of three protocols, without broker, store or index.
 
-Assumes an artefact of `deploy.jobs.train`; item vectors come from the folder, else from `deploy.texts.models`. Loads
-torch. The protocols and the metrics are those of `streams.evaluation.timeline` and `streams.evaluation.leave_one_out`.
-TrainedBaselines are made here too, from what a model of the same protocol is trained on, and stand in the same table.
+Assumes an artefact of `deploy.jobs.train`; item vectors come from the folder, else from
+`deploy.texts.models.models.models`. Loads torch. Baselines are trained on what a model of the same protocol is trained
+on, and stand in the same table.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 import orjson
 
-from context.features import ContextFeatures
-from context.offsets import ContextOffset
-from deploy.jobs.replay import asked_from, folder_vectors
+from deploy.jobs.open_model import open_model
+from deploy.jobs.replay import folder_vectors
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items
 from deploy.texts.models import TextSource
 from encoder.baselines.recipes import recipes
-from encoder.inference.incremental import IncrementalEncoder
-from encoder.model.artefact import load, serving_arrays
 from encoder.text.item_text import VocabularyTagger
-from index.query.model import own_list, own_weights
+from index.query.model import own_list
+from index.query.recommend import Weights
 from streams.evaluation.baselines import (
     TrainedBaselines,
     Training,
@@ -36,10 +34,9 @@ from streams.evaluation.baselines import (
     make_baselines,
     timeline_part,
 )
-from streams.evaluation.held_out import QuestionSettings, led_by
-from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, rank_all, summary
+from streams.evaluation.held_out import HeldOut, QuestionSettings, led_by
+from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, metrics_of, rank_all
 from streams.evaluation.rankers import ModelRanker, Ranker
-from streams.evaluation.tables import metrics_table, verdict
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
 from streams.folder.reader import Folder, read_folder
@@ -97,11 +94,8 @@ def evaluate_folder(
     """
     plan = plan or BaselinePlan()
     folder, rules = read_folder(path, settings.rules()), settings.rules()
-    encoder, offset, metadata = None, None, dict[str, Any](version=None)
-    if model is not None:
-        encoder, metadata = _encoder(model, settings)
-        features = ContextFeatures.from_list(metadata["context_features"])
-        offset = ContextOffset(serving_arrays(encoder.model)["context.weight"], features)
+    opened = None if model is None else open_model(model, settings)
+    metadata = {"version": None} if opened is None else opened.metadata
     ask = led_by(replace(ask, start_ms=first_question_ms(folder, metadata, split)), own_list(metadata))
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
     choices = [kind.weight > 0 for kind in rules.kinds]
@@ -110,12 +104,13 @@ def evaluate_folder(
         return timeline_part(training_data(folder, vectors, None, ask.start_ms).data, vectors, choices, seed=plan.seed)
 
     made = plan.make(part, vectors, progress is not None, settings.device)
-    popularity = 0.0 if ask.plain or model is None else own_weights(metadata).popularity
-    found = evaluate(folder, vectors, encoder, offset, rules, ask, progress, made.rankers, baskets, popularity)
+    offline = None if opened is None else opened.offline(ask.plain)
+    weights = Weights(popularity=0.0) if offline is None else offline.weights
+    found = evaluate(HeldOut(folder, vectors, rules, ask, weights), offline, made.rankers, baskets, progress)
     return {
         "data": folder.name,
         "model": metadata["version"],
-        "popularity_weight": popularity,
+        "popularity_weight": weights.popularity,
         "start_ms": ask.start_ms,
         **found,
         **_trained(made, plan),
@@ -146,29 +141,26 @@ def evaluate_leave_one_out(
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
     rankers: list[Ranker] = []
     if model is not None:
-        encoder, metadata = _encoder(model, settings)
+        opened = open_model(model, settings)
+        metadata = opened.metadata
         if metadata.get("protocol") != "loo" or metadata.get("data") != folder.name:
             raise ValueError(
                 f"the model has seen the last events of {metadata.get('data')!r} or is of other data: train one with "
                 "--protocol loo on this folder"
             )
-        window, version = encoder.model.config.window, metadata["version"]
+        window, version = opened.encoder.model.config.window, opened.version
         chosen = metadata["slot"] if "refit" in metadata else None
-        rankers.append(ModelRanker(encoder, vectors, SLOTS, encoder.encode_whole))
+        rankers.append(ModelRanker(opened.encoder, vectors, SLOTS))
     split = leave_one_out(folder, vectors)
     made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None, settings.device)
     rankers += made.rankers
     validation = None
     if chosen is None:
-        validation = summary(rank_all(rankers, split, "validation", window=window))["lists"]
+        ranked = rank_all(rankers, split, "validation", window=window)
+        validation = metrics_of(ranked, len(vectors.item_ids))
         chosen = max(SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
     found = compare_lists(rankers, split, "test", chosen, progress, window)
     return {"data": folder.name, "model": version, **found, "validation": validation, **_trained(made, plan)}
-
-
-def _encoder(model: Path, settings: Settings) -> tuple[IncrementalEncoder, dict[str, Any]]:
-    loaded, metadata = load(model)
-    return IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device), metadata
 
 
 def _trained(made: TrainedBaselines, plan: BaselinePlan) -> dict[str, Any]:
@@ -181,7 +173,7 @@ def _vectors(
 ) -> ItemVectors:
     """The folder's own item vectors, else those of its texts; empty ones where nobody reads them."""
     if model is not None:
-        return folder_vectors(folder, model, settings, memory, shown) or given_vectors(folder, settings.rules())
+        return model_vectors(folder, model, settings, memory, shown)
     if folder.vectors:
         return given_vectors(folder, settings.rules())
     items = known_items(folder, None)
@@ -192,7 +184,17 @@ def _vectors(
         return item_vectors(items, source.embedder, VocabularyTagger([]), source.memory, shown, plan.threads)
 
 
-def first_question_ms(folder: Folder, metadata: dict[str, Any], split: float | None) -> int:
+def model_vectors(folder: Folder, model: Path, settings: Settings, memory: Memory, shown: bool) -> ItemVectors:
+    """The vectors of a folder's items that a model reads: the folder's own, else those of its texts."""
+    return folder_vectors(folder, model, settings, memory, shown) or given_vectors(folder, settings.rules())
+
+
+def first_question_ms(folder: Folder, metadata: Mapping[str, Any], split: float | None) -> int:
+    """When questions begin: after a share of the events, else where the model's training ended.
+
+    Raises:
+        ValueError: no share is given, and the model has seen everything or is none.
+    """
     if split is not None:
         return folder.split_ms(split)
     before_ms = metadata.get("before_ms")
@@ -256,28 +258,13 @@ def evaluate_sessions_of(
         )
     from streams.evaluation.sessions.ranking import SessionPlan, evaluate_sessions
 
-    loaded, metadata = load(model)
-    folder = read_folder(path, settings.rules())
-    start_ms = asked_from(folder, model, split or 0.0)
-    if start_ms is None or start_ms >= folder.stop_ms:
-        raise ValueError(
-            f"the model was trained on all of {metadata.get('data')!r}: give --split for another folder, or train with "
-            "--split 0.8 to keep something to evaluate on"
-        )
-    vectors = folder_vectors(folder, model, settings, memory, progress is not None)
-    features = ContextFeatures.from_list(metadata["context_features"])
+    opened, folder = open_model(model, settings), read_folder(path, settings.rules())
+    start_ms = first_question_ms(folder, opened.metadata, split or None)
+    vectors = model_vectors(folder, model, settings, memory, progress is not None)
     plan = SessionPlan(start_ms, choice or _usual_choice(folder), seed, settings.threads)
-    found = evaluate_sessions(
-        folder,
-        vectors or given_vectors(folder, settings.rules()),
-        IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device),
-        ContextOffset(serving_arrays(loaded)["context.weight"], features),
-        settings.rules(),
-        plan,
-        progress,
-    )
+    found = evaluate_sessions(folder, vectors, opened.offline(), settings.rules(), plan, progress)
     shown = found["views"]["before"]["label_pre"]
-    facts = {"data": folder.name, "model": metadata["version"], "start_ms": start_ms, "seed": seed}
+    facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
     return {**facts, "questions": shown["questions"], "metrics": shown["metrics"], **found}
 
 
@@ -286,32 +273,3 @@ def _usual_choice(folder: Folder) -> str:
 
     bought = folder.kind_names.index(_BOUGHT) if _BOUGHT in folder.kind_names else None
     return _BOUGHT if bought is not None and (folder.events.kinds == bought).any() else CLICK
-
-
-def sessions_table(found: Mapping[str, Any]) -> str:
-    """All tables as aligned text: by view and label, then hits at 5 by number of candidates, then who is better."""
-    parts = [f"model {found['model']} on {found['data']}: choices are {found['choice']}s; sessions {found['sessions']}"]
-    known = {"before": "known before the session", "page": "known up to the page"}
-    for view, labels in found["views"].items():
-        for label, result in labels.items():
-            title = f"{label}, {known[view]}"
-            parts.append(metrics_table(title, result["questions"], result["lists"]))
-            parts.append(_by_candidates(result))
-            parts.append("\n".join(verdict(against) for against in result["versus"]))
-    return "\n\n".join(parts)
-
-
-def _by_candidates(result: Mapping[str, Any]) -> str:
-    asked = {name: part for name, part in result["by_candidates"].items() if part["questions"]}
-    rows = {
-        ranker: {f"hr@5 of {name} ({part['questions']})": part["lists"][ranker]["hr@5"] for name, part in asked.items()}
-        for ranker in result["lists"]
-    }
-    columns = list(next(iter(rows.values())))
-    width = max(map(len, rows))
-    lines = ["  ".join(["by candidates".ljust(width), *columns])]
-    lines += [
-        "  ".join([name.ljust(width), *(f"{row[column]:.4f}".rjust(len(column)) for column in columns)])
-        for name, row in rows.items()
-    ]
-    return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Export as a command: the topics of a broker, or a range of them, and a data folder that appears when it is whole.
 
-Belongs to no consumer group. What is taken from a record is `streams.folder.export`'s matter. Loads no torch. It does
-not parse options.
+Belongs to no consumer group. What is taken from a record is `streams.folder.reader.export`'s matter. Loads no torch. It
+does not parse options.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Replay as a command: a data folder or topics, a model, and a live state of its own, put together.
+"""Replays a data folder or topics with a model into a live state of their own.
 
 Assumes an artefact of `deploy.jobs.train` for questions; without one only state and digest are rebuilt. Item vectors of
-a folder come from its own file, else from `deploy.texts.models`. Imports torch. It does not parse options.
+a folder come from its own file, else from `deploy.texts.models.models`. Torch is loaded when something is replayed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deploy.jobs.replay_checkpoint import Checkpoint, ReplayPlan, Source, replay_parts
 from deploy.runtime.process import open_store
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
@@ -29,8 +28,10 @@ from streams.kafka.log_identity import LogLookup, is_embedded
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader
 from streams.pipeline.digest import digest
-from streams.replay.replay import folder_logs, numbered
-from streams.replay.report import ReplayReport
+
+if TYPE_CHECKING:
+    from deploy.jobs.replay_checkpoint import Checkpoint, ReplayPlan
+    from streams.replay.report import ReplayReport
 
 
 def replay_folder(
@@ -43,6 +44,9 @@ def replay_folder(
     Raises:
         ValueError: the folder or the model cannot be read.
     """
+    from deploy.jobs.replay_checkpoint import Source, replay_parts
+    from streams.replay.replay import folder_logs, numbered
+
     folder = read_folder(path, settings.rules())
     vectors = folder_vectors(folder, plan.model, settings, memory, plan.progress is not None) if plan.model else None
     ask = replace(plan.ask, start_ms=asked_from(folder, plan.model, split))
@@ -74,6 +78,8 @@ def replay_topics(
             belongs to another replay, or the model cannot be read.
         ConnectionError: Kafka does not answer.
     """
+    from deploy.jobs.replay_checkpoint import Source, replay_parts
+
     logs = asyncio.run(history_logs(settings))
     named = {f"{topic}[{partition}]": list(span) for (topic, partition), span in sorted((spans or {}).items())}
     facts = {
@@ -106,6 +112,8 @@ def _checkpoint(plan: ReplayPlan, settings: Settings, facts: Mapping[str, Any]) 
     if plan.checkpoint is None:
         yield None
         return
+    from deploy.jobs.replay_checkpoint import Checkpoint
+
     checkpoint = Checkpoint(plan, settings, facts)
     try:
         yield checkpoint

@@ -1,8 +1,7 @@
-"""A long replay in parts: each begins from what the one before has kept, so that any of them can be the first of a run.
+"""Replays a long history in parts, each of which goes on from what the one before has kept.
 
 Every part opens engine, encoder and evaluator anew, as a run that resumes does: a replay that was killed and resumed
-has the same digest and the same metrics as one that ran through. Imports torch. It does not know where records come
-from.
+has the same digest and the same metrics as one that ran through. Torch is loaded with a model.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import orjson
 
 from deploy.runtime.state_sizes import engine_settings
 from deploy.settings import Settings
-from encoder.model.document import DOCUMENT, load_serving, read_document
-from index.query.model import ServedModel, own_list, parse_model
+from encoder.model.document import read_document
+from index.query.model import own_list
 from index.state.memory_store import MemoryStore
 from index.state.sqlite_store import SqliteStore
 from index.state.store import LiveStore, LogIdentity
@@ -27,7 +26,6 @@ from streams.evaluation.held_out import QuestionSettings, led_by
 from streams.evaluation.prequential import PrequentialEvaluator
 from streams.events import Record
 from streams.kafka.topic_merge import Covers
-from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
 from streams.replay.replay import SilentSink, feed, open_engine, report
 from streams.replay.report import ReplayCounts, ReplayReport
@@ -157,7 +155,13 @@ async def _opened(
     replayed: ReplayCounts,
 ) -> AsyncIterator[tuple[Engine, PrequentialEvaluator | None]]:
     """An engine on a live state of its own and, with a model, someone who asks; closed afterwards."""
-    encoder = _encoder(model, settings) if model is not None else None
+    encoder = None
+    if model is not None:
+        from deploy.jobs.open_model import open_model, served_model
+        from encoder.device import use_threads
+
+        use_threads(settings.threads)
+        encoder = open_model(model, settings).thread()
     config = encoder.encoder.model.config if encoder is not None else None
     rules, sizes = settings.rules(), engine_settings(settings, config, half_vectors=False)
     writes = replace(sizes, cached_users=max(_CACHED_USERS // settings.partitions, 100))
@@ -167,7 +171,7 @@ async def _opened(
         engine = await open_engine(store, rules, settings.partitions, sink, encoder, logs, writes)
         if model is not None:
             evaluator = PrequentialEvaluator(
-                store, served(model), rules, settings.partitions, writes.bucket_ms, ask, encoder
+                store, served_model(model), rules, settings.partitions, writes.bucket_ms, ask, encoder
             )
         yield engine, evaluator
     finally:
@@ -175,21 +179,3 @@ async def _opened(
             evaluator.close()
         if encoder is not None:
             encoder.close()
-
-
-def _encoder(model: Path, settings: Settings) -> EncoderThread:
-    from encoder.device import use_threads
-    from encoder.inference.incremental import IncrementalEncoder
-    from encoder.model.artefact import load
-
-    use_threads(settings.threads)
-    loaded, metadata = load(model)
-    encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
-    return EncoderThread(encoder, metadata["version"], metadata.get("embedder"))
-
-
-def served(model: Path) -> ServedModel:
-    """What an API process would serve of an artefact."""
-    arrays, document = load_serving(model)
-    weight = arrays["context.weight"].astype("<f4").tobytes()
-    return parse_model(str(document["version"]), (model / DOCUMENT).read_bytes(), weight)

@@ -1,6 +1,6 @@
-"""Staleness and what-if as commands: a data folder and one model or two put together, without broker, store or index.
+"""Measures what delay costs, and compares two models, on a data folder, without broker, store or index.
 
-Assumes artefacts of `deploy.jobs.train`. Loads torch. Questions, delays and statistics are those of `streams`.
+Assumes artefacts of `deploy.jobs.train`. Loads torch.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from context.features import ContextFeatures
-from context.offsets import ContextOffset
-from deploy.jobs.evaluate import first_question_ms, given_vectors
-from deploy.jobs.replay import folder_vectors
+from deploy.jobs.evaluate import first_question_ms, model_vectors
+from deploy.jobs.open_model import open_model
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory
 from encoder.device import use_threads
-from encoder.inference.incremental import IncrementalEncoder
-from encoder.model.artefact import load, serving_arrays
-from index.query.model import own_list, own_weights
-from streams.evaluation.held_out import QuestionSettings, led_by
+from encoder.model.document import read_document
+from index.query.model import own_list
+from streams.evaluation.held_out import HeldOut, QuestionSettings, led_by
 from streams.evaluation.staleness.curves import curves, side_by_side
 from streams.evaluation.staleness.delays import FRESH, Arm, Delay, Part, arms
 from streams.evaluation.staleness.sweep import Sweep, sweep
@@ -45,10 +42,11 @@ def measure_staleness(
     Raises:
         ValueError: folder or model cannot be read, or there is nothing that the model has not seen.
     """
+    chosen = arms(parts, delays)  # refuses what is named twice before anything is read
     folder = read_folder(path, settings.rules())
     metadata, start_ms = _origin(folder, model, split)
     asked = led_by(replace(ask, start_ms=start_ms), own_list(metadata))
-    run = _sweep(folder, model, settings, memory, asked, arms(parts, delays), progress)
+    run = _sweep(folder, model, settings, memory, asked, chosen, progress)
     found = curves(run, parts, delays, asked.slots)
     return {"data": folder.name, "model": metadata["version"], "start_ms": start_ms, "every": ask.every, **found}
 
@@ -84,8 +82,9 @@ def compare_models(
 
 
 def _origin(folder: Folder, model: Path, split: float | None) -> tuple[dict[str, Any], int]:
-    """A model's metadata, and from when on it has seen nothing."""
-    _, metadata = load(model)
+    """A model's metadata, with its version, and from when on it has seen nothing."""
+    document = read_document(model)
+    metadata = {**document["metadata"], "version": document["version"]}
     return metadata, first_question_ms(folder, metadata, split)
 
 
@@ -99,11 +98,6 @@ def _sweep(
     progress: Progress | None,
 ) -> Sweep:
     use_threads(settings.threads)
-    loaded, metadata = load(model)
-    brought = folder_vectors(folder, model, settings, memory, progress is not None)
-    vectors = brought or given_vectors(folder, settings.rules())
-    encoder = IncrementalEncoder(loaded, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device)
-    features = ContextFeatures.from_list(metadata["context_features"])
-    offset = ContextOffset(serving_arrays(loaded)["context.weight"], features)
-    popularity = 0.0 if ask.plain else own_weights(metadata).popularity
-    return sweep(folder, vectors, encoder, offset, settings.rules(), ask, chosen, progress, popularity)
+    vectors = model_vectors(folder, model, settings, memory, progress is not None)
+    offline = open_model(model, settings).offline(ask.plain)
+    return sweep(HeldOut(folder, vectors, settings.rules(), ask, offline.weights), offline, chosen, progress)

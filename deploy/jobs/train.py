@@ -1,8 +1,7 @@
-"""From a data folder to a model: texts to vectors and tags, context vocabulary, training, artefact.
+"""Trains a model on a data folder, from texts to vectors and tags, context vocabulary and the artefact.
 
-Assumes a folder as `streams.folder.reader` reads it. Nothing from the split on is looked at, so the rest of the
-timeline may be replayed against the model honestly. The artefact's metadata name the embedder and the context features,
-which the workers, the embed role and the API need. It does not know Kafka or Redis.
+Nothing from the split on is looked at, so the rest of the timeline may be replayed against the model honestly. The
+artefact's metadata name the embedder and the context features, which the workers, the embed role and the API need.
 """
 
 from __future__ import annotations
@@ -162,5 +161,5 @@ def _items(plan: TrainPlan, known: list[dict[str, Any]], memory: Memory) -> tupl
 def validation_score(model: StarsEncoder, split: LeaveOneOut, device: str = "cpu") -> float:
     """NDCG@10 of h_next on the validation targets."""
     encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=device)
-    ranker = ModelRanker(encoder, split.vectors, ("next",), encoder.encode_whole)
+    ranker = ModelRanker(encoder, split.vectors, ("next",))
     return validation_ndcg(ranker, split, window=model.config.window)

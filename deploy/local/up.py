@@ -21,6 +21,7 @@ from pathlib import Path
 import orjson
 import redis
 
+from context.units import HOUR_MS
 from deploy.local.role_commands import api_ports, command, environment, roles
 from deploy.local.status_line import StatusLine, describe, fetch, is_ok, phase
 from deploy.runtime.process import ask_redis
@@ -44,7 +45,6 @@ TRAIN_SECONDS = 100.0  # bound for data folders of any size: the first answer ha
 DATA_SPLIT = 0.8  # share of a data folder's events to train on; the rest is live traffic
 HISTORY_DAYS = 60
 _READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
-_HOUR_MS = 3_600_000
 _LOOKED_AT = 8  # partitions, and users of each, among which the example is found
 
 
@@ -126,7 +126,7 @@ def _shop_history(state: Path, seed: int, line: StatusLine) -> tuple[Path, int]:
     marker = folder / "complete.json"
     if not marker.exists():
         line.say("Generating the shop and its history …")
-        end_ms = int(time.time() * 1000) // _HOUR_MS * _HOUR_MS
+        end_ms = int(time.time() * 1000) // HOUR_MS * HOUR_MS
         Shop(seed).write_history(folder, end_ms, HISTORY_DAYS)
         marker.write_bytes(orjson.dumps({"end_ms": end_ms}))
     return folder, int(orjson.loads(marker.read_bytes())["end_ms"])

@@ -21,7 +21,6 @@ from deploy.runtime.process import (
 from deploy.runtime.producer import EventProducer
 from deploy.runtime.state_sizes import engine_settings, keep_window
 from deploy.settings import Settings
-from encoder.model.document import DOCUMENT, load_serving
 from index.state.store import LiveStore
 
 if TYPE_CHECKING:
@@ -45,18 +44,15 @@ def run_worker(settings: Settings) -> None:
 
 
 async def _worker(settings: Settings) -> None:
-    from encoder.inference.incremental import IncrementalEncoder
-    from encoder.model.artefact import load
+    from deploy.jobs.open_model import open_model
     from index.items.follower import ItemFollower
     from streams.kafka.worker import StreamWorker, WorkerSettings
-    from streams.pipeline.encoder_thread import EncoderThread
     from streams.pipeline.engine import Engine
     from streams.pipeline.intake import KafkaDeadLetterSink
 
-    model, metadata = load(settings.model)
-    rules = settings.rules()
+    model, rules = open_model(settings.model, settings), settings.rules()
     store = open_store(settings)
-    sizes = engine_settings(settings, model.config)
+    sizes = engine_settings(settings, model.encoder.model.config)
 
     async def announce() -> None:
         await store.ensure_cluster(settings.partitions, [kind.name for kind in rules.kinds])
@@ -64,14 +60,10 @@ async def _worker(settings: Settings) -> None:
         await publish_model(store, settings.model, sizes.bucket_ms)
 
     await announce()
-    encoder = EncoderThread(
-        IncrementalEncoder(model, cache_bytes=settings.cache_mb * 1024 * 1024, device=settings.device),
-        metadata["version"],
-        metadata.get("embedder"),
-    )
+    encoder = model.thread()
     producer = EventProducer(settings.kafka_config())
     engine = Engine(store, rules, settings.partitions, KafkaDeadLetterSink(producer.send), encoder, sizes, announce)
-    follower = ItemFollower(store, metadata["version"], encoder, text_vectors=True)
+    follower = ItemFollower(store, model.version, encoder, text_vectors=True)
     options = WorkerSettings(settings.kafka_config(), settings.group)
     worker = StreamWorker(engine, options, follower.run)
     try:
@@ -100,10 +92,9 @@ async def publish_model(store: LiveStore, folder: Path, bucket_ms: int) -> str:
     Raises:
         ValueError: the folder holds no artefact.
     """
-    arrays, document = load_serving(folder)
-    version = str(document["version"])
-    weight = arrays["context.weight"].astype("<f4").tobytes()
-    body = (folder / DOCUMENT).read_bytes()
-    await store.write(store.keys.model(version), {"json": body, "context.weight": weight})
+    from deploy.jobs.open_model import published
+
+    version, document, weight = published(folder)
+    await store.write(store.keys.model(version), {"json": document, "context.weight": weight})
     await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(bucket_ms).encode()})
     return version

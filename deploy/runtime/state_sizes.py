@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from context.units import DAY_MS
 from deploy.settings import Settings
 from index.state.store import LiveStore
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from encoder.model.config import ModelConfig
     from streams.pipeline.user_state import EngineSettings
 
-_DAY_MS = 86_400_000
 _FIRST = "200+56"  # what states were made with before they said so
 
 
@@ -26,7 +26,7 @@ def engine_settings(settings: Settings, config: ModelConfig | None, *, half_vect
     return EngineSettings(
         limits=WindowLimits() if config is None else WindowLimits(config.window, config.slack),
         bucket_ms=settings.bucket_minutes * 60_000,
-        idle_ms=settings.idle_days * _DAY_MS,
+        idle_ms=settings.idle_days * DAY_MS,
         half_vectors=half_vectors,
     )
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from context.units import DAY_MS, HOUR_MS
 from deploy.shop.visits import KINDS, Actions, Pages, Visits, World, simulate
 from deploy.shop.weather import calendar_of, context_records
-from deploy.shop.world import DAY_MS, HOUR_MS, Goods, Outages, People, Stream, make_goods, outages
+from deploy.shop.world import Goods, Outages, People, Stream, make_goods, outages
 
 SLICE_MS = 5_000
 SESSION_MS = 10 * 60_000  # few sessions last longer; traffic starts that long before, so that its rate is steady

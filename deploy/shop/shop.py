@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import orjson
 
+from context.units import DAY_MS, HOUR_MS
 from deploy.shop.live import LiveTraffic, ShopRecord
 from deploy.shop.visits import KINDS, Actions, Pages, Visits, World, simulate
 from deploy.shop.weather import calendar_of, context_record, context_records, favoured_category
 from deploy.shop.world import (
-    DAY_MS,
-    HOUR_MS,
     NEVER_MS,
     SHELVES,
     Goods,

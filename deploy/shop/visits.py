@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from context.units import DAY_MS
 from deploy.shop.weather import Days, pulled
-from deploy.shop.world import DAY_MS, SHELVES, BoolArray, FloatArray, Goods, IntArray, Outages, People
+from deploy.shop.world import SHELVES, BoolArray, FloatArray, Goods, IntArray, Outages, People
 
 KINDS = ("view", "cart", "purchase", "like", "dislike", "remove")
 VIEW, CART, PURCHASE, LIKE, DISLIKE, REMOVE = range(len(KINDS))

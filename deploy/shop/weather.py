@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from context.units import DAY_MS, HOUR_MS
 from deploy.shop.words import CLIMATE_C, HOLIDAYS
-from deploy.shop.world import DAY_MS, FAVOURED, HOUR_MS, FloatArray, IntArray, ShopConfig, Stream
+from deploy.shop.world import FAVOURED, FloatArray, IntArray, ShopConfig, Stream
 
 BLOCK_DAYS = 12
 NORMAL, HEAT, COLD, RAIN = range(4)

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from context.units import DAY_MS, HOUR_MS
 from deploy.shop.words import CATEGORIES, LOCATIONS, Category, brand_names, describe
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
 NEVER_MS = 2**62
 FAVOURED = 4  # the first four categories are what weather and holidays favour
 SHELVES = 4  # subclasses per category; shelf = SHELVES * category + subclass

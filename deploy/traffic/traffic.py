@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from context.units import DAY_MS
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from deploy.shop.shop import Shop, ShopRecord
@@ -32,7 +33,6 @@ HISTORY_EVENTS = 200  # of a user: the window, more would be cut away
 MOST_EVENTS = 150_000  # of all users together, so that a large folder does not delay the start by minutes
 _EVENTS_PER_S = 20.0  # live traffic that one can follow by eye and that leaves two cores mostly idle
 _OVERLAP_MS = 10_000  # real milliseconds played again after a restart; what was applied is recognised by its event id
-DAY_MS = 86_400_000
 
 
 class Traffic:

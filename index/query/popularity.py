@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from context.features import DAY_MS
+from context.units import DAY_MS
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.store import LiveStore
 

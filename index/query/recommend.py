@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from context.features import DAY_MS, is_active
+from context.features import is_active
 from context.offsets import ContextOffset
+from context.units import DAY_MS
 from index.items.catalogue import Catalogue
 from index.items.filters import Filter, Mask
 from index.items.search import Labels

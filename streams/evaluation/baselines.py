@@ -1,8 +1,7 @@
-"""TrainedBaselines by name, made from the training part that a model of the same protocol is trained on.
+"""Makes baselines by name from the training part that a model of the same protocol is trained on.
 
 Counting ones are in `streams.evaluation.neighbours`, trained ones in `encoder.baselines.training`, with recipes by kind
-of data; the weights that rank the validation targets best are kept, as for a model. It does not know how they are asked
-(`streams.evaluation.rankers`) nor measured.
+of data. The weights that rank the validation targets best are kept, as for a model.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from context.units import WEEK_MS
 from encoder.baselines.recipes import Recipe
 from encoder.baselines.sequences import Sequences
 from encoder.baselines.training import SequenceScorer, fit
-from encoder.inference.batching import EncodeRequest
 from encoder.training.dataset import TrainingData
 from streams.evaluation.leave_one_out import LeaveOneOut, validation_ndcg
-from streams.evaluation.neighbours import WEEK_MS, PopularityRanker, TextKnn, co_visitation, item_knn
+from streams.evaluation.neighbours import PopularityRanker, TextKnn, co_visitation, item_knn
 from streams.evaluation.rankers import FloatArray, IntArray, Question, Ranker, exact_ranks, masked_scores
 from streams.item_vectors import ItemVectors
 
@@ -190,8 +189,7 @@ def _held_out(data: Sequences, at: int, first: int) -> _HeldOut | None:
     before, target, now_ms = data.items[first:at], int(data.items[at]), int(data.ts_ms[at])
     if not len(before) or target in before:
         return None
-    request = EncodeRequest("", [], [], [], None, 0)  # trained baselines read what was chosen, not windows
-    return _HeldOut(Question(request, before, data.ts_ms[first:at], now_ms), target)
+    return _HeldOut(Question(before, data.ts_ms[first:at], now_ms), target)
 
 
 def _ndcg(ranker: Ranker, asked: Sequence[_HeldOut], outside: IntArray, k: int = 10) -> float:

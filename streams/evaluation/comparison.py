@@ -1,8 +1,8 @@
-"""Several ways to make lists, asked the same questions: metrics with intervals, by slice, and who is better.
+"""Compares several lists on the same questions, with metrics, intervals, slices and paired tests.
 
 A question has one target or several: what the user chose next. Every list is scored on every question, those that
-nobody could have answered too. It does not know what the lists are made of. Coverage has no interval: a resample holds
-fewer users than there are, so its lists cover less.
+nobody could have answered too. Coverage has no interval: a resample holds fewer users than there are, so its lists
+cover less.
 """
 
 from __future__ import annotations

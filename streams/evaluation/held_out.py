@@ -1,8 +1,7 @@
-"""The held-out part of a data folder as questions: what every offline pass over the global timeline does alike.
+"""Selects the questions of a held-out timeline and the items that may answer them.
 
 Successive protocol: a choice is asked about just before it happens (EVIDENCE: global time split), and users change by
-the functions of production. It does not know what is answered, from how much knowledge, nor how lists are scored
-(`streams.evaluation.timeline`, `streams.evaluation.staleness.sweep`).
+the functions of production. What is seen is `index.query.recommend.recommend.recommend.seen_items`, as live.
 """
 
 from __future__ import annotations
@@ -13,15 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from context.units import WEEK_MS
 from encoder.model.config import ModelConfig
 from index.items.columns import ItemColumns
 from index.items.filters import Mask
 from index.query.model import RequestedList
-from index.query.recommend import Weights
+from index.query.recommend import Weights, seen_items
 from index.state.records import UserState
 from streams.evaluation.comparison import KS
-from streams.evaluation.metrics import DAY_MS
 from streams.evaluation.slices import UNKNOWN, Facts
 from streams.events import (
     CATALOG,
@@ -29,7 +29,6 @@ from streams.events import (
     USERS,
     CatalogueEntry,
     Click,
-    Event,
     Forget,
     MalformedError,
     Profile,
@@ -42,7 +41,8 @@ from streams.item_vectors import ItemVectors
 from streams.parsing import parse
 from streams.pipeline.user_state import Outcome, WindowLimits, apply_click, apply_forget, apply_profile
 
-Apply = Callable[[UserState, Event], int | None]  # leading events of the window as before; None: nothing changed
+UserEvent = Click | Forget | Profile
+Apply = Callable[[UserState, UserEvent], int | None]  # leading events of the window as before; None: nothing changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class QuestionSettings:
     plain: bool = (
         False  # True: rank as `streams.evaluation.timeline`, by products alone, cold users by recent popularity
     )
-    baseline_ms: int = 7 * DAY_MS
+    baseline_ms: int = WEEK_MS
     # An API process sums popularity every few seconds; here: not more often than this many events or event time.
     popularity_ms: int = 60_000
     popularity_events: int = 25
@@ -74,20 +74,25 @@ class HeldOut:
     Args:
         vectors: of the candidates.
         ask: which questions; its `slots`, `ks` and horizon are for who answers.
+        weights: of the model that answers; they say how long a purchase counts as seen.
     """
 
-    def __init__(self, folder: Folder, vectors: ItemVectors, rules: Rules, ask: QuestionSettings) -> None:
-        self.folder, self.vectors, self.ask = folder, vectors, ask
+    def __init__(
+        self, folder: Folder, vectors: ItemVectors, rules: Rules, ask: QuestionSettings, weights: Weights
+    ) -> None:
+        self.folder, self.vectors, self.ask, self._weights = folder, vectors, ask, weights
         self.items = FolderCatalogue(folder, vectors, rules)
         self.selection = Selection(rules, ask.start_ms, ask.every)
-        self.weights = [kind.weight for kind in rules.kinds]  # by code of the kind, as they count for popularity
+        self.kind_weights = [kind.weight for kind in rules.kinds]  # by code of the kind, as they count for popularity
         self._rules = rules
 
-    def events(self, progress: Callable[[int], None] | None = None) -> Iterator[tuple[int, Event]]:
+    def events(self, progress: Callable[[int], None] | None = None) -> Iterator[tuple[int, UserEvent]]:
         """Profiles, forgets and clicks with their times; `progress` is told how many of `folder.events` are done."""
         for done, record in enumerate(records(self.folder, topics={USERS, CLICKSTREAM})):
             now_ms = record.timestamp_ms
-            yield now_ms, parse(Record(record.topic, 0, 0, now_ms, record.key, record.value), self._rules)
+            event = parse(Record(record.topic, 0, 0, now_ms, record.key, record.value), self._rules)
+            if isinstance(event, UserEvent):
+                yield now_ms, event
             if progress is not None and done % 1000 == 0:
                 progress(min(done, len(self.folder.events)))
 
@@ -100,43 +105,42 @@ class HeldOut:
 
     def left_out(self, state: UserState, now_ms: int) -> frozenset[str]:
         """Items that no list may hold since the user has seen them."""
-        return frozenset() if self.ask.repeats else seen(state, now_ms)
+        return frozenset() if self.ask.repeats else self._seen(state, now_ms)
 
-    def facts(self, click: Click, state: UserState, now_ms: int, chosen: int) -> Facts:
-        """What is known of a question; `chosen` is how often its item was."""
+    def facts(self, click: Click, state: UserState, now_ms: int, chosen: int, history: int) -> Facts:
+        """What is known of a question about a click; `chosen` is how often its item was."""
         return Facts(
             user_id=click.user_id,
-            history=len(state.items),
+            history=history,
             age_ms=self.items.age_ms(click.item_id, now_ms),
             popularity=chosen,
             category=self.items.category(click.item_id),
-            repeat=click.item_id in seen(state, now_ms),
+            repeat=click.item_id in self._seen(state, now_ms),
         )
 
     def applier(self, config: ModelConfig) -> Apply:
         """How events change a state whose window is that of a model."""
-        limits = WindowLimits(config.window, config.slack)
-        remembered = {code for code, kind in enumerate(self._rules.kinds) if kind.remembered}
+        return applier(self._rules, config)
 
-        def apply(state: UserState, event: Event) -> int | None:
-            if isinstance(event, Forget):
-                apply_forget(state, event)
-                return 0
-            if isinstance(event, Click):
-                change = apply_click(state, event, limits, remembered)
-            elif isinstance(event, Profile):
-                change = apply_profile(state, event)
-            else:
-                return None
-            return change.keep if change.outcome == Outcome.APPLIED else None
-
-        return apply
+    def _seen(self, state: UserState, now_ms: int) -> frozenset[str]:
+        return seen_items(state.items, state.purchases, now_ms, self._weights)
 
 
-def seen(state: UserState, now_ms: int) -> frozenset[str]:
-    """What is in the user's window or was bought not long ago, as `index.query.recommend` counts it."""
-    since_ms = now_ms - Weights().purchase_ms
-    return frozenset(state.items) | {item for item, ts_ms in state.purchases.items() if ts_ms > since_ms}
+def applier(rules: Rules, config: ModelConfig) -> Apply:
+    """How events change a state whose window is that of a model, as in production."""
+    limits = WindowLimits(config.window, config.slack)
+    remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
+
+    def apply(state: UserState, event: UserEvent) -> int | None:
+        if isinstance(event, Forget):
+            apply_forget(state, event)
+            return 0
+        change = (
+            apply_click(state, event, limits, remembered) if isinstance(event, Click) else apply_profile(state, event)
+        )
+        return change.keep if change.outcome == Outcome.APPLIED else None
+
+    return apply
 
 
 class Selection:
@@ -210,15 +214,12 @@ class FolderCatalogue:
             self._next_ms = self._arrival_of(self.arrived)
             yield self.item_ids[row], bool(self._columns.stock[row])
 
-    def hidden(self, now_ms: int, seen: Iterable[str]) -> Mask:
-        """Rows that a question may not show."""
-        hidden: Mask = ~self.may_show(now_ms) | (self.arrivals_ms > now_ms)
+    def hidden(self, now_ms: int, seen: Iterable[str], arrived: int) -> Mask:
+        """Rows that nobody may show who knows of the first `arrived` items; the hard rules are always about now."""
+        hidden: Mask = ~self._columns.may_show(len(self.item_ids), now_ms)
+        hidden[self.order[arrived:]] = True
         hidden[self.rows(seen)] = True
         return hidden
-
-    def may_show(self, now_ms: int) -> Mask:
-        """Rows that the hard rules let pass, arrived or not."""
-        return self._columns.may_show(len(self.item_ids), now_ms)
 
     def outside(self, now_ms: int) -> frozenset[str]:
         """Items whose time window is not open at `now_ms`."""
@@ -231,6 +232,10 @@ class FolderCatalogue:
         if row is None or self.arrivals_ms[row] > now_ms:
             return False
         return bool(self._columns.stock[row]) and bool(self._columns.is_open(np.array([row]), now_ms)[0])
+
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """The items of a list of rows, which ends at the first -1."""
+        return [self.item_ids[row] for row in rows.tolist() if row >= 0]
 
     def rows(self, item_ids: Iterable[str]) -> list[int]:
         """Rows of those of the items that have one."""

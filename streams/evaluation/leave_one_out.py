@@ -1,9 +1,8 @@
-"""Leave-one-out: each user's last event is the test target, the one before it the validation target.
+"""Evaluates by leave-one-out, where each user's last event is the test target and the one before it the validation
+target.
 
-The protocol of most published tables: users ordered by `seq_pos` where the folder has it (else by time), the
-validation item in the history at test time, every item ranked, the user's history removed but for the target, ties in
-index order. It leaks the future of other users, so it says nothing about streaming; `streams.evaluation.timeline` does.
-It does not train.
+The protocol of most published tables: users ordered by `seq_pos` where the folder has it, every item ranked, history
+removed, ties in index order. It leaks the future of other users, which `streams.evaluation.timeline` does not.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from encoder.model.config import ModelConfig
 from encoder.training.dataset import TrainingData
 from index.query.model import RequestedList
 from streams.evaluation.comparison import KS, Comparison
+from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
 from streams.evaluation.slices import Facts
 from streams.folder.reader import FORGET_CODE, Folder
@@ -111,42 +111,11 @@ def _rising(ts_ms: NDArray[np.int64], user_ptr: NDArray[np.int64]) -> NDArray[np
     return out
 
 
-class Ranks:
-    """Where each user's target came (1 is best) by list, and what the lists showed."""
-
-    def __init__(self, names: Sequence[str], catalogue: int, ks: Sequence[int] = KS) -> None:
-        self.names, self.catalogue, self.ks = tuple(names), catalogue, ks
-        self.ranks: dict[str, list[NDArray[np.int64]]] = {name: [] for name in self.names}
-        self._shown = {(name, k): np.zeros(catalogue, bool) for name in self.names for k in ks}
-
-    def add(self, name: str, ranks: NDArray[np.int64], lists: NDArray[np.int64]) -> None:
-        """`ranks` [B]; `lists` [B, most of ks] rows of items, -1 where a list ends early."""
-        self.ranks[name].append(ranks)
-        for k in self.ks:
-            top = lists[:, :k]
-            self._shown[name, k][top[top >= 0]] = True
-
-    def scores(self, name: str) -> dict[str, NDArray[np.float64]]:
-        """Each user's `recall@k` (which is HR@k with one target), `ndcg@k` and `mrr@k`, [users] for each k."""
-        ranks = np.concatenate(self.ranks[name])
-        rows: dict[str, NDArray[np.float64]] = {}
-        for k in self.ks:
-            hit = (ranks <= k).astype(np.float64)
-            rows |= {f"recall@{k}": hit, f"ndcg@{k}": hit / np.log2(1.0 + ranks), f"mrr@{k}": hit / ranks}
-        return rows
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """Means of `scores`, and `coverage@k`."""
-        means = {column: float(values.mean()) for column, values in self.scores(name).items()}
-        means |= {f"coverage@{k}": float(self._shown[name, k].mean()) for k in self.ks}
-        return {column: means[column] for k in self.ks for column in means if column.endswith(f"@{k}")}
-
-
 def best_list(encoder: IncrementalEncoder, data: LeaveOneOut) -> RequestedList:
     """The model's list with the best NDCG@10 on the validation targets."""
-    ranker = ModelRanker(encoder, data.vectors, SLOTS, encoder.encode_whole)
-    ranks = rank_all([ranker], data, "validation", (10,), window=encoder.model.config.window)
-    return max(SLOTS, key=lambda slot: ranks.metrics(slot)["ndcg@10"])
+    ranker = ModelRanker(encoder, data.vectors, SLOTS)
+    found = rank_all([ranker], data, "validation", (10,), window=encoder.model.config.window)
+    return max(SLOTS, key=lambda slot: found.scores(slot, (10,))["ndcg@10"].mean())
 
 
 def rank_all(
@@ -156,21 +125,32 @@ def rank_all(
     ks: Sequence[int] = KS,
     progress: Callable[[int], None] | None = None,
     window: int = WINDOW,
-) -> Ranks:
-    """Ranks every user's target of `part` by each list of each ranker, from the user's last `window` events.
+) -> Outcomes:
+    """Where each list of each ranker, as long as the largest of `ks`, has every user's target of `part`.
+
+    Lists are made from the user's last `window` events. A target's popularity is how often it was chosen in the
+    training part, its category the item's subclass. `progress` is told how many users are done.
 
     Raises:
         ValueError: two lists have one name.
     """
-    found = Ranks(_names(rankers), len(data.vectors.item_ids), ks)
+    found, ids = Outcomes(_names(rankers)), data.vectors.item_ids
+    trained = np.bincount(data.training().items, minlength=len(ids))
     for done, asked in _batches(data, part, window):
+        lists: dict[str, NDArray[np.int64]] = {}
         for ranker in rankers:
-            scores = masked_scores(ranker, asked.questions, asked.seen)
-            lists = best_lists(scores, ranker.lists, max(ks))
-            for name, used in ranker.lists.items():
-                exact = len(used) == 1
-                ranks = exact_ranks(scores[used[0]], asked.targets) if exact else _places(lists[name], asked.targets)
-                found.add(name, ranks, lists[name])
+            lists |= best_lists(masked_scores(ranker, asked.questions, asked.seen), ranker.lists, max(ks))
+        for at, (user, target) in enumerate(zip(asked.users, asked.targets.tolist(), strict=True)):
+            before = data.items[data.user_ptr[user] : data.target(user, part)]
+            facts = Facts(
+                user_id=data.user_ids[user],
+                history=len(before),
+                popularity=int(trained[target]),
+                category=data.subclass[target],
+                repeat=bool((before == target).any()),
+            )
+            named = {name: [ids[row] for row in rows[at].tolist() if row >= 0] for name, rows in lists.items()}
+            found.add(named, {ids[target]}, facts)
         if progress is not None:
             progress(done)
     return found
@@ -216,7 +196,7 @@ def _question(data: LeaveOneOut, user: int, part: Part, window: int) -> Question
     ids = data.vectors.item_ids
     items = [ids[row] for row in data.items[at].tolist()]
     request = EncodeRequest(user, items, data.kinds[at].tolist(), data.ts_ms[at].tolist(), None, 0)
-    return Question(request, data.items[at].astype(np.int64), data.ts_ms[at], int(data.ts_ms[end]))
+    return Question(data.items[at].astype(np.int64), data.ts_ms[at], int(data.ts_ms[end]), request)
 
 
 def _history(data: LeaveOneOut, user: int, part: Part, target: int) -> NDArray[np.int64]:
@@ -224,13 +204,6 @@ def _history(data: LeaveOneOut, user: int, part: Part, target: int) -> NDArray[n
     before = np.unique(data.items[data.user_ptr[user] : data.target(user, part)]).astype(np.int64)
     others: NDArray[np.int64] = before[before != target]
     return others
-
-
-def _places(lists: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each target is in its list [B, count], 1 is first; past the end where it is not."""
-    at_target = lists == targets[:, None]
-    places: NDArray[np.int64] = np.where(at_target.any(axis=1), at_target.argmax(axis=1) + 1, lists.shape[1] + 1)
-    return places
 
 
 def compare_lists(
@@ -241,40 +214,25 @@ def compare_lists(
     progress: Callable[[int], None] | None = None,
     window: int = WINDOW,
 ) -> dict[str, Any]:
-    """As `streams.evaluation.comparison.Comparison.result`: `metrics` are those of `chosen`, which is measured against
-    all others.
-
-    A target's popularity is how often it was chosen in the training part, its category the item's subclass.
+    """As `Comparison.result` of what `rank_all` finds: `metrics` are those of `chosen`, measured against all others.
 
     Raises:
         ValueError: two lists have one name.
     """
     names = _names(rankers)
     comparison = Comparison([chosen], [name for name in names if name != chosen], KS)
-    ids = data.vectors.item_ids
-    trained = np.bincount(data.training().items, minlength=len(ids))
-    for done, asked in _batches(data, part, window):
-        lists: dict[str, NDArray[np.int64]] = {}
-        for ranker in rankers:
-            lists |= best_lists(masked_scores(ranker, asked.questions, asked.seen), ranker.lists, max(KS))
-        for at, (user, target) in enumerate(zip(asked.users, asked.targets.tolist(), strict=True)):
-            before = data.items[data.user_ptr[user] : data.target(user, part)]
-            facts = Facts(
-                user_id=data.user_ids[user],
-                history=len(before),
-                popularity=int(trained[target]),
-                category=data.subclass[target],
-                repeat=bool((before == target).any()),
-            )
-            named = {name: [ids[row] for row in rows[at].tolist() if row >= 0] for name, rows in lists.items()}
-            comparison.add(named, {ids[target]}, facts)
-        if progress is not None:
-            progress(done)
-    found = comparison.result(len(ids))
+    ranked = rank_all(rankers, data, part, KS, progress, window)
+    comparison.outcomes = ranked.renamed({name: name for name in comparison.outcomes.names})
+    found = comparison.result(len(data.vectors.item_ids))
     return found | {key: {name: found[key][name] for name in names} for key in ("lists", "intervals")}
 
 
-def summary(ranks: Ranks) -> dict[str, Any]:
-    """Plain values for JSON: how many users, and the metrics of each list."""
-    lists = {name: {column: round(v, 6) for column, v in ranks.metrics(name).items()} for name in ranks.names}
-    return {"users": len(np.concatenate(ranks.ranks[ranks.names[0]])), "catalogue": ranks.catalogue, "lists": lists}
+def metrics_of(found: Outcomes, catalogue: int, ks: Sequence[int] = KS) -> dict[str, dict[str, float]]:
+    """`recall@k` (which is HR@k with one target), `ndcg@k`, `mrr@k` and `coverage@k` of each list."""
+    lists: dict[str, dict[str, float]] = {}
+    for name in found.names:
+        means = {column: float(values.mean()) for column, values in found.scores(name, ks).items()}
+        means |= {f"coverage@{k}": found.coverage(name, k, catalogue) for k in ks}
+        columns = [f"{metric}@{k}" for k in ks for metric in ("recall", "ndcg", "mrr", "coverage")]
+        lists[name] = {column: round(means[column], 6) for column in columns}
+    return lists

@@ -1,9 +1,8 @@
-"""Ranking metrics with exact definitions, and the recent-popularity list that every table has to be read beside.
+"""Defines the ranking metrics.
 
 A list is item ids, best first, without repeats; targets are what the user then chose. Where the targets came in a list
 (their ranks) decides every metric but coverage, so ranks are what is kept of a question
-(`streams.evaluation.outcomes`). It does not know where lists come from, and every question counts, those whose target
-nobody could have recommended too.
+(`streams.evaluation.outcomes`). Every question counts, those whose target nobody could have recommended too.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DAY_MS = 86_400_000
 METRICS = ("hr", "recall", "ndcg", "mrr")
 MISSED = 0  # the rank of a target that is not in a list
 Floats = NDArray[np.float64]

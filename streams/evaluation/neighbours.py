@@ -1,9 +1,8 @@
-"""Baselines that count: popularity, item-kNN and co-visitation from other users' histories, text-kNN from contents.
+"""Ranks by counts, which are popularity, item-kNN and co-visitation from other users' histories, text-kNN from
+contents.
 
-Each is a pure function of training sequences over candidates' rows (text-kNN: of the candidates' vectors) and a
-`streams.evaluation.rankers.Ranker`. Candidates that the counts say nothing about follow by popularity. Only what was
-trained on is counted: a published popularity row that counts test events too is not this one. None of them learns
-weights.
+Each is a pure function of training sequences over candidates' rows (text-kNN: of the candidates' vectors). Candidates
+that the counts say nothing about follow by popularity. Only what was trained on is counted.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.baselines.sequences import Sequences
-from streams.evaluation.metrics import DAY_MS
 from streams.evaluation.rankers import FloatArray, IntArray, Question
 
 _BLOCK = 8 << 20  # counts, and pairs to be counted, held at a time: 64 MB each
@@ -163,6 +161,3 @@ def _unit(rows: FloatArray) -> FloatArray:
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: FloatArray = (rows / np.maximum(length, 1e-12)).astype(np.float32)
     return unit
-
-
-WEEK_MS = 7 * DAY_MS

@@ -1,7 +1,7 @@
-"""What became of each question, as columns: where each list had the targets, and what is known of the question.
+"""Keeps where each list had the targets of each question, and what is known of the question, as columns.
 
-Ranks decide every metric (`streams.evaluation.metrics`), so means, intervals, tests and slices are computed afterwards
-and any number of them. About 2 bytes a question and list, 25 a question. A checkpoint keeps the columns as they are.
+Ranks decide every metric (`streams.evaluation.metrics`), so means, intervals, tests and slices are computed afterwards.
+About 2 bytes a question and list, 25 a question. A checkpoint keeps the columns as they are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TODO docstring of streams.evaluation.popularity."""
+"""Counts recent and all-time popularity as events come, the lists that every table has to be read beside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.evaluation.metrics import DAY_MS
+from context.units import WEEK_MS
 
 _COLUMNS = ("counts", "latest", "allowed")  # of `RecentPopularity`, one entry an item
 
@@ -22,7 +22,7 @@ class RecentPopularity:
     became known.
     """
 
-    def __init__(self, horizon_ms: int | None = 7 * DAY_MS) -> None:
+    def __init__(self, horizon_ms: int | None = WEEK_MS) -> None:
         self._horizon_ms = horizon_ms
         self._ids: list[str] = []
         self._row: dict[str, int] = {}
@@ -107,7 +107,7 @@ class PopularityLists:
 
     names = ("recent popularity", "all-time popularity")
 
-    def __init__(self, horizon_ms: int = 7 * DAY_MS) -> None:
+    def __init__(self, horizon_ms: int = WEEK_MS) -> None:
         self._counts = (RecentPopularity(horizon_ms), RecentPopularity(None))
 
     def set_candidate(self, item_id: str, allowed: bool = True) -> None:

@@ -1,8 +1,7 @@
-"""Asks before it is told: what would have been recommended just before a click, by the code that answers clients.
+"""Ranks with the serving code just before each click is applied, then scores the click (prequential evaluation).
 
-Reads the user from the live state, ranks with `index.query.recommend` over a catalogue that follows the item log, and
-sets popularity beside it: same candidates, history removed. Nothing is exposed. It does not apply events;
-`streams.replay.replay` does, after the question.
+Reads the user from the live state, ranks with `index.query.recommend.recommend` over a catalogue that follows the item
+log, and sets popularity beside it. `streams.replay.replay.replay` applies the events.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from index.items.follower import ItemFollower
 from index.query.live_user import LiveUser, UserReader
 from index.query.model import ServedModel
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.recommend import ContextView, Query, UserView, Weights, recommend, seen_items
 from index.state.records import ItemRecord, event_hash
 from index.state.store import LiveStore
 from streams.evaluation.comparison import Comparison
@@ -132,8 +131,7 @@ class PrequentialEvaluator:
         """
         user = await self._reader.read(click.user_id, click.location or None)
         view = UserView(user.vectors, frozenset(user.state.items), user.state.purchases)
-        bought_ms = now_ms - self._weights.purchase_ms
-        seen = view.window | {item for item, ts_ms in view.purchases.items() if ts_ms > bought_ms}
+        seen = seen_items(view.window, view.purchases, now_ms, self._weights)
         reason = self._not_new(click, user, seen)
         if reason is not None:
             self._selection.skipped[reason] += 1

@@ -1,23 +1,24 @@
-"""What ranks, seen from an evaluation: a user's window and a moment in, a score for every candidate out.
+"""Scores every candidate for a question, by a model or by whatever else makes lists.
 
 The model's lists and all baselines go through the same masking, the same order of ties and the same metrics. Rows
-number the candidates, which are the items of one `ItemVectors`. It does not know who is asked about, what may be shown
-(`streams.evaluation.timeline`, `streams.evaluation.leave_one_out`) nor how a ranker was trained.
+number the candidates, which are the items of one `ItemVectors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.inference.batching import EncodeRequest, EncodeResult
+from context.offsets import ContextOffset
+from encoder.inference.batching import EncodeRequest
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.training.holdout import in_turn
 from index.query.model import RequestedList
+from index.query.recommend import Weights
 from streams.item_vectors import ItemVectors
 
 _CHUNK = 4096  # items per call of the item tower
@@ -27,15 +28,22 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
+class OfflineModel:
+    """A model that is measured: its encoder, what context adds, and the weights of its scores (of popularity: 0)."""
+
+    encoder: IncrementalEncoder
+    offset: ContextOffset
+    weights: Weights = field(default_factory=lambda: Weights(popularity=0.0))
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """What may be known when a user is asked about; `chosen` are candidates' rows, oldest first."""
 
-    request: EncodeRequest
     chosen: IntArray  # [t] of the window's events: those on a candidate, of a kind that is a choice
     chosen_ms: IntArray  # [t]
     now_ms: int
-    location: str = ""
-    popularity: FloatArray | None = None  # [candidates] share of the popularity then and there; None: not counted
+    request: EncodeRequest | None = None  # the window, where a model is asked to encode it
 
 
 class Ranker(Protocol):
@@ -50,40 +58,28 @@ class Ranker(Protocol):
 
 
 class ModelRanker:
-    """The model's lists by cosine, and popularity where it is given a weight: no promotion.
+    """The model's lists by cosine: no context, popularity or promotion.
 
     Args:
-        encode: `encoder.encode` or `encoder.encode_whole`.
-        offset: what context adds to both vectors of a question [d]; None: nothing.
-        popularity: weight of a question's `popularity`, which only a weight above 0 needs.
+        slots: which lists.
     """
 
-    def __init__(
-        self,
-        encoder: IncrementalEncoder,
-        vectors: ItemVectors,
-        slots: Sequence[RequestedList],
-        encode: Callable[[Sequence[EncodeRequest]], EncodeResult],
-        offset: Callable[[Question], FloatArray] | None = None,
-        popularity: float = 0.0,
-    ) -> None:
-        self.matrix = _retrieval(encoder, vectors)  # [candidates, d]
-        self.used = sorted({at for slot in slots for at in _PAIR[slot]})
-        self._encode, self._offset, self._popularity = encode, offset, popularity
-        self.lists = {str(slot): [self.used.index(at) for at in _PAIR[slot]] for slot in slots}
+    def __init__(self, encoder: IncrementalEncoder, vectors: ItemVectors, slots: Sequence[RequestedList]) -> None:
+        self._matrix = retrieval_vectors(encoder, vectors)  # [candidates, d]
+        self._used = sorted({at for slot in slots for at in _PAIR[slot]})
+        self._encoder = encoder
+        self.lists = {str(slot): [self._used.index(at) for at in _PAIR[slot]] for slot in slots}
 
     def scores(self, questions: Sequence[Question]) -> Sequence[FloatArray]:
-        pairs = self._encode([question.request for question in questions]).vectors  # [B, 2, d]
-        if self._offset is not None:
-            pairs = pairs + np.stack([self._offset(question) for question in questions])[:, None]
-        cosines: list[FloatArray] = [pairs[:, at] @ self.matrix.T for at in self.used]
-        if not self._popularity:
-            return cosines
-        shares = [question.popularity for question in questions if question.popularity is not None]
-        return [cosine + np.float32(self._popularity) * np.stack(shares) for cosine in cosines]
+        requests = [question.request for question in questions if question.request is not None]
+        return self.cosines(self._encoder.encode_whole(requests).vectors)
+
+    def cosines(self, pairs: FloatArray) -> list[FloatArray]:
+        """The matrices of users' vectors [B, 2, d]."""
+        return [pairs[:, at] @ self._matrix.T for at in self._used]
 
 
-def _retrieval(encoder: IncrementalEncoder, vectors: ItemVectors) -> FloatArray:
+def retrieval_vectors(encoder: IncrementalEncoder, vectors: ItemVectors) -> FloatArray:
     """Retrieval vectors of all items [n, d]; also gives the items to the encoder."""
     matrix = np.asarray(vectors.vectors, np.float32)
     parts = []

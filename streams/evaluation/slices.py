@@ -1,7 +1,7 @@
-"""What is known of a question besides its answer, and the slices that questions are cut into by it.
+"""Cuts questions into slices by what is known of them besides their answers.
 
 Slices as in STARS (arXiv 2512.10149, table 2): how much is known of the user, how new and how popular the target is,
-its category, and whether the user had met it before. Each question is in one slice of each kind. It knows no scores.
+its category, and whether the user had met it before. Each question is in one slice of each kind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+from context.units import DAY_MS, HOUR_MS, WEEK_MS
+
 CATEGORIES = 10  # the most asked about have slices of their own, the others one together
 UNKNOWN = -1
 
@@ -33,7 +34,7 @@ _EDGES: Mapping[str, Sequence[tuple[int, str]]] = {
         (0, "item age under 1 h"),
         (HOUR_MS, "item age 1 h to 1 d"),
         (DAY_MS, "item age 1 d to 7 d"),
-        (7 * DAY_MS, "item age 7 d or more"),
+        (WEEK_MS, "item age 7 d or more"),
     ),
     "popularity": (
         (0, "item chosen 0 times"),

@@ -1,7 +1,7 @@
-"""How sure a measured mean is: bootstrap intervals and a paired test, both over users.
+"""Computes bootstrap intervals and a paired test of means, both over users.
 
 A user's questions depend on each other, so users are drawn (or their differences flipped), never single questions.
-Seeded: the same scores give the same intervals. It does not know what the scores measure.
+Seeded: the same scores give the same intervals.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""TODO docstring of streams.evaluation.tables."""
+"""Prints what evaluations found as aligned text for people.
+
+Reads the plain values that `Comparison.result`, `evaluate_sessions` and `curves` give for JSON.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def verdict(against: Mapping[str, Any]) -> str:
     """One line on one pair of lists."""
-    shown = []
-    for column, found in against["differences"].items():
-        low, high = found["interval"]
-        shown.append(f"{column} {found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}")
+    shown = [f"{column} {_difference(found)}" for column, found in against["differences"].items()]
     return f"{against['list']} against {against['baseline']}: {'; '.join(shown)}"
 
 
@@ -67,7 +67,38 @@ def _line(point: Mapping[str, Any], k: int) -> str:
     for column in (f"recall@{k}", f"ndcg@{k}"):
         shown.append(f"{column} {point['metrics'][column]:.4f}")
         if column in point["differences"]:
-            found = point["differences"][column]
-            low, high = found["interval"]
-            shown.append(f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}")
+            shown.append(_difference(point["differences"][column]))
     return "  ".join(shown)
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] p = {found['p']:.2g}"
+
+
+def sessions_table(found: Mapping[str, Any]) -> str:
+    """All tables as aligned text: by view and label, then hits at 5 by number of candidates, then who is better."""
+    parts = [f"model {found['model']} on {found['data']}: choices are {found['choice']}s; sessions {found['sessions']}"]
+    known = {"before": "known before the session", "page": "known up to the page"}
+    for view, labels in found["views"].items():
+        for label, result in labels.items():
+            title = f"{label}, {known[view]}"
+            parts.append(metrics_table(title, result["questions"], result["lists"]))
+            parts.append(_by_candidates(result))
+            parts.append("\n".join(verdict(against) for against in result["versus"]))
+    return "\n\n".join(parts)
+
+
+def _by_candidates(result: Mapping[str, Any]) -> str:
+    asked = {name: part for name, part in result["by_candidates"].items() if part["questions"]}
+    rows = {
+        ranker: {f"hr@5 of {name} ({part['questions']})": part["lists"][ranker]["hr@5"] for name, part in asked.items()}
+        for ranker in result["lists"]
+    }
+    columns = list(next(iter(rows.values())))
+    return _aligned(
+        [
+            ["by candidates", *columns],
+            *([name, *(f"{row[column]:.4f}" for column in columns)] for name, row in rows.items()),
+        ]
+    )

@@ -1,7 +1,7 @@
-"""`training_data` joins a data folder up to a time into the columns that the encoder trains on.
+"""Joins a data folder up to a time into the columns that the encoder trains on.
 
-Events meet item vectors, the context at their own time and place, the items of their page that were not chosen, and
-profiles. Nothing at or after `before_ms` is looked at.
+Events with item vectors, the context in force at each event's own time and place, the items shown on the same page and
+not chosen, and profiles. Nothing at or after `before_ms` is looked at.
 """
 
 from __future__ import annotations

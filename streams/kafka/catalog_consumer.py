@@ -11,13 +11,13 @@ from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from context.units import DAY_MS
 from streams.events import CATALOG, Record
 from streams.kafka.config import KafkaConfig, Reasons, message_to_record
 
 log = logging.getLogger(__name__)
 
 _IDLE_S = 0.25  # how long one look at the topic waits; also bounds how late a stop is noticed
-_DAY_MS = 86_400_000
 
 
 class CatalogSource(Protocol):
@@ -52,7 +52,7 @@ class KafkaCatalog:
                 "enable.auto.commit": False,
                 "session.timeout.ms": 6_000,  # a killed embed process is replaced after this long
                 "heartbeat.interval.ms": 2_000,
-                "max.poll.interval.ms": _DAY_MS,  # a day's tokens may be spent: nothing is read until the next one
+                "max.poll.interval.ms": DAY_MS,  # a day's tokens may be spent: nothing is read until the next one
                 "isolation.level": "read_committed",
                 "log_level": 2,  # see `_complain`
             }

@@ -13,13 +13,13 @@ from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from context.units import DAY_MS, HOUR_MS
 from index.state.records import UserState, event_hash
 from streams.events import Click, Forget, Profile
 
 MAX_PURCHASES = 64  # evicted purchases remembered per user, newest first
 # Clicks that have to reach a time: with a fifth from producers that run ahead, 32 of them in a row are one in 10^22.
 AGREEING = 32
-DAY_MS = 86_400_000
 
 UserEvent = Click | Forget | Profile
 
@@ -182,7 +182,7 @@ class EngineSettings:
     """Sizes of the live state; the same values give the same digest."""
 
     limits: WindowLimits = field(default_factory=WindowLimits)
-    bucket_ms: int = 6 * 3600 * 1000  # popularity is counted in buckets of this width …
+    bucket_ms: int = 6 * HOUR_MS  # popularity is counted in buckets of this width …
     horizon_buckets: int = 120  # … and forgotten after this many (30 days)
     idle_ms: int = 400 * DAY_MS  # users are removed so long after their last event, by the partition's clock; 0: never
     cached_users: int = 2000  # decoded users kept per partition, about 10 KB each

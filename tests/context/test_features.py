@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from context.features import DAY_MS, MAX_READ, ContextFeatures, Feature, is_active
+from context.features import MAX_READ, ContextFeatures, Feature, is_active
+from context.units import DAY_MS
 
 HOUR_MS = 3_600_000
 MONDAY_MS = 1_704_067_200_000  # 2024-01-01T00:00Z, a Monday

@@ -16,12 +16,15 @@ from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 from index.query.model import ServedModel
+from index.query.recommend import Weights
 from index.state.keys import partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.store import LogIdentity
 from streams.evaluation.comparison import KS
-from streams.evaluation.leave_one_out import LeaveOneOut, Part, Ranks, rank_all
-from streams.evaluation.rankers import ModelRanker
+from streams.evaluation.held_out import HeldOut, QuestionSettings
+from streams.evaluation.leave_one_out import LeaveOneOut, Part, rank_all
+from streams.evaluation.outcomes import Outcomes
+from streams.evaluation.rankers import ModelRanker, OfflineModel
 from streams.events import Rules, topics_of
 from streams.folder.reader import Folder, read_folder
 from streams.item_vectors import ItemVectors
@@ -89,6 +92,15 @@ def encoder(seed: int = 0) -> IncrementalEncoder:
     return IncrementalEncoder(StarsEncoder(CONFIG).eval(), cache_bytes=1 << 22, device="cpu")
 
 
+def offline(popularity: float = 0.0) -> OfflineModel:
+    """The model as offline evaluation asks it."""
+    return OfflineModel(encoder(), served().offset, Weights(popularity=popularity))
+
+
+def held_out(folder: Folder, ask: QuestionSettings) -> HeldOut:
+    return HeldOut(folder, vectors_of(folder), RULES, ask, Weights())
+
+
 def encoder_thread() -> EncoderThread:
     return EncoderThread(encoder(), VERSION)
 
@@ -117,7 +129,7 @@ async def lived(broker: MemoryBroker, store: MemoryStore, rng: random.Random) ->
         await engine.apply(rng.choice(behind))
 
 
-def rank_targets(encoder: IncrementalEncoder, data: LeaveOneOut, part: Part, ks: Sequence[int] = KS) -> Ranks:
+def rank_targets(encoder: IncrementalEncoder, data: LeaveOneOut, part: Part, ks: Sequence[int] = KS) -> Outcomes:
     """`rank_all` of the model's lists."""
-    ranker = ModelRanker(encoder, data.vectors, ("next", "general", "mixed"), encoder.encode_whole)
+    ranker = ModelRanker(encoder, data.vectors, ("next", "general", "mixed"))
     return rank_all([ranker], data, part, ks, window=encoder.model.config.window)

@@ -1,8 +1,8 @@
-"""Features of a session's candidates for a learned ranker, and the counts they are made of.
+"""Computes the features of a session's candidates for a learned ranker, and the counts they are made of.
 
 Recency, popularity, co-visitation, price, position and category: what a shop without an encoder would use. Everything
-comes from what `ItemCounters` was told before, and from the user's window; NaN means that nothing is known. The columns
-also serve as rankers of their own (popularity, choice rate, as shown). It does not know labels or time splits.
+comes from what `ItemCounters` was told before, and from the user's window; NaN means that nothing is known. Some
+columns also serve as rankers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.evaluation.sessions.sessions import DAY_MS, Shown
+from context.units import WEEK_MS
+from streams.evaluation.sessions.sessions import Shown
 from streams.folder.training import subclass_of
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -27,7 +28,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "category": ("same_subclass", "same_brand"),
 }
 FEATURES = tuple(name for names in GROUPS.values() for name in names)
-RECENT_MS = 7 * DAY_MS
+RECENT_MS = WEEK_MS
 _RECENT_ITEMS = 10  # of the user, for co-visitation, price and category
 _NEIGHBOURS = 5  # items acted on just before that one counts as visited together with
 _PRIOR_CHOICES, _PRIOR_SHOWN = 1.0, 20.0  # a never shown item counts as one choice in twenty

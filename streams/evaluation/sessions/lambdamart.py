@@ -1,8 +1,7 @@
-"""LambdaMART (Burges, 2010) by LightGBM: gradient-boosted trees that learn to order the candidates of each question.
+"""Trains LambdaMART (Burges, 2010) by LightGBM, whose trees learn to order the candidates of each question.
 
 Tree size is chosen, and growing stopped, by NDCG@10 on the last questions in time; then the trees are grown anew on all
-of them. Deterministic for a seed on one machine. Only this module imports LightGBM, which is an optional extra. It does
-not know what the features mean.
+of them. Deterministic for a seed on one machine. Only this module imports LightGBM, which is an optional extra.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Rankers on the same candidates of the same sessions: perseid's vectors, LambdaMART, popularity, and as it was shown.
+"""Ranks the candidates of each session by perseid's vectors, LambdaMART, popularity, and as it was shown.
 
-Global time split: LambdaMART learns from sessions that ended before it, as the encoder did from events; sessions that
-began after it are asked about, those that lie across it are left out. Ties are broken by one random order a session,
-the same for every ranker. a cold user's vectors say nothing, so they get the recently popular first, as live. It does
-not know where model and folder come from.
+Global time split: LambdaMART learns from sessions that ended before it, as the encoder did from events; those that lie
+across it are left out. Ties are broken by one random order a session. A cold user gets the recently popular first, as
+live.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from context.offsets import ContextOffset
 from context.timeline import ContextTimeline
 from encoder.inference.batching import EncodeRequest
 from encoder.inference.incremental import IncrementalEncoder
+from encoder.training.holdout import in_turn
 from streams.evaluation.comparison import Comparison
+from streams.evaluation.rankers import OfflineModel, retrieval_vectors
 from streams.evaluation.sessions.features import FEATURES, GROUPS
 from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_lambdamart
 from streams.evaluation.sessions.sessions import LABELS, Label, Session, Sessions, read_sessions
-from streams.evaluation.sessions.timeline import VIEWS, Ask, asks
+from streams.evaluation.sessions.timeline import VIEWS, SessionQuestion, session_questions
 from streams.evaluation.slices import Facts
 from streams.events import Rules
 from streams.folder.reader import Folder
 from streams.item_vectors import ItemVectors
-from streams.pipeline.user_state import WindowLimits
 
 PERSEID = ("round robin", "h_next", "h_gen")
 LEARNED: Mapping[str, tuple[str, ...]] = {  # name → groups of features
@@ -43,7 +42,6 @@ SHOWN = "as shown"
 BASELINES = (*LEARNED, *BY_COLUMN, SHOWN)
 SIZES = ((1, "1-10"), (11, "11-30"), (31, "31-100"), (101, "101+"))  # STARS, figure 5
 _BATCH = 256  # windows encoded together
-_CHUNK = 4096  # items per call of the item tower
 Floats = NDArray[np.float64]
 
 
@@ -61,8 +59,7 @@ class SessionPlan:
 def evaluate_sessions(
     folder: Folder,
     vectors: ItemVectors,
-    encoder: IncrementalEncoder,
-    offset: ContextOffset,
+    model: OfflineModel,
     rules: Rules,
     plan: SessionPlan,
     progress: Callable[[int], None] | None = None,
@@ -72,24 +69,23 @@ def evaluate_sessions(
     Raises:
         ValueError: the folder has no impressions or choices, or too few sessions lie before or none after the split.
     """
-    config = encoder.model.config
     found, parts = _parted(read_sessions(folder, plan.choice), plan.split_ms)
-    asked = list(asks(folder, found, rules, WindowLimits(config.window, config.slack), progress))
-    train = [ask for ask in asked if ask.session.end_ms < plan.split_ms]
-    test = [ask for ask in asked if ask.session.start_ms >= plan.split_ms]
+    asked = list(session_questions(folder, found, rules, model.encoder.model.config, progress))
+    train = [question for question in asked if question.session.end_ms < plan.split_ms]
+    test = [question for question in asked if question.session.start_ms >= plan.split_ms]
     if not test:
         raise ValueError(f"no session of {folder.name} begins after {plan.split_ms}; give an earlier split")
-    pairs = _user_vectors(encoder, offset, ContextTimeline(folder.contexts), vectors, test)
-    items = _Vectors(encoder, vectors)
+    items = _Vectors(model.encoder, vectors)
+    pairs = _user_vectors(model, ContextTimeline(folder.contexts), test)
     result: dict[str, Any] = {"sessions": parts, "left_out": dict(found.left_out), "choice": plan.choice, "views": {}}
     for view in VIEWS:
         result["views"][view] = {}
         for label in LABELS:
-            learned = _learned([ask for ask in train if ask.view == view], label, plan)
+            learned = _learned([question for question in train if question.view == view], label, plan)
             ranking = _Ranking(label, items, learned, plan)
-            for ask, pair in zip(test, pairs, strict=True):
-                if ask.view == view:
-                    ranking.take(ask, pair)
+            for question, pair in zip(test, pairs, strict=True):
+                if question.view == view:
+                    ranking.take(question, pair)
             result["views"][view][label] = ranking.result()
     return result
 
@@ -107,7 +103,7 @@ def _part(session: Session, split_ms: int) -> str:
     return "asked about" if session.start_ms >= split_ms else "across the split"
 
 
-def _learned(train: Sequence[Ask], label: Label, plan: SessionPlan) -> dict[str, LambdaMart]:
+def _learned(train: Sequence[SessionQuestion], label: Label, plan: SessionPlan) -> dict[str, LambdaMart]:
     examples = examples_of(train, label, plan.seed)
     return {
         name: train_lambdamart(examples, _columns(groups), plan.seed, plan.threads) for name, groups in LEARNED.items()
@@ -118,7 +114,7 @@ def _columns(groups: Iterable[str]) -> list[int]:
     return [FEATURES.index(name) for group in groups for name in GROUPS[group]]
 
 
-def examples_of(train: Sequence[Ask], label: Label, seed: int = 0) -> Examples:
+def examples_of(train: Sequence[SessionQuestion], label: Label, seed: int = 0) -> Examples:
     """The candidates of all sessions in turn, each session's in a random order.
 
     LightGBM's NDCG takes equal scores in the order of the rows: in the order shown, few large leaves would look good to
@@ -126,31 +122,24 @@ def examples_of(train: Sequence[Ask], label: Label, seed: int = 0) -> Examples:
     """
     rng = np.random.default_rng(seed)
     features, targets = [np.zeros((0, len(FEATURES)), np.float32)], list[bool]()
-    for ask in train:
-        candidates, chosen = ask.session.candidates(label), ask.session.targets(label)
+    for question in train:
+        candidates, chosen = question.session.candidates(label), question.session.targets(label)
         order = rng.permutation(len(candidates))
-        features.append(ask.features[label][order])
+        features.append(question.features[label][order])
         targets += [candidates[at].item_id in chosen for at in order]
     return Examples(np.concatenate(features), np.array(targets, np.int64), [len(rows) for rows in features[1:]])
 
 
 def _user_vectors(
-    encoder: IncrementalEncoder,
-    offset: ContextOffset,
-    timeline: ContextTimeline,
-    vectors: ItemVectors,
-    test: Sequence[Ask],
+    model: OfflineModel, timeline: ContextTimeline, test: Sequence[SessionQuestion]
 ) -> NDArray[np.float32]:
     """h_next + Δ and h_gen + Δ of each question [n, 2, d]."""
-    matrix = np.asarray(vectors.vectors, np.float32)
-    for at in range(0, len(vectors.item_ids), _CHUNK):
-        part = slice(at, at + _CHUNK)
-        encoder.items.put(vectors.item_ids[part], matrix[part], vectors.tags[part])
-    found = [encoder.encode_whole(requests).vectors for requests in _batches([ask.request for ask in test])]
+    batches = _batches([question.request for question in test])
+    found = [model.encoder.encode_whole(requests).vectors for requests in batches]
     deltas = []
-    for ask in test:
-        record = timeline.active(ask.session.location, ask.now_ms) if ask.session.location else None
-        deltas.append(offset.offset(ask.now_ms, record).delta)
+    for question in test:
+        record = timeline.active(question.session.location, question.now_ms) if question.session.location else None
+        deltas.append(model.offset.offset(question.now_ms, record).delta)
     moved: NDArray[np.float32] = np.concatenate(found) + np.stack(deltas)[:, None]
     return moved
 
@@ -165,7 +154,7 @@ class _Vectors:
 
     def __init__(self, encoder: IncrementalEncoder, vectors: ItemVectors) -> None:
         self._row = {item_id: row for row, item_id in enumerate(vectors.item_ids)}
-        self._matrix = encoder.items.retrieval(vectors.item_ids)  # [n, d]
+        self._matrix = retrieval_vectors(encoder, vectors)  # [n, d]
 
     def products(self, pair: NDArray[np.float32], item_ids: Sequence[str]) -> Floats:
         """Scores by h_next and by h_gen [2, m]; an item without a vector comes last."""
@@ -195,18 +184,18 @@ class _Ranking:
         }
         self._sizes = {name: set() for _, name in SIZES}
 
-    def take(self, ask: Ask, pair: NDArray[np.float32]) -> None:
+    def take(self, question: SessionQuestion, pair: NDArray[np.float32]) -> None:
         """Ranks one session's candidates by everyone."""
-        ids = [shown.item_id for shown in ask.session.candidates(self.label)]
-        rng = np.random.default_rng([self.plan.seed, ask.session.start_ms, len(ids)])
-        lists = rank_all(ids, self._scores(ask, ids, pair), rng.permutation(len(ids)))
-        facts = Facts(ask.session.user_id, history=len(ask.request.items))
+        ids = [shown.item_id for shown in question.session.candidates(self.label)]
+        rng = np.random.default_rng([self.plan.seed, question.session.start_ms, len(ids)])
+        lists = rank_all(ids, self._scores(question, ids, pair), rng.permutation(len(ids)))
+        facts = Facts(question.session.user_id, history=len(question.request.items))
         size = next(name for least, name in reversed(SIZES) if len(ids) >= least)
         for comparison in (self.comparison, self.by_size[size]):
-            comparison.add(lists, ask.session.targets(self.label), facts)
+            comparison.add(lists, question.session.targets(self.label), facts)
         self.candidates.update(ids)
         self._sizes[size].update(ids)
-        self._cold_users += ask.cold
+        self._cold_users += question.cold
 
     def result(self) -> dict[str, Any]:
         """As `Comparison.result`, with the same `by_candidates`, and how each LambdaMART came to be."""
@@ -220,11 +209,11 @@ class _Ranking:
             "lambdamart": {name: _described(learned) for name, learned in self.learned.items()},
         }
 
-    def _scores(self, ask: Ask, ids: Sequence[str], pair: NDArray[np.float32]) -> dict[str, Floats]:
-        features = ask.features[self.label]
+    def _scores(self, question: SessionQuestion, ids: Sequence[str], pair: NDArray[np.float32]) -> dict[str, Floats]:
+        features = question.features[self.label]
         column = {name: features[:, number].astype(np.float64) for number, name in enumerate(FEATURES)}
         found = {name: column[of] for name, of in BY_COLUMN.items()}
-        if ask.cold:
+        if question.cold:
             found |= {"h_next": found["recent popularity"], "h_gen": found["recent popularity"]}
         else:
             found["h_next"], found["h_gen"] = self.items.products(pair, ids)
@@ -239,21 +228,13 @@ def rank_all(ids: Sequence[str], scores: Mapping[str, Floats], ties: NDArray[np.
     Raises:
         ValueError: a ranker did not score each candidate once.
     """
-    lists: dict[str, list[str]] = {}
+    orders: dict[str, list[int]] = {}
     for name, values in scores.items():
         if len(values) != len(ids) or np.isnan(values).any():
             raise ValueError(f"{name} gave {len(values)} scores for {len(ids)} candidates, or one that is no number")
-        lists[name] = [ids[at] for at in np.lexsort((ties, -values))]
-    return lists | {"round robin": _in_turn(lists["h_next"], lists["h_gen"])}
-
-
-def _in_turn(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    """The best of each list in turn that is not chosen yet (STARS, arXiv 2512.10149, serving)."""
-    chosen: dict[str, None] = {}
-    places = [iter(first), iter(second)]
-    while len(chosen) < len(first):
-        chosen[next(item for item in places[len(chosen) % 2] if item not in chosen)] = None
-    return list(chosen)
+        orders[name] = np.lexsort((ties, -values)).tolist()
+    orders["round robin"] = in_turn([orders["h_next"], orders["h_gen"]], len(ids))
+    return {name: [ids[at] for at in order] for name, order in orders.items()}
 
 
 def _described(learned: LambdaMart) -> dict[str, Any]:

@@ -1,16 +1,7 @@
-"""Sessions to re-rank: what a user was shown on a day, and what they chose of it (STARS, arXiv 2512.10149, section on
-session-based re-ranking).
+"""Finds in a data folder what a user was shown on a day, and what they chose of it (STARS, arXiv 2512.10149).
 
-A session is a user's day (UTC); its candidates are the distinct items of that day's pages, in the order of their first
-showing. The paper names two labels, `label_pre` and `label_any`; we have not seen how it defines them, so these
-definitions are ours:
-
-* `label_pre`: candidates are what had been shown up to the first choice, and that choice is the only target.
-* `label_any`: candidates are everything shown that day, targets are all of the day's choices.
-
-A choice counts only when its item was on a page of that day at or before the moment of the choice. It does not know
-what is known of a user when (`streams.evaluation.sessions.timeline`), nor who ranks
-(`streams.evaluation.sessions.ranking`).
+A session is a user's day (UTC). A choice counts only when its item was on a page of that day at or before the moment of
+the choice.
 """
 
 from __future__ import annotations
@@ -23,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from context.units import DAY_MS
 from streams.folder.reader import Folder
 
-DAY_MS = 86_400_000
 CLICK = "click"  # the choice that impressions themselves name
 Label = Literal["label_pre", "label_any"]
 LABELS: tuple[Label, ...] = ("label_pre", "label_any")
@@ -59,7 +50,11 @@ class Session:
     """One user's day with a choice.
 
     `start_ms` is the day's first page or event, `ask_ms` when the page came that last showed the first choice before
-    it was made, `end_ms` the day's last page or choice. The first `pre` of `shown` are the candidates of `label_pre`.
+    it was made, `end_ms` the day's last page or choice. Candidates are the distinct items of the day's pages, in the
+    order of their first showing. The paper names two labels without definitions that we have seen; these are ours:
+
+    * `label_pre`: candidates are the first `pre`, shown up to the first choice, and that choice is the only target.
+    * `label_any`: candidates are everything shown that day, targets are all of the day's choices.
     """
 
     user_id: str

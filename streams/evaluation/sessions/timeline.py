@@ -1,8 +1,7 @@
-"""What was known when a session was to be ranked: one pass over the timeline that stops at every session twice.
+"""Builds each session's features as of its start and of its page, in one pass over the timeline.
 
 View `before` knows what had happened before the user's day began (as a daily batch would, at its best), view `page`
-everything up to the page on which the first choice was shown. Both hold for the user's state and for every counter, and
-what happens in the same millisecond is not known yet. It does not rank.
+everything up to the page on which the first choice was shown. The same millisecond is not known yet.
 """
 
 from __future__ import annotations
@@ -16,21 +15,22 @@ import orjson
 from numpy.typing import NDArray
 
 from encoder.inference.batching import EncodeRequest
+from encoder.model.config import ModelConfig
 from index.state.records import UserState
+from streams.evaluation.held_out import Apply, applier
 from streams.evaluation.sessions.features import ItemCounters, Known, features_of
 from streams.evaluation.sessions.sessions import LABELS, Label, Page, Session, Sessions
-from streams.events import CLICKSTREAM, USERS, Click, Forget, Profile, Record, Rules
+from streams.events import CLICKSTREAM, USERS, Click, Record, Rules
 from streams.folder.reader import Folder
 from streams.folder.records import records
 from streams.parsing import parse
-from streams.pipeline.user_state import WindowLimits, apply_click, apply_forget, apply_profile
 
 View = Literal["before", "page"]
 VIEWS: tuple[View, ...] = ("before", "page")
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class SessionQuestion:
     """A session as one view knows it: the user's window to encode, and features of each label's candidates [n, F]."""
 
     session: Session
@@ -45,15 +45,15 @@ class Ask:
         return not self.request.items and self.request.profile is None
 
 
-def asks(
+def session_questions(
     folder: Folder,
     found: Sessions,
     rules: Rules,
-    limits: WindowLimits,
+    config: ModelConfig,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[Ask]:
+) -> Iterator[SessionQuestion]:
     """Every session in both views, in the order of time; `progress` is told how many events are done."""
-    timeline = _Timeline(folder, found, rules, limits, progress)
+    timeline = _Timeline(folder, found, rules, applier(rules, config), progress)
     moments = [(session.start_ms, "before", n) for n, session in enumerate(found.sessions)]
     moments += [(session.ask_ms, "page", n) for n, session in enumerate(found.sessions)]
     views: dict[str, View] = {view: view for view in VIEWS}
@@ -82,7 +82,7 @@ class _Timeline:
     folder: Folder
     found: Sessions
     rules: Rules
-    limits: WindowLimits
+    apply: Apply
     progress: Callable[[int], None] | None
     counters: ItemCounters = field(init=False)
     users: dict[str, UserState] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class _Timeline:
         """Takes everything that happened before `now_ms`."""
         for record in self._records.until(now_ms, lambda record: int(record.timestamp_ms)):
             body = Record(record.topic, 0, 0, record.timestamp_ms, record.key, record.value)
-            self._apply(parse(body, self.rules), record.timestamp_ms)
+            self._take(parse(body, self.rules), record.timestamp_ms)
             if self.progress is not None and self._records.at % 1000 == 0:
                 self.progress(min(self._records.at, len(self.folder.events)))
         page: Page
@@ -108,11 +108,11 @@ class _Timeline:
         for ts_ms, _, item in self._choices.until(now_ms, lambda choice: int(choice[0])):
             self.counters.choose(item, ts_ms)
 
-    def ask(self, session: Session, view: View, now_ms: int, number: int) -> Ask:
+    def ask(self, session: Session, view: View, now_ms: int, number: int) -> SessionQuestion:
         state = self.users.get(session.user_id) or UserState()
         known = Known(state.items, state.ts_ms, now_ms)
         profile = orjson.loads(state.profile) if state.profile else None
-        return Ask(
+        return SessionQuestion(
             session=session,
             view=view,
             now_ms=now_ms,
@@ -120,14 +120,8 @@ class _Timeline:
             features={label: features_of(session.candidates(label), known, self.counters) for label in LABELS},
         )
 
-    def _apply(self, event: Any, now_ms: int) -> None:
+    def _take(self, event: Any, now_ms: int) -> None:
         state = self.users.setdefault(event.user_id, UserState())
-        if isinstance(event, Click):
-            if self.rules.kinds[event.kind].weight > 0:
-                self.counters.add_event(event.item_id, state.items, now_ms)
-            remembered = {code for code, kind in enumerate(self.rules.kinds) if kind.remembered}
-            apply_click(state, event, self.limits, remembered)
-        elif isinstance(event, Forget):
-            apply_forget(state, event)
-        elif isinstance(event, Profile):
-            apply_profile(state, event)
+        if isinstance(event, Click) and self.rules.kinds[event.kind].weight > 0:
+            self.counters.add_event(event.item_id, state.items, now_ms)
+        self.apply(state, event)

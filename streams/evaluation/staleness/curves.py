@@ -1,8 +1,4 @@
-"""The curves of a staleness sweep: what each part, late by how much, costs beside knowing everything at once.
-
-Assumes the comparison that `streams.evaluation.staleness.sweep` filled. Plain values for JSON, and aligned text for
-people.
-"""
+"""Makes the curves of a staleness sweep, of what each part costs that is late by so much, as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -62,7 +58,7 @@ def side_by_side(found: Mapping[str, Outcomes], slots: Sequence[RequestedList], 
     joined = Outcomes.joined(found)
 
     def place(model: str, way: str) -> str:
-        return f"{model}: {list_name(FRESH, way)}"
+        return f"{model}: {way}"
 
     names = {place(model, way): f"{model} {way}" for model in found for way in slots}
     names[place(first, POPULAR)] = POPULAR

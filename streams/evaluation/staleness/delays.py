@@ -1,7 +1,7 @@
-"""How late a part of the live state may be, and the arms of a staleness sweep: which part is late by how much.
+"""Names the delays and the arms of a staleness sweep, which say what part of the live state is late by how much.
 
 At time t a part that is late by d knows what had happened by t - d; "daily" knows what a batch at the last midnight
-(UTC) knew. It does not know what is done with that knowledge.
+(UTC) knew.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from context.units import DAY_MS, HOUR_MS
+
 Part = Literal["user", "user-vectors", "vectors", "context", "popularity", "all"]
 PARTS: tuple[Part, ...] = ("user", "user-vectors", "vectors", "context", "popularity", "all")
 DELAYS = ("0", "1s", "10s", "1m", "10m", "1h", "1d", "daily")
 DAILY = "daily"
 
-_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DAY_MS = 86_400_000
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": HOUR_MS, "d": DAY_MS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Delay:
         >>> Delay("1s", 1000).cut_ms(5000), Delay("daily", None).cut_ms(2 * 86_400_000 + 7) - 2 * 86_400_000
         (4000, -1)
         """
-        return now_ms - self.ms if self.ms is not None else now_ms // _DAY_MS * _DAY_MS - 1
+        return now_ms - self.ms if self.ms is not None else now_ms // DAY_MS * DAY_MS - 1
 
 
 NOW = Delay("0", 0)
@@ -57,6 +58,14 @@ def parse_delay(text: str) -> Delay:
     return Delay(text, ms) if ms else NOW
 
 
+def parse_part(text: str) -> Part:
+    """One of PARTS. Raises ValueError for any other."""
+    for part in PARTS:
+        if part == text:
+            return part
+    raise ValueError(f"part {text!r} cannot be late; give some of {', '.join(PARTS)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One way to be late. `user` is how late window and profile are, `seen` what is left out of the lists as seen."""
@@ -78,11 +87,8 @@ def arms(parts: Sequence[Part], delays: Sequence[Delay]) -> list[Arm]:
     "user" is the whole state of a user; "user-vectors" only what the encoder read, with seen items left out as always.
 
     Raises:
-        ValueError: there is no such part, or a part or a delay is named twice.
+        ValueError: a part or a delay is named twice.
     """
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
-        raise ValueError(f"part {unknown[0]!r} cannot be late; give some of {', '.join(PARTS)}")
     late = [delay for delay in delays if delay != NOW]
     if len(set(parts)) < len(parts) or len({delay.name for delay in late}) < len(late):
         raise ValueError(f"parts {list(parts)} and delays {[delay.name for delay in delays]}: one is named twice")

@@ -1,19 +1,24 @@
-"""TODO docstring of streams.evaluation.staleness.late_views."""
+"""Holds users and popularity as they were known with each delay, brought up to date when somebody asks.
+
+Times of calls never fall.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoder.training.popularity import DecayedCounts
 from index.state.records import UserState
-from streams.evaluation.held_out import Apply
-from streams.evaluation.staleness.delays import Delay
-from streams.events import Event
+from streams.evaluation.held_out import Apply, UserEvent
+from streams.evaluation.popularity import RecentPopularity
+from streams.evaluation.staleness.delays import NOW, Delay
+
+_NEGLIGIBLE = 1e-9  # of a share of at most 1: beside a cosine it is lost in float32
 
 
 @dataclass(slots=True)
@@ -28,21 +33,28 @@ class View:
 
 @dataclass(slots=True)
 class DelayedUser:
-    """A user's events, and a view for each delay that was asked for."""
+    """A user's events, and a view for each delay that was asked for. With `late` False nobody asks for one but NOW."""
 
-    events: list[tuple[int, Any]] = field(default_factory=list)  # (arrival in ms, event)
+    late: bool
+    choice_ms: int | None = None  # time of the newest choice
     views: dict[Delay, View] = field(default_factory=dict)
+    _events: list[tuple[int, UserEvent]] = field(default_factory=list)  # (arrival in ms, event)
+    _dropped: int = 0  # events that every view knows
 
-    def take(self, now_ms: int, event: Event) -> None:
+    def take(self, now_ms: int, event: UserEvent, apply: Apply) -> None:
         """Notes an event; views learn of it when they are asked."""
-        self.events.append((now_ms, event))
+        self._events.append((now_ms, event))
+        if not self.late:
+            self.view(NOW, now_ms, apply)
+            self._events.clear()
+            self._dropped += 1
 
     def view(self, delay: Delay, now_ms: int, apply: Apply) -> View:
-        """What is known at `now_ms` with a delay. `now_ms` never falls."""
+        """What is known at `now_ms` with a delay."""
         view = self.views.setdefault(delay, View())
         cut_ms = delay.cut_ms(now_ms)
-        while view.known < len(self.events) and self.events[view.known][0] <= cut_ms:
-            keep = apply(view.state, self.events[view.known][1])
+        while (at := view.known - self._dropped) < len(self._events) and self._events[at][0] <= cut_ms:
+            keep = apply(view.state, self._events[at][1])
             view.known += 1
             if keep is not None:
                 view.keep, view.pair = min(view.keep, keep), None
@@ -54,9 +66,6 @@ class DelayedUser:
         return next(found, None)
 
 
-_NEGLIGIBLE = 1e-6  # of a share of at most 1
-
-
 class Shares(NamedTuple):
     """Items with a share that counts, by row [m], and their shares [m]."""
 
@@ -64,30 +73,70 @@ class Shares(NamedTuple):
     values: NDArray[np.float32]
 
 
+class Choice(NamedTuple):
+    """That somebody chose an item; `row` is None of one that is no candidate."""
+
+    ts_ms: int
+    item_id: str
+    row: int | None
+    weight: int
+    place: str
+
+
 @dataclass(slots=True)
 class _Late:
-    counts: DecayedCounts
+    recent: RecentPopularity
+    decayed: DecayedCounts
     known: int = 0  # choices counted
 
 
 class DelayedPopularity:
-    """Shares of `items` items as each of `delays` knows them."""
+    """Recent popularity, and shares of `items` items, as each of `delays` knows them.
 
-    def __init__(self, items: int, delays: Iterable[Delay]) -> None:
-        self._late = {delay: _Late(DecayedCounts(items)) for delay in delays}
-        self._choices: list[tuple[int, int, int, str]] = []  # (time, row, weight, place)
+    Args:
+        horizon_ms: how long a choice counts for recent popularity.
+        shared: whether shares are asked for.
+    """
 
-    def add_choice(self, ts_ms: int, row: int, weight: int, place: str) -> None:
+    def __init__(self, items: int, delays: Iterable[Delay], horizon_ms: int, shared: bool) -> None:
+        self._late = {d: _Late(RecentPopularity(horizon_ms), DecayedCounts(items if shared else 0)) for d in delays}
+        self._shared = shared
+        self._choices: list[Choice] = []  # but the first `_dropped`, which all know
+        self._dropped = 0
+
+    def set_candidate(self, item_id: str, allowed: bool) -> None:
+        """Makes an item a candidate of recent popularity, or no longer one."""
+        for late in self._late.values():
+            late.recent.set_candidate(item_id, allowed)
+
+    def add(self, choice: Choice) -> None:
         """A choice; from now on those see it whose delay has passed."""
-        self._choices.append((ts_ms, row, weight, place))
+        self._choices.append(choice)
+        for delay in self._late:
+            self._advance(delay, choice.ts_ms)
+        known = min(late.known for late in self._late.values())
+        if 2 * (known - self._dropped) > len(self._choices):  # so that what stays is moved no more often than it grew
+            del self._choices[: known - self._dropped]
+            self._dropped = known
 
-    def shares(self, delay: Delay, now_ms: int, place: str) -> Shares:
-        """As they were, at a place, when the knowledge of `delay` ends; times of calls may not fall."""
-        late, cut_ms = self._late[delay], delay.cut_ms(now_ms)
-        while late.known < len(self._choices) and self._choices[late.known][0] <= cut_ms:
-            ts_ms, row, weight, where = self._choices[late.known]
-            late.counts.add(row, weight, ts_ms, where or None)
-            late.known += 1
-        shares = late.counts.shares(cut_ms, place or None)
+    def top(self, delay: Delay, now_ms: int, count: int, without: Iterable[str]) -> list[str]:
+        """The most chosen items when the knowledge of `delay` ends: the horizon is as late as the counts."""
+        return self._advance(delay, now_ms).recent.top(count, delay.cut_ms(now_ms), without)
+
+    def shares(self, delay: Delay, now_ms: int, place: str) -> Shares | None:
+        """As they were, at a place, when the knowledge of `delay` ends; None where nobody asks for shares."""
+        if not self._shared:
+            return None
+        shares = self._advance(delay, now_ms).decayed.shares(delay.cut_ms(now_ms), place or None)
         rows = np.flatnonzero(shares > _NEGLIGIBLE)
         return Shares(rows, shares[rows].astype(np.float32))
+
+    def _advance(self, delay: Delay, now_ms: int) -> _Late:
+        late, cut_ms = self._late[delay], delay.cut_ms(now_ms)
+        while (at := late.known - self._dropped) < len(self._choices) and self._choices[at].ts_ms <= cut_ms:
+            choice = self._choices[at]
+            late.recent.add(choice.item_id, choice.ts_ms)
+            if self._shared and choice.row is not None:
+                late.decayed.add(choice.row, choice.weight, choice.ts_ms, choice.place or None)
+            late.known += 1
+        return late

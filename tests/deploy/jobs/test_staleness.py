@@ -119,7 +119,7 @@ def test_the_commands_print_one_object_and_write_a_page(
     done = run(monkeypatch, "compare", shop, "--model", first, "--model", second, "--report", page)
     assert done.exit_code == 0, done.output
     assert "B mixed against A mixed: recall@10" in done.output and "Who is better" in page.read_text()
-    for command in (["evaluate"], ["replay"]):
+    for command in (["evaluate", "timeline"], ["replay"]):
         done = run(monkeypatch, *command, shop, "--model", first, "--json", "--report", page)
         assert done.exit_code == 0, done.output
         assert "ndcg@10" in orjson.loads(done.output)["metrics"]
@@ -132,6 +132,6 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, folder: Folder, monk
     done = run(monkeypatch, "compare", shop, "--model", model)
     assert done.exit_code == 2 and "between two" in done.output
     done = run(monkeypatch, "staleness", shop, "--model", model, "--of", "weights")
-    assert isinstance(done.exception, ValueError) and "cannot be late" in str(done.exception)
+    assert done.exit_code == 2 and "part 'weights' cannot be late" in done.output
     done = run(monkeypatch, "replay", shop, "--state-only", "--report", tmp_path / "x.html")
     assert done.exit_code == 2 and "--state-only asks nothing" in done.output

@@ -159,7 +159,7 @@ def texts(memory: TextMemory, tmp_path: Path) -> str:
 
 
 def test_evaluate_asks_only_about_what_the_model_has_not_seen(folder: Path, model: Path, texts: str) -> None:
-    arguments = ["evaluate", str(folder), "--model", str(model), "--texts", texts, "--repeats", "--json"]
+    arguments = ["evaluate", "timeline", str(folder), "--model", str(model), "--texts", texts, "--repeats", "--json"]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     found = orjson.loads(done.output.splitlines()[-1])
@@ -169,13 +169,13 @@ def test_evaluate_asks_only_about_what_the_model_has_not_seen(folder: Path, mode
 
 
 def test_evaluate_asks_about_whole_baskets(folder: Path, model: Path, texts: str) -> None:
-    arguments = ["evaluate", str(folder), "--model", str(model), "--texts", texts, "--baskets", "--json"]
+    arguments = ["evaluate", "timeline", str(folder), "--model", str(model), "--texts", texts, "--baskets", "--json"]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     found = orjson.loads(done.output.splitlines()[-1])
     assert found["questions"] + found["skipped"].get("seen before", 0) == USERS * (STEPS - 9)  # one item in each
-    refused = CliRunner().invoke(cli, [*arguments, "--protocol", "loo"])
-    assert refused.exit_code == 2 and "--baskets is for --protocol timeline" in refused.output
+    refused = CliRunner().invoke(cli, ["evaluate", "loo", *arguments[2:]])
+    assert refused.exit_code == 2 and "No such option: --baskets" in refused.output
 
 
 def test_replay_asks_the_same_questions_and_gives_a_digest(folder: Path, model: Path, texts: str) -> None:
@@ -201,7 +201,7 @@ def test_replay_asks_the_same_questions_and_gives_a_digest(folder: Path, model: 
 
 def test_a_model_that_has_seen_everything_is_not_evaluated(folder: Path, model: Path, texts: str) -> None:
     other = write_folder(folder.parent / "others", [("u", "i0", "view", START_S)], [item("i0")])
-    done = CliRunner().invoke(cli, ["evaluate", str(other), "--model", str(model), "--texts", texts])
+    done = CliRunner().invoke(cli, ["evaluate", "timeline", str(other), "--model", str(model), "--texts", texts])
     assert isinstance(done.exception, ValueError)
     assert "give --split" in str(done.exception)
 
@@ -212,7 +212,7 @@ def test_leave_one_out_is_trained_validated_and_measured(folder: Path, model: Pa
     done = CliRunner().invoke(cli, ["train", str(folder), "--out", str(out), "--texts", texts, *recipe])
     assert done.exit_code == 0, done.output
     trained = orjson.loads(done.output.splitlines()[-1])
-    ask = ["evaluate", str(folder), "--protocol", "loo", "--texts", texts]
+    ask = ["evaluate", "loo", str(folder), "--texts", texts]
     done = CliRunner().invoke(cli, [*ask, "--model", trained["model"], "--json"])
     assert done.exit_code == 0, done.output
     found = orjson.loads(done.output.splitlines()[-1])
@@ -252,7 +252,7 @@ def test_a_validated_model_is_trained_again_on_what_validated_it(
     after = read_document(Path(again["model"]))["metadata"]
     assert (after["refit"], after["options"]["epochs"]) == (first["version"], int(first["metrics"]["best_epoch"]))
     assert read_document(Path(again["model"]))["config"] == read_document(Path(first["model"]))["config"]
-    ask = ["evaluate", str(folder), "--protocol", "loo", "--json", "--model"]
+    ask = ["evaluate", "loo", str(folder), "--json", "--model"]
     base, found = run(*ask, first["model"]), run(*ask, again["model"])
     assert found["validation"] is None and found["list"] == base["list"] == after["slot"]
     assert found["users"] == USERS and found["metrics"] == found["lists"][found["list"]]
@@ -281,7 +281,7 @@ def test_what_is_left_out_of_items_is_not_even_made(
         ["ids"],
         [],
     )
-    ask = ["evaluate", str(folder), "--protocol", "loo", "--texts", str(tmp_path / "none"), "--model", model, "--json"]
+    ask = ["evaluate", "loo", str(folder), "--texts", str(tmp_path / "none"), "--model", model, "--json"]
     done = CliRunner().invoke(cli, ask)
     assert done.exit_code == 0, done.output
     assert orjson.loads(done.output.splitlines()[-1])["users"] == USERS

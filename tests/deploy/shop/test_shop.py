@@ -15,8 +15,9 @@ import orjson
 import pytest
 
 from context.timeline import ContextTimeline
+from context.units import DAY_MS
 from deploy.shop.shop import HEADER, Shop, ShopConfig, ShopRecord
-from deploy.shop.world import DAY_MS, outages
+from deploy.shop.world import outages
 from streams.events import Record, Rules
 from streams.parsing import parse
 

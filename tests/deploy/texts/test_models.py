@@ -94,7 +94,7 @@ def test_training_asks_the_endpoints_once_and_names_them(
     assert document["metadata"]["embedder"] == MODEL and document["metadata"]["tagger"] == CHAT_MODEL
     assert document["config"]["d_text"] == DIMENSION
     assert run([*train, str(tmp_path / "two")]) == 0
-    assert run(["evaluate", str(folder), "--model", str(artefact), "--split", "0.5", "--json"]) == 0, (
+    assert run(["evaluate", "timeline", str(folder), "--model", str(artefact), "--split", "0.5", "--json"]) == 0, (
         capsys.readouterr().err
     )
     assert len(server.requests) == paid, "what was paid for once is used again"

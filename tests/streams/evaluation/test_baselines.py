@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.commands.model import evaluate as evaluate_command
+from deploy.commands.measure import timeline as evaluate_command
 from deploy.jobs.evaluate import BaselinePlan, evaluate_folder, evaluate_leave_one_out
 from deploy.settings import load
 from encoder.baselines.recipes import recipes
@@ -26,14 +26,14 @@ from streams.evaluation.baselines import (
     timeline_part,
 )
 from streams.evaluation.held_out import QuestionSettings
-from streams.evaluation.leave_one_out import leave_one_out, rank_all, summary, validation_ndcg
+from streams.evaluation.leave_one_out import leave_one_out, rank_all, validation_ndcg
 from streams.evaluation.rankers import FloatArray, Question
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
 from streams.folder.training import training_data
 from streams.item_vectors import ItemVectors
 from tests.support.folders import START_S, item, write_folder
-from tests.support.replay_world import RULES, encoder, rank_targets, served, shop, vectors_of
+from tests.support.replay_world import RULES, encoder, held_out, offline, rank_targets, shop, vectors_of
 
 CHOICES = [kind.weight > 0 for kind in RULES.kinds]
 SMALL = Training({name: replace(recipe, epochs=1, d_model=8, d_ff=8, window=8, n_layers=1, n_heads=1)
@@ -62,17 +62,17 @@ def test_all_baselines_stand_beside_the_model_on_the_same_questions(tmp_path: Pa
     folder = shop(tmp_path / "shop", events=300)
     split = leave_one_out(folder, vectors_of(folder))
     made = make_baselines((*COUNTING, *TRAINED), leave_one_out_part(split), split.vectors, SMALL)
-    found = summary(rank_all(made.rankers, split, "test"))
-    assert list(found["lists"]) == [*COUNTING, *TRAINED] and set(made.training) == set(TRAINED)
-    assert found["users"] == summary(rank_targets(encoder(), split, "test"))["users"]
+    found = rank_all(made.rankers, split, "test")
+    assert found.names == [*COUNTING, *TRAINED] and set(made.training) == set(TRAINED)
+    assert found.users == rank_targets(encoder(), split, "test").users
     ask, start_ms = QuestionSettings(), folder.split_ms(0.6)
-    alone = evaluate(folder, split.vectors, encoder(), served().offset, RULES, replace(ask, start_ms=start_ms))
+    alone = evaluate(held_out(folder, replace(ask, start_ms=start_ms)), offline())
     made = make_baselines((*COUNTING, *TRAINED), part_of(folder), split.vectors, SMALL)
-    beside = evaluate(folder, split.vectors, encoder(), served().offset, RULES, replace(ask, start_ms=start_ms),
+    beside = evaluate(held_out(folder, replace(ask, start_ms=start_ms)), offline(),
                       rankers=made.rankers)  # fmt: skip
     assert {name: beside["lists"][name] for name in alone["lists"]} == alone["lists"]
     assert set(beside["lists"]) == {*alone["lists"], *COUNTING, *TRAINED}
-    only = evaluate(folder, split.vectors, None, None, RULES, replace(ask, start_ms=start_ms), rankers=made.rankers)
+    only = evaluate(held_out(folder, replace(ask, start_ms=start_ms)), None, made.rankers)
     assert {name: only["lists"][name] for name in only["lists"]} == {
         name: beside["lists"][name] for name in only["lists"]
     }
@@ -82,7 +82,7 @@ def test_validation_is_the_same_as_in_the_table(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop", events=300)
     split = leave_one_out(folder, vectors_of(folder))
     made = make_baselines(("item-knn",), leave_one_out_part(split), split.vectors, SMALL)
-    expected = rank_all(made.rankers, split, "validation").metrics("item-knn")["ndcg@10"]
+    expected = rank_all(made.rankers, split, "validation").scores("item-knn", (10,))["ndcg@10"].mean()
     assert validation_ndcg(made.rankers[0], split) == pytest.approx(expected)
 
 
@@ -91,19 +91,19 @@ def test_a_ranker_without_preferences_gets_the_first_rows_that_may_be_shown(tmp_
     items = [item(f"i{n}", available=n != 2, first_seen=START_S + (150 if n == 1 else 0)) for n in range(6)]
     folder = read_folder(write_folder(tmp_path / "shop", rows, items), RULES)
     spy = Spy(6)
-    found = evaluate(folder, vectors_of(folder), None, None, RULES, QuestionSettings(ks=(1, 2)), rankers=[spy])
+    found = evaluate(held_out(folder, QuestionSettings(ks=(1, 2))), None, [spy])
     # i0 is seen, i2 not available, i3 disliked; i1 had arrived: the list is i1, i4, so i5 comes third.
-    assert [question.chosen.tolist() for question in spy.asked] == [[], [0]]
-    assert [question.now_ms for question in spy.asked] == [START_S * 1000, (START_S + 200) * 1000]
+    assert [question.chosen.tolist() for question in spy.asked] == [[0]]  # nobody asks it about a cold user
+    assert [question.now_ms for question in spy.asked] == [(START_S + 200) * 1000]
     assert found["slices"]["history 2-3"]["lists"]["spy"]["hr@2"] == 0
-    found = evaluate(folder, vectors_of(folder), None, None, RULES, QuestionSettings(ks=(3,)), rankers=[spy])
+    found = evaluate(held_out(folder, QuestionSettings(ks=(3,))), None, [spy])
     assert found["slices"]["history 2-3"]["lists"]["spy"]["hr@3"] == 1
 
 
 def test_a_cold_user_gets_the_popular_list_from_everyone(tmp_path: Path) -> None:
     rows = [(f"u{n}", f"i{n % 2}", "view", START_S + n) for n in range(8)]  # nobody comes twice
     folder = read_folder(write_folder(tmp_path / "shop", rows, [item(f"i{n}") for n in range(6)]), RULES)
-    found = evaluate(folder, vectors_of(folder), None, None, RULES, QuestionSettings(ks=(1, 2)), rankers=[Spy(6)])
+    found = evaluate(held_out(folder, QuestionSettings(ks=(1, 2))), None, [Spy(6)])
     assert found["lists"]["spy"] == found["lists"]["recent popularity"]
 
 
@@ -130,7 +130,7 @@ def test_items_that_come_later_are_known_to_text_alone(tmp_path: Path) -> None:
     part = part_of(folder, 0.9)
     made = make_baselines(("sasrec", "text-knn"), part, vectors_of(folder), SMALL)
     spy = Spy(61)
-    evaluate(folder, vectors_of(folder), None, None, RULES, QuestionSettings(repeats=True), rankers=[spy])
+    evaluate(held_out(folder, QuestionSettings(repeats=True)), None, [spy])
     trained, text = (ranker.scores(spy.asked[-3:])[0] for ranker in made.rankers)
     assert np.isneginf(trained[:, 60]).all() and np.isfinite(trained[:, :54]).all()
     assert np.isfinite(text).all()
@@ -161,7 +161,7 @@ def test_wrong_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two lists of one name"):
         rank_all([Spy(40), Spy(40)], split, "test")
     with pytest.raises(ValueError, match="two lists of one name"):
-        evaluate(folder, split.vectors, None, None, RULES, QuestionSettings(), rankers=[Spy(40), Spy(40)])
+        evaluate(held_out(folder, QuestionSettings()), None, [Spy(40), Spy(40)])
     few = read_folder(write_folder(tmp_path / "few", [("u", "i0", "view", START_S)], [item("i0")]), RULES)
     with pytest.raises(ValueError, match="too few to learn from"):
         timeline_part(training_data(few, vectors_of(few)).data, vectors_of(few), CHOICES)

@@ -16,8 +16,11 @@ from deploy.jobs.train import validation_score
 from encoder.inference.batching import EncodeRequest
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.encoder import StarsEncoder
-from streams.evaluation.leave_one_out import LeaveOneOut, Part, Ranks, compare_lists, leave_one_out, summary
+from streams.evaluation.leave_one_out import LeaveOneOut, Part, compare_lists, leave_one_out, metrics_of
+from streams.evaluation.metrics import MISSED
+from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.rankers import ModelRanker
+from streams.evaluation.slices import Facts
 from streams.folder.reader import Folder, read_folder
 from streams.item_vectors import ItemVectors
 from tests.support.devices import DEVICES
@@ -98,31 +101,31 @@ def test_ranks_and_metrics_are_those_of_the_protocol(tmp_path: Path, part: Part)
     found = rank_targets(encoder(), split, part, ks=ks)
     by_hand = [ranks_by_hand(split, part, user) for user in split.users.tolist()]
     for slot in found.names:
-        ranks = np.concatenate(found.ranks[slot])
+        ranks = found.ranks(slot)
         expected = np.array([ranks_[slot] for ranks_, _ in by_hand])
-        within = expected <= max(ks) if slot == "mixed" else np.ones(len(expected), bool)
+        within = expected <= max(ks)
         assert np.array_equal(ranks[within], expected[within])
-        assert (ranks[~within] > max(ks)).all()
-        metrics = found.metrics(slot)
+        assert (ranks[~within] == MISSED).all()
+        metrics = metrics_of(found, len(folder.item_ids), ks)[slot]
         for k in ks:
             hits = expected <= k
-            assert metrics[f"recall@{k}"] == pytest.approx(hits.mean())
+            assert metrics[f"recall@{k}"] == pytest.approx(hits.mean(), abs=1e-6)
             assert metrics[f"ndcg@{k}"] == pytest.approx(
-                np.mean([h / math.log2(r + 1) for h, r in zip(hits, expected, strict=True)])
+                np.mean([h / math.log2(r + 1) for h, r in zip(hits, expected, strict=True)]), abs=1e-6
             )
-            assert metrics[f"mrr@{k}"] == pytest.approx(np.mean(hits / expected))
+            assert metrics[f"mrr@{k}"] == pytest.approx(np.mean(hits / expected), abs=1e-6)
             shown = {row for _, lists in by_hand for row in lists[slot][:k]}
-            assert metrics[f"coverage@{k}"] == pytest.approx(len(shown) / len(folder.item_ids))
-    assert summary(found)["users"] == len(split.users)
+            assert metrics[f"coverage@{k}"] == pytest.approx(len(shown) / len(folder.item_ids), abs=1e-6)
+    assert len(found) == len(split.users)
 
 
 def test_the_comparison_has_the_same_metrics_and_says_who_was_asked(tmp_path: Path) -> None:
     folder = shop(tmp_path / "shop", events=300)
     split = leave_one_out(folder, vectors_of(folder))
     made = encoder()
-    ranker = ModelRanker(made, split.vectors, ("next", "general", "mixed"), made.encode_whole)
+    ranker = ModelRanker(made, split.vectors, ("next", "general", "mixed"))
     found = compare_lists([ranker], split, "test", "general", window=CONFIG.window)
-    expected = summary(rank_targets(encoder(), split, "test"))["lists"]
+    expected = metrics_of(rank_targets(encoder(), split, "test"), len(folder.item_ids))
     assert found["list"] == "general" and found["metrics"] == found["lists"]["general"]
     for name, metrics in expected.items():
         assert {column: found["lists"][name][column] for column in metrics} == pytest.approx(metrics, abs=1e-6)
@@ -148,30 +151,30 @@ def test_the_score_while_training_is_that_of_the_table(tmp_path: Path, sizes: di
     model = StarsEncoder(replace(CONFIG, **sizes)).eval()
     found = validation_score(model, split, device)
     table = rank_targets(IncrementalEncoder(model, cache_bytes=1 << 26, device="cpu"), split, "validation")
-    assert found == pytest.approx(table.metrics("next")["ndcg@10"])
+    assert found == pytest.approx(float(table.scores("next", (10,))["ndcg@10"].mean()))
 
 
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shop(tmp_path / "shop", events=200)
     split = leave_one_out(folder, vectors_of(folder))
-    together = summary(rank_targets(encoder(), split, "test"))
-    assert set(together["lists"]) == {"next", "general", "mixed"}
+    together = rank_targets(encoder(), split, "test").state_dict()
+    assert set(together["ranks"]) == {"next", "general", "mixed"}
     monkeypatch.setattr("streams.evaluation.leave_one_out._BATCH", 3)
-    assert summary(rank_targets(encoder(), split, "test")) == together
+    assert rank_targets(encoder(), split, "test").state_dict() == together
 
 
 def test_equal_scores_rank_in_index_order(tmp_path: Path) -> None:
     rows = [("u", f"i{n}", "view", START_S + n, n) for n in (0, 1, 4)]
     folder = placed(tmp_path / "data", rows)
     same = ItemVectors("toy", folder.item_ids, np.ones((6, 4), np.float32), [[] for _ in range(6)])
-    found = rank_targets(encoder(), leave_one_out(folder, same), "test", ks=(1,))
-    assert np.concatenate(found.ranks["next"]).tolist() == [3]  # after i2 and i3; i0 and i1 are history
+    found = rank_targets(encoder(), leave_one_out(folder, same), "test", ks=(3,))
+    assert found.ranks("next").tolist() == [3]  # after i2 and i3; i0 and i1 are history
 
 
 def test_an_empty_list_hits_nothing() -> None:
-    ranks = Ranks(("next",), 4, (2,))
-    ranks.add("next", np.array([5]), np.full((1, 2), -1))
-    assert ranks.metrics("next") == {"recall@2": 0.0, "ndcg@2": 0.0, "mrr@2": 0.0, "coverage@2": 0.0}
+    found = Outcomes(["next"])
+    found.add({"next": []}, {"i5"}, Facts("u"))
+    assert metrics_of(found, 4, (2,)) == {"next": {"recall@2": 0.0, "ndcg@2": 0.0, "mrr@2": 0.0, "coverage@2": 0.0}}
 
 
 def test_what_the_protocol_cannot_use_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder.baselines.sequences import Sequences
-from encoder.inference.batching import EncodeRequest
 from streams.evaluation import neighbours
 from streams.evaluation.neighbours import Neighbours, PopularityRanker, TextKnn, co_visitation, item_knn
 from streams.evaluation.rankers import Question
@@ -28,7 +27,7 @@ def sequences(histories: Sequence[Sequence[int]], catalogue: int = ITEMS) -> Seq
 
 def asked(chosen: Sequence[int], now_ms: int = 0) -> Question:
     rows = np.array(chosen, np.int64)
-    return Question(EncodeRequest("u", [], [], [], None, 0), rows, np.arange(len(rows)), now_ms)
+    return Question(rows, np.arange(len(rows)), now_ms)
 
 
 def checkerboard(size: int = 10) -> Sequences:

@@ -8,7 +8,6 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoder.inference.batching import EncodeRequest
 from encoder.training.holdout import in_turn
 from streams.evaluation.rankers import FloatArray, Question, best_lists, exact_ranks, masked_scores
 
@@ -27,7 +26,7 @@ class Fixed:
 
 
 def nothing() -> Question:
-    return Question(EncodeRequest("u", [], [], [], None, 0), np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
+    return Question(np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
 
 
 @settings(deadline=None, max_examples=50)

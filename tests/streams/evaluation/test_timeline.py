@@ -11,17 +11,22 @@ import pytest
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
+from index.query.recommend import Weights
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.held_out import QuestionSettings
+from streams.evaluation.held_out import HeldOut, QuestionSettings
+from streams.evaluation.rankers import OfflineModel
+from streams.evaluation.staleness.delays import FRESH
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
 from tests.support.folders import START_S, item, write_folder
-from tests.support.replay_world import CONFIG, RULES, encoder, served, shop, vectors_of
+from tests.support.replay_world import CONFIG, RULES, encoder, held_out, offline, served, shop, vectors_of
+from tests.support.staleness_world import Oracle, asked, offset_of, stream
+from tests.support.staleness_world import vectors_of as lattice_vectors
 
 
 def evaluated(folder: Folder, offset: ContextOffset | None = None, baskets: bool = False, **ask: Any) -> dict[str, Any]:
-    settings = QuestionSettings(**ask)
-    return evaluate(folder, vectors_of(folder), encoder(), offset or served().offset, RULES, settings, baskets=baskets)
+    model = OfflineModel(encoder(), offset or served().offset)
+    return evaluate(held_out(folder, QuestionSettings(**ask)), model, baskets=baskets)
 
 
 def small(path: Path, rows: list[tuple[str, str, str, int]], **more: Any) -> Folder:
@@ -40,7 +45,7 @@ def test_the_same_folder_and_model_give_the_same_result(tmp_path: Path) -> None:
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shop(tmp_path / "shop", events=150)
     together = evaluated(folder)
-    monkeypatch.setattr("streams.evaluation.timeline._BATCH", 1)
+    monkeypatch.setattr("streams.evaluation.staleness.sweep._BATCH", 1)
     assert evaluated(folder) == together
 
 
@@ -171,13 +176,57 @@ def test_batches_change_no_basket(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = small(tmp_path / "shop", rows)
     together = evaluated(folder, baskets=True, repeats=True)
     assert together["questions"] < 120
-    monkeypatch.setattr("streams.evaluation.timeline._BATCH", 2)
+    monkeypatch.setattr("streams.evaluation.staleness.sweep._BATCH", 2)
     assert evaluated(folder, baskets=True, repeats=True) == together
+
+
+@pytest.mark.parametrize(("repeats", "popularity"), [(True, 0.0), (False, 0.0), (False, 0.4)])
+def test_every_target_is_where_brute_force_puts_it(tmp_path: Path, repeats: bool, popularity: float) -> None:
+    folder = stream(tmp_path / "f")
+    model = OfflineModel(encoder(), offset_of(folder), Weights(popularity=popularity))
+    found = evaluate(HeldOut(folder, lattice_vectors(folder), RULES, asked(repeats), model.weights), model)
+    expected = Oracle(folder, repeats, popularity).ranks(FRESH)
+    for way, ranks in expected.items():
+        assert found["questions"] == len(ranks) > 40
+        mean = sum(1 / rank for rank in ranks if rank) / len(ranks)
+        assert found["lists"][way]["mrr@36"] == pytest.approx(mean, abs=1e-6), way
+
+
+def test_a_purchase_counts_as_seen_for_as_long_as_the_models_weights_say(tmp_path: Path) -> None:
+    clicks = [("u", "i0", "purchase", START_S), *(("u", f"i{n}", "view", START_S + n) for n in range(1, 26))]
+    rows = [*clicks, ("u", "i0", "view", START_S + 60)]  # i0 has left the window of 20 + 4 events
+    folder = read_folder(write_folder(tmp_path / "shop", rows, [item(f"i{n}") for n in range(26)]), RULES)
+    skipped = []
+    for purchase_ms in (59_000, 61_000):
+        model = OfflineModel(encoder(), served().offset, Weights(popularity=0, purchase_ms=purchase_ms))
+        held = HeldOut(folder, vectors_of(folder), RULES, QuestionSettings(ks=(6,)), model.weights)
+        skipped.append(evaluate(held, model)["skipped"])
+    assert skipped == [{}, {"seen before": 1}]
+
+
+def test_baskets_are_answered_as_they_were(tmp_path: Path) -> None:
+    """Known answers, of the evaluator that went through the timeline on its own until it became a sweep."""
+    rng = random.Random(3)
+    kinds = ("purchase", "view")
+    rows = [
+        (f"u{rng.randrange(9)}", f"i{rng.randrange(12)}", rng.choice(kinds), START_S + n // 5 * 7) for n in range(300)
+    ]
+    folder = read_folder(write_folder(tmp_path / "bask", rows, [item(f"i{n}") for n in range(12)]), RULES)
+    start_ms = int(folder.events.ts_ms[len(folder.events) // 4])
+    ask = QuestionSettings(("mixed", "next", "general"), (1, 5, 10), start_ms)
+    found = evaluate(held_out(folder, ask), offline(popularity=0.4), baskets=True)
+    assert found["questions"] == 43
+    assert found["skipped"] == {"before the start": 62, "between questions": 13, "seen before": 174}
+    assert {name: (means["recall@5"], means["ndcg@10"]) for name, means in found["lists"].items()} == {
+        "mixed": (0.930233, 0.730915),
+        "next": (0.930233, 0.728401),
+        "general": (0.906977, 0.693769),
+        "recent popularity": (0.918605, 0.717446),
+        "all-time popularity": (0.918605, 0.717446),
+    }
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
     folder, told = shop(tmp_path / "shop", events=1100), list[int]()
-    evaluate(
-        folder, vectors_of(folder), encoder(), served().offset, RULES, QuestionSettings(every=500), progress=told.append
-    )
+    evaluate(held_out(folder, QuestionSettings(every=500)), offline(), progress=told.append)
     assert told == [0, 1000]

@@ -30,9 +30,10 @@ from tests.support.replay_world import (
     CONFIG,
     PARTITIONS,
     RULES,
-    encoder,
     encoder_thread,
+    held_out,
     lived,
+    offline,
     served,
     shop,
     vectors_of,
@@ -143,7 +144,7 @@ def test_replay_and_plain_evaluation_give_the_same_metrics(tmp_path: Path, repea
     vectors = vectors_of(folder)
     ask = QuestionSettings(("mixed", "next", "general"), (1, 5), folder.split_ms(0.05), repeats=repeats)
     report = asked(numbered(records(folder, vectors=vectors), PARTITIONS), ask)
-    expected = evaluate(folder, vectors, encoder(), served().offset, RULES, ask)
+    expected = evaluate(held_out(folder, ask), offline())
     answers = report.answers
     assert answers is not None and answers["questions"] == expected["questions"] > 40
     # Not cold users: they get the popular list, which live comes with context.
@@ -164,8 +165,8 @@ def test_replay_and_evaluation_add_the_same_popularity(tmp_path: Path, popularit
     ask = QuestionSettings(("next",), (1, 5), folder.split_ms(0.05), popularity_ms=0, popularity_events=0)
     weights = Weights(popularity=popularity, promotion=0)
     answers = asked(numbered(records(folder, vectors=vectors), PARTITIONS), ask, weights=weights).answers
-    expected = evaluate(folder, vectors, encoder(), served().offset, RULES, ask, popularity=popularity)
-    plain = evaluate(folder, vectors, encoder(), served().offset, RULES, ask)
+    expected = evaluate(held_out(folder, ask), offline(popularity))
+    plain = evaluate(held_out(folder, ask), offline())
     assert answers is not None
     # Not cold users: they get the popular list, which live comes with context.
     for name in ("history 2-3", "history 4-5", "history 6-20"):

@@ -13,11 +13,10 @@ from streams.evaluation.comparison import Comparison
 from streams.evaluation.sessions.features import FEATURES
 from streams.evaluation.sessions.ranking import BASELINES, PERSEID, SessionPlan, evaluate_sessions, rank_all
 from streams.evaluation.sessions.sessions import LABELS, read_sessions
-from streams.evaluation.sessions.timeline import Ask, asks
+from streams.evaluation.sessions.timeline import SessionQuestion, session_questions
 from streams.folder.reader import Folder
-from streams.pipeline.user_state import WindowLimits
 from tests.support.folders import DAY_S
-from tests.support.replay_world import RULES, encoder, served, vectors_of
+from tests.support.replay_world import CONFIG, RULES, offline, vectors_of
 from tests.support.session_world import MIDNIGHT_S, PAGE, Cause, planted
 
 SPLIT_MS = (MIDNIGHT_S + 6 * DAY_S) * 1000
@@ -35,7 +34,7 @@ def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def evaluated(folder: Folder, **plan: Any) -> dict[str, Any]:
     settings = SessionPlan(SPLIT_MS, "click", resamples=10, **plan)
-    return evaluate_sessions(folder, vectors_of(folder), encoder(), served().offset, RULES, settings)
+    return evaluate_sessions(folder, vectors_of(folder), offline(), RULES, settings)
 
 
 def first_place(result: dict[str, Any], view: str, ranker: str) -> float:
@@ -108,8 +107,8 @@ def test_round_robin_takes_the_best_of_each_in_turn() -> None:
     assert rank_all(list("abcd"), scores, np.arange(4))["round robin"] == ["a", "d", "b", "c"]
 
 
-def asked(folder: Folder) -> Iterator[Ask]:
-    return asks(folder, read_sessions(folder, "click"), RULES, WindowLimits(20, 4))
+def asked(folder: Folder) -> Iterator[SessionQuestion]:
+    return session_questions(folder, read_sessions(folder, "click"), RULES, CONFIG)
 
 
 def test_a_question_knows_nothing_from_its_own_moment_on(tmp_path: Path) -> None:
@@ -158,4 +157,4 @@ def test_a_split_without_sessions_on_both_sides_is_refused(
     folder = planted(tmp_path, cause, days=2, users=6)
     plan = SessionPlan((MIDNIGHT_S + split_day * DAY_S) * 1000, "click")
     with pytest.raises(ValueError, match=message):
-        evaluate_sessions(folder, vectors_of(folder), encoder(), served().offset, RULES, plan)
+        evaluate_sessions(folder, vectors_of(folder), offline(), RULES, plan)

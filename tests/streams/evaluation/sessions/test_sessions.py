@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from streams.evaluation.sessions.sessions import DAY_MS, read_sessions
+from context.units import DAY_MS
+from streams.evaluation.sessions.sessions import read_sessions
 from streams.folder.reader import Folder, read_folder
 from tests.support.folders import item, write_folder
 from tests.support.replay_world import RULES

@@ -15,15 +15,18 @@ import pytest
 
 import streams.evaluation.staleness.delays
 from encoder.inference.batching import EncodeRequest
-from streams.evaluation.held_out import QuestionSettings
-from streams.evaluation.staleness.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay
+from index.query.recommend import Weights
+from streams.evaluation.held_out import HeldOut, QuestionSettings
+from streams.evaluation.rankers import OfflineModel
+from streams.evaluation.staleness.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay, parse_part
 from streams.evaluation.staleness.sweep import POPULAR, Sweep, list_name, sweep
 from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
 from streams.item_vectors import ItemVectors
 from tests.support.folders import START_S, item, write_folder
-from tests.support.replay_world import RULES, encoder, served
-from tests.support.staleness_world import STEP_MS, Oracle, offset_of, stream, vectors_of
+from tests.support.replay_log import STEP_MS
+from tests.support.replay_world import RULES, encoder, offline
+from tests.support.staleness_world import Oracle, offset_of, stream, vectors_of
 from tests.support.staleness_world import asked as lattice_asked
 
 HEADER = "user_id,item_id,event_type,timestamp,location"
@@ -69,8 +72,11 @@ def asked(repeats: bool = True, ks: tuple[int, ...] = (ITEMS,), **more: Any) -> 
 
 
 def swept(folder: Folder, chosen: Sequence[Arm], ask: QuestionSettings, popularity: float = 0.0) -> Sweep:
-    known = vectors([entry["item_id"] for entry in folder.items])
-    return sweep(folder, known, encoder(), served().offset, RULES, ask, chosen, popularity=popularity)
+    return sweep(held(folder, ask), offline(popularity), chosen)
+
+
+def held(folder: Folder, ask: QuestionSettings) -> HeldOut:
+    return HeldOut(folder, vectors([entry["item_id"] for entry in folder.items]), RULES, ask, Weights())
 
 
 def ranks(run: Sweep, arm: Arm, way: str) -> list[int]:
@@ -85,8 +91,7 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 def test_without_delay_the_sweep_is_the_evaluation(tmp_path: Path, repeats: bool, popularity: float) -> None:
     folder, ask = folder_of(tmp_path / "f", rows()), asked(repeats, (1, 5))
     run = swept(folder, arms(("user",), [parse_delay("1h")]), ask, popularity)
-    given = vectors(folder.item_ids), encoder(), served().offset
-    expected = evaluate(folder, *given, RULES, ask, popularity=popularity)
+    expected = evaluate(held(folder, ask), offline(popularity))
     found = run.comparison.result(run.catalogue_size)
     assert found["questions"] == expected["questions"] > 40 and found["catalogue"] == expected["catalogue"]
     assert dict(run.skipped) == expected["skipped"]
@@ -100,8 +105,12 @@ LATE = ("user", "seen", "vectors", "context", "popularity")
 
 
 def lattice_run(folder: Folder, chosen: Sequence[Arm], repeats: bool, popularity: float = 0.0) -> Sweep:
-    given = vectors_of(folder), encoder(), offset_of(folder)
-    return sweep(folder, *given, RULES, lattice_asked(repeats), chosen, popularity=popularity)
+    return sweep(*lattice(folder, repeats, popularity), chosen)
+
+
+def lattice(folder: Folder, repeats: bool, popularity: float) -> tuple[HeldOut, OfflineModel]:
+    model = OfflineModel(encoder(), offset_of(folder), Weights(popularity=popularity))
+    return HeldOut(folder, vectors_of(folder), RULES, lattice_asked(repeats), model.weights), model
 
 
 @pytest.mark.parametrize(("repeats", "popularity"), [(True, 0.0), (False, 0.0), (False, 0.4)])
@@ -165,7 +174,7 @@ def hits(folder: Folder, delays: Sequence[str], part: str = "user") -> dict[str,
     still = ContextOffset(np.zeros((16, 0), np.float32), ContextFeatures([]))
     chosen = arms((part,), [parse_delay(name) for name in delays])  # type: ignore[arg-type]
     ask = QuestionSettings(("next",), (1,), folder.events.ts_ms[2])
-    run = sweep(folder, vectors(folder.item_ids), encoder(), still, RULES, ask, chosen)
+    run = sweep(held(folder, ask), OfflineModel(encoder(), still), chosen)
     result = run.comparison.result(ITEMS)["lists"]
     return {arm.name.rpartition(" ")[2]: result[list_name(arm, "next")]["hr@1"] for arm in chosen}
 
@@ -212,6 +221,6 @@ def test_arms_are_each_part_with_each_delay_and_the_fresh_one() -> None:
         Arm("popularity 1s", popularity=second),
     ]
     with pytest.raises(ValueError, match="part 'weights' cannot be late"):
-        arms(("weights",), [])  # type: ignore[arg-type]
+        parse_part("weights")
     with pytest.raises(ValueError, match="named twice"):
         arms(("user",), [parse_delay("1s"), parse_delay("1s")])

@@ -1,0 +1,70 @@
+"""Opens a model artefact for whoever encodes, measures or publishes with it.
+
+Assumes an artefact of `deploy.jobs.train`. Loads torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from context.features import ContextFeatures
+from context.offsets import ContextOffset
+from deploy.settings import Settings
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load, serving_arrays
+from encoder.model.document import DOCUMENT, load_serving
+from index.query.model import ServedModel, own_weights, parse_model
+from streams.pipeline.encoder_thread import EncoderThread
+
+if TYPE_CHECKING:
+    from streams.evaluation.rankers import OfflineModel
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """An encoder with the artefact's metadata, its `version` among them."""
+
+    encoder: IncrementalEncoder
+    metadata: Mapping[str, Any]
+
+    @property
+    def version(self) -> str:
+        return str(self.metadata["version"])
+
+    def offline(self, plain: bool = False) -> OfflineModel:
+        """As offline evaluation asks it; `plain` ranks by vectors alone, without popularity."""
+        from streams.evaluation.rankers import OfflineModel
+
+        weights, features = own_weights(self.metadata), ContextFeatures.from_list(self.metadata["context_features"])
+        offset = ContextOffset(serving_arrays(self.encoder.model)["context.weight"], features)
+        return OfflineModel(self.encoder, offset, replace(weights, popularity=0.0) if plain else weights)
+
+    def thread(self) -> EncoderThread:
+        """The encoder on a thread of its own, which nobody else may use then."""
+        return EncoderThread(self.encoder, self.version, self.metadata.get("embedder"))
+
+
+def open_model(folder: Path, settings: Settings) -> OpenedModel:
+    """The model of an artefact, on the device and with the cache that the settings say.
+
+    Raises:
+        ValueError: the folder holds no artefact, one of another format, or a damaged one.
+    """
+    model, metadata = load(folder)
+    cache_bytes = settings.cache_mb * 1024 * 1024
+    return OpenedModel(IncrementalEncoder(model, cache_bytes=cache_bytes, device=settings.device), metadata)
+
+
+def published(folder: Path) -> tuple[str, bytes, bytes]:
+    """Version, document and context weight of an artefact as API processes read them. Raises as `open_model`."""
+    arrays, document = load_serving(folder)
+    weight = arrays["context.weight"].astype("<f4").tobytes()
+    return str(document["version"]), (folder / DOCUMENT).read_bytes(), weight
+
+
+def served_model(folder: Path) -> ServedModel:
+    """What an API process would serve of an artefact."""
+    return parse_model(*published(folder))

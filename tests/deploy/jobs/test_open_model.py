@@ -1,0 +1,56 @@
+"""An opened model has what its artefact says: encoder, offset, list and weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from context.features import ContextFeatures
+from deploy.jobs.open_model import open_model, served_model
+from deploy.settings import load
+from encoder.inference.batching import EncodeRequest
+from encoder.model.artefact import save
+from encoder.model.encoder import StarsEncoder
+from tests.support.replay_world import CONFIG, shop
+
+SETTINGS = load({}, device="cpu", cache_mb=4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    features = ContextFeatures.build(shop(tmp_path / "shop", events=20).contexts)
+    torch.manual_seed(0)
+    model = StarsEncoder(replace(CONFIG, context_features=features.names)).eval()
+    with torch.no_grad():
+        model.context.normal_()
+    metadata = {"embedder": "toy", "context_features": features.to_list(), "popularity": 0.5, "slot": "next"}
+    save(model, tmp_path / "model", metadata)
+    return tmp_path / "model"
+
+
+def test_evaluation_and_the_api_read_the_same_model(folder: Path) -> None:
+    opened, served = open_model(folder, SETTINGS), served_model(folder)
+    offline = opened.offline()
+    assert opened.version == served.version and opened.metadata["slot"] == served.slot == "next"
+    assert offline.weights == served.weights and offline.weights.popularity == 0.5
+    delta = offline.offset.offset(1_600_000_000_000, None).delta
+    assert np.array_equal(delta, served.offset.offset(1_600_000_000_000, None).delta) and np.any(delta)
+    assert opened.offline(plain=True).weights == replace(offline.weights, popularity=0.0)
+
+
+def test_the_thread_reads_the_embedder_of_the_training_only(folder: Path) -> None:
+    opened = open_model(folder, SETTINGS)
+    thread = opened.thread()
+    assert (thread.version, thread.reads("toy"), thread.reads("other")) == (opened.version, True, False)
+    request = EncodeRequest("u", ["i1"], [0], [1_600_000_000_000], None, 0)
+    assert opened.encoder.encode([request]).vectors.shape == (1, 2, CONFIG.d_model)
+    thread.close()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no readable model"):
+        open_model(tmp_path, SETTINGS)
