@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -220,3 +223,40 @@ def test_the_topics_page_has_every_field_that_may_be_posted() -> None:
         if not re.search(rf"`{name}(\[\]|\{{\}})?`", rows[topic])
     ]
     assert missing == []
+
+
+_STEP = re.compile(r"`([a-z_/]+\.(?:py|lua))(?::([\w.]+))?`")
+WALKS = {"click": 18, "query": 18, "item": 20}  # the most files that each crosses
+
+
+def _walk(name: str) -> list[tuple[str, str]]:
+    """(file, function) of each step of a walk in docs/architecture.md; no function where a whole file is meant."""
+    page = ARCHITECTURE.read_text("utf-8")
+    return _STEP.findall(page.partition(f"<!-- walk:{name} -->")[2].partition(f"<!-- /walk:{name} -->")[0])
+
+
+def _defined(path: Path) -> set[str]:
+    found = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            functions = (part for part in node.body if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)))
+            found |= {f"{node.name}.{part.name}" for part in functions}
+    return found
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_each_step_of_a_walk_is_taken_by_a_function_that_exists(name: str) -> None:
+    steps = _walk(name)
+    assert len(steps) > 10
+    gone = [f"{file}:{function}" for file, function in steps if not (ROOT / file).exists()]
+    gone += [f"{file}:{what}" for file, what in steps if what and what not in _defined(ROOT / file)]
+    assert gone == []
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_a_walk_crosses_few_files_and_comes_back_to_none_too_often(name: str) -> None:
+    entered = [file for file, _ in groupby(_walk(name), key=lambda step: step[0])]
+    assert len(set(entered)) <= WALKS[name]
+    assert {file: count for file, count in Counter(entered).items() if count > 3} == {}
