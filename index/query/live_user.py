@@ -69,11 +69,8 @@ class UserReader:
         """The user now, or up to `wait_ms` later when the event `after` is not among the remembered ones yet.
 
         Without a `location` it is the profile's categorical `location`, else "". One round trip each time, and one
-        more when the location had to be taken from a profile that was not known before.
-
-        Raises:
-            StoreUnavailableError: the store did not answer.
-            ValueError: the state was written by another version.
+        more when the location had to be taken from a profile that was not known before. Raises StoreUnavailableError,
+        or ValueError when the state was written by another version.
         """
         began = time.monotonic()
         deadline = began + wait_ms / 1000
@@ -93,11 +90,8 @@ class UserReader:
         """One round trip; an unchanged state is not decoded again."""
         keys, partition = self.store.keys, partition_of(user_id, self.partitions)
         tag = partition_tag(partition)
-        requests: list[tuple[str, list[str]]] = [
-            (keys.owner(tag), [_POSITION, _BEAT]),
-            (keys.user(tag, user_id), [STATE, PROFILE, vector_field(self.model)]),
-            (keys.contexts(), [location or ""]),
-        ]
+        owner, wanted = (keys.owner(tag), [_POSITION, _BEAT]), [STATE, PROFILE, vector_field(self.model)]
+        requests = [owner, (keys.user(tag, user_id), wanted), (keys.contexts(), [location or ""])]
         (position, beat), (state, profile, vectors), (context,) = await self.store.read(requests)
         raw = (state, profile)
         user = LiveUser(

@@ -51,8 +51,7 @@ class Popularity:
     async def refresh(self, partitions: int, bucket_ms: int, now_ms: int) -> int:
         """Reads what grew and computes the weights anew; returns how many buckets were read.
 
-        Raises:
-            StoreUnavailableError: the weights are as they were.
+        After StoreUnavailableError the weights are as they were.
         """
         keys = self._store.keys
         present: dict[tuple[int, int], bytes] = {}
@@ -86,13 +85,12 @@ class Popularity:
     def _best(self, weights: Amounts, count: int) -> list[str]:
         """Names of the `count` items of the highest positive weight, in order."""
         items, names = np.flatnonzero(weights > 0), self._names
+        last: list[int] = []
         if len(items) > count:
             least = np.partition(weights[items], -count)[-count]
             tied = items[weights[items] == least].tolist()
             items = items[weights[items] > least]
             last = heapq.nsmallest(count - len(items), tied, key=names.__getitem__)
-        else:
-            last = []
         first = sorted(items.tolist(), key=lambda item: (-weights[item], names[item]))
         return [names[item] for item in first + last]
 
