@@ -37,11 +37,8 @@ _REMOVES = ("hdel", "zrem", "srem")
 class SqliteStore(MemoryStore):
     """`LiveStore` in memory that is loaded from `path` and written there by `keep` alone.
 
-    The item log is not kept: a follower of a loaded store reads all items first, as after a trimmed log.
-
-    Raises:
-        ValueError: another process uses the file, or it is no such file.
-        OSError: it cannot be created.
+    The item log is not kept: a follower of a loaded store reads all items first, as after a trimmed log. Raises
+    ValueError when another process uses the file or it is no such file, OSError when it cannot be created.
     """
 
     def __init__(self, path: Path, keys: Keys | None = None) -> None:
@@ -66,8 +63,7 @@ class SqliteStore(MemoryStore):
     def checkpoint(self, document: Mapping[str, Any]) -> None:
         """Writes the state as it is and `document` (plain values for JSON) atomically.
 
-        Raises:
-            OSError: it could not be written (disk full); the file holds what was kept before.
+        After OSError (disk full) the file holds what was kept before.
         """
         with self._translated("write"):
             self._file.execute("BEGIN")
