@@ -220,14 +220,14 @@ class ClusterNodes:
 
     async def _slot_map(self) -> list[str]:
         """[16384] host:port, from the first node that answers. Raises the last one's error when none does."""
-        candidates = list(dict.fromkeys([*self._clients, *self._seeds]))
-        for last, name in enumerate(candidates, 1 - len(candidates)):
-            try:
-                return _owners(await self._client(name).execute_command("CLUSTER", "SLOTS"), name)
-            except _FAILURES:
-                if last == 0:
-                    raise
-        raise AssertionError("a cluster address names at least one node")
+        *others, last = dict.fromkeys([*self._clients, *self._seeds])
+        for name in others:
+            with suppress(*_FAILURES):
+                return await self._slot_map_of(name)
+        return await self._slot_map_of(last)
+
+    async def _slot_map_of(self, name: str) -> list[str]:
+        return _owners(await self._client(name).execute_command("CLUSTER", "SLOTS"), name)
 
     async def _forget_others(self) -> None:
         """Nodes that own nothing any more lose their idle connections; those in use end with their command."""
@@ -248,16 +248,12 @@ def nodes(
     scheme = urlsplit(url).scheme
     if ca_file and scheme != "rediss":
         raise ValueError(f"a file of authorities is of use with rediss:// only, the Redis address begins with {scheme}")
-    trust: dict[str, Any] = {"ssl_ca_certs": ca_file} if ca_file else {}
+    options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    if ca_file:
+        options["ssl_ca_certs"] = ca_file
 
     def connect(one_url: str) -> Any:
-        return aioredis.Redis.from_url(
-            one_url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(ConstantBackoff(0.01), retries),
-            **trust,
-        )
+        return aioredis.Redis.from_url(one_url, retry=Retry(ConstantBackoff(0.01), retries), **options)
 
     if not cluster:
         if scheme != "unix" and len(hosts_of(url)) > 1:

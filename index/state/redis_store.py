@@ -21,8 +21,8 @@ from index.state.store import (
     Claim,
     ClaimRefusedError,
     Commit,
-    LogIdentity,
     LogPage,
+    Logs,
     StoreUnavailableError,
     check_cluster,
     raise_if_refused,
@@ -85,9 +85,7 @@ class RedisStore:
         check_cluster(partitions, kinds, int(stored[0]), stored[1].decode().split("\n"))
         await self._run(self.keys.cluster(), "HSET", "kinds", wanted["kinds"])
 
-    async def claim(
-        self, tag: str, token: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
-    ) -> Claim:
+    async def claim(self, tag: str, token: str, generation: int, logs: Logs, group: str = "") -> Claim:
         keys = [self.keys.owner(tag)]
         if tag == ITEMS_TAG:
             keys += [self.keys.item_log(), self.keys.item_index()]
@@ -151,10 +149,9 @@ class RedisStore:
             (facts,) = await self._follow.run([Command(owner, ("HMGET", owner, "item_log", "item_position"))])
         entries = found[0][1] if found else []
         log, end = (facts[0] or b"").decode(), int(facts[1] or 0)
-        if log != generation:
-            return LogPage(log, end, (), reload=True)
         positions = [int(entry.split(b"-")[0]) for entry, _ in entries]
-        if positions and positions[0] != position + 1:  # the tail was trimmed beyond the reader
+        is_trimmed = bool(positions) and positions[0] != position + 1  # the tail, beyond the reader
+        if log != generation or is_trimmed:
             return LogPage(log, end, (), reload=True)
         items = tuple(fields[b"i"].decode() for _, fields in entries if fields[b"i"])
         return LogPage(log, positions[-1] if positions else position, items, reload=False)

@@ -57,6 +57,9 @@ class LogIdentity:
         return f"{self.cluster_id}/{self.topic_id}"
 
 
+Logs = Mapping[str, LogIdentity]  # by topic
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The right to write one tag. `positions` are the next offsets to apply, by topic."""
@@ -106,9 +109,7 @@ class LiveStore(Protocol):
     async def ensure_cluster(self, partitions: int, kinds: Sequence[str]) -> None:
         """Writes the deployment's partition count and kinds once; later a different one is refused (ValueError)."""
 
-    async def claim(
-        self, tag: str, token: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
-    ) -> Claim:
+    async def claim(self, tag: str, token: str, generation: int, logs: Logs, group: str = "") -> Claim:
         """Takes `tag` for `token` and reads its positions, atomically.
 
         A topic whose stored log identity differs from `logs` starts at 0 in a new log. Claiming the items tag opens a
