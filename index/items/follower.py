@@ -81,10 +81,7 @@ class ItemFollower:
         return len(item_ids)
 
     async def poll(self, wait_ms: int) -> int:
-        """Applies what is new, waiting up to `wait_ms` for it; returns how many items changed.
-
-        After StoreUnavailableError, call again.
-        """
+        """Applies what is new within `wait_ms`; returns how many items changed. StoreUnavailableError: call again."""
         page = await self._store.read_log(self.generation, self.position, wait_ms)
         if page.reload:
             return await self.load()

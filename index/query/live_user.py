@@ -102,7 +102,7 @@ class UserReader:
             offset=int(position or 0),
             beat=int(beat or 0),
             location=location or "",
-            context=_context(context),
+            context=orjson.loads(context) if context else None,
         )
         return user, raw
 
@@ -112,7 +112,7 @@ class UserReader:
         counts = profile_location(user.state.profile) if asked is None else asked
         if counts != location:
             ((found,),) = await self.store.read([(self.store.keys.contexts(), [counts])])
-            location, context = counts, _context(found)
+            location, context = counts, orjson.loads(found) if found else None
         return replace(user, location=location, context=context, includes_after=includes_after)
 
 
@@ -122,8 +122,3 @@ def profile_location(profile: bytes | None) -> str:
         return ""
     location = orjson.loads(profile).get("categorical", {}).get("location", "")
     return location if isinstance(location, str) else ""
-
-
-def _context(value: bytes | None) -> Mapping[str, Any] | None:
-    found: Mapping[str, Any] | None = orjson.loads(value) if value else None
-    return found

@@ -49,10 +49,7 @@ class Popularity:
         self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
 
     async def refresh(self, partitions: int, bucket_ms: int, now_ms: int) -> int:
-        """Reads what grew and computes the weights anew; returns how many buckets were read.
-
-        After StoreUnavailableError the weights are as they were.
-        """
+        """Reads what grew, weighs anew; returns how many buckets it read. StoreUnavailableError changes nothing."""
         keys = self._store.keys
         present: dict[tuple[int, int], bytes] = {}
         for partition in range(partitions):
