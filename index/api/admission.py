@@ -30,16 +30,13 @@ T = TypeVar("T")
 class AdmissionMiddleware:
     """ASGI layer around the whole application.
 
-    Args:
-        in_flight: requests of one kind (answers, writes) at a time; the next one gets 503. Writes wait for Kafka, and
-            must not use up the answers' budget when it is slow.
-        turns: answers in work, far fewer; others of those in flight wait for an event to become visible.
+    Of each kind, answers and writes, `in_flight` requests are let in at a time; the next one gets 503. Writes wait for
+    Kafka, and must not use up the answers' budget when it is slow. `turns` has the answers in work, far fewer; others
+    of those in flight wait for an event to become visible.
     """
 
     def __init__(self, app: ASGIApp, metrics: ApiMetrics, in_flight: int, turns: AdmissionController) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._limit, self._turns = in_flight, turns
+        self._app, self._metrics, self._limit, self._turns = app, metrics, in_flight, turns
         self._running = {"answer": 0, "write": 0}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,10 +102,8 @@ def _too_large() -> ProblemError:
 
 
 def _declared_length(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
+    value: bytes = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    return int(value) if value.isdigit() else 0
 
 
 def _kind(scope: Scope) -> str | None:
@@ -149,7 +144,10 @@ class AdmissionController:
         try:
             yield
         finally:
-            self._end()
+            now_s = self._clock_s()
+            if now_s - self._busy_since_s > _STANDING_S:
+                self._short_until_s = now_s + _RECOVERY_S
+            self._begun -= 1
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -164,12 +162,6 @@ class AdmissionController:
         if not self._begun:
             self._busy_since_s = self._clock_s()
         self._begun += 1
-
-    def _end(self) -> None:
-        now_s = self._clock_s()
-        if now_s - self._busy_since_s > _STANDING_S:
-            self._short_until_s = now_s + _RECOVERY_S
-        self._begun -= 1
 
     async def take(self, rank: Callable[[], T]) -> T:
         """What `rank` returns, when it is its turn."""

@@ -30,38 +30,20 @@ from index.state.store import LiveStore
 VERSION = "1"
 _DESCRIPTION = "Live recommendations: events go into Kafka, the next answer knows them and says how old that is."
 # Off altogether: metrics are our own, and its default would look at the environment.
-_NO_TELEMETRY: TelemetryConfig = {
-    "tracing": False,
-    "metrics": False,
-    "logs": False,
-    "operation_spans": False,
-    "auto_configure": False,
-}
+_NO_TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False, auto_configure=False)
 
 
 def create_app(
-    store: LiveStore,
+    store: LiveStore,  # for Redis with a timeout of 0.1 s and one retry, so that no request hangs
     settings: ApiSettings,
     kafka: KafkaSide,
-    metrics: ApiMetrics,
+    metrics: ApiMetrics,  # on a registry of this application's own; `metrics.counters()` is for the heartbeat
     *,
-    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-    monotonic_ms: Callable[[], float] = lambda: time.monotonic() * 1000,
-    on_loaded: Callable[[], None] = lambda: None,
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,  # used where no player's clock is published
+    monotonic_ms: Callable[[], float] = lambda: time.monotonic() * 1000,  # the clock of ages
+    on_loaded: Callable[[], None] = lambda: None,  # a model's items are loaded and those of the one before let go
 ) -> FastAPI:
-    """The application.
-
-    Args:
-        store: the live state; for Redis with a timeout of 0.1 s and one retry, so that no request hangs.
-        settings: addresses to show, API keys, limits.
-        kafka: validation, publishing, exposures.
-        metrics: on a registry of this application's own; `metrics.counters()` is for the heartbeat.
-        wall_ms: time since the epoch, used where no player's clock is published.
-        monotonic_ms: the clock of ages.
-        on_loaded: called when a model's items are loaded and those of the one before are let go.
-
-    `app.state.services` holds the parts, for the process that owns the application.
-    """
+    """The application; `app.state.services` holds its parts, for the process that owns it."""
     liveness = Liveness(store, monotonic_ms)
     background = Background()
     keeper = ModelLoader(store, liveness, settings, background, on_loaded)

@@ -22,7 +22,6 @@ from index.state.store import StoreUnavailableError
 
 _log = logging.getLogger("perseid.api")
 _JSON = "application/json"
-_PROBLEM = "application/problem+json"
 
 
 class ProblemError(Exception):
@@ -50,13 +49,9 @@ def json_response(content: Any, status: int = 200) -> Response:
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON.
-
-    Raises:
-        ProblemError: 415 for another content type (a web page could send that across origins), 400 for bad JSON.
-    """
+    """The body as JSON; ProblemError 400, or 415 for other content types, which web pages could send across origins."""
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if declared != "application/json":
+    if declared != _JSON:
         raise ProblemError(415, f"content type {declared or 'missing'!r}; send application/json")
     try:
         return orjson.loads(await request.body())
@@ -74,7 +69,7 @@ def problem_response(problem: ProblemError) -> Response:
         **problem.members,
     }
     headers = {} if problem.retry_after_s is None else {"Retry-After": str(problem.retry_after_s)}
-    return Response(orjson.dumps(body), problem.status, headers, _PROBLEM)
+    return Response(orjson.dumps(body), problem.status, headers, "application/problem+json")
 
 
 def invalid_request(errors: Sequence[Any], where: str = "") -> ProblemError:
@@ -108,9 +103,8 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(StoreUnavailableError)
     async def unavailable(_: Request, error: StoreUnavailableError) -> Response:
         _log.warning("live state: %s", error)
-        return problem_response(
-            ProblemError(503, "the live state does not answer; try again in a moment", retry_after_s=1)
-        )
+        away = ProblemError(503, "the live state does not answer; try again in a moment", retry_after_s=1)
+        return problem_response(away)
 
 
 def unforeseen(error: Exception) -> Response:

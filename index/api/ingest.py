@@ -26,13 +26,11 @@ from index.state.keys import partition_of
 _ACKNOWLEDGE_S = 11.0
 _CHECKED_AT_ONCE = 64  # about a millisecond; then other requests have their turn
 _SHOWN_ERRORS = 100  # of a batch; all of them would make an answer as large as the batch
-_POSTS = {"/v1/events": "clickstream", "/v1/items": "catalog", "/v1/context": "context", "/v1/users": "users"}
-_NAMES = {"clickstream": "post_events", "catalog": "post_items", "context": "post_context", "users": "post_users"}
-_SUMMARIES = {
-    "clickstream": "Send clicks, one or a batch",
-    "catalog": "Add or change items, one or a batch",
-    "context": "Say what holds at a location, one or a batch",
-    "users": "Set user profiles, one or a batch",
+_POSTS = {  # below /v1/ → topic and what a post does there
+    "events": ("clickstream", "Send clicks, one or a batch"),
+    "items": ("catalog", "Add or change items, one or a batch"),
+    "context": ("context", "Say what holds at a location, one or a batch"),
+    "users": ("users", "Set user profiles, one or a batch"),
 }
 _BY_USER = ("clickstream", "users")
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -42,19 +40,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class Ingest:
-    """Checks and publishes records.
-
-    Args:
-        kafka: validation and publishing.
-        partitions: the number of user partitions, None as long as it is not known.
-        now_ms: the clock of meaning, for the time of a forget.
-    """
+    """Checks and publishes records."""
 
     def __init__(
         self,
         kafka: KafkaSide,
-        partitions: Callable[[], int | None],
-        now_ms: Callable[[], int],
+        partitions: Callable[[], int | None],  # how many there are of users; None as long as it is not known
+        now_ms: Callable[[], int],  # the clock of meaning, for the time of a forget
         metrics: ApiMetrics,
     ) -> None:
         self._kafka, self._partitions, self._now_ms, self._metrics = kafka, partitions, now_ms, metrics
@@ -62,8 +54,7 @@ class Ingest:
     async def post(self, topic: str, body: Any) -> list[dict[str, Any]]:
         """Publishes one record or a list of them; topic, partition and offset of each.
 
-        Raises:
-            ProblemError: 400 when any is refused, 503 when any was not acknowledged.
+        Raises ProblemError 400 when any is refused, 503 when any was not acknowledged.
         """
         records = body if isinstance(body, list) else [body]
         if not 1 <= len(records) <= MAX_BATCH:
@@ -73,8 +64,7 @@ class Ingest:
     async def forget(self, user_id: str) -> list[dict[str, Any]]:
         """Publishes the forget event and removes the profile; both are acknowledged when this returns."""
         event = {"event_id": uuid.uuid4().hex, "user_id": user_id, "kind": "forget", "ts_ms": self._now_ms()}
-        checked = await self._check("clickstream", [event], forget=True)
-        forgotten = await self._publish("clickstream", checked)
+        forgotten = await self._publish("clickstream", await self._check("clickstream", [event], forget=True))
         return forgotten + await self._publish("users", [(user_id.encode(), None)])
 
     async def _check(
@@ -141,14 +131,14 @@ class Ingest:
 def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: ApiMetrics) -> APIRouter:
     """`POST /v1/events`, `/v1/items`, `/v1/context`, `/v1/users`, and `DELETE /v1/users/{user_id}`."""
     router = APIRouter(tags=["records"])
-    for path, topic in _POSTS.items():
+    for name, (topic, summary) in _POSTS.items():
         router.add_api_route(
-            path,
+            f"/v1/{name}",
             _posting(ingest, topic),
             methods=["POST"],
             status_code=202,
-            operation_id=_NAMES[topic],
-            summary=_SUMMARIES[topic],
+            operation_id=f"post_{name}",
+            summary=summary,
             responses=_RESPONSES,
             dependencies=require("write", keys, metrics),
             openapi_extra=request_body(topic),

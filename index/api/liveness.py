@@ -75,19 +75,13 @@ class _Beats:
 
 
 class Liveness:
-    """Facts about the deployment, kept current by `run` (or by single `poll`s, in tests).
-
-    Args:
-        store: where the owner records are.
-        monotonic_ms: the clock of ages and rates.
-    """
+    """Facts about the deployment, kept current by `run`; ages and rates are by the clock `monotonic_ms`."""
 
     def __init__(self, store: LiveStore, monotonic_ms: Callable[[], float]) -> None:
-        self._store = store
-        self._now_ms = monotonic_ms
+        self._store, self._now_ms = store, monotonic_ms
         self._beats = _Beats()
         self._facts: dict[str, str] = {}
-        self._topics: dict[str, TopicState] = {}
+        self.topics: Mapping[str, TopicState] = {}  # the consumed ones as of the last poll
         self._applied: deque[tuple[float, int]] = deque()  # (monotonic ms, sum of clickstream positions)
         self._roles: dict[str, dict[str, Any]] = {}
         self._seen_ms: dict[str, float] = {}
@@ -120,11 +114,6 @@ class Liveness:
         return int(self._facts["bucket_ms"]) if "bucket_ms" in self._facts else None
 
     @property
-    def topics(self) -> Mapping[str, TopicState]:
-        """The consumed topics as of the last poll."""
-        return self._topics
-
-    @property
     def events_per_s(self) -> float:
         """Clickstream records applied per second over the last five seconds."""
         if len(self._applied) < 2:
@@ -134,10 +123,8 @@ class Liveness:
 
     def roles(self) -> dict[str, dict[str, Any]]:
         """The latest heartbeat of every process that is still sending them, by role id."""
-        now_ms = self._now_ms()
-        return {
-            name: heartbeat for name, heartbeat in self._roles.items() if now_ms - self._seen_ms[name] <= _ROLE_GONE_MS
-        }
+        since_ms = self._now_ms() - _ROLE_GONE_MS
+        return {name: heartbeat for name, heartbeat in self._roles.items() if self._seen_ms[name] >= since_ms}
 
     def note(self, partition: int, beat: int) -> None:
         """A request read this partition's confirmation counter; fresher than the last poll."""
@@ -164,10 +151,9 @@ class Liveness:
             await self._read()
             if partitions != self.partitions:  # only now it is known which owners there are
                 await self._read()
+            self.reachable = True
         except StoreUnavailableError:
             self.reachable = False
-        else:
-            self.reachable = True
 
     async def run(self, interval_ms: float) -> None:
         """Polls for ever, every `interval_ms`."""
@@ -178,11 +164,11 @@ class Liveness:
     async def _read(self) -> None:
         keys = self._store.keys
         tags = self._tags()
-        requests: list[tuple[str, list[str]]] = [(keys.cluster(), list(_FACTS))]
-        for tag, topics in tags.items():
-            fields = [f"{what}:{topic}" for topic in topics for what in ("pos", "seen")]
-            requests.append((keys.owner(tag), ["beat", *fields]))
-        facts, *owners = await self._store.read(requests)
+        requests = [
+            (keys.owner(tag), ["beat", *(f"{what}:{topic}" for topic in topics for what in ("pos", "seen"))])
+            for tag, topics in tags.items()
+        ]
+        facts, *owners = await self._store.read([(keys.cluster(), _FACTS), *requests])
         self._facts = {name: value.decode() for name, value in zip(_FACTS, facts, strict=True) if value is not None}
         self._take(tags, owners)
         if self._polls % _ROLES_EVERY == 0:
@@ -202,13 +188,13 @@ class Liveness:
                 position, seen = int(values[2 * at] or 0), int(values[2 * at + 1] or 0)
                 state = PartitionState(max(0, seen - position), position, self._beats.age_ms(tag, now_ms))
                 found.setdefault(topic, []).append(state)
-        self._topics = {topic: TopicState(tuple(partitions)) for topic, partitions in found.items()}
+        self.topics = {topic: TopicState(tuple(partitions)) for topic, partitions in found.items()}
         self._rate(now_ms)
 
     def _rate(self, now_ms: float) -> None:
-        if CLICKSTREAM not in self._topics:
+        if CLICKSTREAM not in self.topics:
             return
-        position = self._topics[CLICKSTREAM].position
+        position = self.topics[CLICKSTREAM].position
         if self._applied and position < self._applied[-1][1]:
             self._applied.clear()  # another log, or an emptied Redis: rates do not span it
         self._applied.append((now_ms, position))

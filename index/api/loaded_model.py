@@ -109,11 +109,7 @@ class ModelLoader:
             await asyncio.sleep(self._settings.poll_ms / 1000)
 
     async def switch(self) -> None:
-        """Loads the version to be served, if it is another one, and then serves it.
-
-        Raises:
-            StoreUnavailableError: nothing changed.
-        """
+        """Loads the version to be served, if it is another, and serves it; StoreUnavailableError changes nothing."""
         version = self._liveness.model
         served = self.current.model.version if self.current else None
         if version is None or version in (served, self._refused):
@@ -218,11 +214,7 @@ class Services:
         return self.wall_ms() if clock_ms is None else clock_ms
 
     def serving(self) -> LoadedModel:
-        """The index to answer from.
-
-        Raises:
-            ProblemError: 503 while it is not loaded, or when it has not been followed for too long.
-        """
+        """The index to answer from; ProblemError 503 while it is not loaded, or not followed for too long."""
         serving = self.keeper.current
         if serving is None or self.liveness.partitions is None:
             self.metrics.refused("not_ready")
@@ -230,9 +222,8 @@ class Services:
         age_ms = serving.follower.age_ms
         if age_ms is None or age_ms > self.settings.index_limit_ms:
             self.metrics.refused("not_ready")
-            raise ProblemError(
-                503, "this process has not seen item changes for too long", retry_after_s=_STALE_INDEX_RETRY_S
-            )
+            late = "this process has not seen item changes for too long"
+            raise ProblemError(503, late, retry_after_s=_STALE_INDEX_RETRY_S)
         return serving
 
     def reader(self, serving: LoadedModel) -> UserReader:

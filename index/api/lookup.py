@@ -60,16 +60,15 @@ async def describe_user(services: Services, user_id: str) -> dict[str, Any]:
 
 def state_router(services: Services) -> APIRouter:
     """`GET /v1/items/{item_id}` and `/v1/users/{user_id}`."""
-    router = APIRouter(tags=["state"])
-    keys, metrics = services.settings.keys, services.metrics
+    allowed = require("read", services.settings.keys, services.metrics)
+    router = APIRouter(tags=["state"], dependencies=allowed, responses=PROBLEMS)
 
     @router.get(
         "/v1/items/{item_id:path}",
         operation_id="get_item",
         summary="One item",
         response_model=ItemAnswer,
-        responses=PROBLEMS | {404: {"model": Problem}},
-        dependencies=require("read", keys, metrics),
+        responses={404: {"model": Problem}},
     )
     async def item(item_id: ItemId) -> Response:
         """The item's record; an answer whose `index.position` is at or past its `position` knows this state of it."""
@@ -80,8 +79,6 @@ def state_router(services: Services) -> APIRouter:
         operation_id="get_user",
         summary="One user's live state",
         response_model=UserAnswer,
-        responses=PROBLEMS,
-        dependencies=require("read", keys, metrics),
     )
     async def user(user_id: UserId) -> Response:
         """Window, profile and position, as the next answer will know them; empty for a cold user."""

@@ -7,6 +7,7 @@ become label values. `/v1/status` sums the heartbeats' numbers over processes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -19,31 +20,15 @@ class ApiMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self._requests = Histogram(
-            "perseid_api_request_seconds",
-            "Time of one request.",
-            ["method", "route", "status"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._stages = Histogram(
-            "perseid_api_stage_seconds",
-            "Time of one stage of a recommendation.",
-            ["stage"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._answers = Counter(
-            "perseid_api_answers", "Recommendations by service level.", ["served_by"], registry=registry
-        )
-        self._exposures = Counter("perseid_api_exposures", "Exposure records handed over.", registry=registry)
-        self._refused = Counter("perseid_api_refused", "Requests not tried, by reason.", ["reason"], registry=registry)
-        self._records = Counter(
-            "perseid_api_records", "Records posted, by topic and outcome.", ["topic", "outcome"], registry=registry
-        )
-        self._sources = Counter(
-            "perseid_api_sources", "Filters and searches by who did them.", ["what", "where"], registry=registry
-        )
+        timer = partial(Histogram, buckets=SECONDS, registry=registry)
+        counter = partial(Counter, registry=registry)
+        self._requests = timer("perseid_api_request_seconds", "Time of one request.", ["method", "route", "status"])
+        self._stages = timer("perseid_api_stage_seconds", "Time of one stage of a recommendation.", ["stage"])
+        self._answers = counter("perseid_api_answers", "Recommendations by service level.", ["served_by"])
+        self._exposures = counter("perseid_api_exposures", "Exposure records handed over.")
+        self._refused = counter("perseid_api_refused", "Requests not tried, by reason.", ["reason"])
+        self._records = counter("perseid_api_records", "Records posted, by topic and outcome.", ["topic", "outcome"])
+        self._sources = counter("perseid_api_sources", "Filters and searches by who did them.", ["what", "where"])
         self._gauges = {
             name: Gauge(f"perseid_{name}", text, labels, registry=registry)
             for name, (text, labels) in _DEPLOYMENT.items()
@@ -53,31 +38,31 @@ class ApiMetrics:
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """One request; `route` is the path template, never the path."""
         self._requests.labels(method, route, str(status)).observe(seconds)
-        self._add("requests", 1)
+        self._add("requests")
 
     def answer(self, served_by: str, **seconds: float) -> None:
         """One recommendation at this service level, and how long its stages took (`read`, `rank`, `render`)."""
         for stage, duration in seconds.items():
             self._stages.labels(stage).observe(duration)
         self._answers.labels(served_by).inc()
-        self._add(served_by, 1)
+        self._add(served_by)
 
     def sources(self, found: Mapping[str, str | None]) -> None:
         """Who filtered and who searched for one request, Elasticsearch or this process; None: nobody."""
         for what, where in found.items():
             if where is not None:
                 self._sources.labels(what, where).inc()
-                self._add(f"{what}_{where.replace(' ', '_')}", 1)
+                self._add(f"{what}_{where.replace(' ', '_')}")
 
     def exposure(self) -> None:
         """One exposure record was handed to Kafka's queue; how many were lost is the gauge `exposures_lost`."""
         self._exposures.inc()
-        self._add("exposures", 1)
+        self._add("exposures")
 
     def refused(self, reason: str) -> None:
         """One request that was not tried: `overload`, `not_ready`, `too_large`, `key`."""
         self._refused.labels(reason).inc()
-        self._add("refused", 1)
+        self._add("refused")
 
     def records(self, topic: str, outcome: str, count: int) -> None:
         """Posted records: `acknowledged`, `invalid` or `failed`."""
@@ -92,8 +77,8 @@ class ApiMetrics:
         """Totals since the start, for the heartbeat."""
         return dict(self._totals)
 
-    def _add(self, name: str, count: int) -> None:
-        self._totals[name] = self._totals.get(name, 0) + count
+    def _add(self, name: str) -> None:
+        self._totals[name] = self._totals.get(name, 0) + 1
 
 
 _DEPLOYMENT: Mapping[str, tuple[str, list[str]]] = {

@@ -130,7 +130,7 @@ def show_deployment(services: Services, users: int | None) -> None:
             position = serving.elastic.reader.position
             show("elasticsearch_up", float(position is not None))
             show("elasticsearch_position", float("nan") if position is None else position)
-        show("index_age_seconds", float("nan") if state["age_ms"] is None else state["age_ms"] / 1000)
+        show("index_age_seconds", _seconds(state["age_ms"]))
     show("exposures_lost", services.kafka.dropped())
 
 

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -41,7 +40,6 @@ from index.api.schemas import (
 )
 from index.items.filters import Filter, parse_filter
 from index.query.live_user import LiveUser
-from index.query.model import RequestedList
 from index.query.recommend import (
     ContextView,
     Query,
@@ -57,39 +55,14 @@ from index.state.store import StoreUnavailableError
 EXPOSURES = "exposures"
 
 
-@dataclass(frozen=True, slots=True)
-class RecommendationQuery:
-    """One request for recommendations, checked. `context` is a record that stands in for the location's own.
-
-    Without a `slot` the list is the one that the served model is best with.
-    """
-
-    user_id: str
-    count: int = DEFAULT_COUNT
-    slot: RequestedList | None = None
-    location: str | None = None
-    tree: Filter | None = None
-    exclude: frozenset[str] = frozenset()
-    include_seen: bool = False
-    explain: bool = False
-    after: str | None = None
-    scenario: str | None = None
-    page_id: str | None = None
-    context: Mapping[str, Any] | None = None
-
-
-async def answer(services: Services, request: RecommendationQuery) -> dict[str, Any]:
-    """One recommendation, exposed.
-
-    Raises:
-        ProblemError: 503 when there is no index to answer from.
-    """
+async def answer(services: Services, request: RecommendationsRequest, tree: Filter | None = None) -> dict[str, Any]:
+    """One recommendation among what `tree` lets pass, exposed. Raises ProblemError 503 without a usable index."""
     serving, started = services.serving(), time.perf_counter()
     user = await _read_user(services, serving, request)
     read = time.perf_counter()
     served_by, now_ms = service_level(services, user), services.now_ms()
     context = _context(serving, request, user, now_ms)
-    found, sources = await _rank(services, serving, request, user, context, now_ms)
+    found, sources = await _rank(services, serving, request, tree, user, context, now_ms)
     ranked = time.perf_counter()
     body = _render(services, serving, request, user, served_by, context, found, sources)
     _expose(services, request, body, now_ms)
@@ -106,7 +79,7 @@ def service_level(services: Services, user: LiveUser | None) -> Literal["persona
     return "personal" if lag_ms is not None and lag_ms <= services.settings.stale_ms else "stale"
 
 
-async def _read_user(services: Services, serving: LoadedModel, request: RecommendationQuery) -> LiveUser | None:
+async def _read_user(services: Services, serving: LoadedModel, request: RecommendationsRequest) -> LiveUser | None:
     """The user, None when the store does not answer; while it is known to be away it is not even asked."""
     if not services.liveness.reachable:
         return None
@@ -121,7 +94,7 @@ async def _read_user(services: Services, serving: LoadedModel, request: Recommen
     return user
 
 
-def _context(serving: LoadedModel, request: RecommendationQuery, user: LiveUser | None, now_ms: int) -> ContextView:
+def _context(serving: LoadedModel, request: RecommendationsRequest, user: LiveUser | None, now_ms: int) -> ContextView:
     location = user.location if user is not None else request.location or ""
     record = request.context if request.context is not None else user.context if user is not None else None
     return ContextView.at(location, record, now_ms, serving.model.offset)
@@ -130,22 +103,21 @@ def _context(serving: LoadedModel, request: RecommendationQuery, user: LiveUser 
 async def _rank(
     services: Services,
     serving: LoadedModel,
-    request: RecommendationQuery,
+    request: RecommendationsRequest,
+    tree: Filter | None,
     user: LiveUser | None,
     context: ContextView,
     now_ms: int,
 ) -> tuple[Recommendations, Mapping[str, str | None]]:
     """The list and, where there is an Elasticsearch, who filtered and who searched."""
-    view = UserView(None)
-    if user is not None:
-        view = UserView(user.vectors, frozenset(user.state.items), user.state.purchases)
+    view = UserView(None) if user is None else UserView(user.vectors, set(user.state.items), user.state.purchases)
     slot = request.slot or serving.model.slot
-    query = Query(request.count, slot, request.tree, request.exclude, request.include_seen)
+    query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
     weights = serving.model.weights
     plan = partial(plan_searches, query, view, serving.catalogue, context, services.popularity, now_ms, weights)
     if serving.elastic is None:
         return await services.turns.take(lambda: answer_in_process(plan())), {}
-    found, sources = await serving.elastic.recommend(plan, request.tree, now_ms)
+    found, sources = await serving.elastic.recommend(plan, tree, now_ms)
     services.metrics.sources(sources)
     return found, sources
 
@@ -153,7 +125,7 @@ async def _rank(
 def _render(
     services: Services,
     serving: LoadedModel,
-    request: RecommendationQuery,
+    request: RecommendationsRequest,
     user: LiveUser | None,
     served_by: str,
     context: ContextView,
@@ -194,7 +166,7 @@ def _shown(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, Any]
     return shown
 
 
-def _expose(services: Services, request: RecommendationQuery, body: Mapping[str, Any], now_ms: int) -> None:
+def _expose(services: Services, request: RecommendationsRequest, body: Mapping[str, Any], now_ms: int) -> None:
     """Sends what was shown to Kafka without waiting: negatives for training, attribution of later clicks."""
     record = {
         "recommendation_id": body["recommendation_id"],
@@ -213,8 +185,8 @@ def _expose(services: Services, request: RecommendationQuery, body: Mapping[str,
     services.metrics.exposure()
 
 
-def _checked(services: Services, body: Any) -> RecommendationQuery:
-    """A request's body, checked. Raises ProblemError 400 that names what is wrong."""
+def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Filter | None]:
+    """A request's body and its filter, checked. Raises ProblemError 400 that names what is wrong."""
     try:
         request = RecommendationsRequest.model_validate(body, strict=True)
     except ValidationError as error:
@@ -223,20 +195,7 @@ def _checked(services: Services, body: Any) -> RecommendationQuery:
         tree = None if request.filter is None else parse_filter(request.filter)
     except ValueError as error:
         raise ProblemError(400, str(error)) from error
-    return RecommendationQuery(
-        user_id=request.user_id,
-        count=request.count,
-        slot=request.slot,
-        location=request.location,
-        tree=tree,
-        exclude=frozenset(request.exclude),
-        include_seen=request.include_seen,
-        explain=request.explain,
-        after=request.after,
-        scenario=request.scenario,
-        page_id=request.page_id,
-        context=_given_context(services, request),
-    )
+    return request.model_copy(update={"context": _given_context(services, request)}), tree
 
 
 def _given_context(services: Services, request: RecommendationsRequest) -> Mapping[str, Any] | None:
@@ -258,7 +217,6 @@ async def _similar(services: Services, item_id: str, count: int) -> dict[str, An
     serving, now_ms = services.serving(), services.now_ms()
     if serving.catalogue.get(item_id) is None:
         raise ProblemError(404, f"no item {item_id!r}")
-
     sources: Mapping[str, str | None] = {}
     if serving.elastic is None:
         found = await services.turns.take(lambda: serving.catalogue.similar(item_id, count, now_ms))
@@ -274,7 +232,8 @@ async def _similar(services: Services, item_id: str, count: int) -> dict[str, An
 
 def recommend_router(services: Services) -> APIRouter:
     """`GET /v1/recommendations/{user_id}`, `POST /v1/recommendations`, `GET /v1/items/{item_id}/similar`."""
-    router = APIRouter(tags=["recommendations"], dependencies=require("read", services.settings.keys, services.metrics))
+    allowed = require("read", services.settings.keys, services.metrics)
+    router = APIRouter(tags=["recommendations"], dependencies=allowed, responses=PROBLEMS)
     request_schema = RecommendationsRequest.model_json_schema()
 
     @router.get(
@@ -282,7 +241,6 @@ def recommend_router(services: Services) -> APIRouter:
         operation_id="get_recommendations",
         summary="What to show a user now",
         response_model=RecommendationsAnswer,
-        responses=PROBLEMS,
     )
     async def get(
         user_id: UserId,
@@ -294,29 +252,28 @@ def recommend_router(services: Services) -> APIRouter:
         after: After = None,
     ) -> Response:
         """A list for anybody, also for cold users. `served_by` names the service level."""
-        request = RecommendationQuery(
-            user_id, count, slot, location, include_seen=include_seen, explain=explain, after=after
-        )
-        return json_response(await answer(services, request))
+        asked = {"user_id": user_id, "count": count, "slot": slot, "location": location}
+        asked |= {"include_seen": include_seen, "explain": explain, "after": after}
+        return json_response(await answer(services, RecommendationsRequest.model_validate(asked)))
 
     @router.post(
         "/v1/recommendations",
         operation_id="post_recommendations",
         summary="What to show a user now, with filter, exclusions and context",
         response_model=RecommendationsAnswer,
-        responses=PROBLEMS | {413: {"model": Problem}, 415: {"model": Problem}},
+        responses={413: {"model": Problem}, 415: {"model": Problem}},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": request_schema}}}},
     )
     async def post(request: Request) -> Response:
         """As the GET, and `filter` (closed grammar), `exclude`, `scenario` and `context` in the body."""
-        return json_response(await answer(services, _checked(services, await read_json(request))))
+        return json_response(await answer(services, *_checked(services, await read_json(request))))
 
     @router.get(
         "/v1/items/{item_id:path}/similar",
         operation_id="get_similar_items",
         summary="Neighbours of an item",
         response_model=SimilarAnswer,
-        responses=PROBLEMS | {404: {"model": Problem}},
+        responses={404: {"model": Problem}},
     )
     async def similar(item_id: ItemId, count: Count = DEFAULT_COUNT) -> Response:
         """The nearest other items that may be shown; none while the item has no vector."""

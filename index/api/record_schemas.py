@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from index.api.schemas import MAX_BATCH, Identifier
+from index.api.schemas import MAX_BATCH, Identifier, example
 
 _TIME = Field(description="event time, milliseconds since the epoch")
-
-
-def _example(**values: Any) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [values]})
 
 
 class ClickBody(BaseModel):
@@ -32,7 +28,7 @@ class ClickBody(BaseModel):
     recommendation_id: Identifier | None = Field(None, description="of the list that led to it")
     page_id: Identifier | None = None
 
-    model_config = _example(
+    model_config = example(
         event_id="e-81b7",
         user_id="u42",
         item_id="i7",
@@ -59,7 +55,7 @@ class CatalogueBody(BaseModel):
     starts_ms: int | None = None
     ends_ms: int | None = None
 
-    model_config = _example(
+    model_config = example(
         item_id="i7",
         title="Iced tea, 6 bottles",
         description="Black tea with lemon, lightly sweetened.",
@@ -84,7 +80,7 @@ class ContextBody(BaseModel):
         None, description="each names one item, tag or category, with strength, starts_ms, ends_ms"
     )
 
-    model_config = _example(
+    model_config = example(
         location="berlin",
         ts_ms=1760000000000,
         valid_until_ms=1760086400000,
@@ -102,7 +98,7 @@ class ProfileBody(BaseModel):
     numeric: dict[str, float] | None = None
     categorical: dict[str, str] | None = None
 
-    model_config = _example(user_id="u42", numeric={"age": 33}, categorical={"location": "berlin"}, ts_ms=1760000000000)
+    model_config = example(user_id="u42", numeric={"age": 33}, categorical={"location": "berlin"}, ts_ms=1760000000000)
 
 
 BODIES: dict[str, type[BaseModel]] = {
@@ -113,17 +109,11 @@ BODIES: dict[str, type[BaseModel]] = {
 }
 
 
-def example_of(topic: str) -> dict[str, Any]:
-    """The example record of a topic."""
-    example: dict[str, Any] = BODIES[topic].model_json_schema()["examples"][0]
-    return example
-
-
 def request_body(topic: str) -> dict[str, Any]:
     """OpenAPI of one record of `topic` or a batch of them."""
     schema = BODIES[topic].model_json_schema()
-    example = schema.pop("examples")[0]
+    record = schema.pop("examples")[0]
     batch = {"type": "array", "items": schema, "minItems": 1, "maxItems": MAX_BATCH}
-    examples = {"one": {"value": example}, "batch": {"value": [example]}}
+    examples = {"one": {"value": record}, "batch": {"value": [record]}}
     content = {"application/json": {"schema": {"oneOf": [schema, batch]}, "examples": examples}}
     return {"requestBody": {"required": True, "content": content}}

@@ -36,8 +36,9 @@ class _Shape(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def _example(**values: Any) -> ConfigDict:
-    return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
+def example(**values: Any) -> ConfigDict:
+    """What a model with this example adds to its configuration."""
+    return ConfigDict(json_schema_extra={"examples": [values]})
 
 
 class AsOf(_Shape):
@@ -82,7 +83,7 @@ class Recommended(_Shape):
     explain: dict[str, Any] | None = Field(None, description="parts of the score")
 
 
-class RecommendationsAnswer(BaseModel):
+class RecommendationsAnswer(_Shape):
     recommendation_id: str = Field(description="to be sent back on the events that follow from this list")
     user_id: str
     model: str
@@ -94,7 +95,7 @@ class RecommendationsAnswer(BaseModel):
     scenario: str | None = None
     explain: dict[str, Any] | None = Field(None, description="what was retrieved and what the filters removed")
 
-    model_config = _example(
+    model_config = example(
         recommendation_id="5f0c8e0c6d2b4b6f9a3e1d2c4b5a6978",
         user_id="u42",
         model="m-0a1b2c3d",
@@ -111,7 +112,7 @@ class RecommendationsAnswer(BaseModel):
     )
 
 
-class RecommendationsRequest(BaseModel):
+class RecommendationsRequest(_Shape):
     user_id: Identifier
     count: int = Field(DEFAULT_COUNT, ge=1, le=MAX_COUNT)
     slot: RequestedList | None = Field(None, description="default: the list that was best when the model was trained")
@@ -129,7 +130,7 @@ class RecommendationsRequest(BaseModel):
         None, description="`weather`, `events`, `promotions` in place of the location's record"
     )
 
-    model_config = _example(
+    model_config = example(
         user_id="u42",
         count=10,
         slot="mixed",
@@ -146,13 +147,13 @@ class Neighbour(_Shape):
     title: str | None = None
 
 
-class SimilarAnswer(BaseModel):
+class SimilarAnswer(_Shape):
     item_id: str
     model: str
     index: IndexState
     items: list[Neighbour]
 
-    model_config = _example(
+    model_config = example(
         item_id="i7",
         model="m-0a1b2c3d",
         index={"items": 3012, "position": 9120, "age_ms": 12.0},
@@ -160,7 +161,7 @@ class SimilarAnswer(BaseModel):
     )
 
 
-class ItemAnswer(BaseModel):
+class ItemAnswer(_Shape):
     item_id: str
     position: int = Field(description="item-log position of the item's last change")
     catalogue: dict[str, Any] | None = Field(description="null: withdrawn, or not in the catalogue yet")
@@ -170,7 +171,7 @@ class ItemAnswer(BaseModel):
     indexed: bool = Field(description="whether there is a retrieval vector of the model that is served")
     index: IndexState
 
-    model_config = _example(
+    model_config = example(
         item_id="i7",
         position=9120,
         catalogue={"title": "Iced tea, 6 bottles", "category": ["drinks"], "price": 9.5, "available": True},
@@ -188,7 +189,7 @@ class UserEvent(_Shape):
     ts_ms: int
 
 
-class UserAnswer(BaseModel):
+class UserAnswer(_Shape):
     user_id: str
     known: bool
     events: list[UserEvent] = Field(description="the window, newest first")
@@ -198,7 +199,7 @@ class UserAnswer(BaseModel):
     encoded: bool = Field(description="whether there are vectors of the model that is served")
     as_of: AsOf
 
-    model_config = _example(
+    model_config = example(
         user_id="u42",
         known=True,
         events=[{"item_id": "i7", "kind": "view", "ts_ms": 1760000000000}],
@@ -216,10 +217,10 @@ class Published(_Shape):
     offset: int
 
 
-class PublishedAnswer(BaseModel):
+class PublishedAnswer(_Shape):
     records: list[Published] = Field(description="one for each record, in the order they were sent")
 
-    model_config = _example(records=[{"topic": "clickstream", "partition": 17, "offset": 20411}])
+    model_config = example(records=[{"topic": "clickstream", "partition": 17, "offset": 20411}])
 
 
 _PARTITION = {"lag": 0, "position": 9, "lag_ms": 38.2}
@@ -250,7 +251,7 @@ class ElasticState(_Shape):
     position: int | None = Field(description="item-log position up to which the index is complete")
 
 
-class StatusAnswer(BaseModel):
+class StatusAnswer(_Shape):
     kafka: str
     redis: str
     redis_up: bool
@@ -266,7 +267,7 @@ class StatusAnswer(BaseModel):
     roles: dict[str, dict[str, Any]]
     counters: dict[str, float]
 
-    model_config = _example(
+    model_config = example(
         kafka="127.0.0.1:9092",
         redis="redis://127.0.0.1:6379/0",
         redis_up=True,
@@ -283,7 +284,7 @@ class StatusAnswer(BaseModel):
     )
 
 
-class Problem(BaseModel):
+class Problem(BaseModel, extra="allow"):
     """RFC 9457. `errors` names each bad field or record."""
 
     type: str
@@ -292,19 +293,12 @@ class Problem(BaseModel):
     detail: str
     errors: list[dict[str, Any]] | None = None
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "about:blank",
-                    "title": "Bad Request",
-                    "status": 400,
-                    "detail": "1 of 2 records is refused; nothing was published",
-                    "errors": [{"record": 1, "field": "ts_ms", "reason": "missing"}],
-                }
-            ]
-        },
+    model_config = example(
+        type="about:blank",
+        title="Bad Request",
+        status=400,
+        detail="1 of 2 records is refused; nothing was published",
+        errors=[{"record": 1, "field": "ts_ms", "reason": "missing"}],
     )
 
 

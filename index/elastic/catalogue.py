@@ -43,8 +43,7 @@ class ElasticSide:
     ) -> tuple[Recommendations, Sources]:
         """The list that answers a plan, and who made it.
 
-        Args:
-            plan_searches: makes the plan of the items as they are now, with what `tree` lets pass if that is known.
+        `plan_searches` makes the plan of the items as they are now, with what `tree` lets pass if that is known.
         """
         if self._held is None:
             passing = None if tree is None else await self._filters.mask(tree)
@@ -65,11 +64,7 @@ class ElasticSide:
         return self._catalogue.similar(item_id, count, now_ms), _sources(None, False, False)
 
     def search(self, tree: Filter | None, now_ms: int) -> ElasticSearch:
-        """The searches of one request, where Elasticsearch does them.
-
-        Raises:
-            ElasticUnavailableError: it is not to be asked now, or not for searches.
-        """
+        """One request's searches; ElasticUnavailableError when it is not to be asked now, or not for searches."""
         if self._held is None:
             raise ElasticUnavailableError("Elasticsearch is used for filters only")
         rules = _rules(now_ms) if tree is None else And((tree, *_rules(now_ms).parts))

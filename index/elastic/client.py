@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from elastic_transport import TransportError
@@ -79,11 +78,8 @@ def _plain(name: str) -> str:
 
 def index_body(settings: ElasticSettings, dim: int) -> dict[str, Any]:
     """Settings and mapping of an index of items with vectors of length `dim`; `_meta` says whose it is."""
-    replicas: Mapping[str, Any] = (
-        {"auto_expand_replicas": "0-1"}
-        if settings.replicas == "auto"
-        else {"number_of_replicas": int(settings.replicas)}
-    )
+    auto = settings.replicas == "auto"
+    replicas = {"auto_expand_replicas": "0-1"} if auto else {"number_of_replicas": int(settings.replicas)}
     # Visible when the indexer says so, after each round of writes: only then does it know what can be seen.
     return {
         "settings": {"number_of_shards": settings.shards, "refresh_interval": "-1", **replicas},

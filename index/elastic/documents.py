@@ -29,7 +29,7 @@ def document(record: ItemRecord, dim: int) -> Body:
     body: Body = {
         "item_id": record.item_id,
         "position": record.position,
-        "gone": _is_gone(record),
+        "gone": not listed and record.embedder is None and not record.tags and record.retrieval is None,
         "available": listed and fields.get("available") is not False,
         "regionless": listed and not fields.get("regions"),
         "region": list(fields.get("regions") or ()),
@@ -55,10 +55,6 @@ def encode(vector: Vector) -> str:
 def decode(text: str) -> Vector:
     """Inverse of `encode`."""
     return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
-
-
-def _is_gone(record: ItemRecord) -> bool:
-    return record.catalogue is None and record.embedder is None and not record.tags and record.retrieval is None
 
 
 def _is_direction(vector: Vector, dim: int) -> bool:
@@ -99,6 +95,4 @@ def _either(queries: list[Body]) -> Body:
 def _bounds(low: float | int | None, high: float | int | None) -> Mapping[str, float | int]:
     # Plus zero: see the document's price. Whole numbers stay whole, milliseconds have no room for rounding.
     given = {"gte": low, "lte": high}
-    return {
-        name: value + 0 if isinstance(value, int) else value + 0.0 for name, value in given.items() if value is not None
-    }
+    return {name: value + 0 for name, value in given.items() if value is not None}

@@ -19,7 +19,7 @@ from index.elastic.client import ElasticUnavailableError
 from index.elastic.documents import items_only, query_of
 from index.elastic.reader import ElasticReader
 from index.items.catalogue import Catalogue
-from index.items.filters import AllOf, And, AnyOf, Filter, Label, LabelField, Mask, Not, NumberField, Or, mask
+from index.items.filters import AllOf, And, AnyOf, Filter, Label, LabelField, Mask, Not, NumberField, Or, fitted, mask
 from index.items.search import Labels
 
 _PAGE = 10_000  # the most that one search may return
@@ -57,13 +57,11 @@ class ElasticFilters:
         if self._reader.position is None or size_of(tree) > _MOST_VALUES:
             return None
         known = self._known.get(tree)
-        if known is None or known.alias != self._reader.alias:
-            known = await self._first(tree)
-            if known is None:
-                return None
-        else:
+        if known is not None and known.alias == self._reader.alias:
             self._known.move_to_end(tree)
-        return self._completed(tree, known)
+        else:
+            known = await self._first(tree)
+        return None if known is None else self._completed(tree, known)
 
     async def close(self) -> None:
         """Ends reading."""
@@ -139,9 +137,7 @@ class ElasticFilters:
     def _completed(self, tree: Filter, known: _KnownLabels) -> Mask:
         """[size] the kept mask, with everything newer decided here."""
         positions = self._catalogue.positions()
-        passing = np.zeros(len(positions), np.bool_)
-        shared = min(len(positions), len(known.passing))
-        passing[:shared] = known.passing[:shared]
+        passing = fitted(known.passing, len(positions)).copy()
         newer = np.flatnonzero(positions > known.position)
         if len(newer):
             passing[newer] = mask(tree, _Some(self._catalogue, newer))

@@ -52,12 +52,7 @@ class WriteResult:
 
 
 class ElasticWriter:
-    """Documents of one model version into the index of whichever item log is followed (an `ItemSink`).
-
-    Args:
-        log: the item log that the records belong to.
-        counts: `indexed`, `superseded`, `refused`, `repeated`; added to.
-    """
+    """Documents of one model version into the index of whichever item log is followed (an `ItemSink`)."""
 
     def __init__(
         self,
@@ -65,8 +60,8 @@ class ElasticWriter:
         settings: ElasticSettings,
         model: str,
         dim: int,
-        log: Callable[[], str],
-        counts: Counter[str],
+        log: Callable[[], str],  # the item log that the records belong to
+        counts: Counter[str],  # `indexed`, `superseded`, `refused`, `repeated`; added to
         chance: random.Random,
     ) -> None:
         self._client, self._settings, self._model, self._dim = client, settings, model, dim
@@ -102,11 +97,9 @@ class ElasticWriter:
     async def make(self) -> None:
         """Makes the index unless it exists."""
         alias = self.alias
-        if self._made == alias:
-            return
-        body = index_body(self._settings, self._dim)
-        await self.persist(lambda: self._create(alias, body))
-        self._made = alias
+        if self._made != alias:
+            await self.persist(lambda: self._create(alias))
+            self._made = alias
 
     async def complete(self, position: int) -> None:
         """Makes all writes visible and then says that everything up to `position` is there."""
@@ -125,9 +118,8 @@ class ElasticWriter:
 
     async def delete_others(self) -> None:
         """Deletes the indices of this deployment's other item logs and models."""
-        found: Mapping[str, Any] = await self.persist(
-            partial(self._client.indices.get_mapping, index=pattern_of(self._settings.prefix), ignore_unavailable=True)
-        )
+        pattern, indices = pattern_of(self._settings.prefix), self._client.indices
+        found = await self.persist(partial(indices.get_mapping, index=pattern, ignore_unavailable=True))
         patient = self._client.options(ignore_status=404)  # another indexer may delete it at the same time
         for name, body in found.items():
             ours = body["mappings"].get("_meta", {}).get("perseid") == self._settings.prefix
@@ -136,11 +128,7 @@ class ElasticWriter:
                 await self.persist(partial(patient.indices.delete, index=name))
 
     async def persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """The answer of `call`, repeated until there is one, more and more slowly.
-
-        Raises:
-            _IndexGoneError: there is no such index.
-        """
+        """The answer of `call`, repeated until there is one, more and more slowly; _IndexGoneError without an index."""
         wait_s = _FIRST_WAIT_S
         while True:
             try:
@@ -158,7 +146,8 @@ class ElasticWriter:
         call = partial(self._client.bulk, operations=lines, index=self.alias, require_alias=True)
         return sort_out((await self.persist(call))["items"])
 
-    async def _create(self, alias: str, body: Mapping[str, Any]) -> None:
+    async def _create(self, alias: str) -> None:
+        body = index_body(self._settings, self._dim)
         try:
             await self._client.indices.create(index=index_of(alias), aliases={alias: {}}, **body)
         except ApiError as error:

@@ -82,16 +82,14 @@ class ElasticReader:
     ) -> list[Mapping[str, Any]]:
         """The answers to several searches in one call, cut to `parts` (paths within an answer, comma-separated).
 
-        Raises:
-            ElasticUnavailableError: no answer in time, or an error instead of one.
+        Raises ElasticUnavailableError without an answer in time, or for an error instead of one.
         """
         header = {"index": self.alias, "allow_partial_search_results": False}
         wanted = ",".join(f"responses.{part}" for part in ("error.type", "status", *parts.split(",")))
         client = self._client if timeout_s is None else self._client.options(request_timeout=timeout_s)
         try:
-            found = await client.msearch(
-                searches=[line for body in searches for line in (header, body)], filter_path=wanted
-            )
+            lines = [line for body in searches for line in (header, body)]
+            found = await client.msearch(searches=lines, filter_path=wanted)
             answers: list[Mapping[str, Any]] = found["responses"]
         except CLIENT_ERRORS as error:
             if not isinstance(error, ApiError) or error.status_code != 400:

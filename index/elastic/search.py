@@ -16,7 +16,7 @@ from index.elastic.documents import Body, decode, items_only, query_of
 from index.elastic.reader import ElasticReader
 from index.elastic.vectors import HeldVectors
 from index.items.catalogue import Catalogue
-from index.items.filters import Filter, Mask
+from index.items.filters import Filter, Mask, fitted
 from index.items.search import Labels
 from index.query.plan import Nearest, SearchPlan
 from index.query.recommend import Recommendations, score
@@ -35,20 +35,15 @@ _VECTORS_AT_ONCE = 2000  # three megabytes with d=256
 
 
 class ElasticSearch:
-    """One request's searches; every method raises ElasticUnavailableError when Elasticsearch is away or slow.
-
-    Args:
-        tree: holds for everything that will be allowed, so Elasticsearch may look only there.
-        allowed: [size] what it lets pass, in this process.
-    """
+    """One request's searches; every method raises ElasticUnavailableError when Elasticsearch is away or slow."""
 
     def __init__(
         self,
         reader: ElasticReader,
         catalogue: Catalogue,
         held: HeldVectors,
-        tree: Filter | None = None,
-        allowed: Mask | None = None,
+        tree: Filter | None = None,  # holds for all that will be allowed, so Elasticsearch may look only there
+        allowed: Mask | None = None,  # [size] what it lets pass, in this process
     ) -> None:
         complete = reader.position
         if complete is None:
@@ -78,11 +73,9 @@ class ElasticSearch:
     async def similar(self, item_id: str, count: int, now_ms: int) -> list[tuple[str, float]]:
         """As `Catalogue.similar`."""
         catalogue = self._catalogue
-        while await self._fetch_missing(catalogue.labels_of([item_id])):
-            continue
+        vectors = await self.vectors([item_id])
         if catalogue.vector(item_id) is None:
             return []
-        vectors = self._vectors(catalogue.labels_of([item_id]))
         labels, products = await self.search(vectors, count, lambda: catalogue.others_mask(item_id, now_ms))
         return list(zip(catalogue.ids_of(labels[0]), products[0].tolist(), strict=True))
 
@@ -122,10 +115,8 @@ class ElasticSearch:
 
     def _usable(self, allowed: Mask) -> Mask:
         """[size] labels that have a vector and are allowed."""
-        usable = self._held.has(self._catalogue.size)
-        usable[: len(allowed)] &= allowed[: len(usable)]
-        usable[len(allowed) :] = False
-        return usable
+        size = self._catalogue.size
+        return self._held.has(size) & fitted(allowed, size)
 
     def _newer(self, usable: Mask) -> Labels:
         """Labels [n] of which the index may show an older state, or none yet."""

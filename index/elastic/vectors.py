@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from index.items.filters import Mask
+from index.items.filters import Mask, fitted
 from index.items.search import Labels, best, checked, checked_queries
 from index.state.records import Vector
 
@@ -65,10 +65,7 @@ class HeldVectors:
 
     def has(self, size: int) -> Mask:
         """[size] labels that have a vector, kept or not."""
-        found = np.zeros(size, np.bool_)
-        shared = min(size, len(self._has))
-        found[:shared] = self._has[:shared]
-        return found
+        return fitted(self._has, size).copy()
 
     def missing(self, labels: Labels) -> Labels:
         """Those of labels [n] that have a vector which is not kept."""
@@ -87,10 +84,7 @@ class HeldVectors:
     def search(self, queries: Vector, k: int, allowed: Mask | None = None) -> tuple[Labels, Vector]:
         """The nearest among what is kept, then what is not; as `SearchIndex` says."""
         asked = checked_queries(queries, k, self.dim)
-        usable = self.has(len(self._has))
-        if allowed is not None:
-            usable[: len(allowed)] &= allowed[: len(usable)]
-            usable[len(allowed) :] = False
+        usable = self._has if allowed is None else self._has & fitted(allowed, len(self._has))
         labels = np.flatnonzero(usable)
         scores = np.zeros((len(asked), len(self._has)), np.float32)  # [q, labels]
         kept = self._label_of >= 0
@@ -103,9 +97,7 @@ class HeldVectors:
 
     def _make_labels(self, size: int) -> None:
         if size > len(self._has):
-            larger = np.zeros(int(size * _GROWTH) + _LEAST, np.bool_)
-            larger[: len(self._has)] = self._has
-            self._has = larger
+            self._has = fitted(self._has, int(size * _GROWTH) + _LEAST)
 
     def _free_row(self) -> int:
         if self._free:

@@ -57,12 +57,9 @@ class StoredItem(NamedTuple):
 
 
 class Catalogue:
-    """Items of one model version.
+    """Items of one model version, with retrieval vectors of length `dim`.
 
-    Args:
-        model: version whose retrieval vectors the records carry.
-        dim: their length d.
-        search: the index to fill; an `HnswIndex`, which scans while the vectors are small, unless given.
+    `search` is the index to fill; an `HnswIndex`, which scans while the vectors are small, unless given.
     """
 
     def __init__(self, model: str, dim: int, search: SearchIndex | None = None) -> None:
@@ -92,8 +89,7 @@ class Catalogue:
     def apply(self, records: Sequence[ItemRecord]) -> None:
         """Takes over records; one whose position is not higher than the item's present one is ignored.
 
-        Raises:
-            ValueError: a retrieval vector is not of this model's length; nothing is changed.
+        Raises ValueError, and changes nothing, when a retrieval vector is not of this model's length.
         """
         self._check(records)
         latest = {record.item_id: record for record in sorted(records, key=lambda record: record.position)}
@@ -188,8 +184,7 @@ class Catalogue:
 
     def labels_of(self, item_ids: Iterable[str]) -> Labels:
         """Labels [m] of those of the items that are known."""
-        found = [label for label in map(self._label.get, item_ids) if label is not None]
-        return np.array(found, np.int64)
+        return np.array([label for label in map(self._label.get, item_ids) if label is not None], np.int64)
 
     def ids_of(self, labels: Labels) -> list[str]:
         """Item ids of labels [m]."""
@@ -245,10 +240,10 @@ class Catalogue:
 
     def _take(self, items: Sequence[StoredItem]) -> None:
         labels = [self._replace(item) for item in items]
-        present = [(label, item.vector) for label, item in zip(labels, items, strict=True) if item.vector is not None]
+        present = {label: item.vector for label, item in zip(labels, items, strict=True) if item.vector is not None}
         if present:
-            self.search.upsert([label for label, _ in present], np.stack([vector for _, vector in present]))
-        absent = [label for label, item in zip(labels, items, strict=True) if item.vector is None]
+            self.search.upsert([*present], np.stack([*present.values()]))
+        absent = [label for label in labels if label not in present]
         if absent:
             self.search.remove(absent)
         self.position = max([self.position, *(item.position for item in items)])
@@ -263,14 +258,14 @@ class Catalogue:
         if item.body != before:
             self._bodies[label] = item.body
             self._post(label, _values_of(before), _values_of(item.body))
-            columns.describe(label, _catalogue_of(item.body))
+            columns.describe(label, orjson.loads(item.body)[0] if item.body else None)
         return label
 
     def _post(self, label: int, before: set[FieldValue], after: set[FieldValue]) -> None:
         """Moves a label between postings; most changes are of stock or price and move none."""
         for key in before - after:
             self._postings[key].remove(label)
-            if not len(self._postings[key]):
+            if not len(self._postings[key].labels()):
                 del self._postings[key]
         for key in after - before:
             self._postings.setdefault(key, _Posting()).add(label)
@@ -305,9 +300,6 @@ class _Posting:
         self._labels: Label = np.zeros(4, np.int32)
         self._count = 0
 
-    def __len__(self) -> int:
-        return self._count
-
     def labels(self) -> Label:
         return self._labels[: self._count]
 
@@ -332,11 +324,6 @@ def _stored(record: ItemRecord) -> StoredItem:
     body = orjson.dumps((record.catalogue, record.tags, record.embedder, record.retrieval is None or differs))
     # A copy of exact size: orjson's own bytes keep its buffer of some kilobytes.
     return StoredItem(record.item_id, record.position, bytes(memoryview(body)), record.retrieval)
-
-
-def _catalogue_of(body: bytes | None) -> Mapping[str, Any] | None:
-    fields: Mapping[str, Any] | None = orjson.loads(body)[0] if body else None
-    return fields
 
 
 def _values_of(body: bytes | None) -> set[FieldValue]:

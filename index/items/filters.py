@@ -118,6 +118,13 @@ def mask(tree: Filter, columns: Columns) -> Mask:
             return _fold(np.logical_or, (flags if value else ~flags for value in values))
 
 
+def fitted(given: Mask, size: int) -> Mask:
+    """[size] a mask, cut (a view) or continued with False."""
+    if size <= len(given):
+        return given[:size]
+    return np.concatenate((given, np.zeros(size - len(given), np.bool_)))
+
+
 def _fold(join: Callable[..., Mask], masks: Iterable[Mask]) -> Mask:
     first, *others = masks
     found = first.copy()
@@ -146,13 +153,11 @@ def parse_filter(body: Any) -> Filter:
     """Checks a client's filter and makes a tree of it.
 
     A condition is `{"field": F, OP: value, …}`; several operators of one condition must all hold. Conditions are joined
-    by `{"and": […]}`, `{"or": […]}` and `{"not": …}`, nested up to four deep.
+    by `{"and": […]}`, `{"or": […]}` and `{"not": …}`, nested up to four deep. Raises ValueError that names the path of
+    what is wrong and what would be right.
 
     >>> parse_filter({"and": [{"field": "brand", "in": ["Acme"]}, {"field": "price", "lte": 20}]})
     And(parts=(AnyOf(field='brand', values=('Acme',)), Between(field='price', low=None, high=20)))
-
-    Raises:
-        ValueError: names the path of what is wrong and what would be right.
     """
     return _Parser().tree(body, "filter", 0)
 

@@ -35,23 +35,16 @@ class ItemSink(Protocol):
 
 
 class ItemFollower:
-    """Follows the item log of `store` for one model version.
-
-    Args:
-        model: version whose retrieval vectors the records carry.
-        sink: gets every item, then every change.
-        text_vectors: whether the records carry text vectors (the encoder needs them, an API process does not).
-        taken: awaited after each call of the sink, for one that passes records on and must not be flooded.
-    """
+    """Follows the item log of `store`: `sink` gets every item, then every change."""
 
     def __init__(
         self,
         store: LiveStore,
-        model: str,
+        model: str,  # version whose retrieval vectors the records carry
         sink: ItemSink,
         *,
-        text_vectors: bool = False,
-        taken: Callable[[], Awaitable[None]] | None = None,
+        text_vectors: bool = False,  # whether the records carry them: the encoder needs them, an API process does not
+        taken: Callable[[], Awaitable[None]] | None = None,  # awaited after each call of a sink that passes records on
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._sink, self._taken, self._now_s = store, sink, taken, monotonic_s
@@ -73,11 +66,7 @@ class ItemFollower:
         self.generation, self.position = generation, position
 
     async def load(self) -> int:
-        """Reads all items; returns how many there are.
-
-        Raises:
-            StoreUnavailableError: the sink is as it was, or holds a part of the items; `poll` loads again.
-        """
+        """Reads all items; returns how many. After StoreUnavailableError the sink may lack some; `poll` loads again."""
         asked_s = self._now_s()
         start = await self._store.read_log("", 0, 0)
         item_ids = sorted(await self._store.scores(self._store.keys.item_index()))
@@ -92,11 +81,7 @@ class ItemFollower:
         return len(item_ids)
 
     async def poll(self, wait_ms: int) -> int:
-        """Applies what is new, waiting up to `wait_ms` for it; returns how many items changed.
-
-        Raises:
-            StoreUnavailableError: call again.
-        """
+        """Applies what is new within `wait_ms`; returns how many items changed. StoreUnavailableError: call again."""
         page = await self._store.read_log(self.generation, self.position, wait_ms)
         if page.reload:
             return await self.load()
@@ -116,11 +101,7 @@ class ItemFollower:
             self._seen_s = now_s
 
     async def catch_up(self) -> None:
-        """Applies everything that is in the log now, from a snapshot's position or from nothing.
-
-        Raises:
-            StoreUnavailableError: call again.
-        """
+        """Applies all that is in the log now, from a snapshot or nothing. After StoreUnavailableError, call again."""
         if not self.generation:
             await self.load()
         while await self.poll(0) or self._seen_s is None:

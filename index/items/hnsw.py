@@ -17,7 +17,7 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
-from index.items.filters import Mask
+from index.items.filters import Mask, fitted
 from index.items.search import ExactIndex, Labels, best, checked_queries
 from index.state.records import Vector
 
@@ -37,28 +37,18 @@ _CANARY_S = 60.0  # a scan per remembered query a minute is less than a thousand
 
 
 class HnswIndex(ExactIndex):
-    """A graph over most rows, and a scan of everything whenever that is cheaper or the graph comes back short.
-
-    Args:
-        dim: length d of the vectors.
-        ef: candidates kept while walking the graph; higher finds more and takes longer.
-        links: neighbours per node (hnswlib's M).
-        ef_construction: the same as `ef` while building.
-        exact_bytes: no graph while all vectors take less; no scan of allowed ones that take more than twice that.
-        min_recall: a graph that finds less on recent queries is built anew.
-        background: False leaves `maintain` to the caller (tests).
-    """
+    """A graph over most rows, and a scan of everything whenever that is cheaper or the graph comes back short."""
 
     def __init__(
         self,
         dim: int,
         *,
-        ef: int = 100,
-        links: int = 16,
-        ef_construction: int = 200,
-        exact_bytes: int = EXACT_BYTES,
-        min_recall: float = 0.98,
-        background: bool = True,
+        ef: int = 100,  # candidates kept while walking the graph; higher finds more and takes longer
+        links: int = 16,  # neighbours per node (hnswlib's M)
+        ef_construction: int = 200,  # `ef` while building
+        exact_bytes: int = EXACT_BYTES,  # no graph below; no scan of allowed vectors that take more than twice that
+        min_recall: float = 0.98,  # a graph that finds less on recent queries is built anew
+        background: bool = True,  # False leaves `maintain` to the caller (tests)
     ) -> None:
         super().__init__(dim)
         if ef < 1 or links < 2 or ef_construction < 1:
@@ -66,26 +56,16 @@ class HnswIndex(ExactIndex):
         self._ef, self._links, self._ef_construction = ef, links, ef_construction
         self._exact_rows = exact_bytes // (4 * dim)
         self._min_recall = min_recall
-        self._graph: _Graph | None = None
+        self.graph: _Graph | None = None  # what searches without a filter walk
         self._node: NDArray[np.int32] = np.zeros(0, np.int32)  # [capacity] node with the label's present vector, or −1
         self._outside: Mask = np.zeros(0, np.bool_)  # [capacity] the delta: live labels without a node
-        self._delta = 0  # how many these are
+        self.delta = 0  # how many these are
         self._changed: Mask | None = None  # [capacity] labels written since the build under way began
         self._recent: deque[Vector] = deque(maxlen=_CANARY_QUERIES)
         self._rebuild = False
         self.recall: float | None = None  # of the last canary
         self._wake, self._closed = threading.Event(), threading.Event()
         self._background, self._keeper = background, threading.Thread(target=self._keep, name="hnsw", daemon=True)
-
-    @property
-    def has_graph(self) -> bool:
-        """Whether searches without a filter walk a graph."""
-        return self._graph is not None
-
-    @property
-    def delta(self) -> int:
-        """Rows that wait to be inserted into the graph."""
-        return self._delta
 
     def remove(self, labels: Sequence[int] | Labels) -> None:
         rows = np.asarray(labels, np.int64)
@@ -100,19 +80,19 @@ class HnswIndex(ExactIndex):
         with self._lock:
             usable = self._usable(allowed)
             count = int(np.count_nonzero(usable))
-            if self._graph is None or count <= min(_SCANNED * self._exact_rows, self._scan_rows(k, count)):
+            if self.graph is None or count <= min(_SCANNED * self._exact_rows, self._scan_rows(k, count)):
                 return self._scan(asked, k, usable, count)
             self._recent.append(asked[0])
-            return self._walk(self._graph, asked, k, usable, count) or self._scan(asked, k, usable, count)
+            return self._walk(self.graph, asked, k, usable, count) or self._scan(asked, k, usable, count)
 
     def maintain(self) -> None:
         """Does all the work there is on the graph; the keeper's job, or the caller's without a keeper."""
         while not self._closed.is_set():
             if self._must_build():
                 self._build()
-            elif self._graph is not None and self._delta:
+            elif self.graph is not None and self.delta:
                 started = time.perf_counter()
-                self._insert(self._graph)
+                self._insert(self.graph)
                 # The lock is not a fair one: as long a pause lets every waiting search go first.
                 self._closed.wait(time.perf_counter() - started)
             else:
@@ -125,7 +105,7 @@ class HnswIndex(ExactIndex):
         for query in queries:
             with self._lock:
                 live = self._live[: self._end]
-                walked = self._walk(self._graph, query[None], k, live, self._count) if self._graph else None
+                walked = self._walk(self.graph, query[None], k, live, self._count) if self.graph else None
                 truth = self._scan(query[None], k, live, self._count)[0]
             if walked is not None:
                 found.append(len(np.intersect1d(walked[0], truth)) / truth.shape[1])
@@ -168,7 +148,7 @@ class HnswIndex(ExactIndex):
 
     def _walk(self, graph: _Graph, queries: Vector, k: int, usable: Mask, count: int) -> tuple[Labels, Vector] | None:
         """Graph and delta together; None when the graph would have to be walked too far, or came back short."""
-        rows = np.flatnonzero(usable & self._outside[: self._end]) if self._delta else np.zeros(0, np.int64)
+        rows = np.flatnonzero(usable & self._outside[: self._end]) if self.delta else np.zeros(0, np.int64)
         inside = count - len(rows)
         fetch = k if inside == graph.used else math.ceil(k * _OVER_FETCH * graph.used / max(1, inside)) + 8
         if not inside or fetch > max(k, _MAX_FETCH * graph.used):
@@ -202,32 +182,31 @@ class HnswIndex(ExactIndex):
         super()._set(rows, values)
         self._forget(rows)
         self._outside[rows] = True
-        self._delta += len(rows)
-        if self._delta >= _DELTA_ROWS or self._must_build():
+        self.delta += len(rows)
+        if self.delta >= _DELTA_ROWS or self._must_build():
             self._call_keeper()
 
     def _grow(self, capacity: int) -> None:
         super()._grow(capacity)
-        node = np.full(capacity, -1, np.int32)
-        node[: self._end] = self._node[: self._end]
-        self._node, self._outside = node, _longer(self._outside, capacity)
+        self._node = np.pad(self._node, (0, capacity - len(self._node)), constant_values=-1)
+        self._outside = fitted(self._outside, capacity)
         if self._changed is not None:
-            self._changed = _longer(self._changed, capacity)
+            self._changed = fitted(self._changed, capacity)
 
     def _forget(self, rows: Labels) -> None:
         """Takes rows out of the graph and the delta."""
         self._node[rows] = -1
-        self._delta -= int(np.count_nonzero(self._outside[rows]))
+        self.delta -= int(np.count_nonzero(self._outside[rows]))
         self._outside[rows] = False
         if self._changed is not None:
             self._changed[rows] = True
 
     def _must_build(self) -> bool:
-        graph = self._graph
+        graph = self.graph
         if graph is None:
             return self._count > self._exact_rows
-        dead = graph.used - (self._count - self._delta)
-        return self._rebuild or dead > _MAX_DEAD * graph.used or graph.used + self._delta > graph.capacity
+        dead = graph.used - (self._count - self.delta)
+        return self._rebuild or dead > _MAX_DEAD * graph.used or graph.used + self.delta > graph.capacity
 
     def _insert(self, graph: _Graph) -> None:
         """Moves a few rows from the delta into the graph."""
@@ -236,7 +215,7 @@ class HnswIndex(ExactIndex):
             if len(rows):
                 self._node[rows] = graph.add(rows, self._matrix[rows])
                 self._outside[rows] = False
-                self._delta -= len(rows)
+                self.delta -= len(rows)
 
     def _build(self) -> None:
         """Builds a graph of all live rows beside the present one, and puts it in its place."""
@@ -257,8 +236,8 @@ class HnswIndex(ExactIndex):
             self._node[: self._end] = -1
             self._node[rows[kept]] = nodes[kept]
             self._outside[: self._end] = self._live[: self._end] & (self._node[: self._end] < 0)
-            self._delta = int(np.count_nonzero(self._outside[: self._end]))
-            self._graph, self._changed = graph, None
+            self.delta = int(np.count_nonzero(self._outside[: self._end]))
+            self.graph, self._changed = graph, None
 
 
 class _Graph:
@@ -288,9 +267,3 @@ class _Graph:
         except RuntimeError:  # hnswlib's way to say that it found fewer
             return None
         return nodes.astype(np.int64), 1.0 - distances
-
-
-def _longer(mask: Mask, capacity: int) -> Mask:
-    longer = np.zeros(capacity, np.bool_)
-    longer[: len(mask)] = mask
-    return longer

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index.items.filters import Mask
+from index.items.filters import Mask, fitted
 from index.state.records import Vector
 
 Labels = NDArray[np.int64]  # [m]
@@ -105,19 +105,12 @@ class ExactIndex:
     def _grow(self, capacity: int) -> None:
         matrix = np.zeros((capacity, self.dim), np.float32)
         matrix[: self._end] = self._matrix[: self._end]
-        live = np.zeros(capacity, np.bool_)
-        live[: self._end] = self._live[: self._end]
-        self._matrix, self._live = matrix, live
+        self._matrix, self._live = matrix, fitted(self._live, capacity)
 
     def _usable(self, allowed: Mask | None) -> Mask:
         """[end] labels that have a vector and are allowed."""
         live = self._live[: self._end]
-        if allowed is None:
-            return live
-        usable = np.zeros(self._end, np.bool_)
-        shared = min(self._end, len(allowed))
-        np.logical_and(live[:shared], allowed[:shared], out=usable[:shared])
-        return usable
+        return live if allowed is None else live & fitted(allowed, self._end)
 
     def _scan(self, queries: Vector, k: int, usable: Mask, count: int) -> tuple[Labels, Vector]:
         if count < _SCAN_SHARE * self._end:
@@ -143,11 +136,7 @@ class ExactIndex:
 
 
 def checked(labels: Sequence[int] | Labels, vectors: Vector, dim: int) -> tuple[Labels, Vector]:
-    """Labels [n] and vectors [n, d] as arrays.
-
-    Raises:
-        ValueError: they do not fit each other or the index, a label is negative or a number is not finite.
-    """
+    """Labels [n] and vectors [n, d] as arrays; ValueError for what no index can hold."""
     rows, values = np.asarray(labels, np.int64), np.asarray(vectors, np.float32)
     if values.shape != (len(rows), dim):
         raise ValueError(f"vectors {values.shape} do not fit {len(rows)} labels of an index with d={dim}")
@@ -161,11 +150,7 @@ def checked(labels: Sequence[int] | Labels, vectors: Vector, dim: int) -> tuple[
 
 
 def checked_queries(queries: Vector, k: int, dim: int) -> Vector:
-    """Queries [q, d] as an array.
-
-    Raises:
-        ValueError: wrong shape, or k below 1.
-    """
+    """Queries [q, d] as an array; ValueError for another shape, or k below 1."""
     asked = np.ascontiguousarray(queries, np.float32)
     if asked.ndim != 2 or asked.shape[1] != dim or not len(asked):
         raise ValueError(f"queries {asked.shape} must be [q, {dim}] with q >= 1")

@@ -48,10 +48,7 @@ def save_snapshot(path: Path, catalogue: Catalogue, follower: ItemFollower) -> i
     """Writes the catalogue with the follower's position; returns the number of items.
 
     May run in a thread beside the follower: items that change meanwhile are ahead of the noted position, which is
-    harmless, because following from there brings them again.
-
-    Raises:
-        OSError: nothing was replaced.
+    harmless, because following from there brings them again. After OSError nothing was replaced.
     """
     header = SnapshotHeader(catalogue.model, catalogue.dim, follower.generation, follower.position)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -59,15 +56,14 @@ def save_snapshot(path: Path, catalogue: Catalogue, follower: ItemFollower) -> i
     _tidy(path)
     try:
         with beside.open("wb") as file:
-            digest, count = blake2b(digest_size=_DIGEST_BYTES), 0
-            for block in (_MAGIC, *_framed(orjson.dumps(asdict(header)))):
-                file.write(block)
-                digest.update(block)
+            begin, count = _MAGIC + _framed(orjson.dumps(asdict(header))), 0
+            digest = blake2b(begin, digest_size=_DIGEST_BYTES)
+            file.write(begin)
             for items in catalogue.stored():
                 count += len(items)
-                for block in _framed(_packed(items)):
-                    file.write(block)
-                    digest.update(block)
+                frame = _framed(_packed(items))
+                file.write(frame)
+                digest.update(frame)
             file.write(digest.digest())
             file.flush()
             os.fsync(file.fileno())
@@ -80,9 +76,7 @@ def save_snapshot(path: Path, catalogue: Catalogue, follower: ItemFollower) -> i
 def restore_snapshot(path: Path, catalogue: Catalogue) -> SnapshotHeader:
     """Fills a catalogue from a snapshot; returns where its items stand.
 
-    Raises:
-        ValueError: the file is damaged or of another model; the catalogue is as it was.
-        OSError: the file cannot be read.
+    Raises OSError, or ValueError when the file is damaged or of another model; the catalogue is as it was then.
     """
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size < len(_MAGIC) + _DIGEST_BYTES:
@@ -147,15 +141,15 @@ def _tidy(path: Path) -> None:
         other.unlink(missing_ok=True)
 
 
-def _framed(content: bytes) -> tuple[bytes, bytes]:
-    return _LENGTH.pack(len(content)), content
+def _framed(content: bytes) -> bytes:
+    return _LENGTH.pack(len(content)) + content
 
 
 def _packed(items: Sequence[StoredItem]) -> bytes:
     """Ids, positions and bodies as JSON, then the vectors of those that have one."""
     head: list[Any] = [[i.item_id, i.position, i.body and i.body.decode(), i.vector is not None] for i in items]
     vectors = [item.vector.astype("<f4").tobytes() for item in items if item.vector is not None]
-    return b"".join((*_framed(orjson.dumps(head)), *vectors))
+    return b"".join((_framed(orjson.dumps(head)), *vectors))
 
 
 def _unpacked(frame: bytes, dim: int) -> list[StoredItem]:

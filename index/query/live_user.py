@@ -69,11 +69,8 @@ class UserReader:
         """The user now, or up to `wait_ms` later when the event `after` is not among the remembered ones yet.
 
         Without a `location` it is the profile's categorical `location`, else "". One round trip each time, and one
-        more when the location had to be taken from a profile that was not known before.
-
-        Raises:
-            StoreUnavailableError: the store did not answer.
-            ValueError: the state was written by another version.
+        more when the location had to be taken from a profile that was not known before. Raises StoreUnavailableError,
+        or ValueError when the state was written by another version.
         """
         began = time.monotonic()
         deadline = began + wait_ms / 1000
@@ -93,11 +90,8 @@ class UserReader:
         """One round trip; an unchanged state is not decoded again."""
         keys, partition = self.store.keys, partition_of(user_id, self.partitions)
         tag = partition_tag(partition)
-        requests: list[tuple[str, list[str]]] = [
-            (keys.owner(tag), [_POSITION, _BEAT]),
-            (keys.user(tag, user_id), [STATE, PROFILE, vector_field(self.model)]),
-            (keys.contexts(), [location or ""]),
-        ]
+        owner, wanted = (keys.owner(tag), [_POSITION, _BEAT]), [STATE, PROFILE, vector_field(self.model)]
+        requests = [owner, (keys.user(tag, user_id), wanted), (keys.contexts(), [location or ""])]
         (position, beat), (state, profile, vectors), (context,) = await self.store.read(requests)
         raw = (state, profile)
         user = LiveUser(
@@ -108,7 +102,7 @@ class UserReader:
             offset=int(position or 0),
             beat=int(beat or 0),
             location=location or "",
-            context=_context(context),
+            context=orjson.loads(context) if context else None,
         )
         return user, raw
 
@@ -118,7 +112,7 @@ class UserReader:
         counts = profile_location(user.state.profile) if asked is None else asked
         if counts != location:
             ((found,),) = await self.store.read([(self.store.keys.contexts(), [counts])])
-            location, context = counts, _context(found)
+            location, context = counts, orjson.loads(found) if found else None
         return replace(user, location=location, context=context, includes_after=includes_after)
 
 
@@ -128,8 +122,3 @@ def profile_location(profile: bytes | None) -> str:
         return ""
     location = orjson.loads(profile).get("categorical", {}).get("location", "")
     return location if isinstance(location, str) else ""
-
-
-def _context(value: bytes | None) -> Mapping[str, Any] | None:
-    found: Mapping[str, Any] | None = orjson.loads(value) if value else None
-    return found

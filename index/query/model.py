@@ -39,12 +39,7 @@ class ServedModel:
 
 
 async def load_model(store: LiveStore, version: str) -> ServedModel | None:
-    """The model of this version, None while no worker has written it.
-
-    Raises:
-        StoreUnavailableError: the store did not answer.
-        ValueError: what is stored is not a model that this build reads.
-    """
+    """The model of this version, None while no worker has written it; ValueError when this build cannot read it."""
     ((document, weight),) = await store.read([(store.keys.model(version), [DOCUMENT, WEIGHT])])
     return None if document is None else parse_model(version, document, weight or b"")
 

@@ -55,31 +55,20 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """What is to be found for one list of `count` items, and what their scores are made of.
-
-    Args:
-        slots: kinds of the list's entries; ("popular",) for a cold user.
-        users: the user's vector of each slot [slots, d]; zero for a cold user.
-        delta: what time and place add to each [d].
-        groups: all items that are allowed, then those of them that promotions push up.
-        boosts: what promotions add to each item [size]; None without any.
-        share: weight of popularity.
-        removed: how many items each rule took out.
-        depth: how many items every search is to find.
-    """
+    """What is to be found for one list of `count` items, and what their scores are made of."""
 
     catalogue: Catalogue
     popularity: Popularity
     location: str
     count: int
-    slots: tuple[ListKind, ...]
-    users: Vector
-    delta: Vector | None
-    groups: tuple[Group, ...]
-    boosts: Vector | None
-    share: float
-    removed: Mapping[str, int]
-    depth: int
+    slots: tuple[ListKind, ...]  # kinds of the list's entries; ("popular",) for a cold user
+    users: Vector  # the user's vector of each slot [slots, d]; zero for a cold user
+    delta: Vector | None  # what time and place add to each [d]
+    groups: tuple[Group, ...]  # all items that are allowed, then those of them that promotions push up
+    boosts: Vector | None  # what promotions add to each item [size]; None without any
+    share: float  # weight of popularity
+    removed: Mapping[str, int]  # how many items each rule took out
+    depth: int  # how many items every search is to find
 
     @property
     def targets(self) -> Vector:
@@ -192,9 +181,7 @@ def boosts_of(
 ) -> Vector | None:
     """[size] what the promotions of items, categories and tags that run now add; None without any.
 
-    Args:
-        weight: of a promotion of strength 1.
-        limit: of all promotions of one item together.
+    `weight` is that of a promotion of strength 1, `limit` of all promotions of one item together.
     """
     boosts = None
     for promotion in islice(promotions, _MAX_PROMOTIONS):

@@ -49,11 +49,7 @@ class Popularity:
         self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
 
     async def refresh(self, partitions: int, bucket_ms: int, now_ms: int) -> int:
-        """Reads what grew and computes the weights anew; returns how many buckets were read.
-
-        Raises:
-            StoreUnavailableError: the weights are as they were.
-        """
+        """Reads what grew, weighs anew; returns how many buckets it read. StoreUnavailableError changes nothing."""
         keys = self._store.keys
         present: dict[tuple[int, int], bytes] = {}
         for partition in range(partitions):
@@ -86,13 +82,12 @@ class Popularity:
     def _best(self, weights: Amounts, count: int) -> list[str]:
         """Names of the `count` items of the highest positive weight, in order."""
         items, names = np.flatnonzero(weights > 0), self._names
+        last: list[int] = []
         if len(items) > count:
             least = np.partition(weights[items], -count)[-count]
             tied = items[weights[items] == least].tolist()
             items = items[weights[items] > least]
             last = heapq.nsmallest(count - len(items), tied, key=names.__getitem__)
-        else:
-            last = []
         first = sorted(items.tolist(), key=lambda item: (-weights[item], names[item]))
         return [names[item] for item in first + last]
 

@@ -17,7 +17,7 @@ from context.features import is_active
 from context.offsets import ContextOffset
 from context.units import DAY_MS
 from index.items.catalogue import Catalogue
-from index.items.filters import Filter, Mask
+from index.items.filters import Filter, Mask, fitted
 from index.items.search import Labels
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.popularity import Amounts, Popularity
@@ -141,13 +141,9 @@ def plan_searches(
     popularity: Popularity,
     now_ms: int,
     weights: Weights | None = None,
-    passing: Mask | None = None,
+    passing: Mask | None = None,  # what `query.tree` lets pass, where another has found that out
 ) -> SearchPlan:
-    """The first stage of `recommend`: what is to be found, as the catalogue is now; whoever has an index answers.
-
-    Args:
-        passing: what `query.tree` lets pass, where another has found that out.
-    """
+    """The first stage of `recommend`: what is to be found, as the catalogue is now; whoever has an index answers."""
     weights = weights or Weights()
     allowed, removed = _allowed(query, user, catalogue, now_ms, weights, passing)
     boosts = boosts_of(catalogue, context.promotions, len(allowed), now_ms, weights.promotion, weights.promotion_limit)
@@ -184,12 +180,7 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
 
 
 def seen_items(window: Iterable[str], purchases: Mapping[str, int], now_ms: int, weights: Weights) -> frozenset[str]:
-    """What counts as seen: the user's window, and what was bought less than `weights.purchase_ms` ago.
-
-    Args:
-        window: the items of the user's window.
-        purchases: item → time of its last purchase, in ms.
-    """
+    """What counts as seen: the window's items, and purchases (item → time in ms) of the last `weights.purchase_ms`."""
     since_ms = now_ms - weights.purchase_ms
     return frozenset(window).union(item for item, ts_ms in purchases.items() if ts_ms > since_ms)
 
@@ -219,9 +210,7 @@ def _allowed(
 
     if query.tree is not None:
         passing = catalogue.filter_mask(query.tree) if passing is None else passing
-        shared = min(len(allowed), len(passing))  # items may have come since it was made
-        np.logical_and(allowed[:shared], passing[:shared], out=allowed[:shared])
-        allowed[shared:] = False
+        allowed &= fitted(passing, len(allowed))  # items may have come since it was made
         take_out("filter", frozenset())
     if not query.include_seen:
         take_out("seen", seen_items(user.window, user.purchases, now_ms, weights))
@@ -253,9 +242,7 @@ class _Pool:
     def last(self, slot: int, count: int) -> float:
         """The score of the `count`-th best; minus infinity when there are fewer."""
         scores = self._scores(slot)
-        return (
-            float(np.partition(scores, len(scores) - count)[len(scores) - count]) if len(scores) >= count else -np.inf
-        )
+        return float(np.partition(scores, -count)[-count]) if len(scores) >= count else -np.inf
 
     def ranked(self, slot: int, count: int) -> list[int]:
         """Places of the `count` best candidates in the pool by the score of a slot, best first; ties by item id."""

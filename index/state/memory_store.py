@@ -16,8 +16,8 @@ from index.state.store import (
     Claim,
     ClaimRefusedError,
     Commit,
-    LogIdentity,
     LogPage,
+    Logs,
     Op,
     check_cluster,
     raise_if_refused,
@@ -42,9 +42,7 @@ class MemoryStore:
         check_cluster(partitions, kinds, int(facts["partitions"]), facts["kinds"].decode().split("\n"))
         facts["kinds"] = "\n".join(kinds).encode()
 
-    async def claim(
-        self, tag: str, token: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
-    ) -> Claim:
+    async def claim(self, tag: str, token: str, generation: int, logs: Logs, group: str = "") -> Claim:
         owner = self._hashes[self.keys.owner(tag)]
         stored = owner.get("generation")
         if stored is not None and owner.get("group") == group.encode() and int(stored) > generation:
@@ -122,11 +120,9 @@ class MemoryStore:
                 async with asyncio.timeout(wait_ms / 1000):
                     await self._grown.wait()
         log, end = owner.get("item_log", b"").decode(), int(owner.get("item_position", b"0"))
-        if log != generation:
-            return LogPage(log, end, (), reload=True)
         first = self._log[0][0] if self._log else 0
         entries = self._log[max(0, position + 1 - first) :]
-        if entries and entries[0][0] != position + 1:
+        if log != generation or (entries and entries[0][0] != position + 1):
             return LogPage(log, end, (), reload=True)
         reached = entries[-1][0] if entries else position
         return LogPage(log, reached, tuple(item for _, item in entries if item), reload=False)

@@ -81,34 +81,23 @@ def encode_state(state: UserState) -> bytes:
     sizes = [*map(len, names if len(ids) == len(text) else [name.encode() for name in names])]
     equal = bool(sizes) and sizes.count(sizes[0]) == len(sizes)
     hashes = np.frombuffer(array("Q", state.hashes + state.evicted), np.uint8)
-    return b"".join(
-        (
-            _HEADER.pack(
-                _STATE_VERSION,
-                (_U64_GAPS if gaps.itemsize == 8 else 0) | (_ONE_LENGTH if equal else 0),
-                count,
-                len(state.evicted),
-                len(state.purchases),
-                state.evicted_ms,
-                state.forgotten_ms,
-                state.ts_ms[0] if count else 0,
-            ),
-            gaps.tobytes(),
-            hashes.reshape(-1, 8)[:, :_HASH_BYTES].tobytes(),
-            bytes(state.kinds),
-            array("q", state.purchases.values()).tobytes(),
-            bytes([size - 1 for size in (sizes[:1] if equal else sizes)]),
-            ids,
-        )
+    flags = (_U64_GAPS if gaps.itemsize == 8 else 0) | (_ONE_LENGTH if equal else 0)
+    sizes_of_lists = count, len(state.evicted), len(state.purchases)
+    first_ms = state.ts_ms[0] if count else 0
+    parts = (
+        _HEADER.pack(_STATE_VERSION, flags, *sizes_of_lists, state.evicted_ms, state.forgotten_ms, first_ms),
+        gaps.tobytes(),
+        hashes.reshape(-1, 8)[:, :_HASH_BYTES].tobytes(),
+        bytes(state.kinds),
+        array("q", state.purchases.values()).tobytes(),
+        bytes([size - 1 for size in (sizes[:1] if equal else sizes)]),
+        ids,
     )
+    return b"".join(parts)
 
 
 def decode_state(data: bytes | None) -> UserState:
-    """Inverse of `encode_state`; `None` (no such user) gives an empty state.
-
-    Raises:
-        ValueError: the bytes were written by another version of the codec.
-    """
+    """Inverse of `encode_state`; ValueError for another codec's bytes. `None` (no such user) gives an empty state."""
     if not data:
         return UserState()
     if data[0] != _STATE_VERSION:
@@ -189,11 +178,7 @@ def encode_vectors(vectors: Vector, half: bool = True) -> bytes:
 
 
 def decode_vectors(data: bytes, rows: int, dim: int) -> Vector:
-    """Vectors [rows, dim] as fp32, from either width.
-
-    Raises:
-        ValueError: the length fits neither fp16 nor fp32.
-    """
+    """Vectors [rows, dim] as fp32, from either width; ValueError when the length fits neither."""
     if len(data) == rows * dim * 2:
         return np.frombuffer(data, np.float16).astype(np.float32).reshape(rows, dim)
     if len(data) == rows * dim * 4:
@@ -241,13 +226,9 @@ def load_item(item_id: str, fields: Sequence[bytes | None]) -> ItemRecord:
         embedder=embedder.decode() if embedder else None,
         vector_hash=vector_hash.decode() if vector_hash else None,
         text_hash=text_hash.decode() if text_hash else None,
-        retrieval=decode_vectors(retrieval, 1, _any_dim(retrieval))[0] if retrieval else None,
+        # Always stored in fp32: the search index must equal the tower's output.
+        retrieval=np.frombuffer(retrieval, np.float32) if retrieval else None,
     )
-
-
-def _any_dim(data: bytes) -> int:
-    # Retrieval vectors are always stored in fp32: the search index must equal the tower's output.
-    return len(data) // 4
 
 
 def canonical_json(value: Any) -> bytes:

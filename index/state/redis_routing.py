@@ -67,8 +67,8 @@ class OneServer:
         await self._client.aclose()
 
 
-class Coalesced:
-    """All commands go to one server, and those that are given in one turn of the event loop share a round trip.
+class Coalesced(OneServer):
+    """Those commands to one server that are given in one turn of the event loop share a round trip.
 
     A client's own work for a command is several times Redis': a worker writes some dozen partitions at once, each by a
     call of its own. Not for commands that block, which would hold up the others, nor for a cluster, where a node that
@@ -76,7 +76,7 @@ class Coalesced:
     """
 
     def __init__(self, url: str, connect: Connect) -> None:
-        self._client = connect(url)
+        super().__init__(url, connect)
         self._waiting: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
         self._trips = set[asyncio.Task[None]]()
 
@@ -87,9 +87,6 @@ class Coalesced:
         answers: asyncio.Future[list[Any]] = loop.create_future()
         self._waiting.append((commands, answers))
         return _of_one_server(await answers)
-
-    async def close(self) -> None:
-        await self._client.aclose()
 
     def _start(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -106,9 +103,7 @@ class Coalesced:
                 if not answers.done():
                     answers.set_result(mine)
         except Exception as error:
-            if isinstance(
-                error, _CUT
-            ):  # the others that wait in the pool are as dead: each would be an error of its own
+            if isinstance(error, _CUT):  # so are the others in the pool: each would be an error of its own
                 with suppress(*_FAILURES):
                     await self._client.connection_pool.disconnect(inuse_connections=False)
             for _, answers in waiting:
@@ -225,14 +220,14 @@ class ClusterNodes:
 
     async def _slot_map(self) -> list[str]:
         """[16384] host:port, from the first node that answers. Raises the last one's error when none does."""
-        candidates = list(dict.fromkeys([*self._clients, *self._seeds]))
-        for last, name in enumerate(candidates, 1 - len(candidates)):
-            try:
-                return _owners(await self._client(name).execute_command("CLUSTER", "SLOTS"), name)
-            except _FAILURES:
-                if last == 0:
-                    raise
-        raise AssertionError("a cluster address names at least one node")
+        *others, last = dict.fromkeys([*self._clients, *self._seeds])
+        for name in others:
+            with suppress(*_FAILURES):
+                return await self._slot_map_of(name)
+        return await self._slot_map_of(last)
+
+    async def _slot_map_of(self, name: str) -> list[str]:
+        return _owners(await self._client(name).execute_command("CLUSTER", "SLOTS"), name)
 
     async def _forget_others(self) -> None:
         """Nodes that own nothing any more lose their idle connections; those in use end with their command."""
@@ -247,24 +242,18 @@ def nodes(
 
     With `cluster` several hosts may be named, `host:port,host:port`. `timeout_s` bounds connecting and each answer,
     `retries` repeats a call that failed by either. `ca_file` (PEM) replaces the system's authorities for `rediss://`.
-    With `coalesce` commands to one server share round trips, so none of them may block.
-
-    Raises:
-        ValueError: an address that cannot be used; the message does not repeat it.
+    With `coalesce` commands to one server share round trips, so none of them may block. Raises ValueError for an
+    address that cannot be used; the message does not repeat it.
     """
     scheme = urlsplit(url).scheme
     if ca_file and scheme != "rediss":
         raise ValueError(f"a file of authorities is of use with rediss:// only, the Redis address begins with {scheme}")
-    trust: dict[str, Any] = {"ssl_ca_certs": ca_file} if ca_file else {}
+    options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    if ca_file:
+        options["ssl_ca_certs"] = ca_file
 
     def connect(one_url: str) -> Any:
-        return aioredis.Redis.from_url(
-            one_url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(ConstantBackoff(0.01), retries),
-            **trust,
-        )
+        return aioredis.Redis.from_url(one_url, retry=Retry(ConstantBackoff(0.01), retries), **options)
 
     if not cluster:
         if scheme != "unix" and len(hosts_of(url)) > 1:

@@ -10,7 +10,6 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import cached_property
 from importlib import resources
 from typing import Any
 
@@ -22,8 +21,8 @@ from index.state.store import (
     Claim,
     ClaimRefusedError,
     Commit,
-    LogIdentity,
     LogPage,
+    Logs,
     StoreUnavailableError,
     check_cluster,
     raise_if_refused,
@@ -34,45 +33,26 @@ _LOG_PAGE = 2000  # entries of the item log fetched at once: a few hundred KB of
 _FOLLOW_MARGIN_S = 5.0  # a blocking log read may take this much longer than asked before the connection counts as dead
 
 
-def _encode(value: bytes | int | str) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()
-
-
 class RedisStore:
-    """`LiveStore` on one Redis server or on a Redis Cluster.
-
-    Args:
-        url: `redis://[[user]:password@]host:port/db` or `rediss://…`; of a cluster `host:port,host:port`.
-        keys: key builder with the deployment's prefix.
-        timeout_s: of one read or write; a worker can wait longer than an API process.
-        retries: how often the client repeats a call that failed by connection or timeout.
-        cluster: whether the address names nodes of a Redis Cluster.
-        ca_file: PEM file of the authorities to trust with `rediss://`, instead of the system's.
-
-    Raises:
-        ValueError: an address that cannot be used; the message does not repeat it.
-    """
+    """`LiveStore` on one Redis server or a Redis Cluster; addresses and errors are those of `redis_routing.nodes`."""
 
     def __init__(
         self,
         url: str,
         keys: Keys,
         *,
-        timeout_s: float = 5.0,
-        retries: int = 0,
-        cluster: bool = False,
-        ca_file: str = "",
+        timeout_s: float = 5.0,  # of one read or write; a worker can wait longer than an API process
+        retries: int = 0,  # how often the client repeats a call that failed by connection or timeout
+        cluster: bool = False,  # whether the address names nodes of a Redis Cluster
+        ca_file: str = "",  # PEM file of the authorities to trust with `rediss://`, instead of the system's
     ) -> None:
         self.keys = keys
         access: dict[str, Any] = {"cluster": cluster, "ca_file": ca_file}
         self._nodes = nodes(url, timeout_s=timeout_s, retries=retries, coalesce=True, **access)
         self._follow = nodes(url, timeout_s=_FOLLOW_MARGIN_S, retries=max(1, retries), **access)
         self._source = resources.files("index.state").joinpath("store.lua").read_text()
-
-    @cached_property
-    def _sha(self) -> str:
-        """How Redis names a script that it has seen."""
-        return hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+        # How Redis names a script that it has seen.
+        self._sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
 
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:
@@ -105,24 +85,14 @@ class RedisStore:
         check_cluster(partitions, kinds, int(stored[0]), stored[1].decode().split("\n"))
         await self._run(self.keys.cluster(), "HSET", "kinds", wanted["kinds"])
 
-    async def claim(
-        self, tag: str, token: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
-    ) -> Claim:
+    async def claim(self, tag: str, token: str, generation: int, logs: Logs, group: str = "") -> Claim:
         keys = [self.keys.owner(tag)]
         if tag == ITEMS_TAG:
             keys += [self.keys.item_log(), self.keys.item_index()]
         topics = list(logs)
         identities = [part for topic in topics for part in (topic, str(logs[topic]))]
-        args: list[bytes | int | str] = [
-            "claim",
-            token,
-            generation,
-            group,
-            uuid.uuid4().hex,
-            len(topics),
-            *identities,
-        ]
-        answer = await self._script(keys, args)
+        log = uuid.uuid4().hex  # of the item log, should a new one begin
+        answer = await self._script(keys, ["claim", token, generation, group, log, len(topics), *identities])
         if answer[0] == b"refused":
             raise ClaimRefusedError(f"claim of {tag} with generation {generation}: stored is {answer[1].decode()}")
         new_logs = tuple(answer[2].decode().split(",")) if answer[2] else ()
@@ -153,8 +123,7 @@ class RedisStore:
 
     async def scores(self, key: str) -> dict[str, int]:
         # Not by one ZRANGE: over a million members it would take longer than a reader waits, and keep out all others.
-        found: dict[str, int] = {}
-        cursor = 0
+        found, cursor = dict[str, int](), 0
         while True:
             cursor, page = await self._run(key, "ZSCAN", cursor, "COUNT", _SCAN_PAGE)
             found.update({member.decode(): int(score) for member, score in page})
@@ -180,10 +149,9 @@ class RedisStore:
             (facts,) = await self._follow.run([Command(owner, ("HMGET", owner, "item_log", "item_position"))])
         entries = found[0][1] if found else []
         log, end = (facts[0] or b"").decode(), int(facts[1] or 0)
-        if log != generation:
-            return LogPage(log, end, (), reload=True)
         positions = [int(entry.split(b"-")[0]) for entry, _ in entries]
-        if positions and positions[0] != position + 1:  # the tail was trimmed beyond the reader
+        is_trimmed = bool(positions) and positions[0] != position + 1  # the tail, beyond the reader
+        if log != generation or is_trimmed:
             return LogPage(log, end, (), reload=True)
         items = tuple(fields[b"i"].decode() for _, fields in entries if fields[b"i"])
         return LogPage(log, positions[-1] if positions else position, items, reload=False)
@@ -198,20 +166,13 @@ def _commit_arguments(keys: Keys, commit: Commit) -> tuple[list[str], list[bytes
     if commit.tag == ITEMS_TAG:
         touched += [keys.item_log(), keys.item_index()]
     index: dict[str, int] = {}
-    args: list[bytes | int | str] = [
-        "commit",
-        commit.token,
-        commit.topic,
-        commit.expected,
-        commit.position,
-        len(commit.beside),
-        *(part for topic, position in commit.beside.items() for part in (topic, position)),
-        len(commit.ops),
-    ]
+    beside = [part for topic, position in commit.beside.items() for part in (topic, position)]
+    args: list[bytes | int | str] = ["commit", commit.token, commit.topic, commit.expected, commit.position]
+    args += [len(commit.beside), *beside, len(commit.ops)]
     for op in commit.ops:
         if op.key not in index:
             touched.append(op.key)
             index[op.key] = len(touched)
-        values = [part for name, value in op.values.items() for part in (name, _encode(value))]
+        values = [part for name, value in op.values.items() for part in (name, value)]
         args += [op.kind, index[op.key], len(values) + len(op.names), *values, *op.names]
     return touched, args

@@ -17,7 +17,7 @@ import orjson
 
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
-from index.state.store import Claim, Commit, LogIdentity, Op
+from index.state.store import Claim, Commit, Logs, Op
 
 _TABLE = """CREATE TABLE IF NOT EXISTS {0} (
     n INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, name TEXT NOT NULL, value, UNIQUE (key, name)
@@ -37,11 +37,8 @@ _REMOVES = ("hdel", "zrem", "srem")
 class SqliteStore(MemoryStore):
     """`LiveStore` in memory that is loaded from `path` and written there by `keep` alone.
 
-    The item log is not kept: a follower of a loaded store reads all items first, as after a trimmed log.
-
-    Raises:
-        ValueError: another process uses the file, or it is no such file.
-        OSError: it cannot be created.
+    The item log is not kept: a follower of a loaded store reads all items first, as after a trimmed log. Raises
+    ValueError when another process uses the file or it is no such file, OSError when it cannot be created.
     """
 
     def __init__(self, path: Path, keys: Keys | None = None) -> None:
@@ -58,17 +55,12 @@ class SqliteStore(MemoryStore):
             # No waiting: whoever holds the file holds it for its whole run.
             self._file = sqlite3.connect(path, timeout=0, isolation_level=None)
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._file.executescript(
-                "BEGIN EXCLUSIVE;" + "".join(map(_TABLE.format, self._changed)) + _DOCUMENT + "COMMIT;"
-            )
+            tables = "".join(map(_TABLE.format, self._changed))
+            self._file.executescript(f"BEGIN EXCLUSIVE;{tables}{_DOCUMENT}COMMIT;")
             self._load()
 
     def checkpoint(self, document: Mapping[str, Any]) -> None:
-        """Writes the state as it is and `document` (plain values for JSON) atomically.
-
-        Raises:
-            OSError: it could not be written (disk full); the file holds what was kept before.
-        """
+        """Writes the state and `document` (plain values for JSON) atomically; OSError leaves the file as it was."""
         with self._translated("write"):
             self._file.execute("BEGIN")
             try:
@@ -92,9 +84,7 @@ class SqliteStore(MemoryStore):
         await super().ensure_cluster(partitions, kinds)
         self._note_hash(self.keys.cluster())
 
-    async def claim(
-        self, tag: str, token: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
-    ) -> Claim:
+    async def claim(self, tag: str, token: str, generation: int, logs: Logs, group: str = "") -> Claim:
         claim = await super().claim(tag, token, generation, logs, group)
         self._note_hash(self.keys.owner(tag))
         return claim

@@ -57,6 +57,9 @@ class LogIdentity:
         return f"{self.cluster_id}/{self.topic_id}"
 
 
+Logs = Mapping[str, LogIdentity]  # by topic
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The right to write one tag. `positions` are the next offsets to apply, by topic."""
@@ -106,31 +109,25 @@ class LiveStore(Protocol):
     async def ensure_cluster(self, partitions: int, kinds: Sequence[str]) -> None:
         """Writes the deployment's partition count and kinds once; later a different one is refused (ValueError)."""
 
-    async def claim(
-        self, tag: str, token: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
-    ) -> Claim:
+    async def claim(self, tag: str, token: str, generation: int, logs: Logs, group: str = "") -> Claim:
         """Takes `tag` for `token` and reads its positions, atomically.
 
         A topic whose stored log identity differs from `logs` starts at 0 in a new log. Claiming the items tag opens a
         new item log when there is none, or when the store was restarted since it was opened. `group` names the
         consumer group and cluster that `generation` counts in; generations of different groups are not compared.
-
-        Raises:
-            ClaimRefusedError: the stored generation of this group is higher.
+        Raises ClaimRefusedError when the stored generation of this group is higher.
         """
 
     async def commit(self, commits: Sequence[Commit]) -> None:
         """Applies each commit atomically, in order; repeating an applied one with the same token is a no-op.
 
-        Raises:
-            FencedError: token or position differ; earlier commits of the list stay applied.
+        Raises FencedError when token or position differ; earlier commits of the list stay applied.
         """
 
     async def beat(self, tag: str, token: str, ends: Mapping[str, int], caught_up: bool) -> bool:
         """Records the log ends the owner saw and, when it had applied up to them, confirms that it is caught up.
 
-        Returns:
-            False when the token is no longer the owner's; nothing was written then.
+        False when the token is no longer the owner's; nothing was written then.
         """
 
     async def read(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[bytes | None]]:

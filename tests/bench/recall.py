@@ -90,7 +90,7 @@ def _replace(index: HnswIndex, exact: ExactIndex, vectors: Vector, queries: Vect
 def _wait(index: HnswIndex, items: int) -> None:
     """Until the keeper has nothing left to build or to insert."""
     index.rebuild()
-    while not index.has_graph or index.delta or len(index) < items:
+    while index.graph is None or index.delta or len(index) < items:
         time.sleep(0.1)
 
 

@@ -17,7 +17,7 @@ from index.api.admission import MAX_BODY_BYTES, AdmissionController, AdmissionMi
 from index.api.errors import InvalidRecordError, install_handlers
 from index.api.ingest import Ingest, ingest_router
 from index.api.metrics import ApiMetrics
-from index.api.record_schemas import BODIES, example_of
+from index.api.record_schemas import BODIES
 from index.api.schemas import Problem, PublishedAnswer
 from index.api.settings import KafkaSide
 from index.state.keys import partition_of
@@ -27,6 +27,12 @@ from streams.parsing import encode_record
 NOW_MS = 1_760_000_000_000
 RULES = Rules()
 PATHS = {"clickstream": "/v1/events", "catalog": "/v1/items", "context": "/v1/context", "users": "/v1/users"}
+
+
+def example_of(topic: str) -> dict[str, Any]:
+    """The documented record of a topic."""
+    example: dict[str, Any] = BODIES[topic].model_json_schema()["examples"][0]
+    return example
 
 
 def validate(topic: str, body: Mapping[str, Any]) -> tuple[bytes, bytes]:

@@ -191,7 +191,7 @@ def test_the_graph_appears_above_a_size_and_grows_ahead() -> None:
     for rows in (100, 200):
         index.upsert(range(rows), vectors[:rows])
         index.maintain()
-        seen.append(index.has_graph)
+        seen.append(index.graph is not None)
     assert seen == [False, True]
     index.upsert(range(200, 3000), vectors[200:])  # more than the graph has room for
     assert index.delta == 2800
@@ -226,10 +226,10 @@ def test_a_graph_that_finds_too_little_is_built_anew() -> None:
     index.upsert(range(100), unit(100))
     index.maintain()
     index.search(unit(1), 5)
-    before = index._graph
+    before = index.graph
     index.canary(k=5)
     index.maintain()
-    assert index._graph is not before
+    assert index.graph is not before
     agree(index, dict(enumerate(unit(100))), 5)
 
 
@@ -269,7 +269,7 @@ def test_searches_are_right_and_quick_while_another_thread_writes() -> None:
         writer.join()
     assert wrong == []
     assert longest < 0.5, "a search waited for a build"
-    eventually(lambda: index.delta < 256 and index.has_graph, 10, "the keeper inserts the delta")
+    eventually(lambda: index.delta < 256 and index.graph is not None, 10, "the keeper inserts the delta")
     agree(index, dict(enumerate(fixed)), 5, np.arange(900) < 500)
     index.close()
 
