@@ -19,7 +19,8 @@ from tests.faults.servers import EmbeddedBroker, RealBroker
 from tests.faults.stage import Servers
 from tests.support.services import open_folder
 
-pytestmark = pytest.mark.servers
+# A run waits for its turn: that is most of what its test takes.
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(1200)]
 
 EVENTS, SEEDS = 2000, (1, 2)
 SESSION_S, HASTE = 1.5, 2.0  # shorter than by hand: what is tested is the same, only rarer
