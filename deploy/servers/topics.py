@@ -22,9 +22,9 @@ from kafka.errors import KafkaError, RetriableError, TopicAlreadyExistsError, fo
 from kafka.net.compat import KafkaNetClient
 
 from deploy.servers.mock_kafka import topic_partitions
+from streams.events import COMPACTED
 from streams.kafka.config import KafkaConfig, Reasons
 
-COMPACTED = frozenset({"catalog", "item-vectors", "context", "users"})
 REPLAY_HORIZON_MS = 30 * 86_400_000  # compaction leaves younger records alone, so `replay` sees all of them
 _TIMEOUT_S = 30.0  # a busy cluster may take seconds to elect leaders
 _CONNECT_S = 1.0  # a server that is there accepts within milliseconds
