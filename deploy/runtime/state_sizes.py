@@ -15,18 +15,17 @@ if TYPE_CHECKING:
     from encoder.model.config import ModelConfig
     from streams.pipeline.user_state import EngineSettings
 
-_DAY_MS = 86_400_000
 _FIRST = "200+56"  # what states were made with before they said so
 
 
 def engine_settings(settings: Settings, config: ModelConfig | None, *, half_vectors: bool = True) -> EngineSettings:
     """Sizes for an engine; without a model, windows have the default length."""
-    from streams.pipeline.user_state import EngineSettings, WindowLimits
+    from streams.pipeline.user_state import DAY_MS, EngineSettings, WindowLimits
 
     return EngineSettings(
         limits=WindowLimits() if config is None else WindowLimits(config.window, config.slack),
         bucket_ms=settings.bucket_minutes * 60_000,
-        idle_ms=settings.idle_days * _DAY_MS,
+        idle_ms=settings.idle_days * DAY_MS,
         half_vectors=half_vectors,
     )
 

@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import orjson
-
-from deploy.runtime.producer import Acknowledged, EventProducer
+from deploy.runtime.producer import Acknowledged, EventProducer, Extras
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS
@@ -152,12 +150,7 @@ class Player:
     """
 
     def __init__(
-        self,
-        producer: EventProducer,
-        pacer: Pacer,
-        partition_of: Callable[[str, bytes], int],
-        *,
-        stamp: bool = False,
+        self, producer: EventProducer, pacer: Pacer, partition_of: Callable[[str, bytes], int], *, stamp: bool = False
     ) -> None:
         self._producer, self._pacer, self._partition_of, self._stamp = producer, pacer, partition_of, stamp
         self.sent = 0
@@ -194,14 +187,12 @@ class Player:
         await self._pacer.room(record.topic, partition, stop)
         if stop.is_set():
             return
-        timestamp_ms: int | None = None
-        headers: tuple[tuple[str, bytes], ...] = ()
+        extras: Extras = {}
         if self._stamp:  # the record's own time is another one, so freshness is measured from this header
-            timestamp_ms, headers = record.timestamp_ms, ((SENT_MS, str(int(time.time() * 1000)).encode()),)
+            sent = (SENT_MS, str(int(time.time() * 1000)).encode())
+            extras = {"timestamp_ms": record.timestamp_ms, "headers": [sent]}
         while True:
-            future = self._producer.enqueue(
-                record.topic, record.key, record.value, partition, timestamp_ms=timestamp_ms, headers=headers
-            )
+            future = self._producer.enqueue(record.topic, record.key, record.value, partition, **extras)
             if future is not None:
                 break
             await asyncio.sleep(_POLL_S)
@@ -236,8 +227,3 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(stop.wait(), seconds)
     except TimeoutError:
         pass
-
-
-def as_json(value: object) -> bytes | None:
-    """A record's value; None stays None, which removes the key."""
-    return None if value is None else orjson.dumps(value)

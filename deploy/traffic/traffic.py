@@ -18,8 +18,9 @@ import orjson
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from deploy.shop.shop import Shop, ShopRecord
+from deploy.shop.world import DAY_MS
 from deploy.traffic.plan import TrafficPlan
-from deploy.traffic.player import LONGEST_PAUSE_S, Clock, Pacer, Player, Timeline, as_json
+from deploy.traffic.player import LONGEST_PAUSE_S, Clock, Pacer, Player, Timeline
 from index.state.keys import partition_of
 from index.state.store import LiveStore
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
@@ -32,7 +33,6 @@ HISTORY_EVENTS = 200  # of a user: the window, more would be cut away
 MOST_EVENTS = 150_000  # of all users together, so that a large folder does not delay the start by minutes
 _EVENTS_PER_S = 20.0  # live traffic that one can follow by eye and that leaves two cores mostly idle
 _OVERLAP_MS = 10_000  # real milliseconds played again after a restart; what was applied is recognised by its event id
-DAY_MS = 86_400_000
 
 
 class Traffic:
@@ -183,4 +183,5 @@ def usual_speed(folder: Folder, split_ms: int) -> float:
 
 
 def _sent(record: ShopRecord) -> SourceRecord:
-    return SourceRecord(record.topic, record.key.encode(), as_json(record.value), record.ts_ms)
+    value = None if record.value is None else orjson.dumps(record.value)
+    return SourceRecord(record.topic, record.key.encode(), value, record.ts_ms)
