@@ -1,7 +1,7 @@
-"""Events from a file of JSON lines into Kafka, each checked by the rules that the worker will apply.
+"""Sends events from a file of JSON lines into Kafka, each checked by the rules that the worker will apply.
 
 A line is the record itself with its `topic`, or `{"topic", "key", "value"}` where a value of null removes the key. A
-record that the worker would refuse is not sent and named with its line. It does not pace itself: Kafka does.
+record that the worker would refuse is not sent and named with its line.
 """
 
 from __future__ import annotations

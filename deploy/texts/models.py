@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from deploy.setting_values import parse_embedders
@@ -82,7 +81,7 @@ class TextSource:
     def __enter__(self) -> TextSource:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _embedder(self, memory: Memory | None) -> tuple[Embedder, Memory]:
