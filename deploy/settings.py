@@ -222,8 +222,7 @@ class Settings(BaseModel):
 def load(environ: Mapping[str, str], **overrides: Any) -> Settings:
     """Settings from the `PERSEID_*` variables of `environ`; `overrides` win, None among them is ignored.
 
-    Raises:
-        ValueError: an unknown name or a bad value; says which variable and what is expected, never a secret's value.
+    Raises ValueError for an unknown name or a bad value: which variable, what is expected, never a secret's value.
     """
     given: dict[str, Any] = {}
     for variable, value in environ.items():

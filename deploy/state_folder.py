@@ -42,8 +42,7 @@ def write_private(path: Path, content: bytes) -> Path:
 def attach(environ: Mapping[str, str], state: Path | None = None, **overrides: Any) -> Settings:
     """Settings from `environ`, and below them those of the `perseid up` that runs with `state`.
 
-    Raises:
-        ValueError: nothing runs with that state folder, or a setting is wrong.
+    Raises ValueError when nothing runs with that state folder, or a setting is wrong.
     """
     found: dict[str, str] = {}
     if state is not None:

@@ -47,11 +47,7 @@ Reader = Callable[[Path, Converted], tuple[list[Row], Items]]
 
 
 def convert(name: str, source: Path, out: Path) -> Converted:
-    """Reads the data set `name` at `source` and writes the data folder `out`.
-
-    Raises:
-        ValueError: an unknown name, a missing or malformed file, or nothing to write.
-    """
+    """Writes the data set `name` at `source` as a data folder. ValueError: unknown, missing, malformed or empty."""
     if name not in FORMATS:
         raise ValueError(f"unknown format {name!r}; known are {', '.join(FORMATS)}")
     done = Converted()

@@ -48,8 +48,7 @@ Sendable = tuple[str, bytes, bytes | None]  # topic, key, value
 def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: bool = False) -> Sendable:
     """The record of one line. With `stamp`, a missing `ts_ms` becomes now and a missing `event_id` a random one.
 
-    Raises:
-        MalformedError: names the field and what is wrong with it.
+    Raises MalformedError, which names the field and what is wrong with it.
     """
     try:
         body = orjson.loads(line)

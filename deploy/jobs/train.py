@@ -13,13 +13,12 @@ from typing import Any
 
 from context.features import ContextFeatures
 from deploy.settings import load
-from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
+from deploy.texts.item_vectors import Memory, Tagger, item_vectors, known_items, untexted_vectors
 from deploy.texts.models import TextSource
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load as load_model
 from encoder.model.config import PARTS, ModelConfig, preset
 from encoder.model.encoder import StarsEncoder
-from encoder.text.endpoint_models import ChatTagger
 from encoder.text.item_text import VocabularyTagger, build_vocabulary
 from encoder.training.loop import TrainResult, train
 from encoder.training.options import TrainOptions
@@ -30,7 +29,6 @@ from streams.folder.reader import Folder, read_folder
 from streams.folder.training import context_features, training_data
 from streams.item_vectors import ItemVectors
 
-Tagger = ChatTagger | VocabularyTagger
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
 
 

@@ -256,11 +256,7 @@ def _only_one(state: Path) -> Iterator[None]:
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """SIGTERM ends us like Ctrl-C: in order, children included."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

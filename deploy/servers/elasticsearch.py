@@ -17,11 +17,10 @@ from pathlib import Path
 
 from deploy.servers.artefacts import elasticsearch_home, elasticsearch_version
 from deploy.servers.java import find_java
-from deploy.servers.ports import HOST, check_free, free_port, wait_until_free
+from deploy.servers.ports import HOST, check_free, free_port
 from deploy.servers.server import EmbeddedServer
 
 READY_S = 180.0  # usually 8-10 s; one minute was seen on two busy cores
-_GONE_S = 10.0
 _HEAP_MB = 512
 _UNPRIVILEGED = 987  # any id that is not root and that owns nothing
 _OTHERS_MAY_ENTER = 0o001
@@ -79,12 +78,6 @@ class ElasticsearchServer(EmbeddedServer):
 
     def _is_ready(self, child: subprocess.Popen[bytes], said: str) -> bool:
         return is_healthy(self.url)
-
-    def kill(self) -> None:
-        """SIGKILL to launcher and server, for fault tests; the folder stays."""
-        if self._child is not None:
-            super().kill()
-            wait_until_free(self.port, _GONE_S)  # we wait for the launcher only, and the server is large
 
     def _prepare(self) -> tuple[Path, Path]:
         """Home, Java home; with ports chosen, configuration written and the folder given to the server's id."""

@@ -1,10 +1,9 @@
-"""Finds free TCP ports of 127.0.0.1, and waits until a server has left one."""
+"""Finds free TCP ports, and says whether one is taken."""
 
 from __future__ import annotations
 
 import random
 import socket
-import time
 
 HOST = "127.0.0.1"
 # Below the range from which Linux takes ports of outgoing connections: a restarted server must find its own free.
@@ -24,14 +23,6 @@ def check_free(port: int) -> None:
     """Raises ValueError when somebody else listens on the port: a server of ours could not, and seem ready."""
     if not is_free(HOST, port):
         raise ValueError(f"port {port} of {HOST} is taken: end what listens on it, or choose another")
-
-
-def wait_until_free(port: int, timeout_s: float) -> None:
-    """Polls until nobody listens on the port. Raises ValueError when somebody still does."""
-    deadline = time.monotonic() + timeout_s
-    while not is_free(HOST, port) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    check_free(port)
 
 
 def is_free(host: str, port: int) -> bool:

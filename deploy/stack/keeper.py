@@ -90,7 +90,7 @@ def keep(folder: Path) -> NoReturn:
                 state = {"keeper": os.getpid(), "services": started}
                 write_private(folder / STATE, orjson.dumps(state, option=orjson.OPT_INDENT_2))
         while True:
-            signal.pause()  # our handler of SIGTERM, and Python's of SIGINT, raise
+            signal.pause()  # the handler of SIGTERM and SIGINT raises
 
 
 def _start(name: str, folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
@@ -116,11 +116,7 @@ def _start_redis(folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], N
 
 def main() -> int:
     """`python -m deploy.stack.keeper FOLDER`; the last line on stderr says what went wrong."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     try:
         keep(Path(sys.argv[1]).resolve())
     except KeyboardInterrupt:

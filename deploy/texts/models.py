@@ -13,7 +13,7 @@ from typing import Any
 
 from deploy.setting_values import parse_embedders
 from deploy.settings import Settings
-from deploy.texts.item_vectors import Memory, known_items, remembered_vectors
+from deploy.texts.item_vectors import Memory, Tagger, known_items, remembered_vectors
 from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
 from encoder.text.cache import TextMemory
@@ -51,7 +51,7 @@ class TextSource:
         """Who embeds and who tags, for an artefact's metadata."""
         return {"embedder": self.embedder.name, "tagger": self._settings.chat_model or "vocabulary"}
 
-    def tagger(self, vocabulary: list[str]) -> ChatTagger | VocabularyTagger:
+    def tagger(self, vocabulary: list[str]) -> Tagger:
         """A tagger that gives tags of this vocabulary."""
         if not _plain(self._settings.chat_url):
             return VocabularyTagger(vocabulary)
@@ -59,11 +59,7 @@ class TextSource:
         return ChatTagger(self._client(endpoint, "chat/completions"), vocabulary, self._ledger)
 
     def model(self, document: dict[str, Any]) -> EndpointTextModel:
-        """The text model that fits an artefact's document.
-
-        Raises:
-            ValueError: the artefact was trained on vectors of another embedder.
-        """
+        """The text model for an artefact's document. Raises ValueError for one of another embedder."""
         trained = document["metadata"].get("embedder")
         if trained != self.embedder.name:
             raise ValueError(

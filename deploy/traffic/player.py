@@ -71,11 +71,7 @@ class Pacer:
         return flight is not None and flight.size > self._limit
 
     async def room(self, topic: str, partition: int, stop: asyncio.Event) -> None:
-        """Waits until the partition may get another record, or until `stop`.
-
-        Raises:
-            DeliveryError: Kafka refused an earlier record.
-        """
+        """Waits until the partition may get another record, or `stop`. DeliveryError: Kafka refused an earlier one."""
         while self.full(topic, partition) and not stop.is_set():
             await self.look()
             if self.full(topic, partition):
@@ -87,13 +83,10 @@ class Pacer:
             await self.look()
             await asyncio.sleep(_POLL_S)
 
-    async def look_sometimes(self) -> None:
-        """`look`, at most once a second."""
-        if time.monotonic() - self._looked_s >= 1.0:
-            await self.look()
-
-    async def look(self) -> None:
-        """Forgets what the positions have passed. An unreachable store changes nothing."""
+    async def look(self, every_s: float = 0.0) -> None:
+        """Forgets what the positions have passed, if the last look is `every_s` old. Needs no reachable store."""
+        if time.monotonic() - self._looked_s < every_s:
+            return
         self._looked_s = time.monotonic()
         waiting = [where for where, flight in self._flights.items() if flight.records]
         keys = self._store.keys
@@ -159,8 +152,7 @@ class Player:
     async def load(self, records: Iterable[SourceRecord], stop: asyncio.Event) -> None:
         """Sends all records as fast as they are applied; returns when they are, or when stopped.
 
-        Raises:
-            DeliveryError: Kafka refused a record.
+        Raises DeliveryError when Kafka refused a record.
         """
         for record in records:
             if stop.is_set():
@@ -175,7 +167,7 @@ class Player:
         for record in records:
             while (wait_s := timeline.wait_s(record.timestamp_ms)) > 0 and not stop.is_set():
                 await _pause(stop, min(wait_s, _CLOCK_S))
-                await self._pacer.look_sometimes()
+                await self._pacer.look(every_s=1.0)
                 if clock is not None:
                     await clock.publish(timeline.now_ms())
             if stop.is_set():
