@@ -18,34 +18,25 @@ def records_bar(unit: str) -> Iterator[Show | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    import rich.progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        ProgressColumn,
-        SpinnerColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
     from rich.text import Text
 
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
+    class Speed(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
             return Text(f"{task.speed or 0:,.0f}/s")
 
     columns = (
-        SpinnerColumn(),
-        TextColumn(f"{{task.completed:,.0f}}{{task.fields[of]}} {unit}"),
-        BarColumn(bar_width=16),
+        bars.SpinnerColumn(),
+        bars.TextColumn(f"{{task.completed:,.0f}}{{task.fields[of]}} {unit}"),
+        bars.BarColumn(bar_width=16),
         Speed(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
     )
     # The speed is that of the last half minute: what a resumed run found done already is not counted.
-    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=30) as bar:
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=30) as bar:
         task = bar.add_task(unit, total=None, of="")
         began = False
 

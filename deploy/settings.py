@@ -7,12 +7,21 @@ as `SecretStr`, and `public_address` is the only way in which an address is show
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from deploy.setting_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds
 from index.state.keys import Keys
@@ -20,10 +29,24 @@ from streams.events import DEFAULT_KINDS, Rules
 from streams.kafka.config import KafkaConfig
 
 PREFIX = "PERSEID_"
-_WORDS = {
-    "device": ("auto", "cpu", "cuda"),
-    "log_level": ("debug", "info", "warning", "error"),
-    "elasticsearch_use": ("filters", "knn"),
+
+
+def _one_of(*known: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in known:
+            raise ValueError(f"expected one of {', '.join(known)}")
+        return value
+
+    return parse
+
+
+_PARSERS: Mapping[str, Callable[[str], object]] = {
+    "kinds": parse_kinds,
+    "embedders": parse_embedders,
+    "api_keys": parse_api_keys,
+    "device": _one_of("auto", "cpu", "cuda"),
+    "log_level": _one_of("debug", "info", "warning", "error"),
+    "elasticsearch_use": _one_of("filters", "knn"),
 }
 
 
@@ -140,30 +163,10 @@ class Settings(BaseModel):
             raise ValueError("there is no such file")
         return value
 
-    @field_validator("kinds")
+    @field_validator("kinds", "embedders", "api_keys", "device", "log_level", "elasticsearch_use")
     @classmethod
-    def _kinds_parse(cls, value: str) -> str:
-        parse_kinds(value)
-        return value
-
-    @field_validator("embedders")
-    @classmethod
-    def _embedders_parse(cls, value: str) -> str:
-        parse_embedders(value)
-        return value
-
-    @field_validator("api_keys")
-    @classmethod
-    def _keys_parse(cls, value: SecretStr) -> SecretStr:
-        parse_api_keys(value.get_secret_value())
-        return value
-
-    @field_validator("device", "log_level", "elasticsearch_use")
-    @classmethod
-    def _is_word(cls, value: str, info: Any) -> str:
-        known = _WORDS[info.field_name]
-        if value not in known:
-            raise ValueError(f"expected one of {', '.join(known)}")
+    def _parses(cls, value: Any, info: ValidationInfo) -> Any:
+        _PARSERS[str(info.field_name)](_plain(value))
         return value
 
     @model_validator(mode="after")
@@ -219,8 +222,7 @@ class Settings(BaseModel):
 def load(environ: Mapping[str, str], **overrides: Any) -> Settings:
     """Settings from the `PERSEID_*` variables of `environ`; `overrides` win, None among them is ignored.
 
-    Raises:
-        ValueError: an unknown name or a bad value; says which variable and what is expected, never a secret's value.
+    Raises ValueError for an unknown name or a bad value: which variable, what is expected, never a secret's value.
     """
     given: dict[str, Any] = {}
     for variable, value in environ.items():
@@ -238,7 +240,9 @@ def load(environ: Mapping[str, str], **overrides: Any) -> Settings:
         if not first["loc"]:  # several settings together; the message names them
             raise ValueError(message) from None
         name = str(first["loc"][0])
-        shown = "" if _is_secret(name) else f"={given.get(name)!r}"
+        field = Settings.model_fields.get(name)
+        secret = field is None or isinstance(field.default, SecretStr)
+        shown = "" if secret else f"={given.get(name)!r}"
         raise ValueError(f"{PREFIX}{name.upper()}{shown}: {message}") from None
 
 
@@ -261,11 +265,6 @@ def public_address(address: str) -> str:
 
 def _plain(value: Any) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-
-
-def _is_secret(name: str) -> bool:
-    field = Settings.model_fields.get(name)
-    return field is None or isinstance(field.default, SecretStr)
 
 
 def _unknown(variable: str) -> str:

@@ -18,20 +18,23 @@ FILE = "up.env"
 
 def write_addresses(state: Path, settings: Settings) -> Path:
     """Writes the settings for `attach` (and for a shell: `set -a; . FILE`), for this user's eyes only."""
-    path = state / FILE
-    part = path.with_name(f"{FILE}.part")
+    lines = "".join(f"{name}='{value}'\n" for name, value in settings.environment().items())
+    return write_private(state / FILE, lines.encode())
+
+
+def write_private(path: Path, content: bytes) -> Path:
+    """A file for this user's eyes only, complete or not at all; returns its path."""
+    part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.writelines(f"{name}='{value}'\n" for name, value in settings.environment().items())
-    os.replace(part, path)
-    return path
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    return part.replace(path)
 
 
 def attach(environ: Mapping[str, str], state: Path | None = None, **overrides: Any) -> Settings:
     """Settings from `environ`, and below them those of the `perseid up` that runs with `state`.
 
-    Raises:
-        ValueError: nothing runs with that state folder, or a setting is wrong.
+    Raises ValueError when nothing runs with that state folder, or a setting is wrong.
     """
     found: dict[str, str] = {}
     if state is not None:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from deploy.doctor.elasticsearch import check_elasticsearch
-from deploy.doctor.finding import Finding, Subject
+from deploy.doctor.finding import Finding
 from deploy.doctor.kafka import check_kafka
 from deploy.doctor.machine import check_api, check_folder, check_packages, check_python
 from deploy.doctor.models import check_model, check_text
@@ -46,7 +46,7 @@ def examine(settings: Settings) -> list[Finding]:
             findings += future.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeoutError:
             remedy = "look at the network, its name servers, and mounted folders"
-            findings.append(Subject(name).wrong(f"no answer within {_LIMIT_S:g} s", remedy))
+            findings.append(Finding(name).wrong(f"no answer within {_LIMIT_S:g} s", remedy))
     return findings
 
 

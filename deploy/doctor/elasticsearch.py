@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding, Subject
+from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding
 from deploy.settings import Settings, public_address
 
 OLDEST_ELASTICSEARCH = 8
@@ -25,8 +25,8 @@ def check_elasticsearch(settings: Settings) -> list[Finding]:
     """The server, when one is configured."""
     url, key = settings.elasticsearch.get_secret_value(), settings.elasticsearch_api_key.get_secret_value()
     if not url:
-        return [Subject("elasticsearch").ok("not used: filters run in the API's process")]
-    at = Subject("elasticsearch", public_address(url))
+        return [Finding("elasticsearch").ok("not used: filters run in the API's process")]
+    at = Finding("elasticsearch", address=public_address(url))
     try:
         with httpx.Client(
             base_url=url,
@@ -40,7 +40,7 @@ def check_elasticsearch(settings: Settings) -> list[Finding]:
         return [at.wrong(what, _TRUST if "CERTIFICATE" in what else _START)]
 
 
-def _look(client: httpx.Client, at: Subject) -> Finding:
+def _look(client: httpx.Client, at: Finding) -> Finding:
     answer = client.get("/")
     if answer.status_code in (401, 403):
         return at.wrong(f"refuses the key ({answer.status_code})", _KEY)

@@ -5,7 +5,7 @@ What is put in must carry no secret: addresses come from `public_address` or `Ka
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 CONNECT_S = 1.0  # a server that is there accepts within milliseconds
@@ -14,35 +14,33 @@ ANSWER_S = 3.0  # and answers within some more; a person waits for this command
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`wrong` makes the command fail, `note` does not. `address` and `version` are empty where there is none."""
+    """`wrong` makes the command fail, `note` does not. `address` and `version` are empty where there is none.
+
+    A check begins with the subject, `Finding("redis", address=…)`, and says of it what it has found.
+    """
 
     name: str
-    state: Literal["ok", "note", "wrong"]
-    what: str
+    state: Literal["ok", "note", "wrong"] = "ok"
+    what: str = ""
     remedy: str = ""
     address: str = ""
     version: str = ""
+
+    def ok(self, what: str = "") -> Finding:
+        return replace(self, what=what)
+
+    def note(self, what: str, remedy: str = "") -> Finding:
+        return replace(self, state="note", what=what, remedy=remedy)
+
+    def wrong(self, what: str, remedy: str) -> Finding:
+        return replace(self, state="wrong", what=what, remedy=remedy)
+
+    def all_wrong(self, *seen: tuple[bool, str, str]) -> list[Finding]:
+        """Of (whether it is so, what, remedy) those that are so."""
+        return [self.wrong(what, remedy) for is_so, what, remedy in seen if is_so]
 
     def __str__(self) -> str:
         mark = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}[self.state]
         where = ", ".join(filter(None, (self.address, self.version)))
         text = ": ".join(filter(None, (where, self.what)))
         return f"{mark}  {self.name:<13} {text}" + (f"\n       {'':<13} → {self.remedy}" if self.remedy else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What findings are about: a part of the installation, where it is, and its version."""
-
-    name: str
-    address: str = ""
-    version: str = ""
-
-    def ok(self, what: str = "") -> Finding:
-        return Finding(self.name, "ok", what, "", self.address, self.version)
-
-    def note(self, what: str, remedy: str = "") -> Finding:
-        return Finding(self.name, "note", what, remedy, self.address, self.version)
-
-    def wrong(self, what: str, remedy: str) -> Finding:
-        return Finding(self.name, "wrong", what, remedy, self.address, self.version)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from kafka.cluster import ClusterMetadata
 
-from deploy.doctor.finding import CONNECT_S, Finding, Subject
+from deploy.doctor.finding import CONNECT_S, Finding
 from deploy.servers.mock_kafka import topic_partitions
 from deploy.servers.topics import connect, open_admin
 from deploy.settings import Settings
@@ -35,17 +35,15 @@ _NO_TLS = "set PERSEID_KAFKA_SECURITY to plaintext or sasl_plaintext, or PERSEID
 def check_kafka(settings: Settings) -> list[Finding]:
     """The cluster and our topics in it."""
     config = settings.kafka_config()
-    at = Subject("kafka", config.bootstrap)
+    at = Finding("kafka", address=config.bootstrap)
     errors = {server: connect(config, server) for server in config.servers[:_MOST_BROKERS]}
     server, error = list(errors.items())[-1]
     if all(errors.values()):
         return [at.wrong(*_unreachable(config, server, error))]
     try:
         with open_admin(config, _ANSWER_S, api_version=_VERSION) as (_, cluster):
-            return [
-                *_cluster(at, config.security, cluster),
-                *_topics(config, cluster, topic_partitions(settings.partitions)),
-            ]
+            wanted = topic_partitions(settings.partitions)
+            return _cluster(at, config.security, cluster) + _topics(config, cluster, wanted)
     except ConnectionError as error:
         return [at.wrong(*_refused(config, server, str(error)))]
 
@@ -87,7 +85,7 @@ def _speaks_tls(server: str) -> bool:
     return True
 
 
-def _cluster(at: Subject, security: str, cluster: ClusterMetadata) -> list[Finding]:
+def _cluster(at: Finding, security: str, cluster: ClusterMetadata) -> list[Finding]:
     """The cluster, or its brokers whose own word for their address does not lead to them from here."""
     brokers, findings = cluster.brokers(), []
     if cluster.cluster_id.startswith(EMBEDDED):
@@ -112,12 +110,11 @@ def _topics(config: KafkaConfig, cluster: ClusterMetadata, wanted: Mapping[str, 
         for name, count in counts.items()
         if count not in (0, wanted[name])
     )
-    at, findings = Subject("topics", config.bootstrap), []
-    if missing:
-        remedy = "create these topics with the partition counts in brackets; a worker does not start without them"
-        findings.append(at.wrong(f"missing: {missing}", remedy))
-    if differing:
-        remedy = "set PERSEID_PARTITIONS to the topics' count (with a new PERSEID_PREFIX), or create the topics anew"
-        findings.append(at.wrong(differing, remedy))
+    create = "create these topics with the partition counts in brackets; a worker does not start without them"
+    change = "set PERSEID_PARTITIONS to the topics' count (with a new PERSEID_PREFIX), or create the topics anew"
+    at = Finding("topics", address=config.bootstrap)
     found = ", ".join(f"{config.topic(name)} {count}" for name, count in wanted.items())
-    return findings or [at.ok(found)]
+    return at.all_wrong(
+        (bool(missing), f"missing: {missing}", create),
+        (bool(differing), differing, change),
+    ) or [at.ok(found)]

@@ -14,7 +14,7 @@ import tempfile
 
 import httpx
 
-from deploy.doctor.finding import CONNECT_S, Finding, Subject
+from deploy.doctor.finding import CONNECT_S, Finding
 from deploy.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
@@ -27,7 +27,7 @@ _FREE_GB = 1.0  # snapshots of a million items, texts and logs
 
 def check_python(_: Settings) -> list[Finding]:
     """The interpreter."""
-    at = Subject("python", sys.executable, ".".join(map(str, sys.version_info[:3])))
+    at = Finding("python", address=sys.executable, version=".".join(map(str, sys.version_info[:3])))
     if sys.version_info[:2] < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
         return [at.wrong("too old", f"install Python {oldest} or newer and run make again")]
@@ -36,7 +36,7 @@ def check_python(_: Settings) -> list[Finding]:
 
 def check_packages(_: Settings) -> list[Finding]:
     """The packages that roles import."""
-    at, found, missing = Subject("packages"), [], []
+    at, found, missing = Finding("packages"), [], []
     for name in PACKAGES:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
@@ -50,7 +50,8 @@ def check_packages(_: Settings) -> list[Finding]:
 def check_folder(settings: Settings) -> list[Finding]:
     """Whether the state folder, or the nearest one above it that exists, can be written to."""
     folder = settings.state.absolute()
-    at, nearest = Subject("folder", str(folder)), next(path for path in (folder, *folder.parents) if path.exists())
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    at = Finding("folder", address=str(folder))
     try:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
@@ -65,7 +66,7 @@ def check_folder(settings: Settings) -> list[Finding]:
 def check_api(settings: Settings) -> list[Finding]:
     """Whether the API can listen, or does so already."""
     host, port = settings.api_host, settings.api_port
-    at = Subject("api", f"{host}:{port}")
+    at = Finding("api", address=f"{host}:{port}")
     try:
         family, kind, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:

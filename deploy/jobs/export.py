@@ -1,7 +1,6 @@
-"""Export as a command: the topics of a broker, or a range of them, and a data folder that appears when it is whole.
+"""Exports the topics of a broker, or a range of them, into a data folder that appears when it is whole.
 
-Belongs to no consumer group. What is taken from a record is `streams.folder.reader.export`'s matter. Loads no torch. It
-does not parse options.
+Belongs to no consumer group. What is taken from a record is `streams.folder.export`'s matter. Loads no torch.
 """
 
 from __future__ import annotations
@@ -89,11 +88,14 @@ def _export(
             plan.bar("records") as show,
             TopicReader(access, topics, embedded=embedded, start_ms=start_ms, whole=whole) as reader,
         ):
-            _read(reader, export, show)
+            for done, record in enumerate(reader.records(), 1):
+                export.take(record)
+                if show is not None and done % _TOLD == 0:
+                    show(done, reader.total)
             covers = reader.covers
         removed = spool.settle([kind.name for kind in rules.kinds if kind.weight > 0])
         _check(spool, export, plan, removed)
-        misrouted = {"misrouted": export.misrouted, "not_forwarded": export.not_forwarded()}
+        not_forwarded = export.not_forwarded()
         with plan.bar("events") as show:
             written = write_files(spool, folder, show)
     finally:
@@ -103,7 +105,8 @@ def _export(
         "records": dict(export.records),
         "removed": removed,
         "malformed": dict(sorted(export.malformed.items())),
-        **misrouted,
+        "misrouted": export.misrouted,
+        "not_forwarded": not_forwarded,
         "from_ms": plan.start_ms,
         "to_ms": plan.stop_ms,
         "offsets": {f"{topic}[{partition}]": span for (topic, partition), span in piece.bounds.items()},
@@ -146,13 +149,6 @@ def _piece(plan: ExportPlan, settings: Settings, topics: Sequence[str], embedded
     found = {(topic, n): covers[f"{topic}[{n}]"] for topic, count in partitions.items() for n in range(count)}
     bounds = {place: (c.start, c.end) for place, c in found.items() if place in spans or not by_time}
     return _Range(bounds, plan.start_ms, plan.stop_ms)
-
-
-def _read(reader: TopicReader, export: TopicExport, progress: Show | None) -> None:
-    for done, record in enumerate(reader.records(), 1):
-        export.take(record)
-        if progress is not None and done % _TOLD == 0:
-            progress(done, reader.total)
 
 
 def _check(spool: Spool, export: TopicExport, plan: ExportPlan, removed: Mapping[str, int]) -> None:

@@ -1,7 +1,7 @@
-"""Events from a file of JSON lines into Kafka, each checked by the rules that the worker will apply.
+"""Sends events from a file of JSON lines into Kafka, each checked by the rules that the worker will apply.
 
 A line is the record itself with its `topic`, or `{"topic", "key", "value"}` where a value of null removes the key. A
-record that the worker would refuse is not sent and named with its line. It does not pace itself: Kafka does.
+record that the worker would refuse is not sent and named with its line.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ Sendable = tuple[str, bytes, bytes | None]  # topic, key, value
 def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: bool = False) -> Sendable:
     """The record of one line. With `stamp`, a missing `ts_ms` becomes now and a missing `event_id` a random one.
 
-    Raises:
-        MalformedError: names the field and what is wrong with it.
+    Raises MalformedError, which names the field and what is wrong with it.
     """
     try:
         body = orjson.loads(line)

@@ -1,7 +1,7 @@
-"""Trains a model on a data folder, from texts to vectors and tags, context vocabulary and the artefact.
+"""Trains a model on a data folder, from texts to vectors, tags, context vocabulary and the artefact.
 
 Nothing from the split on is looked at, so the rest of the timeline may be replayed against the model honestly. The
-artefact's metadata name the embedder and the context features, which the workers, the embed role and the API need.
+artefact's metadata name the embedder and the context features, which workers, the embed role and the API need.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 
 from context.features import ContextFeatures
 from deploy.settings import load
-from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
+from deploy.texts.item_vectors import Memory, Tagger, item_vectors, known_items, untexted_vectors
 from deploy.texts.models import TextSource
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load as load_model
 from encoder.model.config import PARTS, ModelConfig, preset
 from encoder.model.encoder import StarsEncoder
-from encoder.text.endpoint_models import ChatTagger
 from encoder.text.item_text import VocabularyTagger, build_vocabulary
 from encoder.training.loop import TrainResult, train
 from encoder.training.options import TrainOptions
@@ -30,7 +29,6 @@ from streams.folder.reader import Folder, read_folder
 from streams.folder.training import context_features, training_data
 from streams.item_vectors import ItemVectors
 
-Tagger = ChatTagger | VocabularyTagger
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
 
 
@@ -58,6 +56,11 @@ class TrainPlan:
     texts: TextSource = field(default_factory=lambda: TextSource(load({}), {}))
     refit: Path | None = None
 
+    @property
+    def run(self) -> dict[str, Any]:
+        """Where the training writes, whether it goes on with an earlier one, and whether it shows how far it is."""
+        return {"out": self.out, "resume": self.resume, "progress": self.progress}
+
 
 def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
     """Trains on a data folder; the artefact is `plan.out/<version>`.
@@ -83,28 +86,18 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         "before_ms": before_ms,
         "left_out_events": prepared.left_out,
     }
-    return train(
-        prepared.data,
-        config,
-        plan.options,
-        out=plan.out,
-        resume=plan.resume,
-        progress=plan.progress,
-        metadata=metadata,
-    )
+    return train(prepared.data, config, plan.options, **plan.run, metadata=metadata)
 
 
 def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> TrainResult:
-    tagger, vectors = folder_items(plan, folder, memory)
+    tagger, vectors = _items(plan, known_items(folder, None), memory)  # every item is known from the start
     split = leave_one_out(folder, vectors)
     config = _config(plan, folder, vectors, tagger)
     return train(
         split.training(),
         config,
         replace(plan.options, holdout=0.0),  # the last but one events validate
-        out=plan.out,
-        resume=plan.resume,
-        progress=plan.progress,
+        **plan.run,
         validate=lambda model: validation_score(model, split, plan.options.device),
         metadata={**plan.texts.names, "context_features": [], "data": folder.name, "protocol": "loo"},
     )
@@ -119,7 +112,7 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> Train
     free = {name: getattr(plan.options, name) for name in ("seed", "threads", "device", "max_seconds")}
     epochs = int(metadata["metrics"]["best_epoch"])
     options = replace(TrainOptions(**metadata["options"]), epochs=epochs, patience=0, **free)
-    _, vectors = folder_items(replace(plan, parts=model.config.parts), folder, memory)
+    _, vectors = _items(replace(plan, parts=model.config.parts), known_items(folder, None), memory)
     split = leave_one_out(folder, vectors)
     encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=options.device)
     words = (*plan.texts.names, "context_features", "data", "protocol")
@@ -127,9 +120,7 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> Train
         split.training(validated=True),
         model.config,
         options,
-        out=plan.out,
-        resume=plan.resume,
-        progress=plan.progress,
+        **plan.run,
         metadata={
             **{name: metadata.get(name) for name in words},
             "refit": metadata["version"],
@@ -142,11 +133,6 @@ def _config(plan: TrainPlan, folder: Folder, vectors: ItemVectors, tagger: Tagge
     tags = tuple(tagger.vocabulary)
     known = {"d_text": vectors.vectors.shape[1], "parts": plan.parts, "kinds": folder.kind_names, "tags": tags}
     return preset(plan.preset, **{**plan.sizes, **known, **more})
-
-
-def folder_items(plan: TrainPlan, folder: Folder, memory: Memory) -> tuple[Tagger, ItemVectors]:
-    """The whole catalogue's tags and vectors: in leave-one-out every item is known from the start."""
-    return _items(plan, known_items(folder, None), memory)
 
 
 def _items(plan: TrainPlan, known: list[dict[str, Any]], memory: Memory) -> tuple[Tagger, ItemVectors]:

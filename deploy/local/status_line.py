@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from typing import Any, TextIO

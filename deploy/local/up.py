@@ -39,6 +39,7 @@ from index.state.keys import partition_tag
 from index.state.records import STATE, decode_state
 from index.state.redis_routing import Command
 from index.state.store import StoreUnavailableError
+from streams.folder.reader import EVENTS
 
 TRAIN_EPOCHS = 6  # about 35 s on two idle cores; so many steps whatever else runs, so the model is always the same
 TRAIN_SECONDS = 100.0  # bound for data folders of any size: the first answer has to come within three minutes
@@ -76,7 +77,7 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         settings = load(environ, state=state, api_port=options.api_port)
         _check_embedded(settings, environ)
         ports = api_ports(settings, options.apis)
-        plan = prepare(options, state, settings, environ, line)
+        plan = prepare(options, settings, environ, line)
         settings = settings.model_copy(update={"model": Path(plan.model)})
         settings = _servers(settings, environ, plan, stack, line)
         write_addresses(state, settings)
@@ -88,32 +89,25 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         _watch(supervisor, settings, line)
 
 
-def prepare(
-    options: UpOptions, state: Path, settings: Settings, environ: Mapping[str, str], line: StatusLine
-) -> TrafficPlan:
+def prepare(options: UpOptions, settings: Settings, environ: Mapping[str, str], line: StatusLine) -> TrafficPlan:
     """History and model, made or found in the state folder."""
     if options.data is None:
-        folder, split_ms = _shop_history(state, options.seed, line)
-        split = 1.0
+        folder, end_ms = _shop_history(settings.state, options.seed, line)
+        # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
+        model = _model(folder, 1.0, None, settings, environ, line)
     else:
-        folder, split = options.data.resolve(), DATA_SPLIT
-        if not (folder / "events.csv.gz").is_file():
-            raise ValueError(f"{options.data} is no data folder: it has no events.csv.gz; `perseid convert` makes one")
-        split_ms = 0
-    texts = state / "texts"
-    # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
-    bound = None if options.data is None else TRAIN_SECONDS
-    model = _model(folder, split, bound, state, settings, environ, line)
+        folder, end_ms = options.data.resolve(), None
+        if not (folder / EVENTS).is_file():
+            raise ValueError(f"{options.data} is no data folder: it has no {EVENTS}; `perseid convert` makes one")
+        model = _model(folder, DATA_SPLIT, TRAIN_SECONDS, settings, environ, line)
     document = read_document(model)
-    if options.data is not None:
-        split_ms = int(document["metadata"]["before_ms"])
     return TrafficPlan(
         kind="shop" if options.data is None else "data",
         folder=str(folder),
-        split_ms=split_ms,
+        split_ms=int(document["metadata"]["before_ms"]) if end_ms is None else end_ms,
         key=_key(_content(folder), document["version"], options.seed, settings.partitions, settings.kinds),
         model=str(model),
-        texts=str(texts),
+        texts=str(settings.state / "texts"),
         seed=options.seed,
         speed=options.speed,
         live=options.traffic,
@@ -133,25 +127,18 @@ def _shop_history(state: Path, seed: int, line: StatusLine) -> tuple[Path, int]:
 
 
 def _model(
-    folder: Path,
-    split: float,
-    bound_s: float | None,
-    state: Path,
-    settings: Settings,
-    environ: Mapping[str, str],
-    line: StatusLine,
+    folder: Path, split: float, bound_s: float | None, settings: Settings, environ: Mapping[str, str], line: StatusLine
 ) -> Path:
     """The artefact for this data; trained in a process of its own when there is none yet."""
     kinds = settings.kinds + embedder_key(settings)
-    out = state / "models" / _key(_content(folder), split, TRAIN_EPOCHS, bound_s, kinds)
+    out = settings.state / "models" / _key(_content(folder), split, TRAIN_EPOCHS, bound_s, kinds)
     found = _artefact(out)
     if found is None:
         line.say(f"Training a small model on {folder.name} (about a minute, kept for the next start) …")
         arguments = [
-            *command("train", str(folder), "--out", str(out), "--split", str(split)),
-            *("--epochs", str(TRAIN_EPOCHS)),
+            *command("train", str(folder), "--out", str(out), "--split", str(split), "--epochs", str(TRAIN_EPOCHS)),
             *(() if bound_s is None else ("--max-seconds", str(bound_s))),
-            *("--texts", str(state / "texts"), "--quiet"),
+            *("--texts", str(settings.state / "texts"), "--quiet"),
         ]
         done = subprocess.run(arguments, env=environment(settings, environ), check=False)
         found = _artefact(out)
@@ -161,8 +148,7 @@ def _model(
 
 
 def _artefact(out: Path) -> Path | None:
-    found = sorted(path.parent for path in out.glob("m-*/model.json"))
-    return found[0] if found else None
+    return min((path.parent for path in out.glob("m-*/model.json")), default=None)
 
 
 def _check_embedded(settings: Settings, environ: Mapping[str, str]) -> None:
@@ -195,12 +181,9 @@ def _servers(
             client.delete(settings.keys().roles())  # processes of an earlier start
     settings = load(settings.environment() | {f"{PREFIX}{name.upper()}": value for name, value in found.items()})
     kafka, live = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
-    line.say(f"Kafka {kafka}{_embedded('kafka', found)}, live state {live}{_embedded('redis', found)}")
+    marks = {name: " (embedded)" if name in found else "" for name in ("kafka", "redis")}
+    line.say(f"Kafka {kafka}{marks['kafka']}, live state {live}{marks['redis']}")
     return settings
-
-
-def _embedded(name: str, found: Mapping[str, str]) -> str:
-    return " (embedded)" if name in found else ""
 
 
 def _watch(supervisor: Supervisor, settings: Settings, line: StatusLine) -> None:
@@ -220,17 +203,13 @@ def _watch(supervisor: Supervisor, settings: Settings, line: StatusLine) -> None
 
 
 def _loaded(status: Mapping[str, object]) -> bool:
-    return phase(status) in ("live", "no traffic", "timeline ended") and is_loaded(status)
-
-
-def is_loaded(status: Mapping[str, object]) -> bool:
     """Whether there is a user to ask for."""
-    return bool(status.get("users")) and bool(status.get("items"))
+    at_rest = phase(status) in ("live", "no traffic", "timeline ended")
+    return at_rest and bool(status.get("users")) and bool(status.get("items"))
 
 
 def _introduce(settings: Settings, url: str, line: StatusLine) -> bool:
-    user = example_user(settings)
-    if user is None:
+    if (user := example_user(settings)) is None:
         return False
     line.say(f"Ready. Ask for a user:  curl '{url}/v1/recommendations/{user}?count=5&explain=true'")
     line.say(f"Send your own events:   perseid produce --state {settings.state} FILE")
@@ -277,11 +256,7 @@ def _only_one(state: Path) -> Iterator[None]:
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """SIGTERM ends us like Ctrl-C: in order, children included."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

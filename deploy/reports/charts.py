@@ -40,7 +40,11 @@ def line_chart(title: str, steps: Sequence[str], series: Sequence[Series]) -> st
     def down(value: float) -> float:
         return top + height * (1 - value / ticks[-1])
 
-    parts = [_rule(left, down(tick), left + width, down(tick), _number(tick), left - 6) for tick in ticks]
+    parts = [
+        f'<line class="grid" x1="{left:.1f}" y1="{down(tick):.1f}" x2="{left + width:.1f}" y2="{down(tick):.1f}"/>'
+        f'<text x="{left - 6:.1f}" y="{down(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>'
+        for tick in ticks
+    ]
     parts += [
         f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle">{escape(step)}</text>'
         for x, step in zip(across, steps, strict=True)
@@ -98,13 +102,6 @@ def _dot(x: float, y: float, ends: tuple[float, float, float, float] | None, sai
     whisker = '<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'.format(*ends) if ends is not None else ""
     dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>'
     return f'<g class="mark s{number % COLOURS}">{whisker}{dot}<title>{escape(said)}</title></g>'
-
-
-def _rule(x1: float, y1: float, x2: float, y2: float, label: str, at: float) -> str:
-    return (
-        f'<line class="grid" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-        f'<text x="{at:.1f}" y="{y1 + 4:.1f}" text-anchor="end">{label}</text>'
-    )
 
 
 def _ticks(low: float, high: float) -> list[float]:

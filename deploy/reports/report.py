@@ -28,6 +28,7 @@ _PARTS = {
     "popularity": "popularity counts",
     "all": "everything",
 }
+_NOTHING = paragraph("No question was asked: there is no event after the split that could be asked about.")
 _VIEWS = {"before": "known before the session", "page": "known up to the page"}
 
 
@@ -42,7 +43,7 @@ def write_report(path: Path, kind: str, result: Result, facts: RunFacts) -> None
         raise ValueError(f"no report of {kind!r}; there are {', '.join(_KINDS)}")
     title, body = _KINDS[kind]
     asked = result.get("questions", result.get("users"))
-    sections = [_about(result, facts), *(body(result) if asked else [_nothing()])]
+    sections = [_about(result, facts), *(body(result) if asked else [_NOTHING])]
     text = page(title, sections, {"report": kind, "run": dict(facts.rows()), "result": result})
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -66,10 +67,6 @@ def _about(result: Result, facts: RunFacts) -> str:
     if "seed" in result:
         rows.append(("seed", f"{result['seed']} (of resampling; {result['resamples']:,} resamples of users)"))
     return facts_table([row for row in rows if row[1]] + facts.rows())
-
-
-def _nothing() -> str:
-    return paragraph("No question was asked: there is no event after the split that could be asked about.")
 
 
 def _comparison(result: Result) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -82,17 +81,12 @@ def api_settings(settings: Settings) -> ApiSettings:
 
 def kafka_side(settings: Settings, producer: EventProducer, exposures: EventProducer) -> KafkaSide:
     """The application's way to Kafka: the worker's rules, a producer for what is posted and one for what is shown."""
-    return KafkaSide(validator(settings, now_ms), producer.send, exposures.expose, lambda: exposures.dropped)
-
-
-def validator(settings: Settings, clock_ms: Callable[[], int]) -> Callable[[str, Any], tuple[bytes, bytes]]:
-    """Checks a record as a worker would; errors are those that the API shows."""
     rules = settings.rules()
 
     def validate(topic: str, body: Any) -> tuple[bytes, bytes]:
         try:
-            return encode_record(topic, body, clock_ms(), rules)
+            return encode_record(topic, body, now_ms(), rules)
         except MalformedError as error:
             raise InvalidRecordError(error.field, error.reason) from error
 
-    return validate
+    return KafkaSide(validate, producer.send, exposures.expose, lambda: exposures.dropped)

@@ -9,15 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.runtime.process import (
-    freeze_gc,
-    limit_threads,
-    log_to_stderr,
-    on_signals,
-    open_store,
-    run_until_done,
-    running,
-)
+from deploy.runtime import process
 from deploy.runtime.producer import EventProducer
 from deploy.runtime.state_sizes import engine_settings, keep_window
 from deploy.settings import Settings
@@ -32,15 +24,11 @@ _SWITCH_S = 0.0005
 
 
 def run_worker(settings: Settings) -> None:
-    """Applies the five consumed topics to the live state until stopped.
-
-    Raises:
-        ValueError: the model, the topics or the stored state do not fit the settings.
-    """
-    log_to_stderr(settings)
-    limit_threads(settings.threads)
+    """Applies the five consumed topics until stopped. Raises ValueError when model, topics or state do not fit."""
+    process.log_to_stderr(settings)
+    process.limit_threads(settings.threads)
     sys.setswitchinterval(_SWITCH_S)
-    run_until_done(_worker(settings))
+    process.run_until_done(_worker(settings))
 
 
 async def _worker(settings: Settings) -> None:
@@ -51,7 +39,7 @@ async def _worker(settings: Settings) -> None:
     from streams.pipeline.intake import KafkaDeadLetterSink
 
     model, rules = open_model(settings.model, settings), settings.rules()
-    store = open_store(settings)
+    store = process.open_store(settings)
     sizes = engine_settings(settings, model.encoder.model.config)
 
     async def announce() -> None:
@@ -67,11 +55,11 @@ async def _worker(settings: Settings) -> None:
     options = WorkerSettings(settings.kafka_config(), settings.group)
     worker = StreamWorker(engine, options, follower.run)
     try:
-        async with running(store, "worker", lambda: {**worker_report(engine), "ready": worker.ready}):
-            on_signals(worker.stop)
+        async with process.running(store, "worker", lambda: {**worker_report(engine), "ready": worker.ready}):
+            process.on_signals(worker.stop)
             await encoder.prepare(options.max_batch)
             await follower.catch_up()  # a window encoded before its items are known would be encoded again
-            freeze_gc()
+            process.freeze_gc()
             await worker.run()
     finally:
         encoder.close()

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -30,6 +30,13 @@ Acknowledged = tuple[int, int]  # partition, offset
 
 class DeliveryError(ConnectionError):
     """Kafka did not acknowledge a record; it may or may not be in the log."""
+
+
+class Extras(TypedDict, total=False):
+    """What Kafka keeps beside key and value; without a `timestamp_ms` it takes the time of sending."""
+
+    timestamp_ms: int | None
+    headers: Sequence[tuple[str, bytes]]
 
 
 class EventProducer:
@@ -67,21 +74,13 @@ class EventProducer:
             }
         )
         self.sent = 0
-        self.failed = 0
         self.dropped = 0  # exposures that found the queue full or were not acknowledged
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="producer", daemon=True)
         self._thread.start()
 
     async def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        partition: int | None = None,
-        *,
-        timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int | None = None, **extras: Unpack[Extras]
     ) -> Acknowledged:
         """Sends one record and returns (partition, offset) once Kafka has acknowledged it.
 
@@ -91,22 +90,14 @@ class EventProducer:
         """
         deadline = time.monotonic() + _DELIVERY_TIMEOUT_MS / 1000
         while True:
-            future = self.enqueue(topic, key, value, partition, timestamp_ms=timestamp_ms, headers=headers)
-            if future is not None:
+            if (future := self.enqueue(topic, key, value, partition, **extras)) is not None:
                 return await asyncio.wrap_future(future)
             if time.monotonic() > deadline:
                 raise DeliveryError(f"the queue of records for Kafka was full for {_DELIVERY_TIMEOUT_MS} ms")
             await asyncio.sleep(_RETRY_S)
 
     def enqueue(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        partition: int | None = None,
-        *,
-        timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int | None = None, **extras: Unpack[Extras]
     ) -> Future[Acknowledged] | None:
         """Queues one record without waiting; None when the queue is full. Raises ValueError for a too large one."""
         future: Future[Acknowledged] = Future()
@@ -117,13 +108,13 @@ class EventProducer:
                 self.sent += 1
                 future.set_result((message.partition() or 0, message.offset() or 0))
             else:
-                self.failed += 1
                 text = f"{topic}: {error.str()}"
                 too_large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE  # for the topic, whose limit may be lower
                 future.set_exception(ValueError(text) if too_large else DeliveryError(self._reasons.explain(text)))
 
-        queued = self._produce(topic, key, value, partition, timestamp_ms, headers, acknowledged)
-        return future if queued else None
+        headers = list(extras.get("headers", ()))
+        options = {"partition": partition, "timestamp": extras.get("timestamp_ms"), "headers": headers}
+        return future if self._produce(topic, key, value, acknowledged, **options) else None
 
     def expose(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
         """Queues a record whose loss is bearable; never waits and never raises. Losses count in `dropped`."""
@@ -135,7 +126,7 @@ class EventProducer:
                 self.dropped += 1
 
         try:
-            queued = self._produce(topic, key, value, partition, None, (), acknowledged)
+            queued = self._produce(topic, key, value, acknowledged, partition=partition)
         except ValueError:
             queued = False
         if not queued:
@@ -148,31 +139,18 @@ class EventProducer:
         self._thread.join()
         return left
 
-    def _produce(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        partition: int | None,
-        timestamp_ms: int | None,
-        headers: Sequence[tuple[str, bytes]],
-        acknowledged: Any,
-    ) -> bool:
-        options: dict[str, Any] = {} if partition is None else {"partition": partition}
-        if timestamp_ms is not None:
-            options["timestamp"] = timestamp_ms
+    def _produce(self, topic: str, key: bytes | None, value: bytes | None, acknowledged: Any, **options: Any) -> bool:
+        """Whether there was room in the queue; of the client's own `options`, None stands for its default."""
+        given = {name: option for name, option in options.items() if option is not None}
         try:
-            self._producer.produce(
-                self._kafka.topic(topic), value, key, on_delivery=acknowledged, headers=list(headers), **options
-            )
+            self._producer.produce(self._kafka.topic(topic), value, key, on_delivery=acknowledged, **given)
         except BufferError:
             return False
         except KafkaException as error:
             if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 size = len(value or b"") + len(key or b"")
-                raise ValueError(
-                    f"{topic}: a record of {size} bytes is too large, at most {_MAX_VALUE_BYTES}"
-                ) from error
+                what = f"a record of {size} bytes is too large, at most {_MAX_VALUE_BYTES}"
+                raise ValueError(f"{topic}: {what}") from error
             raise ValueError(f"{topic}: {error.args[0].str()}") from error
         return True
 

@@ -32,11 +32,7 @@ def engine_settings(settings: Settings, config: ModelConfig | None, *, half_vect
 
 
 async def keep_window(store: LiveStore, sizes: EngineSettings) -> None:
-    """Writes the window's length once; later a different one is refused.
-
-    Raises:
-        ValueError: the live state was made with another window.
-    """
+    """Writes the window's length once. Raises ValueError when the live state was made with another one."""
     wanted = f"{sizes.limits.size}+{sizes.limits.slack}"
     key = store.keys.cluster()
     stored, used = (await store.read([(key, ["window", "model"])]))[0]

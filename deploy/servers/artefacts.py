@@ -14,8 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from hashlib import file_digest
 from importlib import resources
 from pathlib import Path
@@ -62,14 +61,8 @@ def kafka_jars(environ: Mapping[str, str], say: Say) -> Path:
         group, artifact, version = PINS["log_binding"]  # Kafka 4's slf4j-api is a 1.7: not `slf4j2`
         pom = part / "pom.xml"
         pom.write_text(_POM.format(kafka=PINS["kafka"], group=group, artifact=artifact, version=version))
-        _maven(
-            environ,
-            "-f",
-            str(pom),
-            "dependency:copy-dependencies",
-            f"-DoutputDirectory={part}",
-            "-DincludeScope=runtime",
-        )
+        goal = ("dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={part}")
+        _maven(environ, "-f", str(pom), *goal)
         _check(part, PINS["kafka_jars"])
 
     return _cached(environ, f"kafka-{PINS['kafka']}", fill, say)
@@ -97,7 +90,8 @@ def _cached(environ: Mapping[str, str], name: str, fill: Callable[[Path], None],
     if found.is_dir():
         return found
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f"{name}.lock"):
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not found.is_dir():
             say(f"Fetching {name} into {cache} …")
             part = Path(tempfile.mkdtemp(prefix=f"{name}.part-", dir=cache))
@@ -108,13 +102,6 @@ def _cached(environ: Mapping[str, str], name: str, fill: Callable[[Path], None],
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     return found
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def find_maven(environ: Mapping[str, str]) -> str:
@@ -139,8 +126,7 @@ def _maven(environ: Mapping[str, str], *arguments: str) -> None:
 
 def _check(folder: Path, pins: Mapping[str, str]) -> None:
     """Every pinned file is there with its hash, and no jar besides. Raises ValueError that names the file."""
-    unknown = {path.name for path in folder.glob("*.jar")} - set(pins)
-    if unknown:
+    if unknown := {path.name for path in folder.glob("*.jar")} - set(pins):
         raise ValueError(f"Maven brought files that are not pinned: {', '.join(sorted(unknown))}")
     for name, expected in pins.items():
         path = folder / name

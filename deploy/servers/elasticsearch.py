@@ -12,18 +12,16 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 
 from deploy.servers.artefacts import elasticsearch_home, elasticsearch_version
 from deploy.servers.java import find_java
-from deploy.servers.ports import HOST, check_free, free_port, wait_until_free
+from deploy.servers.ports import HOST, check_free, free_port
 from deploy.servers.server import EmbeddedServer
-from deploy.servers.supervisor import StartError, kill, log_tail, spawn
 
 READY_S = 180.0  # usually 8-10 s; one minute was seen on two busy cores
-_GONE_S = 10.0
+_HEAP_MB = 512
 _UNPRIVILEGED = 987  # any id that is not root and that owns nothing
 _OTHERS_MAY_ENTER = 0o001
 
@@ -34,26 +32,17 @@ class ElasticsearchServer(EmbeddedServer):
     Args:
         folder: for configuration, logs and data; reachable for everybody when we are root.
         port: of HTTP; None takes a free one at the first start.
-        heap_mb: Java heap.
-        home, java_home: unpacked Elasticsearch and Java; None finds them (and fetches Elasticsearch).
     """
 
+    _NAME = "Elasticsearch"
     _GRACE_S = 30.0  # usually two seconds
+    _POLL_S = 0.1
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        port: int | None = None,
-        heap_mb: int = 512,
-        home: Path | None = None,
-        java_home: Path | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, *, port: int | None = None) -> None:
         super().__init__(port)
         self.folder = folder
         self._transport_port: int | None = None
-        self._heap_mb = heap_mb
-        self._home, self._java_home = home, java_home
+        self._home: Path | None = None
 
     @property
     def url(self) -> str:
@@ -62,7 +51,7 @@ class ElasticsearchServer(EmbeddedServer):
 
     @property
     def version(self) -> str:
-        """Of Elasticsearch; the name of its home says it. Empty before the first start when no home was given."""
+        """Of Elasticsearch; the name of its home says it. Empty before the first start."""
         return "" if self._home is None else self._home.name.rpartition("-")[2]
 
     @property
@@ -71,17 +60,10 @@ class ElasticsearchServer(EmbeddedServer):
         return self.folder / "elasticsearch.log"
 
     def start(self, timeout_s: float = READY_S) -> str:
-        """Starts the node, waits until it is healthy, and returns its URL.
-
-        Raises:
-            StartError: it ended or was not ready in time; carries the end of its log.
-            ValueError: it runs already, the port is taken, the folder is out of reach, or Java or Maven is missing.
-        """
-        if self._child is not None:
-            raise ValueError(f"this Elasticsearch is running already on {self.url}: stop() it first")
+        """As `EmbeddedServer.start`; returns the URL. The folder may be out of reach, Java or Maven missing."""
+        self._check_stopped()
         home, java_home = self._prepare()
         check_free(self.port)
-        start = self.log.stat().st_size if self.log.exists() else 0
         env = {
             "HOME": str(self.folder),
             "PATH": "/usr/bin:/bin",
@@ -91,39 +73,27 @@ class ElasticsearchServer(EmbeddedServer):
             "ES_TMPDIR": str(self.folder / "tmp"),
         }
         command = [*_drop_root(), str(home / "bin" / "elasticsearch")]
-        child = spawn(command, log=self.log, env=env, death_signal=signal.SIGTERM)
-        try:
-            self._wait(child, timeout_s, start)
-        except StartError:
-            kill(child)
-            raise
-        self._child = child
+        self._run(command, self.log, timeout_s, env=env, death_signal=signal.SIGTERM)
         return self.url
 
-    def kill(self) -> None:
-        """SIGKILL to launcher and server, for fault tests; the folder stays."""
-        if self._child is not None:
-            super().kill()
-            wait_until_free(self.port, _GONE_S)  # we wait for the launcher only, and the server is large
+    def _is_ready(self, child: subprocess.Popen[bytes], said: str) -> bool:
+        return is_healthy(self.url)
 
     def _prepare(self) -> tuple[Path, Path]:
         """Home, Java home; with ports chosen, configuration written and the folder given to the server's id."""
         self.folder = self.folder.resolve()
-        if self._home is None or self._java_home is None:
-            java = find_java(os.environ)
-            self._java_home = self._java_home or java.home
-            version = elasticsearch_version(java.major)
-            self._home = self._home or elasticsearch_home(os.environ, version, lambda _: None)
+        java = find_java(os.environ)
+        self._home = elasticsearch_home(os.environ, elasticsearch_version(java.major), lambda _: None)
         if self._port is None:
             self._port = free_port()
         if self._transport_port is None:
             self._transport_port = free_port()
         self._configure(self._home)
         if os.geteuid() == 0:
-            for path in (self._home, self._java_home, self.folder):
+            for path in (self._home, java.home, self.folder):
                 _check_reachable(path)
             _give_away(self.folder)
-        return self._home, self._java_home
+        return self._home, java.home
 
     def _configure(self, home: Path) -> None:
         options = self.folder / "config" / "jvm.options.d"
@@ -131,7 +101,7 @@ class ElasticsearchServer(EmbeddedServer):
             folder.mkdir(parents=True, exist_ok=True)
         for name in ("jvm.options", "log4j2.properties"):
             shutil.copy(home / "config" / name, self.folder / "config" / name)
-        (options / "heap.options").write_text(f"-Xms{self._heap_mb}m\n-Xmx{self._heap_mb}m\n")
+        (options / "heap.options").write_text(f"-Xms{_HEAP_MB}m\n-Xmx{_HEAP_MB}m\n")
         lines = [
             "cluster.name: perseid",
             "node.name: local",
@@ -145,15 +115,6 @@ class ElasticsearchServer(EmbeddedServer):
             "cluster.routing.allocation.disk.threshold_enabled: false",  # a full laptop must not make it read-only
         ]
         (self.folder / "config" / "elasticsearch.yml").write_text("\n".join(lines) + "\n")
-
-    def _wait(self, child: subprocess.Popen[bytes], timeout_s: float, start: int) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not is_healthy(self.url):
-            late = time.monotonic() > deadline
-            if late or child.poll() is not None:
-                how = f"was not ready within {timeout_s:g} s" if late else f"ended with status {child.returncode}"
-                raise StartError(f"Elasticsearch {how} (log: {self.log}):\n{log_tail(self.log, start)}")
-            time.sleep(0.1)
 
 
 def is_healthy(url: str) -> bool:

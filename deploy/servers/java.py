@@ -23,11 +23,6 @@ class Java:
     major: int
     home: Path
 
-    @property
-    def program(self) -> Path:
-        """The `java` launcher."""
-        return self.home / "bin" / "java"
-
 
 def find_java(environ: Mapping[str, str]) -> Java:
     """The newest Java, at least `OLDEST`. Raises ValueError with the remedy when there is none."""

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.servers.artefacts import PINS, kafka_jars
 from deploy.servers.java import find_java
-from deploy.servers.ports import HOST, check_free, free_port, wait_for_port
+from deploy.servers.ports import HOST, check_free, free_port
 from deploy.servers.server import EmbeddedServer
-from deploy.servers.supervisor import StartError, kill, spawn
+from deploy.servers.supervisor import StartError
 
 READY_S = 90.0  # usually two seconds; eighteen were seen on two busy cores
 _FORMAT_S = 60.0
+_HEAP = ("-Xms512m", "-Xmx512m")  # below about 256 the broker dies
 # A fixed id of 22 characters: a random one may begin with "-", which the formatter takes for an option.
 _CLUSTER_ID = "perseid-local-stack-00"
 _LOGGING = """status=error
@@ -38,39 +40,33 @@ class KafkaServer(EmbeddedServer):
 
     Args:
         folder: for configuration, log and data.
-        port: of the clients' listener; None takes a free one at the first start.
-        protocol: of the clients' listener, named `CLIENT`: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL. The broker
-            talks to itself over listeners of its own, so `properties` need only configure `listener.name.client.…`.
+        port: of the clients' listener, named `CLIENT`; None takes a free one at the first start.
         properties: added to server.properties, and stronger than ours.
         format_arguments: more arguments of `kafka.tools.StorageTool format`, as `--add-scram …`.
         advertised_port: where clients are sent; None sends them to `port`. For a proxy in between.
-        heap_mb: Java heap; below about 256 the broker dies.
-        jars, java: folder of jars and `java` program; None finds them (and fetches the jars).
     """
 
+    _NAME = "Kafka"
     _GRACE_S = 30.0  # usually under one second
+    _POLL_S = 0.05
 
     def __init__(
         self,
         folder: Path,
         *,
         port: int | None = None,
-        protocol: str = "PLAINTEXT",
         properties: Mapping[str, str] | None = None,
         format_arguments: Sequence[str] = (),
         advertised_port: int | None = None,
-        heap_mb: int = 512,
-        jars: Path | None = None,
-        java: Path | None = None,
     ) -> None:
         super().__init__(port)
         self.folder = folder
         self._inner_ports: tuple[int, int] | None = None  # broker to itself, controller
-        self._protocol, self._advertised_port = protocol, advertised_port
+        self._advertised_port = advertised_port
         self._properties = dict(properties or {})
         self._format_arguments = tuple(format_arguments)
-        self._heap_mb = heap_mb
-        self._jars, self._java = jars, java
+        self._jars: Path | None = None
+        self._java: Path | None = None
 
     @property
     def address(self) -> str:
@@ -88,27 +84,22 @@ class KafkaServer(EmbeddedServer):
         return self.folder / "kafka.log"
 
     def start(self, timeout_s: float = READY_S) -> str:
-        """Starts the broker, waits until it accepts connections, and returns its address.
-
-        Raises:
-            StartError: it ended or was not ready in time; carries the end of its log.
-            ValueError: it runs already, the port is taken, or Java or Maven is missing.
-        """
-        if self._child is not None:
-            raise ValueError(f"this broker is running already on {self.address}: stop() it first")
+        """As `EmbeddedServer.start`; returns the address. Java or Maven may be missing."""
+        self._check_stopped()
         self._prepare()
         check_free(self.port)
-        start = self.log.stat().st_size if self.log.exists() else 0
-        heap = (f"-Xms{self._heap_mb}m", f"-Xmx{self._heap_mb}m")
         # SIGTERM when we die: the broker then closes its logs and ends; the next start need not recover them.
-        child = spawn([*self._command(*heap), "kafka.Kafka", self._config], log=self.log, death_signal=signal.SIGTERM)
-        try:
-            wait_for_port(child, self.port, timeout_s, "Kafka", self.log, start)
-        except StartError:
-            kill(child)
-            raise
-        self._child = child
+        command = [*self._command(*_HEAP), "kafka.Kafka", self._config]
+        self._run(command, self.log, timeout_s, death_signal=signal.SIGTERM)
         return self.address
+
+    def _is_ready(self, child: subprocess.Popen[bytes], said: str) -> bool:
+        """Kafka listens only when it serves."""
+        try:
+            socket.create_connection((HOST, self.port), 1.0).close()
+        except OSError:
+            return False
+        return True
 
     @property
     def _config(self) -> str:
@@ -122,14 +113,14 @@ class KafkaServer(EmbeddedServer):
         """Programs, ports, configuration, and a formatted data folder."""
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._java = self._java or find_java(os.environ).program
-        self._jars = self._jars or kafka_jars(os.environ, lambda _: None)
+        self._java = find_java(os.environ).home / "bin" / "java"
+        self._jars = kafka_jars(os.environ, lambda _: None)
         if self._port is None:
             self._port = free_port()
         if self._inner_ports is None:
             self._inner_ports = (free_port(), free_port())
         (self.folder / "log4j2.properties").write_text(_LOGGING)
-        properties = _server_properties(self.folder, self.port, *self._inner_ports, self._protocol)
+        properties = _server_properties(self.folder, self.port, *self._inner_ports)
         if self._advertised_port is not None:
             inner = f"INNER://{HOST}:{self._inner_ports[0]}"
             properties["advertised.listeners"] = f"CLIENT://{HOST}:{self._advertised_port},{inner}"
@@ -148,7 +139,7 @@ class KafkaServer(EmbeddedServer):
             raise StartError(f"Kafka could not format {self.folder}:\n{(done.stdout + done.stderr).strip()[-2000:]}")
 
 
-def _server_properties(folder: Path, port: int, inner: int, controller: int, protocol: str) -> dict[str, str]:
+def _server_properties(folder: Path, port: int, inner: int, controller: int) -> dict[str, str]:
     return {
         "process.roles": "broker,controller",
         "node.id": "1",
@@ -157,7 +148,7 @@ def _server_properties(folder: Path, port: int, inner: int, controller: int, pro
         "advertised.listeners": f"CLIENT://{HOST}:{port},INNER://{HOST}:{inner}",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "INNER",
-        "listener.security.protocol.map": f"CLIENT:{protocol},INNER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": "CLIENT:PLAINTEXT,INNER:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": str(folder / "data"),
         "num.network.threads": "2",
         "num.io.threads": "4",

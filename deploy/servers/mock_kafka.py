@@ -6,7 +6,6 @@ nothing is compacted, and each start is a new log with a new cluster id on a new
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import ctypes.util
 import importlib.util
@@ -15,12 +14,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.servers.server import EmbeddedServer
-from deploy.servers.supervisor import StartError, importable, kill, log_tail, spawn
+from deploy.servers.supervisor import importable
 
 DEFAULT_PARTITIONS = 32
 _RD_KAFKA_PRODUCER = 0
@@ -116,6 +114,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 class Broker(EmbeddedServer):
     """A broker process of ours: `start` returns when it accepts connections; what it kept ends with it."""
 
+    _NAME = "embedded broker"
+
     def __init__(self, topics: Mapping[str, int], log: Path) -> None:
         super().__init__()
         self._topics = dict(topics)
@@ -130,38 +130,26 @@ class Broker(EmbeddedServer):
         return self._address
 
     def start(self, timeout_s: float = 30.0) -> str:
-        """Start the process and return its address: a new, empty log each time. Raises StartError when it fails."""
-        if self._child is not None:
-            raise ValueError("the broker is running already: stop() it first")
-        argv = [sys.executable, "-m", "deploy.servers.mock_kafka"]
-        for name, partitions in self._topics.items():
-            argv += ["--topic", f"{name}={partitions}"]
-        start = self._log.stat().st_size if self._log.exists() else 0
-        child = spawn(argv, log=self._log, env=importable(os.environ))
-        try:
-            self._address = _announced(child, self._log, start, timeout_s)
-        except StartError:
-            kill(child)
-            raise
-        self._child = child
+        """As `EmbeddedServer.start`; returns the address of a new, empty log."""
+        self._check_stopped()
+        argv = [sys.executable, "-m", "deploy.servers.mock_kafka", json.dumps(self._topics)]
+        self._run(argv, self._log, timeout_s, env=importable(os.environ))
         return self._address
 
-
-def _announced(child: subprocess.Popen[bytes], log: Path, start: int, timeout_s: float) -> str:
-    """Wait for the JSON line that `serve` prints and return the address in it."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        ended = child.poll() is not None
-        for line in log_tail(log, start).splitlines():
+    def _is_ready(self, child: subprocess.Popen[bytes], said: str) -> bool:
+        """It has printed the JSON line of `serve`, which holds its address."""
+        for line in said.splitlines():
             if line.startswith('{"bootstrap"') and line.endswith("}"):
-                return str(json.loads(line)["bootstrap"])
-        if ended or time.monotonic() > deadline:
-            raise StartError(f"the embedded broker did not start (log: {log}):\n{log_tail(log, start)}")
-        time.sleep(0.01)  # it is up after about a tenth of a second
+                self._address = str(json.loads(line)["bootstrap"])
+                return True
+        return False
 
 
 def serve(topics: Mapping[str, int]) -> None:
-    """Run a broker in this process, announce it by one JSON line on stdout, and stay until SIGTERM or SIGINT."""
+    """Runs a broker in this process, announces it by one JSON line on stdout, and stays until SIGTERM or SIGINT.
+
+    `python -m deploy.servers.mock_kafka ['{"TOPIC": PARTITIONS, …}']`; without topics those of perseid.
+    """
     stop_signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # before librdkafka's threads exist: they inherit it
     cluster = MockCluster(topics)
@@ -170,23 +158,5 @@ def serve(topics: Mapping[str, int]) -> None:
     cluster.close()
 
 
-def _topic(argument: str) -> tuple[str, int]:
-    name, _, count = argument.partition("=")
-    if not name or not count.isdigit():
-        raise argparse.ArgumentTypeError(f"{argument!r} is not NAME=PARTITIONS, for example clickstream=32")
-    return name, int(count)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m deploy.servers.mock_kafka [--partitions N] [--topic NAME=COUNT ...]`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.servers.mock_kafka", description="Run the embedded Kafka broker."
-    )
-    parser.add_argument("--partitions", type=int, default=DEFAULT_PARTITIONS, help="of the topics keyed by user")
-    parser.add_argument("--topic", type=_topic, action="append", help="NAME=COUNT, instead of perseid's own topics")
-    options = parser.parse_args(arguments)
-    serve(dict(options.topic) if options.topic else topic_partitions(options.partitions))
-
-
 if __name__ == "__main__":
-    main()
+    serve(json.loads(sys.argv[1]) if sys.argv[1:] else topic_partitions())

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from redis.retry import Retry
 
 from deploy.servers.ports import HOST, free_port
 from deploy.servers.server import EmbeddedServer
-from deploy.servers.supervisor import StartError, kill, log_tail, spawn
+from deploy.servers.supervisor import StartError
 
 _PORT_ATTEMPTS = 5  # another process may take the free port we saw before redis-server binds it
 
@@ -49,6 +48,7 @@ class RedisServer(EmbeddedServer):
     StartError with the end of the log, ValueError for a bad path.
     """
 
+    _NAME = "redis-server"
     _GRACE_S = 10.0
 
     def __init__(
@@ -81,22 +81,19 @@ class RedisServer(EmbeddedServer):
 
     def start(self, timeout_s: float = 30.0) -> str:
         """Start the server, wait until it answers PING (a long append-only file is loaded first), return its URL."""
-        if self._child is not None:
-            raise ValueError(f"this redis-server is running already on {self.address}: stop() it first")
-        if self._port is not None:
-            self._launch(self._port, timeout_s)
-            return self.url
-        for attempt in range(1, _PORT_ATTEMPTS + 1):
-            port = free_port()
+        self._check_stopped()
+        given, attempts = self._port, 1 if self._port is not None else _PORT_ATTEMPTS
+        while True:
+            self._port = given or free_port()
+            attempts -= 1
             try:
-                self._launch(port, timeout_s)
+                self._launch(timeout_s)
             except StartError as error:
-                if attempt == _PORT_ATTEMPTS or "already in use" not in str(error):
+                self._port = given
+                if not attempts or "already in use" not in str(error):
                     raise
             else:
-                self._port = port
-                break
-        return self.url
+                return self.url
 
     def stop(self, grace_s: float | None = None) -> None:
         """Let the server end by itself (append-only data are flushed); a temporary directory is removed."""
@@ -113,20 +110,27 @@ class RedisServer(EmbeddedServer):
             self._temporary = tempfile.mkdtemp(prefix="perseid-redis-")
         return Path(self._temporary)
 
-    def _launch(self, port: int, timeout_s: float) -> None:
+    def _launch(self, timeout_s: float) -> None:
         directory = self._directory()
-        log = directory / "redis.log"
-        start = log.stat().st_size if log.exists() else 0
         program = str(self._executable or find_redis_server())
-        config = _configuration(port, self._password, directory, self._append_only, self._options)
+        config = _configuration(self.port, self._password, directory, self._append_only, self._options)
         # SIGTERM when we die: Redis then flushes and ends cleanly, and unlike a Python program it always obeys
-        child = spawn([program, "-"], log=log, stdin=config.encode(), death_signal=signal.SIGTERM)
-        try:
-            _wait_for_ping(child, port, self._password, timeout_s)
-        except StartError as error:
-            kill(child)
-            raise StartError(f"{error} (log: {log}):\n{log_tail(log, start)}") from error
-        self._child = child
+        options = {"stdin": config.encode(), "death_signal": signal.SIGTERM}
+        self._run([program, "-"], directory / "redis.log", timeout_s, **options)
+
+    def _is_ready(self, child: subprocess.Popen[bytes], said: str) -> bool | None:
+        """Our own child serves: the process id is compared, so that another program on the port is noticed.
+
+        While it says that it loads its append-only file it is alive.
+        """
+        with Redis(HOST, self.port, password=self._password, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
+            try:
+                info = client.info()
+            except (RedisError, OSError):
+                return False  # not up yet
+        if info["process_id"] != child.pid:
+            return False
+        return None if info["loading"] else True
 
 
 def _checked_password(password: str) -> str:
@@ -152,26 +156,3 @@ def _configuration(port: int, password: str, directory: Path, append_only: bool,
         *options,
     ]
     return "\n".join(lines) + "\n"
-
-
-def _wait_for_ping(child: subprocess.Popen[bytes], port: int, password: str, timeout_s: float) -> None:
-    """Poll until our own child serves: the process id is compared, so that a stranger on the port is noticed.
-
-    While it says that it loads its append-only file it is alive, so the time counts from its last such answer.
-    """
-    deadline = time.monotonic() + timeout_s
-    with Redis(HOST, port, password=password, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
-        while True:
-            if child.poll() is not None:
-                raise StartError(f"redis-server ended with status {child.returncode}")
-            try:
-                info = client.info()
-                if info["process_id"] == child.pid:
-                    if not info["loading"]:
-                        return
-                    deadline = time.monotonic() + timeout_s
-            except (RedisError, OSError):
-                pass  # not up yet
-            if time.monotonic() > deadline:
-                raise StartError(f"redis-server did not answer on port {port} within {timeout_s:g} s")
-            time.sleep(0.01)  # it is up after about 30 ms

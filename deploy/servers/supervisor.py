@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 TAIL_BYTES = 16_384  # enough for a Python traceback of a deep stack
 TAIL_LINES = 20
@@ -93,6 +92,11 @@ def kill(child: subprocess.Popen[bytes]) -> int:
     return child.wait()
 
 
+def log_end(log: Path) -> int:
+    """The byte at which a run's own lines begin: the log is appended to, what lies before is an earlier run's."""
+    return log.stat().st_size if log.exists() else 0
+
+
 def log_tail(log: Path, start: int = 0, lines: int = TAIL_LINES) -> str:
     """The last `lines` lines that `log` holds beyond byte `start`; empty when there is none."""
     try:
@@ -133,7 +137,10 @@ class Crash:
 class _Running:
     role: Role
     child: subprocess.Popen[bytes]
-    log_start: int  # the log is appended to: what lies before belongs to an earlier run
+    log_start: int
+
+    def tail(self) -> str:
+        return log_tail(self.role.log, self.log_start)
 
 
 class Supervisor:
@@ -146,18 +153,17 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self, role: Role) -> int:
         """Start one role and return its process id. Raises ValueError when the name is taken by a running role."""
         if role.name in self._running:
             raise ValueError(f"role {role.name!r} is running already; stop it first or choose another name")
-        log_start = role.log.stat().st_size if role.log.exists() else 0
-        self._running[role.name] = _Running(role, spawn(role.argv, log=role.log, env=role.env), log_start)
-        return self._running[role.name].child.pid
+        start = log_end(role.log)
+        child = spawn(role.argv, log=role.log, env=role.env)
+        self._running[role.name] = _Running(role, child, start)
+        return child.pid
 
     def wait_ready(self, name: str, is_ready: Callable[[], bool], timeout_s: float) -> None:
         """Poll `is_ready` until it is true. Raises StartError when any role ends first or `timeout_s` seconds pass."""
@@ -166,7 +172,9 @@ class Supervisor:
             if (crash := self.crash()) is not None:
                 raise StartError(str(crash))
             if time.monotonic() > deadline:
-                raise StartError(f"{name} was not ready within {timeout_s:g} s; {self._last_lines(name)}")
+                said = self._running[name].tail()
+                last_words = f"its last lines:\n{said}" if said else "it wrote nothing"
+                raise StartError(f"{name} was not ready within {timeout_s:g} s; {last_words}")
             time.sleep(_POLL_S)
 
     def crash(self) -> Crash | None:
@@ -175,8 +183,10 @@ class Supervisor:
         Roles that ended between two calls are told apart by their starting order: what others depend on starts first.
         """
         if self._crash is None:
-            ended = (name for name, running in self._running.items() if running.child.poll() is not None)
-            self._crash = next((self._describe(name) for name in ended), None)
+            for name, running in self._running.items():
+                if (status := running.child.poll()) is not None:
+                    self._crash = Crash(name, status, running.role.log, running.tail())
+                    break
         return self._crash
 
     def stop(self, grace_s: float = 10.0) -> dict[str, int]:
@@ -191,30 +201,9 @@ class Supervisor:
 
     def stop_role(self, name: str, grace_s: float = 10.0) -> int:
         """Stop one role as `stop` does and forget it; its end is no crash. Raises ValueError for an unknown name."""
-        return terminate(self._forget(name).child, grace_s)
-
-    def kill_role(self, name: str) -> int:
-        """SIGKILL one role and forget it, for fault tests. Raises ValueError for an unknown name."""
-        return kill(self._forget(name).child)
-
-    def pids(self) -> dict[str, int]:
-        """Process id of each role in starting order, also of one that has crashed."""
-        return {name: running.child.pid for name, running in self._running.items()}
-
-    def _describe(self, name: str) -> Crash:
-        running = self._running[name]
-        status = running.child.wait()
-        return Crash(name, status, running.role.log, log_tail(running.role.log, running.log_start))
-
-    def _forget(self, name: str) -> _Running:
         if name not in self._running:
             raise ValueError(f"no role {name!r} is running; running: {', '.join(self._running) or 'none'}")
-        return self._running.pop(name)
-
-    def _last_lines(self, name: str) -> str:
-        running = self._running.get(name)
-        tail = "" if running is None else log_tail(running.role.log, running.log_start)
-        return f"its last lines:\n{tail}" if tail else "it wrote nothing"
+        return terminate(self._running.pop(name).child, grace_s)
 
 
 def _become(parent_pid: int, death_signal: int, argv: list[str]) -> None:

@@ -23,9 +23,9 @@ from kafka.net.compat import KafkaNetClient
 
 from context.units import DAY_MS
 from deploy.servers.mock_kafka import topic_partitions
+from streams.events import COMPACTED
 from streams.kafka.config import KafkaConfig, Reasons
 
-COMPACTED = frozenset({"catalog", "item-vectors", "context", "users"})
 REPLAY_HORIZON_MS = 30 * DAY_MS  # compaction leaves younger records alone, so `replay` sees all of them
 _TIMEOUT_S = 30.0  # a busy cluster may take seconds to elect leaders
 _CONNECT_S = 1.0  # a server that is there accepts within milliseconds

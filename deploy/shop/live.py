@@ -15,7 +15,7 @@ import numpy as np
 from context.units import DAY_MS, HOUR_MS
 from deploy.shop.visits import KINDS, Actions, Pages, Visits, World, simulate
 from deploy.shop.weather import calendar_of, context_records
-from deploy.shop.world import Goods, Outages, People, Stream, make_goods, outages
+from deploy.shop.world import Goods, People, Stream, make_goods, outages
 
 SLICE_MS = 5_000
 SESSION_MS = 10 * 60_000  # few sessions last longer; traffic starts that long before, so that its rate is steady
@@ -100,7 +100,7 @@ class LiveTraffic:
 
     def _world(self, from_ms: int, until_ms: int) -> World:
         calendar = calendar_of(self.seed, self.config, from_ms, until_ms + DAY_MS)
-        ahead: Outages = outages(self.seed, self.config, from_ms, until_ms + HOUR_MS)
+        ahead = outages(self.seed, self.config, from_ms, until_ms + HOUR_MS)
         return World(self.people, self.goods, calendar, ahead, self.config.context_effect)
 
     def _arrivals(self, count: int, from_ms: int, until_ms: int) -> Visits:

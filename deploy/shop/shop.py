@@ -1,4 +1,4 @@
-"""Generates a shop whose causes are known, with a history, endless live traffic, and the truth behind both.
+"""Generates a shop whose causes are known, with a history and endless live traffic.
 
 The same seed, configuration and times (of a virtual clock) give the same bytes. History and live traffic share goods,
 people, weather and stock-outs, so the one continues the other. Whoever iterates `live` sends the records and keeps the
@@ -7,9 +7,7 @@ pace.
 
 from __future__ import annotations
 
-import gzip
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,10 @@ import orjson
 from context.units import DAY_MS, HOUR_MS
 from deploy.shop.live import LiveTraffic, ShopRecord
 from deploy.shop.visits import KINDS, Actions, Pages, Visits, World, simulate
-from deploy.shop.weather import calendar_of, context_record, context_records, favoured_category
-from deploy.shop.world import (
-    NEVER_MS,
-    SHELVES,
-    Goods,
-    IntArray,
-    ShopConfig,
-    Stream,
-    base_goods,
-    make_goods,
-    make_people,
-    outages,
-)
+from deploy.shop.weather import calendar_of, context_record, context_records
+from deploy.shop.world import Goods, IntArray, ShopConfig, Stream, base_goods, make_people, outages
+from streams.folder.reader import EVENTS
+from streams.folder.writer import write_lines
 
 __all__ = ["Shop", "ShopConfig", "ShopRecord"]
 
@@ -50,57 +39,6 @@ class Shop:
         self.config = config or ShopConfig()
         self.goods = base_goods(seed, self.config)
         self.people = make_people(seed, self.config)
-        self._user = {user_id: user for user, user_id in enumerate(self.people.ids)}
-        self._item = {item_id: item for item, item_id in enumerate(self.goods.ids)}
-        self._category = {item_id: self.goods.category(item).name for item, item_id in enumerate(self.goods.ids)}
-        self._made = 0
-
-    @property
-    def categories(self) -> list[str]:
-        return [category.name for category in self.config.categories]
-
-    @property
-    def locations(self) -> list[str]:
-        return list(self.config.locations)
-
-    @property
-    def users(self) -> list[str]:
-        return list(self.people.ids)
-
-    def category_of(self, item_id: str) -> str:
-        """The first element of the item's category path, also of items made later. KeyError if unknown."""
-        return self._category[item_id]
-
-    def items_of(self, category: str) -> list[str]:
-        return [item_id for item_id, name in self._category.items() if name == category]
-
-    def subclass_of(self, item_id: str) -> str:
-        """The subclass of an item that the shop opened with."""
-        item = self._item[item_id]
-        return list(self.goods.category(item).subclasses)[int(self.goods.shelf[item]) % SHELVES]
-
-    def favoured_category(self, weather: Mapping[str, Any]) -> str | None:
-        """The category that people turn to under a context record's `weather`, or None."""
-        return favoured_category(self.config, weather) if self.config.context_effect else None
-
-    def taste(self, user_id: str) -> dict[str, float]:
-        """The chance of each category being what a session of this user is about; sums to 1."""
-        shares = self.people.taste[self._user[user_id]].reshape(-1, SHELVES).sum(axis=1)
-        return dict(zip(self.categories, shares.tolist(), strict=True))
-
-    def location_of(self, user_id: str) -> str:
-        """Where the user lives (5 % of the sessions happen elsewhere)."""
-        return self.config.locations[int(self.people.home[self._user[user_id]])]
-
-    def new_item(self, category: str, ts_ms: int) -> dict[str, Any]:
-        """A catalogue record of an item that did not exist before, on sale everywhere from ts_ms on."""
-        self._made += 1
-        rng = np.random.default_rng([self.seed, Stream.GOODS, self._made])
-        shelf = np.array([self.categories.index(category) * SHELVES + rng.integers(SHELVES)])
-        goods = make_goods(rng, self.config, (f"new-{self._made:05d}",), shelf, (ts_ms, NEVER_MS))
-        goods = replace(goods, sold_in=np.ones_like(goods.sold_in))
-        self._category[goods.ids[0]] = category
-        return goods.record(0, ts_ms, available=True)
 
     def snapshot(self, ts_ms: int) -> Iterator[ShopRecord]:
         """Users, catalogue and contexts as they stand at ts_ms: what to send before `live`."""
@@ -118,11 +56,7 @@ class Shop:
         About `events_per_s` of them are clicks. A value of None withdraws an item. With `exposures` the pages shown
         come too. Ids contain start_ms, so that a restart repeats none.
         """
-        traffic = LiveTraffic(self.seed, self.people, self.goods, start_ms, events_per_s, exposures)
-        for record in traffic.records():
-            if record.topic == "catalog" and record.value is not None:
-                self._category[record.key] = record.value["category"][0]
-            yield record
+        yield from LiveTraffic(self.seed, self.people, self.goods, start_ms, events_per_s, exposures).records()
 
     def write_history(self, folder: Path, end_ms: int, days: int = 60) -> dict[str, int]:
         """Writes a data folder with `days` of history up to end_ms (exclusive); returns the number of rows per file.
@@ -133,17 +67,15 @@ class Shop:
         history = _History(self, end_ms, days)
         folder.mkdir(parents=True, exist_ok=True)
         start_ms = end_ms - days * DAY_MS
-        context = [dict(record) for record in context_records(self.seed, self.config, start_ms, end_ms)]
         profiles = [self.people.profile(user, start_ms) for user in range(len(self.people.ids))]
-        return {
-            "context": _write_lines(folder / "context.jsonl.gz", map(orjson.dumps, context)),
-            "users": _write_lines(folder / "users.jsonl.gz", map(orjson.dumps, profiles)),
-            "items": _write_lines(
-                folder / "items.jsonl.gz", map(orjson.dumps, self._catalogue(history.world.goods, start_ms, end_ms))
-            ),
-            "impressions": _write_lines(folder / "impressions.jsonl.gz", history.impressions()),
-            "events": _write_lines(folder / "events.csv.gz", history.events(), HEADER.encode()),
+        files = {
+            "context": map(orjson.dumps, context_records(self.seed, self.config, start_ms, end_ms)),
+            "users": map(orjson.dumps, profiles),
+            "items": map(orjson.dumps, self._catalogue(history.world.goods, start_ms, end_ms)),
+            "impressions": history.impressions(),
         }
+        rows = {name: write_lines(folder / f"{name}.jsonl.gz", lines, level=1) for name, lines in files.items()}
+        return rows | {"events": write_lines(folder / EVENTS, history.events(), HEADER.encode(), level=1)}
 
     def _catalogue(self, goods: Goods, start_ms: int, now_ms: int) -> Iterator[dict[str, Any]]:
         """Records as of now_ms, with the time at which each item appeared (start_ms for those that were there)."""
@@ -231,14 +163,3 @@ def _columns(visits: Visits, pages: Pages, actions: Actions, order: IntArray) ->
     columns = (visits.user[session], visits.location[session], actions.page[order], session, actions.item[order])
     more = (actions.kind[order], actions.ts_ms[order], actions.quantity[order])
     return zip(*(column.tolist() for column in columns + more), strict=True)
-
-
-def _write_lines(path: Path, lines: Iterable[bytes], header: bytes | None = None) -> int:
-    """Writes a gzip file that depends on its lines only (no name, no time in it), then moves it into place."""
-    part = path.with_name(path.name + ".part")
-    rows = list(lines)
-    body = b"\n".join([*([] if header is None else [header]), *rows, b""])
-    with part.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed:
-        packed.write(body)
-    os.replace(part, path)
-    return len(rows)

@@ -190,12 +190,8 @@ def _actions(rng: np.random.Generator, world: World, visits: Visits, pages: Page
     waits_s = np.array([[5, 20, 30, 3], [30, 200, 90, 9]])[:, :, None]  # to cart, purchase, remove, like
     wait_ms = rng.integers(waits_s[0] * 1_000, waits_s[1] * 1_000, (4, len(page)))
     cart = chance[0] < np.where(liked_brand, 0.25, 0.1)
-    cart_ms, buy_ms, undo_ms, say_ms = (
-        ts_ms + wait_ms[0],
-        ts_ms + wait_ms[0] + wait_ms[1],
-        ts_ms + wait_ms[0] + wait_ms[2],
-        ts_ms + wait_ms[3],
-    )
+    cart_ms, say_ms = ts_ms + wait_ms[0], ts_ms + wait_ms[3]
+    buy_ms, undo_ms = cart_ms + wait_ms[1], cart_ms + wait_ms[2]
     cart &= ~world.outages.out(item, cart_ms) & (cart_ms < world.goods.ends_ms[item])
     buys = cart & (chance[1] < 0.5) & ~world.outages.out(item, buy_ms) & (buy_ms < world.goods.ends_ms[item])
     parts = (

@@ -6,7 +6,7 @@ days each location has two hot days, a cold and two rainy ones at random, so no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,17 +81,6 @@ def pulled(rng: np.random.Generator, calendar: Days, location: IntArray, ts_ms: 
     for chance, category in causes:  # the weather comes last: nothing hides it
         favoured = np.where(rng.random(len(ts_ms)) < chance, category, favoured)
     return favoured
-
-
-def favoured_category(config: ShopConfig, weather: Mapping[str, Any]) -> str | None:
-    """The category that a context record's `weather` favours, if any."""
-    if weather.get("heat_wave") is True:
-        code = HEAT
-    elif weather.get("cold_snap") is True:
-        code = COLD
-    else:
-        code = RAIN if weather.get("condition") == "rain" else NORMAL
-    return None if code == NORMAL else config.categories[int(WEATHER_FAVOURS[code])].name
 
 
 def context_records(seed: int, config: ShopConfig, start_ms: int, end_ms: int) -> Iterator[dict[str, Any]]:

@@ -60,18 +60,13 @@ def services(ports: Mapping[str, int], password: str, environ: Mapping[str, str]
     printed = _compose(environ, ports, password, "ps", "--format", "json")
     lines = [orjson.loads(line) for line in printed.splitlines() if line.startswith("{")]
     images = {line["Service"]: str(line["Image"]).partition("@")[0].rpartition(":")[2] for line in lines}
-    public = {
-        "kafka": "127.0.0.1:{port}",
-        "redis": "redis://127.0.0.1:{port}/0",
-        "elasticsearch": "http://127.0.0.1:{port}",
-    }
-    found = []
-    for name, port in ports.items():
-        if name in images:
-            address = public[name].format(port=port)
-            secret = address.replace("redis://", f"redis://:{password}@")
-            found.append(Service(name, address, secret, images[name], 0))
-    return found
+    forms = {"kafka": "{}127.0.0.1:{}", "redis": "redis://{}127.0.0.1:{}/0", "elasticsearch": "http://{}127.0.0.1:{}"}
+    secrets = {"redis": f":{password}@"}
+    return [
+        Service(name, forms[name].format("", port), forms[name].format(secrets.get(name, ""), port), images[name], 0)
+        for name, port in ports.items()
+        if name in images
+    ]
 
 
 def _compose(environ: Mapping[str, str], ports: Mapping[str, int], password: str, *arguments: str) -> str:

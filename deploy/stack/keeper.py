@@ -12,16 +12,18 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import orjson
+from redis import Redis
 
 from deploy.servers.elasticsearch import ElasticsearchServer
 from deploy.servers.kafka import KafkaServer
 from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import StartError
+from deploy.state_folder import write_private
 
 PLAN, STATE, LOCK, LOG = "stack-plan.json", "stack.json", "stack.lock", "logs/stack.log"
 SERVICES = ("kafka", "redis", "elasticsearch")  # in starting order
@@ -38,7 +40,7 @@ class StackPlan:
     docker: bool = False
 
     def write(self, folder: Path) -> None:
-        write_private(folder / PLAN, asdict(self))
+        write_private(folder / PLAN, orjson.dumps(self, option=orjson.OPT_INDENT_2))
 
     @staticmethod
     def read(folder: Path) -> StackPlan | None:
@@ -62,15 +64,6 @@ class Service:
     pid: int
 
 
-def write_private(path: Path, content: Any) -> None:
-    """JSON for this user's eyes only, complete or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-    os.replace(part, path)
-
-
 def keep(folder: Path) -> NoReturn:
     """Starts what the plan says, and stays.
 
@@ -91,23 +84,26 @@ def keep(folder: Path) -> NoReturn:
         started: list[Service] = []
         for name in SERVICES:
             if name in plan.ports:
-                service, stop = _START[name](folder / name, plan)
+                service, stop = _start(name, folder / name, plan)
                 stack.callback(stop)
                 started.append(service)
-                write_private(folder / STATE, {"keeper": os.getpid(), "services": started})
+                state = {"keeper": os.getpid(), "services": started}
+                write_private(folder / STATE, orjson.dumps(state, option=orjson.OPT_INDENT_2))
         while True:
-            signal.pause()  # our handler of SIGTERM, and Python's of SIGINT, raise
+            signal.pause()  # the handler of SIGTERM and SIGINT raises
 
 
-def _kafka(folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
-    server = KafkaServer(folder, port=plan.ports["kafka"])
+def _start(name: str, folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
+    """The running server, and how to stop it."""
+    if name == "redis":
+        return _start_redis(folder, plan)
+    made = {"kafka": KafkaServer, "elasticsearch": ElasticsearchServer}
+    server = made[name](folder, port=plan.ports[name])
     address = server.start()
-    return Service("kafka", address, address, server.version, server.pid or 0), server.stop
+    return Service(name, address, address, server.version, server.pid or 0), server.stop
 
 
-def _redis(folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
-    from redis import Redis
-
+def _start_redis(folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
     server = RedisServer(
         folder, port=plan.ports["redis"], password=plan.redis_password, append_only=True, executable=Path(plan.redis)
     )
@@ -118,26 +114,9 @@ def _redis(folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
     return service, lambda: server.stop(_REDIS_STOP_S)
 
 
-def _elasticsearch(folder: Path, plan: StackPlan) -> tuple[Service, Callable[[], None]]:
-    server = ElasticsearchServer(folder, port=plan.ports["elasticsearch"])
-    url = server.start()
-    return Service("elasticsearch", url, url, server.version, server.pid or 0), server.stop
-
-
-_START: dict[str, Callable[[Path, StackPlan], tuple[Service, Callable[[], None]]]] = {
-    "kafka": _kafka,
-    "redis": _redis,
-    "elasticsearch": _elasticsearch,
-}
-
-
 def main() -> int:
     """`python -m deploy.stack.keeper FOLDER`; the last line on stderr says what went wrong."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     try:
         keep(Path(sys.argv[1]).resolve())
     except KeyboardInterrupt:

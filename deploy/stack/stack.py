@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from deploy.servers.artefacts import elasticsearch_home, elasticsearch_version, 
 from deploy.servers.elasticsearch import is_healthy
 from deploy.servers.java import find_java
 from deploy.servers.redis import find_redis_server
-from deploy.servers.supervisor import StartError, importable, log_tail
+from deploy.servers.supervisor import StartError, importable, log_end, log_tail
 from deploy.servers.topics import open_admin
 from deploy.settings import PREFIX
 from deploy.stack import docker as stack_docker
@@ -89,11 +89,7 @@ def up(options: StackOptions, environ: Mapping[str, str], say: Say) -> list[Serv
 
 
 def down(folder: Path, environ: Mapping[str, str], say: Say, *, delete_data: bool = False) -> bool:
-    """Stops the stack of a folder and, if asked, deletes its data; returns whether it ran.
-
-    Raises:
-        ValueError: the folder holds no stack.
-    """
+    """Stops the stack of a folder and, if asked, deletes its data; says whether it ran. ValueError: there is none."""
     folder = folder.resolve()
     plan = StackPlan.read(folder)
     if plan is None:
@@ -186,40 +182,31 @@ def _redis_program(environ: Mapping[str, str], say: Say) -> str:
 
 
 def _start_keeper(folder: Path, ports: Mapping[str, int], environ: Mapping[str, str], say: Say) -> list[Service]:
+    """Tells of each service when it is ready. Raises StartError with the keeper's last words."""
     log = folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
-    start = log.stat().st_size if log.exists() else 0
+    start, deadline, found = log_end(log), time.monotonic() + _START_S, list[Service]()
     with log.open("ab") as output:
         keeper = subprocess.Popen(
             [sys.executable, "-m", "deploy.stack.keeper", str(folder)],
             env=importable(environ), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:
-        for service in _started(keeper, folder, ports, log, start, environ):
-            say(f"{service.name} {service.version}  {service.address}  (process {service.pid})")
+        while len(found) < len(ports):
+            late = time.monotonic() > deadline
+            if late or keeper.poll() is not None:
+                how = f"was not ready within {_START_S:g} s" if late else "did not start"
+                raise StartError(f"the stack {how} (log: {log}):\n{log_tail(log, start)}")
+            told, found = len(found), services(folder, environ)
+            for service in found[told:]:
+                say(f"{service.name} {service.version}  {service.address}  (process {service.pid})")
+            time.sleep(_POLL_S)
     except BaseException:  # also Ctrl-C: half a stack would stay behind
         keeper.terminate()
         keeper.wait(_STOP_S)
         raise
     keeper.returncode = 0  # it outlives us on purpose, so nobody waits for it
-    return services(folder, environ)
-
-
-def _started(
-    keeper: subprocess.Popen[bytes], folder: Path, ports: Mapping[str, int], log: Path, start: int,
-    environ: Mapping[str, str],
-) -> Iterator[Service]:  # fmt: skip
-    """Each service when it is ready. Raises StartError with the keeper's last words."""
-    deadline, seen = time.monotonic() + _START_S, 0
-    while seen < len(ports):
-        if keeper.poll() is not None:
-            raise StartError(f"the stack did not start (log: {log}):\n{log_tail(log, start)}")
-        found = services(folder, environ)
-        yield from found[seen:]
-        seen = len(found)
-        if time.monotonic() > deadline:
-            raise StartError(f"the stack was not ready within {_START_S:g} s (log: {log}):\n{log_tail(log, start)}")
-        time.sleep(_POLL_S)
+    return found
 
 
 def _stop_keeper(folder: Path) -> None:

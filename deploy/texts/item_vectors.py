@@ -13,31 +13,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.text.endpoint_models import Embedder, embed_each
-from encoder.text.item_text import MiniLM, canonical_text, text_hash
+from encoder.text.endpoint_models import ChatTagger, Embedder, embed_each
+from encoder.text.item_text import MiniLM, VocabularyTagger, canonical_text, text_hash
 from streams.folder.reader import Folder
 from streams.folder.records import catalogue_body
 from streams.item_vectors import ItemVectors
 
 T = TypeVar("T")
+Tagger = ChatTagger | VocabularyTagger
 Memory = MutableMapping[str, NDArray[np.float32]]
 Texts = dict[str, str]  # text by hash
 Vectors = dict[str, NDArray[np.float32]]  # by hash
 _BATCH = 256  # texts between two steps of the progress bar: some seconds
 log = logging.getLogger(__name__)
 _MANY = 1_000  # texts for which it is worth to load the text model in several processes
-
-
-class Tagger(Protocol):
-    """What tags items: `VocabularyTagger` or `ChatTagger`."""
-
-    def tag(self, items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-        """Tags of each item, all from a controlled vocabulary."""
 
 
 def known_items(folder: Folder, before_ms: int | None) -> list[dict[str, Any]]:

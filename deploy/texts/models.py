@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from deploy.setting_values import parse_embedders
 from deploy.settings import Settings
-from deploy.texts.item_vectors import Memory, known_items, remembered_vectors
+from deploy.texts.item_vectors import Memory, Tagger, known_items, remembered_vectors
 from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
 from encoder.text.cache import TextMemory
@@ -52,7 +51,7 @@ class TextSource:
         """Who embeds and who tags, for an artefact's metadata."""
         return {"embedder": self.embedder.name, "tagger": self._settings.chat_model or "vocabulary"}
 
-    def tagger(self, vocabulary: list[str]) -> ChatTagger | VocabularyTagger:
+    def tagger(self, vocabulary: list[str]) -> Tagger:
         """A tagger that gives tags of this vocabulary."""
         if not _plain(self._settings.chat_url):
             return VocabularyTagger(vocabulary)
@@ -60,11 +59,7 @@ class TextSource:
         return ChatTagger(self._client(endpoint, "chat/completions"), vocabulary, self._ledger)
 
     def model(self, document: dict[str, Any]) -> EndpointTextModel:
-        """The text model that fits an artefact's document.
-
-        Raises:
-            ValueError: the artefact was trained on vectors of another embedder.
-        """
+        """The text model for an artefact's document. Raises ValueError for one of another embedder."""
         trained = document["metadata"].get("embedder")
         if trained != self.embedder.name:
             raise ValueError(
@@ -82,7 +77,7 @@ class TextSource:
     def __enter__(self) -> TextSource:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _embedder(self, memory: Memory | None) -> tuple[Embedder, Memory]:

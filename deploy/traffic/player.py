@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import orjson
-
-from deploy.runtime.producer import Acknowledged, EventProducer
+from deploy.runtime.producer import Acknowledged, EventProducer, Extras
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS
@@ -73,11 +71,7 @@ class Pacer:
         return flight is not None and flight.size > self._limit
 
     async def room(self, topic: str, partition: int, stop: asyncio.Event) -> None:
-        """Waits until the partition may get another record, or until `stop`.
-
-        Raises:
-            DeliveryError: Kafka refused an earlier record.
-        """
+        """Waits until the partition may get another record, or `stop`. DeliveryError: Kafka refused an earlier one."""
         while self.full(topic, partition) and not stop.is_set():
             await self.look()
             if self.full(topic, partition):
@@ -89,13 +83,10 @@ class Pacer:
             await self.look()
             await asyncio.sleep(_POLL_S)
 
-    async def look_sometimes(self) -> None:
-        """`look`, at most once a second."""
-        if time.monotonic() - self._looked_s >= 1.0:
-            await self.look()
-
-    async def look(self) -> None:
-        """Forgets what the positions have passed. An unreachable store changes nothing."""
+    async def look(self, every_s: float = 0.0) -> None:
+        """Forgets what the positions have passed, if the last look is `every_s` old. Needs no reachable store."""
+        if time.monotonic() - self._looked_s < every_s:
+            return
         self._looked_s = time.monotonic()
         waiting = [where for where, flight in self._flights.items() if flight.records]
         keys = self._store.keys
@@ -152,12 +143,7 @@ class Player:
     """
 
     def __init__(
-        self,
-        producer: EventProducer,
-        pacer: Pacer,
-        partition_of: Callable[[str, bytes], int],
-        *,
-        stamp: bool = False,
+        self, producer: EventProducer, pacer: Pacer, partition_of: Callable[[str, bytes], int], *, stamp: bool = False
     ) -> None:
         self._producer, self._pacer, self._partition_of, self._stamp = producer, pacer, partition_of, stamp
         self.sent = 0
@@ -166,8 +152,7 @@ class Player:
     async def load(self, records: Iterable[SourceRecord], stop: asyncio.Event) -> None:
         """Sends all records as fast as they are applied; returns when they are, or when stopped.
 
-        Raises:
-            DeliveryError: Kafka refused a record.
+        Raises DeliveryError when Kafka refused a record.
         """
         for record in records:
             if stop.is_set():
@@ -182,7 +167,7 @@ class Player:
         for record in records:
             while (wait_s := timeline.wait_s(record.timestamp_ms)) > 0 and not stop.is_set():
                 await _pause(stop, min(wait_s, _CLOCK_S))
-                await self._pacer.look_sometimes()
+                await self._pacer.look(every_s=1.0)
                 if clock is not None:
                     await clock.publish(timeline.now_ms())
             if stop.is_set():
@@ -194,14 +179,12 @@ class Player:
         await self._pacer.room(record.topic, partition, stop)
         if stop.is_set():
             return
-        timestamp_ms: int | None = None
-        headers: tuple[tuple[str, bytes], ...] = ()
+        extras: Extras = {}
         if self._stamp:  # the record's own time is another one, so freshness is measured from this header
-            timestamp_ms, headers = record.timestamp_ms, ((SENT_MS, str(int(time.time() * 1000)).encode()),)
+            sent = (SENT_MS, str(int(time.time() * 1000)).encode())
+            extras = {"timestamp_ms": record.timestamp_ms, "headers": [sent]}
         while True:
-            future = self._producer.enqueue(
-                record.topic, record.key, record.value, partition, timestamp_ms=timestamp_ms, headers=headers
-            )
+            future = self._producer.enqueue(record.topic, record.key, record.value, partition, **extras)
             if future is not None:
                 break
             await asyncio.sleep(_POLL_S)
@@ -236,8 +219,3 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(stop.wait(), seconds)
     except TimeoutError:
         pass
-
-
-def as_json(value: object) -> bytes | None:
-    """A record's value; None stays None, which removes the key."""
-    return None if value is None else orjson.dumps(value)

@@ -20,7 +20,7 @@ from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from deploy.shop.shop import Shop, ShopRecord
 from deploy.traffic.plan import TrafficPlan
-from deploy.traffic.player import LONGEST_PAUSE_S, Clock, Pacer, Player, Timeline, as_json
+from deploy.traffic.player import LONGEST_PAUSE_S, Clock, Pacer, Player, Timeline
 from index.state.keys import partition_of
 from index.state.store import LiveStore
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
@@ -183,4 +183,5 @@ def usual_speed(folder: Folder, split_ms: int) -> float:
 
 
 def _sent(record: ShopRecord) -> SourceRecord:
-    return SourceRecord(record.topic, record.key.encode(), as_json(record.value), record.ts_ms)
+    value = None if record.value is None else orjson.dumps(record.value)
+    return SourceRecord(record.topic, record.key.encode(), value, record.ts_ms)

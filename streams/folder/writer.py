@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
-def write_lines(path: Path, lines: Iterable[bytes], header: bytes | None = None) -> int:
-    """Writes a gzip file without name and time in it; returns the number of lines below the header.
+def write_lines(path: Path, lines: Iterable[bytes], header: bytes | None = None, level: int = 6) -> int:
+    """Writes a gzip file (`level` 1 to 9) without name and time in it; returns the number of lines below the header.
 
     Raises OSError when it could not be written (disk full); what stood at `path` before is still there.
     """
     part, count = path.with_name(path.name + ".part"), 0
     try:
-        with part.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
+        with part.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=level, fileobj=raw, mtime=0) as file:
             if header is not None:
                 file.write(header + b"\n")
             for line in lines:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from deploy.servers.elasticsearch import ElasticsearchServer
+from deploy.servers.ports import HOST, is_free
 from index.elastic.client import alias_of, open_client, pattern_of
 from index.elastic.indexer import ItemIndexer
 from index.elastic.settings import ElasticSettings
@@ -25,6 +27,7 @@ from tests.faults.vectors import VERSION
 from tests.index.elastic.compare import read_items
 
 _STATUS_S = 0.02
+_GONE_S = 10.0
 _PATIENCE_S = 30.0  # of one bulk call, as in production
 _FIELDS = ("brand", "price", "category", "subclass", "region")
 
@@ -62,7 +65,12 @@ class ElasticHost:
             asyncio.run(delete())
 
     def kill(self) -> None:
+        """SIGKILL to launcher and server; waits for the port, since only the launcher's end is seen."""
         self._server.kill()
+        deadline = time.monotonic() + _GONE_S
+        while not is_free(HOST, self._server.port):
+            assert time.monotonic() < deadline, "the killed server still listens"
+            time.sleep(_STATUS_S)
 
     def restart(self) -> None:
         """Starts the killed server on its data; returns when it is healthy."""

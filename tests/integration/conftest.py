@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.shop.shop import Shop
 from tests.integration.deployments import DEPLOYMENTS, EMBEDDED, SEED, deployment, prepared
 from tests.integration.live import Live
+from tests.support.known_shop import KnownShop
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,6 +40,6 @@ def live(
 
 
 @pytest.fixture
-def shop() -> Shop:
+def shop() -> KnownShop:
     """The same shop, for its truths; a new one for each test, because it remembers the items it invents."""
-    return Shop(SEED)
+    return KnownShop(SEED)

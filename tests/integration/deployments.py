@@ -38,7 +38,7 @@ def prepared(folder: Path) -> Path:
     """Makes the shop, its history and a model in the folder, or finds them there."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "prepare.log").open("w") as out:
-        prepare(UpOptions(folder, seed=SEED), folder, load({}, state=folder), os.environ, StatusLine(out))
+        prepare(UpOptions(folder, seed=SEED), load({}, state=folder), os.environ, StatusLine(out))
     return folder
 
 

@@ -17,10 +17,10 @@ import orjson
 import pytest
 import redis
 
-from deploy.shop.shop import Shop
 from tests.integration.deployments import EMBEDDED, REAL
 from tests.integration.live import ROOT, Live, click, free_port, new_id
 from tests.integration.test_scenarios import after, available, recommended, send
+from tests.support.known_shop import KnownShop
 
 LIVE = (EMBEDDED, REAL)
 CHANGES = 60
@@ -50,7 +50,7 @@ def another_api(live: Live) -> Iterator[str]:
         process.wait(20)
 
 
-def test_a_fresh_api_process_gives_the_same_answers(live: Live, shop: Shop) -> None:
+def test_a_fresh_api_process_gives_the_same_answers(live: Live, shop: KnownShop) -> None:
     users = sorted(shop.users)[:10]
     with another_api(live) as url:
 
@@ -69,7 +69,7 @@ def test_a_fresh_api_process_gives_the_same_answers(live: Live, shop: Shop) -> N
 
 
 def test_the_index_is_at_a_change_soon_after_the_worker_applied_it(
-    live: Live, shop: Shop, record_property: Any
+    live: Live, shop: KnownShop, record_property: Any
 ) -> None:
     item = shop.items_of(shop.categories[3])[0]
     body = {**live.get(f"/v1/items/{item}")["catalogue"], "item_id": item}
@@ -94,7 +94,7 @@ def test_the_index_is_at_a_change_soon_after_the_worker_applied_it(
 
 
 @pytest.mark.slow
-def test_an_emptied_redis_is_rebuilt_from_kafka_and_forgotten_users_stay_forgotten(live: Live, shop: Shop) -> None:
+def test_an_emptied_redis_is_rebuilt_from_kafka_and_forgotten_users_stay_forgotten(live: Live, shop: KnownShop) -> None:
     rng = random.Random(6)
     keeper, leaver = new_id("keeper"), new_id("leaver")
     items = available(live, shop.items_of(shop.categories[4]), 3, rng)

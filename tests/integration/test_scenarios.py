@@ -13,9 +13,9 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from deploy.shop.shop import Shop
 from tests.integration.deployments import DEPLOYMENTS
 from tests.integration.live import Live, click, new_id
+from tests.support.known_shop import KnownShop
 
 LIVE = DEPLOYMENTS
 USERS = 20
@@ -61,7 +61,7 @@ def after(live: Live, user: str, event: str, **query: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_new_user_is_understood_after_three_views_and_followed_when_they_turn(live: Live, shop: Shop) -> None:
+def test_a_new_user_is_understood_after_three_views_and_followed_when_they_turn(live: Live, shop: KnownShop) -> None:
     rng, categories = random.Random(1), shop.categories
     shares: list[int] = []
     turned: list[int] = []
@@ -81,7 +81,7 @@ def test_a_new_user_is_understood_after_three_views_and_followed_when_they_turn(
     assert sum(turned) / NEWCOMERS >= 7, turned
 
 
-def test_events_from_another_partitioner_reach_their_user(live: Live, shop: Shop) -> None:
+def test_events_from_another_partitioner_reach_their_user(live: Live, shop: KnownShop) -> None:
     rng = random.Random(2)
     # librdkafka's default partitioner is not Kafka's: most of these land in foreign partitions and are forwarded.
     producer = Producer({"bootstrap.servers": live.kafka})
@@ -104,7 +104,7 @@ def _counter(live: Live, name: str) -> int:
     return int(live.get("/v1/status")["counters"].get(name, 0))
 
 
-def test_a_new_item_is_found_withdrawn_sold_out_and_relisted(live: Live, shop: Shop) -> None:
+def test_a_new_item_is_found_withdrawn_sold_out_and_relisted(live: Live, shop: KnownShop) -> None:
     rng = random.Random(3)
     category = shop.categories[1]
     known = shop.items_of(category)
@@ -144,7 +144,7 @@ def _change(live: Live, item: str, body: dict[str, Any] | None) -> int:
     return int(live.until(known, 5.0, f"{item} changes"))
 
 
-def test_a_heat_wave_moves_the_next_answer_there_and_nowhere_else_until_it_ends(live: Live, shop: Shop) -> None:
+def test_a_heat_wave_moves_the_next_answer_there_and_nowhere_else_until_it_ends(live: Live, shop: KnownShop) -> None:
     rng = random.Random(4)
     weather = {"heat_wave": True, "temp_c": 35.0, "condition": "clear"}
     favoured = shop.favoured_category(weather)
@@ -196,7 +196,7 @@ def test_a_heat_wave_moves_the_next_answer_there_and_nowhere_else_until_it_ends(
     assert shares(here) == calm_here
 
 
-def test_forgotten_users_are_cold_users_also_for_late_clicks(live: Live, shop: Shop) -> None:
+def test_forgotten_users_are_cold_users_also_for_late_clicks(live: Live, shop: KnownShop) -> None:
     rng = random.Random(5)
     user = new_id("leaver")
     items = available(live, shop.items_of(shop.categories[2]), 3, rng)

@@ -95,10 +95,10 @@ def test_a_kept_model_is_used_and_other_data_has_another_state(folder: Path, tmp
             return type("Done", (), {"returncode": 0})()
 
         patch.setattr("deploy.local.up.subprocess.run", train)
-        first = prepare(options, tmp_path, settings, {}, line)
-        again = prepare(options, tmp_path, settings, {}, line)
+        first = prepare(options, settings, {}, line)
+        again = prepare(options, settings, {}, line)
         other = write_folder(tmp_path / "other", [("u", "i", "view", START_S)], [item("i")])
-        second = prepare(UpOptions(tmp_path, data=other), tmp_path, settings, {}, line)
+        second = prepare(UpOptions(tmp_path, data=other), settings, {}, line)
     assert first == again
     assert len(trained) == 2
     assert (first.kind, first.split_ms) == ("data", 1_600_009_600_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from deploy.servers.mock_kafka import Broker, MockCluster, find_librdkafka, main, topic_partitions
+from deploy.servers.mock_kafka import Broker, MockCluster, find_librdkafka, topic_partitions
 from deploy.servers.supervisor import Role, StartError, Supervisor, log_tail
 
 pytestmark = pytest.mark.servers
@@ -165,15 +166,16 @@ def test_a_group_of_two_shares_the_partitions_and_one_takes_over(broker: Broker,
         return bool(partitions(name))
 
     with Supervisor() as group:
+        pids = {}
         for name in ("first", "second"):
-            group.start(Role(name, (sys.executable, "-c", MEMBER, broker.address), tmp_path / name))
+            pids[name] = group.start(Role(name, (sys.executable, "-c", MEMBER, broker.address), tmp_path / name))
             until(partial(has_partitions, name), 20)
         until(lambda: partitions("first") is not None)
         mine, others = partitions("first"), partitions("second")
         assert mine is not None and others is not None
         assert sorted(mine + others) == [0, 1, 2, 3]
         assert len(mine) == len(others) == 2
-        group.kill_role("second")
+        os.kill(pids["second"], signal.SIGKILL)
         until(lambda: partitions("first") == [0, 1, 2, 3], 20)
 
 
@@ -194,7 +196,7 @@ def test_misuse_is_refused(broker: Broker, tmp_path: Path) -> None:
     stopped = Broker({"a": 1}, tmp_path / "log")
     with pytest.raises(ValueError, match="not running"):
         _ = stopped.address
-    with pytest.raises(StartError, match=r"(?s)did not start .*'a' needs at least one partition, not 0"):
+    with pytest.raises(StartError, match=r"(?s)did not start.*'a' needs at least one partition, not 0"):
         Broker({"a": 0}, tmp_path / "log").start()
 
 
@@ -204,13 +206,6 @@ def test_a_cluster_can_live_in_this_process() -> None:
     assert len(topics["a"].partitions) == 3
     cluster.close()
     assert find_librdkafka().name.startswith("librdkafka")
-
-
-@pytest.mark.parametrize("argument", ["a", "=3", "a=-1", "a=x"])
-def test_a_bad_topic_argument_is_refused(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["--topic", argument])
-    assert "is not NAME=PARTITIONS" in capsys.readouterr().err
 
 
 def test_it_dies_with_the_process_that_started_it(tmp_path: Path) -> None:

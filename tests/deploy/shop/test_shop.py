@@ -16,10 +16,11 @@ import pytest
 
 from context.timeline import ContextTimeline
 from context.units import DAY_MS
-from deploy.shop.shop import HEADER, Shop, ShopConfig, ShopRecord
+from deploy.shop.shop import HEADER, ShopConfig, ShopRecord
 from deploy.shop.world import outages
 from streams.events import Record, Rules
 from streams.parsing import parse
+from tests.support.known_shop import KnownShop
 
 END_MS = 1_764_000_000_000 // DAY_MS * DAY_MS
 DAYS = 48
@@ -29,7 +30,7 @@ FILES = ("context.jsonl.gz", "events.csv.gz", "impressions.jsonl.gz", "items.jso
 
 
 class History(NamedTuple):
-    shop: Shop
+    shop: KnownShop
     folder: Path
     events: list[dict[str, Any]]
     views: list[dict[str, Any]]
@@ -43,7 +44,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def history(folder: Path, config: ShopConfig) -> History:
-    shop = Shop(7, config)
+    shop = KnownShop(7, config)
     rows = shop.write_history(folder, END_MS, DAYS)
     text = gzip.decompress((folder / "events.csv.gz").read_bytes()).decode()
     assert text.startswith(HEADER + "\n")
@@ -77,8 +78,8 @@ def share(rows: list[dict[str, Any]], category: str) -> float:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(past: History, tmp_path: Path) -> None:
-    Shop(7, SMALL).write_history(tmp_path / "again", END_MS, DAYS)
-    Shop(8, SMALL).write_history(tmp_path / "other", END_MS, DAYS)
+    KnownShop(7, SMALL).write_history(tmp_path / "again", END_MS, DAYS)
+    KnownShop(8, SMALL).write_history(tmp_path / "other", END_MS, DAYS)
     for name in FILES:
         written = (past.folder / name).read_bytes()
         assert written == (tmp_path / "again" / name).read_bytes()
@@ -91,7 +92,7 @@ def test_switching_the_effect_off_changes_what_people_do_and_nothing_else(past: 
 
 
 def test_the_default_shop_is_large_enough_to_learn_from(tmp_path: Path) -> None:
-    rows = Shop(0).write_history(tmp_path, END_MS)
+    rows = KnownShop(0).write_history(tmp_path, END_MS)
     assert 100_000 <= rows["events"] <= 200_000
     assert rows["items"] == 3_000 and rows["users"] == 2_000
 
@@ -292,7 +293,7 @@ def test_texts_carry_the_meaning(past: History) -> None:
 
 
 def test_a_new_item_is_a_catalogue_record_of_its_category() -> None:
-    shop = Shop(7, SMALL)
+    shop = KnownShop(7, SMALL)
     first, second = shop.new_item("Audio", END_MS), shop.new_item("Audio", END_MS)
     assert first["item_id"] != second["item_id"] and first["category"][0] == "Audio" and first["available"]
     assert first["regions"] == shop.locations and first["ts_ms"] == END_MS
@@ -311,7 +312,7 @@ def test_impossible_sizes_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_impossible_rates_and_periods_are_refused(tmp_path: Path) -> None:
-    shop = Shop(7, SMALL)
+    shop = KnownShop(7, SMALL)
     with pytest.raises(ValueError, match="events_per_s"):
         next(shop.live(END_MS, 0))
     with pytest.raises(ValueError, match="days"):
@@ -324,29 +325,31 @@ LIVE = ShopConfig(n_items=800, n_users=500, new_item_life_ms=600_000, context_ev
 HALF_HOUR_MS = 1_800_000
 
 
-def stream(shop: Shop, start_ms: int, lasts_ms: int = HALF_HOUR_MS) -> Iterator[ShopRecord]:
+def stream(shop: KnownShop, start_ms: int, lasts_ms: int = HALF_HOUR_MS) -> Iterator[ShopRecord]:
     records = shop.live(start_ms, 40.0)
     return itertools.takewhile(lambda record: record.ts_ms < start_ms + lasts_ms, records)
 
 
 @pytest.fixture(scope="module")
-def live() -> tuple[Shop, list[ShopRecord]]:
-    shop = Shop(7, LIVE)
+def live() -> tuple[KnownShop, list[ShopRecord]]:
+    shop = KnownShop(7, LIVE)
     return shop, list(stream(shop, END_MS))
 
 
-def test_live_records_come_in_order_at_the_asked_rate_and_are_repeatable(live: tuple[Shop, list[ShopRecord]]) -> None:
+def test_live_records_come_in_order_at_the_asked_rate_and_are_repeatable(
+    live: tuple[KnownShop, list[ShopRecord]],
+) -> None:
     times = [record.ts_ms for record in live[1]]
     assert times == sorted(times) and times[0] >= END_MS
     clicks = [record for record in live[1] if record.topic == "clickstream"]
     assert len(clicks) / 1_800 == pytest.approx(40, rel=0.1)
     early = sum(record.ts_ms < END_MS + 300_000 for record in clicks)
     assert early / 300 == pytest.approx(40, rel=0.2)  # no slow start
-    again = itertools.islice(Shop(7, LIVE).live(END_MS, 40.0), 2_000)
+    again = itertools.islice(KnownShop(7, LIVE).live(END_MS, 40.0), 2_000)
     assert list(again) == live[1][:2_000]
 
 
-def test_every_live_record_and_the_snapshot_before_it_are_accepted(live: tuple[Shop, list[ShopRecord]]) -> None:
+def test_every_live_record_and_the_snapshot_before_it_are_accepted(live: tuple[KnownShop, list[ShopRecord]]) -> None:
     shop, records = live
     for record in itertools.chain(shop.snapshot(END_MS), records):
         body = None if record.value is None else orjson.dumps(record.value)
@@ -355,15 +358,15 @@ def test_every_live_record_and_the_snapshot_before_it_are_accepted(live: tuple[S
     assert {record.topic for record in records} == {"clickstream", "catalog", "context", "users"}
 
 
-def test_event_ids_repeat_neither_within_a_run_nor_after_a_restart(live: tuple[Shop, list[ShopRecord]]) -> None:
+def test_event_ids_repeat_neither_within_a_run_nor_after_a_restart(live: tuple[KnownShop, list[ShopRecord]]) -> None:
     ids = [record.value["event_id"] for record in live[1] if record.topic == "clickstream" and record.value]
-    later = stream(Shop(7, LIVE), END_MS + 60_000, lasts_ms=300_000)
+    later = stream(KnownShop(7, LIVE), END_MS + 60_000, lasts_ms=300_000)
     ids += [record.value["event_id"] for record in later if record.topic == "clickstream" and record.value]
     assert len(set(ids)) == len(ids)
 
 
 def test_live_items_appear_run_out_come_back_and_go_and_nobody_buys_what_is_not_there(
-    live: tuple[Shop, list[ShopRecord]],
+    live: tuple[KnownShop, list[ShopRecord]],
 ) -> None:
     shop, records = live
     there = {record.key: bool(record.value and record.value["available"]) for record in catalog(shop.snapshot(END_MS))}
@@ -389,7 +392,7 @@ def catalog(records: Iterator[ShopRecord]) -> Iterator[ShopRecord]:
 
 
 def test_live_people_follow_the_weather_that_the_context_topic_tells() -> None:
-    shop = Shop(7, LIVE)
+    shop = KnownShop(7, LIVE)
     favoured = shop.favoured_category({"heat_wave": True})
     hot_ms, hot = next(
         (ts_ms, {record.key for record in found})
@@ -416,7 +419,7 @@ def is_hot(record: dict[str, Any]) -> bool:
 def test_exposures_come_when_asked_for_and_precede_their_clicks() -> None:
     shown: dict[str, set[str]] = {}
     clicks = 0
-    for record in itertools.islice(Shop(7, LIVE).live(END_MS, 40.0, exposures=True), 10_000):
+    for record in itertools.islice(KnownShop(7, LIVE).live(END_MS, 40.0, exposures=True), 10_000):
         assert record.value is not None or record.topic == "catalog"
         if record.topic == "exposures" and record.value:
             shown[record.value["page_id"]] = {item["item_id"] for item in record.value["items"]}

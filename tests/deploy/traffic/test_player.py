@@ -39,8 +39,8 @@ class LogInMemory:
         value: bytes | None,
         partition: int,
         *,
-        timestamp_ms: int | None,
-        headers: Sequence[tuple[str, bytes]],
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
     ) -> Future[tuple[int, int]]:
         future: Future[tuple[int, int]] = Future()
         if self.fail_at is not None and len(self.records) >= self.fail_at:
