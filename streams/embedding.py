@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from encoder.text.endpoint_models import embed_each
+from encoder.text.endpoint_models import Embedder, embed_each
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import EndpointError
 from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
@@ -40,26 +40,12 @@ Publish = Callable[[str, bytes, bytes], Awaitable[object]]
 Vector = NDArray[np.float32]
 
 
-class TextModel(Protocol):
+class TextModel(Embedder, Protocol):
     """What turns items into vectors and tags. Calls block and come from one thread at a time.
 
     `embed` and `tag` raise EndpointError when the model cannot be used now, `embed` AnswerError when it has no answer
     for one of the texts.
     """
-
-    @property
-    def name(self) -> str:
-        """Name under which the vectors are published."""
-
-    @property
-    def batch(self) -> int:
-        """How many items are best asked about together."""
-
-    def warm_up(self) -> None:
-        """Loads what the first text would wait for; asks no endpoint."""
-
-    def embed(self, texts: Sequence[str]) -> Vector:
-        """L2-normalised vectors [n, d_text]."""
 
     def tag(self, items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """Tags of each item, all from the controlled vocabulary."""
@@ -154,12 +140,9 @@ class EmbeddingService:
         vectors = await self._vectors(wanted)
         answered = [item for item in wanted if item.hash in vectors]
         # One after the other into the producer's queue, then wait for all: Kafka keeps the order of one producer.
-        await asyncio.gather(
-            *(
-                self._publish(ITEM_VECTORS, item.item_id.encode(), self._value(item, vectors[item.hash]))
-                for item in answered
-            )
-        )
+        values = [self._value(item, vectors[item.hash]) for item in answered]
+        keys = [item.item_id.encode() for item in answered]
+        await asyncio.gather(*(self._publish(ITEM_VECTORS, *sent) for sent in zip(keys, values, strict=True)))
         seen = {item_id: record for item_id, (record, _) in latest.items()}
         self._note_pending(seen, [item for item in wanted if item.hash not in vectors])
         self.counts["published"] += len(answered)
@@ -231,12 +214,11 @@ class EmbeddingService:
     async def _wanted(self, listed: Mapping[str, Mapping[str, Any]]) -> list[_Wanted]:
         """What each item needs, by its fields."""
         tags = await asyncio.to_thread(self._model.tag, list(listed.values()))
-        return [self._text(item_id, fields, tags[at]) for at, (item_id, fields) in enumerate(listed.items())]
-
-    @staticmethod
-    def _text(item_id: str, fields: Mapping[str, Any], tags: Sequence[str]) -> _Wanted:
-        text = canonical_text(fields)
-        return _Wanted(item_id, text, text_hash(text), tuple(tags), int(fields["ts_ms"]))
+        wanted = []
+        for (item_id, fields), own in zip(listed.items(), tags, strict=True):
+            text = canonical_text(fields)
+            wanted.append(_Wanted(item_id, text, text_hash(text), tuple(own), int(fields["ts_ms"])))
+        return wanted
 
     async def _without_known(self, wanted: Sequence[_Wanted]) -> list[_Wanted]:
         """Leaves out items whose stored vector belongs to this text, this model and these tags."""

@@ -6,13 +6,11 @@ last record wins. Unlike there, late events are kept, and misrouted records coun
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from index.state.keys import partition_of
@@ -35,6 +33,7 @@ from streams.events import (
 from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, LATEST_S, PROFILES, VECTORS
 from streams.folder.spool import ClickRow, ImpressionRow, Spool
 from streams.folder.writer import csv_lines, write_lines
+from streams.item_vectors import ItemVectors
 from streams.parsing import note_reason, parse, parse_exposure
 
 HEADER = "user_id,item_id,event_type,timestamp,session_id,location,event_id,page_id,recommendation_id,ts_ms"
@@ -135,14 +134,9 @@ class TopicExport:
             return
         self.embedders[event.embedder] += 1
         if event.embedder == self._embedder:
-            body = {
-                "item_id": event.item_id,
-                "embedder": event.embedder,
-                "vector": base64.b64encode(np.asarray(event.vector, "<f4").tobytes()).decode(),
-                "tags": list(event.tags),
-                **({"text_hash": event.text_hash} if event.text_hash else {}),
-            }
-            self._spool.put("vectors", event.item_id, max(0, record.timestamp_ms), orjson.dumps(body))
+            known_ms, hashes = max(0, record.timestamp_ms), [event.text_hash] if event.text_hash else None
+            vectors = ItemVectors(event.embedder, [event.item_id], event.vector[None], [event.tags], hashes)
+            self._spool.put("vectors", event.item_id, known_ms, orjson.dumps(vectors.body(0, known_ms)))
 
 
 def _removes(record: Record) -> bool:

@@ -104,13 +104,9 @@ class Claims:
                 await self._settle(consumer)
             if self.unsettled:
                 self._wake.set()
-                await self._rest(_RETRY_S if self._counts["claims_refused"] == refused else _REFUSED_RETRY_S)
-
-    async def _rest(self, pause_s: float) -> None:
-        """A pause, cut short by a new assignment."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._taken.wait()
+                pause_s = _RETRY_S if self._counts["claims_refused"] == refused else _REFUSED_RETRY_S
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._taken.wait(), pause_s)  # a new assignment cuts the pause short
 
     async def _settle(self, consumer: StateConsumer) -> None:
         take, assignment, generation = self._takes, self._assignment, self._generation

@@ -116,45 +116,38 @@ class KafkaConfig:
 
     def kafka_python(self) -> dict[str, Any]:
         """Arguments of kafka-python's clients. Holds the password: never log it."""
-        self._silence("kafka")
-        config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
         files = {"ssl_cafile": self.ca, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
-        return config | self._sasl_arguments() | {name: path for name, path in files.items() if path}
+        return self._arguments("kafka") | {name: path for name, path in files.items() if path}
 
     def aiokafka(self) -> dict[str, Any]:
         """Arguments of aiokafka's clients. Holds the password: never log it. OSError: a certificate cannot be read."""
-        self._silence("aiokafka")
-        config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
-        return config | self._sasl_arguments() | ({"ssl_context": self.ssl_context()} if self.tls else {})
+        return self._arguments("aiokafka") | ({"ssl_context": self.ssl_context()} if self.tls else {})
 
     def faust(self) -> dict[str, Any]:
         """Arguments of a Faust app: its broker and credentials. OSError: a certificate cannot be read."""
+        import faust  # here, because processes without a Faust app use this module too
+
         self._silence("aiokafka")
-        return {"broker": [f"aiokafka://{server}" for server in self.servers], **self._faust_credentials()}
+        config: dict[str, Any] = {"broker": [f"aiokafka://{server}" for server in self.servers]}
+        context = self.ssl_context() if self.tls else None
+        if self.sasl:
+            config["broker_credentials"] = faust.SASLCredentials(
+                username=self.user, password=self.password, ssl_context=context, mechanism=self._mechanism
+            )
+        elif context is not None:
+            config["broker_credentials"] = faust.SSLCredentials(context)
+        return config
 
     @property
     def _mechanism(self) -> str:
         return self.mechanism or DEFAULT_MECHANISM
 
-    def _faust_credentials(self) -> dict[str, Any]:
-        import faust  # here, because processes without a Faust app use this module too
-
-        context = self.ssl_context() if self.tls else None
-        if self.sasl:
-            credentials = faust.SASLCredentials(
-                username=self.user, password=self.password, ssl_context=context, mechanism=self._mechanism
-            )
-            return {"broker_credentials": credentials}
-        return {} if context is None else {"broker_credentials": faust.SSLCredentials(context)}
-
-    def _sasl_arguments(self) -> dict[str, str]:
-        if not self.sasl:
-            return {}
-        return {
-            "sasl_mechanism": self._mechanism,
-            "sasl_plain_username": self.user,
-            "sasl_plain_password": self.password,
-        }
+    def _arguments(self, client: str) -> dict[str, Any]:
+        """What aiokafka and kafka-python share."""
+        self._silence(client)
+        config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
+        login = {"sasl_plain_username": self.user, "sasl_plain_password": self.password}
+        return config | ({"sasl_mechanism": self._mechanism, **login} if self.sasl else {})
 
     def _silence(self, client: str) -> None:
         """Ends a client's debug log, which shows every request, and so the password of PLAIN."""

@@ -65,7 +65,7 @@ class LogMerge:
         wanted = [record for record in records if first <= record.offset < end]
         self._read_to[place] = max(first, records[-1].offset + 1)
         self._buffers[place].extend(wanted)
-        self._bytes[place] += sum(map(_size, wanted))
+        self._bytes[place] += sum(record.size for record in wanted)
         if wanted and place in self.waiting:
             self.waiting.discard(place)
             self._push(place)
@@ -82,7 +82,7 @@ class LogMerge:
             return None
         place = heapq.heappop(self._heap)[-1]
         record = self._buffers[place].popleft()
-        self._bytes[place] -= _size(record)
+        self._bytes[place] -= record.size
         if self._buffers[place]:
             self._push(place)
         elif self._read_to[place] < self._end[place]:
@@ -118,7 +118,3 @@ class LogMerge:
     def _push(self, place: Place) -> None:
         first = self._buffers[place][0]
         heapq.heappush(self._heap, (first.timestamp_ms, self._rank[place[0]], place[1], place))
-
-
-def _size(record: Record) -> int:
-    return len(record.value or b"") + len(record.key or b"")

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
@@ -92,7 +91,8 @@ class TopicReader:
             with _translated():
                 places = self._places(topics)
                 self._open(places, spans or {}) if resume is None else self._reopen(places, resume)
-            self._total = sum(c.end - (c.first if place in self._unbegun else c.start) for place, c in self._pairs)
+            # Offsets between the starts and the ends: not fewer than the records to come.
+            self.total = sum(c.end - (c.first if place in self._unbegun else c.start) for place, c in self._pairs)
         except BaseException:
             self._consumer.close()
             raise
@@ -106,11 +106,6 @@ class TopicReader:
     def partitions(self) -> dict[str, int]:
         """How many partitions each topic has."""
         return {topic: sum(place[0] == topic for place in self._covers) for topic, _ in self._covers}
-
-    @property
-    def total(self) -> int:
-        """How many offsets lie between the starts and the ends: not fewer than the records to come."""
-        return self._total
 
     @property
     def resume_state(self) -> dict[str, Any]:
@@ -152,7 +147,7 @@ class TopicReader:
     def __enter__(self) -> TopicReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property

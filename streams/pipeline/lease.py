@@ -6,7 +6,7 @@ Everything here is disposable: it can be rebuilt from the store, and is dropped 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from index.state.records import UserState
@@ -39,10 +39,6 @@ class PartitionLease:
     clock: PartitionClock = field(default_factory=PartitionClock)
     idle_ms: int = -1  # for how long users are kept, as stored beside the clock; -1 while it is not
     buckets: set[int] = field(default_factory=set)  # popularity buckets that exist
-
-    def missing(self, user_ids: Iterable[str]) -> list[str]:
-        """Users that have to be read from the store."""
-        return [user_id for user_id in user_ids if user_id not in self.users]
 
     def remember(self, user_id: str, state: UserState) -> None:
         self.users[user_id] = state

@@ -62,7 +62,7 @@ class UserWriter:
 
     async def _load(self, plans: Sequence[UserPlan]) -> None:
         """Reads the users that are not in memory, in one round trip."""
-        wanted = [(plan.lease, user_id) for plan in plans for user_id in plan.lease.missing(plan.users)]
+        wanted = [(plan.lease, user) for plan in plans for user in plan.users if user not in plan.lease.users]
         if not wanted:
             return
         keys = self._store.keys

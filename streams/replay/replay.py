@@ -1,4 +1,4 @@
-"""`replay` sends historical records through the worker's engine into a live state of its own.
+"""`feed` sends historical records through the worker's engine into a live state of its own.
 
 A question about a click is asked before the click is applied. Records come merged by time and, within a partition, in
 offset order. Engine, state and query code are production's; nothing is published. The digest equals the live one when
@@ -94,24 +94,6 @@ def numbered(records: Iterable[SourceRecord], partitions: int) -> Iterator[Recor
         partition = partition_of(key.decode(), partitions) if topic in PARTITIONED else 0
         yield Record(topic, partition, offsets[topic, partition], timestamp_ms, key, value)
         offsets[topic, partition] += 1
-
-
-async def replay(
-    source: str,
-    records: Iterable[Record],
-    engine: Engine,
-    sink: SilentSink,
-    evaluator: PrequentialEvaluator | None = None,
-    covers: Callable[[], Mapping[str, Covers]] = dict,
-    progress: Callable[[int], None] | None = None,
-) -> ReplayReport:
-    """Applies all records, asks about clicks as `evaluator` wants, and reports; `covers` says afterwards what was read.
-
-    Raises StoreUnavailableError when the live state did not answer; a replay begins anew then.
-    """
-    replayed = ReplayCounts(dead_letters=sink.dead_letters)
-    await feed(records, engine, replayed, evaluator, progress)
-    return await report(source, engine, replayed, evaluator, covers())
 
 
 async def feed(

@@ -24,9 +24,9 @@ from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.folder.spool import ClickRow, Spool
 from streams.pipeline.digest import read_state
-from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine, replay
+from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 from tests.support.export_oracle import Row, expected, merged
-from tests.support.replay_world import PARTITIONS, lived
+from tests.support.replay_world import PARTITIONS, lived, replay
 from tests.support.streams_world import NOW_MS, MemoryBroker, click, fill
 
 RULES = Rules(embedders={"toy": 2})
