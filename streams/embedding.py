@@ -75,12 +75,8 @@ class EmbeddingService:
     """Catalogue records in, vector records out.
 
     An item without a usable answer is asked about again ever more rarely. Malformed records are left to the worker,
-    which dead-letters them; a withdrawn item's vector stays.
-
-    Args:
-        store: to see which vectors there are already.
-        memory: text hash → vector [d_text]; may be shared with others and outlive the process.
-        publish: sends one record and returns when Kafka has acknowledged it; may raise OSError.
+    which dead-letters them; a withdrawn item's vector stays. `memory` has vectors [d_text] by text hash and may be
+    shared; `publish` sends one record and returns when Kafka has acknowledged it, or raises OSError.
     """
 
     def __init__(
@@ -130,9 +126,7 @@ class EmbeddingService:
     async def embed(self, records: Sequence[Record]) -> int:
         """Publishes what these records ask for, in their order; returns how many vector records that were.
 
-        Raises:
-            OSError: Kafka did not acknowledge all of them, or the text model cannot be used now; the same call can be
-                repeated, and pays for no text again.
+        Raises OSError when Kafka did not acknowledge all, or the text model cannot be used now: repeat the call then.
         """
         latest = self._latest(records)
         listed = {item_id: fields for item_id, (_, fields) in latest.items() if fields is not None}
@@ -235,10 +229,7 @@ class EmbeddingService:
         return [self._model.name.encode(), item.hash.encode(), canonical_json(list(item.tags))]
 
     async def _vectors(self, wanted: Sequence[_Wanted]) -> dict[str, Vector]:
-        """Text hash → vector [d_text]; a text that was embedded before is not embedded again.
-
-        Texts without a usable answer are not among them.
-        """
+        """Text hash → vector [d_text] of texts with a usable answer; none is embedded that was embedded before."""
         texts = {item.hash: item.text for item in wanted}
         found = {key: vector for key in texts if (vector := self._memory.get(key)) is not None}
         missing = {key: text for key, text in texts.items() if key not in found}

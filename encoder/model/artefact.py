@@ -26,10 +26,7 @@ from encoder.model.encoder import StarsEncoder
 
 
 def save(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> str:
-    """Write the model to a new folder, or find it there already; its version.
-
-    Raises ValueError when the folder holds something else.
-    """
+    """Writes the model to a folder unless it is there; its version. Raises ValueError when it holds something else."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

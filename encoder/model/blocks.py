@@ -17,6 +17,8 @@ from encoder.model.config import ModelConfig
 class Block(nn.Module):
     """The shared part: projections of one attention layer over rows [..., d]."""
 
+    attention_norm: nn.LayerNorm
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.d_model
@@ -28,8 +30,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def read(self, x: Tensor) -> Tensor:
-        """What queries, keys and values are made of; [..., d] -> [..., d]."""
-        raise NotImplementedError
+        """What queries, keys and values are made of, the normalised rows; [..., d] -> [..., d]."""
+        out: Tensor = self.attention_norm(x)
+        return out
 
     def finish(self, x: Tensor, read: Tensor, attended: Tensor) -> Tensor:
         """The rest of the block, from the row, what it read and what attention returned; all [..., d]."""
@@ -97,10 +100,6 @@ class GatedBlock(Block):
         self.widen = nn.Linear(d, 2 * config.d_ff)
         self.narrow = nn.Linear(config.d_ff, d)
 
-    def read(self, x: Tensor) -> Tensor:
-        out: Tensor = self.attention_norm(x)
-        return out
-
     def finish(self, x: Tensor, read: Tensor, attended: Tensor) -> Tensor:
         y: Tensor = x + self.dropout(self.output(attended * torch.sigmoid(self.gate(read))))
         left, right = self.widen(self.forward_norm(y)).chunk(2, dim=-1)
@@ -123,10 +122,6 @@ class HstuBlock(Block):
         self.key_value = nn.Sequential(self.key_value, nn.SiLU())
         self.gate = nn.Linear(d, d)
         self.attended_norm = nn.LayerNorm(d)
-
-    def read(self, x: Tensor) -> Tensor:
-        out: Tensor = self.attention_norm(x)
-        return out
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, relations: Relations | None

@@ -33,11 +33,7 @@ class PositionBeyondLogError(Exception):
 
 
 class Claims:
-    """Keeps the engine's leases in line with the consumer's assignment; the consumer's `PartitionOwner`.
-
-    Args:
-        lanes: where fetched records go, and wait to be applied.
-    """
+    """Keeps the engine's leases in line with the consumer's assignment; the consumer's `PartitionOwner`."""
 
     def __init__(self, engine: Engine, lookup: LogLookup, group: str, lanes: Sequence[Lane]) -> None:
         self._engine, self._lookup, self._group, self._lanes = engine, lookup, group, lanes
@@ -90,11 +86,7 @@ class Claims:
         return set[str]().union(*(lane.tags() for lane in self._lanes))
 
     async def run(self, consumer: StateConsumer) -> None:
-        """Settles what is not settled, again until it is; runs as long as the worker.
-
-        Raises:
-            PositionBeyondLogError: no retry can mend it.
-        """
+        """Settles what is not settled, as long as the worker runs. Raises PositionBeyondLogError: no retry mends it."""
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -27,10 +27,7 @@ class BatchSize:
     records: int = USUAL_BATCH
 
     def took(self, records: int, wanted: int, seconds: float) -> None:
-        """A batch of `records` was applied, of `wanted` at most.
-
-        One that was not full says nothing: a part of its time is the same for any.
-        """
+        """A batch of `records` was applied; fewer than `wanted` say nothing: a part of the time is the same for any."""
         if records >= wanted:
             self.records = max(USUAL_BATCH, int(records * BATCH_S / max(seconds, 1e-3)))
 

@@ -42,9 +42,7 @@ class Covers:
 class LogMerge:
     """Buffers by partition and a heap of their first records.
 
-    Args:
-        spans: the offsets to read, (next, end), by partition.
-        rank: order of the topics at equal times.
+    `spans` are the offsets to read, (next, end), by partition; `rank` orders the topics at equal times.
     """
 
     def __init__(self, spans: Mapping[Place, tuple[int, int]], rank: Mapping[str, int]) -> None:

@@ -121,11 +121,7 @@ class TopicReader:
         }
 
     def records(self) -> Iterator[Record]:
-        """All records, merged. Can be read once.
-
-        Raises:
-            ConnectionError: nothing came for two minutes although the log goes on.
-        """
+        """All records, merged, once. Raises ConnectionError when for two minutes nothing came of a log that goes on."""
         spans = {place: (self._next[place], covers.end) for place, covers in self._pairs}
         merge = LogMerge(spans, {topic: rank for rank, topic in enumerate(_ORDER)})
         while True:

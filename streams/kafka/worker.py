@@ -47,11 +47,9 @@ class WorkerSettings:
 
 
 class StreamWorker:
-    """Runs one engine against Kafka until stopped.
+    """Runs one engine, which nobody else uses, against Kafka until stopped.
 
-    Args:
-        engine: applies the records; nobody else uses it.
-        follow: keeps the encoder's items in line with the item log; runs beside the agents.
+    `follow` keeps the encoder's items in line with the item log; it runs beside the agents.
     """
 
     def __init__(
@@ -70,9 +68,7 @@ class StreamWorker:
     async def run(self) -> None:
         """Consumes until `stop` is called.
 
-        Raises:
-            PositionBeyondLogError: and nothing was changed.
-            ValueError: the broker's topics do not fit the live state.
+        Raises PositionBeyondLogError, and ValueError when the broker's topics do not fit the live state.
         """
         if wrong := partition_count_error(await self._lookup.partition_counts(), self.engine.partitions):
             raise ValueError(wrong)

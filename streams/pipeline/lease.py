@@ -50,11 +50,7 @@ class PartitionLease:
             self.users.popitem(last=False)
 
     async def commit(self, store: LiveStore, topic: str, position: int, ops: Sequence[Op]) -> None:
-        """Writes `ops` and moves the topic's position, atomically.
-
-        Raises:
-            FencedError, StoreUnavailableError
-        """
+        """Writes `ops` and moves the topic's position, atomically. Raises FencedError, StoreUnavailableError."""
         beside = {other: at for other, at in self.positions.items() if other != topic}
         await store.commit([Commit(self.tag, self.token, topic, self.positions[topic], position, ops, beside)])
         self.positions[topic] = position

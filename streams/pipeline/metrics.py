@@ -35,7 +35,7 @@ Total = (
 
 
 class PipelineCounters(Collector):
-    """Counts of one pipeline: totals by name, applied events by topic, malformed records by topic and field.
+    """Counts of a pipeline: totals by name, applied events by topic, malformed records by topic and field.
 
     A count appears from its first `add` on, be that of 0.
     """

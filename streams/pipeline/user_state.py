@@ -85,9 +85,8 @@ def apply_click(
 ) -> Change:
     """Inserts a click at its place by (`ts_ms`, arrival) and cuts the window when it is full.
 
-    Args:
-        remembered: codes of the kinds that stay "seen" after they leave the window.
-        horizon_ms: older clicks are dropped, so that a resend cannot bring back what was removed as idle.
+    `remembered` are codes of kinds that stay "seen" after they leave the window. Clicks before `horizon_ms` are
+    dropped, so that a resend cannot bring back what was removed as idle.
     """
     if click.ts_ms <= state.forgotten_ms:
         return Change(Outcome.FORGOTTEN)

@@ -70,11 +70,7 @@ class UserPlan:
 
 
 class UserPlanner:
-    """Fills plans in: changes the users in memory, encodes them, and lists the operations.
-
-    Args:
-        encoder: None leaves the vectors out.
-    """
+    """Fills plans in: changes the users in memory, encodes them unless `encoder` is None, and lists the operations."""
 
     def __init__(
         self,
