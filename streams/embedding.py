@@ -1,8 +1,7 @@
 """Reads `catalog` in a consumer group of its own and publishes each item's text vector and tags.
 
-A slow text model never delays clicks or stock-outs. Vectors come in catalogue order, and no unchanged text is embedded
-twice. Offsets are committed after Kafka's acknowledgement; an item without an answer stays pending and holds the
-committed offset.
+A slow text model never delays clicks or stock-outs. Vectors come in catalogue order, none twice for the same text. An
+offset is committed once Kafka has acknowledged all before it; an item without an answer stays pending and holds it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,12 +80,7 @@ class EmbeddingService:
     """
 
     def __init__(
-        self,
-        store: LiveStore,
-        rules: Rules,
-        model: TextModel,
-        memory: MutableMapping[str, Vector],
-        publish: Publish,
+        self, store: LiveStore, rules: Rules, model: TextModel, memory: MutableMapping[str, Vector], publish: Publish
     ) -> None:
         self._store, self._rules, self._model, self._memory, self._publish = store, rules, model, memory, publish
         self._pending: dict[str, _Pending] = {}
@@ -177,10 +172,8 @@ class EmbeddingService:
         if reason != self.waiting:
             log.warning("item vectors wait up to %.0f s: %s", max(0.0, seconds), reason)
         self.waiting = reason
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), max(0.0, seconds))
-        except TimeoutError:
-            pass
 
     def _note_pending(self, seen: Mapping[str, Record], unanswered: Sequence[_Wanted]) -> None:
         """Items of these records are done, but for those without an answer; a newer record replaces a pending one."""

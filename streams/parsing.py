@@ -1,7 +1,6 @@
 """Parses and validates records, and encodes bodies to be produced.
 
-Whether a record is accepted depends only on the record, its Kafka timestamp and the rules, never on a wall clock.
-Unknown fields are ignored.
+Acceptance depends on the record, its Kafka timestamp and the rules, never on a wall clock; unknown fields do not count.
 """
 
 from __future__ import annotations

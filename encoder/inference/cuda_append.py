@@ -1,8 +1,7 @@
 """`AppendStep` appends one event per user in a single CUDA-graph replay.
 
 All shapes are fixed: a batch is filled up to a power of two with rows of a spare page, and every block table is as long
-as a full window's. Without a bias pages are read in place, otherwise gathered. On a CPU, for tests, nothing is
-recorded.
+as a full window's. Without a bias pages are read in place. On a CPU, for tests, nothing is recorded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`ItemTable` holds the items an encoder knows as unit rows on its device, so that a token's content is one gather.
 
-Row 0 is the zero vector of an item without a vector. A replaced item changes tokens encoded from now on, not cached
-ones. For one thread.
+Row 0 is zero, for items without a vector. A replaced item changes no cached token. For one thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`save` writes a model as a folder of `model.safetensors` (all numbers) and `model.json` (all words), without pickles.
 
-The version "m-<8 hex>" is a hash of numbers, config and item ids, so equal models have equal versions. A folder
-appears whole or not at all.
+The version "m-<8 hex>" is a hash: equal models have equal versions. A folder appears whole or not at all.
 """
 
 from __future__ import annotations

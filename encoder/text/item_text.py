@@ -102,8 +102,7 @@ class MiniLM:
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors float32 [n, 384]; only the first 256 tokens of a text are read, an empty text has a vector too.
 
-        The same text in another batch may differ in the last bits (about 1e-7). Raises ValueError when the model's
-        wheel is not installed.
+        A text in another batch may differ in the last bits (about 1e-7). Raises ValueError without the model's wheel.
         """
         if not texts:
             return np.zeros((0, self.dimension), np.float32)

@@ -1,7 +1,6 @@
 """`training_data` joins a data folder up to a time into the columns that the encoder trains on.
 
-Events meet item vectors, the context at their own time and place, the items of their page that were not chosen, and
-profiles. Nothing at or after `before_ms` is looked at.
+Events meet item vectors, profiles, the context at their time and place, and the items of their page not chosen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Describes how every Kafka client reaches the cluster, with servers, security, and the prefix of topic names.
 
-One value is spelled out here for librdkafka, kafka-python, aiokafka and Faust. Everything inside uses the logical
-names of `streams.events`; only clients see physical ones (`<prefix><name>`). Nothing that prints or logs the value
-shows the password.
+One value is spelled out for librdkafka, kafka-python, aiokafka and Faust. Only clients see physical names of topics
+(`<prefix><name>`), the rest the logical ones of `streams.events`. Printed or logged, the value hides the password.
 """
 
 from __future__ import annotations
@@ -32,28 +31,18 @@ _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,200}")  # with the longest of our names 
 class KafkaConfig:
     """Where Kafka is, who we are there, and what our topics are called.
 
-    Args:
-        bootstrap: servers, `host:port,…`.
-        security: one of `SECURITY`.
-        mechanism: one of `MECHANISMS` when `security` is SASL; empty means `DEFAULT_MECHANISM`.
-        user, password: needed with SASL, refused without.
-        ca: PEM file of the authorities to trust; empty means those of the system. Needs TLS, as the next two do.
-        cert, key: PEM files of the client's own certificate and its unencrypted key; both or none.
-        topic_prefix: comes before each topic's name.
-
-    Raises:
-        ValueError: the parts contradict each other; names the part, never the password.
+    Raises ValueError when the parts contradict each other; it names the part, never the password.
     """
 
-    bootstrap: str
-    security: str = "plaintext"
-    mechanism: str = ""
-    user: str = ""
+    bootstrap: str  # servers, `host:port,…`
+    security: str = "plaintext"  # one of `SECURITY`
+    mechanism: str = ""  # one of `MECHANISMS` when `security` is SASL; empty means `DEFAULT_MECHANISM`
+    user: str = ""  # needed with SASL, refused without, as the password is
     password: str = field(default="", repr=False)
-    ca: str = ""
-    cert: str = ""
-    key: str = ""
-    topic_prefix: str = ""
+    ca: str = ""  # PEM file of the authorities to trust; empty means those of the system; needs TLS, as the next two do
+    cert: str = ""  # PEM file of the client's own certificate; needs the key
+    key: str = ""  # PEM file of its unencrypted key; needs the certificate
+    topic_prefix: str = ""  # comes before each topic's name
 
     def __post_init__(self) -> None:
         if self.security not in SECURITY:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import aiokafka
@@ -223,10 +224,8 @@ class StateConsumer(driver.Consumer):
         if not positions or self.app.rebalancing or not self.flow_active:
             return
         offsets = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in self._physical(positions).items()}
-        try:
+        with suppress(KafkaError):
             await self._thread.call_thread(self._kafka.commit, offsets)
-        except KafkaError:
-            pass
 
     def check_alive(self) -> None:
         """Raises RuntimeError when Faust has given up."""

@@ -22,16 +22,13 @@ _BYTES = 64 * 1024 * 1024  # of keys and values over all partitions, divided equ
 
 @dataclass(frozen=True, slots=True)
 class Covers:
-    """Offsets of one partition: its log holds first..log_end, of which start..end are read (ends excluded).
-
-    `lost` of them left Kafka by retention before they were read.
-    """
+    """Offsets of one partition: its log holds first..log_end, of which start..end are read (ends excluded)."""
 
     first: int
     start: int
     end: int
     log_end: int
-    lost: int = 0
+    lost: int = 0  # so many left Kafka by retention before they were read
 
     @property
     def complete(self) -> bool:

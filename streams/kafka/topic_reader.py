@@ -50,7 +50,6 @@ class TopicReader:
     """Historical records of some topics.
 
     Args:
-        kafka: the cluster.
         topics: those to read, of `TOPIC_ORDER` and `exposures`.
         embedded: the broker is the embedded one, which cannot look offsets up by time: records are read and left out.
         spans: offsets to read of some partitions, by (topic, partition); times do not matter for these.
@@ -59,9 +58,8 @@ class TopicReader:
         whole: topics that `start_ms` does not cut.
         resume: what `resume_state` said when another reader with the same arguments stopped.
 
-    Raises:
-        ValueError: a topic or partition does not exist, a span lies outside its log, or the times are in wrong order.
-        ConnectionError: the broker does not answer.
+    Raises ValueError when a topic or partition does not exist, a span lies outside its log or the times are in wrong
+    order, ConnectionError when the broker does not answer.
     """
 
     def __init__(

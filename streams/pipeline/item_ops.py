@@ -68,10 +68,7 @@ def _catalogue_ops(event: CatalogueEntry, keys: Keys) -> list[Op]:
     log = Op("log", key, names=(event.item_id,))
     if event.fields is None:
         return [Op("hdel", key, names=(CATALOGUE, TEXT_HASH)), log]
-    fields = {
-        CATALOGUE: canonical_json(event.fields),
-        TEXT_HASH: text_hash(canonical_text(event.fields)).encode(),
-    }
+    fields = {CATALOGUE: canonical_json(event.fields), TEXT_HASH: text_hash(canonical_text(event.fields)).encode()}
     return [Op("hset", key, fields), log]
 
 

@@ -16,11 +16,7 @@ from streams.pipeline.user_state import PartitionClock
 
 @dataclass(slots=True)
 class PartitionLease:
-    """The right to write `tag` under `token`, with the caches that are valid only under it.
-
-    `fresh` topics have not yet delivered a record since the claim or the last seek; `reread` ones were sought once
-    because their first record did not continue the position.
-    """
+    """The right to write `tag` under `token`, with the caches that are valid only under it."""
 
     tag: str
     token: str
@@ -31,8 +27,8 @@ class PartitionLease:
     group: str = ""
     unsure: bool = False  # a write failed: whether it was applied is known after the next claim
     caught_up: bool = False  # as of the last look at the logs' ends
-    fresh: set[str] = field(default_factory=set)
-    reread: set[str] = field(default_factory=set)
+    fresh: set[str] = field(default_factory=set)  # topics without a record since the claim or the last seek
+    reread: set[str] = field(default_factory=set)  # sought once: their first record did not continue the position
     users: OrderedDict[str, UserState] = field(default_factory=OrderedDict)
     # Users whose window holds items without a vector, and which; an empty tuple where that is not known.
     waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)

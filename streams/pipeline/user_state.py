@@ -123,8 +123,7 @@ def _cut(state: UserState, limits: WindowLimits, remembered: Container[int]) -> 
 def apply_forget(state: UserState, forget: Forget) -> Change:
     """Removes everything the user did and leaves a mark that ignores what they did before, for ever.
 
-    The mark also covers window events whose clock ran ahead of the forget's: nothing that was removed can come back
-    as a resend.
+    The mark also covers window events whose clock ran ahead of the forget's: none can come back as a resend.
     """
     if forget.ts_ms <= state.forgotten_ms:
         return Change(Outcome.DUPLICATE)

@@ -1,8 +1,7 @@
 """`feed` sends historical records through the worker's engine into a live state of its own.
 
-A question about a click is asked before the click is applied. Records come merged by time and, within a partition, in
-offset order. Engine, state and query code are production's; nothing is published. The digest equals the live one when
-the log was complete.
+Records come merged by time and, within a partition, in offset order; a question is asked before its click is applied.
+Engine and query code are production's; nothing is published. A complete log gives the digest of the live state.
 """
 
 from __future__ import annotations
