@@ -1,8 +1,7 @@
 """Reads `catalog` in a consumer group of its own and publishes each item's text vector and tags.
 
-A slow text model never delays clicks or stock-outs. Vectors come in catalogue order, and no unchanged text is embedded
-twice. Offsets are committed after Kafka's acknowledgement; an item without an answer stays pending and holds the
-committed offset.
+A slow text model never delays clicks or stock-outs. Vectors come in catalogue order, none twice for the same text. An
+offset is committed once Kafka has acknowledged all before it; an item without an answer stays pending and holds it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from encoder.text.endpoint_models import embed_each
+from encoder.text.endpoint_models import Embedder, embed_each
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import EndpointError
 from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
@@ -40,26 +40,12 @@ Publish = Callable[[str, bytes, bytes], Awaitable[object]]
 Vector = NDArray[np.float32]
 
 
-class TextModel(Protocol):
+class TextModel(Embedder, Protocol):
     """What turns items into vectors and tags. Calls block and come from one thread at a time.
 
     `embed` and `tag` raise EndpointError when the model cannot be used now, `embed` AnswerError when it has no answer
     for one of the texts.
     """
-
-    @property
-    def name(self) -> str:
-        """Name under which the vectors are published."""
-
-    @property
-    def batch(self) -> int:
-        """How many items are best asked about together."""
-
-    def warm_up(self) -> None:
-        """Loads what the first text would wait for; asks no endpoint."""
-
-    def embed(self, texts: Sequence[str]) -> Vector:
-        """L2-normalised vectors [n, d_text]."""
 
     def tag(self, items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """Tags of each item, all from the controlled vocabulary."""
@@ -89,21 +75,12 @@ class EmbeddingService:
     """Catalogue records in, vector records out.
 
     An item without a usable answer is asked about again ever more rarely. Malformed records are left to the worker,
-    which dead-letters them; a withdrawn item's vector stays.
-
-    Args:
-        store: to see which vectors there are already.
-        memory: text hash → vector [d_text]; may be shared with others and outlive the process.
-        publish: sends one record and returns when Kafka has acknowledged it; may raise OSError.
+    which dead-letters them; a withdrawn item's vector stays. `memory` has vectors [d_text] by text hash and may be
+    shared; `publish` sends one record and returns when Kafka has acknowledged it, or raises OSError.
     """
 
     def __init__(
-        self,
-        store: LiveStore,
-        rules: Rules,
-        model: TextModel,
-        memory: MutableMapping[str, Vector],
-        publish: Publish,
+        self, store: LiveStore, rules: Rules, model: TextModel, memory: MutableMapping[str, Vector], publish: Publish
     ) -> None:
         self._store, self._rules, self._model, self._memory, self._publish = store, rules, model, memory, publish
         self._pending: dict[str, _Pending] = {}
@@ -144,9 +121,7 @@ class EmbeddingService:
     async def embed(self, records: Sequence[Record]) -> int:
         """Publishes what these records ask for, in their order; returns how many vector records that were.
 
-        Raises:
-            OSError: Kafka did not acknowledge all of them, or the text model cannot be used now; the same call can be
-                repeated, and pays for no text again.
+        Raises OSError when Kafka did not acknowledge all, or the text model cannot be used now: repeat the call then.
         """
         latest = self._latest(records)
         listed = {item_id: fields for item_id, (_, fields) in latest.items() if fields is not None}
@@ -154,12 +129,9 @@ class EmbeddingService:
         vectors = await self._vectors(wanted)
         answered = [item for item in wanted if item.hash in vectors]
         # One after the other into the producer's queue, then wait for all: Kafka keeps the order of one producer.
-        await asyncio.gather(
-            *(
-                self._publish(ITEM_VECTORS, item.item_id.encode(), self._value(item, vectors[item.hash]))
-                for item in answered
-            )
-        )
+        values = [self._value(item, vectors[item.hash]) for item in answered]
+        keys = [item.item_id.encode() for item in answered]
+        await asyncio.gather(*(self._publish(ITEM_VECTORS, *sent) for sent in zip(keys, values, strict=True)))
         seen = {item_id: record for item_id, (record, _) in latest.items()}
         self._note_pending(seen, [item for item in wanted if item.hash not in vectors])
         self.counts["published"] += len(answered)
@@ -200,10 +172,8 @@ class EmbeddingService:
         if reason != self.waiting:
             log.warning("item vectors wait up to %.0f s: %s", max(0.0, seconds), reason)
         self.waiting = reason
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), max(0.0, seconds))
-        except TimeoutError:
-            pass
 
     def _note_pending(self, seen: Mapping[str, Record], unanswered: Sequence[_Wanted]) -> None:
         """Items of these records are done, but for those without an answer; a newer record replaces a pending one."""
@@ -231,12 +201,11 @@ class EmbeddingService:
     async def _wanted(self, listed: Mapping[str, Mapping[str, Any]]) -> list[_Wanted]:
         """What each item needs, by its fields."""
         tags = await asyncio.to_thread(self._model.tag, list(listed.values()))
-        return [self._text(item_id, fields, tags[at]) for at, (item_id, fields) in enumerate(listed.items())]
-
-    @staticmethod
-    def _text(item_id: str, fields: Mapping[str, Any], tags: Sequence[str]) -> _Wanted:
-        text = canonical_text(fields)
-        return _Wanted(item_id, text, text_hash(text), tuple(tags), int(fields["ts_ms"]))
+        wanted = []
+        for (item_id, fields), own in zip(listed.items(), tags, strict=True):
+            text = canonical_text(fields)
+            wanted.append(_Wanted(item_id, text, text_hash(text), tuple(own), int(fields["ts_ms"])))
+        return wanted
 
     async def _without_known(self, wanted: Sequence[_Wanted]) -> list[_Wanted]:
         """Leaves out items whose stored vector belongs to this text, this model and these tags."""
@@ -253,10 +222,7 @@ class EmbeddingService:
         return [self._model.name.encode(), item.hash.encode(), canonical_json(list(item.tags))]
 
     async def _vectors(self, wanted: Sequence[_Wanted]) -> dict[str, Vector]:
-        """Text hash → vector [d_text]; a text that was embedded before is not embedded again.
-
-        Texts without a usable answer are not among them.
-        """
+        """Text hash → vector [d_text] of texts with a usable answer; none is embedded that was embedded before."""
         texts = {item.hash: item.text for item in wanted}
         found = {key: vector for key in texts if (vector := self._memory.get(key)) is not None}
         missing = {key: text for key, text in texts.items() if key not in found}

@@ -68,6 +68,11 @@ class Record:
     value: bytes | None
     headers: Sequence[tuple[str, bytes]] = ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of key and value."""
+        return len(self.value or b"") + len(self.key or b"")
+
 
 class MalformedError(Exception):
     """A record that cannot be accepted; goes to `dead-letters` with `reason` and `field`."""
@@ -157,8 +162,6 @@ class Exposure:
 
 
 TAG_TOPICS: Mapping[str, tuple[str, ...]] = {ITEMS_TAG: (CATALOG, ITEM_VECTORS), CONTEXT_TAG: (CONTEXT,)}
-
-
 USER_TOPICS = (USERS, CLICKSTREAM)  # the order in which one batch applies them: a profile before the clicks
 
 

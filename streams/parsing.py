@@ -1,7 +1,6 @@
 """Parses and validates records, and encodes bodies to be produced.
 
-Whether a record is accepted depends only on the record, its Kafka timestamp and the rules, never on a wall clock.
-Unknown fields are ignored.
+Acceptance depends on the record, its Kafka timestamp and the rules, never on a wall clock; unknown fields do not count.
 """
 
 from __future__ import annotations
@@ -47,9 +46,7 @@ MAX_ID_BYTES = 256
 def parse(record: Record, rules: Rules) -> Event:
     """The event a record carries.
 
-    Raises:
-        MalformedError: the record cannot be accepted; says which field and why.
-        KeyError: the topic is not one of `CONSUMED`.
+    Raises MalformedError with field and reason when it cannot be accepted, KeyError for a topic that is not `CONSUMED`.
     """
     parser = _PARSERS[record.topic]
     if record.value is None:
@@ -73,11 +70,7 @@ def read_body(record: Record) -> Body:
 
 
 def encode_record(topic: str, body: Mapping[str, Any], timestamp_ms: int, rules: Rules) -> tuple[bytes, bytes]:
-    """Key and value under which `body` is to be produced with this record timestamp.
-
-    Raises:
-        MalformedError: a consumer would refuse it.
-    """
+    """Key and value of `body` with this record timestamp. Raises MalformedError when a consumer would refuse it."""
     try:
         value = orjson.dumps(body)
     except orjson.JSONEncodeError as error:
@@ -333,11 +326,7 @@ _PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
 
 
 def parse_exposure(record: Record) -> Exposure:
-    """The exposure a record carries.
-
-    Raises:
-        MalformedError: it is none; says which field and why.
-    """
+    """The exposure a record carries. Raises MalformedError with field and reason when it is none."""
     body = read_body(record)
     user_id = body.identifier("user_id")
     check_key(record, user_id)

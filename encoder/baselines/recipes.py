@@ -1,7 +1,6 @@
 """A recipe gives the shape, loss and stopping of a baseline; one JSON file holds those for a kind of data.
 
-The files follow what the papers and their public re-runs name for such data; what none of them names has the default
-here. Loads no torch.
+The files follow what papers and public re-runs name for such data; the rest has the default here. Loads no torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Sequential baselines are trained on padded batches of the ends of users' item sequences.
 
-Items are numbers below `catalogue`; users' events lie one after another in time order. Batches are of similar length
-and a function of the data and a generator.
+Users' events lie in time order. Batches are of similar length and a function of the data and a generator.
 """
 
 from __future__ import annotations

@@ -23,18 +23,14 @@ from encoder.model.features import IntArray, calendar_features, gap_buckets, pro
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
-    """One window to encode, oldest event first.
-
-    `keep` leading events are unchanged since this key's last encode; 0 rebuilds the key and reads the profile again.
-    `profile` is `{"numeric": {name: float}, "categorical": {name: str}}` or None.
-    """
+    """One window to encode, oldest event first."""
 
     key: Hashable
     items: Sequence[str]
     kinds: Sequence[int]
     ts_ms: Sequence[int]
-    profile: Mapping[str, Any] | None
-    keep: int
+    profile: Mapping[str, Any] | None  # `{"numeric": {name: float}, "categorical": {name: str}}`
+    keep: int  # leading events unchanged since this key's last encode; 0 rebuilds the key and reads the profile again
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """`AppendStep` appends one event per user in a single CUDA-graph replay.
 
 All shapes are fixed: a batch is filled up to a power of two with rows of a spare page, and every block table is as long
-as a full window's. Without a bias pages are read in place, otherwise gathered. On a CPU, for tests, nothing is
-recorded.
+as a full window's. Without a bias pages are read in place. On a CPU, for tests, nothing is recorded.
 """
 
 from __future__ import annotations
@@ -36,10 +35,7 @@ class _Recorded:
 
 
 class AppendStep:
-    """Encodes one row per request into its pages and reads out both vectors.
-
-    `in_place`: see `encoder.inference.paged_attention`, None gathers the pages.
-    """
+    """Encodes one row per request into its pages and reads out both vectors; `in_place` None gathers the pages."""
 
     def __init__(self, model: StarsEncoder, cache: KVCache, in_place: AttendInPlace | None) -> None:
         self._model = model
@@ -110,7 +106,8 @@ class AppendStep:
         offset = position % self._cache.page
         if model.config.bias == "time":
             self._cache.times[page, offset] = ts_ms
-        relations = self._relations(pages, position)
+        length, biased = pages.shape[1] * self._cache.page, model.config.bias != "none"
+        relations = self._cache.relations(position.unsqueeze(1), pages, length) if biased else None
         z = torch.cat([x, model.general.expand(batch, -1)])  # [2 B, d]: the new rows, then a [GEN] row each
         for layer, block in enumerate(model.layers):
             stored = self._cache.storage[layer]  # [pages, page, 2, H, d_head]
@@ -123,16 +120,6 @@ class AppendStep:
                 attended = self._in_place(queries, stored, pages, position)
             z = block.finish(z, read, attended.reshape(2 * batch, -1))
         return torch.stack([model.next_vector(z[:batch]), model.general_vector(z[batch:])], dim=1)
-
-    def _relations(self, pages: Tensor, position: Tensor) -> Relations | None:
-        bias, reader = self._model.config.bias, position.unsqueeze(1)
-        if bias == "none":
-            return None
-        length = pages.shape[1] * self._cache.page
-        if bias == "position":
-            return Relations.between(reader, None, length, None)
-        times = self._cache.times[pages].flatten(1)
-        return Relations.between(reader, times.gather(1, reader), length, times)
 
 
 def _gathered(

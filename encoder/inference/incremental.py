@@ -250,18 +250,10 @@ class IncrementalEncoder:
             if int(limit[part].min()) + 1 < length:
                 reads = torch.arange(length, device=self.device) <= self._send(limit[part]).unsqueeze(-1)
                 mask = reads.unsqueeze(1)
-            pieces.append(_Piece(part, held, length, mask, self._relations(limit[part], held, length)))
+            biased = self._config.bias != "none"
+            relations = self._cache.relations(self._send(limit[part]), held, length) if biased else None
+            pieces.append(_Piece(part, held, length, mask, relations))
         return pieces
-
-    def _relations(self, reader: NDArray[np.int64], pages: Tensor, length: int) -> Relations | None:
-        """What lies between the queries at positions `reader` [c, R + 1] of windows in `pages` and their keys."""
-        if self._config.bias == "none":
-            return None
-        at = self._send(reader)
-        if self._config.bias == "position":
-            return Relations.between(at, None, length, None)
-        times = self._cache.times[pages].flatten(1)
-        return Relations.between(at, times.gather(1, at), length, times[:, :length])
 
     def _whole(self, requests: Sequence[EncodeRequest]) -> tuple[NDArray[np.float32], list[tuple[str, ...]]]:
         ends = np.asarray([len(request.items) for request in requests], dtype=np.int64)

@@ -1,7 +1,6 @@
 """`ItemTable` holds the items an encoder knows as unit rows on its device, so that a token's content is one gather.
 
-Row 0 is the zero vector of an item without a vector. A replaced item changes tokens encoded from now on, not cached
-ones. For one thread.
+Row 0 is zero, for items without a vector. A replaced item changes no cached token. For one thread.
 """
 
 from __future__ import annotations
@@ -54,9 +53,11 @@ class ItemTable:
         if not np.isfinite(array).all():
             bad = ids[int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])]
             raise ValueError(f"the vector of item {bad!r} has NaN or infinity; send finite numbers")
+        tower, device = self._tower, self.rows.device
         for start in range(0, len(ids), TOWER_BATCH):
             part = slice(start, start + TOWER_BATCH)
-            self._put_rows(ids[part], array[part], tags[part])
+            text, known_tags = tower.reduce(torch.from_numpy(array[part]).to(device)), tower.tag_rows(tags[part])
+            self._store(ids[part], tower(text, tower.deltas(ids[part]), known_tags.to(device)))
 
     @torch.inference_mode()
     def restore(self, ids: Sequence[str], rows: NDArray[np.float32]) -> None:
@@ -82,11 +83,6 @@ class ItemTable:
         index = torch.tensor([self._row_of[item_id] for item_id in ids], dtype=torch.int64, device=self.rows.device)
         out: NDArray[np.float32] = self.rows[index].cpu().numpy()
         return out
-
-    def _put_rows(self, ids: Sequence[str], vectors: NDArray[np.float32], tags: Sequence[Sequence[str]]) -> None:
-        tower, device = self._tower, self.rows.device
-        text = tower.reduce(torch.from_numpy(vectors).to(device))
-        self._store(ids, tower(text, tower.deltas(ids), tower.tag_rows(tags).to(device)))
 
     def _store(self, ids: Sequence[str], unit: torch.Tensor) -> None:
         """Put unit rows [n, d] into the table."""

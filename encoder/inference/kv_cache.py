@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from encoder.model.attention_bias import Relations
 from encoder.model.config import ModelConfig
 
 PAGE = 32  # positions of a page: what a last page wastes is little beside a long window, and a copy of one still long
@@ -89,6 +91,13 @@ class KVCache:
                 window.pages.append(self._free.pop())
         return window
 
+    def relations(self, reader: Tensor, pages: Tensor, length: int) -> Relations:
+        """Between positions `reader` int64 [B, R] of windows in `pages` int64 [B, P] and their first `length` keys."""
+        if not self.times.numel():
+            return Relations.between(reader, None, length, None)
+        times = self.times[pages].flatten(1)
+        return Relations.between(reader, times.gather(1, reader), length, times[:, :length])
+
     def drop(self, key: Hashable) -> bool:
         """Forget a key; False if it held nothing."""
         window = self._held.pop(key, None)
@@ -101,7 +110,7 @@ class KVCache:
         return sum([self.drop(key) for key in [key for key in self._held if predicate(key)]])
 
 
-def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """On a CPU memory is taken only as it is written: NumPy asks the system for zero pages, torch would write them."""
     if device.type == "cpu":
         size = int(np.prod(shape)) * dtype.itemsize

@@ -1,7 +1,6 @@
 """`save` writes a model as a folder of `model.safetensors` (all numbers) and `model.json` (all words), without pickles.
 
-The version "m-<8 hex>" is a hash of numbers, config and item ids, so equal models have equal versions. A folder
-appears whole or not at all.
+The version "m-<8 hex>" is a hash: equal models have equal versions. A folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ from encoder.model.encoder import StarsEncoder
 
 
 def save(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> str:
-    """Write the model to a new folder, or find it there already; its version.
-
-    Raises ValueError when the folder holds something else.
-    """
+    """Writes the model to a folder unless it is there; its version. Raises ValueError when it holds something else."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -18,12 +18,10 @@ from encoder.model.features import GAP_BUCKETS, GAP_NONE
 
 @dataclass(frozen=True, slots=True)
 class Relations:
-    """What lies between readers and what they read: `distance` int64 [B or 1, R, T] in positions, 0 for [USER] and for
-    itself or later; `gap` int64 [B, R, T], a logarithmic bucket of the time between, None without a time bias.
-    """
+    """What lies between readers and what they read."""
 
-    distance: Tensor
-    gap: Tensor | None
+    distance: Tensor  # int64 [B or 1, R, T] in positions, 0 for [USER] and for itself or later
+    gap: Tensor | None  # int64 [B, R, T], a logarithmic bucket of the time between; None without a time bias
 
     @classmethod
     def between(cls, reader: Tensor, reader_ms: Tensor | None, length: int, ts_ms: Tensor | None) -> Relations:

@@ -1,7 +1,6 @@
 """A transformer block is cut into what attention reads, queries, keys and values, attention, and what follows it.
 
-So training, whole-window encoding and the cached append share every weight and operation; the caller says which keys a
-row may see.
+So training, whole-window encoding and the cached append share every weight and operation.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from encoder.model.config import ModelConfig
 class Block(nn.Module):
     """The shared part: projections of one attention layer over rows [..., d]."""
 
+    attention_norm: nn.LayerNorm
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.d_model
@@ -28,8 +29,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def read(self, x: Tensor) -> Tensor:
-        """What queries, keys and values are made of; [..., d] -> [..., d]."""
-        raise NotImplementedError
+        """What queries, keys and values are made of, the normalised rows; [..., d] -> [..., d]."""
+        out: Tensor = self.attention_norm(x)
+        return out
 
     def finish(self, x: Tensor, read: Tensor, attended: Tensor) -> Tensor:
         """The rest of the block, from the row, what it read and what attention returned; all [..., d]."""
@@ -43,20 +45,16 @@ class Block(nn.Module):
         `mask` bool, broadcastable to [B, H, R, T], is true where a query may read; None: everywhere. `relations` are
         given exactly when the config has a bias.
         """
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self._scores_mask(mask, relations))
+        if self.bias is not None and relations is not None:
+            bias: Tensor = self.bias(relations)
+            mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
     def attend_causal(self, query: Tensor, key: Tensor, value: Tensor, relations: Relations | None) -> Tensor:
         """`attend` for whole windows: row r reads rows 0..r."""
         if relations is None:
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.attend(query, key, value, _triangle(query), relations)
-
-    def _scores_mask(self, mask: Tensor | None, relations: Relations | None) -> Tensor | None:
-        """The bias with -inf where nothing may be read; a plain mask without a bias."""
-        if self.bias is None or relations is None:
-            return mask
-        bias: Tensor = self.bias(relations)
-        return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
     def split_heads(self, rows: Tensor) -> Tensor:
         """[B, T, d] -> [B, heads, T, d_head]."""
@@ -97,10 +95,6 @@ class GatedBlock(Block):
         self.widen = nn.Linear(d, 2 * config.d_ff)
         self.narrow = nn.Linear(config.d_ff, d)
 
-    def read(self, x: Tensor) -> Tensor:
-        out: Tensor = self.attention_norm(x)
-        return out
-
     def finish(self, x: Tensor, read: Tensor, attended: Tensor) -> Tensor:
         y: Tensor = x + self.dropout(self.output(attended * torch.sigmoid(self.gate(read))))
         left, right = self.widen(self.forward_norm(y)).chunk(2, dim=-1)
@@ -123,10 +117,6 @@ class HstuBlock(Block):
         self.key_value = nn.Sequential(self.key_value, nn.SiLU())
         self.gate = nn.Linear(d, d)
         self.attended_norm = nn.LayerNorm(d)
-
-    def read(self, x: Tensor) -> Tensor:
-        out: Tensor = self.attention_norm(x)
-        return out
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, relations: Relations | None

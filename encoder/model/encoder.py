@@ -60,10 +60,7 @@ class UserPrefix(nn.Module):
 
 
 class StarsEncoder(nn.Module):
-    """Item tower, token embedding, blocks and the two output heads (STARS, arXiv 2512.10149).
-
-    `context` [d, features] is W_c of the context offset.
-    """
+    """Item tower, token embedding, blocks, two output heads, and `context` [d, features], W_c of the context offset."""
 
     def __init__(self, config: ModelConfig, item_ids: Sequence[str] = ()) -> None:
         super().__init__()

@@ -76,7 +76,7 @@ class TextMemory(MutableMapping[str, Vector]):
         self._unsaved = 0
 
     def close(self) -> None:
-        """Save what is new."""
+        """Saves what is new."""
         self.save()
 
     def _shrink(self) -> None:

@@ -61,12 +61,8 @@ class Endpoint:
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}"))
 
 
-class _TryAgainError(Exception):
+class _TryAgainError(EndpointError):
     """This attempt failed in a way that another one may not; caught by `EndpointClient.ask`."""
-
-    def __init__(self, message: str, wait_s: float | None = None) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
 
 class _RefusedRequestError(AnswerError):

@@ -1,8 +1,7 @@
 """Endpoint models give text vectors and tags behind the calls of the local text model.
 
-`EndpointEmbedder` stores each answer before anybody uses it. `ChatTagger` adds tags that a chat model chooses from the
-vocabulary. A hostile item text can make it choose wrongly, but never leave the vocabulary or touch another item: each
-is asked about alone.
+`ChatTagger` adds tags that a chat model chooses from the vocabulary. A hostile item text can make it choose wrongly,
+but never leave the vocabulary or touch another item: each is asked about alone.
 """
 
 from __future__ import annotations

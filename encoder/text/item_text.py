@@ -102,20 +102,15 @@ class MiniLM:
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors float32 [n, 384]; only the first 256 tokens of a text are read, an empty text has a vector too.
 
-        The same text in another batch may differ in the last bits (about 1e-7). Raises ValueError when the model's
-        wheel is not installed.
+        A text in another batch may differ in the last bits (about 1e-7). Raises ValueError without the model's wheel.
         """
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
         if self._encoder is None:
-            self._encoder = _load(self._device, self._threads)
+            from encoder.text.minilm import MiniLMEncoder  # loads torch: three seconds that only who embeds should pay
+
+            self._encoder = MiniLMEncoder(find_minilm(), self._device, self._threads)
         return self._encoder.encode([_encodable(text[:_MAX_CHARACTERS]) for text in texts])
-
-
-def _load(device: str, threads: int) -> MiniLMEncoder:
-    from encoder.text.minilm import MiniLMEncoder  # loads torch: three seconds that only those who embed should pay
-
-    return MiniLMEncoder(find_minilm(), device, threads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,10 +118,7 @@ class Ledger:
 
 
 class LedgerVectors(MutableMapping[str, Vector]):
-    """Text hash → vector float32 [d] of one embedder; every write is on disk when it returns.
-
-    Raises OSError where the file cannot be read or written.
-    """
+    """Text hash → vector float32 [d] of one embedder, on disk when a write returns. Raises OSError when that fails."""
 
     def __init__(self, ledger: Ledger, embedder: str) -> None:
         self._ledger, self._embedder = ledger, embedder

@@ -1,7 +1,6 @@
 """`Gate` limits the requests and tokens per minute and the tokens per day that endpoints are asked for.
 
-All endpoints of a process pass one gate; the ledger shares the day's spending between processes. Tokens are estimated
-before a request and corrected by the answer.
+All endpoints of a process pass one gate. Tokens are estimated before a request and corrected by the answer.
 """
 
 from __future__ import annotations

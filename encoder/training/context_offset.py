@@ -113,10 +113,7 @@ def fit_offsets(problem: OffsetProblem, *, noise_units: float, seed: int) -> Ten
 
 
 def choose_events(features: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
-    """At most MAX_EVENTS events of [N, F], those with unusual features first.
-
-    The choice depends on features only, never on what was chosen, so the fit stays consistent.
-    """
+    """At most MAX_EVENTS events of [N, F], unusual features first: by features only, so the fit stays consistent."""
     if len(features) <= MAX_EVENTS:
         return np.arange(len(features))
     spread = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)

@@ -47,25 +47,16 @@ class TrainingData:
         """Raises ValueError when columns do not fit each other or the config."""
         items, events, users = len(self.item_ids), len(self.items), len(self.user_ptr) - 1
         features = 0 if self.context is None else self.context.shape[1]
+        known, texts = len(config.context_features), (items, config.d_text)
+        ptr = self.user_ptr
+        rises = users > 0 and ptr[0] == 0 and ptr[-1] == events and (np.diff(ptr) >= 0).all()
         wrong = [
             (not events, "there are no events; give at least one"),
-            (
-                self.item_vectors.shape != (items, config.d_text),
-                f"item_vectors {self.item_vectors.shape}, expected ({items}, {config.d_text})",
-            ),
+            (self.item_vectors.shape != texts, f"item_vectors {self.item_vectors.shape}, expected {texts}"),
             (len(self.item_tags) != items or len(self.item_subclass) != items, "one tag list and subclass per item"),
             (len(self.kinds) != events or len(self.ts_ms) != events, "one kind and time per event"),
-            (
-                users < 1
-                or self.user_ptr[0] != 0
-                or self.user_ptr[-1] != events
-                or bool((np.diff(self.user_ptr) < 0).any()),
-                f"user_ptr must rise from 0 to {events}",
-            ),
-            (
-                features != len(config.context_features),
-                f"context has {features} columns, the model {len(config.context_features)} features",
-            ),
+            (not rises, f"user_ptr must rise from 0 to {events}"),
+            (features != known, f"context has {features} columns, the model {known} features"),
             (self.context is not None and len(self.context) != events, "one context row per event"),
             (self.pages is not None and len(self.pages) != events, "one page per event"),
             (self.worth is not None and len(self.worth) != events, "one worth per event"),

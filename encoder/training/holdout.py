@@ -71,9 +71,8 @@ class Measured:
 def measure(objective: Objective, unit: Tensor, popularity: Sequence[float] = (0.0,)) -> Measured | None:
     """Of h_next (with context), h_gen, both in turn, and recent popularity over held-out targets; None without any.
 
-    Targets are items that are new to their user, if there are such: others are not in a list. Sets of targets count
-    alike. `popularity` are the weights, rising from 0, with which an item's share of the popularity at that time is
-    added to its cosine.
+    Targets are items that are new to their user, if there are such: others are in no list. Sets of targets count alike.
+    `popularity` are the weights, rising from 0, of an item's share of the popularity at that time beside its cosine.
     """
     data, targets = objective.data, objective.targets
     new = targets.held_out * first_choices(data)

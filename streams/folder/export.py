@@ -6,13 +6,11 @@ last record wins. Unlike there, late events are kept, and misrouted records coun
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from index.state.keys import partition_of
@@ -33,8 +31,9 @@ from streams.events import (
     VectorEntry,
 )
 from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, LATEST_S, PROFILES, VECTORS
-from streams.folder.spool import ClickRow, ImpressionRow, Spool
+from streams.folder.spool import Spool
 from streams.folder.writer import csv_lines, write_lines
+from streams.item_vectors import ItemVectors
 from streams.parsing import note_reason, parse, parse_exposure
 
 HEADER = "user_id,item_id,event_type,timestamp,session_id,location,event_id,page_id,recommendation_id,ts_ms"
@@ -135,14 +134,9 @@ class TopicExport:
             return
         self.embedders[event.embedder] += 1
         if event.embedder == self._embedder:
-            body = {
-                "item_id": event.item_id,
-                "embedder": event.embedder,
-                "vector": base64.b64encode(np.asarray(event.vector, "<f4").tobytes()).decode(),
-                "tags": list(event.tags),
-                **({"text_hash": event.text_hash} if event.text_hash else {}),
-            }
-            self._spool.put("vectors", event.item_id, max(0, record.timestamp_ms), orjson.dumps(body))
+            known_ms, hashes = max(0, record.timestamp_ms), [event.text_hash] if event.text_hash else None
+            vectors = ItemVectors(event.embedder, [event.item_id], event.vector[None], [event.tags], hashes)
+            self._spool.put("vectors", event.item_id, known_ms, orjson.dumps(vectors.body(0, known_ms)))
 
 
 def _removes(record: Record) -> bool:
@@ -157,13 +151,16 @@ def write_files(spool: Spool, folder: Path, progress: Callable[[int, int], None]
 
     `progress` is told how many events are written, of how many. Raises OSError when the disk does not take it.
     """
-    rows = _shown((_cells(row) for row in spool.events(FORGET)), spool.count("clicks"), progress)
+    cells = (
+        (user, item, kind, ts_ms // 1000, *details, ts_ms) for user, item, kind, ts_ms, *details in spool.events(FORGET)
+    )
+    rows = _shown(cells, spool.count("clicks"), progress)
     done = {
         "events": write_lines(folder / EVENTS, csv_lines(rows), HEADER.encode()),
         "items": write_lines(folder / ITEMS, _items(spool)),
     }
     more = {
-        "impressions": (IMPRESSIONS, map(_impression, spool.impressions())),
+        "impressions": (IMPRESSIONS, _impressions(spool)),
         "contexts": (CONTEXTS, _contexts(spool)),
         "profiles": (PROFILES, _profiles(spool)),
         "vectors": (VECTORS, _vectors(spool)),
@@ -184,11 +181,6 @@ def _shown(
             progress(done, total)
 
 
-def _cells(row: ClickRow) -> tuple[str | int, ...]:
-    said = row.session, row.location, row.event, row.page, row.recommendation
-    return row.user, row.item, row.kind, row.ts_ms // 1000, *said, row.ts_ms
-
-
 def _items(spool: Spool) -> Iterator[bytes]:
     for item_id, known_ms, fields, withdrawn in spool.items():
         said = {name: value for name, value in orjson.loads(fields).items() if value not in (None, "", [])}
@@ -197,22 +189,22 @@ def _items(spool: Spool) -> Iterator[bytes]:
         yield orjson.dumps({"item_id": item_id, "title": "", **said, "first_seen": known_ms / 1000})
 
 
-def _impression(row: ImpressionRow) -> bytes:
-    return orjson.dumps(
-        {
-            "page_id": row.page,
-            "recommendation_id": row.recommendation,
-            "user_id": row.user,
-            "timestamp": row.ts_ms // 1000,
-            "ts_ms": row.ts_ms,
-            "location": row.location,
-            "shown": row.shown,
-            "clicked": row.chosen,
-            "position": row.shown.index(row.chosen) if row.chosen is not None else None,
-            "model": row.model,
-            "served_by": row.served_by,
+def _impressions(spool: Spool) -> Iterator[bytes]:
+    for user_id, recommendation_id, page_id, ts_ms, location, model, served_by, shown, chosen in spool.impressions():
+        line = {
+            "page_id": page_id,
+            "recommendation_id": recommendation_id,
+            "user_id": user_id,
+            "timestamp": ts_ms // 1000,
+            "ts_ms": ts_ms,
+            "location": location,
+            "shown": shown,
+            "clicked": chosen,
+            "position": shown.index(chosen) if chosen is not None else None,
+            "model": model,
+            "served_by": served_by,
         }
-    )
+        yield orjson.dumps(line)
 
 
 def _contexts(spool: Spool) -> Iterator[bytes]:

@@ -1,8 +1,7 @@
 """`read_folder` loads a data folder's events, items, impressions, contexts, profiles and item vectors.
 
 It needs `events.csv.gz` (header `user_id,item_id,event_type,timestamp[,…]`, unix seconds, sorted; a column `ts_ms`
-wins) and `items.jsonl.gz`. Mistakes are refused with file and row; rows without a user or before 2000 are skipped and
-counted.
+wins) and `items.jsonl.gz`. Mistakes are refused with file and row; rows without a user or before 2000 are only counted.
 """
 
 from __future__ import annotations
@@ -182,10 +181,7 @@ def _refuse(rows: pl.DataFrame, path: Path, what: str, remedy: str) -> None:
 def _usable(table: pl.DataFrame, path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
     """Rows that the topics would accept, and how many are not, by reason."""
     anonymous, early = pl.col("user_id") == "", pl.col("ms") < YEAR_2000_MS
-    skipped = {
-        "anonymous": table.filter(anonymous).height,
-        "before_2000": table.filter(~anonymous & early).height,
-    }
+    skipped = {"anonymous": table.filter(anonymous).height, "before_2000": table.filter(~anonymous & early).height}
     kept = table.filter(~anonymous & ~early)
     if not kept.height:
         raise ValueError(f"{path} has no usable event: {table.height} rows, skipped {skipped}")
@@ -231,11 +227,8 @@ def _columns(
 
 def _codes(column: pl.Series, ids: Sequence[str]) -> NDArray[np.int32]:
     """The place of each value in `ids`, -1 where it has none."""
-    order = pl.DataFrame(
-        {"id": ids, "code": np.arange(len(ids), dtype=np.int32)}, schema={"id": pl.String, "code": pl.Int32}
-    )
-    joined = column.alias("id").to_frame().join(order, on="id", how="left", maintain_order="left")
-    return joined["code"].fill_null(-1).to_numpy()
+    known, codes = pl.Series(ids, dtype=pl.String), np.arange(len(ids), dtype=np.int32)
+    return column.replace_strict(known, codes, default=-1, return_dtype=pl.Int32).to_numpy()
 
 
 def _read_items(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # `turn` is the place among a user's own records, `arrival` and `number` the place among all that were added.
 _SCHEMA = """
@@ -98,34 +98,6 @@ ORDER BY since_ms, vectors.rowid
 """
 
 
-class ClickRow(NamedTuple):
-    """An event of the sorted whole; `item` is "" for a forget."""
-
-    user: str
-    item: str
-    kind: str
-    ts_ms: int
-    session: str
-    location: str
-    event: str
-    page: str
-    recommendation: str
-
-
-class ImpressionRow(NamedTuple):
-    """A list as it was shown, and the first item that was chosen from it."""
-
-    user: str
-    recommendation: str
-    page: str
-    ts_ms: int
-    location: str
-    model: str
-    served_by: str
-    shown: tuple[str, ...]
-    chosen: str | None
-
-
 class Spool:
     """Rows in `folder`, which nobody else writes; SQLite's temporary files go there too.
 
@@ -200,14 +172,17 @@ class Spool:
         with self._translated():
             return int(self._file.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchone()[0])
 
-    def events(self, forget: str) -> Iterator[ClickRow]:
-        """Clicks and, as kind `forget`, the last forget of each user, by time and then by arrival."""
-        return (ClickRow(*row[:-1]) for row in self._read(_EVENTS, (forget,)))
+    def events(self, forget: str) -> Iterator[tuple[Any, ...]]:
+        """(user, item, kind, ts_ms, session, location, event, page, recommendation) by time and then by arrival.
 
-    def impressions(self) -> Iterator[ImpressionRow]:
-        """Lists that were shown, by time."""
+        They are clicks and, as kind `forget` of item "", the last forget of each user.
+        """
+        return (row[:-1] for row in self._read(_EVENTS, (forget,)))
+
+    def impressions(self) -> Iterator[tuple[Any, ...]]:
+        """(user, recommendation, page, ts_ms, location, model, served_by, items shown, first one chosen or None)."""
         for *facts, shown, chosen in self._read(_IMPRESSIONS):
-            yield ImpressionRow._make([*facts, tuple(shown.split("\n")[1:-1]), chosen])
+            yield *facts, shown.split("\n")[1:-1], chosen
 
     def profiles(self) -> Iterator[tuple[str, int, bytes]]:
         """(user, ts_ms, content) by time, without what was removed later."""

@@ -137,12 +137,11 @@ def _until(records: Sequence[Mapping[str, Any]], before_ms: int | None) -> list[
 
 def _profiles(folder: Folder, user_ids: Sequence[str], before_ms: int | None) -> list[Mapping[str, Any] | None]:
     """The newest profile of each user [users]; None without one."""
-    newest = {record["user_id"]: record for record in _until(folder.profiles, before_ms)}
-    found = (newest.get(user_id) for user_id in user_ids)
-    return [
-        {"numeric": record.get("numeric") or {}, "categorical": record.get("categorical") or {}} if record else None
-        for record in found
-    ]
+    newest = {
+        record["user_id"]: {name: record.get(name) or {} for name in ("numeric", "categorical")}
+        for record in _until(folder.profiles, before_ms)
+    }
+    return [newest.get(user_id) for user_id in user_ids]
 
 
 def _pages(folder: Folder, order: NDArray[np.int64], place: NDArray[np.int32]) -> list[NDArray[np.int32]]:

@@ -33,11 +33,7 @@ class PositionBeyondLogError(Exception):
 
 
 class Claims:
-    """Keeps the engine's leases in line with the consumer's assignment; the consumer's `PartitionOwner`.
-
-    Args:
-        lanes: where fetched records go, and wait to be applied.
-    """
+    """Keeps the engine's leases in line with the consumer's assignment; the consumer's `PartitionOwner`."""
 
     def __init__(self, engine: Engine, lookup: LogLookup, group: str, lanes: Sequence[Lane]) -> None:
         self._engine, self._lookup, self._group, self._lanes = engine, lookup, group, lanes
@@ -90,11 +86,7 @@ class Claims:
         return set[str]().union(*(lane.tags() for lane in self._lanes))
 
     async def run(self, consumer: StateConsumer) -> None:
-        """Settles what is not settled, again until it is; runs as long as the worker.
-
-        Raises:
-            PositionBeyondLogError: no retry can mend it.
-        """
+        """Settles what is not settled, as long as the worker runs. Raises PositionBeyondLogError: no retry mends it."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -104,13 +96,9 @@ class Claims:
                 await self._settle(consumer)
             if self.unsettled:
                 self._wake.set()
-                await self._rest(_RETRY_S if self._counts["claims_refused"] == refused else _REFUSED_RETRY_S)
-
-    async def _rest(self, pause_s: float) -> None:
-        """A pause, cut short by a new assignment."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._taken.wait()
+                pause_s = _RETRY_S if self._counts["claims_refused"] == refused else _REFUSED_RETRY_S
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._taken.wait(), pause_s)  # a new assignment cuts the pause short
 
     async def _settle(self, consumer: StateConsumer) -> None:
         take, assignment, generation = self._takes, self._assignment, self._generation

@@ -1,8 +1,7 @@
 """Describes how every Kafka client reaches the cluster, with servers, security, and the prefix of topic names.
 
-One value is spelled out here for librdkafka, kafka-python, aiokafka and Faust. Everything inside uses the logical
-names of `streams.events`; only clients see physical ones (`<prefix><name>`). Nothing that prints or logs the value
-shows the password.
+One value is spelled out for librdkafka, kafka-python, aiokafka and Faust. Only clients see physical names of topics
+(`<prefix><name>`), the rest the logical ones of `streams.events`. Printed or logged, the value hides the password.
 """
 
 from __future__ import annotations
@@ -32,28 +31,18 @@ _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,200}")  # with the longest of our names 
 class KafkaConfig:
     """Where Kafka is, who we are there, and what our topics are called.
 
-    Args:
-        bootstrap: servers, `host:port,…`.
-        security: one of `SECURITY`.
-        mechanism: one of `MECHANISMS` when `security` is SASL; empty means `DEFAULT_MECHANISM`.
-        user, password: needed with SASL, refused without.
-        ca: PEM file of the authorities to trust; empty means those of the system. Needs TLS, as the next two do.
-        cert, key: PEM files of the client's own certificate and its unencrypted key; both or none.
-        topic_prefix: comes before each topic's name.
-
-    Raises:
-        ValueError: the parts contradict each other; names the part, never the password.
+    Raises ValueError when the parts contradict each other; it names the part, never the password.
     """
 
-    bootstrap: str
-    security: str = "plaintext"
-    mechanism: str = ""
-    user: str = ""
+    bootstrap: str  # servers, `host:port,…`
+    security: str = "plaintext"  # one of `SECURITY`
+    mechanism: str = ""  # one of `MECHANISMS` when `security` is SASL; empty means `DEFAULT_MECHANISM`
+    user: str = ""  # needed with SASL, refused without, as the password is
     password: str = field(default="", repr=False)
-    ca: str = ""
-    cert: str = ""
-    key: str = ""
-    topic_prefix: str = ""
+    ca: str = ""  # PEM file of the authorities to trust; empty means those of the system; needs TLS, as the next two do
+    cert: str = ""  # PEM file of the client's own certificate; needs the key
+    key: str = ""  # PEM file of its unencrypted key; needs the certificate
+    topic_prefix: str = ""  # comes before each topic's name
 
     def __post_init__(self) -> None:
         if self.security not in SECURITY:
@@ -116,45 +105,38 @@ class KafkaConfig:
 
     def kafka_python(self) -> dict[str, Any]:
         """Arguments of kafka-python's clients. Holds the password: never log it."""
-        self._silence("kafka")
-        config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
         files = {"ssl_cafile": self.ca, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
-        return config | self._sasl_arguments() | {name: path for name, path in files.items() if path}
+        return self._arguments("kafka") | {name: path for name, path in files.items() if path}
 
     def aiokafka(self) -> dict[str, Any]:
         """Arguments of aiokafka's clients. Holds the password: never log it. OSError: a certificate cannot be read."""
-        self._silence("aiokafka")
-        config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
-        return config | self._sasl_arguments() | ({"ssl_context": self.ssl_context()} if self.tls else {})
+        return self._arguments("aiokafka") | ({"ssl_context": self.ssl_context()} if self.tls else {})
 
     def faust(self) -> dict[str, Any]:
         """Arguments of a Faust app: its broker and credentials. OSError: a certificate cannot be read."""
+        import faust  # here, because processes without a Faust app use this module too
+
         self._silence("aiokafka")
-        return {"broker": [f"aiokafka://{server}" for server in self.servers], **self._faust_credentials()}
+        config: dict[str, Any] = {"broker": [f"aiokafka://{server}" for server in self.servers]}
+        context = self.ssl_context() if self.tls else None
+        if self.sasl:
+            config["broker_credentials"] = faust.SASLCredentials(
+                username=self.user, password=self.password, ssl_context=context, mechanism=self._mechanism
+            )
+        elif context is not None:
+            config["broker_credentials"] = faust.SSLCredentials(context)
+        return config
 
     @property
     def _mechanism(self) -> str:
         return self.mechanism or DEFAULT_MECHANISM
 
-    def _faust_credentials(self) -> dict[str, Any]:
-        import faust  # here, because processes without a Faust app use this module too
-
-        context = self.ssl_context() if self.tls else None
-        if self.sasl:
-            credentials = faust.SASLCredentials(
-                username=self.user, password=self.password, ssl_context=context, mechanism=self._mechanism
-            )
-            return {"broker_credentials": credentials}
-        return {} if context is None else {"broker_credentials": faust.SSLCredentials(context)}
-
-    def _sasl_arguments(self) -> dict[str, str]:
-        if not self.sasl:
-            return {}
-        return {
-            "sasl_mechanism": self._mechanism,
-            "sasl_plain_username": self.user,
-            "sasl_plain_password": self.password,
-        }
+    def _arguments(self, client: str) -> dict[str, Any]:
+        """What aiokafka and kafka-python share."""
+        self._silence(client)
+        config: dict[str, Any] = {"bootstrap_servers": self.servers, "security_protocol": self.security.upper()}
+        login = {"sasl_plain_username": self.user, "sasl_plain_password": self.password}
+        return config | ({"sasl_mechanism": self._mechanism, **login} if self.sasl else {})
 
     def _silence(self, client: str) -> None:
         """Ends a client's debug log, which shows every request, and so the password of PLAIN."""

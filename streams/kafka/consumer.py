@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import aiokafka
@@ -93,10 +94,7 @@ class PatientAssignor(PartitionAssignor):
 
 
 class LeavableThread(WorkerThread):
-    """A thread that holds up neither the event loop nor the process for long when it does not end.
-
-    Positions live with the state, so nothing is lost with it.
-    """
+    """A thread that holds up neither event loop nor process for long; positions live elsewhere, so nothing is lost."""
 
     def __init__(self, service: Any, **kwargs: Any) -> None:
         super().__init__(service, **kwargs)
@@ -190,11 +188,7 @@ class StateConsumer(driver.Consumer):
         return int(self.app.consumer_generation_id)
 
     async def move(self, positions: Positions) -> None:
-        """Seeks in the consumer's own thread; the caller holds `reading`.
-
-        Raises:
-            ConnectionError: a partition is not assigned any more.
-        """
+        """Seeks; the caller holds `reading`. Raises ConnectionError when a partition is not assigned any more."""
         for tp, offset in self._physical(positions).items():
             self._handed.pop(tp, None)
             try:
@@ -211,9 +205,7 @@ class StateConsumer(driver.Consumer):
         return await self._offsets(self.earliest_offsets, tps)
 
     def handed(self, tps: set[TP]) -> Positions:
-        """Offsets before which everything has been delivered, since the last seek; beyond the last record where
-        nothing but transaction markers follow.
-        """
+        """Offsets before which everything was delivered since the last seek, markers of transactions included."""
         found = {tp: self._handed.get(tp) for tp in self._physical(dict.fromkeys(tps, 0))}
         return {self._named(tp): offset for tp, offset in found.items() if offset is not None}
 
@@ -232,10 +224,8 @@ class StateConsumer(driver.Consumer):
         if not positions or self.app.rebalancing or not self.flow_active:
             return
         offsets = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in self._physical(positions).items()}
-        try:
+        with suppress(KafkaError):
             await self._thread.call_thread(self._kafka.commit, offsets)
-        except KafkaError:
-            pass
 
     def check_alive(self) -> None:
         """Raises RuntimeError when Faust has given up."""
@@ -245,8 +235,7 @@ class StateConsumer(driver.Consumer):
     async def check_membership(self) -> None:
         """Makes aiokafka go on after an error in joining the group: it waits until somebody asks for the error.
 
-        Raises:
-            RuntimeError: it, or the part of it that fetches, has given up for good.
+        Raises RuntimeError when it, or the part of it that fetches, has given up for good.
         """
         # aiokafka 0.14.0: the errors of joining and of fetching are kept in the tasks of coordinator and fetcher.
         coordinator, fetcher = self._kafka._coordinator, self._kafka._fetcher

@@ -27,10 +27,7 @@ class BatchSize:
     records: int = USUAL_BATCH
 
     def took(self, records: int, wanted: int, seconds: float) -> None:
-        """A batch of `records` was applied, of `wanted` at most.
-
-        One that was not full says nothing: a part of its time is the same for any.
-        """
+        """A batch of `records` was applied; fewer than `wanted` say nothing: a part of the time is the same for any."""
         if records >= wanted:
             self.records = max(USUAL_BATCH, int(records * BATCH_S / max(seconds, 1e-3)))
 
@@ -49,13 +46,13 @@ class Lane:
     def put(self, records: Sequence[Record]) -> None:
         """Takes over fetched records and wakes the agent."""
         self.pending += records
-        self.waiting_bytes += sum(map(_size, records))
+        self.waiting_bytes += sum(record.size for record in records)
         self.wake()
 
     def take(self, count: int) -> list[Record]:
         """The next records to apply; they count as being applied until the next call or `done`."""
         self.working, self.pending = self.pending[:count], self.pending[count:]
-        self.waiting_bytes -= sum(map(_size, self.working))
+        self.waiting_bytes -= sum(record.size for record in self.working)
         return self.working
 
     def done(self) -> None:
@@ -70,14 +67,10 @@ class Lane:
     def forget(self, tags: set[str]) -> None:
         """Drops what waits of these tags, and wakes the agent for the rest: a rebalance may have taken its wake."""
         self.pending = [record for record in self.pending if tag_of(record.topic, record.partition) not in tags]
-        self.waiting_bytes = sum(map(_size, self.pending))
+        self.waiting_bytes = sum(record.size for record in self.pending)
         if self.pending:
             self.wake()
 
     def tags(self) -> set[str]:
         """Of which something waits or is being applied."""
         return {tag_of(record.topic, record.partition) for record in (*self.pending, *self.working)}
-
-
-def _size(record: Record) -> int:
-    return len(record.value or b"") + len(record.key or b"")

@@ -21,11 +21,7 @@ EMBEDDED = "mockCluster"  # how librdkafka's in-process broker names its cluster
 
 
 class LogLookup:
-    """Looks up log identities and partition counts.
-
-    Args:
-        kafka: the cluster. Topics are asked for and named by their logical names.
-    """
+    """Looks up log identities and partition counts, by the topics' logical names."""
 
     def __init__(self, kafka: KafkaConfig) -> None:
         self._kafka = kafka

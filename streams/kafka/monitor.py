@@ -61,11 +61,7 @@ class LogMonitor:
                 continue
 
     async def logs(self) -> None:
-        """Looks for ever whether the topics are still those that the positions count in.
-
-        Raises:
-            ValueError: a topic has another partition count.
-        """
+        """Looks for ever whether positions count in the same logs. Raises ValueError for another partition count."""
         while True:
             await asyncio.sleep(_LOGS_S)
             try:

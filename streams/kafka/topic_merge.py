@@ -22,16 +22,13 @@ _BYTES = 64 * 1024 * 1024  # of keys and values over all partitions, divided equ
 
 @dataclass(frozen=True, slots=True)
 class Covers:
-    """Offsets of one partition: its log holds first..log_end, of which start..end are read (ends excluded).
-
-    `lost` of them left Kafka by retention before they were read.
-    """
+    """Offsets of one partition: its log holds first..log_end, of which start..end are read (ends excluded)."""
 
     first: int
     start: int
     end: int
     log_end: int
-    lost: int = 0
+    lost: int = 0  # so many left Kafka by retention before they were read
 
     @property
     def complete(self) -> bool:
@@ -42,9 +39,7 @@ class Covers:
 class LogMerge:
     """Buffers by partition and a heap of their first records.
 
-    Args:
-        spans: the offsets to read, (next, end), by partition.
-        rank: order of the topics at equal times.
+    `spans` are the offsets to read, (next, end), by partition; `rank` orders the topics at equal times.
     """
 
     def __init__(self, spans: Mapping[Place, tuple[int, int]], rank: Mapping[str, int]) -> None:
@@ -65,7 +60,7 @@ class LogMerge:
         wanted = [record for record in records if first <= record.offset < end]
         self._read_to[place] = max(first, records[-1].offset + 1)
         self._buffers[place].extend(wanted)
-        self._bytes[place] += sum(map(_size, wanted))
+        self._bytes[place] += sum(record.size for record in wanted)
         if wanted and place in self.waiting:
             self.waiting.discard(place)
             self._push(place)
@@ -82,7 +77,7 @@ class LogMerge:
             return None
         place = heapq.heappop(self._heap)[-1]
         record = self._buffers[place].popleft()
-        self._bytes[place] -= _size(record)
+        self._bytes[place] -= record.size
         if self._buffers[place]:
             self._push(place)
         elif self._read_to[place] < self._end[place]:
@@ -118,7 +113,3 @@ class LogMerge:
     def _push(self, place: Place) -> None:
         first = self._buffers[place][0]
         heapq.heappush(self._heap, (first.timestamp_ms, self._rank[place[0]], place[1], place))
-
-
-def _size(record: Record) -> int:
-    return len(record.value or b"") + len(record.key or b"")

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
@@ -51,7 +50,6 @@ class TopicReader:
     """Historical records of some topics.
 
     Args:
-        kafka: the cluster.
         topics: those to read, of `TOPIC_ORDER` and `exposures`.
         embedded: the broker is the embedded one, which cannot look offsets up by time: records are read and left out.
         spans: offsets to read of some partitions, by (topic, partition); times do not matter for these.
@@ -60,9 +58,8 @@ class TopicReader:
         whole: topics that `start_ms` does not cut.
         resume: what `resume_state` said when another reader with the same arguments stopped.
 
-    Raises:
-        ValueError: a topic or partition does not exist, a span lies outside its log, or the times are in wrong order.
-        ConnectionError: the broker does not answer.
+    Raises ValueError when a topic or partition does not exist, a span lies outside its log or the times are in wrong
+    order, ConnectionError when the broker does not answer.
     """
 
     def __init__(
@@ -92,7 +89,8 @@ class TopicReader:
             with _translated():
                 places = self._places(topics)
                 self._open(places, spans or {}) if resume is None else self._reopen(places, resume)
-            self._total = sum(c.end - (c.first if place in self._unbegun else c.start) for place, c in self._pairs)
+            # Offsets between the starts and the ends: not fewer than the records to come.
+            self.total = sum(c.end - (c.first if place in self._unbegun else c.start) for place, c in self._pairs)
         except BaseException:
             self._consumer.close()
             raise
@@ -108,11 +106,6 @@ class TopicReader:
         return {topic: sum(place[0] == topic for place in self._covers) for topic, _ in self._covers}
 
     @property
-    def total(self) -> int:
-        """How many offsets lie between the starts and the ends: not fewer than the records to come."""
-        return self._total
-
-    @property
     def resume_state(self) -> dict[str, Any]:
         """Where to go on behind the record that was yielded last, as plain values for JSON."""
         return {
@@ -126,11 +119,7 @@ class TopicReader:
         }
 
     def records(self) -> Iterator[Record]:
-        """All records, merged. Can be read once.
-
-        Raises:
-            ConnectionError: nothing came for two minutes although the log goes on.
-        """
+        """All records, merged, once. Raises ConnectionError when for two minutes nothing came of a log that goes on."""
         spans = {place: (self._next[place], covers.end) for place, covers in self._pairs}
         merge = LogMerge(spans, {topic: rank for rank, topic in enumerate(_ORDER)})
         while True:
@@ -152,7 +141,7 @@ class TopicReader:
     def __enter__(self) -> TopicReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property

@@ -47,11 +47,9 @@ class WorkerSettings:
 
 
 class StreamWorker:
-    """Runs one engine against Kafka until stopped.
+    """Runs one engine, which nobody else uses, against Kafka until stopped.
 
-    Args:
-        engine: applies the records; nobody else uses it.
-        follow: keeps the encoder's items in line with the item log; runs beside the agents.
+    `follow` keeps the encoder's items in line with the item log; it runs beside the agents.
     """
 
     def __init__(
@@ -70,11 +68,10 @@ class StreamWorker:
     async def run(self) -> None:
         """Consumes until `stop` is called.
 
-        Raises:
-            PositionBeyondLogError: and nothing was changed.
-            ValueError: the broker's topics do not fit the live state.
+        Raises PositionBeyondLogError, and ValueError when the broker's topics do not fit the live state.
         """
-        await self._check_topics()
+        if wrong := partition_count_error(await self._lookup.partition_counts(), self.engine.partitions):
+            raise ValueError(wrong)
         consumer = self.app.state_consumer
         # Not simply awaited: a broker that is silent must not keep a worker from ending that is asked to stop.
         starting, stopping = asyncio.ensure_future(self.app.start()), asyncio.ensure_future(self._stop.wait())
@@ -122,18 +119,12 @@ class StreamWorker:
         return self.settled and all(lease.caught_up for lease in self.engine.leases.values())
 
     def _ended(self, task: asyncio.Future[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self._fail(task.exception())
-
-    def _fail(self, error: BaseException | None) -> None:
-        if error is not None and self._failure is None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if self._failure is None:
             log.error("the worker ends", exc_info=error)
-        self._failure = self._failure or error
+            self._failure = error
         self._stop.set()
-
-    async def _check_topics(self) -> None:
-        if wrong := partition_count_error(await self._lookup.partition_counts(), self.engine.partitions):
-            raise ValueError(wrong)
 
     def _build_app(self) -> StateApp:
         settings = self.settings

@@ -23,12 +23,9 @@ log = logging.getLogger(__name__)
 
 
 class EncoderThread:
-    """Runs one `IncrementalEncoder` on a thread of its own.
+    """Runs one `IncrementalEncoder`, used by nobody else from now on, on a thread of its own.
 
-    Args:
-        encoder: used by nobody else from now on.
-        version: model version its vectors belong to.
-        embedder: whose text vectors the model was trained on; the tower sees no other ones. None takes all.
+    `version` is the model's; `embedder` made the text vectors it was trained on: others are left out; None takes all.
     """
 
     def __init__(self, encoder: IncrementalEncoder, version: str, embedder: str | None = None) -> None:

@@ -46,10 +46,7 @@ class GapError(Exception):
 
 
 class Engine:
-    """Applies records to the live state.
-
-    Not for concurrent calls with the same tag; different tags may be applied concurrently.
-    """
+    """Applies records to the live state; calls with different tags may be concurrent, those with the same one not."""
 
     def __init__(
         self,
@@ -80,19 +77,16 @@ class Engine:
     ) -> PartitionLease:
         """Takes a tag and reads its positions; caches survive when nobody else held it in between.
 
-        Raises:
-            ClaimRefusedError, StoreUnavailableError
+        Raises ClaimRefusedError, StoreUnavailableError.
         """
         claim = await self.store.claim(tag, uuid.uuid4().hex, generation, logs, group)
         self._unannounced |= not claim.previous_token  # a new store, or one that was emptied
         if self._unannounced and self._announce is not None:
             await self._announce()
         self._unannounced = False
-        before = self.leases.get(tag)
-        kept = before is not None and claim.previous_token == before.token and before.positions == claim.positions
-        if before is not None and kept:
-            before.token = claim.token
-            lease = before
+        lease = self.leases.get(tag)
+        if lease is not None and claim.previous_token == lease.token and lease.positions == claim.positions:
+            lease.token = claim.token
         else:
             lease = PartitionLease(tag, claim.token, dict(claim.positions), self.settings.cached_users)
             await self._users.open(lease)
@@ -162,11 +156,7 @@ class Engine:
             await lease.commit(self.store, record.topic, record.offset + 1, [])
 
     async def pass_over(self, topic: str, tag: str, offset: int) -> None:
-        """Moves a position to an offset before which there is nothing left to apply.
-
-        Raises:
-            FencedError, StoreUnavailableError
-        """
+        """Moves a position past what holds nothing to apply. Raises FencedError, StoreUnavailableError."""
         lease = self.leases.get(tag)
         if lease is not None and not lease.unsure and offset > lease.positions[topic]:
             log.info("%s: %s from %d to %d holds nothing to apply", tag, topic, lease.positions[topic], offset)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from index.state.keys import partition_of
@@ -35,11 +36,9 @@ class DeadLetterSink(Protocol):
 
 
 class Intake:
-    """Accepts records by the rules of a deployment.
+    """Accepts records by the rules of a deployment with so many user partitions.
 
-    Args:
-        partitions: number of user partitions.
-        counts: gets `malformed` with topics and fields, `misrouted` and `clamped`.
+    `counts` gets `malformed` with topics and fields, `misrouted` and `clamped`.
     """
 
     def __init__(self, rules: Rules, partitions: int, sink: DeadLetterSink, counts: PipelineCounters) -> None:
@@ -77,10 +76,7 @@ class Intake:
 
 
 class Send(Protocol):
-    """Sends one record and returns (partition, offset) once acknowledged.
-
-    ConnectionError means that it can be tried again, ValueError that it cannot.
-    """
+    """Sends a record; (partition, offset) once acknowledged. ConnectionError can be tried again, ValueError cannot."""
 
     async def __call__(
         self,
@@ -113,33 +109,28 @@ class KafkaDeadLetterSink:
         ]
         key = None if record.key is None else record.key[:_MAX_TEXT_BYTES]
         cut = None if record.value is None else value[:MAX_DEAD_LETTER_BYTES]
+        send = partial(self._send, DEAD_LETTERS, timestamp_ms=max(0, record.timestamp_ms), headers=headers)
         try:
-            await self._until_acknowledged(DEAD_LETTERS, key, cut, None, record.timestamp_ms, headers)
+            await _until_acknowledged(DEAD_LETTERS, partial(send, key, cut))
         except ValueError as refused:  # the topic takes less than Kafka's default: say where the record is
             log.error("%s takes no %d bytes, its value is left out: %s", DEAD_LETTERS, len(cut or b""), refused)
-            await self._until_acknowledged(DEAD_LETTERS, None, None, None, record.timestamp_ms, headers)
+            await _until_acknowledged(DEAD_LETTERS, partial(send, None, None))
 
     async def forward(self, record: Record, partition: int, key: bytes) -> None:
         origin = f"{record.topic}[{record.partition}]@{record.offset}".encode()
         headers = [*record.headers, ("forwarded-from", origin)]
+        send = partial(self._send, record.topic, key, record.value, partition, headers=headers)
         try:
-            await self._until_acknowledged(record.topic, key, record.value, partition, record.timestamp_ms, headers)
+            await _until_acknowledged(record.topic, partial(send, timestamp_ms=max(0, record.timestamp_ms)))
         except ValueError as error:  # the broker took it from its producer, but our own producer's limit is lower
             await self.dead_letter(record, MalformedError("value", f"cannot be forwarded: {error}"))
 
-    async def _until_acknowledged(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        partition: int | None,
-        timestamp_ms: int,
-        headers: Sequence[tuple[str, bytes]],
-    ) -> None:
-        while True:
-            try:
-                await self._send(topic, key, value, partition, timestamp_ms=max(0, timestamp_ms), headers=headers)
-                return
-            except ConnectionError as error:
-                log.warning("%s did not acknowledge a record, trying again: %s", topic, error)
-                await asyncio.sleep(_RETRY_S)
+
+async def _until_acknowledged(topic: str, send: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        try:
+            await send()
+            return
+        except ConnectionError as error:
+            log.warning("%s did not acknowledge a record, trying again: %s", topic, error)
+            await asyncio.sleep(_RETRY_S)

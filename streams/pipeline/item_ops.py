@@ -42,12 +42,7 @@ def context_ops(events: Sequence[Event], keys: Keys) -> list[Op]:
 
 async def item_ops(events: Sequence[Event], keys: Keys, encoder: EncoderThread | None) -> list[Op]:
     """Writes each item's record and appends it to the item log, in offset order."""
-    entries = [
-        event
-        for event in events
-        if isinstance(event, VectorEntry) and event.vector is not None and encoder is not None
-        if encoder.reads(event.embedder)
-    ]
+    entries = [event for event in events if isinstance(event, VectorEntry)]
     retrieval = await _retrieval_vectors(entries, encoder)
     ops: list[Op] = []
     for event in events:
@@ -59,11 +54,13 @@ async def item_ops(events: Sequence[Event], keys: Keys, encoder: EncoderThread |
 
 
 async def _retrieval_vectors(entries: Sequence[VectorEntry], encoder: EncoderThread | None) -> dict[int, bytes]:
-    if encoder is None or not entries:
+    """Those that the encoder gives, by the `id` of their entry."""
+    read = [entry for entry in entries if entry.vector is not None and encoder and encoder.reads(entry.embedder)]
+    if encoder is None or not read:
         return {}
-    vectors = np.stack([entry.vector for entry in entries if entry.vector is not None])
-    found = await encoder.retrieval([entry.item_id for entry in entries], vectors, [entry.tags for entry in entries])
-    return {id(entry): encode_vectors(row, half=False) for entry, row in zip(entries, found, strict=True)}
+    vectors = np.stack([entry.vector for entry in read if entry.vector is not None])
+    found = await encoder.retrieval([entry.item_id for entry in read], vectors, [entry.tags for entry in read])
+    return {id(entry): encode_vectors(row, half=False) for entry, row in zip(read, found, strict=True)}
 
 
 def _catalogue_ops(event: CatalogueEntry, keys: Keys) -> list[Op]:
@@ -71,10 +68,7 @@ def _catalogue_ops(event: CatalogueEntry, keys: Keys) -> list[Op]:
     log = Op("log", key, names=(event.item_id,))
     if event.fields is None:
         return [Op("hdel", key, names=(CATALOGUE, TEXT_HASH)), log]
-    fields = {
-        CATALOGUE: canonical_json(event.fields),
-        TEXT_HASH: text_hash(canonical_text(event.fields)).encode(),
-    }
+    fields = {CATALOGUE: canonical_json(event.fields), TEXT_HASH: text_hash(canonical_text(event.fields)).encode()}
     return [Op("hset", key, fields), log]
 
 

@@ -6,7 +6,7 @@ Everything here is disposable: it can be rebuilt from the store, and is dropped 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from index.state.records import UserState
@@ -16,11 +16,7 @@ from streams.pipeline.user_state import PartitionClock
 
 @dataclass(slots=True)
 class PartitionLease:
-    """The right to write `tag` under `token`, with the caches that are valid only under it.
-
-    `fresh` topics have not yet delivered a record since the claim or the last seek; `reread` ones were sought once
-    because their first record did not continue the position.
-    """
+    """The right to write `tag` under `token`, with the caches that are valid only under it."""
 
     tag: str
     token: str
@@ -31,18 +27,14 @@ class PartitionLease:
     group: str = ""
     unsure: bool = False  # a write failed: whether it was applied is known after the next claim
     caught_up: bool = False  # as of the last look at the logs' ends
-    fresh: set[str] = field(default_factory=set)
-    reread: set[str] = field(default_factory=set)
+    fresh: set[str] = field(default_factory=set)  # topics without a record since the claim or the last seek
+    reread: set[str] = field(default_factory=set)  # sought once: their first record did not continue the position
     users: OrderedDict[str, UserState] = field(default_factory=OrderedDict)
     # Users whose window holds items without a vector, and which; an empty tuple where that is not known.
     waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
     clock: PartitionClock = field(default_factory=PartitionClock)
     idle_ms: int = -1  # for how long users are kept, as stored beside the clock; -1 while it is not
     buckets: set[int] = field(default_factory=set)  # popularity buckets that exist
-
-    def missing(self, user_ids: Iterable[str]) -> list[str]:
-        """Users that have to be read from the store."""
-        return [user_id for user_id in user_ids if user_id not in self.users]
 
     def remember(self, user_id: str, state: UserState) -> None:
         self.users[user_id] = state
@@ -54,11 +46,7 @@ class PartitionLease:
             self.users.popitem(last=False)
 
     async def commit(self, store: LiveStore, topic: str, position: int, ops: Sequence[Op]) -> None:
-        """Writes `ops` and moves the topic's position, atomically.
-
-        Raises:
-            FencedError, StoreUnavailableError
-        """
+        """Writes `ops` and moves the topic's position, atomically. Raises FencedError, StoreUnavailableError."""
         beside = {other: at for other, at in self.positions.items() if other != topic}
         await store.commit([Commit(self.tag, self.token, topic, self.positions[topic], position, ops, beside)])
         self.positions[topic] = position

@@ -34,8 +34,8 @@ Total = (
 )
 
 
-class PipelineCounters:
-    """Counts of one pipeline: totals by name, applied events by topic, malformed records by topic and field.
+class PipelineCounters(Collector):
+    """Counts of a pipeline: totals by name, applied events by topic, malformed records by topic and field.
 
     A count appears from its first `add` on, be that of 0.
     """
@@ -74,6 +74,15 @@ class PipelineCounters:
     def load(self, flat: Mapping[str, int]) -> None:
         """Goes on from what `as_dict` gave."""
         self._counts = Counter({tuple(name.split(":")): count for name, count in flat.items()})
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        events = CounterMetricFamily("perseid_events", "Records by what became of them.", labels=["outcome"])
+        for outcome, count in self.totals.items():
+            events.add_metric([outcome], count)
+        dead = CounterMetricFamily("perseid_dead_letters", "Dead letters by field.", labels=["topic", "field"])
+        for labels, count in self.dead_letters.items():
+            dead.add_metric(labels, count)
+        yield from (events, dead)
 
 
 class FreshnessHistogram(Collector):
@@ -129,26 +138,12 @@ class WorkerMetrics:
         )
         self.freshness = FreshnessHistogram()
         registry.register(self.freshness)
-        registry.register(_CountersCollector(counters))
+        registry.register(counters)
 
     def encoded(self, users: int, seconds: float) -> None:
         """One encoder batch."""
         self.encode_batch.observe(users)
         self.encode_seconds.observe(seconds)
-
-
-class _CountersCollector(Collector):
-    def __init__(self, counters: PipelineCounters) -> None:
-        self._counters = counters
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        events = CounterMetricFamily("perseid_events", "Records by what became of them.", labels=["outcome"])
-        for outcome, count in self._counters.totals.items():
-            events.add_metric([outcome], count)
-        dead = CounterMetricFamily("perseid_dead_letters", "Dead letters by field.", labels=["topic", "field"])
-        for labels, count in self._counters.dead_letters.items():
-            dead.add_metric(labels, count)
-        yield from (events, dead)
 
 
 def field_label(field: str) -> str:

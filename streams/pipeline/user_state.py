@@ -85,9 +85,8 @@ def apply_click(
 ) -> Change:
     """Inserts a click at its place by (`ts_ms`, arrival) and cuts the window when it is full.
 
-    Args:
-        remembered: codes of the kinds that stay "seen" after they leave the window.
-        horizon_ms: older clicks are dropped, so that a resend cannot bring back what was removed as idle.
+    `remembered` are codes of kinds that stay "seen" after they leave the window. Clicks before `horizon_ms` are
+    dropped, so that a resend cannot bring back what was removed as idle.
     """
     if click.ts_ms <= state.forgotten_ms:
         return Change(Outcome.FORGOTTEN)
@@ -124,8 +123,7 @@ def _cut(state: UserState, limits: WindowLimits, remembered: Container[int]) -> 
 def apply_forget(state: UserState, forget: Forget) -> Change:
     """Removes everything the user did and leaves a mark that ignores what they did before, for ever.
 
-    The mark also covers window events whose clock ran ahead of the forget's: nothing that was removed can come back
-    as a resend.
+    The mark also covers window events whose clock ran ahead of the forget's: none can come back as a resend.
     """
     if forget.ts_ms <= state.forgotten_ms:
         return Change(Outcome.DUPLICATE)

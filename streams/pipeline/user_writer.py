@@ -62,7 +62,7 @@ class UserWriter:
 
     async def _load(self, plans: Sequence[UserPlan]) -> None:
         """Reads the users that are not in memory, in one round trip."""
-        wanted = [(plan.lease, user_id) for plan in plans for user_id in plan.lease.missing(plan.users)]
+        wanted = [(plan.lease, user) for plan in plans for user in plan.users if user not in plan.lease.users]
         if not wanted:
             return
         keys = self._store.keys
@@ -111,10 +111,7 @@ class UserWriter:
             return await self._rewrite(plans)
 
     async def sweep_idle(self, lease: PartitionLease) -> int:
-        """Removes some users of a partition who have been idle for too long; returns how many.
-
-        Who counts as idle does not depend on this: it frees the memory of those who already do.
-        """
+        """Removes some users who have been idle for too long, which only frees memory; returns how many."""
         async with self._one_at_a_time:
             horizon_ms = lease.clock.before(self._settings.idle_ms)
             users = self._store.keys.users(lease.tag)

@@ -46,16 +46,13 @@ class Touched:
 
 @dataclass(slots=True)
 class UserPlan:
-    """What one partition's part of a batch will write: `ops`, and `topic` moves to `position`.
-
-    Made either of `events`, or of users to be written as they are by now (`touched`).
-    """
+    """What one partition's part of a batch will write: `ops`, and `topic` moves to `position`."""
 
     lease: PartitionLease
     topic: str
     position: int
-    events: Sequence[UserEvent] = ()
-    touched: dict[str, Touched] = field(default_factory=dict)
+    events: Sequence[UserEvent] = ()  # to be applied; or none, and …
+    touched: dict[str, Touched] = field(default_factory=dict)  # … users to be written as they are by now
     popularity: dict[int, Counter[str]] = field(default_factory=dict)
     expired: list[int] = field(default_factory=list)  # popularity buckets that lie beyond the horizon now
     clock: PartitionClock = field(default_factory=PartitionClock)
@@ -70,11 +67,7 @@ class UserPlan:
 
 
 class UserPlanner:
-    """Fills plans in: changes the users in memory, encodes them, and lists the operations.
-
-    Args:
-        encoder: None leaves the vectors out.
-    """
+    """Fills plans in: changes the users in memory, encodes them unless `encoder` is None, and lists the operations."""
 
     def __init__(
         self,

@@ -1,8 +1,7 @@
-"""`replay` sends historical records through the worker's engine into a live state of its own.
+"""`feed` sends historical records through the worker's engine into a live state of its own.
 
-A question about a click is asked before the click is applied. Records come merged by time and, within a partition, in
-offset order. Engine, state and query code are production's; nothing is published. The digest equals the live one when
-the log was complete.
+Records come merged by time and, within a partition, in offset order; a question is asked before its click is applied.
+Engine and query code are production's; nothing is published. A complete log gives the digest of the live state.
 """
 
 from __future__ import annotations
@@ -49,17 +48,16 @@ _CHUNK_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS,
 
 
 class SilentSink:
-    """Counts what production would send to Kafka: a replayed log holds the forwarded copies already."""
+    """Counts dead letters and forwards nothing: a replayed log holds the forwarded copies already."""
 
     def __init__(self, dead_letters: Counter[str] | None = None) -> None:
         self.dead_letters = Counter() if dead_letters is None else dead_letters  # by topic and reason
-        self.forwarded = 0
 
     async def dead_letter(self, record: Record, error: MalformedError) -> None:
         note_reason(self.dead_letters, record.topic, error)
 
     async def forward(self, record: Record, partition: int, key: bytes) -> None:
-        self.forwarded += 1
+        pass
 
 
 async def open_engine(
@@ -94,24 +92,6 @@ def numbered(records: Iterable[SourceRecord], partitions: int) -> Iterator[Recor
         partition = partition_of(key.decode(), partitions) if topic in PARTITIONED else 0
         yield Record(topic, partition, offsets[topic, partition], timestamp_ms, key, value)
         offsets[topic, partition] += 1
-
-
-async def replay(
-    source: str,
-    records: Iterable[Record],
-    engine: Engine,
-    sink: SilentSink,
-    evaluator: PrequentialEvaluator | None = None,
-    covers: Callable[[], Mapping[str, Covers]] = dict,
-    progress: Callable[[int], None] | None = None,
-) -> ReplayReport:
-    """Applies all records, asks about clicks as `evaluator` wants, and reports; `covers` says afterwards what was read.
-
-    Raises StoreUnavailableError when the live state did not answer; a replay begins anew then.
-    """
-    replayed = ReplayCounts(dead_letters=sink.dead_letters)
-    await feed(records, engine, replayed, evaluator, progress)
-    return await report(source, engine, replayed, evaluator, covers())
 
 
 async def feed(

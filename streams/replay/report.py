@@ -81,15 +81,12 @@ class ReplayReport:
         """The same for people."""
         records = ", ".join(f"{count} {topic}" for topic, count in sorted(self.records.items())) or "nothing"
         counts = ", ".join(f"{self.counts[name]} {name}" for name in _TOLD if self.counts.get(name))
-        lines = [f"replayed {self.source}: {records} in {self.seconds:.0f} s{self._rate()}", f"engine: {counts}"]
+        rate = f", {sum(self.records.values()) / self.seconds:,.0f} records/s" if self.seconds >= 1 else ""
+        lines = [f"replayed {self.source}: {records} in {self.seconds:.0f} s{rate}", f"engine: {counts}"]
         lines += [f"dead letters: {count} x {reason}" for reason, count in sorted(self.dead_letters.items())]
         lines += self._reach()
         lines.append(f"digest {self.digest.hex}{'' if self.complete else ' (of a part of the log)'}")
         return "\n".join(lines + self._questions())
-
-    def _rate(self) -> str:
-        done = sum(self.records.values())
-        return f", {done / self.seconds:,.0f} records/s" if self.seconds >= 1 else ""
 
     def _reach(self) -> list[str]:
         gone = [f"{name} from {c.first}" for name, c in sorted(self.covers.items()) if c.first > 0]

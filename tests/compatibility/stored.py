@@ -56,7 +56,8 @@ from streams.folder.spool import Spool
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.digest import digest, read_state
 from streams.pipeline.user_state import PartitionClock
-from streams.replay.replay import SilentSink, open_engine, replay
+from streams.replay.replay import SilentSink, feed, open_engine, report
+from streams.replay.report import ReplayCounts
 from tests.compatibility.redis_dump import coded
 from tests.compatibility.world import (
     FIXTURES,
@@ -166,9 +167,9 @@ async def replayed(broker: Broker) -> Json:
     logs = {topic: identity for tag in TAGS for topic, identity in logs_of(tag).items()}
     engine = await open_engine(store, RULES, PARTITIONS, outlet, None, logs, SIZES)
     records = [record for record in merged(broker) if record.topic in CONSUMED]
-    covers = {"clickstream[0]": Covers(0, 0, 9, 9)}
-    report = await replay("log", records, engine, outlet, covers=lambda: covers)
-    found = report.to_dict()
+    covers, counts = {"clickstream[0]": Covers(0, 0, 9, 9)}, ReplayCounts(dead_letters=outlet.dead_letters)
+    await feed(records, engine, counts)
+    found = (await report("log", engine, counts, None, covers)).to_dict()
     del found["seconds"]
     return found
 

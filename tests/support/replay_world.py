@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ from streams.evaluation.comparison import KS
 from streams.evaluation.held_out import HeldOut, QuestionSettings
 from streams.evaluation.leave_one_out import LeaveOneOut, Part, rank_all
 from streams.evaluation.outcomes import Outcomes
+from streams.evaluation.prequential import PrequentialEvaluator
 from streams.evaluation.rankers import ModelRanker, OfflineModel
-from streams.events import Rules, topics_of
+from streams.events import Record, Rules, topics_of
 from streams.folder.reader import Folder, read_folder
 from streams.item_vectors import ItemVectors
+from streams.kafka.topic_merge import Covers
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
+from streams.replay.replay import SilentSink, feed, report
+from streams.replay.report import ReplayCounts, ReplayReport
 from tests.support.folders import START_S, item, write_folder
 from tests.support.streams_world import MemoryBroker
 
@@ -133,3 +137,17 @@ def rank_targets(encoder: IncrementalEncoder, data: LeaveOneOut, part: Part, ks:
     """`rank_all` of the model's lists."""
     ranker = ModelRanker(encoder, data.vectors, ("next", "general", "mixed"))
     return rank_all([ranker], data, part, ks, window=encoder.model.config.window)
+
+
+async def replay(
+    source: str,
+    records: Iterable[Record],
+    engine: Engine,
+    sink: SilentSink,
+    evaluator: PrequentialEvaluator | None = None,
+    covers: Callable[[], Mapping[str, Covers]] = dict,
+) -> ReplayReport:
+    """Applies all records in one part and reports; `covers` says afterwards what was read."""
+    counts = ReplayCounts(dead_letters=sink.dead_letters)
+    await feed(records, engine, counts, evaluator)
+    return await report(source, engine, counts, evaluator, covers())

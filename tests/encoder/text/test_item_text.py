@@ -108,7 +108,7 @@ def test_a_warm_model_is_not_loaded_by_its_first_text(monkeypatch: pytest.Monkey
     model = MiniLM()
     model.warm_up()
     with monkeypatch.context() as later:
-        later.setattr("encoder.text.item_text._load", lambda *_: pytest.fail("loaded when the text came"))
+        later.setattr("encoder.text.item_text.find_minilm", lambda: pytest.fail("loaded when the text came"))
         assert model.embed(["pot"]).shape == (1, 384)
 
 

@@ -22,11 +22,11 @@ from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTOR
 from streams.folder.export import TopicExport, write_files
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
-from streams.folder.spool import ClickRow, Spool
+from streams.folder.spool import Spool
 from streams.pipeline.digest import read_state
-from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine, replay
+from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 from tests.support.export_oracle import Row, expected, merged
-from tests.support.replay_world import PARTITIONS, lived
+from tests.support.replay_world import PARTITIONS, lived, replay
 from tests.support.streams_world import NOW_MS, MemoryBroker, click, fill
 
 RULES = Rules(embedders={"toy": 2})
@@ -48,7 +48,7 @@ def exported(path: Path, found: Iterable[Record], **more: Any) -> tuple[TopicExp
 
 def rows_of(spool: Spool) -> list[Row]:
     spool.settle(CHOICES)
-    return [(row.ts_ms, row.user, row.item, row.kind, row.event) for row in spool.events("forget")]
+    return [(row[3], *row[:3], row[6]) for row in spool.events("forget")]
 
 
 def rows_in(folder: Folder) -> list[Row]:
@@ -330,6 +330,6 @@ def test_rows_come_by_time_and_at_one_time_by_arrival(tmp_path: Path) -> None:
     for arrival, ts_ms in enumerate((5, 3, 5, 3, 4)):
         spool.add("clicks", arrival, "u", arrival, f"e{arrival}", "i", "view", ts_ms, "s", "l", "p", "r")
     spool.settle(CHOICES)
-    assert [row.event for row in spool.events("forget")] == ["e1", "e3", "e4", "e0", "e2"]
-    assert next(spool.events("forget")) == ClickRow("u", "i", "view", 3, "s", "l", "e1", "p", "r")
+    assert [row[6] for row in spool.events("forget")] == ["e1", "e3", "e4", "e0", "e2"]
+    assert next(spool.events("forget")) == ("u", "i", "view", 3, "s", "l", "e1", "p", "r")
     spool.close()

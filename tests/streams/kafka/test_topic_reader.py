@@ -17,8 +17,8 @@ from streams.kafka.config import KafkaConfig
 from streams.kafka.topic_merge import Covers
 from streams.kafka.topic_reader import Span, TopicReader
 from streams.pipeline.digest import digest
-from streams.replay.replay import SilentSink, folder_logs, open_engine, replay
-from tests.support.replay_world import PARTITIONS, lived
+from streams.replay.replay import SilentSink, folder_logs, open_engine
+from tests.support.replay_world import PARTITIONS, lived, replay
 from tests.support.streams_world import MemoryBroker, fill
 
 pytestmark = pytest.mark.servers

@@ -24,7 +24,7 @@ from streams.folder.records import records
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.digest import digest
 from streams.pipeline.user_state import EngineSettings, WindowLimits
-from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine, replay
+from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 from streams.replay.report import ReplayReport
 from tests.support.replay_world import (
     CONFIG,
@@ -34,6 +34,7 @@ from tests.support.replay_world import (
     held_out,
     lived,
     offline,
+    replay,
     served,
     shop,
     vectors_of,
