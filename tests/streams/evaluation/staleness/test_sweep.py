@@ -24,9 +24,8 @@ from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
 from streams.item_vectors import ItemVectors
 from tests.support.folders import START_S, item, write_folder
-from tests.support.replay_log import STEP_MS
 from tests.support.replay_world import RULES, encoder, offline
-from tests.support.staleness_world import Oracle, offset_of, stream, vectors_of
+from tests.support.staleness_world import STEP_MS, Oracle, offset_of, stream, vectors_of
 from tests.support.staleness_world import asked as lattice_asked
 
 HEADER = "user_id,item_id,event_type,timestamp,location"
