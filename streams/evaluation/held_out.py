@@ -156,21 +156,16 @@ class Selection:
 
     def takes(self, click: Click, now_ms: int) -> bool:
         """Whether to ask about a click that arrives at `now_ms`; counts it as skipped otherwise."""
-        reason = None
         if self._start_ms is not None and now_ms < self._start_ms:
-            reason = "before the start"
-        elif not self.is_choice(click):
-            reason = "not a choice"
-        else:
-            self.due += 1
-            reason = None if self.due % self._every == 0 else "between questions"
-        if reason is not None:
-            self.skipped[reason] += 1
-        return reason is None
-
-    def load_state_dict(self, due: int, skipped: Mapping[str, int]) -> None:
-        """Goes on from what another selection had counted."""
-        self.due, self.skipped = due, Counter(skipped)
+            self.skipped["before the start"] += 1
+            return False
+        if not self.is_choice(click):
+            self.skipped["not a choice"] += 1
+            return False
+        self.due += 1
+        if self.due % self._every:
+            self.skipped["between questions"] += 1
+        return self.due % self._every == 0
 
 
 class FolderCatalogue:
@@ -210,7 +205,7 @@ class FolderCatalogue:
         """Rows that nobody may show who knows of the first `arrived` items; the hard rules are always about now."""
         hidden: Mask = ~self._columns.may_show(len(self.item_ids), now_ms)
         hidden[self.order[arrived:]] = True
-        hidden[self.rows(seen)] = True
+        hidden[[self.row[item_id] for item_id in seen if item_id in self.row]] = True
         return hidden
 
     def outside(self, now_ms: int) -> frozenset[str]:
@@ -228,10 +223,6 @@ class FolderCatalogue:
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """The items of a list of rows, which ends at the first -1."""
         return [self.item_ids[row] for row in rows.tolist() if row >= 0]
-
-    def rows(self, item_ids: Iterable[str]) -> list[int]:
-        """Rows of those of the items that have one."""
-        return [self.row[item_id] for item_id in item_ids if item_id in self.row]
 
     def age_ms(self, item_id: str, now_ms: int) -> int:
         """Time since the item's arrival, UNKNOWN of one that is no candidate."""

@@ -87,14 +87,14 @@ class PrequentialEvaluator:
         rules: Rules,
         partitions: int,
         bucket_ms: int,
-        settings: QuestionSettings | None = None,
-        encoder: EncoderThread | None = None,
+        settings: QuestionSettings,
+        encoder: EncoderThread | None,
         weights: Weights | None = None,
     ) -> None:
-        self.settings = settings or QuestionSettings()
+        self.settings = settings
         self._selection = Selection(rules, self.settings.start_ms, self.settings.every)
         self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
-        self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else model.weights)
+        self._weights = weights or (Weights(popularity=0, promotion=0) if settings.plain else model.weights)
         self._reader = UserReader(store, partitions, model.version, model.dim)
         self._popularity = Popularity(store)
         self._baselines = PopularityLists(self.settings.baseline_ms)
@@ -163,16 +163,16 @@ class PrequentialEvaluator:
             "due": self._selection.due,
             "skipped": self._selection.skipped,
             "targets": self.targets,
-            "comparison": self.comparison.state_dict(),
+            "comparison": self.comparison.outcomes.state_dict(),
             "baselines": self._baselines.state_dict(),
             "arrived_ms": self._arrived_ms,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` said of an evaluator with the same settings."""
-        self._selection.load_state_dict(state["due"], state["skipped"])
+        self._selection.due, self._selection.skipped = state["due"], Counter(state["skipped"])
         self.targets = Counter(state["targets"])
-        self.comparison.load_state_dict(state["comparison"])
+        self.comparison.outcomes.load_state_dict(state["comparison"])
         self._baselines.load_state_dict(state["baselines"])
         self._arrived_ms = dict(state["arrived_ms"])
 

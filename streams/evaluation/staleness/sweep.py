@@ -1,8 +1,8 @@
 """Answers every held-out question of a data folder in one pass, as if parts of the live state had been late.
 
-Successive protocol: a choice is predicted from all events before it (EVIDENCE: global time split). Lists are made by
-plain products and popularity, once for each state of knowledge that some arm has; a model's weights are never late.
-With the fresh arm alone this is offline evaluation (`streams.evaluation.timeline`).
+Successive protocol: a choice is predicted from all events before it (EVIDENCE: global time split), by plain products
+and popularity. A model's weights are never late. With the fresh arm alone this is offline evaluation
+(`streams.evaluation.timeline`).
 """
 
 from __future__ import annotations
@@ -265,5 +265,4 @@ class _ModelAnswers:
         """The user's vectors, shifted by context [2, d]."""
         assert known.window.pair is not None
         record = self._contexts.records[known.context] if known.context >= 0 else None
-        shifted: NDArray[np.float32] = known.window.pair + self._model.offset.offset(now_ms, record).delta
-        return shifted
+        return known.window.pair + self._model.offset.offset(now_ms, record).delta
