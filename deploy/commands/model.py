@@ -149,12 +149,7 @@ def _refuse_beside_refit(protocol: str) -> None:
     if protocol != "loo":
         raise click.UsageError("--refit is for --protocol loo")
     context = click.get_current_context()
-    for name, shown in (
-        ("preset_name", "--preset"),
-        ("changes", "--set"),
-        ("without", "--without"),
-        ("general_reach", "--general-reach"),
-        ("epochs", "--epochs"),
-    ):
+    shown = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in ("preset_name", "changes", "without", "general_reach", "epochs"):
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"{shown} is given by --refit's model; leave it out")
+            raise click.UsageError(f"{shown[name]} is given by --refit's model; leave it out")

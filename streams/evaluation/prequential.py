@@ -51,13 +51,9 @@ class CatalogueSink:
         for item_id in self._listed - item_ids:
             self._know(item_id, False)
 
-    def outside(self, now_ms: int) -> set[str]:
-        """Items whose time window is not open at `now_ms`."""
-        return self.catalogue.outside(now_ms)
-
     def can_show(self, item_id: str, now_ms: int) -> bool:
         """Whether the item could be in a list at `now_ms`."""
-        return item_id in self._listed and item_id not in self.outside(now_ms)
+        return item_id in self._listed and item_id not in self.catalogue.outside(now_ms)
 
     def category(self, item_id: str) -> str:
         """The first of the item's category path, "" without one."""
@@ -137,7 +133,7 @@ class PrequentialEvaluator:
             self._selection.skipped[reason] += 1
             return
         await self._refresh(now_ms)
-        without = self._candidates.outside(now_ms) | (set() if self.settings.repeats else seen)
+        without = self._candidates.catalogue.outside(now_ms) | (set() if self.settings.repeats else seen)
         baselines: dict[str, Sequence[str]] = {**self._baselines.lists(max(self.settings.ks), now_ms, without)}
         if self.settings.plain and view.vectors is None:
             lists = baselines | dict.fromkeys(self.settings.slots, baselines[PopularityLists.names[0]])
