@@ -15,7 +15,7 @@ import click
 
 # Command -> module. Loaded on use: the API process must not pay for torch, nor the worker for FastAPI.
 COMMANDS = {
-    "up": "deploy.commands.up",
+    "up": "deploy.commands.roles",
     "worker": "deploy.commands.roles",
     "embed": "deploy.commands.roles",
     "api": "deploy.commands.roles",
@@ -29,7 +29,7 @@ COMMANDS = {
     "staleness": "deploy.commands.measure",
     "compare": "deploy.commands.measure",
     "replay": "deploy.commands.replay",
-    "doctor": "deploy.commands.doctor",
+    "doctor": "deploy.commands.stack",
     "stack": "deploy.commands.stack",
 }
 

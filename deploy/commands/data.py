@@ -50,7 +50,9 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
         click.echo(orjson.dumps({"line": number, "topic": name, "partition": partition, "offset": offset}).decode())
 
     size = os.fstat(file.fileno()).st_size if file is not sys.stdin.buffer else 0
-    bar = click.progressbar(length=size or 1, label="producing", file=sys.stderr, hidden=not (size and _terminal()))
+    bar = click.progressbar(
+        length=size or 1, label="producing", file=sys.stderr, hidden=not (size and sys.stderr.isatty())
+    )
     try:
         with bar:
             result = asyncio.run(
@@ -72,10 +74,6 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
         click.echo(f"… and {len(result.rejected) - _SHOWN_REJECTS} more lines were refused", err=True)
     click.echo(orjson.dumps(result.summary(), option=orjson.OPT_NON_STR_KEYS).decode())
     return 1 if result.rejected else 0
-
-
-def _terminal() -> bool:
-    return sys.stderr.isatty()
 
 
 @click.command()

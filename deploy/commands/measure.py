@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +27,7 @@ from deploy.progress import records_bar
 from deploy.reports.run_facts import RunFacts, started
 from deploy.state_folder import attach
 from encoder.baselines.recipes import recipe_sets
-from streams.evaluation.staleness.delays import Delay, Part, parse_delay, parse_part
+from streams.evaluation.staleness.delays import DELAYS, Delay, Part, parse_delay, parse_part
 
 if TYPE_CHECKING:
     from deploy.jobs.evaluate import BaselinePlan
@@ -100,10 +100,9 @@ class Baselines:
     recipes: str = option(
         type=click.Choice(recipe_sets()),
         default="shop",
-        show_default=True,
         help="Shapes and training of the baselines that are trained, by kind of data.",
     )
-    seed: int = option(type=int, default=0, show_default=True, help="Of the baselines that are trained.")
+    seed: int = option(type=int, default=0, help="Of the baselines that are trained.")
     max_seconds: float | None = option(type=click.FloatRange(min=1), help="Bound of the training of each baseline.")
 
     def plan(self, threads: int) -> BaselinePlan:
@@ -197,15 +196,13 @@ class Delays:
     heading: ClassVar = "Delays"
     delays: list[Delay] = option(
         callback=_listed(parse_delay),
-        default="0,1s,10s,1m,10m,1h,1d,daily",
-        show_default=True,
+        default=",".join(DELAYS),
         help="How late: numbers with ms, s, m, h or d; daily is what a batch at the last midnight (UTC) knew.",
     )
     parts: list[Part] = option(
         "--of",
         callback=_listed(parse_part),
         default="user,vectors,context,popularity,all",
-        show_default=True,
         help="What is late. user-vectors is user, but seen items are still left out of the lists at once.",
     )
 
@@ -251,7 +248,6 @@ def compare(folder: Path, asked: SharedQuestions, texts: Texts, output: Output) 
     Example: perseid compare ml_latest_small --model models/m-1234abcd --model models/m-5678cdef --report what-if.html
     """
     from deploy.jobs.staleness import compare_models
-    from streams.evaluation.tables import table
 
     if len(asked.models) != 2:
         raise click.UsageError(f"--model is given {len(asked.models)} times; a comparison is between two")
@@ -260,8 +256,7 @@ def compare(folder: Path, asked: SharedQuestions, texts: Texts, output: Output) 
         found = compare_models(folder, models, settings, memory, asked.split, asked.settings(), progress)
     named = ", ".join(f"{name} = {version}" for name, version in found["models"].items())
     title = f"{named} on {found['data']}: {found['questions']} questions of {found['users']} users"
-    shown = table(found) if found["questions"] else "nothing to ask about after the split"
-    _tell(facts, "compare", found, lambda: f"{title}\n\n{shown}", output)
+    _tell(facts, "compare", found, lambda: f"{title}\n\n{_shown(found)}", output)
 
 
 def _threads(running: Running) -> int:
@@ -278,16 +273,19 @@ def _model_or_none(model: Path | None, settings: Settings, plan: BaselinePlan) -
 
 
 def _evaluated(found: dict[str, Any], size: str) -> str:
-    from streams.evaluation.tables import table
-
     what = f"model {found['model']}" if found["model"] else "baselines"
-    shown = table(found) if found["questions"] else "nothing to ask about after the split"
-    parts = [f"{what} on {found['data']}: {size}", shown]
+    parts = [f"{what} on {found['data']}: {size}", _shown(found)]
     for name, run in found.get("baselines", {}).items():
         if isinstance(run, dict):
             spent = f"{run['epochs']} epochs of {run['epoch_seconds']:.1f} s, the best after {run['best_epoch']}"
             parts.append(f"{name}: {spent}, ended by {run['ended']}")
     return "\n\n".join(parts)
+
+
+def _shown(found: dict[str, Any]) -> str:
+    from streams.evaluation.tables import table
+
+    return table(found) if found["questions"] else "nothing to ask about after the split"
 
 
 @contextmanager
@@ -296,12 +294,8 @@ def _session(given: Texts) -> Iterator[tuple[Settings, TextMemory, Progress]]:
     from encoder.text.cache import TextMemory
 
     settings = attach(os.environ)
-    memory = TextMemory(given.texts or settings.state / "texts")
-    try:
-        with records_bar("events") as show:
-            yield settings, memory, None if show is None else lambda done: show(done, None)
-    finally:
-        memory.close()
+    with closing(TextMemory(given.texts or settings.state / "texts")) as memory, records_bar("events") as show:
+        yield settings, memory, None if show is None else lambda done: show(done, None)
 
 
 def _tell(facts: RunFacts, kind: str, found: dict[str, Any], text: Callable[[], str], output: Output) -> None:

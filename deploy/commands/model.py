@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,13 +27,11 @@ class Data:
     split: float = option(
         type=click.FloatRange(0, 1, min_open=True),
         default=1.0,
-        show_default=True,
         help="Share of the events, by time, to train on; the rest stays unseen for `evaluate` and `replay`.",
     )
     protocol: str = option(
         type=click.Choice(["timeline", "loo"]),
         default="timeline",
-        show_default=True,
         help="loo: keep out the last two events of each user, and the weights that rank the last but one best.",
     )
 
@@ -46,7 +45,6 @@ class ModelChoice:
         "--preset",
         type=click.Choice(preset_names()),
         default="nano",
-        show_default=True,
         help="Size of the encoder and recipe of its training.",
     )
     without: frozenset[str] = option(
@@ -78,8 +76,8 @@ class TrainingRun(Running):
 
     epochs: int | None = option(type=click.IntRange(min=1), help="[default: the preset's, else 20]")
     max_seconds: float | None = option(type=click.FloatRange(min=1), help="Bound of the whole training run.")
-    seed: int = option(type=int, default=0, show_default=True)
-    device: str = option(type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+    seed: int = option(type=int, default=0)
+    device: str = option(type=click.Choice(["cpu", "cuda"]), default="cpu")
     resume: bool = option(is_flag=True, help="Continue from the checkpoint in --out.")
 
 
@@ -88,7 +86,7 @@ class Artefact:
     """Where the model goes, and what is said of it."""
 
     heading: ClassVar = "Output"
-    out: Path = option(type=click.Path(path_type=Path), default=Path(".perseid/models"), show_default=True)
+    out: Path = option(type=click.Path(path_type=Path), default=Path(".perseid/models"))
     quiet: bool = option(is_flag=True, help="Print one short line instead of the JSON result.")
 
 
@@ -122,12 +120,9 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
         resume=training.resume,
         progress=sys.stderr.isatty(),
     )
-    settings, memory = attach(os.environ), TextMemory(training.texts)
-    try:
-        with TextSource(settings, memory) as source:
-            result = train_folder(replace(plan, refit=choice.refit, texts=source), settings.rules(), source.memory)
-    finally:
-        memory.close()
+    settings = attach(os.environ)
+    with closing(TextMemory(training.texts)) as memory, TextSource(settings, memory) as source:
+        result = train_folder(replace(plan, refit=choice.refit, texts=source), settings.rules(), source.memory)
     if output.quiet:
         quality = ", ".join(f"{name} {value:.3g}" for name, value in result.metrics.items())
         click.echo(f"Model {result.version} after {result.seconds:.0f} s: {quality}")
@@ -154,12 +149,7 @@ def _refuse_beside_refit(protocol: str) -> None:
     if protocol != "loo":
         raise click.UsageError("--refit is for --protocol loo")
     context = click.get_current_context()
-    for name, shown in (
-        ("preset_name", "--preset"),
-        ("changes", "--set"),
-        ("without", "--without"),
-        ("general_reach", "--general-reach"),
-        ("epochs", "--epochs"),
-    ):
+    shown = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in ("preset_name", "changes", "without", "general_reach", "epochs"):
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"{shown} is given by --refit's model; leave it out")
+            raise click.UsageError(f"{shown[name]} is given by --refit's model; leave it out")

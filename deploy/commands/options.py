@@ -41,8 +41,11 @@ class SectionedCommand(click.Command):
 
 
 def option(*names: str, **more: Any) -> Any:
-    """A field of a class of options: arguments as of `click.option`; the name is the field's if none is given."""
-    return field(metadata={"names": names, **more})
+    """A field of a class of options: arguments as of `click.option`, but a default that is not empty is shown.
+
+    The name is the field's if none is given.
+    """
+    return field(metadata={"names": names, "show_default": more.get("default") not in (None, ""), **more})
 
 
 def options(**kinds: Any) -> Decorator:
@@ -89,7 +92,7 @@ class Questions:
     """Which of the events are asked about, and how they are answered."""
 
     heading: ClassVar = "Questions"
-    every: int = option(type=click.IntRange(min=1), default=1, show_default=True, help="Ask at each n-th event.")
+    every: int = option(type=click.IntRange(min=1), default=1, help="Ask at each n-th event.")
     repeats: bool = option(is_flag=True, help="Also ask about items that the user has seen.")
     plain: bool = option(is_flag=True, help="Rank by vectors alone: no popularity or promotions, whatever models say.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -30,7 +30,9 @@ class ReplayedPart:
     """Which records are replayed, and from when on questions are asked."""
 
     heading: ClassVar = "Records"
-    split: float = option(type=click.FloatRange(0, 1), default=0.0, help="Of a FOLDER: ask only after this share.")
+    split: float = option(
+        type=click.FloatRange(0, 1), default=0.0, show_default=False, help="Of a FOLDER: ask only after this share."
+    )
     start_ms: int | None = option(
         "--from", type=TimeParam(), help="Of topics: clicks from this time on (ISO 8601 or epoch ms)."
     )
@@ -62,9 +64,7 @@ class RebuiltState:
     checkpoint: Path | None = option(
         type=click.Path(path_type=Path, file_okay=False), help="Folder to resume from and keep in."
     )
-    part: int = option(
-        type=click.IntRange(min=1), default=100_000, show_default=True, help="Records between checkpoints."
-    )
+    part: int = option(type=click.IntRange(min=1), default=100_000, help="Records between checkpoints.")
     prefix: str | None = option(help="Rebuild in Redis below this unused key prefix instead of in memory.")
     state_only: bool = option(is_flag=True, help="Ask nothing and encode nothing: only the digest, much faster.")
     compare: bool = option(is_flag=True, help="Of topics: compare with the live state; exit with 1 where it differs.")
@@ -125,11 +125,8 @@ def _folder(folder: Path, plan: ReplayPlan, settings: Settings, texts: Texts, sp
     from deploy.jobs.replay import replay_folder
     from encoder.text.cache import TextMemory
 
-    memory = TextMemory(texts.texts or settings.state / "texts")
-    try:
+    with closing(TextMemory(texts.texts or settings.state / "texts")) as memory:
         return replay_folder(folder, plan, settings, memory, span.split, span.stop_ms)
-    finally:
-        memory.close()
 
 
 def _topics(plan: ReplayPlan, settings: Settings, span: ReplayedPart) -> ReplayReport:

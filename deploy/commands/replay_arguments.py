@@ -80,7 +80,7 @@ def parse_offsets(words: Iterable[str]) -> dict[tuple[str, int], Span]:
 
 
 def _pieces(word: str) -> list[str]:
-    if "[" in word or not Path(word).is_file():
-        return [piece for piece in re.split(r"[,\s]+", word) if piece]
-    lines = (line.partition("#")[0] for line in Path(word).read_text("utf-8").splitlines())
-    return [piece for line in lines for piece in re.split(r"[,\s]+", line) if piece]
+    lines = [word]
+    if "[" not in word and Path(word).is_file():
+        lines = [line.partition("#")[0] for line in Path(word).read_text("utf-8").splitlines()]
+    return " ".join(lines).replace(",", " ").split()

@@ -1,11 +1,16 @@
-"""The command `stack`: real Kafka, Redis and Elasticsearch on this machine."""
+"""Runs real servers on this machine (`perseid stack`), and examines what a deployment depends on (`perseid doctor`)."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
+import orjson
+
+from deploy.commands.options import state_option
+from deploy.state_folder import attach
 
 folder_option = click.option(
     "--folder",
@@ -123,6 +128,25 @@ def topics() -> int:
     created = create_topics(settings.kafka_config(), settings.partitions)
     click.echo(f"created {', '.join(created)}" if created else "all topics are there")
     return 0
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of lines.")
+@state_option
+def doctor(as_json: bool, state: Path | None) -> int:
+    """Check Python, packages, Kafka, Redis, Elasticsearch, models, endpoints, folder and port; say what to do.
+
+    Example: perseid doctor --state .perseid
+    """
+    from deploy.doctor.doctor import examine
+
+    findings = examine(attach(os.environ, state))
+    if as_json:
+        click.echo(orjson.dumps([asdict(finding) for finding in findings]).decode())
+    else:
+        for finding in findings:
+            click.echo(str(finding))
+    return 1 if any(finding.state == "wrong" for finding in findings) else 0
 
 
 def _print_environment(variables: dict[str, str]) -> None:

@@ -1,8 +1,7 @@
 """Measures a model and baselines on a data folder by one of three protocols, without broker, store or index.
 
-Assumes an artefact of `deploy.jobs.train`; item vectors come from the folder, else from
-`deploy.texts.models.models.models`. Loads torch. Baselines are trained on what a model of the same protocol is trained
-on, and stand in the same table.
+Assumes an artefact of `deploy.jobs.train`; item vectors come from the folder, else from `deploy.texts.models`. Loads
+torch. Baselines are trained on what a model of the same protocol is trained on, and stand in the same table.
 """
 
 from __future__ import annotations
@@ -86,8 +85,8 @@ def evaluate_folder(
     """Metrics of a model, and of baselines, on what a folder holds after `split` (None: after the model's training).
 
     `metrics` are those of the list that was best when the model was trained, with the weight of popularity that was
-    best, unless `ask.plain` wants vectors alone. Without a model only baselines are
-    measured; these are trained on what lies before the first question. `baskets` as in `streams.evaluation.timeline`.
+    best, unless `ask.plain` wants vectors alone. Without a model only baselines are measured; these are trained on what
+    lies before the first question. `baskets` as in `streams.evaluation.timeline`.
 
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on everything and no split is given.
@@ -231,9 +230,6 @@ def given_vectors(folder: Folder, rules: Rules) -> ItemVectors:
     )
 
 
-_BOUGHT = "purchase"
-
-
 def evaluate_sessions_of(
     path: Path,
     model: Path,
@@ -271,5 +267,6 @@ def evaluate_sessions_of(
 def _usual_choice(folder: Folder) -> str:
     from streams.evaluation.sessions.sessions import CLICK
 
-    bought = folder.kind_names.index(_BOUGHT) if _BOUGHT in folder.kind_names else None
-    return _BOUGHT if bought is not None and (folder.events.kinds == bought).any() else CLICK
+    bought = "purchase"
+    code = folder.kind_names.index(bought) if bought in folder.kind_names else None
+    return bought if code is not None and (folder.events.kinds == code).any() else CLICK

@@ -7,8 +7,8 @@ a folder come from its own file, else from `deploy.texts.models.models`. Torch i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
 from encoder.model.config import PARTS
 from encoder.model.document import load_serving
-from index.state.store import LiveStore, LogIdentity
+from index.state.store import LogIdentity
 from streams.events import CLICKSTREAM, CONSUMED, PARTITIONED
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
@@ -107,36 +107,25 @@ def replay_topics(
         return asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint))
 
 
-@contextmanager
-def _checkpoint(plan: ReplayPlan, settings: Settings, facts: Mapping[str, Any]) -> Iterator[Checkpoint | None]:
-    if plan.checkpoint is None:
-        yield None
-        return
+def _checkpoint(
+    plan: ReplayPlan, settings: Settings, facts: Mapping[str, Any]
+) -> AbstractContextManager[Checkpoint | None]:
     from deploy.jobs.replay_checkpoint import Checkpoint
 
-    checkpoint = Checkpoint(plan, settings, facts)
-    try:
-        yield checkpoint
-    finally:
-        checkpoint.close()
+    return nullcontext() if plan.checkpoint is None else closing(Checkpoint(plan, settings, facts))
 
 
-async def differences_from_live(report: ReplayReport, live: LiveStore, partitions: int) -> list[str]:
-    """Names of the digest's parts in which a live state differs from a replay; none when they are equal.
+def compare_with_live(report: ReplayReport, settings: Settings) -> list[str]:
+    """Names of the digest's parts in which the live state that the settings name differs. Traffic should rest.
 
     Raises:
         StoreUnavailableError: the live state did not answer.
     """
-    return report.digest.differences(await digest(live, partitions))
-
-
-def compare_with_live(report: ReplayReport, settings: Settings) -> list[str]:
-    """`differences_from_live` of the live state that the settings name. Traffic should rest meanwhile."""
 
     async def compare() -> list[str]:
         store = open_store(settings)
         try:
-            return await differences_from_live(report, store, settings.partitions)
+            return report.digest.differences(await digest(store, settings.partitions))
         finally:
             await store.close()
 

@@ -6,7 +6,7 @@ of data. The weights that rank the validation targets best are kept, as for a mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from encoder.baselines.training import SequenceScorer, fit
 from encoder.training.dataset import TrainingData
 from streams.evaluation.leave_one_out import LeaveOneOut, validation_ndcg
 from streams.evaluation.neighbours import PopularityRanker, TextKnn, co_visitation, item_knn
-from streams.evaluation.rankers import FloatArray, IntArray, Question, Ranker, exact_ranks, masked_scores
+from streams.evaluation.rankers import Asked, FloatArray, IntArray, Question, Ranker, mean_ndcg
 from streams.item_vectors import ItemVectors
 
 COUNTING = ("popularity", "popularity-7d", "item-knn", "co-visitation", "text-knn")
@@ -63,11 +63,11 @@ class TrainedBaselines:
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def check_names(names: Sequence[str], allowed: Sequence[str] = (*COUNTING, *TRAINED)) -> None:
+def check_names(names: Sequence[str]) -> None:
     """Raises ValueError for an unknown or repeated name."""
     for name in names:
-        if name not in allowed:
-            raise ValueError(f"unknown baseline {name!r}; choose from {', '.join(allowed)}")
+        if name not in (*COUNTING, *TRAINED):
+            raise ValueError(f"unknown baseline {name!r}; choose from {', '.join((*COUNTING, *TRAINED))}")
     if len(set(names)) < len(names):
         raise ValueError(f"a baseline is named twice in {','.join(names)}")
 
@@ -91,10 +91,10 @@ def make_baselines(
     }
     for name in names:
         if name in makers:
-            made.rankers.append(makers[name](name))
+            ranker = makers[name](name)
         else:
             ranker, made.training[name] = _train(name, part, training)
-            made.rankers.append(ranker)
+        made.rankers.append(ranker)
     return made
 
 
@@ -103,9 +103,7 @@ class SequenceRanker:
 
     def __init__(self, name: str, scorer: SequenceScorer, known: IntArray, catalogue: int) -> None:
         self.lists: Mapping[str, Sequence[int]] = {name: (0,)}
-        self._scorer, self._known = scorer, known
-        self._place = np.full(catalogue, -1, np.int64)
-        self._place[known] = np.arange(len(known))
+        self._scorer, self._known, self._place = scorer, known, _places(known, catalogue)
 
     def scores(self, questions: Sequence[Question]) -> Sequence[FloatArray]:
         items, ts_ms = [], []
@@ -119,21 +117,24 @@ class SequenceRanker:
 
 
 def _train(name: str, part: TrainingPart, training: Training) -> tuple[Ranker, dict[str, Any]]:
-    catalogue = part.learned.catalogue
-    place = np.full(catalogue, -1, np.int64)
-    place[part.known] = np.arange(len(part.known))
-    learned = part.learned
-    data = Sequences(learned.user_ptr, place[learned.items], learned.ts_ms, len(part.known))
+    learned, place = part.learned, _places(part.known, part.learned.catalogue)
     fitted = fit(
-        data,
+        Sequences(learned.user_ptr, place[learned.items], learned.ts_ms, len(part.known)),
         training.recipes[name],
-        lambda scorer: part.validate(SequenceRanker(name, scorer, part.known, catalogue)),
+        lambda scorer: part.validate(SequenceRanker(name, scorer, part.known, learned.catalogue)),
         seed=training.seed,
         max_seconds=training.max_seconds,
         progress=name if training.progress else None,
         device=training.device,
     )
-    return SequenceRanker(name, fitted.scorer, part.known, catalogue), fitted.summary()
+    return SequenceRanker(name, fitted.scorer, part.known, learned.catalogue), fitted.summary()
+
+
+def _places(known: IntArray, catalogue: int) -> IntArray:
+    """Where each row stands among the known ones [catalogue], -1 outside them."""
+    place = np.full(catalogue, -1, np.int64)
+    place[known] = np.arange(len(known))
+    return place
 
 
 def leave_one_out_part(split: LeaveOneOut) -> TrainingPart:
@@ -170,34 +171,20 @@ def timeline_part(
     every = sequences(np.ones(len(users), bool))
     due = np.flatnonzero(~early)
     due = np.sort(np.random.default_rng(seed).permutation(due)[:_VALIDATED])
-    possible = (_held_out(every, at, int(every.user_ptr[users[at]])) for at in due.tolist())
-    asked = [found for found in possible if found is not None]
+    asked: list[tuple[Question, int]] = []  # with the target, which is new to the user
+    for at in due.tolist():
+        past, target = slice(int(every.user_ptr[users[at]]), at), int(every.items[at])
+        if at > past.start and target not in every.items[past]:
+            asked.append((Question(every.items[past], every.ts_ms[past], int(every.ts_ms[at])), target))
     if not asked:
         raise ValueError("nobody chose anything again in the share that validates; split later")
     outside = np.setdiff1d(np.arange(len(row)), known)
-    return TrainingPart(every, sequences(early), known, lambda ranker: _ndcg(ranker, asked, outside))
+    return TrainingPart(every, sequences(early), known, lambda ranker: mean_ndcg(ranker, _batches(asked, outside)))
 
 
-@dataclass(frozen=True, slots=True)
-class _HeldOut:
-    question: Question
-    target: int
-
-
-def _held_out(data: Sequences, at: int, first: int) -> _HeldOut | None:
-    """A choice to be predicted from what its user chose before; None without that or where it is a repetition."""
-    before, target, now_ms = data.items[first:at], int(data.items[at]), int(data.ts_ms[at])
-    if not len(before) or target in before:
-        return None
-    return _HeldOut(Question(before, data.ts_ms[first:at], now_ms), target)
-
-
-def _ndcg(ranker: Ranker, asked: Sequence[_HeldOut], outside: IntArray, k: int = 10) -> float:
-    gains = []
+def _batches(asked: Sequence[tuple[Question, int]], outside: IntArray) -> Iterator[Asked]:
+    """What the user chose before is hidden, and all rows `outside`."""
     for at in range(0, len(asked), _BATCH):
-        some = asked[at : at + _BATCH]
-        hidden = [np.concatenate([found.question.chosen, outside]) for found in some]
-        scores = masked_scores(ranker, [found.question for found in some], hidden)[0]
-        ranks = exact_ranks(scores, np.array([found.target for found in some], np.int64))
-        gains.append((ranks <= k) / np.log2(1.0 + ranks))
-    return float(np.concatenate(gains).mean())
+        questions, targets = zip(*asked[at : at + _BATCH], strict=True)
+        hidden = [np.concatenate([question.chosen, outside]) for question in questions]
+        yield Asked(questions, hidden, np.array(targets, np.int64))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -38,20 +39,18 @@ class Comparison:
     seed: int = 0
     sliced: bool = True
     outcomes: Outcomes = field(init=False)
+    measured: Sequence[tuple[str, str]] = field(init=False)  # which list against which
 
     def __post_init__(self) -> None:
         if not self.names or not self.ks:
             raise ValueError(f"a comparison needs names and cut-offs, got {self.names!r} and {self.ks!r}")
         self.outcomes = Outcomes([*self.names, *self.baselines])
+        self.measured = list(product(self.names, self.baselines)) if self.pairs is None else self.pairs
 
     @property
     def k(self) -> int:
         """The cut-off nearest to 10."""
         return min(self.ks, key=lambda k: (abs(k - 10), k))
-
-    @property
-    def questions(self) -> int:
-        return len(self.outcomes)
 
     def add(self, lists: Mapping[str, Sequence[str]], targets: Set[str], facts: Facts) -> None:
         """Scores one question's lists, one for every name and baseline."""
@@ -63,10 +62,14 @@ class Comparison:
         `metrics` of the first list (`list`), `lists` of all, `intervals` of both over users; `slices` by name with the
         metrics at `k`; `versus`: paired differences with intervals and p-values of a sign-flip test over users.
         """
-        found: dict[str, Any] = {"questions": self.questions, "users": self.outcomes.users, "catalogue": catalogue_size}
+        found: dict[str, Any] = {
+            "questions": len(self.outcomes),
+            "users": self.outcomes.users,
+            "catalogue": catalogue_size,
+        }
         found |= {"list": self.names[0], "k": self.k, "metrics": {}, "lists": {}, "intervals": {}}
         found |= {"confidence": CONFIDENCE, "resamples": resamples, "seed": self.seed, "slices": {}, "versus": []}
-        if not self.questions:
+        if not len(self.outcomes):
             return found
         statistics = _Statistics(self, resamples)
         for name in self.outcomes.names:
@@ -80,40 +83,23 @@ class Comparison:
         found["versus"] = [statistics.versus(*pair) for pair in self.measured]
         return found
 
-    def state_dict(self) -> dict[str, Any]:
-        """What has been scored, as plain values for JSON."""
-        return self.outcomes.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` said; the names and baselines are the same."""
-        self.outcomes.load_state_dict(state)
-
-    @property
-    def measured(self) -> Sequence[tuple[str, str]]:
-        """Which list is measured against which."""
-        if self.pairs is not None:
-            return self.pairs
-        return [(name, baseline) for name in self.names for baseline in self.baselines]
-
 
 class _Statistics:
     """Means, intervals and tests over one set of resamples."""
 
     def __init__(self, comparison: Comparison, resamples: int) -> None:
-        outcomes = comparison.outcomes
-        self._k, self._seed = comparison.k, comparison.seed
-        self._names, self._pairs = outcomes.names, comparison.measured
-        self._users = outcomes.facts("user")
-        self._outcomes, self._ks = outcomes, comparison.ks
-        self._resamples = Resamples(outcomes.users, resamples, comparison.seed)
+        self._comparison, self._outcomes, self._k = comparison, comparison.outcomes, comparison.k
+        self._users = self._outcomes.facts("user")
+        self._resamples = Resamples(self._outcomes.users, resamples, comparison.seed)
         self._columns = [f"{metric}@{self._k}" for metric in METRICS]
+        self._tested = [f"{metric}@{self._k}" for metric in _TESTED]
         # A sweep has a hundred lists: only what slices and tests need of each is kept, 1.6 MB for 100 k questions.
         self._kept: dict[str, NDArray[np.float32]] = {}  # list → its scores at k [n, 4]
         self._drawn: dict[str, NDArray[np.float64]] = {}  # list → means of the tested metrics [resamples, 2]
 
     def all(self, name: str) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Means and intervals of every metric of a list."""
-        scores = self._outcomes.scores(name, self._ks)
+        scores = self._outcomes.scores(name, self._comparison.ks)
         columns, values = list(scores), np.column_stack(list(scores.values()))
         self._kept[name] = np.column_stack([scores[column] for column in self._columns]).astype(np.float32)
         drawn = self._resamples.means(values, self._users)
@@ -123,9 +109,9 @@ class _Statistics:
     def of_some(self, at: NDArray[Any]) -> dict[str, Any]:
         """Metrics and intervals of every list on some of the questions, at the cut-off nearest to 10."""
         columns = self._columns
-        values = np.column_stack([self._kept[name][at] for name in self._names])
+        values = np.column_stack([self._kept[name][at] for name in self._outcomes.names])
         means, bounds = values.mean(axis=0, dtype=np.float64), self._resamples.means(values, self._users[at])
-        parts = {name: slice(n * len(columns), (n + 1) * len(columns)) for n, name in enumerate(self._names)}
+        parts = {name: slice(n * len(columns), (n + 1) * len(columns)) for n, name in enumerate(self._outcomes.names)}
         differences = [
             {
                 "list": name,
@@ -133,7 +119,7 @@ class _Statistics:
                 "means": _named(columns, means[parts[name]] - means[parts[other]]),
                 "intervals": _bounds(columns, bounds[:, parts[name]] - bounds[:, parts[other]]),
             }
-            for name, other in self._pairs
+            for name, other in self._comparison.measured
         ]
         return {
             "questions": len(at),
@@ -148,7 +134,7 @@ class _Statistics:
         gaps = self._kept[name].astype(np.float64) - self._kept[other]
         hits, values = gaps[:, 0], gaps[:, [self._columns.index(column) for column in self._tested]]
         bounds = _bounds(self._tested, self._drawn[name] - self._drawn[other])
-        chances = sign_flip_test(values, self._users, seed=self._seed)
+        chances = sign_flip_test(values, self._users, seed=self._comparison.seed)
         return {
             "list": name,
             "baseline": other,
@@ -160,10 +146,6 @@ class _Statistics:
                 for column, mean, p in zip(self._tested, values.mean(axis=0), chances, strict=True)
             },
         }
-
-    @property
-    def _tested(self) -> list[str]:
-        return [f"{metric}@{self._k}" for metric in _TESTED]
 
 
 def _named(columns: Sequence[str], values: NDArray[Any]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Selects the questions of a held-out timeline and the items that may answer them.
 
-Successive protocol: a choice is asked about just before it happens (EVIDENCE: global time split), and users change by
-the functions of production. What is seen is `index.query.recommend.recommend.recommend.seen_items`, as live.
+Successive protocol: a choice is asked about just before it happens (EVIDENCE: global time split). Users change by the
+functions of production, and what they have seen is `index.query.recommend.seen_items`.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ class QuestionSettings:
     start_ms: int | None = None  # earlier events are applied without a question
     every: int = 1  # of the events that could be asked about, only each n-th is
     repeats: bool = False  # True: also ask about items the user has seen, and leave those in the lists
-    plain: bool = (
-        False  # True: rank as `streams.evaluation.timeline`, by products alone, cold users by recent popularity
-    )
+    plain: bool = False  # True: as `streams.evaluation.timeline`, by products alone, cold users by recent popularity
     baseline_ms: int = WEEK_MS
     # An API process sums popularity every few seconds; here: not more often than this many events or event time.
     popularity_ms: int = 60_000
@@ -80,24 +78,22 @@ class HeldOut:
     def __init__(
         self, folder: Folder, vectors: ItemVectors, rules: Rules, ask: QuestionSettings, weights: Weights
     ) -> None:
-        self.folder, self.vectors, self.ask, self._weights = folder, vectors, ask, weights
+        self.folder, self.vectors, self.rules, self.ask, self._weights = folder, vectors, rules, ask, weights
         self.items = FolderCatalogue(folder, vectors, rules)
         self.selection = Selection(rules, ask.start_ms, ask.every)
-        self.kind_weights = [kind.weight for kind in rules.kinds]  # by code of the kind, as they count for popularity
-        self._rules = rules
 
     def events(self, progress: Callable[[int], None] | None = None) -> Iterator[tuple[int, UserEvent]]:
         """Profiles, forgets and clicks with their times; `progress` is told how many of `folder.events` are done."""
         for done, record in enumerate(records(self.folder, topics={USERS, CLICKSTREAM})):
             now_ms = record.timestamp_ms
-            event = parse(Record(record.topic, 0, 0, now_ms, record.key, record.value), self._rules)
+            event = parse(Record(record.topic, 0, 0, now_ms, record.key, record.value), self.rules)
             if isinstance(event, UserEvent):
                 yield now_ms, event
             if progress is not None and done % 1000 == 0:
                 progress(min(done, len(self.folder.events)))
 
     def is_new(self, click: Click, state: UserState, now_ms: int) -> bool:
-        """Whether a click that was selected is asked about, as its item is new to the user or repeats count."""
+        """Whether a selected click is asked about: its item is new to the user, or repeats count."""
         if click.item_id not in self.left_out(state, now_ms):
             return True
         self.selection.skipped["seen before"] += 1
@@ -117,10 +113,6 @@ class HeldOut:
             category=self.items.category(click.item_id),
             repeat=click.item_id in self._seen(state, now_ms),
         )
-
-    def applier(self, config: ModelConfig) -> Apply:
-        """How events change a state whose window is that of a model."""
-        return applier(self._rules, config)
 
     def _seen(self, state: UserState, now_ms: int) -> frozenset[str]:
         return seen_items(state.items, state.purchases, now_ms, self._weights)
@@ -164,21 +156,16 @@ class Selection:
 
     def takes(self, click: Click, now_ms: int) -> bool:
         """Whether to ask about a click that arrives at `now_ms`; counts it as skipped otherwise."""
-        reason = None
         if self._start_ms is not None and now_ms < self._start_ms:
-            reason = "before the start"
-        elif not self.is_choice(click):
-            reason = "not a choice"
-        else:
-            self.due += 1
-            reason = None if self.due % self._every == 0 else "between questions"
-        if reason is not None:
-            self.skipped[reason] += 1
-        return reason is None
-
-    def load_state_dict(self, due: int, skipped: Mapping[str, int]) -> None:
-        """Goes on from what another selection had counted."""
-        self.due, self.skipped = due, Counter(skipped)
+            self.skipped["before the start"] += 1
+            return False
+        if not self.is_choice(click):
+            self.skipped["not a choice"] += 1
+            return False
+        self.due += 1
+        if self.due % self._every:
+            self.skipped["between questions"] += 1
+        return self.due % self._every == 0
 
 
 class FolderCatalogue:
@@ -218,7 +205,7 @@ class FolderCatalogue:
         """Rows that nobody may show who knows of the first `arrived` items; the hard rules are always about now."""
         hidden: Mask = ~self._columns.may_show(len(self.item_ids), now_ms)
         hidden[self.order[arrived:]] = True
-        hidden[self.rows(seen)] = True
+        hidden[[self.row[item_id] for item_id in seen if item_id in self.row]] = True
         return hidden
 
     def outside(self, now_ms: int) -> frozenset[str]:
@@ -236,10 +223,6 @@ class FolderCatalogue:
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """The items of a list of rows, which ends at the first -1."""
         return [self.item_ids[row] for row in rows.tolist() if row >= 0]
-
-    def rows(self, item_ids: Iterable[str]) -> list[int]:
-        """Rows of those of the items that have one."""
-        return [self.row[item_id] for item_id in item_ids if item_id in self.row]
 
     def age_ms(self, item_id: str, now_ms: int) -> int:
         """Time since the item's arrival, UNKNOWN of one that is no candidate."""

@@ -1,5 +1,4 @@
-"""Evaluates by leave-one-out, where each user's last event is the test target and the one before it the validation
-target.
+"""Evaluates by leave-one-out, which tests on each user's last event and validates on the one before it.
 
 The protocol of most published tables: users ordered by `seq_pos` where the folder has it, every item ranked, history
 removed, ties in index order. It leaks the future of other users, which `streams.evaluation.timeline` does not.
@@ -21,7 +20,7 @@ from encoder.training.dataset import TrainingData
 from index.query.model import RequestedList
 from streams.evaluation.comparison import KS, Comparison
 from streams.evaluation.outcomes import Outcomes
-from streams.evaluation.rankers import ModelRanker, Question, Ranker, best_lists, exact_ranks, masked_scores
+from streams.evaluation.rankers import Asked, ModelRanker, Question, Ranker, best_lists, masked_scores, mean_ndcg
 from streams.evaluation.slices import Facts
 from streams.folder.reader import FORGET_CODE, Folder
 from streams.folder.training import subclass_of
@@ -70,6 +69,10 @@ class LeaveOneOut:
     def target(self, user: int, part: Part) -> int:
         """Position of a user's target among the events."""
         return int(self.user_ptr[user + 1]) - (1 if part == "test" else HELD_OUT)
+
+    def before(self, user: int, part: Part) -> NDArray[np.int32]:
+        """Rows of what a user chose before the target, oldest first."""
+        return self.items[self.user_ptr[user] : self.target(user, part)]
 
 
 def leave_one_out(folder: Folder, vectors: ItemVectors) -> LeaveOneOut:
@@ -136,12 +139,12 @@ def rank_all(
     """
     found, ids = Outcomes(_names(rankers)), data.vectors.item_ids
     trained = np.bincount(data.training().items, minlength=len(ids))
-    for done, asked in _batches(data, part, window):
+    for users, asked in _batches(data, part, window):
         lists: dict[str, NDArray[np.int64]] = {}
         for ranker in rankers:
-            lists |= best_lists(masked_scores(ranker, asked.questions, asked.seen), ranker.lists, max(ks))
-        for at, (user, target) in enumerate(zip(asked.users, asked.targets.tolist(), strict=True)):
-            before = data.items[data.user_ptr[user] : data.target(user, part)]
+            lists |= best_lists(masked_scores(ranker, asked.questions, asked.hidden), ranker.lists, max(ks))
+        for at, (user, target) in enumerate(zip(users, asked.targets.tolist(), strict=True)):
+            before = data.before(user, part)
             facts = Facts(
                 user_id=data.user_ids[user],
                 history=len(before),
@@ -152,7 +155,7 @@ def rank_all(
             named = {name: [ids[row] for row in rows[at].tolist() if row >= 0] for name, rows in lists.items()}
             found.add(named, {ids[target]}, facts)
         if progress is not None:
-            progress(done)
+            progress(len(found))
     return found
 
 
@@ -165,28 +168,16 @@ def _names(rankers: Sequence[Ranker]) -> list[str]:
 
 def validation_ndcg(ranker: Ranker, data: LeaveOneOut, k: int = 10, window: int = WINDOW) -> float:
     """NDCG@k of a ranker's first list on the validation targets, each from the user's last `window` events."""
-    gains = []
-    for _, asked in _batches(data, "validation", window):
-        ranks = exact_ranks(masked_scores(ranker, asked.questions, asked.seen)[0], asked.targets)
-        gains.append((ranks <= k) / np.log2(1.0 + ranks))
-    return float(np.concatenate(gains).mean())
+    return mean_ndcg(ranker, (asked for _, asked in _batches(data, "validation", window)), k)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    users: list[int]
-    questions: list[Question]
-    targets: NDArray[np.int64]  # [B]
-    seen: list[NDArray[np.int64]]  # rows of the other items that the user chose before the target
-
-
-def _batches(data: LeaveOneOut, part: Part, window: int) -> Iterator[tuple[int, _Asked]]:
-    users = data.users
-    for at in range(0, len(users), _BATCH):
-        some = users[at : at + _BATCH].tolist()
-        targets = np.array([data.items[data.target(user, part)] for user in some], np.int64)
-        seen = [_history(data, user, part, target) for user, target in zip(some, targets.tolist(), strict=True)]
-        yield at + len(some), _Asked(some, [_question(data, user, part, window) for user in some], targets, seen)
+def _batches(data: LeaveOneOut, part: Part, window: int) -> Iterator[tuple[list[int], Asked]]:
+    """Users, and what they are asked; the other items that they chose before the target are hidden."""
+    for at in range(0, len(data.users), _BATCH):
+        users = data.users[at : at + _BATCH].tolist()
+        targets = np.array([data.items[data.target(user, part)] for user in users], np.int64)
+        seen = [np.setdiff1d(data.before(user, part), target) for user, target in zip(users, targets, strict=True)]
+        yield users, Asked([_question(data, user, part, window) for user in users], seen, targets)
 
 
 def _question(data: LeaveOneOut, user: int, part: Part, window: int) -> Question:
@@ -197,13 +188,6 @@ def _question(data: LeaveOneOut, user: int, part: Part, window: int) -> Question
     items = [ids[row] for row in data.items[at].tolist()]
     request = EncodeRequest(user, items, data.kinds[at].tolist(), data.ts_ms[at].tolist(), None, 0)
     return Question(data.items[at].astype(np.int64), data.ts_ms[at], int(data.ts_ms[end]), request)
-
-
-def _history(data: LeaveOneOut, user: int, part: Part, target: int) -> NDArray[np.int64]:
-    """Rows of the other items that the user chose before the target."""
-    before = np.unique(data.items[data.user_ptr[user] : data.target(user, part)]).astype(np.int64)
-    others: NDArray[np.int64] = before[before != target]
-    return others
 
 
 def compare_lists(
@@ -222,7 +206,7 @@ def compare_lists(
     names = _names(rankers)
     comparison = Comparison([chosen], [name for name in names if name != chosen], KS)
     ranked = rank_all(rankers, data, part, KS, progress, window)
-    comparison.outcomes = ranked.renamed({name: name for name in comparison.outcomes.names})
+    comparison.outcomes = Outcomes.joined({"": ranked}, {name: ("", name) for name in comparison.outcomes.names})
     found = comparison.result(len(data.vectors.item_ids))
     return found | {key: {name: found[key][name] for name in names} for key in ("lists", "intervals")}
 

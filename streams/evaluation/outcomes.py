@@ -41,11 +41,6 @@ class Outcomes:
         return len(self._users)
 
     @property
-    def user_ids(self) -> list[str]:
-        """By the code in `facts("user")`."""
-        return list(self._users)
-
-    @property
     def categories(self) -> list[str]:
         """By the code in `facts("category")`."""
         return list(self._categories)
@@ -94,34 +89,25 @@ class Outcomes:
         return coverage(self._best[name].values(), k, catalogue_size)
 
     @classmethod
-    def joined(cls, parts: Mapping[str, Outcomes]) -> Outcomes:
-        """Outcomes of the same questions side by side; the lists of each part are renamed to `<part>: <list>`.
+    def joined(cls, parts: Mapping[str, Outcomes], names: Mapping[str, tuple[str, str]]) -> Outcomes:
+        """Lists of several outcomes of the same questions side by side; `names` says of each its part and name there.
 
         Raises:
             ValueError: the parts were not asked the same questions.
         """
-        named = {f"{part}: {name}": (found, name) for part, found in parts.items() for name in found.names}
         first = next(iter(parts.values()))
         for part, found in parts.items():
             # What a model knows of items may differ, but not who asked when and how many targets there were.
             same = all(
                 found._facts[name] == first._facts[name] for name in ("user", "history", "targets", "popularity")
             )
-            if not same or found.user_ids != first.user_ids:
+            if not same or list(found._users) != list(first._users):
                 raise ValueError(f"{part} was asked {len(found)} questions, not the {len(first)} of the first")
-        whole = cls(list(named))
+        whole = cls(list(names))
         whole._facts, whole._users, whole._categories = first._facts, first._users, first._categories
-        whole._ranks = {name: found._ranks[own] for name, (found, own) in named.items()}
-        whole._best = {name: found._best[own] for name, (found, own) in named.items()}
+        whole._ranks = {name: parts[part]._ranks[own] for name, (part, own) in names.items()}
+        whole._best = {name: parts[part]._best[own] for name, (part, own) in names.items()}
         return whole
-
-    def renamed(self, names: Mapping[str, str]) -> Outcomes:
-        """The lists that are keys of `names`, under other names; the columns are shared."""
-        chosen = Outcomes(list(names.values()))
-        chosen._facts, chosen._users, chosen._categories = self._facts, self._users, self._categories
-        chosen._ranks = {new: self._ranks[old] for old, new in names.items()}
-        chosen._best = {new: self._best[old] for old, new in names.items()}
-        return chosen
 
     def state_dict(self) -> dict[str, Any]:
         """All columns, as plain values for JSON."""

@@ -93,9 +93,8 @@ class RecentPopularity:
             row = self._row[item_id] = len(self._ids)
             self._ids.append(item_id)
             if row == len(self._counts):
-                self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-                self._latest = np.concatenate([self._latest, np.zeros_like(self._latest)])
-                self._allowed = np.concatenate([self._allowed, np.zeros_like(self._allowed)])
+                for name in (f"_{column}" for column in _COLUMNS):
+                    setattr(self, name, np.concatenate([getattr(self, name), np.zeros_like(getattr(self, name))]))
         return row
 
 
@@ -111,12 +110,10 @@ class PopularityLists:
         self._counts = (RecentPopularity(horizon_ms), RecentPopularity(None))
 
     def set_candidate(self, item_id: str, allowed: bool = True) -> None:
-        """Makes an item a candidate, or no longer one."""
         for counts in self._counts:
             counts.set_candidate(item_id, allowed)
 
     def add(self, item_id: str, ts_ms: int) -> None:
-        """Counts one choice."""
         for counts in self._counts:
             counts.add(item_id, ts_ms)
 
@@ -130,10 +127,8 @@ class PopularityLists:
         return dict(zip(self.names, tops, strict=True))
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """What has been counted, as plain values for JSON."""
         return [counts.state_dict() for counts in self._counts]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Goes on from what `state_dict` said."""
         for counts, found in zip(self._counts, state, strict=True):
             counts.load_state_dict(found)

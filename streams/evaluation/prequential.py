@@ -51,13 +51,9 @@ class CatalogueSink:
         for item_id in self._listed - item_ids:
             self._know(item_id, False)
 
-    def outside(self, now_ms: int) -> set[str]:
-        """Items whose time window is not open at `now_ms`."""
-        return self.catalogue.outside(now_ms)
-
     def can_show(self, item_id: str, now_ms: int) -> bool:
         """Whether the item could be in a list at `now_ms`."""
-        return item_id in self._listed and item_id not in self.outside(now_ms)
+        return item_id in self._listed and item_id not in self.catalogue.outside(now_ms)
 
     def category(self, item_id: str) -> str:
         """The first of the item's category path, "" without one."""
@@ -87,14 +83,14 @@ class PrequentialEvaluator:
         rules: Rules,
         partitions: int,
         bucket_ms: int,
-        settings: QuestionSettings | None = None,
-        encoder: EncoderThread | None = None,
+        settings: QuestionSettings,
+        encoder: EncoderThread | None,
         weights: Weights | None = None,
     ) -> None:
-        self.settings = settings or QuestionSettings()
+        self.settings = settings
         self._selection = Selection(rules, self.settings.start_ms, self.settings.every)
         self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
-        self._weights = weights or (Weights(popularity=0, promotion=0) if self.settings.plain else model.weights)
+        self._weights = weights or (Weights(popularity=0, promotion=0) if settings.plain else model.weights)
         self._reader = UserReader(store, partitions, model.version, model.dim)
         self._popularity = Popularity(store)
         self._baselines = PopularityLists(self.settings.baseline_ms)
@@ -137,7 +133,7 @@ class PrequentialEvaluator:
             self._selection.skipped[reason] += 1
             return
         await self._refresh(now_ms)
-        without = self._candidates.outside(now_ms) | (set() if self.settings.repeats else seen)
+        without = self._candidates.catalogue.outside(now_ms) | (set() if self.settings.repeats else seen)
         baselines: dict[str, Sequence[str]] = {**self._baselines.lists(max(self.settings.ks), now_ms, without)}
         if self.settings.plain and view.vectors is None:
             lists = baselines | dict.fromkeys(self.settings.slots, baselines[PopularityLists.names[0]])
@@ -163,16 +159,16 @@ class PrequentialEvaluator:
             "due": self._selection.due,
             "skipped": self._selection.skipped,
             "targets": self.targets,
-            "comparison": self.comparison.state_dict(),
+            "comparison": self.comparison.outcomes.state_dict(),
             "baselines": self._baselines.state_dict(),
             "arrived_ms": self._arrived_ms,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` said of an evaluator with the same settings."""
-        self._selection.load_state_dict(state["due"], state["skipped"])
+        self._selection.due, self._selection.skipped = state["due"], Counter(state["skipped"])
         self.targets = Counter(state["targets"])
-        self.comparison.load_state_dict(state["comparison"])
+        self.comparison.outcomes.load_state_dict(state["comparison"])
         self._baselines.load_state_dict(state["baselines"])
         self._arrived_ms = dict(state["arrived_ms"])
 

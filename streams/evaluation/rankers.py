@@ -6,9 +6,9 @@ number the candidates, which are the items of one `ItemVectors`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,8 +87,7 @@ def retrieval_vectors(encoder: IncrementalEncoder, vectors: ItemVectors) -> Floa
         ids = vectors.item_ids[at : at + _CHUNK]
         encoder.items.put(ids, matrix[at : at + _CHUNK], vectors.tags[at : at + _CHUNK])
         parts.append(encoder.items.retrieval(ids))
-    found: FloatArray = np.concatenate(parts)
-    return found
+    return np.concatenate(parts)
 
 
 def masked_scores(
@@ -105,17 +104,14 @@ def masked_scores(
 def best_lists(scores: Sequence[FloatArray], lists: Mapping[str, Sequence[int]], count: int) -> dict[str, IntArray]:
     """Rows of each list [B, count], best first, ties in row order, -1 where a list ends early."""
     # Of two lists each must reach as deep as both together, as they may share all but their last places.
-    deep = {at: max(len(used) for used in lists.values() if at in used) * count for at in _distinct(lists)}
+    distinct = sorted({at for used in lists.values() for at in used})
+    deep = {at: max(len(used) for used in lists.values() if at in used) * count for at in distinct}
     best = {at: [_best(row, depth) for row in scores[at]] for at, depth in deep.items()}
     found: dict[str, IntArray] = {}
     for name, used in lists.items():
         rows = [in_turn(parts, count) for parts in zip(*(best[at] for at in used), strict=True)]
         found[name] = np.array([[*row, *[-1] * (count - len(row))] for row in rows], np.int64).reshape(-1, count)
     return found
-
-
-def _distinct(lists: Mapping[str, Sequence[int]]) -> list[int]:
-    return sorted({at for used in lists.values() for at in used})
 
 
 def _best(scores: FloatArray, count: int) -> list[int]:
@@ -135,3 +131,18 @@ def exact_ranks(scores: FloatArray, targets: IntArray) -> IntArray:
     earlier = np.arange(scores.shape[1]) < targets[:, None]
     ranks: IntArray = 1 + np.count_nonzero((scores > own) | ((scores == own) & earlier), axis=1)
     return ranks
+
+
+class Asked(NamedTuple):
+    """Questions with one target each that are ranked together."""
+
+    questions: Sequence[Question]
+    hidden: Sequence[NDArray[Any]]  # of each, as in `masked_scores`
+    targets: IntArray  # [B]
+
+
+def mean_ndcg(ranker: Ranker, batches: Iterable[Asked], k: int = 10) -> float:
+    """NDCG@k of a ranker's first matrix."""
+    ranks = [exact_ranks(masked_scores(ranker, b.questions, b.hidden)[0], b.targets) for b in batches]
+    found = np.concatenate(ranks)
+    return float(((found <= k) / np.log2(1.0 + found)).mean())

@@ -29,8 +29,12 @@ def verdict(against: Mapping[str, Any]) -> str:
 def metrics_table(title: str, questions: int, metrics: Mapping[str, Mapping[str, float]]) -> str:
     """One line per list, aligned: hit rate (or recall) at every cut-off, the other metrics at that nearest to 10."""
     columns = shown_columns(metrics)
-    rows = [[name, *(f"{row[column]:.4f}" for column in columns)] for name, row in metrics.items()]
-    return _aligned([[f"{title} ({questions})", *columns], *rows])
+    rows = {name: {column: row[column] for column in columns} for name, row in metrics.items()}
+    return _aligned([[f"{title} ({questions})", *columns], *_rows(rows)])
+
+
+def _rows(metrics: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    return [[name, *(f"{value:.4f}" for value in row.values())] for name, row in metrics.items()]
 
 
 def shown_columns(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -95,10 +99,4 @@ def _by_candidates(result: Mapping[str, Any]) -> str:
         ranker: {f"hr@5 of {name} ({part['questions']})": part["lists"][ranker]["hr@5"] for name, part in asked.items()}
         for ranker in result["lists"]
     }
-    columns = list(next(iter(rows.values())))
-    return _aligned(
-        [
-            ["by candidates", *columns],
-            *([name, *(f"{row[column]:.4f}" for column in columns)] for name, row in rows.items()),
-        ]
-    )
+    return _aligned([["by candidates", *next(iter(rows.values()))], *_rows(rows)])

@@ -34,17 +34,12 @@ def evaluate(
     Raises:
         ValueError: there is neither model nor ranker, or two lists have one name.
     """
-    own = [] if model is None else list(held.ask.slots)
-    run = Sweep(held, model, [FRESH], _comparison(own, rankers, held.ask.ks), rankers, baskets)
+    names, baselines = [name for ranker in rankers for name in ranker.lists], list(PopularityLists.names)
+    if model is not None:
+        names, baselines = list(held.ask.slots), [*baselines, *names]
+    if len({*names, *baselines}) < len(names) + len(baselines):
+        raise ValueError(f"two lists of one name among {[*names, *baselines]}; name each baseline once")
+    run = Sweep(held, model, [FRESH], Comparison(names, baselines, held.ask.ks), rankers, baskets)
     run.run(progress)
     found = run.comparison.result(run.catalogue_size)
     return {**found, "skipped": run.skipped, "targets_out_of_reach": dict(run.targets)}
-
-
-def _comparison(own: Sequence[str], rankers: Sequence[Ranker], ks: Sequence[int]) -> Comparison:
-    """The model's lists against all others; without a model the rankers' against popularity."""
-    other = [name for ranker in rankers for name in ranker.lists]
-    names, baselines = (own, [*PopularityLists.names, *other]) if own else (other, [*PopularityLists.names])
-    if len({*names, *baselines}) < len(names) + len(baselines):
-        raise ValueError(f"two lists of one name among {[*names, *baselines]}; name each baseline once")
-    return Comparison(names, baselines, ks)

@@ -70,7 +70,8 @@ def test_an_unknown_setting_ends_a_command_with_one_line(
 
 def test_the_command_line_starts_without_torch() -> None:
     code = (
-        "import sys, deploy.cli, deploy.commands.up, deploy.commands.roles, deploy.commands.data, deploy.state_folder;"
+        "import sys, deploy.cli, deploy.state_folder;"
+        "import deploy.commands.roles, deploy.commands.stack, deploy.commands.data;"
         "print(sorted({'torch', 'faust', 'fastapi'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

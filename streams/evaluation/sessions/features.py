@@ -69,11 +69,9 @@ class ItemCounters:
             self.together[item_id][other] += 1
 
     def show(self, item_ids: Sequence[str]) -> None:
-        """A page."""
         self.shown.update(set(item_ids))
 
     def choose(self, item_id: str, ts_ms: int) -> None:
-        """A choice."""
         self.choices[item_id] += 1
         self.chosen_ms[item_id] = ts_ms
 

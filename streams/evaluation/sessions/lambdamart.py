@@ -61,8 +61,7 @@ class LambdaMart:
         """Of each candidate [n], higher is better."""
         if not len(features):
             return np.zeros(0)
-        found = self.booster.predict(features[:, list(self.columns)], num_threads=1)
-        return np.asarray(found, np.float64)
+        return np.asarray(self.booster.predict(features[:, list(self.columns)], num_threads=1), np.float64)
 
     def gains(self) -> NDArray[np.float64]:
         """What each column brought, as a share of all [columns]."""
@@ -81,12 +80,12 @@ def train_lambdamart(examples: Examples, columns: Sequence[int], seed: int = 0, 
     if count < _FEWEST:
         raise ValueError(f"{count} sessions before the split are too few to train LambdaMART on; give a later split")
     fit, held = examples.part(0, cut, columns), examples.part(cut, count, columns)
+    parameters = {**_PARAMETERS, "seed": seed, "num_threads": threads}
     tried: dict[int, tuple[float, int]] = {}
     for leaves in LEAVES:
-        parameters = {**_PARAMETERS, "num_leaves": leaves, "seed": seed, "num_threads": threads}
         train = _dataset(fit)
         booster = lgb.train(
-            parameters,
+            {**parameters, "num_leaves": leaves},
             train,
             MOST_TREES,
             valid_sets=[_dataset(held, train)],
@@ -94,9 +93,8 @@ def train_lambdamart(examples: Examples, columns: Sequence[int], seed: int = 0, 
         )
         tried[leaves] = float(booster.best_score["valid_0"][f"ndcg@{_K}"]), booster.best_iteration
     best = max(LEAVES, key=lambda leaves: tried[leaves][0])
-    parameters = {**_PARAMETERS, "num_leaves": best, "seed": seed, "num_threads": threads}
     trees = tried[best][1]
-    booster = lgb.train(parameters, _dataset(examples.part(0, count, columns)), trees)
+    booster = lgb.train({**parameters, "num_leaves": best}, _dataset(examples.part(0, count, columns)), trees)
     return LambdaMart(booster, columns, trees, best, {leaves: round(score, 6) for leaves, (score, _) in tried.items()})
 
 

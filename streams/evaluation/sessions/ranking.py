@@ -8,23 +8,21 @@ live.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from context.timeline import ContextTimeline
-from encoder.inference.batching import EncodeRequest
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.training.holdout import in_turn
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.rankers import OfflineModel, retrieval_vectors
 from streams.evaluation.sessions.features import FEATURES, GROUPS
 from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_lambdamart
-from streams.evaluation.sessions.sessions import LABELS, Label, Session, Sessions, read_sessions
+from streams.evaluation.sessions.sessions import LABELS, Label, Session, read_sessions
 from streams.evaluation.sessions.timeline import VIEWS, SessionQuestion, session_questions
 from streams.evaluation.slices import Facts
 from streams.events import Rules
@@ -69,7 +67,10 @@ def evaluate_sessions(
     Raises:
         ValueError: the folder has no impressions or choices, or too few sessions lie before or none after the split.
     """
-    found, parts = _parted(read_sessions(folder, plan.choice), plan.split_ms)
+    found = read_sessions(folder, plan.choice)
+    parts = Counter(_part(session, plan.split_ms) for session in found.sessions)
+    kept = [session for session in found.sessions if _part(session, plan.split_ms) != "across the split"]
+    found = replace(found, sessions=kept)
     asked = list(session_questions(folder, found, rules, model.encoder.model.config, progress))
     train = [question for question in asked if question.session.end_ms < plan.split_ms]
     test = [question for question in asked if question.session.start_ms >= plan.split_ms]
@@ -77,7 +78,12 @@ def evaluate_sessions(
         raise ValueError(f"no session of {folder.name} begins after {plan.split_ms}; give an earlier split")
     items = _Vectors(model.encoder, vectors)
     pairs = _user_vectors(model, ContextTimeline(folder.contexts), test)
-    result: dict[str, Any] = {"sessions": parts, "left_out": dict(found.left_out), "choice": plan.choice, "views": {}}
+    result: dict[str, Any] = {
+        "sessions": dict(parts),
+        "left_out": dict(found.left_out),
+        "choice": plan.choice,
+        "views": {},
+    }
     for view in VIEWS:
         result["views"][view] = {}
         for label in LABELS:
@@ -90,13 +96,6 @@ def evaluate_sessions(
     return result
 
 
-def _parted(found: Sessions, split_ms: int) -> tuple[Sessions, dict[str, int]]:
-    """Without the sessions that lie across the split, and how many there are of each part."""
-    parts = Counter(_part(session, split_ms) for session in found.sessions)
-    kept = [session for session in found.sessions if _part(session, split_ms) != "across the split"]
-    return Sessions(kept, found.pages, found.choices, found.left_out), dict(parts)
-
-
 def _part(session: Session, split_ms: int) -> str:
     if session.end_ms < split_ms:
         return "to learn from"
@@ -105,13 +104,8 @@ def _part(session: Session, split_ms: int) -> str:
 
 def _learned(train: Sequence[SessionQuestion], label: Label, plan: SessionPlan) -> dict[str, LambdaMart]:
     examples = examples_of(train, label, plan.seed)
-    return {
-        name: train_lambdamart(examples, _columns(groups), plan.seed, plan.threads) for name, groups in LEARNED.items()
-    }
-
-
-def _columns(groups: Iterable[str]) -> list[int]:
-    return [FEATURES.index(name) for group in groups for name in GROUPS[group]]
+    columns = {name: [FEATURES.index(f) for group in groups for f in GROUPS[group]] for name, groups in LEARNED.items()}
+    return {name: train_lambdamart(examples, of, plan.seed, plan.threads) for name, of in columns.items()}
 
 
 def examples_of(train: Sequence[SessionQuestion], label: Label, seed: int = 0) -> Examples:
@@ -134,19 +128,13 @@ def _user_vectors(
     model: OfflineModel, timeline: ContextTimeline, test: Sequence[SessionQuestion]
 ) -> NDArray[np.float32]:
     """h_next + Δ and h_gen + Δ of each question [n, 2, d]."""
-    batches = _batches([question.request for question in test])
-    found = [model.encoder.encode_whole(requests).vectors for requests in batches]
-    deltas = []
+    requests, deltas = [question.request for question in test], []
+    batches = (requests[start : start + _BATCH] for start in range(0, len(requests), _BATCH))
+    found = [model.encoder.encode_whole(batch).vectors for batch in batches]
     for question in test:
         record = timeline.active(question.session.location, question.now_ms) if question.session.location else None
         deltas.append(model.offset.offset(question.now_ms, record).delta)
-    moved: NDArray[np.float32] = np.concatenate(found) + np.stack(deltas)[:, None]
-    return moved
-
-
-def _batches(requests: Sequence[EncodeRequest]) -> Iterable[Sequence[EncodeRequest]]:
-    edges = [*range(0, len(requests), _BATCH), len(requests)]
-    return (requests[start:stop] for start, stop in pairwise(edges))
+    return np.concatenate(found) + np.stack(deltas)[:, None]
 
 
 class _Vectors:
@@ -162,27 +150,19 @@ class _Vectors:
         return np.where(rows >= 0, pair @ self._matrix[rows].T, -np.inf)
 
 
-@dataclass(slots=True)
 class _Ranking:
     """All rankers on one label's questions of one view."""
 
-    label: Label
-    items: _Vectors
-    learned: Mapping[str, LambdaMart]
-    plan: SessionPlan
-    comparison: Comparison = field(init=False)
-    by_size: dict[str, Comparison] = field(init=False)
-    candidates: set[str] = field(default_factory=set)
-    _cold_users: int = 0
-    _sizes: dict[str, set[str]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        pairs = [(name, learned) for name in PERSEID for learned in LEARNED]
-        self.comparison = Comparison(PERSEID, BASELINES, pairs=pairs, seed=self.plan.seed)
-        self.by_size = {
-            name: Comparison(PERSEID, BASELINES, pairs=(), seed=self.plan.seed, sliced=False) for _, name in SIZES
+    def __init__(self, label: Label, items: _Vectors, learned: Mapping[str, LambdaMart], plan: SessionPlan) -> None:
+        self.label, self.items, self.learned, self.plan = label, items, learned, plan
+        pairs = [(name, other) for name in PERSEID for other in LEARNED]
+        self.comparison = Comparison(PERSEID, BASELINES, pairs=pairs, seed=plan.seed)
+        self.candidates: set[str] = set()
+        self._by_size = {
+            name: (Comparison(PERSEID, BASELINES, pairs=(), seed=plan.seed, sliced=False), set[str]())
+            for _, name in SIZES
         }
-        self._sizes = {name: set() for _, name in SIZES}
+        self._cold_users = 0
 
     def take(self, question: SessionQuestion, pair: NDArray[np.float32]) -> None:
         """Ranks one session's candidates by everyone."""
@@ -191,10 +171,9 @@ class _Ranking:
         lists = rank_all(ids, self._scores(question, ids, pair), rng.permutation(len(ids)))
         facts = Facts(question.session.user_id, history=len(question.request.items))
         size = next(name for least, name in reversed(SIZES) if len(ids) >= least)
-        for comparison in (self.comparison, self.by_size[size]):
+        for comparison, candidates in ((self.comparison, self.candidates), self._by_size[size]):
             comparison.add(lists, question.session.targets(self.label), facts)
-        self.candidates.update(ids)
-        self._sizes[size].update(ids)
+            candidates.update(ids)
         self._cold_users += question.cold
 
     def result(self) -> dict[str, Any]:
@@ -203,8 +182,8 @@ class _Ranking:
             **self.comparison.result(len(self.candidates), self.plan.resamples),
             "strangers": self._cold_users,
             "by_candidates": {
-                name: comparison.result(len(self._sizes[name]), self.plan.resamples)
-                for name, comparison in self.by_size.items()
+                name: comparison.result(len(candidates), self.plan.resamples)
+                for name, (comparison, candidates) in self._by_size.items()
             },
             "lambdamart": {name: _described(learned) for name, learned in self.learned.items()},
         }
@@ -238,9 +217,8 @@ def rank_all(ids: Sequence[str], scores: Mapping[str, Floats], ties: NDArray[np.
 
 
 def _described(learned: LambdaMart) -> dict[str, Any]:
-    gains = sorted(
-        zip((FEATURES[c] for c in learned.columns), learned.gains().tolist(), strict=True), key=lambda g: -g[1]
-    )
+    names = [FEATURES[column] for column in learned.columns]
+    gains = sorted(zip(names, learned.gains().tolist(), strict=True), key=lambda pair: -pair[1])
     return {
         "trees": learned.trees,
         "leaves": learned.leaves,

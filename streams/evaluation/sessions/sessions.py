@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from streams.folder.reader import Folder
 
 CLICK = "click"  # the choice that impressions themselves name
 Label = Literal["label_pre", "label_any"]
-LABELS: tuple[Label, ...] = ("label_pre", "label_any")
+LABELS: tuple[Label, ...] = get_args(Label)
 NO_PRICE = float("nan")
 
 
@@ -95,10 +95,12 @@ def read_sessions(folder: Folder, choice: str) -> Sessions:
     if not folder.impressions:
         raise ValueError(f"{folder.name} has no impressions.jsonl.gz: sessions re-rank what was shown, so it is needed")
     prices = {item["item_id"]: _price(item.get("price")) for item in folder.items}
-    pages = sorted(
-        (_page(line, n, prices) for n, line in enumerate(folder.impressions, 1)), key=lambda page: page.ts_ms
-    )
-    choices = _clicks(pages) if choice == CLICK else _events_of(folder, choice)
+    pages = [_page(line, number, prices) for number, line in enumerate(folder.impressions, 1)]
+    pages.sort(key=lambda page: page.ts_ms)
+    if choice == CLICK:
+        choices = [(page.ts_ms, page.user_id, page.clicked) for page in pages if page.clicked is not None]
+    else:
+        choices = _events_of(folder, choice)
     if not choices:
         raise ValueError(f"nobody in {folder.name} made a choice of kind {choice!r}; choose another kind or {CLICK!r}")
     return _by_day(folder, pages, choices)
@@ -118,10 +120,6 @@ def _price(said: Any) -> float:
     return float(said) if usable else NO_PRICE
 
 
-def _clicks(pages: Sequence[Page]) -> list[tuple[int, str, str]]:
-    return [(page.ts_ms, page.user_id, page.clicked) for page in pages if page.clicked is not None]
-
-
 def _events_of(folder: Folder, kind: str) -> list[tuple[int, str, str]]:
     if kind not in folder.kind_names:
         raise ValueError(f"kind {kind!r} is none of this deployment's {list(folder.kind_names)}; nor is it {CLICK!r}")
@@ -135,10 +133,9 @@ def _events_of(folder: Folder, kind: str) -> list[tuple[int, str, str]]:
 def _by_day(folder: Folder, pages: list[Page], choices: list[tuple[int, str, str]]) -> Sessions:
     days: dict[tuple[str, int], list[Page]] = defaultdict(list)
     made: dict[tuple[str, int], list[tuple[int, str]]] = defaultdict(list)
-    began: dict[tuple[str, int], int] = {}
     for page in pages:
         days[page.user_id, page.ts_ms // DAY_MS].append(page)
-        began.setdefault((page.user_id, page.ts_ms // DAY_MS), page.ts_ms)
+    began = {day: shown[0].ts_ms for day, shown in days.items()}
     for user, event_ms in zip(folder.events.users.tolist(), folder.events.ts_ms.tolist(), strict=True):
         day = folder.user_ids[user], event_ms // DAY_MS
         began[day] = min(began.get(day, event_ms), event_ms)

@@ -6,9 +6,10 @@ everything up to the page on which the first choice was shown. The same millisec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import orjson
@@ -19,14 +20,15 @@ from encoder.model.config import ModelConfig
 from index.state.records import UserState
 from streams.evaluation.held_out import Apply, applier
 from streams.evaluation.sessions.features import ItemCounters, Known, features_of
-from streams.evaluation.sessions.sessions import LABELS, Label, Page, Session, Sessions
+from streams.evaluation.sessions.sessions import LABELS, Label, Session, Sessions
 from streams.events import CLICKSTREAM, USERS, Click, Record, Rules
 from streams.folder.reader import Folder
 from streams.folder.records import records
 from streams.parsing import parse
 
 View = Literal["before", "page"]
-VIEWS: tuple[View, ...] = ("before", "page")
+VIEWS: tuple[View, ...] = get_args(View)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,70 +48,51 @@ class SessionQuestion:
 
 
 def session_questions(
-    folder: Folder,
-    found: Sessions,
-    rules: Rules,
-    config: ModelConfig,
-    progress: Callable[[int], None] | None = None,
+    folder: Folder, found: Sessions, rules: Rules, config: ModelConfig, progress: Callable[[int], None] | None = None
 ) -> Iterator[SessionQuestion]:
     """Every session in both views, in the order of time; `progress` is told how many events are done."""
     timeline = _Timeline(folder, found, rules, applier(rules, config), progress)
-    moments = [(session.start_ms, "before", n) for n, session in enumerate(found.sessions)]
-    moments += [(session.ask_ms, "page", n) for n, session in enumerate(found.sessions)]
-    views: dict[str, View] = {view: view for view in VIEWS}
+    moments: list[tuple[int, View, int]] = []
+    for n, session in enumerate(found.sessions):
+        moments += [(session.start_ms, "before", n), (session.ask_ms, "page", n)]
     for number, (now_ms, view, n) in enumerate(sorted(moments)):
         timeline.advance(now_ms)
-        yield timeline.ask(found.sessions[n], views[view], now_ms, number)
+        yield timeline.ask(found.sessions[n], view, now_ms, number)
 
 
-@dataclass(slots=True)
-class _Source:
-    """What happens, in the order of time, as far as it has been taken."""
-
-    items: Sequence[Any]
-    at: int = 0
-
-    def until(self, now_ms: int, time: Callable[[Any], int]) -> Iterator[Any]:
-        while self.at < len(self.items) and time(self.items[self.at]) < now_ms:
-            self.at += 1
-            yield self.items[self.at - 1]
+def _taken(queue: deque[T], now_ms: int, time: Callable[[T], int]) -> Iterator[T]:
+    """Takes what happened before a time, the oldest first."""
+    while queue and time(queue[0]) < now_ms:
+        yield queue.popleft()
 
 
-@dataclass(slots=True)
 class _Timeline:
     """The state of one pass: users as the live state would hold them, and counts of items."""
 
-    folder: Folder
-    found: Sessions
-    rules: Rules
-    apply: Apply
-    progress: Callable[[int], None] | None
-    counters: ItemCounters = field(init=False)
-    users: dict[str, UserState] = field(default_factory=dict)
-    _records: _Source = field(init=False)
-    _pages: _Source = field(init=False)
-    _choices: _Source = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counters = ItemCounters(self.folder.items)
-        self._records = _Source(list(records(self.folder, topics={USERS, CLICKSTREAM})))
-        self._pages, self._choices = _Source(self.found.pages), _Source(self.found.choices)
+    def __init__(
+        self, folder: Folder, found: Sessions, rules: Rules, apply: Apply, progress: Callable[[int], None] | None
+    ) -> None:
+        self._folder, self._rules, self._apply, self._progress = folder, rules, apply, progress
+        self._counters = ItemCounters(folder.items)
+        self._users: dict[str, UserState] = {}
+        self._records = deque(records(folder, topics={USERS, CLICKSTREAM}))
+        self._pages, self._choices, self._done = deque(found.pages), deque(found.choices), 0
 
     def advance(self, now_ms: int) -> None:
         """Takes everything that happened before `now_ms`."""
-        for record in self._records.until(now_ms, lambda record: int(record.timestamp_ms)):
+        for record in _taken(self._records, now_ms, lambda record: record.timestamp_ms):
             body = Record(record.topic, 0, 0, record.timestamp_ms, record.key, record.value)
-            self._take(parse(body, self.rules), record.timestamp_ms)
-            if self.progress is not None and self._records.at % 1000 == 0:
-                self.progress(min(self._records.at, len(self.folder.events)))
-        page: Page
-        for page in self._pages.until(now_ms, lambda page: int(page.ts_ms)):
-            self.counters.show(page.shown)
-        for ts_ms, _, item in self._choices.until(now_ms, lambda choice: int(choice[0])):
-            self.counters.choose(item, ts_ms)
+            self._take(parse(body, self._rules), record.timestamp_ms)
+            self._done += 1
+            if self._progress is not None and self._done % 1000 == 0:
+                self._progress(min(self._done, len(self._folder.events)))
+        for page in _taken(self._pages, now_ms, lambda page: page.ts_ms):
+            self._counters.show(page.shown)
+        for ts_ms, _, item in _taken(self._choices, now_ms, lambda choice: choice[0]):
+            self._counters.choose(item, ts_ms)
 
     def ask(self, session: Session, view: View, now_ms: int, number: int) -> SessionQuestion:
-        state = self.users.get(session.user_id) or UserState()
+        state = self._users.get(session.user_id) or UserState()
         known = Known(state.items, state.ts_ms, now_ms)
         profile = orjson.loads(state.profile) if state.profile else None
         return SessionQuestion(
@@ -117,11 +100,11 @@ class _Timeline:
             view=view,
             now_ms=now_ms,
             request=EncodeRequest(number, list(state.items), list(state.kinds), list(state.ts_ms), profile, 0),
-            features={label: features_of(session.candidates(label), known, self.counters) for label in LABELS},
+            features={label: features_of(session.candidates(label), known, self._counters) for label in LABELS},
         )
 
     def _take(self, event: Any, now_ms: int) -> None:
-        state = self.users.setdefault(event.user_id, UserState())
-        if isinstance(event, Click) and self.rules.kinds[event.kind].weight > 0:
-            self.counters.add_event(event.item_id, state.items, now_ms)
-        self.apply(state, event)
+        state = self._users.setdefault(event.user_id, UserState())
+        if isinstance(event, Click) and self._rules.kinds[event.kind].weight > 0:
+            self._counters.add_event(event.item_id, state.items, now_ms)
+        self._apply(state, event)

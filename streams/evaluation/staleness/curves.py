@@ -11,8 +11,6 @@ from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm, Delay, Part
 from streams.evaluation.staleness.sweep import POPULAR, Sweep, list_name
 
-Curve = list[dict[str, Any]]
-
 
 def curves(run: Sweep, parts: Sequence[Part], delays: Sequence[Delay], slots: Sequence[str]) -> dict[str, Any]:
     """`parts`: for each part and list a point per delay: `metrics`, `intervals` and paired `differences` from no delay.
@@ -22,13 +20,9 @@ def curves(run: Sweep, parts: Sequence[Part], delays: Sequence[Delay], slots: Se
     found = run.comparison.result(run.catalogue_size)
     versus = {against["list"]: against["differences"] for against in found["versus"]}
     late = [NOW, *(delay for delay in delays if delay != NOW)]
-    shared = {name: found[name] for name in ("questions", "users", "catalogue", "k", "confidence", "resamples", "seed")}
-    if not found["questions"]:
-        return {**shared, "list": slots[0], "metrics": {}, "parts": {}, "skipped": dict(run.skipped)}
 
     def point(part: Part, way: str, delay: Delay) -> dict[str, Any]:
-        arm = FRESH if delay == NOW else Arm(f"{part} {delay.name}")
-        name = list_name(arm, way)
+        name = list_name(FRESH if delay == NOW else Arm(f"{part} {delay.name}"), way)
         return {
             "delay": delay.name,
             "ms": delay.ms,
@@ -37,14 +31,16 @@ def curves(run: Sweep, parts: Sequence[Part], delays: Sequence[Delay], slots: Se
             "differences": versus.get(name, {}),
         }
 
+    asked = parts if found["questions"] else ()
+    shared = {name: found[name] for name in ("questions", "users", "catalogue", "k", "confidence", "resamples", "seed")}
     return {
         **shared,
         "list": slots[0],
         "metrics": found["metrics"],
         "parts": {
-            part: {way: [point(part, way, delay) for delay in late] for way in (*slots, POPULAR)} for part in parts
+            part: {way: [point(part, way, delay) for delay in late] for way in (*slots, POPULAR)} for part in asked
         },
-        "skipped": dict(run.skipped),
+        "skipped": run.skipped,
     }
 
 
@@ -55,15 +51,9 @@ def side_by_side(found: Mapping[str, Outcomes], slots: Sequence[RequestedList], 
         ValueError: they were not asked the same questions.
     """
     first, *later = found
-    joined = Outcomes.joined(found)
-
-    def place(model: str, way: str) -> str:
-        return f"{model}: {way}"
-
-    names = {place(model, way): f"{model} {way}" for model in found for way in slots}
-    names[place(first, POPULAR)] = POPULAR
+    names = {f"{model} {slot}": (model, str(slot)) for model in found for slot in slots} | {POPULAR: (first, POPULAR)}
     pairs = [(f"{model} {slot}", f"{first} {slot}") for model in later for slot in slots]
     pairs += [(f"{model} {slot}", POPULAR) for model in found for slot in slots]
-    comparison = Comparison(list(names.values()), (), ks, pairs)
-    comparison.outcomes = joined.renamed(names)
+    comparison = Comparison(list(names), (), ks, pairs)
+    comparison.outcomes = Outcomes.joined(found, names)
     return comparison

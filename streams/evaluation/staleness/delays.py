@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from context.units import DAY_MS, HOUR_MS
 
 Part = Literal["user", "user-vectors", "vectors", "context", "popularity", "all"]
-PARTS: tuple[Part, ...] = ("user", "user-vectors", "vectors", "context", "popularity", "all")
+PARTS: tuple[Part, ...] = get_args(Part)
 DELAYS = ("0", "1s", "10s", "1m", "10m", "1h", "1d", "daily")
 DAILY = "daily"
-
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": HOUR_MS, "d": DAY_MS}
 
 
@@ -96,9 +95,6 @@ def arms(parts: Sequence[Part], delays: Sequence[Delay]) -> list[Arm]:
 
 
 def _arm(part: Part, delay: Delay) -> Arm:
-    late = {
-        "user": ("user", "seen"),
-        "user-vectors": ("user",),
-        "all": ("user", "seen", "vectors", "context", "popularity"),
-    }.get(part, (part,))
+    whole = ("user", "seen", "vectors", "context", "popularity")
+    late = {"user": ("user", "seen"), "user-vectors": ("user",), "all": whole}.get(part, (part,))
     return Arm(f"{part} {delay.name}", **dict.fromkeys(late, delay))

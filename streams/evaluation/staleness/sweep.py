@@ -1,7 +1,7 @@
 """Answers every held-out question of a data folder in one pass, as if parts of the live state had been late.
 
-Successive protocol: a choice is predicted from all events before it (EVIDENCE: global time split). Arms that know
-equally much share encodes and lists. With the fresh arm alone this is offline evaluation
+Successive protocol: a choice is predicted from all events before it (EVIDENCE: global time split), by plain products
+and popularity. A model's weights are never late. With the fresh arm alone this is offline evaluation
 (`streams.evaluation.timeline`).
 """
 
@@ -11,21 +11,31 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 
+import numpy as np
+from numpy.typing import NDArray
+
 from context.timeline import ContextTimeline
 from encoder.model.config import ModelConfig
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.held_out import HeldOut, UserEvent
+from streams.evaluation.held_out import HeldOut, UserEvent, applier
 from streams.evaluation.popularity import PopularityLists, RecentPopularity
-from streams.evaluation.rankers import OfflineModel, Ranker
-from streams.evaluation.staleness.answers import ModelAnswers, rank_fresh
+from streams.evaluation.rankers import ModelRanker, OfflineModel, Ranker, best_lists, masked_scores
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm
-from streams.evaluation.staleness.knowledge import HeldOutQuestion, Moment, Sources
-from streams.evaluation.staleness.late_views import Choice, DelayedPopularity, DelayedUser
+from streams.evaluation.staleness.late_views import (
+    Choice,
+    DelayedPopularity,
+    DelayedUser,
+    HeldOutQuestion,
+    Knowledge,
+    Moment,
+    Sources,
+    Window,
+)
 from streams.events import Click
 
 POPULAR, ALL_TIME = PopularityLists.names
-_BATCH = 64  # questions encoded and ranked together
+_BATCH = 64  # questions, and states of knowledge, that are encoded and ranked together
 
 
 def sweep(
@@ -35,11 +45,9 @@ def sweep(
 
     `progress` is told how many of the folder's events are done.
     """
-    ways = [*held.ask.slots, POPULAR]
-    late = [arm for arm in arms if arm != FRESH]
-    first = list_name(FRESH, ways[0])
-    others = [name for arm, way in product(arms, ways) if (name := list_name(arm, way)) != first]
-    pairs = [(list_name(arm, way), list_name(FRESH, way)) for arm, way in product(late, ways)]
+    ways, late = [*held.ask.slots, POPULAR], [arm for arm in arms if arm != FRESH]
+    first, *others = [*ways, *(list_name(arm, way) for arm, way in product(late, ways))]
+    pairs = [(list_name(arm, way), way) for arm, way in product(late, ways)]
     run = Sweep(held, model, arms, Comparison([first], others, held.ask.ks, pairs=pairs, sliced=False))
     run.run(progress)
     return run
@@ -77,15 +85,14 @@ class Sweep:
         self.arms, self.comparison, self._rankers, self._baskets = list(arms), comparison, rankers, baskets
         self._held, self._items = held, held.items
         contexts = ContextTimeline(held.folder.contexts)
-        self._answers = None if model is None else ModelAnswers(model, held, contexts)
-        self._apply = held.applier(ModelConfig() if model is None else model.encoder.model.config)
+        self._answers = None if model is None else _ModelAnswers(model, held, contexts)
+        self._apply = applier(held.rules, ModelConfig() if model is None else model.encoder.model.config)
         self._users: dict[str, DelayedUser] = {}
         self._late = any(delay != NOW for arm in arms for delay in (arm.user, arm.seen))
         shared = model is not None and model.weights.popularity > 0
         delays = {arm.popularity for arm in arms}
         self._popularity = DelayedPopularity(len(held.items.item_ids), delays, held.ask.baseline_ms, shared)
         self._all_time = RecentPopularity(None)
-        self._counts_all_time = ALL_TIME in comparison.outcomes.names
         self._sources = Sources(held, self._apply, self._popularity, contexts)
         self._batch: dict[str, HeldOutQuestion] = {}  # by user
         self.targets: Counter[str] = Counter()  # those that no list could hold, by reason
@@ -115,13 +122,10 @@ class Sweep:
         if isinstance(event, Click):
             (self._in_basket if self._baskets else self._alone)(event, now_ms, user)
             if self._held.selection.is_choice(event):
-                self._choose(event, now_ms)
+                row, weight = self._items.row.get(event.item_id), self._held.rules.kinds[event.kind].weight
+                self._popularity.add(Choice(now_ms, event.item_id, row, weight, event.location))
+                self._all_time.add(event.item_id, now_ms)
         user.take(now_ms, event, self._apply)
-
-    def _choose(self, click: Click, now_ms: int) -> None:
-        row, weight = self._items.row.get(click.item_id), self._held.kind_weights[click.kind]
-        self._popularity.add(Choice(now_ms, click.item_id, row, weight, click.location))
-        self._all_time.add(click.item_id, now_ms)
 
     def _alone(self, click: Click, now_ms: int, user: DelayedUser) -> None:
         """A question about one choice."""
@@ -152,9 +156,24 @@ class Sweep:
         """A click's item is a target."""
         if question.facts is None:
             chosen = self._all_time.count(click.item_id)
-            state = self._now(user, now_ms)
-            question.facts = self._held.facts(click, state, now_ms, chosen, question.events)
+            question.facts = self._held.facts(click, self._now(user, now_ms), now_ms, chosen, question.events)
         question.targets.add(click.item_id)
+
+    def _ask(self, click: Click, now_ms: int, user: DelayedUser) -> HeldOutQuestion:
+        """A question that waits for its answer, with what each arm knows now."""
+        moment = Moment(self._sources, click.user_id, user, click.location, now_ms)
+        seen, all_time = moment.seen(FRESH), list[str]()
+        if ALL_TIME in self.comparison.outcomes.names:
+            all_time = self._all_time.top(max(self._held.ask.ks), now_ms, seen | moment.outside)
+        question = self._batch[click.user_id] = HeldOutQuestion(
+            now_ms,
+            len(moment.state.items),
+            [None if self._answers is None else moment.knowledge(arm) for arm in self.arms],
+            [moment.popular(arm) for arm in self.arms],
+            all_time,
+            moment.history(seen) if self._rankers else None,
+        )
+        return question
 
     def _answer(self, before_ms: int | None = None) -> None:
         """Ranks and scores the questions that wait, or those of them that were asked before a time."""
@@ -163,14 +182,27 @@ class Sweep:
         self._batch = waiting
         if self._answers is not None:
             self._answers.rank(questions)
-        fresh = self.arms.index(FRESH)
-        others = rank_fresh(self._rankers, questions, [question.popular[fresh] for question in questions], self._held)
-        for question, ranked in zip(questions, others, strict=True):
+        for question, ranked in zip(questions, self._rank_fresh(questions), strict=True):
             for target in question.targets:
                 if not self._items.can_show(target, question.now_ms):
                     self.targets["not to be shown" if target in self._items.row else "not in the catalogue"] += 1
             if question.facts is not None:  # else nothing in the basket was new
                 self.comparison.add(ranked | self._lists(question), question.targets, question.facts)
+
+    def _rank_fresh(self, questions: Sequence[HeldOutQuestion]) -> list[dict[str, list[str]]]:
+        """The lists of rankers that know everything, by question; a cold user gets the recently popular one."""
+        names, fresh = [name for ranker in self._rankers for name in ranker.lists], self.arms.index(FRESH)
+        found = [dict.fromkeys(names, question.popular[fresh]) for question in questions]
+        asked = {at: question.history for at, question in enumerate(questions) if question.history is not None}
+        if not asked:
+            return found
+        histories, hidden = zip(*asked.values(), strict=True)
+        for ranker in self._rankers:
+            scores = masked_scores(ranker, histories, hidden)
+            for name, rows in best_lists(scores, ranker.lists, max(self._held.ask.ks)).items():
+                for at, row in zip(asked, rows, strict=True):
+                    found[at][name] = self._items.ids(row)
+        return found
 
     def _lists(self, question: HeldOutQuestion) -> dict[str, list[str]]:
         """The lists of all arms, and of all-time popularity."""
@@ -182,19 +214,55 @@ class Sweep:
             found[list_name(arm, POPULAR)] = popular
         return found
 
-    def _ask(self, click: Click, now_ms: int, user: DelayedUser) -> HeldOutQuestion:
-        """A question that waits for its answer, with what each arm knows now."""
-        moment = Moment(self._sources, click.user_id, user, click.location, now_ms)
-        seen = moment.seen(FRESH)
-        question = self._batch[click.user_id] = HeldOutQuestion(
-            now_ms,
-            len(moment.state.items),
-            [None if self._answers is None else moment.knowledge(arm) for arm in self.arms],
-            [moment.popular(arm) for arm in self.arms],
-            self._all_time.top(max(self._held.ask.ks), now_ms, seen | moment.outside) if self._counts_all_time else [],
-            moment.history(seen) if self._rankers else None,
-        )
-        return question
-
     def _now(self, user: DelayedUser, now_ms: int) -> UserState:
         return user.view(NOW, now_ms, self._apply).state
+
+
+class _ModelAnswers:
+    """A model's lists, from what arms know."""
+
+    def __init__(self, model: OfflineModel, held: HeldOut, contexts: ContextTimeline) -> None:
+        self._model, self._items, self._count = model, held.items, max(held.ask.ks)
+        self._ranker = ModelRanker(model.encoder, held.vectors, held.ask.slots)
+        self._contexts = contexts
+        self._weight = np.float32(model.weights.popularity)
+
+    def rank(self, questions: Sequence[HeldOutQuestion]) -> None:
+        """Fills in the lists of everything that is known of the questions."""
+        asked = [
+            (question.now_ms, known)
+            for question in questions
+            for known in {id(known): known for known in question.known if known is not None}.values()
+        ]
+        self._encode(list({id(known.window): known.window for _, known in asked}.values()))
+        for start in range(0, len(asked), _BATCH):
+            self._rank(asked[start : start + _BATCH])
+
+    def _encode(self, windows: Sequence[Window]) -> None:
+        requests = [window.request for window in windows if window.request is not None]
+        if not requests:
+            return
+        pairs = iter(self._model.encoder.encode(requests).vectors)  # each [2, d]
+        for window in windows:
+            if window.request is not None:
+                window.pair = next(pairs).copy()
+                if window.view is not None and window.view.known == window.known:
+                    window.view.pair = window.pair
+
+    def _rank(self, asked: Sequence[tuple[int, Knowledge]]) -> None:
+        scores = self._ranker.cosines(np.stack([self._pair(now_ms, known) for now_ms, known in asked]))
+        for row, (now_ms, known) in enumerate(asked):
+            hidden = self._items.hidden(now_ms, known.seen, known.arrived)
+            for matrix in scores:
+                if known.shares is not None:
+                    matrix[row, known.shares.rows] += self._weight * known.shares.values
+                matrix[row, hidden] = -np.inf
+        best = best_lists(scores, self._ranker.lists, self._count)
+        for row, (_, known) in enumerate(asked):
+            known.lists = {name: self._items.ids(rows[row]) for name, rows in best.items()}
+
+    def _pair(self, now_ms: int, known: Knowledge) -> NDArray[np.float32]:
+        """The user's vectors, shifted by context [2, d]."""
+        assert known.window.pair is not None
+        record = self._contexts.records[known.context] if known.context >= 0 else None
+        return known.window.pair + self._model.offset.offset(now_ms, record).delta

@@ -76,7 +76,9 @@ def test_a_class_adds_options_to_those_of_another() -> None:
 def test_the_help_has_a_section_for_each_heading() -> None:
     lines = CliRunner().invoke(said, ["--help"]).output.splitlines()
     assert [line for line in lines if line.endswith(":")] == ["Pairs:", "Options:"]
-    assert lines.index("Pairs:") < lines.index("  --left INTEGER  The left one.") < lines.index("Options:")
+    assert (
+        lines.index("Pairs:") < lines.index("  --left INTEGER  The left one.  [default: 1]") < lines.index("Options:")
+    )
 
 
 def test_a_value_that_cannot_be_read_is_wrong_usage() -> None:

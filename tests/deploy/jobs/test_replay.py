@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deploy.jobs.evaluate import evaluate_folder
-from deploy.jobs.replay import differences_from_live, replay_folder
+from deploy.jobs.replay import replay_folder
 from deploy.jobs.replay_checkpoint import ReplayPlan
 from deploy.settings import load
 from encoder.model.artefact import save
@@ -20,6 +20,7 @@ from encoder.model.encoder import StarsEncoder
 from index.state.memory_store import MemoryStore
 from streams.evaluation.held_out import QuestionSettings
 from streams.folder.reader import Folder, read_folder
+from streams.pipeline.digest import digest
 from tests.support.folders import write_vectors
 from tests.support.replay_world import CONFIG, PARTITIONS, shop, vectors_of
 
@@ -120,6 +121,6 @@ def test_a_live_state_with_the_same_history_does_not_differ(path: Path) -> None:
     report = replay_folder(path, ReplayPlan(store=whole), SETTINGS, {})
     replay_folder(path, ReplayPlan(store=part), SETTINGS, {}, stop_ms=read_folder(path).split_ms(0.9))
     assert report.answers is None and report.model is None
-    assert asyncio.run(differences_from_live(report, whole, PARTITIONS)) == []
-    different = asyncio.run(differences_from_live(report, part, PARTITIONS))
+    assert report.digest.differences(asyncio.run(digest(whole, PARTITIONS))) == []
+    different = report.digest.differences(asyncio.run(digest(part, PARTITIONS)))
     assert different and set(different) <= {"items", "contexts", *(f"p{n}" for n in range(PARTITIONS))}

@@ -94,11 +94,11 @@ def test_pairs_say_who_is_measured_against_whom() -> None:
 
 def test_what_is_remembered_gives_the_same_result() -> None:
     whole, first, second = compared(), Comparison(("ours",), ("popular", "older"), (1, 10)), compared()
-    first.load_state_dict(orjson.loads(orjson.dumps(second.state_dict())))
+    first.outcomes.load_state_dict(orjson.loads(orjson.dumps(second.outcomes.state_dict())))
     for comparison in (whole, first):
         comparison.add({"ours": ["z"], "popular": ["b"], "older": ["z"]}, {"z"}, Facts("w", category="new"))
     assert first.result(5) == whole.result(5)
-    assert first.state_dict() == whole.state_dict()
+    assert first.outcomes.state_dict() == whole.outcomes.state_dict()
 
 
 def test_a_question_costs_few_bytes() -> None:

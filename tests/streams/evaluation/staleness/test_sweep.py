@@ -24,9 +24,8 @@ from streams.evaluation.timeline import evaluate
 from streams.folder.reader import Folder, read_folder
 from streams.item_vectors import ItemVectors
 from tests.support.folders import START_S, item, write_folder
-from tests.support.replay_log import STEP_MS
 from tests.support.replay_world import RULES, encoder, offline
-from tests.support.staleness_world import Oracle, offset_of, stream, vectors_of
+from tests.support.staleness_world import STEP_MS, Oracle, offset_of, stream, vectors_of
 from tests.support.staleness_world import asked as lattice_asked
 
 HEADER = "user_id,item_id,event_type,timestamp,location"
@@ -118,7 +117,7 @@ def test_each_answer_is_the_one_found_by_brute_force(tmp_path: Path, repeats: bo
     folder = stream(tmp_path / "f")
     chosen = [*arms(PARTS, [parse_delay(name) for name in ("10s", "daily")]), OWN_DELAYS]
     run, oracle = lattice_run(folder, chosen, repeats, popularity), Oracle(folder, repeats, popularity)
-    assert run.comparison.questions == len(oracle.questions) > 40
+    assert len(run.comparison.outcomes) == len(oracle.questions) > 40
     for arm in chosen:
         expected = oracle.ranks(arm)
         assert {way: ranks(run, arm, way) for way in expected} == expected, arm.name
@@ -145,9 +144,9 @@ def test_the_brute_force_tells_every_wrong_delay_apart(tmp_path: Path) -> None:
 
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, chosen = folder_of(tmp_path / "f", rows()), arms(("user", "all"), [parse_delay(name) for name in DELAYS])
-    together = swept(folder, chosen, asked()).comparison.state_dict()
+    together = swept(folder, chosen, asked()).comparison.outcomes.state_dict()
     monkeypatch.setattr("streams.evaluation.staleness.sweep._BATCH", 1)
-    assert swept(folder, chosen, asked()).comparison.state_dict() == together
+    assert swept(folder, chosen, asked()).comparison.outcomes.state_dict() == together
 
 
 def planted(path: Path, gap_s: int, steps: int = 12, start_s: int = START_S) -> Folder:
