@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
@@ -22,6 +23,7 @@ from tests.support.redis_cluster import ClusterOfServers
 from tests.support.secured_kafka import SecuredKafka
 
 INTEGRATION = "tests/integration/"
+LONGEST = (INTEGRATION, "tests/faults/", "tests/streams/kafka/", "tests/deploy/stack/", "tests/streams/evaluation/")
 # Tests that use one of these need a server or several processes; others that do carry the mark themselves.
 SERVERS = {
     "redis_server",
@@ -54,6 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SERVERS & set(getattr(item, "fixturenames", ())):
             item.add_marker("servers")
+    # What takes longest begins first, so that no process is left with it alone at the end.
+    items.sort(
+        key=lambda item: next((n for n, part in enumerate(LONGEST) if item.nodeid.startswith(part)), len(LONGEST))
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -86,6 +92,13 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Undoes what a test of this process has said about torch's threads."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
