@@ -323,6 +323,7 @@ def test_a_model_that_answers_nothing_is_not_fed_the_whole_catalogue(
     asyncio.run(run())
 
 
+@pytest.mark.servers
 def test_through_a_real_broker_and_again_after_a_restart(tmp_path: Path) -> None:
     broker = Broker(topic_partitions(2), tmp_path / "log")
     producer = EventProducer(KafkaConfig(broker.start()))

@@ -101,7 +101,7 @@ class ShortLogStore(MemoryStore):
 Scenario = Callable[[LiveStore], Awaitable[None]]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.servers)])
 def check(request: pytest.FixtureRequest, keys: Keys) -> Callable[[Scenario], None]:
     """Runs a scenario against a fresh store of either kind."""
     server: RedisServer | None = request.getfixturevalue("redis_server") if request.param == "redis" else None

@@ -19,7 +19,7 @@ LOG = LogIdentity("cluster-a")
 Scenario = Callable[[LiveStore], Awaitable[None]]
 
 
-@pytest.fixture(params=["memory", "server", "cluster"])
+@pytest.fixture(params=["memory", *(pytest.param(kind, marks=pytest.mark.servers) for kind in ("server", "cluster"))])
 def check(request: pytest.FixtureRequest, keys: Keys) -> Callable[[Scenario], None]:
     """Runs a scenario against a fresh store of each kind."""
     kind: str = request.param
