@@ -50,11 +50,11 @@ class _FormerUsage(click.ClickException):
 
 class _Protocols(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, *ctx.help_option_names):
-            words = " ".join(args).replace("--protocol=", "--protocol ").split()
-            after = words[words.index("--protocol") + 1 :] if "--protocol" in words else []
-            said = after[0] if after and after[0] in self.commands else "timeline"
-            raise _FormerUsage(f"the protocol is a subcommand now: perseid evaluate {said} FOLDER …")
+        words = " ".join(args).replace("--protocol=", "--protocol ").split()
+        if args and args[0] not in self.commands and ("--protocol" in words or Path(args[0]).is_dir()):
+            said = words[words.index("--protocol") + 1 :] if "--protocol" in words else ["timeline"]
+            named = said[0] if said and said[0] in self.commands else "|".join(self.commands)
+            raise _FormerUsage(f"the protocol is a subcommand now: perseid evaluate {named} FOLDER …")
         return super().parse_args(ctx, args)
 
 
@@ -133,11 +133,18 @@ def timeline(folder: Path, asked: TimelineQuestions, beside: Baselines, running:
     _tell(facts, "evaluate", found, lambda: _evaluated(found, f"{found['questions']} questions"), output)
 
 
+@dataclass(frozen=True, slots=True)
+class AskedModel:
+    """Which model is asked."""
+
+    heading: ClassVar = "Questions"
+    model: Path | None = option(**_MODEL)
+
+
 @evaluate.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@click.option("--model", **_MODEL)
-@options(beside=Baselines, running=Running, output=Output)
-def loo(folder: Path, model: Path | None, beside: Baselines, running: Running, output: Output) -> None:
+@options(asked=AskedModel, beside=Baselines, running=Running, output=Output)
+def loo(folder: Path, asked: AskedModel, beside: Baselines, running: Running, output: Output) -> None:
     """Ask about each user's last event, with every item ranked and no popularity: as most published tables do.
 
     The model is one of `train --protocol loo`. `--baselines` are trained on the same part of the data and asked the
@@ -149,18 +156,16 @@ def loo(folder: Path, model: Path | None, beside: Baselines, running: Running, o
 
     facts, plan = started(), beside.plan(_threads(running))
     with _session(running) as (settings, memory, progress):
-        chosen = _model_or_none(model, settings, plan)
+        chosen = _model_or_none(asked.model, settings, plan)
         found = evaluate_leave_one_out(folder, chosen, settings, memory, progress, plan)
     size = f"the last events of {found['users']} users, {found['catalogue']} items"
     _tell(facts, "evaluate", found, lambda: _evaluated(found, size), output)
 
 
 @dataclass(frozen=True, slots=True)
-class SessionQuestions:
+class SessionQuestions(AskedModel):
     """What a model is asked about sessions."""
 
-    heading: ClassVar = "Questions"
-    model: Path | None = option(**_MODEL)
     split: float | None = option(**_SPLIT)
     choice: str | None = option(help="click, or a kind of event.  [default: purchase if there are any, else click]")
 

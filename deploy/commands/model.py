@@ -96,7 +96,7 @@ class Artefact:
 def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, output: Artefact) -> None:
     """Train a model on a data FOLDER; the artefact is OUT/<version>.
 
-    Example: perseid train ml_latest_small --split 0.8 --out models --max-seconds 120
+    Example: perseid train ml_latest_small --split 0.8 --out models
     """
     from deploy.jobs.train import TrainPlan, train_folder
     from deploy.texts.models import TextSource

@@ -77,13 +77,22 @@ def test_what_cannot_be_measured_is_refused(folder: Path) -> None:
         (["shop", "--protocol", "loo", "--json"], "loo"),
         (["--protocol", "sessions", "shop"], "sessions"),
         (["--protocol=loo", "shop"], "loo"),
-        (["shop", "--model", "m"], "timeline"),
+        (["shop", "--protocol", "bogus"], "timeline|loo|sessions"),
+        ([str(Path(__file__).parent), "--model", "m"], "timeline"),
     ],
 )
 def test_the_former_spelling_names_the_new_one(arguments: list[str], protocol: str) -> None:
     done = CliRunner().invoke(cli, ["evaluate", *arguments])
     assert done.exit_code == 2
     assert done.output == f"Error: the protocol is a subcommand now: perseid evaluate {protocol} FOLDER …\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"), [("timelime", "No such command 'timelime'"), ("-x", "No such option: -x")]
+)
+def test_what_never_was_a_spelling_is_refused_as_such(argument: str, said: str) -> None:
+    done = CliRunner().invoke(cli, ["evaluate", argument])
+    assert done.exit_code == 2 and said in done.output
 
 
 @pytest.fixture
