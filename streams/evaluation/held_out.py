@@ -31,7 +31,6 @@ from streams.events import (
     Click,
     Forget,
     MalformedError,
-    Profile,
     Record,
     Rules,
 )
@@ -39,9 +38,8 @@ from streams.folder.reader import Folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
 from streams.parsing import parse
-from streams.pipeline.user_state import Outcome, WindowLimits, apply_click, apply_forget, apply_profile
+from streams.pipeline.user_state import Outcome, UserEvent, WindowLimits, apply_click, apply_forget, apply_profile
 
-UserEvent = Click | Forget | Profile
 Apply = Callable[[UserState, UserEvent], int | None]  # leading events of the window as before; None: nothing changed
 
 

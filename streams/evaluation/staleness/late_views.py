@@ -22,11 +22,12 @@ from encoder.training.popularity import DecayedCounts
 from index.items.filters import Mask
 from index.query.live_user import profile_location
 from index.state.records import UserState
-from streams.evaluation.held_out import Apply, HeldOut, UserEvent
+from streams.evaluation.held_out import Apply, HeldOut
 from streams.evaluation.popularity import RecentPopularity
 from streams.evaluation.rankers import Question
 from streams.evaluation.slices import Facts
 from streams.evaluation.staleness.delays import NOW, Arm, Delay
+from streams.pipeline.user_state import UserEvent
 
 _NEGLIGIBLE = 1e-9  # of a share of at most 1: beside a cosine it is lost in float32
 _UNKNOWN_ITEM = ""  # no item has this id: its token is one without a vector

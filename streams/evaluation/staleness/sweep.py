@@ -18,7 +18,7 @@ from context.timeline import ContextTimeline
 from encoder.model.config import ModelConfig
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.held_out import HeldOut, UserEvent, applier
+from streams.evaluation.held_out import HeldOut, applier
 from streams.evaluation.popularity import PopularityLists, RecentPopularity
 from streams.evaluation.rankers import ModelRanker, OfflineModel, Ranker, best_lists, masked_scores
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm
@@ -33,6 +33,7 @@ from streams.evaluation.staleness.late_views import (
     Window,
 )
 from streams.events import Click
+from streams.pipeline.user_state import UserEvent
 
 POPULAR, ALL_TIME = PopularityLists.names
 _BATCH = 64  # questions, and states of knowledge, that are encoded and ranked together
