@@ -1,0 +1,44 @@
+"""Folds labels (brands, categories, tags, regions), so that texts which look the same are the same label.
+
+One function for everything that is compared as a label; ids are never folded.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+MAX_LABEL_BYTES = 256
+# All that `str.isspace` counts, less the ASCII separators (real control characters), and two that only look like none:
+# ZERO WIDTH SPACE and the byte order mark. Joiners are part of words and of emoji, and stay.
+_SPACES = re.compile("[\t\n\v\f\r\x85 \xa0\u1680\u2000-\u200a\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]+")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@lru_cache(maxsize=65536)
+def fold_label(text: str) -> str:
+    """`text` in NFC, with runs of whitespace of any kind as one space and none at the ends; may be empty.
+
+    Folding twice changes nothing. Raises ValueError for a control character, which it names, and for more than
+    `MAX_LABEL_BYTES` bytes.
+
+    >>> fold_label(" Home\\u00a0&  Garden")
+    'Home & Garden'
+    """
+    folded = unicodedata.normalize("NFC", _SPACES.sub(" ", text).strip(" "))
+    found = _CONTROL.search(folded)
+    if found:
+        raise ValueError(f"holds the control character U+{ord(found[0]):04X}")
+    size = len(folded.encode())
+    if size > MAX_LABEL_BYTES:
+        raise ValueError(f"has {size} bytes, a label has at most {MAX_LABEL_BYTES}")
+    return folded
+
+
+def folded_or_same(text: str) -> str:
+    """`fold_label` for what was stored before labels were folded: what cannot be folded stays as it is."""
+    try:
+        return fold_label(text)
+    except ValueError:
+        return text

@@ -1,0 +1,54 @@
+"""Folding of labels: what looks the same is the same, emoji and joiners stay, control characters are named."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from context.labels import fold_label, folded_or_same
+
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+
+
+@pytest.mark.parametrize(
+    ("text", "folded"),
+    [
+        ("Home\u00a0& Garden", "Home & Garden"),
+        ("茶\u3000園", "茶 園"),
+        ("  a \t\r\n b\u2028c ", "a b c"),
+        ("Cafe\u0301", "Café"),
+        (f"{FAMILY} toys", f"{FAMILY} toys"),
+        ("\ufeffTea", "Tea"),
+        ("a\u200bb", "a b"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        (" \u00a0 ", ""),
+        ("", ""),
+    ],
+)
+def test_labels_that_look_the_same_are_the_same(text: str, folded: str) -> None:
+    assert fold_label(text) == folded
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("a\x07b", "U\\+0007"), ("\x00", "U\\+0000"), ("a\x1fb", "U\\+001F"), ("a\x9b", "U\\+009B")]
+)
+def test_control_characters_are_named(text: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        fold_label(text)
+    assert folded_or_same(text) == text
+
+
+def test_a_label_has_at_most_256_bytes() -> None:
+    assert fold_label("é" * 128) == "é" * 128
+    with pytest.raises(ValueError, match="258 bytes"):
+        fold_label("é" * 129)
+
+
+@given(st.text(max_size=80))
+def test_folding_twice_changes_nothing(text: str) -> None:
+    try:
+        once = fold_label(text)
+    except ValueError:
+        return
+    assert fold_label(once) == once
