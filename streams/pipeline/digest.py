@@ -17,7 +17,8 @@ from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.records import ITEM_FIELDS, PROFILE, STATE, canonical_json, load_item, load_user, vector_field
 from index.state.store import LiveStore
 from streams.events import topics_of
-from streams.pipeline.user_state import PartitionClock, leave_if_idle
+from streams.pipeline.partition_clock import PartitionClock
+from streams.pipeline.user_state import leave_if_idle
 
 _CHUNK = 500  # users or items read in one round trip
 

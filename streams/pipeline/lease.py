@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from index.state.records import UserState
 from index.state.store import Commit, LiveStore, LogIdentity, Op
-from streams.pipeline.user_state import PartitionClock
+from streams.pipeline.partition_clock import PartitionClock
 
 
 @dataclass(slots=True)

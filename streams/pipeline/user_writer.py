@@ -15,7 +15,8 @@ from streams.events import CLICKSTREAM
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters
-from streams.pipeline.user_state import EngineSettings, PartitionClock
+from streams.pipeline.partition_clock import PartitionClock
+from streams.pipeline.user_state import EngineSettings
 from streams.pipeline.write_plan import Touched, UserPlan, UserPlanner
 
 SWEEP_USERS = 100  # idle users removed at a time: some milliseconds
@@ -87,7 +88,8 @@ class UserWriter:
         lease.buckets = (lease.buckets | set(plan.popularity)) - set(plan.expired)
         lease.clock, lease.idle_ms = plan.clock, self._settings.idle_ms
         for user_id, touched in plan.touched.items():
-            lease.waiting.pop(user_id, None)
+            if touched.settled:
+                lease.waiting.pop(user_id, None)
             if touched.missing:
                 lease.waiting[user_id] = touched.missing
         lease.trim()

@@ -31,7 +31,7 @@ from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
 from streams.parsing import parse
-from streams.pipeline.user_state import WindowLimits, apply_click, apply_profile
+from streams.pipeline.user_state import WindowLimits, WindowRules, apply_click, apply_profile
 from tests.support.folders import item, write_folder
 from tests.support.replay_world import CONFIG, RULES, encoder
 
@@ -171,12 +171,11 @@ class Oracle:
         return {"next": following, "general": general, "mixed": alternating(following, general), POPULAR: popular}
 
     def _state(self, at: int, user_id: str, until_ms: int) -> UserState:
-        state, limits = UserState(), WindowLimits(CONFIG.window, CONFIG.slack)
-        remembered = {code for code, kind in enumerate(RULES.kinds) if kind.remembered}
+        state, rules = UserState(), WindowRules.of(RULES, WindowLimits(CONFIG.window, CONFIG.slack))
         for ts_ms, event in self.events[:at]:
             if event.user_id == user_id and ts_ms <= until_ms:
                 if isinstance(event, Click):
-                    apply_click(state, event, limits, remembered)
+                    apply_click(state, event, rules)
                 elif isinstance(event, Profile):
                     apply_profile(state, event)
         return state
