@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -109,7 +110,9 @@ class KafkaDeadLetterSink:
         ]
         key = None if record.key is None else record.key[:_MAX_TEXT_BYTES]
         cut = None if record.value is None else value[:MAX_DEAD_LETTER_BYTES]
-        send = partial(self._send, DEAD_LETTERS, timestamp_ms=max(0, record.timestamp_ms), headers=headers)
+        # A broker may refuse times from the future, so those that are wrong become the present.
+        timestamp_ms = min(max(0, record.timestamp_ms), int(time.time() * 1000))
+        send = partial(self._send, DEAD_LETTERS, timestamp_ms=timestamp_ms, headers=headers)
         try:
             await _until_acknowledged(DEAD_LETTERS, partial(send, key, cut))
         except ValueError as refused:  # the topic takes less than Kafka's default: say where the record is
