@@ -35,6 +35,7 @@ class PartitionLease:
     clock: PartitionClock = field(default_factory=PartitionClock)
     idle_ms: int = -1  # for how long users are kept, as stored beside the clock; -1 while it is not
     buckets: set[int] = field(default_factory=set)  # popularity buckets that exist
+    rules: str = ""  # versions of the rules that the partition's events were applied under, as stored
 
     def remember(self, user_id: str, state: UserState) -> None:
         self.users[user_id] = state

@@ -14,7 +14,8 @@ from context.units import DAY_MS, HOUR_MS
 from index.state.records import UserState, event_hash
 from streams.events import RELOAD_MS, Click, Forget, Profile, Rules
 
-RULES_VERSION = 2  # of what is decided here; a partition's state says under which versions it was applied
+# Of what is decided here. Version 1 counted every click alike, folded none, and had a clock that 32 clicks moved.
+RULES_VERSION = 2
 MAX_PURCHASES = 64  # evicted purchases remembered per user, newest first
 MAX_FOLDED = 256  # event ids of folded reloads remembered per user, so that a resend of one is known
 BUCKET_MS = 6 * HOUR_MS
@@ -67,6 +68,23 @@ class Change:
     keep: int = 0
     was_idle: bool = False  # what the user had done before was removed
     repeats: int = 0  # of an applied click: how many of the same kind, item and popularity bucket the window had
+
+
+def rules_applied(stored: str) -> str:
+    """The versions of these rules under which a partition's events are applied, oldest first, with the present one.
+
+    `stored` are those so far, "" for a new partition. Raises ValueError for a version that this build does not know.
+
+    >>> rules_applied(""), rules_applied("1"), rules_applied("1,2")
+    ('2', '1,2', '1,2')
+    """
+    versions = {int(version) for version in stored.split(",") if version}
+    if max(versions, default=0) > RULES_VERSION:
+        raise ValueError(
+            f"the live state was applied under rules {stored}, this build knows up to {RULES_VERSION}: run the build "
+            "that wrote it, or set a new PERSEID_PREFIX and let this one rebuild the state from the topics"
+        )
+    return ",".join(map(str, sorted(versions | {RULES_VERSION})))
 
 
 def apply_event(state: UserState, event: UserEvent, rules: WindowRules, horizon_ms: int) -> Change:

@@ -29,6 +29,7 @@ from streams.pipeline.user_state import (
     WindowRules,
     apply_event,
     leave_if_idle,
+    rules_applied,
     voice,
 )
 
@@ -64,6 +65,7 @@ class UserPlan:
     expired: list[int] = field(default_factory=list)  # popularity buckets that lie beyond the horizon now
     clock: PartitionClock = field(default_factory=PartitionClock)
     ticked: bool = False  # a click was applied
+    rules: str = ""  # as of `PartitionLease`
     ops: list[Op] = field(default_factory=list)
     written: bool = False
 
@@ -93,7 +95,7 @@ class UserPlanner:
     async def fill(self, plans: Sequence[UserPlan]) -> None:
         """State, then vectors in one encoder batch, then operations."""
         for plan in plans:
-            plan.clock = plan.lease.clock.copy()
+            plan.clock, plan.rules = plan.lease.clock.copy(), plan.lease.rules
             self._revisit(plan)
             self._change(plan)
         await self._encode(plans)
@@ -173,7 +175,9 @@ class UserPlanner:
         ops += _index_ops(keys, plan) + _waiting_ops(keys, plan) + self._popularity_ops(plan)
         idle_ms = self._settings.idle_ms
         if plan.ticked or plan.lease.idle_ms != idle_ms:
-            facts = {"clock": plan.clock.encode(), "idle_ms": str(idle_ms).encode()}
+            if plan.ticked or not plan.rules:
+                plan.rules = rules_applied(plan.rules)
+            facts = {"clock": plan.clock.encode(), "idle_ms": str(idle_ms).encode(), "rules": plan.rules.encode()}
             ops.append(Op("hset", keys.owner(tag), facts))
         return ops
 
