@@ -124,9 +124,13 @@ class HeldOut:
         return seen_items(state.items, state.purchases, now_ms, self._weights)
 
 
-def applier(rules: Rules, config: ModelConfig) -> Apply:
-    """How events change a state whose window is that of a model, as in production."""
-    window = WindowRules.of(rules, WindowLimits(config.window, config.slack))
+def window_rules(rules: Rules, config: ModelConfig) -> WindowRules:
+    """Those of a state whose window is that of a model, as in production."""
+    return WindowRules.of(rules, WindowLimits(config.window, config.slack))
+
+
+def applier(window: WindowRules) -> Apply:
+    """How events change a state."""
 
     def apply(state: UserState, event: UserEvent) -> int | None:
         if isinstance(event, Forget):

@@ -171,6 +171,13 @@ def voice(weight: int, repeats: int) -> int:
     return weight >> repeats if weight > 0 else 0
 
 
+def counted(state: UserState, click: Click, weight: int, rules: WindowRules) -> int:
+    """What a click of this weight will count for popularity when it is applied to `state`."""
+    if _is_reload(state, bisect_right(state.ts_ms, click.ts_ms), click, rules):
+        return 0
+    return voice(weight, _repeats(state, click, rules.bucket_ms))
+
+
 def _cut(state: UserState, rules: WindowRules) -> None:
     out = len(state.ts_ms) - rules.limits.size
     for item, kind, ts_ms in zip(state.items[:out], state.kinds[:out], state.ts_ms[:out], strict=True):
