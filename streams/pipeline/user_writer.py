@@ -88,7 +88,8 @@ class UserWriter:
     def _settle(self, plan: UserPlan) -> None:
         """Takes over in memory what was just written."""
         lease = plan.lease
-        lease.buckets = (lease.buckets | set(plan.popularity)) - set(plan.expired)
+        lease.buckets.update(plan.popularity)
+        lease.buckets.difference_update(plan.expired)
         lease.clock, lease.idle_ms, lease.rules = plan.clock, self._settings.idle_ms, plan.rules
         for user_id, touched in plan.touched.items():
             if touched.settled:

@@ -186,8 +186,10 @@ class UserPlanner:
         for bucket, counts in plan.popularity.items():
             ops.append(Op("hincr", keys.popularity(tag, bucket), dict(counts)))
             ops.append(Op("hincr", keys.popularity_buckets(tag), {str(bucket): counts.total()}))
-        last = plan.clock.now_ms // self._settings.bucket_ms - self._settings.horizon_buckets
-        plan.expired = sorted(bucket for bucket in plan.lease.buckets | set(plan.popularity) if bucket <= last)
+        width, horizon = self._settings.bucket_ms, self._settings.horizon_buckets
+        last = plan.clock.now_ms // width - horizon
+        if last != plan.lease.clock.now_ms // width - horizon:  # only then: there may be thousands of buckets
+            plan.expired = sorted(bucket for bucket in plan.lease.buckets.union(plan.popularity) if bucket <= last)
         for bucket in plan.expired:
             ops.append(Op("delete", keys.popularity(tag, bucket)))
             ops.append(Op("hdel", keys.popularity_buckets(tag), names=(str(bucket),)))
