@@ -18,7 +18,7 @@ import orjson
 
 from deploy.commands.options import state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
-from deploy.progress import records_bar
+from deploy.progress import show_progress
 from deploy.state_folder import attach
 
 _SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
@@ -127,7 +127,7 @@ def export(
     """
     from deploy.jobs.export import ExportPlan, export_topics
 
-    plan = ExportPlan(start_ms, stop_ms, parse_offsets(offsets), vectors, records_bar)
+    plan = ExportPlan(start_ms, stop_ms, parse_offsets(offsets), vectors, show_progress)
     done = export_topics(out, plan, attach(os.environ, state))
     for line in _worth_knowing(done):
         click.echo(line, err=True)

@@ -23,7 +23,7 @@ from deploy.commands.options import (
     option,
     options,
 )
-from deploy.progress import records_bar
+from deploy.progress import show_progress
 from deploy.reports.run_facts import RunFacts, started
 from deploy.state_folder import attach
 from encoder.baselines.recipes import recipe_sets
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from deploy.settings import Settings
     from encoder.text.cache import TextMemory
 
-Progress = Callable[[int], None] | None
+Progress = Callable[[int, int], None]
 _MODEL: Any = {"type": FOLDER, "help": "Artefact to measure.  [default: PERSEID_MODEL]"}
 _SPLIT: Any = {
     "type": click.FloatRange(0, 1, max_open=True),
@@ -295,12 +295,12 @@ def _shown(found: dict[str, Any]) -> str:
 
 @contextmanager
 def _session(given: Texts) -> Iterator[tuple[Settings, TextMemory, Progress]]:
-    """Settings, the memory of texts, and a progress bar where there is a terminal."""
+    """Settings, the memory of texts, and what shows how far the run is."""
     from encoder.text.cache import TextMemory
 
     settings = attach(os.environ)
-    with closing(TextMemory(given.texts or settings.state / "texts")) as memory, records_bar("events") as show:
-        yield settings, memory, None if show is None else lambda done: show(done, None)
+    with closing(TextMemory(given.texts or settings.state / "texts")) as memory, show_progress("events") as show:
+        yield settings, memory, show
 
 
 def _tell(facts: RunFacts, kind: str, found: dict[str, Any], text: Callable[[], str], output: Output) -> None:

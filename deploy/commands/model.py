@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +117,7 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
         context="context" not in choice.without,
         options=_options(choice, training, changes),
         resume=training.resume,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     settings = attach(os.environ)
     with closing(TextMemory(training.texts)) as memory, TextSource(settings, memory) as source:

@@ -14,7 +14,7 @@ import orjson
 
 from deploy.commands.options import FOLDER, Output, Questions, SectionedCommand, Texts, option, options, state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
-from deploy.progress import records_bar
+from deploy.progress import show_progress
 from deploy.reports.run_facts import started
 from deploy.settings import Settings, load
 from deploy.state_folder import attach
@@ -102,7 +102,7 @@ def replay(
         model = None
     elif model is None and (settings.model / "model.json").is_file():
         model = settings.model
-    with records_bar("records") as show, new_store(settings, rebuilt.prefix) as store:
+    with show_progress("records") as show, new_store(settings, rebuilt.prefix) as store:
         plan = ReplayPlan(model, asked.settings(span.ask_ms), store, show, rebuilt.checkpoint, rebuilt.part)
         report = _topics(plan, settings, span) if folder is None else _folder(folder, plan, settings, texts, span)
     if output.report is not None:

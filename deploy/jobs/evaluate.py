@@ -6,6 +6,7 @@ torch. Baselines are trained on what a model of the same protocol is trained on,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -78,7 +79,7 @@ def evaluate_folder(
     memory: Memory,
     split: float | None,
     ask: QuestionSettings,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     plan: BaselinePlan | None = None,
     baskets: bool = False,
 ) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def evaluate_folder(
     def part() -> TrainingPart:
         return timeline_part(training_data(folder, vectors, None, ask.start_ms).data, vectors, choices, seed=plan.seed)
 
-    made = plan.make(part, vectors, progress is not None, settings.device)
+    made = plan.make(part, vectors, sys.stderr.isatty(), settings.device)
     offline = None if opened is None else opened.offline(ask.plain)
     weights = Weights(popularity=0.0) if offline is None else offline.weights
     found = evaluate(HeldOut(folder, vectors, rules, ask, weights), offline, made.rankers, baskets, progress)
@@ -121,7 +122,7 @@ def evaluate_leave_one_out(
     model: Path | None,
     settings: Settings,
     memory: Memory,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     plan: BaselinePlan | None = None,
 ) -> dict[str, Any]:
     """Metrics of each list on every user's last event, and of the last but one under `validation`.
@@ -151,7 +152,7 @@ def evaluate_leave_one_out(
         chosen = metadata["slot"] if "refit" in metadata else None
         rankers.append(ModelRanker(opened.encoder, vectors, SLOTS))
     split = leave_one_out(folder, vectors)
-    made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None, settings.device)
+    made = plan.make(lambda: leave_one_out_part(split), vectors, sys.stderr.isatty(), settings.device)
     rankers += made.rankers
     validation = None
     if chosen is None:
@@ -238,7 +239,7 @@ def evaluate_sessions_of(
     split: float | None = None,
     choice: str | None = None,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Every ranker on the folder's sessions after `split` (None: after what the model was trained on).
 

@@ -23,7 +23,7 @@ from streams.evaluation.staleness.delays import FRESH, Arm, Delay, Part, arms
 from streams.evaluation.staleness.sweep import Sweep, sweep
 from streams.folder.reader import Folder, read_folder
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
 
 
 def measure_staleness(

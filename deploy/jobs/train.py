@@ -7,11 +7,13 @@ artefact's metadata name the embedder and the context features, which workers, t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from context.features import ContextFeatures
+from deploy.progress import Show, show_progress
 from deploy.settings import load
 from deploy.texts.item_vectors import Memory, Tagger, item_vectors, known_items, untexted_vectors
 from deploy.texts.models import TextSource
@@ -52,14 +54,14 @@ class TrainPlan:
     context: bool = True
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
-    progress: bool = False
+    progress: bool = False  # how far embedding and training are
     texts: TextSource = field(default_factory=lambda: TextSource(load({}), {}))
     refit: Path | None = None
 
     @property
     def run(self) -> dict[str, Any]:
-        """Where the training writes, whether it goes on with an earlier one, and whether it shows how far it is."""
-        return {"out": self.out, "resume": self.resume, "progress": self.progress}
+        """Where the training writes, and whether it goes on with an earlier one."""
+        return {"out": self.out, "resume": self.resume}
 
 
 def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
@@ -86,21 +88,24 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         "before_ms": before_ms,
         "left_out_events": prepared.left_out,
     }
-    return train(prepared.data, config, plan.options, **plan.run, metadata=metadata)
+    with _shown(plan) as show:
+        return train(prepared.data, config, plan.options, **plan.run, progress=show, metadata=metadata)
 
 
 def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> TrainResult:
     tagger, vectors = _items(plan, known_items(folder, None), memory)  # every item is known from the start
     split = leave_one_out(folder, vectors)
     config = _config(plan, folder, vectors, tagger)
-    return train(
-        split.training(),
-        config,
-        replace(plan.options, holdout=0.0),  # the last but one events validate
-        **plan.run,
-        validate=lambda model: validation_score(model, split, plan.options.device),
-        metadata={**plan.texts.names, "context_features": [], "data": folder.name, "protocol": "loo"},
-    )
+    with _shown(plan) as show:
+        return train(
+            split.training(),
+            config,
+            replace(plan.options, holdout=0.0),  # the last but one events validate
+            **plan.run,
+            progress=show,
+            validate=lambda model: validation_score(model, split, plan.options.device),
+            metadata={**plan.texts.names, "context_features": [], "data": folder.name, "protocol": "loo"},
+        )
 
 
 def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> TrainResult:
@@ -116,17 +121,14 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> Train
     split = leave_one_out(folder, vectors)
     encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=options.device)
     words = (*plan.texts.names, "context_features", "data", "protocol")
-    return train(
-        split.training(validated=True),
-        model.config,
-        options,
-        **plan.run,
-        metadata={
-            **{name: metadata.get(name) for name in words},
-            "refit": metadata["version"],
-            "slot": best_list(encoder, split),
-        },
-    )
+    known = {name: metadata.get(name) for name in words}
+    known |= {"refit": metadata["version"], "slot": best_list(encoder, split)}
+    with _shown(plan) as show:
+        return train(split.training(validated=True), model.config, options, **plan.run, progress=show, metadata=known)
+
+
+def _shown(plan: TrainPlan) -> AbstractContextManager[Show | None]:
+    return show_progress("training steps") if plan.progress else nullcontext()
 
 
 def _config(plan: TrainPlan, folder: Folder, vectors: ItemVectors, tagger: Tagger, **more: Any) -> ModelConfig:

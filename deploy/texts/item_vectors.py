@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.progress import show_progress
 from encoder.text.endpoint_models import ChatTagger, Embedder, embed_each
 from encoder.text.item_text import MiniLM, VocabularyTagger, canonical_text, text_hash
 from streams.folder.reader import Folder
@@ -29,7 +30,7 @@ Tagger = ChatTagger | VocabularyTagger
 Memory = MutableMapping[str, NDArray[np.float32]]
 Texts = dict[str, str]  # text by hash
 Vectors = dict[str, NDArray[np.float32]]  # by hash
-_BATCH = 256  # texts between two steps of the progress bar: some seconds
+_BATCH = 256  # texts between two steps of progress: some seconds
 log = logging.getLogger(__name__)
 _MANY = 1_000  # texts for which it is worth to load the text model in several processes
 
@@ -66,7 +67,7 @@ def item_vectors(
     missing = [key for key in texts if key not in memory]
     parts = [{key: texts[key] for key in missing[at : at + _BATCH]} for at in range(0, len(missing), _BATCH)]
     with _embedder(model, processes if len(missing) >= _MANY else 1) as embed_all:
-        for found in _shown(embed_all(parts), len(parts), progress, "embedding texts"):
+        for found in _shown(embed_all(parts), len(missing), progress, "texts embedded"):
             memory.update({key: vector for key, vector in found.items() if key not in memory})
     return remembered_vectors(items, model.name, tagger, memory, progress)
 
@@ -78,7 +79,7 @@ def remembered_vectors(
     hashed = [(item, text_hash(canonical_text(item))) for item in items]
     found = [(item, key) for item, key in hashed if key in memory]
     parts = [[item for item, _ in found[at : at + _BATCH]] for at in range(0, len(found), _BATCH)]
-    tags = _shown(map(tagger.tag, parts), len(parts), progress, "tagging items")
+    tags = _shown(map(tagger.tag, parts), len(found), progress, "items tagged")
     return ItemVectors(
         embedder=embedder,
         item_ids=[item["item_id"] for item, _ in found],
@@ -137,8 +138,13 @@ def _model() -> MiniLM:
     return MiniLM()
 
 
-def _shown(parts: Iterable[T], count: int, progress: bool, what: str) -> Iterator[T]:
-    from rich.progress import Progress
-
-    with Progress(transient=True, disable=not progress) as bar:
-        yield from bar.track(parts, total=count, description=what)
+def _shown(parts: Iterable[T], total: int, progress: bool, unit: str) -> Iterator[T]:
+    """The parts, each of which stands for a batch; how many of the total are done is shown while they are taken."""
+    if not progress:
+        yield from parts
+        return
+    with show_progress(unit) as show:
+        show(0, total)
+        for number, part in enumerate(parts, 1):
+            show(min(number * _BATCH, total), total)
+            yield part

@@ -88,15 +88,15 @@ class HeldOut:
         self.items = FolderCatalogue(folder, vectors, rules)
         self.selection = Selection(rules, ask.start_ms, ask.every)
 
-    def events(self, progress: Callable[[int], None] | None = None) -> Iterator[tuple[int, UserEvent]]:
-        """Profiles, forgets and clicks with their times; `progress` is told how many of `folder.events` are done."""
+    def events(self, progress: Callable[[int, int], None] | None = None) -> Iterator[tuple[int, UserEvent]]:
+        """Profiles, forgets and clicks with their times; `progress` is told how many events are done, of how many."""
         for done, record in enumerate(records(self.folder, topics={USERS, CLICKSTREAM})):
             now_ms = record.timestamp_ms
             event = parse(Record(record.topic, 0, 0, now_ms, record.key, record.value), self.rules)
             if isinstance(event, UserEvent):
                 yield now_ms, event
             if progress is not None and done % 1000 == 0:
-                progress(min(done, len(self.folder.events)))
+                progress(min(done, len(self.folder.events)), len(self.folder.events))
 
     def is_new(self, click: Click, state: UserState, now_ms: int) -> bool:
         """Whether a selected click is asked about: its item is new to the user, or repeats count."""

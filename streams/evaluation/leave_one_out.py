@@ -126,13 +126,13 @@ def rank_all(
     data: LeaveOneOut,
     part: Part,
     ks: Sequence[int] = KS,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     window: int = WINDOW,
 ) -> Outcomes:
     """Where each list of each ranker, as long as the largest of `ks`, has every user's target of `part`.
 
     Lists are made from the user's last `window` events. A target's popularity is how often it was chosen in the
-    training part, its category the item's subclass. `progress` is told how many users are done.
+    training part, its category the item's subclass. `progress` is told how many users are done, of how many.
 
     Raises:
         ValueError: two lists have one name.
@@ -155,7 +155,7 @@ def rank_all(
             named = {name: [ids[row] for row in rows[at].tolist() if row >= 0] for name, rows in lists.items()}
             found.add(named, {ids[target]}, facts)
         if progress is not None:
-            progress(len(found))
+            progress(len(found), len(data.users))
     return found
 
 
@@ -195,7 +195,7 @@ def compare_lists(
     data: LeaveOneOut,
     part: Part,
     chosen: str,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     window: int = WINDOW,
 ) -> dict[str, Any]:
     """As `Comparison.result` of what `rank_all` finds: `metrics` are those of `chosen`, measured against all others.

@@ -60,7 +60,7 @@ def evaluate_sessions(
     model: OfflineModel,
     rules: Rules,
     plan: SessionPlan,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Metrics of every ranker by view and label, as plain values for JSON.
 

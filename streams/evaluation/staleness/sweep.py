@@ -40,11 +40,11 @@ _BATCH = 64  # questions, and states of knowledge, that are encoded and ranked t
 
 
 def sweep(
-    held: HeldOut, model: OfflineModel, arms: Sequence[Arm], progress: Callable[[int], None] | None = None
+    held: HeldOut, model: OfflineModel, arms: Sequence[Arm], progress: Callable[[int, int], None] | None = None
 ) -> Sweep:
     """Asks every question in every arm; the lists of all late arms are compared with the fresh one's.
 
-    `progress` is told how many of the folder's events are done.
+    `progress` is told how many of the folder's events are done, of how many.
     """
     ways, late = [*held.ask.slots, POPULAR], [arm for arm in arms if arm != FRESH]
     first, *others = [*ways, *(list_name(arm, way) for arm, way in product(late, ways))]
@@ -109,7 +109,7 @@ class Sweep:
         """Events that no question was asked about, by reason."""
         return dict(self._held.selection.skipped)
 
-    def run(self, progress: Callable[[int], None] | None = None) -> None:
+    def run(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Goes through the whole folder."""
         for now_ms, event in self._held.events(progress):
             self._take(now_ms, event)

@@ -230,6 +230,6 @@ def test_baskets_are_answered_as_they_were(tmp_path: Path) -> None:
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
-    folder, told = shop(tmp_path / "shop", events=1100), list[int]()
-    evaluate(held_out(folder, QuestionSettings(every=500)), offline(), progress=told.append)
-    assert told == [0, 1000]
+    folder, told = shop(tmp_path / "shop", events=1100), list[tuple[int, int]]()
+    evaluate(held_out(folder, QuestionSettings(every=500)), offline(), progress=lambda *step: told.append(step))
+    assert told == [(0, 1100), (1000, 1100)]
