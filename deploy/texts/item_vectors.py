@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from deploy.progress import show_progress
 from encoder.text.endpoint_models import ChatTagger, Embedder, embed_each
 from encoder.text.item_text import MiniLM, VocabularyTagger, canonical_text, text_hash
+from streams.folder.items import catalogue_body
 from streams.folder.reader import Folder
-from streams.folder.records import catalogue_body
 from streams.item_vectors import ItemVectors
 
 T = TypeVar("T")

@@ -30,7 +30,6 @@ from streams.events import (
     CatalogueEntry,
     Click,
     Forget,
-    MalformedError,
     Record,
     Rules,
 )
@@ -175,6 +174,9 @@ class Selection:
         return self.due % self._every == 0
 
 
+_NEVER_MS = 2**62
+
+
 class FolderCatalogue:
     """The items of `vectors`, numbered as there; masks are by row [n]."""
 
@@ -182,7 +184,8 @@ class FolderCatalogue:
         self.item_ids = list(vectors.item_ids)
         self.row = {item_id: row for row, item_id in enumerate(self.item_ids)}
         arrivals = dict(zip(folder.item_ids, folder.arrivals_ms.tolist(), strict=True))
-        self.arrivals_ms = np.array([arrivals[item_id] for item_id in self.item_ids], np.int64)  # [n]
+        # What has a vector and neither record nor event never comes.
+        self.arrivals_ms = np.array([arrivals.get(item_id, _NEVER_MS) for item_id in self.item_ids], np.int64)  # [n]
         self.order = np.argsort(self.arrivals_ms, kind="stable")  # [n] rows by arrival
         self.times_ms = self.arrivals_ms[self.order]  # [n], rising
         self.arrived = 0  # how many of `order` have
@@ -247,9 +250,6 @@ class FolderCatalogue:
 def _accepted(folder: Folder, rules: Rules) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The folder's catalogue, item by item, as consumers of the topic accept it."""
     for record in records(folder, topics={CATALOG}):
-        try:
-            entry = parse(Record(CATALOG, 0, 0, record.timestamp_ms, record.key, record.value), rules)
-        except MalformedError:
-            continue
+        entry = parse(Record(CATALOG, 0, 0, record.timestamp_ms, record.key, record.value), rules)
         if isinstance(entry, CatalogueEntry) and entry.fields is not None:
             yield entry.item_id, entry.fields

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from context.times import YEAR_2000_MS, check_ms
 from index.state.keys import partition_of
 from streams.events import (
     CLICKSTREAM,
@@ -30,7 +31,7 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, LATEST_S, PROFILES, VECTORS
+from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, PROFILES, VECTORS
 from streams.folder.spool import Spool
 from streams.folder.writer import csv_lines, write_lines
 from streams.item_vectors import ItemVectors
@@ -75,8 +76,7 @@ class TopicExport:
             return
         try:
             event = parse_exposure(record) if record.topic == EXPOSURES else parse(record, self._rules)
-            if getattr(event, "ts_ms", 0) > LATEST_S * 1000:  # looks like another unit: no data folder can hold it
-                raise MalformedError("ts_ms", "after the year 5138, and so is the record's timestamp")
+            _check_time(event)
         except MalformedError as error:
             if inside:
                 self.records[record.topic] += 1
@@ -137,6 +137,14 @@ class TopicExport:
             known_ms, hashes = max(0, record.timestamp_ms), [event.text_hash] if event.text_hash else None
             vectors = ItemVectors(event.embedder, [event.item_id], event.vector[None], [event.tags], hashes)
             self._spool.put("vectors", event.item_id, known_ms, orjson.dumps(vectors.body(0, known_ms)))
+
+
+def _check_time(event: Any) -> None:
+    """Raises MalformedError for an event whose time no data folder can hold."""
+    try:
+        check_ms(getattr(event, "ts_ms", YEAR_2000_MS))
+    except ValueError as error:
+        raise MalformedError("ts_ms", str(error)) from error
 
 
 def _removes(record: Record) -> bool:

@@ -99,7 +99,7 @@ def test_the_live_hard_rules_hold_at_the_time_of_each_question(tmp_path: Path, m
         item("i0", **here), item("always", **here, starts_ms=None, ends_ms=None, regions=["mars"]),
         item("ends", **here, ends_ms=noon_ms), item("starts", **here, starts_ms=noon_ms),
         item("one ms", **here, starts_ms=noon_ms, ends_ms=noon_ms + 1), item("out of stock", **here, available=False),
-        item("refused", **here, ends_ms="soon"), item("arrives", first_seen=START_S + 1000),
+        item("refused", **here, brand="\u0007"), item("arrives", first_seen=START_S + 1000),
     ]  # fmt: skip
     folder = read_folder(write_folder(tmp_path / "shop", rows, items, header=header), RULES)
     before, at, after = {"ends"}, {"starts", "one ms", "arrives"}, {"starts", "arrives"}
