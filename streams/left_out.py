@@ -5,7 +5,7 @@ Whoever reads or applies data adds to one; every command shows it in the same wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _REASONS = 100  # told apart: a reason may quote what a file says
@@ -53,6 +53,14 @@ class LeftOut:
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values for JSON: `count` and `first` by reason."""
         return {reason: {"count": count, "first": self._first[reason]} for reason, count in self._counts.items()}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Mapping[str, Any]]) -> LeftOut:
+        """What `to_dict` described."""
+        made = cls()
+        for reason, facts in found.items():
+            made.add(reason, facts["first"], facts["count"])
+        return made
 
     def lines(self) -> Iterator[str]:
         """A line for each reason, for people."""

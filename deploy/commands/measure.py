@@ -28,6 +28,7 @@ from deploy.reports.run_facts import RunFacts, started
 from deploy.state_folder import attach
 from encoder.baselines.recipes import recipe_sets
 from streams.evaluation.staleness.delays import DELAYS, Delay, Part, parse_delay, parse_part
+from streams.left_out import LeftOut
 
 if TYPE_CHECKING:
     from deploy.jobs.evaluate import BaselinePlan
@@ -304,6 +305,8 @@ def _session(given: Texts) -> Iterator[tuple[Settings, TextMemory, Progress]]:
 
 
 def _tell(facts: RunFacts, kind: str, found: dict[str, Any], text: Callable[[], str], output: Output) -> None:
+    for line in LeftOut.from_dict(found["left_out"]).lines():
+        click.echo(line, err=True)
     if output.report is not None:
         from deploy.reports.report import write_report
 

@@ -108,7 +108,9 @@ class Texts:
     """Where texts are remembered."""
 
     heading: ClassVar = "Running"
-    texts: Path | None = option(type=FILE, help="File that remembers text vectors between runs.")
+    texts: Path | None = option(
+        type=FILE, help="File that remembers text vectors between runs.  [default: PERSEID_STATE/texts]"
+    )
 
 
 @dataclass(frozen=True, slots=True)

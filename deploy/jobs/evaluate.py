@@ -39,7 +39,7 @@ from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave
 from streams.evaluation.rankers import ModelRanker, Ranker
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
-from streams.folder.reader import Folder, read_folder
+from streams.folder.reader import Folder, left_out_of, read_folder
 from streams.folder.training import training_data
 from streams.item_vectors import ItemVectors
 from streams.parsing import parse
@@ -114,6 +114,7 @@ def evaluate_folder(
         "start_ms": ask.start_ms,
         **found,
         **_trained(made, plan),
+        "left_out": folder.left_out.to_dict(),
     }
 
 
@@ -160,7 +161,9 @@ def evaluate_leave_one_out(
         validation = metrics_of(ranked, len(vectors.item_ids))
         chosen = max(SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
     found = compare_lists(rankers, split, "test", chosen, progress, window)
-    return {"data": folder.name, "model": version, **found, "validation": validation, **_trained(made, plan)}
+    left_out = left_out_of(folder, split.unembedded).to_dict()
+    about = {"data": folder.name, "model": version}
+    return {**about, **found, "validation": validation, **_trained(made, plan), "left_out": left_out}
 
 
 def _trained(made: TrainedBaselines, plan: BaselinePlan) -> dict[str, Any]:
@@ -200,10 +203,14 @@ def first_question_ms(folder: Folder, metadata: Mapping[str, Any], split: float 
     before_ms = metadata.get("before_ms")
     if metadata["version"] is None:
         raise ValueError("without a model give --split: baselines are trained on what lies before it")
-    if before_ms is None or metadata.get("data") != folder.name:
+    if metadata.get("data") != folder.name:
         raise ValueError(
-            f"the model was trained on all of {metadata.get('data')!r}: give --split for another folder, or train with "
-            "--split 0.8 to keep something to evaluate on"
+            f"the model was trained on another folder, {metadata.get('data')!r}, so where its training ended says "
+            f"nothing here: give --split, as in --split 0.8, to say from when on {folder.name} is asked about"
+        )
+    if before_ms is None:
+        raise ValueError(
+            f"the model was trained on all of {folder.name!r}: --split 0.8 in training keeps something to ask about"
         )
     return int(before_ms)
 
@@ -262,7 +269,11 @@ def evaluate_sessions_of(
     found = evaluate_sessions(folder, vectors, opened.offline(), settings.rules(), plan, progress)
     shown = found["views"]["before"]["label_pre"]
     facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
-    return {**facts, "questions": shown["questions"], "metrics": shown["metrics"], **found}
+    left_out = left_out_of(folder)
+    for reason, count in found["left_out"].items():
+        left_out.add(f"sessions: {reason}", count=count)
+    asked = {"questions": shown["questions"], "metrics": shown["metrics"]}
+    return {**facts, **asked, **found, "left_out": left_out.to_dict()}
 
 
 def _usual_choice(folder: Folder) -> str:

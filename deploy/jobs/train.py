@@ -6,7 +6,7 @@ artefact's metadata name the embedder and the context features, which workers, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,9 +27,10 @@ from encoder.training.options import TrainOptions
 from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
 from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules
-from streams.folder.reader import Folder, read_folder
+from streams.folder.reader import Folder, left_out_of, read_folder
 from streams.folder.training import context_features, training_data
 from streams.item_vectors import ItemVectors
+from streams.left_out import LeftOut
 
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
 
@@ -64,8 +65,10 @@ class TrainPlan:
         return {"out": self.out, "resume": self.resume}
 
 
-def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
-    """Trains on a data folder; the artefact is `plan.out/<version>`.
+def train_folder(
+    plan: TrainPlan, rules: Rules, memory: Memory, tell: Callable[[LeftOut], None] = lambda _: None
+) -> TrainResult:
+    """Trains on a data folder; the artefact is `plan.out/<version>`. `tell` is told before it what is left out.
 
     Raises:
         ValueError: the folder is malformed, or nothing is left to train on.
@@ -73,13 +76,14 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
     """
     folder = read_folder(plan.folder, rules)
     if plan.refit is not None:
-        return _refit(plan, plan.refit, folder, memory)
+        return _refit(plan, plan.refit, folder, memory, tell)
     if plan.protocol == "loo":
-        return _train_leave_one_out(plan, folder, memory)
+        return _train_leave_one_out(plan, folder, memory, tell)
     before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
     tagger, vectors = _items(plan, known_items(folder, before_ms), memory)
     features = context_features(folder, before_ms) if plan.context else ContextFeatures.from_list([])
     prepared = training_data(folder, vectors, features, before_ms)
+    tell(left_out_of(folder, prepared.unembedded))
     config = _config(plan, folder, vectors, tagger, context_features=features.names)
     metadata = {
         **plan.texts.names,
@@ -92,9 +96,12 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         return train(prepared.data, config, plan.options, **plan.run, progress=show, metadata=metadata)
 
 
-def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> TrainResult:
+def _train_leave_one_out(
+    plan: TrainPlan, folder: Folder, memory: Memory, tell: Callable[[LeftOut], None]
+) -> TrainResult:
     tagger, vectors = _items(plan, known_items(folder, None), memory)  # every item is known from the start
     split = leave_one_out(folder, vectors)
+    tell(left_out_of(folder, split.unembedded))
     config = _config(plan, folder, vectors, tagger)
     with _shown(plan) as show:
         return train(
@@ -108,7 +115,7 @@ def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> Tra
         )
 
 
-def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> TrainResult:
+def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory, tell: Callable[[LeftOut], None]) -> TrainResult:
     """Nothing is left to validate with: epochs and list are what the base's validation chose."""
     model, metadata = load_model(base)
     made_from = metadata.get("protocol"), metadata.get("data")
@@ -119,6 +126,7 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> Train
     options = replace(TrainOptions(**metadata["options"]), epochs=epochs, patience=0, **free)
     _, vectors = _items(replace(plan, parts=model.config.parts), known_items(folder, None), memory)
     split = leave_one_out(folder, vectors)
+    tell(left_out_of(folder, split.unembedded))
     encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=options.device)
     words = (*plan.texts.names, "context_features", "data", "protocol")
     known = {name: metadata.get(name) for name in words}

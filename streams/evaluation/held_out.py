@@ -36,6 +36,7 @@ from streams.events import (
 from streams.folder.reader import Folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
+from streams.left_out import LeftOut
 from streams.parsing import parse
 from streams.pipeline.user_state import (
     Outcome,
@@ -64,6 +65,17 @@ class QuestionSettings:
     # An API process sums popularity every few seconds; here: not more often than this many events or event time.
     popularity_ms: int = 60_000
     popularity_events: int = 25
+
+
+def all_out_of_reach(out_of_reach: Mapping[str, int], targets: int, left_out: LeftOut | None = None) -> str | None:
+    """Why every metric would be 0, where no list could have held a single one of the targets; else None."""
+    if not targets or sum(out_of_reach.values()) < targets:
+        return None
+    reasons = ", ".join(f"{count} {reason}" for reason, count in out_of_reach.items())
+    said = f"; left out: {left_out}" if left_out else ""
+    return (
+        f"nothing that was asked about could be recommended, so every metric would be 0: of {targets} {reasons}{said}"
+    )
 
 
 def led_by(ask: QuestionSettings, slot: RequestedList | None) -> QuestionSettings:

@@ -6,7 +6,17 @@ Reads the plain values that `Comparison.result`, `evaluate_sessions` and `curves
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
+
+
+def moment(ts_ms: int) -> str:
+    """A time for people.
+
+    >>> moment(1_600_000_000_000)
+    '2020-09-13 12:26:40 UTC'
+    """
+    return f"{datetime.fromtimestamp(ts_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -156,6 +156,14 @@ def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, st
     )
 
 
+def left_out_of(folder: Folder, unembedded: int = 0) -> LeftOut:
+    """What the reader left out, and so many events whose item has a record and no vector."""
+    found = LeftOut()
+    found.update(folder.left_out)
+    found.add(f"{EVENTS}: its item has a record and no vector", count=unembedded)
+    return found
+
+
 def _read_events(path: Path) -> pl.DataFrame:
     """Rows of the file as strings plus `row` (from 1) and `time`, a number in the unit of its column."""
     try:

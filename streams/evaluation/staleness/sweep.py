@@ -18,7 +18,7 @@ from context.timeline import ContextTimeline
 from encoder.model.config import ModelConfig
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.held_out import HeldOut, applier, window_rules
+from streams.evaluation.held_out import HeldOut, all_out_of_reach, applier, window_rules
 from streams.evaluation.popularity import PopularityLists, RecentPopularity
 from streams.evaluation.rankers import ModelRanker, OfflineModel, Ranker, best_lists, masked_scores
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm
@@ -110,10 +110,18 @@ class Sweep:
         return dict(self._held.selection.skipped)
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Goes through the whole folder."""
+        """Goes through the whole folder.
+
+        Raises:
+            ValueError: no list could hold a single target, so that all metrics would be 0 for this reason alone.
+        """
         for now_ms, event in self._held.events(progress):
             self._take(now_ms, event)
         self._answer()
+        targets = int(self.comparison.outcomes.facts("targets").sum())
+        reason = all_out_of_reach(self.targets, targets, self._held.folder.left_out)
+        if reason is not None:
+            raise ValueError(reason)
 
     def _take(self, now_ms: int, event: UserEvent) -> None:
         """Asks about a click, then applies it; profiles and forgets are only applied."""
