@@ -14,6 +14,7 @@ import orjson
 
 from deploy.commands.options import (
     FOLDER,
+    DescribedGroup,
     Output,
     Questions,
     Running,
@@ -49,7 +50,7 @@ class _FormerUsage(click.ClickException):
     exit_code = 2
 
 
-class _Protocols(click.Group):
+class _Protocols(DescribedGroup):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words = " ".join(args).replace("--protocol=", "--protocol ").split()
         if args and args[0] not in self.commands and ("--protocol" in words or Path(args[0]).is_dir()):

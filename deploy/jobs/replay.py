@@ -141,7 +141,7 @@ def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, lis
                 tag = CONTEXT_TAG if part == "contexts" else part
                 owner = await store.read_all(store.keys.owner(tag))
                 place = 0 if tag in (ITEMS_TAG, CONTEXT_TAG) else int(tag.removeprefix("p"))
-                found[part] = list(_apart(report, owner, topics_of(tag), place))
+                found[part] = list(apart(report, owner, topics_of(tag), place))
             return found
         finally:
             await store.close()
@@ -149,7 +149,7 @@ def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, lis
     return asyncio.run(compare())
 
 
-def _apart(report: ReplayReport, owner: Mapping[str, bytes], topics: Sequence[str], partition: int) -> Iterator[str]:
+def apart(report: ReplayReport, owner: Mapping[str, bytes], topics: Sequence[str], partition: int) -> Iterator[str]:
     """What a live state and a replay have not both read of a tag's topics."""
     for topic in topics:
         name = f"{topic}[{partition}]"

@@ -90,10 +90,12 @@ def remembered_vectors(
 
 
 def untexted_vectors(items: Sequence[Mapping[str, Any]], embedder: str, d_text: int, tagger: Tagger) -> ItemVectors:
-    """Tags of all items and zero vectors: for a model that reads no text."""
-    return ItemVectors(
-        embedder, [item["item_id"] for item in items], np.zeros((len(items), d_text), np.float32), tagger.tag(items)
-    )
+    """Tags of all items, and one vector for all of them: for a model that reads no text.
+
+    Its length is one, since the topic refuses a vector without length.
+    """
+    vectors = np.full((len(items), d_text), d_text**-0.5, np.float32)
+    return ItemVectors(embedder, [item["item_id"] for item in items], vectors, tagger.tag(items))
 
 
 @contextmanager

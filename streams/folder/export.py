@@ -7,7 +7,7 @@ last record wins. Unlike there, late events are kept, and misrouted records coun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import orjson
 from context.times import YEAR_2000_MS, check_ms
 from index.state.keys import partition_of
 from streams.events import (
+    CATALOG,
     CLICKSTREAM,
     EXPOSURES,
     FORGET,
@@ -31,14 +32,22 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
+from streams.folder.items import reason_of
 from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, PROFILES, VECTORS
 from streams.folder.spool import Spool
 from streams.folder.writer import csv_lines, write_lines
 from streams.item_vectors import ItemVectors
+from streams.left_out import LeftOut
 from streams.parsing import note_reason, parse, parse_exposure
 
 HEADER = "user_id,item_id,event_type,timestamp,session_id,location,event_id,page_id,recommendation_id,ts_ms"
 _MISROUTED = 2**62  # turns of records in a foreign partition: behind all that are at home
+_REMOVED = {
+    "forgotten": (CLICKSTREAM, "its user asked to be forgotten"),
+    "forgotten_exposures": (EXPOSURES, "its user asked to be forgotten"),
+    "duplicates": (CLICKSTREAM, "an event_id that its user has sent before"),
+    "duplicate_exposures": (EXPOSURES, "a recommendation_id that was sent before"),
+}
 _TOLD = 1_000  # rows between two steps of the progress bar
 
 
@@ -65,6 +74,7 @@ class TopicExport:
         self._taken = 0
         self.records: Counter[str] = Counter()  # inside the range, by topic
         self.malformed: Counter[str] = Counter()  # by topic and reason
+        self.left_out = LeftOut()  # the same with the first of each
         self.misrouted = 0  # clicks, forgets and profiles in a foreign partition
         self.embedders: Counter[str] = Counter()  # of the vector records
 
@@ -81,12 +91,21 @@ class TopicExport:
             if inside:
                 self.records[record.topic] += 1
                 note_reason(self.malformed, record.topic, error)
+                where = f"{record.topic}[{record.partition}] at offset {record.offset}"
+                self.left_out.add(f"{record.topic}: {reason_of(error)}", where)
             return
         if inside:
             self.records[record.topic] += 1
             self._keep(record, event)
         elif isinstance(event, Forget) or (isinstance(event, Profile) and event.content is None):
             self._keep(record, event, inside=False)
+
+    def note_removed(self, removed: Mapping[str, int]) -> None:
+        """Counts what settling the spool has removed, and clicks whose item has no record there."""
+        for name, (topic, reason) in _REMOVED.items():
+            self.left_out.add(f"{topic}: {reason}", count=removed[name])
+        unknown = self._spool.count("clicks", "item NOT IN (SELECT item FROM items)")
+        self.left_out.add(f"{CLICKSTREAM}: its item has no record in {CATALOG}", count=unknown)
 
     def not_forwarded(self) -> int:
         """Clicks that were found in a foreign partition only; to be asked of a settled spool."""
