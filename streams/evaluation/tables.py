@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+_WIDTH = 120  # columns of a wide terminal
+
 
 def moment(ts_ms: int) -> str:
     """A time for people.
@@ -31,9 +33,10 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def verdict(against: Mapping[str, Any]) -> str:
-    """One line on one pair of lists."""
+    """One line on one pair of lists; a line for each metric where it would be too long."""
     shown = [f"{column} {_difference(found)}" for column, found in against["differences"].items()]
-    return f"{against['list']} against {against['baseline']}: {'; '.join(shown)}"
+    line = f"{against['list']} against {against['baseline']}: {'; '.join(shown)}"
+    return line if len(line) <= _WIDTH else line.replace(": ", ":\n  ", 1).replace("; ", "\n  ")
 
 
 def metrics_table(title: str, questions: int, metrics: Mapping[str, Mapping[str, float]]) -> str:
