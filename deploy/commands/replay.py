@@ -114,7 +114,8 @@ def replay(
     if output.report is not None and report.error is None:
         from deploy.reports.report import write_report
 
-        answers = {"data": report.source, "model": report.model, **(report.answers or {})}
+        about = {"data": report.source, "model": report.model, "left_out": report.left_out.to_dict()}
+        answers = {**about, **(report.answers or {})}
         write_report(output.report, "replay", answers, facts)
     click.echo(orjson.dumps(report.to_dict()).decode() if output.as_json else report.table())
     different = _compare(report, settings) if rebuilt.compare else 0

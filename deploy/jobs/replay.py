@@ -58,7 +58,7 @@ def replay_folder(
         total = None if stop_ms is not None else _count(folder, vectors)
         source = Source(folder.name, logs, islice(found, done, None), total=total)
         report = asyncio.run(replay_parts(source, plan, ask, settings, checkpoint))
-    return replace(report, left_out=folder.left_out)
+    return replace(report, left_out_of_folder=folder.left_out)
 
 
 def _count(folder: Folder, vectors: ItemVectors | None) -> int:

@@ -59,7 +59,16 @@ class ReplayReport:
     answers: Mapping[str, Any] | None  # PrequentialEvaluator.result
     model: str | None
     seconds: float  # spent replaying, in all runs together
-    left_out: LeftOut = field(default_factory=LeftOut)  # by the reader of a data folder
+    left_out_of_folder: LeftOut = field(default_factory=LeftOut)  # by the reader of a data folder
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What the reader of a data folder left out, and what the pipeline refused."""
+        found = LeftOut()
+        found.update(self.left_out_of_folder)
+        for reason, count in sorted(self.dead_letters.items()):
+            found.add(reason, count=count)
+        return found
 
     @property
     def error(self) -> str | None:
@@ -91,7 +100,6 @@ class ReplayReport:
         counts = ", ".join(f"{self.counts[name]} {name}" for name in _TOLD if self.counts.get(name))
         rate = f", {sum(self.records.values()) / self.seconds:,.0f} records/s" if self.seconds >= 1 else ""
         lines = [f"replayed {self.source}: {records} in {self.seconds:.0f} s{rate}", f"engine: {counts}"]
-        lines += [f"dead letters: {count} x {reason}" for reason, count in sorted(self.dead_letters.items())]
         lines += [*self.left_out.lines(), *self._reach()]
         lines.append(f"digest {self.digest.hex}{'' if self.complete else ' (of a part of the log)'}")
         return "\n".join(lines + self._questions())

@@ -68,6 +68,9 @@ def test_train_evaluate_and_replay_count_what_does_not_meet(tmp_path: Path) -> N
     assert found["left_out"] == told
     asked = run("evaluate", "timeline", folder, "--model", model, "--repeats", "--threads", 1, "--json")
     assert answer(asked)["left_out"] == told and f"left out: 12 x {REASON} (first: row 133" in asked.stderr
+    page = tmp_path / "report.html"
+    run("evaluate", "timeline", folder, "--model", model, "--repeats", "--threads", 1, "--report", page)
+    assert "left out of the data" in page.read_text() and f"12 x {REASON}" in page.read_text()
     replayed = run("replay", folder, "--model", model, "--json")
     assert answer(replayed)["left_out"] == told
     assert f"left out: 12 x {REASON}" in run("replay", folder, "--state-only").stdout

@@ -157,3 +157,11 @@ def test_partitions_that_differ_are_sorted_as_numbers() -> None:
     names = ["items", "contexts", *(f"p{number}" for number in range(12))]
     differ = Digest(dict.fromkeys(names, "a")).differences(Digest({}))
     assert differ == ["contexts", "items", *(f"p{number}" for number in range(12))]
+
+
+def test_what_the_pipeline_refused_is_said_like_what_the_reader_left_out(path: Path) -> None:
+    report = replay_folder(path, ReplayPlan(), SETTINGS, {})
+    assert report.to_dict()["left_out"] == {} and "left out" not in report.table()
+    refused = replace(report, dead_letters={"catalog: title: missing": 2})
+    assert refused.to_dict()["left_out"] == {"catalog: title: missing": {"count": 2, "first": ""}}
+    assert "\nleft out: 2 x catalog: title: missing\n" in refused.table()
