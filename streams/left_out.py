@@ -46,6 +46,14 @@ class LeftOut:
         for reason, count in other._counts.items():
             self.add(reason, other._first[reason], count)
 
+    @classmethod
+    def joined(cls, *parts: LeftOut) -> LeftOut:
+        """All that several have counted."""
+        found = cls()
+        for part in parts:
+            found.update(part)
+        return found
+
     def count(self, reason: str) -> int:
         """How often something was left out for this reason."""
         return self._counts.get(reason, 0)

@@ -137,7 +137,7 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
 
 
 def _tell(found: LeftOut, left_out: LeftOut) -> None:
-    """Says at once what is left out, before minutes of training, and keeps it for the result."""
+    """Says at once what is left out, before minutes of work, and keeps it for the result."""
     left_out.update(found)
     for line in found.lines():
         click.echo(line, err=True)

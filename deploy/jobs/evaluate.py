@@ -39,9 +39,10 @@ from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave
 from streams.evaluation.rankers import ModelRanker, Ranker
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
-from streams.folder.reader import Folder, left_out_of, read_folder
+from streams.folder.reader import Folder, read_folder, without_vector
 from streams.folder.training import training_data
 from streams.item_vectors import ItemVectors
+from streams.left_out import LeftOut
 from streams.parsing import parse
 
 
@@ -161,7 +162,7 @@ def evaluate_leave_one_out(
         validation = metrics_of(ranked, len(vectors.item_ids))
         chosen = max(SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
     found = compare_lists(rankers, split, "test", chosen, progress, window)
-    left_out = left_out_of(folder, split.unembedded).to_dict()
+    left_out = LeftOut.joined(folder.left_out, without_vector(split.unembedded)).to_dict()
     about = {"data": folder.name, "model": version}
     return {**about, **found, "validation": validation, **_trained(made, plan), "left_out": left_out}
 
@@ -269,7 +270,7 @@ def evaluate_sessions_of(
     found = evaluate_sessions(folder, vectors, opened.offline(), settings.rules(), plan, progress)
     shown = found["views"]["before"]["label_pre"]
     facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
-    left_out = left_out_of(folder)
+    left_out = LeftOut.joined(folder.left_out)
     for reason, count in found["left_out"].items():
         left_out.add(f"sessions: {reason}", count=count)
     asked = {"questions": shown["questions"], "metrics": shown["metrics"]}

@@ -27,7 +27,7 @@ from encoder.training.options import TrainOptions
 from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
 from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules
-from streams.folder.reader import Folder, left_out_of, read_folder
+from streams.folder.reader import Folder, read_folder, without_vector
 from streams.folder.training import context_features, training_data
 from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
@@ -68,13 +68,15 @@ class TrainPlan:
 def train_folder(
     plan: TrainPlan, rules: Rules, memory: Memory, tell: Callable[[LeftOut], None] = lambda _: None
 ) -> TrainResult:
-    """Trains on a data folder; the artefact is `plan.out/<version>`. `tell` is told before it what is left out.
+    """Trains on a data folder; the artefact is `plan.out/<version>`. `tell` is told what is left out, as soon as it
+    is known.
 
     Raises:
         ValueError: the folder is malformed, or nothing is left to train on.
         OSError: an endpoint that embeds or tags cannot be used now.
     """
     folder = read_folder(plan.folder, rules)
+    tell(folder.left_out)
     if plan.refit is not None:
         return _refit(plan, plan.refit, folder, memory, tell)
     if plan.protocol == "loo":
@@ -83,7 +85,7 @@ def train_folder(
     tagger, vectors = _items(plan, known_items(folder, before_ms), memory)
     features = context_features(folder, before_ms) if plan.context else ContextFeatures.from_list([])
     prepared = training_data(folder, vectors, features, before_ms)
-    tell(left_out_of(folder, prepared.unembedded))
+    tell(without_vector(prepared.unembedded))
     config = _config(plan, folder, vectors, tagger, context_features=features.names)
     metadata = {
         **plan.texts.names,
@@ -101,7 +103,7 @@ def _train_leave_one_out(
 ) -> TrainResult:
     tagger, vectors = _items(plan, known_items(folder, None), memory)  # every item is known from the start
     split = leave_one_out(folder, vectors)
-    tell(left_out_of(folder, split.unembedded))
+    tell(without_vector(split.unembedded))
     config = _config(plan, folder, vectors, tagger)
     with _shown(plan) as show:
         return train(
@@ -126,7 +128,7 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory, tell: Ca
     options = replace(TrainOptions(**metadata["options"]), epochs=epochs, patience=0, **free)
     _, vectors = _items(replace(plan, parts=model.config.parts), known_items(folder, None), memory)
     split = leave_one_out(folder, vectors)
-    tell(left_out_of(folder, split.unembedded))
+    tell(without_vector(split.unembedded))
     encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=options.device)
     words = (*plan.texts.names, "context_features", "data", "protocol")
     known = {name: metadata.get(name) for name in words}

@@ -33,10 +33,10 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def verdict(against: Mapping[str, Any]) -> str:
-    """One line on one pair of lists; a line for each metric where it would be too long."""
+    """One line on one pair of lists; where it would be too long, a line for each metric."""
     shown = [f"{column} {_difference(found)}" for column, found in against["differences"].items()]
     line = f"{against['list']} against {against['baseline']}: {'; '.join(shown)}"
-    return line if len(line) <= _WIDTH else line.replace(": ", ":\n  ", 1).replace("; ", "\n  ")
+    return line if len(line) <= _WIDTH else line.replace("; ", ";\n  ")
 
 
 def metrics_table(title: str, questions: int, metrics: Mapping[str, Mapping[str, float]]) -> str:

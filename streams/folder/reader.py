@@ -156,11 +156,10 @@ def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, st
     )
 
 
-def left_out_of(folder: Folder, unembedded: int = 0) -> LeftOut:
-    """What the reader left out, and so many events whose item has a record and no vector."""
+def without_vector(events: int) -> LeftOut:
+    """So many events whose item has a record and no vector; the reader cannot know them."""
     found = LeftOut()
-    found.update(folder.left_out)
-    found.add(f"{EVENTS}: its item has a record and no vector", count=unembedded)
+    found.add(f"{EVENTS}: its item has a record and no vector", count=events)
     return found
 
 

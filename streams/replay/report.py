@@ -64,8 +64,7 @@ class ReplayReport:
     @property
     def left_out(self) -> LeftOut:
         """What the reader of a data folder left out, and what the pipeline refused."""
-        found = LeftOut()
-        found.update(self.left_out_of_folder)
+        found = LeftOut.joined(self.left_out_of_folder)
         for reason, count in sorted(self.dead_letters.items()):
             found.add(reason, count=count)
         return found
