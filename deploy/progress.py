@@ -54,11 +54,11 @@ class ProgressLines:
         self._points.append((now_s, done))
         (then_s, before) = self._points[0]
         if now_s > then_s:
-            line = _line(self._unit, done, total, (done - before) / (now_s - then_s))
+            line = progress_line(self._unit, done, total, (done - before) / (now_s - then_s))
             self._say(", ".join(filter(None, (line, note))))
 
 
-def _line(unit: str, done: int, total: int | None, rate: float) -> str:
+def progress_line(unit: str, done: int, total: int | None, rate: float) -> str:
     """As in "texts: 2,560 of 10,000 (25 %), 85/s, 1:28 left"."""
     share = f" of {total:,} ({100 * done // total} %)" if total else ""
     left_s = max(0, total - done) / rate if total and rate > 0 else None

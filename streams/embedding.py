@@ -84,7 +84,7 @@ class EmbeddingService:
     ) -> None:
         self._store, self._rules, self._model, self._memory, self._publish = store, rules, model, memory, publish
         self._pending: dict[str, _Pending] = {}
-        self._read_to = 0  # offset behind the last record that is done or pending
+        self.read_to = 0  # offset behind the last record that is done or pending
         self.counts: Counter[str] = Counter()
         self.waiting = ""  # why nothing is done at present; empty: nothing has to be waited for
 
@@ -103,10 +103,10 @@ class EmbeddingService:
                     is_warm = True
                 if source.rebalanced():  # what is pending comes again to whoever owns the catalogue now
                     self._pending.clear()
-                    self._read_to = committed = 0
+                    self.read_to = committed = 0
                 if not await self._until_published(records, stop):
                     return
-                self._read_to = records[-1].offset + 1 if records else self._read_to
+                self.read_to = records[-1].offset + 1 if records else self.read_to
                 await self._until_published(self._due(), stop)
                 if (done := self.done_to()) != committed:
                     await asyncio.to_thread(source.commit, done)
@@ -116,7 +116,7 @@ class EmbeddingService:
 
     def done_to(self) -> int:
         """The offset below which everything is published: that of the oldest pending record, else what was read."""
-        return min((pending.record.offset for pending in self._pending.values()), default=self._read_to)
+        return min((pending.record.offset for pending in self._pending.values()), default=self.read_to)
 
     async def embed(self, records: Sequence[Record]) -> int:
         """Publishes what these records ask for, in their order; returns how many vector records that were.

@@ -1,6 +1,6 @@
 """The architecture as a test: who may import whom, and who owns which third-party system (DESIGN, layout).
 
-Reads imports as text (AST), so nothing is executed except one subprocess that imports the API and lists its modules.
+Reads imports as text (AST), so nothing is executed except subprocesses that import API and traffic and list modules.
 """
 
 from __future__ import annotations
@@ -94,9 +94,15 @@ def test_only_deploy_reads_the_environment_or_starts_processes(package: str) -> 
     assert wrong == []
 
 
-def test_the_api_process_loads_neither_torch_nor_faust() -> None:
-    code = (
-        "import sys, index.api.app; print(sorted({'torch', 'faust', 'confluent_kafka', 'encoder'} & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    ("modules", "never"),
+    [
+        ("index.api.app", {"torch", "faust", "confluent_kafka", "encoder"}),
+        ("deploy.roles.api", {"torch", "faust", "polars"}),
+        ("deploy.roles.traffic, deploy.texts.models, deploy.traffic.traffic", {"torch", "faust"}),
+    ],
+)
+def test_the_processes_of_api_and_traffic_do_not_load_what_takes_memory(modules: str, never: set[str]) -> None:
+    code = f"import sys, {modules}; print(sorted({never!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

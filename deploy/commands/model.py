@@ -79,6 +79,11 @@ class TrainingRun(Running):
         type=click.FloatRange(min=1),
         help="Bound of the training. Texts are embedded before it, once each, and do not count.",
     )
+    embed_seconds: float | None = option(
+        type=click.FloatRange(min=1),
+        help="Of timeline: bound of embedding texts, of the items with most events first; those without a vector by "
+        "then are left out.",
+    )
     seed: int = option(type=int, default=0)
     device: str = option(type=click.Choice(["cpu", "cuda"]), default="cpu")
     resume: bool = option(is_flag=True, help="Continue from the checkpoint in --out.")
@@ -105,6 +110,8 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
     from deploy.texts.models import TextSource
     from encoder.text.cache import TextMemory
 
+    if training.embed_seconds is not None and data.protocol != "timeline":
+        raise click.UsageError("--embed-seconds is for --protocol timeline")
     if choice.refit is not None:
         _refuse_beside_refit(data.protocol)
     sizes, changes = choice.changes
@@ -122,6 +129,7 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
         options=_options(choice, training, changes),
         resume=training.resume,
         progress=True,
+        embed_seconds=training.embed_seconds,
     )
     settings, left = attach(os.environ), LeftOut()
     texts = training.texts or settings.state / "texts"

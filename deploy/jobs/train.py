@@ -15,19 +15,27 @@ from typing import Any
 from context.features import ContextFeatures
 from deploy.progress import Show, show_progress
 from deploy.settings import load
-from deploy.texts.item_vectors import Memory, Tagger, item_vectors, known_items, untexted_vectors
+from deploy.texts.item_vectors import (
+    Memory,
+    Tagger,
+    embed_texts,
+    item_vectors,
+    known_items,
+    untexted_vectors,
+)
 from deploy.texts.models import TextSource
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load as load_model
 from encoder.model.config import PARTS, ModelConfig, preset
 from encoder.model.encoder import StarsEncoder
-from encoder.text.item_text import VocabularyTagger, build_vocabulary
+from encoder.text.item_text import VocabularyTagger, build_vocabulary, canonical_text, text_hash
 from encoder.training.loop import TrainResult, train
 from encoder.training.options import TrainOptions
 from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
 from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules
 from streams.folder.reader import Folder, read_folder, without_vector
+from streams.folder.records import popular_first
 from streams.folder.training import context_features, training_data
 from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
@@ -43,6 +51,8 @@ class TrainPlan:
     one best. `refit`, an artefact of such a run, is trained again in the same way, for as many epochs as gave its
     weights, on the last but one events too; what follows is then its own. `sizes` replace the preset's, `parts` are
     what items' vectors are made of (see `ModelConfig`). Without `context` no offset is learned.
+
+    After `embed_seconds` a timeline is learned with the items that have a vector by then, those with most events.
     """
 
     folder: Path
@@ -58,6 +68,7 @@ class TrainPlan:
     progress: bool = False  # how far embedding and training are
     texts: TextSource = field(default_factory=lambda: TextSource(load({}), {}))
     refit: Path | None = None
+    embed_seconds: float | None = None
 
     @property
     def run(self) -> dict[str, Any]:
@@ -82,7 +93,13 @@ def train_folder(
     if plan.protocol == "loo":
         return _train_leave_one_out(plan, folder, memory, tell)
     before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
-    tagger, vectors = _items(plan, known_items(folder, before_ms), memory)
+    known = known_items(folder, before_ms)
+    if plan.embed_seconds is not None and "text" in plan.parts:
+        first = [folder.items[number] for number in popular_first(folder, before_ms)]
+        threads = plan.options.threads or 1
+        embed_texts(first, plan.texts.embedder, memory, plan.progress, threads, plan.embed_seconds)
+        known = [item for item in known if text_hash(canonical_text(item)) in memory]
+    tagger, vectors = _items(plan, known, memory)
     features = context_features(folder, before_ms) if plan.context else ContextFeatures.from_list([])
     prepared = training_data(folder, vectors, features, before_ms)
     tell(without_vector(prepared.unembedded))

@@ -12,6 +12,8 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from deploy.progress import progress_line
+
 _PLAIN_EVERY = 10  # seconds between two lines of a log
 _TIMEOUT_S = 0.8  # the next look comes after a second
 
@@ -43,23 +45,42 @@ def describe(status: Mapping[str, Any] | None) -> str:
     lag = sum(int(topic.get("lag") or 0) for topic in topics.values())
     fresh = status.get("freshness_ms") or {}
     parts = [
-        phase(status),
+        loading(status),
         f"{float(status.get('events_per_s') or 0):.0f} events/s",
         f"users {status.get('users') or 0}",
         f"items {status.get('items') or 0}",
         f"lag {lag}",
         f"event→visible p50 {_ms(fresh.get('p50'))} p99 {_ms(fresh.get('p99'))}",
+        texts(status),
     ]
     return " · ".join(filter(None, parts))
 
 
+def traffic(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The heartbeat of the traffic process, empty when there is none."""
+    roles = (status.get("roles") or {}).values()
+    return next((role for role in roles if role.get("role") == "traffic"), {})
+
+
 def phase(status: Mapping[str, Any]) -> str:
     """What the traffic process is doing, "" when there is none."""
-    for role in (status.get("roles") or {}).values():
-        if role.get("role") == "traffic":
-            sent = f" {role['sent']}" if "loading" in str(role.get("phase")) else ""
-            return f"{role.get('phase', '')}{sent}"
-    return ""
+    return str(traffic(status).get("phase", ""))
+
+
+def loading(status: Mapping[str, Any]) -> str:
+    """The same, and how far it is where it loads something."""
+    found = traffic(status).get("loading")
+    return phase(status) if not found else _share(phase(status), found)
+
+
+def texts(status: Mapping[str, Any]) -> str:
+    """How many texts of a data folder are embedded, "" when all are or that is not known."""
+    found = traffic(status).get("texts")
+    return "" if not found or found["done"] == found["total"] else _share("texts embedded", found)
+
+
+def _share(unit: str, found: Mapping[str, Any]) -> str:
+    return progress_line(unit, found["done"], found["total"], found["per_s"])
 
 
 class StatusLine:

@@ -15,16 +15,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import starmap
 from pathlib import Path
 
 import orjson
 import redis
 
 from context.units import HOUR_MS
+from deploy.local.news import News
 from deploy.local.role_commands import api_ports, command, environment, roles
-from deploy.local.status_line import StatusLine, describe, fetch, is_ok, phase
-from deploy.runtime.process import ask_redis
+from deploy.local.status_line import StatusLine, describe, fetch, is_ok
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import StartError, Supervisor
@@ -35,18 +34,16 @@ from deploy.state_folder import FILE, write_addresses
 from deploy.texts.models import embedder_key
 from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
-from index.state.keys import partition_tag
-from index.state.records import STATE, decode_state
-from index.state.redis_routing import Command
-from index.state.store import StoreUnavailableError
 from streams.folder.reader import EVENTS
 
 TRAIN_EPOCHS = 6  # about 35 s on two idle cores; so many steps whatever else runs, so the model is always the same
-TRAIN_SECONDS = 100.0  # bound for data folders of any size: the first answer has to come within three minutes
+# Bounds for data folders of any size: useful answers have to come within four minutes.
+EMBED_SECONDS = 45.0
+TRAIN_SECONDS = 100.0
 DATA_SPLIT = 0.8  # share of a data folder's events to train on; the rest is live traffic
 HISTORY_DAYS = 60
+_LOCK = "up.lock"
 _READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
-_LOOKED_AT = 8  # partitions, and users of each, among which the example is found
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,6 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         StartError: a process did not start, or ended by itself later.
     """
     state = options.state.resolve()
-    state.mkdir(parents=True, exist_ok=True)
     with _only_one(state), ExitStack() as stack:
         stack.enter_context(_stoppable())
         settings = load(environ, state=state, api_port=options.api_port)
@@ -134,10 +130,12 @@ def _model(
     out = settings.state / "models" / _key(_content(folder), split, TRAIN_EPOCHS, bound_s, kinds)
     found = _artefact(out)
     if found is None:
-        line.say(f"Training a small model on {folder.name} (about a minute, kept for the next start) …")
+        bounds = [] if bound_s is None else ["--embed-seconds", str(EMBED_SECONDS), "--max-seconds", str(bound_s)]
+        takes = f", in about {EMBED_SECONDS + bound_s:.0f} s" if bound_s is not None else ""
+        line.say(f"Embedding texts and training a small model on {folder.name}{takes}; kept for the next start …")
         arguments = [
             *command("train", str(folder), "--out", str(out), "--split", str(split), "--epochs", str(TRAIN_EPOCHS)),
-            *(() if bound_s is None else ("--max-seconds", str(bound_s))),
+            *bounds,
             *("--texts", str(settings.state / "texts"), "--quiet"),
         ]
         done = subprocess.run(arguments, env=environment(settings, environ), check=False)
@@ -191,44 +189,15 @@ def _watch(supervisor: Supervisor, settings: Settings, line: StatusLine) -> None
     url = f"http://{settings.api_host}:{settings.api_port}"
     supervisor.wait_ready("api", lambda: is_ok(f"{url}/healthz"), _READY_S)
     line.say(f"API {url}  (documentation: {url}/docs)  logs: {settings.state / 'logs'}")
-    introduced = False
+    news = News(settings, url, line)
     while (crash := supervisor.crash()) is None:
         status = fetch(f"{url}/v1/status")
-        if not introduced and status is not None and _loaded(status):
-            introduced = _introduce(settings, url, line)
+        if status is not None:
+            news.tell(status)
         line.show(describe(status))
         time.sleep(1.0)
     line.end()
     raise StartError(str(crash))
-
-
-def _loaded(status: Mapping[str, object]) -> bool:
-    """Whether there is a user to ask for."""
-    at_rest = phase(status) in ("live", "no traffic", "timeline ended")
-    return at_rest and bool(status.get("users")) and bool(status.get("items"))
-
-
-def _introduce(settings: Settings, url: str, line: StatusLine) -> bool:
-    if (user := example_user(settings)) is None:
-        return False
-    line.say(f"Ready. Ask for a user:  curl '{url}/v1/recommendations/{user}?count=5&explain=true'")
-    line.say(f"Send your own events:   perseid produce --state {settings.state} FILE")
-    return True
-
-
-def example_user(settings: Settings) -> str | None:
-    """A user with recent events; None while there is none."""
-    keys, tags = settings.keys(), [partition_tag(number) for number in range(min(settings.partitions, _LOOKED_AT))]
-    newest = [Command(key, ("ZREVRANGE", key, 0, _LOOKED_AT)) for key in map(keys.users, tags)]
-    try:
-        found = ask_redis(settings, newest)
-        users = [(tag, user.decode()) for tag, some in zip(tags, found, strict=True) for user in some]
-        states = ask_redis(settings, [Command(key, ("HGET", key, STATE)) for key in starmap(keys.user, users)])
-    except StoreUnavailableError:
-        return None
-    times = [decode_state(state).ts_ms for state in states]
-    known = [(ts_ms[-1], user) for ts_ms, (_, user) in zip(times, users, strict=True) if ts_ms]
-    return max(known)[1] if known else None
 
 
 def _content(folder: Path) -> str:
@@ -245,12 +214,20 @@ def _key(*parts: object) -> str:
 
 @contextmanager
 def _only_one(state: Path) -> Iterator[None]:
-    with (state / "up.lock").open("w") as lock:
+    """The state folder, made if it is not there, for us alone. Nothing is left of one that got nothing else."""
+    is_new = not state.exists()
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"another `perseid up` runs with {state}; choose another folder by --state") from error
-        yield
+        try:
+            yield
+        finally:
+            if is_new and [path.name for path in state.iterdir()] == [_LOCK]:
+                (state / _LOCK).unlink()
+                state.rmdir()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from deploy.roles.indexer import elastic_settings
-from deploy.runtime.process import freeze_gc, log_to_stderr, now_ms, open_store, running
+from deploy.runtime.process import log_to_stderr, now_ms, open_store, running, settle
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings, public_address
 from index.api.app import create_app
@@ -43,7 +43,7 @@ async def _serve(settings: Settings) -> None:
     producer, metrics = EventProducer(settings.kafka_config()), ApiMetrics(CollectorRegistry())
     exposures = EventProducer(settings.kafka_config(), linger_ms=_LINGER_MS)
     sides = api_settings(settings), kafka_side(settings, producer, exposures)
-    app = create_app(store, *sides, metrics, on_loaded=freeze_gc)
+    app = create_app(store, *sides, metrics, on_loaded=settle)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from deploy.runtime.process import log_to_stderr, on_signals, open_store, running
 from deploy.runtime.producer import EventProducer
@@ -28,12 +29,15 @@ async def _embed(settings: Settings) -> None:
     # A group for each model: a new one brings other vectors or tags, so it begins with the whole catalogue.
     catalog = KafkaCatalog(settings.kafka_config(), f"{settings.group}-embed-{document['version']}")
 
+    def report() -> dict[str, Any]:
+        return {"counters": {**role.report(), **model.counts}, "position": role.read_to}
+
     def end() -> None:
         stop.set()
         model.close()  # whatever waits for an endpoint ends, too
 
     try:
-        async with running(store, "embed", lambda: {"counters": {**role.report(), **model.counts}}):
+        async with running(store, "embed", report):
             on_signals(end)
             await role.run(catalog, stop)
     finally:

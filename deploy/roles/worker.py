@@ -54,8 +54,13 @@ async def _worker(settings: Settings) -> None:
     follower = ItemFollower(store, model.version, encoder, text_vectors=True)
     options = WorkerSettings(settings.kafka_config(), settings.group)
     worker = StreamWorker(engine, options, follower.run)
+
+    def report() -> dict[str, Any]:
+        return {**worker_report(engine), "ready": worker.ready}
+
     try:
-        async with process.running(store, "worker", lambda: {**worker_report(engine), "ready": worker.ready}):
+        # At rest nobody is active, so nobody's keys and values are kept: a next event encodes a whole window.
+        async with process.running(store, "worker", report, encoder.release):
             process.on_signals(worker.stop)
             await encoder.prepare(options.max_batch)
             await follower.catch_up()  # a window encoded before its items are known would be encoded again

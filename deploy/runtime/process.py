@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ import orjson
 from redis.exceptions import RedisError
 
 from deploy.runtime.log_limit import RepeatFilter
+from deploy.runtime.memory import RestWatch, give_back
 from deploy.runtime.stack_dump import show_stacks_on_signal
 from deploy.settings import Settings, public_address
 from index.state.redis_routing import Command, nodes
@@ -52,6 +53,12 @@ def freeze_gc() -> None:
     gc.freeze()
 
 
+def settle() -> None:
+    """After much was loaded: `freeze_gc`, and memory given back."""
+    freeze_gc()
+    give_back()
+
+
 def open_store(settings: Settings, **options: Any) -> RedisStore:
     """The live state of this deployment; `options` are those of `RedisStore`."""
     redis = settings.redis.get_secret_value()
@@ -81,10 +88,21 @@ def run_until_done(main: Coroutine[Any, Any, None]) -> None:
     loop.run_until_complete(main)
 
 
+async def _nothing() -> None: ...
+
+
 @asynccontextmanager
-async def running(store: LiveStore, role: str, describe: Callable[[], dict[str, Any]]) -> AsyncIterator[None]:
-    """Sends heartbeats with what `describe` says as long as the block runs."""
-    task = asyncio.create_task(_beat(store, role, describe))
+async def running(
+    store: LiveStore,
+    role: str,
+    describe: Callable[[], dict[str, Any]],
+    at_rest: Callable[[], Awaitable[None]] = _nothing,
+) -> AsyncIterator[None]:
+    """Sends heartbeats with what `describe` says as long as the block runs.
+
+    When that has not changed for some beats the process is at rest: `at_rest` is called, and memory given back.
+    """
+    task = asyncio.create_task(_beat(store, role, describe, at_rest))
     try:
         yield
     finally:
@@ -92,15 +110,21 @@ async def running(store: LiveStore, role: str, describe: Callable[[], dict[str, 
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _beat(store: LiveStore, role: str, describe: Callable[[], dict[str, Any]]) -> None:
+async def _beat(
+    store: LiveStore, role: str, describe: Callable[[], dict[str, Any]], at_rest: Callable[[], Awaitable[None]]
+) -> None:
     """Writes this process's heartbeat, under a name of its own in the deployment, for ever."""
     who = {"role": role, "pid": os.getpid(), "host": socket.gethostname(), "started_ms": now_ms()}
-    name = f"{role}-{who['host']}-{who['pid']}"
+    name, rest = f"{role}-{who['host']}-{who['pid']}", RestWatch()
     while True:
+        described = describe()
         try:
-            await store.write(store.keys.roles(), {name: orjson.dumps({**who, "beat_ms": now_ms(), **describe()})})
+            await store.write(store.keys.roles(), {name: orjson.dumps({**who, "beat_ms": now_ms(), **described})})
         except StoreUnavailableError:
             pass
+        if rest.look(described):
+            await at_rest()
+            await asyncio.to_thread(give_back)
         await asyncio.sleep(_BEAT_S)
 
 

@@ -6,12 +6,14 @@ Assumes the canonical text and hash of `encoder.text.item_text`. Loads torch onl
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -52,24 +54,41 @@ def item_vectors(
     progress: bool = False,
     processes: int = 1,
 ) -> ItemVectors:
-    """Vectors of all items; texts in `memory` are not embedded again, new ones are added to it.
-
-    Many texts are shared among `processes` with a model each: one model gains nothing from a second thread. Items for
-    whose text an endpoint gives no usable answer are left out.
-
-    Raises:
-        ValueError: there are no items, the text model is not installed, or it answers none of a batch of texts.
-        OSError: an endpoint cannot be used now; what it has answered is remembered.
-    """
+    """Vectors of all items, made as `embed_texts` does. Raises ValueError when there are no items, and as it does."""
     if not items:
         raise ValueError("there are no items before the split; describe some in items.jsonl.gz or train on more")
+    embed_texts(items, model, memory, progress, processes)
+    return remembered_vectors(items, model.name, tagger, memory, progress)
+
+
+def embed_texts(
+    items: Sequence[Mapping[str, Any]],
+    model: Embedder,
+    memory: Memory,
+    progress: bool = False,
+    processes: int = 1,
+    bound_s: float = math.inf,
+) -> None:
+    """Adds vectors of the items' texts to `memory`; those in it are not embedded again.
+
+    Many texts are shared among `processes` with a model each: one model gains nothing from a second thread. Items for
+    whose text an endpoint gives no usable answer are left out, and so are the last ones when `bound_s` have passed
+    since the first batch was done.
+
+    Raises:
+        ValueError: the text model is not installed, or it answers none of a batch of texts.
+        OSError: an endpoint cannot be used now; what it has answered is remembered.
+    """
     texts = {text_hash(text): text for text in map(canonical_text, items)}
     missing = [key for key in texts if key not in memory]
     parts = [{key: texts[key] for key in missing[at : at + _BATCH]} for at in range(0, len(missing), _BATCH)]
-    with _embedder(model, processes if len(missing) >= _MANY else 1) as embed_all:
-        for found in _shown(embed_all(parts), len(missing), progress, "texts embedded"):
+    until_s = None  # the bound counts from the first batch on: models were loading before
+    with _embedder(model, processes if len(missing) >= _MANY else 1) as embed_all, closing(embed_all(parts)) as answers:
+        for found in _shown(answers, len(missing), progress, "texts embedded"):
             memory.update({key: vector for key, vector in found.items() if key not in memory})
-    return remembered_vectors(items, model.name, tagger, memory, progress)
+            until_s = until_s or time.monotonic() + bound_s
+            if time.monotonic() >= until_s:
+                break
 
 
 def remembered_vectors(
@@ -99,13 +118,14 @@ def untexted_vectors(items: Sequence[Mapping[str, Any]], embedder: str, d_text: 
 
 
 @contextmanager
-def _embedder(model: Embedder, processes: int) -> Iterator[Callable[[list[Texts]], Iterator[Vectors]]]:
+def _embedder(model: Embedder, processes: int) -> Iterator[Callable[[list[Texts]], Generator[Vectors]]]:
     """Embeds batches of texts by hash in order: here, or with MiniLM in processes of their own."""
     if processes == 1 or not isinstance(model, MiniLM):
         yield lambda batches: (_answered(model, texts) for texts in batches)
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
-        yield lambda batches: pool.map(_embed, batches)
+        # Closed before its end, `map` cancels what has not begun.
+        yield lambda batches: (found for found in pool.map(_embed, batches))
 
 
 def _answered(model: Embedder, texts: Texts) -> Vectors:

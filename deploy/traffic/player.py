@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -29,11 +29,24 @@ _BURST = 500  # records sent between two looks at clock and stop signal
 
 
 @dataclass(slots=True)
-class _Flight:
-    """Unapplied records of one partition, oldest first: (acknowledgement, bytes)."""
+class Flight:
+    """Records of one partition that are not known to be taken yet, oldest first: (acknowledgement, bytes)."""
 
     records: deque[tuple[Future[Acknowledged], int]] = field(default_factory=deque)
     size: int = 0
+
+    def add(self, future: Future[Acknowledged], size: int) -> None:
+        self.records.append((future, size))
+        self.size += size
+
+    def passed(self, position: int) -> None:
+        """Drops records below a position from the front; one that Kafka refused raises DeliveryError here."""
+        while self.records and self.records[0][0].done():
+            future, size = self.records[0]
+            if future.result()[1] >= position:
+                return
+            self.records.popleft()
+            self.size -= size
 
 
 class Pacer:
@@ -50,15 +63,13 @@ class Pacer:
     def __init__(self, store: LiveStore, limit: int = PARTITION_BYTES) -> None:
         self._store, self._limit = store, limit
         self.logs: Mapping[str, str] = {}
-        self._flights: dict[tuple[str, int], _Flight] = {}
+        self._flights: dict[tuple[str, int], Flight] = {}
         self._looked_s = 0.0
 
     def note(self, topic: str, partition: int, size: int, future: Future[Acknowledged]) -> None:
         """A record is on its way to this partition. Topics that no worker applies are not paced."""
         if topic in CONSUMED:
-            flight = self._flights.setdefault((topic, partition), _Flight())
-            flight.records.append((future, size))
-            flight.size += size
+            self._flights.setdefault((topic, partition), Flight()).add(future, size)
 
     @property
     def unapplied(self) -> int:
@@ -100,17 +111,7 @@ class Pacer:
         for where, (position, log) in zip(waiting, found, strict=True):
             expected = self.logs.get(where[0])
             if expected is None or log == expected.encode():
-                _forget(self._flights[where], int(position or 0))
-
-
-def _forget(flight: _Flight, position: int) -> None:
-    """Drops applied records from the front; one that Kafka refused raises here."""
-    while flight.records and flight.records[0][0].done():
-        future, size = flight.records[0]
-        if future.result()[1] >= position:
-            return
-        flight.records.popleft()
-        flight.size -= size
+                self._flights[where].passed(int(position or 0))
 
 
 class Timeline:
@@ -134,18 +135,30 @@ class Timeline:
         return max(0.0, wait_s)
 
 
+async def _never(_record: SourceRecord) -> bool:
+    return False
+
+
 class Player:
     """Sends records in order.
 
     Args:
         partition_of: home partition of a record (topic, key); records are sent there explicitly.
         stamp: put the timeline's time on records as their Kafka timestamp; otherwise Kafka's own clock does.
+        is_out: whether a record of the timeline is not to be played.
     """
 
     def __init__(
-        self, producer: EventProducer, pacer: Pacer, partition_of: Callable[[str, bytes], int], *, stamp: bool = False
+        self,
+        producer: EventProducer,
+        pacer: Pacer,
+        partition_of: Callable[[str, bytes], int],
+        *,
+        stamp: bool = False,
+        is_out: Callable[[SourceRecord], Awaitable[bool]] = _never,
     ) -> None:
         self._producer, self._pacer, self._partition_of, self._stamp = producer, pacer, partition_of, stamp
+        self._is_out = is_out
         self.sent = 0
         self.last_ms = 0
 
@@ -157,7 +170,7 @@ class Player:
         for record in records:
             if stop.is_set():
                 return
-            await self._send(record, stop)
+            await self.send(record, stop)
         await self._pacer.drained(stop)
 
     async def play(
@@ -166,19 +179,21 @@ class Player:
         """Sends each record when the timeline reaches its time, until they end or `stop` is set."""
         for record in records:
             while (wait_s := timeline.wait_s(record.timestamp_ms)) > 0 and not stop.is_set():
-                await _pause(stop, min(wait_s, _CLOCK_S))
+                await pause(stop, min(wait_s, _CLOCK_S))
                 await self._pacer.look(every_s=1.0)
                 if clock is not None:
                     await clock.publish(timeline.now_ms())
             if stop.is_set():
                 return
-            await self._send(record, stop)
+            if not await self._is_out(record):
+                await self.send(record, stop)
 
-    async def _send(self, record: SourceRecord, stop: asyncio.Event) -> None:
+    async def send(self, record: SourceRecord, stop: asyncio.Event) -> tuple[Future[Acknowledged], int] | None:
+        """Sends one record once its partition has room; its acknowledgement and bytes, None when stopped before."""
         partition = self._partition_of(record.topic, record.key)
         await self._pacer.room(record.topic, partition, stop)
         if stop.is_set():
-            return
+            return None
         extras: Extras = {}
         if self._stamp:  # the record's own time is another one, so freshness is measured from this header
             sent = (SENT_MS, str(int(time.time() * 1000)).encode())
@@ -194,6 +209,7 @@ class Player:
         self.last_ms = max(self.last_ms, record.timestamp_ms)
         if self.sent % _BURST == 0:
             await self._pacer.look()
+        return future, size
 
 
 class Clock:
@@ -214,7 +230,8 @@ class Clock:
             pass
 
 
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Waits so long, or until `stop`."""
     try:
         await asyncio.wait_for(stop.wait(), seconds)
     except TimeoutError:

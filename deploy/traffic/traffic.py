@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,22 @@ from context.units import DAY_MS
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from deploy.shop.shop import Shop, ShopRecord
+from deploy.traffic.backlog import Backlog
+from deploy.traffic.live_records import EVENTS_PER_S, live_records, usual_speed
 from deploy.traffic.plan import TrafficPlan
-from deploy.traffic.player import LONGEST_PAUSE_S, Clock, Pacer, Player, Timeline
-from index.state.keys import partition_of
-from index.state.store import LiveStore
+from deploy.traffic.player import Clock, Pacer, Player, Timeline
+from deploy.traffic.share import Share
+from index.state.keys import partition_of, partition_tag
+from index.state.records import STATE, decode_state
+from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import SourceRecord, records
+from streams.folder.records import SourceRecord, popular_first, records
 from streams.item_vectors import ItemVectors
 from streams.kafka.log_identity import LogLookup
 
 HISTORY_EVENTS = 200  # of a user: the window, more would be cut away
 MOST_EVENTS = 150_000  # of all users together, so that a large folder does not delay the start by minutes
-_EVENTS_PER_S = 20.0  # live traffic that one can follow by eye and that leaves two cores mostly idle
 _OVERLAP_MS = 10_000  # real milliseconds played again after a restart; what was applied is recognised by its event id
 
 
@@ -55,12 +59,29 @@ class Traffic:
         self._plan, self._settings, self._store, self._producer = plan, settings, store, producer
         self._vectors, self._now_ms = vectors, now_ms
         self.phase = "reading"
+        self._left_out: list[str] = []
+        self._loading, self._applied_before = Share(), 0
         self.pacer = Pacer(store)
-        self.player = Player(producer, self.pacer, self._partition, stamp=plan.kind == "data")
+        stamp = plan.kind == "data"
+        self.player = Player(producer, self.pacer, self._partition, stamp=stamp, is_out=self._is_forgotten)
+        self.backlog = Backlog(store, self.player)
 
     def counters(self) -> dict[str, Any]:
         """For the heartbeat."""
-        return {"phase": self.phase, "sent": self.player.sent, "unapplied": self.pacer.unapplied}
+        found: dict[str, Any] = {"phase": self.phase, "sent": self.player.sent, "unapplied": self.pacer.unapplied}
+        if self._loading.total:
+            found["loading"] = self._loading.report(self._applied() - self._applied_before)
+        if self._left_out:
+            found["left_out"] = self._left_out
+        return found | self.backlog.report()
+
+    def _begin(self, phase: str, total: int = 0) -> None:
+        """A phase in which `total` records are loaded."""
+        self.phase, self._applied_before = phase, self._applied()
+        self._loading.begin(total)
+
+    def _applied(self) -> int:
+        return self.player.sent - self.pacer.unapplied
 
     async def run(self, stop: asyncio.Event) -> None:
         """Loads what the live state lacks, then plays until `stop`.
@@ -71,26 +92,39 @@ class Traffic:
         """
         lookup = LogLookup(self._settings.kafka_config())
         self.pacer.logs = {topic: str(log) for topic, log in (await lookup.identities(CONSUMED)).items()}
-        folder = await asyncio.to_thread(read_folder, Path(self._plan.folder), self._settings.rules())
         cluster = self._store.keys.cluster()
         loaded, clock_ms = (await self._store.read([(cluster, ["loaded", "clock_ms"])]))[0]
-        if loaded != self._plan.key.encode():
-            await self._load(folder, stop)
-            if not stop.is_set():
-                await self._store.write(cluster, {"loaded": self._plan.key.encode()})
-        elif self._plan.kind == "shop":
-            self.phase = "opening the shop"
-            await self._open_shop(stop)
+        is_new = loaded != self._plan.key.encode()
         if self._plan.kind == "data":
-            await self._play_folder(folder, int(clock_ms) if clock_ms else self._plan.split_ms, stop)
+            await self._run_folder(is_new, int(clock_ms) if clock_ms else self._plan.split_ms, stop)
         else:
-            await self._play_shop(stop)
+            await self._run_shop(is_new, stop)
         await stop.wait()
 
+    async def _run_shop(self, is_new: bool, stop: asyncio.Event) -> None:
+        if is_new:
+            await self._load(await self._read(), stop)  # the folder is let go here: live traffic does not need it
+        else:
+            self._begin("opening the shop")
+            await self._open_shop(stop, {CATALOG, CONTEXT})  # who was forgotten meanwhile gets no profile again
+        await self._play_shop(stop)
+
+    async def _run_folder(self, is_new: bool, clock_ms: int, stop: asyncio.Event) -> None:
+        folder = await self._read()
+        self._left_out = list(folder.left_out.lines())
+        if is_new:
+            await self._load(folder, stop)
+        backlog = self.backlog.send(folder, popular_first(folder, clock_ms), stop)
+        await asyncio.gather(self._play_folder(folder, clock_ms, stop), backlog)
+
+    async def _read(self) -> Folder:
+        found = await asyncio.to_thread(read_folder, Path(self._plan.folder), self._settings.rules())
+        return replace(found, impressions=[])  # which are many and never sent
+
     async def _load(self, folder: Folder, stop: asyncio.Event) -> None:
-        self.phase = "loading items"
         vectors = await asyncio.to_thread(self._vectors, folder)
         split_ms, shift_ms = self._plan.split_ms, 0
+        self._begin("loading items", 2 * len(vectors.item_ids) + len(folder.profiles))
         if self._plan.kind == "data":
             await Clock(self._store).publish(split_ms)
             await self.player.load(initial_records(folder, split_ms, vectors), stop)
@@ -98,42 +132,62 @@ class Traffic:
             # An old generated history is moved by whole days, so that it ends less than a day ago.
             shift_ms = max(0, self._now_ms() - split_ms) // DAY_MS * DAY_MS
             await self.player.load(records(folder, vectors=vectors, topics={ITEM_VECTORS}), stop)
-            await self._open_shop(stop)
-        self.phase = "loading histories"
-        await self.player.load(later(histories(folder, split_ms), shift_ms), stop)
+            await self._open_shop(stop, {USERS, CATALOG, CONTEXT})
+        clicks = await asyncio.to_thread(lambda: list(later(histories(folder, split_ms), shift_ms)))
+        self._begin("loading histories", len(clicks))
+        await self.player.load(clicks, stop)
+        if not stop.is_set():
+            await self._store.write(self._store.keys.cluster(), {"loaded": self._plan.key.encode()})
 
-    async def _open_shop(self, stop: asyncio.Event) -> None:
+    async def _open_shop(self, stop: asyncio.Event, topics: Collection[str]) -> None:
         """Profiles, catalogue and contexts as they stand now."""
         snapshot = Shop(self._plan.seed).snapshot(self._now_ms())
-        await self.player.load((_sent(record) for record in snapshot), stop)
+        await self.player.load((_sent(record) for record in snapshot if record.topic in topics), stop)
 
     async def _play_shop(self, stop: asyncio.Event) -> None:
-        self.phase = "live" if self._plan.live else "no traffic"
+        self._begin("live" if self._plan.live else "no traffic")
         if self._plan.live:
-            start_ms, rate = self._now_ms(), _EVENTS_PER_S * (self._plan.speed or 1.0)
+            start_ms, rate = self._now_ms(), EVENTS_PER_S * (self._plan.speed or 1.0)
             live = (_sent(record) for record in Shop(self._plan.seed).live(start_ms, rate))
             await self.player.play(live, Timeline(start_ms, 1.0), stop)
 
     async def _play_folder(self, folder: Folder, clock_ms: int, stop: asyncio.Event) -> None:
         clock = Clock(self._store)
         await clock.publish(clock_ms)
-        self.phase = "live" if self._plan.live else "no traffic"
+        self._begin("live" if self._plan.live else "no traffic")
         if not self._plan.live:
             return
         speed = self._plan.speed or usual_speed(folder, self._plan.split_ms)
         start_ms = max(self._plan.split_ms, int(clock_ms - _OVERLAP_MS * speed))
-        await self.player.play(records(folder, start_ms), Timeline(start_ms, speed), stop, clock)
+        await self.player.play(live_records(folder, start_ms), Timeline(start_ms, speed), stop, clock)
         if not stop.is_set():
             self.phase = "timeline ended"
+
+    async def _is_forgotten(self, record: SourceRecord) -> bool:
+        """Whether this is the profile of a user who was forgotten since its time, in a generated shop ever.
+
+        So it is taken to be while the live state is away: a lost profile does less harm.
+        """
+        if record.topic != USERS:
+            return False
+        tag = partition_tag(self._partition(USERS, record.key))
+        try:
+            (state,) = (await self._store.read([(self._store.keys.user(tag, record.key.decode()), [STATE])]))[0]
+        except StoreUnavailableError:
+            return True
+        return decode_state(state).forgotten_ms >= (record.timestamp_ms if self._plan.kind == "data" else 0)
 
     def _partition(self, topic: str, key: bytes) -> int:
         return partition_of(key.decode(), self._settings.partitions) if topic in PARTITIONED else 0
 
 
 def initial_records(folder: Folder, split_ms: int, vectors: ItemVectors) -> Iterator[SourceRecord]:
-    """Items, vectors, profiles and contexts as they stand at a time: vectors first, so that no item comes without."""
-    for topic in (ITEM_VECTORS, CATALOG, USERS):
-        yield from records(folder, None, split_ms, vectors=vectors, topics={topic})
+    """Vectors, their items, profiles and contexts as they stand at a time; items without a vector come later."""
+    yield from records(folder, None, split_ms, vectors=vectors, topics={ITEM_VECTORS})
+    embedded = {item_id.encode() for item_id in vectors.item_ids}
+    items = records(folder, None, split_ms, topics={CATALOG})
+    yield from (record for record in items if record.key in embedded)
+    yield from records(folder, None, split_ms, topics={USERS})
     newest = {record.key: record for record in records(folder, None, split_ms, topics={CONTEXT})}
     yield from newest.values()
 
@@ -167,19 +221,6 @@ def later(clicks: Iterator[SourceRecord], by_ms: int) -> Iterator[SourceRecord]:
         body = orjson.loads(click.value or b"{}")
         body["ts_ms"] += by_ms
         yield SourceRecord(click.topic, click.key, orjson.dumps(body), click.timestamp_ms + by_ms)
-
-
-def usual_speed(folder: Folder, split_ms: int) -> float:
-    """The speed at which the rest of a timeline brings about twenty events a second, long pauses cut."""
-    gaps_s = np.diff(folder.events.ts_ms[folder.events.before(split_ms) :]) / 1000
-    if not len(gaps_s):
-        return 1.0
-    slow, fast = 1.0, 1e9
-    for _ in range(60):  # halving in logarithms: far more exact than needed
-        speed = (slow * fast) ** 0.5
-        lasts_s = np.minimum(gaps_s / speed, LONGEST_PAUSE_S).sum()
-        slow, fast = (speed, fast) if lasts_s > len(gaps_s) / _EVENTS_PER_S else (slow, speed)
-    return slow
 
 
 def _sent(record: ShopRecord) -> SourceRecord:

@@ -133,6 +133,11 @@ class IncrementalEncoder:
         """Forget a key's cached keys and values."""
         self._cache.drop(key)
 
+    def release(self) -> None:
+        """On a CPU forget all keys and values and give their memory back (`KVCache.release`)."""
+        self._cache.release()
+        self.stats.bytes = self._cache.used_bytes
+
     def drop_where(self, predicate: Callable[[Hashable], bool]) -> int:
         """Forget every key for which `predicate` holds; how many those were."""
         return self._cache.drop_where(predicate)

@@ -91,6 +91,13 @@ class KVCache:
                 window.pages.append(self._free.pop())
         return window
 
+    def release(self) -> None:
+        """On a CPU forgets all keys, whose pages' memory goes back to the system until it is written again."""
+        if self.storage.device.type == "cpu" and self._held:
+            self._held.clear()
+            self._free = list(range(self.count - 1, -1, -1))
+            self.storage = _zeros(tuple(self.storage.shape), self.storage.device, self.storage.dtype)
+
     def relations(self, reader: Tensor, pages: Tensor, length: int) -> Relations:
         """Between positions `reader` int64 [B, R] of windows in `pages` int64 [B, P] and their first `length` keys."""
         if not self.times.numel():

@@ -23,7 +23,8 @@ from index.api.schemas import PROBLEMS, Problem, StatusAnswer
 from index.state.keys import partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
 
-_USERS_SHARE = 50  # counting users takes at most a fiftieth of the time
+_USERS_SHARE = 50  # counting users takes at most a fiftieth of the time,
+_MOST_S = 10.0  # but is done so often all the same: it is slow where the process has much to load
 
 
 class UserCount:
@@ -48,7 +49,7 @@ class UserCount:
         while True:
             started = time.monotonic()
             await self.count()
-            await asyncio.sleep(max(self._every_s, _USERS_SHARE * (time.monotonic() - started)))
+            await asyncio.sleep(max(self._every_s, min(_MOST_S, _USERS_SHARE * (time.monotonic() - started))))
 
 
 def describe_deployment(services: Services, users: int | None) -> dict[str, Any]:

@@ -56,6 +56,14 @@ def records(
             yield record
 
 
+def popular_first(folder: Folder, before_ms: int | None) -> list[int]:
+    """Numbers of the described items known before a time (None: all), those with most events before it first."""
+    acted = folder.events.items[: folder.events.before(before_ms)]
+    counts = np.bincount(acted[acted >= 0], minlength=len(folder.item_ids))[: len(folder.items)]
+    order = np.argsort(-counts, kind="stable")
+    return [int(number) for number in order if before_ms is None or folder.arrivals_ms[number] < before_ms]
+
+
 def _given(topic: str, identifier: str, bodies: Sequence[Mapping[str, Any]]) -> Iterator[SourceRecord]:
     for body in bodies:
         yield SourceRecord(topic, body[identifier].encode(), orjson.dumps(body), body["ts_ms"])

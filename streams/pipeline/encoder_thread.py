@@ -95,6 +95,10 @@ class EncoderThread:
         """Forgets one user's cached keys and values."""
         await self._run(lambda: self.encoder.drop((tag, user_id)))
 
+    async def release(self) -> None:
+        """Gives the memory of cached keys and values back (`IncrementalEncoder.release`)."""
+        await self._run(self.encoder.release)
+
     def close(self) -> None:
         """Waits for the running call and ends the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)

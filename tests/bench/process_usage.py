@@ -17,6 +17,15 @@ def resident_bytes(pid: int | str = "self") -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
 
 
+def memory_bytes(pid: int | str = "self") -> dict[str, int]:
+    """Memory of a process: `rss` all that is resident, `pss` shared pages by their share, `uss` what only it has."""
+    found = dict[str, int]()
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, size, *_ = line.split()
+        found[name.rstrip(":")] = int(size) * 1024
+    return {"rss": found["Rss"], "pss": found["Pss"], "uss": found["Private_Clean"] + found["Private_Dirty"]}
+
+
 def cpu_seconds(pid: int | str = "self") -> float:
     """User and system time of a process, all threads, children that ended excluded."""
     # The name in parentheses may hold spaces; user and system time are the 14th and 15th field of the line.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import orjson
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from deploy.cli import cli
 from deploy.jobs.train import TrainPlan, train_folder
 from deploy.settings import load
-from deploy.texts.item_vectors import item_vectors, known_items, remembered_vectors
+from deploy.texts.item_vectors import embed_texts, item_vectors, known_items, remembered_vectors
 from deploy.texts.models import TextSource, known_vectors
 from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
@@ -26,6 +27,7 @@ from encoder.training.loop import TrainResult, train
 from encoder.training.options import TrainOptions
 from streams.events import Rules
 from streams.folder.reader import read_folder
+from streams.folder.records import popular_first
 from tests.support.folders import START_S, item, write_folder
 
 USERS, ITEMS, STEPS = 12, 10, 12
@@ -134,6 +136,28 @@ def test_each_text_is_embedded_once_in_its_life() -> None:
     again = item_vectors([*items, item("d", title="table")], model, tagger, memory)
     assert model.asked[2:] == ["table"]
     np.testing.assert_array_equal(again.vectors[:3], first.vectors)
+
+
+def test_a_bound_of_embedding_takes_the_first_texts_and_leaves_the_rest() -> None:
+    items, memory = [item(f"i{number}", title=f"thing {number}") for number in range(600)], TextMemory()
+    embed_texts(items, CountingModel(), memory, bound_s=0.0)  # one batch is always made
+    assert set(memory) == {text_hash(f"thing {number}") for number in range(256)}
+    embed_texts(items, CountingModel(), memory, bound_s=60.0)
+    assert len(memory) == 600
+
+
+def test_a_bounded_training_learns_with_the_items_that_have_most_events(folder: Path, tmp_path: Path) -> None:
+    memory, asked = TextMemory(), CountingModel()
+    with patch("deploy.texts.item_vectors._BATCH", 4), TextSource(load({}), memory) as source:
+        source.embedder = asked
+        options = TrainOptions(epochs=1, threads=1)
+        plan = TrainPlan(folder, tmp_path, 0.75, options=options, texts=source, embed_seconds=1e-9)
+        done = train_folder(plan, Rules(), memory)
+    found = read_folder(folder)
+    first = [found.item_ids[number] for number in popular_first(found, found.split_ms(0.75))[:4]]
+    document = read_document(done.folder)
+    assert set(document["item_ids"]) == set(first)
+    assert document["metadata"]["left_out_events"] > 0
 
 
 def test_items_whose_text_nobody_embedded_are_left_out() -> None:

@@ -125,8 +125,9 @@ def test_a_taken_port_is_refused_with_the_option_that_helps(tmp_path: Path, caps
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert run(["up", "--state", str(tmp_path), "--api-port", str(taken.getsockname()[1])]) == 1
+        assert run(["up", "--state", str(tmp_path / "new"), "--api-port", str(taken.getsockname()[1])]) == 1
     assert "is taken; choose another by --api-port" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [], "nothing is left of a refused start"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import orjson
 import pytest
 
 from deploy.runtime.producer import DeliveryError
+from deploy.traffic.live_records import usual_speed
 from deploy.traffic.player import Clock, Pacer, Player, Timeline
-from deploy.traffic.traffic import histories, initial_records, later, usual_speed
+from deploy.traffic.traffic import histories, initial_records, later
 from index.state.keys import ITEMS_TAG, Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from streams.folder.reader import Folder, read_folder

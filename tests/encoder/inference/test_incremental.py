@@ -381,6 +381,15 @@ def test_dropped_keys_are_rebuilt() -> None:
     assert made.stats.misses - misses == 3
 
 
+def test_released_memory_costs_a_rebuild_and_nothing_else() -> None:
+    made = encoder()
+    made.encode([request(user, history(4, user)) for user in range(3)])
+    made.release()
+    assert made.stats.bytes == 0 and not made._cache.storage.any()
+    assert_equal_to_whole(made, [request(user, history(5, user), 4) for user in range(3)])
+    assert (made.stats.misses, made.stats.bytes > 0) == (6, True)
+
+
 def test_order_of_the_batch_does_not_matter() -> None:
     batch = [request(user, history(1 + user, user)) for user in range(6)]
     forward = encoder(users=9).encode(batch).vectors

@@ -1,0 +1,70 @@
+"""What `perseid up` says once: what was left out, that answers are useful, and that all texts are embedded."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.local import news
+from deploy.local.status_line import StatusLine, describe
+from deploy.settings import load
+
+
+def status(phase: str, done: int, **more: Any) -> dict[str, Any]:
+    texts = {"done": done, "total": 1_000, "per_s": 50.0}
+    role = {"role": "traffic", "phase": phase, "sent": 7, "left_out": ["left out: 12 x no user_id"], "texts": texts}
+    return {"users": 20, "items": done, "roles": {"t": role}, **more}
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[news.News, io.StringIO]:
+    monkeypatch.setattr(news, "example_user", lambda settings: "u1")
+    out = io.StringIO()
+    return news.News(load({}, state=tmp_path), "http://api", StatusLine(out)), out
+
+
+def test_ready_comes_before_everything_is_there_and_what_follows_is_said(said: tuple[news.News, io.StringIO]) -> None:
+    subject, out = said
+    subject.tell(status("loading items", 200))
+    assert out.getvalue() == "left out: 12 x no user_id\n"
+    subject.tell(status("loading histories", 200))
+    lines = out.getvalue().splitlines()
+    assert lines[1] == "Ready. Ask for a user:  curl 'http://api/v1/recommendations/u1?count=5&explain=true'"
+    assert "--topic clickstream FILE" in lines[2]
+    assert [line.split(" follow; ")[0] for line in lines[3:]] == [
+        "Histories of more users",
+        "Items whose texts are not embedded yet, popular ones first,",
+    ]
+    for done in (300, 1_000, 1_000):
+        subject.tell(status("live", done))
+    assert out.getvalue().splitlines()[5:] == [
+        "All histories are loaded.",
+        "All texts are embedded: 1,000 items can be recommended.",
+    ]
+
+
+def test_nobody_to_ask_for_is_not_ready(said: tuple[news.News, io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, out = said
+    monkeypatch.setattr(news, "example_user", lambda settings: None)
+    subject.tell(status("loading histories", 200))
+    subject.tell(status("live", 200, users=0))
+    assert out.getvalue() == "left out: 12 x no user_id\n"
+
+
+def test_a_folder_without_a_backlog_says_no_more_than_ready(said: tuple[news.News, io.StringIO]) -> None:
+    subject, out = said
+    subject.tell(status("live", 1_000))
+    subject.tell(status("live", 1_000))
+    assert len(out.getvalue().splitlines()) == 3
+
+
+def test_the_status_line_has_the_share_and_the_time_left() -> None:
+    assert describe(status("live", 400)).endswith("texts embedded: 400 of 1,000 (40 %), 50/s, 0:12 left")
+    assert "texts" not in describe(status("live", 1_000))
+    loading = {
+        "t": {"role": "traffic", "phase": "loading histories", "loading": {"done": 50, "total": 200, "per_s": 5.0}}
+    }
+    assert describe({"roles": loading}).startswith("loading histories: 50 of 200 (25 %), 5/s, 0:30 left · ")
