@@ -22,7 +22,6 @@ COMPACTED = (CATALOG, ITEM_VECTORS, CONTEXT, USERS)
 
 FORGET = "forget"
 SENT_MS = "sent-ms"  # header: when a player sent a record whose timestamp is another time
-YEAR_2000_MS = 946_684_800_000
 FAST_CLOCK_MS = 5 * 60 * 1000  # producers' clocks may run ahead of the broker's by this much
 
 
@@ -119,10 +118,15 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """An item of the catalogue; `fields` is None when it was withdrawn."""
+    """An item of the catalogue; `fields` is None when it was withdrawn.
+
+    `sent` are the fields with the labels as they were sent, None where folding changed none: builds before this one and
+    other services make texts and hashes of these.
+    """
 
     item_id: str
     fields: Mapping[str, Any] | None
+    sent: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class EventProducer:
         """Sends one record and returns (partition, offset) once Kafka has acknowledged it.
 
         Raises:
-            ValueError: the record is larger than Kafka, or the topic, takes; no repetition helps.
+            ValueError: the record is larger than Kafka or the topic takes, or its time is; no repetition helps.
             DeliveryError: no acknowledgement within the delivery timeout.
         """
         deadline = time.monotonic() + _DELIVERY_TIMEOUT_MS / 1000
@@ -109,8 +109,9 @@ class EventProducer:
                 future.set_result((message.partition() or 0, message.offset() or 0))
             else:
                 text = f"{topic}: {error.str()}"
-                too_large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE  # for the topic, whose limit may be lower
-                future.set_exception(ValueError(text) if too_large else DeliveryError(self._reasons.explain(text)))
+                # The topic's limit may be lower than ours, and it may bound times.
+                for_good = error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP)
+                future.set_exception(ValueError(text) if for_good else DeliveryError(self._reasons.explain(text)))
 
         headers = list(extras.get("headers", ()))
         options = {"partition": partition, "timestamp": extras.get("timestamp_ms"), "headers": headers}

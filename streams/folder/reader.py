@@ -18,7 +18,8 @@ import orjson
 import polars as pl
 from numpy.typing import NDArray
 
-from streams.events import FORGET, YEAR_2000_MS, Rules
+from context.times import YEAR_2000_MS
+from streams.events import FORGET, Rules
 
 EVENTS = "events.csv.gz"
 ITEMS = "items.jsonl.gz"
