@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from context.times import unit_of
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.records import Vector
 
@@ -66,6 +67,11 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]] = ()
+
+    @property
+    def has_time(self) -> bool:
+        """Whether Kafka's time of it is one; a record without is malformed, whatever it holds."""
+        return unit_of(self.timestamp_ms) == "milliseconds"
 
     @property
     def size(self) -> int:

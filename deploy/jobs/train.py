@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from context.features import ContextFeatures
+from context.labels import folded_or_same, folded_rows
 from deploy.settings import load
 from deploy.texts.item_vectors import Memory, Tagger, item_vectors, known_items, untexted_vectors
 from deploy.texts.models import TextSource
@@ -112,13 +113,14 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> Train
     free = {name: getattr(plan.options, name) for name in ("seed", "threads", "device", "max_seconds")}
     epochs = int(metadata["metrics"]["best_epoch"])
     options = replace(TrainOptions(**metadata["options"]), epochs=epochs, patience=0, **free)
-    _, vectors = _items(replace(plan, parts=model.config.parts), known_items(folder, None), memory)
+    config = replace(model.config, tags=tuple(folded_rows(model.config.tags, f"model {metadata['version']}")))
+    _, vectors = _items(replace(plan, parts=config.parts), known_items(folder, None), memory)
     split = leave_one_out(folder, vectors)
     encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=options.device)
     words = (*plan.texts.names, "context_features", "data", "protocol")
     return train(
         split.training(validated=True),
-        model.config,
+        config,
         options,
         **plan.run,
         metadata={
@@ -138,7 +140,8 @@ def _config(plan: TrainPlan, folder: Folder, vectors: ItemVectors, tagger: Tagge
 def _items(plan: TrainPlan, known: list[dict[str, Any]], memory: Memory) -> tuple[Tagger, ItemVectors]:
     """Tags and vectors of the known items; what is not among the plan's parts is neither made nor paid for."""
     embedder, threads = plan.texts.embedder, plan.options.threads or 1
-    tagger = plan.texts.tagger(build_vocabulary(known)) if "tags" in plan.parts else VocabularyTagger(())
+    vocabulary = build_vocabulary(known, fold=folded_or_same) if "tags" in plan.parts else []
+    tagger = plan.texts.tagger(vocabulary) if "tags" in plan.parts else VocabularyTagger(())
     if "text" not in plan.parts:
         return tagger, untexted_vectors(known, embedder.name, preset(plan.preset).d_text, tagger)
     return tagger, item_vectors(known, embedder, tagger, memory, plan.progress, threads)

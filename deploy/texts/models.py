@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from context.labels import folded_or_same
 from deploy.setting_values import parse_embedders
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, Tagger, known_items, remembered_vectors
@@ -54,9 +55,9 @@ class TextSource:
     def tagger(self, vocabulary: list[str]) -> Tagger:
         """A tagger that gives tags of this vocabulary."""
         if not _plain(self._settings.chat_url):
-            return VocabularyTagger(vocabulary)
+            return VocabularyTagger(vocabulary, folded_or_same)
         endpoint = _endpoint("CHAT", self._settings.chat_url, self._settings.chat_model, self._settings.chat_key)
-        return ChatTagger(self._client(endpoint, "chat/completions"), vocabulary, self._ledger)
+        return ChatTagger(self._client(endpoint, "chat/completions"), vocabulary, self._ledger, folded_or_same)
 
     def model(self, document: dict[str, Any]) -> EndpointTextModel:
         """The text model for an artefact's document. Raises ValueError for one of another embedder."""

@@ -13,8 +13,18 @@ from typing import Any
 
 import orjson
 
+from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
-from index.state.records import ITEM_FIELDS, PROFILE, STATE, canonical_json, load_item, load_user, vector_field
+from index.state.records import (
+    ITEM_FIELDS,
+    PROFILE,
+    STATE,
+    canonical_json,
+    load_context,
+    load_item,
+    load_user,
+    vector_field,
+)
 from index.state.store import LiveStore
 from streams.events import topics_of
 from streams.pipeline.user_state import PartitionClock, leave_if_idle
@@ -61,7 +71,7 @@ async def read_state(store: LiveStore, partitions: int) -> dict[str, Any]:
     parts["items"] = {"items": await _items(store), "positions": await _positions(store, ITEMS_TAG)}
     contexts = await store.read_all(store.keys.contexts())
     parts["contexts"] = {
-        "contexts": {name: orjson.loads(content) for name, content in contexts.items()},
+        "contexts": {name: load_context(content) for name, content in contexts.items()},
         "positions": await _positions(store, CONTEXT_TAG),
     }
     return parts
@@ -110,12 +120,13 @@ async def _items(store: LiveStore) -> dict[str, Any]:
         rows = await store.read([(store.keys.item(item_id), fields) for item_id in chunk])
         for item_id, values in zip(chunk, rows, strict=True):
             item = load_item(item_id, values)
+            text = None if item.catalogue is None else text_hash(canonical_text(item.catalogue))
             items[item_id] = {
                 "catalogue": item.catalogue,
                 "tags": list(item.tags),
                 "embedder": item.embedder,
                 "vector": item.text_vector is not None,
-                "hashes": [item.vector_hash, item.text_hash],
+                "hashes": [item.vector_hash if text is None or item.text_differs else text, text],
             }
     return items
 

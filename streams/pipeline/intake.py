@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from context.times import unit_of
 from index.state.keys import partition_of
 from streams.events import DEAD_LETTERS, Click, Event, Forget, MalformedError, Profile, Record, Rules
 from streams.parsing import parse
@@ -110,7 +109,7 @@ class KafkaDeadLetterSink:
         ]
         key = None if record.key is None else record.key[:_MAX_TEXT_BYTES]
         cut = None if record.value is None else value[:MAX_DEAD_LETTER_BYTES]
-        forms = [(_usual_ms(record), key, cut), (None, key, cut), (None, None, None)]
+        forms = [(record.timestamp_ms if record.has_time else None, key, cut), (None, key, cut), (None, None, None)]
         while True:  # a topic may bound sizes and times: at last only say where the record is
             timestamp_ms, sent_key, sent = forms.pop(0)
             send = partial(self._send, DEAD_LETTERS, sent_key, sent, timestamp_ms=timestamp_ms, headers=headers)
@@ -129,11 +128,6 @@ class KafkaDeadLetterSink:
             await _until_acknowledged(record.topic, partial(send, timestamp_ms=record.timestamp_ms))
         except ValueError as error:  # the broker took it once, but takes less from us, or bounds times by now
             await self.dead_letter(record, MalformedError("value", f"cannot be forwarded: {error}"))
-
-
-def _usual_ms(record: Record) -> int | None:
-    """Kafka's time of a record, None (the time of sending) where a broker may refuse it."""
-    return record.timestamp_ms if unit_of(record.timestamp_ms) == "milliseconds" else None
 
 
 async def _until_acknowledged(topic: str, send: Callable[[], Awaitable[object]]) -> None:

@@ -68,5 +68,5 @@ def test_what_is_wrong_is_named(body: Any, field: str) -> None:
 
 @pytest.mark.parametrize("timestamp_ms", WRONG_TIMESTAMPS)
 def test_a_record_without_a_usable_kafka_time_is_refused(timestamp_ms: int) -> None:
-    with pytest.raises(MalformedError, match="^timestamp: .* expected milliseconds since the epoch$"):
+    with pytest.raises(MalformedError, match=r"^timestamp: .* expected milliseconds since the epoch$"):
         parse_exposure(record(BODY, timestamp_ms))
