@@ -262,7 +262,7 @@ def load_context(content: bytes | None) -> dict[str, Any] | None:
     if context.get("events"):
         context["events"] = [*map(folded_or_same, context["events"])]
     for promotion in context.get("promotions") or ():
-        promotion.update({name: folded_or_same(promotion[name]) for name in ("tag", "category") if name in promotion})
+        promotion.update({name: folded_or_same(promotion[name]) for name in ("tag", "category") if promotion.get(name)})
     return context
 
 

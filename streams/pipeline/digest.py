@@ -19,6 +19,7 @@ from index.state.records import (
     ITEM_FIELDS,
     PROFILE,
     STATE,
+    ItemRecord,
     canonical_json,
     load_context,
     load_item,
@@ -120,15 +121,22 @@ async def _items(store: LiveStore) -> dict[str, Any]:
         rows = await store.read([(store.keys.item(item_id), fields) for item_id in chunk])
         for item_id, values in zip(chunk, rows, strict=True):
             item = load_item(item_id, values)
-            text = None if item.catalogue is None else text_hash(canonical_text(item.catalogue))
             items[item_id] = {
                 "catalogue": item.catalogue,
                 "tags": list(item.tags),
                 "embedder": item.embedder,
                 "vector": item.text_vector is not None,
-                "hashes": [item.vector_hash if text is None or item.text_differs else text, text],
+                "hashes": _hashes(item),
             }
     return items
+
+
+def _hashes(item: ItemRecord) -> list[str | None]:
+    """The hashes of the text that the vector is of and of the item's, which is taken with its labels folded."""
+    if item.catalogue is None:
+        return [item.vector_hash, item.text_hash]
+    text = text_hash(canonical_text(item.catalogue))
+    return [item.vector_hash if item.vector_hash is None or item.text_differs else text, text]
 
 
 def _chunks(ids: Sequence[str]) -> list[Sequence[str]]:
