@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context.labels import fold_label
+from context.times import unit_of
 
 Mask = NDArray[np.bool_]  # [labels]
 Label = NDArray[np.int32]  # [m] labels of items
@@ -225,6 +226,8 @@ def _bound(field: str, given: Mapping[str, Any], name: str, path: str) -> float 
         raise _wrong(f"{path}.{name}", f"expected a finite number below 2^62, got {_shown(value)}")
     if field != "price" and not isinstance(value, int):
         raise _wrong(f"{path}.{name}", f"expected whole milliseconds since the epoch, got {_shown(value)}")
+    if field != "price" and (unit := unit_of(value, open_end=True)) not in (None, "milliseconds"):
+        raise _wrong(f"{path}.{name}", f"{value} looks like {unit}, expected milliseconds since the epoch")
     return value
 
 
