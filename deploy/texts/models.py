@@ -14,7 +14,7 @@ from typing import Any
 from context.labels import folded_or_same
 from deploy.setting_values import parse_embedders
 from deploy.settings import Settings
-from deploy.texts.item_vectors import Memory, Tagger, known_items, remembered_vectors
+from deploy.texts.item_vectors import Memory, Tagger, as_asked, known_items, remembered_vectors
 from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
 from encoder.text.cache import TextMemory
@@ -124,7 +124,7 @@ def known_vectors(folder: Folder, plan: TrafficPlan, settings: Settings) -> Item
     with TextSource(settings, memory) as source:
         tagger = source.model(document).tagger
         if isinstance(tagger, ChatTagger):
-            items = [item for item, known in zip(items, tagger.knows(items), strict=True) if known]
+            items = [item for item, known in zip(items, tagger.knows(as_asked(items, tagger)), strict=True) if known]
         return remembered_vectors(items, source.embedder.name, tagger, source.memory)
 
 

@@ -525,3 +525,18 @@ def test_a_consumer_thread_that_does_not_end_holds_nobody_up(play: Play) -> None
         assert not thread._thread.is_alive()
 
     play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("header", "sent_ms"),
+    [
+        (str(TS_MS - 5).encode(), TS_MS - 5),
+        (b"soon", TS_MS),
+        (str(TS_MS * 1000).encode(), TS_MS),
+        (b"9" * 5000, TS_MS),
+        (b"", TS_MS),
+    ],
+)
+def test_a_header_that_is_no_time_is_not_believed(header: bytes, sent_ms: int) -> None:
+    sent = Record(CLICKSTREAM, 0, 0, TS_MS, b"u", b"{}", (("trace", b"1"), (SENT_MS, header)))
+    assert _sent_ms(sent) == sent_ms
