@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from context.units import MINUTE_MS
 from deploy.setting_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds
 from index.state.keys import Keys
 from streams.events import DEFAULT_KINDS, Rules
@@ -101,6 +102,9 @@ class Settings(BaseModel):
         1024, description="most memory for cached keys and values of active users, taken as it is used (worker)", ge=1
     )
     bucket_minutes: int = Field(360, description="width of a popularity bucket (worker)", ge=1)
+    reload_minutes: int = Field(
+        30, description="a view so soon after a view of the same item is a reload and changes no list; 0 = never", ge=0
+    )
     idle_days: int = Field(400, description="users are removed so long after their last event; 0 = never", ge=0)
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: int = Field(8000, description="port the API listens on; 0 takes a free one", ge=0, le=65535)
@@ -208,7 +212,7 @@ class Settings(BaseModel):
 
     def rules(self) -> Rules:
         """What records this deployment accepts."""
-        return Rules(parse_kinds(self.kinds), parse_embedders(self.embedders))
+        return Rules(parse_kinds(self.kinds), parse_embedders(self.embedders), self.reload_minutes * MINUTE_MS)
 
     def scopes(self) -> dict[str, frozenset[str]]:
         """API key → its scopes; empty when the API is open."""

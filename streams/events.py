@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from context.times import unit_of
+from context.units import MINUTE_MS
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.records import Vector
 
@@ -45,12 +46,16 @@ DEFAULT_KINDS = (
 )
 
 
+RELOAD_MS = 30 * MINUTE_MS
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a deployment accepts: kinds by code, and the dimension of each known embedder's vectors."""
+    """What a deployment accepts: kinds by code, the dimension of each known embedder's vectors, what a reload is."""
 
     kinds: tuple[Kind, ...] = DEFAULT_KINDS
     embedders: Mapping[str, int] = field(default_factory=dict)
+    reload_ms: int = RELOAD_MS  # a view folds this long after a view of the same item; 0: never
 
     def kind_code(self, name: str) -> int | None:
         return next((code for code, kind in enumerate(self.kinds) if kind.name == name), None)

@@ -10,12 +10,15 @@ import socket
 import ssl
 from collections.abc import Mapping
 
+from kafka.admin import KafkaAdminClient
 from kafka.cluster import ClusterMetadata
+from kafka.errors import KafkaError
 
 from deploy.doctor.finding import CONNECT_S, Finding
 from deploy.servers.mock_kafka import topic_partitions
-from deploy.servers.topics import connect, open_admin
+from deploy.servers.topics import AHEAD, AHEAD_MS, connect, open_admin, topics_without_limit
 from deploy.settings import Settings
+from streams.events import DEAD_LETTERS
 from streams.kafka.config import KafkaConfig
 from streams.kafka.log_identity import EMBEDDED
 
@@ -41,9 +44,10 @@ def check_kafka(settings: Settings) -> list[Finding]:
     if all(errors.values()):
         return [at.wrong(*_unreachable(config, server, error))]
     try:
-        with open_admin(config, _ANSWER_S, api_version=_VERSION) as (_, cluster):
+        with open_admin(config, _ANSWER_S, api_version=_VERSION) as (admin, cluster):
             wanted = topic_partitions(settings.partitions)
-            return _cluster(at, config.security, cluster) + _topics(config, cluster, wanted)
+            found = _cluster(at, config.security, cluster) + _topics(config, cluster, wanted)
+            return found if cluster.cluster_id.startswith(EMBEDDED) else found + _limits(config, admin, cluster, wanted)
     except ConnectionError as error:
         return [at.wrong(*_refused(config, server, str(error)))]
 
@@ -118,3 +122,19 @@ def _topics(config: KafkaConfig, cluster: ClusterMetadata, wanted: Mapping[str, 
         (bool(missing), f"missing: {missing}", create),
         (bool(differing), differing, change),
     ) or [at.ok(found)]
+
+
+def _limits(
+    config: KafkaConfig, admin: KafkaAdminClient, cluster: ClusterMetadata, wanted: Mapping[str, int]
+) -> list[Finding]:
+    """Our topics into whose future a producer can write."""
+    names = [config.topic(name) for name in wanted if name != DEAD_LETTERS]
+    try:
+        open_ended = topics_without_limit(admin, [name for name in names if name in cluster.topics()])
+    except KafkaError as error:
+        return [Finding("topics", address=config.bootstrap).note(f"their configuration cannot be read: {error}")]
+    if not open_ended:
+        return []
+    what = f"{', '.join(open_ended)}: records from the future are taken, which can make users of a partition idle"
+    remedy = f"kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config {AHEAD}={AHEAD_MS}"
+    return [Finding("topics", address=config.bootstrap).note(what, remedy)]

@@ -26,6 +26,8 @@ _POLL_S = 0.1  # only bounds how late the callback thread notices that it should
 _RETRY_S = 0.005  # a full queue drains thousands of records in this time
 
 Acknowledged = tuple[int, int]  # partition, offset
+# What a topic refuses for good: its limits may be lower than ours.
+_REFUSED = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP)
 
 
 class DeliveryError(ConnectionError):
@@ -85,7 +87,7 @@ class EventProducer:
         """Sends one record and returns (partition, offset) once Kafka has acknowledged it.
 
         Raises:
-            ValueError: the record is larger than Kafka or the topic takes, or its time is; no repetition helps.
+            ValueError: the record is larger, or its time further ahead, than the topic takes; no repetition helps.
             DeliveryError: no acknowledgement within the delivery timeout.
         """
         deadline = time.monotonic() + _DELIVERY_TIMEOUT_MS / 1000
@@ -109,9 +111,8 @@ class EventProducer:
                 future.set_result((message.partition() or 0, message.offset() or 0))
             else:
                 text = f"{topic}: {error.str()}"
-                # The topic's limit may be lower than ours, and it may bound times.
-                for_good = error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP)
-                future.set_exception(ValueError(text) if for_good else DeliveryError(self._reasons.explain(text)))
+                refused = error.code() in _REFUSED
+                future.set_exception(ValueError(text) if refused else DeliveryError(self._reasons.explain(text)))
 
         headers = list(extras.get("headers", ()))
         options = {"partition": partition, "timestamp": extras.get("timestamp_ms"), "headers": headers}

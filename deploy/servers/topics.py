@@ -10,27 +10,38 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.cluster import ClusterMetadata
-from kafka.errors import KafkaError, RetriableError, TopicAlreadyExistsError, for_code
+from kafka.errors import (
+    InvalidConfigurationError,
+    KafkaError,
+    RetriableError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 from kafka.net.compat import KafkaNetClient
 
-from context.units import DAY_MS
+from context.units import DAY_MS, HOUR_MS
 from deploy.servers.mock_kafka import topic_partitions
-from streams.events import COMPACTED
+from streams.events import COMPACTED, DEAD_LETTERS
 from streams.kafka.config import KafkaConfig, Reasons
 
 REPLAY_HORIZON_MS = 30 * DAY_MS  # compaction leaves younger records alone, so `replay` sees all of them
+AHEAD = "message.timestamp.after.max.ms"  # Kafka 3.6 and later: the broker refuses records from further ahead
+AHEAD_MS = HOUR_MS
+_NO_LIMIT = 2**63 - 1
 _TIMEOUT_S = 30.0  # a busy cluster may take seconds to elect leaders
 _CONNECT_S = 1.0  # a server that is there accepts within milliseconds
 _REASON_S = 1.0  # the broker delays its answer to a wrong password by a tenth of a second
 _POLL_S = 0.05
+
+log = logging.getLogger(__name__)
 
 
 def create_topics(config: KafkaConfig, partitions: int) -> list[str]:
@@ -61,10 +72,15 @@ def create_topics(config: KafkaConfig, partitions: int) -> list[str]:
 
 
 def topic_config(name: str) -> dict[str, str]:
-    """The configuration of a topic that differs from the broker's defaults."""
-    if name not in COMPACTED:
-        return {}
-    return {"cleanup.policy": "compact", "min.compaction.lag.ms": str(REPLAY_HORIZON_MS)}
+    """The configuration of a topic, as far as it must not be the broker's defaults.
+
+    No producer may write into the future, by which users of its partition would become idle; dead letters keep what
+    came in before there was a limit.
+    """
+    config = {AHEAD: str(_NO_LIMIT if name == DEAD_LETTERS else AHEAD_MS)}
+    if name in COMPACTED:
+        config |= {"cleanup.policy": "compact", "min.compaction.lag.ms": str(REPLAY_HORIZON_MS)}
+    return config
 
 
 @contextmanager
@@ -103,6 +119,25 @@ def open_admin(
         yield admin, clients[0].cluster
 
 
+def topics_without_limit(admin: KafkaAdminClient, topics: Sequence[str]) -> list[str]:
+    """Those of these topics, by their full names, that take records from more than `AHEAD_MS` in the future.
+
+    Raises KafkaError.
+    """
+    asked = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+    found = admin.describe_configs(asked, config_filter="all")["topic"]
+
+    def value(topic: str, name: str) -> str:
+        return str(found[topic].get(name, {}).get("value") or "")
+
+    return [
+        topic
+        for topic in topics
+        if value(topic, "message.timestamp.type") != "LogAppendTime"
+        and not 0 <= int(value(topic, AHEAD) or _NO_LIMIT) <= AHEAD_MS
+    ]
+
+
 def connect(config: KafkaConfig, server: str) -> OSError | None:
     """Opens a connection to `host:port`, with TLS where it is configured, and closes it; what went wrong, if anything.
 
@@ -133,10 +168,17 @@ def _reason(config: KafkaConfig) -> str:
 
 def _create(admin: KafkaAdminClient, topics: Mapping[str, tuple[int, Mapping[str, str]]]) -> None:
     new = {topic: {"num_partitions": count, "configs": configs} for topic, (count, configs) in topics.items()}
+    older: dict[str, tuple[int, Mapping[str, str]]] = {}
     for topic in admin.create_topics(new, timeout_ms=round(_TIMEOUT_S * 1000), raise_errors=False)["topics"]:
-        if topic["error_code"] not in (0, TopicAlreadyExistsError.errno):  # another process may have been faster
-            why = topic["error_message"] or for_code(topic["error_code"]).__name__
-            raise ValueError(f"Kafka refused to create {topic['name']}: {why}")
+        name, code = topic["name"], topic["error_code"]
+        count, configs = topics[name]
+        if code == InvalidConfigurationError.errno and AHEAD in configs:  # a broker older than the setting
+            older[name] = count, {key: value for key, value in configs.items() if key != AHEAD}
+        elif code not in (0, TopicAlreadyExistsError.errno):  # another process may have been faster
+            raise ValueError(f"Kafka refused to create {name}: {topic['error_message'] or for_code(code).__name__}")
+    if older:
+        log.warning("this Kafka knows no %s: a producer can write into the future; use Kafka 3.6 or later", AHEAD)
+        _create(admin, older)
 
 
 def _ready(admin: KafkaAdminClient, config: KafkaConfig, wanted: Mapping[str, int], deadline: float) -> dict[str, bool]:

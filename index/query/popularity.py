@@ -21,6 +21,7 @@ HALF_LIFE_MS = 3.0 * DAY_MS
 Amounts = NDArray[np.float64]
 _Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
 _FIRST = 256  # items ordered at first
+_NEXT = -2  # age in buckets of the next one: clocks may run ahead a little; what lies beyond does not count yet
 _NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing anybody sees
 
 
@@ -138,9 +139,9 @@ class Popularity:
     def _decay(self, bucket_ms: int, now_ms: int) -> None:
         by_field = np.zeros(len(self._item_of))
         for (_, bucket), (fields, counts) in self._counts.items():
-            age_ms = max(0, now_ms // bucket_ms - bucket - 1) * bucket_ms
-            decay = 2.0 ** (-age_ms / self._half_life_ms)
-            if decay >= _NEGLIGIBLE:
+            age = now_ms // bucket_ms - bucket - 1
+            decay = 2.0 ** (-max(0, age) * bucket_ms / self._half_life_ms)
+            if age >= _NEXT and decay >= _NEGLIGIBLE:
                 by_field[fields] += decay * counts
         overall: Amounts = np.zeros(len(self._names))
         np.add.at(overall, np.array(self._item_of, np.int64), by_field)

@@ -28,8 +28,9 @@ STATE, PROFILE = "s", "p"
 # Field names of the hash of one item.
 CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH, POSITION = "c", "e", "t", "m", "vh", "th", "n"
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3  # version 2 knows no folded events
 _HEADER = struct.Struct("<BBHHHqqq")
+_FOLDED = struct.Struct("<Hq")  # behind the header: how many, and the time of the newest
 _U64_GAPS = 1  # flag: some gap between two events exceeds 2^32 ms (49 days), so gaps take eight bytes each
 _ONE_LENGTH = 2  # flag: all item ids have the same number of bytes, which is written once
 _NARROW, _WIDE = "I", "Q"  # `array`'s codes for four and eight bytes
@@ -59,14 +60,16 @@ class UserState:
     ts_ms: list[int] = field(default_factory=list)
     evicted: list[int] = field(default_factory=list)  # hashes of the latest evicted events, oldest first
     evicted_ms: int = -1  # time of the newest evicted event; older late events are dropped
+    folded: list[int] = field(default_factory=list)  # hashes of the latest folded events (reloads), oldest first
+    folded_ms: int = -1  # time of the newest folded event
     forgotten_ms: int = -1  # forget mark: events at or before it are ignored for ever
     purchases: dict[str, int] = field(default_factory=dict)  # evicted purchases: item → time
     profile: bytes | None = None  # canonical JSON of {"numeric", "categorical"}
     profile_ms: int = -1
 
     def remembers(self, hashed_event_id: int) -> bool:
-        """Whether this event id was applied, as far as the memory reaches (window and latest evicted)."""
-        return hashed_event_id in self.hashes or hashed_event_id in self.evicted
+        """Whether this event id was applied, as far as the memory reaches (window, latest evicted, latest folded)."""
+        return hashed_event_id in self.hashes or hashed_event_id in self.evicted or hashed_event_id in self.folded
 
     @property
     def empty(self) -> bool:
@@ -82,12 +85,13 @@ def encode_state(state: UserState) -> bytes:
     ids = text.encode()
     sizes = [*map(len, names if len(ids) == len(text) else [name.encode() for name in names])]
     equal = bool(sizes) and sizes.count(sizes[0]) == len(sizes)
-    hashes = np.frombuffer(array("Q", state.hashes + state.evicted), np.uint8)
+    hashes = np.frombuffer(array("Q", state.hashes + state.evicted + state.folded), np.uint8)
     flags = (_U64_GAPS if gaps.itemsize == 8 else 0) | (_ONE_LENGTH if equal else 0)
     sizes_of_lists = count, len(state.evicted), len(state.purchases)
     first_ms = state.ts_ms[0] if count else 0
     parts = (
         _HEADER.pack(_STATE_VERSION, flags, *sizes_of_lists, state.evicted_ms, state.forgotten_ms, first_ms),
+        _FOLDED.pack(len(state.folded), state.folded_ms),
         gaps.tobytes(),
         hashes.reshape(-1, 8)[:, :_HASH_BYTES].tobytes(),
         bytes(state.kinds),
@@ -99,20 +103,23 @@ def encode_state(state: UserState) -> bytes:
 
 
 def decode_state(data: bytes | None) -> UserState:
-    """Inverse of `encode_state`; ValueError for another codec's bytes. `None` (no such user) gives an empty state."""
+    """Inverse of `encode_state`, also of version 2; ValueError for another. None, no such user, gives an empty one."""
     if not data:
         return UserState()
-    if data[0] != _STATE_VERSION:
+    if data[0] not in (2, _STATE_VERSION):
         raise ValueError(
-            f"user state has codec version {data[0]}, this build reads {_STATE_VERSION}: run the build that wrote it, "
-            "or let this one rebuild the state from the topics in an empty Redis"
+            f"user state has codec version {data[0]}, this build reads up to {_STATE_VERSION}: run the build that "
+            "wrote it, or let this one rebuild the state from the topics in an empty Redis"
         )
     _, flags, count, evicted, bought, evicted_ms, forgotten_ms, first_ms = _HEADER.unpack_from(data)
-    at = _HEADER.size
+    at, folded, folded_ms = _HEADER.size, 0, -1
+    if data[0] == _STATE_VERSION:
+        folded, folded_ms = _FOLDED.unpack_from(data, at)
+        at += _FOLDED.size
     gaps = array(_WIDE if flags & _U64_GAPS else _NARROW)
     gaps.frombytes(data[at : at + gaps.itemsize * max(0, count - 1)])
     at += gaps.itemsize * len(gaps)
-    hashed = np.zeros((count + evicted, 8), np.uint8)
+    hashed = np.zeros((count + evicted + folded, 8), np.uint8)
     hashed[:, :_HASH_BYTES] = np.frombuffer(data, np.uint8, hashed.shape[0] * _HASH_BYTES, at).reshape(-1, _HASH_BYTES)
     hashes = hashed.view("<u8")[:, 0].tolist()
     at += hashed.shape[0] * _HASH_BYTES
@@ -127,8 +134,10 @@ def decode_state(data: bytes | None) -> UserState:
         items=names[:count],
         kinds=kinds,
         ts_ms=times,
-        evicted=hashes[count:],
+        evicted=hashes[count : count + evicted],
         evicted_ms=evicted_ms,
+        folded=hashes[count + evicted :],
+        folded_ms=folded_ms,
         forgotten_ms=forgotten_ms,
         purchases=dict(zip(names[count:], bought_ms, strict=True)),
     )

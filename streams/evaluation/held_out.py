@@ -38,7 +38,15 @@ from streams.folder.reader import Folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
 from streams.parsing import parse
-from streams.pipeline.user_state import Outcome, UserEvent, WindowLimits, apply_click, apply_forget, apply_profile
+from streams.pipeline.user_state import (
+    Outcome,
+    UserEvent,
+    WindowLimits,
+    WindowRules,
+    apply_click,
+    apply_forget,
+    apply_profile,
+)
 
 Apply = Callable[[UserState, UserEvent], int | None]  # leading events of the window as before; None: nothing changed
 
@@ -116,18 +124,19 @@ class HeldOut:
         return seen_items(state.items, state.purchases, now_ms, self._weights)
 
 
-def applier(rules: Rules, config: ModelConfig) -> Apply:
-    """How events change a state whose window is that of a model, as in production."""
-    limits = WindowLimits(config.window, config.slack)
-    remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
+def window_rules(rules: Rules, config: ModelConfig) -> WindowRules:
+    """Those of a state whose window is that of a model, as in production."""
+    return WindowRules.of(rules, WindowLimits(config.window, config.slack))
+
+
+def applier(window: WindowRules) -> Apply:
+    """How events change a state."""
 
     def apply(state: UserState, event: UserEvent) -> int | None:
         if isinstance(event, Forget):
             apply_forget(state, event)
             return 0
-        change = (
-            apply_click(state, event, limits, remembered) if isinstance(event, Click) else apply_profile(state, event)
-        )
+        change = apply_click(state, event, window) if isinstance(event, Click) else apply_profile(state, event)
         return change.keep if change.outcome == Outcome.APPLIED else None
 
     return apply

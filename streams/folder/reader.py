@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from context.times import YEAR_2000_MS
-from streams.events import FORGET, Rules
+from streams.events import FORGET, RELOAD_MS, Rules
 
 EVENTS = "events.csv.gz"
 ITEMS = "items.jsonl.gz"
@@ -95,6 +95,7 @@ class Folder:
     kind_names: tuple[str, ...]
     kind_weights: tuple[int, ...]  # by code, as they count for popularity
     skipped: Mapping[str, int]  # reason -> rows
+    reload_ms: int = RELOAD_MS  # as of the rules it was read with
 
     @property
     def stop_ms(self) -> int:
@@ -145,6 +146,7 @@ def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, st
         kind_names=tuple(kind.name for kind in rules.kinds),
         kind_weights=tuple(kind.weight for kind in rules.kinds),
         skipped=skipped,
+        reload_ms=rules.reload_ms,
     )
 
 

@@ -18,7 +18,9 @@ from context.features import ContextFeatures
 from context.timeline import ContextTimeline
 from encoder.training.dataset import TrainingData
 from streams.folder.reader import FORGET_CODE, Folder
+from streams.folder.reloads import reloads, repeats
 from streams.item_vectors import ItemVectors
+from streams.pipeline.user_state import BUCKET_MS, VIEW
 
 MAX_SHOWN = 10  # same-page negatives per event: the M of STARS (arXiv 2512.10149)
 
@@ -30,6 +32,7 @@ class Prepared:
     data: TrainingData
     user_ids: list[str]  # [n_users] in the order of data.user_ptr
     left_out: int  # events on items without a vector: they cannot be recommended, so nothing is learned from them
+    folded: int = 0  # reloads, which change no window
 
 
 def context_features(folder: Folder, before_ms: int | None = None) -> ContextFeatures:
@@ -43,10 +46,10 @@ def training_data(
 ) -> Prepared:
     """Everything the folder says before `before_ms` (None: all of it), ready for training.
 
-    Events at or before a user's last forget are left out. Without `features` there is no context. Raises ValueError
-    when nothing is left to train on.
+    Events at or before a user's last forget are left out, and reloads, as they are in the live state. Without
+    `features` there is no context. Raises ValueError when nothing is left to train on.
     """
-    rows, left_out = _usable_rows(folder, vectors, before_ms)
+    rows, left_out, folded = _usable_rows(folder, vectors, before_ms)
     if not len(rows):
         raise ValueError(f"{folder.name} has no event before {before_ms} on an item with a vector; nothing to train on")
     order = rows[np.argsort(folder.events.users[rows], kind="stable")]  # by (user, time)
@@ -62,22 +65,35 @@ def training_data(
         kinds=folder.events.kinds[order].astype(np.uint8),
         ts_ms=folder.events.ts_ms[order],
         context=_context(folder, order, features, before_ms),
-        pages=_pages(folder, order, place) if folder.impressions else None,
+        pages=_pages(folder, order, folded, place) if folder.impressions else None,
         profiles=_profiles(folder, user_ids, before_ms) if folder.profiles else None,
-        worth=np.maximum(folder.kind_weights, 0).astype(np.float32)[folder.events.kinds[order]],
+        worth=_worth(folder, order),
         places=np.array(folder.events.detail("location"), dtype=object)[order].tolist(),
     )
-    return Prepared(data, user_ids, left_out)
+    return Prepared(data, user_ids, left_out, len(folded))
 
 
-def _usable_rows(folder: Folder, vectors: ItemVectors, before_ms: int | None) -> tuple[NDArray[np.int64], int]:
-    """Positions of the events to train on, in time order, and how many fall away for want of a vector."""
+def _usable_rows(
+    folder: Folder, vectors: ItemVectors, before_ms: int | None
+) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
+    """Positions of the events to train on, in time order; how many fall away for want of a vector; those that fold."""
     stop, events = folder.events.before(before_ms), folder.events
     has_vector = np.append(_vectored(folder, vectors), False)  # the last entry serves the item -1 of a forget
     remembered = events.ts_ms[:stop] > _forgotten_ms(folder, stop)[events.users[:stop]]
-    clicks = (events.kinds[:stop] != FORGET_CODE) & remembered
-    usable = clicks & has_vector[events.items[:stop]]
-    return np.flatnonzero(usable), int(clicks.sum() - usable.sum())
+    clicks = np.flatnonzero((events.kinds[:stop] != FORGET_CODE) & remembered)
+    views = events.kinds[clicks] == (folder.kind_names.index(VIEW) if VIEW in folder.kind_names else FORGET_CODE)
+    folded = reloads(events.users[clicks], events.items[clicks], views, events.ts_ms[clicks], folder.reload_ms)
+    stored = clicks[~folded]
+    usable = stored[has_vector[events.items[stored]]]
+    return usable, len(stored) - len(usable), clicks[folded]
+
+
+def _worth(folder: Folder, order: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What each event in `order`, a user's in time order, counts for popularity [n], as `user_state.voice`."""
+    events = folder.events
+    kinds = events.kinds[order]
+    heard = repeats(events.users[order], events.items[order], kinds, events.ts_ms[order] // BUCKET_MS)
+    return np.right_shift(np.maximum(folder.kind_weights, 0)[kinds], np.minimum(heard, 62)).astype(np.float32)
 
 
 def _forgotten_ms(folder: Folder, stop: int) -> NDArray[np.int64]:
@@ -144,7 +160,9 @@ def _profiles(folder: Folder, user_ids: Sequence[str], before_ms: int | None) ->
     return [newest.get(user_id) for user_id in user_ids]
 
 
-def _pages(folder: Folder, order: NDArray[np.int64], place: NDArray[np.int32]) -> list[NDArray[np.int32]]:
+def _pages(
+    folder: Folder, order: NDArray[np.int64], folded: NDArray[np.int64], place: NDArray[np.int32]
+) -> list[NDArray[np.int32]]:
     """For each event up to MAX_SHOWN items of its page that were not chosen, the nearest to the chosen one first."""
     events, pages = folder.events, folder.impressions
     item_index = {item_id: number for number, item_id in enumerate(folder.item_ids)}
@@ -153,6 +171,8 @@ def _pages(folder: Folder, order: NDArray[np.int64], place: NDArray[np.int32]) -
     for at, page in zip(order.tolist(), _pages_of(folder, order), strict=True):
         chosen[page].add(int(events.items[at]))
         found.append((page, int(events.items[at])))
+    for at, page in zip(folded.tolist(), _pages_of(folder, folded), strict=True):
+        chosen[page].add(int(events.items[at]))
     shown = {
         page: [item_index.get(item, -1) for item in pages[page].get("shown") or ()] for page in chosen if page >= 0
     }

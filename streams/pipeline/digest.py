@@ -28,7 +28,8 @@ from index.state.records import (
 )
 from index.state.store import LiveStore
 from streams.events import topics_of
-from streams.pipeline.user_state import PartitionClock, leave_if_idle
+from streams.pipeline.partition_clock import PartitionClock
+from streams.pipeline.user_state import leave_if_idle
 
 _CHUNK = 500  # users or items read in one round trip
 
@@ -68,6 +69,7 @@ async def read_state(store: LiveStore, partitions: int) -> dict[str, Any]:
             "users": await _users(store, tag),
             "popularity": await _popularity(store, tag),
             "positions": await _positions(store, tag),
+            **await _rules(store, tag),
         }
     parts["items"] = {"items": await _items(store), "positions": await _positions(store, ITEMS_TAG)}
     contexts = await store.read_all(store.keys.contexts())
@@ -112,6 +114,12 @@ async def _popularity(store: LiveStore, tag: str) -> dict[str, dict[str, int]]:
 async def _positions(store: LiveStore, tag: str) -> dict[str, int]:
     owner = await store.read_all(store.keys.owner(tag))
     return {topic: int(owner.get(f"pos:{topic}", b"0")) for topic in topics_of(tag)}
+
+
+async def _rules(store: LiveStore, tag: str) -> dict[str, str]:
+    """Under which rules a partition was applied when it was more than one version: no replay gives the same."""
+    ((rules,),) = await store.read([(store.keys.owner(tag), ("rules",))])
+    return {"rules": rules.decode()} if rules and b"," in rules else {}
 
 
 async def _items(store: LiveStore) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -109,16 +110,14 @@ class KafkaDeadLetterSink:
         ]
         key = None if record.key is None else record.key[:_MAX_TEXT_BYTES]
         cut = None if record.value is None else value[:MAX_DEAD_LETTER_BYTES]
-        forms = [(record.timestamp_ms if record.has_time else None, key, cut), (None, key, cut), (None, None, None)]
-        while True:  # a topic may bound sizes and times: at last only say where the record is
-            timestamp_ms, sent_key, sent = forms.pop(0)
-            send = partial(self._send, DEAD_LETTERS, sent_key, sent, timestamp_ms=timestamp_ms, headers=headers)
-            try:
-                return await _until_acknowledged(DEAD_LETTERS, send)
-            except ValueError as refused:
-                if not forms:
-                    raise
-                log.error("%s takes no %d bytes, trying with less: %s", DEAD_LETTERS, len(sent or b""), refused)
+        # Kafka's time stays unless a broker may refuse it or soon remove such a letter; then it is that of sending.
+        kept = record.has_time and record.timestamp_ms <= time.time() * 1000
+        send = partial(self._send, DEAD_LETTERS, timestamp_ms=record.timestamp_ms if kept else None, headers=headers)
+        try:
+            await _until_acknowledged(DEAD_LETTERS, partial(send, key, cut))
+        except ValueError as refused:  # the topic takes less than Kafka's default: say where the record is
+            log.error("%s takes no %d bytes, its value is left out: %s", DEAD_LETTERS, len(cut or b""), refused)
+            await _until_acknowledged(DEAD_LETTERS, partial(send, None, None))
 
     async def forward(self, record: Record, partition: int, key: bytes) -> None:
         origin = f"{record.topic}[{record.partition}]@{record.offset}".encode()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from index.state.records import UserState
 from index.state.store import Commit, LiveStore, LogIdentity, Op
-from streams.pipeline.user_state import PartitionClock
+from streams.pipeline.partition_clock import PartitionClock
 
 
 @dataclass(slots=True)
@@ -35,6 +35,7 @@ class PartitionLease:
     clock: PartitionClock = field(default_factory=PartitionClock)
     idle_ms: int = -1  # for how long users are kept, as stored beside the clock; -1 while it is not
     buckets: set[int] = field(default_factory=set)  # popularity buckets that exist
+    rules: str = ""  # versions of the rules that the partition's events were applied under, as stored
 
     def remember(self, user_id: str, state: UserState) -> None:
         self.users[user_id] = state

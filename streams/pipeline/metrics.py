@@ -26,7 +26,7 @@ _RECENT_S = 10.0  # … and none older: what a backlog cost is forgotten soon af
 _FIELD = re.compile(r"[a-z_]{1,24}")
 
 Total = (
-    Literal["applied", "duplicate", "late", "forgotten", "outdated"]  # what became of an event, see `Outcome`
+    Literal["applied", "folded", "duplicate", "late", "forgotten", "outdated"]  # what became of an event, see `Outcome`
     | Literal["malformed", "misrouted", "clamped"]  # at input validation
     | Literal["idle", "idle_swept", "encoded"]  # users
     | Literal["redelivered", "gaps", "passed_over", "lost_to_retention"]  # offsets

@@ -6,20 +6,20 @@ state, whatever was restarted in between. It reads no wall clock: a partition's 
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from context.units import DAY_MS, HOUR_MS
 from index.state.records import UserState, event_hash
-from streams.events import Click, Forget, Profile
+from streams.events import RELOAD_MS, Click, Forget, Profile, Rules
 
+# Of what is decided here. Version 1 counted every click alike, folded none, and had a clock that 32 clicks moved.
+RULES_VERSION = 2
 MAX_PURCHASES = 64  # evicted purchases remembered per user, newest first
-# Clicks that have to reach a time: with a fifth from producers that run ahead, 32 of them in a row are one in 10^22.
-AGREEING = 32
+MAX_FOLDED = 256  # event ids of folded reloads remembered per user, so that a resend of one is known
+BUCKET_MS = 6 * HOUR_MS
+VIEW = "view"  # the kind whose immediate repeats are reloads of a page
 
 UserEvent = Click | Forget | Profile
 
@@ -32,10 +32,28 @@ class WindowLimits:
     slack: int = 56
 
 
+@dataclass(frozen=True, slots=True)
+class WindowRules:
+    """What `apply_click` goes by; the same for worker, replay, training and evaluation."""
+
+    limits: WindowLimits = field(default_factory=WindowLimits)
+    remembered: frozenset[int] = frozenset()  # codes of kinds that stay "seen" after they leave the window
+    view: int | None = None  # code of the kind that folds
+    reload_ms: int = RELOAD_MS  # a repeated view folds this long after the one before it; 0: never
+    bucket_ms: int = BUCKET_MS  # repeats within a popularity bucket count less and less
+
+    @classmethod
+    def of(cls, rules: Rules, limits: WindowLimits, bucket_ms: int = BUCKET_MS) -> WindowRules:
+        """The rules for a deployment's kinds."""
+        remembered = frozenset(code for code, kind in enumerate(rules.kinds) if kind.remembered)
+        return cls(limits, remembered, rules.kind_code(VIEW), rules.reload_ms, bucket_ms)
+
+
 class Outcome(StrEnum):
-    """What became of an event. Everything but APPLIED leaves the state as it was."""
+    """What became of an event. Everything but APPLIED and FOLDED leaves the state as it was."""
 
     APPLIED = "applied"
+    FOLDED = "folded"  # a reload: remembered as applied, the window stays as it is
     DUPLICATE = "duplicate"  # its id is among the remembered ones
     LATE = "late"  # older than the newest evicted event, or than what an idle user is remembered for
     FORGOTTEN = "forgotten"  # at or before the forget mark
@@ -49,15 +67,31 @@ class Change:
     outcome: Outcome
     keep: int = 0
     was_idle: bool = False  # what the user had done before was removed
+    repeats: int = 0  # of an applied click: how many of the same kind, item and popularity bucket the window had
 
 
-def apply_event(
-    state: UserState, event: UserEvent, limits: WindowLimits, remembered: Container[int], horizon_ms: int
-) -> Change:
+def rules_applied(stored: str) -> str:
+    """The versions of these rules under which a partition's events are applied, oldest first, with the present one.
+
+    `stored` are those so far, "" for a new partition. Raises ValueError for a version that this build does not know.
+
+    >>> rules_applied(""), rules_applied("1"), rules_applied("1,2")
+    ('2', '1,2', '1,2')
+    """
+    versions = {int(version) for version in stored.split(",") if version}
+    if max(versions, default=0) > RULES_VERSION:
+        raise ValueError(
+            f"the live state was applied under rules {stored}, this build knows up to {RULES_VERSION}: run the build "
+            "that wrote it, or set a new PERSEID_PREFIX and let this one rebuild the state from the topics"
+        )
+    return ",".join(map(str, sorted(versions | {RULES_VERSION})))
+
+
+def apply_event(state: UserState, event: UserEvent, rules: WindowRules, horizon_ms: int) -> Change:
     """Removes what lies beyond the horizon of an idle user, then applies the event; arguments as of `apply_click`."""
     was_idle = leave_if_idle(state, horizon_ms)
     if isinstance(event, Click):
-        change = apply_click(state, event, limits, remembered, horizon_ms)
+        change = apply_click(state, event, rules, horizon_ms)
     else:
         change = apply_forget(state, event) if isinstance(event, Forget) else apply_profile(state, event)
     return replace(change, was_idle=True) if was_idle else change
@@ -78,15 +112,13 @@ def leave_if_idle(state: UserState, horizon_ms: int) -> bool:
 def _clear(state: UserState) -> None:
     state.hashes, state.items, state.kinds, state.ts_ms = [], [], [], []
     state.evicted, state.evicted_ms, state.purchases = [], -1, {}
+    state.folded, state.folded_ms = [], -1
 
 
-def apply_click(
-    state: UserState, click: Click, limits: WindowLimits, remembered: Container[int], horizon_ms: int = -1
-) -> Change:
-    """Inserts a click at its place by (`ts_ms`, arrival) and cuts the window when it is full.
+def apply_click(state: UserState, click: Click, rules: WindowRules, horizon_ms: int = -1) -> Change:
+    """Inserts a click at its place by (`ts_ms`, arrival) and cuts the window when it is full; a reload only folds.
 
-    `remembered` are codes of kinds that stay "seen" after they leave the window. Clicks before `horizon_ms` are
-    dropped, so that a resend cannot bring back what was removed as idle.
+    Clicks before `horizon_ms` are dropped, so that a resend cannot bring back what was removed as idle.
     """
     if click.ts_ms <= state.forgotten_ms:
         return Change(Outcome.FORGOTTEN)
@@ -96,25 +128,65 @@ def apply_click(
     if click.ts_ms < max(state.evicted_ms, horizon_ms):
         return Change(Outcome.LATE)
     place = bisect_right(state.ts_ms, click.ts_ms)
+    if _is_reload(state, place, click, rules):
+        state.folded = [*state.folded, hashed][-MAX_FOLDED:]
+        state.folded_ms = max(state.folded_ms, click.ts_ms)
+        return Change(Outcome.FOLDED, len(state.ts_ms))
+    repeats = _repeats(state, click, rules.bucket_ms)
     state.hashes.insert(place, hashed)
     state.items.insert(place, click.item_id)
     state.kinds.insert(place, click.kind)
     state.ts_ms.insert(place, click.ts_ms)
-    if len(state.ts_ms) >= limits.size + limits.slack:
-        _cut(state, limits, remembered)
+    if len(state.ts_ms) >= rules.limits.size + rules.limits.slack:
+        _cut(state, rules)
         place = 0
-    return Change(Outcome.APPLIED, place)
+    return Change(Outcome.APPLIED, place, repeats=repeats)
 
 
-def _cut(state: UserState, limits: WindowLimits, remembered: Container[int]) -> None:
-    out = len(state.ts_ms) - limits.size
+def _is_reload(state: UserState, place: int, click: Click, rules: WindowRules) -> bool:
+    """Whether a click that belongs at `place` repeats the view just before it, as of now."""
+    before = place - 1
+    if before < 0 or click.kind != rules.view or state.kinds[before] != click.kind:
+        return False
+    return state.items[before] == click.item_id and click.ts_ms - state.ts_ms[before] <= rules.reload_ms > 0
+
+
+def _repeats(state: UserState, click: Click, bucket_ms: int) -> int:
+    """How many clicks of the same kind, item and popularity bucket the window holds."""
+    if click.item_id not in state.items:
+        return 0
+    same, bucket = (click.item_id, click.kind), click.ts_ms // bucket_ms
+    rows = zip(state.items, state.kinds, state.ts_ms, strict=True)
+    return sum((item, kind) == same and ts_ms // bucket_ms == bucket for item, kind, ts_ms in rows)
+
+
+def voice(weight: int, repeats: int) -> int:
+    """What a click counts for popularity: half as much, rounded down, with every repeat.
+
+    A user's clicks of one kind on one item count less than twice the first one within a bucket.
+
+    >>> [voice(5, repeats) for repeats in range(4)]
+    [5, 2, 1, 0]
+    """
+    return weight >> repeats if weight > 0 else 0
+
+
+def counted(state: UserState, click: Click, weight: int, rules: WindowRules) -> int:
+    """What a click of this weight will count for popularity when it is applied to `state`."""
+    if _is_reload(state, bisect_right(state.ts_ms, click.ts_ms), click, rules):
+        return 0
+    return voice(weight, _repeats(state, click, rules.bucket_ms))
+
+
+def _cut(state: UserState, rules: WindowRules) -> None:
+    out = len(state.ts_ms) - rules.limits.size
     for item, kind, ts_ms in zip(state.items[:out], state.kinds[:out], state.ts_ms[:out], strict=True):
-        if kind in remembered:
+        if kind in rules.remembered:
             state.purchases[item] = max(ts_ms, state.purchases.get(item, ts_ms))
     if len(state.purchases) > MAX_PURCHASES:
         newest = sorted(state.purchases.items(), key=lambda entry: (-entry[1], entry[0]))
         state.purchases = dict(newest[:MAX_PURCHASES])
-    state.evicted = (state.evicted + state.hashes[:out])[-limits.slack :]
+    state.evicted = (state.evicted + state.hashes[:out])[-rules.limits.slack :]
     state.evicted_ms = state.ts_ms[out - 1]
     for column in (state.hashes, state.items, state.kinds, state.ts_ms):
         del column[:out]
@@ -127,7 +199,7 @@ def apply_forget(state: UserState, forget: Forget) -> Change:
     """
     if forget.ts_ms <= state.forgotten_ms:
         return Change(Outcome.DUPLICATE)
-    state.forgotten_ms = max([forget.ts_ms, state.evicted_ms, *state.ts_ms[-1:]])
+    state.forgotten_ms = max([forget.ts_ms, state.evicted_ms, state.folded_ms, *state.ts_ms[-1:]])
     _clear(state)
     return Change(Outcome.APPLIED)
 
@@ -141,46 +213,12 @@ def apply_profile(state: UserState, profile: Profile) -> Change:
     return Change(Outcome.APPLIED, keep=len(state.ts_ms))
 
 
-@dataclass(slots=True)
-class PartitionClock:
-    """The time of a partition: what its latest `AGREEING` clicks have all reached; -1 until there are so many."""
-
-    now_ms: int = -1
-    recent: deque[int] = field(default_factory=lambda: deque(maxlen=AGREEING))
-
-    def observe(self, ts_ms: int) -> None:
-        """One click of this time was applied."""
-        self.recent.append(ts_ms)
-        if len(self.recent) == AGREEING:
-            self.now_ms = max(self.now_ms, min(self.recent))
-
-    def before(self, span_ms: int) -> int:
-        """The time `span_ms` ago; -1, before all events, when that is not known or the span is 0 (for ever)."""
-        return self.now_ms - span_ms if span_ms and self.now_ms >= 0 else -1
-
-    def copy(self) -> PartitionClock:
-        """A clock that can run on without this one."""
-        return PartitionClock(self.now_ms, deque(self.recent, AGREEING))
-
-    def encode(self) -> bytes:
-        """Little-endian int64: `now_ms`, then the recent times, oldest first (264 bytes)."""
-        return struct.pack(f"<{1 + len(self.recent)}q", self.now_ms, *self.recent)
-
-    @classmethod
-    def decode(cls, data: bytes | None) -> PartitionClock:
-        """Inverse of `encode`; None gives a clock that knows nothing."""
-        if not data:
-            return cls()
-        now_ms, *recent = struct.unpack(f"<{len(data) // 8}q", data)
-        return cls(now_ms, deque(recent, AGREEING))
-
-
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Sizes of the live state; the same values give the same digest."""
 
     limits: WindowLimits = field(default_factory=WindowLimits)
-    bucket_ms: int = 6 * HOUR_MS  # popularity is counted in buckets of this width …
+    bucket_ms: int = BUCKET_MS  # popularity is counted in buckets of this width …
     horizon_buckets: int = 120  # … and forgotten after this many (30 days)
     idle_ms: int = 400 * DAY_MS  # users are removed so long after their last event, by the partition's clock; 0: never
     cached_users: int = 2000  # decoded users kept per partition, about 10 KB each

@@ -15,9 +15,11 @@ from streams.events import CLICKSTREAM
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters
-from streams.pipeline.user_state import EngineSettings, PartitionClock
+from streams.pipeline.partition_clock import PartitionClock
+from streams.pipeline.user_state import EngineSettings, rules_applied
 from streams.pipeline.write_plan import Touched, UserPlan, UserPlanner
 
+_FORMER_RULES = "1"  # where a clock is stored and no version
 SWEEP_USERS = 100  # idle users removed at a time: some milliseconds
 
 
@@ -37,10 +39,12 @@ class UserWriter:
         self._one_at_a_time = asyncio.Lock()
 
     async def open(self, lease: PartitionLease) -> None:
-        """Reads what a new lease has to know of its partition."""
+        """Reads what a new lease has to know of its partition. Raises ValueError when a later build applied it."""
         keys, tag = self._store.keys, lease.tag
-        clock, idle_ms = (await self._store.read([(keys.owner(tag), ["clock", "idle_ms"])]))[0]
+        clock, idle_ms, rules = (await self._store.read([(keys.owner(tag), ["clock", "idle_ms", "rules"])]))[0]
         lease.clock, lease.idle_ms = PartitionClock.decode(clock), int(idle_ms or -1)
+        lease.rules = rules.decode() if rules else _FORMER_RULES if clock else ""
+        rules_applied(lease.rules)
         lease.buckets = {int(bucket) for bucket in await self._store.read_all(keys.popularity_buckets(tag))}
         lease.waiting = dict.fromkeys(sorted(await self._store.members(keys.waiting(tag))), ())
 
@@ -84,10 +88,12 @@ class UserWriter:
     def _settle(self, plan: UserPlan) -> None:
         """Takes over in memory what was just written."""
         lease = plan.lease
-        lease.buckets = (lease.buckets | set(plan.popularity)) - set(plan.expired)
-        lease.clock, lease.idle_ms = plan.clock, self._settings.idle_ms
+        lease.buckets.update(plan.popularity)
+        lease.buckets.difference_update(plan.expired)
+        lease.clock, lease.idle_ms, lease.rules = plan.clock, self._settings.idle_ms, plan.rules
         for user_id, touched in plan.touched.items():
-            lease.waiting.pop(user_id, None)
+            if touched.settled:
+                lease.waiting.pop(user_id, None)
             if touched.missing:
                 lease.waiting[user_id] = touched.missing
         lease.trim()

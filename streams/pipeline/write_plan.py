@@ -20,14 +20,17 @@ from streams.events import Click, Forget, Rules
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
+from streams.pipeline.partition_clock import PartitionClock
 from streams.pipeline.user_state import (
     Change,
     EngineSettings,
     Outcome,
-    PartitionClock,
     UserEvent,
+    WindowRules,
     apply_event,
     leave_if_idle,
+    rules_applied,
+    voice,
 )
 
 
@@ -43,6 +46,11 @@ class Touched:
     vectors: bytes | None = None
     missing: tuple[str, ...] = ()
 
+    @property
+    def settled(self) -> bool:
+        """Whether the vectors are written anew, or go: only then is it known which items `missing` names."""
+        return self.encode or self.emptied
+
 
 @dataclass(slots=True)
 class UserPlan:
@@ -57,6 +65,7 @@ class UserPlan:
     expired: list[int] = field(default_factory=list)  # popularity buckets that lie beyond the horizon now
     clock: PartitionClock = field(default_factory=PartitionClock)
     ticked: bool = False  # a click was applied
+    rules: str = ""  # as of `PartitionLease`
     ops: list[Op] = field(default_factory=list)
     written: bool = False
 
@@ -81,12 +90,12 @@ class UserPlanner:
         self._keys, self._encoder, self._settings = keys, encoder, settings
         self._counts, self._metrics = counts, metrics
         self._weights = [kind.weight for kind in rules.kinds]
-        self._remembered = {code for code, kind in enumerate(rules.kinds) if kind.remembered}
+        self._rules = WindowRules.of(rules, settings.limits, settings.bucket_ms)
 
     async def fill(self, plans: Sequence[UserPlan]) -> None:
         """State, then vectors in one encoder batch, then operations."""
         for plan in plans:
-            plan.clock = plan.lease.clock.copy()
+            plan.clock, plan.rules = plan.lease.clock.copy(), plan.lease.rules
             self._revisit(plan)
             self._change(plan)
         await self._encode(plans)
@@ -107,22 +116,24 @@ class UserPlanner:
             state = plan.lease.users[event.user_id]
             plan.lease.remember(event.user_id, state)
             horizon_ms = plan.clock.before(self._settings.idle_ms)
-            change = apply_event(state, event, self._settings.limits, self._remembered, horizon_ms)
+            change = apply_event(state, event, self._rules, horizon_ms)
             if change.was_idle:
                 self._counts.add("idle")
                 if event.user_id in plan.touched:  # while this very batch was applied
                     plan.touched[event.user_id] = Touched(state, 0, emptied=True, encode=state.profile is not None)
             self._counts.add(change.outcome)
-            if change.outcome is Outcome.APPLIED:
+            if change.outcome in (Outcome.APPLIED, Outcome.FOLDED):
                 self._touch(plan, event, state, change)
 
     def _touch(self, plan: UserPlan, event: UserEvent, state: UserState, change: Change) -> None:
         touched = plan.touched.setdefault(event.user_id, Touched(state, change.keep))
         touched.keep = min(touched.keep, change.keep)
         if isinstance(event, Click):
-            touched.encode = plan.ticked = True
+            plan.ticked = True
             plan.clock.observe(event.ts_ms)
-            self._count_popularity(plan, event)
+            if change.outcome is Outcome.APPLIED:
+                touched.encode = True
+                self._count_popularity(plan, event, change.repeats)
         elif isinstance(event, Forget):
             touched.emptied = True
         else:
@@ -130,9 +141,9 @@ class UserPlanner:
         if not state.ts_ms:
             touched.encode = state.profile is not None
 
-    def _count_popularity(self, plan: UserPlan, click: Click) -> None:
+    def _count_popularity(self, plan: UserPlan, click: Click, repeats: int) -> None:
         width, horizon = self._settings.bucket_ms, self._settings.horizon_buckets
-        bucket, weight = click.ts_ms // width, self._weights[click.kind]
+        bucket, weight = click.ts_ms // width, voice(self._weights[click.kind], repeats)
         if weight > 0 and bucket > plan.clock.now_ms // width - horizon:
             name = f"{click.location}{LOCATION_SEPARATOR}{click.item_id}"
             plan.popularity.setdefault(bucket, Counter())[name] += weight
@@ -164,7 +175,9 @@ class UserPlanner:
         ops += _index_ops(keys, plan) + _waiting_ops(keys, plan) + self._popularity_ops(plan)
         idle_ms = self._settings.idle_ms
         if plan.ticked or plan.lease.idle_ms != idle_ms:
-            facts = {"clock": plan.clock.encode(), "idle_ms": str(idle_ms).encode()}
+            if plan.ticked or not plan.rules:
+                plan.rules = rules_applied(plan.rules)
+            facts = {"clock": plan.clock.encode(), "idle_ms": str(idle_ms).encode(), "rules": plan.rules.encode()}
             ops.append(Op("hset", keys.owner(tag), facts))
         return ops
 
@@ -173,8 +186,10 @@ class UserPlanner:
         for bucket, counts in plan.popularity.items():
             ops.append(Op("hincr", keys.popularity(tag, bucket), dict(counts)))
             ops.append(Op("hincr", keys.popularity_buckets(tag), {str(bucket): counts.total()}))
-        last = plan.clock.now_ms // self._settings.bucket_ms - self._settings.horizon_buckets
-        plan.expired = sorted(bucket for bucket in plan.lease.buckets | set(plan.popularity) if bucket <= last)
+        width, horizon = self._settings.bucket_ms, self._settings.horizon_buckets
+        last = plan.clock.now_ms // width - horizon
+        if last != plan.lease.clock.now_ms // width - horizon:  # only then: there may be thousands of buckets
+            plan.expired = sorted(bucket for bucket in plan.lease.buckets.union(plan.popularity) if bucket <= last)
         for bucket in plan.expired:
             ops.append(Op("delete", keys.popularity(tag, bucket)))
             ops.append(Op("hdel", keys.popularity_buckets(tag), names=(str(bucket),)))
@@ -213,6 +228,7 @@ def _index_ops(keys: Keys, plan: UserPlan) -> list[Op]:
 
 def _waiting_ops(keys: Keys, plan: UserPlan) -> list[Op]:
     waiting, before = keys.waiting(plan.lease.tag), plan.lease.waiting
-    now = [user for user, touched in plan.touched.items() if touched.missing and user not in before]
-    done = [user for user, touched in plan.touched.items() if not touched.missing and user in before]
+    settled = {user: touched.missing for user, touched in plan.touched.items() if touched.settled}
+    now = [user for user, missing in settled.items() if missing and user not in before]
+    done = [user for user, missing in settled.items() if not missing and user in before]
     return ([Op("sadd", waiting, names=now)] if now else []) + ([Op("srem", waiting, names=done)] if done else [])

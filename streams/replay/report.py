@@ -11,7 +11,7 @@ from streams.evaluation.tables import table
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.digest import Digest
 
-_TOLD = ("applied", "duplicate", "late", "forgotten", "malformed", "misrouted", "gaps")
+_TOLD = ("applied", "folded", "duplicate", "late", "forgotten", "malformed", "misrouted", "gaps")
 
 _STORED_NAMES = {"evaluator": "asker", "resume_state": "standing"}  # fields that a checkpoint names otherwise
 

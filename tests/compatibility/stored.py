@@ -55,7 +55,7 @@ from streams.folder.reader import read_folder
 from streams.folder.spool import Spool
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.digest import digest, read_state
-from streams.pipeline.user_state import PartitionClock
+from streams.pipeline.partition_clock import PartitionClock
 from streams.replay.replay import SilentSink, feed, open_engine, report
 from streams.replay.report import ReplayCounts
 from tests.compatibility.redis_dump import coded

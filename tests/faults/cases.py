@@ -123,6 +123,7 @@ CASES = (
     _RESENDS,
     Case("odd-events", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(odd=0.8)),
     Case("poison", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(poison=100)),
+    Case("one-producer", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(burst=10_000)),
     Case("api-killed", killed_while_saving, share=0.5, mix=_MANY_ITEMS, snapshot_ms=20.0),
     Case("disk-full", disk_full, drag_s=4.0, max_lag=_SHORT_LAG, mix=_MANY_ITEMS, snapshot_ms=50.0, disk_kb=8192),
     Case("encoded", two_workers, drag_s=12.0, max_lag=None, mix=Mix(steady=True), encode=True),

@@ -28,6 +28,7 @@ from tests.faults.truth import (
     Expected,
     compare,
     expect,
+    harmed,
     lost_clicks,
     missing_dead_letters,
     unlogged,
@@ -43,7 +44,8 @@ class Result:
 
     `missing` counts acknowledged records that are in no log, misrouted ones without their copy at home, and poison
     without its dead letter; `wrong_dead` dead letters of good records, `wrong_items` items of API processes (and of
-    Elasticsearch) that are not the oracle's. `recoveries_s` are the times from each fault, or from when the server was
+    Elasticsearch) that are not the oracle's, `harmed` users who are not as they would be without another producer's
+    burst. `recoveries_s` are the times from each fault, or from when the server was
     back, to the first write; `visible_ms` is the median from sending a lone click, after all is over, until it is
     applied.
     """
@@ -59,13 +61,14 @@ class Result:
     wrong_dead: int
     wrong_items: int
     wrong_vectors: int
+    harmed: int
     recoveries_s: list[float] = field(default_factory=list)
     visible_ms: float | None = None
     seconds: float = 0.0
 
     @property
     def exact(self) -> bool:
-        wrong = (self.lost, self.difference.twice, self.wrong_dead, self.wrong_items, self.wrong_vectors)
+        wrong = (self.lost, self.difference.twice, self.wrong_dead, self.wrong_items, self.wrong_vectors, self.harmed)
         return self.same_digest and not any(wrong)
 
     @property
@@ -152,6 +155,7 @@ def _judged(case: Case, seed: int, stage: Stage, visible_ms: float | None, start
         wrong_items=sum(_wrong_items(stage, api, expected) for api in stage.apis if api.alive)
         + sum(_wrong_documents(stage, indexer, expected) for indexer in stage.indexers),
         wrong_vectors=len(stage.wrong_vectors()) if case.encode else 0,
+        harmed=harmed(logs, stage.options.partitions, state) if case.mix.burst else 0,
         recoveries_s=stage.recoveries_s,
         visible_ms=visible_ms,
         seconds=time.monotonic() - start,

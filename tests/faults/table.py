@@ -36,6 +36,7 @@ def _verdict(result: Result) -> str:
         "items wrong in API processes": result.wrong_items,
         "users with wrong vectors": result.wrong_vectors,
         "good records dead-lettered": result.wrong_dead,
+        "users harmed by another's burst": result.harmed,
     }
     verdict += "".join(f", {count} {what}" for what, count in counts.items() if count)
     if result.case.mutation:

@@ -7,6 +7,7 @@ megabytes. A record counts as sent when the broker has acknowledged it; one that
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -16,12 +17,15 @@ from typing import Any
 import orjson
 from confluent_kafka import KafkaError, Message, Producer
 
+from context.times import YEAR_2000_MS, YEAR_2100_MS
+from index.state.keys import partition_of
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, USERS
 from streams.kafka.config import KafkaConfig
 from tests.faults.malformed import malformed
 from tests.faults.vectors import ITEMS, item_vector
-from tests.support.streams_world import NOW_MS, MemoryBroker, fill
+from tests.support.streams_world import NOW_MS, MemoryBroker, click, fill
 
+BURST_USER = "burst-user-"
 POISON = "poison"  # header of records that must not be accepted; nobody but the harness looks at it
 _PACE_RECORDS = 100  # the lag is looked at once per so many records
 _DELIVERY_MS = 120_000  # a broker that was killed is back before
@@ -47,13 +51,15 @@ class Mix:
     `resends` come once more a little later. `shop` are records of items and contexts. `odd` clicks are, in equal parts,
     late by hours or days, at the very time of the click before, of a clock that is far ahead, and in another partition.
     With `steady` the items' vectors come first and never change, and nobody has a profile: what is left decides a
-    user's vectors. `poison` is how many malformed records each topic gets. `users` per partition.
+    user's vectors. `poison` is how many malformed records each topic gets. `burst` are clicks of one producer, all to
+    partition 0, with any times that are accepted. `users` per partition.
     """
 
     resends: float = 0.05
     shop: float = 0.02
     odd: float = 0.0
     poison: int = 0
+    burst: int = 0
     steady: bool = False
     users: int = 40
     items: int = ITEMS
@@ -89,7 +95,23 @@ def generate(seed: int, partitions: int, events: int, mix: Mix) -> list[Sent]:
             out.append(rng.choice(clicks[-50:]))
         if not mix.steady and rng.random() < mix.shop:
             out.append(_shop_record(rng, len(out), mix.items))
+    at = rng.randrange(len(out))
+    out[at:at] = burst(rng, mix.burst, partitions, 1 if seed % 2 else mix.burst)
     return _poisoned(rng, out, partitions, mix.poison, seed)
+
+
+def burst(rng: random.Random, clicks: int, partitions: int, users: int) -> list[Sent]:
+    """Clicks of one producer in partition 0, over so many users, with both their times anywhere in 2000 to 2100."""
+    names = (f"{BURST_USER}{number}" for number in itertools.count())
+    home = list(itertools.islice((name for name in names if partition_of(name, partitions) == 0), users))
+    found = []
+    for number in range(clicks):
+        ts_ms, timestamp_ms = (rng.randrange(YEAR_2000_MS, YEAR_2100_MS + 1) for _ in range(2))
+        body = click(rng.choice(home), f"item-{rng.randrange(ITEMS)}", ts_ms, f"burst-{number}")
+        if rng.random() < 0.5:
+            timestamp_ms = rng.choice((YEAR_2100_MS, ts_ms, NOW_MS))
+        found.append(Sent(CLICKSTREAM, 0, body["user_id"].encode(), orjson.dumps(body), timestamp_ms))
+    return found
 
 
 def _odd(rng: random.Random, record: Sent, before: Sent, partitions: int) -> Sent:

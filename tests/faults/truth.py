@@ -23,7 +23,7 @@ from index.state.keys import partition_of, partition_tag
 from index.state.records import event_hash
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, ITEM_VECTORS, USERS, Record
 from streams.kafka.config import KafkaConfig
-from tests.faults.traffic import POISON, Sent
+from tests.faults.traffic import BURST_USER, POISON, Sent
 from tests.support.oracle import Oracle
 
 Logs = dict[tuple[str, int], list[Record]]
@@ -139,6 +139,21 @@ def expect(logs: Logs, partitions: int, former: Logs | None = None) -> Expected:
     parts["items"] = {"items": _items(logs), "positions": positions}
     parts["contexts"] = {"contexts": _last(logs[CONTEXT, 0]), "positions": {CONTEXT: len(logs[CONTEXT, 0])}}
     return Expected(parts, oracle.arrivals, *_forwarding(logs, partitions))
+
+
+def harmed(logs: Logs, partitions: int, state: Mapping[str, Any]) -> int:
+    """Users whose state is not what it would be if one producer's burst had never been sent."""
+    others = {
+        place: [record for record in log if not (record.key or b"").startswith(BURST_USER.encode())]
+        for place, log in logs.items()
+    }
+    wrong = 0
+    for tag, part in expect(others, partitions).parts.items():
+        found = state[tag].get("users", {})
+        expected = part.get("users", {})
+        names = {name for name in (*found, *expected) if not name.startswith(BURST_USER)}
+        wrong += sum(found.get(name) != expected.get(name) for name in names)
+    return wrong
 
 
 def is_poison(record: Record) -> bool:

@@ -15,7 +15,7 @@ W, S = 200, 56
 HOUR6 = 6 * 3600 * 1000
 HORIZON = 120
 IDLE_MS = 400 * 24 * 3600 * 1000
-AGREEING = 32
+RELOAD_MS = 30 * 60 * 1000
 KINDS = ["view", "cart", "purchase", "like", "dislike", "remove"]
 WEIGHTS = [1, 3, 5, 2, -2, -1]
 
@@ -24,11 +24,17 @@ def hashed(event_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=7).digest(), "little")
 
 
+def _low(times: list[int]) -> int:
+    """The lowest but three of 32."""
+    return sorted(times)[len(times) // 8 - 1]
+
+
 @dataclass
 class OracleUser:
     window: list[tuple[int, int, int, str, int]] = field(default_factory=list)  # ts, arrival, hash, item, kind
     evicted: list[int] = field(default_factory=list)
     evicted_ms: int = -1
+    folded: list[tuple[int, int]] = field(default_factory=list)  # hash, ts; all of them, the latest 256 count
     forgotten_ms: int = -1
     profile: dict[str, Any] | None = None
     profile_ms: int = -1
@@ -37,11 +43,12 @@ class OracleUser:
 class Oracle:
     """Feed `click`/`profile` values already known to be well-formed, in offset order of their home partition."""
 
-    def __init__(self, partitions: int, idle_ms: int = IDLE_MS) -> None:
-        self.partitions, self.idle_ms = partitions, idle_ms
+    def __init__(self, partitions: int, idle_ms: int = IDLE_MS, reload_ms: int = RELOAD_MS, width: int = 32) -> None:
+        self.partitions, self.idle_ms, self.reload_ms = partitions, idle_ms, reload_ms
+        self.width = width  # of the clock: 32 x 32 clicks make a block
         self.users: list[dict[str, OracleUser]] = [defaultdict(OracleUser) for _ in range(partitions)]
         self.counts: list[dict[tuple[int, str], int]] = [defaultdict(int) for _ in range(partitions)]
-        self.applied_ms: list[list[int]] = [[] for _ in range(partitions)]  # times of the latest applied clicks
+        self.applied_ms: list[list[int]] = [[] for _ in range(partitions)]  # times of all applied clicks
         self.clocks = [-1] * partitions
         self.arrivals = 0
 
@@ -53,32 +60,52 @@ class Oracle:
             ts_ms = timestamp_ms
         if body["kind"] == "forget":
             if ts_ms > user.forgotten_ms:
-                newest = max([ts_ms, user.evicted_ms] + [event[0] for event in user.window])
+                times = [event[0] for event in user.window] + [folded_ms for _, folded_ms in user.folded]
+                newest = max([ts_ms, user.evicted_ms, *times])
                 profile, profile_ms = user.profile, user.profile_ms
                 self.users[partition][body["user_id"]] = OracleUser(
                     forgotten_ms=newest, profile=profile, profile_ms=profile_ms
                 )
             return
         identity = hashed(body["event_id"])
-        seen = {event[2] for event in user.window} | set(user.evicted)
+        seen = {event[2] for event in user.window} | set(user.evicted) | {one for one, _ in user.folded[-256:]}
         too_old = ts_ms <= user.forgotten_ms or ts_ms < user.evicted_ms or ts_ms < self._horizon(partition)
         if too_old or identity in seen:
             if not user.window and user.forgotten_ms < 0 and user.profile_ms < 0:
                 del self.users[partition][body["user_id"]]
             return
         self.arrivals += 1
+        self._tick(partition, ts_ms)
         kind = KINDS.index(body["kind"])
-        user.window = sorted([*user.window, (ts_ms, self.arrivals, identity, body["item_id"], kind)])
+        event = (ts_ms, self.arrivals, identity, body["item_id"], kind)
+        earlier = [other for other in user.window if other < event]
+        if kind == 0 and self.reload_ms and earlier:
+            last_ms, _, _, item, last_kind = earlier[-1]
+            if (item, last_kind) == (body["item_id"], 0) and ts_ms - last_ms <= self.reload_ms:
+                user.folded.append((identity, ts_ms))
+                return
+        bucket = ts_ms // HOUR6
+        repeats = [other for other in user.window if (other[0] // HOUR6, other[3:]) == (bucket, event[3:])]
+        weight = int(WEIGHTS[kind] / 2 ** len(repeats)) if WEIGHTS[kind] > 0 else 0
+        user.window = sorted([*user.window, event])
         if len(user.window) == W + S:
             out, user.window = user.window[:S], user.window[S:]
             user.evicted = (user.evicted + [event[2] for event in out])[-S:]
             user.evicted_ms = out[-1][0]
-        self.applied_ms[partition] = [*self.applied_ms[partition], ts_ms][-AGREEING:]
-        if len(self.applied_ms[partition]) == AGREEING:
-            self.clocks[partition] = max(self.clocks[partition], min(self.applied_ms[partition]))
-        if WEIGHTS[kind] > 0 and ts_ms // HOUR6 > self.clocks[partition] // HOUR6 - HORIZON:
+        if weight and bucket > self.clocks[partition] // HOUR6 - HORIZON:
             name = f"{body.get('location') or ''}\x1f{body['item_id']}"
-            self.counts[partition][ts_ms // HOUR6, name] += WEIGHTS[kind]
+            self.counts[partition][bucket, name] += weight
+
+    def _tick(self, partition: int, ts_ms: int) -> None:
+        """After each block of clicks the time is looked up anew, among all clicks so far."""
+        times, width = self.applied_ms[partition], self.width
+        times.append(ts_ms)
+        size = width * width
+        if len(times) % size == 0:
+            latest = [times[at : at + size] for at in range(0, len(times), size)][-width:]
+            blocks = [_low([_low(block[at : at + width]) for at in range(0, size, width)]) for block in latest]
+            agreed = sorted([-1] * width + blocks, reverse=True)[width // 2 - 1]
+            self.clocks[partition] = max(self.clocks[partition], agreed)
 
     def _horizon(self, partition: int) -> int:
         return self.clocks[partition] - self.idle_ms if self.idle_ms and self.clocks[partition] >= 0 else -1

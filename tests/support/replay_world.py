@@ -117,9 +117,9 @@ def served() -> ServedModel:
     return ServedModel(VERSION, CONFIG.d_model, ContextOffset(weight, features, max_norm=1.0))
 
 
-async def lived(broker: MemoryBroker, store: MemoryStore, rng: random.Random) -> Engine:
+async def lived(broker: MemoryBroker, store: MemoryStore, rng: random.Random, rules: Rules = RULES) -> Engine:
     """Applies a broker's logs partition by partition in random order, forwarding as it goes."""
-    engine = Engine(store, Rules(), PARTITIONS, broker)
+    engine = Engine(store, rules, PARTITIONS, broker)
     for tag in map(partition_tag, range(PARTITIONS)):
         await engine.claim(tag, 1, dict.fromkeys(topics_of(tag), LogIdentity("live")))
     while True:

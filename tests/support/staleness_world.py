@@ -26,12 +26,12 @@ from encoder.training.popularity import HALF_LIFE_MS
 from index.state.records import UserState
 from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.staleness.delays import Arm, Delay
-from streams.events import CLICKSTREAM, USERS, Click, Profile, Record
+from streams.events import CLICKSTREAM, RELOAD_MS, USERS, Click, Profile, Record
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
 from streams.parsing import parse
-from streams.pipeline.user_state import WindowLimits, apply_click, apply_profile
+from streams.pipeline.user_state import BUCKET_MS, WindowLimits, WindowRules, apply_click, apply_profile
 from tests.support.folders import item, write_folder
 from tests.support.replay_world import CONFIG, RULES, encoder
 
@@ -171,12 +171,11 @@ class Oracle:
         return {"next": following, "general": general, "mixed": alternating(following, general), POPULAR: popular}
 
     def _state(self, at: int, user_id: str, until_ms: int) -> UserState:
-        state, limits = UserState(), WindowLimits(CONFIG.window, CONFIG.slack)
-        remembered = {code for code, kind in enumerate(RULES.kinds) if kind.remembered}
+        state, rules = UserState(), WindowRules.of(RULES, WindowLimits(CONFIG.window, CONFIG.slack))
         for ts_ms, event in self.events[:at]:
             if event.user_id == user_id and ts_ms <= until_ms:
                 if isinstance(event, Click):
-                    apply_click(state, event, limits, remembered)
+                    apply_click(state, event, rules)
                 elif isinstance(event, Profile):
                     apply_profile(state, event)
         return state
@@ -218,9 +217,9 @@ class Oracle:
         """Of the logarithm of decayed choices here, those anywhere counting as one together, over the largest."""
         location = click.location or ("rome" if state.profile else "")
         counts: dict[str, dict[str, float]] = {}
-        for ts_ms, e in self.events[:at]:
+        for n, (ts_ms, e) in enumerate(self.events[:at]):
             if ts_ms <= until_ms and self._chooses(e):
-                decayed = RULES.kinds[e.kind].weight * 2.0 ** ((ts_ms - until_ms) / HALF_LIFE_MS)
+                decayed = self._voice(n, ts_ms, e) * 2.0 ** ((ts_ms - until_ms) / HALF_LIFE_MS)
                 for place in {"", e.location}:
                     here = counts.setdefault(place, {})
                     here[e.item_id] = here.get(e.item_id, 0.0) + decayed
@@ -231,6 +230,17 @@ class Oracle:
         ]
         logarithms: NDArray[np.float64] = np.log1p(amounts)
         return logarithms / max(float(logarithms.max()), 1e-300)
+
+    def _voice(self, at: int, ts_ms: int, click: Click) -> int:
+        """What a click counts: nothing as a reload, and half as much with every repeat in the window."""
+        known = self._state(at, click.user_id, ts_ms)
+        rows = list(zip(known.items, known.kinds, known.ts_ms, strict=True))
+        last = [(item, kind) for item, kind, ms in rows if 0 <= ts_ms - ms <= RELOAD_MS][-1:]
+        if click.kind == 0 and last == [(click.item_id, 0)]:
+            return 0
+        same = click.item_id, click.kind, ts_ms // BUCKET_MS
+        repeats = [row for row in rows if (row[0], row[1], row[2] // BUCKET_MS) == same]
+        return int(RULES.kinds[click.kind].weight / 2 ** len(repeats))
 
     def _sorted(self, vector: NDArray[np.float32], shares: NDArray[np.float64], allowed: set[str]) -> list[str]:
         scored = self._matrix @ vector + np.float32(self._weight) * shares.astype(np.float32)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from encoder.inference.batching import EncodeRequest
 from encoder.model.config import ModelConfig
 from index.state.records import UserState
-from streams.evaluation.held_out import Apply, applier
+from streams.evaluation.held_out import Apply, applier, window_rules
 from streams.evaluation.sessions.features import ItemCounters, Known, features_of
 from streams.evaluation.sessions.sessions import LABELS, Label, Session, Sessions
 from streams.events import CLICKSTREAM, USERS, Click, Record, Rules
@@ -51,7 +51,7 @@ def session_questions(
     folder: Folder, found: Sessions, rules: Rules, config: ModelConfig, progress: Callable[[int], None] | None = None
 ) -> Iterator[SessionQuestion]:
     """Every session in both views, in the order of time; `progress` is told how many events are done."""
-    timeline = _Timeline(folder, found, rules, applier(rules, config), progress)
+    timeline = _Timeline(folder, found, rules, applier(window_rules(rules, config)), progress)
     moments: list[tuple[int, View, int]] = []
     for n, session in enumerate(found.sessions):
         moments += [(session.start_ms, "before", n), (session.ask_ms, "page", n)]

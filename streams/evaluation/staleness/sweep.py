@@ -18,7 +18,7 @@ from context.timeline import ContextTimeline
 from encoder.model.config import ModelConfig
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.held_out import HeldOut, applier
+from streams.evaluation.held_out import HeldOut, applier, window_rules
 from streams.evaluation.popularity import PopularityLists, RecentPopularity
 from streams.evaluation.rankers import ModelRanker, OfflineModel, Ranker, best_lists, masked_scores
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm
@@ -33,7 +33,7 @@ from streams.evaluation.staleness.late_views import (
     Window,
 )
 from streams.events import Click
-from streams.pipeline.user_state import UserEvent
+from streams.pipeline.user_state import UserEvent, counted
 
 POPULAR, ALL_TIME = PopularityLists.names
 _BATCH = 64  # questions, and states of knowledge, that are encoded and ranked together
@@ -87,7 +87,8 @@ class Sweep:
         self._held, self._items = held, held.items
         contexts = ContextTimeline(held.folder.contexts)
         self._answers = None if model is None else _ModelAnswers(model, held, contexts)
-        self._apply = applier(held.rules, ModelConfig() if model is None else model.encoder.model.config)
+        self._window = window_rules(held.rules, ModelConfig() if model is None else model.encoder.model.config)
+        self._apply = applier(self._window)
         self._users: dict[str, DelayedUser] = {}
         self._late = any(delay != NOW for arm in arms for delay in (arm.user, arm.seen))
         shared = model is not None and model.weights.popularity > 0
@@ -124,6 +125,7 @@ class Sweep:
             (self._in_basket if self._baskets else self._alone)(event, now_ms, user)
             if self._held.selection.is_choice(event):
                 row, weight = self._items.row.get(event.item_id), self._held.rules.kinds[event.kind].weight
+                weight = counted(self._now(user, now_ms), event, weight, self._window)
                 self._popularity.add(Choice(now_ms, event.item_id, row, weight, event.location))
                 self._all_time.add(event.item_id, now_ms)
         user.take(now_ms, event, self._apply)

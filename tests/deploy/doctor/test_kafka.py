@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from deploy.doctor.finding import Finding
 from deploy.doctor.kafka import check_kafka
 from deploy.servers.redis import RedisServer
-from deploy.servers.topics import create_topics
+from deploy.servers.topics import create_topics, open_admin
 from deploy.settings import Settings, load
 from streams.kafka.config import KafkaConfig
 from tests.conftest import eventually
@@ -123,6 +124,18 @@ def test_missing_topics_and_other_counts_are_named(kafka_config: KafkaConfig) ->
     assert missing.state == "wrong" and f"{prefix}catalog (1), {prefix}item-vectors (1)" in missing.what
     assert differing.what == f"{prefix}clickstream has 3 partitions, not {PARTITIONS}"
     assert "PERSEID_PARTITIONS" in differing.remedy
+
+
+def test_a_topic_that_takes_records_from_the_future_is_noted(kafka_config: KafkaConfig) -> None:
+    create_topics(kafka_config, PARTITIONS)
+    assert len(check_kafka(settings_of(kafka_config))) == 2
+    with open_admin(kafka_config, 20.0) as (admin, _):
+        config = {"message.timestamp.after.max.ms": str(2**63 - 1)}
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, kafka_config.topic("users"), config)])
+    eventually(lambda: len(check_kafka(settings_of(kafka_config))) == 3, 20.0, "the broker knows the configuration")
+    note = check_kafka(settings_of(kafka_config))[-1]
+    assert note.state == "note" and note.what.startswith(f"{kafka_config.topic('users')}: records from the future")
+    assert "message.timestamp.after.max.ms=3600000" in note.remedy
 
 
 def test_an_advertised_address_that_leads_nowhere_is_named(secured_kafka: SecuredKafka, topic_prefix: str) -> None:

@@ -5,7 +5,9 @@ Before that the contract with kafka-python: each call of its admin client on the
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +22,11 @@ from kafka.admin import ConfigResource as Resource
 from kafka.admin import ConfigResourceType, KafkaAdminClient
 from kafka.errors import KafkaError
 
+from context.units import HOUR_MS
+from deploy.runtime.producer import EventProducer
 from deploy.servers.mock_kafka import Broker, topic_partitions
-from deploy.servers.topics import REPLAY_HORIZON_MS, create_topics, open_admin
+from deploy.servers.topics import AHEAD, AHEAD_MS, REPLAY_HORIZON_MS, create_topics, open_admin, topics_without_limit
+from streams.events import DEAD_LETTERS
 from streams.kafka.config import KafkaConfig
 from tests.conftest import eventually
 from tests.support.secured_kafka import PASSWORD, SecuredKafka
@@ -135,6 +140,31 @@ def test_compacted_topics_keep_the_replay_horizon(kafka_config: KafkaConfig) -> 
     assert catalog["cleanup.policy"].value == "compact"
     assert catalog["min.compaction.lag.ms"].value == str(REPLAY_HORIZON_MS)
     assert clicks["cleanup.policy"].value == "delete"
+
+
+def test_no_producer_can_write_into_the_future(kafka_config: KafkaConfig) -> None:
+    create_topics(kafka_config, 1)
+    topics = [kafka_config.topic(name) for name in topic_partitions(1) if name != DEAD_LETTERS]
+    now_ms = int(time.time() * 1000)
+
+    async def send(topic: str, timestamp_ms: int) -> None:
+        await producer.send(topic, b"k", b"{}", 0, timestamp_ms=timestamp_ms)
+
+    producer = EventProducer(kafka_config)
+    try:
+        for name in ("clickstream", "users", "catalog", "context"):
+            asyncio.run(send(name, now_ms))
+            with pytest.raises(ValueError, match=name):
+                asyncio.run(send(name, now_ms + 2 * HOUR_MS))
+        asyncio.run(send(DEAD_LETTERS, now_ms + 2 * HOUR_MS))  # what came in before there was a limit
+    finally:
+        producer.close()
+    with open_admin(kafka_config, TIMEOUT_S) as (admin, _):
+        assert topics_without_limit(admin, topics) == []
+        for config in ({AHEAD: str(2 * AHEAD_MS)}, {"message.timestamp.type": "LogAppendTime"}):
+            admin.alter_configs([Resource(ConfigResourceType.TOPIC, topics[0], config)])
+            expected = topics[:1] if AHEAD in config else []
+            eventually(lambda: topics_without_limit(admin, topics) == expected, TIMEOUT_S, "the broker knows it")  # noqa: B023
 
 
 def test_another_partition_count_is_refused_with_the_remedy_and_nothing_is_created(kafka_config: KafkaConfig) -> None:

@@ -131,7 +131,7 @@ def test_weights_equal_the_sum_spelled_out(counts: Shop, now_ms: int) -> None:
             count * 0.5 ** max(0, now_ms // HOUR_MS - bucket - 1)
             for (_, bucket), fields in counts.items()
             for (where, name), count in fields.items()
-            if name == item and place in (None, where)
+            if name == item and place in (None, where) and bucket <= now_ms // HOUR_MS + 1
         )
 
     everything = sum(spelled(item, None) for item in "abcd")
@@ -158,3 +158,11 @@ def test_the_first_of_the_top_are_the_beginning_of_all(counts: list[int], asked:
     for count in asked:
         assert found.top("", count) == every[:count]
     assert found.top() == every
+
+
+def test_what_lies_in_the_future_does_not_count_yet() -> None:
+    """A producer whose clock is years ahead makes nothing popular; one that is a little ahead is believed."""
+    buckets = {0: "now", 1: "soon", 2: "later", 10**6: "2099"}
+    counts: Shop = {(0, bucket): {("", item): bucket + 1} for bucket, item in buckets.items()}
+    assert list(popularity(counts, now_ms=0).top()) == ["soon", "now"]
+    assert list(popularity(counts, now_ms=HOUR_MS).top()) == ["later", "soon", "now"]

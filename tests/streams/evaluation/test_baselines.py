@@ -59,7 +59,7 @@ def part_of(folder: Folder, split: float = 0.6) -> TrainingPart:
 
 
 def test_all_baselines_stand_beside_the_model_on_the_same_questions(tmp_path: Path) -> None:
-    folder = shop(tmp_path / "shop", events=300)
+    folder = replace(shop(tmp_path / "shop", events=300), reload_ms=0)
     split = leave_one_out(folder, vectors_of(folder))
     made = make_baselines((*COUNTING, *TRAINED), leave_one_out_part(split), split.vectors, SMALL)
     found = rank_all(made.rankers, split, "test")
@@ -79,7 +79,7 @@ def test_all_baselines_stand_beside_the_model_on_the_same_questions(tmp_path: Pa
 
 
 def test_validation_is_the_same_as_in_the_table(tmp_path: Path) -> None:
-    folder = shop(tmp_path / "shop", events=300)
+    folder = replace(shop(tmp_path / "shop", events=300), reload_ms=0)
     split = leave_one_out(folder, vectors_of(folder))
     made = make_baselines(("item-knn",), leave_one_out_part(split), split.vectors, SMALL)
     expected = rank_all(made.rankers, split, "validation").scores("item-knn", (10,))["ndcg@10"].mean()
@@ -108,7 +108,7 @@ def test_a_cold_user_gets_the_popular_list_from_everyone(tmp_path: Path) -> None
 
 
 def test_nothing_held_out_is_counted_or_trained_on(tmp_path: Path) -> None:
-    folder = shop(tmp_path / "shop", events=300)
+    folder = replace(shop(tmp_path / "shop", events=300), reload_ms=0)
     split = leave_one_out(folder, vectors_of(folder))
     part = leave_one_out_part(split)
     held = sorted(split.target(user, part_) for user in split.users.tolist() for part_ in ("validation", "test"))

@@ -29,7 +29,7 @@ from tests.support.export_oracle import Row, expected, merged
 from tests.support.replay_world import PARTITIONS, lived, replay
 from tests.support.streams_world import NOW_MS, MemoryBroker, click, fill
 
-RULES = Rules(embedders={"toy": 2})
+RULES = Rules(embedders={"toy": 2}, reload_ms=0)  # a folder is in the order of time: other views would be reloads
 CHOICES = ("view", "cart", "purchase", "like")
 
 
@@ -112,7 +112,7 @@ def test_replaying_the_folder_gives_every_user_the_state_they_had_live(tmp_path:
     fill(broker, PARTITIONS, seed, events=900)
 
     async def states() -> list[dict[str, Any]]:
-        await lived(broker, live, random.Random(seed))
+        await lived(broker, live, random.Random(seed), RULES)
         found = merged(broker.logs)
         export, removed, lines = exported(tmp_path, found)
         assert removed["duplicates"] > 20 and removed["forgotten"] > 0 and export.misrouted > 20
@@ -120,7 +120,7 @@ def test_replaying_the_folder_gives_every_user_the_state_they_had_live(tmp_path:
         folder = read_folder(tmp_path)
         assert rows_in(folder) == expected(found, PARTITIONS) and lines["events"] == len(folder.events)
         sink = SilentSink()
-        engine = await open_engine(again, Rules(), PARTITIONS, sink, None, folder_logs("x"))
+        engine = await open_engine(again, RULES, PARTITIONS, sink, None, folder_logs("x"))
         report = await replay("x", numbered(records(folder), PARTITIONS), engine, sink)
         assert report.counts.get("duplicate", 0) == report.counts.get("malformed", 0) == 0
         return [known(await read_state(store, PARTITIONS)) for store in (live, again)]

@@ -110,7 +110,7 @@ def test_the_items_shown_around_the_chosen_one_are_negatives(tmp_path: Path) -> 
 def test_an_event_belongs_to_its_recommendation_else_to_its_users_page(tmp_path: Path) -> None:
     rows = [
         ("u1", "a", "view", START_S, "home", "r1"),
-        ("u1", "a", "view", START_S + 1, "home", ""),  # of the two lists that show it, the last
+        ("u1", "a", "cart", START_S + 1, "home", ""),  # of the two lists that show it, the last
         ("u1", "b", "view", START_S + 2, "home", "lost"),
         ("u2", "d", "view", START_S + 3, "home", ""),  # on no list of the page: the last one
         ("u3", "a", "view", START_S + 4, "home", ""),  # nothing was shown to this user

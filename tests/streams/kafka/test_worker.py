@@ -21,12 +21,12 @@ from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.store import Commit
-from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Record
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, SENT_MS, USERS, Record
 from streams.kafka.claims import PositionBeyondLogError
 from streams.kafka.config import KafkaConfig
 from streams.kafka.lanes import USUAL_BATCH
 from streams.kafka.log_identity import LogLookup
-from streams.kafka.worker import StreamWorker
+from streams.kafka.worker import StreamWorker, _sent_ms
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
 from streams.pipeline.intake import MAX_DEAD_LETTER_BYTES

@@ -173,7 +173,7 @@ def test_a_first_record_that_does_not_continue_the_position_is_read_once_more() 
         assert caught.value.position == 0
         await engine.apply([late])  # read again: the log really begins there
         assert engine.leases["p0"].positions[CLICKSTREAM] == 8 and engine.counts["gaps"] == 1
-        await engine.apply([record(CLICKSTREAM, 12, click("u", "a", NOW_MS, "e2"))])  # later gaps are the log's own
+        await engine.apply([record(CLICKSTREAM, 12, click("u", "b", NOW_MS, "e2"))])  # later gaps are the log's own
         assert engine.counts["gaps"] == 2 and engine.counts["applied"] == 2
 
     asyncio.run(scenario())

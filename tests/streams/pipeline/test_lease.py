@@ -58,7 +58,7 @@ def test_a_write_whose_answer_was_lost_is_not_applied_again_even_beyond_the_memo
             await engine.apply(batch)
             await reference.apply(batch)
         assert await read_state(store, 1) == await read_state(sure, 1)
-        assert engine.leases["p0"].clock.now_ms == NOW_MS and engine.leases["p0"].buckets
+        assert len(engine.leases["p0"].clock.rows) == 601 // 32 and engine.leases["p0"].buckets
 
     asyncio.run(scenario())
 

@@ -11,11 +11,22 @@ from hypothesis import strategies as st
 
 from index.state.records import UserState, decode_state, encode_state, event_hash
 from streams.events import Click, Forget, Profile
-from streams.pipeline.user_state import MAX_PURCHASES, Outcome, WindowLimits, apply_click, apply_forget, apply_profile
+from streams.pipeline.user_state import (
+    MAX_FOLDED,
+    MAX_PURCHASES,
+    Outcome,
+    WindowLimits,
+    WindowRules,
+    apply_click,
+    apply_forget,
+    apply_profile,
+    voice,
+)
 from tests.support.oracle import KINDS, Oracle
 
-LIMITS = WindowLimits(size=4, slack=2)
-REMEMBERED = {2}  # purchase
+REMEMBERED = frozenset({2})  # purchase
+RULES = WindowRules(WindowLimits(size=4, slack=2), REMEMBERED)
+RELOADS = WindowRules(WindowLimits(), REMEMBERED, view=0, reload_ms=30)
 FAR_MS = 10**15  # a Kafka timestamp far ahead: nothing is clamped
 
 
@@ -23,8 +34,8 @@ def click(event_id: str, ts_ms: int, item: str = "i", kind: int = 0) -> Click:
     return Click(event_id, "u", item, kind, ts_ms, ts_ms)
 
 
-def apply(state: UserState, clicks: Sequence[Click], limits: WindowLimits = LIMITS) -> list[str]:
-    return [apply_click(state, one, limits, REMEMBERED).outcome.value for one in clicks]
+def apply(state: UserState, clicks: Sequence[Click], rules: WindowRules = RULES) -> list[str]:
+    return [apply_click(state, one, rules).outcome.value for one in clicks]
 
 
 def window(state: UserState) -> list[tuple[str, int]]:
@@ -34,7 +45,7 @@ def window(state: UserState) -> list[tuple[str, int]]:
 def test_events_are_ordered_by_time_and_then_by_arrival() -> None:
     state = UserState()
     changes = [
-        apply_click(state, click(name, ts_ms, name), LIMITS, REMEMBERED)
+        apply_click(state, click(name, ts_ms, name), RULES)
         for name, ts_ms in (("a", 10), ("c", 30), ("b", 10), ("d", 20))
     ]
     assert window(state) == [("a", 10), ("b", 10), ("d", 20), ("c", 30)]
@@ -43,9 +54,9 @@ def test_events_are_ordered_by_time_and_then_by_arrival() -> None:
 
 def test_the_window_grows_to_size_and_slack_and_is_then_cut_to_its_last() -> None:
     state = UserState()
-    keeps = [apply_click(state, click(f"e{n}", n, f"i{n}"), LIMITS, REMEMBERED).keep for n in range(5)]
+    keeps = [apply_click(state, click(f"e{n}", n, f"i{n}"), RULES).keep for n in range(5)]
     assert len(state.items) == 5 and keeps == [0, 1, 2, 3, 4] and state.evicted_ms == -1
-    change = apply_click(state, click("e5", 5, "i5"), LIMITS, REMEMBERED)
+    change = apply_click(state, click("e5", 5, "i5"), RULES)
     assert window(state) == [("i2", 2), ("i3", 3), ("i4", 4), ("i5", 5)]
     assert change.keep == 0 and state.evicted_ms == 1
     assert state.evicted == [event_hash("e0"), event_hash("e1")]
@@ -53,7 +64,7 @@ def test_the_window_grows_to_size_and_slack_and_is_then_cut_to_its_last() -> Non
 
 def test_default_limits_are_the_encoders() -> None:
     state = UserState()
-    apply(state, [click(f"e{n}", n) for n in range(256)], WindowLimits())
+    apply(state, [click(f"e{n}", n) for n in range(256)], WindowRules())
     assert len(state.items) == 200 and state.ts_ms[0] == 56 and len(state.evicted) == 56
 
 
@@ -154,10 +165,73 @@ def _expand(steps: Sequence[tuple[str, int, int, int]]) -> list[tuple[str, int, 
     return out
 
 
+def test_a_reload_folds_and_is_remembered() -> None:
+    state = UserState()
+    assert apply(state, [click("a", 100), click("b", 120), click("c", 130), click("d", 131)], RELOADS) == [
+        "applied", "folded", "folded", "applied",
+    ]  # fmt: skip
+    assert window(state) == [("i", 100), ("i", 131)]  # the last one is more than 30 ms after the stored view
+    assert apply(state, [click("b", 120), click("c", 130)], RELOADS) == ["duplicate", "duplicate"]
+    assert apply_click(state, click("e", 140), RELOADS).keep == 2  # all that was encoded stays as it is
+    assert _through_the_codec(state).remembers(event_hash("e"))
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome"),
+    [
+        (click("b", 130), "folded"),
+        (click("b", 131), "applied"),  # too late after it
+        (click("b", 110, "j"), "applied"),  # another item
+        (click("b", 110, kind=1), "applied"),  # another kind
+        (click("b", 90), "applied"),  # before it: its own predecessor is none
+    ],
+)
+def test_only_a_view_right_after_a_view_of_the_same_item_folds(second: Click, outcome: str) -> None:
+    assert apply(UserState(), [click("a", 100), second], RELOADS)[-1] == outcome
+
+
+def test_other_kinds_never_fold_and_none_does_when_it_is_switched_off() -> None:
+    carts = [click("a", 100, kind=1), click("b", 100, kind=1), click("c", 101)]
+    assert apply(UserState(), carts, RELOADS) == ["applied"] * 3
+    views = [click("a", 100), click("b", 100)]
+    off = WindowRules(WindowLimits(), REMEMBERED, view=0, reload_ms=0)
+    assert apply(UserState(), views, off) == ["applied"] * 2
+    assert apply(UserState(), views, WindowRules(view=None)) == ["applied"] * 2
+
+
+def test_a_late_event_between_a_view_and_its_reload_undoes_nothing() -> None:
+    state = UserState()
+    apply(state, [click("a", 100), click("b", 120), click("c", 110, "j")], RELOADS)
+    assert window(state) == [("i", 100), ("j", 110)]
+    assert apply(state, [click("b", 120), click("d", 121)], RELOADS) == ["duplicate", "applied"]
+
+
+def test_reloads_forget_no_other_id_and_are_forgotten_with_the_user() -> None:
+    state = UserState()
+    apply(
+        state, [click("a", 100, "j"), click("b", 101)] + [click(f"r{n}", 102) for n in range(MAX_FOLDED + 9)], RELOADS
+    )
+    assert len(state.folded) == MAX_FOLDED and state.remembers(event_hash("a")) and len(state.items) == 2
+    apply_forget(state, Forget("f", "u", 101, 101))
+    assert state.folded == [] and state.forgotten_ms == 102  # a resent reload stays forgotten
+    assert apply(state, [click(f"r{MAX_FOLDED}", 102)], RELOADS) == ["forgotten"]
+
+
+def test_repeats_of_a_kind_and_item_in_a_bucket_count_less_and_less() -> None:
+    state, rules = UserState(), WindowRules(WindowLimits(), bucket_ms=1000)
+    steps = [(100, 0), (200, 0), (300, 2), (400, 0), (1000, 0), (50, 0)]
+    found = [
+        apply_click(state, click(f"e{n}", ts_ms, "i", kind), rules).repeats for n, (ts_ms, kind) in enumerate(steps)
+    ]
+    assert found == [0, 1, 0, 2, 0, 3]
+    assert [voice(5, repeats) for repeats in (0, 1, 2, 3, 60)] == [5, 2, 1, 0, 0]
+    assert voice(-2, 0) == 0 and sum(voice(1, repeats) for repeats in range(300)) == 1
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_STEP, max_size=25))
 def test_any_sequence_gives_the_oracles_user(steps: Sequence[tuple[str, int, int, int]]) -> None:
-    state, oracle = UserState(), Oracle(1)
+    state, oracle = UserState(), Oracle(1, reload_ms=RELOADS.reload_ms)
     for name, number, ts_ms, extra in _expand(steps):
         body: dict[str, Any] = {"event_id": f"e{number}", "user_id": "u", "ts_ms": ts_ms}
         if name == "profile":
@@ -168,13 +242,14 @@ def test_any_sequence_gives_the_oracles_user(steps: Sequence[tuple[str, int, int
             apply_forget(state, Forget(f"e{number}", "u", ts_ms, ts_ms))
             oracle.click(0, {**body, "kind": "forget"}, FAR_MS)
         else:
-            apply_click(state, click(f"e{number}", ts_ms, f"i{number}", extra), WindowLimits(), REMEMBERED)
+            apply_click(state, click(f"e{number}", ts_ms, f"i{number}", extra), RELOADS)
             oracle.click(0, {**body, "item_id": f"i{number}", "kind": KINDS[extra]}, FAR_MS)
         state = _through_the_codec(state)
     expected = oracle.users[0]["u"]
     columns = zip(state.ts_ms, state.hashes, state.items, state.kinds, strict=True)
     assert list(columns) == [(ts_ms, hashed, item, kind) for ts_ms, _, hashed, item, kind in expected.window]
     assert (state.evicted, state.evicted_ms) == (expected.evicted, expected.evicted_ms)
+    assert state.folded == [hashed for hashed, _ in expected.folded[-MAX_FOLDED:]]
     assert (state.forgotten_ms, state.profile_ms) == (expected.forgotten_ms, expected.profile_ms)
     assert (state.profile is None) == (expected.profile is None)
     assert state.profile is None or state.profile == repr(expected.profile).encode()

@@ -122,7 +122,9 @@ class Watching(PrequentialEvaluator):
 
     async def ask(self, click: Click, now_ms: int) -> None:
         user = await self._reader.read(click.user_id)
-        self.known.append((click.event_id, click.user_id, len(user.state.evicted) + len(user.state.hashes)))
+        self.known.append(
+            (click.event_id, click.user_id, len(user.state.evicted) + len(user.state.hashes) + len(user.state.folded))
+        )
         assert user.vectors is not None or not user.state.hashes
         await super().ask(click, now_ms)
 

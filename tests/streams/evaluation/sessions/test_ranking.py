@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_round_robin_takes_the_best_of_each_in_turn() -> None:
 
 
 def asked(folder: Folder) -> Iterator[SessionQuestion]:
-    return session_questions(folder, read_sessions(folder, "click"), RULES, CONFIG)
+    return session_questions(folder, read_sessions(folder, "click"), replace(RULES, reload_ms=0), CONFIG)
 
 
 def test_a_question_knows_nothing_from_its_own_moment_on(tmp_path: Path) -> None:
