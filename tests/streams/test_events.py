@@ -373,7 +373,7 @@ def test_ten_thousand_malformed_records_become_dead_letters_and_change_nothing(t
     id_field = {CLICKSTREAM: "user_id", USERS: "user_id", CONTEXT: "location"}.get(topic, "item_id")
 
     def good(n: int) -> bytes:
-        unique = {"event_id": f"e{n}"} if topic == CLICKSTREAM else {}
+        unique = {"event_id": f"e{n}", "item_id": f"i{n}"} if topic == CLICKSTREAM else {}
         return orjson.dumps({**GOOD[topic], **unique, id_field: f"id{n % 20}", "ts_ms": TS_MS + n})
 
     async def scenario() -> None:
