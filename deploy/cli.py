@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import click
 
+from deploy.commands.options import DescribedGroup
+
 # Command -> module. Loaded on use: the API process must not pay for torch, nor the worker for FastAPI.
 COMMANDS = {
     "up": "deploy.commands.roles",
@@ -34,7 +36,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(DescribedGroup):
     """A group whose commands live in modules of their own."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

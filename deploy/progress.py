@@ -1,23 +1,73 @@
-"""Shows records on a terminal's progress bar, how many, how fast and, where the end is known, how much longer.
+"""Shows how far a run is, as a bar on a terminal and elsewhere as a line on stderr every ten seconds.
 
-Nothing is shown where stderr is no terminal.
+Both say how much is done and how fast, and where the end is known its share and how much longer it takes.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-Show = Callable[[int, int | None], None]  # records done, and how many there will be
+EVERY_S = 10.0  # between two lines: a log of an hour keeps readable
+_LINES = 4  # the speed is that of the last half minute: what a resumed run found done already is not counted
+
+
+class Show(Protocol):
+    """Takes the units done, how many there will be (None: unknown), and what else is to be said."""
+
+    def __call__(self, done: int, total: int | None, note: str = "") -> None: ...
 
 
 @contextmanager
-def records_bar(unit: str) -> Iterator[Show | None]:
-    """Shows what it is told; None without a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
+def show_progress(unit: str) -> Iterator[Show]:
+    """Shows what it is told, in a plural `unit` such as "events"."""
+    if sys.stderr.isatty():
+        with _bar(unit) as show:
+            yield show
+    else:
+        yield ProgressLines(unit)
+
+
+class ProgressLines:
+    """A line every ten seconds, so none for what takes less.
+
+    `say` prints one, `monotonic_s` is the clock.
+    """
+
+    def __init__(
+        self,
+        unit: str,
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._unit, self._say, self._monotonic_s = unit, say, monotonic_s
+        self._points: deque[tuple[float, int]] = deque(maxlen=_LINES)  # (time, done) of the last lines
+
+    def __call__(self, done: int, total: int | None, note: str = "") -> None:
+        now_s = self._monotonic_s()
+        if self._points and now_s - self._points[-1][0] < EVERY_S:
+            return
+        self._points.append((now_s, done))
+        (then_s, before) = self._points[0]
+        if now_s > then_s:
+            line = _line(self._unit, done, total, (done - before) / (now_s - then_s))
+            self._say(", ".join(filter(None, (line, note))))
+
+
+def _line(unit: str, done: int, total: int | None, rate: float) -> str:
+    """As in "texts: 2,560 of 10,000 (25 %), 85/s, 1:28 left"."""
+    share = f" of {total:,} ({100 * done // total} %)" if total else ""
+    left_s = max(0, total - done) / rate if total and rate > 0 else None
+    left = "" if left_s is None else f", {left_s // 60:.0f}:{left_s % 60:02.0f} left"
+    return f"{unit}: {done:,}{share}, {rate:,.0f}/s{left}"
+
+
+@contextmanager
+def _bar(unit: str) -> Iterator[Show]:
     import rich.progress as bars
     from rich.console import Console
     from rich.text import Text
@@ -34,17 +84,18 @@ def records_bar(unit: str) -> Iterator[Show | None]:
         bars.TimeElapsedColumn(),
         bars.TextColumn("left"),
         bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[note]}"),
     )
-    # The speed is that of the last half minute: what a resumed run found done already is not counted.
     with bars.Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=30) as bar:
-        task = bar.add_task(unit, total=None, of="")
+        task = bar.add_task(unit, total=None, of="", note="")
         began = False
 
-        def show(done: int, total: int | None) -> None:
+        def show(done: int, total: int | None, note: str = "") -> None:
             nonlocal began
             if not began:
-                bar.reset(task, total=total, completed=done, of=f" of {total:,}" if total is not None else "")
+                bar.reset(task, total=total, completed=done)
                 began = True
-            bar.update(task, completed=done)
+            of = f" of {total:,}" if total is not None else ""
+            bar.update(task, completed=done, total=total, of=of, note=note)
 
         yield show

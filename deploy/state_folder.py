@@ -31,6 +31,15 @@ def write_private(path: Path, content: bytes) -> Path:
     return part.replace(path)
 
 
+def running_near(environ: Mapping[str, str]) -> Path | None:
+    """The state folder of a `perseid up` that a command without --state may have meant.
+
+    None where the environment names a Kafka, or none runs with the usual state folder.
+    """
+    state = load(environ).state
+    return state if f"{PREFIX}KAFKA" not in environ and (state / FILE).is_file() else None
+
+
 def attach(environ: Mapping[str, str], state: Path | None = None, **overrides: Any) -> Settings:
     """Settings from `environ`, and below them those of the `perseid up` that runs with `state`.
 

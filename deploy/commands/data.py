@@ -18,9 +18,11 @@ import orjson
 
 from deploy.commands.options import state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
-from deploy.progress import records_bar
-from deploy.state_folder import attach
+from deploy.progress import show_progress
+from deploy.state_folder import attach, running_near
+from streams.left_out import LeftOut
 
+_IN_FILE_ONLY = ("offsets", "logs")  # long: a line for each of a hundred partitions
 _SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
 
 
@@ -40,7 +42,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     Example: perseid produce --topic clickstream --stamp clicks.jsonl
     """
     from deploy.jobs.produce import produce as send_lines
-    from deploy.runtime.producer import EventProducer
+    from deploy.runtime.producer import DeliveryError, EventProducer
 
     settings = attach(os.environ, state)
     producer = EventProducer(settings.kafka_config())
@@ -66,6 +68,10 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
                     on_progress=lambda _: bar.update(max(0, file.tell() - bar.pos)) if size else None,
                 )
             )
+    except DeliveryError as error:
+        near = running_near(os.environ) if state is None else None
+        remedy = f"add --state {near}, where a `perseid up` runs" if near else "start Kafka, or set PERSEID_KAFKA to it"
+        raise ConnectionError(f"{error}; {remedy}") from error
     finally:
         producer.close()
     for rejected in result.rejected[:_SHOWN_REJECTS]:
@@ -121,23 +127,23 @@ def export(
     Each event once and by its own time; the newest catalogue; contexts and profiles as they changed; what the API has
     shown, with what was clicked. Users who asked to be forgotten are, also where they asked after --to. Records that
     the worker would refuse are left out and counted. Times are those of Kafka's records, as for replay. Belongs to no
-    consumer group. The last output line is a JSON summary, which stands in OUT/export.json too.
+    consumer group. Prints what is in the folder as JSON; OUT/export.json also has the logs and the offsets.
 
     Example: perseid export data/november --from 2026-11-01 --to 2026-12-01
     """
     from deploy.jobs.export import ExportPlan, export_topics
 
-    plan = ExportPlan(start_ms, stop_ms, parse_offsets(offsets), vectors, records_bar)
+    plan = ExportPlan(start_ms, stop_ms, parse_offsets(offsets), vectors, show_progress)
     done = export_topics(out, plan, attach(os.environ, state))
     for line in _worth_knowing(done):
         click.echo(line, err=True)
-    click.echo(orjson.dumps(done).decode())
+    shown = {name: found for name, found in done.items() if name not in _IN_FILE_ONLY}
+    click.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
 
 
 def _worth_knowing(done: Mapping[str, Any]) -> Iterator[str]:
     """What the folder does not hold."""
-    for reason, count in done["malformed"].items():
-        yield f"left out: {count} x {reason}"
+    yield from LeftOut.from_dict(done["left_out"]).lines()
     if done["log_starts"]:
         starts = ", ".join(f"{name} from {first}" for name, first in sorted(done["log_starts"].items()))
         yield f"the log no longer covers everything: {starts}"

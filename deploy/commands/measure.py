@@ -14,6 +14,7 @@ import orjson
 
 from deploy.commands.options import (
     FOLDER,
+    DescribedGroup,
     Output,
     Questions,
     Running,
@@ -23,18 +24,19 @@ from deploy.commands.options import (
     option,
     options,
 )
-from deploy.progress import records_bar
+from deploy.progress import show_progress
 from deploy.reports.run_facts import RunFacts, started
 from deploy.state_folder import attach
 from encoder.baselines.recipes import recipe_sets
 from streams.evaluation.staleness.delays import DELAYS, Delay, Part, parse_delay, parse_part
+from streams.left_out import LeftOut
 
 if TYPE_CHECKING:
     from deploy.jobs.evaluate import BaselinePlan
     from deploy.settings import Settings
     from encoder.text.cache import TextMemory
 
-Progress = Callable[[int], None] | None
+Progress = Callable[[int, int], None]
 _MODEL: Any = {"type": FOLDER, "help": "Artefact to measure.  [default: PERSEID_MODEL]"}
 _SPLIT: Any = {
     "type": click.FloatRange(0, 1, max_open=True),
@@ -48,7 +50,7 @@ class _FormerUsage(click.ClickException):
     exit_code = 2
 
 
-class _Protocols(click.Group):
+class _Protocols(DescribedGroup):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words = " ".join(args).replace("--protocol=", "--protocol ").split()
         if args and args[0] not in self.commands and ("--protocol" in words or Path(args[0]).is_dir()):
@@ -295,15 +297,17 @@ def _shown(found: dict[str, Any]) -> str:
 
 @contextmanager
 def _session(given: Texts) -> Iterator[tuple[Settings, TextMemory, Progress]]:
-    """Settings, the memory of texts, and a progress bar where there is a terminal."""
+    """Settings, the memory of texts, and what shows how far the run is."""
     from encoder.text.cache import TextMemory
 
     settings = attach(os.environ)
-    with closing(TextMemory(given.texts or settings.state / "texts")) as memory, records_bar("events") as show:
-        yield settings, memory, None if show is None else lambda done: show(done, None)
+    with closing(TextMemory(given.texts or settings.state / "texts")) as memory, show_progress("events") as show:
+        yield settings, memory, show
 
 
 def _tell(facts: RunFacts, kind: str, found: dict[str, Any], text: Callable[[], str], output: Output) -> None:
+    for line in LeftOut.from_dict(found["left_out"]).lines():
+        click.echo(line, err=True)
     if output.report is not None:
         from deploy.reports.report import write_report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from deploy.commands.train_settings import INPUTS, changed, left_out
 from deploy.state_folder import attach
 from encoder.model.config import PARTS, preset_names, preset_training
 from encoder.training.options import TrainOptions
+from streams.left_out import LeftOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,10 @@ class TrainingRun(Running):
     """How long, from which seed and on what it is trained."""
 
     epochs: int | None = option(type=click.IntRange(min=1), help="[default: the preset's, else 20]")
-    max_seconds: float | None = option(type=click.FloatRange(min=1), help="Bound of the whole training run.")
+    max_seconds: float | None = option(
+        type=click.FloatRange(min=1),
+        help="Bound of the training. Texts are embedded before it, once each, and do not count.",
+    )
     seed: int = option(type=int, default=0)
     device: str = option(type=click.Choice(["cpu", "cuda"]), default="cpu")
     resume: bool = option(is_flag=True, help="Continue from the checkpoint in --out.")
@@ -118,17 +121,26 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
         context="context" not in choice.without,
         options=_options(choice, training, changes),
         resume=training.resume,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
-    settings = attach(os.environ)
-    with closing(TextMemory(training.texts)) as memory, TextSource(settings, memory) as source:
-        result = train_folder(replace(plan, refit=choice.refit, texts=source), settings.rules(), source.memory)
+    settings, left = attach(os.environ), LeftOut()
+    texts = training.texts or settings.state / "texts"
+    with closing(TextMemory(texts)) as memory, TextSource(settings, memory) as source:
+        chosen = replace(plan, refit=choice.refit, texts=source)
+        result = train_folder(chosen, settings.rules(), source.memory, lambda found: _tell(found, left))
     if output.quiet:
         quality = ", ".join(f"{name} {value:.3g}" for name, value in result.metrics.items())
         click.echo(f"Model {result.version} after {result.seconds:.0f} s: {quality}")
         return
     shown = {"model": str(result.folder), "version": result.version, "seconds": round(result.seconds, 1)}
-    click.echo(orjson.dumps({**shown, "metrics": result.metrics}).decode())
+    click.echo(orjson.dumps({**shown, "metrics": result.metrics, "left_out": left.to_dict()}).decode())
+
+
+def _tell(found: LeftOut, left_out: LeftOut) -> None:
+    """Says at once what is left out, before minutes of work, and keeps it for the result."""
+    left_out.update(found)
+    for line in found.lines():
+        click.echo(line, err=True)
 
 
 def _options(choice: ModelChoice, training: TrainingRun, changes: dict[str, Any]) -> TrainOptions:

@@ -40,6 +40,23 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(records)
 
 
+class DescribedGroup(click.Group):
+    """A group whose help has the whole first sentence of each command, over several lines where it is long."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        rows = [
+            (name, _first_sentence(command.help or "")) for name, command in commands.items() if command is not None
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _first_sentence(text: str) -> str:
+    words = " ".join(text.partition("\n\n")[0].split())
+    return words.partition(". ")[0].removesuffix(".")
+
+
 def option(*names: str, **more: Any) -> Any:
     """A field of a class of options: arguments as of `click.option`, but a default that is not empty is shown.
 
@@ -108,7 +125,9 @@ class Texts:
     """Where texts are remembered."""
 
     heading: ClassVar = "Running"
-    texts: Path | None = option(type=FILE, help="File that remembers text vectors between runs.")
+    texts: Path | None = option(
+        type=FILE, help="File that remembers text vectors between runs.  [default: PERSEID_STATE/texts]"
+    )
 
 
 @dataclass(frozen=True, slots=True)

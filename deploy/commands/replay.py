@@ -14,7 +14,7 @@ import orjson
 
 from deploy.commands.options import FOLDER, Output, Questions, SectionedCommand, Texts, option, options, state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
-from deploy.progress import records_bar
+from deploy.progress import show_progress
 from deploy.reports.run_facts import started
 from deploy.settings import Settings, load
 from deploy.state_folder import attach
@@ -25,13 +25,19 @@ if TYPE_CHECKING:
     from streams.replay.report import ReplayReport
 
 
+_SHOWN_PARTS = 10  # of 32 partitions or more
+
+
 @dataclass(frozen=True, slots=True)
 class ReplayedPart:
     """Which records are replayed, and from when on questions are asked."""
 
     heading: ClassVar = "Records"
     split: float = option(
-        type=click.FloatRange(0, 1), default=0.0, show_default=False, help="Of a FOLDER: ask only after this share."
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        show_default=False,
+        help="Of a FOLDER: ask only after this share.",
     )
     start_ms: int | None = option(
         "--from", type=TimeParam(), help="Of topics: clicks from this time on (ISO 8601 or epoch ms)."
@@ -102,16 +108,20 @@ def replay(
         model = None
     elif model is None and (settings.model / "model.json").is_file():
         model = settings.model
-    with records_bar("records") as show, new_store(settings, rebuilt.prefix) as store:
+    with show_progress("records") as show, new_store(settings, rebuilt.prefix) as store:
         plan = ReplayPlan(model, asked.settings(span.ask_ms), store, show, rebuilt.checkpoint, rebuilt.part)
         report = _topics(plan, settings, span) if folder is None else _folder(folder, plan, settings, texts, span)
-    if output.report is not None:
+    if output.report is not None and report.error is None:
         from deploy.reports.report import write_report
 
-        answers = {"data": report.source, "model": report.model, **(report.answers or {})}
+        about = {"data": report.source, "model": report.model, "left_out": report.left_out.to_dict()}
+        answers = {**about, **(report.answers or {})}
         write_report(output.report, "replay", answers, facts)
     click.echo(orjson.dumps(report.to_dict()).decode() if output.as_json else report.table())
-    return _compare(report, settings) if rebuilt.compare else 0
+    different = _compare(report, settings) if rebuilt.compare else 0
+    if report.error is not None:
+        raise ValueError(report.error)
+    return different
 
 
 def _refuse_what_does_not_fit(folder: Path | None, span: ReplayedPart, compare: bool) -> None:
@@ -146,9 +156,17 @@ def _compare(report: ReplayReport, settings: Settings) -> int:
     from deploy.jobs.replay import compare_with_live
 
     different = compare_with_live(report, settings)
-    where = f"differs in {', '.join(different)}" if different else "is equal"
-    click.echo(f"the live state {where}", err=True)
-    return 1 if different else 0
+    if not different:
+        click.echo("the live state is equal", err=True)
+        return 0
+    click.echo(f"the live state differs in {', '.join(different)}", err=True)
+    for part, reasons in list(different.items())[:_SHOWN_PARTS]:
+        click.echo(f"{part}: {'; '.join(reasons) or 'both have read the same records of the same logs'}", err=True)
+    if all(different.values()):
+        click.echo(
+            "what differs was not read by both; stop the traffic, let it be applied, and compare again", err=True
+        )
+    return 1
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import orjson
 
-from deploy.commands.options import state_option
-from deploy.state_folder import attach
+from deploy.commands.options import DescribedGroup, state_option
+from deploy.state_folder import attach, running_near
 
 folder_option = click.option(
     "--folder",
@@ -21,7 +21,7 @@ folder_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=DescribedGroup)
 def stack() -> None:
     """Run real Kafka, Redis and Elasticsearch on this machine, on 127.0.0.1.
 
@@ -146,6 +146,8 @@ def doctor(as_json: bool, state: Path | None) -> int:
     else:
         for finding in findings:
             click.echo(str(finding))
+        if state is None and (near := running_near(os.environ)) is not None:
+            click.echo(f"a `perseid up` runs with {near}: `perseid doctor --state {near}` looks at that one")
     return 1 if any(finding.state == "wrong" for finding in findings) else 0
 
 

@@ -6,6 +6,7 @@ torch. Baselines are trained on what a model of the same protocol is trained on,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -38,9 +39,10 @@ from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave
 from streams.evaluation.rankers import ModelRanker, Ranker
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
-from streams.folder.reader import Folder, read_folder
+from streams.folder.reader import Folder, read_folder, without_vector
 from streams.folder.training import training_data
 from streams.item_vectors import ItemVectors
+from streams.left_out import LeftOut
 from streams.parsing import parse
 
 
@@ -78,7 +80,7 @@ def evaluate_folder(
     memory: Memory,
     split: float | None,
     ask: QuestionSettings,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     plan: BaselinePlan | None = None,
     baskets: bool = False,
 ) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def evaluate_folder(
     def part() -> TrainingPart:
         return timeline_part(training_data(folder, vectors, None, ask.start_ms).data, vectors, choices, seed=plan.seed)
 
-    made = plan.make(part, vectors, progress is not None, settings.device)
+    made = plan.make(part, vectors, sys.stderr.isatty(), settings.device)
     offline = None if opened is None else opened.offline(ask.plain)
     weights = Weights(popularity=0.0) if offline is None else offline.weights
     found = evaluate(HeldOut(folder, vectors, rules, ask, weights), offline, made.rankers, baskets, progress)
@@ -113,6 +115,7 @@ def evaluate_folder(
         "start_ms": ask.start_ms,
         **found,
         **_trained(made, plan),
+        "left_out": folder.left_out.to_dict(),
     }
 
 
@@ -121,7 +124,7 @@ def evaluate_leave_one_out(
     model: Path | None,
     settings: Settings,
     memory: Memory,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     plan: BaselinePlan | None = None,
 ) -> dict[str, Any]:
     """Metrics of each list on every user's last event, and of the last but one under `validation`.
@@ -151,7 +154,7 @@ def evaluate_leave_one_out(
         chosen = metadata["slot"] if "refit" in metadata else None
         rankers.append(ModelRanker(opened.encoder, vectors, SLOTS))
     split = leave_one_out(folder, vectors)
-    made = plan.make(lambda: leave_one_out_part(split), vectors, progress is not None, settings.device)
+    made = plan.make(lambda: leave_one_out_part(split), vectors, sys.stderr.isatty(), settings.device)
     rankers += made.rankers
     validation = None
     if chosen is None:
@@ -159,7 +162,9 @@ def evaluate_leave_one_out(
         validation = metrics_of(ranked, len(vectors.item_ids))
         chosen = max(SLOTS if model is not None else validation, key=lambda name: validation[name]["ndcg@10"])
     found = compare_lists(rankers, split, "test", chosen, progress, window)
-    return {"data": folder.name, "model": version, **found, "validation": validation, **_trained(made, plan)}
+    left_out = LeftOut.joined(folder.left_out, without_vector(split.unembedded)).to_dict()
+    about = {"data": folder.name, "model": version}
+    return {**about, **found, "validation": validation, **_trained(made, plan), "left_out": left_out}
 
 
 def _trained(made: TrainedBaselines, plan: BaselinePlan) -> dict[str, Any]:
@@ -199,10 +204,14 @@ def first_question_ms(folder: Folder, metadata: Mapping[str, Any], split: float 
     before_ms = metadata.get("before_ms")
     if metadata["version"] is None:
         raise ValueError("without a model give --split: baselines are trained on what lies before it")
-    if before_ms is None or metadata.get("data") != folder.name:
+    if metadata.get("data") != folder.name:
         raise ValueError(
-            f"the model was trained on all of {metadata.get('data')!r}: give --split for another folder, or train with "
-            "--split 0.8 to keep something to evaluate on"
+            f"the model was trained on another folder, {metadata.get('data')!r}, so where its training ended says "
+            f"nothing here: give --split, as in --split 0.8, to say from when on {folder.name} is asked about"
+        )
+    if before_ms is None:
+        raise ValueError(
+            f"the model was trained on all of {folder.name!r}: --split 0.8 in training keeps something to ask about"
         )
     return int(before_ms)
 
@@ -238,7 +247,7 @@ def evaluate_sessions_of(
     split: float | None = None,
     choice: str | None = None,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Every ranker on the folder's sessions after `split` (None: after what the model was trained on).
 
@@ -261,7 +270,11 @@ def evaluate_sessions_of(
     found = evaluate_sessions(folder, vectors, opened.offline(), settings.rules(), plan, progress)
     shown = found["views"]["before"]["label_pre"]
     facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
-    return {**facts, "questions": shown["questions"], "metrics": shown["metrics"], **found}
+    left_out = LeftOut.joined(folder.left_out)
+    for reason, count in found["left_out"].items():
+        left_out.add(f"sessions: {reason}", count=count)
+    asked = {"questions": shown["questions"], "metrics": shown["metrics"]}
+    return {**facts, **asked, **found, "left_out": left_out.to_dict()}
 
 
 def _usual_choice(folder: Folder) -> str:

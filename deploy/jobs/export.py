@@ -96,6 +96,7 @@ def _export(
         removed = spool.settle([kind.name for kind in rules.kinds if kind.weight > 0])
         _check(spool, export, plan, removed)
         not_forwarded = export.not_forwarded()
+        export.note_removed(removed)
         with plan.bar("events") as show:
             written = write_files(spool, folder, show)
     finally:
@@ -105,6 +106,7 @@ def _export(
         "records": dict(export.records),
         "removed": removed,
         "malformed": dict(sorted(export.malformed.items())),
+        "left_out": export.left_out.to_dict(),
         "misrouted": export.misrouted,
         "not_forwarded": not_forwarded,
         "from_ms": plan.start_ms,

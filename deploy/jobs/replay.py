@@ -7,7 +7,7 @@ a folder come from its own file, else from `deploy.texts.models.models`. Torch i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -19,8 +19,9 @@ from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
 from encoder.model.config import PARTS
 from encoder.model.document import load_serving
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG
 from index.state.store import LogIdentity
-from streams.events import CLICKSTREAM, CONSUMED, PARTITIONED
+from streams.events import CLICKSTREAM, CONSUMED, PARTITIONED, topics_of
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
@@ -54,8 +55,16 @@ def replay_folder(
     logs = folder_logs(folder.name)
     with _checkpoint(replace(plan, ask=ask), settings, {"source": folder.name, "until": stop_ms}) as checkpoint:
         done = checkpoint.replayed.done if checkpoint is not None else 0
-        source = Source(folder.name, logs, islice(found, done, None))
-        return asyncio.run(replay_parts(source, plan, ask, settings, checkpoint))
+        total = None if stop_ms is not None else _count(folder, vectors)
+        source = Source(folder.name, logs, islice(found, done, None), total=total)
+        report = asyncio.run(replay_parts(source, plan, ask, settings, checkpoint))
+    return replace(report, left_out_of_folder=folder.left_out)
+
+
+def _count(folder: Folder, vectors: ItemVectors | None) -> int:
+    """How many records a folder stands for."""
+    vectored = len(folder.vectors) if vectors is None else len(vectors.item_ids)
+    return len(folder.events) + len(folder.items) + len(folder.contexts) + len(folder.profiles) + vectored
 
 
 def replay_topics(
@@ -115,21 +124,46 @@ def _checkpoint(
     return nullcontext() if plan.checkpoint is None else closing(Checkpoint(plan, settings, facts))
 
 
-def compare_with_live(report: ReplayReport, settings: Settings) -> list[str]:
-    """Names of the digest's parts in which the live state that the settings name differs. Traffic should rest.
+def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, list[str]]:
+    """Parts of the digest in which the live state that the settings name differs, each with what explains it.
+
+    An empty list of reasons means that both have read the same records of the same logs.
 
     Raises:
         StoreUnavailableError: the live state did not answer.
     """
 
-    async def compare() -> list[str]:
+    async def compare() -> dict[str, list[str]]:
         store = open_store(settings)
         try:
-            return report.digest.differences(await digest(store, settings.partitions))
+            found: dict[str, list[str]] = {}
+            for part in report.digest.differences(await digest(store, settings.partitions)):
+                tag = CONTEXT_TAG if part == "contexts" else part
+                owner = await store.read_all(store.keys.owner(tag))
+                place = 0 if tag in (ITEMS_TAG, CONTEXT_TAG) else int(tag.removeprefix("p"))
+                found[part] = list(apart(report, owner, topics_of(tag), place))
+            return found
         finally:
             await store.close()
 
     return asyncio.run(compare())
+
+
+def apart(report: ReplayReport, owner: Mapping[str, bytes], topics: Sequence[str], partition: int) -> Iterator[str]:
+    """What a live state and a replay have not both read of a tag's topics."""
+    for topic in topics:
+        name = f"{topic}[{partition}]"
+        covers, position = report.covers.get(name), int(owner.get(f"pos:{topic}", b"0"))
+        if (logs := int(owner.get(f"logs:{topic}", b"1"))) > 1:
+            yield f"{name} is log {logs} of the live state, whose earlier ones (another broker or topic) are gone"
+        if covers is None:
+            continue
+        if covers.first > 0:
+            yield f"the log of {name} begins at {covers.first}: what came before has left Kafka"
+        if covers.start > covers.first:
+            yield f"{name} was replayed from {covers.start} only"
+        if covers.end != position:
+            yield f"the live state is at offset {position} of {name}, the replay at {covers.end}"
 
 
 def asked_from(folder: Folder, model: Path | None, split: float) -> int | None:

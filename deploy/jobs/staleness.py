@@ -23,7 +23,7 @@ from streams.evaluation.staleness.delays import FRESH, Arm, Delay, Part, arms
 from streams.evaluation.staleness.sweep import Sweep, sweep
 from streams.folder.reader import Folder, read_folder
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
 
 
 def measure_staleness(
@@ -48,7 +48,8 @@ def measure_staleness(
     asked = led_by(replace(ask, start_ms=start_ms), own_list(metadata))
     run = _sweep(folder, model, settings, memory, asked, chosen, progress)
     found = curves(run, parts, delays, asked.slots)
-    return {"data": folder.name, "model": metadata["version"], "start_ms": start_ms, "every": ask.every, **found}
+    about = {"data": folder.name, "model": metadata["version"], "start_ms": start_ms, "every": ask.every}
+    return {**about, **found, "left_out": folder.left_out.to_dict()}
 
 
 def compare_models(
@@ -78,7 +79,7 @@ def compare_models(
     found = comparison.result(first.catalogue_size)
     versions = {name: metadata["version"] for name, (metadata, _) in origins.items()}
     about = {"data": folder.name, "models": versions, "start_ms": start_ms, "every": ask.every}
-    return {**about, **found, "skipped": dict(first.skipped)}
+    return {**about, **found, "skipped": dict(first.skipped), "left_out": folder.left_out.to_dict()}
 
 
 def _origin(folder: Folder, model: Path, split: float | None) -> tuple[dict[str, Any], int]:

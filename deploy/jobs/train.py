@@ -6,13 +6,15 @@ artefact's metadata name the embedder and the context features, which workers, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from context.features import ContextFeatures
 from context.labels import folded_or_same, folded_rows
+from deploy.progress import Show, show_progress
 from deploy.settings import load
 from deploy.texts.item_vectors import Memory, Tagger, item_vectors, known_items, untexted_vectors
 from deploy.texts.models import TextSource
@@ -26,9 +28,10 @@ from encoder.training.options import TrainOptions
 from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
 from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules
-from streams.folder.reader import Folder, read_folder
+from streams.folder.reader import Folder, read_folder, without_vector
 from streams.folder.training import context_features, training_data
 from streams.item_vectors import ItemVectors
+from streams.left_out import LeftOut
 
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
 
@@ -53,32 +56,37 @@ class TrainPlan:
     context: bool = True
     options: TrainOptions = field(default_factory=TrainOptions)
     resume: bool = False
-    progress: bool = False
+    progress: bool = False  # how far embedding and training are
     texts: TextSource = field(default_factory=lambda: TextSource(load({}), {}))
     refit: Path | None = None
 
     @property
     def run(self) -> dict[str, Any]:
-        """Where the training writes, whether it goes on with an earlier one, and whether it shows how far it is."""
-        return {"out": self.out, "resume": self.resume, "progress": self.progress}
+        """Where the training writes, and whether it goes on with an earlier one."""
+        return {"out": self.out, "resume": self.resume}
 
 
-def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
-    """Trains on a data folder; the artefact is `plan.out/<version>`.
+def train_folder(
+    plan: TrainPlan, rules: Rules, memory: Memory, tell: Callable[[LeftOut], None] = lambda _: None
+) -> TrainResult:
+    """Trains on a data folder; the artefact is `plan.out/<version>`. `tell` is told what is left out, as soon as it
+    is known.
 
     Raises:
         ValueError: the folder is malformed, or nothing is left to train on.
         OSError: an endpoint that embeds or tags cannot be used now.
     """
     folder = read_folder(plan.folder, rules)
+    tell(folder.left_out)
     if plan.refit is not None:
-        return _refit(plan, plan.refit, folder, memory)
+        return _refit(plan, plan.refit, folder, memory, tell)
     if plan.protocol == "loo":
-        return _train_leave_one_out(plan, folder, memory)
+        return _train_leave_one_out(plan, folder, memory, tell)
     before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
     tagger, vectors = _items(plan, known_items(folder, before_ms), memory)
     features = context_features(folder, before_ms) if plan.context else ContextFeatures.from_list([])
     prepared = training_data(folder, vectors, features, before_ms)
+    tell(without_vector(prepared.unembedded))
     config = _config(plan, folder, vectors, tagger, context_features=features.names)
     metadata = {
         **plan.texts.names,
@@ -87,24 +95,30 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         "before_ms": before_ms,
         "left_out_events": prepared.left_out,
     }
-    return train(prepared.data, config, plan.options, **plan.run, metadata=metadata)
+    with _shown(plan) as show:
+        return train(prepared.data, config, plan.options, **plan.run, progress=show, metadata=metadata)
 
 
-def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> TrainResult:
+def _train_leave_one_out(
+    plan: TrainPlan, folder: Folder, memory: Memory, tell: Callable[[LeftOut], None]
+) -> TrainResult:
     tagger, vectors = _items(plan, known_items(folder, None), memory)  # every item is known from the start
     split = leave_one_out(folder, vectors)
+    tell(without_vector(split.unembedded))
     config = _config(plan, folder, vectors, tagger)
-    return train(
-        split.training(),
-        config,
-        replace(plan.options, holdout=0.0),  # the last but one events validate
-        **plan.run,
-        validate=lambda model: validation_score(model, split, plan.options.device),
-        metadata={**plan.texts.names, "context_features": [], "data": folder.name, "protocol": "loo"},
-    )
+    with _shown(plan) as show:
+        return train(
+            split.training(),
+            config,
+            replace(plan.options, holdout=0.0),  # the last but one events validate
+            **plan.run,
+            progress=show,
+            validate=lambda model: validation_score(model, split, plan.options.device),
+            metadata={**plan.texts.names, "context_features": [], "data": folder.name, "protocol": "loo"},
+        )
 
 
-def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> TrainResult:
+def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory, tell: Callable[[LeftOut], None]) -> TrainResult:
     """Nothing is left to validate with: epochs and list are what the base's validation chose."""
     model, metadata = load_model(base)
     made_from = metadata.get("protocol"), metadata.get("data")
@@ -116,19 +130,17 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory) -> Train
     config = replace(model.config, tags=tuple(folded_rows(model.config.tags, f"model {metadata['version']}")))
     _, vectors = _items(replace(plan, parts=config.parts), known_items(folder, None), memory)
     split = leave_one_out(folder, vectors)
+    tell(without_vector(split.unembedded))
     encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=options.device)
     words = (*plan.texts.names, "context_features", "data", "protocol")
-    return train(
-        split.training(validated=True),
-        config,
-        options,
-        **plan.run,
-        metadata={
-            **{name: metadata.get(name) for name in words},
-            "refit": metadata["version"],
-            "slot": best_list(encoder, split),
-        },
-    )
+    known = {name: metadata.get(name) for name in words}
+    known |= {"refit": metadata["version"], "slot": best_list(encoder, split)}
+    with _shown(plan) as show:
+        return train(split.training(validated=True), config, options, **plan.run, progress=show, metadata=known)
+
+
+def _shown(plan: TrainPlan) -> AbstractContextManager[Show | None]:
+    return show_progress("training steps") if plan.progress else nullcontext()
 
 
 def _config(plan: TrainPlan, folder: Folder, vectors: ItemVectors, tagger: Tagger, **more: Any) -> ModelConfig:

@@ -17,6 +17,7 @@ from deploy.reports.charts import Mark, Series, dot_chart, line_chart
 from deploy.reports.page import Cell, charts, facts_table, heading, page, paragraph, table
 from deploy.reports.run_facts import RunFacts
 from streams.evaluation.tables import shown_columns
+from streams.left_out import LeftOut
 
 Result = Mapping[str, Any]
 _SLICE_CHART_LISTS = 4  # more dots in a row cannot be told apart
@@ -63,6 +64,8 @@ def _about(result: Result, facts: RunFacts) -> str:
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in result.get("skipped", {}).items())
     away = ", ".join(f"{count:,} {reason}" for reason, count in result.get("targets_out_of_reach", {}).items())
     rows += [("events not asked about", skipped)] if skipped else []
+    left_out = LeftOut.from_dict(result.get("left_out", {}))
+    rows += [("left out of the data", str(left_out))] if left_out else []
     rows += [("targets no list could hold", f"{away} (counted as misses)")] if away else []
     if "seed" in result:
         rows.append(("seed", f"{result['seed']} (of resampling; {result['resamples']:,} resamples of users)"))

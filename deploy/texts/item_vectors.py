@@ -19,10 +19,11 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.progress import show_progress
 from encoder.text.endpoint_models import ChatTagger, Embedder, embed_each
 from encoder.text.item_text import MiniLM, VocabularyTagger, canonical_text, text_hash
+from streams.folder.items import catalogue_body
 from streams.folder.reader import Folder
-from streams.folder.records import catalogue_body
 from streams.item_vectors import ItemVectors
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ Tagger = ChatTagger | VocabularyTagger
 Memory = MutableMapping[str, NDArray[np.float32]]
 Texts = dict[str, str]  # text by hash
 Vectors = dict[str, NDArray[np.float32]]  # by hash
-_BATCH = 256  # texts between two steps of the progress bar: some seconds
+_BATCH = 256  # texts between two steps of progress: some seconds
 log = logging.getLogger(__name__)
 _MANY = 1_000  # texts for which it is worth to load the text model in several processes
 
@@ -68,7 +69,7 @@ def item_vectors(
     missing = [key for key in texts if key not in memory]
     parts = [{key: texts[key] for key in missing[at : at + _BATCH]} for at in range(0, len(missing), _BATCH)]
     with _embedder(model, processes if len(missing) >= _MANY else 1) as embed_all:
-        for found in _shown(embed_all(parts), len(parts), progress, "embedding texts"):
+        for found in _shown(embed_all(parts), len(missing), progress, "texts embedded"):
             memory.update({key: vector for key, vector in found.items() if key not in memory})
     return remembered_vectors(items, model.name, tagger, memory, progress)
 
@@ -82,7 +83,7 @@ def remembered_vectors(
     found = [(item, key) for item, key in hashed if key in memory]
     parts = [[item for item, _ in found[at : at + _BATCH]] for at in range(0, len(found), _BATCH)]
     asked = (as_asked(part, tagger) for part in parts)
-    tags = _shown(map(tagger.tag, asked), len(parts), progress, "tagging items")
+    tags = _shown(map(tagger.tag, asked), len(found), progress, "items tagged")
     return ItemVectors(
         embedder=embedder,
         item_ids=[item["item_id"] for item, _ in found],
@@ -119,10 +120,12 @@ def _decomposed(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def untexted_vectors(items: Sequence[Mapping[str, Any]], embedder: str, d_text: int, tagger: Tagger) -> ItemVectors:
-    """Tags of all items and zero vectors: for a model that reads no text."""
-    return ItemVectors(
-        embedder, [item["item_id"] for item in items], np.zeros((len(items), d_text), np.float32), tagger.tag(items)
-    )
+    """Tags of all items, and one vector for all of them: for a model that reads no text.
+
+    Its length is one, since the topic refuses a vector without length.
+    """
+    vectors = np.full((len(items), d_text), d_text**-0.5, np.float32)
+    return ItemVectors(embedder, [item["item_id"] for item in items], vectors, tagger.tag(items))
 
 
 @contextmanager
@@ -167,8 +170,13 @@ def _model() -> MiniLM:
     return MiniLM()
 
 
-def _shown(parts: Iterable[T], count: int, progress: bool, what: str) -> Iterator[T]:
-    from rich.progress import Progress
-
-    with Progress(transient=True, disable=not progress) as bar:
-        yield from bar.track(parts, total=count, description=what)
+def _shown(parts: Iterable[T], total: int, progress: bool, unit: str) -> Iterator[T]:
+    """The parts, each of which stands for a batch; how many of the total are done is shown while they are taken."""
+    if not progress:
+        yield from parts
+        return
+    with show_progress(unit) as show:
+        show(0, total)
+        for number, part in enumerate(parts, 1):
+            show(min(number * _BATCH, total), total)
+            yield part

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -37,6 +36,7 @@ from encoder.training.options import TrainOptions
 LOOP_SHARE = 0.8  # of max_seconds; the rest measures, fits the context offset and saves
 FINAL_LR = 0.02  # of the peak
 OnStep = Callable[[int, float], None]
+Progress = Callable[[int, int, str], None]  # steps done, how many there will be at this speed, epoch and loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def train(
     *,
     out: Path,
     resume: bool = False,
-    progress: bool = False,
+    progress: Progress | None = None,
     on_step: OnStep | None = None,
     validate: Validate | None = None,
     metadata: dict[str, Any] | None = None,
@@ -104,25 +104,25 @@ class _Run:
         self.best = Best(options.patience)
         self.saved = self.began
 
-    def loop(self, progress: bool, on_step: OnStep | None) -> None:
+    def loop(self, progress: Progress | None, on_step: OnStep | None) -> None:
         """All epochs, or as many as the time allows."""
         epoch = 0
-        with _bar(progress) as bar:
-            task = bar.add_task("training", total=1.0)
-            for epoch, group, total in self._schedule():
-                done = self._done(total)
-                if done >= 1:
-                    break
-                if epoch >= self.best.epochs + self.options.validate_every:
-                    self._validate(epoch)
-                if self.best.exhausted:
-                    break
-                self._one_step(group, done, total)
-                bar.update(task, completed=done, description=f"epoch {epoch + 1}  loss {self.loss:.3f}")
-                if time.monotonic() - self.saved >= self.options.checkpoint_seconds:
-                    self.save()
-                if on_step is not None:
-                    on_step(self.step, self.loss)
+        for epoch, group, total in self._schedule():
+            done = self._done(total)
+            if done >= 1:
+                break
+            if epoch >= self.best.epochs + self.options.validate_every:
+                self._validate(epoch)
+            if self.best.exhausted:
+                break
+            self._one_step(group, done, total)
+            if progress is not None:
+                expected = max(self.step, int(self.step / self._done(total)))
+                progress(self.step, expected, f"epoch {epoch + 1}, loss {self.loss:.3f}")
+            if time.monotonic() - self.saved >= self.options.checkpoint_seconds:
+                self.save()
+            if on_step is not None:
+                on_step(self.step, self.loss)
         if not self.best.exhausted:
             self._validate(epoch + 1)
 
@@ -299,8 +299,3 @@ def _one_cycle(done: float, warmup: float) -> float:
         return FINAL_LR + (1 - FINAL_LR) * done / warmup
     fall = min((done - warmup) / (1 - warmup), 1.0)
     return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * fall))
-
-
-def _bar(shown: bool) -> Progress:
-    share = TextColumn("{task.percentage:>3.0f} %")
-    return Progress(TextColumn("{task.description}"), BarColumn(), share, TimeElapsedColumn(), disable=not shown)

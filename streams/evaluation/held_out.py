@@ -30,13 +30,13 @@ from streams.events import (
     CatalogueEntry,
     Click,
     Forget,
-    MalformedError,
     Record,
     Rules,
 )
 from streams.folder.reader import Folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
+from streams.left_out import LeftOut
 from streams.parsing import parse
 from streams.pipeline.user_state import (
     Outcome,
@@ -67,6 +67,17 @@ class QuestionSettings:
     popularity_events: int = 25
 
 
+def all_out_of_reach(out_of_reach: Mapping[str, int], targets: int, left_out: LeftOut | None = None) -> str | None:
+    """Why every metric would be 0, where no list could have held a single one of the targets; else None."""
+    if not targets or sum(out_of_reach.values()) < targets:
+        return None
+    reasons = ", ".join(f"{count} {reason}" for reason, count in out_of_reach.items())
+    said = f"; left out: {left_out}" if left_out else ""
+    return (
+        f"nothing that was asked about could be recommended, so every metric would be 0: of {targets} {reasons}{said}"
+    )
+
+
 def led_by(ask: QuestionSettings, slot: RequestedList | None) -> QuestionSettings:
     """The same questions with this list first; None changes nothing."""
     return ask if slot is None else replace(ask, slots=(slot, *(other for other in ask.slots if other != slot)))
@@ -88,15 +99,15 @@ class HeldOut:
         self.items = FolderCatalogue(folder, vectors, rules)
         self.selection = Selection(rules, ask.start_ms, ask.every)
 
-    def events(self, progress: Callable[[int], None] | None = None) -> Iterator[tuple[int, UserEvent]]:
-        """Profiles, forgets and clicks with their times; `progress` is told how many of `folder.events` are done."""
+    def events(self, progress: Callable[[int, int], None] | None = None) -> Iterator[tuple[int, UserEvent]]:
+        """Profiles, forgets and clicks with their times; `progress` is told how many events are done, of how many."""
         for done, record in enumerate(records(self.folder, topics={USERS, CLICKSTREAM})):
             now_ms = record.timestamp_ms
             event = parse(Record(record.topic, 0, 0, now_ms, record.key, record.value), self.rules)
             if isinstance(event, UserEvent):
                 yield now_ms, event
             if progress is not None and done % 1000 == 0:
-                progress(min(done, len(self.folder.events)))
+                progress(min(done, len(self.folder.events)), len(self.folder.events))
 
     def is_new(self, click: Click, state: UserState, now_ms: int) -> bool:
         """Whether a selected click is asked about: its item is new to the user, or repeats count."""
@@ -175,6 +186,9 @@ class Selection:
         return self.due % self._every == 0
 
 
+_NEVER_MS = 2**62
+
+
 class FolderCatalogue:
     """The items of `vectors`, numbered as there; masks are by row [n]."""
 
@@ -182,7 +196,8 @@ class FolderCatalogue:
         self.item_ids = list(vectors.item_ids)
         self.row = {item_id: row for row, item_id in enumerate(self.item_ids)}
         arrivals = dict(zip(folder.item_ids, folder.arrivals_ms.tolist(), strict=True))
-        self.arrivals_ms = np.array([arrivals[item_id] for item_id in self.item_ids], np.int64)  # [n]
+        # What has a vector and neither record nor event never comes.
+        self.arrivals_ms = np.array([arrivals.get(item_id, _NEVER_MS) for item_id in self.item_ids], np.int64)  # [n]
         self.order = np.argsort(self.arrivals_ms, kind="stable")  # [n] rows by arrival
         self.times_ms = self.arrivals_ms[self.order]  # [n], rising
         self.arrived = 0  # how many of `order` have
@@ -247,9 +262,6 @@ class FolderCatalogue:
 def _accepted(folder: Folder, rules: Rules) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The folder's catalogue, item by item, as consumers of the topic accept it."""
     for record in records(folder, topics={CATALOG}):
-        try:
-            entry = parse(Record(CATALOG, 0, 0, record.timestamp_ms, record.key, record.value), rules)
-        except MalformedError:
-            continue
+        entry = parse(Record(CATALOG, 0, 0, record.timestamp_ms, record.key, record.value), rules)
         if isinstance(entry, CatalogueEntry) and entry.fields is not None:
             yield entry.item_id, entry.fields

@@ -44,6 +44,7 @@ class LeaveOneOut:
     items: NDArray[np.int32]  # [n]
     kinds: NDArray[np.uint8]  # [n]
     ts_ms: NDArray[np.int64]  # [n]
+    unembedded: int = 0  # events that are not among them since their item has a record and no vector
 
     @property
     def users(self) -> NDArray[np.int64]:
@@ -76,10 +77,11 @@ class LeaveOneOut:
 
 
 def leave_one_out(folder: Folder, vectors: ItemVectors) -> LeaveOneOut:
-    """The folder's events in the order of the protocol; events without a place (`seq_pos` below 0) are left out.
+    """The folder's events in the order of the protocol; left out are events without a place (`seq_pos` below 0), and
+    those whose item has no vector.
 
     Raises:
-        ValueError: an event's item has no vector, or nobody has more than two events.
+        ValueError: nobody has more than two events.
     """
     events = folder.events
     order = events.order if events.order is not None else np.arange(len(events))
@@ -87,13 +89,15 @@ def leave_one_out(folder: Folder, vectors: ItemVectors) -> LeaveOneOut:
     kept = kept[np.lexsort((order[kept], events.users[kept]))]
     row = {item_id: at for at, item_id in enumerate(vectors.item_ids)}
     rows = np.array([row.get(item_id, -1) for item_id in folder.item_ids], np.int32)[events.items[kept]]
-    if (rows < 0).any():
-        missing = folder.item_ids[int(events.items[kept[int(np.argmin(rows))]])]
-        raise ValueError(f"item {missing!r} has events and no vector; embed the whole catalogue first")
+    unembedded = int((events.items[kept[rows < 0]] < len(folder.items)).sum())
+    kept, rows = kept[rows >= 0], rows[rows >= 0]
     users, counts = np.unique(events.users[kept], return_counts=True)
     user_ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     if not (counts > HELD_OUT).any():
-        raise ValueError(f"nobody in {folder.name} has more than {HELD_OUT} events; leave-one-out needs them")
+        raise ValueError(
+            f"nobody in {folder.name} has more than {HELD_OUT} events on items with a vector; leave-one-out needs them "
+            f"(left out: {folder.left_out})"
+        )
     described = {item["item_id"]: item for item in folder.items}
     return LeaveOneOut(
         vectors,
@@ -103,6 +107,7 @@ def leave_one_out(folder: Folder, vectors: ItemVectors) -> LeaveOneOut:
         rows,
         events.kinds[kept].astype(np.uint8),
         _rising(events.ts_ms[kept], user_ptr),
+        unembedded,
     )
 
 
@@ -126,13 +131,13 @@ def rank_all(
     data: LeaveOneOut,
     part: Part,
     ks: Sequence[int] = KS,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     window: int = WINDOW,
 ) -> Outcomes:
     """Where each list of each ranker, as long as the largest of `ks`, has every user's target of `part`.
 
     Lists are made from the user's last `window` events. A target's popularity is how often it was chosen in the
-    training part, its category the item's subclass. `progress` is told how many users are done.
+    training part, its category the item's subclass. `progress` is told how many users are done, of how many.
 
     Raises:
         ValueError: two lists have one name.
@@ -155,7 +160,7 @@ def rank_all(
             named = {name: [ids[row] for row in rows[at].tolist() if row >= 0] for name, rows in lists.items()}
             found.add(named, {ids[target]}, facts)
         if progress is not None:
-            progress(len(found))
+            progress(len(found), len(data.users))
     return found
 
 
@@ -195,7 +200,7 @@ def compare_lists(
     data: LeaveOneOut,
     part: Part,
     chosen: str,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     window: int = WINDOW,
 ) -> dict[str, Any]:
     """As `Comparison.result` of what `rank_all` finds: `metrics` are those of `chosen`, measured against all others.

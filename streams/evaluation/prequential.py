@@ -20,7 +20,7 @@ from index.query.recommend import ContextView, Query, UserView, Weights, recomme
 from index.state.records import ItemRecord, event_hash
 from index.state.store import LiveStore
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.held_out import QuestionSettings, Selection
+from streams.evaluation.held_out import QuestionSettings, Selection, all_out_of_reach
 from streams.evaluation.popularity import PopularityLists
 from streams.evaluation.slices import UNKNOWN, Facts
 from streams.events import Click, Rules
@@ -146,12 +146,18 @@ class PrequentialEvaluator:
         self.comparison.add(lists, {click.item_id}, facts)
 
     def result(self) -> dict[str, Any]:
-        """The comparison's result, with what was not asked and what could not be found."""
-        return {
+        """The comparison's result, with what was not asked and what could not be found.
+
+        Where no list could hold a single target there are no metrics but an `error` that says so.
+        """
+        found = {
             **self.comparison.result(self._candidates.size),
             "skipped": dict(self._selection.skipped),
             "targets_out_of_reach": dict(self.targets),
         }
+        error = all_out_of_reach(self.targets, len(self.comparison.outcomes))
+        nothing: dict[str, Any] = {"metrics": {}, "lists": {}, "intervals": {}, "slices": {}, "versus": []}
+        return found if error is None else {**found, **nothing, "error": error}
 
     def state_dict(self) -> dict[str, Any]:
         """What was asked and counted so far, as plain values for JSON; catalogue and popularity are read anew."""

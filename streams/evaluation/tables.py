@@ -6,7 +6,19 @@ Reads the plain values that `Comparison.result`, `evaluate_sessions` and `curves
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
+
+_WIDTH = 120  # columns of a wide terminal
+
+
+def moment(ts_ms: int) -> str:
+    """A time for people.
+
+    >>> moment(1_600_000_000_000)
+    '2020-09-13 12:26:40 UTC'
+    """
+    return f"{datetime.fromtimestamp(ts_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -21,9 +33,10 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def verdict(against: Mapping[str, Any]) -> str:
-    """One line on one pair of lists."""
+    """One line on one pair of lists; where it would be too long, a line for each metric."""
     shown = [f"{column} {_difference(found)}" for column, found in against["differences"].items()]
-    return f"{against['list']} against {against['baseline']}: {'; '.join(shown)}"
+    line = f"{against['list']} against {against['baseline']}: {'; '.join(shown)}"
+    return line if len(line) <= _WIDTH else line.replace("; ", ";\n  ")
 
 
 def metrics_table(title: str, questions: int, metrics: Mapping[str, Mapping[str, float]]) -> str:

@@ -22,14 +22,14 @@ def evaluate(
     model: OfflineModel | None,
     rankers: Sequence[Ranker] = (),
     baskets: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Metrics of the model's lists, of `rankers` and of popularity, as `PrequentialEvaluator.result`.
 
     Candidates of a question are the items that have a vector, had arrived and pass the live catalogue's hard rules at
     that time, but for seen ones unless `held.ask.repeats`; a cold user gets the recently popular list from everyone.
     With `baskets` all that a user chose at one time is one question (see `Sweep`). Without a model only `rankers` are
-    measured. `progress` is told how many of the folder's events are done.
+    measured. `progress` is told how many events are done, of how many.
 
     Raises:
         ValueError: there is neither model nor ranker, or two lists have one name.

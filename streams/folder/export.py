@@ -7,14 +7,16 @@ last record wins. Unlike there, late events are kept, and misrouted records coun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from context.times import YEAR_2000_MS, check_ms
 from index.state.keys import partition_of
 from streams.events import (
+    CATALOG,
     CLICKSTREAM,
     EXPOSURES,
     FORGET,
@@ -30,14 +32,22 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, LATEST_S, PROFILES, VECTORS
+from streams.folder.items import reason_of
+from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, PROFILES, VECTORS
 from streams.folder.spool import Spool
 from streams.folder.writer import csv_lines, write_lines
 from streams.item_vectors import ItemVectors
+from streams.left_out import LeftOut
 from streams.parsing import note_reason, parse, parse_exposure
 
 HEADER = "user_id,item_id,event_type,timestamp,session_id,location,event_id,page_id,recommendation_id,ts_ms"
 _MISROUTED = 2**62  # turns of records in a foreign partition: behind all that are at home
+_REMOVED = {
+    "forgotten": (CLICKSTREAM, "its user asked to be forgotten"),
+    "forgotten_exposures": (EXPOSURES, "its user asked to be forgotten"),
+    "duplicates": (CLICKSTREAM, "an event_id that its user has sent before"),
+    "duplicate_exposures": (EXPOSURES, "a recommendation_id that was sent before"),
+}
 _TOLD = 1_000  # rows between two steps of the progress bar
 
 
@@ -64,6 +74,7 @@ class TopicExport:
         self._taken = 0
         self.records: Counter[str] = Counter()  # inside the range, by topic
         self.malformed: Counter[str] = Counter()  # by topic and reason
+        self.left_out = LeftOut()  # the same with the first of each
         self.misrouted = 0  # clicks, forgets and profiles in a foreign partition
         self.embedders: Counter[str] = Counter()  # of the vector records
 
@@ -75,18 +86,26 @@ class TopicExport:
             return
         try:
             event = parse_exposure(record) if record.topic == EXPOSURES else parse(record, self._rules)
-            if getattr(event, "ts_ms", 0) > LATEST_S * 1000:  # looks like another unit: no data folder can hold it
-                raise MalformedError("ts_ms", "after the year 5138, and so is the record's timestamp")
+            _check_time(event)
         except MalformedError as error:
             if inside:
                 self.records[record.topic] += 1
                 note_reason(self.malformed, record.topic, error)
+                where = f"{record.topic}[{record.partition}] at offset {record.offset}"
+                self.left_out.add(f"{record.topic}: {reason_of(error)}", where)
             return
         if inside:
             self.records[record.topic] += 1
             self._keep(record, event)
         elif isinstance(event, Forget) or (isinstance(event, Profile) and event.content is None):
             self._keep(record, event, inside=False)
+
+    def note_removed(self, removed: Mapping[str, int]) -> None:
+        """Counts what settling the spool has removed, and clicks whose item has no record there."""
+        for name, (topic, reason) in _REMOVED.items():
+            self.left_out.add(f"{topic}: {reason}", count=removed[name])
+        unknown = self._spool.count("clicks", "item NOT IN (SELECT item FROM items)")
+        self.left_out.add(f"{CLICKSTREAM}: its item has no record in {CATALOG}", count=unknown)
 
     def not_forwarded(self) -> int:
         """Clicks that were found in a foreign partition only; to be asked of a settled spool."""
@@ -137,6 +156,14 @@ class TopicExport:
             known_ms, hashes = max(0, record.timestamp_ms), [event.text_hash] if event.text_hash else None
             vectors = ItemVectors(event.embedder, [event.item_id], event.vector[None], [event.tags], hashes)
             self._spool.put("vectors", event.item_id, known_ms, orjson.dumps(vectors.body(0, known_ms)))
+
+
+def _check_time(event: Any) -> None:
+    """Raises MalformedError for an event whose time no data folder can hold."""
+    try:
+        check_ms(getattr(event, "ts_ms", YEAR_2000_MS))
+    except ValueError as error:
+        raise MalformedError("ts_ms", str(error)) from error
 
 
 def _removes(record: Record) -> bool:

@@ -1,13 +1,13 @@
 """`read_folder` loads a data folder's events, items, impressions, contexts, profiles and item vectors.
 
 It needs `events.csv.gz` (header `user_id,item_id,event_type,timestamp[,…]`, unix seconds, sorted; a column `ts_ms`
-wins) and `items.jsonl.gz`. Mistakes are refused with file and row; rows without a user or before 2000 are only counted.
+wins) and `items.jsonl.gz`. Mistakes of form are refused with file and row; single rows and records that the topics
+would refuse are left out and counted.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,12 @@ import orjson
 import polars as pl
 from numpy.typing import NDArray
 
-from context.times import YEAR_2000_MS
-from streams.events import FORGET, RELOAD_MS, Rules
+from context.times import YEAR_2000_MS, YEAR_2100_MS, check_ms, check_seconds, unit_of
+from streams.events import CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, RELOAD_MS, USERS, MalformedError, Record, Rules
+from streams.folder.items import arrival_ms, read_items, reason_of
+from streams.folder.lines import example_of, json_lines
+from streams.left_out import LeftOut
+from streams.parsing import parse
 
 EVENTS = "events.csv.gz"
 ITEMS = "items.jsonl.gz"
@@ -31,7 +35,8 @@ REQUIRED = ("user_id", "item_id", "event_type", "timestamp")
 DETAILS = ("event_id", "session_id", "location", "page_id", "recommendation_id")  # optional columns that events carry
 
 FORGET_CODE = -1
-LATEST_S = 100_000_000_000  # the year 5138: a larger "unix second" is a millisecond
+NO_RECORD = "its item has no usable record in items.jsonl.gz"
+_LISTS: Mapping[str, Sequence[str]] = {CONTEXT: ("events", "promotions"), USERS: (), ITEM_VECTORS: ("tags",)}
 
 # What the words of public data sets mean here. A rating says that the item was consumed, not that it was liked; a
 # review stands for the purchase it follows; a return undoes one. A configured kind's own name always means itself.
@@ -94,7 +99,7 @@ class Folder:
     vectors: list[dict[str, Any]]  # by ts_ms
     kind_names: tuple[str, ...]
     kind_weights: tuple[int, ...]  # by code, as they count for popularity
-    skipped: Mapping[str, int]  # reason -> rows
+    left_out: LeftOut  # rows and records that the topics would refuse, and events that name no item of `items`
     reload_ms: int = RELOAD_MS  # as of the rules it was read with
 
     @property
@@ -114,22 +119,23 @@ class Folder:
 
 def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, str] | None = None) -> Folder:
     """The data folder at `path`; `kind_of` adds meanings of event types to `DEFAULT_KIND_OF`. Raises ValueError, with
-    file and row, when a file is missing or malformed.
+    file and row, when a file is missing or malformed, or nothing in it is usable.
     """
-    rules = rules or Rules()
+    rules, left_out = rules or Rules(), LeftOut()
     table = _read_events(path / EVENTS)
-    items = _read_items(path / ITEMS)
-    table, skipped = _usable(table, path / EVENTS)
+    items = read_items(path / ITEMS, rules, left_out)
+    table = _usable(table, path / EVENTS, rules, left_out)
     user_ids = table["user_id"].unique(maintain_order=True).to_list()
     named = [item for item in table["item_id"].unique(maintain_order=True).to_list() if item]
     described = {item["item_id"] for item in items}
     item_ids = [item["item_id"] for item in items] + [item for item in named if item not in described]
     kinds = _kind_codes(table["event_type"], rules, kind_of or {})
     events = _columns(table, kinds, user_ids, item_ids, path / EVENTS)
+    _note_unknown_items(events, item_ids, len(items), left_out)
     first_ms = int(events.ts_ms[0])
-    contexts = _timed(path / CONTEXTS, "location", first_ms)
-    profiles = _timed(path / PROFILES, "user_id", first_ms)
-    arrivals_ms = _arrivals(items, events, len(item_ids), path / ITEMS)
+    contexts = _timed(path / CONTEXTS, CONTEXT, "location", first_ms, rules, left_out)
+    profiles = _timed(path / PROFILES, USERS, "user_id", first_ms, rules, left_out)
+    arrivals_ms = _arrivals(items, events, len(item_ids))
     start_ms = min([first_ms, *(row["ts_ms"] for row in contexts + profiles), *arrivals_ms[arrivals_ms >= 0].tolist()])
     return Folder(
         name=path.resolve().name,
@@ -139,19 +145,26 @@ def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, st
         item_ids=item_ids,
         items=items,
         arrivals_ms=np.where(arrivals_ms < 0, start_ms, arrivals_ms),
-        impressions=list(_jsonl(path / IMPRESSIONS)),
+        impressions=_impressions(path / IMPRESSIONS, left_out),
         contexts=contexts,
         profiles=profiles,
-        vectors=_timed(path / VECTORS, "item_id", start_ms),
+        vectors=_timed(path / VECTORS, ITEM_VECTORS, "item_id", start_ms, rules, left_out),
         kind_names=tuple(kind.name for kind in rules.kinds),
         kind_weights=tuple(kind.weight for kind in rules.kinds),
-        skipped=skipped,
+        left_out=left_out,
         reload_ms=rules.reload_ms,
     )
 
 
+def without_vector(events: int) -> LeftOut:
+    """So many events whose item has a record and no vector; the reader cannot know them."""
+    found = LeftOut()
+    found.add(f"{EVENTS}: its item has a record and no vector", count=events)
+    return found
+
+
 def _read_events(path: Path) -> pl.DataFrame:
-    """Rows of the file as strings plus `row` (from 1) and `ms`."""
+    """Rows of the file as strings plus `row` (from 1) and `time`, a number in the unit of its column."""
     try:
         table = pl.read_csv(path, infer_schema=False).fill_null("")
     except FileNotFoundError as error:
@@ -164,36 +177,93 @@ def _read_events(path: Path) -> pl.DataFrame:
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; its header needs {','.join(REQUIRED)}")
     table = table.with_row_index("row", offset=1)
-    name, unit_ms = ("ts_ms", 1) if "ts_ms" in table.columns else ("timestamp", 1000)
-    ms = table[name].cast(pl.Float64, strict=False) * unit_ms
-    table = table.with_columns(ms.round().cast(pl.Int64, strict=False).alias("ms"))
-    untimed, late = table.filter(pl.col("ms").is_null()), table.filter(pl.col("ms") > LATEST_S * 1000)
+    table = table.with_columns(pl.col(_time_column(table)).cast(pl.Float64, strict=False).alias("time"))
+    untimed = table.filter(~pl.col("time").is_finite().fill_null(False))
     _refuse(untimed, path, "has a timestamp that is no number", "unix seconds are expected")
-    _refuse(late, path, "lies after the year 5138", "`timestamp` is in unix seconds, `ts_ms` in milliseconds")
-    _refuse(table.filter(pl.col("ms").diff() < 0), path, "is earlier than the row above", "sort the file by time")
     return table
+
+
+def _time_column(table: pl.DataFrame) -> str:
+    return "ts_ms" if "ts_ms" in table.columns else "timestamp"
 
 
 def _refuse(rows: pl.DataFrame, path: Path, what: str, remedy: str) -> None:
     if rows.height:
-        first = rows.row(0, named=True)
-        shown = {name: first[name] for name in (*REQUIRED, "ts_ms") if name in first}
-        raise ValueError(f"{path} row {first['row']} {what}: {shown}; {remedy}")
+        raise ValueError(f"{path} row {_shown(rows)}: {what}; {remedy}")
 
 
-def _usable(table: pl.DataFrame, path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Rows that the topics would accept, and how many are not, by reason."""
-    anonymous, early = pl.col("user_id") == "", pl.col("ms") < YEAR_2000_MS
-    skipped = {"anonymous": table.filter(anonymous).height, "before_2000": table.filter(~anonymous & early).height}
-    kept = table.filter(~anonymous & ~early)
-    if not kept.height:
-        raise ValueError(f"{path} has no usable event: {table.height} rows, skipped {skipped}")
-    return kept, skipped
+def _shown(rows: pl.DataFrame) -> str:
+    """The first of the rows, for people."""
+    first = rows.row(0, named=True)
+    return f"{first['row']} {[first[name] for name in (*REQUIRED, 'ts_ms') if name in first]}"
+
+
+def _usable(table: pl.DataFrame, path: Path, rules: Rules, left_out: LeftOut) -> pl.DataFrame:
+    """Rows that the topics would accept, with `ms`; counts the others by reason."""
+    rows = table.height
+    refused = LeftOut()
+
+    def leave_out(table: pl.DataFrame, bad: pl.Expr, reason: str) -> pl.DataFrame:
+        found = table.filter(bad)
+        refused.add(f"{path.name}: {reason}", f"row {_shown(found)}" if found.height else "", found.height)
+        return table.filter(~bad) if found.height else table
+
+    name = _time_column(table)
+    table = leave_out(table, pl.col("user_id") == "", "no user_id")
+    for reason, bad in _wrong_times(name):
+        table = leave_out(table, bad, reason)
+    ms = (pl.col("time") * (1 if name == "ts_ms" else 1000)).round().cast(pl.Int64)
+    table = table.with_columns(ms.alias("ms"))
+    for column in ("user_id", "item_id", *DETAILS):
+        if column in table.columns:
+            for reason, values in _refused_ids(table[column], column, rules).items():
+                table = leave_out(table, pl.col(column).is_in(values), f"{column}: {reason}")
+    if "event_id" in table.columns:
+        again = (pl.col("event_id") != "") & ~pl.struct("user_id", "event_id").is_first_distinct()
+        table = leave_out(table, again, "an event_id that its user has sent before")
+    if not table.height:
+        raise ValueError(f"{path} has no usable event in {rows} rows: {refused}")
+    _refuse(table.filter(pl.col("ms").diff() < 0), path, "is earlier than the row above", "sort the file by time")
+    left_out.update(refused)
+    return table
+
+
+def _wrong_times(name: str) -> Iterator[tuple[str, pl.Expr]]:
+    """Why a number in a column of times is none, by the rule of `context.times`, and where it is so."""
+    own = 1000 if name == "ts_ms" else 1  # ticks per second
+    time, expected = pl.col("time") * 1000, f"expected {'milli' * (own > 1)}seconds since the epoch"
+    for ticks in (10**power for power in (0, 3, 6, 9)):
+        if ticks != own:
+            seemingly = (time >= YEAR_2000_MS * ticks) & (time <= YEAR_2100_MS * ticks)
+            yield f"{name} looks like {unit_of(1_500_000_000 * ticks)}, {expected}", seemingly
+    yield f"{name} is before 2000, {expected}", time < YEAR_2000_MS * own
+    yield f"{name} is after 2100, {expected}", time > YEAR_2100_MS * own
+
+
+def _refused_ids(column: pl.Series, name: str, rules: Rules) -> dict[str, list[str]]:
+    """Values of a column of ids that the topic would refuse, by reason. Only what is not short ASCII is looked at."""
+    odd = column.filter((column.str.len_bytes() > 256) | column.str.contains("[^ -~]")).unique().to_list()
+    found: dict[str, list[str]] = defaultdict(list)
+    body = {"event_id": "e", "user_id": "u", "item_id": "i", "kind": rules.kinds[0].name, "ts_ms": YEAR_2000_MS}
+    for value in odd:
+        try:
+            parse(Record(CLICKSTREAM, 0, 0, YEAR_2000_MS, None, orjson.dumps({**body, name: value})), rules)
+        except MalformedError as error:
+            found[error.reason].append(value)
+    return found
+
+
+def _note_unknown_items(events: Events, item_ids: Sequence[str], described: int, left_out: LeftOut) -> None:
+    """Counts events whose item has no record: they count for their user, and nobody can be recommended the item."""
+    unknown = np.flatnonzero(events.items >= described)
+    if len(unknown):
+        first = f"row {events.rows[unknown[0]]}, item_id {item_ids[events.items[unknown[0]]]!r}"
+        left_out.add(f"{EVENTS}: {NO_RECORD}", first, len(unknown))
 
 
 def _kind_codes(types: pl.Series, rules: Rules, kind_of: Mapping[str, str]) -> NDArray[np.int16]:
     """The kind code of each event type."""
-    own = {kind.name: kind.name for kind in rules.kinds}
+    own = {kind.name.lower(): kind.name for kind in rules.kinds}
     known = {**DEFAULT_KIND_OF, **own, FORGET: FORGET, **{name.lower(): kind for name, kind in kind_of.items()}}
     codes: dict[str, int] = {}
     for name in types.unique().to_list():
@@ -201,7 +271,8 @@ def _kind_codes(types: pl.Series, rules: Rules, kind_of: Mapping[str, str]) -> N
         code = FORGET_CODE if kind == FORGET else rules.kind_code(kind) if kind is not None else None
         if code is None:
             raise ValueError(
-                f"event type {name!r} means no kind of this deployment; say which of {sorted(own)} it means (kind_of)"
+                f"event type {name!r} means no kind of this deployment; write one of {', '.join(own)} in its place, or "
+                f"append it to PERSEID_KINDS with a weight, as in {name.lower()}:1"
             )
         codes[name] = code
     return types.replace_strict(codes, return_dtype=pl.Int16).to_numpy()
@@ -234,59 +305,55 @@ def _codes(column: pl.Series, ids: Sequence[str]) -> NDArray[np.int32]:
     return column.replace_strict(known, codes, default=-1, return_dtype=pl.Int32).to_numpy()
 
 
-def _read_items(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise ValueError(f"{path.parent} is no data folder: it has no {ITEMS}")
-    items = list(_jsonl(path))
-    seen: set[str] = set()
-    for number, item in enumerate(items, 1):
-        item_id = item.get("item_id")
-        if not isinstance(item_id, str) or not item_id or item_id in seen:
-            raise ValueError(f"{path} line {number}: item_id {item_id!r} is missing, empty, no string, or there twice")
-        seen.add(item_id)
-    return items
-
-
-def _timed(path: Path, identifier: str, start_ms: int) -> list[dict[str, Any]]:
-    """Records of a file with an id each, by `ts_ms`; one without a time counts from `start_ms`."""
+def _timed(
+    path: Path, topic: str, identifier: str, start_ms: int, rules: Rules, left_out: LeftOut
+) -> list[dict[str, Any]]:
+    """Records of a file that its topic would accept, by `ts_ms`; one without a time counts from `start_ms`."""
     records = []
-    for number, record in enumerate(_jsonl(path), 1):
+    for number, record in json_lines(path, _LISTS[topic]):
         ts_ms = record.setdefault("ts_ms", start_ms)
         if not isinstance(record.get(identifier), str) or not isinstance(ts_ms, int) or isinstance(ts_ms, bool):
             raise ValueError(f"{path} line {number}: needs a string {identifier} and an integer ts_ms: {record!r:.99}")
+        try:
+            _check_time("ts_ms", ts_ms)
+            parse(Record(topic, 0, 0, ts_ms, None, orjson.dumps(record)), rules)
+        except MalformedError as error:
+            if error.field != "embedder":  # which vectors fit is asked when they are used
+                left_out.add(f"{path.name}: {reason_of(error)}", example_of(number, record, identifier))
+                continue
         records.append(record)
     return sorted(records, key=lambda record: int(record["ts_ms"]))
 
 
-def _arrivals(items: Sequence[Mapping[str, Any]], events: Events, count: int, path: Path) -> NDArray[np.int64]:
+def _impressions(path: Path, left_out: LeftOut) -> list[dict[str, Any]]:
+    """What was shown, but for lines whose time is of another unit."""
+    found = []
+    for number, line in json_lines(path, ("shown", "prices")):
+        try:
+            for name in ("timestamp", "ts_ms"):
+                if isinstance(line.get(name), int | float):
+                    _check_time(name, line[name])
+        except MalformedError as error:
+            left_out.add(f"{path.name}: {reason_of(error)}", example_of(number, line, "user_id"))
+            continue
+        found.append(line)
+    return found
+
+
+def _check_time(name: str, value: int) -> None:
+    try:
+        (check_seconds if name == "timestamp" else check_ms)(value)
+    except ValueError as error:
+        raise MalformedError(name, str(error)) from error
+
+
+def _arrivals(items: Sequence[Mapping[str, Any]], events: Events, count: int) -> NDArray[np.int64]:
     """When each item becomes known [count], -1 where nothing says so."""
     arrivals = np.full(count, -1, np.int64)
     acted, first = np.unique(events.items, return_index=True)
     arrivals[acted[acted >= 0]] = events.ts_ms[first[acted >= 0]]
     for number, item in enumerate(items):
-        said, unit = (item["first_seen"], 1000) if item.get("first_seen") is not None else (item.get("ts_ms"), 1)
-        if said is not None:
-            if isinstance(said, bool) or not isinstance(said, (int, float)):
-                raise ValueError(
-                    f"{path} line {number + 1}: time {said!r} is no number; `first_seen` is in unix seconds"
-                )
-            arrivals[number] = max(YEAR_2000_MS, round(said * unit))
+        said_ms = arrival_ms(item)
+        if said_ms is not None:
+            arrivals[number] = said_ms
     return arrivals
-
-
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a gzipped file, one in a line; none when there is no file."""
-    if not path.exists():
-        return
-    number = 0
-    try:
-        with gzip.open(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                record = orjson.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError(f"{path} line {number} is no JSON object: {record!r:.99}")
-                yield record
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzipped file: {error}") from error

@@ -14,13 +14,9 @@ import numpy as np
 import orjson
 
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, TOPIC_ORDER, USERS
+from streams.folder.items import catalogue_body
 from streams.folder.reader import DETAILS, FORGET_CODE, Folder
 from streams.item_vectors import ItemVectors
-
-_CATALOGUE_FIELDS = (
-    "title", "description", "brand", "category", "subclass", "price", "tags", "available", "regions", "starts_ms",
-    "ends_ms",
-)  # fmt: skip
 
 
 class SourceRecord(NamedTuple):
@@ -58,15 +54,6 @@ def records(
             return
         if start_ms is None or record.timestamp_ms >= start_ms:
             yield record
-
-
-def catalogue_body(item: Mapping[str, Any], ts_ms: int) -> dict[str, Any]:
-    """The value on `catalog` of a line of `items.jsonl.gz`: known fields that say something."""
-    said = {name: item[name] for name in _CATALOGUE_FIELDS if item.get(name) is not None}
-    for name in ("category", "tags", "regions"):
-        if name in said:
-            said[name] = [label for label in said[name] if label]
-    return {"item_id": item["item_id"], "title": "", **said, "ts_ms": ts_ms}
 
 
 def _given(topic: str, identifier: str, bodies: Sequence[Mapping[str, Any]]) -> Iterator[SourceRecord]:

@@ -32,6 +32,7 @@ class Prepared:
     data: TrainingData
     user_ids: list[str]  # [n_users] in the order of data.user_ptr
     left_out: int  # events on items without a vector: they cannot be recommended, so nothing is learned from them
+    unembedded: int  # those of them whose item has a record; the others count in `Folder.left_out`
     folded: int = 0  # reloads, which change no window
 
 
@@ -49,9 +50,13 @@ def training_data(
     Events at or before a user's last forget are left out, and reloads, as they are in the live state. Without
     `features` there is no context. Raises ValueError when nothing is left to train on.
     """
-    rows, left_out, folded = _usable_rows(folder, vectors, before_ms)
+    rows, without, folded = _usable_rows(folder, vectors, before_ms)
     if not len(rows):
-        raise ValueError(f"{folder.name} has no event before {before_ms} on an item with a vector; nothing to train on")
+        when = "" if before_ms is None else " before the split"
+        raise ValueError(
+            f"{folder.name} has no event{when} on an item with a vector; nothing to train on (left out: "
+            f"{folder.left_out})"
+        )
     order = rows[np.argsort(folder.events.users[rows], kind="stable")]  # by (user, time)
     users, counts = np.unique(folder.events.users[order], return_counts=True)
     known = _known_items(folder, vectors, before_ms)
@@ -70,13 +75,13 @@ def training_data(
         worth=_worth(folder, order),
         places=np.array(folder.events.detail("location"), dtype=object)[order].tolist(),
     )
-    return Prepared(data, user_ids, left_out, len(folded))
+    return Prepared(data, user_ids, len(without), int((without < len(folder.items)).sum()), len(folded))
 
 
 def _usable_rows(
     folder: Folder, vectors: ItemVectors, before_ms: int | None
-) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
-    """Positions of the events to train on, in time order; how many fall away for want of a vector; those that fold."""
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+    """Positions of the events to train on, in time order; items of those without a vector; positions that fold."""
     stop, events = folder.events.before(before_ms), folder.events
     has_vector = np.append(_vectored(folder, vectors), False)  # the last entry serves the item -1 of a forget
     remembered = events.ts_ms[:stop] > _forgotten_ms(folder, stop)[events.users[:stop]]
@@ -84,8 +89,8 @@ def _usable_rows(
     views = events.kinds[clicks] == (folder.kind_names.index(VIEW) if VIEW in folder.kind_names else FORGET_CODE)
     folded = reloads(events.users[clicks], events.items[clicks], views, events.ts_ms[clicks], folder.reload_ms)
     stored = clicks[~folded]
-    usable = stored[has_vector[events.items[stored]]]
-    return usable, len(stored) - len(usable), clicks[folded]
+    usable = has_vector[events.items[stored]]
+    return stored[usable], events.items[stored[~usable]], clicks[folded]
 
 
 def _worth(folder: Folder, order: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -46,8 +46,9 @@ class Digest:
         return hashlib.sha256(canonical_json(self.parts)).hexdigest()
 
     def differences(self, other: Digest) -> list[str]:
-        """Names of the parts that differ."""
-        return sorted(name for name in self.parts | other.parts if self.parts.get(name) != other.parts.get(name))
+        """Names of the parts that differ, partitions by number."""
+        different = (name for name in self.parts | other.parts if self.parts.get(name) != other.parts.get(name))
+        return sorted(different, key=lambda name: (len(name) if name[1:].isdigit() else 0, name))
 
 
 def digest_of(parts: dict[str, Any]) -> Digest:

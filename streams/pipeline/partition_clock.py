@@ -1,7 +1,7 @@
-"""Keeps the time of a partition, which no single producer can move: a low remedian of the times of its clicks.
+"""Keeps the time of a partition, as thousands of its clicks agree on it, so that no single producer can move it.
 
-Idle users are removed by it, so it follows what thousands of clicks agree on (Rousseeuw and Bassett, The remedian,
-JASA 1990). It reads no wall clock and never goes back.
+It is a low remedian of the times of clicks (Rousseeuw and Bassett, The remedian, JASA 1990). Idle users are removed by
+it. It reads no wall clock and never goes back.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 
 from streams.evaluation.tables import table
 from streams.kafka.topic_merge import Covers
+from streams.left_out import LeftOut
 from streams.pipeline.digest import Digest
 
 _TOLD = ("applied", "folded", "duplicate", "late", "forgotten", "malformed", "misrouted", "gaps")
@@ -58,6 +59,20 @@ class ReplayReport:
     answers: Mapping[str, Any] | None  # PrequentialEvaluator.result
     model: str | None
     seconds: float  # spent replaying, in all runs together
+    left_out_of_folder: LeftOut = field(default_factory=LeftOut)  # by the reader of a data folder
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What the reader of a data folder left out, and what the pipeline refused."""
+        found = LeftOut.joined(self.left_out_of_folder)
+        for reason, count in sorted(self.dead_letters.items()):
+            found.add(reason, count=count)
+        return found
+
+    @property
+    def error(self) -> str | None:
+        """Why there are no metrics although questions were asked; None where there are."""
+        return None if self.answers is None else self.answers.get("error")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -69,6 +84,7 @@ class ReplayReport:
             "records": dict(self.records),
             "counts": dict(sorted(self.counts.items())),
             "dead_letters": dict(self.dead_letters),
+            "left_out": self.left_out.to_dict(),
             "digest": self.digest.hex,
             "digest_parts": self.digest.parts,
             "model": self.model,
@@ -83,8 +99,7 @@ class ReplayReport:
         counts = ", ".join(f"{self.counts[name]} {name}" for name in _TOLD if self.counts.get(name))
         rate = f", {sum(self.records.values()) / self.seconds:,.0f} records/s" if self.seconds >= 1 else ""
         lines = [f"replayed {self.source}: {records} in {self.seconds:.0f} s{rate}", f"engine: {counts}"]
-        lines += [f"dead letters: {count} x {reason}" for reason, count in sorted(self.dead_letters.items())]
-        lines += self._reach()
+        lines += [*self.left_out.lines(), *self._reach()]
         lines.append(f"digest {self.digest.hex}{'' if self.complete else ' (of a part of the log)'}")
         return "\n".join(lines + self._questions())
 
@@ -103,4 +118,4 @@ class ReplayReport:
             f"model {self.model}, {self.answers['questions']} questions; not asked: {skipped or 'none'}",
             f"targets that no list could hold (they count as misses): {away or 'none'}",
         ]
-        return lines + (["", table(self.answers)] if self.answers["questions"] else [])
+        return lines + (["", table(self.answers)] if self.answers["questions"] and self.error is None else [])

@@ -25,6 +25,7 @@ from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_l
 from streams.evaluation.sessions.sessions import LABELS, Label, Session, read_sessions
 from streams.evaluation.sessions.timeline import VIEWS, SessionQuestion, session_questions
 from streams.evaluation.slices import Facts
+from streams.evaluation.tables import moment
 from streams.events import Rules
 from streams.folder.reader import Folder
 from streams.item_vectors import ItemVectors
@@ -60,7 +61,7 @@ def evaluate_sessions(
     model: OfflineModel,
     rules: Rules,
     plan: SessionPlan,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Metrics of every ranker by view and label, as plain values for JSON.
 
@@ -75,7 +76,15 @@ def evaluate_sessions(
     train = [question for question in asked if question.session.end_ms < plan.split_ms]
     test = [question for question in asked if question.session.start_ms >= plan.split_ms]
     if not test:
-        raise ValueError(f"no session of {folder.name} begins after {plan.split_ms}; give an earlier split")
+        times = [session.start_ms for session in found.sessions]
+        last = f", the last one does at {moment(max(times))}" if times else ""
+        raise ValueError(
+            f"no session of {folder.name} with a choice of kind {plan.choice!r} begins after {moment(plan.split_ms)}"
+            f"{last}; give an earlier --split, or another --choice"
+        )
+    shown = {candidate.item_id for question in test for candidate in question.session.shown}
+    if shown.isdisjoint(vectors.item_ids):
+        raise ValueError(f"none of the {len(shown)} items that were shown has a vector; left out: {folder.left_out}")
     items = _Vectors(model.encoder, vectors)
     pairs = _user_vectors(model, ContextTimeline(folder.contexts), test)
     result: dict[str, Any] = {

@@ -102,7 +102,7 @@ def read_sessions(folder: Folder, choice: str) -> Sessions:
     else:
         choices = _events_of(folder, choice)
     if not choices:
-        raise ValueError(f"nobody in {folder.name} made a choice of kind {choice!r}; choose another kind or {CLICK!r}")
+        raise ValueError(f"nobody in {folder.name} made a choice of kind {choice!r}; name another: --choice {CLICK}")
     return _by_day(folder, pages, choices)
 
 
@@ -122,7 +122,7 @@ def _price(said: Any) -> float:
 
 def _events_of(folder: Folder, kind: str) -> list[tuple[int, str, str]]:
     if kind not in folder.kind_names:
-        raise ValueError(f"kind {kind!r} is none of this deployment's {list(folder.kind_names)}; nor is it {CLICK!r}")
+        raise ValueError(f"--choice {kind} is none of {', '.join((CLICK, *folder.kind_names))}")
     events = folder.events
     return [
         (int(events.ts_ms[at]), folder.user_ids[events.users[at]], folder.item_ids[events.items[at]])

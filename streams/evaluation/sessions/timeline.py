@@ -48,9 +48,13 @@ class SessionQuestion:
 
 
 def session_questions(
-    folder: Folder, found: Sessions, rules: Rules, config: ModelConfig, progress: Callable[[int], None] | None = None
+    folder: Folder,
+    found: Sessions,
+    rules: Rules,
+    config: ModelConfig,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[SessionQuestion]:
-    """Every session in both views, in the order of time; `progress` is told how many events are done."""
+    """Every session in both views, in the order of time; `progress` is told how many events are done, of how many."""
     timeline = _Timeline(folder, found, rules, applier(window_rules(rules, config)), progress)
     moments: list[tuple[int, View, int]] = []
     for n, session in enumerate(found.sessions):
@@ -70,7 +74,7 @@ class _Timeline:
     """The state of one pass: users as the live state would hold them, and counts of items."""
 
     def __init__(
-        self, folder: Folder, found: Sessions, rules: Rules, apply: Apply, progress: Callable[[int], None] | None
+        self, folder: Folder, found: Sessions, rules: Rules, apply: Apply, progress: Callable[[int, int], None] | None
     ) -> None:
         self._folder, self._rules, self._apply, self._progress = folder, rules, apply, progress
         self._counters = ItemCounters(folder.items)
@@ -85,7 +89,7 @@ class _Timeline:
             self._take(parse(body, self._rules), record.timestamp_ms)
             self._done += 1
             if self._progress is not None and self._done % 1000 == 0:
-                self._progress(min(self._done, len(self._folder.events)))
+                self._progress(min(self._done, len(self._folder.events)), len(self._folder.events))
         for page in _taken(self._pages, now_ms, lambda page: page.ts_ms):
             self._counters.show(page.shown)
         for ts_ms, _, item in _taken(self._choices, now_ms, lambda choice: choice[0]):

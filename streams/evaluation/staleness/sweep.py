@@ -18,7 +18,7 @@ from context.timeline import ContextTimeline
 from encoder.model.config import ModelConfig
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
-from streams.evaluation.held_out import HeldOut, applier, window_rules
+from streams.evaluation.held_out import HeldOut, all_out_of_reach, applier, window_rules
 from streams.evaluation.popularity import PopularityLists, RecentPopularity
 from streams.evaluation.rankers import ModelRanker, OfflineModel, Ranker, best_lists, masked_scores
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm
@@ -40,11 +40,11 @@ _BATCH = 64  # questions, and states of knowledge, that are encoded and ranked t
 
 
 def sweep(
-    held: HeldOut, model: OfflineModel, arms: Sequence[Arm], progress: Callable[[int], None] | None = None
+    held: HeldOut, model: OfflineModel, arms: Sequence[Arm], progress: Callable[[int, int], None] | None = None
 ) -> Sweep:
     """Asks every question in every arm; the lists of all late arms are compared with the fresh one's.
 
-    `progress` is told how many of the folder's events are done.
+    `progress` is told how many of the folder's events are done, of how many.
     """
     ways, late = [*held.ask.slots, POPULAR], [arm for arm in arms if arm != FRESH]
     first, *others = [*ways, *(list_name(arm, way) for arm, way in product(late, ways))]
@@ -109,11 +109,19 @@ class Sweep:
         """Events that no question was asked about, by reason."""
         return dict(self._held.selection.skipped)
 
-    def run(self, progress: Callable[[int], None] | None = None) -> None:
-        """Goes through the whole folder."""
+    def run(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Goes through the whole folder.
+
+        Raises:
+            ValueError: no list could hold a single target, so that all metrics would be 0 for this reason alone.
+        """
         for now_ms, event in self._held.events(progress):
             self._take(now_ms, event)
         self._answer()
+        targets = int(self.comparison.outcomes.facts("targets").sum())
+        reason = all_out_of_reach(self.targets, targets, self._held.folder.left_out)
+        if reason is not None:
+            raise ValueError(reason)
 
     def _take(self, now_ms: int, event: UserEvent) -> None:
         """Asks about a click, then applies it; profiles and forgets are only applied."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deploy.jobs.evaluate import evaluate_folder
-from deploy.jobs.replay import replay_folder
+from deploy.jobs.replay import apart, compare_with_live, replay_folder
 from deploy.jobs.replay_checkpoint import ReplayPlan
 from deploy.settings import load
 from encoder.model.artefact import save
@@ -20,7 +20,8 @@ from encoder.model.encoder import StarsEncoder
 from index.state.memory_store import MemoryStore
 from streams.evaluation.held_out import QuestionSettings
 from streams.folder.reader import Folder, read_folder
-from streams.pipeline.digest import digest
+from streams.kafka.topic_merge import Covers
+from streams.pipeline.digest import Digest, digest
 from tests.support.folders import write_vectors
 from tests.support.replay_world import CONFIG, PARTITIONS, shop, vectors_of
 
@@ -124,3 +125,43 @@ def test_a_live_state_with_the_same_history_does_not_differ(path: Path) -> None:
     assert report.digest.differences(asyncio.run(digest(whole, PARTITIONS))) == []
     different = report.digest.differences(asyncio.run(digest(part, PARTITIONS)))
     assert different and set(different) <= {"items", "contexts", *(f"p{n}" for n in range(PARTITIONS))}
+
+
+def test_a_difference_from_the_live_state_is_explained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = MemoryStore(SETTINGS.keys())
+    whole = replay_folder(path, ReplayPlan(store=live), SETTINGS, {})
+    monkeypatch.setattr("deploy.jobs.replay.open_store", lambda settings: live)
+    assert compare_with_live(whole, SETTINGS) == {}
+    part = replay_folder(path, ReplayPlan(), SETTINGS, {}, stop_ms=read_folder(path).split_ms(0.5))
+    positions = asyncio.run(live.read_all(live.keys.owner("p1")))
+    read = {"clickstream[1]": Covers(0, 0, 7, 7), "users[1]": Covers(0, 0, int(positions["pos:users"]), 1)}
+    found = compare_with_live(replace(part, covers=read), SETTINGS)
+    assert list(found)[-3:] == ["p0", "p1", "p2"]
+    at = int(positions["pos:clickstream"])
+    assert found["p1"] == [f"the live state is at offset {at} of clickstream[1], the replay at 7"]
+    assert found["p0"] == []  # nothing is known of what was read
+
+
+def test_what_a_replay_cannot_have_read_is_said(path: Path) -> None:
+    report = replay_folder(path, ReplayPlan(), SETTINGS, {})
+    owner = {"pos:clickstream": b"40", "logs:clickstream": b"2", "pos:users": b"9", "logs:users": b"1"}
+    covers = {"clickstream[3]": Covers(20, 20, 40, 40), "users[3]": Covers(0, 4, 9, 9)}
+    assert list(apart(replace(report, covers=covers), owner, ("users", "clickstream"), 3)) == [
+        "users[3] was replayed from 4 only",
+        "clickstream[3] is log 2 of the live state, whose earlier ones (another broker or topic) are gone",
+        "the log of clickstream[3] begins at 20: what came before has left Kafka",
+    ]
+
+
+def test_partitions_that_differ_are_sorted_as_numbers() -> None:
+    names = ["items", "contexts", *(f"p{number}" for number in range(12))]
+    differ = Digest(dict.fromkeys(names, "a")).differences(Digest({}))
+    assert differ == ["contexts", "items", *(f"p{number}" for number in range(12))]
+
+
+def test_what_the_pipeline_refused_is_said_like_what_the_reader_left_out(path: Path) -> None:
+    report = replay_folder(path, ReplayPlan(), SETTINGS, {})
+    assert report.to_dict()["left_out"] == {} and "left out" not in report.table()
+    refused = replace(report, dead_letters={"catalog: title: missing": 2})
+    assert refused.to_dict()["left_out"] == {"catalog: title: missing": {"count": 2, "first": ""}}
+    assert "\nleft out: 2 x catalog: title: missing\n" in refused.table()

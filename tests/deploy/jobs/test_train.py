@@ -35,17 +35,29 @@ USERS, ITEMS, STEPS = 12, 10, 12
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Users walk through the items in turn; two items appear in the last quarter; weather changes once a day."""
     rows = [
-        (f"u{user}", f"i{(user + step) % (ITEMS - 2 if step < 9 else ITEMS)}", "view", START_S + step * 3600 + user)
+        (
+            f"u{user}",
+            f"i{(user + step) % (ITEMS - 2 if step < 9 else ITEMS)}",
+            "view",
+            START_S + step * 3600 + user,
+            "town",
+        )
         for step in range(STEPS)
         for user in range(USERS)
     ]
     context = [
-        {"location": "", "ts_ms": (START_S + hour * 3600) * 1000, "weather": {"hot": hour % 2 == 0}}
+        {
+            "location": "town",
+            "ts_ms": (START_S + hour * 3600) * 1000,
+            "valid_until_ms": (START_S + hour * 3600 + 3600) * 1000,
+            "weather": {"hot": hour % 2 == 0},
+        }
         for hour in range(STEPS)
     ]
     items = [item(f"i{number}", brand="Acme", category=["A" if number % 2 else "B"]) for number in range(ITEMS)]
     path = Path(tmp_path_factory.mktemp("data")) / "walks"
-    return write_folder(path, sorted(rows, key=lambda row: row[3]), items, context=context)
+    header = "user_id,item_id,event_type,timestamp,location"
+    return write_folder(path, sorted(rows, key=lambda row: row[3]), items, header=header, context=context)
 
 
 @pytest.fixture(scope="module")

@@ -177,13 +177,22 @@ def test_an_empty_list_hits_nothing() -> None:
     assert metrics_of(found, 4, (2,)) == {"next": {"recall@2": 0.0, "ndcg@2": 0.0, "mrr@2": 0.0, "coverage@2": 0.0}}
 
 
+def test_events_on_items_without_a_vector_are_left_out_and_counted(tmp_path: Path) -> None:
+    numbers = (0, 9, 1, 2, 5, 3)  # i9 has no record, i5 no vector
+    folder = placed(tmp_path / "shop", [("u", f"i{n}", "view", START_S, at) for at, n in enumerate(numbers)])
+    vectors = ItemVectors("toy", [f"i{n}" for n in range(4)], np.ones((4, 4), np.float32), [[]] * 4)
+    found = leave_one_out(folder, vectors)
+    assert found.items.tolist() == [0, 1, 2, 3] and found.unembedded == 1
+    assert list(folder.left_out.to_dict().values()) == [{"count": 1, "first": "row 2, item_id 'i9'"}]
+
+
 def test_what_the_protocol_cannot_use_is_refused(tmp_path: Path) -> None:
     short = placed(tmp_path / "short", [("u", "i0", "view", START_S, 0), ("u", "i1", "view", START_S, 1)])
     with pytest.raises(ValueError, match="nobody in short has more than 2 events"):
         leave_one_out(short, vectors_of(short))
     blind = placed(tmp_path / "blind", [("u", f"i{n}", "view", START_S, n) for n in range(3)])
     few = ItemVectors("toy", ["i0"], np.ones((1, 4), np.float32), [[]])
-    with pytest.raises(ValueError, match="item 'i1' has events and no vector"):
+    with pytest.raises(ValueError, match="nobody in blind has more than 2 events on items with a vector"):
         leave_one_out(blind, few)
     with pytest.raises(ValueError, match="seq_pos that is no whole number"):
         placed(tmp_path / "odd", [("u", "i0", "view", START_S, "first")])

@@ -99,7 +99,7 @@ def test_the_live_hard_rules_hold_at_the_time_of_each_question(tmp_path: Path, m
         item("i0", **here), item("always", **here, starts_ms=None, ends_ms=None, regions=["mars"]),
         item("ends", **here, ends_ms=noon_ms), item("starts", **here, starts_ms=noon_ms),
         item("one ms", **here, starts_ms=noon_ms, ends_ms=noon_ms + 1), item("out of stock", **here, available=False),
-        item("refused", **here, ends_ms="soon"), item("arrives", first_seen=START_S + 1000),
+        item("refused", **here, brand="\u0007"), item("arrives", first_seen=START_S + 1000),
     ]  # fmt: skip
     folder = read_folder(write_folder(tmp_path / "shop", rows, items, header=header), RULES)
     before, at, after = {"ends"}, {"starts", "one ms", "arrives"}, {"starts", "arrives"}
@@ -230,6 +230,6 @@ def test_baskets_are_answered_as_they_were(tmp_path: Path) -> None:
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
-    folder, told = shop(tmp_path / "shop", events=1100), list[int]()
-    evaluate(held_out(folder, QuestionSettings(every=500)), offline(), progress=told.append)
-    assert told == [0, 1000]
+    folder, told = shop(tmp_path / "shop", events=1100), list[tuple[int, int]]()
+    evaluate(held_out(folder, QuestionSettings(every=500)), offline(), progress=lambda *step: told.append(step))
+    assert told == [(0, 1100), (1000, 1100)]

@@ -126,8 +126,12 @@ def oracle(user: str, day: int, rows: list[Any], pages: list[Any], choice: str) 
     ("choice", "pages", "message"),
     [
         ("click", [], "no impressions"),
-        ("gift", [page("u", MIDNIGHT_S, ["i0", "i1"], "i0")], "'gift' is none of this deployment's"),
-        ("cart", [page("u", MIDNIGHT_S, ["i0", "i1"], "i0")], "nobody in shop made a choice of kind 'cart'"),
+        ("gift", [page("u", MIDNIGHT_S, ["i0", "i1"], "i0")], "--choice gift is none of click, view, cart"),
+        (
+            "cart",
+            [page("u", MIDNIGHT_S, ["i0", "i1"], "i0")],
+            "nobody in shop made a choice of kind 'cart'.*--choice click",
+        ),
         ("click", [page("u", MIDNIGHT_S, ["i0", "i1"], prices=[1.0])], "impression 1 needs"),
     ],
 )
