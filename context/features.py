@@ -1,8 +1,8 @@
 """`ContextFeatures` encodes a moment and a place as named features τ(t) of the calendar and g(t, location) of the rest.
 
 Times are UTC. Weather, events and promotions come from records as on the `context` topic. Unknown values, expired
-records, promotions outside their window and anything malformed contribute zero. Promotions of single items have no
-feature.
+records, promotions outside their window and anything malformed contribute zero. Labels are compared folded. Promotions
+of single items have no feature.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from context.labels import folded_or_same, folded_rows
 from context.units import DAY_MS
 
 FloatArray = npt.NDArray[np.float32]
@@ -32,6 +33,7 @@ MAX_READ = 256  # fields, events or promotions read from one record: a huge reco
 MAX_NAME = 256
 MAX_NUMBER = 1e9  # weather and strengths beyond are malformed: their squares would leave float32
 FOREVER_MS = math.inf
+_OF_LABELS = ("event.", "promotion.category:", "promotion.tag:")  # names of features that go on with a label
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class ContextFeatures:
     def __init__(self, features: Sequence[Feature]) -> None:
         self.features = tuple(features)
         self.names = tuple(feature.name for feature in self.features)
-        self._column = {feature.name: column for column, feature in enumerate(self.features)}
+        self._column = folded_rows(self.names, "context features", _folded)
         _check(self.features)
         self._bound = np.array([feature.bound for feature in self.features], np.float32)  # [F]
         cycles = [(column, *_cycle(f.name), f.centre) for column, f in enumerate(self.features) if f.kind == "time"]
@@ -220,6 +222,14 @@ def _learned(name: str, numbers: list[float] | None, strongest: float | None) ->
     return Feature(name, "flag")
 
 
+def _folded(name: str) -> str:
+    """A feature's name with its label folded."""
+    for prefix in _OF_LABELS:
+        if name.startswith(prefix):
+            return prefix + folded_or_same(name.removeprefix(prefix))
+    return name
+
+
 RawEntry = tuple[Kind, str, float, float, float]
 
 
@@ -254,7 +264,7 @@ def _weather(weather: Any) -> Iterator[tuple[Kind, str, float]]:
 def _event_names(events: Any) -> list[str]:
     """Each event once, whether it is given by its name or as a mapping with a `name`."""
     given = [event.get("name") if isinstance(event, Mapping) else event for event in _first(events)]
-    return sorted({f"event.{name}" for name in given if _is_name(name)})
+    return sorted({f"event.{folded_or_same(str(name))}" for name in given if _is_name(name)})
 
 
 def _promotion(promotion: Any, until_ms: float) -> Iterator[RawEntry]:
@@ -267,7 +277,7 @@ def _promotion(promotion: Any, until_ms: float) -> Iterator[RawEntry]:
         return
     for field in ("category", "tag"):
         if _is_name(promotion.get(field)):
-            name = f"promotion.{field}:{promotion[field]}"
+            name = f"promotion.{field}:{folded_or_same(promotion[field])}"
             yield "strength", name, strength, starts_ms, min(ends_ms, until_ms)
 
 

@@ -5,9 +5,13 @@ One function for everything that is compared as a label; ids are never folded.
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+
+log = logging.getLogger(__name__)
 
 MAX_LABEL_BYTES = 256
 # All that `str.isspace` counts, less the ASCII separators (real control characters), and two that only look like none:
@@ -42,3 +46,21 @@ def folded_or_same(text: str) -> str:
         return fold_label(text)
     except ValueError:
         return text
+
+
+def folded_rows(
+    names: Iterable[str], of: str, fold: Callable[[str], str] = folded_or_same, first: int = 0
+) -> dict[str, int]:
+    """The row of each name of a stored vocabulary (`of`: whose), folded; the first row is number `first`.
+
+    Of names that fold to one the first keeps its row, and it is logged.
+
+    >>> folded_rows(["tag:red", "tag:blue"], "model m-1", first=1)
+    {'tag:red': 1, 'tag:blue': 2}
+    """
+    rows: dict[str, int] = {}
+    for row, name in enumerate(names, first):
+        folded = fold(name)
+        if rows.setdefault(folded, row) != row:
+            log.warning("%s: %r is the same label as a name before it, whose row is used", of, name)
+    return rows

@@ -13,17 +13,18 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from context.labels import folded_or_same
 from encoder.text.endpoint_models import Embedder, embed_each
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import EndpointError
-from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
+from index.state.records import EMBEDDER, TAGS, TEXT_HASH, VECTOR_HASH
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules
 from streams.item_vectors import ItemVectors
@@ -56,10 +57,14 @@ class _Wanted:
     """An item whose text has to have a vector; times are those of its catalogue record."""
 
     item_id: str
-    text: str
-    hash: str
+    text: str  # with its labels folded
+    hashes: tuple[str, ...]  # of the text, then of it as it was sent and older builds hashed it, where that differs
     tags: tuple[str, ...]
     ts_ms: int
+
+    @property
+    def hash(self) -> str:
+        return self.hashes[0]
 
 
 @dataclass(slots=True)
@@ -124,7 +129,7 @@ class EmbeddingService:
         Raises OSError when Kafka did not acknowledge all, or the text model cannot be used now: repeat the call then.
         """
         latest = self._latest(records)
-        listed = {item_id: fields for item_id, (_, fields) in latest.items() if fields is not None}
+        listed = [entry for _, entry in latest.values() if entry.fields is not None]
         wanted = await self._without_known(await self._wanted(listed))
         vectors = await self._vectors(wanted)
         answered = [item for item in wanted if item.hash in vectors]
@@ -184,9 +189,9 @@ class EmbeddingService:
             rest_s = min(_MOST_PENDING_S, _PENDING_S * 2 ** min(tries - 1, 16))
             self._pending[item.item_id] = _Pending(record, tries, time.monotonic() + rest_s)
 
-    def _latest(self, records: Sequence[Record]) -> dict[str, tuple[Record, Mapping[str, Any] | None]]:
-        """The latest record of each item and its fields (None: withdrawn), in the order in which these came."""
-        latest: dict[str, tuple[Record, Mapping[str, Any] | None]] = {}
+    def _latest(self, records: Sequence[Record]) -> dict[str, tuple[Record, CatalogueEntry]]:
+        """The latest record of each item and what it says, in the order in which these came."""
+        latest: dict[str, tuple[Record, CatalogueEntry]] = {}
         for record in records:
             try:
                 entry = parse(record, self._rules)
@@ -195,47 +200,64 @@ class EmbeddingService:
                 continue
             assert isinstance(entry, CatalogueEntry)
             latest.pop(entry.item_id, None)
-            latest[entry.item_id] = record, entry.fields
+            latest[entry.item_id] = record, entry
         return latest
 
-    async def _wanted(self, listed: Mapping[str, Mapping[str, Any]]) -> list[_Wanted]:
-        """What each item needs, by its fields."""
-        tags = await asyncio.to_thread(self._model.tag, list(listed.values()))
+    async def _wanted(self, listed: Sequence[CatalogueEntry]) -> list[_Wanted]:
+        """What each listed item needs. It is tagged as it was sent: a chat model's answers are kept by that text."""
+        sent = [entry.sent or entry.fields or {} for entry in listed]
+        tags = await asyncio.to_thread(self._model.tag, sent)
         wanted = []
-        for (item_id, fields), own in zip(listed.items(), tags, strict=True):
+        for entry, as_sent, own in zip(listed, sent, tags, strict=True):
+            fields = entry.fields or {}
             text = canonical_text(fields)
-            wanted.append(_Wanted(item_id, text, text_hash(text), tuple(own), int(fields["ts_ms"])))
+            hashes = dict.fromkeys((text_hash(text), text_hash(canonical_text(as_sent))))
+            wanted.append(_Wanted(entry.item_id, text, tuple(hashes), tuple(own), int(fields["ts_ms"])))
         return wanted
 
     async def _without_known(self, wanted: Sequence[_Wanted]) -> list[_Wanted]:
-        """Leaves out items whose stored vector belongs to this text, this model and these tags."""
-        keys, fields = self._store.keys, (EMBEDDER, VECTOR_HASH, TAGS)
+        """Leaves out items whose stored vector belongs to this text, this model and these tags.
+
+        The others name the hash that the stored record has: one that an older build stored has that of what was sent.
+        """
+        keys, fields = self._store.keys, (EMBEDDER, VECTOR_HASH, TAGS, TEXT_HASH)
         try:
             stored = await self._store.read([(keys.item(item.item_id), fields) for item in wanted])
         except StoreUnavailableError:  # publishing again what is known does no harm
             return list(wanted)
-        new = [item for item, values in zip(wanted, stored, strict=True) if values != self._as_stored(item)]
+        new = []
+        for item, (embedder, vector_hash, tags, text_hashes) in zip(wanted, stored, strict=True):
+            same = embedder == self._model.name.encode() and vector_hash in [key.encode() for key in item.hashes]
+            if not same or _folded(tags) != sorted(set(item.tags)):
+                has = (text_hashes or b"").decode().split()
+                new.append(replace(item, hashes=tuple(sorted(item.hashes, key=lambda key: key not in has))))
         self.counts["unchanged"] += len(wanted) - len(new)
         return new
 
-    def _as_stored(self, item: _Wanted) -> list[bytes | None]:
-        return [self._model.name.encode(), item.hash.encode(), canonical_json(list(item.tags))]
-
     async def _vectors(self, wanted: Sequence[_Wanted]) -> dict[str, Vector]:
         """Text hash → vector [d_text] of texts with a usable answer; none is embedded that was embedded before."""
-        texts = {item.hash: item.text for item in wanted}
-        found = {key: vector for key in texts if (vector := self._memory.get(key)) is not None}
-        missing = {key: text for key, text in texts.items() if key not in found}
+        found = {item.hash: vector for item in wanted if (vector := self._remembered(item)) is not None}
+        missing = {item.hash: item.text for item in wanted if item.hash not in found}
         answers, errors = await asyncio.to_thread(embed_each, self._model, missing)
         for item in wanted:
             if item.hash in errors:
                 log.warning("item %s stays without a new vector for now: %s", item.item_id, errors[item.hash])
-        self._memory.update({key: vector for key, vector in answers.items() if key not in self._memory})
+        vectors = found | answers
+        known = {key: vectors[item.hash] for item in wanted if item.hash in vectors for key in item.hashes}
+        self._memory.update({key: vector for key, vector in known.items() if key not in self._memory})
         self.counts["embedded"] += len(answers)
         self.counts["unanswered"] += len(errors)
         self.counts["remembered"] += len(found)
-        return found | answers
+        return vectors
+
+    def _remembered(self, item: _Wanted) -> Vector | None:
+        return next((vector for key in item.hashes if (vector := self._memory.get(key)) is not None), None)
 
     def _value(self, item: _Wanted, vector: Vector) -> bytes:
         record = ItemVectors(self._model.name, [item.item_id], vector[None], [item.tags], [item.hash])
         return orjson.dumps(record.body(0, item.ts_ms))
+
+
+def _folded(tags: bytes | None) -> list[str] | None:
+    """Stored tags as they are made now."""
+    return None if tags is None else sorted({*map(folded_or_same, orjson.loads(tags))})

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from context.times import unit_of
 from context.units import MINUTE_MS
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.records import Vector
@@ -23,7 +24,6 @@ COMPACTED = (CATALOG, ITEM_VECTORS, CONTEXT, USERS)
 
 FORGET = "forget"
 SENT_MS = "sent-ms"  # header: when a player sent a record whose timestamp is another time
-YEAR_2000_MS = 946_684_800_000
 FAST_CLOCK_MS = 5 * 60 * 1000  # producers' clocks may run ahead of the broker's by this much
 
 
@@ -72,6 +72,11 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]] = ()
+
+    @property
+    def has_time(self) -> bool:
+        """Whether Kafka's time of it is one; a record without is malformed, whatever it holds."""
+        return unit_of(self.timestamp_ms) == "milliseconds"
 
     @property
     def size(self) -> int:
@@ -124,10 +129,15 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """An item of the catalogue; `fields` is None when it was withdrawn."""
+    """An item of the catalogue; `fields` is None when it was withdrawn.
+
+    `sent` are the fields with the labels as they were sent, None where folding changed none: builds before this one and
+    other services make texts and hashes of these.
+    """
 
     item_id: str
     fields: Mapping[str, Any] | None
+    sent: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Parses and validates records, and encodes bodies to be produced.
 
 Acceptance depends on the record, its Kafka timestamp and the rules, never on a wall clock; unknown fields do not count.
+Labels (brand, category, subclass, tags, regions, events, targets of promotions) are folded; ids are taken as they are.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,9 @@ from streams.events import (
     CATALOG,
     CLICKSTREAM,
     CONTEXT,
-    FAST_CLOCK_MS,
     FORGET,
     ITEM_VECTORS,
     USERS,
-    YEAR_2000_MS,
     CatalogueEntry,
     Click,
     ContextEntry,
@@ -39,8 +38,7 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-
-MAX_ID_BYTES = 256
+from streams.fields import Body, checked_ms, finite, identifier, kind_of, named_label
 
 
 def parse(record: Record, rules: Rules) -> Event:
@@ -50,6 +48,7 @@ def parse(record: Record, rules: Rules) -> Event:
     """
     parser = _PARSERS[record.topic]
     if record.value is None:
+        check_timestamp(record)
         return _null(record)
     event = parser(read_body(record), rules)
     check_key(record, record_key(event))
@@ -57,7 +56,8 @@ def parse(record: Record, rules: Rules) -> Event:
 
 
 def read_body(record: Record) -> Body:
-    """The JSON object that a record carries. Raises MalformedError when it carries none."""
+    """The JSON object that a record with a usable time carries. Raises MalformedError when it carries none."""
+    check_timestamp(record)
     if record.value is None:
         raise MalformedError("value", "null")
     try:
@@ -65,7 +65,7 @@ def read_body(record: Record) -> Body:
     except orjson.JSONDecodeError as error:
         raise MalformedError("value", f"not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise MalformedError("value", f"expected an object, got {type(body).__name__}")
+        raise MalformedError("value", f"expected an object, got {kind_of(body)}")
     return Body(body, record.timestamp_ms)
 
 
@@ -96,11 +96,18 @@ def check_key(record: Record, identifier: str) -> None:
         raise MalformedError("key", "differs from the record's id")
 
 
+def check_timestamp(record: Record) -> None:
+    """Raises MalformedError when Kafka's time of a record is missing or of another unit."""
+    if record.timestamp_ms == -1:
+        raise MalformedError("timestamp", "Kafka's own is missing (-1), expected milliseconds since the epoch")
+    checked_ms("timestamp", record.timestamp_ms)
+
+
 def _null(record: Record) -> Event:
     if record.topic == CLICKSTREAM:
         raise MalformedError("value", "null")
     try:
-        key = _identifier("key", (record.key or b"").decode())
+        key = identifier("key", (record.key or b"").decode())
     except UnicodeDecodeError as error:
         raise MalformedError("key", "not UTF-8") from error
     if record.topic == CATALOG:
@@ -110,86 +117,6 @@ def _null(record: Record) -> Event:
     if record.topic == CONTEXT:
         return ContextEntry(key, None)
     return Profile(key, None, record.timestamp_ms)
-
-
-def _identifier(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {type(value).__name__}")
-    if not 1 <= len(value.encode(errors="surrogatepass")) <= MAX_ID_BYTES:
-        raise MalformedError(name, f"must have 1 to {MAX_ID_BYTES} bytes")
-    if not value.isprintable():
-        raise MalformedError(name, "holds control or separator characters")
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """Typed access to the fields of one JSON object."""
-
-    body: Mapping[str, Any]
-    timestamp_ms: int
-
-    def identifier(self, name: str) -> str:
-        if name not in self.body:
-            raise MalformedError(name, "missing")
-        return _identifier(name, self.body[name])
-
-    def label(self, name: str) -> str:
-        return _identifier(name, self.body[name]) if self.body.get(name) not in (None, "") else ""
-
-    def text(self, name: str, required: bool = False) -> str:
-        value = self.body.get(name)
-        if value is None and not required:
-            return ""
-        return str(self._typed(name, value, str, "a string"))
-
-    def labels(self, name: str) -> list[str]:
-        value = self.body.get(name)
-        if value is None:
-            return []
-        items = self._typed(name, value, list, "a list of strings")
-        return [_identifier(f"{name}[{i}]", item) for i, item in enumerate(items)]
-
-    def integer(self, name: str) -> int | None:
-        value = self.body.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not -(2**62) <= value < 2**62:
-            raise MalformedError(name, "expected an integer below 2^62")
-        return value
-
-    def number(self, name: str) -> float | None:
-        value = self.body.get(name)
-        return None if value is None else _number(name, value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.body.get(name)
-        return default if value is None else bool(self._typed(name, value, bool, "true or false"))
-
-    def mapping(self, name: str) -> dict[str, Any]:
-        value = self.body.get(name)
-        return {} if value is None else dict(self._typed(name, value, dict, "an object"))
-
-    def time(self) -> tuple[int, int]:
-        """(event time clamped to the record's timestamp when it is over five minutes ahead of it, raw time)."""
-        raw = self.integer("ts_ms")
-        if raw is None:
-            raise MalformedError("ts_ms", "missing")
-        if raw < YEAR_2000_MS:
-            raise MalformedError("ts_ms", f"{raw} is before 2000; milliseconds since the epoch are expected")
-        late = self.timestamp_ms >= YEAR_2000_MS and raw > self.timestamp_ms + FAST_CLOCK_MS
-        return (self.timestamp_ms if late else raw), raw
-
-    def _typed(self, name: str, value: Any, wanted: type, words: str) -> Any:
-        if not isinstance(value, wanted):
-            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {type(value).__name__}")
-        return value
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise MalformedError(name, "expected a finite number")
-    return float(value)
 
 
 def _click(body: Body, rules: Rules) -> Event:
@@ -208,20 +135,20 @@ def _click(body: Body, rules: Rules) -> Event:
         kind,
         ts_ms,
         raw_ts_ms,
-        location=body.label("location"),
-        session_id=body.label("session_id"),
-        recommendation_id=body.label("recommendation_id"),
-        page_id=body.label("page_id"),
+        location=body.optional_identifier("location"),
+        session_id=body.optional_identifier("session_id"),
+        recommendation_id=body.optional_identifier("recommendation_id"),
+        page_id=body.optional_identifier("page_id"),
     )
 
 
 def _profile(body: Body, rules: Rules) -> Event:
     user_id, (ts_ms, _) = body.identifier("user_id"), body.time()
-    numeric = {name: _number(f"numeric.{name}", value) for name, value in body.mapping("numeric").items()}
+    numeric = {name: finite(f"numeric.{name}", value) for name, value in body.mapping("numeric").items()}
     categorical = body.mapping("categorical")
     for name, value in categorical.items():
         if not isinstance(value, str):
-            raise MalformedError(f"categorical.{name}", f"expected a string, got {type(value).__name__}")
+            raise MalformedError(f"categorical.{name}", f"expected a string, got {kind_of(value)}")
     return Profile(user_id, canonical_json({"numeric": numeric, "categorical": categorical}), ts_ms)
 
 
@@ -237,11 +164,12 @@ def _catalogue_entry(body: Body, rules: Rules) -> Event:
         "tags": body.labels("tags"),
         "available": body.flag("available", default=True),
         "regions": body.labels("regions"),
-        "starts_ms": body.integer("starts_ms"),
-        "ends_ms": body.integer("ends_ms"),
+        "starts_ms": body.time_ms("starts_ms", open_start=True),
+        "ends_ms": body.time_ms("ends_ms", open_end=True),
         "ts_ms": ts_ms,
     }
-    return CatalogueEntry(item_id, fields)
+    sent = {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
+    return CatalogueEntry(item_id, fields, {**fields, **sent} if {**fields, **sent} != fields else None)
 
 
 def _vector_entry(body: Body, rules: Rules) -> Event:
@@ -257,7 +185,9 @@ def _vector_entry(body: Body, rules: Rules) -> Event:
         length = float(np.dot(vector, vector))  # in fp32, as whoever normalises it will have it
     if not 0 < length < math.inf:
         raise MalformedError("vector", "has no finite length above zero in 32-bit floats")
-    return VectorEntry(item_id, embedder, vector, tuple(body.labels("tags")), body.label("text_hash") or None)
+    return VectorEntry(
+        item_id, embedder, vector, tuple(body.labels("tags")), body.optional_identifier("text_hash") or None
+    )
 
 
 def _vector(value: Any) -> NDArray[np.float32]:
@@ -274,13 +204,13 @@ def _vector(value: Any) -> NDArray[np.float32]:
 
 def _context_entry(body: Body, rules: Rules) -> Event:
     location, (ts_ms, _) = body.identifier("location"), body.time()
-    valid_until_ms = body.integer("valid_until_ms")
+    valid_until_ms = body.time_ms("valid_until_ms", open_end=True)
     if valid_until_ms is None:
         raise MalformedError("valid_until_ms", "missing")
     promotions = body.body.get("promotions")
     promotions = [] if promotions is None else promotions
     if not isinstance(promotions, list) or not all(isinstance(entry, dict) for entry in promotions):
-        raise MalformedError("promotions", "expected a list of objects")
+        raise MalformedError("promotions", f"expected a list of objects, got {promotions!r:.60}")
     content = {
         "location": location,
         "ts_ms": ts_ms,
@@ -295,7 +225,7 @@ def _context_entry(body: Body, rules: Rules) -> Event:
 def _weather(weather: dict[str, Any]) -> dict[str, Any]:
     for name, value in weather.items():
         if not isinstance(value, (str, bool)):
-            _number(f"weather.{name}", value)
+            finite(f"weather.{name}", value)
     return weather
 
 
@@ -310,10 +240,12 @@ def _promotion_fields(body: Body) -> dict[str, Any]:
     named = [target for target in ("item", "tag", "category") if body.body.get(target) is not None]
     if len(named) != 1:
         raise MalformedError("item", "exactly one of item, tag and category is to be named")
-    targets = {target: body.identifier(target) for target in named}
+    (target,) = named
+    name = body.identifier(target) if target == "item" else named_label(target, body.body[target])
     strength = body.number("strength")
-    times = {"starts_ms": body.integer("starts_ms"), "ends_ms": body.integer("ends_ms")}
-    return {**targets, "strength": 1.0 if strength is None else strength, **times}
+    starts_ms = body.time_ms("starts_ms", open_start=True)
+    ends_ms = body.time_ms("ends_ms", open_end=True)
+    return {target: name, "strength": 1.0 if strength is None else strength, "starts_ms": starts_ms, "ends_ms": ends_ms}
 
 
 _PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
@@ -332,13 +264,13 @@ def parse_exposure(record: Record) -> Exposure:
     check_key(record, user_id)
     items = body.body.get("items")
     if not isinstance(items, list):
-        raise MalformedError("items", f"expected a list of objects, got {type(items).__name__}")
+        raise MalformedError("items", f"expected a list of objects, got {kind_of(items)}")
     return Exposure(
         recommendation_id=body.identifier("recommendation_id"),
         user_id=user_id,
         ts_ms=body.time()[0],
         shown=tuple(_item(n, entry) for n, entry in enumerate(items)),
-        **{name: body.label(name) for name in ("page_id", "location", "model", "served_by")},
+        **{name: body.optional_identifier(name) for name in ("page_id", "location", "model", "served_by")},
     )
 
 
@@ -349,10 +281,11 @@ def _item(number: int, entry: Any) -> str:
         raise MalformedError(f"items[{number}].{error.field}", error.reason) from error
 
 
+_LEADING_NUMBER = re.compile(r"^-?\d+ ")
 _REASONS = 100  # told apart: a reason may quote a field's name, of which there are any number
 
 
 def note_reason(reasons: Counter[str], topic: str, error: MalformedError) -> None:
-    """Counts a malformed record by topic and reason."""
-    reason = f"{topic}: {error}"
+    """Counts a malformed record by topic and reason, whatever the number was that the reason begins with."""
+    reason = f"{topic}: {error.field}: {_LEADING_NUMBER.sub('', error.reason)}"
     reasons[reason if reason in reasons or len(reasons) < _REASONS else f"{topic}: other reasons"] += 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from context.features import ContextFeatures
+from context.labels import folded_rows
 from context.offsets import ContextOffset
 from deploy.settings import Settings
 from encoder.inference.incremental import IncrementalEncoder
@@ -48,12 +49,13 @@ class OpenedModel:
 
 
 def open_model(folder: Path, settings: Settings) -> OpenedModel:
-    """The model of an artefact, on the device and with the cache that the settings say.
+    """The model of an artefact, on the device and with the cache that the settings say; it knows tags folded.
 
     Raises:
         ValueError: the folder holds no artefact, one of another format, or a damaged one.
     """
     model, metadata = load(folder)
+    model.tower.tag_row = folded_rows(model.config.tags, f"model {metadata['version']}", first=1)  # row 0 is padding
     cache_bytes = settings.cache_mb * 1024 * 1024
     return OpenedModel(IncrementalEncoder(model, cache_bytes=cache_bytes, device=settings.device), metadata)
 

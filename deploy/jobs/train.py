@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from context.features import ContextFeatures
+from context.labels import folded_or_same, folded_rows
 from deploy.progress import Show, show_progress
 from deploy.settings import load
 from deploy.texts.item_vectors import (
@@ -143,7 +144,8 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory, tell: Ca
     free = {name: getattr(plan.options, name) for name in ("seed", "threads", "device", "max_seconds")}
     epochs = int(metadata["metrics"]["best_epoch"])
     options = replace(TrainOptions(**metadata["options"]), epochs=epochs, patience=0, **free)
-    _, vectors = _items(replace(plan, parts=model.config.parts), known_items(folder, None), memory)
+    config = replace(model.config, tags=tuple(folded_rows(model.config.tags, f"model {metadata['version']}")))
+    _, vectors = _items(replace(plan, parts=config.parts), known_items(folder, None), memory)
     split = leave_one_out(folder, vectors)
     tell(without_vector(split.unembedded))
     encoder = IncrementalEncoder(model, cache_bytes=_UNUSED_CACHE, device=options.device)
@@ -151,7 +153,7 @@ def _refit(plan: TrainPlan, base: Path, folder: Folder, memory: Memory, tell: Ca
     known = {name: metadata.get(name) for name in words}
     known |= {"refit": metadata["version"], "slot": best_list(encoder, split)}
     with _shown(plan) as show:
-        return train(split.training(validated=True), model.config, options, **plan.run, progress=show, metadata=known)
+        return train(split.training(validated=True), config, options, **plan.run, progress=show, metadata=known)
 
 
 def _shown(plan: TrainPlan) -> AbstractContextManager[Show | None]:
@@ -167,7 +169,8 @@ def _config(plan: TrainPlan, folder: Folder, vectors: ItemVectors, tagger: Tagge
 def _items(plan: TrainPlan, known: list[dict[str, Any]], memory: Memory) -> tuple[Tagger, ItemVectors]:
     """Tags and vectors of the known items; what is not among the plan's parts is neither made nor paid for."""
     embedder, threads = plan.texts.embedder, plan.options.threads or 1
-    tagger = plan.texts.tagger(build_vocabulary(known)) if "tags" in plan.parts else VocabularyTagger(())
+    vocabulary = build_vocabulary(known, fold=folded_or_same) if "tags" in plan.parts else []
+    tagger = plan.texts.tagger(vocabulary) if "tags" in plan.parts else VocabularyTagger(())
     if "text" not in plan.parts:
         return tagger, untexted_vectors(known, embedder.name, preset(plan.preset).d_text, tagger)
     return tagger, item_vectors(known, embedder, tagger, memory, plan.progress, threads)

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cache
 from typing import Any, TypeVar
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,7 @@ def embed_texts(
         ValueError: the text model is not installed, or it answers none of a batch of texts.
         OSError: an endpoint cannot be used now; what it has answered is remembered.
     """
+    _recall_decomposed(items, memory)
     texts = {text_hash(text): text for text in map(canonical_text, items)}
     missing = [key for key in texts if key not in memory]
     parts = [{key: texts[key] for key in missing[at : at + _BATCH]} for at in range(0, len(missing), _BATCH)]
@@ -95,10 +97,12 @@ def remembered_vectors(
     items: Sequence[Mapping[str, Any]], embedder: str, tagger: Tagger, memory: Memory, progress: bool = False
 ) -> ItemVectors:
     """Vectors of those items whose texts are in `memory`; needs no text model. Raises OSError as its tagger does."""
+    _recall_decomposed(items, memory)
     hashed = [(item, text_hash(canonical_text(item))) for item in items]
     found = [(item, key) for item, key in hashed if key in memory]
     parts = [[item for item, _ in found[at : at + _BATCH]] for at in range(0, len(found), _BATCH)]
-    tags = _shown(map(tagger.tag, parts), len(found), progress, "items tagged")
+    asked = (as_asked(part, tagger) for part in parts)
+    tags = _shown(map(tagger.tag, asked), len(found), progress, "items tagged")
     return ItemVectors(
         embedder=embedder,
         item_ids=[item["item_id"] for item, _ in found],
@@ -106,6 +110,32 @@ def remembered_vectors(
         tags=[own for part in tags for own in part],
         text_hashes=[key for _, key in found],
     )
+
+
+def as_asked(items: Sequence[Mapping[str, Any]], tagger: Tagger) -> list[Mapping[str, Any]]:
+    """The items in the form about which a chat model was asked already: its answers are kept by text."""
+    if not isinstance(tagger, ChatTagger):
+        return list(items)
+    before = [_decomposed(item) for item in items]
+    known = zip(tagger.knows(items), tagger.knows(before), strict=True)
+    return [old if was and not now else item for item, old, (now, was) in zip(items, before, known, strict=True)]
+
+
+def _recall_decomposed(items: Sequence[Mapping[str, Any]], memory: Memory) -> None:
+    """Copies vectors from the hash that a text had before labels were folded: accents might be decomposed then."""
+    for item in items:
+        before = _decomposed(item)
+        if before is not item:
+            key, old = text_hash(canonical_text(item)), text_hash(canonical_text(before))
+            if key not in memory and old in memory:
+                memory[key] = memory[old]
+
+
+def _decomposed(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An item whose labels have accents as characters of their own, as some systems write them; itself without any."""
+    brand, category = item.get("brand") or "", list(item.get("category") or ())
+    labels = {"brand": normalize("NFD", brand), "category": [normalize("NFD", name) for name in category]}
+    return item if labels == {"brand": brand, "category": category} else {**item, **labels}
 
 
 def untexted_vectors(items: Sequence[Mapping[str, Any]], embedder: str, d_text: int, tagger: Tagger) -> ItemVectors:

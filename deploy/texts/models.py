@@ -11,9 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from context.labels import folded_or_same
 from deploy.setting_values import parse_embedders
 from deploy.settings import Settings
-from deploy.texts.item_vectors import Memory, Tagger, known_items, remembered_vectors
+from deploy.texts.item_vectors import Memory, Tagger, as_asked, known_items, remembered_vectors
 from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
 from encoder.text.cache import TextMemory
@@ -54,9 +55,9 @@ class TextSource:
     def tagger(self, vocabulary: list[str]) -> Tagger:
         """A tagger that gives tags of this vocabulary."""
         if not _plain(self._settings.chat_url):
-            return VocabularyTagger(vocabulary)
+            return VocabularyTagger(vocabulary, folded_or_same)
         endpoint = _endpoint("CHAT", self._settings.chat_url, self._settings.chat_model, self._settings.chat_key)
-        return ChatTagger(self._client(endpoint, "chat/completions"), vocabulary, self._ledger)
+        return ChatTagger(self._client(endpoint, "chat/completions"), vocabulary, self._ledger, folded_or_same)
 
     def model(self, document: dict[str, Any]) -> EndpointTextModel:
         """The text model for an artefact's document. Raises ValueError for one of another embedder."""
@@ -123,7 +124,7 @@ def known_vectors(folder: Folder, plan: TrafficPlan, settings: Settings) -> Item
     with TextSource(settings, memory) as source:
         tagger = source.model(document).tagger
         if isinstance(tagger, ChatTagger):
-            items = [item for item, known in zip(items, tagger.knows(items), strict=True) if known]
+            items = [item for item, known in zip(items, tagger.knows(as_asked(items, tagger)), strict=True) if known]
         return remembered_vectors(items, source.embedder.name, tagger, source.memory)
 
 

@@ -18,7 +18,7 @@ import orjson
 from numpy.typing import NDArray
 
 from encoder.text.endpoint_client import EndpointClient
-from encoder.text.item_text import Item, VocabularyTagger, canonical_text, text_hash
+from encoder.text.item_text import Fold, Item, VocabularyTagger, canonical_text, text_hash
 from encoder.text.ledger import Ledger, LedgerVectors
 from encoder.text.limits import AnswerError, EndpointError, Gate, estimate_tokens
 
@@ -124,17 +124,17 @@ class EndpointEmbedder:
 
 
 class ChatTagger:
-    """Tags of a model's vocabulary that a record matches, and those that a chat model chooses.
+    """Tags of a model's vocabulary that a record matches, and those that a chat model chooses, folded.
 
     `client` is of the call `chat/completions`; `memory` keeps what was chosen, by model, prompt and text. What a record
-    itself states (brand, price) is not asked about.
+    itself states (brand, price) is not asked about. The prompt names the vocabulary as it is: what was paid for counts.
     """
 
-    def __init__(self, client: EndpointClient, vocabulary: Sequence[str], memory: Ledger) -> None:
+    def __init__(self, client: EndpointClient, vocabulary: Sequence[str], memory: Ledger, fold: Fold = str) -> None:
         self._client = client
         self._memory = memory
         self._gate = client.gate
-        self._matching = VocabularyTagger(vocabulary)
+        self._matching, self._fold = VocabularyTagger(vocabulary, fold), fold
         self.vocabulary = self._matching.vocabulary
         self.offered = frozenset(tag for tag in vocabulary if tag.partition(":")[0] not in _OWN_KINDS)
         template = files("encoder.text").joinpath("prompts", "tags.txt").read_text("utf-8")
@@ -149,7 +149,7 @@ class ChatTagger:
         """
         chosen = self._chosen(items, ask=True)
         matching = self._matching.tag(items)
-        return [sorted({*own, *(more or ())}) for own, more in zip(matching, chosen, strict=True)]
+        return [sorted({*own, *map(self._fold, more or ())}) for own, more in zip(matching, chosen, strict=True)]
 
     def knows(self, items: Sequence[Item]) -> list[bool]:
         """Whether each item can be tagged without asking."""

@@ -11,7 +11,7 @@ import importlib.util
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ _MAX_NAME = 64  # characters of a tag's name
 _STOP_WORDS = frozenset({"a", "an", "and", "as", "at", "by", "for", "from", "in", "of", "on", "the", "to", "with"})
 
 Item = Mapping[str, Any]
+Fold = Callable[[str], str]  # what makes equal labels equal texts
 
 
 def canonical_text(item: Item) -> str:
@@ -135,25 +136,24 @@ class TagLimits:
         return least <= items <= most and items < self.most_share * catalogue
 
 
-def item_tags(item: Item) -> list[str]:
+def item_tags(item: Item, fold: Fold = str) -> list[str]:
     """Everything an item could be tagged with, sorted, each once: `brand:acme`, `category:tea`, `word:pot`, `price:3`.
 
     Also `subclass:` and `tag:` (the catalogue's own). Names are case-folded with `-` for whitespace. `price:k` is the
     band [2^k, 2^(k+1)), the same in every catalogue and currency; no price, or none above zero, has no band. Words are
-    runs of letters and digits of the title of two characters or more, without the most common function words.
+    runs of letters and digits of the title of two characters or more, without the most common function words. Labels
+    and tags go through `fold`.
     """
-    tags = {f"brand:{name}" for name in _slugs(item.get("brand"))}
-    tags |= {f"category:{name}" for name in _slugs(item.get("category"))}
-    tags |= {f"subclass:{name}" for name in _slugs(item.get("subclass"))}
-    tags |= {f"tag:{name}" for name in _slugs(item.get("tags"))}
+    fields = {"brand": "brand", "category": "category", "subclass": "subclass", "tag": "tags"}
+    tags = {f"{kind}:{name}" for kind, field in fields.items() for name in _slugs(item.get(field), fold)}
     tags |= {f"price:{band}" for band in _price_band(item.get("price"))}
     words = _WORD.findall(_line(item.get("title")).casefold())
     tags |= {f"word:{word}" for word in words if 2 <= len(word) <= _MAX_NAME and word not in _STOP_WORDS}
-    return sorted(tags)
+    return sorted({fold(tag) for tag in tags})  # lower case may take a text apart that was composed
 
 
-def _slugs(value: object) -> list[str]:
-    names = (_line(name).casefold().replace(" ", "-")[:_MAX_NAME] for name in _names(value))
+def _slugs(value: object, fold: Fold) -> list[str]:
+    names = (_line(fold(name)).casefold().replace(" ", "-")[:_MAX_NAME] for name in _names(value))
     return [name for name in names if name]
 
 
@@ -163,28 +163,28 @@ def _price_band(price: object) -> list[int]:
     return []
 
 
-def build_vocabulary(items: Iterable[Item], limits: TagLimits | None = None) -> list[str]:
+def build_vocabulary(items: Iterable[Item], limits: TagLimits | None = None, fold: Fold = str) -> list[str]:
     """The controlled vocabulary of a catalogue, sorted; the same items in any order give the same list."""
     limits = TagLimits() if limits is None else limits
     counts: Counter[str] = Counter()
     catalogue = 0
     for item in items:
-        counts.update(item_tags(item))
+        counts.update(item_tags(item, fold))
         catalogue += 1
     admitted = [tag for tag, count in counts.items() if limits.admit(tag, count, catalogue)]
     return sorted(sorted(admitted, key=lambda tag: (-counts[tag], tag))[: limits.most_tags])
 
 
 class VocabularyTagger:
-    """Gives items those tags of a vocabulary that they match. Raises ValueError for a tag named twice."""
+    """Gives items those tags of a vocabulary that they match, both folded. Raises ValueError for a tag named twice."""
 
-    def __init__(self, vocabulary: Sequence[str]) -> None:
+    def __init__(self, vocabulary: Sequence[str], fold: Fold = str) -> None:
         twice = [tag for tag, count in Counter(vocabulary).items() if count > 1]
         if twice:
             raise ValueError(f"the vocabulary names {twice[0]!r} twice; name every tag once")
         self.vocabulary = tuple(vocabulary)
-        self._known = frozenset(vocabulary)
+        self._known, self._fold = frozenset(map(fold, vocabulary)), fold
 
     def tag(self, items: Sequence[Item]) -> list[list[str]]:
         """Tags of each item, sorted; empty for an item without any."""
-        return [[tag for tag in item_tags(item) if tag in self._known] for item in items]
+        return [[tag for tag in item_tags(item, self._fold) if tag in self._known] for item in items]

@@ -12,7 +12,9 @@ from pydantic import BaseModel, Field
 
 from index.api.schemas import MAX_BATCH, Identifier, example
 
-_TIME = Field(description="event time, milliseconds since the epoch")
+_TIME = Field(description="event time, milliseconds since the epoch, from 2000 to 2100")
+_START = Field(None, description="milliseconds since the epoch; 0 = always")
+_END = Field(None, description="milliseconds since the epoch, up to 9999-12-31 for no end")
 
 
 class ClickBody(BaseModel):
@@ -52,8 +54,8 @@ class CatalogueBody(BaseModel):
     tags: list[str] | None = None
     available: bool | None = Field(None, description="default true")
     regions: list[str] | None = Field(None, description="where it is sold; none = everywhere")
-    starts_ms: int | None = None
-    ends_ms: int | None = None
+    starts_ms: int | None = _START
+    ends_ms: int | None = _END
 
     model_config = example(
         item_id="i7",
@@ -73,7 +75,7 @@ class ContextBody(BaseModel):
 
     location: Identifier
     ts_ms: int = _TIME
-    valid_until_ms: int
+    valid_until_ms: int = Field(description="milliseconds since the epoch, up to 9999-12-31 for no end")
     weather: dict[str, float | bool | str] | None = None
     events: list[str] | None = None
     promotions: list[dict[str, Any]] | None = Field(

@@ -17,6 +17,7 @@ from elasticsearch import ApiError, AsyncElasticsearch
 from index.elastic.settings import ElasticSettings
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_FORMAT = "2"  # of the documents: their labels are folded, so an index of before is made anew
 _DATA = "-data"  # of an index; its alias has the name without it
 
 
@@ -53,9 +54,9 @@ def alias_of(prefix: str, generation: str, model: str) -> str:
     """The alias of the items of one item log and one model version.
 
     >>> alias_of("perseid", "0f3a", "m-1")
-    'perseid-items-0f3a-m-1'
+    'perseid-items-2-0f3a-m-1'
     """
-    return "-".join((_plain(prefix), "items", _plain(generation), _plain(model)))
+    return "-".join((_plain(prefix), "items", _FORMAT, _plain(generation), _plain(model)))
 
 
 def index_of(alias: str) -> str:

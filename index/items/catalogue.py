@@ -15,11 +15,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from context.labels import folded_or_same
 from index.items.columns import ItemColumns
 from index.items.filters import Filter, Label, LabelField, Mask, NumberField, mask
 from index.items.hnsw import HnswIndex
 from index.items.search import Labels, SearchIndex
-from index.state.records import ItemRecord, Vector
+from index.state.records import ItemRecord, Vector, fold_item
 
 FieldValue = tuple[LabelField, str]
 
@@ -118,7 +119,7 @@ class Catalogue:
         """Takes over items of a snapshot of this model version; they replace what is known of them."""
         for at in range(0, len(items), _APPLY_RECORDS):
             with self._lock:
-                self._take(items[at : at + _APPLY_RECORDS])
+                self._take([_folded(item) for item in items[at : at + _APPLY_RECORDS]])
 
     def get(self, item_id: str) -> Item | None:
         """The item, or None when this process has never heard of it."""
@@ -199,9 +200,9 @@ class Catalogue:
         return posting.labels() if posting else np.zeros(0, np.int32)
 
     def labels_with(self, field: LabelField, value: str) -> Labels:
-        """Labels [m] of the items that have `value` in `field`, as a copy."""
+        """Labels [m] of the items that have `value` in `field`, as a copy; `value` is folded unless it is an id."""
         with self._lock:
-            return self.holders(field, value).astype(np.int64)
+            return self.holders(field, value if field == "item_id" else folded_or_same(value)).astype(np.int64)
 
     def regionless(self) -> Mask:
         """[size] items without regions."""
@@ -319,11 +320,20 @@ def _stored(record: ItemRecord) -> StoredItem:
     if record.catalogue is None and record.embedder is None and not record.tags:
         return StoredItem(record.item_id, record.position, None, record.retrieval)
     # A record read without its text vector cannot tell by itself whether it has one.
-    hashes = record.vector_hash, record.text_hash
-    differs = None not in hashes and hashes[0] != hashes[1]
-    body = orjson.dumps((record.catalogue, record.tags, record.embedder, record.retrieval is None or differs))
+    pending = record.retrieval is None or record.text_differs
+    body = orjson.dumps((record.catalogue, record.tags, record.embedder, pending))
     # A copy of exact size: orjson's own bytes keep its buffer of some kilobytes.
     return StoredItem(record.item_id, record.position, bytes(memoryview(body)), record.retrieval)
+
+
+def _folded(item: StoredItem) -> StoredItem:
+    """An item of a snapshot, which a build that did not fold labels may have saved."""
+    if item.body is None:
+        return item
+    fields, tags, embedder, pending = orjson.loads(item.body)
+    fields = fields and fold_item(fields)
+    body = orjson.dumps((fields, [*map(folded_or_same, tags)], embedder, pending))
+    return item if body == item.body else item._replace(body=bytes(memoryview(body)))
 
 
 def _values_of(body: bytes | None) -> set[FieldValue]:

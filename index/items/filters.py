@@ -1,8 +1,8 @@
 """Parses the closed filter language and evaluates it as a mask over items.
 
 A condition on a missing value is false; `not_in` and `not` are complements. An item without regions is sold
-everywhere, a missing `starts` or `ends` is infinite, and one of several values suffices. Availability and time are the
-catalogue's hard rules.
+everywhere, a missing `starts` or `ends` is infinite, and one of several values suffices. Labels are folded, ids are
+not. Availability and time are the catalogue's hard rules.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from context.labels import fold_label
+from context.times import unit_of
 
 Mask = NDArray[np.bool_]  # [labels]
 Label = NDArray[np.int32]  # [m] labels of items
@@ -223,6 +226,8 @@ def _bound(field: str, given: Mapping[str, Any], name: str, path: str) -> float 
         raise _wrong(f"{path}.{name}", f"expected a finite number below 2^62, got {_shown(value)}")
     if field != "price" and not isinstance(value, int):
         raise _wrong(f"{path}.{name}", f"expected whole milliseconds since the epoch, got {_shown(value)}")
+    if field != "price" and (unit := unit_of(value, open_end=True)) not in (None, "milliseconds"):
+        raise _wrong(f"{path}.{name}", f"{value} looks like {unit}, expected milliseconds since the epoch")
     return value
 
 
@@ -233,11 +238,20 @@ def _listed(field: Any, name: str, values: Any, path: str) -> Filter:
     for at, value in enumerate(values):
         if not isinstance(value, wanted):
             raise _wrong(f"{path}[{at}]", f"expected {words}, got {_shown(value)}")
+    if field not in ("available", "item_id"):
+        values = [_folded(value, f"{path}[{at}]") for at, value in enumerate(values)]
     unique = tuple(dict.fromkeys(values))
     if name == "all":
         return AllOf(field, unique)
     found: Filter = Available(unique) if field == "available" else AnyOf(field, unique)
     return Not(found) if name == "not_in" else found
+
+
+def _folded(value: str, path: str) -> str:
+    try:
+        return fold_label(value)
+    except ValueError as error:
+        raise _wrong(path, str(error)) from error
 
 
 def _wrong(path: str, what: str) -> ValueError:

@@ -15,7 +15,17 @@ from typing import Any
 import orjson
 
 from index.state.keys import partition_of, partition_tag
-from index.state.records import PROFILE, STATE, UserState, Vector, decode_vectors, event_hash, load_user, vector_field
+from index.state.records import (
+    PROFILE,
+    STATE,
+    UserState,
+    Vector,
+    decode_vectors,
+    event_hash,
+    load_context,
+    load_user,
+    vector_field,
+)
 from index.state.store import LiveStore
 
 # How an event is waited for, which becomes visible some milliseconds after Kafka has it: each look is one round trip,
@@ -102,7 +112,7 @@ class UserReader:
             offset=int(position or 0),
             beat=int(beat or 0),
             location=location or "",
-            context=orjson.loads(context) if context else None,
+            context=load_context(context),
         )
         return user, raw
 
@@ -112,7 +122,7 @@ class UserReader:
         counts = profile_location(user.state.profile) if asked is None else asked
         if counts != location:
             ((found,),) = await self.store.read([(self.store.keys.contexts(), [counts])])
-            location, context = counts, orjson.loads(found) if found else None
+            location, context = counts, load_context(found)
         return replace(user, location=location, context=context, includes_after=includes_after)
 
 

@@ -19,6 +19,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from context.labels import folded_or_same
+
 Vector = NDArray[np.float32]
 
 # Field names of the hash of one user.
@@ -209,35 +211,68 @@ class ItemRecord:
     tags: tuple[str, ...]
     embedder: str | None
     vector_hash: str | None  # text_hash that came with the vector
-    text_hash: str | None  # hash of the catalogue's canonical text
+    text_hash: str | None  # hash of the catalogue's canonical text, as it was sent
     retrieval: Vector | None  # [d], of the model version asked for
+    folded_hash: str | None = None  # as text_hash, with its labels folded; None where that is the same
 
     @property
     def vector_pending(self) -> bool:
         """Whether the vector does not belong to the catalogue's present text."""
-        if self.text_vector is None:
-            return True
-        return self.vector_hash is not None and self.text_hash is not None and self.vector_hash != self.text_hash
+        return self.text_vector is None or self.text_differs
+
+    @property
+    def text_differs(self) -> bool:
+        """Whether the vector came with the hash of another text than the catalogue's, whose labels may be folded."""
+        known = self.text_hash, self.folded_hash
+        return self.vector_hash is not None and self.text_hash is not None and self.vector_hash not in known
 
 
 ITEM_FIELDS = (POSITION, CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH)
 
 
 def load_item(item_id: str, fields: Sequence[bytes | None]) -> ItemRecord:
-    """An item from the values of `ITEM_FIELDS` followed by its retrieval vector's field."""
+    """An item from the values of `ITEM_FIELDS` followed by its retrieval vector's field.
+
+    Labels are folded here too: a build that did not fold them may have stored the record.
+    """
     position, catalogue, text_vector, tags, embedder, vector_hash, text_hash, retrieval = fields
+    hashes = (text_hash or b"").decode().split()
     return ItemRecord(
         item_id=item_id,
         position=int(position or 0),
-        catalogue=orjson.loads(catalogue) if catalogue else None,
+        catalogue=fold_item(orjson.loads(catalogue)) if catalogue else None,
         text_vector=np.frombuffer(text_vector, np.float32) if text_vector else None,
-        tags=tuple(orjson.loads(tags)) if tags else (),
+        tags=tuple(map(folded_or_same, orjson.loads(tags))) if tags else (),
         embedder=embedder.decode() if embedder else None,
         vector_hash=vector_hash.decode() if vector_hash else None,
-        text_hash=text_hash.decode() if text_hash else None,
+        text_hash=hashes[0] if hashes else None,
         # Always stored in fp32: the search index must equal the tower's output.
         retrieval=np.frombuffer(retrieval, np.float32) if retrieval else None,
+        folded_hash=hashes[1] if len(hashes) > 1 else None,
     )
+
+
+def fold_item(fields: dict[str, Any]) -> dict[str, Any]:
+    """A catalogue record with its labels folded, in place."""
+    for name in ("brand", "subclass"):
+        if fields.get(name):
+            fields[name] = folded_or_same(fields[name])
+    for name in ("category", "tags", "regions"):
+        if fields.get(name):
+            fields[name] = [*map(folded_or_same, fields[name])]
+    return fields
+
+
+def load_context(content: bytes | None) -> dict[str, Any] | None:
+    """A location's context with its labels folded, None for none."""
+    if not content:
+        return None
+    context: dict[str, Any] = orjson.loads(content)
+    if context.get("events"):
+        context["events"] = [*map(folded_or_same, context["events"])]
+    for promotion in context.get("promotions") or ():
+        promotion.update({name: folded_or_same(promotion[name]) for name in ("tag", "category") if promotion.get(name)})
+    return context
 
 
 def canonical_json(value: Any) -> bytes:

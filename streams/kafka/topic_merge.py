@@ -112,4 +112,6 @@ class LogMerge:
 
     def _push(self, place: Place) -> None:
         first = self._buffers[place][0]
-        heapq.heappush(self._heap, (first.timestamp_ms, self._rank[place[0]], place[1], place))
+        # A malformed record whose time is of another unit must not hold up those behind it.
+        ts_ms = first.timestamp_ms if first.has_time else 0
+        heapq.heappush(self._heap, (ts_ms, self._rank[place[0]], place[1], place))

@@ -222,7 +222,10 @@ class TopicReader:
         return {place: last[place] if at[place] < 0 else min(at[place], last[place]) for place in places}
 
     def _in_time(self, place: Place, record: Record, merge: LogMerge) -> bool:
-        """Whether a record of a broker without times is wanted."""
+        """Whether a record of a broker without times is wanted; one of another unit neither begins nor ends a range."""
+        if not record.has_time:
+            self._next[place] = record.offset + 1
+            return place not in self._unbegun
         if place in self._unbegun:
             if record.timestamp_ms < (self._start_ms or 0):
                 self._next[place] = record.offset + 1

@@ -16,6 +16,7 @@ from typing import Any
 
 import faust
 
+from context.times import unit_of
 from index.state.store import FencedError, StoreUnavailableError
 from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record, tag_of
 from streams.kafka.claims import Claims
@@ -246,8 +247,9 @@ class StreamWorker:
                 self.claims.request_reclaim(tag, claim=True)
 
 
-def _sent_ms(record: Record) -> float:
+def _sent_ms(record: Record) -> int:
     """When Kafka acknowledged it first: before it was forwarded to its home partition, if it was."""
-    if not record.headers:
-        return record.timestamp_ms
-    return next((float(value) for name, value in record.headers if name == SENT_MS), record.timestamp_ms)
+    for name, value in record.headers:
+        if name == SENT_MS and value.isdigit() and len(value) < 16 and unit_of(int(value)) == "milliseconds":
+            return int(value)
+    return record.timestamp_ms

@@ -13,8 +13,19 @@ from typing import Any
 
 import orjson
 
+from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
-from index.state.records import ITEM_FIELDS, PROFILE, STATE, canonical_json, load_item, load_user, vector_field
+from index.state.records import (
+    ITEM_FIELDS,
+    PROFILE,
+    STATE,
+    ItemRecord,
+    canonical_json,
+    load_context,
+    load_item,
+    load_user,
+    vector_field,
+)
 from index.state.store import LiveStore
 from streams.events import topics_of
 from streams.pipeline.partition_clock import PartitionClock
@@ -64,7 +75,7 @@ async def read_state(store: LiveStore, partitions: int) -> dict[str, Any]:
     parts["items"] = {"items": await _items(store), "positions": await _positions(store, ITEMS_TAG)}
     contexts = await store.read_all(store.keys.contexts())
     parts["contexts"] = {
-        "contexts": {name: orjson.loads(content) for name, content in contexts.items()},
+        "contexts": {name: load_context(content) for name, content in contexts.items()},
         "positions": await _positions(store, CONTEXT_TAG),
     }
     return parts
@@ -124,9 +135,17 @@ async def _items(store: LiveStore) -> dict[str, Any]:
                 "tags": list(item.tags),
                 "embedder": item.embedder,
                 "vector": item.text_vector is not None,
-                "hashes": [item.vector_hash, item.text_hash],
+                "hashes": _hashes(item),
             }
     return items
+
+
+def _hashes(item: ItemRecord) -> list[str | None]:
+    """The hashes of the text that the vector is of and of the item's, which is taken with its labels folded."""
+    if item.catalogue is None:
+        return [item.vector_hash, item.text_hash]
+    text = text_hash(canonical_text(item.catalogue))
+    return [item.vector_hash if item.vector_hash is None or item.text_differs else text, text]
 
 
 def _chunks(ids: Sequence[str]) -> list[Sequence[str]]:

@@ -110,9 +110,9 @@ class KafkaDeadLetterSink:
         ]
         key = None if record.key is None else record.key[:_MAX_TEXT_BYTES]
         cut = None if record.value is None else value[:MAX_DEAD_LETTER_BYTES]
-        # A broker may refuse times from the future, so those that are wrong become the present.
-        timestamp_ms = min(max(0, record.timestamp_ms), int(time.time() * 1000))
-        send = partial(self._send, DEAD_LETTERS, timestamp_ms=timestamp_ms, headers=headers)
+        # Kafka's time stays unless a broker may refuse it or soon remove such a letter; then it is that of sending.
+        kept = record.has_time and record.timestamp_ms <= time.time() * 1000
+        send = partial(self._send, DEAD_LETTERS, timestamp_ms=record.timestamp_ms if kept else None, headers=headers)
         try:
             await _until_acknowledged(DEAD_LETTERS, partial(send, key, cut))
         except ValueError as refused:  # the topic takes less than Kafka's default: say where the record is
@@ -124,8 +124,8 @@ class KafkaDeadLetterSink:
         headers = [*record.headers, ("forwarded-from", origin)]
         send = partial(self._send, record.topic, key, record.value, partition, headers=headers)
         try:
-            await _until_acknowledged(record.topic, partial(send, timestamp_ms=max(0, record.timestamp_ms)))
-        except ValueError as error:  # the broker took it from its producer, but our own producer's limit is lower
+            await _until_acknowledged(record.topic, partial(send, timestamp_ms=record.timestamp_ms))
+        except ValueError as error:  # the broker took it once, but takes less from us, or bounds times by now
             await self.dead_letter(record, MalformedError("value", f"cannot be forwarded: {error}"))
 
 

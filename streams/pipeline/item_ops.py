@@ -68,8 +68,9 @@ def _catalogue_ops(event: CatalogueEntry, keys: Keys) -> list[Op]:
     log = Op("log", key, names=(event.item_id,))
     if event.fields is None:
         return [Op("hdel", key, names=(CATALOGUE, TEXT_HASH)), log]
-    fields = {CATALOGUE: canonical_json(event.fields), TEXT_HASH: text_hash(canonical_text(event.fields)).encode()}
-    return [Op("hset", key, fields), log]
+    # The hash of what was sent, and behind it that with folded labels where it differs: a vector may name either.
+    hashes = dict.fromkeys(text_hash(canonical_text(fields)) for fields in (event.sent or event.fields, event.fields))
+    return [Op("hset", key, {CATALOGUE: canonical_json(event.fields), TEXT_HASH: " ".join(hashes).encode()}), log]
 
 
 def _vector_ops(event: VectorEntry, keys: Keys, encoder: EncoderThread | None, retrieval: bytes | None) -> list[Op]:

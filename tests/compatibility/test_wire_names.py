@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from tests.compatibility import collect
-from tests.compatibility.world import assert_same, expected
+from tests.compatibility.world import assert_same, expected, with_times_checked
 
 
 def test_the_openapi_document_is_the_same() -> None:
@@ -35,7 +36,28 @@ def test_names_are_the_same(part: str) -> None:
     assert found == expected("names.json")[part]
 
 
+def as_sent_now(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """What 9afcd80 counted and sent of the fixed log, by the rule that every time follows now."""
+    name = "perseid_dead_letters_total[('field', '{}'), ('topic', 'context')]"
+    for field, count in {"promotions": 2, "weather": 1}.items():
+        assert pipeline["samples"].pop(name.format(field)) == count
+    pipeline["samples"][name.format("valid_until_ms")] += 3
+    pipeline["counts"] = with_times_checked(pipeline["counts"])
+    for sent in pipeline["sent"]:
+        headers = dict(sent[-1])
+        if headers.get("topic") == "context" and headers["field"].startswith(("promotions", "weather")):
+            sent[-1] = [[name, "valid_until_ms" if name == "field" else part] for name, part in sent[-1]]
+    return pipeline
+
+
+def without_reasons(sent: list[Any]) -> list[Any]:
+    """Sent records without the prose of dead letters."""
+    return [[*row[:-1], [[name, "…" if name == "reason" else part] for name, part in row[-1]]] for row in sent]
+
+
 def test_the_pipeline_counts_and_sends_the_same() -> None:
-    found, wanted = asyncio.run(collect.run_through()), expected("pipeline.json")
+    found, wanted = asyncio.run(collect.run_through()), as_sent_now(expected("pipeline.json"))
+    for parts in (found, wanted):
+        parts["sent"] = without_reasons(parts["sent"])
     for name in wanted:
         assert_same(found[name], wanted[name], name)

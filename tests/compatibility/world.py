@@ -235,6 +235,17 @@ def masked(value: Any) -> Any:
     return [masked(part) for part in value] if isinstance(value, list) else value
 
 
+def with_times_checked(counts: dict[str, int]) -> dict[str, int]:
+    """What 9afcd80 counted of the fixed log, by the rule that every time follows now.
+
+    Three malformed contexts end at 1 ms: that is found before what else is wrong with them.
+    """
+    gone = {"malformed:context:promotions": 2, "malformed:context:weather": 1}
+    assert gone.items() <= counts.items()
+    kept = {name: count for name, count in counts.items() if name not in gone}
+    return {**kept, "malformed:context:valid_until_ms": kept["malformed:context:valid_until_ms"] + 3}
+
+
 def assert_same(found: Any, wanted: Any, where: str = "") -> None:
     """Equal values with equally ordered names; floats may differ in the fifth digit, as processors do."""
     if isinstance(wanted, dict):

@@ -111,6 +111,18 @@ def test_values_never_seen_in_training_contribute_zero() -> None:
     assert encoded(place_features(), MONDAY_MS, unseen) == {}
 
 
+def test_labels_are_compared_folded_and_of_two_that_are_one_the_first_counts(caplog: pytest.LogCaptureFixture) -> None:
+    names = ("event.fair ", "event.fair", "promotion.tag:Cafe\u0301", "weather.sky=dull ")
+    features = ContextFeatures([Feature(name, "strength" if "tag" in name else "flag") for name in names])
+    assert [line.getMessage() for line in caplog.records] == [
+        "context features: 'event.fair' is the same label as a name before it, whose row is used"
+    ]
+    context = {"events": [" fair"], "promotions": [{"tag": "Café"}], "weather": {"sky": "dull "}}
+    assert features.encode(0, context).tolist() == [1, 0, 1, 1]
+    built = ContextFeatures.build([{"events": ["a  b"], "promotions": [{"category": "x\u00a0y"}]}], [0])
+    assert built.names == ("event.a b", "promotion.category:x y")
+
+
 def test_an_expired_record_contributes_zero_from_its_last_millisecond_on() -> None:
     now = record(weather={"heat_wave": True}, promotions=[{"tag": "blue", "strength": 0.1}])
     until = now["valid_until_ms"]

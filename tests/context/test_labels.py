@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from context.labels import fold_label, folded_or_same
+from context.labels import fold_label, folded_or_same, folded_rows
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 
@@ -52,3 +52,12 @@ def test_folding_twice_changes_nothing(text: str) -> None:
     except ValueError:
         return
     assert fold_label(once) == once
+
+
+def test_of_two_names_of_a_vocabulary_that_are_one_the_first_has_the_row_and_it_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert folded_rows(["b ", "a", "b", "a\x00"], "model m-1", first=5) == {"b": 5, "a": 6, "a\x00": 8}
+    assert [line.getMessage() for line in caplog.records] == [
+        "model m-1: 'b' is the same label as a name before it, whose row is used"
+    ]

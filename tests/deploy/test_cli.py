@@ -116,6 +116,9 @@ def test_lines_are_checked_by_the_workers_rules() -> None:
         (orjson.dumps(CLICK), "ts_ms"),
         (b'{"topic": "clickstream", "key": "u1", "value": null}', "value"),
         (b'{"topic": "exposures"}', "topic"),
+        (orjson.dumps({**CLICK, "ts_ms": TS_MS * 1000}), "ts_ms"),
+        (orjson.dumps({"topic": "catalog", "item_id": "i", "title": "t", "ts_ms": TS_MS, "ends_ms": 1}), "ends_ms"),
+        (orjson.dumps({"topic": "catalog", "item_id": "i", "title": "t", "ts_ms": TS_MS, "tags": "red"}), "tags"),
     ]:
         with pytest.raises(MalformedError) as caught:
             read_line(line, None, rules, TS_MS)

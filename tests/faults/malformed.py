@@ -21,11 +21,15 @@ TS_MS = 1_760_000_000_000
 
 _TEXTS: list[Any] = [3, 1.5, True, [], {}, ["a"]]
 _IDS: list[Any] = [*_TEXTS, "", "x" * 257, "é" * 129, "a\nb", "a\x1fb", "\u2028"]
-_LABELS: list[Any] = [*_TEXTS, "x" * 257, "a\tb"]
-_LISTS: list[Any] = ["x", 3, True, {}, [3], [""], [None], [["a"]], ["x" * 257], ["a", "b\x00"]]
+_OPTIONAL_IDS: list[Any] = [*_TEXTS, "x" * 257, "a\tb", "\u2028"]
+_LABELS: list[Any] = [*_TEXTS, "x" * 257, "a\x00b", "a\x1fb", "\x9f"]
+_LISTS: list[Any] = ["x", "", 3, True, {}, [3], [""], [" \u3000"], [None], [["a"]], ["x" * 257], ["a", "b\x00"]]
 _NUMBERS: list[Any] = ["1", "cheap", True, [], {}]
 _INTEGERS: list[Any] = ["1", 1.5, True, [], {}, 2**62, -(2**63), 1e300]
-_TIMES: list[Any] = [*_INTEGERS, 0, -1, 1_760_000_000, 946_684_799_999]
+_UNITS: list[Any] = [1_760_000_000, 1_760_000_000_000_000, 1_760_000_000_000_000_000]  # seconds, micro, nano
+_TIMES: list[Any] = [*_INTEGERS, *_UNITS, 1.76e12, "1760000000000", 0, -1, 946_684_799_999, 4_102_444_800_001]
+_STARTS: list[Any] = [time for time in _TIMES if time != 0]
+_ENDS: list[Any] = [time for time in _TIMES if time != 4_102_444_800_001] + [253_402_300_800_000]
 _OBJECTS: list[Any] = ["x", 3, True, [], [1]]
 
 
@@ -46,7 +50,9 @@ _VECTORS: list[Any] = [
 ]
 _PROMOTIONS: list[Any] = [
     *("x", 3, True, 0, "", {}, {"a": 1}, [3], [None], [{}], [{"item": ""}], [{"item": 3}], [{"item": "a", "tag": "b"}]),
-    *([{"item": "a", "strength": "x"}], [{"tag": "a", "starts_ms": 1.5}], [{"category": "a", "ends_ms": "x"}]),
+    *([{"item": "a", "strength": "x"}], [{"tag": "a\x00"}], [{"category": "\u3000"}], [{"item": "a\u3000b"}]),
+    *([{"tag": "a", "starts_ms": time}] for time in _STARTS),
+    *([{"category": "a", "ends_ms": time}] for time in _ENDS),
 ]
 
 REQUIRED: Mapping[str, Mapping[str, list[Any]]] = {
@@ -54,10 +60,10 @@ REQUIRED: Mapping[str, Mapping[str, list[Any]]] = {
     USERS: {"user_id": _IDS, "ts_ms": _TIMES},
     CATALOG: {"item_id": _IDS, "title": _TEXTS, "ts_ms": _TIMES},
     ITEM_VECTORS: {"item_id": _IDS, "embedder": [*_IDS, "other"], "vector": _VECTORS, "ts_ms": _TIMES},
-    CONTEXT: {"location": _IDS, "ts_ms": _TIMES, "valid_until_ms": _INTEGERS},
+    CONTEXT: {"location": _IDS, "ts_ms": _TIMES, "valid_until_ms": _ENDS},
 }
 OPTIONAL: Mapping[str, Mapping[str, list[Any]]] = {
-    CLICKSTREAM: dict.fromkeys(("session_id", "location", "recommendation_id", "page_id"), _LABELS),
+    CLICKSTREAM: dict.fromkeys(("session_id", "location", "recommendation_id", "page_id"), _OPTIONAL_IDS),
     USERS: {
         "numeric": [*_OBJECTS, {"a": "b"}, {"a": None}, {"a": True}, {"a": []}],
         "categorical": [*_OBJECTS, {"a": 3}, {"a": None}, {"a": {}}, {"x" * 2000: 3}],
@@ -69,9 +75,10 @@ OPTIONAL: Mapping[str, Mapping[str, list[Any]]] = {
         "price": _NUMBERS,
         "available": ["yes", 1, 0, [], {}],
         **dict.fromkeys(("category", "tags", "regions"), _LISTS),
-        **dict.fromkeys(("starts_ms", "ends_ms"), _INTEGERS),
+        "starts_ms": _STARTS,
+        "ends_ms": _ENDS,
     },
-    ITEM_VECTORS: {"tags": _LISTS, "text_hash": _LABELS},
+    ITEM_VECTORS: {"tags": _LISTS, "text_hash": _OPTIONAL_IDS},
     CONTEXT: {
         "weather": [*_OBJECTS, {"t": []}, {"t": None}, {"t": {}}],
         "events": _LISTS,
@@ -93,6 +100,10 @@ _BODIES = (
 )
 _KEYS = (b"", b"\xff", b"another", b"u1 ", b"x" * 300, b"x" * 300_000)
 _NULL_KEYS = (None, b"", b"\xff\xfe", b"x" * 257, b"a\nb", b"x" * 300_000)
+
+
+# Kafka's own time of a record: none, another unit, or outside 2000 to 2100.
+WRONG_TIMESTAMPS = (-1, 0, *_UNITS, 946_684_799_999, 4_102_444_800_001, -(2**63), 2**63 - 1)
 
 
 def wrong(topic: str) -> list[tuple[str, dict[str, Any]]]:

@@ -18,7 +18,7 @@ from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import AnswerError, BudgetError, EndpointError
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
-from index.state.records import EMBEDDER, TAGS, VECTOR_HASH, canonical_json
+from index.state.records import EMBEDDER, TAGS, TEXT_HASH, VECTOR_HASH, canonical_json
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry
 from streams.kafka.catalog_consumer import KafkaCatalog
@@ -139,6 +139,57 @@ def test_an_item_whose_stored_vector_is_current_is_left_alone(memory: dict[str, 
         assert await embed.embed([catalog(1, "a", "lamp", price=3.0), catalog(2, "a", "lantern")]) == 1
         await store.write(store.keys.item("a"), {TAGS: b"[]"})
         assert await embed.embed([catalog(3, "a", "lamp")]) == 1, "other tags are published, too"
+
+    asyncio.run(run())
+
+
+ODD = "Cafe\u0301  Noir"  # as it is sent; its label is Café Noir
+SENT_HASH = text_hash(canonical_text({"title": "lamp", "brand": ODD}))
+FOLDED_HASH = text_hash(canonical_text({"title": "lamp", "brand": "Café Noir"}))
+
+
+@pytest.mark.parametrize("stored_hash", [SENT_HASH, FOLDED_HASH])
+def test_a_vector_stored_under_either_form_of_its_text_is_left_alone(
+    memory: dict[str, NDArray[np.float32]], stored_hash: str
+) -> None:
+    async def run() -> None:
+        topic = Topic()
+        embed, model, store = role(topic, memory)
+        tags = canonical_json([f"brand:{ODD}"])  # of an older vocabulary
+        fields = {EMBEDDER: b"letters", VECTOR_HASH: stored_hash.encode(), TAGS: tags}
+        await store.write(store.keys.item("a"), fields)
+        model.tag = lambda items: [["brand:Café Noir"] for _ in items]  # type: ignore[method-assign]
+        assert await embed.embed([catalog(0, "a", "lamp", brand=ODD)]) == 0
+        assert model.asked == [] and SENT_HASH != FOLDED_HASH
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("known", [SENT_HASH, FOLDED_HASH])
+def test_a_text_that_was_embedded_in_either_form_is_not_embedded_again(
+    memory: dict[str, NDArray[np.float32]], known: str
+) -> None:
+    memory[known] = np.ones(26, np.float32)
+    embed, model, _ = role(topic := Topic(), memory)
+    asyncio.run(embed.embed([catalog(0, "a", "lamp", brand=ODD), catalog(1, "b", "lamp", brand="Café Noir")]))
+    assert model.asked == []
+    assert [entry.text_hash for entry in topic.vectors()] == [FOLDED_HASH, FOLDED_HASH]
+    assert sorted(memory) == sorted([SENT_HASH, FOLDED_HASH])
+
+
+@pytest.mark.parametrize(
+    ("stored", "named"),
+    [(b"", FOLDED_HASH), (SENT_HASH.encode(), SENT_HASH), (f"{SENT_HASH} {FOLDED_HASH}".encode(), FOLDED_HASH)],
+)
+def test_a_vector_names_the_hash_that_the_stored_record_has(
+    memory: dict[str, NDArray[np.float32]], stored: bytes, named: str
+) -> None:
+    async def run() -> None:
+        embed, model, store = role(topic := Topic(), memory)
+        await store.write(store.keys.item("a"), {TEXT_HASH: stored})
+        await embed.embed([catalog(0, "a", "lamp", brand=ODD)])
+        assert [entry.text_hash for entry in topic.vectors()] == [named]
+        assert model.asked == ["lamp\nCafé Noir"]
 
     asyncio.run(run())
 

@@ -35,11 +35,11 @@ from streams.events import (
     VectorEntry,
     topics_of,
 )
-from streams.parsing import encode_record, parse
+from streams.parsing import encode_record, parse, record_key
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
 from streams.pipeline.intake import KafkaDeadLetterSink
-from tests.faults.malformed import GOOD, TS_MS, malformed, wrong
+from tests.faults.malformed import GOOD, TS_MS, WRONG_TIMESTAMPS, malformed, wrong
 from tests.support.sent import Sending, SentRecord
 
 RULES = Rules(embedders={"toy": 4})
@@ -72,7 +72,7 @@ def test_a_forget_has_no_item() -> None:
         (300_000, TS_MS, TS_MS + 300_000),  # five minutes ahead are believed
         (300_001, TS_MS, TS_MS),  # more is clamped to Kafka's time
         (-(10**9), TS_MS, TS_MS - 10**9),  # late is late
-        (300_001, -1, TS_MS + 300_001),  # a record without a timestamp has nothing to be compared with
+        (4_000_000_000_000 - TS_MS, 4_000_000_000_000, 4_000_000_000_000),  # 2096 is a time like any other
     ],
 )
 def test_fast_clocks_are_clamped_to_the_records_own_time(ahead_ms: int, timestamp_ms: int, expected: int) -> None:
@@ -98,7 +98,7 @@ def test_a_catalogue_entry_and_its_withdrawal() -> None:
         "category": ["a", "b"],
     }
     full |= {"subclass": "a/b", "price": 2, "tags": ["t"], "available": False, "regions": ["eu"]}
-    full |= {"starts_ms": 1, "ends_ms": 2, "ts_ms": TS_MS}
+    full |= {"starts_ms": 0, "ends_ms": 253_402_300_799_999, "ts_ms": TS_MS}
     event = parse(record(CATALOG, full), RULES)
     expected = {name: value for name, value in full.items() if name != "item_id"}
     assert event == CatalogueEntry("i1", {**expected, "price": 2.0})
@@ -119,7 +119,7 @@ def test_a_vector_as_numbers_or_base64_and_its_removal() -> None:
 
 
 def test_a_context_and_its_removal() -> None:
-    promotion = {"tag": "tea", "strength": 2, "starts_ms": 1}
+    promotion = {"tag": "tea", "strength": 2, "starts_ms": TS_MS}
     event = parse(record(CONTEXT, {**GOOD[CONTEXT], "events": ["fair"], "promotions": [promotion]}), RULES)
     assert isinstance(event, ContextEntry) and event.content is not None
     assert orjson.loads(event.content) == {
@@ -128,7 +128,7 @@ def test_a_context_and_its_removal() -> None:
         "valid_until_ms": TS_MS + 1,
         "weather": {"heat_wave": True},
         "events": ["fair"],
-        "promotions": [{"tag": "tea", "strength": 2.0, "starts_ms": 1, "ends_ms": None}],
+        "promotions": [{"tag": "tea", "strength": 2.0, "starts_ms": TS_MS, "ends_ms": None}],
     }
     assert parse(record(CONTEXT, None, b"berlin"), RULES) == ContextEntry("berlin", None)
 
@@ -146,6 +146,115 @@ def test_the_field_that_is_wrong_is_named(topic: str, field: str, body: dict[str
     with pytest.raises(MalformedError) as caught:
         parse(record(topic, body), RULES)
     assert caught.value.field.split(".")[0].split("[")[0] == field and caught.value.reason
+
+
+@pytest.mark.parametrize("topic", CONSUMED)
+@pytest.mark.parametrize("timestamp_ms", WRONG_TIMESTAMPS)
+@pytest.mark.parametrize("is_null", [False, True])
+def test_a_record_without_a_usable_kafka_time_is_refused(topic: str, timestamp_ms: int, is_null: bool) -> None:
+    key = record_key(parse(record(topic, GOOD[topic]), RULES)).encode()
+    with pytest.raises(MalformedError) as caught:
+        parse(record(topic, None if is_null else GOOD[topic], key, timestamp_ms), RULES)
+    assert caught.value.field == "timestamp" and "expected milliseconds since the epoch" in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (TS_MS // 1000, "1760000000 looks like seconds, expected milliseconds since the epoch"),
+        (TS_MS * 1000, "1760000000000000 looks like microseconds, expected milliseconds since the epoch"),
+        (TS_MS * 10**6, "1760000000000000000 looks like nanoseconds, expected milliseconds since the epoch"),
+        (0, "0 is before 2000, expected milliseconds since the epoch"),
+        (float(TS_MS), "expected an integer below 2^62, got 1760000000000.0"),
+        (str(TS_MS), "expected an integer below 2^62, got '1760000000000'"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("topic", "place"),
+    [
+        *((topic, ("ts_ms",)) for topic in CONSUMED),
+        (CATALOG, ("starts_ms",)),
+        (CATALOG, ("ends_ms",)),
+        (CONTEXT, ("valid_until_ms",)),
+        (CONTEXT, ("promotions", "starts_ms")),
+        (CONTEXT, ("promotions", "ends_ms")),
+    ],
+)
+def test_a_time_of_another_unit_is_refused_and_the_unit_is_named(
+    topic: str, place: tuple[str, ...], value: Any, reason: str
+) -> None:
+    *within, name = place
+    change = {"promotions": [{"tag": "t", name: value}]} if within else {name: value}
+    if value == 0 and name == "starts_ms":  # always
+        parse(record(topic, {**GOOD[topic], **change}), RULES)
+        return
+    with pytest.raises(MalformedError) as caught:
+        parse(record(topic, {**GOOD[topic], **change}), RULES)
+    assert (caught.value.field, caught.value.reason) == (f"promotions[0].{name}" if within else name, reason)
+
+
+def test_a_window_may_begin_at_zero_and_end_never() -> None:
+    window = {"starts_ms": 0, "ends_ms": 253_402_300_799_999}
+    item = parse(record(CATALOG, {**GOOD[CATALOG], **window}), RULES)
+    assert isinstance(item, CatalogueEntry) and item.fields is not None and window.items() <= item.fields.items()
+    body = {**GOOD[CONTEXT], "valid_until_ms": 253_402_300_799_999, "promotions": [{"item": "i1", **window}]}
+    context = parse(record(CONTEXT, body), RULES)
+    assert isinstance(context, ContextEntry) and context.content is not None
+    assert orjson.loads(context.content)["promotions"] == [{"item": "i1", "strength": 1.0, **window}]
+
+
+ODD = " Café\u00a0\u3000 & Cie\u200b"  # read as: Café & Cie
+FOLDED = "Caf\u00e9 & Cie"
+
+
+def test_labels_are_folded_and_what_was_sent_is_kept_beside_them() -> None:
+    labels = {"brand": ODD, "category": [ODD, "Tea"], "subclass": ODD, "tags": [ODD], "regions": [ODD]}
+    folded = {"brand": FOLDED, "category": [FOLDED, "Tea"], "subclass": FOLDED, "tags": [FOLDED], "regions": [FOLDED]}
+    entry = parse(record(CATALOG, {**GOOD[CATALOG], **labels}), RULES)
+    assert isinstance(entry, CatalogueEntry) and entry.fields is not None and entry.sent is not None
+    assert folded.items() <= entry.fields.items()
+    assert entry.sent == {**entry.fields, **labels, "regions": [FOLDED]}
+    same = parse(record(CATALOG, {**GOOD[CATALOG], **folded}), RULES)
+    assert same == CatalogueEntry("i1", entry.fields)
+    vector = parse(record(ITEM_VECTORS, {**GOOD[ITEM_VECTORS], "tags": [ODD]}), RULES)
+    assert isinstance(vector, VectorEntry) and vector.tags == (FOLDED,)
+    promotions = [{"tag": ODD}, {"category": ODD}]
+    context = parse(record(CONTEXT, {**GOOD[CONTEXT], "events": [ODD], "promotions": promotions}), RULES)
+    assert isinstance(context, ContextEntry) and context.content is not None
+    content = orjson.loads(context.content)
+    assert content["events"] == [FOLDED]
+    assert [promotion.get("tag") or promotion["category"] for promotion in content["promotions"]] == [FOLDED, FOLDED]
+
+
+def test_titles_and_emoji_are_left_as_they_are() -> None:
+    title, brand = "Tea\u3000pot \x07", "👩\u200d🍳 می\u200cخواهم"
+    entry = parse(record(CATALOG, {**GOOD[CATALOG], "title": title, "brand": brand}), RULES)
+    assert isinstance(entry, CatalogueEntry) and entry.fields is not None
+    assert (entry.fields["title"], entry.fields["brand"], entry.sent) == (title, brand, None)
+
+
+@pytest.mark.parametrize(
+    ("topic", "change", "said"),
+    [
+        (CATALOG, {"brand": "a\x00b"}, "brand: holds the control character U+0000"),
+        (CATALOG, {"tags": ["a", "b\x9f"]}, "tags[1]: holds the control character U+009F"),
+        (CATALOG, {"category": "Tea"}, "category: expected a list of strings, got a string"),
+        (CATALOG, {"regions": ["\u3000"]}, "regions[0]: is empty, expected a name"),
+        (CATALOG, {"subclass": "x" * 257}, "subclass: has 257 bytes, a label has at most 256"),
+        (CATALOG, {"item_id": "a\u3000b"}, "item_id: holds U+3000, an id has no control or separator characters"),
+        (CATALOG, {"price": "cheap"}, "price: expected a finite number, got 'cheap'"),
+        (CLICKSTREAM, {"user_id": "u\u200b"}, "user_id: holds U+200B, an id has no control or separator characters"),
+        (CLICKSTREAM, {"event_id": "x" * 257}, "event_id: has 257 bytes, an id has 1 to 256"),
+        (CLICKSTREAM, {"location": "a\u00a0b"}, "location: holds U+00A0, an id has no control or separator characters"),
+        (CONTEXT, {"events": "fair"}, "events: expected a list of strings, got a string"),
+        (CONTEXT, {"promotions": [{"tag": "\x07"}]}, "promotions[0].tag: holds the control character U+0007"),
+        (USERS, {"categorical": {"a": []}}, "categorical.a: expected a string, got a list"),
+    ],
+)
+def test_what_is_refused_says_what_was_found_and_what_was_wanted(topic: str, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        parse(record(topic, {**GOOD[topic], **change}), RULES)
+    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize("topic", CONSUMED)
@@ -211,10 +320,25 @@ def test_changed_fields_give_an_event_or_a_malformed_error(
         assert error.reason and error.field
 
 
-@given(st.sampled_from(CONSUMED), st.none() | st.binary(max_size=300), st.none() | st.binary(max_size=10))
-def test_any_bytes_give_an_event_or_a_malformed_error(topic: str, value: bytes | None, key: bytes | None) -> None:
+_TIMESTAMPS = st.sampled_from([TS_MS, *WRONG_TIMESTAMPS]) | st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.sampled_from(CONSUMED), _JSON, st.none() | st.binary(max_size=10), _TIMESTAMPS)
+def test_any_json_at_any_time_gives_an_event_or_a_malformed_error(
+    topic: str, body: Any, key: bytes | None, timestamp_ms: int
+) -> None:
     try:
-        parse(Record(topic, 0, 0, TS_MS, key, value), RULES)
+        parse(record(topic, body, key, timestamp_ms), RULES)
+    except MalformedError as error:
+        assert error.reason and error.field
+
+
+@given(st.sampled_from(CONSUMED), st.none() | st.binary(max_size=300), st.none() | st.binary(max_size=10), _TIMESTAMPS)
+def test_any_bytes_give_an_event_or_a_malformed_error(
+    topic: str, value: bytes | None, key: bytes | None, timestamp_ms: int
+) -> None:
+    try:
+        parse(Record(topic, 0, 0, timestamp_ms, key, value), RULES)
     except MalformedError as error:
         assert error.reason and error.field
 
@@ -249,7 +373,7 @@ def test_ten_thousand_malformed_records_become_dead_letters_and_change_nothing(t
     id_field = {CLICKSTREAM: "user_id", USERS: "user_id", CONTEXT: "location"}.get(topic, "item_id")
 
     def good(n: int) -> bytes:
-        unique = {"event_id": f"e{n}"} if topic == CLICKSTREAM else {}
+        unique = {"event_id": f"e{n}", "item_id": f"i{n}"} if topic == CLICKSTREAM else {}
         return orjson.dumps({**GOOD[topic], **unique, id_field: f"id{n % 20}", "ts_ms": TS_MS + n})
 
     async def scenario() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from streams.events import EXPOSURES, FAST_CLOCK_MS, Exposure, MalformedError, Record
 from streams.parsing import parse_exposure
+from tests.faults.malformed import WRONG_TIMESTAMPS
 
 NOW_MS = 1_760_000_000_000
 BODY = {
@@ -56,9 +57,16 @@ def test_a_clock_that_runs_ahead_is_set_back() -> None:
         ({**BODY, "page_id": 1}, "page_id"),
         ({**BODY, "ts_ms": True}, "ts_ms"),
         ({**BODY, "ts_ms": 1_760_000_000}, "ts_ms"),
+        ({**BODY, "ts_ms": NOW_MS * 1000}, "ts_ms"),
     ],
 )
 def test_what_is_wrong_is_named(body: Any, field: str) -> None:
     with pytest.raises(MalformedError) as caught:
         parse_exposure(record(body))
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("timestamp_ms", WRONG_TIMESTAMPS)
+def test_a_record_without_a_usable_kafka_time_is_refused(timestamp_ms: int) -> None:
+    with pytest.raises(MalformedError, match=r"^timestamp: .* expected milliseconds since the epoch$"):
+        parse_exposure(record(BODY, timestamp_ms))

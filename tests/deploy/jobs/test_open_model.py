@@ -51,6 +51,16 @@ def test_the_thread_reads_the_embedder_of_the_training_only(folder: Path) -> Non
     thread.close()
 
 
+def test_tags_of_an_older_vocabulary_are_known_folded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tags = ("brand:cafe\u0301", "tag:red", "brand:caf\u00e9")
+    save(StarsEncoder(replace(CONFIG, tags=tags)).eval(), tmp_path / "model", {"context_features": []})
+    opened = open_model(tmp_path / "model", SETTINGS)
+    rows = opened.encoder.model.tower.tag_rows([["brand:caf\u00e9", "tag:red"], ["brand:cafe\u0301"]])
+    assert rows.tolist() == [[1, 2], [0, 0]]  # whoever looks up is folded before
+    assert "is the same label as a name before it" in caplog.text
+    assert opened.encoder.model.config.tags == tags
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no readable model"):
         open_model(tmp_path, SETTINGS)

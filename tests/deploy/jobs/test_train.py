@@ -160,6 +160,15 @@ def test_a_bounded_training_learns_with_the_items_that_have_most_events(folder: 
     assert document["metadata"]["left_out_events"] > 0
 
 
+def test_what_was_embedded_before_labels_were_folded_is_not_embedded_again() -> None:
+    before, now = item("a", title="lamp", brand="Cafe\u0301"), item("a", title="lamp", brand="Caf\u00e9")
+    model, memory = CountingModel(), TextMemory()
+    memory[text_hash(canonical_text(before))] = np.ones(384, np.float32)
+    found = item_vectors([now], model, VocabularyTagger([]), memory)
+    assert model.asked == [] and found.text_hashes == [text_hash(canonical_text(now))]
+    np.testing.assert_array_equal(found.vectors[0], np.ones(384))
+
+
 def test_items_whose_text_nobody_embedded_are_left_out() -> None:
     memory = TextMemory()
     memory[text_hash("lamp")] = np.ones(384, np.float32)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 from confluent_kafka import Consumer, Producer
@@ -116,6 +117,18 @@ def test_training_leaves_out_what_has_no_answer_and_ends_with_one_line_when_noth
         server.broken = lambda texts: Fault(400, body=b"no such input")
         with pytest.raises(ValueError, match="no such input"):
             item_vectors(items, source.embedder, VocabularyTagger([]), source.memory)
+
+
+def test_what_was_paid_for_before_labels_were_folded_is_not_paid_for_again(server: LlmServer, tmp_path: Path) -> None:
+    before, now = ({"item_id": "a", "title": "red lamp", "brand": brand} for brand in ("Cafe\u0301", "Caf\u00e9"))
+    with TextSource(load(environment(server, tmp_path))) as source:
+        tagger = source.tagger(["brand:caf\u00e9", "category:lamp", "word:red"])
+        first = item_vectors([before], source.embedder, tagger, source.memory)
+        paid = len(server.requests)
+        assert paid == 2, "a vector and tags"
+        again = item_vectors([now], source.embedder, tagger, source.memory)
+        assert len(server.requests) == paid and again.tags == first.tags
+        np.testing.assert_array_equal(again.vectors, first.vectors)
 
 
 def test_without_endpoints_it_is_the_local_model(tmp_path: Path) -> None:

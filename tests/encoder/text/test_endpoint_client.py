@@ -260,6 +260,10 @@ def test_tags_are_chosen_from_the_vocabulary_and_added_to_those_that_match(serve
     assert "brand:" not in prompt and "price:" not in prompt, "what the record states is not up for choice"
     assert world.tagger.knows([*items, {"title": "new"}]) == [True, True, True, False]
     assert len(server.requests) == 3, "asking what is known asks nobody"
+    fold = {"word:red": "word:rot"}
+    folding = ChatTagger(world.clients[1], VOCABULARY, world.ledger, lambda tag: fold.get(tag, tag))
+    assert folding.tag(items)[1] == ["category:lamp"] and folding.prompt == world.tagger.prompt
+    assert folding.tag(items)[2] == ["word:rot"] and len(server.requests) == 3, "folding costs nothing"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,18 @@ def test_only_tags_of_the_vocabulary_are_given() -> None:
     assert tagger.vocabulary == ("word:pot", "category:tea", "brand:nobody")
     with pytest.raises(ValueError, match="'word:pot' twice"):
         VocabularyTagger(["word:pot", "word:pot"])
+
+
+def test_tags_are_folded_by_what_is_given_and_so_is_a_vocabulary() -> None:
+    def fold(text: str) -> str:
+        return unicodedata.normalize("NFC", text.replace("\u200b", " "))
+
+    item = {"title": "pot", "brand": "Cafe\u0301\u200bNoir", "tags": ["\u01f0"]}  # whose lower case is two characters
+    assert item_tags(item, fold) == ["brand:caf\u00e9-noir", "tag:\u01f0", "word:pot"]
+    assert build_vocabulary([item] * 5 + [{}], fold=fold) == item_tags(item, fold)
+    tagger = VocabularyTagger(["brand:cafe\u0301-noir", "tag:j\u030c"], fold)
+    assert tagger.tag([item]) == [["brand:caf\u00e9-noir", "tag:\u01f0"]]
+    assert tagger.vocabulary == ("brand:cafe\u0301-noir", "tag:j\u030c")
 
 
 def vector(value: float) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -136,6 +136,49 @@ def test_one_bad_record_publishes_nothing_and_each_bad_one_is_named() -> None:
     assert all(error["reason"] for error in found["errors"])
 
 
+def test_a_time_in_another_unit_is_refused_with_the_unit_and_nothing_else_is_hidden() -> None:
+    seconds = "1900000000 looks like seconds, expected milliseconds since the epoch"
+    items = [
+        {"item_id": "w0", "title": "Scarf", "starts_ms": 0, "ends_ms": 253_402_300_799_999, "ts_ms": NOW_MS},
+        {"item_id": "w1", "title": "Advent calendar", "category": ["w"], "starts_ms": 1_900_000_000, "ts_ms": NOW_MS},
+        {"item_id": "w2", "title": "Summer shirt", "category": "w", "ends_ms": 1_900_000_000, "ts_ms": NOW_MS},
+        {"item_id": "w3", "title": "Winter shirt", "ends_ms": 1_900_000_000, "ts_ms": NOW_MS},
+    ]
+    site = Site()
+    found = problem(site.post("catalog", items), 400)
+    assert found["errors"] == [
+        {"record": 1, "field": "starts_ms", "reason": seconds},
+        {"record": 2, "field": "category", "reason": "expected a list of strings, got a string"},
+        {"record": 3, "field": "ends_ms", "reason": seconds},
+    ]
+    place = {"location": "berlin", "ts_ms": NOW_MS, "valid_until_ms": NOW_MS}
+    contexts = [{**place, "valid_until_ms": 1_900_000_000}]
+    contexts += [{**place, "promotions": [{"tag": "t", name: 1_900_000_000}]} for name in ("starts_ms", "ends_ms")]
+    found = problem(site.post("context", contexts), 400)
+    assert [error["field"] for error in found["errors"]] == [
+        "valid_until_ms", "promotions[0].starts_ms", "promotions[0].ends_ms",
+    ]  # fmt: skip
+    assert {error["reason"] for error in found["errors"]} == {seconds}
+    for topic, body in (("clickstream", click()), ("users", {"user_id": "u"})):
+        found = problem(site.post(topic, {**body, "ts_ms": NOW_MS * 1000}), 400)
+        assert found["errors"][0]["reason"].endswith("looks like microseconds, expected milliseconds since the epoch")
+    assert site.log.records == [] and site.post("catalog", items[0]).status_code == 202
+
+
+def test_labels_with_odd_spaces_are_taken_and_a_control_character_is_named() -> None:
+    odd = [
+        {"item_id": "s1", "title": "Garden chair", "category": ["Home\u00a0& Garden"], "ts_ms": NOW_MS},
+        {"item_id": "s2", "title": "Green tea", "brand": "茶\u3000園", "ts_ms": NOW_MS},
+    ]
+    site = Site()
+    assert site.post("catalog", odd).status_code == 202 and len(site.log.records) == 2
+    found = problem(site.post("catalog", [*odd, {**odd[0], "brand": "a\x07"}, {**odd[0], "item_id": "a\u3000"}]), 400)
+    assert found["errors"] == [
+        {"record": 2, "field": "brand", "reason": "holds the control character U+0007"},
+        {"record": 3, "field": "item_id", "reason": "holds U+3000, an id has no control or separator characters"},
+    ]
+
+
 def test_forgetting_by_an_event_is_refused_because_it_needs_the_admin_scope() -> None:
     found = problem(Site().post("clickstream", click(kind="forget")), 400)
     assert found["errors"][0]["reason"] == "forget is for DELETE /v1/users/{user_id}"

@@ -74,6 +74,23 @@ def test_a_vector_of_another_text_is_pending(
     assert item is not None and item.vector_pending is pending
 
 
+@pytest.mark.parametrize(("vector_hash", "pending"), [("sent", False), ("folded", False), ("other", True)])
+def test_a_vector_may_name_the_text_as_it_was_sent_or_with_folded_labels(
+    shop: Catalogue, vector_hash: str, pending: bool
+) -> None:
+    item = ItemRecord("a", 1, {"title": "Tea"}, EAST, (), "e", vector_hash, "sent", EAST, folded_hash="folded")
+    shop.apply([item])
+    found = shop.get("a")
+    assert found is not None and found.vector_pending is item.vector_pending is pending
+
+
+def test_what_a_promotion_names_meets_the_labels_however_it_is_written(shop: Catalogue) -> None:
+    shop.apply([record("a", 1, category=["Home & Garden"], tags=["Café"]), record("b", 2)])
+    assert shop.ids_of(shop.labels_with("category", "Home\u00a0&  Garden")) == ["a"]
+    assert shop.ids_of(shop.labels_with("tags", "Cafe\u0301")) == ["a"]
+    assert shop.ids_of(shop.labels_with("item_id", " a")) == []
+
+
 def test_only_a_higher_position_changes_an_item(shop: Catalogue) -> None:
     shop.apply([record("a", 5, title="new"), record("a", 4, title="old")])
     shop.apply([record("a", 5, title="the same position"), record("a", 3, listed=False)])

@@ -58,6 +58,11 @@ SHOP: list[dict[str, Any]] = [
         ({"field": "starts", "lte": 50}, {"i0", "i2"}),
         ({"field": "starts", "gte": 50}, {"i1"}),
         ({"field": "ends", "gte": 250}, {"i0", "i2"}),
+        ({"field": "ends", "gte": 1_760_000_000_000}, {"i0", "i2"}),
+        ({"field": "brand", "in": [" acme\u00a0"]}, {"i0"}),  # labels are folded, as those of items
+        ({"field": "category", "all": ["tea\u3000", "drinks\u200b", "tea"]}, {"i0"}),
+        ({"field": "region", "in": ["\tus"]}, {"i1", "i2"}),
+        ({"field": "item_id", "in": ["i1 "]}, set()),  # ids are not
         ({"field": "available", "in": [True]}, {"i0", "i2"}),
         ({"field": "available", "in": [True, False]}, {"i0", "i1", "i2"}),
         ({"field": "item_id", "in": ["i1", "nobody"]}, {"i1"}),
@@ -88,6 +93,9 @@ def test_a_filter_has_one_known_meaning(items: Catalogue, body: Any, expected: s
         ({"field": "price", "gte": float("nan")}, "filter.gte: expected a finite number below 2^62, got nan"),
         ({"field": "price", "lte": 10**400}, "filter.lte: expected a finite number below 2^62"),
         ({"field": "starts", "lte": 1.5}, "filter.lte: expected whole milliseconds since the epoch, got 1.5"),
+        ({"field": "ends", "gte": 1_760_000_000}, "filter.gte: 1760000000 looks like seconds, expected milliseconds"),
+        ({"field": "brand", "in": ["a", "b\x00"]}, "filter.in[1]: holds the control character U+0000"),
+        ({"not": {"field": "tags", "in": ["x" * 257]}}, "filter.not.in[0]: has 257 bytes, a label has at most 256"),
         ({"and": []}, "filter.and: expected a list with at least one filter, got []"),
         ({"and": [{"or": [{"field": "x"}]}]}, "filter.and[0].or[0].field: 'x' is not one of"),
         ({"and": [], "or": []}, "filter: ['and', 'or'] together; 'and' must be the only key"),

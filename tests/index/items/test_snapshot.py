@@ -64,6 +64,17 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert lists[0] == lists[1]
 
 
+def test_labels_that_an_older_build_saved_unfolded_are_folded(tmp_path: Path) -> None:
+    before, after = Catalogue(MODEL, DIM), Catalogue(MODEL, DIM)
+    odd = {"title": "Tea  pot", "brand": "Cafe\u0301", "category": [" Home  & Garden"], "tags": ["hot "]}
+    before.apply([ItemRecord("a", 1, odd, None, ("x  y",), None, None, None, None)])
+    restore_snapshot(saved(tmp_path / "items", before), after)
+    found = after.get("a")
+    assert found is not None and found.tags == ("x y",)
+    assert found.catalogue == {"title": "Tea  pot", "brand": "Café", "category": ["Home & Garden"], "tags": ["hot"]}
+    assert after.ids_of(after.labels_with("brand", "Café")) == ["a"]
+
+
 def test_an_empty_catalogue_has_a_snapshot_too(tmp_path: Path) -> None:
     after = Catalogue(MODEL, DIM)
     restore_snapshot(saved(tmp_path / "items", Catalogue(MODEL, DIM)), after)

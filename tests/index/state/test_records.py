@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from index.state.records import (
     UserState,
+    canonical_json,
     decode_profile,
     decode_state,
     decode_vectors,
@@ -18,6 +20,8 @@ from index.state.records import (
     encode_state,
     encode_vectors,
     event_hash,
+    load_context,
+    load_item,
 )
 
 IDS = st.text(min_size=1, max_size=60).filter(lambda text: len(text.encode()) <= 256)
@@ -85,3 +89,51 @@ def test_a_window_of_ids_of_equal_length_takes_24_bytes_an_event() -> None:
     hashes = [event_hash(name) for name in names]
     state = UserState(hashes, names, [number % 4 for number in range(228)], list(range(0, 228_000, 1_000)))
     assert len(encode_state(state)) < 228 * 24 + 64
+
+
+def test_an_item_of_an_older_build_is_read_with_folded_labels() -> None:
+    odd: dict[str, Any] = {
+        "title": "Tea  pot",
+        "brand": "Cafe\u0301",
+        "category": [" a  b"],
+        "subclass": "x ",
+        "tags": ["t "],
+        "ends_ms": 1,
+    }
+    odd |= {"regions": ["\u00e9u  "], "price": None}
+    fields = [b"7", canonical_json(odd), None, b'["v  1"]', b"e", b"h1", b"h1", None]
+    item = load_item("a  b", fields)
+    labels = {"brand": "Café", "category": ["a b"], "subclass": "x", "tags": ["t"], "regions": ["éu"]}
+    assert (item.item_id, item.catalogue, item.tags) == ("a  b", {**odd, **labels}, ("v 1",))
+    assert (item.text_hash, item.folded_hash, item.text_differs) == ("h1", None, False)
+
+
+@pytest.mark.parametrize(
+    ("vector_hash", "stored", "differs"),
+    [
+        (b"h1", b"h1", False),
+        (b"h1", b"h1 h2", False),
+        (b"h2", b"h1 h2", False),
+        (b"h3", b"h1 h2", True),
+        (None, b"h1", False),
+        (b"h1", None, False),
+    ],
+)
+def test_a_vector_belongs_to_a_text_by_either_hash(
+    vector_hash: bytes | None, stored: bytes | None, differs: bool
+) -> None:
+    item = load_item("a", [b"7", b"{}", b"\0\0\0\0", None, None, vector_hash, stored, None])
+    assert item.text_differs is item.vector_pending is differs
+
+
+def test_a_context_of_an_older_build_is_read_with_folded_labels() -> None:
+    promotions = [{"tag": "a  b", "item": None, "category": None}, {"item": "i  1"}, {"category": "Cafe\u0301"}]
+    content = canonical_json({"location": "x  y", "events": ["fair "], "promotions": promotions})
+    found = load_context(content)
+    assert found is not None and (found["location"], found["events"]) == ("x  y", ["fair"])
+    assert found["promotions"] == [
+        {"tag": "a b", "item": None, "category": None},
+        {"item": "i  1"},
+        {"category": "Café"},
+    ]
+    assert load_context(None) is None and load_context(b"{}") == {}

@@ -301,7 +301,7 @@ def test_any_id_is_read_back_as_it_was(ids: list[tuple[str, str, str, str]]) -> 
     assert folder.events.detail("page_id") == folder.events.detail("session_id") == [b["page_id"] for b in bodies]
 
 
-def test_a_time_that_no_folder_can_hold_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_record_without_a_usable_time_is_left_out_and_counted(tmp_path: Path) -> None:
     far = click("u", "a", 2**60, "far")
     found = [
         Record(CLICKSTREAM, partition_of("u", PARTITIONS), 0, -1, b"u", orjson.dumps(far)),
@@ -309,7 +309,7 @@ def test_a_time_that_no_folder_can_hold_is_left_out_and_counted(tmp_path: Path) 
     ]
     export, _, _ = exported(tmp_path, found)
     assert [row[1] for row in rows_in(read_folder(tmp_path))] == ["v"]
-    assert [reason.split(": ")[1] for reason in export.malformed] == ["ts_ms"]
+    assert [reason.split(": ")[1] for reason in export.malformed] == ["timestamp"]
 
 
 def test_a_full_disk_is_said_and_sorting_stays_in_the_folder(tmp_path: Path) -> None:

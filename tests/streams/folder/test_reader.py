@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
+from context.times import YEAR_2000_MS
 from streams.events import (
     CATALOG,
     CLICKSTREAM,
@@ -17,7 +18,6 @@ from streams.events import (
     CONTEXT,
     ITEM_VECTORS,
     USERS,
-    YEAR_2000_MS,
     Click,
     Forget,
     Kind,

@@ -88,6 +88,17 @@ def test_offsets_and_times_cut_a_piece_out(broker: Broker) -> None:
     assert found == [] and covers["clickstream[1]"] == Covers(0, 4, 4, 4)
 
 
+def test_a_time_of_another_unit_holds_up_nobody_and_neither_begins_nor_ends_a_range(broker: Broker) -> None:
+    micro = 999 * NOW_MS  # with NOW_MS, about the same time in microseconds
+    produce(broker, [(CLICKSTREAM, 0, ms, str(ms)) for ms in (0, micro, 10, micro + 1, 20, 30)])
+    produce(broker, [(CLICKSTREAM, 1, 15, "15")])
+    found, _ = read(broker)
+    assert [value for value, _, _ in found] == ["0", str(micro), "10", str(micro + 1), "15", "20", "30"]
+    found, covers = read(broker, start_ms=NOW_MS + 5, stop_ms=NOW_MS + 30)
+    assert [value for value, _, _ in found] == ["10", str(micro + 1), "15", "20"]
+    assert covers["clickstream[0]"] == Covers(0, 2, 5, 6)
+
+
 def test_a_start_outside_the_log_and_a_missing_topic_are_refused(broker: Broker) -> None:
     produce(broker, [(CLICKSTREAM, 0, 0, "x")])
     with pytest.raises(ValueError, match=r"clickstream\[0\] cannot start at 7: its log holds 0 to 1"):

@@ -21,12 +21,12 @@ from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.store import Commit
-from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, USERS, Record
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, DEAD_LETTERS, SENT_MS, USERS, Record
 from streams.kafka.claims import PositionBeyondLogError
 from streams.kafka.config import KafkaConfig
 from streams.kafka.lanes import USUAL_BATCH
 from streams.kafka.log_identity import LogLookup
-from streams.kafka.worker import StreamWorker
+from streams.kafka.worker import StreamWorker, _sent_ms
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
 from streams.pipeline.intake import MAX_DEAD_LETTER_BYTES
@@ -525,3 +525,18 @@ def test_a_consumer_thread_that_does_not_end_holds_nobody_up(play: Play) -> None
         assert not thread._thread.is_alive()
 
     play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("header", "sent_ms"),
+    [
+        (str(TS_MS - 5).encode(), TS_MS - 5),
+        (b"soon", TS_MS),
+        (str(TS_MS * 1000).encode(), TS_MS),
+        (b"9" * 5000, TS_MS),
+        (b"", TS_MS),
+    ],
+)
+def test_a_header_that_is_no_time_is_not_believed(header: bytes, sent_ms: int) -> None:
+    sent = Record(CLICKSTREAM, 0, 0, TS_MS, b"u", b"{}", (("trace", b"1"), (SENT_MS, header)))
+    assert _sent_ms(sent) == sent_ms

@@ -210,6 +210,48 @@ def test_malformed_records_become_dead_letters_and_change_nothing_else() -> None
     asyncio.run(scenario())
 
 
+TIMES = {"missing": -1, "zero": 0, "seconds": NOW_MS // 1000, "micro": NOW_MS * 1000, "nano": NOW_MS * 10**6}
+TIMES["ms"] = NOW_MS
+BODIES: dict[str, tuple[str, dict[str, object]]] = {  # topic → key and body without its time
+    CLICKSTREAM: ("u", {"event_id": "x", "user_id": "u", "item_id": "i", "kind": "view"}),
+    USERS: ("u", {"user_id": "u", "numeric": {"age": 99.0}}),
+    CATALOG: ("i", {"item_id": "i", "title": "Tea"}),
+    ITEM_VECTORS: ("i", {"item_id": "i", "embedder": "toy", "vector": [0, 1, 0, 0]}),
+    CONTEXT: ("x", {"location": "x", "valid_until_ms": NOW_MS}),
+}
+
+
+@pytest.mark.parametrize("topic", BODIES)
+@pytest.mark.parametrize(
+    ("kafka", "body"),
+    [
+        *((kafka, body) for kafka in TIMES if kafka != "ms" for body in ("seconds", "micro", "nano", "ms", "null")),
+        *(("ms", body) for body in ("zero", "seconds", "micro", "nano")),
+    ],
+)
+def test_a_time_of_another_unit_in_either_place_changes_nothing(topic: str, kafka: str, body: str) -> None:
+    """40 such records, enough to move a partition's clock: windows stay, and a later click of another user counts."""
+    key, fields = BODIES[topic]
+    value = None if body == "null" else orjson.dumps({**fields, "event_id": "y", "ts_ms": TIMES[body]})
+    poison = [Record(topic, 0, 1 + n, TIMES[kafka], key.encode(), value) for n in range(40)]
+    later = click("other", "i", NOW_MS, "z")
+
+    async def run() -> None:
+        engine, broker, store = await _engine()
+        await engine.apply([record(name, 0, {**known, "ts_ms": NOW_MS}) for name, (_, known) in BODIES.items()])
+        before = await read_state(store, 1)
+        await engine.apply(poison)
+        after = await read_state(store, 1)
+        assert [{**part, "positions": 0} for part in after.values()] == [
+            {**part, "positions": 0} for part in before.values()
+        ]
+        assert [error.field for _, error in broker.dead] == ["ts_ms" if kafka == "ms" else "timestamp"] * 40
+        await engine.apply([record(CLICKSTREAM, 41 if topic == CLICKSTREAM else 1, later)])
+        assert engine.counts["applied"] == len(BODIES) + 1 and engine.counts["late"] == 0
+
+    asyncio.run(run())
+
+
 def test_items_last_write_wins_and_a_withdrawn_item_keeps_its_vector() -> None:
     async def scenario() -> None:
         engine, _, store = await _engine()

@@ -11,11 +11,12 @@ from streams.events import CLICKSTREAM, DEAD_LETTERS, MalformedError, Record
 from streams.pipeline.intake import MAX_DEAD_LETTER_BYTES, KafkaDeadLetterSink
 from tests.support.sent import Sending, SentRecord
 
+TS_MS, FUTURE_MS = 1_760_000_000_000, 4_000_000_000_000
 KAFKA_BYTES = 1_000_000  # what a producer and a broker accept by default
 
 
 class Kafka(Sending):
-    """Takes records up to Kafka's size after `failures` attempts without an acknowledgement."""
+    """Takes records up to Kafka's size, none of the future, after `failures` attempts without an acknowledgement."""
 
     def __init__(self, failures: int = 0, limit: int = KAFKA_BYTES) -> None:
         self.failures, self.attempts, self.limit = failures, 0, limit
@@ -25,13 +26,15 @@ class Kafka(Sending):
         self.attempts += 1
         if sent.size > self.limit:
             raise ValueError(f"a record of {sent.size} bytes is too large")
+        if (sent.timestamp_ms or 0) >= FUTURE_MS:
+            raise ValueError("Broker: Invalid timestamp")
         if self.attempts <= self.failures:
             raise ConnectionError("no acknowledgement")
         self.sent.append(sent)
         return 0, len(self.sent) - 1
 
 
-def record(key: bytes | None = b"u", value: bytes | None = b"x", timestamp_ms: int = 5) -> Record:
+def record(key: bytes | None = b"u", value: bytes | None = b"x", timestamp_ms: int = TS_MS) -> Record:
     return Record(CLICKSTREAM, 3, 41, timestamp_ms, key, value, (("trace", b"1"),))
 
 
@@ -43,7 +46,7 @@ def bury(sent: Record, error: MalformedError, kafka: Kafka | None = None) -> Sen
 
 def test_a_dead_letter_carries_the_raw_bytes_and_says_where_they_were_and_why() -> None:
     topic, key, value, _, timestamp_ms, headers = bury(record(value=b"\xff{"), MalformedError("value", "not JSON"))
-    assert (topic, key, value, timestamp_ms) == (DEAD_LETTERS, b"u", b"\xff{", 5)
+    assert (topic, key, value, timestamp_ms) == (DEAD_LETTERS, b"u", b"\xff{", TS_MS)
     assert dict(headers) == {
         "reason": b"not JSON",
         "field": b"value",
@@ -78,17 +81,24 @@ def test_a_topic_that_takes_less_than_kafka_still_learns_where_the_record_is() -
     assert dict(headers)["length"] == b"5000" and dict(headers)["offset"] == b"41"
 
 
-def test_a_null_stays_a_null_and_a_missing_timestamp_becomes_zero() -> None:
-    _, key, value, _, timestamp_ms, headers = bury(record(None, None, -1), MalformedError("value", "null"))
-    assert (key, value, timestamp_ms) == (None, None, 0)
+@pytest.mark.parametrize("timestamp_ms", [-1, 0, TS_MS // 1000, TS_MS * 1000, FUTURE_MS])
+def test_a_null_stays_a_null_and_a_time_that_a_broker_may_refuse_becomes_that_of_sending(timestamp_ms: int) -> None:
+    _, key, value, _, sent_ms, headers = bury(record(None, None, timestamp_ms), MalformedError("value", "null"))
+    assert (key, value, sent_ms) == (None, None, None)
     assert dict(headers)["length"] == b"0"
+
+
+def test_a_record_whose_time_the_home_partition_refuses_becomes_a_dead_letter() -> None:
+    kafka = Kafka()
+    asyncio.run(KafkaDeadLetterSink(kafka).forward(record(timestamp_ms=FUTURE_MS), 7, b"u"))
+    assert [(sent.topic, sent.timestamp_ms) for sent in kafka.sent] == [(DEAD_LETTERS, None)]
 
 
 def test_a_forwarded_record_keeps_key_time_and_headers_and_names_its_origin() -> None:
     kafka = Kafka()
     asyncio.run(KafkaDeadLetterSink(kafka).forward(record(None), 7, b"u"))
     topic, key, value, partition, timestamp_ms, headers = kafka.sent[0]
-    assert (topic, key, value, partition, timestamp_ms) == (CLICKSTREAM, b"u", b"x", 7, 5)
+    assert (topic, key, value, partition, timestamp_ms) == (CLICKSTREAM, b"u", b"x", 7, TS_MS)
     assert headers == [("trace", b"1"), ("forwarded-from", b"clickstream[3]@41")]
 
 

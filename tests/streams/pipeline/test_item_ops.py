@@ -13,12 +13,25 @@ import pytest
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
+from encoder.text.item_text import canonical_text, text_hash
 from index.items.follower import ItemFollower
-from index.state.keys import ITEMS_TAG
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG
 from index.state.memory_store import MemoryStore
-from index.state.records import EMBEDDER, ITEM_FIELDS, TEXT_VECTOR, ItemRecord, load_item, vector_field
+from index.state.records import (
+    CATALOGUE,
+    EMBEDDER,
+    ITEM_FIELDS,
+    TAGS,
+    TEXT_HASH,
+    TEXT_VECTOR,
+    ItemRecord,
+    canonical_json,
+    load_item,
+    vector_field,
+)
 from index.state.store import LogIdentity
-from streams.events import CATALOG, ITEM_VECTORS, Record, Rules
+from streams.events import CATALOG, CONTEXT, ITEM_VECTORS, Record, Rules
+from streams.pipeline.digest import digest
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
 from tests.support.streams_world import MemoryBroker
@@ -133,5 +146,59 @@ def test_a_model_of_the_other_embedder_does_not_use_the_first_ones(encoder: Enco
         switched.close()
         stored = await shop.store.read([(shop.store.keys.item("a"), (EMBEDDER, TEXT_VECTOR, vector_field("m-2")))])
         assert stored[0][0] == b"toy" and stored[0][2] is None
+
+    asyncio.run(run())
+
+
+ODD, FOLDED = {"brand": "Cafe\u0301"}, {"brand": "Café"}
+
+
+def hash_of(labels: dict[str, str]) -> str:
+    return text_hash(canonical_text({"title": "Tea", **labels}))
+
+
+@pytest.mark.parametrize(("labels", "pending"), [(ODD, False), (FOLDED, False), ({"brand": "Other"}, True)])
+@pytest.mark.parametrize("vector_first", [False, True])
+def test_a_vector_of_either_form_of_an_items_text_is_not_pending(
+    encoder: EncoderThread, labels: dict[str, str], pending: bool, vector_first: bool
+) -> None:
+    async def run() -> None:
+        shop = await Shop(encoder).open()
+        item = {"item_id": "a", "title": "Tea", **ODD, "ts_ms": TS_MS}
+        vector = {"item_id": "a", "embedder": "toy", "vector": OWN, "text_hash": hash_of(labels), "ts_ms": TS_MS}
+        sent = [(CATALOG, item), (ITEM_VECTORS, vector)]
+        for topic, body in sent[::-1] if vector_first else sent:
+            await shop.engine.apply([Record(topic, 0, 0, TS_MS, b"a", orjson.dumps(body))])
+        found = await shop.item("a")
+        assert found.vector_pending is pending
+        assert found.catalogue is not None and found.catalogue["brand"] == "Café"
+        stored = await shop.store.read([(shop.store.keys.item("a"), (TEXT_HASH,))])
+        assert stored == [[f"{hash_of(ODD)} {hash_of(FOLDED)}".encode()]]
+
+    asyncio.run(run())
+
+
+def test_a_state_of_a_build_that_did_not_fold_has_the_digest_of_a_rebuild(encoder: EncoderThread) -> None:
+    item = {"item_id": "a", "title": "Tea", **ODD, "category": ["a  b"], "tags": ["t "], "ts_ms": TS_MS}
+    promotion = {"tag": "t ", "strength": 1.0, "starts_ms": None, "ends_ms": None}
+    place = {"location": "x", "ts_ms": TS_MS, "valid_until_ms": TS_MS, "weather": {}, "events": ["fair "]}
+
+    sent = text_hash(canonical_text(item))
+
+    async def run() -> None:
+        shop = await Shop(encoder).open()
+        await shop.engine.claim(CONTEXT_TAG, 1, {CONTEXT: LogIdentity("c", "t")})
+        body = {"item_id": "a", "embedder": "toy", "vector": OWN, "tags": ["v  1"], "text_hash": sent}
+        records = [(CATALOG, item), (ITEM_VECTORS, {**body, "ts_ms": TS_MS})]
+        records.append((CONTEXT, {**place, "promotions": [{"tag": "t "}]}))
+        await shop.engine.apply([Record(topic, 0, 0, TS_MS, None, orjson.dumps(body)) for topic, body in records])
+        rebuilt = await digest(shop.store, 1)
+        (catalogue,) = (await shop.store.read([(shop.store.keys.item("a"), (CATALOGUE,))]))[0]
+        before = {**orjson.loads(catalogue or b""), **{name: item[name] for name in ("brand", "category", "tags")}}
+        stored = {CATALOGUE: canonical_json(before), TEXT_HASH: sent.encode(), TAGS: b'["v  1"]'}
+        await shop.store.write(shop.store.keys.item("a"), stored)
+        await shop.store.write(shop.store.keys.contexts(), {"x": canonical_json({**place, "promotions": [promotion]})})
+        assert (await digest(shop.store, 1)).differences(rebuilt) == []
+        assert not (await shop.item("a")).vector_pending
 
     asyncio.run(run())
