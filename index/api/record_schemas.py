@@ -109,6 +109,15 @@ BODIES: dict[str, type[BaseModel]] = {
 }
 
 
+def patch_body(content_type: str) -> dict[str, Any]:
+    """OpenAPI of a merge patch of an item's record: what may be left out is all, what may be removed takes null."""
+    schema = CatalogueBody.model_json_schema()
+    del schema["required"], schema["examples"]
+    schema["description"] = "Fields to change; null removes one."
+    content = {"schema": schema, "examples": {"price": {"value": {"price": 8.5, "brand": None}}}}
+    return {"requestBody": {"required": True, "content": {content_type: content, "application/json": content}}}
+
+
 def request_body(topic: str) -> dict[str, Any]:
     """OpenAPI of one record of `topic` or a batch of them."""
     schema = BODIES[topic].model_json_schema()

@@ -155,6 +155,10 @@ class Catalogue:
             shown &= self._columns.vector[: self.size]
             return shown
 
+    def can_show(self) -> bool:
+        """Whether any item is listed and has a vector."""
+        return bool(np.any(self._columns.listed[: self.size] & self._columns.vector[: self.size]))
+
     def outside(self, now_ms: int) -> set[str]:
         """Items whose time window is not open at `now_ms`."""
         with self._lock:
