@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 from fastapi.telemetry import TelemetryConfig
 from starlette.staticfiles import StaticFiles
 
 from index.api.admission import AdmissionController, AdmissionMiddleware
-from index.api.errors import PROBLEM_JSON, install_handlers, json_response
+from index.api.errors import PROBLEM_JSON, install_handlers, json_response, known_parameters
 from index.api.ingest import Ingest, ingest_router
 from index.api.item_changes import changes_router
 from index.api.liveness import Liveness
@@ -150,7 +150,13 @@ def install_documentation(app: FastAPI) -> None:
 
     for method, name in (("GET", "get_root"), ("HEAD", "head_root")):
         router.add_api_route(
-            "/", root, methods=[method], operation_id=name, summary="What this is", response_model=RootAnswer,
+            "/",
+            root,
+            methods=[method],
+            operation_id=name,
+            summary="What this is",
+            response_model=RootAnswer,
             responses=OPEN_PROBLEMS,
-        )  # fmt: skip
+            dependencies=[Depends(known_parameters)],
+        )
     app.include_router(router)

@@ -38,7 +38,11 @@ _MOST_UNAPPLIED = 10_000  # items remembered one by one
 ACKNOWLEDGED: dict[int | str, dict[str, Any]] = {
     202: {"model": PublishedAnswer, "description": "Kafka has acknowledged each record"}
 }
-_RESPONSES = ACKNOWLEDGED | WRITE_PROBLEMS
+_LINKS = {  # below /v1/ → field of a single record, and the calls that take it
+    "events": ("user_id", ("get_user", "get_recommendations")),
+    "items": ("item_id", ("get_item", "get_similar_items", "patch_item", "withdraw_item")),
+    "users": ("user_id", ("get_user", "forget_user")),
+}
 
 
 class UnappliedItems:
@@ -178,7 +182,7 @@ def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: A
             status_code=202,
             operation_id=f"post_{name}",
             summary=summary,
-            responses=_RESPONSES,
+            responses=_linked(name) | WRITE_PROBLEMS,
             dependencies=require("write", keys, metrics),
             openapi_extra=request_body(topic),
         )
@@ -188,7 +192,7 @@ def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: A
         status_code=202,
         operation_id="forget_user",
         summary="Forget a user",
-        responses=_RESPONSES,
+        responses=ACKNOWLEDGED | WRITE_PROBLEMS,
         dependencies=require("admin", keys, metrics),
     )
     async def forget(user_id: UserId) -> Response:
@@ -196,6 +200,15 @@ def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: A
         return json_response({"records": await ingest.forget(user_id)}, 202)
 
     return router
+
+
+def _linked(name: str) -> dict[int | str, dict[str, Any]]:
+    """The acknowledgement, with what can be asked next."""
+    if name not in _LINKS:
+        return ACKNOWLEDGED
+    field, calls = _LINKS[name]
+    links = {call: {"operationId": call, "parameters": {field: f"$request.body#/{field}"}} for call in calls}
+    return {202: {**ACKNOWLEDGED[202], "links": links}}
 
 
 def _posting(ingest: Ingest, topic: str) -> Callable[[Request], Any]:

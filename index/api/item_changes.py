@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.exceptions import HTTPException
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from index.api.auth import require
 from index.api.errors import MERGE_PATCH, ProblemError, json_response, json_word, read_json
@@ -31,7 +31,15 @@ _WAIT_S = 1.0  # for this process's last record of the item, which is applied wi
 _LOOK_S = 0.005
 _UNAPPLIED_RETRY_S = 2
 _POSITION, _LOG = "pos:catalog", "log:catalog"
-_OTHER_CALLS = ("/similar",)  # what may follow an item's id in a path and is a call of its own
+
+
+class _ItemPath(PathConvertor):
+    """An item's id, which may hold slashes; `/similar` behind it names another call."""
+
+    regex = ".*(?<!/similar)"
+
+
+register_url_convertor("item", _ItemPath())
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
@@ -105,7 +113,7 @@ def changes_router(services: Services, ingest: Ingest) -> APIRouter:
     router = APIRouter(tags=["records"], dependencies=needed, responses=ACKNOWLEDGED)
 
     @router.patch(
-        "/v1/items/{item_id:path}",
+        "/v1/items/{item_id:item}",
         status_code=202,
         operation_id="patch_item",
         summary="Change parts of an item",
@@ -117,13 +125,12 @@ def changes_router(services: Services, ingest: Ingest) -> APIRouter:
 
         404 for an item that is not known or withdrawn: post a whole record.
         """
-        _refuse_other_calls(item_id)
         body = await read_json(request, patch=True)
         services.serving()  # else an item that waits in Kafka would be unknown
         return json_response({"records": await changes.change(item_id, body)}, 202)
 
     @router.delete(
-        "/v1/items/{item_id:path}",
+        "/v1/items/{item_id:item}",
         status_code=202,
         operation_id="withdraw_item",
         summary="Withdraw an item",
@@ -131,13 +138,6 @@ def changes_router(services: Services, ingest: Ingest) -> APIRouter:
     )
     async def withdraw(item_id: ItemId) -> Response:
         """Takes the item out of all lists. Also of an item that is not known here: its record may be on its way."""
-        _refuse_other_calls(item_id)
         return json_response({"records": await ingest.withdraw(item_id)}, 202)
 
     return router
-
-
-def _refuse_other_calls(item_id: str) -> None:
-    """An item's id may hold slashes, but `/similar` behind it names another call, which takes GET only."""
-    if item_id.endswith(_OTHER_CALLS):
-        raise HTTPException(405)

@@ -17,7 +17,7 @@ from context.features import is_active
 from context.offsets import ContextOffset
 from context.units import DAY_MS
 from index.items.catalogue import Catalogue
-from index.items.filters import Filter, Mask, fitted, sold_at
+from index.items.filters import Filter, Mask, fitted
 from index.items.search import Labels
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.popularity import Amounts, Popularity
@@ -215,7 +215,7 @@ def _allowed(
         removed[name] = before - left
 
     if location:
-        allowed &= fitted(catalogue.filter_mask(sold_at(location)), len(allowed))
+        allowed &= fitted(catalogue.sold_at(location), len(allowed))
         take_out("region", frozenset())
     if query.tree is not None:
         passing = catalogue.filter_mask(query.tree) if passing is None else passing
