@@ -97,7 +97,7 @@ def test_lag_and_status_tell_of_a_store_that_is_full(tmp_path: Path, monkeypatch
 
             async def mended() -> bool:
                 status = await look()
-                return status["redis_writes"] == "accepted" and status["topics"]["clickstream"]["lag"] == 0
+                return bool(status["redis_writes"] == "accepted" and status["topics"]["clickstream"]["lag"] == 0)
 
             await until(mended, "all is applied", 30.0)
             assert await shop.window("anna") == [f"i{number}" for number in range(8)]
