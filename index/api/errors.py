@@ -106,6 +106,8 @@ def problem_response(problem: ProblemError) -> Response:
         **problem.members,
     }
     headers = {} if problem.retry_after_s is None else {"Retry-After": str(problem.retry_after_s)}
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(orjson.dumps(body), problem.status, headers, PROBLEM_JSON)
 
 

@@ -84,13 +84,14 @@ class LoadedModel:
         An item log counts once its topics were applied to their ends. It stays so, also while another log, which a
         restarted store begins, is only being read; an emptied store makes it incomplete.
         """
-        log = self.follower.generation
-        if self.complete_in and (log in ("", self.complete_in) or liveness.item_log != log):
+        log, known = self.follower.generation, liveness.complete
+        another = liveness.item_log != log and known is not None  # which is being read, or seen by one of the two only
+        if self.complete_in and len(self.catalogue.search) and (log == self.complete_in or another):
             return ""
         self.complete_in = ""
-        if liveness.complete is None or liveness.complete[0] != log:
+        if known is None or known[0] != log:
             return "the items in Kafka are not applied yet"
-        if self.follower.position < liveness.complete[1]:
+        if self.follower.position < known[1]:
             return "the items are not loaded yet"
         if not self.catalogue.can_show():
             if len(self.catalogue):

@@ -75,7 +75,9 @@ def test_no_call_takes_an_unknown_parameter_or_one_twice() -> None:
 
 def test_a_key_is_asked_for_before_parameters_are_looked_at() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
-        problem(await client.get("/v1/users/u1?x=1"), 401)
+        response = await client.get("/v1/users/u1?x=1")
+        problem(response, 401)
+        assert response.headers["www-authenticate"] == "Bearer"
         problem(await client.get("/v1/users/u1?x=1", headers={"X-API-Key": "r" * 16}), 400)
         problem(await client.patch("/v1/items/tea0", json={}, headers={"Authorization": f"bearer {'r' * 16}"}), 403)
 

@@ -184,7 +184,15 @@ def test_an_emptied_store_is_waited_for_and_a_restarted_one_is_not(emptied: bool
                 store._hashes.clear()
                 store._sorted.clear()
                 await store.ensure_cluster(PARTITIONS, KINDS)
-                await world.publish_model(MODEL)
+                await world.publish_model(MODEL)  # by a worker that has not claimed the items yet
+
+                async def noticed() -> bool:
+                    response = await client.get("/v1/recommendations/u1")
+                    assert response.status_code == 503 or response.json()["items"], "no empty list"
+                    return response.status_code == 503
+
+                await until(noticed, "the store is known to be empty")
+                await waits(client, "the items in Kafka are not applied yet")
             else:
                 del store._hashes[store.keys.owner(ITEMS_TAG)]["item_log"]  # so that the claim begins another one
             await claim(world)
