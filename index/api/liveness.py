@@ -25,7 +25,7 @@ TOPICS_OF_CONTEXT = ("context",)
 _RATE_MS = 5_000.0  # events/s over so long: short enough to follow a burst, long enough to be steady
 _ROLES_EVERY = 10  # heartbeats are written once a second, so one poll in ten looks at them
 _ROLE_GONE_MS = 5_000.0  # five missed heartbeats
-_UNCONFIRMED_MS = 2_000.0  # ten missed confirmations: what the worker saw last may not be all there is by now
+_UNCONFIRMED_MS = 1_000.0  # five missed confirmations: what the worker saw last may not be all there is by now
 _FILLING = ("reading", "loading items", "opening the shop")  # what a traffic process does before items are in Kafka
 _FACTS = ("partitions", "kinds", "model", "clock_ms", "bucket_ms")
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package 
 _log = logging.getLogger("perseid.api")
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
 _CANCEL_AGAIN_S = 0.1
-_LOG_ENDS_S = 2.0  # one request to Kafka each, and only while no worker confirms
+_LOG_ENDS_S = 1.0  # one request to Kafka each, and only while no worker confirms
 _STALE_INDEX_RETRY_S = 5  # Redis has been away for a minute; it will not be back at once
 
 
