@@ -50,6 +50,7 @@ def describe(status: Mapping[str, Any] | None) -> str:
         f"users {status.get('users') or 0}",
         f"items {status.get('items') or 0}",
         f"lag {lag}",
+        "Redis refuses writes" if str(status.get("redis_writes")).startswith("refused") else "",
         f"event→visible p50 {_ms(fresh.get('p50'))} p99 {_ms(fresh.get('p99'))}",
         texts(status),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -22,7 +23,8 @@ from index.api.app import create_app
 from index.api.errors import InvalidRecordError
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
-from streams.events import MalformedError
+from streams.events import CONSUMED, MalformedError
+from streams.kafka.log_identity import LogLookup
 from streams.parsing import encode_record
 
 _TIMEOUT_S = 0.1  # of one Redis call: a list from memory in time is worth more than a personal one too late
@@ -89,4 +91,6 @@ def kafka_side(settings: Settings, producer: EventProducer, exposures: EventProd
         except MalformedError as error:
             raise InvalidRecordError(error.field, error.reason) from error
 
-    return KafkaSide(validate, producer.send, exposures.expose, lambda: exposures.dropped)
+    lookup = LogLookup(settings.kafka_config())
+    ends = partial(lookup.log_ends, CONSUMED)
+    return KafkaSide(validate, producer.send, exposures.expose, lambda: exposures.dropped, ends)

@@ -22,7 +22,7 @@ _OVERLOAD_RETRY_S = 1  # a full house of millisecond requests is empty within th
 _OVERLOAD = ProblemError(503, "this process has more requests than it can answer", retry_after_s=_OVERLOAD_RETRY_S)
 _STANDING_S = 0.1  # a queue that a pause of the loop made is gone by then, unless more comes than can be answered
 _RECOVERY_S = 1.0  # after a queue that stood; a moment without one is no end of an overload
-_UNCOUNTED = ("/healthz", "/readyz", "/metrics", "/v1/status")  # must answer when nothing else does
+_UNCOUNTED = ("/", "/healthz", "/readyz", "/metrics", "/v1/status")  # must answer when nothing else does
 _WRITES = ("/v1/events", "/v1/items", "/v1/context", "/v1/users")
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
-"""Assembles the HTTP query API as one application, with its background tasks.
+"""Assembles the HTTP query API as one application, with its background tasks and its documentation.
 
 All parts are passed in, Kafka as injected functions. Assumes an ASGI server that runs the application's lifespan. Reads
-no environment and starts no process. Every error is a problem document, every answer says how old its knowledge is.
+no environment and starts no process. `/docs` asks no other host, as its scripts come from the package fastapi-offline.
 """
 
 from __future__ import annotations
@@ -11,23 +11,30 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, Response
 from fastapi.telemetry import TelemetryConfig
+from starlette.staticfiles import StaticFiles
 
 from index.api.admission import AdmissionController, AdmissionMiddleware
-from index.api.errors import install_handlers
+from index.api.errors import PROBLEM_JSON, install_handlers, json_response, known_parameters
 from index.api.ingest import Ingest, ingest_router
+from index.api.item_changes import changes_router
 from index.api.liveness import Liveness
-from index.api.loaded_model import Background, ModelLoader, Services, follow_popularity
+from index.api.loaded_model import Background, ModelLoader, Services, follow_log_ends, follow_popularity
 from index.api.lookup import state_router
 from index.api.metrics import ApiMetrics
 from index.api.operations import UserCount, operations_router
 from index.api.recommend import recommend_router
+from index.api.schemas import OPEN_PROBLEMS, RootAnswer
 from index.api.settings import ApiSettings, KafkaSide
 from index.query.popularity import Popularity
 from index.state.store import LiveStore
 
 VERSION = "1"
+_STATIC = "/docs/static"
+_VALIDATION = ("HTTPValidationError", "ValidationError")  # schemas of FastAPI's 422
 _DESCRIPTION = "Live recommendations: events go into Kafka, the next answer knows them and says how old that is."
 # Off altogether: metrics are our own, and its default would look at the environment.
 _NO_TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False, auto_configure=False)
@@ -51,22 +58,25 @@ def create_app(
     turns = AdmissionController(settings.answers)
     services = Services(store, settings, kafka, metrics, liveness, keeper, popularity, turns, background, wall_ms)
     users = UserCount(store, liveness, settings.users_ms)
-    app = FastAPI(
+    app = DocumentedApp(
         title="perseid",
         version=VERSION,
         description=_DESCRIPTION,
         lifespan=_lifespan(services, users),
+        docs_url=None,
         redoc_url=None,
         telemetry=_NO_TELEMETRY,
     )
     app.state.services = services
     install_handlers(app)
     app.add_middleware(AdmissionMiddleware, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
-    ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics)
+    ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics, liveness.items_position)
     app.include_router(recommend_router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))
     app.include_router(state_router(services))
+    app.include_router(changes_router(services, ingest))
     app.include_router(operations_router(services, users))
+    install_documentation(app)
     return app
 
 
@@ -82,6 +92,7 @@ def _lifespan(services: Services, users: UserCount) -> Callable[[FastAPI], Any]:
         background.start("index", services.keeper.run())
         background.start("users", users.run())
         background.start("popularity", follow_popularity(services))
+        background.start("log ends", follow_log_ends(services))
         try:
             yield
         finally:
@@ -89,3 +100,63 @@ def _lifespan(services: Services, users: UserCount) -> Callable[[FastAPI], Any]:
             await services.keeper.close()
 
     return lifespan
+
+
+class DocumentedApp(FastAPI):
+    """An application whose OpenAPI document says what it answers."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = _as_answered(super().openapi())
+        return self.openapi_schema
+
+
+def _as_answered(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with problem documents as such and without FastAPI's own 422, which is never answered."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            responses = operation["responses"]
+            responses.pop("422", None)
+            for status, response in responses.items():
+                if status >= "400":
+                    response["content"] = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for name in _VALIDATION:
+        document["components"]["schemas"].pop(name, None)
+    return document
+
+
+def install_documentation(app: FastAPI) -> None:
+    """Adds `/docs` with its scripts, and `/`, which says where they are."""
+    app.mount(_STATIC, StaticFiles(packages=[("fastapi_offline", "static")]))
+
+    async def page(request: Request) -> HTMLResponse:
+        root = request.scope.get("root_path", "")
+        return get_swagger_ui_html(
+            openapi_url=f"{root}{app.openapi_url}",
+            title=f"{app.title} API",
+            swagger_js_url=f"{root}{_STATIC}/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}{_STATIC}/swagger-ui.css",
+            swagger_favicon_url=f"{root}{_STATIC}/favicon.png",
+            swagger_ui_parameters={"validatorUrl": None},  # else it would ask a public validator
+        )
+
+    app.add_route("/docs", page, include_in_schema=False)
+    router = APIRouter(tags=["operations"])
+    answer = {"name": app.title, "version": app.version, "documentation": "/docs", "openapi": "/openapi.json"}
+
+    async def root() -> Response:
+        """Where the documentation is."""
+        return json_response(answer)
+
+    for method, name in (("GET", "get_root"), ("HEAD", "head_root")):
+        router.add_api_route(
+            "/",
+            root,
+            methods=[method],
+            operation_id=name,
+            summary="What this is",
+            response_model=RootAnswer,
+            responses=OPEN_PROBLEMS,
+            dependencies=[Depends(known_parameters)],
+        )
+    app.include_router(router)

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from index.api.errors import ProblemError
+from index.api.errors import ProblemError, known_parameters
 from index.api.metrics import ApiMetrics
+
+# For the OpenAPI document, which names them where a deployment has keys; a missing key is our own 401.
+_HEADER = APIKeyHeader(name="X-API-Key", scheme_name="key", auto_error=False)
+_BEARER = HTTPBearer(scheme_name="bearer", auto_error=False)
 
 
 def require(scope: str, keys: Mapping[str, frozenset[str]], metrics: ApiMetrics) -> list[Any]:
-    """Dependencies of a call that needs `scope`: none in an open deployment (no keys configured).
+    """Dependencies of a call that needs `scope`: no key in an open deployment, and no unknown parameter anywhere.
 
     The key comes in `X-API-Key`, or as a bearer token for clients that can send nothing else (Prometheus).
     """
+    known = Depends(known_parameters)
     if not keys:
-        return []
+        return [known]
 
-    async def check(request: Request) -> None:
-        given = request.headers.get("x-api-key") or _bearer(request.headers.get("authorization", ""))
-        granted = scopes_of(given, keys)
+    async def check(
+        key: Annotated[str | None, Security(_HEADER)],
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+    ) -> None:
+        granted = scopes_of(key or (bearer.credentials.strip() if bearer else ""), keys)
         if granted is None:
             metrics.refused("key")
             raise ProblemError(401, "this deployment needs an API key in the header X-API-Key")
@@ -34,7 +42,7 @@ def require(scope: str, keys: Mapping[str, frozenset[str]], metrics: ApiMetrics)
             metrics.refused("key")
             raise ProblemError(403, f"this API key lacks the scope {scope!r}")
 
-    return [Depends(check)]
+    return [Depends(check), known]
 
 
 def scopes_of(given: str, keys: Mapping[str, frozenset[str]]) -> frozenset[str] | None:
@@ -44,8 +52,3 @@ def scopes_of(given: str, keys: Mapping[str, frozenset[str]]) -> frozenset[str] 
         if hmac.compare_digest(key.encode(), given.encode()):
             found = scopes
     return found
-
-
-def _bearer(authorization: str) -> str:
-    scheme, _, token = authorization.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""

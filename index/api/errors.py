@@ -1,4 +1,4 @@
-"""Turns every error into a problem document (RFC 9457), and reads and writes JSON bodies.
+"""Turns every error into a problem document (RFC 9457), reads and writes JSON bodies, and checks parameters' names.
 
 Assumes that whoever raises `ProblemError` wrote its detail for the client. The detail of an unforeseen error, a 500,
 says nothing of its cause, which goes to the log.
@@ -7,6 +7,7 @@ says nothing of its cause, which goes to the log.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,11 +18,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from index.state.store import StoreUnavailableError
 
 _log = logging.getLogger("perseid.api")
 _JSON = "application/json"
+PROBLEM_JSON = "application/problem+json"
+MERGE_PATCH = "application/merge-patch+json"
+_SHOWN_CHARACTERS = 60  # of a name that a client made up
+_SHOWN_ERRORS = 20
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_WORDS = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
 
 
 class ProblemError(Exception):
@@ -48,15 +56,44 @@ def json_response(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type=_JSON)
 
 
-async def read_json(request: Request) -> Any:
-    """The body as JSON; ProblemError 400, or 415 for other content types, which web pages could send across origins."""
+def json_word(value: Any) -> str:
+    """What kind of value it is, in JSON's words.
+
+    >>> json_word(None), json_word([1]), json_word(1.5)
+    ('null', 'a list', 'a number')
+    """
+    return _WORDS.get(type(value), "a number")
+
+
+async def read_json(request: Request, *, patch: bool = False) -> Any:
+    """The body as JSON, or as JSON Merge Patch (RFC 7396) where a call takes one.
+
+    Raises ProblemError 400, or 415 for other content types, which web pages could send across origins.
+    """
+    taken = (_JSON, MERGE_PATCH) if patch else (_JSON,)
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if declared != _JSON:
-        raise ProblemError(415, f"content type {declared or 'missing'!r}; send application/json")
+    if declared not in taken:
+        raise ProblemError(415, f"content type {declared or 'missing'!r}; send {' or '.join(taken)}")
     try:
         return orjson.loads(await request.body())
     except orjson.JSONDecodeError as error:
         raise ProblemError(400, f"the body is not JSON: {error}") from error
+
+
+async def known_parameters(request: Request) -> None:
+    """Dependency of every call. Raises ProblemError 400 that names the parameter and those that there are."""
+    known = sorted(field.alias for field in request.scope["route"].dependant.query_params)
+    has = f"this call has {', '.join(known)}" if known else "this call has none"
+    errors = []
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        field = f"query.{name[:_SHOWN_CHARACTERS]}"
+        if name not in known:
+            errors.append({"field": field, "reason": f"unknown parameter; {has}"})
+        elif count > 1:
+            errors.append({"field": field, "reason": f"given {count} times; give it once"})
+    if errors:
+        detail = f"{errors[0]['field']}: {errors[0]['reason']}"
+        raise ProblemError(400, detail, members={"errors": errors[:_SHOWN_ERRORS]})
 
 
 def problem_response(problem: ProblemError) -> Response:
@@ -69,7 +106,9 @@ def problem_response(problem: ProblemError) -> Response:
         **problem.members,
     }
     headers = {} if problem.retry_after_s is None else {"Retry-After": str(problem.retry_after_s)}
-    return Response(orjson.dumps(body), problem.status, headers, "application/problem+json")
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(orjson.dumps(body), problem.status, headers, PROBLEM_JSON)
 
 
 def invalid_request(errors: Sequence[Any], where: str = "") -> ProblemError:
@@ -95,9 +134,14 @@ def install_handlers(app: FastAPI) -> None:
         return problem_response(invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        response = problem_response(ProblemError(error.status_code, str(error.detail)))
-        response.headers.update(error.headers or {})
+    async def refused(request: Request, error: HTTPException) -> Response:
+        if error.status_code != 405:
+            response = problem_response(ProblemError(error.status_code, str(error.detail)))
+            response.headers.update(error.headers or {})
+            return response
+        allowed = ", ".join(allowed_methods(request))
+        response = problem_response(ProblemError(405, f"{request.method} is not for this path; it takes {allowed}"))
+        response.headers["Allow"] = allowed  # of all routes of the path; the router names those of the first one
         return response
 
     @app.exception_handler(StoreUnavailableError)
@@ -105,6 +149,16 @@ def install_handlers(app: FastAPI) -> None:
         _log.warning("live state: %s", error)
         away = ProblemError(503, "the live state does not answer; try again in a moment", retry_after_s=1)
         return problem_response(away)
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """The methods that the request's path takes."""
+    routes, scope = request.app.router.routes, request.scope
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 def unforeseen(error: Exception) -> Response:

@@ -15,10 +15,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from index.api.auth import require
-from index.api.errors import InvalidRecordError, ProblemError, json_response, read_json
+from index.api.errors import InvalidRecordError, ProblemError, json_response, json_word, read_json
 from index.api.metrics import ApiMetrics
 from index.api.record_schemas import request_body
-from index.api.schemas import MAX_BATCH, Problem, PublishedAnswer, UserId
+from index.api.schemas import MAX_BATCH, WRITE_PROBLEMS, PublishedAnswer, UserId
 from index.api.settings import KafkaSide
 from index.state.keys import partition_of
 
@@ -26,17 +26,50 @@ from index.state.keys import partition_of
 _ACKNOWLEDGE_S = 11.0
 _CHECKED_AT_ONCE = 64  # about a millisecond; then other requests have their turn
 _SHOWN_ERRORS = 100  # of a batch; all of them would make an answer as large as the batch
+CATALOG = "catalog"
 _POSTS = {  # below /v1/ → topic and what a post does there
     "events": ("clickstream", "Send clicks, one or a batch"),
-    "items": ("catalog", "Add or change items, one or a batch"),
+    "items": (CATALOG, "Add or change items, one or a batch"),
     "context": ("context", "Say what holds at a location, one or a batch"),
     "users": ("users", "Set user profiles, one or a batch"),
 }
 _BY_USER = ("clickstream", "users")
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    202: {"model": PublishedAnswer, "description": "Kafka has acknowledged each record"},
-    **{status: {"model": Problem} for status in (400, 401, 403, 413, 415, 503)},
+_MOST_UNAPPLIED = 10_000  # items remembered one by one
+ACKNOWLEDGED: dict[int | str, dict[str, Any]] = {
+    202: {"model": PublishedAnswer, "description": "Kafka has acknowledged each record"}
 }
+_LINKS = {  # below /v1/ → field of a single record, and the calls that take it
+    "events": ("user_id", ("get_user", "get_recommendations")),
+    "items": ("item_id", ("get_item", "get_similar_items", "patch_item", "withdraw_item")),
+    "users": ("user_id", ("get_user", "forget_user")),
+}
+
+
+class UnappliedItems:
+    """Up to where `catalog` has to be applied before an item's record holds what this process published of it."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, int] = {}
+        self._floor = 0  # for all items: there are too many to remember
+        self._log: bytes | None = None  # in which the positions count
+
+    def note(self, item_id: str, offset: int, applied: int) -> None:
+        """A record of the item was acknowledged; `applied` is the topic's position as last seen."""
+        if len(self._until) >= _MOST_UNAPPLIED:
+            self._until = {item: until for item, until in self._until.items() if until > applied}
+        if len(self._until) >= _MOST_UNAPPLIED:
+            self._floor = max(self._floor, *self._until.values())
+            self._until.clear()
+        self._until[item_id] = offset + 1
+
+    def until(self, item_id: str, log: bytes | None) -> int:
+        """The position that the topic must have reached; 0 in another log than before, whose offsets begin anew."""
+        if log != self._log:
+            if self._log is not None:
+                self._until.clear()
+                self._floor = 0
+            self._log = log
+        return max(self._floor, self._until.get(item_id, 0))
 
 
 class Ingest:
@@ -48,8 +81,10 @@ class Ingest:
         partitions: Callable[[], int | None],  # how many there are of users; None as long as it is not known
         now_ms: Callable[[], int],  # the clock of meaning, for the time of a forget
         metrics: ApiMetrics,
+        applied: Callable[[], int] = lambda: 0,  # up to where `catalog` is applied, as last seen
     ) -> None:
         self._kafka, self._partitions, self._now_ms, self._metrics = kafka, partitions, now_ms, metrics
+        self._applied, self.unapplied = applied, UnappliedItems()
 
     async def post(self, topic: str, body: Any) -> list[dict[str, Any]]:
         """Publishes one record or a list of them; topic, partition and offset of each.
@@ -66,6 +101,10 @@ class Ingest:
         event = {"event_id": uuid.uuid4().hex, "user_id": user_id, "kind": "forget", "ts_ms": self._now_ms()}
         forgotten = await self._publish("clickstream", await self._check("clickstream", [event], forget=True))
         return forgotten + await self._publish("users", [(user_id.encode(), None)])
+
+    async def withdraw(self, item_id: str) -> list[dict[str, Any]]:
+        """Publishes the end of the item's record."""
+        return await self._publish(CATALOG, [(item_id.encode(), None)])
 
     async def _check(
         self, topic: str, records: Sequence[Any], *, forget: bool = False
@@ -91,7 +130,7 @@ class Ingest:
 
     def _checked(self, topic: str, record: Any, forget: bool) -> tuple[bytes, bytes]:
         if not isinstance(record, Mapping):
-            raise InvalidRecordError("value", f"expected an object, got {type(record).__name__}")
+            raise InvalidRecordError("value", f"expected an object, got {json_word(record)}")
         if topic == "clickstream" and record.get("kind") == "forget" and not forget:
             raise InvalidRecordError("kind", "forget is for DELETE /v1/users/{user_id}")
         return self._kafka.validate(topic, record)
@@ -110,6 +149,10 @@ class Ingest:
         except TimeoutError as error:
             self._metrics.records(topic, "failed", len(records))
             raise ProblemError(503, "Kafka did not acknowledge in time; send it again", retry_after_s=5) from error
+        if topic == CATALOG:
+            for (key, _), found in zip(records, outcomes, strict=True):
+                if not isinstance(found, BaseException):
+                    self.unapplied.note(key.decode(), found[1], self._applied())
         return self._acknowledged(topic, outcomes)
 
     def _acknowledged(self, topic: str, outcomes: Sequence[Any]) -> list[dict[str, Any]]:
@@ -139,7 +182,7 @@ def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: A
             status_code=202,
             operation_id=f"post_{name}",
             summary=summary,
-            responses=_RESPONSES,
+            responses=_linked(name) | WRITE_PROBLEMS,
             dependencies=require("write", keys, metrics),
             openapi_extra=request_body(topic),
         )
@@ -149,7 +192,7 @@ def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: A
         status_code=202,
         operation_id="forget_user",
         summary="Forget a user",
-        responses=_RESPONSES,
+        responses=ACKNOWLEDGED | WRITE_PROBLEMS,
         dependencies=require("admin", keys, metrics),
     )
     async def forget(user_id: UserId) -> Response:
@@ -157,6 +200,15 @@ def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: A
         return json_response({"records": await ingest.forget(user_id)}, 202)
 
     return router
+
+
+def _linked(name: str) -> dict[int | str, dict[str, Any]]:
+    """The acknowledgement, with what can be asked next."""
+    if name not in _LINKS:
+        return ACKNOWLEDGED
+    field, calls = _LINKS[name]
+    links = {call: {"operationId": call, "parameters": {field: f"$request.body#/{field}"}} for call in calls}
+    return {202: {**ACKNOWLEDGED[202], "links": links}}
 
 
 def _posting(ingest: Ingest, topic: str) -> Callable[[Request], Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ TOPICS_OF_CONTEXT = ("context",)
 _RATE_MS = 5_000.0  # events/s over so long: short enough to follow a burst, long enough to be steady
 _ROLES_EVERY = 10  # heartbeats are written once a second, so one poll in ten looks at them
 _ROLE_GONE_MS = 5_000.0  # five missed heartbeats
+_UNCONFIRMED_MS = 1_000.0  # five missed confirmations: what the worker saw last may not be all there is by now
+_FILLING = ("reading", "loading items", "opening the shop")  # what a traffic process does before items are in Kafka
 _FACTS = ("partitions", "kinds", "model", "clock_ms", "bucket_ms")
 
 
@@ -87,6 +89,11 @@ class Liveness:
         self._seen_ms: dict[str, float] = {}
         self._polls = 0
         self.reachable = False
+        self.log_ends: Mapping[tuple[str, int], int] = {}  # by topic and partition, where no worker tells of them
+        self.item_log = ""  # as of the last poll
+        # The item log and its position when it was first seen that the items' topics had been applied to their ends;
+        # None as long as they were not.
+        self.complete: tuple[str, int] | None = None
 
     @property
     def partitions(self) -> int | None:
@@ -120,6 +127,21 @@ class Liveness:
             return 0.0
         (first_ms, first), (last_ms, last) = self._applied[0], self._applied[-1]
         return max(0.0, 1000.0 * (last - first) / (last_ms - first_ms)) if last_ms > first_ms else 0.0
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether some topic's worker has not confirmed lately that it is caught up."""
+        ages = [topic.lag_ms for topic in self.topics.values()]
+        return self.partitions is not None and any(age is None or age > _UNCONFIRMED_MS for age in ages)
+
+    @property
+    def filling(self) -> bool:
+        """Whether a process says that it is going to send the catalogue."""
+        return any(heartbeat.get("phase") in _FILLING for heartbeat in self.roles().values())
+
+    def items_position(self) -> int:
+        """Up to where `catalog` is applied, as of the last poll."""
+        return self.topics["catalog"].position if "catalog" in self.topics else 0
 
     def roles(self) -> dict[str, dict[str, Any]]:
         """The latest heartbeat of every process that is still sending them, by role id."""
@@ -168,7 +190,9 @@ class Liveness:
             (keys.owner(tag), ["beat", *(f"{what}:{topic}" for topic in topics for what in ("pos", "seen"))])
             for tag, topics in tags.items()
         ]
-        facts, *owners = await self._store.read([(keys.cluster(), _FACTS), *requests])
+        items = (keys.owner(ITEMS_TAG), ["beat", "item_log", "item_position"])
+        facts, found, *owners = await self._store.read([(keys.cluster(), _FACTS), items, *requests])
+        self._take_items(found)
         self._facts = {name: value.decode() for name, value in zip(_FACTS, facts, strict=True) if value is not None}
         self._take(tags, owners)
         if self._polls % _ROLES_EVERY == 0:
@@ -179,15 +203,24 @@ class Liveness:
         users = {partition_tag(number): TOPICS_OF_USERS for number in range(self.partitions or 0)}
         return {**users, ITEMS_TAG: TOPICS_OF_ITEMS, CONTEXT_TAG: TOPICS_OF_CONTEXT}
 
+    def _take_items(self, found: Sequence[bytes | None]) -> None:
+        beat, log, position = found
+        self.item_log = (log or b"").decode()
+        if not int(beat or 0):  # an emptied store, or another log of the items: confirmed is nothing yet
+            self.complete = None
+        elif self.complete is None or self.complete[0] != self.item_log:
+            self.complete = self.item_log, int(position or 0)
+
     def _take(self, tags: Mapping[str, tuple[str, ...]], owners: list[list[bytes | None]]) -> None:
         now_ms = self._now_ms()
         found: dict[str, list[PartitionState]] = {}
         for (tag, topics), (beat, *values) in zip(tags.items(), owners, strict=True):
             self._beats.note(tag, int(beat or 0), now_ms)
             for at, topic in enumerate(topics):
+                partitions = found.setdefault(topic, [])
                 position, seen = int(values[2 * at] or 0), int(values[2 * at + 1] or 0)
-                state = PartitionState(max(0, seen - position), position, self._beats.age_ms(tag, now_ms))
-                found.setdefault(topic, []).append(state)
+                end = max(seen, self.log_ends.get((topic, len(partitions)), 0))
+                partitions.append(PartitionState(max(0, end - position), position, self._beats.age_ms(tag, now_ms)))
         self.topics = {topic: TopicState(tuple(partitions)) for topic, partitions in found.items()}
         self._rate(now_ms)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package 
 _log = logging.getLogger("perseid.api")
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
 _CANCEL_AGAIN_S = 0.1
+_LOG_ENDS_S = 1.0  # one request to Kafka each, and only while no worker confirms
 _STALE_INDEX_RETRY_S = 5  # Redis has been away for a minute; it will not be back at once
 
 
@@ -75,6 +76,30 @@ class LoadedModel:
     follower: ItemFollower
     tasks: tuple[asyncio.Task[None], ...]  # that keep it current
     elastic: ElasticSide | None = None
+    complete_in: str = ""  # the item log whose items are all here
+
+    def missing(self, liveness: Liveness) -> str:
+        """What of the catalogue is not here yet, "" when nothing is: then lists are as good as the topics' content.
+
+        An item log counts once its topics were applied to their ends. It stays so, also while another log, which a
+        restarted store begins, is only being read; an emptied store makes it incomplete.
+        """
+        log, known = self.follower.generation, liveness.complete
+        another = liveness.item_log != log and known is not None  # which is being read, or seen by one of the two only
+        if self.complete_in and len(self.catalogue.search) and (log == self.complete_in or another):
+            return ""
+        self.complete_in = ""
+        if known is None or known[0] != log:
+            return "the items in Kafka are not applied yet"
+        if self.follower.position < known[1]:
+            return "the items are not loaded yet"
+        if not self.catalogue.can_show():
+            if len(self.catalogue):
+                return f"{len(self.catalogue)} items wait for their vectors"
+            if liveness.filling:
+                return "the catalogue is being loaded"
+        self.complete_in = log
+        return ""
 
     def index_state(self) -> dict[str, Any]:
         """How current this process's knowledge about items is, as in every answer."""
@@ -214,11 +239,14 @@ class Services:
         return self.wall_ms() if clock_ms is None else clock_ms
 
     def serving(self) -> LoadedModel:
-        """The index to answer from; ProblemError 503 while it is not loaded, or not followed for too long."""
+        """The index to answer from; ProblemError 503 while it is not complete, or not followed for too long."""
         serving = self.keeper.current
         if serving is None or self.liveness.partitions is None:
             self.metrics.refused("not_ready")
             raise ProblemError(503, "the items are not loaded yet", retry_after_s=_NOT_READY_RETRY_S)
+        if missing := serving.missing(self.liveness):
+            self.metrics.refused("not_ready")
+            raise ProblemError(503, missing, retry_after_s=_NOT_READY_RETRY_S)
         age_ms = serving.follower.age_ms
         if age_ms is None or age_ms > self.settings.index_limit_ms:
             self.metrics.refused("not_ready")
@@ -232,6 +260,20 @@ class Services:
         if partitions is None:
             raise ProblemError(503, "no worker has started yet", retry_after_s=_NOT_READY_RETRY_S)
         return UserReader(self.store, partitions, serving.model.version, serving.model.dim)
+
+
+async def follow_log_ends(services: Services) -> None:
+    """Looks for ever where the logs end, as long as no worker says so: it is away, or the store refuses its writes."""
+    liveness, kafka = services.liveness, services.kafka
+    while True:
+        await asyncio.sleep(_LOG_ENDS_S)
+        if not liveness.unconfirmed:
+            liveness.log_ends = {}
+            continue
+        try:
+            liveness.log_ends = await kafka.log_ends()
+        except ConnectionError as error:
+            _log.warning("where the logs end is not known: %s", error)
 
 
 async def follow_popularity(services: Services) -> None:

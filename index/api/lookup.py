@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from index.api.auth import require
 from index.api.errors import ProblemError, json_response
 from index.api.loaded_model import Services
-from index.api.schemas import PROBLEMS, ItemAnswer, ItemId, Problem, UserAnswer, UserId
+from index.api.schemas import PROBLEMS, ItemAnswer, ItemId, UserAnswer, UserId, problems
 from index.state.records import ITEM_FIELDS, load_item, vector_field
 
 
@@ -68,7 +68,7 @@ def state_router(services: Services) -> APIRouter:
         operation_id="get_item",
         summary="One item",
         response_model=ItemAnswer,
-        responses={404: {"model": Problem}},
+        responses=problems(404),
     )
     async def item(item_id: ItemId) -> Response:
         """The item's record; an answer whose `index.position` is at or past its `position` knows this state of it."""

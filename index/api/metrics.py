@@ -82,7 +82,7 @@ class ApiMetrics:
 
 
 _DEPLOYMENT: Mapping[str, tuple[str, list[str]]] = {
-    "lag_records": ("Records that workers saw in Kafka and have not applied.", ["topic"]),
+    "lag_records": ("Records in Kafka that are not applied.", ["topic"]),
     "lag_seconds": ("Time since the last confirmation that all partitions were caught up.", ["topic"]),
     "partition_lag_records": ("Records of one partition that are not applied.", ["topic", "partition"]),
     "partition_lag_seconds": ("Time since one partition was confirmed to be caught up.", ["topic", "partition"]),
@@ -97,6 +97,7 @@ _DEPLOYMENT: Mapping[str, tuple[str, list[str]]] = {
     "elasticsearch_up": ("Whether Elasticsearch is asked now; not set where there is none.", []),
     "elasticsearch_position": ("Item-log position up to which its index is complete.", []),
     "redis_up": ("Whether the live state answered last.", []),
+    "redis_writes": ("Whether the live state took this process's last write.", []),
     "roles": ("Running processes by role.", ["role"]),
     "role_counter": ("Counters of the running processes of a role, summed.", ["role", "counter"]),
 }

@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from index.api.auth import require
-from index.api.errors import ProblemError, json_response
+from index.api.errors import ProblemError, json_response, known_parameters
 from index.api.liveness import Liveness, PartitionState, TopicState, rounded
 from index.api.loaded_model import Services
-from index.api.schemas import PROBLEMS, Problem, StatusAnswer
+from index.api.schemas import KEY_PROBLEMS, OPEN_PROBLEMS, StatusAnswer, problems
 from index.state.keys import partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
 
@@ -59,6 +59,7 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "kafka": services.settings.kafka,
         "redis": services.settings.redis,
         "redis_up": liveness.reachable,
+        "redis_writes": _writes(services),
         "topics": {
             name: {**_lag(topic), "partitions": [_lag(partition) for partition in topic.partitions]}
             for name, topic in liveness.topics.items()
@@ -74,6 +75,13 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "roles": roles,
         "counters": total_counters(roles, services.metrics.counters()),
     }
+
+
+def _writes(services: Services) -> str | None:
+    refusal = services.store.refusal
+    if refusal is None or not services.liveness.reachable:
+        return None
+    return f"refused: {refusal}" if refusal else "accepted"
 
 
 def _lag(state: TopicState | PartitionState) -> dict[str, Any]:
@@ -106,6 +114,7 @@ def show_deployment(services: Services, users: int | None) -> None:
     """Sets the gauges that describe the whole deployment, before a scrape."""
     show, liveness, roles = services.metrics.show, services.liveness, services.liveness.roles()
     show("redis_up", float(liveness.reachable))
+    show("redis_writes", float(_writes(services) == "accepted"))
     show("events_per_second", liveness.events_per_s)
     show("users", users or 0)
     for name, topic in liveness.topics.items():
@@ -145,48 +154,54 @@ def operations_router(services: Services, users: UserCount) -> APIRouter:
         operation_id="get_status",
         summary="State of the deployment",
         response_model=StatusAnswer,
-        responses=PROBLEMS,
+        responses=KEY_PROBLEMS | problems(503),
         dependencies=require("admin", keys, metrics),
     )
     async def status() -> Response:
         """Addresses without credentials, lag, rates, freshness, sizes, running processes and their counters."""
         return json_response(describe_deployment(services, users.users))
 
-    @router.get(
-        "/healthz",
-        operation_id="get_health",
-        summary="Is the process alive",
-        response_class=PlainTextResponse,
-        responses={503: {"model": Problem}},
-    )
     async def health() -> Response:
         """503 when a part of the process has stopped for good: it is to be restarted."""
         if services.background.failures:
             raise ProblemError(503, "a background task has ended; the process needs a restart")
         return PlainTextResponse("ok\n")
 
-    @router.get(
-        "/readyz",
-        operation_id="get_readiness",
-        summary="Can the process answer",
-        response_class=PlainTextResponse,
-        responses={503: {"model": Problem}},
-    )
     async def readiness() -> Response:
         """503 until the items are loaded, and later while this process has not followed their changes for a minute."""
         services.serving()
         return PlainTextResponse("ready\n")
 
-    @router.get(
-        "/metrics",
-        operation_id="get_metrics",
-        summary="Prometheus metrics",
-        response_class=PlainTextResponse,
-        dependencies=require("admin", keys, metrics),
-    )
     async def prometheus() -> Response:
         """This process's metrics, and gauges of the whole deployment."""
         show_deployment(services, users.users)
         return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    _add_plain(router, "/healthz", health, "health", "Is the process alive", OPEN_PROBLEMS | problems(503))
+    _add_plain(router, "/readyz", readiness, "readiness", "Can the process answer", OPEN_PROBLEMS | problems(503))
+    needed = require("admin", keys, metrics)
+    _add_plain(router, "/metrics", prometheus, "metrics", "Prometheus metrics", KEY_PROBLEMS, needed)
     return router
+
+
+def _add_plain(
+    router: APIRouter,
+    path: str,
+    answer: Callable[[], Awaitable[Response]],
+    name: str,
+    summary: str,
+    responses: dict[int | str, dict[str, Any]],
+    needed: Sequence[Any] = (Depends(known_parameters),),
+) -> None:
+    """Adds a call for probes and scrapers, which is text and may be asked by HEAD."""
+    for method in ("GET", "HEAD"):
+        router.add_api_route(
+            path,
+            answer,
+            methods=[method],
+            operation_id=f"{method.lower()}_{name}",
+            summary=summary,
+            response_class=PlainTextResponse,
+            responses=responses,
+            dependencies=needed,
+        )

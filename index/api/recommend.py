@@ -20,11 +20,12 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from index.api.auth import require
-from index.api.errors import InvalidRecordError, ProblemError, invalid_request, json_response, read_json
+from index.api.errors import InvalidRecordError, ProblemError, invalid_request, json_response, json_word, read_json
 from index.api.loaded_model import LoadedModel, Services
 from index.api.schemas import (
     DEFAULT_COUNT,
     PROBLEMS,
+    WRITE_PROBLEMS,
     After,
     Count,
     Explain,
@@ -32,11 +33,11 @@ from index.api.schemas import (
     ItemId,
     ListName,
     Location,
-    Problem,
     RecommendationsAnswer,
     RecommendationsRequest,
     SimilarAnswer,
     UserId,
+    problems,
 )
 from index.items.filters import Filter, parse_filter
 from index.query.live_user import LiveUser
@@ -53,6 +54,7 @@ from index.state.keys import partition_of
 from index.state.store import StoreUnavailableError
 
 EXPOSURES = "exposures"
+_TITLE_CHARACTERS = 200  # of a title in a list; all of it is in `GET /v1/items/{item_id}`
 
 
 async def answer(services: Services, request: RecommendationsRequest, tree: Filter | None = None) -> dict[str, Any]:
@@ -117,7 +119,7 @@ async def _rank(
     plan = partial(plan_searches, query, view, serving.catalogue, context, services.popularity, now_ms, weights)
     if serving.elastic is None:
         return await services.turns.take(lambda: answer_in_process(plan())), {}
-    found, sources = await serving.elastic.recommend(plan, tree, now_ms)
+    found, sources = await serving.elastic.recommend(plan, tree, context.location, now_ms)
     services.metrics.sources(sources)
     return found, sources
 
@@ -160,7 +162,7 @@ def _shown(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, Any]
     shown: dict[str, Any] = {"item_id": entry.item_id, "score": round(entry.score, 6), "slot": entry.slot}
     item = serving.catalogue.get(entry.item_id)
     if item is not None and (title := item.title):
-        shown["title"] = title
+        shown["title"] = title if len(title) <= _TITLE_CHARACTERS else f"{title[: _TITLE_CHARACTERS - 1]}…"
     if explain:
         shown["explain"] = {name: round(part, 6) for name, part in entry.parts.items()}
     return shown
@@ -187,6 +189,9 @@ def _expose(services: Services, request: RecommendationsRequest, body: Mapping[s
 
 def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Filter | None]:
     """A request's body and its filter, checked. Raises ProblemError 400 that names what is wrong."""
+    if not isinstance(body, Mapping):
+        reason = f"expected an object, got {json_word(body)}"
+        raise ProblemError(400, f"the body: {reason}", members={"errors": [{"field": "", "reason": reason}]})
     try:
         request = RecommendationsRequest.model_validate(body, strict=True)
     except ValidationError as error:
@@ -261,7 +266,7 @@ def recommend_router(services: Services) -> APIRouter:
         operation_id="post_recommendations",
         summary="What to show a user now, with filter, exclusions and context",
         response_model=RecommendationsAnswer,
-        responses={413: {"model": Problem}, 415: {"model": Problem}},
+        responses=WRITE_PROBLEMS,
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": request_schema}}}},
     )
     async def post(request: Request) -> Response:
@@ -273,7 +278,7 @@ def recommend_router(services: Services) -> APIRouter:
         operation_id="get_similar_items",
         summary="Neighbours of an item",
         response_model=SimilarAnswer,
-        responses={404: {"model": Problem}},
+        responses=problems(404),
     )
     async def similar(item_id: ItemId, count: Count = DEFAULT_COUNT) -> Response:
         """The nearest other items that may be shown; none while the item has no vector."""

@@ -6,12 +6,13 @@ against it. Unknown fields are ignored, so the shapes allow them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
-from index.api.schemas import MAX_BATCH, Identifier, example
+from index.api.schemas import MAX_BATCH, MAX_ID_BYTES, Identifier, example
 
+_Optional = Annotated[str, StringConstraints(max_length=MAX_ID_BYTES)]  # empty: none
 _TIME = Field(description="event time, milliseconds since the epoch, from 2000 to 2100")
 _START = Field(None, description="milliseconds since the epoch; 0 = always")
 _END = Field(None, description="milliseconds since the epoch, up to 9999-12-31 for no end")
@@ -25,10 +26,10 @@ class ClickBody(BaseModel):
     item_id: Identifier
     kind: str = Field(description="view, cart, purchase, like, dislike, remove, or as configured")
     ts_ms: int = _TIME
-    session_id: Identifier | None = None
-    location: Identifier | None = None
-    recommendation_id: Identifier | None = Field(None, description="of the list that led to it")
-    page_id: Identifier | None = None
+    session_id: _Optional | None = None
+    location: _Optional | None = None
+    recommendation_id: _Optional | None = Field(None, description="of the list that led to it")
+    page_id: _Optional | None = None
 
     model_config = example(
         event_id="e-81b7",
@@ -109,6 +110,15 @@ BODIES: dict[str, type[BaseModel]] = {
     "context": ContextBody,
     "users": ProfileBody,
 }
+
+
+def patch_body(content_type: str) -> dict[str, Any]:
+    """OpenAPI of a merge patch of an item's record: what may be left out is all, what may be removed takes null."""
+    schema = CatalogueBody.model_json_schema()
+    del schema["required"], schema["examples"]
+    schema["description"] = "Fields to change; null removes one."
+    content = {"schema": schema, "examples": {"price": {"value": {"price": 8.5, "brand": None}}}}
+    return {"requestBody": {"required": True, "content": {content_type: content, "application/json": content}}}
 
 
 def request_body(topic: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ answer against its model. Posted records are checked by the rules of the topics.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
@@ -211,6 +212,15 @@ class UserAnswer(_Shape):
     )
 
 
+class RootAnswer(_Shape):
+    name: str
+    version: str
+    documentation: str = Field(description="path of the page that shows the OpenAPI document")
+    openapi: str = Field(description="path of the OpenAPI document")
+
+    model_config = example(name="perseid", version="1", documentation="/docs", openapi="/openapi.json")
+
+
 class Published(_Shape):
     topic: str
     partition: int
@@ -227,7 +237,7 @@ _PARTITION = {"lag": 0, "position": 9, "lag_ms": 38.2}
 
 
 class PartitionStatus(_Shape):
-    lag: int = Field(description="records that workers saw and have not applied")
+    lag: int = Field(description="records that are not applied, as the worker saw, or this process where none confirms")
     position: int
     lag_ms: float | None
 
@@ -255,6 +265,9 @@ class StatusAnswer(_Shape):
     kafka: str
     redis: str
     redis_up: bool
+    redis_writes: str | None = Field(
+        None, description="accepted, or refused: and why, as when memory is full or a replica answers; null = not known"
+    )
     topics: dict[str, TopicStatus]
     events_per_s: float
     freshness_ms: Freshness = Field(description="event in Kafka until visible, of the slowest worker")
@@ -271,6 +284,7 @@ class StatusAnswer(_Shape):
         kafka="127.0.0.1:9092",
         redis="redis://127.0.0.1:6379/0",
         redis_up=True,
+        redis_writes="accepted",
         topics={"catalog": {"lag": 0, "position": 9, "lag_ms": 38.2, "partitions": [_PARTITION]}},
         events_per_s=101.4,
         freshness_ms={"p50": 4.1, "p99": 11.8},
@@ -316,4 +330,14 @@ ListName = Annotated[
 ]
 IncludeSeen = Annotated[bool, Query(description="also items the user has seen")]
 Explain = Annotated[bool, Query(description="show the parts of each score")]
-PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 401, 403, 503)}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Responses that are problem documents, for the OpenAPI document."""
+    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+OPEN_PROBLEMS = problems(400, 405)  # of a call that needs no key and is always let in
+KEY_PROBLEMS = problems(400, 401, 403, 405)  # of one that needs a key
+PROBLEMS = problems(400, 401, 403, 405, 413, 503)  # of one that is admitted or refused
+WRITE_PROBLEMS = PROBLEMS | problems(415)

@@ -15,6 +15,11 @@ from index.elastic.settings import ElasticSettings
 Validate = Callable[[str, Mapping[str, Any]], tuple[bytes, bytes]]
 Publish = Callable[[str, bytes, bytes | None, int | None], Awaitable[tuple[int, int]]]
 Expose = Callable[[str, bytes, bytes, int], None]
+LogEnds = Callable[[], Awaitable[Mapping[tuple[str, int], int]]]
+
+
+async def _no_log_ends() -> Mapping[tuple[str, int], int]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class KafkaSide:
     `validate(topic, body)` gives key and value to publish, or raises `InvalidRecordError`.
     `publish(topic, key, value, partition or None)` gives (partition, offset) once acknowledged; ValueError when the
     record can never be taken, any other exception when it was not acknowledged. Queues in the order of the calls.
+    `log_ends()` gives the end of the log of every consumed partition, or raises ConnectionError.
     `expose(topic, key, value, partition)` never waits and never raises; `dropped()` is how many it lost so far.
     """
 
@@ -31,6 +37,7 @@ class KafkaSide:
     publish: Publish
     expose: Expose
     dropped: Callable[[], int] = lambda: 0
+    log_ends: LogEnds = _no_log_ends
 
 
 @dataclass(frozen=True, slots=True)

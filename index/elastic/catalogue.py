@@ -18,7 +18,7 @@ from index.elastic.search import ElasticSearch
 from index.elastic.settings import ElasticSettings
 from index.elastic.vectors import HeldVectors
 from index.items.catalogue import Catalogue
-from index.items.filters import And, Available, Between, Filter, Mask
+from index.items.filters import And, Available, Between, Filter, Mask, sold_at
 from index.items.follower import ItemFollower
 from index.query.plan import SearchPlan
 from index.query.recommend import Recommendations, answer_in_process
@@ -39,7 +39,7 @@ class ElasticSide:
         self._filters = ElasticFilters(self.reader, catalogue)
 
     async def recommend(
-        self, plan_searches: Callable[[Mask | None], SearchPlan], tree: Filter | None, now_ms: int
+        self, plan_searches: Callable[[Mask | None], SearchPlan], tree: Filter | None, location: str, now_ms: int
     ) -> tuple[Recommendations, Sources]:
         """The list that answers a plan, and who made it.
 
@@ -49,7 +49,7 @@ class ElasticSide:
             passing = None if tree is None else await self._filters.mask(tree)
             return answer_in_process(plan_searches(passing)), _sources(tree, passing is not None, False)
         try:
-            found = await self.search(tree, now_ms).recommend(lambda: plan_searches(None))
+            found = await self.search(tree, now_ms, location).recommend(lambda: plan_searches(None))
         except ElasticUnavailableError:
             return answer_in_process(plan_searches(None)), _sources(tree, False, False)
         return found, _sources(tree, True, True)
@@ -63,11 +63,11 @@ class ElasticSide:
                 pass
         return self._catalogue.similar(item_id, count, now_ms), _sources(None, False, False)
 
-    def search(self, tree: Filter | None, now_ms: int) -> ElasticSearch:
+    def search(self, tree: Filter | None, now_ms: int, location: str = "") -> ElasticSearch:
         """One request's searches; ElasticUnavailableError when it is not to be asked now, or not for searches."""
         if self._held is None:
             raise ElasticUnavailableError("Elasticsearch is used for filters only")
-        rules = _rules(now_ms) if tree is None else And((tree, *_rules(now_ms).parts))
+        rules = _rules(now_ms, location) if tree is None else And((tree, *_rules(now_ms, location).parts))
         return ElasticSearch(self.reader, self._catalogue, self._held, rules, self._catalogue.filter_mask(rules))
 
     def state(self) -> dict[str, Any]:
@@ -91,9 +91,10 @@ def _sources(tree: Filter | None, filtered: bool, searched: bool) -> Sources:
     return {"filters": None if tree is None else names[filtered], "search": names[searched]}
 
 
-def _rules(now_ms: int) -> And:
+def _rules(now_ms: int, location: str) -> And:
     """The hard rules as a filter: what Elasticsearch need not look at. This process checks them all the same."""
-    return And((Available((True,)), Between("starts", None, now_ms), Between("ends", now_ms + 1, None)))
+    rules = Available((True,)), Between("starts", None, now_ms), Between("ends", now_ms + 1, None)
+    return And((*rules, sold_at(location)) if location else rules)
 
 
 def open_catalogue(settings: ElasticSettings, model: str, dim: int) -> Catalogue:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from context.labels import folded_or_same
 from index.items.columns import ItemColumns
-from index.items.filters import Filter, Label, LabelField, Mask, NumberField, mask
+from index.items.filters import Filter, Label, LabelField, Mask, NumberField, mask, sold_at
 from index.items.hnsw import HnswIndex
 from index.items.search import Labels, SearchIndex
 from index.state.records import ItemRecord, Vector, fold_item
@@ -25,6 +25,7 @@ from index.state.records import ItemRecord, Vector, fold_item
 FieldValue = tuple[LabelField, str]
 
 _FIRST_CAPACITY = 1024
+_MOST_LOCATIONS = 64  # whose masks are kept, a byte for each item; at a million items one takes 5 ms
 _APPLY_RECORDS = 64  # per lock, about two milliseconds: how long a query in another thread may have to wait
 
 
@@ -74,6 +75,7 @@ class Catalogue:
         self._free: list[int] = []
         self._postings: dict[FieldValue, _Posting] = {}
         self._columns = ItemColumns(_FIRST_CAPACITY)
+        self._sold_at: dict[str, Mask] = {}  # by location, until an item's regions change
 
     def __len__(self) -> int:
         """Items with a catalogue record."""
@@ -156,6 +158,10 @@ class Catalogue:
             shown &= self._columns.vector[: self.size]
             return shown
 
+    def can_show(self) -> bool:
+        """Whether any item is listed and has a vector."""
+        return bool(np.any(self._columns.listed[: self.size] & self._columns.vector[: self.size]))
+
     def outside(self, now_ms: int) -> set[str]:
         """Items whose time window is not open at `now_ms`."""
         with self._lock:
@@ -166,6 +172,15 @@ class Catalogue:
         """[size] items that a client's filter lets pass."""
         with self._lock:
             return mask(tree, self)
+
+    def sold_at(self, location: str) -> Mask:
+        """[size or less] items that the hard rule of a location lets pass; shared, to be read only."""
+        with self._lock:
+            if location not in self._sold_at:
+                if len(self._sold_at) >= _MOST_LOCATIONS:
+                    self._sold_at.clear()
+                self._sold_at[location] = mask(sold_at(location), self)
+            return self._sold_at[location]
 
     def similar(self, item_id: str, count: int, now_ms: int, tree: Filter | None = None) -> list[tuple[str, float]]:
         """The nearest other items that may be shown, with their cosines; empty when the item has no vector."""
@@ -258,8 +273,11 @@ class Catalogue:
         columns.position[label], columns.vector[label] = item.position, item.vector is not None
         if item.body != before:
             self._bodies[label] = item.body
-            self._post(label, _values_of(before), _values_of(item.body))
+            had, has, was_regionless = _values_of(before), _values_of(item.body), columns.regionless[label]
+            self._post(label, had, has)
             columns.describe(label, orjson.loads(item.body)[0] if item.body else None)
+            if columns.regionless[label] != was_regionless or any(field == "region" for field, _ in had ^ has):
+                self._sold_at.clear()
         return label
 
     def _post(self, label: int, before: set[FieldValue], after: set[FieldValue]) -> None:

@@ -2,7 +2,7 @@
 
 A condition on a missing value is false; `not_in` and `not` are complements. An item without regions is sold
 everywhere, a missing `starts` or `ends` is infinite, and one of several values suffices. Labels are folded, ids are
-not. Availability and time are the catalogue's hard rules.
+not. Availability, time and a location's region are hard rules.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from context.labels import fold_label
+from context.labels import fold_label, folded_or_same
 from context.times import unit_of
 
 Mask = NDArray[np.bool_]  # [labels]
@@ -119,6 +119,18 @@ def mask(tree: Filter, columns: Columns) -> Mask:
         case Available(values):
             flags = columns.available()
             return _fold(np.logical_or, (flags if value else ~flags for value in values))
+
+
+def sold_at(location: str) -> AnyOf:
+    """The hard rule of a location: an item that names regions is sold in these and in what lies in them.
+
+    A location is its own region, and lies in each of those that its name begins with, up to a `-` or `/`.
+
+    >>> sold_at("DE-BY/Munich").values
+    ('DE-BY/Munich', 'DE-BY', 'DE')
+    """
+    ends = [len(location), *(at for at in range(len(location) - 1, 0, -1) if location[at] in "-/")]
+    return AnyOf("region", tuple(folded_or_same(location[:end]) for end in ends))
 
 
 def fitted(given: Mask, size: int) -> Mask:

@@ -145,7 +145,7 @@ def plan_searches(
 ) -> SearchPlan:
     """The first stage of `recommend`: what is to be found, as the catalogue is now; whoever has an index answers."""
     weights = weights or Weights()
-    allowed, removed = _allowed(query, user, catalogue, now_ms, weights, passing)
+    allowed, removed = _allowed(query, user, catalogue, context.location, now_ms, weights, passing)
     boosts = boosts_of(catalogue, context.promotions, len(allowed), now_ms, weights.promotion, weights.promotion_limit)
     slots, users = _users(query, user, catalogue.dim)
     return SearchPlan(
@@ -194,7 +194,13 @@ def _users(query: Query, user: UserView, dim: int) -> tuple[tuple[ListKind, ...]
 
 
 def _allowed(
-    query: Query, user: UserView, catalogue: Catalogue, now_ms: int, weights: Weights, passing: Mask | None
+    query: Query,
+    user: UserView,
+    catalogue: Catalogue,
+    location: str,
+    now_ms: int,
+    weights: Weights,
+    passing: Mask | None,
 ) -> tuple[Mask, dict[str, int]]:
     """[size] items that may be listed, and how many each rule took out of what the one before had left."""
     allowed = catalogue.hard_mask(now_ms)
@@ -208,6 +214,9 @@ def _allowed(
         before, left = left, int(np.count_nonzero(allowed))
         removed[name] = before - left
 
+    if location:
+        allowed &= fitted(catalogue.sold_at(location), len(allowed))
+        take_out("region", frozenset())
     if query.tree is not None:
         passing = catalogue.filter_mask(query.tree) if passing is None else passing
         allowed &= fitted(passing, len(allowed))  # items may have come since it was made

@@ -29,6 +29,7 @@ class MemoryStore:
 
     def __init__(self, keys: Keys | None = None) -> None:
         self.keys = keys or Keys()
+        self.refusal: str | None = ""
         self._hashes: dict[str, dict[str, bytes]] = defaultdict(dict)
         self._sorted: dict[str, dict[str, int]] = defaultdict(dict)
         self._sets: dict[str, set[str]] = defaultdict(set)
@@ -59,6 +60,8 @@ class MemoryStore:
                 owner[f"log:{topic}"] = str(identity).encode()
                 owner[f"pos:{topic}"] = b"0"
                 _increment(owner, f"logs:{topic}", 1)
+                for name in ("beat", f"seen:{topic}"):  # of the log before
+                    owner.pop(name, None)
                 renewed += [topic] if known else []
             positions[topic] = int(owner[f"pos:{topic}"])
         return Claim(tag, token, positions, previous, tuple(renewed))

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from index.state.keys import ITEMS_TAG, Keys
 from index.state.redis_routing import Command, nodes
@@ -47,6 +47,7 @@ class RedisStore:
         ca_file: str = "",  # PEM file of the authorities to trust with `rediss://`, instead of the system's
     ) -> None:
         self.keys = keys
+        self.refusal: str | None = None
         access: dict[str, Any] = {"cluster": cluster, "ca_file": ca_file}
         self._nodes = nodes(url, timeout_s=timeout_s, retries=retries, coalesce=True, **access)
         self._follow = nodes(url, timeout_s=_FOLLOW_MARGIN_S, retries=max(1, retries), **access)
@@ -119,7 +120,13 @@ class RedisStore:
         return {name.decode(): value for name, value in found.items()}
 
     async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
-        await self._run(key, "HSET", *(part for field in fields.items() for part in field))
+        try:
+            await self._run(key, "HSET", *(part for field in fields.items() for part in field))
+            self.refusal = ""
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, ResponseError):
+                self.refusal = str(error.__cause__)
+            raise
 
     async def scores(self, key: str) -> dict[str, int]:
         # Not by one ZRANGE: over a million members it would take longer than a reader waits, and keep out all others.

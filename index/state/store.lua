@@ -31,6 +31,7 @@ local function claim()
     if known ~= identity then
       redis.call('HSET', owner, 'log:' .. topic, identity, 'pos:' .. topic, 0)
       redis.call('HINCRBY', owner, 'logs:' .. topic, 1)
+      redis.call('HDEL', owner, 'beat', 'seen:' .. topic) -- of the log before
       if known then renewed[#renewed + 1] = topic end
     end
     answer[#answer + 1] = redis.call('HGET', owner, 'pos:' .. topic) or '0'

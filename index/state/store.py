@@ -105,6 +105,8 @@ class LiveStore(Protocol):
     """The live state. Every method may raise `StoreUnavailableError`."""
 
     keys: Keys
+    # Why the store refused this process's last `write` although it answers; "" when it took it, None before the first.
+    refusal: str | None
 
     async def ensure_cluster(self, partitions: int, kinds: Sequence[str]) -> None:
         """Writes the deployment's partition count and kinds once; later a different one is refused (ValueError)."""

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from index.state.store import LogIdentity
 from streams.kafka.config import KafkaConfig, Reasons
@@ -38,6 +38,22 @@ class LogLookup:
         metadata = await asyncio.to_thread(self._metadata)
         kafka, topics = self._kafka, metadata.topics.items()
         return {kafka.name(topic): len(found.partitions) for topic, found in topics if kafka.owns(topic)}
+
+    async def log_ends(self, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+        """The next offset of every partition of those topics that exist. ConnectionError without an answer."""
+        return await asyncio.to_thread(self._log_ends, topics)
+
+    def _log_ends(self, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+        metadata, latest = self._metadata().topics, OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        physical = [name for name in map(self._kafka.topic, topics) if name in metadata]
+        places = [TopicPartition(name, number) for name in physical for number in metadata[name].partitions]
+        if not places:
+            return {}
+        try:
+            asked = self._admin.list_offsets(dict.fromkeys(places, latest), request_timeout=_TIMEOUT_S)
+            return {(self._kafka.name(tp.topic), tp.partition): found.result().offset for tp, found in asked.items()}
+        except KafkaException as error:
+            raise ConnectionError(self._explained("does not say where its logs end", error)) from error
 
     def _metadata(self) -> Any:
         try:

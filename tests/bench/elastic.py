@@ -124,7 +124,7 @@ def alone(catalogue: Catalogue) -> Ask:
 
 def beside(side: ElasticSide, catalogue: Catalogue) -> Ask:
     async def ask(user: Vector, tree: Filter | None) -> Recommendations:
-        found, _ = await side.recommend(plan_of(catalogue, user, tree), tree, NOW_MS)
+        found, _ = await side.recommend(plan_of(catalogue, user, tree), tree, "", NOW_MS)
         return found
 
     return ask

@@ -152,6 +152,7 @@ class Writer:
         for number in range(self.partitions):
             await self.store.claim(partition_tag(number), "bench", 1, dict.fromkeys(("clickstream", "users"), LOG))
         await self.store.claim(ITEMS_TAG, "bench", 1, dict.fromkeys(("catalog", "item-vectors"), LOG))
+        await self.store.beat(ITEMS_TAG, "bench", {}, True)  # else API processes would wait for the catalogue
         await self.store.claim(CONTEXT_TAG, "bench", 1, {"context": LOG})
         document = {"version": self.model, "config": {"d_model": dim}, "metadata": {"embedder": "bench"}}
         await self.store.write(

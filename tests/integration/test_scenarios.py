@@ -148,7 +148,8 @@ def test_a_heat_wave_moves_the_next_answer_there_and_nowhere_else_until_it_ends(
     rng = random.Random(4)
     weather = {"heat_wave": True, "temp_c": 35.0, "condition": "clear"}
     favoured = shop.favoured_category(weather)
-    here, there = new_id("hot"), new_id("mild")
+    region = shop.locations[0]  # goods are sold in regions; places of our own lie in one of these
+    here, there = f"{region}/{new_id('hot')}", f"{region}/{new_id('mild')}"
     others = [category for category in shop.categories if category != favoured]
     users = []
     for _ in range(USERS):

@@ -106,6 +106,7 @@ class World:
         for kind in ("tea", "fan"):
             for number in range(items):
                 await self.put_item(f"{kind}{number}", kind, number)
+        await self.beat()
         return self
 
     async def publish_model(self, version: str, serve: bool = True, **metadata: Any) -> None:

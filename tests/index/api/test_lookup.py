@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from index.api import schemas as api_models
@@ -163,9 +162,8 @@ def test_unknown_paths_and_methods_are_problem_documents() -> None:
     play(scene)
 
 
-def openapi() -> dict[str, Any]:
-    app = World(MemoryStore()).app
-    return get_openapi(title=app.title, version=app.version, routes=app.routes)
+def openapi(**settings: Any) -> dict[str, Any]:
+    return World(MemoryStore(), **settings).app.openapi()
 
 
 OPERATIONS = {
@@ -179,6 +177,13 @@ OPERATIONS = {
     ("post", "/v1/context"): "post_context",
     ("post", "/v1/users"): "post_users",
     ("delete", "/v1/users/{user_id}"): "forget_user",
+    ("patch", "/v1/items/{item_id}"): "patch_item",
+    ("delete", "/v1/items/{item_id}"): "withdraw_item",
+    ("get", "/"): "get_root",
+    ("head", "/"): "head_root",
+    ("head", "/healthz"): "head_health",
+    ("head", "/readyz"): "head_readiness",
+    ("head", "/metrics"): "head_metrics",
     ("get", "/v1/status"): "get_status",
     ("get", "/healthz"): "get_health",
     ("get", "/readyz"): "get_readiness",
@@ -198,16 +203,34 @@ def test_every_call_has_its_stable_operation_id() -> None:
 def test_every_body_has_an_example() -> None:
     for path, methods in openapi()["paths"].items():
         for method, operation in methods.items():
-            assert (method == "post") == ("requestBody" in operation), path
-            if method == "post":
-                content = operation["requestBody"]["content"]["application/json"]
+            assert (method in ("post", "patch")) == ("requestBody" in operation), path
+            for content in operation.get("requestBody", {}).get("content", {}).values():
                 assert content["schema"]
                 assert content.get("examples") or content["schema"].get("examples"), path
 
 
+def test_every_operation_documents_its_refusals_as_problem_documents_and_none_that_is_never_answered() -> None:
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path, methods in openapi()["paths"].items():
+        for method, operation in methods.items():
+            refusals = {status for status in operation["responses"] if status >= "400"}
+            assert {"400", "405"} <= refusals and "422" not in refusals, (method, path)
+            assert {operation["responses"][status]["content"] == problem for status in refusals} == {True}
+            needs_key = path not in ("/", "/healthz", "/readyz")
+            assert needs_key == ({"401", "403"} <= refusals), (method, path)
+
+
+def test_a_deployment_with_keys_says_in_the_document_how_they_come() -> None:
+    assert "securitySchemes" not in openapi()["components"]
+    document = openapi(keys={"k" * 16: frozenset({"read"})})
+    assert set(document["components"]["securitySchemes"]) == {"key", "bearer"}
+    assert document["paths"]["/v1/status"]["get"]["security"] == [{"key": []}, {"bearer": []}]
+    assert "security" not in document["paths"]["/readyz"]["get"]
+
+
 def test_every_json_answer_has_an_example_of_its_shape() -> None:
     answers = [value for name, value in vars(api_models).items() if name.endswith(("Answer", "Request", "Problem"))]
-    assert len(answers) == 8
+    assert len(answers) == 9
     for model in answers:
         assert issubclass(model, BaseModel)
         (example,) = model.model_json_schema()["examples"]

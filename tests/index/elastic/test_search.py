@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from elasticsearch import AsyncElasticsearch
 
+from index.elastic.catalogue import ElasticSide
 from index.elastic.client import ElasticUnavailableError, index_of, open_client, pattern_of
 from index.elastic.indexer import ElasticWriter
 from index.elastic.reader import ElasticReader
@@ -191,6 +192,28 @@ def test_a_plan_gets_the_list_of_a_process_that_keeps_all_vectors(make: Callable
     found = index.run(search.recommend(lambda: plan(index.catalogue)))
     assert [entry.item_id for entry in found.items] == [entry.item_id for entry in expected.items]
     assert found.retrieved == expected.retrieved and found.removed == expected.removed
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_a_locations_region_is_a_rule_of_the_search(make: Callable[..., Indexed], share: float) -> None:
+    vectors, index = unit(6000), make()
+    fields: list[dict[str, object]] = [
+        {} if n % 2 else {"regions": ["DE" if n % 200 < 200 * share else "FR"]} for n in range(6000)
+    ]
+    index.put(range(6000), vectors, fields)
+    user = UserView(unit(2, seed=3))
+    side = ElasticSide.__new__(ElasticSide)
+    side._catalogue, side._held, side.reader = index.catalogue, index.held, index.reader
+
+    def plan() -> SearchPlan:
+        context = ContextView("DE-BY")
+        return plan_searches(Query(20), user, index.catalogue, context, Popularity(MemoryStore()), 0)
+
+    expected = answer_in_process(plan())
+    found = index.run(side.search(None, 0, "DE-BY").recommend(plan))
+    assert [entry.item_id for entry in found.items] == [entry.item_id for entry in expected.items]
+    assert found.removed == expected.removed and expected.removed["region"] == 3000 - 3000 * share
+    assert all(fields[int(entry.item_id[1:])] != {"regions": ["FR"]} for entry in found.items)
 
 
 def test_an_item_that_goes_while_elasticsearch_is_asked_is_not_in_the_list(index: Indexed) -> None:

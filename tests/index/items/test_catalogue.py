@@ -274,3 +274,30 @@ def test_queries_in_another_thread_work_while_items_change(shop: Catalogue) -> N
         stop.set()
         writer.join()
     assert failed == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from([None, [], ["DE"], ["FR"], ["FR", "DE-BY"]]), st.booleans()),
+        max_size=12,
+    )
+)
+def test_what_is_sold_at_a_location_follows_every_change(changes: list[tuple[str, list[str] | None, bool]]) -> None:
+    catalogue = Catalogue("m-1", DIM, ExactIndex(DIM))
+    for position, (item_id, regions, listed) in enumerate(changes, 1):
+        catalogue.apply([record(item_id, position, listed=listed, regions=regions)])
+        for location in ("DE", "DE-BY", "FR/Paris", "IT"):
+            sold = set(catalogue.ids_of(np.flatnonzero(catalogue.sold_at(location))))
+            assert sold == {
+                item.item_id
+                for item in map(catalogue.get, catalogue.item_ids())
+                if item and item.catalogue is not None and _is_sold(item.catalogue.get("regions"), location)
+            }
+    catalogue.close()
+
+
+def _is_sold(regions: list[str] | None, location: str) -> bool:
+    return not regions or any(
+        location == region or location.startswith((f"{region}-", f"{region}/")) for region in regions
+    )

@@ -105,6 +105,23 @@ def test_excluded_and_filtered_items_are_replaced_by_the_next_ones(shop: Catalog
     assert ids(shop, Query(3, "next", cheap, frozenset({"tea3"}))) == ["tea2", "tea4", "tea5"]
 
 
+@pytest.mark.parametrize(
+    ("location", "teas"),
+    [("", ["tea0", "tea1", "tea2"]), ("FR", ["tea1", "tea2", "tea3"]), ("DE-BY", ["tea0", "tea1", "tea2"])],
+)
+def test_an_item_with_regions_is_listed_in_them_and_where_no_location_is_given(
+    shop: Catalogue, location: str, teas: list[str]
+) -> None:
+    german = ItemRecord("tea0", 2, {"title": "tea0", "regions": ["DE"]}, None, (), "e", None, None, unit(1, 0, 0, 0))
+    shop.apply([german])
+    context = ContextView(location)
+    assert ids(shop, Query(3, "next"), context=context) == teas
+    cold = ids(shop, Query(12), UserView(None), context=context)
+    assert ("tea0" in cold) == (teas[0] == "tea0")
+    removed = recommend(Query(3), TEA_NOW_FANS_LATER, shop, context, NOBODY, NOW_MS, PLAIN).removed
+    assert removed.get("region") == (None if not location else int(location == "FR"))
+
+
 def test_a_filter_reaches_what_lies_far_away(shop: Catalogue) -> None:
     assert ids(shop, Query(9, "next", parse_filter({"field": "category", "in": ["fan"]}))) == [
         f"fan{number}" for number in range(6)
