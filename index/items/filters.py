@@ -1,8 +1,8 @@
 """Parses the closed filter language and evaluates it as a mask over items.
 
 A condition on a missing value is false; `not_in` and `not` are complements. An item without regions is sold
-everywhere, a missing `starts` or `ends` is infinite, and one of several values suffices. Labels are folded, ids are
-not. Availability, time and a location's region are hard rules.
+everywhere, a missing `starts` or `ends` is infinite, one of several values suffices. Labels are folded, ids are not.
+Availability, time and a location's region are hard rules.
 """
 
 from __future__ import annotations
