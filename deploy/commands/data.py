@@ -1,5 +1,4 @@
-"""Sends data from files into Kafka, turns public data sets into data folders, and writes topics as one (`perseid
-produce`, `convert`, `export`).
+"""Sends data from files into Kafka, and writes topics as a data folder (`perseid produce`, `export`).
 
 Assumes settings in the environment, or of a running `perseid up` by its state folder.
 """
@@ -80,24 +79,6 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
         click.echo(f"… and {len(result.rejected) - _SHOWN_REJECTS} more lines were refused", err=True)
     click.echo(orjson.dumps(result.summary(), option=orjson.OPT_NON_STR_KEYS).decode())
     return 1 if result.rejected else 0
-
-
-@click.command()
-@click.argument("name", metavar="FORMAT")
-@click.argument("path", type=click.Path(path_type=Path, exists=True))
-@click.argument("out", type=click.Path(path_type=Path))
-def convert(name: str, path: Path, out: Path) -> None:
-    """Turn a public data set at PATH into the data folder OUT, which train, replay, evaluate and up read.
-
-    FORMAT is movielens (a folder with ratings.csv and movies.csv), rees46 (a CSV file or a folder of them) or
-    amazon-reviews (a folder with one reviews file and, if there, its metadata, JSON lines).
-
-    Example: perseid convert movielens ml-latest data/movielens
-    """
-    from deploy.jobs.convert import convert as write_folder
-
-    done = write_folder(name, path, out)
-    click.echo(orjson.dumps({"events": done.events, "items": done.items, "left_out": done.left_out}).decode())
 
 
 @click.command()

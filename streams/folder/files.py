@@ -1,6 +1,6 @@
 """Opens text files as UTF-8, whatever their compression and encoding.
 
-gzip and zip (of one file) are told by the first bytes, not by the name. A byte order mark is dropped and UTF-16 decoded;
+gzip and zip (of one file) are told by the first bytes, not by the name. A byte order mark is dropped, UTF-16 decoded;
 a line that is not UTF-8 is read as Windows-1252, or as Latin-1 where that has no such character.
 """
 
@@ -13,8 +13,9 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, cast
 
 _BLOCK = 4 << 20  # bytes decoded at a time: large enough that per-block work does not count
 _OTHERS = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z"}
@@ -29,16 +30,19 @@ def open_utf8(source: Path | IO[bytes], encoding: str | None = None) -> io.Buffe
     return io.BufferedReader(Utf8File(source, encoding), 1 << 20)
 
 
-def open_plain(source: Path | IO[bytes], name: str) -> IO[bytes]:
-    """The bytes of a file without its compression. Raises OSError when there is none, ValueError when it is no text."""
-    file: IO[bytes] = source.open("rb") if isinstance(source, Path) else source
+def open_plain(source: Path | IO[bytes], name: str, stack: ExitStack) -> io.BufferedReader:
+    """The bytes of a file without its compression; `stack` closes it.
+
+    Raises OSError when there is none, ValueError when it is packed in another way.
+    """
+    file: IO[bytes] = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
     while True:
-        buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(_raw(file))
+        buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file))
         first = buffered.peek(8)[:8]
         if first.startswith(b"\x1f\x8b"):
-            file = gzip.GzipFile(fileobj=buffered)
+            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=buffered)))
         elif first.startswith(_ZIP):
-            file = _only_member(buffered, name)
+            file = _only_member(buffered, name, stack)
         else:
             other = next((word for magic, word in _OTHERS.items() if first.startswith(magic)), None)
             if other:
@@ -53,7 +57,12 @@ class Utf8File(io.RawIOBase):
         self.name = str(source) if isinstance(source, Path) else str(getattr(source, "name", "the input"))
         self.encoding = encoding or "UTF-8"
         self._said = encoding
-        self._file = open_plain(source, self.name)
+        self._stack = ExitStack()
+        try:
+            self._file = open_plain(source, self.name, self._stack)
+        except BaseException:
+            self._stack.close()
+            raise
         self._blocks = self._utf8()
         self._rest = memoryview(b"")
 
@@ -77,7 +86,7 @@ class Utf8File(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        self._file.close()
+        self._stack.close()
         super().close()
 
     def _utf8(self) -> Iterator[bytes]:
@@ -122,10 +131,6 @@ class Utf8File(io.RawIOBase):
         raise AssertionError("Latin-1 decodes everything")
 
 
-def _raw(file: IO[bytes]) -> io.RawIOBase:
-    return file  # type: ignore[return-value]  # whatever has `readinto` will do
-
-
 def _utf16(first: bytes) -> str | None:
     """UTF-16 by its byte order mark, or by the zeros that it has in every Latin letter."""
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -138,15 +143,15 @@ def _utf16(first: bytes) -> str | None:
     return None
 
 
-def _only_member(file: BinaryIO, name: str) -> IO[bytes]:
+def _only_member(file: IO[bytes], name: str, stack: ExitStack) -> IO[bytes]:
     if not file.seekable():
-        whole = tempfile.SpooledTemporaryFile(max_size=64 << 20)  # noqa: SIM115  # closed by its reader
+        whole = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=64 << 20))  # noqa: SIM115
         while block := file.read(_BLOCK):
             whole.write(block)
         whole.seek(0)
-        file = whole  # type: ignore[assignment]
+        file = cast(IO[bytes], whole)
     try:
-        packed = zipfile.ZipFile(file)
+        packed = stack.enter_context(zipfile.ZipFile(file))
     except zipfile.BadZipFile as error:
         raise ValueError(f"{name} is cut or damaged: {error}") from error
     members = zip_members(packed)
@@ -154,7 +159,7 @@ def _only_member(file: BinaryIO, name: str) -> IO[bytes]:
         raise ValueError(f"{name} is an office document; save its table as CSV")
     if len(members) != 1:
         raise ValueError(f"{name} holds {len(members)} files, one is expected: {', '.join(members[:9])}")
-    return packed.open(members[0])
+    return stack.enter_context(packed.open(members[0]))
 
 
 def zip_members(packed: zipfile.ZipFile) -> list[str]:
