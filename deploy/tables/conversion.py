@@ -35,7 +35,8 @@ def convert_tables(
     tables = [_events(table, events, report, _place(shop, "events", n)) for n, table in enumerate(shop.events)]
     log = pl.concat([table for table in tables if table is not None], how="diagonal").sort("us", maintain_order=True)
     if not log.height:
-        raise ValueError(f"there is no usable event of {shop.name}; left out: {report.left_out}")
+        why = "; ".join(report.lines()).removeprefix("0 events, 0 items; ")
+        raise ValueError(f"there is no usable event of {shop.name}; {why}")
     tables = [_items(table, items, report, _place(shop, "items", n)) for n, table in enumerate(shop.items)]
     catalogue = _catalogue([table for table in tables if table is not None])
     catalogue = _meet(log, catalogue, report)
@@ -115,14 +116,17 @@ def _items(table: TableMap, given: Sequence[TableFile], report: Report, place: s
     fields = Fields(frame, table, report, place)
     made = [_item_field(fields, name).alias(name) for name in ITEM_FIELDS if fields.has(name)]
     rows = pl.DataFrame(made).with_columns(frame[FILE], frame[LINE])
-    rows = report.leave(rows, rows["item_id"].is_null() | (rows["item_id"] == ""), "no item (of an item's row)")
-    if table.merge:
-        text, lists = pl.col(pl.String), pl.col(pl.List(pl.String))
-        rows = rows.with_columns(
-            pl.when(text != "").then(text).name.keep(), pl.when(lists.list.len() > 0).then(lists).name.keep()
-        )
-        rows = rows.group_by("item_id", maintain_order=True).agg(pl.all().drop_nulls().last())
-    return _last(rows, "item_id")
+    rows = report.leave(rows, rows["item_id"].is_null() | (rows["item_id"] == ""), "no item (items)")
+    return _merged(rows) if table.merge else _last(rows, "item_id")
+
+
+def _merged(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row for each item, each field what was said last of it."""
+    text, lists = pl.col(pl.String), pl.col(pl.List(pl.String))
+    said = rows.with_columns(
+        pl.when(text != "").then(text).name.keep(), pl.when(lists.list.len() > 0).then(lists).name.keep()
+    )
+    return said.group_by("item_id", maintain_order=True).agg(pl.all().drop_nulls().last())
 
 
 def _last(frame: pl.DataFrame, column: str) -> pl.DataFrame:
@@ -154,7 +158,7 @@ def _catalogue(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
         return pl.DataFrame(schema={"item_id": pl.String, "title": pl.String})
     whole = pl.concat(tables, how="diagonal")
     names = [name for name in ITEM_FIELDS if name in whole.columns]
-    return _last(whole, "item_id").select(names)
+    return (_merged(whole) if len(tables) > 1 else whole).select(names)
 
 
 def _meet(log: pl.DataFrame, catalogue: pl.DataFrame, report: Report) -> pl.DataFrame:

@@ -48,7 +48,8 @@ class Fields:
     def text(self, name: str) -> pl.Series:
         """Texts, never null."""
         field = self._table.fields[name]
-        parts = [_mapped(self._frame[column], lambda cell: _as_text(cell, field)) for column in field.columns]
+        there = [self._frame[column].replace(dict.fromkeys(field.drop)) for column in field.columns]
+        parts = [_mapped(column, lambda cell: _as_text(cell, field)) for column in there]
         whole = _joined(parts, field.join) if parts else self._one(field, lambda c: _mapped(c, _texted(field)))
         return whole.fill_null("")
 
@@ -81,7 +82,7 @@ class Fields:
     def number(self, name: str) -> pl.Series:
         """Numbers; what is none is null and counted."""
         field = self._table.fields[name]
-        column = self._one(field, lambda each: each)
+        column = self._one(field, lambda each: each).replace(dict.fromkeys(field.drop))
         decimal = field.decimal or self._table.decimal
         text = column.str.strip_chars(" \u00a0\u202f$€£" + field.strip)
         if decimal == ",":
@@ -164,6 +165,9 @@ class Fields:
 
     def _one(self, field: FieldMap, change: Callable[[pl.Series], pl.Series]) -> pl.Series:
         """The constant, or of several columns the first that says something."""
+        said = [self._frame[column] for column in field.column]
+        if said and self._frame.height and all(column.null_count() == self._frame.height for column in said):
+            self._report.note(f"{self._place}: no row says anything in {' or '.join(field.column)}")
         if not field.column:
             return pl.Series([field.constant], dtype=pl.String).new_from_index(0, self._frame.height)
         whole = change(self._frame[field.column[0]])

@@ -101,7 +101,8 @@ class ShopMap:
         return replace(self, events=free[0], items=free[1])
 
 
-_DEFAULTS = ("format", "delimiter", "quote", "encoding", "decimal", "zone", "nulls")  # may stand at the top, for all
+# May stand at the top, for all tables.
+_DEFAULTS = ("format", "header", "delimiter", "quote", "encoding", "decimal", "zone", "nulls")
 
 
 def read_map(text: str, name: str) -> ShopMap:
@@ -142,7 +143,7 @@ def _table(said: Mapping[str, Any], place: str, known: Sequence[str]) -> TableMa
     for name, value in _object(said.get("fields", {}), f"{place} fields").items():
         _known({name: value}, known, f"{place} fields")
         mapped[name] = _field(value, f"{place} field {name}")
-    general = {name: said[name] for name in _DEFAULTS if name in said and name != "format"}
+    general = {name: said[name] for name in _DEFAULTS if name in said and name not in ("format", "header")}
     joins = said.get("join", ())
     joined = [
         _table({**general, **_object(each, f"{place} join")}, f"{place} join", ())

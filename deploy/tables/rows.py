@@ -45,9 +45,8 @@ def _wanted(table: TableMap) -> list[str]:
     anchor, pivot = table.anchor, table.pivot
     made = {anchor.get("into"), *(name for other in table.join for name in other.columns)}
     read = [name for each in table.fields.values() for name in each.names()] + list(table.where)
-    needed = [] if pivot else [*read, *table.columns]
+    needed = [] if pivot else [*read, *table.columns, *(str(other.on) for other in table.join)]
     needed += [name for name in (table.on, table.order, table.within, *table.fill) if name]
-    needed += [str(other.on) for other in table.join]
     needed += [anchor[word] for word in ("user", "order", "days", "hour", "weekday") if anchor]
     needed += [pivot[word] for word in ("id", "name", "value", "order") if word in pivot]
     return [name for name in dict.fromkeys(needed) if name not in made]
@@ -131,7 +130,9 @@ def _shaped(
     if table.anchor:
         frame = _anchored(frame, table.anchor)
     if table.pivot:
-        frame = _pivoted(frame, table.pivot, [name for each in table.fields.values() for name in each.names()])
+        brought = {name for other in table.join for name in other.columns}
+        named = [name for each in table.fields.values() for name in each.names() if name not in brought]
+        frame = _pivoted(frame, table.pivot, [*named, *(str(other.on) for other in table.join)])
     for other in table.join:
         right = read_table(other, given, report, f"{place} join")
         on = str(other.on)
@@ -141,9 +142,10 @@ def _shaped(
         else:
             right = right.select(on, *brought).unique(subset=on, keep="last", maintain_order=True)
             frame = frame.join(right, on=on, how="left", maintain_order="left")
+    of_items = " (items)" if place.startswith("items") else ""
     for column, wanted in table.where.items():
         frame = report.leave(
-            frame, ~_matches(frame[column], wanted, place), f"{column} is not asked for", frame[column]
+            frame, ~_matches(frame[column], wanted, place), f"{column} is not asked for{of_items}", frame[column]
         )
     return frame
 
