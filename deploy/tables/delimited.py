@@ -58,6 +58,16 @@ def delimited(
         line += block.count(b"\n")
 
 
+def header_of(line: bytes) -> list[str]:
+    """The columns that a header names.
+
+    >>> header_of(b"Kunde;Artikel")
+    ['Kunde', 'Artikel']
+    """
+    text = line.rstrip(b"\r\n")
+    return [cell.strip() for cell in _cells(text, _sniff(text.decode()), '"')]
+
+
 class _Lines:
     """What is known of a file while its lines are read."""
 
