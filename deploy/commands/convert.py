@@ -77,8 +77,8 @@ def table(
 ) -> None:
     """Turn a shop's own tables into the data folder OUT.
 
-    The map names the columns; docs/tables.md has all its words. Without --map a map is proposed from the headers, to be
-    saved and put right.
+    The map says what the columns mean. Without --map one is proposed from the headers, with a list of all words that a
+    map may have, to be saved and put right.
 
     Example: perseid convert table --events orders.csv --items products.csv > shop.toml
 
@@ -99,7 +99,10 @@ def table(
 
 
 def _preset_command(name: str) -> click.Command:
-    @click.command(name, help=f"{preset(name).about}\n\nExample: perseid convert {name} PATH OUT")
+    # A variant, such as movielens-1m, is found under the name that it begins with.
+    hidden = any(name.startswith(f"{other}-") for other in preset_names())
+
+    @click.command(name, hidden=hidden, help=f"{preset(name).about}\n\nExample: perseid convert {name} PATH OUT")
     @click.argument("path", type=click.Path(path_type=Path, exists=True))
     @click.argument("out", type=_PATHS, required=False)
     @_reporting

@@ -34,6 +34,8 @@ _SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
 def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: Path | None) -> int:
     """Send events from FILE (JSON lines; - reads standard input) to Kafka.
 
+    Gzip, zip, byte order marks and other encodings than UTF-8 are recognised.
+
     A line is a record with its topic: {"topic": "clickstream", "event_id": "e1", "user_id": "u1", "item_id": "i1",
     "kind": "view", "ts_ms": 1700000000000}. {"topic": "catalog", "key": "i1", "value": null} withdraws an item. Each is
     checked first; the last output line is a JSON summary. Exits with 1 when a line was refused.
@@ -42,6 +44,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     """
     from deploy.jobs.produce import produce as send_lines
     from deploy.runtime.producer import DeliveryError, EventProducer
+    from streams.folder.files import open_utf8
 
     settings = attach(os.environ, state)
     producer = EventProducer(settings.kafka_config())
@@ -55,10 +58,10 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
         length=size or 1, label="producing", file=sys.stderr, hidden=not (size and sys.stderr.isatty())
     )
     try:
-        with bar:
+        with bar, open_utf8(file) as lines:
             result = asyncio.run(
                 send_lines(
-                    file,
+                    lines,
                     producer,
                     settings.rules(),
                     topic=topic,

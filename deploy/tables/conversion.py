@@ -13,7 +13,7 @@ import orjson
 import polars as pl
 
 from context.times import YEAR_2000_MS, YEAR_2100_MS
-from deploy.tables.fields import Fields
+from deploy.tables.fields import Fields, no_ids
 from deploy.tables.inputs import TableFile
 from deploy.tables.maps import ITEM_FIELDS, ShopMap, TableMap
 from deploy.tables.report import FILE, LINE, Report
@@ -41,8 +41,11 @@ def convert_tables(
     catalogue = _catalogue([table for table in tables if table is not None])
     catalogue = _meet(log, catalogue, report)
     report.events, report.items = log.height, catalogue.height
-    rows, lines = _rows(log), catalogue
-    report.shown = {"events": rows.head(_SHOWN).to_dicts(), "items": lines.head(_SHOWN).to_dicts()}
+    rows = _rows(log)
+    report.shown = {
+        "events": rows.head(_SHOWN).to_dicts(),
+        "items": catalogue.drop(_LONE, strict=False).head(_SHOWN).to_dicts(),
+    }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         report.tell(f"writing {log.height:,} events and {catalogue.height:,} items") if log.height > 1e6 else None
@@ -65,7 +68,7 @@ def _events(table: TableMap, given: Sequence[TableFile], report: Report, place: 
         **made,
         "event_type": fields.kind(),
         "us": fields.moment("time"),
-        **{name: fields.identifier(name).fill_null("") for name in ("session_id", *_MORE) if fields.has(name)},
+        **{name: fields.optional(name) for name in ("session_id", *_MORE) if fields.has(name)},
         "value": fields.raw("value") if fields.has("value") else pl.Series([""]).new_from_index(0, frame.height),
     }
     said = {f"_{name}": frame[table.fields[name].column[0]] for name in ("kind", "time") if table.fields[name].column}
@@ -80,6 +83,8 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, rows["user_id"].is_null() | (rows["user_id"] == ""), "no user")
     missing = (rows["item_id"].is_null() | (rows["item_id"] == "")) & (rows["event_type"] != FORGET).fill_null(True)
     rows = report.leave(rows, missing, "no item")
+    for name in ("user_id", "item_id"):
+        rows = report.leave(rows, no_ids(rows[name]), f"{name} is no id", rows[name])
     rows = report.leave(rows, rows["event_type"].is_null(), "no kind")
     rows = report.leave(rows, rows["event_type"] == "", "kind is left out by the map", _said(rows, "_kind"))
     kind = table.fields["kind"]
@@ -117,6 +122,7 @@ def _items(table: TableMap, given: Sequence[TableFile], report: Report, place: s
     made = [_item_field(fields, name).alias(name) for name in ITEM_FIELDS if fields.has(name)]
     rows = pl.DataFrame(made).with_columns(frame[FILE], frame[LINE])
     rows = report.leave(rows, rows["item_id"].is_null() | (rows["item_id"] == ""), "no item (items)")
+    rows = report.leave(rows, no_ids(rows["item_id"]), "item_id is no id (items)", rows["item_id"])
     return _merged(rows) if table.merge else _last(rows, "item_id")
 
 

@@ -35,7 +35,7 @@ def delimited(
         first, line = _first_line(file, line + 1)
     delimiter = table.delimiter or _sniff(first.decode())
     top = _cells(first, delimiter, table.quote)
-    header = [cell.strip() for cell in (table.header or top)]
+    header = [cell.strip() for cell in (table.header or top)] if first else []
     missing = [column for column in wanted if column not in header]
     if missing:
         raise ValueError(f"{name} has no column {', '.join(map(repr, missing))}{_hint(missing[0], header)}")
@@ -151,8 +151,10 @@ def _records(texts: Iterator[str], delimiter: str, quote: str, line: int, name: 
         for number, text in enumerate(texts, line):
             yield number, text.rstrip("\r\n").split(delimiter)
         return
-    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
-    reader = csv.reader(texts, delimiter=delimiter, quotechar=quote or None, quoting=quoting)
+    if quote:
+        reader = csv.reader(texts, delimiter=delimiter, quotechar=quote)
+    else:
+        reader = csv.reader(texts, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     begin = line
     try:
         for row in reader:

@@ -37,13 +37,19 @@ class Fields:
         return name in self._table.fields
 
     def identifier(self, name: str) -> pl.Series:
-        """Ids; those that no record may have are null and counted."""
+        """Ids; null where there is none."""
         field = self._table.fields[name]
         column = self._one(field, lambda each: self._whole(name, each))
         if field.strip:
             column = column.str.strip_chars(field.strip)
-        bad = (column.str.len_bytes() > MAX_ID_BYTES) | column.str.contains(r"[\p{C}\p{Zl}\p{Zp}]")
-        return self._nulled(column, bad, f"{name} is no id (control characters or over {MAX_ID_BYTES} bytes)")
+        return column
+
+    def optional(self, name: str) -> pl.Series:
+        """The same, "" where there is none or where it is no id."""
+        column = self.identifier(name)
+        bad = no_ids(column)
+        self._count(bad, f"{name} is no id", column, kept=True)
+        return pl.select(pl.when(~bad).then(column)).to_series().fill_null("")
 
     def text(self, name: str) -> pl.Series:
         """Texts, never null."""
@@ -187,22 +193,22 @@ class Fields:
         try:
             return fold_label(label) or None
         except ValueError as error:
-            self._report.add(f"{name} is no label (the item stays)", 1, f"{self._place}: {shown(label)} {error}")
+            self._report.add(f"{name} is no label (the row stays)", 1, f"{self._place}: {shown(label)} {error}")
             return None
 
-    def _nulled(self, column: pl.Series, bad: pl.Series, reason: str) -> pl.Series:
-        bad = bad.fill_null(False)
-        self._count(bad, reason, column)
-        return pl.select(pl.when(~bad).then(column)).to_series() if bad.any() else column
-
     def _count(self, out: pl.Series, reason: str, column: pl.Series, kept: bool = False) -> None:
-        self._report.leave(self._frame, out, f"{reason}{' (the item stays)' if kept else ''}", column)
+        self._report.leave(self._frame, out, f"{reason}{' (the row stays)' if kept else ''}", column)
 
     def _refuse_mixed(self, name: str, column: pl.Series, rows: tuple[int, int]) -> None:
         named = (self._frame.row(row, named=True) for row in rows)
         first, second = (f"{self._report.place(row)}: {column[at]}" for row, at in zip(named, rows, strict=True))
         remedy = "convert one of them, or filter with `where`"
         raise ValueError(f"{self._place} {name} mixes units of time ({first}; {second}); {remedy}")
+
+
+def no_ids(column: pl.Series) -> pl.Series:
+    """Which cells are too long for an id, or hold characters that no id may have."""
+    return ((column.str.len_bytes() > MAX_ID_BYTES) | column.str.contains(r"[\p{C}\p{Zl}\p{Zp}]")).fill_null(False)
 
 
 def _mapped(

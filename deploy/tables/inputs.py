@@ -70,7 +70,7 @@ def list_files(paths: Sequence[Path], report: Report) -> list[TableFile]:
     found: list[TableFile] = []
     for path in paths:
         whole = [Path(name) for name in sorted(glob.glob(str(path)))] if not path.exists() else [path]
-        packed = path.with_name(f"{path.name}.gz")
+        packed = Path(f"{path}.gz")
         if not whole and packed.exists():
             whole = [packed]
         if not whole:

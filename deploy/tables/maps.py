@@ -172,7 +172,8 @@ def _table(said: Mapping[str, Any], place: str, known: Sequence[str]) -> TableMa
 def _field(said: Any, place: str) -> FieldMap:
     if isinstance(said, str | list):
         said = {"column": said}
-    _known(_object(said, place), [each.name for each in fields(FieldMap)], place)
+    said = _object(said, place)
+    _known(said, [each.name for each in fields(FieldMap)], place)
     if not all(isinstance(each, str) for each in said.get("replace", {}).values()):
         raise ValueError(f"{place} replace has to map texts to texts, not {said['replace']!r}")
     made = FieldMap(**{name: _typed(name, value, place) for name, value in said.items()})
@@ -197,7 +198,8 @@ def _typed(name: str, value: Any, place: str) -> Any:
     wanted = int if name == "most" else wanted
     if not isinstance(value, wanted):
         raise ValueError(f"{place} {name} has to be {_WORDS[wanted]}, not {value!r}")
-    if name in ("values", "anchor", "pivot") and not all(isinstance(each, str) for each in value.values()):
+    texts = value.values() if isinstance(value, dict) and name in ("values", "anchor", "pivot") else ()
+    if not all(isinstance(each, str) for each in texts):
         raise ValueError(f"{place} {name} has to map texts to texts, not {value!r}")
     return value
 

@@ -55,7 +55,7 @@ def _numbers(numbers: pl.Series, unit: str | None) -> Moments:
         first, second = sorted(int(found[name].arg_max() or 0) for name in there[:2])
         return Moments(numbers.cast(pl.Int64, strict=False), mixed=(first, second))
     name = _UNITS[unit] if unit else (there or ["seconds"])[0]
-    us = numbers * (1_000_000 / TICKS_PER_S[name])
+    us = (numbers * (1_000_000 / TICKS_PER_S[name])).clip(-(2**62), 2**62)
     return Moments(us.round().cast(pl.Int64, strict=False), unit=name)
 
 
@@ -94,8 +94,8 @@ def _local(parsed: pl.Series, local: pl.Series, zone: str) -> Moments:
     first = only.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
     last = only.dt.replace_time_zone(zone, ambiguous="latest", non_existent="null")
     gone = first.is_null() & only.is_not_null()
-    # An hour later the clock shows a time again; less this hour it is what the old offset would have said.
+    # An hour later the clock shows a time again, by the new offset: the moment that the old one would have meant.
     later = only.dt.offset_by("1h").dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
-    there = first.dt.epoch("us").fill_null(later.dt.epoch("us") - 3_600_000_000)
+    there = first.dt.epoch("us").fill_null(later.dt.epoch("us"))
     us = pl.select(pl.when(here).then(there).otherwise(plain)).to_series()
     return Moments(us, repeated=int((first != last).sum()), skipped=int(gone.sum()), local=True)

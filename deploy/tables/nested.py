@@ -74,11 +74,11 @@ def frames(
 
 
 def _rows(records: Iterable[tuple[int, Mapping[str, Any]]], wanted: Sequence[str]) -> Iterator[list[Any]]:
-    paths = [_steps(path) for path in wanted]
+    paths = [(path, _steps(path)) for path in wanted]
     for line, record in records:
         row: list[Any] = [line]
-        for steps in paths:
-            value = record.get(steps[0]) if len(steps) == 1 else _get(record, steps)
+        for path, steps in paths:
+            value = record.get(path) if len(steps) == 1 else _get(record, steps)
             row.append(value if type(value) is str else _cell(value))
         yield row
 

@@ -20,16 +20,16 @@ from deploy.tables.report import LINE, Report
 from streams.folder.reader import DEFAULT_KIND_OF
 
 _ITEM_ID = (
-    "itemid", "productid", "sku", "articleid", "artikelnummer", "artikelnr", "artikelid", "artikel", "article", "stockcode",
-    "asin", "movieid", "item", "product", "produkt",
+    "itemid", "productid", "sku", "articleid", "artikelnummer", "artikelnr", "artikelid", "artikel", "article",
+    "stockcode", "asin", "movieid", "item", "product", "produkt",
 )  # fmt: skip
 _EVENT_WORDS: Mapping[str, Sequence[str]] = {
-    "user_id": ("userid", "customerid", "visitorid", "kundennummer", "kundennr", "kundenid", "kunde", "customer", "user",
-                "client", "email", "sessionid", "session"),
+    "user_id": ("userid", "customerid", "visitorid", "kundennummer", "kundennr", "kundenid", "kunde", "customer",
+                "user", "client", "email", "sessionid", "session"),
     "item_id": _ITEM_ID,
     "kind": ("eventtype", "eventname", "event", "kind", "action", "aktion", "ereignis", "type", "typ"),
-    "time": ("timestamp", "eventtime", "zeitpunkt", "zeitstempel", "createdat", "orderdate", "invoicedate", "bestelldatum",
-             "datetime", "time", "date", "zeit", "datum", "ts"),
+    "time": ("timestamp", "eventtime", "zeitpunkt", "zeitstempel", "createdat", "orderdate", "invoicedate",
+             "bestelldatum", "datetime", "time", "date", "zeit", "datum", "ts"),
     "session_id": ("sessionid", "session", "usersession", "orderid", "invoiceno", "bestellnummer", "auftrag"),
     "value": ("price", "preis", "unitprice", "amount", "betrag", "value", "rating"),
 }  # fmt: skip

@@ -31,7 +31,7 @@ def read_table(table: TableMap, given: Sequence[TableFile], report: Report, plac
             return None
         wanted = " or ".join(table.files) or "a CSV, JSON lines or Parquet file"
         raise ValueError(f"{place}: there is no {wanted} among {', '.join(map(str, given[:9])) or 'no files at all'}")
-    parts = []
+    parts: list[pl.DataFrame] = []
     for file in files:
         parts += _read(table, file, _wanted(table), report)
     frame = pl.concat(parts)
@@ -44,7 +44,7 @@ def _wanted(table: TableMap) -> list[str]:
     """The columns that the files have to have: all that are read, but for those that a verb makes."""
     anchor, pivot = table.anchor, table.pivot
     made = {anchor.get("into"), *(name for other in table.join for name in other.columns)}
-    read = [name for each in table.fields.values() for name in each.names()] + list(table.where)
+    read = [name for each in table.fields.values() for name in each.names()] + list(table.where) + list(table.replace)
     needed = [] if pivot else [*read, *table.columns, *(str(other.on) for other in table.join)]
     needed += [name for name in (table.on, table.order, table.within, *table.fill) if name]
     needed += [anchor[word] for word in ("user", "order", "days", "hour", "weekday") if anchor]
@@ -130,8 +130,8 @@ def _shaped(
     if table.anchor:
         frame = _anchored(frame, table.anchor)
     if table.pivot:
-        brought = {name for other in table.join for name in other.columns}
-        named = [name for each in table.fields.values() for name in each.names() if name not in brought]
+        joined = {name for other in table.join for name in other.columns}
+        named = [name for each in table.fields.values() for name in each.names() if name not in joined]
         frame = _pivoted(frame, table.pivot, [*named, *(str(other.on) for other in table.join)])
     for other in table.join:
         right = read_table(other, given, report, f"{place} join")

@@ -20,6 +20,7 @@ from typing import IO, cast
 _BLOCK = 4 << 20  # bytes decoded at a time: large enough that per-block work does not count
 _OTHERS = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z"}
 _ZIP = b"PK\x03\x04"
+_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile)
 
 
 def open_utf8(source: Path | IO[bytes], encoding: str | None = None) -> io.BufferedReader:
@@ -60,8 +61,10 @@ class Utf8File(io.RawIOBase):
         self._stack = ExitStack()
         try:
             self._file = open_plain(source, self.name, self._stack)
-        except BaseException:
+        except BaseException as error:
             self._stack.close()
+            if isinstance(error, _DAMAGED):
+                raise self._damaged(error) from error
             raise
         self._blocks = self._utf8()
         self._rest = memoryview(b"")
@@ -76,8 +79,8 @@ class Utf8File(io.RawIOBase):
                 self._rest = memoryview(next(self._blocks))
             except StopIteration:
                 return 0
-            except (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as error:
-                raise ValueError(f"{self.name} is cut or damaged: {error}") from error
+            except _DAMAGED as error:
+                raise self._damaged(error) from error
             except UnicodeDecodeError as error:
                 raise ValueError(f"{self.name} cannot be read as {self.encoding}: {error}") from error
         count = min(len(into), len(self._rest))
@@ -85,12 +88,15 @@ class Utf8File(io.RawIOBase):
         self._rest = self._rest[count:]
         return count
 
+    def _damaged(self, error: Exception) -> ValueError:
+        return ValueError(f"{self.name} is cut or damaged: {error}")
+
     def close(self) -> None:
         self._stack.close()
         super().close()
 
     def _utf8(self) -> Iterator[bytes]:
-        first = self._file.read(_BLOCK)
+        first = self._file.read1(_BLOCK)  # what is there: a pipe may never fill a block
         wide = self._said or _utf16(first)
         if wide:
             self.encoding = wide
@@ -98,17 +104,14 @@ class Utf8File(io.RawIOBase):
             block = first
             while block:
                 yield decoder.decode(block).lstrip("\ufeff").encode() or b""
-                block = self._file.read(_BLOCK)
+                block = self._file.read1(_BLOCK)
             yield decoder.decode(b"", final=True).encode()
             return
-        rest = first.removeprefix(codecs.BOM_UTF8)
-        while True:
-            block = self._file.read(_BLOCK)
-            if not block:
-                break
-            *whole, tail = (rest + block).rpartition(b"\n")
-            rest = tail
+        rest, block = b"", first.removeprefix(codecs.BOM_UTF8)
+        while block:
+            *whole, rest = (rest + block).rpartition(b"\n")
             yield from self._checked(b"".join(whole))
+            block = self._file.read1(_BLOCK)
         yield from self._checked(rest)
 
     def _checked(self, lines: bytes) -> Iterator[bytes]:
