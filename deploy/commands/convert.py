@@ -134,7 +134,7 @@ def _show(report: Report, dry_run: bool) -> None:
                 click.echo(f"  {_line(row)}")
     for line in report.lines():
         click.echo(line, err=True)
-    done = {"events": report.events, "items": report.items, "left_out": report.left_out}
+    done = {"events": report.events, "items": report.items, "left_out": report.left_out.to_dict()}
     click.echo(orjson.dumps(done).decode())
 
 

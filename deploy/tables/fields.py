@@ -193,7 +193,7 @@ class Fields:
         try:
             return fold_label(label) or None
         except ValueError as error:
-            self._report.add(f"{name} is no label (the row stays)", 1, f"{self._place}: {shown(label)} {error}")
+            self._report.left_out.add(f"{name} is no label (the row stays)", f"{self._place}: {shown(label)} {error}")
             return None
 
     def _count(self, out: pl.Series, reason: str, column: pl.Series, kept: bool = False) -> None:

@@ -8,16 +8,10 @@ from typing import Any
 
 import polars as pl
 
+from streams.left_out import LeftOut
+
 FILE, LINE = "_file", "_line"  # columns of every table: where a row comes from
 _SHOWN = 60  # characters of a cell
-
-
-@dataclass(slots=True)
-class LeftOut:
-    """How many rows one reason has cost, and where the first one is."""
-
-    count: int = 0
-    first: str = ""
 
 
 @dataclass(slots=True)
@@ -28,32 +22,21 @@ class Report:
     tell: Callable[[str], None] = lambda _: None
     events: int = 0
     items: int = 0
-    reasons: dict[str, LeftOut] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
     notes: list[str] = field(default_factory=list)
     shown: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # first events and items, as understood
     files: list[str] = field(default_factory=list)  # by the number in the column FILE
-
-    @property
-    def left_out(self) -> dict[str, int]:
-        """Rows by reason."""
-        return {reason: each.count for reason, each in self.reasons.items()}
 
     def note(self, text: str) -> None:
         """Says something once."""
         if text not in self.notes:
             self.notes.append(text)
 
-    def add(self, reason: str, count: int, first: str) -> None:
-        """Counts rows that are left out."""
-        if count:
-            known = self.reasons.setdefault(reason, LeftOut(0, first))
-            known.count += count
-
     def bad_line(self, name: str, line: int, found: str) -> None:
         """Counts a line that cannot be read, or refuses it by a ValueError."""
         if not self.skip_bad_lines:
             raise ValueError(f"{name} line {line} {found}; --skip-bad-lines leaves such lines out")
-        self.add("bad line", 1, f"{name} line {line} {found}")
+        self.left_out.add("bad line", f"{name} line {line} {found}")
 
     def place(self, row: dict[str, Any]) -> str:
         """File and line of a row."""
@@ -65,15 +48,14 @@ class Report:
         if out.any():
             at = int(out.arg_max() or 0)
             found = "" if column is None or column[at] is None else f": {shown(column[at])}"
-            self.add(reason, int(out.sum()), f"{self.place(frame.row(at, named=True))}{found}")
+            self.left_out.add(reason, f"{self.place(frame.row(at, named=True))}{found}", int(out.sum()))
             return frame.filter(~out)
         return frame
 
     def lines(self) -> Iterator[str]:
         """For people."""
         yield f"{self.events:,} events, {self.items:,} items"
-        for reason, each in self.reasons.items():
-            yield f"left out: {each.count:,} x {reason} (first: {each.first})"
+        yield from self.left_out.lines()
         yield from self.notes
 
 

@@ -41,7 +41,7 @@ def open_plain(source: Path | IO[bytes], name: str, stack: ExitStack) -> io.Buff
         buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file))
         first = buffered.peek(8)[:8]
         if first.startswith(b"\x1f\x8b"):
-            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=buffered)))
+            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=buffered, mode="rb")))
         elif first.startswith(_ZIP):
             file = _only_member(buffered, name, stack)
         else:

@@ -32,8 +32,9 @@ def test_a_table_becomes_a_folder_and_the_last_line_is_json(
 ) -> None:
     assert run(["convert", "table", *shop, str(tmp_path / "out")]) == 0
     shown = capsys.readouterr()
-    assert orjson.loads(shown.out) == {"events": 1, "items": 1, "left_out": {"no user": 1}}
-    assert f"left out: 1 x no user (first: {tmp_path / 'events.csv'} line 3)" in shown.err.splitlines()
+    first = f"{tmp_path / 'events.csv'} line 3"
+    assert orjson.loads(shown.out) == {"events": 1, "items": 1, "left_out": {"no user": {"count": 1, "first": first}}}
+    assert f"left out: 1 x no user (first: {first})" in shown.err.splitlines()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["events.csv.gz", "items.jsonl.gz"]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from deploy.jobs.convert import convert
 from streams.folder.reader import Folder, read_folder
+from tests.support.left_out import counts
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_movielens_ratings_become_views_in_time_order(tmp_path: Path, out: Path)
     write_movielens(tmp_path / "ml")
     done = convert("movielens", tmp_path / "ml", out)
     folder = read_folder(out)
-    assert (done.events, done.items, done.left_out) == (3, 2, {})
+    assert (done.events, done.items, counts(done)) == (3, 2, {})
     assert events_of(folder) == [
         ("8", "2", "view", 1100000001000),
         ("7", "2", "view", 1100000001000),
@@ -63,7 +64,7 @@ def test_rees46_keeps_sessions_and_counts_rows_without_a_time(tmp_path: Path, ou
         )
     done = convert("rees46", source, out)
     folder = read_folder(out)
-    assert done.left_out == {"time is not understood": 1}
+    assert counts(done) == {"time is not understood": 1}
     assert [(user, item, kind) for user, item, kind, _ in events_of(folder)] == [
         ("1", "11", "view"),
         ("1", "11", "cart"),
@@ -98,7 +99,7 @@ def test_amazon_reviews_of_both_years_become_purchases(tmp_path: Path, out: Path
     (source / "meta_Beauty.jsonl").write_bytes(b"\n".join(map(orjson.dumps, metadata)))
     done = convert("amazon-reviews", source, out)
     folder = read_folder(out)
-    assert done.left_out == {"no user": 1}
+    assert counts(done) == {"no user": 1}
     assert events_of(folder) == [("A1", "B1", "purchase", 1400000000000), ("A2", "B2", "purchase", 1500000000123)]
     assert [item["brand"] for item in folder.items] == ["Acme", "Oleo"]
     assert folder.items[0]["price"] == 1234.5 and folder.items[1]["description"] == "fine oil"

@@ -1,1 +1,1 @@
-"""Tests of `deploy.jobs`."""
+"""Tests of `deploy.tables`."""

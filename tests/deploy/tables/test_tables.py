@@ -19,6 +19,7 @@ from deploy.tables.maps import read_map
 from deploy.tables.proposal import propose
 from deploy.tables.report import Report
 from streams.folder.reader import read_folder
+from tests.support.left_out import counts
 
 GERMAN = """
 decimal = ","
@@ -99,7 +100,7 @@ def test_a_german_shop(tmp_path: Path) -> None:
         "tags": ["neu", "Edelstahl"],
         "available": True,
     }
-    assert report.left_out == {
+    assert counts(report) == {
         "no user": 1,
         "kind is left out by the map": 1,
         "kind is unknown (the map's `values` give it a meaning)": 1,
@@ -107,7 +108,7 @@ def test_a_german_shop(tmp_path: Path) -> None:
         "price is no number (the row stays)": 1,
     }
     name = tmp_path / "events.csv"
-    firsts = {reason: each.first for reason, each in report.reasons.items()}
+    firsts = {reason: each["first"] for reason, each in report.left_out.to_dict().items()}
     assert firsts["time is not understood"] == f"{name} line 6: 'gestern'"
     assert firsts["kind is unknown (the map's `values` give it a meaning)"] == f"{name} line 5: 'verliehen'"
     assert f"{name} is read as Windows-1252" in report.notes and "1 items have no event" in report.notes
@@ -146,7 +147,7 @@ def zipped(text: bytes) -> bytes:
 def test_however_a_file_is_packed_and_written(tmp_path: Path, pack: Callable[[str], bytes]) -> None:
     report = run(tmp_path, PLAIN, pack(TEXT))
     assert [(r["user_id"], r["item_id"]) for r in rows(tmp_path)] == [(f"u{n}", f"i,{n}") for n in range(5)]
-    assert report.left_out == {}
+    assert counts(report) == {}
 
 
 def test_blocks_without_quotes_are_read_like_those_with(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_blocks_without_quotes_are_read_like_those_with(tmp_path: Path) -> None:
     plain = rows(tmp_path)
     report = run(tmp_path, PLAIN, "\n".join(['"user",item,time', *lines]), skip_bad_lines=True)
     assert rows(tmp_path) == plain and len(plain) == 998
-    assert report.reasons["bad line"].first.endswith("line 602 has 2 cells instead of 3 columns")
+    assert report.left_out.to_dict()["bad line"]["first"].endswith("line 602 has 2 cells instead of 3 columns")
 
 
 @pytest.mark.parametrize("quoted", ["", '"x"'])
@@ -167,14 +168,14 @@ def test_a_bad_line_is_refused_with_its_place_or_counted(tmp_path: Path, quoted:
     with pytest.raises(ValueError, match=rf"events\.csv line 4 has {cells} cells instead of 3 columns; --skip-bad"):
         run(tmp_path, PLAIN, text)
     report = run(tmp_path, PLAIN, text, skip_bad_lines=True)
-    assert report.left_out == {"bad line": 1} and len(rows(tmp_path)) == 2
+    assert counts(report) == {"bad line": 1} and len(rows(tmp_path)) == 2
 
 
 def test_a_line_break_in_a_cell_does_not_shift_the_lines(tmp_path: Path) -> None:
     text = 'user,item,time\n"a","i\nj",1600000000\nb,i,nie\nc,i,1600000000\n'
     report = run(tmp_path, PLAIN, text)
-    assert report.reasons["time is not understood"].first.endswith("line 4: 'nie'")
-    assert report.reasons["item_id is no id"].count == 1
+    assert report.left_out.to_dict()["time is not understood"]["first"].endswith("line 4: 'nie'")
+    assert report.left_out.to_dict()["item_id is no id"]["count"] == 1
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_column_that_mixes_units_is_refused_with_both_lines(tmp_path: Path) ->
 
 def test_times_that_no_event_can_have_are_counted(tmp_path: Path) -> None:
     report = run(tmp_path, PLAIN, "user,item,time\nu,i,1600000000\nu,i,-5\nu,i,0\nu,i,99999999999999999999\nu,i,\n")
-    assert report.left_out == {"no time": 1, "time is outside 1970 to 2100": 2}
+    assert counts(report) == {"no time": 1, "time is outside 1970 to 2100": 2}
     assert "events: 1 events before 2000 are written, but no reader of the folder uses them" in report.notes
 
 
@@ -272,7 +273,7 @@ def test_rows_constants_and_more_columns(tmp_path: Path) -> None:
     report = run(tmp_path, text, table)
     named = [(row["user_id"], row["location"], row["recommendation_id"]) for row in rows(tmp_path)]
     assert named == [("0176", "DE", "r1"), ("b@x", "DE", "")]
-    assert list(report.left_out.values()) == [1, 1, 1]
+    assert list(counts(report).values()) == [1, 1, 1]
 
 
 def test_labels_are_folded_and_bad_ones_do_not_lose_the_item(tmp_path: Path) -> None:
@@ -284,7 +285,7 @@ def test_labels_are_folded_and_bad_ones_do_not_lose_the_item(tmp_path: Path) -> 
     report = run(tmp_path, text, "user,item,time\nu,i,1600000000\n", items)
     item = {"title": "", "brand": None, "category": ["Café", "Café x"], "regions": ["DE", "FR"]}
     assert items_of(tmp_path) == {"i": item}
-    assert report.left_out == {"brand is no label (the row stays)": 1, "category is no label (the row stays)": 1}
+    assert counts(report) == {"brand is no label (the row stays)": 1, "category is no label (the row stays)": 1}
 
 
 def test_json_lines_arrays_and_parquet_hold_the_same(tmp_path: Path) -> None:
@@ -378,7 +379,7 @@ def test_a_dry_run_writes_nothing_and_shows_rows(tmp_path: Path) -> None:
     report = Report()
     convert_table([tmp_path / "events.csv"], [], read_map(PLAIN, "m"), None, report)
     assert [path.name for path in tmp_path.iterdir()] == ["events.csv"]
-    assert report.shown["events"][0]["timestamp"] == "1600000000" and report.left_out == {"no user": 1}
+    assert report.shown["events"][0]["timestamp"] == "1600000000" and counts(report) == {"no user": 1}
 
 
 def test_a_proposed_map_reads_its_files(tmp_path: Path) -> None:
@@ -409,7 +410,7 @@ def test_movielens_of_odd_files(tmp_path: Path, name: str) -> None:
     (source / "ratings.csv").write_bytes(ratings.encode())
     report = convert("movielens", source, tmp_path / "out")
     assert [(row["item_id"], row["timestamp"]) for row in rows(tmp_path)] == [("2", "1500000001"), ("1", "1500000002")]
-    assert len(items_of(tmp_path)) == 2 and report.left_out == {}
+    assert len(items_of(tmp_path)) == 2 and counts(report) == {}
 
 
 @pytest.mark.parametrize(
@@ -423,4 +424,4 @@ def test_a_bad_line_of_reviews_is_named(tmp_path: Path, line: str, found: str) -
     with pytest.raises(ValueError, match=rf"Beauty\.jsonl line 2 {found}.*--skip-bad-lines"):
         convert("amazon-reviews", source, tmp_path / "out")
     report = convert("amazon-reviews", source, tmp_path / "out", Report(skip_bad_lines=True))
-    assert report.left_out == {"bad line": 1} and len(rows(tmp_path)) == 1
+    assert counts(report) == {"bad line": 1} and len(rows(tmp_path)) == 1
