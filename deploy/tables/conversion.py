@@ -6,7 +6,7 @@ order of their files. Of several rows about an item the last one counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import orjson
@@ -32,8 +32,7 @@ def convert_tables(
     shop: ShopMap, events: Sequence[TableFile], items: Sequence[TableFile], out: Path | None, report: Report
 ) -> None:
     """Writes the data folder `out` (None: only reports). Raises ValueError for what cannot be read, with its place."""
-    tables = [_events(table, events, report, _place(shop, "events", n)) for n, table in enumerate(shop.events)]
-    log = pl.concat([table for table in tables if table is not None], how="diagonal").sort("us", maintain_order=True)
+    log = _log(_events(table, events, report, _place(shop, "events", n)) for n, table in enumerate(shop.events))
     if not log.height:
         why = "; ".join(report.lines()).removeprefix("0 events, 0 items; ")
         raise ValueError(f"there is no usable event of {shop.name}; {why}")
@@ -51,6 +50,12 @@ def convert_tables(
         report.tell(f"writing {log.height:,} events and {catalogue.height:,} items") if log.height > 1e6 else None
         write_lines(out / EVENTS, csv_lines(rows.iter_rows()), ",".join(rows.columns).encode())
         write_lines(out / ITEMS, _item_lines(catalogue))
+
+
+def _log(tables: Iterable[pl.DataFrame | None]) -> pl.DataFrame:
+    """All events by time, those of one moment in the order of their tables."""
+    log = pl.concat([table for table in tables if table is not None], how="diagonal")
+    return log if log["us"].is_sorted() else log.sort("us", maintain_order=True)
 
 
 def _place(shop: ShopMap, part: str, number: int) -> str:

@@ -34,10 +34,7 @@ def read_table(table: TableMap, given: Sequence[TableFile], report: Report, plac
     parts: list[pl.DataFrame] = []
     for file in files:
         parts += _read(table, file, _wanted(table), report)
-    frame = pl.concat(parts)
-    nulls = pl.col(pl.String).replace(dict.fromkeys(table.nulls))
-    frame = frame.with_columns(nulls) if table.nulls else frame
-    return _shaped(table, frame, given, report, place)
+    return _shaped(table, pl.concat(parts), given, report, place)
 
 
 def _wanted(table: TableMap) -> list[str]:
@@ -58,8 +55,9 @@ def _read(table: TableMap, file: TableFile, wanted: list[str], report: Report) -
     if file.size > _LARGE:
         report.tell(f"reading {name} ({file.size / 1e6:,.0f} MB)")
     kind = table.format or kind_of_file(file)
-    for frame in _frames(kind, table, file, wanted, report):
-        yield frame.select(*wanted, pl.lit(number, pl.Int32).alias(FILE), LINE)
+    nulls = dict.fromkeys(table.nulls)
+    for frame in _frames(kind, table, file, wanted, report):  # a block at a time: no second copy of the whole
+        yield frame.select(pl.col(wanted).replace(nulls), pl.lit(number, pl.Int32).alias(FILE), LINE)
 
 
 def _frames(kind: str, table: TableMap, file: TableFile, wanted: list[str], report: Report) -> Iterator[pl.DataFrame]:
