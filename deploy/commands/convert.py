@@ -9,6 +9,7 @@ from typing import Any
 import click
 import orjson
 
+from deploy.commands.options import DescribedGroup
 from deploy.tables.maps import map_file
 from deploy.tables.presets import preset, preset_names
 from deploy.tables.report import Report
@@ -18,7 +19,7 @@ _SHOWN = 160  # characters of a row that a dry run shows
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class _Formats(click.Group):
+class _Formats(DescribedGroup):
     """A subcommand for each preset, beside `table`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
