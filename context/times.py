@@ -8,7 +8,7 @@ from __future__ import annotations
 YEAR_2000_MS = 946_684_800_000
 YEAR_2100_MS = 4_102_444_800_000
 NO_END_MS = 253_402_300_799_999  # 9999-12-31: what systems write for "no end"
-_TICKS_PER_S = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
+TICKS_PER_S = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
 
 
 def unit_of(value: float, *, open_end: bool = False) -> str | None:
@@ -18,7 +18,7 @@ def unit_of(value: float, *, open_end: bool = False) -> str | None:
     ('seconds', 'milliseconds', None)
     """
     latest_ms = NO_END_MS if open_end else YEAR_2100_MS
-    for unit, ticks in _TICKS_PER_S.items():
+    for unit, ticks in TICKS_PER_S.items():
         if YEAR_2000_MS * ticks <= value * 1000 <= latest_ms * ticks:
             return unit
     return None

@@ -24,7 +24,7 @@ COMMANDS = {
     "indexer": "deploy.commands.roles",
     "traffic": "deploy.commands.roles",
     "produce": "deploy.commands.data",
-    "convert": "deploy.commands.data",
+    "convert": "deploy.commands.convert",
     "export": "deploy.commands.data",
     "train": "deploy.commands.model",
     "evaluate": "deploy.commands.measure",

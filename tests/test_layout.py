@@ -23,7 +23,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "encoder": ({"model"}, {"inference"}, {"training"}, {"baselines"}),  # `text` stands apart
     "index": ({"state"}, {"items"}, {"query"}, {"elastic"}, {"api"}),
     "deploy": (
-        {"runtime", "servers", "shop", "reports"},
+        {"runtime", "servers", "shop", "reports", "tables"},
         {"stack"},
         {"traffic"},
         {"texts"},

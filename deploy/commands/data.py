@@ -1,5 +1,4 @@
-"""Sends data from files into Kafka, turns public data sets into data folders, and writes topics as one (`perseid
-produce`, `convert`, `export`).
+"""Sends data from files into Kafka, and writes topics as a data folder (`perseid produce`, `export`).
 
 Assumes settings in the environment, or of a running `perseid up` by its state folder.
 """
@@ -35,6 +34,8 @@ _SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
 def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: Path | None) -> int:
     """Send events from FILE (JSON lines; - reads standard input) to Kafka.
 
+    Gzip, zip, byte order marks and other encodings than UTF-8 are recognised.
+
     A line is a record with its topic: {"topic": "clickstream", "event_id": "e1", "user_id": "u1", "item_id": "i1",
     "kind": "view", "ts_ms": 1700000000000}. {"topic": "catalog", "key": "i1", "value": null} withdraws an item. Each is
     checked first; the last output line is a JSON summary. Exits with 1 when a line was refused.
@@ -43,6 +44,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     """
     from deploy.jobs.produce import produce as send_lines
     from deploy.runtime.producer import DeliveryError, EventProducer
+    from streams.folder.files import open_utf8
 
     settings = attach(os.environ, state)
     producer = EventProducer(settings.kafka_config())
@@ -56,10 +58,10 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
         length=size or 1, label="producing", file=sys.stderr, hidden=not (size and sys.stderr.isatty())
     )
     try:
-        with bar:
+        with bar, open_utf8(file) as lines:
             result = asyncio.run(
                 send_lines(
-                    file,
+                    lines,
                     producer,
                     settings.rules(),
                     topic=topic,
@@ -80,24 +82,6 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
         click.echo(f"… and {len(result.rejected) - _SHOWN_REJECTS} more lines were refused", err=True)
     click.echo(orjson.dumps(result.summary(), option=orjson.OPT_NON_STR_KEYS).decode())
     return 1 if result.rejected else 0
-
-
-@click.command()
-@click.argument("name", metavar="FORMAT")
-@click.argument("path", type=click.Path(path_type=Path, exists=True))
-@click.argument("out", type=click.Path(path_type=Path))
-def convert(name: str, path: Path, out: Path) -> None:
-    """Turn a public data set at PATH into the data folder OUT, which train, replay, evaluate and up read.
-
-    FORMAT is movielens (a folder with ratings.csv and movies.csv), rees46 (a CSV file or a folder of them) or
-    amazon-reviews (a folder with one reviews file and, if there, its metadata, JSON lines).
-
-    Example: perseid convert movielens ml-latest data/movielens
-    """
-    from deploy.jobs.convert import convert as write_folder
-
-    done = write_folder(name, path, out)
-    click.echo(orjson.dumps({"events": done.events, "items": done.items, "left_out": done.left_out}).decode())
 
 
 @click.command()

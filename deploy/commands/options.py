@@ -45,9 +45,8 @@ class DescribedGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        rows = [
-            (name, _first_sentence(command.help or "")) for name, command in commands.items() if command is not None
-        ]
+        shown = {name: command for name, command in commands.items() if command is not None and not command.hidden}
+        rows = [(name, _first_sentence(command.help or "")) for name, command in shown.items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

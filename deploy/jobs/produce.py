@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +79,17 @@ def _removal(topic: str, key: Any, rules: Rules, now_ms: int) -> bytes:
     return key.encode()
 
 
+def _numbered(lines: Iterable[bytes], result: Produced) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank; where a file breaks off is told like a bad line, since what came before is sent."""
+    number = 0
+    try:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, line
+    except ValueError as error:
+        result.rejected.append({"line": number + 1, "field": "file", "reason": str(error)})
+
+
 async def produce(
     lines: Iterable[bytes],
     producer: EventProducer,
@@ -98,7 +109,7 @@ async def produce(
         DeliveryError: Kafka did not take a record; what came before it in the file was sent.
     """
     result = Produced()
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    numbered = _numbered(lines, result)
     while batch := list(itertools.islice(numbered, _IN_FLIGHT)):
         sending: list[tuple[int, str, Future[Acknowledged]]] = []
         for number, line in batch:

@@ -1,16 +1,14 @@
-"""`json_lines` reads a gzipped file of JSON objects line by line; mistakes of type are refused with file and line."""
+"""`json_lines` reads a file of JSON objects line by line; mistakes of type are refused with file and line."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-_BOM = b"\xef\xbb\xbf"
+from streams.folder.files import open_utf8
 
 
 def json_lines(path: Path, lists: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -23,12 +21,11 @@ def json_lines(path: Path, lists: Sequence[str] = ()) -> Iterator[tuple[int, dic
         return
     number = 0
     try:
-        with gzip.open(path, "rb") as lines:
+        with open_utf8(path) as lines:
             for number, line in enumerate(lines, 1):
-                text = line.removeprefix(_BOM) if number == 1 else line
-                if not text.strip():
+                if not line.strip():
                     continue
-                record = orjson.loads(text)
+                record = orjson.loads(line)
                 if not isinstance(record, dict):
                     raise ValueError(f"{path} line {number} is no JSON object: {record!r:.99}")
                 for name in lists:
@@ -37,8 +34,8 @@ def json_lines(path: Path, lists: Sequence[str] = ()) -> Iterator[tuple[int, dic
                 yield number, record
     except orjson.JSONDecodeError as error:
         raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzipped file: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def wrong_type(path: Path, number: int, name: str, found: Any, wanted: str) -> ValueError:

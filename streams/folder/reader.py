@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from context.times import YEAR_2000_MS, YEAR_2100_MS, check_ms, check_seconds, unit_of
 from streams.events import CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, RELOAD_MS, USERS, MalformedError, Record, Rules
+from streams.folder.files import open_utf8
 from streams.folder.items import arrival_ms, read_items, reason_of
 from streams.folder.lines import example_of, json_lines
 from streams.left_out import LeftOut
@@ -166,13 +167,14 @@ def without_vector(events: int) -> LeftOut:
 def _read_events(path: Path) -> pl.DataFrame:
     """Rows of the file as strings plus `row` (from 1) and `time`, a number in the unit of its column."""
     try:
-        table = pl.read_csv(path, infer_schema=False).fill_null("")
+        with open_utf8(path) as file:
+            table = pl.read_csv(file, infer_schema=False).fill_null("")
     except FileNotFoundError as error:
         raise ValueError(
             f"{path.parent} is no data folder: it has no {EVENTS}; `perseid convert` or `export` writes one"
         ) from error
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path} is not a gzipped CSV file: {error}") from error
+        raise ValueError(f"{path} is not a CSV file: {str(error).splitlines()[0]}") from error
     missing = [name for name in REQUIRED if name not in table.columns]
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; its header needs {','.join(REQUIRED)}")

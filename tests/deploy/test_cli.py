@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import subprocess
 import sys
@@ -159,3 +161,33 @@ def test_produce_reports_offsets_and_refused_lines(
     assert summary == {"sent": 5, "rejected": 2, "offsets": {"clickstream": {str(home): [0, 4]}}}
     assert shown.err.splitlines()[0].startswith("line 6: value: not JSON")
     assert shown.err.splitlines()[1].startswith("line 8: kind: unknown")
+
+
+@pytest.mark.parametrize("from_stdin", [False, True])
+def test_produce_reads_packed_files_and_names_the_line_where_one_breaks_off(
+    bootstrap: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    from_stdin: bool,
+) -> None:
+    monkeypatch.setenv("PERSEID_KAFKA", bootstrap)
+    lines = b"".join(orjson.dumps({**CLICK, "event_id": f"e{n}", "ts_ms": TS_MS + n}) + b"\r\n" for n in range(5_000))
+
+    def produce(name: str, content: bytes) -> tuple[int, int, list[str]]:
+        (tmp_path / name).write_bytes(content)
+        with (tmp_path / name).open("rb") as file:
+            if from_stdin:
+                monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+            status = run(["produce", "-" if from_stdin else str(tmp_path / name)])
+        shown = capsys.readouterr()
+        return status, orjson.loads(shown.out.splitlines()[-1])["sent"], shown.err.splitlines()
+
+    assert produce("e.jsonl", gzip.compress(lines)) == (0, 5_000, [])
+    assert produce("e.gz", b"\xef\xbb\xbf" + lines) == (0, 5_000, [])  # plain in spite of its name
+    assert produce("e.txt", lines.decode().encode("utf-16")) == (0, 5_000, [])
+    status, sent, said = produce("cut.gz", gzip.compress(lines)[:-9])
+    assert (status, len(said)) == (1, 1)
+    assert said[0].startswith(f"line {sent + 1}: file: ") and "is cut or damaged" in said[0]
+    latin = orjson.dumps({**CLICK, "user_id": "Jürgen", "event_id": "x", "ts_ms": TS_MS}).decode().encode("latin-1")
+    assert produce("latin.jsonl", latin) == (0, 1, [])

@@ -8,8 +8,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from deploy.jobs.convert import FORMATS, convert
+from deploy.jobs.convert import convert
 from streams.folder.reader import Folder, read_folder
+from tests.support.left_out import counts
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_movielens_ratings_become_views_in_time_order(tmp_path: Path, out: Path)
     write_movielens(tmp_path / "ml")
     done = convert("movielens", tmp_path / "ml", out)
     folder = read_folder(out)
-    assert (done.events, done.items, done.left_out) == (3, 2, {})
+    assert (done.events, done.items, counts(done)) == (3, 2, {})
     assert events_of(folder) == [
         ("8", "2", "view", 1100000001000),
         ("7", "2", "view", 1100000001000),
@@ -63,7 +64,7 @@ def test_rees46_keeps_sessions_and_counts_rows_without_a_time(tmp_path: Path, ou
         )
     done = convert("rees46", source, out)
     folder = read_folder(out)
-    assert done.left_out == {"no time": 1}
+    assert counts(done) == {"time is not understood": 1}
     assert [(user, item, kind) for user, item, kind, _ in events_of(folder)] == [
         ("1", "11", "view"),
         ("1", "11", "cart"),
@@ -98,7 +99,7 @@ def test_amazon_reviews_of_both_years_become_purchases(tmp_path: Path, out: Path
     (source / "meta_Beauty.jsonl").write_bytes(b"\n".join(map(orjson.dumps, metadata)))
     done = convert("amazon-reviews", source, out)
     folder = read_folder(out)
-    assert done.left_out == {"no user": 1}
+    assert counts(done) == {"no user": 1}
     assert events_of(folder) == [("A1", "B1", "purchase", 1400000000000), ("A2", "B2", "purchase", 1500000000123)]
     assert [item["brand"] for item in folder.items] == ["Acme", "Oleo"]
     assert folder.items[0]["price"] == 1234.5 and folder.items[1]["description"] == "fine oil"
@@ -123,7 +124,11 @@ def test_a_cell_with_a_comma_is_quoted(tmp_path: Path, out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("netflix", "unknown format 'netflix'; known are movielens"), ("movielens", "movies.csv"), ("rees46", "no .csv")],
+    [
+        ("netflix", "unknown format 'netflix'; known are amazon"),
+        ("movielens", "movies.csv"),
+        ("rees46", r"needs \*\.csv"),
+    ],
 )
 def test_a_wrong_source_is_refused_with_what_is_needed(tmp_path: Path, out: Path, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -133,7 +138,7 @@ def test_a_wrong_source_is_refused_with_what_is_needed(tmp_path: Path, out: Path
 
 def test_a_missing_column_is_named(tmp_path: Path, out: Path) -> None:
     (tmp_path / "a.csv").write_text("event_time,user_id\n1,2\n")
-    with pytest.raises(ValueError, match="no column 'event_type'"):
+    with pytest.raises(ValueError, match=r"no column .*'event_type'"):
         convert("rees46", tmp_path / "a.csv", out)
 
 
@@ -141,7 +146,3 @@ def test_nothing_usable_is_refused(tmp_path: Path, out: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"asin": "B1"}\n')
     with pytest.raises(ValueError, match="no usable event of amazon-reviews"):
         convert("amazon-reviews", tmp_path, out)
-
-
-def test_every_format_says_what_it_reads() -> None:
-    assert all(reader.__doc__ for reader in FORMATS.values())

@@ -82,7 +82,7 @@ def test_a_column_of_milliseconds_wins_over_seconds(tmp_path: Path) -> None:
         ),
         ([("u", "", "view", START_S)], "row 1 .*has no item_id"),
         ([("", "a", "view", START_S)], "no usable event"),
-        ([("u", "a", "view", START_S, "extra")], "not a gzipped CSV file"),
+        ([("u", "a", "view", START_S, "extra")], "is not a CSV file"),
     ],
 )
 def test_a_wrong_row_is_named_with_what_to_do(tmp_path: Path, rows: list[Any], message: str) -> None:
@@ -116,7 +116,7 @@ def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         read_folder(path)
     (path / "items.jsonl.gz").write_bytes(gzip.compress(b"".join(b'{"item_id": "%d"}\n' % n for n in range(9)))[:-9])
-    with pytest.raises(ValueError, match="not a whole gzipped file"):
+    with pytest.raises(ValueError, match=r"items.jsonl.gz is cut or damaged"):
         read_folder(path)
 
 
@@ -219,3 +219,17 @@ def test_unknown_fields_of_items_stay_out_of_the_catalogue(tmp_path: Path) -> No
     folder = read_folder(write_folder(tmp_path / "shop", ROWS, [{"item_id": "a", "year": 1999, "title": None}]))
     body = orjson.loads(next(records(folder, topics={CATALOG})).value or b"")
     assert body == {"item_id": "a", "title": "", "ts_ms": START_S * 1000}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1", "utf-16"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_files_of_a_folder_are_read_however_they_are_written(tmp_path: Path, encoding: str, packed: bool) -> None:
+    files = {
+        "events.csv.gz": f"user_id,item_id,event_type,timestamp\r\nJürgen,tópf,view,{START_S}\r\n",
+        "items.jsonl.gz": '{"item_id": "tópf", "title": "Töpfe", "category": []}\r\n',
+    }
+    for name, text in files.items():
+        content = text.encode(encoding)
+        (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
+    folder = read_folder(tmp_path)
+    assert folder.user_ids == ["Jürgen"] and folder.item_ids == ["tópf"] and folder.items[0]["title"] == "Töpfe"

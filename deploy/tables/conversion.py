@@ -1,0 +1,208 @@
+"""`convert_tables` turns a shop's tables into a data folder, by a map, and reports what was left out.
+
+Holds the columns that the map names in memory, as text. Events are sorted by time; those of one moment stay in the
+order of their files. Of several rows about an item the last one counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import orjson
+import polars as pl
+
+from context.times import YEAR_2000_MS, YEAR_2100_MS
+from deploy.tables.fields import Fields, no_ids
+from deploy.tables.inputs import TableFile
+from deploy.tables.maps import ITEM_FIELDS, ShopMap, TableMap
+from deploy.tables.report import FILE, LINE, Report
+from deploy.tables.rows import read_table
+from streams.events import FORGET
+from streams.folder.reader import DEFAULT_KIND_OF, EVENTS, ITEMS
+from streams.folder.writer import csv_lines, write_lines
+
+_ALWAYS = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value")  # columns of every folder's events
+_MORE = ("location", "event_id", "page_id", "recommendation_id")  # those that a map may add
+_LONE = "_lone"  # items that only events name: a record of nothing but their id and an empty title
+_SHOWN = 5  # first rows of a dry run
+
+
+def convert_tables(
+    shop: ShopMap, events: Sequence[TableFile], items: Sequence[TableFile], out: Path | None, report: Report
+) -> None:
+    """Writes the data folder `out` (None: only reports). Raises ValueError for what cannot be read, with its place."""
+    log = _log(_events(table, events, report, _place(shop, "events", n)) for n, table in enumerate(shop.events))
+    if not log.height:
+        why = "; ".join(report.lines()).removeprefix("0 events, 0 items; ")
+        raise ValueError(f"there is no usable event of {shop.name}; {why}")
+    tables = [_items(table, items, report, _place(shop, "items", n)) for n, table in enumerate(shop.items)]
+    catalogue = _catalogue([table for table in tables if table is not None])
+    catalogue = _meet(log, catalogue, report)
+    report.events, report.items = log.height, catalogue.height
+    rows = _rows(log)
+    report.shown = {
+        "events": rows.head(_SHOWN).to_dicts(),
+        "items": catalogue.drop(_LONE, strict=False).head(_SHOWN).to_dicts(),
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        report.tell(f"writing {log.height:,} events and {catalogue.height:,} items") if log.height > 1e6 else None
+        write_lines(out / EVENTS, csv_lines(rows.iter_rows()), ",".join(rows.columns).encode())
+        write_lines(out / ITEMS, _item_lines(catalogue))
+
+
+def _log(tables: Iterable[pl.DataFrame | None]) -> pl.DataFrame:
+    """All events by time, those of one moment in the order of their tables."""
+    log = pl.concat([table for table in tables if table is not None], how="diagonal")
+    return log if log["us"].is_sorted() else log.sort("us", maintain_order=True)
+
+
+def _place(shop: ShopMap, part: str, number: int) -> str:
+    many = len(shop.events if part == "events" else shop.items) > 1
+    return f"{part} {number + 1}" if many else part
+
+
+def _events(table: TableMap, given: Sequence[TableFile], report: Report, place: str) -> pl.DataFrame | None:
+    frame = read_table(table, given, report, place)
+    if frame is None:
+        return None
+    fields = Fields(frame, table, report, place)
+    made = {name: fields.identifier(name) for name in ("user_id", "item_id")}
+    columns = {
+        **made,
+        "event_type": fields.kind(),
+        "us": fields.moment("time"),
+        **{name: fields.optional(name) for name in ("session_id", *_MORE) if fields.has(name)},
+        "value": fields.raw("value") if fields.has("value") else pl.Series([""]).new_from_index(0, frame.height),
+    }
+    said = {f"_{name}": frame[table.fields[name].column[0]] for name in ("kind", "time") if table.fields[name].column}
+    whole = pl.DataFrame([column.alias(name) for name, column in {**columns, **said}.items()]).with_columns(
+        frame[FILE], frame[LINE]
+    )
+    return _usable(whole, table, report, place).drop(said)
+
+
+def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> pl.DataFrame:
+    """The rows that are events."""
+    rows = report.leave(rows, rows["user_id"].is_null() | (rows["user_id"] == ""), "no user")
+    missing = (rows["item_id"].is_null() | (rows["item_id"] == "")) & (rows["event_type"] != FORGET).fill_null(True)
+    rows = report.leave(rows, missing, "no item")
+    for name in ("user_id", "item_id"):
+        rows = report.leave(rows, no_ids(rows[name]), f"{name} is no id", rows[name])
+    rows = report.leave(rows, rows["event_type"].is_null(), "no kind")
+    rows = report.leave(rows, rows["event_type"] == "", "kind is left out by the map", _said(rows, "_kind"))
+    kind = table.fields["kind"]
+    own = {kind.constant, kind.otherwise, *kind.values.values(), *kind.at_least, *kind.at_most}
+    known = pl.Series([*DEFAULT_KIND_OF, FORGET, *(str(word) for word in own if word)])
+    unknown = ~rows["event_type"].str.to_lowercase().is_in(known) & ~rows["event_type"].is_in(known)
+    rows = report.leave(rows, unknown, "kind is unknown (the map's `values` give it a meaning)", _said(rows, "_kind"))
+    if "_time" in rows.columns:
+        rows = report.leave(rows, rows["us"].is_null() & rows["_time"].is_null(), "no time")
+    rows = report.leave(rows, rows["us"].is_null(), "time is not understood", _said(rows, "_time"))
+    out = ~rows["us"].is_between(0, YEAR_2100_MS * 1000)
+    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"))
+    early = int((rows["us"] < YEAR_2000_MS * 1000).sum())
+    if early:
+        report.note(f"{place}: {early:,} events before 2000 are written, but no reader of the folder uses them")
+    strange = sorted(set(rows["event_type"].unique()) & {str(w) for w in own if w} - set(DEFAULT_KIND_OF) - {FORGET})
+    if strange:
+        report.note(f"{place}: kinds that PERSEID_KINDS has to name: {', '.join(strange)}")
+    return rows
+
+
+def _said(rows: pl.DataFrame, name: str) -> pl.Series | None:
+    return rows[name] if name in rows.columns else None
+
+
+def _items(table: TableMap, given: Sequence[TableFile], report: Report, place: str) -> pl.DataFrame | None:
+    frame = read_table(table, given, report, place)
+    if frame is None:
+        return None
+    if table.order:
+        frame = frame.sort(pl.col(table.order).cast(pl.Float64, strict=False), maintain_order=True, nulls_last=False)
+    if not table.merge and len(table.fields["item_id"].column) == 1:  # before the costly fields are read
+        frame = _last(frame, table.fields["item_id"].column[0])
+    fields = Fields(frame, table, report, place)
+    made = [_item_field(fields, name).alias(name) for name in ITEM_FIELDS if fields.has(name)]
+    rows = pl.DataFrame(made).with_columns(frame[FILE], frame[LINE])
+    rows = report.leave(rows, rows["item_id"].is_null() | (rows["item_id"] == ""), "no item (items)")
+    rows = report.leave(rows, no_ids(rows["item_id"]), "item_id is no id (items)", rows["item_id"])
+    return _merged(rows) if table.merge else _last(rows, "item_id")
+
+
+def _merged(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row for each item, each field what was said last of it."""
+    text, lists = pl.col(pl.String), pl.col(pl.List(pl.String))
+    said = rows.with_columns(
+        pl.when(text != "").then(text).name.keep(), pl.when(lists.list.len() > 0).then(lists).name.keep()
+    )
+    return said.group_by("item_id", maintain_order=True).agg(pl.all().drop_nulls().last())
+
+
+def _last(frame: pl.DataFrame, column: str) -> pl.DataFrame:
+    """The last row of each id, and all rows without one."""
+    return frame.filter(pl.col(column).is_null() | pl.col(column).is_last_distinct())
+
+
+def _item_field(fields: Fields, name: str) -> pl.Series:
+    match name:
+        case "item_id":
+            return fields.identifier(name)
+        case "title" | "description":
+            return fields.text(name)
+        case "brand" | "subclass":
+            return fields.label(name)
+        case "price":
+            return fields.number(name)
+        case "available":
+            return fields.flag(name)
+        case "first_seen":
+            return fields.moment(name) / 1_000_000
+        case "starts_ms" | "ends_ms":
+            return fields.moment(name) // 1000
+    return fields.labels(name)
+
+
+def _catalogue(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    if not tables:
+        return pl.DataFrame(schema={"item_id": pl.String, "title": pl.String})
+    whole = pl.concat(tables, how="diagonal")
+    names = [name for name in ITEM_FIELDS if name in whole.columns]
+    return (_merged(whole) if len(tables) > 1 else whole).select(names)
+
+
+def _meet(log: pl.DataFrame, catalogue: pl.DataFrame, report: Report) -> pl.DataFrame:
+    """The catalogue, by id, with an empty record for each item that only events name; says how many those are."""
+    clicks = log.filter((pl.col("event_type") != FORGET) & (pl.col("item_id") != ""))
+    lone = clicks.filter(~pl.col("item_id").is_in(catalogue["item_id"].implode()))
+    idle = catalogue.filter(~pl.col("item_id").is_in(clicks["item_id"].unique().implode())).height
+    if idle:
+        report.note(f"{idle:,} items have no event")
+    if lone.height:
+        items, row = lone["item_id"].unique(), lone.row(0, named=True)
+        first = f"{report.place(row)}: item {row['item_id']!r}"
+        count = f"{lone.height:,} events have an item without a record"
+        report.note(f"{count}: {len(items):,} items get one with an empty title (first: {first})")
+        new = pl.DataFrame({"item_id": items, _LONE: [True] * len(items)})
+        catalogue = pl.concat([catalogue, new], how="diagonal")
+    return catalogue.sort("item_id")
+
+
+def _rows(log: pl.DataFrame) -> pl.DataFrame:
+    """The columns of a folder's events."""
+    ms = pl.col("us") // 1000
+    fraction = pl.concat_str(pl.lit("."), (ms % 1000).cast(pl.String).str.zfill(3).str.strip_chars_end("0"))
+    seconds = pl.concat_str((ms // 1000).cast(pl.String), pl.when(ms % 1000 == 0).then(pl.lit("")).otherwise(fraction))
+    there = [name for name in _MORE if name in log.columns]
+    log = log.with_columns(seconds.alias("timestamp"))
+    log = log if "session_id" in log.columns else log.with_columns(pl.lit("").alias("session_id"))
+    return log.select(pl.col(*_ALWAYS, *there).fill_null(""))
+
+
+def _item_lines(catalogue: pl.DataFrame) -> Iterator[bytes]:
+    lists = pl.col(pl.List(pl.String)).fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
+    for row in catalogue.with_columns(lists).iter_rows(named=True):
+        row["title"] = row.get("title") or ""
+        lone = row.pop(_LONE, None)
+        yield orjson.dumps({name: row[name] for name in ("item_id", "title")} if lone else row)

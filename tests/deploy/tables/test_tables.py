@@ -1,0 +1,427 @@
+"""Tables of any shop: what a map can say, what is recognised, and what is left out with file and line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+
+from deploy.jobs.convert import convert, convert_table
+from deploy.tables.maps import read_map
+from deploy.tables.proposal import propose
+from deploy.tables.report import Report
+from streams.folder.reader import read_folder
+from tests.support.left_out import counts
+
+GERMAN = """
+decimal = ","
+zone = "Europe/Berlin"
+
+[events.fields]
+user_id = "Kunde"
+item_id = "Artikel"
+kind = { column = "Aktion", values = { gekauft = "purchase", angesehen = "view", Test = "" } }
+time = { column = "Zeitpunkt", format = "%d.%m.%Y %H:%M" }
+value = "Preis"
+
+[items.fields]
+item_id = "Nummer"
+title = { columns = ["Marke", "Bezeichnung"] }
+brand = "Marke"
+category = { column = "Warengruppe", separator = " > " }
+tags = { column = "Schlagworte", separator = "," }
+price = "Preis"
+available = "Bestand"
+"""
+PLAIN = """
+[events.fields]
+user_id = "user"
+item_id = "item"
+kind = { constant = "view" }
+time = "time"
+"""
+
+
+def run(tmp_path: Path, text: str, events: str | bytes, items: str | bytes | None = None, **more: Any) -> Report:
+    """Converts two files by a map into `out`."""
+    named = {"events.csv": events, "items.csv": items}
+    for name, content in named.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    paths = [tmp_path / "items.csv"] if items is not None else []
+    report = Report(**more)
+    convert_table([tmp_path / "events.csv"], paths, read_map(text, "MAP.toml"), tmp_path / "out", report)
+    return report
+
+
+def rows(tmp_path: Path) -> list[dict[str, str]]:
+    with gzip.open(tmp_path / "out" / "events.csv.gz", "rt") as file:
+        return list(csv.DictReader(file))
+
+
+def items_of(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    with gzip.open(tmp_path / "out" / "items.jsonl.gz") as lines:
+        return {item.pop("item_id"): item for item in map(orjson.loads, lines)}
+
+
+def test_a_german_shop(tmp_path: Path) -> None:
+    events = (
+        "Kunde;Artikel;Aktion;Zeitpunkt;Menge;Preis\r\n"
+        "K1;Töpfe-1;gekauft;31.12.2025 23:59;1;1.234,50\r\n"
+        "K2;Töpfe-1;angesehen;01.07.2025 12:00;1;9,90\r\n"
+        "K3;Töpfe-1;Test;01.07.2025 12:01;1;9,90\r\n"
+        "K4;Töpfe-1;verliehen;01.07.2025 12:02;1;9,90\r\n"
+        "K5;Töpfe-1;gekauft;gestern;1;9,90\r\n"
+        ";Töpfe-1;gekauft;01.07.2025 12:02;1;9,90\r\n"
+    ).encode("latin-1")
+    items = (
+        "Nummer;Bezeichnung;Marke;Warengruppe;Schlagworte;Preis;Bestand\r\n"
+        "Töpfe-1;Topf, groß;Müller;Haus\u00a0&  Garten > Töpfe;neu, Edelstahl;1.234,50;3\r\n"
+        "Messer-1;Messer;Müller;;;auf Anfrage;0\r\n"
+    ).encode("latin-1")
+    report = run(tmp_path, GERMAN, events, items)
+    assert [(r["user_id"], r["event_type"], r["timestamp"], r["value"]) for r in rows(tmp_path)] == [
+        ("K2", "view", "1751364000", "9.9"),  # 10:00 UTC
+        ("K1", "purchase", "1767221940", "1234.5"),  # 22:59 UTC
+    ]
+    assert items_of(tmp_path)["Töpfe-1"] == {
+        "title": "Müller Topf, groß",
+        "brand": "Müller",
+        "category": ["Haus & Garten", "Töpfe"],
+        "price": 1234.5,
+        "tags": ["neu", "Edelstahl"],
+        "available": True,
+    }
+    assert counts(report) == {
+        "no user": 1,
+        "kind is left out by the map": 1,
+        "kind is unknown (the map's `values` give it a meaning)": 1,
+        "time is not understood": 1,
+        "price is no number (the row stays)": 1,
+    }
+    name = tmp_path / "events.csv"
+    firsts = {reason: each["first"] for reason, each in report.left_out.to_dict().items()}
+    assert firsts["time is not understood"] == f"{name} line 6: 'gestern'"
+    assert firsts["kind is unknown (the map's `values` give it a meaning)"] == f"{name} line 5: 'verliehen'"
+    assert f"{name} is read as Windows-1252" in report.notes and "1 items have no event" in report.notes
+    assert len(read_folder(tmp_path / "out").events) == 2
+
+
+TEXT = "user,item,time\r\n" + "".join(f'u{n},"i,{n}",{1_600_000_000 + n}\r\n' for n in range(5))
+
+
+def zipped(text: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        packed.writestr("folder/data.csv", text)
+        packed.writestr("__MACOSX/folder/._data.csv", b"x")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        str.encode,
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.encode("utf-16-le"),
+        lambda text: gzip.compress(text.encode()),
+        lambda text: gzip.compress(text[:40].encode()) + gzip.compress(text[40:].encode()),
+        lambda text: zipped(text.encode("utf-8-sig")),
+        lambda text: text.replace(",", ";").replace('"i;', '"i,').encode(),
+        lambda text: text.replace(",", "\t").replace('"i\t', '"i,').encode(),
+        lambda text: ("\r\n\n" + text.replace("u3", "\r\nu3")).encode(),
+        lambda text: (text + "\n\n").encode(),
+        lambda text: text.removesuffix("\r\n").encode(),
+        lambda text: ("sep=;\r\n" + text.replace(",", ";").replace('"i;', '"i,')).encode(),
+    ],
+)
+def test_however_a_file_is_packed_and_written(tmp_path: Path, pack: Callable[[str], bytes]) -> None:
+    report = run(tmp_path, PLAIN, pack(TEXT))
+    assert [(r["user_id"], r["item_id"]) for r in rows(tmp_path)] == [(f"u{n}", f"i,{n}") for n in range(5)]
+    assert counts(report) == {}
+
+
+def test_blocks_without_quotes_are_read_like_those_with(tmp_path: Path) -> None:
+    lines = [f"u{n % 7},i{n},{1_600_000_000 + n}" for n in range(1_000)]
+    lines[500] = ""
+    lines[600] = "u,i"
+    run(tmp_path, PLAIN, "\n".join(["user,item,time", *lines]), skip_bad_lines=True)
+    plain = rows(tmp_path)
+    report = run(tmp_path, PLAIN, "\n".join(['"user",item,time', *lines]), skip_bad_lines=True)
+    assert rows(tmp_path) == plain and len(plain) == 998
+    assert report.left_out.to_dict()["bad line"]["first"].endswith("line 602 has 2 cells instead of 3 columns")
+
+
+@pytest.mark.parametrize("quoted", ["", '"x"'])
+@pytest.mark.parametrize(("bad", "cells"), [("u,i", 2), ("u,i,1600000000,x", 4)])
+def test_a_bad_line_is_refused_with_its_place_or_counted(tmp_path: Path, quoted: str, bad: str, cells: int) -> None:
+    text = f"user,item,time\n{quoted or 'x'},i,1600000000\n\n{bad}\nu,i,1600000009\n"
+    with pytest.raises(ValueError, match=rf"events\.csv line 4 has {cells} cells instead of 3 columns; --skip-bad"):
+        run(tmp_path, PLAIN, text)
+    report = run(tmp_path, PLAIN, text, skip_bad_lines=True)
+    assert counts(report) == {"bad line": 1} and len(rows(tmp_path)) == 2
+
+
+def test_a_line_break_in_a_cell_does_not_shift_the_lines(tmp_path: Path) -> None:
+    text = 'user,item,time\n"a","i\nj",1600000000\nb,i,nie\nc,i,1600000000\n'
+    report = run(tmp_path, PLAIN, text)
+    assert report.left_out.to_dict()["time is not understood"]["first"].endswith("line 4: 'nie'")
+    assert report.left_out.to_dict()["item_id is no id"]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds"),
+    [
+        (["1600000000", "1600000001"], ["1600000000", "1600000001"]),
+        (["1600000000.25", "1600000001"], ["1600000000.25", "1600000001"]),
+        (["1600000000123", "1600000001000"], ["1600000000.123", "1600000001"]),
+        (["1600000000123456", "1600000001000000"], ["1600000000.123", "1600000001"]),
+        (["1600000000123456789", "1600000001000000000"], ["1600000000.123", "1600000001"]),
+        (["828124615", "1600000001"], ["828124615", "1600000001"]),  # before 2000: the unit is that of the others
+        (["2020-09-13T12:26:40Z", "2020-09-13 12:26:41 UTC"], ["1600000000", "1600000001"]),
+        (["2020-09-13T14:26:40.5+02:00", "2020-09-13 07:26:41 -0500"], ["1600000000.5", "1600000001"]),
+        (["2020-09-13", "2020-09-13 00:01"], ["1599955200", "1599955260"]),
+        (["20200913", "20200914"], ["1599955200", "1600041600"]),
+    ],
+)
+def test_times_are_recognised(tmp_path: Path, times: list[str], seconds: list[str]) -> None:
+    run(tmp_path, PLAIN, "user,item,time\n" + "".join(f"u,i,{time}\n" for time in times))
+    assert [row["timestamp"] for row in rows(tmp_path)] == seconds
+
+
+def test_a_column_that_mixes_units_is_refused_with_both_lines(tmp_path: Path) -> None:
+    text = "user,item,time\nu,i,1600000000\nu,i,1600000001\nu,i,1600000002000\n"
+    with pytest.raises(ValueError, match=r"time mixes units of time \(.*line 2: 1600000000; .*line 4: 1600000002000\)"):
+        run(tmp_path, PLAIN, text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_times_that_no_event_can_have_are_counted(tmp_path: Path) -> None:
+    report = run(tmp_path, PLAIN, "user,item,time\nu,i,1600000000\nu,i,-5\nu,i,0\nu,i,99999999999999999999\nu,i,\n")
+    assert counts(report) == {"no time": 1, "time is outside 1970 to 2100": 2}
+    assert "events: 1 events before 2000 are written, but no reader of the folder uses them" in report.notes
+
+
+def test_local_times_at_the_change_of_the_clock(tmp_path: Path) -> None:
+    text = PLAIN.replace('"time"', '{ column = "time", zone = "Europe/Berlin" }')
+    times = ["2025-03-30 01:59", "2025-03-30 02:30", "2025-10-26 02:30", "2025-10-26 03:00"]
+    report = run(tmp_path, text, "user,item,time\n" + "".join(f"u,i,{time}\n" for time in times))
+    found = [int(row["timestamp"]) for row in rows(tmp_path)]
+    # 00:59 UTC; skipped: 01:30 UTC, as winter time; shown twice: 00:30 UTC, as summer time; 02:00 UTC
+    assert found == [1743296340, 1743298200, 1761438600, 1761444000]
+    assert report.notes[:2] == [
+        "events time: 1 local times that the clock showed twice are read as the first",
+        "events time: 1 local times that the clock skipped are read by the offset before",
+    ]
+
+
+def test_numbers_as_ids_meet_and_those_with_zeros_stay(tmp_path: Path) -> None:
+    items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
+    report = run(tmp_path, PLAIN + items, "user,item,time\n1.0,7.0,1600000000\n", "id,name\n7,Tea\n8,Oil\n")
+    assert (rows(tmp_path)[0]["user_id"], rows(tmp_path)[0]["item_id"]) == ("1", "7")
+    assert "events item_id: 1 ids of a column of numbers lose their .0" in report.notes
+    run(tmp_path, PLAIN + items, "user,item,time\n007,1.0a,1600000000\n0,2.0,1600000000\n", "id,name\n7,Tea\n")
+    assert [(row["user_id"], row["item_id"]) for row in rows(tmp_path)] == [("007", "1.0a"), ("0", "2.0")]
+
+
+def test_events_and_items_that_do_not_meet_are_said(tmp_path: Path) -> None:
+    items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
+    report = run(tmp_path, PLAIN + items, "user,item,time\nu,a,1600000000\nu,a,1600000001\n", "id,name\nA,Tea\n")
+    assert report.notes[-2:] == [
+        "1 items have no event",
+        f"2 events have an item without a record: 1 items get one with an empty title "
+        f"(first: {tmp_path / 'events.csv'} line 2: item 'a')",
+    ]
+    assert items_of(tmp_path) == {"A": {"title": "Tea"}, "a": {"title": ""}}
+
+
+def test_ratings_become_kinds_by_thresholds(tmp_path: Path) -> None:
+    bounds = "at_least = { like = 4, purchase = 5 }, at_most = { dislike = 2 }"
+    kind = f'kind = {{ column = "stars", {bounds}, otherwise = "view" }}'
+    text = PLAIN.replace('kind = { constant = "view" }', kind)
+    table = "".join(f"u,i,{1_600_000_000 + n},{stars}\n" for n, stars in enumerate(["5", "4.5", "3", "2", "1,5", ""]))
+    run(tmp_path, text, "user,item,time,stars\n" + table.replace("1,5", '"1,5"'))
+    assert [row["event_type"] for row in rows(tmp_path)] == ["purchase", "like", "view", "dislike", "dislike", "view"]
+
+
+def test_rows_constants_and_more_columns(tmp_path: Path) -> None:
+    text = """
+    [events]
+    where = { status = ["paid", "sent"], shop = { not = ["test"] }, note = { match = "^(|gift.*)$" } }
+    [events.fields]
+    user_id = ["mail", "phone"]
+    item_id = "item"
+    kind = { constant = "purchase" }
+    time = "time"
+    location = { constant = "DE" }
+    recommendation_id = "list"
+    """
+    table = (
+        "mail,phone,item,time,status,shop,note,list\n"
+        ",0176,i,1600000000,paid,web,,r1\nb@x,,i,1600000001,sent,web,gift wrap,\n"
+        "c@x,,i,1600000002,open,web,,\nd@x,,i,1600000003,paid,test,,\ne@x,,i,1600000004,paid,web,x,\n"
+    )
+    report = run(tmp_path, text, table)
+    named = [(row["user_id"], row["location"], row["recommendation_id"]) for row in rows(tmp_path)]
+    assert named == [("0176", "DE", "r1"), ("b@x", "DE", "")]
+    assert list(counts(report).values()) == [1, 1, 1]
+
+
+def test_labels_are_folded_and_bad_ones_do_not_lose_the_item(tmp_path: Path) -> None:
+    text = (
+        PLAIN
+        + '[items.fields]\nitem_id = "id"\ncategory = { column = "c", separator = "|" }\nbrand = "b"\nregions = "r"\n'
+    )
+    items = f"id,c,b,r\ni,Caf\u00e9|Cafe\u0301 \u3000x|a\x07b,{'x' * 300},\"['DE', 'FR']\"\n"
+    report = run(tmp_path, text, "user,item,time\nu,i,1600000000\n", items)
+    item = {"title": "", "brand": None, "category": ["Café", "Café x"], "regions": ["DE", "FR"]}
+    assert items_of(tmp_path) == {"i": item}
+    assert counts(report) == {"brand is no label (the row stays)": 1, "category is no label (the row stays)": 1}
+
+
+def test_json_lines_arrays_and_parquet_hold_the_same(tmp_path: Path) -> None:
+    records = [
+        {"user": {"id": 7}, "item": "a", "time": 1_600_000_000},
+        {"user": {"id": 8}, "item": "b", "time": 1_600_000_001},
+    ]
+    text = read_map(PLAIN.replace('"user"', '"user.id"'), "m")
+    found = []
+    pl.DataFrame(records).write_parquet(tmp_path / "e.parquet")
+    (tmp_path / "e.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(map(orjson.dumps, records)))
+    (tmp_path / "e.json").write_bytes(orjson.dumps(records, option=orjson.OPT_INDENT_2))
+    for name in ("e.parquet", "e.jsonl", "e.json"):
+        convert_table([tmp_path / name], [], text, tmp_path / "out", Report())
+        found.append([(row["user_id"], row["item_id"], row["timestamp"]) for row in rows(tmp_path)])
+    assert found == [[("7", "a", "1600000000"), ("8", "b", "1600000001")]] * 3
+
+
+def test_times_and_numbers_of_parquet_keep_their_meaning(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": [1.0, 2.0], "item": [7, 8], "time": ["2020-09-13 14:26:40", "2020-09-13 14:26:41"]})
+    moments = pl.col("time").str.to_datetime()
+    text = read_map(PLAIN.replace('"time"', '{ column = "time", zone = "Europe/Berlin" }'), "m")
+    for zoned in (moments, moments.dt.replace_time_zone("Europe/Berlin")):
+        frame.with_columns(zoned).write_parquet(tmp_path / "e.parquet")
+        convert_table([tmp_path / "e.parquet"], [], text, tmp_path / "out", Report())
+        assert [row["timestamp"] for row in rows(tmp_path)] == ["1600000000", "1600000001"]
+        assert rows(tmp_path)[0]["user_id"] == "1"
+
+
+def test_folders_patterns_and_copies(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    head = "user,item,time\n"
+    (folder / "a.csv").write_text(f"{head}u,a,1600000000\n")
+    (folder / "a.csv.gz").write_bytes(gzip.compress(f"{head}u,a,1600000000\n".encode()))
+    (folder / "b.csv.gz").write_text(f"{head}u,b,1600000001\n")  # plain in spite of its name
+    (folder / "notes.pdf").write_bytes(b"%PDF")
+    for given in ([folder], [Path(f"{folder}/*.csv*")], [folder / "a.csv", folder / "a.csv.gz", folder / "b.csv"]):
+        report = Report()
+        convert_table(given, [], read_map(PLAIN, "m"), tmp_path / "out", report)
+        assert [row["item_id"] for row in rows(tmp_path)] == ["a", "b"]
+        assert f"{folder / 'a.csv.gz'} is not read: {folder / 'a.csv'} beside it is the same file" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[events", "MAP.toml is not TOML"),
+        ("[items.fields]\nitem_id = 'x'", r"no \[events\]"),
+        (PLAIN.replace("user_id", "userid"), "unknown 'userid'; did you mean 'user_id'"),
+        (PLAIN.replace('time = "time"', ""), "fields lack 'time'"),
+        (PLAIN.replace('"time"', '{ column = "time", zone = "Europe/Berln" }'), "'Europe/Berln' is no IANA time zone"),
+        (PLAIN.replace('"time"', '{ column = "time", unit = "min" }'), "unit 'min' is none of s, ms, us, ns"),
+        (PLAIN.replace('"time"', '{ column = "time", colour = "red" }'), "unknown 'colour'"),
+        (PLAIN.replace('"time"', "{ unit = 's' }"), "neither a column nor a constant"),
+        (PLAIN.replace('"time"', "7"), "field time has to be a table"),
+        (PLAIN.replace('"user"', '"usr"'), r"has no column 'usr'; its header is user, item, time; did you mean 'user'"),
+        ("[events]\nformat = 'xls'\n" + PLAIN.replace("[events", "[events"), "format 'xls' is none of csv, json"),
+        ("[events]\nwhere = { user = { like = 'x' } }\n" + PLAIN, "has to be a value, a list"),
+        ("[events]\nfiles = 'orders*.csv'\n" + PLAIN, r"there is no orders\*.csv among"),
+    ],
+)
+def test_a_mistake_in_a_map_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        run(tmp_path, text, "user,item,time\nu,i,1600000000\n")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"user,item,time\n" * 9_999)[:-30], "is cut or damaged"),
+        (b"\x28\xb5\x2f\xfd....", "is compressed with zstd"),
+        (b"", "has no column 'user', 'item', 'time'; it is empty"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"events\.csv {message}"):
+        run(tmp_path, PLAIN, content)
+
+
+def test_an_unclosed_quote_is_found_by_its_line(tmp_path: Path) -> None:
+    lines = [f"u,i,{1_600_000_000 + n}" for n in range(50)]
+    lines[10] = 'u,"i,1600000010'
+    with pytest.raises(ValueError, match=r"events\.csv line 12 "):
+        run(tmp_path, PLAIN, "\n".join(["user,item,time", *lines]))
+
+
+def test_a_dry_run_writes_nothing_and_shows_rows(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("user,item,time\nu,i,1600000000\n,i,1600000001\n")
+    report = Report()
+    convert_table([tmp_path / "events.csv"], [], read_map(PLAIN, "m"), None, report)
+    assert [path.name for path in tmp_path.iterdir()] == ["events.csv"]
+    assert report.shown["events"][0]["timestamp"] == "1600000000" and counts(report) == {"no user": 1}
+
+
+def test_a_proposed_map_reads_its_files(tmp_path: Path) -> None:
+    events, items = tmp_path / "bestellungen.csv", tmp_path / "artikel.jsonl"
+    lines = ["Kunde;Artikel;Aktion;Zeitpunkt;Preis", "K1;1;gekauft;31.12.2025 23:59;9,90"]
+    events.write_text("\n".join([*lines, "K2;2;Warenkorb;01.07.2025 12:00;1,00"]))
+    products = [{"sku": 1, "name": "Tea", "category": "Food > Tea", "price": 9.9}, {"sku": 2, "name": "Oil"}]
+    items.write_bytes(b"\n".join(map(orjson.dumps, products)))
+    text = propose([events], [items])
+    convert_table([events], [items], read_map(text, "proposed"), tmp_path / "out", Report())
+    assert [(row["user_id"], row["event_type"]) for row in rows(tmp_path)] == [("K2", "cart"), ("K1", "purchase")]
+    assert items_of(tmp_path)["1"] == {"title": "Tea", "category": ["Food", "Tea"], "price": 9.9}
+
+
+@pytest.mark.parametrize("name", ["movielens_bom", "movielens_float_ids", "movielens_ms"])
+def test_movielens_of_odd_files(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "ml"
+    source.mkdir()
+    movies = 'movieId,title,genres\r\n1,"Tea, the film (2001)",Comedy|Romance\r\n2,Lamp (1995),Action\r\n'
+    ratings = "userId,movieId,rating,timestamp\r\n1,2,4.0,1500000001\r\n2,1,3.5,1500000002\r\n"
+    if name == "movielens_bom":
+        movies, ratings = f"\ufeff{movies}", f"\ufeff{ratings}"
+    elif name == "movielens_float_ids":
+        ratings = ratings.replace(",2,4", ",2.0,4").replace(",1,3", ",1.0,3")
+    else:
+        ratings = ratings.replace("0001\r", "0001000\r").replace("0002\r", "0002000\r")
+    (source / "movies.csv").write_bytes(movies.encode())
+    (source / "ratings.csv").write_bytes(ratings.encode())
+    report = convert("movielens", source, tmp_path / "out")
+    assert [(row["item_id"], row["timestamp"]) for row in rows(tmp_path)] == [("2", "1500000001"), ("1", "1500000002")]
+    assert len(items_of(tmp_path)) == 2 and counts(report) == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"), [("null", "is no JSON object: 'null'"), ("{'user_id': 'A1'}", "is not JSON")]
+)
+def test_a_bad_line_of_reviews_is_named(tmp_path: Path, line: str, found: str) -> None:
+    source = tmp_path / "beauty"
+    source.mkdir()
+    review = {"rating": 5.0, "parent_asin": "P1", "user_id": "A1", "timestamp": 1588687728923}
+    (source / "Beauty.jsonl").write_bytes(orjson.dumps(review) + b"\n" + line.encode() + b"\n")
+    with pytest.raises(ValueError, match=rf"Beauty\.jsonl line 2 {found}.*--skip-bad-lines"):
+        convert("amazon-reviews", source, tmp_path / "out")
+    report = convert("amazon-reviews", source, tmp_path / "out", Report(skip_bad_lines=True))
+    assert counts(report) == {"bad line": 1} and len(rows(tmp_path)) == 1
