@@ -103,7 +103,9 @@ class Settings(BaseModel):
     )
     bucket_minutes: int = Field(360, description="width of a popularity bucket (worker)", ge=1)
     reload_minutes: int = Field(
-        30, description="a view so soon after a view of the same item is a reload and changes no list; 0 = never", ge=0
+        30,
+        description="after ten views of one item in a row, one so soon after the last is a reload and changes no window; 0 = never",
+        ge=0,
     )
     idle_days: int = Field(400, description="users are removed so long after their last event; 0 = never", ge=0)
     api_host: str = Field("127.0.0.1", description="address the API listens on")

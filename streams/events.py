@@ -55,7 +55,7 @@ class Rules:
 
     kinds: tuple[Kind, ...] = DEFAULT_KINDS
     embedders: Mapping[str, int] = field(default_factory=dict)
-    reload_ms: int = RELOAD_MS  # a view folds this long after a view of the same item; 0: never
+    reload_ms: int = RELOAD_MS  # a reload folds this long after the view before it; 0: never
 
     def kind_code(self, name: str) -> int | None:
         return next((code for code, kind in enumerate(self.kinds) if kind.name == name), None)

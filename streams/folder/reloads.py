@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.pipeline.user_state import MAX_IN_A_ROW
+
 Rows = NDArray[np.signedinteger[Any]]
 
 
 def reloads(users: Rows, items: Rows, views: NDArray[np.bool_], ts_ms: Rows, reload_ms: int) -> NDArray[np.bool_]:
-    """Which of n clicks fold: views at most `reload_ms` after the stored view of the same item just before them [n].
+    """Which of n clicks fold [n]: views after `MAX_IN_A_ROW` stored ones of the same item, the last `reload_ms` ago or less.
 
     Args:
         users, items, ts_ms: of each click [n].
@@ -24,13 +26,15 @@ def reloads(users: Rows, items: Rows, views: NDArray[np.bool_], ts_ms: Rows, rel
     order = np.argsort(users, kind="stable")
     who, what, is_view, when = users[order], items[order], views[order], ts_ms[order]
     same = (who[1:] == who[:-1]) & (what[1:] == what[:-1]) & is_view[1:] & is_view[:-1]
-    near = same & (when[1:] - when[:-1] <= reload_ms) & (reload_ms > 0)
     folded = np.zeros(len(users), bool)
     stored = np.arange(len(users))  # place of the click itself, or of the one that it folds into
-    for at in (np.flatnonzero(near) + 1).tolist():
+    row = np.ones(len(users), np.int64)  # stored views of the item in a row up to there
+    for at in (np.flatnonzero(same) + 1).tolist():
         before = stored[at - 1]
-        if when[at] - when[before] <= reload_ms:
+        if row[before] >= MAX_IN_A_ROW and when[at] - when[before] <= reload_ms > 0:
             folded[at], stored[at] = True, before
+        else:
+            row[at] = row[before] + 1
     found = np.empty(len(users), bool)
     found[order] = folded
     return found

@@ -17,6 +17,7 @@ from streams.events import RELOAD_MS, Click, Forget, Profile, Rules
 # Of what is decided here. Version 1 counted every click alike, folded none, and had a clock that 32 clicks moved.
 RULES_VERSION = 2
 MAX_PURCHASES = 64  # evicted purchases remembered per user, newest first
+MAX_IN_A_ROW = 10  # views of one item; further ones are reloads. Fewer would fold what people look at again (trivago)
 MAX_FOLDED = 256  # event ids of folded reloads remembered per user, so that a resend of one is known
 BUCKET_MS = 6 * HOUR_MS
 VIEW = "view"  # the kind whose immediate repeats are reloads of a page
@@ -39,7 +40,7 @@ class WindowRules:
     limits: WindowLimits = field(default_factory=WindowLimits)
     remembered: frozenset[int] = frozenset()  # codes of kinds that stay "seen" after they leave the window
     view: int | None = None  # code of the kind that folds
-    reload_ms: int = RELOAD_MS  # a repeated view folds this long after the one before it; 0: never
+    reload_ms: int = RELOAD_MS  # a reload folds this long after the view before it; 0: never
     bucket_ms: int = BUCKET_MS  # repeats within a popularity bucket count less and less
 
     @classmethod
@@ -144,11 +145,12 @@ def apply_click(state: UserState, click: Click, rules: WindowRules, horizon_ms: 
 
 
 def _is_reload(state: UserState, place: int, click: Click, rules: WindowRules) -> bool:
-    """Whether a click that belongs at `place` repeats the view just before it, as of now."""
-    before = place - 1
-    if before < 0 or click.kind != rules.view or state.kinds[before] != click.kind:
+    """Whether a click that belongs at `place` is one more view of the item that was viewed just before, as of now."""
+    first = place - MAX_IN_A_ROW
+    if first < 0 or click.kind != rules.view or not click.ts_ms - state.ts_ms[place - 1] <= rules.reload_ms > 0:
         return False
-    return state.items[before] == click.item_id and click.ts_ms - state.ts_ms[before] <= rules.reload_ms > 0
+    row = zip(state.items[first:place], state.kinds[first:place], strict=True)
+    return all(item == click.item_id and kind == click.kind for item, kind in row)
 
 
 def _repeats(state: UserState, click: Click, bucket_ms: int) -> int:

@@ -79,11 +79,10 @@ class Oracle:
         kind = KINDS.index(body["kind"])
         event = (ts_ms, self.arrivals, identity, body["item_id"], kind)
         earlier = [other for other in user.window if other < event]
-        if kind == 0 and self.reload_ms and earlier:
-            last_ms, _, _, item, last_kind = earlier[-1]
-            if (item, last_kind) == (body["item_id"], 0) and ts_ms - last_ms <= self.reload_ms:
-                user.folded.append((identity, ts_ms))
-                return
+        in_a_row = [other[3:] for other in earlier[-10:]] == [(body["item_id"], 0)] * 10
+        if kind == 0 and self.reload_ms and in_a_row and ts_ms - earlier[-1][0] <= self.reload_ms:
+            user.folded.append((identity, ts_ms))
+            return
         bucket = ts_ms // HOUR6
         repeats = [other for other in user.window if (other[0] // HOUR6, other[3:]) == (bucket, event[3:])]
         weight = int(WEIGHTS[kind] / 2 ** len(repeats)) if WEIGHTS[kind] > 0 else 0

@@ -235,8 +235,8 @@ class Oracle:
         """What a click counts: nothing as a reload, and half as much with every repeat in the window."""
         known = self._state(at, click.user_id, ts_ms)
         rows = list(zip(known.items, known.kinds, known.ts_ms, strict=True))
-        last = [(item, kind) for item, kind, ms in rows if 0 <= ts_ms - ms <= RELOAD_MS][-1:]
-        if click.kind == 0 and last == [(click.item_id, 0)]:
+        last = [(item, kind) for item, kind, _ in rows][-10:]
+        if click.kind == 0 and last == [(click.item_id, 0)] * 10 and ts_ms - rows[-1][2] <= RELOAD_MS:
             return 0
         same = click.item_id, click.kind, ts_ms // BUCKET_MS
         repeats = [row for row in rows if (row[0], row[1], row[2] // BUCKET_MS) == same]

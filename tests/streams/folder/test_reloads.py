@@ -13,10 +13,15 @@ from streams.pipeline.user_state import Outcome, WindowLimits, WindowRules, appl
 
 BUCKET_MS = 20
 _CLICK = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 1), st.integers(0, 9))
+_RUN = st.tuples(_CLICK, st.integers(1, 25)).map(lambda run: [run[0]] * run[1])
+_CLICKS = st.lists(_RUN, max_size=12).map(lambda runs: [click for run in runs for click in run])
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(_CLICK, max_size=60), st.sampled_from([0, 3, 8, 100]))
+@given(
+    st.lists(_RUN, max_size=12).map(lambda runs: [click for run in runs for click in run]),
+    st.sampled_from([0, 3, 8, 100]),
+)
 def test_a_folder_folds_as_the_live_state(clicks: list[tuple[int, int, int, int]], reload_ms: int) -> None:
     rules = WindowRules(WindowLimits(), view=0, reload_ms=reload_ms, bucket_ms=BUCKET_MS)
     states = [UserState() for _ in range(3)]

@@ -13,6 +13,7 @@ from index.state.records import UserState, decode_state, encode_state, event_has
 from streams.events import Click, Forget, Profile
 from streams.pipeline.user_state import (
     MAX_FOLDED,
+    MAX_IN_A_ROW,
     MAX_PURCHASES,
     Outcome,
     WindowLimits,
@@ -166,14 +167,28 @@ def _expand(steps: Sequence[tuple[str, int, int, int]]) -> list[tuple[str, int, 
 
 
 def test_a_reload_folds_and_is_remembered() -> None:
-    state = UserState()
-    assert apply(state, [click("a", 100), click("b", 120), click("c", 130), click("d", 131)], RELOADS) == [
-        "applied", "folded", "folded", "applied",
+    state = viewed()
+    assert apply(state, [click("b", 120), click("c", 130), click("d", 131), click("e", 140)], RELOADS) == [
+        "folded", "folded", "applied", "folded",
     ]  # fmt: skip
-    assert window(state) == [("i", 100), ("i", 131)]  # the last one is more than 30 ms after the stored view
+    assert window(state)[-2:] == [("i", 100), ("i", 131)]  # that one is more than 30 ms after the stored view
     assert apply(state, [click("b", 120), click("c", 130)], RELOADS) == ["duplicate", "duplicate"]
-    assert apply_click(state, click("e", 140), RELOADS).keep == 2  # all that was encoded stays as it is
-    assert _through_the_codec(state).remembers(event_hash("e"))
+    assert apply_click(state, click("f", 141), RELOADS).keep == len(state.items)  # all that was encoded stays
+    assert _through_the_codec(state).remembers(event_hash("f"))
+
+
+def viewed(times: int = MAX_IN_A_ROW) -> UserState:
+    """Somebody who has just looked at one item so many times."""
+    state = UserState()
+    apply(state, [click(f"v{n}", 100) for n in range(times)], RELOADS)
+    assert len(state.items) == times
+    return state
+
+
+def test_three_hundred_reloads_take_ten_places_of_the_window() -> None:
+    state = UserState()
+    apply(state, [click("first", 50, "j")] + [click(f"r{n}", 100 + n // 20) for n in range(300)], RELOADS)
+    assert state.items == ["j"] + ["i"] * MAX_IN_A_ROW
 
 
 @pytest.mark.parametrize(
@@ -183,35 +198,34 @@ def test_a_reload_folds_and_is_remembered() -> None:
         (click("b", 131), "applied"),  # too late after it
         (click("b", 110, "j"), "applied"),  # another item
         (click("b", 110, kind=1), "applied"),  # another kind
-        (click("b", 90), "applied"),  # before it: its own predecessor is none
+        (click("b", 90), "applied"),  # before them: it has no predecessor
     ],
 )
-def test_only_a_view_right_after_a_view_of_the_same_item_folds(second: Click, outcome: str) -> None:
-    assert apply(UserState(), [click("a", 100), second], RELOADS)[-1] == outcome
+def test_only_one_more_view_of_the_same_item_folds(second: Click, outcome: str) -> None:
+    assert apply(viewed(), [second], RELOADS) == [outcome]
+    assert apply(viewed(MAX_IN_A_ROW - 1), [second], RELOADS) == ["applied"]
 
 
 def test_other_kinds_never_fold_and_none_does_when_it_is_switched_off() -> None:
-    carts = [click("a", 100, kind=1), click("b", 100, kind=1), click("c", 101)]
-    assert apply(UserState(), carts, RELOADS) == ["applied"] * 3
-    views = [click("a", 100), click("b", 100)]
-    off = WindowRules(WindowLimits(), REMEMBERED, view=0, reload_ms=0)
-    assert apply(UserState(), views, off) == ["applied"] * 2
-    assert apply(UserState(), views, WindowRules(view=None)) == ["applied"] * 2
+    carts = [click(f"a{n}", 100, kind=1) for n in range(20)]
+    assert apply(UserState(), carts, RELOADS) == ["applied"] * 20
+    assert apply(viewed(), [click("c", 100, kind=1), click("d", 100)], RELOADS) == ["applied"] * 2
+    for off in (WindowRules(WindowLimits(), REMEMBERED, view=0, reload_ms=0), WindowRules(view=None)):
+        assert apply(viewed(), [click("b", 100)], off) == ["applied"]
 
 
 def test_a_late_event_between_a_view_and_its_reload_undoes_nothing() -> None:
-    state = UserState()
-    apply(state, [click("a", 100), click("b", 120), click("c", 110, "j")], RELOADS)
-    assert window(state) == [("i", 100), ("j", 110)]
+    state = viewed()
+    apply(state, [click("b", 120), click("c", 110, "j")], RELOADS)
+    assert window(state)[-2:] == [("i", 100), ("j", 110)]
     assert apply(state, [click("b", 120), click("d", 121)], RELOADS) == ["duplicate", "applied"]
 
 
 def test_reloads_forget_no_other_id_and_are_forgotten_with_the_user() -> None:
     state = UserState()
-    apply(
-        state, [click("a", 100, "j"), click("b", 101)] + [click(f"r{n}", 102) for n in range(MAX_FOLDED + 9)], RELOADS
-    )
-    assert len(state.folded) == MAX_FOLDED and state.remembers(event_hash("a")) and len(state.items) == 2
+    reloads = [click(f"r{n}", 102) for n in range(MAX_FOLDED + 9)]
+    apply(state, [click("a", 100, "j"), *(click(f"b{n}", 101) for n in range(10))] + reloads, RELOADS)
+    assert len(state.folded) == MAX_FOLDED and state.remembers(event_hash("a")) and len(state.items) == 11
     apply_forget(state, Forget("f", "u", 101, 101))
     assert state.folded == [] and state.forgotten_ms == 102  # a resent reload stays forgotten
     assert apply(state, [click(f"r{MAX_FOLDED}", 102)], RELOADS) == ["forgotten"]
