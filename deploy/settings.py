@@ -104,7 +104,7 @@ class Settings(BaseModel):
     bucket_minutes: int = Field(360, description="width of a popularity bucket (worker)", ge=1)
     reload_minutes: int = Field(
         30,
-        description="after ten views of one item in a row, one so soon after the last is a reload and changes no window; 0 = never",
+        description="after ten views of an item in a row, one so soon after them changes no window; 0 = never",
         ge=0,
     )
     idle_days: int = Field(400, description="users are removed so long after their last event; 0 = never", ge=0)

@@ -16,7 +16,7 @@ Rows = NDArray[np.signedinteger[Any]]
 
 
 def reloads(users: Rows, items: Rows, views: NDArray[np.bool_], ts_ms: Rows, reload_ms: int) -> NDArray[np.bool_]:
-    """Which of n clicks fold [n]: views after `MAX_IN_A_ROW` stored ones of the same item, the last `reload_ms` ago or less.
+    """Which of n clicks fold [n]: views after `MAX_IN_A_ROW` of the same item, the last at most `reload_ms` ago.
 
     Args:
         users, items, ts_ms: of each click [n].
