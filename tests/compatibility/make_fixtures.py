@@ -28,21 +28,21 @@ from tests.compatibility.redis_dump import dump, restore
 from tests.compatibility.world import FIXTURES, KEYS, LOG, Shown, live
 
 
-def write(name: str, value: Any) -> None:
+def write(name: str, value: Any, folder: Path = FIXTURES) -> None:
     """A fixture file of JSON, a line for each entry."""
     named = isinstance(value, dict)
     rows = [f"{_json(key)}: {_json(part)}" for key, part in value.items()] if named else [_json(part) for part in value]
     content = ",\n".join(rows)
-    (FIXTURES / name).write_text(f"{{\n{content}\n}}\n" if named else f"[\n{content}\n]\n", "utf-8")
+    (folder / name).write_text(f"{{\n{content}\n}}\n" if named else f"[\n{content}\n]\n", "utf-8")
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def write_packed(name: str, value: Any) -> None:
+def write_packed(name: str, value: Any, folder: Path = FIXTURES) -> None:
     """A large fixture file of JSON, gzipped."""
-    (FIXTURES / name).write_bytes(gzip.compress(_json(value).encode(), mtime=0))
+    (folder / name).write_bytes(gzip.compress(_json(value).encode(), mtime=0))
 
 
 def write_names() -> None:

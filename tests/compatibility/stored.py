@@ -115,15 +115,15 @@ async def decode(store: LiveStore) -> Json:
     for number in range(PARTITIONS):
         ((clock, idle_ms),) = await store.read([(KEYS.owner(partition_tag(number)), ("clock", "idle_ms"))])
         decoded = PartitionClock.decode(clock)
-        assert decoded.encode() == clock
-        found["clocks"][str(number)] = [decoded.now_ms, list(decoded.recent), int(idle_ms or 0)]
+        assert PartitionClock.decode(decoded.encode()) == decoded
+        found["clocks"][str(number)] = [decoded.now_ms, int(idle_ms or 0)]
     return found
 
 
 def user_of(state: bytes | None, profile: bytes | None, vectors: bytes | None) -> Json:
-    """What a user's stored fields say; encoding it again gives the same bytes."""
+    """What a user's stored fields say; encoding it again, in whichever version, says the same."""
     user = load_user((state, profile))
-    assert encode_state(user) == state
+    assert load_user((encode_state(user), profile)) == user
     assert profile is None or encode_profile(user.profile, user.profile_ms) == profile
     return {
         "events": list(map(list, zip(user.hashes, user.items, user.kinds, user.ts_ms, strict=True))),
@@ -242,7 +242,7 @@ def describe_folder(folder: Path) -> Json:
         "arrivals": found.arrivals_ms.tolist(),
         "counts": [len(found.items), len(found.contexts), len(found.profiles), len(found.vectors)],
         "impressions": found.impressions,
-        "skipped": dict(found.skipped),
+        "left_out": found.left_out.to_dict(),
     }
 
 

@@ -1,6 +1,7 @@
 """A small deployment that lives through a fixed log: engine, tiny model, live state, and the API on top of it.
 
-The log, the model and everything else that is read here lie in `9afcd80/`. What the log says is told in `log_maker`.
+The log, the model and everything else that is read here lie in `9afcd80/`. What the rules of version 2 make of them lies
+in `rules_2/`. What the log says is told in `log_maker`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from streams.pipeline.user_state import EngineSettings, WindowLimits
 from tests.support.sent import Sending, SentRecord
 
 FIXTURES = Path(__file__).parent / "9afcd80"
+MADE = Path(__file__).parent / "rules_2"
 MODEL = FIXTURES / "model"
 LOG = FIXTURES / "log.jsonl"
 NOW_MS = 1_763_600_000_000  # just after the last record of the log
@@ -50,10 +52,15 @@ TAGS = (*(partition_tag(number) for number in range(PARTITIONS)), ITEMS_TAG, CON
 BATCH = 16
 
 
-def expected(name: str) -> Any:
+def expected(name: str, folder: Path = FIXTURES) -> Any:
     """What a fixture file of JSON says."""
-    content = (FIXTURES / name).read_bytes()
+    content = (folder / name).read_bytes()
     return json.loads(gzip.decompress(content) if name.endswith(".gz") else content)
+
+
+def made(name: str) -> Any:
+    """What the present rules make of the fixed log and state, by a file of JSON."""
+    return expected(name, MADE)
 
 
 def text(value: bytes | None) -> str | None:
@@ -233,17 +240,6 @@ def masked(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: "…" if name in _PASSING and part is not None else masked(part) for name, part in value.items()}
     return [masked(part) for part in value] if isinstance(value, list) else value
-
-
-def with_times_checked(counts: dict[str, int]) -> dict[str, int]:
-    """What 9afcd80 counted of the fixed log, by the rule that every time follows now.
-
-    Three malformed contexts end at 1 ms: that is found before what else is wrong with them.
-    """
-    gone = {"malformed:context:promotions": 2, "malformed:context:weather": 1}
-    assert gone.items() <= counts.items()
-    kept = {name: count for name, count in counts.items() if name not in gone}
-    return {**kept, "malformed:context:valid_until_ms": kept["malformed:context:valid_until_ms"] + 3}
 
 
 def assert_same(found: Any, wanted: Any, where: str = "") -> None:

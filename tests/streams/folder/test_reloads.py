@@ -18,10 +18,7 @@ _CLICKS = st.lists(_RUN, max_size=12).map(lambda runs: [click for run in runs fo
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(_RUN, max_size=12).map(lambda runs: [click for run in runs for click in run]),
-    st.sampled_from([0, 3, 8, 100]),
-)
+@given(_CLICKS, st.sampled_from([0, 3, 8, 100]))
 def test_a_folder_folds_as_the_live_state(clicks: list[tuple[int, int, int, int]], reload_ms: int) -> None:
     rules = WindowRules(WindowLimits(), view=0, reload_ms=reload_ms, bucket_ms=BUCKET_MS)
     states = [UserState() for _ in range(3)]

@@ -1,0 +1,70 @@
+"""Writes `rules_2/`: what this build makes of the fixed log and of the state that 9afcd80 stored.
+
+    python -m tests.compatibility.make_rules_2
+
+Run it when what is made is to differ, and say in CHANGELOG.md what differs. What a process stores is a fixture for every
+later build, so a later version of the rules gets a folder of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import uuid
+from pathlib import Path
+from unittest import mock
+
+from deploy.servers.redis import RedisServer
+from index.state.redis_store import RedisStore
+from tests.compatibility import collect, stored
+from tests.compatibility.make_fixtures import write, write_packed
+from tests.compatibility.redis_dump import dump, restore
+from tests.compatibility.world import KEYS, MADE, expected, live
+
+
+async def write_state(url: str) -> None:
+    """What a worker makes of the log, and of the old state with one more click."""
+    broker, store = stored.full_log(), RedisStore(url, KEYS)
+    try:
+        await live(store, broker)
+        write("state.json", dump(url, KEYS.prefix), MADE)
+        write_packed("decoded.json.gz", await stored.decode(store), MADE)
+        restore(url, KEYS.prefix, expected("state.json"))
+        write("one_more.json", await stored.one_more(store), MADE)
+    finally:
+        await store.close()
+    write("replayed.json", await stored.replayed(broker), MADE)
+    with tempfile.TemporaryDirectory() as folder:
+        write("exported.json", stored.make_folder(broker, Path(folder) / "shop"), MADE)
+
+
+def write_files(folder: Path) -> None:
+    """Files of a replay, begun here and at 9afcd80, and settings of a state folder."""
+    path = stored.make_checkpoint(folder / "replay")
+    write_packed("replay_checkpoint.json.gz", stored.read_checkpoint(path), MADE)
+    (folder / "old").mkdir()
+    stored.unpack("replay.sqlite.gz", folder / "old" / "replay.sqlite")
+    write_packed("replay_resumed.json.gz", stored.run_replay(folder / "old"), MADE)
+
+
+def main() -> None:
+    """Writes everything."""
+    MADE.mkdir(exist_ok=True)
+    rng = random.Random(1)
+    drawn = mock.patch("uuid.uuid4", lambda: uuid.UUID(int=rng.getrandbits(128), version=4))
+    with drawn, tempfile.TemporaryDirectory() as name:
+        write("settings.json", collect.settings(), MADE)
+        write("topics.json", collect.topics(), MADE)
+        write("pipeline.json", asyncio.run(collect.run_through()), MADE)
+        server = RedisServer()
+        server.start()
+        try:
+            asyncio.run(write_state(server.url))
+        finally:
+            server.stop()
+        write_files(Path(name))
+
+
+if __name__ == "__main__":
+    main()
