@@ -2,8 +2,8 @@
 
     python -m tests.compatibility.make_rules_2
 
-Run it when what is made is to differ, and say in CHANGELOG.md what differs. What a process stores is a fixture for every
-later build, so a later version of the rules gets a folder of its own.
+Run it when what is made is to differ, and say in CHANGELOG.md what differs. What a process stores is a fixture of all
+later builds, so a later version of the rules gets a folder of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small deployment that lives through a fixed log: engine, tiny model, live state, and the API on top of it.
 
-The log, the model and everything else that is read here lie in `9afcd80/`. What the rules of version 2 make of them lies
+The log, the model and everything else that is read here lie in `9afcd80/`. What the rules of version 2 make of it lies
 in `rules_2/`. What the log says is told in `log_maker`.
 """
 
