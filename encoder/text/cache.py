@@ -27,7 +27,7 @@ class TextMemory(MutableMapping[str, Vector]):
     (100,000 of 384 dimensions take 150 MB). Raises ValueError when the file is not one of ours.
     """
 
-    def __init__(self, path: Path | None = None, embedder: str = "minilm-l6-v2", most: int = 100_000) -> None:
+    def __init__(self, path: Path | None = None, embedder: str = "minilm-l6-v2", most: int = 250_000) -> None:
         if most < 1:
             raise ValueError(f"a memory of {most} vectors remembers nothing; allow at least one")
         self._path = path
