@@ -35,6 +35,7 @@ def zipped(*names: str) -> bytes:
         (gzip.compress(gzip.compress(TEXT.encode())), "UTF-8"),
         (zipped("a.csv", "__MACOSX/._a.csv", "folder/"), "UTF-8"),
     ],
+    ids=lambda part: part if isinstance(part, str) else "",  # bytes hold the time when they were packed
 )
 def test_what_a_file_is_packed_with_and_written_in_is_recognised(tmp_path: Path, content: bytes, encoding: str) -> None:
     path = tmp_path / "misnamed.gz"
@@ -83,6 +84,7 @@ def test_a_pipe_gives_what_it_has() -> None:
         (zipped("a")[:30], "misnamed.csv is cut or damaged"),
         (b"BZh91AY&SY", "is compressed with bzip2"),
     ],
+    ids=lambda part: part if isinstance(part, str) else "",
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "misnamed.csv"
