@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_evaluation_and_the_api_read_the_same_model(folder: Path) -> None:
-    opened, served = open_model(folder, SETTINGS), served_model(folder)
+    opened, served = open_model(folder, SETTINGS), served_model(folder, SETTINGS)
     offline = opened.offline()
     assert opened.version == served.version and opened.metadata["slot"] == served.slot == "next"
     assert offline.weights == served.weights and offline.weights.popularity == 0.5
