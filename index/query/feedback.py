@@ -20,7 +20,7 @@ from index.items.search import Labels
 from index.query.popularity import Amounts
 from index.state.records import UserState, Vector
 
-_COSINE = 0.5  # of the weight; the rest is that of the labels
+_COSINE = 0.5  # of the weight, where disliked items have labels, which have the rest
 _SHARES = {
     "category": 1.0,
     "subclass": 1.0,
@@ -85,7 +85,7 @@ class NegativeFeedback:
     weight: float
     labels: Labels  # [n] of the items that were disliked or chosen and have a vector
     amounts: Amounts  # [n] below 0: disliked
-    overlap: Vector  # [size] of each item's labels with those of disliked items, in [0, 1]
+    overlap: Vector | None  # [size] of each item's labels with those of disliked items, in [0, 1]; None: they have none
 
     @classmethod
     def of(
@@ -101,7 +101,7 @@ class NegativeFeedback:
         return cls(weight, labels[known], amounts[known], _overlap(items, labels[known], amounts[known], size))
 
     def away(self, vectors: Vector) -> Vector:
-        """The mean [d] of the disliked items' vectors, the shorter the more was chosen that lies near it.
+        """Where the disliked items lie [d]: their mean, of length n / (n + p + 1) with p what was chosen near it.
 
         `vectors` [n, d] are those of `labels`.
         """
@@ -112,23 +112,28 @@ class NegativeFeedback:
         near = np.maximum(vectors @ (against / length), 0)
         evidence = -self.amounts[self.amounts < 0].sum()
         chosen = float(near @ np.maximum(self.amounts, 0))
-        return np.asarray(against / (evidence + chosen + 1), np.float32)
+        return np.asarray(against * (evidence / length / (evidence + chosen + 1)), np.float32)
 
     def pull(self, away: Vector) -> Vector:
         """What moves a search [d] as the cosines do, where they are above 0."""
-        return np.float32(-_COSINE * self.weight) * away
+        return np.float32(-self._by_cosine) * away
 
-    def by_labels(self, labels: Labels | slice = slice(None)) -> Vector:
-        """What their labels take off items [m], at most 0; of all without `labels`."""
-        found: Vector = self.overlap[labels] * np.float32((_COSINE - 1) * self.weight)
-        return found
+    @property
+    def by_labels(self) -> Vector | None:
+        """What its labels take off each item [size], at most 0."""
+        return None if self.overlap is None else self.overlap * np.float32((_COSINE - 1) * self.weight)
 
     def part(self, cosines: Amounts | Vector, labels: Labels | slice = slice(None)) -> Amounts:
         """The part [m] of the scores of items with these cosines [m] to `away`."""
-        return self.by_labels(labels) - _COSINE * self.weight * np.maximum(cosines.astype(np.float64), 0)
+        found: Amounts = -self._by_cosine * np.maximum(cosines.astype(np.float64), 0)
+        return found if self.by_labels is None else found + self.by_labels[labels]
+
+    @property
+    def _by_cosine(self) -> float:
+        return self.weight if self.overlap is None else _COSINE * self.weight
 
 
-def _overlap(items: LabelledItems, labels: Labels, amounts: Amounts, size: int) -> Vector:
+def _overlap(items: LabelledItems, labels: Labels, amounts: Amounts, size: int) -> Vector | None:
     """[size] evidence against an item's labels: n / (n + p + 1) of one with n disliked and p chosen items.
 
     The mean of its categories and subclasses, so that a root category, which all have, does not drown the leaf; and
@@ -137,8 +142,10 @@ def _overlap(items: LabelledItems, labels: Labels, amounts: Amounts, size: int) 
     standing = np.zeros(size)
     standing[labels] = amounts
     found = {"class": np.zeros(size), "brand": np.zeros(size)}
-    disliked = {pair for label in labels[amounts < 0].tolist() for pair in items.values_at(label)}
-    for field, value in sorted(pair for pair in disliked if pair[0] in _SHARES):
+    disliked = {pair for label in labels[amounts < 0].tolist() for pair in items.values_at(label) if pair[0] in _SHARES}
+    if not disliked:
+        return None
+    for field, value in sorted(disliked):
         holders = items.labels_with(field, value)
         holders = holders[holders < size]
         here = standing[holders]

@@ -170,7 +170,7 @@ def plan_searches(
         users=users,
         delta=context.delta,
         allowed=allowed,
-        groups=groups_of(allowed, boosts, None if negative is None else negative.by_labels()),
+        groups=groups_of(allowed, boosts, None if negative is None else negative.by_labels),
         boosts=boosts,
         share=1.0 if user.vectors is None else weights.popularity,
         removed=removed,
