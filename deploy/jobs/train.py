@@ -22,6 +22,8 @@ from encoder.model.encoder import StarsEncoder
 from encoder.text.item_text import VocabularyTagger, build_vocabulary
 from encoder.training.loop import TrainResult, train
 from encoder.training.options import TrainOptions
+from streams.evaluation.feedback import penalties_of
+from streams.evaluation.held_out import accepted_items
 from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
 from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules
@@ -86,7 +88,10 @@ def train_folder(plan: TrainPlan, rules: Rules, memory: Memory) -> TrainResult:
         "before_ms": before_ms,
         "left_out_events": prepared.left_out,
     }
-    return train(prepared.data, config, plan.options, **plan.run, metadata=metadata)
+    penalties = penalties_of(
+        prepared.data, dict(accepted_items(folder, rules)), folder.kind_weights, window=config.window
+    )
+    return train(prepared.data, config, plan.options, **plan.run, metadata=metadata, penalties=penalties)
 
 
 def _train_leave_one_out(plan: TrainPlan, folder: Folder, memory: Memory) -> TrainResult:

@@ -1,7 +1,7 @@
 """Weighs what a user disliked against what they chose, for a part of each item's score that is at most 0.
 
-An item loses by its cosine to disliked items and by the labels that it shares with them. Feedback fades with its age,
-and a later event of the same item and at least its weight takes it back. Reads no store.
+An item loses by its cosine to disliked items and by the labels that it shares with them. Feedback fades with age; a
+later event of the item, of at least its weight, takes it back.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoder.training.dataset import TrainingData
+from encoder.training.holdout import Penalties
 from index.items.columns import FieldValue, count_classes, values_of
 from index.items.filters import LabelField
 from index.items.search import Labels
@@ -53,11 +54,10 @@ class ItemLabels:
 
 def penalties_of(
     data: TrainingData, fields: Mapping[str, Mapping[str, Any]], kind_weights: Sequence[int], window: int
-) -> Callable[[int, Vector], Vector | None]:
-    """What feedback before an event takes off the score of each item, for a weight of 1; None where there is none.
-
-    The function takes the number of the event and the items' unit vectors [items, d].
-    """
+) -> Penalties | None:
+    """What negative feedback takes off scores; None where the data hold none. `fields` as of `ItemLabels`."""
+    if not (np.array(kind_weights)[data.kinds] < 0).any():
+        return None
     labels, half_life_ms = ItemLabels(data.item_ids, fields), Weights().negative_ms
     users = data.users
 

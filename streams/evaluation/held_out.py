@@ -7,7 +7,7 @@ functions of production, and what they have seen is `index.query.recommend.seen_
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,11 +104,16 @@ class HeldOut:
         """Items that no list may hold since the user has seen them."""
         return frozenset() if self.ask.repeats else self._seen(state, now_ms)
 
-    def feedback(self, state: UserState, now_ms: int) -> NegativeFeedback | None:
-        """What the user's negative feedback takes off scores; None without any, or where it has no weight."""
+    def feedback(self, state: UserState, now_ms: int, pending: Collection[str]) -> NegativeFeedback | None:
+        """What a user's negative feedback takes off scores; None without any, or where it has no weight.
+
+        Items that are `pending` have not arrived yet.
+        """
         found, weights = rated(state, self._kind_weights), self._weights
         if found is None or not weights.negative:
             return None
+        if pending:
+            found = replace(found, items=["" if item in pending else item for item in found.items])
         return NegativeFeedback.of(
             found, self.items.labels, len(self.items.item_ids), now_ms, weights.negative, weights.negative_ms
         )
@@ -192,7 +197,7 @@ class FolderCatalogue:
         self._next_ms = self._arrival_of(0)
         self._columns = ItemColumns(len(self.item_ids))
         self._categories: dict[str, str] = {}
-        accepted = dict(_accepted(folder, rules))
+        accepted = dict(accepted_items(folder, rules))
         self.labels = ItemLabels(self.item_ids, accepted)
         for item_id, fields in accepted.items():
             self._categories[item_id] = next(iter(fields["category"] or ()), "")
@@ -249,7 +254,7 @@ class FolderCatalogue:
         return int(self.times_ms[place]) if place < len(self.order) else None
 
 
-def _accepted(folder: Folder, rules: Rules) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def accepted_items(folder: Folder, rules: Rules) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The folder's catalogue, item by item, as consumers of the topic accept it."""
     for record in records(folder, topics={CATALOG}):
         try:

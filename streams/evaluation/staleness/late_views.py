@@ -251,8 +251,11 @@ class Moment:
         )
         return self._once(
             ("knowledge", id(window), context, arrived, id(seen), id(shares)),
-            lambda: Knowledge(window, context, arrived, seen, shares, self._held.feedback(view.state, self.now_ms)),
+            lambda: Knowledge(window, context, arrived, seen, shares, self._feedback(view, arrived)),
         )
+
+    def _feedback(self, view: View, arrived: int) -> NegativeFeedback | None:
+        return self._held.feedback(view.state, self.now_ms, self._pending(view.state, arrived))
 
     def history(self, seen: frozenset[str]) -> tuple[Question, Mask] | None:
         """What the user has chosen, and rows to hide, for rankers that know everything; None of a cold user."""

@@ -39,7 +39,7 @@ def test_evaluation_and_the_api_read_the_same_model(folder: Path) -> None:
     assert offline.weights == served.weights and offline.weights.popularity == 0.5
     delta = offline.offset.offset(1_600_000_000_000, None).delta
     assert np.array_equal(delta, served.offset.offset(1_600_000_000_000, None).delta) and np.any(delta)
-    assert opened.offline(plain=True).weights == replace(offline.weights, popularity=0.0)
+    assert opened.offline(plain=True).weights == replace(offline.weights, popularity=0.0, negative=0.0)
 
 
 def test_the_thread_reads_the_embedder_of_the_training_only(folder: Path) -> None:
