@@ -66,7 +66,8 @@ def train(
 
     What `on_step(step, loss)` raises ends the run. `validate(model)` scores the averaged weights every
     `options.validate_every` epochs, and the best ones become the artefact; without it a run with some `patience`
-    validates by NDCG@10 on the held-out end, which also chooses a weight of `penalties`. Raises ValueError for unfit data and, on resume, another run's checkpoint.
+    validates by NDCG@10 on the held-out end, which also chooses a weight of `penalties`. Raises ValueError for unfit
+    data and, on resume, another run's checkpoint.
     """
     data.check(config)
     with threads(options.threads):

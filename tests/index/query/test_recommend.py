@@ -391,7 +391,9 @@ def _disliked(which: str | None, nearest: list[str], catalogue: Catalogue, rando
         first = catalogue.get(nearest[0])
         assert first is not None and first.catalogue is not None
         return [item for item in nearest if _names({"category": first.catalogue["category"][0]}, catalogue, item)][::2]
-    return {"near": nearest[:5], "anywhere": random.permutation(nearest)[:5].tolist()}.get(which or "", [])
+    return {"near": nearest[:5], "anywhere": [nearest[at] for at in random.permutation(len(nearest))[:5]]}.get(
+        which or "", []
+    )
 
 
 def _names(promotion: Mapping[str, Any], catalogue: Catalogue, item_id: str) -> bool:
