@@ -29,7 +29,7 @@ NEAR = 0.01  # of the best NDCG: no reason for more popularity
 POPULARITY = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # weights of live popularity that are tried
 # Weights of negative feedback that are tried, the usual one first: with less of it five dislikes would not be sure to
 # turn a list, whatever the data say.
-NEGATIVE = (1.0, 1.5, 2.0)
+NEGATIVE = (1.5, 2.0, 3.0)
 LEAST_ASKED = 100  # targets after negative feedback: what fewer say is noise
 
 

@@ -198,9 +198,8 @@ def groups_of(allowed: Mask, boosts: Vector | None, penalties: Vector | None = N
 
 def _parts(allowed: Mask, penalties: Vector) -> tuple[Group, ...]:
     down = allowed & (penalties < penalties.min(initial=0, where=allowed) / 2)
-    if not down.any():
-        return (Group(allowed, 0.0),)
-    return Group(allowed & ~down, 0.0), Group(down, float(penalties[down].max()))
+    parts = (allowed & ~down, down)
+    return tuple(Group(part, float(penalties[part].max())) for part in parts if part.any()) or (Group(allowed, 0.0),)
 
 
 def boosts_of(

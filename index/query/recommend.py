@@ -35,7 +35,9 @@ class Weights:
     popularity: float = 0.02  # of the most popular item; others by the logarithm of their share
     promotion: float = 0.15  # of a promotion of strength 1
     promotion_limit: float = 0.3  # of all promotions of one item together
-    negative: float = 1.0  # most that an item loses by what the user disliked
+    negative: float = (
+        1.5  # most that an item loses by what the user disliked; five removes alone outweigh a cosine of 1
+    )
     negative_ms: int = 30 * DAY_MS  # half-life of what a user disliked
     purchase_ms: int = 90 * DAY_MS  # an item that was bought counts as seen for this long
 

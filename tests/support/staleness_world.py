@@ -23,6 +23,7 @@ from context.features import ContextFeatures
 from context.offsets import ContextOffset
 from encoder.inference.batching import EncodeRequest
 from encoder.training.popularity import HALF_LIFE_MS
+from index.query.recommend import Weights
 from index.state.records import UserState
 from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.staleness.delays import Arm, Delay
@@ -243,7 +244,7 @@ class Oracle:
         found = taken_off(
             events, now_ms, {name: LABELS[int(name[1:])] for name in ids}, dict(zip(ids, self._matrix, strict=True))
         )
-        return np.array([found[name] for name in ids])
+        return Weights().negative * np.array([found[name] for name in ids])
 
     def _sorted(
         self,

@@ -401,11 +401,11 @@ def test_disliked_teas_make_room_for_fans_and_explain_says_so(taste: str | None)
         for n in range(10):
             await world.count(0, "", f"tea{n}", 2)
 
-    play(scene, prepare, **DISLIKING, negative=1.5)
+    play(scene, prepare, **DISLIKING)
 
 
 @pytest.mark.parametrize(
-    ("trained", "given", "weight"), [(None, None, 1.0), (2.0, None, 2.0), (2.0, 0.5, 0.5), (2.0, 0.0, 0.0)]
+    ("trained", "given", "weight"), [(None, None, 1.5), (2.0, None, 2.0), (2.0, 0.5, 0.5), (2.0, 0.0, 0.0)]
 )
 def test_the_deployments_weight_of_dislikes_comes_before_the_models(
     trained: float | None, given: float | None, weight: float

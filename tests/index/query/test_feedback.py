@@ -55,7 +55,9 @@ def asked(
     vectors = None if vector is None else np.stack([vector, vector])
     view = UserView.of(vectors, state_of(*events), KIND_WEIGHTS)
     query, nobody = Query(50, "next", include_seen=True), Popularity(MemoryStore())
-    found = recommend(query, view, catalogue, ContextView(), nobody, NOW_MS, weights or Weights(popularity=0))
+    found = recommend(
+        query, view, catalogue, ContextView(), nobody, NOW_MS, weights or Weights(popularity=0, negative=1)
+    )
     return {entry.item_id: entry for entry in found.items}
 
 

@@ -238,7 +238,8 @@ def opinion(events: Sequence[tuple[str, int, int]]) -> Rated | None:
 def lost_by(
     events: Sequence[tuple[str, int, int]], labels: Mapping[str, Mapping[str, Any]], vectors: Mapping[str, Vector]
 ) -> dict[str, float]:
-    return taken_off([(n, KIND_WEIGHTS[code], NOW_MS - ms) for n, code, ms in events], NOW_MS, labels, vectors)
+    rows = [(item, KIND_WEIGHTS[code], NOW_MS - age_ms) for item, code, age_ms in events]
+    return {item: Weights().negative * part for item, part in taken_off(rows, NOW_MS, labels, vectors).items()}
 
 
 def world(graph: bool) -> Catalogue:
