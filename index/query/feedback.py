@@ -101,8 +101,9 @@ class NegativeFeedback:
         return cls(weight, labels[known], amounts[known], _overlap(items, labels[known], amounts[known], size))
 
     def away(self, vectors: Vector) -> Vector:
-        """Where the disliked items lie [d]: their mean, of length n / (n + p + 1) with p what was chosen near it.
+        """Where the disliked items lie [d]: their sum, shortened to n / (n + p + 1).
 
+        n is the sum's own length, which is less for items that lie apart, and p what was chosen in its direction.
         `vectors` [n, d] are those of `labels`.
         """
         against = np.minimum(self.amounts, 0) @ -vectors.astype(np.float64)
@@ -110,9 +111,8 @@ class NegativeFeedback:
         if not length:
             return np.zeros(vectors.shape[1], np.float32)
         near = np.maximum(vectors @ (against / length), 0)
-        evidence = -self.amounts[self.amounts < 0].sum()
         chosen = float(near @ np.maximum(self.amounts, 0))
-        return np.asarray(against * (evidence / length / (evidence + chosen + 1)), np.float32)
+        return np.asarray(against / (length + chosen + 1), np.float32)
 
     def pull(self, away: Vector) -> Vector:
         """What moves a search [d] as the cosines do, where they are above 0."""

@@ -33,7 +33,7 @@ def taken_off(
     mean = sum(amount * vectors[item].astype(float) for item, amount in disliked.items())
     length = float(np.linalg.norm(mean))
     near = sum(amount * max(0.0, float(vectors[item] @ mean) / length) for item, amount in chosen.items())
-    evidence = sum(disliked.values()) / (sum(disliked.values()) + near + 1)
+    evidence = length / (length + near + 1)
     against = {item: _labels(items.get(item, {})) for item in disliked}
     labelled = any(against.values())
     found = {}
