@@ -1,10 +1,11 @@
-"""Parses settings whose text holds several values, which are kinds of events, embedders and API keys.
+"""Parses settings whose text is more than one plain value, such as kinds of events, embedders and API keys.
 
 Each parser says which part is wrong and what is expected, and never repeats a key.
 """
 
 from __future__ import annotations
 
+from index.query.recommend import MOST_NEGATIVE
 from streams.events import FORGET, Kind
 
 SCOPES = ("read", "write", "admin")
@@ -44,6 +45,19 @@ def parse_embedders(text: str) -> dict[str, int]:
     if not found:
         raise ValueError("needs at least one embedder, for example minilm-l6-v2:384")
     return found
+
+
+def parse_negative(text: str) -> float | None:
+    """The weight of negative feedback; None for the model's own. Raises ValueError saying what is wrong."""
+    if text in ("model", "off"):
+        return None if text == "model" else 0.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight <= MOST_NEGATIVE:
+        raise ValueError(f"expected model, off or a number from 0 to {MOST_NEGATIVE}")
+    return weight
 
 
 def parse_api_keys(text: str) -> dict[str, frozenset[str]]:

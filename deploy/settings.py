@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from context.units import MINUTE_MS
-from deploy.setting_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds
+from deploy.setting_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds, parse_negative
 from index.state.keys import Keys
 from streams.events import DEFAULT_KINDS, Rules
 from streams.kafka.config import KafkaConfig
@@ -45,6 +45,7 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
     "kinds": parse_kinds,
     "embedders": parse_embedders,
     "api_keys": parse_api_keys,
+    "negative": parse_negative,
     "device": _one_of("auto", "cpu", "cuda"),
     "log_level": _one_of("debug", "info", "warning", "error"),
     "elasticsearch_use": _one_of("filters", "knn"),
@@ -91,6 +92,11 @@ class Settings(BaseModel):
     kinds: str = Field(
         kinds_text(DEFAULT_KINDS),
         description="kinds of events in code order, `name:weight[:remembered]`; only append to it",
+    )
+    negative: str = Field(
+        "model",
+        description="most that an item's score loses by dislikes: `model` for what its training chose, `off`, "
+        "or a number up to 10 (API, `replay`, `evaluate`)",
     )
     model: Path = Field(Path(".perseid/model"), description="folder of the model artefact (worker, embed)")
     embedders: str = Field("minilm-l6-v2:384", description="known text embedders and their dimension, `name:dim,…`")
@@ -169,7 +175,7 @@ class Settings(BaseModel):
             raise ValueError("there is no such file")
         return value
 
-    @field_validator("kinds", "embedders", "api_keys", "device", "log_level", "elasticsearch_use")
+    @field_validator("kinds", "negative", "embedders", "api_keys", "device", "log_level", "elasticsearch_use")
     @classmethod
     def _parses(cls, value: Any, info: ValidationInfo) -> Any:
         _PARSERS[str(info.field_name)](_plain(value))
@@ -215,6 +221,10 @@ class Settings(BaseModel):
     def rules(self) -> Rules:
         """What records this deployment accepts."""
         return Rules(parse_kinds(self.kinds), parse_embedders(self.embedders), self.reload_minutes * MINUTE_MS)
+
+    def negative_weight(self) -> float | None:
+        """The weight of negative feedback; None for the model's own."""
+        return parse_negative(self.negative)
 
     def scopes(self) -> dict[str, frozenset[str]]:
         """API key → its scopes; empty when the API is open."""

@@ -110,7 +110,9 @@ class Questions:
     heading: ClassVar = "Questions"
     every: int = option(type=click.IntRange(min=1), default=1, help="Ask at each n-th event.")
     repeats: bool = option(is_flag=True, help="Also ask about items that the user has seen.")
-    plain: bool = option(is_flag=True, help="Rank by vectors alone: no popularity or promotions, whatever models say.")
+    plain: bool = option(
+        is_flag=True, help="Rank by vectors alone: no popularity, promotions or dislikes, whatever models say."
+    )
 
     def settings(self, start_ms: int | None = None) -> QuestionSettings:
         """The same for the evaluators."""

@@ -86,7 +86,7 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Metrics of a model, and of baselines, on what a folder holds after `split` (None: after the model's training).
 
-    `metrics` are those of the list that was best when the model was trained, with the weight of popularity that was
+    `metrics` are those of the list that was best when the model was trained, with the weights that were
     best, unless `ask.plain` wants vectors alone. Without a model only baselines are measured; these are trained on what
     lies before the first question. `baskets` as in `streams.evaluation.timeline`.
 
@@ -106,12 +106,13 @@ def evaluate_folder(
 
     made = plan.make(part, vectors, sys.stderr.isatty(), settings.device)
     offline = None if opened is None else opened.offline(ask.plain)
-    weights = Weights(popularity=0.0) if offline is None else offline.weights
+    weights = Weights(popularity=0.0, negative=0.0) if offline is None else offline.weights
     found = evaluate(HeldOut(folder, vectors, rules, ask, weights), offline, made.rankers, baskets, progress)
     return {
         "data": folder.name,
         "model": metadata["version"],
         "popularity_weight": weights.popularity,
+        "negative_weight": weights.negative,
         "start_ms": ask.start_ms,
         **found,
         **_trained(made, plan),

@@ -26,22 +26,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """An encoder with the artefact's metadata, its `version` among them."""
+    """An encoder with the artefact's metadata, its `version` among them.
+
+    `negative` replaces the artefact's weight of negative feedback, unless None.
+    """
 
     encoder: IncrementalEncoder
     metadata: Mapping[str, Any]
+    negative: float | None = None
 
     @property
     def version(self) -> str:
         return str(self.metadata["version"])
 
     def offline(self, plain: bool = False) -> OfflineModel:
-        """As offline evaluation asks it; `plain` ranks by vectors alone, without popularity."""
+        """As offline evaluation asks it; `plain` ranks by vectors alone."""
         from streams.evaluation.rankers import OfflineModel
 
-        weights, features = own_weights(self.metadata), ContextFeatures.from_list(self.metadata["context_features"])
+        weights, features = (
+            own_weights(self.metadata, self.negative),
+            ContextFeatures.from_list(self.metadata["context_features"]),
+        )
         offset = ContextOffset(serving_arrays(self.encoder.model)["context.weight"], features)
-        return OfflineModel(self.encoder, offset, replace(weights, popularity=0.0) if plain else weights)
+        return OfflineModel(self.encoder, offset, replace(weights, popularity=0.0, negative=0.0) if plain else weights)
 
     def thread(self) -> EncoderThread:
         """The encoder on a thread of its own, which nobody else may use then."""
@@ -57,7 +64,8 @@ def open_model(folder: Path, settings: Settings) -> OpenedModel:
     model, metadata = load(folder)
     model.tower.tag_row = folded_rows(model.config.tags, f"model {metadata['version']}", first=1)  # row 0 is padding
     cache_bytes = settings.cache_mb * 1024 * 1024
-    return OpenedModel(IncrementalEncoder(model, cache_bytes=cache_bytes, device=settings.device), metadata)
+    encoder = IncrementalEncoder(model, cache_bytes=cache_bytes, device=settings.device)
+    return OpenedModel(encoder, metadata, settings.negative_weight())
 
 
 def published(folder: Path) -> tuple[str, bytes, bytes]:
@@ -67,6 +75,6 @@ def published(folder: Path) -> tuple[str, bytes, bytes]:
     return str(document["version"]), (folder / DOCUMENT).read_bytes(), weight
 
 
-def served_model(folder: Path) -> ServedModel:
-    """What an API process would serve of an artefact."""
-    return parse_model(*published(folder))
+def served_model(folder: Path, settings: Settings) -> ServedModel:
+    """What an API process with these settings would serve of an artefact."""
+    return parse_model(*published(folder), settings.negative_weight())

@@ -113,6 +113,7 @@ def _facts(plan: ReplayPlan, settings: Settings) -> dict[str, Any]:
         "model": read_document(plan.model)["version"] if plan.model is not None else None,
         "questions": asdict(plan.ask),
         "part": plan.part,
+        **({} if settings.negative_weight() is None else {"negative": settings.negative}),
     }
 
 
@@ -171,7 +172,7 @@ async def _opened(
         engine = await open_engine(store, rules, settings.partitions, sink, encoder, logs, writes)
         if model is not None:
             evaluator = PrequentialEvaluator(
-                store, served_model(model), rules, settings.partitions, writes.bucket_ms, ask, encoder
+                store, served_model(model, settings), rules, settings.partitions, writes.bucket_ms, ask, encoder
             )
         yield engine, evaluator
     finally:

@@ -32,6 +32,8 @@ from encoder.model.encoder import StarsEncoder
 from encoder.text.item_text import VocabularyTagger, build_vocabulary, canonical_text, text_hash
 from encoder.training.loop import TrainResult, train
 from encoder.training.options import TrainOptions
+from streams.evaluation.feedback import penalties_of
+from streams.evaluation.held_out import accepted_items
 from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
 from streams.evaluation.rankers import ModelRanker
 from streams.events import Rules
@@ -112,8 +114,13 @@ def train_folder(
         "before_ms": before_ms,
         "left_out_events": prepared.left_out,
     }
+    penalties = penalties_of(
+        prepared.data, dict(accepted_items(folder, rules)), folder.kind_weights, window=config.window
+    )
     with _shown(plan) as show:
-        return train(prepared.data, config, plan.options, **plan.run, progress=show, metadata=metadata)
+        return train(
+            prepared.data, config, plan.options, **plan.run, progress=show, metadata=metadata, penalties=penalties
+        )
 
 
 def _train_leave_one_out(

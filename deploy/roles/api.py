@@ -74,6 +74,8 @@ def api_settings(settings: Settings) -> ApiSettings:
         kafka=public_address(settings.kafka.get_secret_value()),
         redis=public_address(settings.redis.get_secret_value()),
         keys=settings.scopes(),
+        kind_weights=[kind.weight for kind in settings.rules().kinds],
+        negative=settings.negative_weight(),
         elastic=elastic_settings(settings),
         snapshots=settings.state / "snapshots",
         in_flight=settings.api_in_flight,

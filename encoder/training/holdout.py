@@ -1,12 +1,12 @@
 """`measure` ranks the held-out end of the training timeline and reports recall@10 and NDCG@10.
 
-It chooses the weights while training, which list a model is asked for, and how much popularity is added to a cosine.
+It chooses the weights while training, which list a model is asked for, and how much popularity and dislikes count.
 It uses training windows and the full catalogue, without filters or an index; a replay is the serious measurement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,10 @@ _OLDEST = 20  # half-lives: older events change no share that anybody sees
 RECENT_SHARE = 0.1  # "recent" popularity: the last tenth of the training events
 NEAR = 0.01  # of the best NDCG: no reason for more popularity
 POPULARITY = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # weights of live popularity that are tried
+# Weights of negative feedback that are tried, the usual one first: with less of it five dislikes would not be sure to
+# turn a list, whatever the data say.
+NEGATIVE = (1.5, 2.0, 3.0)
+LEAST_ASKED = 100  # targets after negative feedback: what fewer say is noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +64,31 @@ def target_states(objective: Objective, weight: NDArray[np.float32], unit: Tenso
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`metrics` of the cosine alone, and which list was best with which weight of popularity."""
+    """`metrics` of the cosine alone, and which list was best with which weight of popularity.
+
+    `negative` is the weight of negative feedback that was best, None where there was too little of it.
+    """
 
     metrics: dict[str, float]
     slot: str
     popularity: float
+    negative: float | None = None
+
+
+# What negative feedback before an event takes off items' scores [items], for a weight of 1, from their unit vectors
+# [items, d]; None where there is none.
+Penalties = Callable[[int, NDArray[np.float32]], NDArray[np.float32] | None]
 
 
 @torch.inference_mode()
-def measure(objective: Objective, unit: Tensor, popularity: Sequence[float] = (0.0,)) -> Measured | None:
+def measure(
+    objective: Objective, unit: Tensor, popularity: Sequence[float] = (0.0,), penalties: Penalties | None = None
+) -> Measured | None:
     """Of h_next (with context), h_gen, both in turn, and recent popularity over held-out targets; None without any.
 
     Targets are items that are new to their user, if there are such: others are in no list. Sets of targets count alike.
     `popularity` are the weights, rising from 0, of an item's share of the popularity at that time beside its cosine.
+    With `penalties` a weight of them is chosen too.
     """
     data, targets = objective.data, objective.targets
     new = targets.held_out * first_choices(data)
@@ -101,7 +117,46 @@ def measure(objective: Objective, unit: Tensor, popularity: Sequence[float] = (0
     at, chosen = choose(ndcg)
     if len(popularity) > 1:
         metrics |= {"popularity": popularity[at], "chosen_ndcg@10": ndcg[at, chosen]}
-    return Measured({name: float(value) for name, value in metrics.items()}, LISTS[chosen], popularity[at])
+    negative = None
+    if penalties is not None:
+        asked = _Asked(objective, unit, users, states.events, _Popular(data, popularity), popularity[at], chosen)
+        negative, more = _negative(asked, penalties)
+        metrics |= more
+    return Measured({name: float(value) for name, value in metrics.items()}, LISTS[chosen], popularity[at], negative)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The targets that were ranked, with the list and the weight of popularity that were chosen."""
+
+    objective: Objective
+    unit: Tensor
+    users: Sequence[Tensor]  # h_next and h_gen of each target, [N, d]
+    events: NDArray[np.int64]  # [N]
+    known: _Popular
+    popularity: float
+    slot: int  # place among LISTS
+
+
+def _negative(asked: _Asked, penalties: Penalties) -> tuple[float | None, dict[str, float]]:
+    """The least of NEGATIVE that comes within `NEAR` of the best on targets after negative feedback, and metrics."""
+    vectors, weights, found = asked.unit.numpy(), (0.0, *NEGATIVE), []
+    for row in np.argsort(asked.objective.data.ts_ms[asked.events], kind="stable").tolist():
+        event = int(asked.events[row])
+        lost = penalties(int(asked.objective.targets.first[event]), vectors)
+        if lost is None:
+            continue
+        target, seen = _before(asked.objective, event)
+        scores = torch.stack([asked.unit @ users[row] for users in asked.users])
+        scores += asked.popularity * asked.known.shares(event)
+        found.append([_ranks(scores + weight * torch.from_numpy(lost), seen, target)[asked.slot] for weight in weights])
+    if len(found) < LEAST_ASKED:
+        return None, {}
+    ranks = np.array(found)
+    without, *ndcg = np.where(ranks < TOP, 1 / np.log2(2.0 + ranks), 0.0).mean(0).tolist()
+    at, _ = choose(np.array(ndcg)[:, None])
+    metrics = {"disliking_events": len(ranks), "disliking_ndcg@10": ndcg[at], "disliking_ndcg@10_without": without}
+    return NEGATIVE[at], metrics
 
 
 def choose(ndcg: NDArray[np.float64]) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from encoder.training import checkpoint
 from encoder.training.context_offset import OffsetProblem, choose_events, fit_offsets
 from encoder.training.dataset import Targets, TrainingData, collate, cut_chunks, plan
 from encoder.training.early_stopping import Best, Validate
-from encoder.training.holdout import POPULARITY, measure, target_states
+from encoder.training.holdout import POPULARITY, Penalties, measure, target_states
 from encoder.training.objective import Objective
 from encoder.training.options import TrainOptions
 
@@ -60,12 +60,14 @@ def train(
     on_step: OnStep | None = None,
     validate: Validate | None = None,
     metadata: dict[str, Any] | None = None,
+    penalties: Penalties | None = None,
 ) -> TrainResult:
     """Train and write the artefact to `out/<version>`; the checkpoint lives in `out` meanwhile.
 
     What `on_step(step, loss)` raises ends the run. `validate(model)` scores the averaged weights every
     `options.validate_every` epochs, and the best ones become the artefact; without it a run with some `patience`
-    validates by NDCG@10 on the held-out end. Raises ValueError for unfit data and, on resume, another run's checkpoint.
+    validates by NDCG@10 on the held-out end, which also chooses a weight of `penalties`. Raises ValueError for unfit
+    data and, on resume, another run's checkpoint.
     """
     data.check(config)
     with threads(options.threads):
@@ -74,7 +76,7 @@ def train(
             run.restore()
         run.loop(progress, on_step)
     with threads(1):  # many small products: on a busy machine waiting for each other costs more than it saves
-        return run.finish(metadata or {})
+        return run.finish(metadata or {}, penalties)
 
 
 class _Run:
@@ -217,7 +219,7 @@ class _Run:
         self.best.restore(counters["validations"], tensors)
         self.began -= counters["seconds"]
 
-    def finish(self, metadata: dict[str, Any]) -> TrainResult:
+    def finish(self, metadata: dict[str, Any], penalties: Penalties | None) -> TrainResult:
         """Averaged weights, the context offset, the measurement and the artefact."""
         with torch.no_grad():
             self._set(self.best.weights or self.average)
@@ -225,7 +227,8 @@ class _Run:
             unit = self.objective.unit_rows(None, None)
             if self.data.context is not None and self.data.context.shape[1]:
                 self.model.context.copy_(self._offsets(unit))
-        measured = measure(self.objective, unit, POPULARITY if self.options.popularity else POPULARITY[:1])
+        popularity = POPULARITY if self.options.popularity else POPULARITY[:1]
+        measured = measure(self.objective, unit, popularity, penalties)
         metrics = {"loss": self.loss, "steps": float(self.step)} | (measured.metrics if measured else {})
         if self.best.scores:
             metrics |= {"validation": self.best.score, "best_epoch": float(self.best.at)}
@@ -233,6 +236,7 @@ class _Run:
         document = {"options": asdict(self.options), "metrics": metrics, "data": self._data_summary(), **metadata}
         if measured:
             document |= {"slot": measured.slot, "popularity": measured.popularity}
+            document |= {} if measured.negative is None else {"negative": measured.negative}
         folder, version = artefact.save_version(self._exported({}), self.out, document)
         checkpoint.remove(self.out)
         return TrainResult(folder, version, metrics, time.monotonic() - self.began)

@@ -140,7 +140,7 @@ class ModelLoader:
         if version is None or version in (served, self._refused):
             return
         try:
-            model = await load_model(self._store, version)
+            model = await load_model(self._store, version, self._settings.negative)
         except ValueError as error:
             _log.error("%s", error)
             self._refused = version

@@ -112,7 +112,8 @@ async def _rank(
     now_ms: int,
 ) -> tuple[Recommendations, Mapping[str, str | None]]:
     """The list and, where there is an Elasticsearch, who filtered and who searched."""
-    view = UserView(None) if user is None else UserView(user.vectors, set(user.state.items), user.state.purchases)
+    kind_weights = services.settings.kind_weights
+    view = UserView(None) if user is None else UserView.of(user.vectors, user.state, kind_weights)
     slot = request.slot or serving.model.slot
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
     weights = serving.model.weights

@@ -81,7 +81,9 @@ class Recommended(_Shape):
     score: float
     slot: Literal["next", "general", "popular"]
     title: str | None = None
-    explain: dict[str, Any] | None = Field(None, description="parts of the score")
+    explain: dict[str, Any] | None = Field(
+        None, description="parts of the score; `negative`, at most 0, is there for a user who disliked something"
+    )
 
 
 class RecommendationsAnswer(_Shape):

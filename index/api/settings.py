@@ -5,7 +5,7 @@ Assumes addresses without credentials.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class ApiSettings:
     kafka: str = ""  # addresses as shown by /v1/status
     redis: str = ""
     keys: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    kind_weights: Sequence[int] = ()  # of the kinds of events, by code; below 0: negative feedback
+    negative: float | None = None  # weight of negative feedback; None: the model's own
     elastic: ElasticSettings | None = None  # for filters, or for filters and the search
     snapshots: Path | None = None  # folder of index snapshots, which shorten the start
     in_flight: int = 64  # writes, and answers that wait for an event included

@@ -58,6 +58,10 @@ class ElasticSearch:
         rounds, hits = 0, dict[tuple[int, float], Hits]()
         for _ in range(_MOST_STEPS):
             plan = plan_searches().deeper(rounds)
+            if plan.negative is not None:
+                if await self._fetch_missing(plan.negative.labels):
+                    continue
+                plan = plan.with_feedback(self._vectors(plan.negative.labels))
             if await self._fetch_hits(plan, hits):
                 continue  # with a new plan: items may have changed while we waited
             groups = [(hits[plan.depth, group.boost], group.items) for group in plan.searches]

@@ -16,13 +16,11 @@ import orjson
 from numpy.typing import NDArray
 
 from context.labels import folded_or_same
-from index.items.columns import ItemColumns
+from index.items.columns import FieldValue, ItemColumns, count_classes, values_of
 from index.items.filters import Filter, Label, LabelField, Mask, NumberField, mask, sold_at
 from index.items.hnsw import HnswIndex
 from index.items.search import Labels, SearchIndex
 from index.state.records import ItemRecord, Vector, fold_item
-
-FieldValue = tuple[LabelField, str]
 
 _FIRST_CAPACITY = 1024
 _MOST_LOCATIONS = 64  # whose masks are kept, a byte for each item; at a million items one takes 5 ms
@@ -202,6 +200,11 @@ class Catalogue:
         """Labels [m] of those of the items that are known."""
         return np.array([label for label in map(self._label.get, item_ids) if label is not None], np.int64)
 
+    def places(self, item_ids: Iterable[str]) -> Labels:
+        """Labels [n] of the items, each in its place; −1 of one that is not known or has no vector."""
+        label, has = self._label, self._columns.vector
+        return np.array([n if (n := label.get(item_id, -1)) >= 0 and has[n] else -1 for item_id in item_ids], np.int64)
+
     def ids_of(self, labels: Labels) -> list[str]:
         """Item ids of labels [m]."""
         ids = self._ids
@@ -218,6 +221,14 @@ class Catalogue:
         """Labels [m] of the items that have `value` in `field`, as a copy; `value` is folded unless it is an id."""
         with self._lock:
             return self.holders(field, value if field == "item_id" else folded_or_same(value)).astype(np.int64)
+
+    def values_at(self, label: int) -> set[FieldValue]:
+        """What the item is found by; empty of a withdrawn one."""
+        return _values_of(self._bodies[label])
+
+    def class_counts(self) -> NDArray[np.int32]:
+        """[size] how many categories and subclasses each item has."""
+        return self._columns.classes[: self.size]
 
     def regionless(self) -> Mask:
         """[size] items without regions."""
@@ -275,6 +286,7 @@ class Catalogue:
             self._bodies[label] = item.body
             had, has, was_regionless = _values_of(before), _values_of(item.body), columns.regionless[label]
             self._post(label, had, has)
+            columns.classes[label] = count_classes(has)
             columns.describe(label, orjson.loads(item.body)[0] if item.body else None)
             if columns.regionless[label] != was_regionless or any(field == "region" for field, _ in had ^ has):
                 self._sold_at.clear()
@@ -355,13 +367,6 @@ def _folded(item: StoredItem) -> StoredItem:
 
 
 def _values_of(body: bytes | None) -> set[FieldValue]:
-    """(field, value) pairs that a record is found by; tags of the catalogue and those that came with the vector."""
+    """What a stored item is found by; tags of the catalogue and those that came with the vector."""
     catalogue, tags, *_ = orjson.loads(body) if body else (None, ())
-    fields = catalogue or {}
-    found: set[FieldValue] = {("tags", tag) for tag in (*tags, *(fields.get("tags") or ()))}
-    found.update(("category", value) for value in fields.get("category") or ())
-    found.update(("region", value) for value in fields.get("regions") or ())
-    for field in ("brand", "subclass"):
-        if fields.get(field):
-            found.add((field, fields[field]))
-    return found
+    return values_of(catalogue or {}, tags)

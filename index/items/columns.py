@@ -6,13 +6,15 @@ time window, from `starts_ms` to just before `ends_ms`; a missing bound is infin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from index.items.filters import Mask
+from index.items.filters import LabelField, Mask
 from index.items.search import Labels
+
+FieldValue = tuple[LabelField, str]
 
 ALWAYS_MS, NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends
 
@@ -25,6 +27,7 @@ class ItemColumns:
         self.price = np.full(capacity, np.nan)
         self.starts = np.full(capacity, ALWAYS_MS, np.int64)
         self.ends = np.full(capacity, NEVER_MS, np.int64)
+        self.classes = np.zeros(capacity, np.int32)  # how many categories and subclasses
         self.listed, self.stock, self.vector, self.regionless, self.window = np.zeros((5, capacity), np.bool_)
 
     def make_room(self, size: int) -> None:
@@ -65,3 +68,19 @@ class ItemColumns:
     def timed(self, size: int) -> Labels:
         """Labels below `size` whose window has a start or an end."""
         return np.flatnonzero(self.window[:size])
+
+
+def values_of(catalogue: Mapping[str, Any], tags: Iterable[str] = ()) -> set[FieldValue]:
+    """(field, value) pairs that a catalogue record is found by, further `tags` included."""
+    found: set[FieldValue] = {("tags", tag) for tag in (*tags, *(catalogue.get("tags") or ()))}
+    found.update(("category", value) for value in catalogue.get("category") or ())
+    found.update(("region", value) for value in catalogue.get("regions") or ())
+    for field in ("brand", "subclass"):
+        if catalogue.get(field):
+            found.add((field, catalogue[field]))
+    return found
+
+
+def count_classes(values: Iterable[FieldValue]) -> int:
+    """How many of the values are categories or subclasses."""
+    return sum(field in ("category", "subclass") for field, _ in values)

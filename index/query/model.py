@@ -15,9 +15,10 @@ import orjson
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
-from index.query.recommend import Weights
+from index.query.recommend import MOST_NEGATIVE, Weights
 from index.state.store import LiveStore
 
+_MOST = {"popularity": 1, "negative": MOST_NEGATIVE}  # weights that training chooses, and the highest that makes sense
 DOCUMENT, WEIGHT = "json", "context.weight"
 RequestedList = Literal["next", "general", "mixed"]
 
@@ -26,8 +27,8 @@ RequestedList = Literal["next", "general", "mixed"]
 class ServedModel:
     """`dim` is d of all vectors; `embedder` names the text vectors that it was trained with, "" if it says none.
 
-    `slot` is the list that a client gets who names none: the one that was best when the model was trained, as was the
-    weight of popularity in `weights`.
+    `slot` is the list that a client gets who names none: the one that was best when the model was trained, as were the
+    weights of popularity and, where there was some, of negative feedback in `weights`.
     """
 
     version: str
@@ -38,14 +39,20 @@ class ServedModel:
     weights: Weights = field(default_factory=Weights)
 
 
-async def load_model(store: LiveStore, version: str) -> ServedModel | None:
-    """The model of this version, None while no worker has written it; ValueError when this build cannot read it."""
+async def load_model(store: LiveStore, version: str, negative: float | None = None) -> ServedModel | None:
+    """The model of this version, None while no worker has written it; ValueError when this build cannot read it.
+
+    `negative` replaces its own weight of negative feedback.
+    """
     ((document, weight),) = await store.read([(store.keys.model(version), [DOCUMENT, WEIGHT])])
-    return None if document is None else parse_model(version, document, weight or b"")
+    return None if document is None else parse_model(version, document, weight or b"", negative)
 
 
-def parse_model(version: str, document: bytes, weight: bytes) -> ServedModel:
-    """A model from its stored document and context weight. Raises ValueError when they do not fit each other."""
+def parse_model(version: str, document: bytes, weight: bytes, negative: float | None = None) -> ServedModel:
+    """A model from its stored document and context weight, as `own_weights` with its weights.
+
+    Raises ValueError when they do not fit each other.
+    """
     try:
         body = orjson.loads(document)
         dim, metadata = int(body["config"]["d_model"]), body.get("metadata", {})
@@ -61,7 +68,7 @@ def parse_model(version: str, document: bytes, weight: bytes) -> ServedModel:
     matrix = np.frombuffer(weight, "<f4").reshape(dim, len(features))
     embedder = str(metadata.get("embedder") or "")
     offset, slot = ContextOffset(matrix, features), own_list(metadata) or "mixed"
-    return ServedModel(version, dim, offset, embedder, slot, own_weights({**metadata, "version": version}))
+    return ServedModel(version, dim, offset, embedder, slot, own_weights({**metadata, "version": version}, negative))
 
 
 def own_list(metadata: Mapping[str, Any]) -> RequestedList | None:
@@ -69,15 +76,23 @@ def own_list(metadata: Mapping[str, Any]) -> RequestedList | None:
     return next((slot for slot in get_args(RequestedList) if slot == metadata.get("slot")), None)
 
 
-def own_weights(metadata: Mapping[str, Any]) -> Weights:
+def own_weights(metadata: Mapping[str, Any], negative: float | None = None) -> Weights:
     """How scores are made up for a model, by its artefact's metadata; the usual weights where they do not say.
 
-    Raises ValueError for a weight of popularity that is no number from 0 to 1.
+    `negative` replaces its weight of negative feedback. Raises ValueError for a weight that is no number in its range.
     """
-    popularity = metadata.get("popularity")
-    if popularity is None:
-        return Weights()
-    if isinstance(popularity, bool) or not isinstance(popularity, int | float) or not 0 <= popularity <= 1:
+    found: dict[str, Any] = {
+        name: _own(metadata, name, most) for name, most in _MOST.items() if metadata.get(name) is not None
+    }
+    if negative is not None:
+        found["negative"] = negative
+    return Weights(**found)
+
+
+def _own(metadata: Mapping[str, Any], name: str, most: int) -> float:
+    value = metadata[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         named = f"model {metadata['version']}: " if "version" in metadata else ""
-        raise ValueError(f"{named}the weight of popularity is {popularity!r}, not a number from 0 to 1; train again")
-    return Weights(popularity=float(popularity))
+        what = "negative feedback" if name == "negative" else name
+        raise ValueError(f"{named}the weight of {what} is {value!r}, not a number from 0 to {most}; train again")
+    return float(value)

@@ -18,6 +18,7 @@ import numpy as np
 from index.items.catalogue import Catalogue
 from index.items.filters import LabelField, Mask
 from index.items.search import Labels
+from index.query.feedback import NegativeFeedback
 from index.query.popularity import Amounts, Popularity
 from index.state.records import Vector
 
@@ -38,7 +39,7 @@ _NONE: Labels = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Items [size] of which promotions push none up by more than `boost`."""
+    """Items [size] of which nothing but nearness and popularity pushes any up by more than `boost`."""
 
     items: Mask
     boost: float
@@ -64,24 +65,35 @@ class SearchPlan:
     slots: tuple[ListKind, ...]  # kinds of the list's entries; ("popular",) for a cold user
     users: Vector  # the user's vector of each slot [slots, d]; zero for a cold user
     delta: Vector | None  # what time and place add to each [d]
-    groups: tuple[Group, ...]  # all items that are allowed, then those of them that promotions push up
+    allowed: Mask  # [size]
+    groups: tuple[Group, ...]  # all items that are allowed, in one or two parts, then those that promotions push up
     boosts: Vector | None  # what promotions add to each item [size]; None without any
     share: float  # weight of popularity
     removed: Mapping[str, int]  # how many items each rule took out
     depth: int  # how many items every search is to find
+    negative: NegativeFeedback | None = None  # what it takes off scores; None without any
+    away: Vector | None = None  # [d] where the disliked items lie; None until `with_feedback`
+
+    def with_feedback(self, vectors: Vector) -> SearchPlan:
+        """The plan, once the vectors [n, d] of `negative.labels` are known."""
+        return self if self.negative is None else replace(self, away=self.negative.away(vectors))
 
     @property
     def targets(self) -> Vector:
-        """The vectors [q, d] to search near to; a cold user has at most the context's."""
-        if self.delta is None:
-            return self.users
-        return self.delta[None] if self._is_cold else self.users + self.delta
+        """The vectors [q, d] to search near to; a cold user has at most the context's.
+
+        They lead away from what was disliked, which takes no more off any item's score than off its nearness.
+        """
+        if self._is_cold:
+            return self.users if self.delta is None else self.delta[None]
+        moved = self.users if self.delta is None else self.users + self.delta
+        return moved if self.negative is None or self.away is None else moved + self.negative.pull(self.away)
 
     @property
     def searches(self) -> tuple[Group, ...]:
         """Where the nearest to each of `targets` are to be found, `depth` of them in each group."""
         if self._is_cold:
-            return () if self.delta is None else self.groups[:1]
+            return () if self.delta is None else (Group(self.allowed, 0.0),)
         return self.groups
 
     @property
@@ -106,18 +118,22 @@ class SearchPlan:
     def _for_user(self, nearest: Sequence[Nearest]) -> tuple[Found, Amounts]:
         """The nearest of each slot, promoted items and the most popular; reach [slots]."""
         edges = [self._edge(found) + group.boost for found, group in zip(nearest, self.groups, strict=True)]
-        promoted = np.unique(np.concatenate([_NONE, *(labels.ravel() for labels, _ in nearest[1:])]))
+        parts = sum(group.boost <= 0 for group in self.groups)  # that are together all items
+        promoted = np.unique(np.concatenate([_NONE, *(labels.ravel() for labels, _ in nearest[parts:])]))
         top = self.popularity.top(self.location, self.depth + 1)
-        popular = self._known(top[: self.depth], self.groups[0].items)
+        popular = self._known(top[: self.depth], self.allowed)
         rest = self.share * self._highest_share(top[self.depth :])
-        found = dict(zip(self.slots, nearest[0][0], strict=True))
+        found = dict(zip(self.slots, np.concatenate([labels for labels, _ in nearest[:parts]], 1), strict=True))
         return {**found, "promoted": promoted, "popular": popular}, np.max(edges, axis=0) + rest
 
     def _for_cold_user(self, nearest: Sequence[Nearest]) -> tuple[Found, Amounts]:
         """What is popular, promoted or near to the context; reach [1]."""
-        (popular, rest), *others = [self._popular(group.items) for group in self.groups]
-        rest = max([rest, *(below + group.boost for (_, below), group in zip(others, self.groups[1:], strict=True))])
-        promoted = np.concatenate([_NONE, *(labels for labels, _ in others)])
+        found = [self._popular(group.items) for group in self.groups]
+        parts = sum(group.boost <= 0 for group in self.groups)
+        rest = max(below + group.boost for (_, below), group in zip(found, self.groups, strict=True))
+        popular, promoted = (
+            np.concatenate([_NONE, *(labels for labels, _ in some)]) for some in (found[:parts], found[parts:])
+        )
         near = np.unique(nearest[0][0]) if nearest else _NONE
         edge = self._edge(nearest[0]) if nearest else np.zeros(1)
         return {"popular": popular, "promoted": promoted, "context": near}, edge + rest
@@ -164,16 +180,26 @@ def first_depth(count: int) -> int:
     return _DEPTH * count + _MARGIN
 
 
-def groups_of(allowed: Mask, boosts: Vector | None) -> tuple[Group, ...]:
-    """All items that are allowed, then those that promotions push up, which may lie far from the user."""
-    everything = Group(allowed, 0.0)
+def groups_of(allowed: Mask, boosts: Vector | None, penalties: Vector | None = None) -> tuple[Group, ...]:
+    """All items that are allowed, then those that promotions push up, which may lie far from the user.
+
+    `penalties` [size] are at most 0. Those that are pushed down by more than half of the most are a part of their own:
+    a search for the others need not go past them.
+    """
+    everything = (Group(allowed, 0.0),) if penalties is None else _parts(allowed, penalties)
     promoted = allowed & (boosts > 0) if boosts is not None else allowed[:0]
     if boosts is None or not promoted.any():
-        return (everything,)
+        return everything
     values = np.unique(boosts[promoted])
     if len(values) > _MOST_GROUPS:
-        return everything, Group(promoted, float(values[-1]))
-    return everything, *(Group(allowed & (boosts == value), float(value)) for value in values)
+        return *everything, Group(promoted, float(values[-1]))
+    return *everything, *(Group(allowed & (boosts == value), float(value)) for value in values)
+
+
+def _parts(allowed: Mask, penalties: Vector) -> tuple[Group, ...]:
+    down = allowed & (penalties < penalties.min(initial=0, where=allowed) / 2)
+    parts = (allowed & ~down, down)
+    return tuple(Group(part, float(penalties[part].max())) for part in parts if part.any()) or (Group(allowed, 0.0),)
 
 
 def boosts_of(

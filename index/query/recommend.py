@@ -19,10 +19,12 @@ from context.units import DAY_MS
 from index.items.catalogue import Catalogue
 from index.items.filters import Filter, Mask, fitted
 from index.items.search import Labels
+from index.query.feedback import NegativeFeedback, Rated, rated
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.popularity import Amounts, Popularity
-from index.state.records import Vector
+from index.state.records import UserState, Vector
 
+MOST_NEGATIVE = 10  # weight of negative feedback: ten times what a cosine can make up for
 _SLOTS: tuple[ListKind, ...] = ("next", "general")  # in the order of a user's vectors
 
 
@@ -33,21 +35,31 @@ class Weights:
     popularity: float = 0.02  # of the most popular item; others by the logarithm of their share
     promotion: float = 0.15  # of a promotion of strength 1
     promotion_limit: float = 0.3  # of all promotions of one item together
+    negative: float = (
+        1.5  # most that an item loses by what the user disliked; five removes alone outweigh a cosine of 1
+    )
+    negative_ms: int = 30 * DAY_MS  # half-life of what a user disliked
     purchase_ms: int = 90 * DAY_MS  # an item that was bought counts as seen for this long
 
     def __post_init__(self) -> None:
-        for name in ("popularity", "promotion", "promotion_limit"):
+        for name in ("popularity", "promotion", "promotion_limit", "negative"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"weight {name}={getattr(self, name)} must be a number from 0; 0 switches it off")
 
 
 @dataclass(frozen=True, slots=True)
 class UserView:
-    """What is known of the user: h_next and h_gen [2, d], and what they have seen (item → time)."""
+    """What is known of the user: h_next and h_gen [2, d], what they have seen (item → time), what they disliked."""
 
     vectors: Vector | None
     window: AbstractSet[str] = frozenset()
     purchases: Mapping[str, int] = field(default_factory=dict)
+    rated: Rated | None = None  # the window's events, where negative feedback is among them
+
+    @classmethod
+    def of(cls, vectors: Vector | None, state: UserState, kind_weights: Sequence[int]) -> UserView:
+        """Of a user's state, with the weights of kinds of events by code."""
+        return cls(vectors, frozenset(state.items), state.purchases, rated(state, kind_weights))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +127,8 @@ def recommend(
 ) -> Recommendations:
     """The `query.count` best items for a user, or all that are allowed when there are fewer, found in this process.
 
-    An item's score is h·v + Δ·v + popularity + promotions, with v its vector and h the user's of the slot. Without
-    user vectors h is zero and popularity counts in full. Ties are broken by item id.
+    An item's score is h·v + Δ·v + popularity + promotions − negative feedback, with v its vector and h the user's of
+    the slot. Without user vectors h is zero and popularity counts in full. Ties are broken by item id.
     """
     return answer_in_process(plan_searches(query, user, catalogue, context, popularity, now_ms, weights))
 
@@ -124,6 +136,8 @@ def recommend(
 def answer_in_process(plan: SearchPlan) -> Recommendations:
     """The list that answers a plan, by the catalogue's own search."""
     search = plan.catalogue.search
+    if plan.negative is not None:
+        plan = plan.with_feedback(search.vectors(plan.negative.labels))
     while True:
         targets = plan.targets
         candidates = plan.candidates([search.search(targets, plan.depth, group.items) for group in plan.searches])
@@ -147,6 +161,7 @@ def plan_searches(
     weights = weights or Weights()
     allowed, removed = _allowed(query, user, catalogue, context.location, now_ms, weights, passing)
     boosts = boosts_of(catalogue, context.promotions, len(allowed), now_ms, weights.promotion, weights.promotion_limit)
+    negative = _negative(user, catalogue, len(allowed), now_ms, weights)
     slots, users = _users(query, user, catalogue.dim)
     return SearchPlan(
         catalogue=catalogue,
@@ -156,11 +171,13 @@ def plan_searches(
         slots=slots,
         users=users,
         delta=context.delta,
-        groups=groups_of(allowed, boosts),
+        allowed=allowed,
+        groups=groups_of(allowed, boosts, None if negative is None else negative.by_labels),
         boosts=boosts,
         share=1.0 if user.vectors is None else weights.popularity,
         removed=removed,
         depth=first_depth(query.count),
+        negative=negative,
     )
 
 
@@ -171,6 +188,8 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
     pool.add("context", None if plan.delta is None else _products(vectors, plan.delta[None]))
     pool.add("popularity", plan.share * plan.popularity.shares(pool.item_ids, plan.location))
     pool.add("promotion", None if plan.boosts is None else plan.boosts[pool.labels])
+    if plan.negative is not None and plan.away is not None:
+        pool.add("negative", plan.negative.part(_products(vectors, plan.away[None])[:, 0], pool.labels))
     slots = range(len(plan.slots))
     if not plan.is_deepest and any(candidates.reach[at] > pool.last(at, plan.count) for at in slots):
         return None
@@ -183,6 +202,15 @@ def seen_items(window: Iterable[str], purchases: Mapping[str, int], now_ms: int,
     """What counts as seen: the window's items, and purchases (item → time in ms) of the last `weights.purchase_ms`."""
     since_ms = now_ms - weights.purchase_ms
     return frozenset(window).union(item for item, ts_ms in purchases.items() if ts_ms > since_ms)
+
+
+def _negative(
+    user: UserView, catalogue: Catalogue, size: int, now_ms: int, weights: Weights
+) -> NegativeFeedback | None:
+    """What the user disliked takes off the first `size` items; None without any, or where it is switched off."""
+    if user.rated is None or not weights.negative:
+        return None
+    return NegativeFeedback.of(user.rated, catalogue, size, now_ms, weights.negative, weights.negative_ms)
 
 
 def _users(query: Query, user: UserView, dim: int) -> tuple[tuple[ListKind, ...], Vector]:

@@ -7,7 +7,7 @@ functions of production, and what they have seen is `index.query.recommend.seen_
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +18,12 @@ from context.units import WEEK_MS
 from encoder.model.config import ModelConfig
 from index.items.columns import ItemColumns
 from index.items.filters import Mask
+from index.query.feedback import NegativeFeedback, rated
 from index.query.model import RequestedList
 from index.query.recommend import Weights, seen_items
 from index.state.records import UserState
 from streams.evaluation.comparison import KS
+from streams.evaluation.feedback import ItemLabels
 from streams.evaluation.slices import UNKNOWN, Facts
 from streams.events import (
     CATALOG,
@@ -89,13 +91,14 @@ class HeldOut:
     Args:
         vectors: of the candidates.
         ask: which questions; its `slots`, `ks` and horizon are for who answers.
-        weights: of the model that answers; they say how long a purchase counts as seen.
+        weights: of the model that answers; they say how long a purchase counts as seen and what dislikes weigh.
     """
 
     def __init__(
         self, folder: Folder, vectors: ItemVectors, rules: Rules, ask: QuestionSettings, weights: Weights
     ) -> None:
         self.folder, self.vectors, self.rules, self.ask, self._weights = folder, vectors, rules, ask, weights
+        self._kind_weights = [kind.weight for kind in rules.kinds]
         self.items = FolderCatalogue(folder, vectors, rules)
         self.selection = Selection(rules, ask.start_ms, ask.every)
 
@@ -119,6 +122,20 @@ class HeldOut:
     def left_out(self, state: UserState, now_ms: int) -> frozenset[str]:
         """Items that no list may hold since the user has seen them."""
         return frozenset() if self.ask.repeats else self._seen(state, now_ms)
+
+    def feedback(self, state: UserState, now_ms: int, pending: Collection[str]) -> NegativeFeedback | None:
+        """What a user's negative feedback takes off scores; None without any, or where it has no weight.
+
+        Items that are `pending` have not arrived yet.
+        """
+        found, weights = rated(state, self._kind_weights), self._weights
+        if found is None or not weights.negative:
+            return None
+        if pending:
+            found = replace(found, items=["" if item in pending else item for item in found.items])
+        return NegativeFeedback.of(
+            found, self.items.labels, len(self.items.item_ids), now_ms, weights.negative, weights.negative_ms
+        )
 
     def facts(self, click: Click, state: UserState, now_ms: int, chosen: int, history: int) -> Facts:
         """What is known of a question about a click; `chosen` is how often its item was."""
@@ -204,7 +221,9 @@ class FolderCatalogue:
         self._next_ms = self._arrival_of(0)
         self._columns = ItemColumns(len(self.item_ids))
         self._categories: dict[str, str] = {}
-        for item_id, fields in _accepted(folder, rules):
+        accepted = dict(accepted_items(folder, rules))
+        self.labels = ItemLabels(self.item_ids, accepted)
+        for item_id, fields in accepted.items():
             self._categories[item_id] = next(iter(fields["category"] or ()), "")
             if item_id in self.row:
                 self._columns.describe(self.row[item_id], fields)
@@ -259,7 +278,7 @@ class FolderCatalogue:
         return int(self.times_ms[place]) if place < len(self.order) else None
 
 
-def _accepted(folder: Folder, rules: Rules) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def accepted_items(folder: Folder, rules: Rules) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The folder's catalogue, item by item, as consumers of the topic accept it."""
     for record in records(folder, topics={CATALOG}):
         entry = parse(Record(CATALOG, 0, 0, record.timestamp_ms, record.key, record.value), rules)

@@ -90,7 +90,8 @@ class PrequentialEvaluator:
         self.settings = settings
         self._selection = Selection(rules, self.settings.start_ms, self.settings.every)
         self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
-        self._weights = weights or (Weights(popularity=0, promotion=0) if settings.plain else model.weights)
+        self._weights = weights or (Weights(popularity=0, promotion=0, negative=0) if settings.plain else model.weights)
+        self._kind_weights = [kind.weight for kind in rules.kinds]
         self._reader = UserReader(store, partitions, model.version, model.dim)
         self._popularity = Popularity(store)
         self._baselines = PopularityLists(self.settings.baseline_ms)
@@ -126,7 +127,7 @@ class PrequentialEvaluator:
             StoreUnavailableError: nothing was scored.
         """
         user = await self._reader.read(click.user_id, click.location or None)
-        view = UserView(user.vectors, frozenset(user.state.items), user.state.purchases)
+        view = UserView.of(user.vectors, user.state, self._kind_weights)
         seen = seen_items(view.window, view.purchases, now_ms, self._weights)
         reason = self._not_new(click, user, seen)
         if reason is not None:

@@ -65,7 +65,7 @@ class ModelRanker:
     """
 
     def __init__(self, encoder: IncrementalEncoder, vectors: ItemVectors, slots: Sequence[RequestedList]) -> None:
-        self._matrix = retrieval_vectors(encoder, vectors)  # [candidates, d]
+        self.matrix = retrieval_vectors(encoder, vectors)  # [candidates, d]
         self._used = sorted({at for slot in slots for at in _PAIR[slot]})
         self._encoder = encoder
         self.lists = {str(slot): [self._used.index(at) for at in _PAIR[slot]] for slot in slots}
@@ -76,7 +76,7 @@ class ModelRanker:
 
     def cosines(self, pairs: FloatArray) -> list[FloatArray]:
         """The matrices of users' vectors [B, 2, d]."""
-        return [pairs[:, at] @ self._matrix.T for at in self._used]
+        return [pairs[:, at] @ self.matrix.T for at in self._used]
 
 
 def retrieval_vectors(encoder: IncrementalEncoder, vectors: ItemVectors) -> FloatArray:

@@ -1,7 +1,7 @@
 """Evaluates a model and baselines offline on the held-out part of a data folder, over a global time split.
 
-It is the sweep of `streams.evaluation.staleness.sweep` with nothing late. Lists are made by plain products and
-popularity, without promotions, so it also checks replay, which asks the production path.
+It is the sweep of `streams.evaluation.staleness.sweep` with nothing late. Lists are made by products, popularity
+and negative feedback, without promotions, so it also checks replay, which asks the production path.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ ADDED_SCHEMAS = ("RootAnswer",)
 ADDED_FIELDS = (("StatusAnswer", "redis_writes"),)
 EMPTY_IS_NONE = ("session_id", "location", "recommendation_id", "page_id")  # of a click; "" was always taken
 ADDED_METRICS = ("perseid_redis_writes",)
-ADDED_SETTINGS = ("`PERSEID_RELOAD_MINUTES`",)
+ADDED_SETTINGS = ("`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`")
 CHANGED_COUNTS = {
     "applied", "encoded", "idle", "idle_swept", "late",  # a clock that few clicks do not move
     "malformed:context:promotions", "malformed:context:valid_until_ms", "malformed:context:weather",  # another reason

@@ -139,6 +139,18 @@ def test_kinds_keep_their_order_weight_and_memory() -> None:
     ]
 
 
+@pytest.mark.parametrize(("text", "weight"), [("model", None), ("off", 0.0), ("0", 0.0), ("1.5", 1.5), ("10", 10.0)])
+def test_dislikes_weigh_what_the_model_says_or_the_setting(text: str, weight: float | None) -> None:
+    assert load({"PERSEID_NEGATIVE": text}).negative_weight() == weight
+    assert load({}).negative_weight() is None
+
+
+@pytest.mark.parametrize("text", ["on", "", "-1", "11", "nan", "inf", "0,5"])
+def test_a_weight_of_dislikes_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"PERSEID_NEGATIVE='{text}': expected model, off or a number from 0 to 10"):
+        load({"PERSEID_NEGATIVE": text})
+
+
 def test_the_table_names_every_setting_once() -> None:
     text = table()
     for name in Settings.model_fields:

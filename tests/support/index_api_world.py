@@ -144,15 +144,19 @@ class World:
         items: Sequence[str] = (),
         taste: str | None = "tea",
         *,
+        kinds: Sequence[int] | None = None,
         profile: Mapping[str, Any] | None = None,
         model: str = MODEL,
     ) -> None:
-        """A user who viewed `items` one after the other (event ids `e0`, `e1`, …); without taste no vectors."""
+        """A user who viewed `items` one after the other (event ids `e0`, `e1`, …); without taste no vectors.
+
+        `kinds` are other codes than that of a view.
+        """
         tag = partition_tag(partition_of(user_id, PARTITIONS))
         state = UserState(
             hashes=[event_hash(f"e{number}") for number in range(len(items))],
             items=list(items),
-            kinds=[0] * len(items),
+            kinds=list(kinds or [0] * len(items)),
             ts_ms=[NOW_MS - 10_000 + number for number in range(len(items))],
         )
         fields = {STATE: encode_state(state)}

@@ -23,6 +23,7 @@ from context.features import ContextFeatures
 from context.offsets import ContextOffset
 from encoder.inference.batching import EncodeRequest
 from encoder.training.popularity import HALF_LIFE_MS
+from index.query.recommend import Weights
 from index.state.records import UserState
 from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.staleness.delays import Arm, Delay
@@ -32,6 +33,7 @@ from streams.folder.records import records
 from streams.item_vectors import ItemVectors
 from streams.parsing import parse
 from streams.pipeline.user_state import BUCKET_MS, WindowLimits, WindowRules, apply_click, apply_profile
+from tests.support.feedback_oracle import taken_off
 from tests.support.folders import item, write_folder
 from tests.support.replay_world import CONFIG, RULES, encoder
 
@@ -46,6 +48,7 @@ RULED: Mapping[int, Mapping[str, Any]] = {
     2: {"starts_ms": MIDNIGHT_MS - STEP_MS},
     3: {"available": False},
 }
+LABELS = [{"category": ["all", f"c{n % 3}"], "brand": f"b{n % 4}"} for n in range(ITEMS)]
 Row = tuple[str, str, str, int, str, int]
 
 
@@ -64,7 +67,7 @@ def stream(path: Path, seed: int = 5) -> Folder:
         write_folder(
             path,
             clicks,
-            [item(f"i{n}", ts_ms=arrivals[n], **RULED.get(n, {})) for n in range(ITEMS)],
+            [item(f"i{n}", ts_ms=arrivals[n], **LABELS[n], **RULED.get(n, {})) for n in range(ITEMS)],
             header="user_id,item_id,event_type,timestamp,location,ts_ms",
             context=[_weather(rng, place, step) for place in ("oslo", "rome") for step in STEPS],
             users=[_profile(f"u{n}", lattice_ms(rng, STEPS[0] - 1)) for n in range(4)],
@@ -167,7 +170,8 @@ class Oracle:
             return dict.fromkeys(("mixed", "next", "general", POPULAR), popular)
         moved = self._pair(state, here) + self._delta(click, state, now_ms, cut_ms(arm.context, now_ms))
         shares = self._shares(at, cut_ms(arm.popularity, now_ms), click, state)
-        following, general = (self._sorted(vector, shares, allowed) for vector in moved)
+        lost = self._lost(state, now_ms, here)
+        following, general = (self._sorted(vector, shares, lost, allowed) for vector in moved)
         return {"next": following, "general": general, "mixed": alternating(following, general), POPULAR: popular}
 
     def _state(self, at: int, user_id: str, until_ms: int) -> UserState:
@@ -242,8 +246,24 @@ class Oracle:
         repeats = [row for row in rows if (row[0], row[1], row[2] // BUCKET_MS) == same]
         return int(RULES.kinds[click.kind].weight / 2 ** len(repeats))
 
-    def _sorted(self, vector: NDArray[np.float32], shares: NDArray[np.float64], allowed: set[str]) -> list[str]:
-        scored = self._matrix @ vector + np.float32(self._weight) * shares.astype(np.float32)
+    def _lost(self, state: UserState, now_ms: int, here: set[str]) -> NDArray[np.float64]:
+        """What the user's dislikes of items that are here take off each item's score."""
+        columns = zip(state.items, state.kinds, state.ts_ms, strict=True)
+        events = [(name, RULES.kinds[kind].weight, ts_ms) for name, kind, ts_ms in columns if name in here]
+        ids = self._folder.item_ids
+        found = taken_off(
+            events, now_ms, {name: LABELS[int(name[1:])] for name in ids}, dict(zip(ids, self._matrix, strict=True))
+        )
+        return Weights().negative * np.array([found[name] for name in ids])
+
+    def _sorted(
+        self,
+        vector: NDArray[np.float32],
+        shares: NDArray[np.float64],
+        lost: NDArray[np.float64],
+        allowed: set[str],
+    ) -> list[str]:
+        scored = self._matrix @ vector + np.float32(self._weight) * shares.astype(np.float32) + lost.astype(np.float32)
         scores = dict(zip(self._folder.item_ids, scored.tolist(), strict=True))
         return sorted(allowed, key=lambda name: -scores[name])
 

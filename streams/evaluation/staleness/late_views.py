@@ -20,6 +20,7 @@ from context.timeline import ContextTimeline
 from encoder.inference.batching import EncodeRequest
 from encoder.training.popularity import DecayedCounts
 from index.items.filters import Mask
+from index.query.feedback import NegativeFeedback
 from index.query.live_user import profile_location
 from index.state.records import UserState
 from streams.evaluation.held_out import Apply, HeldOut
@@ -174,6 +175,7 @@ class Knowledge:
     arrived: int  # how many items have, by the order of their arrival
     seen: frozenset[str]
     shares: Shares | None  # None where popularity has no weight
+    feedback: NegativeFeedback | None  # None without any
     lists: Mapping[str, list[str]] = field(default_factory=dict)
 
 
@@ -249,8 +251,11 @@ class Moment:
         )
         return self._once(
             ("knowledge", id(window), context, arrived, id(seen), id(shares)),
-            lambda: Knowledge(window, context, arrived, seen, shares),
+            lambda: Knowledge(window, context, arrived, seen, shares, self._feedback(view, arrived)),
         )
+
+    def _feedback(self, view: View, arrived: int) -> NegativeFeedback | None:
+        return self._held.feedback(view.state, self.now_ms, self._pending(view.state, arrived))
 
     def history(self, seen: frozenset[str]) -> tuple[Question, Mask] | None:
         """What the user has chosen, and rows to hide, for rankers that know everything; None of a cold user."""

@@ -1,7 +1,7 @@
 """Answers every held-out question of a data folder in one pass, as if parts of the live state had been late.
 
-Successive protocol: a choice is predicted from all events before it (EVIDENCE: global time split), by plain products
-and popularity. A model's weights are never late. With the fresh arm alone this is offline evaluation
+Successive protocol: a choice is predicted from all events before it (EVIDENCE: global time split), by products,
+popularity and negative feedback. A model's weights are never late. With the fresh arm alone this is offline evaluation
 (`streams.evaluation.timeline`).
 """
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from context.timeline import ContextTimeline
 from encoder.model.config import ModelConfig
+from index.query.feedback import NegativeFeedback
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut, all_out_of_reach, applier, window_rules
@@ -267,10 +268,17 @@ class _ModelAnswers:
             for matrix in scores:
                 if known.shares is not None:
                     matrix[row, known.shares.rows] += self._weight * known.shares.values
+                if known.feedback is not None:
+                    matrix[row] += self._lost(known.feedback)
                 matrix[row, hidden] = -np.inf
         best = best_lists(scores, self._ranker.lists, self._count)
         for row, (_, known) in enumerate(asked):
             known.lists = {name: self._items.ids(rows[row]) for name, rows in best.items()}
+
+    def _lost(self, feedback: NegativeFeedback) -> NDArray[np.float32]:
+        """What feedback takes off each candidate's score [candidates]."""
+        matrix = self._ranker.matrix
+        return feedback.part(matrix @ feedback.away(matrix[feedback.labels])).astype(np.float32)
 
     def _pair(self, now_ms: int, known: Knowledge) -> NDArray[np.float32]:
         """The user's vectors, shifted by context [2, d]."""

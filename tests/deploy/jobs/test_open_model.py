@@ -33,13 +33,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_evaluation_and_the_api_read_the_same_model(folder: Path) -> None:
-    opened, served = open_model(folder, SETTINGS), served_model(folder)
+    opened, served = open_model(folder, SETTINGS), served_model(folder, SETTINGS)
     offline = opened.offline()
     assert opened.version == served.version and opened.metadata["slot"] == served.slot == "next"
     assert offline.weights == served.weights and offline.weights.popularity == 0.5
     delta = offline.offset.offset(1_600_000_000_000, None).delta
     assert np.array_equal(delta, served.offset.offset(1_600_000_000_000, None).delta) and np.any(delta)
-    assert opened.offline(plain=True).weights == replace(offline.weights, popularity=0.0)
+    assert opened.offline(plain=True).weights == replace(offline.weights, popularity=0.0, negative=0.0)
 
 
 def test_the_thread_reads_the_embedder_of_the_training_only(folder: Path) -> None:

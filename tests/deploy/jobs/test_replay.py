@@ -14,7 +14,7 @@ import torch
 from deploy.jobs.evaluate import evaluate_folder
 from deploy.jobs.replay import apart, compare_with_live, replay_folder
 from deploy.jobs.replay_checkpoint import ReplayPlan
-from deploy.settings import load
+from deploy.settings import Settings, load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
 from index.state.memory_store import MemoryStore
@@ -96,6 +96,38 @@ def test_popularity_counts_as_much_as_the_model_says_unless_vectors_alone_are_as
     assert plain[0]["lists"]["next"] == plain[1]["lists"]["next"]
     if measured is evaluated:
         assert [found["popularity_weight"] for found in (without, added, *plain)] == [0, 1, 0, 0]
+
+
+def test_dislikes_take_off_the_same_in_evaluation_and_replay(tmp_path: Path, path: Path, folder: Folder) -> None:
+    facts = {"data": "shop", "before_ms": folder.split_ms(0.5), "slot": "next", "popularity": 0.1}
+    trained, silent = saved(tmp_path / "a", negative=3.0, **facts), saved(tmp_path / "b", negative=0.0, **facts)
+    off, strong = (replace_negative(text) for text in ("off", "3"))
+
+    def slices(model: Path, settings: Settings = SETTINGS) -> list[dict[str, Any]]:
+        """Of the users with some history, by evaluation and by replay: cold ones get lists with context in replay."""
+        ask = QuestionSettings(popularity_ms=0, popularity_events=0)
+        answers = replay_folder(path, ReplayPlan(model, ask=ask), settings, {}).answers
+        found = (evaluate_folder(path, model, settings, {}, None, ask), answers or {})
+        return [each["slices"]["history 21+"]["lists"]["next"] for each in found]
+
+    with_it, without = slices(trained), slices(silent)
+    assert with_it[0] == pytest.approx(with_it[1], abs=1e-6) and without[0] == pytest.approx(without[1], abs=1e-6)
+    assert with_it[0] != without[0]
+    assert slices(trained, off) == without and slices(silent, strong) == with_it
+    metadata = evaluate_folder(path, trained, SETTINGS, {}, None, QuestionSettings(plain=True))
+    assert metadata["negative_weight"] == 0
+
+
+def replace_negative(text: str) -> Settings:
+    return SETTINGS.model_copy(update={"negative": text})
+
+
+def test_a_checkpoint_of_another_weight_of_dislikes_is_refused(tmp_path: Path, path: Path, folder: Folder) -> None:
+    model = saved(tmp_path, data="shop", before_ms=folder.split_ms(0.5))
+    plan = ReplayPlan(model, checkpoint=tmp_path / "kept", part=200)
+    replay_folder(path, plan, SETTINGS, {})
+    with pytest.raises(ValueError, match="its negative was None, now it is off"):
+        replay_folder(path, plan, replace_negative("off"), {})
 
 
 def test_a_split_says_where_questions_begin(tmp_path: Path, folder: Folder, path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from encoder.model.document import DOCUMENT
 from encoder.model.encoder import StarsEncoder
 from encoder.training.dataset import TrainingData
-from encoder.training.holdout import LISTS, POPULARITY, Measured, choose, measure
+from encoder.training.holdout import LEAST_ASKED, LISTS, NEGATIVE, POPULARITY, Measured, Penalties, choose, measure
 from encoder.training.loop import train
 from encoder.training.objective import Objective
 from tests.support.training_data import CONFIG, HOUR_MS, OPTIONS, START_MS, checkerboard, objective_of, shop
@@ -101,13 +101,50 @@ def test_popularity_is_that_before_the_question_by_place_and_worth() -> None:
     assert _measured(replace(data, worth=np.zeros(len(users), np.float32))).popularity == 0
 
 
-def _measured(data: TrainingData) -> Measured:
+def test_dislikes_get_the_least_weight_that_is_as_good_as_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shop(400, 12, checkerboard)
+    told = []
+
+    def most(event: int, unit: Any, strength: float = -0.6, right: bool = True) -> Any:
+        """Before seven of eight targets, something against all items but those that are chosen, or against these."""
+        told.append((event, unit.shape))
+        wrong = np.full(len(unit), strength, np.float32)
+        wrong[data.items[event]] = 0
+        return None if event % 8 == 0 else wrong if right else strength - wrong
+
+    plain = _measured(data)
+    helped = _measured(data, most)
+    assert {shape for _, shape in told} == {(len(data.item_ids), CONFIG.d_model)} and plain.negative is None
+    assert helped.negative == NEGATIVE[0]
+    assert helped.metrics["disliking_ndcg@10"] > helped.metrics["disliking_ndcg@10_without"] + 0.1
+    assert helped.metrics["disliking_events"] == len([event for event, _ in told if event % 8]) >= LEAST_ASKED
+    assert {name: helped.metrics[name] for name in plain.metrics} == plain.metrics  # measured without it, as ever
+    slight = _measured(data, lambda event, unit: most(event, unit, -0.05))
+    assert slight.negative == NEGATIVE[-1]
+    harmful = _measured(data, lambda event, unit: most(event, unit, right=False))
+    assert harmful.negative == NEGATIVE[0]  # no less
+    monkeypatch.setattr("encoder.training.holdout.LEAST_ASKED", len(told))
+    assert _measured(data, most).negative is None
+
+
+def test_the_chosen_weight_of_dislikes_is_in_the_artefact(tmp_path: Path) -> None:
+    data, options = shop(400, 12, checkerboard), replace(OPTIONS, epochs=1)
+    against = np.zeros(len(data.item_ids), np.float32)
+    folders = [
+        train(data, CONFIG, options, out=tmp_path / "with", penalties=lambda event, unit: against).folder,
+        train(data, CONFIG, options, out=tmp_path / "without", penalties=lambda event, unit: None).folder,
+    ]
+    documents = [orjson.loads((folder / DOCUMENT).read_bytes())["metadata"] for folder in folders]
+    assert documents[0]["negative"] == NEGATIVE[0] and "negative" not in documents[1]
+
+
+def _measured(data: TrainingData, penalties: Penalties | None = None) -> Measured:
     torch.manual_seed(0)
     model = StarsEncoder(CONFIG, data.item_ids)
     objective = objective_of(data, CONFIG, OPTIONS, model)
     model.eval()
     with torch.no_grad():
-        found = measure(objective, objective.unit_rows(None, None), POPULARITY)
+        found = measure(objective, objective.unit_rows(None, None), POPULARITY, penalties)
     assert found is not None
     return found
 

@@ -369,10 +369,57 @@ def test_popularity_counts_as_much_as_the_model_says(trained: float | None, adde
     play(scene, prepare)
 
 
-@pytest.mark.parametrize("trained", [-0.1, 1.5, "much", True, [0.1]])
-def test_a_weight_of_popularity_that_is_none_is_refused(trained: Any) -> None:
-    with pytest.raises(ValueError, match="weight of popularity"):
-        own_weights({"popularity": trained})
+@pytest.mark.parametrize("trained", [-0.1, 11, "much", True, [0.1]])
+@pytest.mark.parametrize(("name", "said"), [("popularity", "popularity"), ("negative", "negative feedback")])
+def test_a_weight_that_is_none_is_refused(name: str, said: str, trained: Any) -> None:
+    with pytest.raises(ValueError, match=f"weight of {said} is .*; train again"):
+        own_weights({name: trained})
+
+
+DISLIKE = 3
+DISLIKING = {"kind_weights": (1, 3, 5, -2)}
+
+
+@pytest.mark.parametrize("taste", ["tea", None])
+def test_disliked_teas_make_room_for_fans_and_explain_says_so(taste: str | None) -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        teas = [f"tea{n}" for n in range(5)]
+        await world.put_user("u1", teas, taste)
+        before = await ask(client, count=10, explain=True)
+        assert all("negative" not in item["explain"] for item in before["items"])
+        await world.put_user("u1", teas, taste, kinds=[DISLIKE] * 5)
+        after = await ask(client, count=15, explain=True)
+        assert [name[:3] for name in ids(after)] == ["fan"] * 10 + ["tea"] * 5
+        parts = {item["item_id"]: item["explain"]["negative"] for item in after["items"]}
+        assert all(-1.5 <= parts[f"tea{n}"] < parts["fan0"] <= 0 for n in range(5, 10))
+        for item in after["items"]:
+            assert item["score"] == pytest.approx(sum(item["explain"].values()), abs=1e-5)
+        mine, nobody = ids(await ask(client, count=5)), ids(await ask(client, "nobody", count=5))
+        assert sum(name.startswith("tea") for name in mine) < sum(name.startswith("tea") for name in nobody)
+
+    async def prepare(world: World) -> None:
+        for n in range(10):
+            await world.count(0, "", f"tea{n}", 2)
+
+    play(scene, prepare, **DISLIKING)
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "weight"), [(None, None, 1.5), (2.0, None, 2.0), (2.0, 0.5, 0.5), (2.0, 0.0, 0.0)]
+)
+def test_the_deployments_weight_of_dislikes_comes_before_the_models(
+    trained: float | None, given: float | None, weight: float
+) -> None:
+    async def prepare(world: World) -> None:
+        await world.publish_model(MODEL, negative=trained)
+        await world.put_user("u1", ["tea0"], kinds=[DISLIKE])
+
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        answer = await ask(client, count=20, include_seen=True, explain=True)
+        parts = {item["item_id"]: item["explain"].get("negative", 0.0) for item in answer["items"]}
+        assert parts["tea0"] == pytest.approx(-weight / 2, abs=1e-5)  # one dislike is evidence of a half
+
+    play(scene, prepare, **DISLIKING, negative=given)
 
 
 def test_a_forgotten_user_is_a_cold_user() -> None:

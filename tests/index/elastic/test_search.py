@@ -27,7 +27,7 @@ from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, answer_in_process, plan_searches
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
-from index.state.records import ItemRecord, Vector
+from index.state.records import ItemRecord, UserState, Vector
 from tests.index.items import test_search as contract
 from tests.index.items.test_search import DIM, agree, brute, unit
 from tests.support.elastic_world import PATIENCE_S, settings_of
@@ -177,12 +177,18 @@ def test_a_filter_inside_the_search_and_the_mask_agree(index: Indexed) -> None:
         assert len(labels[row]) == 100 and allowed[labels[row]].all()
 
 
-def test_a_plan_gets_the_list_of_a_process_that_keeps_all_vectors(make: Callable[..., Indexed]) -> None:
+@pytest.mark.parametrize("disliking", [False, True])
+def test_a_plan_gets_the_list_of_a_process_that_keeps_all_vectors(
+    make: Callable[..., Indexed], disliking: bool
+) -> None:
     vectors, index = unit(1600), make(held_rows=1)
     index.upsert(range(1600), vectors)
     everything = Catalogue(MODEL, DIM, ExactIndex(DIM))
     everything.apply([ItemRecord(f"i{n}", n + 1, {}, None, (), "e", None, None, vectors[n]) for n in range(1600)])
-    user = UserView(unit(2, seed=3))
+    # What a user disliked is among what is not kept: its vectors are fetched.
+    missing = index.catalogue.ids_of(index.held.missing(np.arange(1600)))[:3]
+    state = UserState(items=[*missing, "i7"], kinds=[1, 1, 1, 0], ts_ms=[0] * 4)
+    user = UserView.of(unit(2, seed=3), state if disliking else UserState(), (1, -2))
 
     def plan(catalogue: Catalogue) -> SearchPlan:
         return plan_searches(Query(20), user, catalogue, ContextView(), Popularity(MemoryStore()), 0)
@@ -192,6 +198,8 @@ def test_a_plan_gets_the_list_of_a_process_that_keeps_all_vectors(make: Callable
     found = index.run(search.recommend(lambda: plan(index.catalogue)))
     assert [entry.item_id for entry in found.items] == [entry.item_id for entry in expected.items]
     assert found.retrieved == expected.retrieved and found.removed == expected.removed
+    assert [entry.parts for entry in found.items] == [pytest.approx(entry.parts, abs=1e-6) for entry in expected.items]
+    assert all(("negative" in entry.parts) == disliking for entry in found.items)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from context.units import DAY_MS
 from index.items.catalogue import Catalogue
 from index.items.filters import parse_filter
 from index.items.hnsw import HnswIndex
+from index.query.feedback import Rated, rated
 from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, Weights, recommend, seen_items
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import ItemRecord, Vector
+from index.state.records import ItemRecord, UserState, Vector
+from tests.support.feedback_oracle import taken_off
 
 NOW_MS, DIM = 1_000_000, 4
 PLAIN = Weights(popularity=0.0)
@@ -229,16 +232,38 @@ CLICKS = {f"i{n:02d}": n % 7 for n in range(0, 40, 3) if n % 7}
 POPULAR = counted(CLICKS)
 
 
+LABELS: dict[str, dict[str, Any]] = {
+    f"i{n:02d}": {"category": ["even" if n % 2 == 0 else "odd", f"c{n % 5}"][: 1 + n % 4], "subclass": f"s{n % 7}"}
+    | ({"brand": f"b{n % 3}"} if n % 6 else {})
+    for n in range(40)
+}
+KIND_WEIGHTS = (1, 5, -2, -1)
+EVENTS = st.lists(  # item, code of the kind, age in ms: the last one is the newest
+    st.tuples(st.integers(0, 41), st.sampled_from(range(4)), st.integers(0, 60 * DAY_MS)), max_size=12
+).map(lambda found: sorted(found, key=lambda event: -event[2]))
+
+
+def opinion(events: Sequence[tuple[str, int, int]]) -> Rated | None:
+    state = UserState(
+        items=[item for item, _, _ in events],
+        kinds=[code for _, code, _ in events],
+        ts_ms=[NOW_MS - age_ms for *_, age_ms in events],
+    )
+    return rated(state, KIND_WEIGHTS)
+
+
+def lost_by(
+    events: Sequence[tuple[str, int, int]], labels: Mapping[str, Mapping[str, Any]], vectors: Mapping[str, Vector]
+) -> dict[str, float]:
+    rows = [(item, KIND_WEIGHTS[code], NOW_MS - age_ms) for item, code, age_ms in events]
+    return {item: Weights().negative * part for item, part in taken_off(rows, NOW_MS, labels, vectors).items()}
+
+
 def world(graph: bool) -> Catalogue:
     search = HnswIndex(DIM, exact_bytes=0, background=False) if graph else None
     catalogue = Catalogue("m-1", DIM, search)
     catalogue.apply(
-        [
-            record(
-                f"i{n:02d}", VECTORS[n], category=["even" if n % 2 == 0 else "odd"], price=float(n), available=n != 5
-            )
-            for n in range(40)
-        ]
+        [record(f"i{n:02d}", VECTORS[n], **LABELS[f"i{n:02d}"], price=float(n), available=n != 5) for n in range(40)]
     )
     if isinstance(search, HnswIndex):
         search.maintain()
@@ -259,6 +284,7 @@ WORLDS = {graph: world(graph) for graph in (False, True)}
     known=st.booleans(),
     promoted=st.sampled_from([None, "even", "odd"]),
     context=st.booleans(),
+    events=EVENTS,
 )
 def test_any_query_gives_what_ranking_everything_gives(
     graph: bool,
@@ -270,6 +296,7 @@ def test_any_query_gives_what_ranking_everything_gives(
     known: bool,
     promoted: str | None,
     context: bool,
+    events: list[tuple[int, int, int]],
 ) -> None:
     """With 40 items every source reaches all of them, so the pipeline must equal a full ranking."""
     random = np.random.default_rng(seed)
@@ -277,8 +304,9 @@ def test_any_query_gives_what_ranking_everything_gives(
     delta = 0.3 * random.standard_normal(DIM).astype(np.float32) if context else None
     promotions = [{"category": promoted, "strength": 1.0}] if promoted else []
     tree = None if price is None else parse_filter({"field": "price", "gte": price})
-    weights = Weights()
-    user = UserView(h if known else None, frozenset(f"i{n:02d}" for n in seen))
+    weights, rated = Weights(), [(f"i{n:02d}", code, age_ms) for n, code, age_ms in events]
+    user = UserView(h if known else None, frozenset(f"i{n:02d}" for n in seen), rated=opinion(rated))
+    lost = lost_by(rated, LABELS, dict(zip(LABELS, VECTORS, strict=True)))
     view = ContextView("", delta, promotions)
     found = recommend(Query(count, slot, tree), user, WORLDS[graph], view, POPULAR, NOW_MS, weights)
 
@@ -286,7 +314,7 @@ def test_any_query_gives_what_ranking_everything_gives(
         share = np.log1p(POPULAR.weight(f"i{n:02d}")) / np.log1p(max(map(POPULAR.weight, CLICKS)))
         boost = weights.promotion if promoted == ("even" if n % 2 == 0 else "odd") else 0.0
         moved = aim if delta is None else aim + delta
-        return float(VECTORS[n] @ moved + (weights.popularity if known else 1.0) * share + boost)
+        return float(VECTORS[n] @ moved + (weights.popularity if known else 1.0) * share + boost + lost[f"i{n:02d}"])
 
     left = [n for n in range(40) if n != 5 and n not in seen and (price is None or n >= price)]
     aims = [h[0], h[1]] if known else [np.zeros(DIM, np.float32)]
@@ -335,34 +363,55 @@ CLUMPS_POPULAR = {spread: counted(clicks) for spread, (_, clicks, _) in CLUMPS.i
     strengths=st.lists(st.sampled_from([-3.0, -0.2, 0.01, 0.5, 3.0]), max_size=4),
     moved=st.booleans(),
     known=st.booleans(),
+    disliked=st.sampled_from([None, "near", "all of it", "anywhere"]),
 )
 def test_scores_are_those_of_the_best_of_all_items_however_close_they_lie(
-    spread: float, count: int, seed: int, strengths: list[float], moved: bool, known: bool
+    spread: float, count: int, seed: int, strengths: list[float], moved: bool, known: bool, disliked: str | None
 ) -> None:
     (catalogue, clicks, targets), popularity = CLUMPS[spread], CLUMPS_POPULAR[spread]
     random = np.random.default_rng(seed)
     h = np.stack([unit(*random.standard_normal(8)) for _ in range(2)])
     delta = 0.2 * random.standard_normal(8).astype(np.float32) if moved else None
     promotions = [{**target, "strength": strength} for target, strength in zip(targets, strengths, strict=False)]
-    weights, user = Weights(popularity=0.05), UserView(h if known else None)
+    weights, ids = Weights(popularity=0.05), catalogue.item_ids()
+    vectors = np.stack([vector for item in ids if (vector := catalogue.vector(item)) is not None]).astype(np.float64)
+    nearest = [ids[row] for row in np.argsort(-vectors @ h[1])]
+    events = [(item, 2, 0) for item in _disliked(disliked, nearest, catalogue, random)] + [(nearest[9], 0, 0)]
+    user = UserView(h if known else None, rated=opinion(events))
     found = recommend(
         Query(count, "general"), user, catalogue, ContextView("", delta, promotions), popularity, NOW_MS, weights
     )
 
-    ids = catalogue.item_ids()
-    vectors = np.stack([vector for item in ids if (vector := catalogue.vector(item)) is not None]).astype(np.float64)
     aim = (h[1] if known else np.zeros(8)) + (0.0 if delta is None else delta)
     boosts = np.zeros(len(ids))
     for promotion in promotions:
         boost = min(0.3, max(-0.3, weights.promotion * promotion["strength"]))
         boosts[[_names(promotion, catalogue, item) for item in ids]] += boost
     shares = np.array([np.log1p(clicks.get(item, 0)) for item in ids]) / np.log1p(max(clicks.values()))
-    scores = vectors @ aim + np.clip(boosts, -0.3, 0.3) + (weights.popularity if known else 1.0) * shares
+    records = {item: found_item.catalogue or {} for item in ids if (found_item := catalogue.get(item))}
+    lost = lost_by(events, records, dict(zip(ids, vectors.astype(np.float32), strict=True)))
+    scores = (
+        np.array([lost[item] for item in ids])
+        + vectors @ aim
+        + np.clip(boosts, -0.3, 0.3)
+        + (weights.popularity if known else 1.0) * shares
+    )
     by_id = dict(zip(ids, scores, strict=True))
     best = np.sort(scores)[::-1][:count]
     # Which of two items comes first is left open where fp32 cannot tell.
     np.testing.assert_allclose([by_id[entry.item_id] for entry in found.items], best, atol=2e-6)
     np.testing.assert_allclose([entry.score for entry in found.items], best, atol=2e-6)
+
+
+def _disliked(which: str | None, nearest: list[str], catalogue: Catalogue, random: np.random.Generator) -> list[str]:
+    """Five of what lies nearest to the user, half of the items of its category there, or five of all."""
+    if which == "all of it":
+        first = catalogue.get(nearest[0])
+        assert first is not None and first.catalogue is not None
+        return [item for item in nearest if _names({"category": first.catalogue["category"][0]}, catalogue, item)][::2]
+    return {"near": nearest[:5], "anywhere": [nearest[at] for at in random.permutation(len(nearest))[:5]]}.get(
+        which or "", []
+    )
 
 
 def _names(promotion: Mapping[str, Any], catalogue: Catalogue, item_id: str) -> bool:
@@ -375,7 +424,7 @@ def _names(promotion: Mapping[str, Any], catalogue: Catalogue, item_id: str) -> 
     )
 
 
-@pytest.mark.parametrize("name", ["popularity", "promotion", "promotion_limit"])
+@pytest.mark.parametrize("name", ["popularity", "promotion", "promotion_limit", "negative"])
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 def test_a_weight_that_bounds_nothing_is_refused(name: str, value: float) -> None:
     numbers: dict[str, Any] = {name: value}

@@ -1,0 +1,159 @@
+"""Weighs what a user disliked against what they chose, for a part of each item's score that is at most 0.
+
+An item loses by its cosine to disliked items and by the labels that it shares with them. Feedback fades with age; a
+later event of the item, of at least its weight, takes it back.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.items.columns import FieldValue
+from index.items.filters import LabelField
+from index.items.search import Labels
+from index.query.popularity import Amounts
+from index.state.records import UserState, Vector
+
+_COSINE = 0.5  # of the weight, where disliked items have labels, which have the rest
+_SHARES = {
+    "category": 1.0,
+    "subclass": 1.0,
+    "brand": 0.5,
+}  # of a label; those of categories and subclasses are averaged
+
+
+class LabelledItems(Protocol):
+    """Items by number; a catalogue, or a data folder's."""
+
+    def places(self, item_ids: Iterable[str]) -> Labels:
+        """Numbers [n] of the items, each in its place; −1 of one that is not known or has no vector."""
+
+    def values_at(self, label: int) -> Iterable[FieldValue]:
+        """The labels of an item, such as its categories."""
+
+    def labels_with(self, field: LabelField, value: str) -> Labels:
+        """Numbers [m] of the items that have `value` in `field`."""
+
+    def class_counts(self) -> NDArray[np.int32]:
+        """[size] how many categories and subclasses each item has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A window's events, oldest first, negative feedback among them; weights in units of the strongest negative one."""
+
+    items: Sequence[str]
+    weights: Sequence[float]
+    ts_ms: Sequence[int]
+
+    def standing(self, now_ms: int, half_life_ms: int) -> dict[str, float]:
+        """What is left of it at `now_ms` by item: below 0, to −1, of a disliked one, else how often it was chosen."""
+        against: dict[str, tuple[float, int]] = {}
+        amounts: dict[str, float] = defaultdict(float)
+        for item, weight, ts_ms in zip(self.items, self.weights, self.ts_ms, strict=True):
+            before, _ = against.get(item, (0.0, 0))
+            if weight < 0:
+                against[item] = min(weight, before), ts_ms
+            elif weight > 0:
+                if weight >= -before:
+                    against.pop(item, None)
+                amounts[item] += _decay(now_ms - ts_ms, half_life_ms)
+        disliked = {item: weight * _decay(now_ms - ts_ms, half_life_ms) for item, (weight, ts_ms) in against.items()}
+        return {**amounts, **disliked} if disliked else {}
+
+
+def rated(state: UserState, kind_weights: Sequence[int]) -> Rated | None:
+    """The window with the weights of its kinds, by code, when there is negative feedback in it."""
+    kinds = bytes(state.kinds)  # which is searched in no time: most windows hold no negative feedback
+    if not any(weight < 0 and code in kinds for code, weight in enumerate(kind_weights)):
+        return None
+    strongest = -min(kind_weights)
+    known = dict(enumerate(weight / strongest for weight in kind_weights))
+    return Rated(state.items, [known.get(kind, 0.0) for kind in kinds], state.ts_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeFeedback:
+    """What negative feedback takes off scores: at most `weight`, of items with unit vectors."""
+
+    weight: float
+    labels: Labels  # [n] of the items that were disliked or chosen and have a vector
+    amounts: Amounts  # [n] below 0: disliked
+    overlap: Vector | None  # [size] of each item's labels with those of disliked items, in [0, 1]; None: they have none
+
+    @classmethod
+    def of(
+        cls, events: Rated, items: LabelledItems, size: int, now_ms: int, weight: float, half_life_ms: int
+    ) -> NegativeFeedback | None:
+        """Of the first `size` items at a time; None when nothing of it stands."""
+        standing = events.standing(now_ms, half_life_ms)
+        labels = items.places(standing)
+        amounts = np.fromiter(standing.values(), np.float64)
+        known = (labels >= 0) & (labels < size)
+        if not (amounts[known] < 0).any():
+            return None
+        return cls(weight, labels[known], amounts[known], _overlap(items, labels[known], amounts[known], size))
+
+    def away(self, vectors: Vector) -> Vector:
+        """Where the disliked items lie [d]: their sum, shortened to n / (n + p + 1).
+
+        n is the sum's own length, which is less for items that lie apart, and p what was chosen in its direction.
+        `vectors` [n, d] are those of `labels`.
+        """
+        against = np.minimum(self.amounts, 0) @ -vectors.astype(np.float64)
+        length = float(np.linalg.norm(against))
+        if not length:
+            return np.zeros(vectors.shape[1], np.float32)
+        near = np.maximum(vectors @ (against / length), 0)
+        chosen = float(near @ np.maximum(self.amounts, 0))
+        return np.asarray(against / (length + chosen + 1), np.float32)
+
+    def pull(self, away: Vector) -> Vector:
+        """What moves a search [d] as the cosines do, where they are above 0."""
+        return np.float32(-self._by_cosine) * away
+
+    @property
+    def by_labels(self) -> Vector | None:
+        """What its labels take off each item [size], at most 0."""
+        return None if self.overlap is None else self.overlap * np.float32((_COSINE - 1) * self.weight)
+
+    def part(self, cosines: Amounts | Vector, labels: Labels | slice = slice(None)) -> Amounts:
+        """The part [m] of the scores of items with these cosines [m] to `away`."""
+        found: Amounts = -self._by_cosine * np.maximum(cosines.astype(np.float64), 0)
+        return found if self.by_labels is None else found + self.by_labels[labels]
+
+    @property
+    def _by_cosine(self) -> float:
+        return self.weight if self.overlap is None else _COSINE * self.weight
+
+
+def _overlap(items: LabelledItems, labels: Labels, amounts: Amounts, size: int) -> Vector | None:
+    """[size] evidence against an item's labels: n / (n + p + 1) of one with n disliked and p chosen items.
+
+    The mean of its categories and subclasses, so that a root category, which all have, does not drown the leaf; and
+    half of its brand's.
+    """
+    standing = np.zeros(size)
+    standing[labels] = amounts
+    found = {"class": np.zeros(size), "brand": np.zeros(size)}
+    disliked = {pair for label in labels[amounts < 0].tolist() for pair in items.values_at(label) if pair[0] in _SHARES}
+    if not disliked:
+        return None
+    for field, value in sorted(disliked):
+        holders = items.labels_with(field, value)
+        holders = holders[holders < size]
+        here = standing[holders]
+        against, chosen = -here[here < 0].sum(), here[here > 0].sum()
+        found["brand" if field == "brand" else "class"][holders] += _SHARES[field] * against / (against + chosen + 1)
+    mean = found["class"] / np.maximum(items.class_counts()[:size], 1)
+    return np.minimum(mean + found["brand"], 1).astype(np.float32)
+
+
+def _decay(age_ms: int, half_life_ms: int) -> float:
+    return float(2.0 ** (-max(0, age_ms) / half_life_ms))
