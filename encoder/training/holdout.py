@@ -27,9 +27,9 @@ _OLDEST = 20  # half-lives: older events change no share that anybody sees
 RECENT_SHARE = 0.1  # "recent" popularity: the last tenth of the training events
 NEAR = 0.01  # of the best NDCG: no reason for more popularity
 POPULARITY = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # weights of live popularity that are tried
-# Weights of negative feedback that are tried, the usual one first: with less of it five dislikes would not be sure to
-# turn a list, whatever the data say.
-NEGATIVE = (1.5, 2.0, 3.0)
+# Weights of negative feedback that are tried; the usual one is in the middle. With less than the first, five events of
+# half the strongest kind would no longer outweigh a cosine of 1: 2 · (2.5 / 3.5)² > 1.
+NEGATIVE = (2.0, 3.0, 4.0)
 LEAST_ASKED = 100  # targets after negative feedback: what fewer say is noise
 
 

@@ -101,10 +101,10 @@ class NegativeFeedback:
         return cls(weight, labels[known], amounts[known], _overlap(items, labels[known], amounts[known], size))
 
     def away(self, vectors: Vector) -> Vector:
-        """Where the disliked items lie [d]: their sum, shortened to n / (n + p + 1).
+        """Where the disliked items lie [d]: the direction of their sum, as long as the evidence for it.
 
-        n is the sum's own length, which is less for items that lie apart, and p what was chosen in its direction.
-        `vectors` [n, d] are those of `labels`.
+        What counts as disliked is the sum's own length, which is less for items that lie apart, and as chosen what lies
+        in its direction. `vectors` [n, d] are those of `labels`.
         """
         against = np.minimum(self.amounts, 0) @ -vectors.astype(np.float64)
         length = float(np.linalg.norm(against))
@@ -112,7 +112,7 @@ class NegativeFeedback:
             return np.zeros(vectors.shape[1], np.float32)
         near = np.maximum(vectors @ (against / length), 0)
         chosen = float(near @ np.maximum(self.amounts, 0))
-        return np.asarray(against / (length + chosen + 1), np.float32)
+        return np.asarray(against / length * _evidence(length, chosen), np.float32)
 
     def pull(self, away: Vector) -> Vector:
         """What moves a search [d] as the cosines do, where they are above 0."""
@@ -134,7 +134,7 @@ class NegativeFeedback:
 
 
 def _overlap(items: LabelledItems, labels: Labels, amounts: Amounts, size: int) -> Vector | None:
-    """[size] evidence against an item's labels: n / (n + p + 1) of one with n disliked and p chosen items.
+    """[size] evidence against an item's labels.
 
     The mean of its categories and subclasses, so that a root category, which all have, does not drown the leaf; and
     half of its brand's.
@@ -150,9 +150,14 @@ def _overlap(items: LabelledItems, labels: Labels, amounts: Amounts, size: int) 
         holders = holders[holders < size]
         here = standing[holders]
         against, chosen = -here[here < 0].sum(), here[here > 0].sum()
-        found["brand" if field == "brand" else "class"][holders] += _SHARES[field] * against / (against + chosen + 1)
+        found["brand" if field == "brand" else "class"][holders] += _SHARES[field] * _evidence(against, chosen)
     mean = found["class"] / np.maximum(items.class_counts()[:size], 1)
     return np.minimum(mean + found["brand"], 1).astype(np.float32)
+
+
+def _evidence(disliked: float, chosen: float) -> float:
+    """In [0, 1): squared, so that the few dislikes of somebody who chose much of the same hardly matter."""
+    return float((disliked / (disliked + chosen + 1)) ** 2)
 
 
 def _decay(age_ms: int, half_life_ms: int) -> float:

@@ -24,7 +24,7 @@ from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_
 from index.query.popularity import Amounts, Popularity
 from index.state.records import UserState, Vector
 
-MOST_NEGATIVE = 10  # weight of negative feedback: ten times what a cosine can make up for
+MOST_NEGATIVE = 10  # weight of negative feedback: beyond, nothing that is disliked is ever shown
 _SLOTS: tuple[ListKind, ...] = ("next", "general")  # in the order of a user's vectors
 
 
@@ -35,9 +35,7 @@ class Weights:
     popularity: float = 0.02  # of the most popular item; others by the logarithm of their share
     promotion: float = 0.15  # of a promotion of strength 1
     promotion_limit: float = 0.3  # of all promotions of one item together
-    negative: float = (
-        1.5  # most that an item loses by what the user disliked; five removes alone outweigh a cosine of 1
-    )
+    negative: float = 3.0  # most that an item loses by what the user disliked
     negative_ms: int = 30 * DAY_MS  # half-life of what a user disliked
     purchase_ms: int = 90 * DAY_MS  # an item that was bought counts as seen for this long
 

@@ -33,7 +33,7 @@ def taken_off(
     mean = sum(amount * vectors[item].astype(float) for item, amount in disliked.items())
     length = float(np.linalg.norm(mean))
     near = sum(amount * max(0.0, float(vectors[item] @ mean) / length) for item, amount in chosen.items())
-    evidence = length / (length + near + 1)
+    evidence = (length / (length + near + 1)) ** 2
     against = {item: _labels(items.get(item, {})) for item in disliked}
     labelled = any(against.values())
     found = {}
@@ -79,7 +79,7 @@ def _overlap(
     for label in _labels(fields):
         against = math.fsum(amount for item, amount in disliked.items() if label in _labels(items.get(item, {})))
         liked = math.fsum(amount for item, amount in chosen.items() if label in _labels(items.get(item, {})))
-        evidence = against / (against + liked + 1)
+        evidence = (against / (against + liked + 1)) ** 2
         if label[0] == "brand":
             by_brand = evidence / 2
         else:

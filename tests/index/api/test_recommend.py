@@ -391,7 +391,7 @@ def test_disliked_teas_make_room_for_fans_and_explain_says_so(taste: str | None)
         after = await ask(client, count=15, explain=True)
         assert [name[:3] for name in ids(after)] == ["fan"] * 10 + ["tea"] * 5
         parts = {item["item_id"]: item["explain"]["negative"] for item in after["items"]}
-        assert all(-1.5 <= parts[f"tea{n}"] < parts["fan0"] <= 0 for n in range(5, 10))
+        assert all(-3 <= parts[f"tea{n}"] < parts["fan0"] <= 0 for n in range(5, 10))
         for item in after["items"]:
             assert item["score"] == pytest.approx(sum(item["explain"].values()), abs=1e-5)
         mine, nobody = ids(await ask(client, count=5)), ids(await ask(client, "nobody", count=5))
@@ -405,7 +405,7 @@ def test_disliked_teas_make_room_for_fans_and_explain_says_so(taste: str | None)
 
 
 @pytest.mark.parametrize(
-    ("trained", "given", "weight"), [(None, None, 1.5), (2.0, None, 2.0), (2.0, 0.5, 0.5), (2.0, 0.0, 0.0)]
+    ("trained", "given", "weight"), [(None, None, 3.0), (2.0, None, 2.0), (2.0, 0.5, 0.5), (2.0, 0.0, 0.0)]
 )
 def test_the_deployments_weight_of_dislikes_comes_before_the_models(
     trained: float | None, given: float | None, weight: float
@@ -417,7 +417,7 @@ def test_the_deployments_weight_of_dislikes_comes_before_the_models(
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         answer = await ask(client, count=20, include_seen=True, explain=True)
         parts = {item["item_id"]: item["explain"].get("negative", 0.0) for item in answer["items"]}
-        assert parts["tea0"] == pytest.approx(-weight / 2, abs=1e-5)  # one dislike is evidence of a half
+        assert parts["tea0"] == pytest.approx(-weight / 4, abs=1e-5)  # one dislike is evidence of a quarter
 
     play(scene, prepare, **DISLIKING, negative=given)
 
