@@ -27,9 +27,9 @@ _OLDEST = 20  # half-lives: older events change no share that anybody sees
 RECENT_SHARE = 0.1  # "recent" popularity: the last tenth of the training events
 NEAR = 0.01  # of the best NDCG: no reason for more popularity
 POPULARITY = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # weights of live popularity that are tried
-# Weights of negative feedback that are tried; the usual one is in the middle. With less than the first, five events of
-# half the strongest kind would no longer outweigh a cosine of 1: 2 · (2.5 / 3.5)² > 1.
-NEGATIVE = (2.0, 3.0, 4.0)
+# Weights of negative feedback that are tried, the usual one first. With less than the second, five events of half the
+# strongest kind would no longer outweigh a cosine of 1: 2 · (2.5 / 3.5)² > 1.
+NEGATIVE = (3.0, 2.0, 4.0)
 LEAST_ASKED = 100  # targets after negative feedback: what fewer say is noise
 
 
@@ -139,7 +139,7 @@ class _Asked:
 
 
 def _negative(asked: _Asked, penalties: Penalties) -> tuple[float | None, dict[str, float]]:
-    """The least of NEGATIVE that comes within `NEAR` of the best on targets after negative feedback, and metrics."""
+    """The first of NEGATIVE that comes within `NEAR` of the best on targets after negative feedback, and metrics."""
     vectors, weights, found = asked.unit.numpy(), (0.0, *NEGATIVE), []
     for row in np.argsort(asked.objective.data.ts_ms[asked.events], kind="stable").tolist():
         event = int(asked.events[row])
@@ -160,7 +160,7 @@ def _negative(asked: _Asked, penalties: Penalties) -> tuple[float | None, dict[s
 
 
 def choose(ndcg: NDArray[np.float64]) -> tuple[int, int]:
-    """(weight, list) of [weights, lists], weights rising: the least that comes within `NEAR` of the best, best list.
+    """(weight, list) of [weights, lists]: the first weight that comes within `NEAR` of the best, and its best list.
 
     What is popular takes others' place, so it has to be worth more than noise. Of equal lists the simplest.
     """
