@@ -28,7 +28,7 @@ RECENT_SHARE = 0.1  # "recent" popularity: the last tenth of the training events
 NEAR = 0.01  # of the best NDCG: no reason for more popularity
 POPULARITY = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # weights of live popularity that are tried
 # Weights of negative feedback that are tried, the usual one first. With less than the second, five events of half the
-# strongest kind would no longer outweigh a cosine of 1: 2 · (2.5 / 3.5)² > 1.
+# strongest kind would not make up for a cosine of 1: 2 · (2.5 / 3.5)² is about 1.
 NEGATIVE = (3.0, 2.0, 4.0)
 LEAST_ASKED = 100  # targets after negative feedback: what fewer say is noise
 

@@ -21,11 +21,8 @@ from index.query.popularity import Amounts
 from index.state.records import UserState, Vector
 
 _COSINE = 0.5  # of the weight, where disliked items have labels, which have the rest
-_SHARES = {
-    "category": 1.0,
-    "subclass": 1.0,
-    "brand": 0.5,
-}  # of a label; those of categories and subclasses are averaged
+_SHARES = {"category": 1.0, "subclass": 1.0, "brand": 0.5}  # of a label's evidence
+_SPAN = 20  # events: what somebody chose that long before a dislike says half as much against it
 
 
 class LabelledItems(Protocol):
@@ -53,19 +50,28 @@ class Rated:
     ts_ms: Sequence[int]
 
     def standing(self, now_ms: int, half_life_ms: int) -> dict[str, float]:
-        """What is left of it at `now_ms` by item: below 0, to −1, of a disliked one, else how often it was chosen."""
-        against: dict[str, tuple[float, int]] = {}
-        amounts: dict[str, float] = defaultdict(float)
-        for item, weight, ts_ms in zip(self.items, self.weights, self.ts_ms, strict=True):
+        """What is left of it at `now_ms` by item: below 0, to −1, of a disliked one, else how often it was chosen.
+
+        It halves with each `half_life_ms` of age and each `_SPAN` events before the newest negative one that stands.
+        """
+        against: dict[str, tuple[float, int]] = {}  # item → weight, and place of the latest event against it
+        for at, (item, weight) in enumerate(zip(self.items, self.weights, strict=True)):
             before, _ = against.get(item, (0.0, 0))
             if weight < 0:
-                against[item] = min(weight, before), ts_ms
-            elif weight > 0:
-                if weight >= -before:
-                    against.pop(item, None)
-                amounts[item] += _decay(now_ms - ts_ms, half_life_ms)
-        disliked = {item: weight * _decay(now_ms - ts_ms, half_life_ms) for item, (weight, ts_ms) in against.items()}
-        return {**amounts, **disliked} if disliked else {}
+                against[item] = min(weight, before), at
+            elif weight > 0 and weight >= -before:
+                against.pop(item, None)
+        newest = max((at for _, at in against.values()), default=0)
+
+        def left(at: int) -> float:
+            halves = max(0, now_ms - self.ts_ms[at]) / half_life_ms + max(0, newest - at) / _SPAN
+            return float(2.0**-halves)
+
+        chosen: dict[str, float] = defaultdict(float)
+        for at, (item, weight) in enumerate(zip(self.items, self.weights, strict=True)):
+            if weight > 0:
+                chosen[item] += left(at)
+        return {**chosen, **{item: weight * left(at) for item, (weight, at) in against.items()}} if against else {}
 
 
 def rated(state: UserState, kind_weights: Sequence[int]) -> Rated | None:
@@ -103,16 +109,17 @@ class NegativeFeedback:
     def away(self, vectors: Vector) -> Vector:
         """Where the disliked items lie [d]: the direction of their sum, as long as the evidence for it.
 
-        What counts as disliked is the sum's own length, which is less for items that lie apart, and as chosen what lies
-        in its direction. `vectors` [n, d] are those of `labels`.
+        A chosen item counts by the square of its cosine to it over the mean one of disliked items, but once at most.
+        `vectors` [n, d] are those of `labels`.
         """
-        against = np.minimum(self.amounts, 0) @ -vectors.astype(np.float64)
-        length = float(np.linalg.norm(against))
+        disliked, chosen = np.maximum(-self.amounts, 0), np.maximum(self.amounts, 0)
+        total = disliked @ vectors.astype(np.float64)
+        length, count = float(np.linalg.norm(total)), float(disliked.sum())
         if not length:
             return np.zeros(vectors.shape[1], np.float32)
-        near = np.maximum(vectors @ (against / length), 0)
-        chosen = float(near @ np.maximum(self.amounts, 0))
-        return np.asarray(against / length * _evidence(length, chosen), np.float32)
+        direction = total / length
+        near = np.clip(vectors @ direction / (length / count), 0, 1) ** 2
+        return np.asarray(direction * _evidence(count, float(near @ chosen)), np.float32)
 
     def pull(self, away: Vector) -> Vector:
         """What moves a search [d] as the cosines do, where they are above 0."""
@@ -158,7 +165,3 @@ def _overlap(items: LabelledItems, labels: Labels, amounts: Amounts, size: int) 
 def _evidence(disliked: float, chosen: float) -> float:
     """In [0, 1): squared, so that the few dislikes of somebody who chose much of the same hardly matter."""
     return float((disliked / (disliked + chosen + 1)) ** 2)
-
-
-def _decay(age_ms: int, half_life_ms: int) -> float:
-    return float(2.0 ** (-max(0, age_ms) / half_life_ms))

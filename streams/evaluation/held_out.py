@@ -132,7 +132,7 @@ class HeldOut:
         if found is None or not weights.negative:
             return None
         if pending:
-            found = replace(found, items=["" if item in pending else item for item in found.items])
+            found = replace(found, items=[f"pending\0{item}" if item in pending else item for item in found.items])
         return NegativeFeedback.of(
             found, self.items.labels, len(self.items.item_ids), now_ms, weights.negative, weights.negative_ms
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from index.state.records import Vector
 
-HALF_LIFE_MS = 30 * 86_400_000
+HALF_LIFE_MS, SPAN = 30 * 86_400_000, 20
 Event = tuple[str, int, int]  # item, weight of its kind, time in ms
 
 
@@ -32,8 +32,12 @@ def taken_off(
         return dict.fromkeys(items, 0.0)
     mean = sum(amount * vectors[item].astype(float) for item, amount in disliked.items())
     length = float(np.linalg.norm(mean))
-    near = sum(amount * max(0.0, float(vectors[item] @ mean) / length) for item, amount in chosen.items())
-    evidence = (length / (length + near + 1)) ** 2
+    count = sum(disliked.values())
+    own = sum(amount * float(vectors[item] @ mean) / length for item, amount in disliked.items()) / count
+    near = 0.0
+    for item, amount in chosen.items():
+        near += amount * min(1.0, max(0.0, float(vectors[item] @ mean) / length / own)) ** 2
+    evidence = (count / (count + near + 1)) ** 2
     against = {item: _labels(items.get(item, {})) for item in disliked}
     labelled = any(against.values())
     found = {}
@@ -45,23 +49,27 @@ def taken_off(
 
 
 def _standing(events: Sequence[Event], now_ms: int, strongest: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Strength of what is disliked, and how often everything else was chosen, both decayed."""
-    disliked: dict[str, float] = {}
-    chosen: dict[str, float] = {}
+    """Strength of what is disliked, and how often everything else was chosen, both faded."""
+    stands: dict[str, tuple[int, int]] = {}  # item → weight, and number of the event that is left of it
     for item in {item for item, _, _ in events}:
-        own = [(weight, ts_ms) for name, weight, ts_ms in events if name == item]
-        worst, worst_ms, count = 0, 0, 0.0
-        for weight, ts_ms in own:
-            if weight < 0:
-                worst, worst_ms = min(weight, worst), ts_ms
-            elif weight > 0:
-                worst = 0 if weight >= -worst else worst
-                count += 0.5 ** (max(0, now_ms - ts_ms) / HALF_LIFE_MS)
+        worst, number = 0, -1
+        for at, (name, weight, _) in enumerate(events):
+            if name == item and weight < 0:
+                worst, number = min(weight, worst), at
+            elif name == item and weight > 0 and weight >= -worst:
+                worst = 0
         if worst:
-            disliked[item] = -worst / strongest * 0.5 ** (max(0, now_ms - worst_ms) / HALF_LIFE_MS)
-        elif count:
-            chosen[item] = count
-    return disliked, chosen
+            stands[item] = worst, number
+    newest = max([number for _, number in stands.values()], default=-1)
+    faded = [
+        0.5 ** (max(0, now_ms - ts_ms) / HALF_LIFE_MS) * 0.5 ** (max(0, newest - at) / SPAN)
+        for at, (_, _, ts_ms) in enumerate(events)
+    ]
+    chosen: dict[str, float] = {}
+    for (item, weight, _), amount in zip(events, faded, strict=True):
+        if weight > 0 and item not in stands:
+            chosen[item] = chosen.get(item, 0.0) + amount
+    return {item: -worst / strongest * faded[number] for item, (worst, number) in stands.items()}, chosen
 
 
 def _labels(fields: Mapping[str, Any]) -> set[tuple[str, str]]:

@@ -249,11 +249,10 @@ class Oracle:
     def _lost(self, state: UserState, now_ms: int, here: set[str]) -> NDArray[np.float64]:
         """What the user's dislikes of items that are here take off each item's score."""
         columns = zip(state.items, state.kinds, state.ts_ms, strict=True)
-        events = [(name, RULES.kinds[kind].weight, ts_ms) for name, kind, ts_ms in columns if name in here]
+        events = [(name, RULES.kinds[kind].weight, ts_ms) for name, kind, ts_ms in columns]
         ids = self._folder.item_ids
-        found = taken_off(
-            events, now_ms, {name: LABELS[int(name[1:])] for name in ids}, dict(zip(ids, self._matrix, strict=True))
-        )
+        known = {name: vector for name, vector in zip(ids, self._matrix, strict=True) if name in here}
+        found = taken_off(events, now_ms, {name: LABELS[int(name[1:])] for name in ids}, known)
         return Weights().negative * np.array([found[name] for name in ids])
 
     def _sorted(

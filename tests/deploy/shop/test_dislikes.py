@@ -154,6 +154,20 @@ def test_five_dislikes_turn_the_list_away_from_a_category(served: Served, kind: 
         assert sum(after < nobody or not after for _, _, nobody, after in table) >= CATEGORIES - 1, table
 
 
+def test_five_dislikes_of_somebody_with_a_long_history_bring_no_more_of_a_category(served: Served) -> None:
+    """The last events decide what comes next, also when they are dislikes, whatever was viewed before."""
+    table = []
+    for category in served.shop.categories:
+        rest = sorted(set(served.shop.goods.ids) - set(served.shop.items_of(category)[:5]))
+        views = [(item, "view") for item in np.random.default_rng(1).choice(rest, 100, replace=False).tolist()]
+        events = [*views, *((item, "dislike") for item in served.shop.items_of(category)[:5])]
+        off = served.share(category, events, replace(served.weights, negative=0))
+        table.append((served.share(category, views), off, served.share(category, events)))
+    assert sum(off > before for before, off, _ in table) > CATEGORIES / 2, table
+    assert sum(after <= before for before, _, after in table) >= CATEGORIES - 1, table
+    assert sum(after < off for _, off, after in table) >= CATEGORIES - 1, table
+
+
 def test_training_chose_the_weight_where_enough_was_asked_after_dislikes(served: Served) -> None:
     asked = served.metadata["metrics"].get("disliking_events", 0)
     assert (served.metadata.get("negative") in NEGATIVE) == (asked >= LEAST_ASKED)

@@ -88,14 +88,21 @@ def test_a_window_without_negative_feedback_says_nothing() -> None:
     ],
 )
 def test_negative_feedback_stands_until_an_event_of_its_weight(kinds: Sequence[str], stands: float) -> None:
-    events = [("a", kind, 0) for kind in kinds]
-    assert standing(*events, ("b", "remove", 0)) == {"a": stands, "b": -0.5}
+    found = standing(("b", "remove", 0), *(("a", kind, 0) for kind in kinds))
+    assert found["a"] == stands and found["b"] < 0
 
 
 def test_feedback_fades_with_its_age_and_what_was_chosen_too() -> None:
     found = standing(("a", "dislike", HALF_LIFE_MS), ("b", "view", 2 * HALF_LIFE_MS), ("b", "view", HALF_LIFE_MS))
     assert found == pytest.approx({"a": -0.5, "b": 0.75})
     assert standing(("a", "dislike", -DAY_MS)) == {"a": -1.0}  # a clock that runs ahead
+
+
+def test_what_was_chosen_long_before_a_dislike_says_less_against_it() -> None:
+    between: list[Event] = [("c", "note", 0)] * 19
+    found = standing(("a", "view", 0), *between, ("b", "dislike", 0), *between, ("b", "note", 0), ("a", "view", 0))
+    assert found == pytest.approx({"a": 0.5 + 1, "b": -1})
+    assert standing(("a", "remove", 0), *between, ("b", "dislike", 0)) == pytest.approx({"a": -0.25, "b": -1})
 
 
 def test_items_lose_by_cosine_and_labels() -> None:
@@ -117,8 +124,8 @@ def test_items_lose_by_cosine_and_labels() -> None:
     for entry in found.values():
         assert entry.score == pytest.approx(sum(entry.parts.values()))
     # What was chosen beside it speaks for the labels and the place that they share.
-    with_near = asked(shop, [("near", "view", 0), ("near", "view", 0), ("red", "dislike", 0)], unit(0, 1, 0, 0))
-    shoes, place = (1 / (1 + 2 + 1)) ** 2, (1 / (1 + 2 * np.sqrt(0.5) + 1)) ** 2
+    with_near = asked(shop, [("red", "dislike", 0), ("near", "view", 0), ("near", "view", 0)], unit(0, 1, 0, 0))
+    shoes, place = (1 / (1 + 2 + 1)) ** 2, (1 / (1 + 2 * 0.5 + 1)) ** 2  # the square of its cosine
     assert lost(with_near)["near"] == pytest.approx(-0.5 * place * np.sqrt(0.5) - 0.5 * shoes, abs=1e-6)
 
 
@@ -128,7 +135,8 @@ def test_what_all_items_share_does_not_drown_what_few_share() -> None:
     )
     found = lost(asked(shop, [("x0", "dislike", 0), ("x1", "dislike", 0)], unit(1, 0, 0, 0)))
     assert found["x2"] < found["y2"] < 0
-    assert found["x2"] - found["y2"] == pytest.approx(-0.5 * (2 / 3) ** 2 / 2, abs=1e-6)
+    count = 2**-0.05 + 1  # the first one was an event earlier
+    assert found["x2"] - found["y2"] == pytest.approx(-0.5 * (count / (count + 1)) ** 2 / 2, abs=1e-6)
 
 
 def test_without_labels_the_cosine_has_the_whole_weight() -> None:
