@@ -46,8 +46,10 @@ def check_kafka(settings: Settings) -> list[Finding]:
     try:
         with open_admin(config, _ANSWER_S, api_version=_VERSION) as (admin, cluster):
             wanted = topic_partitions(settings.partitions)
-            found = _cluster(at, config.security, cluster) + _topics(config, cluster, wanted)
-            return found if cluster.cluster_id.startswith(EMBEDDED) else found + _limits(config, admin, cluster, wanted)
+            brokers, topics = _cluster(at, config.security, cluster), _topics(config, cluster, wanted)
+            if cluster.cluster_id.startswith(EMBEDDED) or any(found.state == "wrong" for found in brokers):
+                return brokers + topics
+            return brokers + topics + _limits(config, admin, cluster, wanted)
     except ConnectionError as error:
         return [at.wrong(*_refused(config, server, str(error)))]
 

@@ -18,6 +18,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from deploy.servers.kafka import KafkaServer
 from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.topics import AHEAD
 from streams.events import CONSUMED, DEAD_LETTERS
 from streams.kafka.config import KafkaConfig
 from tests.faults.main_thread import in_main_thread
@@ -75,7 +76,8 @@ class RealBroker:
         counts = topic_partitions(partitions)
         wanted = {access.topic(name): counts[name] for name in names}
         # The traffic's times are of another year: without this Kafka would soon delete what it has just taken.
-        keep = {"retention.ms": "-1"}
+        # And what a burst sends from the future is to come in, as it does where a topic has no limit.
+        keep = {"retention.ms": "-1", AHEAD: str(2**63 - 1)}
         _done(self._admin.create_topics([NewTopic(name, count, 1, config=keep) for name, count in wanted.items()]))
         self._until(lambda topics: all(_ready(topics.get(name), count) for name, count in wanted.items()))
 
