@@ -75,7 +75,7 @@ def test_a_model_against_itself_differs_nowhere(tmp_path: Path, folder: Folder) 
 
 def test_models_are_compared_with_the_popularity_that_each_is_served_with(tmp_path: Path, folder: Folder) -> None:
     models = {
-        name: saved(tmp_path / name, before_ms=folder.split_ms(0.5), popularity=weight)
+        name: saved(tmp_path / name, before_ms=folder.split_ms(0.5), popularity=weight, negative=0)
         for name, weight in (("A", 0.0), ("B", 1.0))
     }
     found = compare_models(tmp_path / "shop", models, SETTINGS, {}, None, ASK)
