@@ -162,7 +162,8 @@ def _render(
 def _shown(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"item_id": entry.item_id, "score": round(entry.score, 6), "slot": entry.slot}
     item = serving.catalogue.get(entry.item_id)
-    if item is not None and (title := item.title):
+    if item is not None:
+        title = item.title
         shown["title"] = title if len(title) <= _TITLE_CHARACTERS else f"{title[: _TITLE_CHARACTERS - 1]}…"
     if explain:
         shown["explain"] = {name: round(part, 6) for name, part in entry.parts.items()}

@@ -164,10 +164,11 @@ def test_the_documentation_asks_no_other_host() -> None:
     play(scene)
 
 
-def test_a_long_title_is_cut_in_lists_and_whole_in_its_record() -> None:
+def test_a_long_title_is_cut_in_lists_and_whole_in_its_record_and_an_empty_one_is_there() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         await world.put_item("tea0", "tea", 0, title="é" * 300_000)
         await world.put_item("tea1", "tea", 1, title="x" * 200)
+        await world.put_item("tea3", "tea", 2, title="")
 
         async def applied() -> bool:
             items = (await client.get("/v1/recommendations/u1?count=20")).json()["items"]
@@ -177,6 +178,7 @@ def test_a_long_title_is_cut_in_lists_and_whole_in_its_record() -> None:
         response = await client.get("/v1/recommendations/u1?count=20")
         shown = {item["item_id"]: item["title"] for item in response.json()["items"]}
         assert shown["tea0"] == "é" * 199 + "…" and shown["tea1"] == "x" * 200
+        assert shown["tea3"] == ""
         assert len(response.content) < 10_000
         similar = (await client.get("/v1/items/tea2/similar?count=20")).json()["items"]
         assert {item["item_id"]: item["title"] for item in similar}["tea0"] == shown["tea0"]
