@@ -48,17 +48,13 @@ class Body:
         items = self._typed(name, value, list, "a list of strings")
         return [named_label(f"{name}[{i}]", item) for i, item in enumerate(items)]
 
-    def integer(self, name: str) -> int | None:
+    def time_ms(self, name: str, *, open_start: bool = False, open_end: bool = False) -> int | None:
         value = self.body.get(name)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not -(2**62) <= value < 2**62:
-            raise MalformedError(name, f"expected an integer below 2^62, got {_shown(value)}")
-        return value
-
-    def time_ms(self, name: str, *, open_start: bool = False, open_end: bool = False) -> int | None:
-        value = self.integer(name)
-        return None if value is None else checked_ms(name, value, open_start=open_start, open_end=open_end)
+            raise MalformedError(name, f"expected a whole number of milliseconds since the epoch, got {_shown(value)}")
+        return checked_ms(name, value, open_start=open_start, open_end=open_end)
 
     def number(self, name: str) -> float | None:
         value = self.body.get(name)
