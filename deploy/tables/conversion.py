@@ -31,7 +31,12 @@ _SHOWN = 5  # first rows of a dry run
 def convert_tables(
     shop: ShopMap, events: Sequence[TableFile], items: Sequence[TableFile], out: Path | None, report: Report
 ) -> None:
-    """Writes the data folder `out` (None: only reports). Raises ValueError for what cannot be read, with its place."""
+    """Writes the data folder `out` (None: only reports).
+
+    Raises ValueError for what cannot be read, with its place, and for a data folder that is there already.
+    """
+    if out is not None and (out / EVENTS).exists():
+        raise ValueError(f"{out} is a data folder already; name another one, or remove it")
     log = _log(_events(table, events, report, _place(shop, "events", n)) for n, table in enumerate(shop.events))
     if not log.height:
         why = "; ".join(report.lines()).removeprefix("0 events, 0 items; ")

@@ -109,8 +109,10 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path, out: Path) -> None
     write_movielens(tmp_path / "ml")
     convert("movielens", tmp_path / "ml", out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    convert("movielens", tmp_path / "ml", out)
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    with pytest.raises(ValueError, match="is a data folder already"):
+        convert("movielens", tmp_path / "ml", out)
+    convert("movielens", tmp_path / "ml", tmp_path / "again")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "again").iterdir()} == before
 
 
 def test_a_cell_with_a_comma_is_quoted(tmp_path: Path, out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,7 @@ def run(tmp_path: Path, text: str, events: str | bytes, items: str | bytes | Non
             (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     paths = [tmp_path / "items.csv"] if items is not None else []
     report = Report(**more)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
     convert_table([tmp_path / "events.csv"], paths, read_map(text, "MAP.toml"), tmp_path / "out", report)
     return report
 
@@ -299,6 +301,7 @@ def test_json_lines_arrays_and_parquet_hold_the_same(tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(map(orjson.dumps, records)))
     (tmp_path / "e.json").write_bytes(orjson.dumps(records, option=orjson.OPT_INDENT_2))
     for name in ("e.parquet", "e.jsonl", "e.json"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         convert_table([tmp_path / name], [], text, tmp_path / "out", Report())
         found.append([(row["user_id"], row["item_id"], row["timestamp"]) for row in rows(tmp_path)])
     assert found == [[("7", "a", "1600000000"), ("8", "b", "1600000001")]] * 3
@@ -310,6 +313,7 @@ def test_times_and_numbers_of_parquet_keep_their_meaning(tmp_path: Path) -> None
     text = read_map(PLAIN.replace('"time"', '{ column = "time", zone = "Europe/Berlin" }'), "m")
     for zoned in (moments, moments.dt.replace_time_zone("Europe/Berlin")):
         frame.with_columns(zoned).write_parquet(tmp_path / "e.parquet")
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         convert_table([tmp_path / "e.parquet"], [], text, tmp_path / "out", Report())
         assert [row["timestamp"] for row in rows(tmp_path)] == ["1600000000", "1600000001"]
         assert rows(tmp_path)[0]["user_id"] == "1"
@@ -325,6 +329,7 @@ def test_folders_patterns_and_copies(tmp_path: Path) -> None:
     (folder / "notes.pdf").write_bytes(b"%PDF")
     for given in ([folder], [Path(f"{folder}/*.csv*")], [folder / "a.csv", folder / "a.csv.gz", folder / "b.csv"]):
         report = Report()
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         convert_table(given, [], read_map(PLAIN, "m"), tmp_path / "out", report)
         assert [row["item_id"] for row in rows(tmp_path)] == ["a", "b"]
         assert f"{folder / 'a.csv.gz'} is not read: {folder / 'a.csv'} beside it is the same file" in report.notes
