@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REST_BEATS = 20  # heartbeats without a change of what a process counts
-_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-.[ps] \S+ \S+ [1-9]\d*")
+_LIBRARY = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-.[ps] \S+ \S+ [1-9]\d* +\S*\.so[.\d]*$")
 _MADV_DONTNEED = 4
 
 
@@ -32,7 +32,7 @@ class RestWatch:
 
 
 def give_back() -> None:
-    """Returns free heap memory, and unmaps pages of libraries and files that nobody has changed."""
+    """Returns free heap memory, and unmaps pages of libraries that nobody has changed."""
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
@@ -44,16 +44,17 @@ def give_back() -> None:
 
 
 def _unchanged(smaps: list[str]) -> Iterator[tuple[int, int]]:
-    """Mappings of files that cannot be written to and hold no page of our own: all of it can be read again.
+    """Mappings of libraries that cannot be written to and hold no page of our own: all of it can be read again.
 
-    The relocated tables of a library are read-only too, but such pages of our own would be lost.
+    Libraries stay where they are, while the place of another file may be somebody's heap a moment later. The relocated
+    tables of a library are read-only too, but such pages of our own would be lost.
     """
     found: tuple[int, int] | None = None
     for line in smaps:
         if line.startswith("Anonymous:"):
             if found is not None and line.split()[1] == "0":
                 yield found
-        elif (mapping := _MAPPING.match(line)) is not None:
+        elif (mapping := _LIBRARY.match(line)) is not None:
             found = int(mapping[1], 16), int(mapping[2], 16)
         elif re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             found = None
