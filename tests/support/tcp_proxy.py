@@ -67,10 +67,12 @@ class Proxy:
         server, self._server = self._server, None
         if server is not None:
             server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        while self._writers:
+        # Also the connections that were just accepted: they have a task before they have a writer.
+        while asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in list(self._writers):
+                writer.transport.abort()
             await asyncio.sleep(0.001)
+        await asyncio.sleep(0)  # sockets are closed by the turn after the abort
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
