@@ -35,6 +35,7 @@ async def _worker(settings: Settings) -> None:
     from deploy.jobs.open_model import open_model
     from index.items.follower import ItemFollower
     from streams.kafka.worker import StreamWorker, WorkerSettings
+    from streams.pipeline.encoders import Encoders
     from streams.pipeline.engine import Engine
     from streams.pipeline.intake import KafkaDeadLetterSink
 
@@ -50,7 +51,9 @@ async def _worker(settings: Settings) -> None:
     await announce()
     encoder = model.thread()
     producer = EventProducer(settings.kafka_config())
-    engine = Engine(store, rules, settings.partitions, KafkaDeadLetterSink(producer.send), encoder, sizes, announce)
+    engine = Engine(
+        store, rules, settings.partitions, KafkaDeadLetterSink(producer.send), Encoders(encoder), sizes, announce
+    )
     follower = ItemFollower(store, model.version, encoder, text_vectors=True)
     options = WorkerSettings(settings.kafka_config(), settings.group)
     worker = StreamWorker(engine, options, follower.run)
@@ -74,7 +77,7 @@ async def _worker(settings: Settings) -> None:
 
 def worker_report(engine: Engine) -> dict[str, Any]:
     """A worker's share of its heartbeat."""
-    stats = engine.encoder.encoder.stats if engine.encoder is not None else None
+    stats = next((thread.encoder.stats for thread in engine.encoders), None)
     cache = {} if stats is None else {f"cache_{name}": getattr(stats, name) for name in ("hits", "misses", "evictions")}
     return {"counters": {**engine.counts.as_dict(), **cache}, "freshness_ms": engine.metrics.freshness.percentiles()}
 

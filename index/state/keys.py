@@ -36,6 +36,10 @@ class Keys:
         """Hash of what an API process needs to serve a model version (JSON and context weights)."""
         return f"{self.prefix}:model:{version}"
 
+    def wanted(self) -> str:
+        """Hash user → tag of users who asked for a list and had no vectors of the served model."""
+        return f"{self.prefix}:wanted"
+
     def roles(self) -> str:
         """Hash role id → JSON heartbeat of every running process."""
         return f"{self.prefix}:roles"

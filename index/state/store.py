@@ -146,7 +146,7 @@ class LiveStore(Protocol):
         """Removes fields of a hash that no claim guards."""
 
     async def swap(self, key: str, expected: Fields, fields: Fields) -> bool:
-        """Sets fields of a hash that no claim guards, None removes one, if all `expected` ones are as given, atomically.
+        """Sets fields of a hash that no claim guards, or removes one by None, if all `expected` ones are as given.
 
         False, and nothing is changed, when one is not; None expects that it is not there.
         """

@@ -33,6 +33,7 @@ from index.state.store import LiveStore, LogIdentity
 from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules, topics_of
 from streams.parsing import encode_record
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.intake import KafkaDeadLetterSink
 from streams.pipeline.user_state import EngineSettings, WindowLimits
@@ -121,7 +122,7 @@ async def engine_on(store: LiveStore, broker: Broker, generation: int) -> AsyncI
     encoder = EncoderThread(incremental, metadata["version"], metadata["embedder"])
     try:
         await ItemFollower(store, metadata["version"], encoder, text_vectors=True).catch_up()
-        engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(broker), encoder, SIZES)
+        engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(broker), Encoders(encoder), SIZES)
         for tag in TAGS:
             await engine.claim(tag, generation, logs_of(tag), "group")
         yield engine

@@ -43,6 +43,7 @@ from streams.kafka.log_identity import LogLookup
 from streams.kafka.worker import StreamWorker, WorkerSettings
 from streams.parsing import encode_record
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine
 from streams.pipeline.intake import KafkaDeadLetterSink
 from tests.compatibility.world import MODEL, PARTITIONS, RULES, SIZES
@@ -94,7 +95,7 @@ async def _serve(
     version = await publish_model(store, MODEL, SIZES.bucket_ms)
     model, metadata = load(MODEL)
     encoder = EncoderThread(IncrementalEncoder(model, cache_bytes=1 << 22, device="cpu"), version, metadata["embedder"])
-    engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(producer.send), encoder, SIZES)
+    engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(producer.send), Encoders(encoder), SIZES)
     follower = ItemFollower(store, version, encoder, text_vectors=True)
     worker = StreamWorker(engine, WorkerSettings(access, session_s=3.0), follower.run)
     api_store = RedisStore(redis_url, Keys("fuzzed"), timeout_s=1.0, retries=1)  # cores are shared with the tests

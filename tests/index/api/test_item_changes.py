@@ -16,6 +16,7 @@ from index.state.keys import ITEMS_TAG
 from index.state.memory_store import MemoryStore
 from streams.events import CATALOG, Record, Rules
 from streams.parsing import parse
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.item_ops import item_ops
 from tests.support.index_api_world import NOW_MS, World
 
@@ -44,7 +45,7 @@ class ApplyingWorld(World):
     async def apply(self) -> None:
         while self.waiting:
             event = parse(self.waiting.pop(0), Rules())
-            await self._commit(ITEMS_TAG, CATALOG, await item_ops([event], self.store.keys, None))
+            await self._commit(ITEMS_TAG, CATALOG, await item_ops([event], self.store.keys, Encoders()))
 
 
 Scene = Callable[[ApplyingWorld, httpx.AsyncClient], Awaitable[None]]
