@@ -253,15 +253,13 @@ class Engine:
         self, lease: PartitionLease, topic: str, offset: int, ops: Sequence[Op], models: str | None = None
     ) -> None:
         """Writes items or contexts; `models` is the mark to be kept, else what becomes of it by writing items."""
-        if (
-            models is None
-            and lease.tag == ITEMS_TAG
-            and (models := self.encoders.written(lease.models)) != lease.models
-        ):
-            ops = [*ops, Op("hset", self.store.keys.owner(lease.tag), {MODELS: models.encode()})]
+        if models is None:
+            models = self.encoders.written(lease.models)
+            noted = [Op("hset", self.store.keys.owner(lease.tag), {MODELS: models.encode()})]
+            ops = [*ops, *(noted if models != lease.models else [])]
         try:
             await lease.commit(self.store, topic, offset, ops)
         except BaseException:
             lease.unsure = True
             raise
-        lease.models = lease.models if models is None else models
+        lease.models = models

@@ -160,7 +160,7 @@ class UserPlanner:
             for user_id, touched in plan.touched.items():
                 if touched.emptied:
                     await self._encoders.drop(plan.lease.tag, user_id)
-        if any(touched.encode for plan in plans for touched in plan.touched.values()):
+        if self._encoders and any(touched.encode for plan in plans for touched in plan.touched.values()):
             started = time.perf_counter()
             counts = await asyncio.gather(*(self._encode_by(thread, plans) for thread in self._encoders))
             self._metrics.encoded(sum(counts), time.perf_counter() - started)
