@@ -1,7 +1,7 @@
 """Completes vectors beside the stream, so that all users and items have those of every model that is written.
 
-A pass over a tag looks at everyone, newest first, encodes who lacks a vector and removes those of other models. One that
-had nothing to write is noted at the tag. A killed worker's pass begins anew.
+A pass over a tag looks at everyone, newest first, encodes who lacks a vector and removes those of other models. A pass
+that had nothing to write is noted at the tag. What a killed worker had begun begins anew.
 """
 
 from __future__ import annotations
