@@ -25,6 +25,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "deploy": (
         {"runtime", "servers", "shop", "reports", "tables"},
         {"stack"},
+        {"models"},
         {"traffic"},
         {"texts"},
         {"jobs"},

@@ -60,7 +60,12 @@ async def _serve(settings: Settings) -> None:
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
-        async with running(store, "api", lambda: {"counters": {**metrics.counters(), "dropped": exposures.dropped}}):
+
+        def report() -> dict[str, Any]:
+            counters = {**metrics.counters(), "dropped": exposures.dropped}
+            return {"counters": counters, "models": app.state.services.keeper.report()}
+
+        async with running(store, "api", report):
             await server.serve()
     finally:
         producer.close()

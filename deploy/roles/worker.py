@@ -32,7 +32,7 @@ def run_worker(settings: Settings) -> None:
 
 
 async def _worker(settings: Settings) -> None:
-    from deploy.jobs.open_model import open_model
+    from deploy.models.open_model import open_model
     from index.items.follower import ItemFollower
     from streams.kafka.worker import StreamWorker, WorkerSettings
     from streams.pipeline.encoders import Encoders
@@ -88,7 +88,7 @@ async def publish_model(store: LiveStore, folder: Path, bucket_ms: int) -> str:
     Raises:
         ValueError: the folder holds no artefact.
     """
-    from deploy.jobs.open_model import published
+    from deploy.models.open_model import published
 
     version, document, weight = published(folder)
     await store.write(store.keys.model(version), {"json": document, "context.weight": weight})

@@ -69,12 +69,19 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "items": len(serving.catalogue) if serving else 0,
         "users": users,
         "partitions": liveness.partitions,
-        "model": serving.model.version if serving else liveness.model,
+        "model": serving.version if serving else liveness.aliases.champion or None,
+        "models": {**_aliases(liveness), "loaded": services.keeper.report()},
         "index": serving.index_state() if serving else None,
         "elasticsearch": serving.elastic.state() if serving and serving.elastic else None,
         "roles": roles,
         "counters": total_counters(roles, services.metrics.counters()),
     }
+
+
+def _aliases(liveness: Liveness) -> dict[str, str | None]:
+    aliases = liveness.aliases
+    found = {"champion": aliases.champion, "challenger": aliases.challenger, "previous": aliases.previous}
+    return {name: version or None for name, version in found.items()}
 
 
 def _writes(services: Services) -> str | None:

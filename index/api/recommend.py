@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -87,8 +86,12 @@ async def _read_user(services: Services, serving: LoadedModel, request: Recommen
         return None
     reader = services.reader(serving)
     try:
-        with nullcontext() if request.after is None else services.turns.idle():
-            user = await reader.read(request.user_id, request.location, request.after, services.settings.after_wait_ms)
+        waits_ms, idle = (services.settings.after_wait_ms, services.settings.vectors_wait_ms), services.turns.idle
+        if request.after is None:
+            user = await reader.read(request.user_id, request.location, None, *waits_ms, idle)
+        else:
+            with idle():
+                user = await reader.read(request.user_id, request.location, request.after, *waits_ms)
     except StoreUnavailableError:
         services.liveness.reachable = False  # until the next poll finds it
         return None
