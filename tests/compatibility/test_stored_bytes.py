@@ -86,6 +86,7 @@ def test_the_api_answers_from_the_stored_state_as_it_did(redis_server: RedisServ
     for path in ("/v1/recommendations/user-1?count=5&explain=true",):
         assert shown["answers"][f"GET {path}"][3]["explain"]["removed"].pop("region") == 0
     assert "redis_writes" in shown["answers"]["GET /v1/status"][3]
+    assert shown["answers"]["GET /v1/status"][3].pop("models")["champion"]
     del shown["answers"]["GET /v1/status"][3]["redis_writes"], shown["metrics"]["perseid_redis_writes"]
     for name in wanted:
         assert_same(shown[name], wanted[name], name)
