@@ -88,7 +88,7 @@ async def publish_model(store: LiveStore, folder: Path, bucket_ms: int) -> str:
     Raises:
         ValueError: the folder holds no artefact.
     """
-    from deploy.models.open_model import published
+    from deploy.models.documents import published
 
     version, document, weight = published(folder)
     await store.write(store.keys.model(version), {"json": document, "context.weight": weight})
