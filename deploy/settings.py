@@ -108,6 +108,12 @@ class Settings(BaseModel):
         description="registry of models: a folder, or `s3://…`, `gs://…`, `az://…` with the extra `remote`; "
         "empty = `registry` in the state folder",
     )
+    fill_share: float = Field(
+        0.25,
+        description="share of a worker's time in which it gives users the vectors of a staged model",
+        gt=0,
+        le=1,
+    )
     embedders: str = Field("minilm-l6-v2:384", description="known text embedders and their dimension, `name:dim,…`")
     device: str = Field(
         "auto", description="where the encoder runs, and `evaluate` trains baselines: `auto`, `cpu` or `cuda`"

@@ -160,6 +160,23 @@ def first_champion(settings: Settings) -> Path:
     return registry.folder(champion)
 
 
+def first_aliases(settings: Settings) -> Aliases:
+    """The aliases of a live state that has none: the registry's, or what `first_champion` finds alone.
+
+    Raises ValueError when there is no model to begin with.
+    """
+    champion = str(read_document(first_champion(settings))["version"])
+    noted = open_registry(settings).aliases()
+    return noted if noted.champion == champion else Aliases(champion)
+
+
+def artefact(settings: Settings, version: str) -> Path:
+    """The artefact of a version, PERSEID_MODEL or in the registry. Raises ValueError when it is in neither."""
+    if (settings.model / DOCUMENT).is_file() and read_document(settings.model)["version"] == version:
+        return settings.model
+    return open_registry(settings).folder(version)
+
+
 def card_of(document: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's card says, from `model.json`: what it reads, what it was made from and how well it did.
 

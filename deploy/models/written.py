@@ -1,7 +1,6 @@
 """Keeps a worker's encoders at the models that have an alias.
 
-A model is written by a worker from the moment on at which it knows all items. What is served is decided elsewhere; an
-empty store is told once, by whoever is asked for it first.
+A model is written by a worker from the moment on at which it knows all items. What is served is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from index.items.follower import ItemFollower
-from index.state.aliases import Aliases, change_aliases, read_aliases
+from index.state.aliases import Aliases, read_aliases
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
@@ -130,15 +129,3 @@ class WrittenModels:
         written.following.cancel()
         await asyncio.gather(written.following, return_exceptions=True)
         await asyncio.to_thread(written.thread.close)
-
-
-async def name_champion(store: LiveStore, first: Callable[[], Aliases]) -> Aliases:
-    """The aliases of a store, `first` in one that has none: what is served is not changed by whoever starts.
-
-    Raises ValueError as of `first`, StoreUnavailableError.
-    """
-    aliases = await read_aliases(store)
-    if not aliases.champion:
-        await change_aliases(store, aliases, first())
-        aliases = await read_aliases(store)  # another process may have been first
-    return aliases

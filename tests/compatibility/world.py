@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 from prometheus_client import CollectorRegistry
 
-from deploy.roles.worker import publish_model, worker_report
+from deploy.models.documents import write_document
+from deploy.roles.worker import worker_report
 from deploy.runtime.state_sizes import keep_window
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load
@@ -139,7 +140,8 @@ async def live(store: LiveStore, broker: Broker) -> Engine:
     """Applies the broker's logs to an empty state, with all that a worker writes beside them."""
     await store.ensure_cluster(PARTITIONS, [kind.name for kind in RULES.kinds])
     await keep_window(store, SIZES)
-    await publish_model(store, MODEL, SIZES.bucket_ms)
+    version = await write_document(store, MODEL)
+    await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(SIZES.bucket_ms).encode()})
     async with engine_on(store, broker, 1) as engine:
         while batch := broker.due(positions(engine)):
             try:

@@ -22,7 +22,7 @@ import orjson
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from deploy.roles.worker import publish_model
+from deploy.models.documents import write_document
 from deploy.runtime.process import now_ms, running
 from deploy.runtime.producer import EventProducer
 from deploy.servers.mock_kafka import Broker, topic_partitions
@@ -92,7 +92,8 @@ async def _serve(
 ) -> None:
     store, producer = RedisStore(redis_url, Keys("fuzzed")), EventProducer(access)
     await store.ensure_cluster(PARTITIONS, [kind.name for kind in RULES.kinds])
-    version = await publish_model(store, MODEL, SIZES.bucket_ms)
+    version = await write_document(store, MODEL)
+    await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(SIZES.bucket_ms).encode()})
     model, metadata = load(MODEL)
     encoder = EncoderThread(IncrementalEncoder(model, cache_bytes=1 << 22, device="cpu"), version, metadata["embedder"])
     engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(producer.send), Encoders(encoder), SIZES)
