@@ -105,8 +105,7 @@ class Settings(BaseModel):
     )
     models: str = Field(
         "",
-        description="registry of models: a folder, or `s3://…`, `gs://…`, `az://…` with the extra `remote`; "
-        "empty = `registry` in the state folder",
+        description="registry of models, a folder (worker, embed, `models`); empty = `registry` in the state folder",
     )
     fill_share: float = Field(
         0.25,

@@ -135,12 +135,10 @@ class Registry:
 
 
 def open_registry(settings: Settings) -> Registry:
-    """The registry that PERSEID_MODELS names. Raises ValueError when an object store is named and cannot be used."""
-    if "://" not in settings.registry:
-        return Registry(Path(settings.registry))
-    from deploy.models.bucket import open_bucket
-
-    return open_bucket(settings.registry, settings.state / "registry-cache")
+    """The registry that PERSEID_MODELS names. Raises ValueError for an object store."""
+    if "://" in settings.registry:
+        raise ValueError(f"{PREFIX}MODELS is {settings.registry}: a registry is a folder so far, as on a shared volume")
+    return Registry(Path(settings.registry))
 
 
 def first_champion(settings: Settings) -> Path:

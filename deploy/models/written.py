@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deploy.models.rollout import expire
 from index.items.follower import ItemFollower
 from index.state.aliases import Aliases, read_aliases
 from index.state.store import LiveStore, StoreUnavailableError
@@ -72,6 +74,8 @@ class WrittenModels:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
+                if gone := await expire(self._store, time.time_ns() // 1_000_000):
+                    log.info("model %s is not kept to be rolled back to any more", gone)
                 aliases = await read_aliases(self._store)
                 if aliases.champion:  # else the store was emptied, and it will be told with the next claim
                     await self._take(aliases)
