@@ -1,7 +1,7 @@
 """`convert_tables` turns a shop's tables into a data folder, by a map, and reports what was left out.
 
-Holds the columns that the map names in memory, as text. Events are sorted by time; those of one moment stay in the
-order of their files. Of several rows about an item the last one counts. What is dated in the future is left out.
+Holds the mapped columns in memory, as text. Events are sorted by time; those of one moment stay in the order of their
+files. Of several rows about an item the last counts. What is dated in the future is left out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`read_items` loads a data folder's catalogue, its labels folded, and leaves out what the topic would refuse.
 
-So it does with what becomes known in the future. A mistake of type is refused with file and line: whoever wrote the file meant something else with the whole field.
+So it does with what becomes known in the future. A mistake of type is refused with file and line: whoever wrote the
+file meant something else with the whole field.
 """
 
 from __future__ import annotations

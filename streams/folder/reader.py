@@ -101,7 +101,9 @@ class Folder:
     vectors: list[dict[str, Any]]  # by ts_ms
     kind_names: tuple[str, ...]
     kind_weights: tuple[int, ...]  # by code, as they count for popularity
-    left_out: LeftOut  # rows and records refused by the topics or of the future, and events that name no item of `items`
+    left_out: (
+        LeftOut  # rows and records refused by the topics or of the future, and events that name no item of `items`
+    )
     reload_ms: int = RELOAD_MS  # as of the rules it was read with
 
     @property

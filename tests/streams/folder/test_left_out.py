@@ -138,9 +138,7 @@ def test_rows_of_the_future_are_left_out_with_the_first_row(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("ahead_ms", "kept"), [(299_000, 4), (300_000, 4), (300_001, 3)])
-def test_producers_clocks_may_run_five_minutes_ahead_in_a_folder_too(
-    tmp_path: Path, ahead_ms: int, kept: int
-) -> None:
+def test_producers_clocks_may_run_five_minutes_ahead_in_a_folder_too(tmp_path: Path, ahead_ms: int, kept: int) -> None:
     header = "user_id,item_id,event_type,timestamp,ts_ms"
     rows = [(*row, row[3] * 1000) for row in ROWS] + [("u3", "a", "view", 0, NOW_MS + ahead_ms)]
     folder = read_at(tmp_path, NOW_MS, rows, header=header)
