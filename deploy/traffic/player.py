@@ -1,8 +1,7 @@
 """Sends a timeline to Kafka at its own pace, and never faster than it is applied.
 
 The embedded broker keeps only a few MB per partition and drops what is older, so a record counts as delivered when a
-worker's position has passed it. A player may own the clock of meaning, the timeline's time in Redis; it is never ahead
-of the wall's.
+worker's position has passed it. A player may own the clock of meaning: the timeline's time, in Redis.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sends the shop as it stands and its users' histories, then live traffic, as `perseid up` plans.
 
-A generated shop lives at wall time, a data folder by the clock of its timeline. After the end of a recent one the wall
-clock counts; that of an old one runs on. What was loaded and played is noted in the live state: a restart goes on.
+A generated shop lives at wall time, a data folder by its timeline's clock, which runs on after the end; after that of a
+recent one the wall's counts. The live state notes what was loaded and played.
 """
 
 from __future__ import annotations
