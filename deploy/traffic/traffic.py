@@ -255,9 +255,8 @@ def _clock_after(end_ms: int, now_ms: int, is_recent: bool, live: bool) -> str:
         return f"{ends}: from here on the wall clock counts."
     days = (now_ms - end_ms) // DAY_MS
     return (
-        f"{ends}, {days:,} days ago. By the wall clock all of it would be over, so its own clock runs on from there: "
-        "an event of today counts as now, a promotion or an item that begins today has not begun. `now` in GET "
-        "/v1/status is the time to write."
+        f"{ends}, {days:,} days ago; its clock runs on from there, as by the wall clock all of it would be over. An "
+        "event of today counts as now; a promotion or an item begins and ends by that clock, `now` in GET /v1/status."
     )
 
 

@@ -101,9 +101,7 @@ class Folder:
     vectors: list[dict[str, Any]]  # by ts_ms
     kind_names: tuple[str, ...]
     kind_weights: tuple[int, ...]  # by code, as they count for popularity
-    left_out: (
-        LeftOut  # rows and records refused by the topics or of the future, and events that name no item of `items`
-    )
+    left_out: LeftOut  # what topics would refuse or is of the future, and events that name no item of `items`
     reload_ms: int = RELOAD_MS  # as of the rules it was read with
 
     @property
@@ -317,9 +315,7 @@ def _codes(column: pl.Series, ids: Sequence[str]) -> NDArray[np.int32]:
 def _timed(
     path: Path, topic: str, identifier: str, start_ms: int, rules: Rules, left_out: LeftOut, until_ms: int
 ) -> list[dict[str, Any]]:
-    """Records of a file up to a time that its topic would accept, by `ts_ms`; one without a time counts from
-    `start_ms`.
-    """
+    """Records up to `until_ms` that their topic would accept, by `ts_ms`; one without a time counts from `start_ms`."""
     records = []
     for number, record in json_lines(path, _LISTS[topic]):
         ts_ms = record.setdefault("ts_ms", start_ms)

@@ -167,7 +167,7 @@ def test_the_clock_of_an_old_timeline_runs_on_from_its_end_and_says_so(tmp_path:
         subject, clock, played = await scene.start(lambda _: scene.runs_on())
         assert played == str(END_MS).encode() and END_MS + 900 < int(clock) < END_MS + 60_000
         said = subject.counters()["clock"]
-        assert said.startswith("The timeline ended at 2020-09-13 12:27 UTC, 31 days ago.")
+        assert said.startswith("The timeline ended at 2020-09-13 12:27 UTC, 31 days ago;")
         assert [int(found) for found in scene.published] == sorted(map(int, scene.published)), "it never goes back"
 
     asyncio.run(run())
@@ -201,7 +201,7 @@ def test_without_traffic_time_goes_on_from_the_split_and_what_follows_is_played_
         scene = Scene(tmp_path, END_MS + 2 * RECENT_MS, live=False)
         subject, clock, played = await scene.start(lambda subject: scene.ended(subject) and len(scene.published) > 2)
         assert played == str(SPLIT_MS).encode() and int(clock) > SPLIT_MS + 900
-        assert subject.counters()["clock"].startswith("The timeline stands at 2020-09-13 12:27 UTC, 60 days ago.")
+        assert subject.counters()["clock"].startswith("The timeline stands at 2020-09-13 12:27 UTC, 60 days ago;")
         subject, _, played = await scene.start(scene.ended, live=True)
         assert played == str(END_MS).encode() and subject.player.last_ms == END_MS
 
