@@ -131,7 +131,8 @@ def _model(
     found = _artefact(out)
     if found is None:
         bounds = [] if bound_s is None else ["--embed-seconds", str(EMBED_SECONDS), "--max-seconds", str(bound_s)]
-        takes = f", in about {EMBED_SECONDS + bound_s:.0f} s" if bound_s is not None else ""
+        most_s = EMBED_SECONDS + (bound_s or 0.0)
+        takes = f": seconds for a small folder, about {most_s:.0f} s for a large one" if bound_s is not None else ""
         line.say(f"Embedding texts and training a small model on {folder.name}{takes}; kept for the next start …")
         arguments = [
             *command("train", str(folder), "--out", str(out), "--split", str(split), "--epochs", str(TRAIN_EPOCHS)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from deploy.roles.indexer import elastic_settings
 from deploy.runtime.process import log_to_stderr, now_ms, open_store, running, settle
-from deploy.runtime.producer import EventProducer
+from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
 from deploy.settings import Settings, public_address
 from index.api.app import create_app
 from index.api.errors import InvalidRecordError
@@ -44,8 +45,8 @@ async def _serve(settings: Settings) -> None:
     store = open_store(settings, timeout_s=_TIMEOUT_S, retries=1)
     producer, metrics = EventProducer(settings.kafka_config()), ApiMetrics(CollectorRegistry())
     exposures = EventProducer(settings.kafka_config(), linger_ms=_LINGER_MS)
-    sides = api_settings(settings), kafka_side(settings, producer, exposures)
-    app = create_app(store, *sides, metrics, on_loaded=settle)
+    kafka = kafka_side(settings, producer, exposures, lambda: app.state.services.liveness.clock_ms)
+    app = create_app(store, api_settings(settings), kafka, metrics, on_loaded=settle)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -88,8 +89,14 @@ def api_settings(settings: Settings) -> ApiSettings:
     )
 
 
-def kafka_side(settings: Settings, producer: EventProducer, exposures: EventProducer) -> KafkaSide:
-    """The application's way to Kafka: the worker's rules, a producer for what is posted and one for what is shown."""
+def kafka_side(
+    settings: Settings, producer: EventProducer, exposures: EventProducer, clock_ms: Callable[[], int | None]
+) -> KafkaSide:
+    """The application's way to Kafka: the worker's rules, a producer for what is posted and one for what is shown.
+
+    What is posted while a timeline is replayed (`clock_ms`, None where none is) has its time as Kafka timestamp, so
+    that an event of today counts as one of the timeline's now, by the rule for times that are ahead.
+    """
     rules = settings.rules()
 
     def validate(topic: str, body: Any) -> tuple[bytes, bytes]:
@@ -98,6 +105,12 @@ def kafka_side(settings: Settings, producer: EventProducer, exposures: EventProd
         except MalformedError as error:
             raise InvalidRecordError(error.field, error.reason) from error
 
+    async def publish(topic: str, key: bytes, value: bytes | None, partition: int | None) -> Acknowledged:
+        now = clock_ms()
+        # A removal is by the wall clock, and so newer than whatever the timeline says.
+        extras: Extras = {} if now is None or value is None else at_time(now)
+        return await producer.send(topic, key, value, partition, **extras)
+
     lookup = LogLookup(settings.kafka_config())
     ends = partial(lookup.log_ends, CONSUMED)
-    return KafkaSide(validate, producer.send, exposures.expose, lambda: exposures.dropped, ends)
+    return KafkaSide(validate, publish, exposures.expose, lambda: exposures.dropped, ends)

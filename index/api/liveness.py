@@ -117,8 +117,8 @@ class Liveness:
 
     @property
     def clock_ms(self) -> int | None:
-        """The player's clock; None in production, where wall time has its meaning."""
-        return int(self._facts["clock_ms"]) if "clock_ms" in self._facts else None
+        """The time of the timeline that is replayed; None where there is none, or it has ended: wall time counts."""
+        return int(self._facts["clock_ms"]) if self._facts.get("clock_ms") else None
 
     @property
     def bucket_ms(self) -> int | None:

@@ -288,7 +288,7 @@ class Services:
     wall_ms: Callable[[], int]
 
     def now_ms(self) -> int:
-        """The clock of meaning: the player's where there is one, else wall time."""
+        """The clock of meaning: the replayed timeline's where there is one, else wall time."""
         clock_ms = self.liveness.clock_ms
         return self.wall_ms() if clock_ms is None else clock_ms
 

@@ -277,7 +277,16 @@ class ModelsStatus(_Shape):
     loaded: dict[str, LoadedStatus] = {}
 
 
+class Now(_Shape):
+    """By what time windows, promotions, contexts and popularity are judged."""
+
+    time: str = Field(description="ISO 8601, UTC")
+    ts_ms: int
+    clock: Literal["wall", "timeline"] = Field(description="timeline: that of a replayed data folder")
+
+
 class StatusAnswer(_Shape):
+    now: Now
     kafka: str
     redis: str
     redis_up: bool
@@ -298,6 +307,7 @@ class StatusAnswer(_Shape):
     counters: dict[str, float]
 
     model_config = example(
+        now={"time": "2026-03-01T12:00:00Z", "ts_ms": 1772366400000, "clock": "wall"},
         kafka="127.0.0.1:9092",
         redis="redis://127.0.0.1:6379/0",
         redis_up=True,

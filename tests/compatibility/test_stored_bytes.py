@@ -82,9 +82,10 @@ def test_one_more_event_goes_on_top_of_the_stored_state(redis_server: RedisServe
 def test_the_api_answers_from_the_stored_state_as_it_did(redis_server: RedisServer) -> None:
     found = in_redis(redis_server, expected("state.json"), lambda store: collect.api_answers(Shown(store)))
     wanted, shown = expected("answers.json"), as_json(found)
-    # Added since: what the rule of a location's regions took out, and whether Redis takes writes.
+    # Added since: what the rule of a location's regions took out, what time it is, and whether Redis takes writes.
     for path in ("/v1/recommendations/user-1?count=5&explain=true",):
         assert shown["answers"][f"GET {path}"][3]["explain"]["removed"].pop("region") == 0
+    assert shown["answers"]["GET /v1/status"][3].pop("now")["clock"] == "wall"
     assert "redis_writes" in shown["answers"]["GET /v1/status"][3]
     assert shown["answers"]["GET /v1/status"][3].pop("models")["champion"]
     del shown["answers"]["GET /v1/status"][3]["redis_writes"], shown["metrics"]["perseid_redis_writes"]
