@@ -16,6 +16,7 @@ from context.times import YEAR_2000_MS, YEAR_2100_MS
 from deploy.tables.fields import Fields, no_ids
 from deploy.tables.inputs import TableFile
 from deploy.tables.maps import ITEM_FIELDS, ShopMap, TableMap
+from deploy.tables.moments import forms_of
 from deploy.tables.report import FILE, LINE, Report
 from deploy.tables.rows import read_table
 from streams.events import FORGET
@@ -26,6 +27,7 @@ _ALWAYS = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value
 _MORE = ("location", "event_id", "page_id", "recommendation_id")  # those that a map may add
 _LONE = "_lone"  # items that only events name: a record of nothing but their id and an empty title
 _SHOWN = 5  # first rows of a dry run
+_NO_TIME = "time is not understood (the map's `format` says how it is written)"
 
 
 def convert_tables(
@@ -81,7 +83,7 @@ def _events(table: TableMap, given: Sequence[TableFile], report: Report, place: 
         **{name: fields.optional(name) for name in ("session_id", *_MORE) if fields.has(name)},
         "value": fields.raw("value") if fields.has("value") else pl.Series([""]).new_from_index(0, frame.height),
     }
-    said = {f"_{name}": frame[table.fields[name].column[0]] for name in ("kind", "time") if table.fields[name].column}
+    said = {f"_{name}": column for name in ("kind", "time") if (column := fields.said(name)) is not None}
     whole = pl.DataFrame([column.alias(name) for name, column in {**columns, **said}.items()]).with_columns(
         frame[FILE], frame[LINE]
     )
@@ -99,14 +101,14 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, rows["event_type"] == "", "kind is left out by the map", _said(rows, "_kind"))
     kind = table.fields["kind"]
     own = {kind.constant, kind.otherwise, *kind.values.values(), *kind.at_least, *kind.at_most}
-    known = pl.Series([*DEFAULT_KIND_OF, FORGET, *(str(word) for word in own if word)])
+    known = pl.Series([*DEFAULT_KIND_OF, FORGET, *(str(word) for word in own if word)]).implode()
     unknown = ~rows["event_type"].str.to_lowercase().is_in(known) & ~rows["event_type"].is_in(known)
     rows = report.leave(rows, unknown, "kind is unknown (the map's `values` give it a meaning)", _said(rows, "_kind"))
     if "_time" in rows.columns:
         rows = report.leave(rows, rows["us"].is_null() & rows["_time"].is_null(), "no time")
-    rows = report.leave(rows, rows["us"].is_null(), "time is not understood", _said(rows, "_time"))
+    rows = report.leave(rows, rows["us"].is_null(), _NO_TIME, _said(rows, "_time"), _form_hint)
     out = ~rows["us"].is_between(0, YEAR_2100_MS * 1000)
-    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"))
+    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"), _form_hint)
     early = int((rows["us"] < YEAR_2000_MS * 1000).sum())
     if early:
         report.note(f"{place}: {early:,} events before 2000 are written, but no reader of the folder uses them")
@@ -114,6 +116,15 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     if strange:
         report.note(f"{place}: kinds that PERSEID_KINDS has to name: {', '.join(strange)}")
     return rows
+
+
+def _form_hint(cells: pl.Series) -> str:
+    """The `format` that reads times which were not understood, where one does."""
+    own = forms_of(cells[:1])
+    forms = [form for form in forms_of(cells) if form in own] or own
+    if not forms:
+        return ""
+    return f'; format = "{forms[0]}" reads it' if forms[0] else "; without `format` and `unit` it is read"
 
 
 def _said(rows: pl.DataFrame, name: str) -> pl.Series | None:
