@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import click
 import orjson
 
+from context.counting import counted
 from deploy.commands.options import state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import show_progress
@@ -126,8 +127,12 @@ def export(
 
 
 def _worth_knowing(done: Mapping[str, Any]) -> Iterator[str]:
-    """What the folder does not hold."""
+    """What the folder does not hold, and what it holds of items that nobody can be recommended."""
     yield from LeftOut.from_dict(done["left_out"]).lines()
+    lone = done["without_record"]
+    if lone["events"]:
+        events, items = counted(lone["events"], "event"), counted(lone["items"], "item")
+        yield f"written, but of {items} without a record: {events} (first: {lone['first']})"
     if done["log_starts"]:
         starts = ", ".join(f"{name} from {first}" for name, first in sorted(done["log_starts"].items()))
         yield f"the log no longer covers everything: {starts}"

@@ -97,6 +97,7 @@ def _export(
         _check(spool, export, plan, removed)
         not_forwarded = export.not_forwarded()
         export.note_removed(removed)
+        without_record = export.without_record()
         with plan.bar("events") as show:
             written = write_files(spool, folder, show)
     finally:
@@ -107,6 +108,7 @@ def _export(
         "removed": removed,
         "malformed": dict(sorted(export.malformed.items())),
         "left_out": export.left_out.to_dict(),
+        "without_record": without_record,
         "misrouted": export.misrouted,
         "not_forwarded": not_forwarded,
         "from_ms": plan.start_ms,
