@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from streams.replay.report import ReplayReport
 
 
-_SHOWN_PARTS = 10  # of 32 partitions or more
-
-
 @dataclass(frozen=True, slots=True)
 class ReplayedPart:
     """Which records are replayed, and from when on questions are asked."""
@@ -153,19 +150,15 @@ def _topics(plan: ReplayPlan, settings: Settings, span: ReplayedPart) -> ReplayR
 
 
 def _compare(report: ReplayReport, settings: Settings) -> int:
-    from deploy.jobs.replay import compare_with_live
+    from deploy.jobs.replay import compare_with_live, differences
+    from streams.kafka.log_identity import is_embedded
 
     different = compare_with_live(report, settings)
     if not different:
         click.echo("the live state is equal", err=True)
         return 0
-    click.echo(f"the live state differs in {', '.join(different)}", err=True)
-    for part, reasons in list(different.items())[:_SHOWN_PARTS]:
-        click.echo(f"{part}: {'; '.join(reasons) or 'both have read the same records of the same logs'}", err=True)
-    if all(different.values()):
-        click.echo(
-            "what differs was not read by both; stop the traffic, let it be applied, and compare again", err=True
-        )
+    for line in differences(different, is_embedded(report.logs)):
+        click.echo(line, err=True)
     return 1
 
 

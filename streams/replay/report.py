@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from index.state.store import Logs
 from streams.evaluation.tables import table
 from streams.kafka.topic_merge import Covers
 from streams.left_out import LeftOut
@@ -60,6 +61,7 @@ class ReplayReport:
     model: str | None
     seconds: float  # spent replaying, in all runs together
     left_out_of_folder: LeftOut = field(default_factory=LeftOut)  # by the reader of a data folder
+    logs: Logs = field(default_factory=dict)  # identities of the topics that were read
 
     @property
     def left_out(self) -> LeftOut:
