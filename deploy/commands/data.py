@@ -80,7 +80,8 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     for rejected in result.rejected[:_SHOWN_REJECTS]:
         click.echo(f"line {rejected['line']}: {rejected['field']}: {rejected['reason']}", err=True)
     if len(result.rejected) > _SHOWN_REJECTS:
-        click.echo(f"… and {len(result.rejected) - _SHOWN_REJECTS} more lines were refused", err=True)
+        more = counted(len(result.rejected) - _SHOWN_REJECTS, "more line was", "more lines were")
+        click.echo(f"… and {more} refused", err=True)
     click.echo(orjson.dumps(result.summary(), option=orjson.OPT_NON_STR_KEYS).decode())
     return 1 if result.rejected else 0
 

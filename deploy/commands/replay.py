@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import click
 import orjson
 
+from context.counting import counted
 from deploy.commands.options import FOLDER, Output, Questions, SectionedCommand, Texts, option, options, state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import show_progress
@@ -145,7 +146,7 @@ def _topics(plan: ReplayPlan, settings: Settings, span: ReplayedPart) -> ReplayR
         start_ms=span.start_ms,
         stop_ms=span.stop_ms,
         spans=parse_offsets(span.offsets),
-        resumed=lambda done: click.echo(f"going on behind {done:,} records", err=True),
+        resumed=lambda done: click.echo(f"going on behind {counted(done, 'record')}", err=True),
     )
 
 

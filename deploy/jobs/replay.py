@@ -255,7 +255,7 @@ async def history_logs(settings: Settings, optional: Collection[str] = ()) -> di
             raise ValueError(f"topic {topic!r} does not exist on this broker, which has {sorted(counts)}")
         if topic in PARTITIONED and counts[topic] != settings.partitions:
             raise ValueError(
-                f"topic {topic!r} has {counts[topic]} partitions, PERSEID_PARTITIONS says {settings.partitions}: a "
-                f"user's place follows from the count; set PERSEID_PARTITIONS={counts[topic]}"
+                f"topic {topic!r} has {counted(counts[topic], 'partition')}, PERSEID_PARTITIONS says "
+                f"{settings.partitions}: a user's place follows from the count; set PERSEID_PARTITIONS={counts[topic]}"
             )
     return await lookup.identities([*CONSUMED, *(topic for topic in optional if topic in counts)])

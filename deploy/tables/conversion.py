@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 import polars as pl
 
+from context.counting import counted
 from context.times import YEAR_2000_MS, YEAR_2100_MS
 from deploy.tables.fields import Fields, no_ids
 from deploy.tables.inputs import TableFile
@@ -111,7 +112,8 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"), _form_hint)
     early = int((rows["us"] < YEAR_2000_MS * 1000).sum())
     if early:
-        report.note(f"{place}: {early:,} events before 2000 are written, but no reader of the folder uses them")
+        early_ones = counted(early, "event before 2000 is", "events before 2000 are")
+        report.note(f"{place}: {early_ones} written, but no reader of the folder uses them")
     strange = sorted(set(rows["event_type"].unique()) & {str(w) for w in own if w} - set(DEFAULT_KIND_OF) - {FORGET})
     if strange:
         report.note(f"{place}: kinds that PERSEID_KINDS has to name: {', '.join(strange)}")
@@ -194,12 +196,13 @@ def _meet(log: pl.DataFrame, catalogue: pl.DataFrame, report: Report) -> pl.Data
     lone = clicks.filter(~pl.col("item_id").is_in(catalogue["item_id"].implode()))
     idle = catalogue.filter(~pl.col("item_id").is_in(clicks["item_id"].unique().implode())).height
     if idle:
-        report.note(f"{idle:,} items have no event")
+        report.note(f"{counted(idle, 'item has', 'items have')} no event")
     if lone.height:
         items, row = lone["item_id"].unique(), lone.row(0, named=True)
         first = f"{report.place(row)}: item {row['item_id']!r}"
-        count = f"{lone.height:,} events have an item without a record"
-        report.note(f"{count}: {len(items):,} items get one with an empty title (first: {first})")
+        count = f"{counted(lone.height, 'event has', 'events have')} an item without a record"
+        made = counted(len(items), "item gets", "items get")
+        report.note(f"{count}: {made} one with an empty title (first: {first})")
         new = pl.DataFrame({"item_id": items, _LONE: [True] * len(items)})
         catalogue = pl.concat([catalogue, new], how="diagonal")
     return catalogue.sort("item_id")

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 import numpy as np
 import polars as pl
 
+from context.counting import counted
 from deploy.tables.maps import TableMap
 from deploy.tables.report import LINE, Report
 
@@ -130,7 +131,9 @@ class _Lines:
         return frame.with_columns(pl.Series(LINE, numbers, pl.Int64))
 
     def _bad(self, line: int, cells: int) -> None:
-        self._report.bad_line(self._name, line, f"has {cells} cells instead of {self._width} columns")
+        self._report.bad_line(
+            self._name, line, f"has {counted(cells, 'cell')} instead of {counted(self._width, 'column')}"
+        )
 
 
 def _texts(block: bytes, file: io.BufferedReader) -> Iterator[str]:

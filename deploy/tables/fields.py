@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import orjson
 import polars as pl
 
+from context.counting import counted
 from context.labels import fold_label
 from deploy.tables.maps import FieldMap, TableMap
 from deploy.tables.moments import as_us
@@ -166,11 +167,11 @@ class Fields:
             if read.local and not field.zone and self._table.zone == "UTC" and ":" in str(source.drop_nulls().first()):
                 self._report.note(f"{self._place} {name}: times that name no zone are read as UTC; `zone` changes it")
             if read.repeated:
-                how = f"{read.repeated} local times that the clock showed twice are read as the first"
-                self._report.note(f"{self._place} {name}: {how}")
+                times = counted(read.repeated, "local time was", "local times were")
+                self._report.note(f"{self._place} {name}: {times} shown twice by the clock; the first is meant")
             if read.skipped:
-                how = f"{read.skipped} local times that the clock skipped are read by the offset before"
-                self._report.note(f"{self._place} {name}: {how}")
+                times = counted(read.skipped, "local time was", "local times were")
+                self._report.note(f"{self._place} {name}: {times} skipped by the clock; the offset before is meant")
             whole = read.us if whole is None else whole.fill_null(read.us)
         assert whole is not None
         return whole.alias(name)
@@ -232,7 +233,8 @@ class Fields:
         written = column.str.contains(r"\.0+$")
         if not written.any() or not column.str.contains(r"^-?\d+(\.0+)?$").all():
             return column
-        self._report.note(f"{self._place} {name}: {written.sum():,} ids of a column of numbers lose their .0")
+        ids = counted(int(written.sum()), "id")
+        self._report.note(f"{self._place} {name}: {ids} of a column of numbers without the .0 at the end")
         return column.str.replace(r"\.0+$", "")
 
     def _count(self, out: pl.Series, reason: str, column: pl.Series, kept: bool = False) -> None:

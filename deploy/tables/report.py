@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from context.counting import counted
 from streams.left_out import LeftOut
 
 FILE, LINE = "_file", "_line"  # columns of every table: where a row comes from
@@ -64,7 +65,7 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """For people."""
-        yield f"{self.events:,} events, {self.items:,} items"
+        yield f"{counted(self.events, 'event')}, {counted(self.items, 'item')}"
         yield from self.left_out.lines()
         yield from self.notes
 

@@ -114,7 +114,7 @@ def test_a_german_shop(tmp_path: Path) -> None:
     firsts = {reason: each["first"] for reason, each in report.left_out.to_dict().items()}
     assert firsts[NO_TIME] == f"{name} line 6: 'gestern'"
     assert firsts["kind is unknown (the map's `values` give it a meaning)"] == f"{name} line 5: 'verliehen'"
-    assert f"{name} is read as Windows-1252" in report.notes and "1 items have no event" in report.notes
+    assert f"{name} is read as Windows-1252" in report.notes and "1 item has no event" in report.notes
     assert len(read_folder(tmp_path / "out").events) == 2
 
 
@@ -211,7 +211,7 @@ def test_a_column_that_mixes_units_is_refused_with_both_lines(tmp_path: Path) ->
 def test_times_that_no_event_can_have_are_counted(tmp_path: Path) -> None:
     report = run(tmp_path, PLAIN, "user,item,time\nu,i,1600000000\nu,i,-5\nu,i,0\nu,i,99999999999999999999\nu,i,\n")
     assert counts(report) == {"no time": 1, "time is outside 1970 to 2100": 2}
-    assert "events: 1 events before 2000 are written, but no reader of the folder uses them" in report.notes
+    assert "events: 1 event before 2000 is written, but no reader of the folder uses them" in report.notes
 
 
 def test_local_times_at_the_change_of_the_clock(tmp_path: Path) -> None:
@@ -222,8 +222,8 @@ def test_local_times_at_the_change_of_the_clock(tmp_path: Path) -> None:
     # 00:59 UTC; skipped: 01:30 UTC, as winter time; shown twice: 00:30 UTC, as summer time; 02:00 UTC
     assert found == [1743296340, 1743298200, 1761438600, 1761444000]
     assert report.notes[:2] == [
-        "events time: 1 local times that the clock showed twice are read as the first",
-        "events time: 1 local times that the clock skipped are read by the offset before",
+        "events time: 1 local time was shown twice by the clock; the first is meant",
+        "events time: 1 local time was skipped by the clock; the offset before is meant",
     ]
 
 
@@ -231,7 +231,7 @@ def test_numbers_as_ids_meet_and_those_with_zeros_stay(tmp_path: Path) -> None:
     items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
     report = run(tmp_path, PLAIN + items, "user,item,time\n1.0,7.0,1600000000\n", "id,name\n7,Tea\n8,Oil\n")
     assert (rows(tmp_path)[0]["user_id"], rows(tmp_path)[0]["item_id"]) == ("1", "7")
-    assert "events item_id: 1 ids of a column of numbers lose their .0" in report.notes
+    assert "events item_id: 1 id of a column of numbers without the .0 at the end" in report.notes
     run(tmp_path, PLAIN + items, "user,item,time\n007,1.0a,1600000000\n0,2.0,1600000000\n", "id,name\n7,Tea\n")
     assert [(row["user_id"], row["item_id"]) for row in rows(tmp_path)] == [("007", "1.0a"), ("0", "2.0")]
 
@@ -240,8 +240,8 @@ def test_events_and_items_that_do_not_meet_are_said(tmp_path: Path) -> None:
     items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
     report = run(tmp_path, PLAIN + items, "user,item,time\nu,a,1600000000\nu,a,1600000001\n", "id,name\nA,Tea\n")
     assert report.notes[-2:] == [
-        "1 items have no event",
-        f"2 events have an item without a record: 1 items get one with an empty title "
+        "1 item has no event",
+        f"2 events have an item without a record: 1 item gets one with an empty title "
         f"(first: {tmp_path / 'events.csv'} line 2: item 'a')",
     ]
     assert items_of(tmp_path) == {"A": {"title": "Tea"}, "a": {"title": ""}}
