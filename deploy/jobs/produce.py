@@ -62,9 +62,8 @@ def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: 
         raise MalformedError("value", f"expected an object, got {type(body).__name__}")
     name = body.pop("topic", topic)
     if name not in CONSUMED:
-        raise MalformedError(
-            "topic", f"{name!r} is not one of {', '.join(CONSUMED)}; put it in the line or use --topic"
-        )
+        found = "the line names none and --topic is not given" if name is None else f"{name!r} is none"
+        raise MalformedError("topic", f"{found}; known are {', '.join(CONSUMED)}")
     if "key" in body and "value" in body:
         key, body = body["key"], body["value"]
         if body is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import starmap
 from typing import Any
 
+from context.counting import counted
 from deploy.local.status_line import StatusLine, phase, texts, traffic
 from deploy.runtime.process import ask_redis
 from deploy.settings import Settings
@@ -46,7 +47,7 @@ class News:
         if self._is_ready:
             is_loading = phase(status) not in _AT_REST
             self._follow("Histories of more users", is_loading, "All histories are loaded.")
-            done = f"All texts are embedded: {status.get('items') or 0:,} items can be recommended."
+            done = f"All texts are embedded: {counted(int(status.get('items') or 0), 'item')} can be recommended."
             self._follow("Items whose texts are not embedded yet, popular ones first,", bool(texts(status)), done)
             if not self._clock_said and "clock" in found:
                 self._clock_said = True

@@ -12,10 +12,12 @@ from pathlib import Path
 import orjson
 import polars as pl
 
+from context.counting import counted
 from context.times import YEAR_2000_MS, YEAR_2100_MS
 from deploy.tables.fields import Fields, no_ids
 from deploy.tables.inputs import TableFile
 from deploy.tables.maps import ITEM_FIELDS, ShopMap, TableMap
+from deploy.tables.moments import forms_of
 from deploy.tables.report import FILE, LINE, Report
 from deploy.tables.rows import read_table
 from streams.events import FORGET
@@ -27,6 +29,7 @@ _ALWAYS = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value
 _MORE = ("location", "event_id", "page_id", "recommendation_id")  # those that a map may add
 _LONE = "_lone"  # items that only events name: a record of nothing but their id and an empty title
 _SHOWN = 5  # first rows of a dry run
+_NO_TIME = "time is not understood (the map's `format` says how it is written)"
 
 
 def convert_tables(
@@ -83,7 +86,7 @@ def _events(table: TableMap, given: Sequence[TableFile], report: Report, place: 
         **{name: fields.optional(name) for name in ("session_id", *_MORE) if fields.has(name)},
         "value": fields.raw("value") if fields.has("value") else pl.Series([""]).new_from_index(0, frame.height),
     }
-    said = {f"_{name}": frame[table.fields[name].column[0]] for name in ("kind", "time") if table.fields[name].column}
+    said = {f"_{name}": column for name in ("kind", "time") if (column := fields.said(name)) is not None}
     whole = pl.DataFrame([column.alias(name) for name, column in {**columns, **said}.items()]).with_columns(
         frame[FILE], frame[LINE]
     )
@@ -101,22 +104,32 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, rows["event_type"] == "", "kind is left out by the map", _said(rows, "_kind"))
     kind = table.fields["kind"]
     own = {kind.constant, kind.otherwise, *kind.values.values(), *kind.at_least, *kind.at_most}
-    known = pl.Series([*DEFAULT_KIND_OF, FORGET, *(str(word) for word in own if word)])
+    known = pl.Series([*DEFAULT_KIND_OF, FORGET, *(str(word) for word in own if word)]).implode()
     unknown = ~rows["event_type"].str.to_lowercase().is_in(known) & ~rows["event_type"].is_in(known)
     rows = report.leave(rows, unknown, "kind is unknown (the map's `values` give it a meaning)", _said(rows, "_kind"))
     if "_time" in rows.columns:
         rows = report.leave(rows, rows["us"].is_null() & rows["_time"].is_null(), "no time")
-    rows = report.leave(rows, rows["us"].is_null(), "time is not understood", _said(rows, "_time"))
+    rows = report.leave(rows, rows["us"].is_null(), _NO_TIME, _said(rows, "_time"), _form_hint)
     out = ~rows["us"].is_between(0, YEAR_2100_MS * 1000)
-    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"))
+    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"), _form_hint)
     rows = report.leave(rows, rows["us"] > latest_ms() * 1000, f"time {IN_FUTURE}", _said(rows, "_time"))
     early = int((rows["us"] < YEAR_2000_MS * 1000).sum())
     if early:
-        report.note(f"{place}: {early:,} events before 2000 are written, but no reader of the folder uses them")
+        early_ones = counted(early, "event before 2000 is", "events before 2000 are")
+        report.note(f"{place}: {early_ones} written, but no reader of the folder uses them")
     strange = sorted(set(rows["event_type"].unique()) & {str(w) for w in own if w} - set(DEFAULT_KIND_OF) - {FORGET})
     if strange:
         report.note(f"{place}: kinds that PERSEID_KINDS has to name: {', '.join(strange)}")
     return rows
+
+
+def _form_hint(cells: pl.Series) -> str:
+    """The `format` that reads times which were not understood, where one does."""
+    own = forms_of(cells[:1])
+    forms = [form for form in forms_of(cells) if form in own] or own
+    if not forms:
+        return ""
+    return f'; format = "{forms[0]}" reads it' if forms[0] else "; without `format` and `unit` it is read"
 
 
 def _said(rows: pl.DataFrame, name: str) -> pl.Series | None:
@@ -196,12 +209,13 @@ def _meet(log: pl.DataFrame, catalogue: pl.DataFrame, report: Report) -> pl.Data
     lone = clicks.filter(~pl.col("item_id").is_in(catalogue["item_id"].implode()))
     idle = catalogue.filter(~pl.col("item_id").is_in(clicks["item_id"].unique().implode())).height
     if idle:
-        report.note(f"{idle:,} items have no event")
+        report.note(f"{counted(idle, 'item has', 'items have')} no event")
     if lone.height:
         items, row = lone["item_id"].unique(), lone.row(0, named=True)
         first = f"{report.place(row)}: item {row['item_id']!r}"
-        count = f"{lone.height:,} events have an item without a record"
-        report.note(f"{count}: {len(items):,} items get one with an empty title (first: {first})")
+        count = f"{counted(lone.height, 'event has', 'events have')} an item without a record"
+        made = counted(len(items), "item gets", "items get")
+        report.note(f"{count}: {made} one with an empty title (first: {first})")
         new = pl.DataFrame({"item_id": items, _LONE: [True] * len(items)})
         catalogue = pl.concat([catalogue, new], how="diagonal")
     return catalogue.sort("item_id")

@@ -38,6 +38,9 @@ def read_document(folder: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = dict(json.loads((folder / DOCUMENT).read_text("utf-8")))
         digest = hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        raise ValueError(f"{folder} holds no model (there is no {name}); train one or name another folder") from error
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder} holds no readable model ({error}); train one or name another folder") from error
     if document.get("format") != FORMAT:

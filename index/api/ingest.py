@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from context.counting import counted
 from index.api.auth import require
 from index.api.errors import InvalidRecordError, ProblemError, json_response, json_word, read_json
 from index.api.metrics import ApiMetrics
@@ -93,7 +94,7 @@ class Ingest:
         """
         records = body if isinstance(body, list) else [body]
         if not 1 <= len(records) <= MAX_BATCH:
-            raise ProblemError(400, f"{len(records)} records in a batch; send 1 to {MAX_BATCH}")
+            raise ProblemError(400, f"{counted(len(records), 'record')} in a batch; send 1 to {MAX_BATCH}")
         return await self._publish(topic, await self._check(topic, records))
 
     async def forget(self, user_id: str) -> list[dict[str, Any]]:
@@ -123,7 +124,7 @@ class Ingest:
             some = "is" if len(errors) == 1 else "are"
             raise ProblemError(
                 400,
-                f"{len(errors)} of {len(records)} records {some} refused; nothing was published",
+                f"{len(errors)} of {counted(len(records), 'record')} {some} refused; nothing was published",
                 members={"errors": errors[:_SHOWN_ERRORS], "refused": len(errors)},
             )
         return good
@@ -162,10 +163,11 @@ class Ingest:
         if not failures:
             return [{"topic": topic, "partition": partition, "offset": offset} for partition, offset in outcomes]
         errors = [{"record": number, "reason": str(found)} for number, found in failures[:_SHOWN_ERRORS]]
+        lost, others = "was" if len(failures) == 1 else "were", "; the others were" * (len(failures) < len(outcomes))
         lost_for_good = all(isinstance(found, ValueError) for _, found in failures)
         raise ProblemError(
             400 if lost_for_good else 503,
-            f"{len(failures)} of {len(outcomes)} records were not acknowledged by Kafka; the others were",
+            f"{len(failures)} of {counted(len(outcomes), 'record')} {lost} not acknowledged by Kafka{others}",
             retry_after_s=None if lost_for_good else 5,
             members={"errors": errors, "refused": len(failures)},
         )

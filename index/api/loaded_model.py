@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from context.counting import counted
 from index.api.admission import AdmissionController
 from index.api.errors import ProblemError
 from index.api.liveness import Liveness, rounded
@@ -100,7 +101,7 @@ class LoadedModel:
             return "the items are not loaded yet"
         if not self.catalogue.can_show():
             if len(self.catalogue):
-                return f"{len(self.catalogue)} items wait for their vectors"
+                return f"{counted(len(self.catalogue), 'item waits for its vector', 'items wait for their vectors')}"
             if liveness.filling:
                 return "the catalogue is being loaded"
         self.complete_in = log

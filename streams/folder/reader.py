@@ -18,6 +18,7 @@ import orjson
 import polars as pl
 from numpy.typing import NDArray
 
+from context.counting import counted
 from context.times import YEAR_2000_MS, YEAR_2100_MS, check_ms, check_seconds, unit_of
 from streams.events import CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, RELOAD_MS, USERS, MalformedError, Record, Rules
 from streams.folder.files import open_utf8
@@ -229,7 +230,7 @@ def _usable(table: pl.DataFrame, path: Path, rules: Rules, left_out: LeftOut, un
         again = (pl.col("event_id") != "") & ~pl.struct("user_id", "event_id").is_first_distinct()
         table = leave_out(table, again, "an event_id that its user has sent before")
     if not table.height:
-        raise ValueError(f"{path} has no usable event in {rows} rows: {refused}")
+        raise ValueError(f"{path} has no usable event in {counted(rows, 'row')}: {refused}")
     _refuse(table.filter(pl.col("ms").diff() < 0), path, "is earlier than the row above", "sort the file by time")
     left_out.update(refused)
     return table

@@ -127,6 +127,19 @@ def test_lines_are_checked_by_the_workers_rules() -> None:
         assert caught.value.field == field
 
 
+def test_a_line_without_a_topic_says_where_to_name_one() -> None:
+    known = "known are catalog, item-vectors, context, users, clickstream"
+    for body, found in [
+        ({"user_id": "u"}, "the line names none and --topic is not given"),
+        ({"topic": None, "user_id": "u"}, "the line names none and --topic is not given"),
+        ({"topic": "clicks"}, "'clicks' is none"),
+    ]:
+        with pytest.raises(MalformedError) as caught:
+            read_line(orjson.dumps(body), None, Rules(), TS_MS)
+        said, _, rest = caught.value.reason.partition("; ")
+        assert said == found and set(rest.removeprefix("known are ").split(", ")) == set(known[10:].split(", "))
+
+
 def test_a_stamp_fills_in_time_and_event_id() -> None:
     line = orjson.dumps({"user_id": "u", "item_id": "i", "kind": "view"})
     first, second = (read_line(line, "clickstream", Rules(), TS_MS, stamp=True)[2] for _ in range(2))

@@ -179,6 +179,19 @@ def test_labels_with_odd_spaces_are_taken_and_a_control_character_is_named() -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "said"),
+    [
+        (0, 1, "1 of 1 record is refused; nothing was published"),
+        (1, 1, "1 of 2 records is refused; nothing was published"),
+        (0, 2, "2 of 2 records are refused; nothing was published"),
+    ],
+)
+def test_how_many_are_refused_is_said_in_the_right_number(good: int, bad: int, said: str) -> None:
+    records = [click(number) for number in range(good)] + [{"user_id": "u"}] * bad
+    assert problem(Site().post("clickstream", records), 400)["detail"] == said
+
+
 def test_forgetting_by_an_event_is_refused_because_it_needs_the_admin_scope() -> None:
     found = problem(Site().post("clickstream", click(kind="forget")), 400)
     assert found["errors"][0]["reason"] == "forget is for DELETE /v1/users/{user_id}"
@@ -200,6 +213,9 @@ def test_a_thousand_records_are_taken() -> None:
 def test_what_kafka_did_not_acknowledge_is_named_and_may_be_sent_again() -> None:
     response = Site().post("clickstream", [click(0), click(1, user_id="lost")])
     found = problem(response, 503)
+    assert found["detail"] == "1 of 2 records was not acknowledged by Kafka; the others were"
+    alone = problem(Site().post("clickstream", click(1, user_id="lost")), 503)
+    assert alone["detail"] == "1 of 1 record was not acknowledged by Kafka"
     assert found["errors"] == [{"record": 1, "reason": "no acknowledgement"}]
     assert int(response.headers["retry-after"]) > 0
 
