@@ -44,11 +44,14 @@ class ProblemError(Exception):
 
 
 class InvalidRecordError(ValueError):
-    """A posted record that no consumer would accept; `deploy` raises it from the injected `validate`."""
+    """A posted record that no consumer would accept; `deploy` raises it from the injected `validate`.
 
-    def __init__(self, field: str, reason: str) -> None:
+    `errors` has (field, reason) of each field that is wrong; the first is in the text.
+    """
+
+    def __init__(self, field: str, reason: str, *others: tuple[str, str]) -> None:
         super().__init__(f"{field}: {reason}")
-        self.field, self.reason = field, reason
+        self.errors = ((field, reason), *others)
 
 
 def json_response(content: Any, status: int = 200) -> Response:

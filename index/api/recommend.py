@@ -214,8 +214,8 @@ def _given_context(services: Services, request: RecommendationsRequest) -> Mappi
     try:
         _, value = services.kafka.validate("context", {**request.context, **defaults})
     except InvalidRecordError as error:
-        wrong = {"field": f"context.{error.field}", "reason": error.reason}
-        raise ProblemError(400, f"context.{error.field}: {error.reason}", members={"errors": [wrong]}) from error
+        errors = [{"field": f"context.{field}", "reason": reason} for field, reason in error.errors]
+        raise ProblemError(400, f"context.{error}", members={"errors": errors}) from error
     record: Mapping[str, Any] = orjson.loads(value)
     return record
 
