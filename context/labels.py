@@ -18,12 +18,13 @@ MAX_LABEL_BYTES = 256
 # All that `str.isspace` counts, less the ASCII separators (real control characters), and two that only look like none:
 # ZERO WIDTH SPACE and the byte order mark. Joiners are part of words and of emoji, and stay.
 _SPACES = re.compile("[\t\n\v\f\r\x85 \xa0\u1680\u2000-\u200a\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]+")
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")  # those that are no whitespace
+CONTROL = r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]"  # those that are no whitespace
+_REFUSED = re.compile(rf"{CONTROL}|[\ud800-\udfff]")
 
 
 def check_text(text: str) -> str:
     """`text` as it is, whitespace of any kind included. Raises ValueError for a control character, which it names."""
-    found = _CONTROL.search(text)
+    found = _REFUSED.search(text)
     if found:
         raise ValueError(f"holds the control character U+{ord(found[0]):04X}")
     return text

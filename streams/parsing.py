@@ -185,9 +185,9 @@ def _catalogue_entry(body: Body, rules: Rules) -> Event:
         "tags": body.labels("tags"),
         "available": body.flag("available", default=True),
         "regions": body.labels("regions"),
-        "ts_ms": ts_ms,
     }
     fields["starts_ms"], fields["ends_ms"] = body.window()
+    fields["ts_ms"] = ts_ms
     sent = {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
     return CatalogueEntry(item_id, fields, {**fields, **sent} if {**fields, **sent} != fields else None)
 
