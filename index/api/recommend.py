@@ -197,7 +197,7 @@ def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Fil
     try:
         request = RecommendationsRequest.model_validate(body, strict=True)
     except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from error
+        raise invalid_request(error.errors(include_url=False), RecommendationsRequest.model_fields) from error
     try:
         tree = None if request.filter is None else parse_filter(request.filter)
     except ValueError as error:

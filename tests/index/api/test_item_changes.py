@@ -164,8 +164,8 @@ def test_a_patch_that_leaves_no_valid_record_publishes_nothing(patch: Any, statu
 def test_what_was_stored_before_it_was_refused_is_read_by_every_start_and_a_patch_says_what_is_wrong(
     tmp_path: Path,
 ) -> None:
-    old = {"title": "Tea\x07", "price": -1.0, "description": "\x1b", "ts_ms": NOW_MS}
-    window = {"starts_ms": NOW_MS + 1, "ends_ms": NOW_MS - 1}
+    old: dict[str, Any] = {"title": "Tea\x07", "price": -1.0, "description": "\x1b", "ts_ms": NOW_MS}
+    window: dict[str, Any] = {"starts_ms": NOW_MS + 1, "ends_ms": NOW_MS - 1}
 
     async def run() -> None:
         store = MemoryStore()
