@@ -110,6 +110,36 @@ def test_two_patches_in_a_row_are_both_in_also_when_the_first_is_applied_late() 
     play(scene)
 
 
+def test_a_patch_waits_for_what_the_worker_has_seen_of_another_process_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(world: ApplyingWorld, client: httpx.AsyncClient) -> None:
+        async def other(**changes: Any) -> None:
+            """Another process publishes, and the worker beats before it applies."""
+            await world._publish(CATALOG, b"i/7", orjson.dumps(record(**changes)), None)
+            token, ends = world.tokens[ITEMS_TAG], {CATALOG: world.next}
+            assert await world.store.beat(ITEMS_TAG, token, ends, False)
+
+        world.held = True
+        await other(price=1)
+        patch = asyncio.create_task(client.patch("/v1/items/i/7", json={"title": "New"}))
+        await asyncio.sleep(0.05)
+        assert not patch.done()
+        world.held = False
+        await world.apply()
+        assert (await patch).status_code == 202
+        assert await shown(client) == {**WHOLE, "price": 1.0, "title": "New", "ts_ms": NOW_MS}
+
+        monkeypatch.setattr(item_changes, "_WAIT_S", 0.02)
+        world.held = True
+        await other(price=2)
+        assert (await client.patch("/v1/items/i/7", json={"title": "Newer"})).status_code == 202
+        await world.apply()
+        assert (await shown(client))["price"] == 1.0, "the later record wins whole"
+
+    play(scene)
+
+
 def test_a_patch_after_a_post_or_a_delete_that_is_not_applied_says_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(item_changes, "_WAIT_S", 0.02)
 
