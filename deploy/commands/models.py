@@ -1,4 +1,4 @@
-"""Changes the model of a running deployment (`perseid models`): add, stage, look, promote, roll back, retire."""
+"""Changes the model of a running deployment (`perseid models`) by adding, staging, promoting and rolling back."""
 
 from __future__ import annotations
 

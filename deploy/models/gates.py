@@ -24,7 +24,7 @@ _ROLE_GONE_MS = 5_000  # a process whose heartbeat is older than this is not the
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class PromotionGate:
     """One condition of a promotion: `has` of `of` are as they have to be."""
 
     name: str
@@ -42,7 +42,7 @@ class Gate:
         return f"{state} {self.name}: {self.has:,} of {self.of:,}" + (f"; {self.said}" if self.said else "")
 
 
-async def gates_of(store: LiveStore, version: str, now_ms: int) -> list[Gate]:
+async def gates_of(store: LiveStore, version: str, now_ms: int) -> list[PromotionGate]:
     """All gates of a staged version. Raises StoreUnavailableError."""
     heartbeats = await live_roles(store, now_ms)
     return [
@@ -59,7 +59,7 @@ async def live_roles(store: LiveStore, now_ms: int) -> list[dict[str, Any]]:
     return [heartbeat for heartbeat in found if heartbeat.get("beat_ms", 0) >= now_ms - _ROLE_GONE_MS]
 
 
-async def _items(store: LiveStore, version: str) -> Gate:
+async def _items(store: LiveStore, version: str) -> PromotionGate:
     """Listed items with a vector of the champion or of this version have one of this version."""
     keys = store.keys
     ((champion,),) = await store.read([(keys.cluster(), ["model"])])
@@ -72,10 +72,10 @@ async def _items(store: LiveStore, version: str) -> Gate:
             has += listed and filled
             of += listed and (shown or filled)
         start += len(page)
-    return Gate("listed items with a vector", has, of, said="" if of else "no item has a vector")
+    return PromotionGate("listed items with a vector", has, of, said="" if of else "no item has a vector")
 
 
-async def _users(store: LiveStore, version: str) -> Gate:
+async def _users(store: LiveStore, version: str) -> PromotionGate:
     keys = store.keys
     ((partitions,),) = await store.read([(keys.cluster(), ["partitions"])])
     has = of = 0
@@ -88,18 +88,18 @@ async def _users(store: LiveStore, version: str) -> Gate:
             has, of, start = has + sum(filled), of + len(active), start + len(page)
             if len(active) < len(page):
                 break
-    return Gate("users of the last 30 days with vectors", has, of, USERS_SHARE)
+    return PromotionGate("users of the last 30 days with vectors", has, of, USERS_SHARE)
 
 
-def _workers(heartbeats: Sequence[Mapping[str, Any]], version: str) -> Gate:
+def _workers(heartbeats: Sequence[Mapping[str, Any]], version: str) -> PromotionGate:
     workers = [heartbeat for heartbeat in heartbeats if heartbeat.get("role") == "worker"]
     writing = [worker for worker in workers if version in worker.get("models", ())]
     refused = {worker["refused"][version] for worker in workers if version in worker.get("refused", {})}
     said = "; ".join(sorted(refused)) or ("" if workers else "no worker is running")
-    return Gate("workers that write it", len(writing), len(workers), said=said)
+    return PromotionGate("workers that write it", len(writing), len(workers), said=said)
 
 
-def _apis(heartbeats: Sequence[Mapping[str, Any]], version: str) -> Gate:
+def _apis(heartbeats: Sequence[Mapping[str, Any]], version: str) -> PromotionGate:
     apis = [heartbeat for heartbeat in heartbeats if heartbeat.get("role") == "api"]
     loaded = [api for api in apis if api.get("models", {}).get(version, {}).get("complete")]
-    return Gate("API processes that have loaded it", len(loaded), len(apis))
+    return PromotionGate("API processes that have loaded it", len(loaded), len(apis))

@@ -13,7 +13,7 @@ from typing import Any
 
 from context.units import DAY_MS
 from deploy.models.documents import remove_document, write_document
-from deploy.models.gates import Gate, gates_of, live_roles
+from deploy.models.gates import PromotionGate, gates_of, live_roles
 from deploy.models.registry import Registry
 from deploy.runtime.state_sizes import FIRST_WINDOW
 from encoder.model.document import read_document
@@ -41,7 +41,7 @@ class Rollout:
             self._note(found)
         return found
 
-    async def gates(self, version: str) -> list[Gate]:
+    async def gates(self, version: str) -> list[PromotionGate]:
         """The gates of a version, as they are now."""
         return await gates_of(self._store, version, self._now_ms())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from index.api.app import create_app
 from index.api.errors import InvalidRecordError
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
-from streams.events import CONSUMED, MalformedError
+from streams.events import CONSUMED, MalformedError, Rules
 from streams.kafka.log_identity import LogLookup
 from streams.parsing import encode_record
 
@@ -97,13 +97,7 @@ def kafka_side(
     What is posted while a timeline is replayed (`clock_ms`, None where none is) has its time as Kafka timestamp, so
     that an event of today counts as one of the timeline's now, by the rule for times that are ahead.
     """
-    rules = settings.rules()
-
-    def validate(topic: str, body: Any) -> tuple[bytes, bytes]:
-        try:
-            return encode_record(topic, body, now_ms(), rules)
-        except MalformedError as error:
-            raise InvalidRecordError(error.field, error.reason) from error
+    validate = partial(checked_record, settings.rules(), now_ms)
 
     async def publish(topic: str, key: bytes, value: bytes | None, partition: int | None) -> Acknowledged:
         now = clock_ms()
@@ -114,3 +108,14 @@ def kafka_side(
     lookup = LogLookup(settings.kafka_config())
     ends = partial(lookup.log_ends, CONSUMED)
     return KafkaSide(validate, publish, exposures.expose, lambda: exposures.dropped, ends)
+
+
+def checked_record(
+    rules: Rules, clock_ms: Callable[[], int], topic: str, body: Mapping[str, Any]
+) -> tuple[bytes, bytes]:
+    """Key and value of a posted record. Raises InvalidRecordError with all its faults when a worker would refuse it."""
+    try:
+        return encode_record(topic, body, clock_ms(), rules)
+    except MalformedError as error:
+        others = ((other.field, other.reason) for other in error.others)
+        raise InvalidRecordError(error.field, error.reason, *others) from error

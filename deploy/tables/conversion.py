@@ -181,11 +181,11 @@ def _item_field(fields: Fields, name: str) -> pl.Series:
         case "item_id":
             return fields.identifier(name)
         case "title" | "description":
-            return fields.text(name)
+            return fields.prose(name)
         case "brand" | "subclass":
             return fields.label(name)
         case "price":
-            return fields.number(name)
+            return fields.amount(name)
         case "available":
             return fields.flag(name)
         case "first_seen":

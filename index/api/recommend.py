@@ -200,7 +200,7 @@ def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Fil
     try:
         request = RecommendationsRequest.model_validate(body, strict=True)
     except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from error
+        raise invalid_request(error.errors(include_url=False), RecommendationsRequest.model_fields) from error
     try:
         tree = None if request.filter is None else parse_filter(request.filter)
     except ValueError as error:
@@ -217,8 +217,8 @@ def _given_context(services: Services, request: RecommendationsRequest) -> Mappi
     try:
         _, value = services.kafka.validate("context", {**request.context, **defaults})
     except InvalidRecordError as error:
-        wrong = {"field": f"context.{error.field}", "reason": error.reason}
-        raise ProblemError(400, f"context.{error.field}: {error.reason}", members={"errors": [wrong]}) from error
+        errors = [{"field": f"context.{field}", "reason": reason} for field, reason in error.errors]
+        raise ProblemError(400, f"context.{error}", members={"errors": errors}) from error
     record: Mapping[str, Any] = orjson.loads(value)
     return record
 

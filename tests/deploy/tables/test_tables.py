@@ -292,6 +292,21 @@ def test_labels_are_folded_and_bad_ones_do_not_lose_the_item(tmp_path: Path) -> 
     assert counts(report) == {"brand is no label (the row stays)": 1, "category is no label (the row stays)": 1}
 
 
+def test_texts_and_prices_that_the_topic_would_refuse_do_not_lose_the_item(tmp_path: Path) -> None:
+    text = PLAIN + '[items.fields]\nitem_id = "id"\ntitle = "t"\ndescription = "d"\nprice = "p"\n'
+    items = 'id,t,d,p\ni,Tea\x07pot\x9b,"two\nlines\t",-0.01\nj,Pot,,0\n'
+    report = run(tmp_path, text, "user,item,time\nu,i,1600000000\nu,j,1600000001\n", items)
+    assert items_of(tmp_path) == {
+        "i": {"title": "Tea pot ", "description": "two\nlines\t", "price": None},
+        "j": {"title": "Pot", "description": "", "price": 0.0},
+    }
+    assert counts(report) == {
+        "title holds control characters, which are taken out (the row stays)": 1,
+        "price is below 0 (the row stays)": 1,
+    }
+    assert not read_folder(tmp_path / "out").left_out
+
+
 def test_json_lines_arrays_and_parquet_hold_the_same(tmp_path: Path) -> None:
     records = [
         {"user": {"id": 7}, "item": "a", "time": 1_600_000_000},

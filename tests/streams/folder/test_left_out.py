@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from streams.events import Record, Rules
+from streams.events import CATALOG, Record, Rules
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.left_out import LeftOut
 from streams.parsing import parse
+from tests.faults.malformed import GOOD, SENSELESS
 from tests.support.folders import START_S, item, write_folder
 
 START_MS = START_S * 1000
@@ -93,6 +94,20 @@ def test_one_bad_item_does_not_hide_the_others(tmp_path: Path) -> None:
     assert any(reason.startswith("items.jsonl.gz: brand: has 300 bytes") for reason in found)
     assert any(reason.startswith("items.jsonl.gz: item_id: ") for reason in found)
     assert found["events.csv.gz: its item has no usable record in items.jsonl.gz"]["count"] == 1
+
+
+@pytest.mark.parametrize("case", range(len(SENSELESS)))
+def test_what_is_of_the_right_type_and_yet_wrong_is_left_out_with_file_and_line(tmp_path: Path, case: int) -> None:
+    topic, change, field, reason = SENSELESS[case]
+    if topic == CATALOG:
+        folder = folder_of(tmp_path, items=[item("a"), item("b", **change), item("c")])
+        assert [each["item_id"] for each in folder.items] == ["a", "c"]
+        left_out, first = f"items.jsonl.gz: {field}: {reason}", "line 2, item_id 'b'"
+    else:
+        folder = folder_of(tmp_path, context=[GOOD[topic], {**GOOD[topic], **change}, GOOD[topic]])
+        assert folder.contexts == [GOOD[topic]] * 2
+        left_out, first = f"context.jsonl.gz: {field}: {reason}", "line 2, location 'berlin'"
+    assert folder.left_out.to_dict()[left_out] == {"count": 1, "first": first} and all_accepted(folder)
 
 
 def test_a_catalogue_without_a_usable_item_is_an_error_with_the_reason(tmp_path: Path) -> None:
