@@ -1,8 +1,7 @@
 """Finds the processes that a command talks to, by the environment or the state folder of a running `perseid up`.
 
-`up` writes its addresses and passwords as `PERSEID_*` lines into `up.env` of its state folder, readable by its user
-only; `attach` reads them back. Variables of the environment win over the file. `up.lock` is held by a running `up` and
-says what it is doing.
+`up` writes its addresses and passwords as `PERSEID_*` lines into `up.env` of its state folder, for its user alone;
+`attach` reads them back. Variables of the environment win. A running `up` holds `up.lock`, which says what it does.
 """
 
 from __future__ import annotations

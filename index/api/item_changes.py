@@ -1,9 +1,8 @@
 """Changes parts of an item's record, and withdraws items, over HTTP.
 
-A change is read from the live state, merged and published as a whole record, so every consumer sees what it always saw.
-One waits until this process's own last record of the item is applied, and up to a second for what the worker has seen
-of others. Of what two processes publish between two beats of the worker (0.2 s), or while it is further behind, the
-later record wins whole: Kafka takes no record on a condition.
+A change is read from the live state, merged and published as a whole record. It waits until this process's last record
+of the item is applied, and for what the worker has seen of others. Of two processes' changes within a beat of the worker
+the later record wins whole.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ ADDED_SCHEMAS = ("LoadedStatus", "ModelsStatus", "Now", "RootAnswer")
 ADDED_FIELDS = (("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"))
 EMPTY_IS_NONE = ("session_id", "location", "recommendation_id", "page_id")  # of a click; "" was always taken
 ADDED_METRICS = ("perseid_redis_writes",)
-ADDED_SETTINGS = ("`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`")
+ADDED_SETTINGS = (
+    "`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`",
+)  # fmt: skip
 ADDED_COMMANDS = ("models",)
 CHANGED_COUNTS = {
     "applied", "encoded", "idle", "idle_swept", "late",  # a clock that few clicks do not move

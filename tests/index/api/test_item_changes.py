@@ -216,7 +216,7 @@ def test_what_was_stored_before_it_was_refused_is_read_by_every_start_and_a_patc
                 parts = {item["item_id"]: item["explain"] for item in answer["items"]}
                 assert "old" in parts and "never" not in parts and not parts["tea1"].get("promotion")
                 response = await client.patch("/v1/items/never", json={"available": True})
-                await refused(response, 400, "1 of 1 records is refused")
+                await refused(response, 400, "1 of 1 record is refused")
                 wrong = [error["field"] for error in response.json()["errors"]]
                 assert wrong == ["title", "description", "price", "ends_ms"]
                 await until(lambda: asyncio.to_thread(lambda: any(tmp_path.iterdir())), "a snapshot is written")
