@@ -15,9 +15,11 @@ from typing import Any, BinaryIO
 import click
 import orjson
 
+from context.counting import counted
 from deploy.commands.options import state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import show_progress
+from deploy.settings import PREFIX
 from deploy.state_folder import attach, running_near
 from streams.left_out import LeftOut
 
@@ -43,10 +45,13 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     Example: perseid produce --topic clickstream --stamp clicks.jsonl
     """
     from deploy.jobs.produce import produce as send_lines
+    from deploy.jobs.produce import timeline_clock
     from deploy.runtime.producer import DeliveryError, EventProducer
     from streams.folder.files import open_utf8
 
     settings = attach(os.environ, state)
+    knows_redis = state is not None or f"{PREFIX}REDIS" in os.environ
+    clock = {"clock_ms": timeline_clock(settings)} if knows_redis else {}
     producer = EventProducer(settings.kafka_config())
 
     def show(number: int, name: str, acknowledged: tuple[int, int]) -> None:
@@ -66,6 +71,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
                     settings.rules(),
                     topic=topic,
                     stamp=stamp,
+                    **clock,
                     on_each=show if each else None,
                     on_progress=lambda _: bar.update(max(0, file.tell() - bar.pos)) if size else None,
                 )
@@ -79,7 +85,8 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     for rejected in result.rejected[:_SHOWN_REJECTS]:
         click.echo(f"line {rejected['line']}: {rejected['field']}: {rejected['reason']}", err=True)
     if len(result.rejected) > _SHOWN_REJECTS:
-        click.echo(f"… and {len(result.rejected) - _SHOWN_REJECTS} more lines were refused", err=True)
+        more = counted(len(result.rejected) - _SHOWN_REJECTS, "more line was", "more lines were")
+        click.echo(f"… and {more} refused", err=True)
     click.echo(orjson.dumps(result.summary(), option=orjson.OPT_NON_STR_KEYS).decode())
     return 1 if result.rejected else 0
 
@@ -126,8 +133,12 @@ def export(
 
 
 def _worth_knowing(done: Mapping[str, Any]) -> Iterator[str]:
-    """What the folder does not hold."""
+    """What the folder does not hold, and what it holds of items that nobody can be recommended."""
     yield from LeftOut.from_dict(done["left_out"]).lines()
+    lone = done["without_record"]
+    if lone["events"]:
+        events, items = counted(lone["events"], "event"), counted(lone["items"], "item")
+        yield f"written, but of {items} without a record: {events} (first: {lone['first']})"
     if done["log_starts"]:
         starts = ", ".join(f"{name} from {first}" for name, first in sorted(done["log_starts"].items()))
         yield f"the log no longer covers everything: {starts}"

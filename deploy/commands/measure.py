@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 import orjson
 
+from context.counting import counted
 from deploy.commands.options import (
     FOLDER,
     DescribedGroup,
@@ -28,6 +29,7 @@ from deploy.progress import show_progress
 from deploy.reports.run_facts import RunFacts, started
 from deploy.state_folder import attach
 from encoder.baselines.recipes import recipe_sets
+from encoder.model.document import DOCUMENT
 from streams.evaluation.staleness.delays import DELAYS, Delay, Part, parse_delay, parse_part
 from streams.left_out import LeftOut
 
@@ -132,7 +134,7 @@ def timeline(folder: Path, asked: TimelineQuestions, beside: Baselines, running:
     with _session(running) as (settings, memory, progress):
         model = _model_or_none(asked.model, settings, plan)
         found = evaluate_folder(folder, model, settings, memory, asked.split, ask, progress, plan, asked.baskets)
-    _tell(facts, "evaluate", found, lambda: _evaluated(found, f"{found['questions']} questions"), output)
+    _tell(facts, "evaluate", found, lambda: _evaluated(found, counted(found["questions"], "question")), output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +160,9 @@ def loo(folder: Path, asked: AskedModel, beside: Baselines, running: Running, ou
 
     facts, plan = started(), beside.plan(_threads(running))
     with _session(running) as (settings, memory, progress):
-        chosen = _model_or_none(asked.model, settings, plan)
+        chosen = _model_or_none(asked.model, settings, plan, "--protocol loo")
         found = evaluate_leave_one_out(folder, chosen, settings, memory, progress, plan)
-    size = f"the last events of {found['users']} users, {found['catalogue']} items"
+    size = f"the last events of {counted(found['users'], 'user')}, {counted(found['catalogue'], 'item')}"
     _tell(facts, "evaluate", found, lambda: _evaluated(found, size), output)
 
 
@@ -186,7 +188,7 @@ def sessions(folder: Path, asked: SessionQuestions, running: Running, output: Ou
     facts = started()
     _threads(running)
     with _session(running) as (settings, memory, progress):
-        model, split, choice = asked.model or settings.model, asked.split, asked.choice
+        model, split, choice = _model(asked.model, settings), asked.split, asked.choice
         found = evaluate_sessions_of(folder, model, settings, memory, split, choice, progress=progress)
     _tell(facts, "sessions", found, lambda: sessions_table(found), output)
 
@@ -230,9 +232,9 @@ def staleness(folder: Path, asked: HeldOutQuestions, late: Delays, texts: Texts,
 
     facts, ask = started(), asked.settings()
     with _session(texts) as (settings, memory, progress):
-        model, split = asked.model or settings.model, asked.split
+        model, split = _model(asked.model, settings), asked.split
         found = measure_staleness(folder, model, settings, memory, split, ask, late.parts, late.delays, progress)
-    title = f"model {found['model']} on {found['data']}: {found['questions']} questions of {found['users']} users"
+    title = f"model {found['model']} on {found['data']}: {_size(found)}"
     _tell(facts, "staleness", found, lambda: f"{title}\n\n{curves_table(found)}", output)
 
 
@@ -257,13 +259,17 @@ def compare(folder: Path, asked: SharedQuestions, texts: Texts, output: Output) 
     from deploy.jobs.staleness import compare_models
 
     if len(asked.models) != 2:
-        raise click.UsageError(f"--model is given {len(asked.models)} times; a comparison is between two")
+        raise click.UsageError(f"--model is given {counted(len(asked.models), 'time')}; a comparison is between two")
     facts, models = started(), dict(zip("AB", asked.models, strict=True))
     with _session(texts) as (settings, memory, progress):
         found = compare_models(folder, models, settings, memory, asked.split, asked.settings(), progress)
     named = ", ".join(f"{name} = {version}" for name, version in found["models"].items())
-    title = f"{named} on {found['data']}: {found['questions']} questions of {found['users']} users"
+    title = f"{named} on {found['data']}: {_size(found)}"
     _tell(facts, "compare", found, lambda: f"{title}\n\n{_shown(found)}", output)
+
+
+def _size(found: dict[str, Any]) -> str:
+    return f"{counted(found['questions'], 'question')} of {counted(found['users'], 'user')}"
 
 
 def _threads(running: Running) -> int:
@@ -274,9 +280,23 @@ def _threads(running: Running) -> int:
     return count
 
 
-def _model_or_none(model: Path | None, settings: Settings, plan: BaselinePlan) -> Path | None:
+def _model(given: Path | None, settings: Settings, training: str = "--split 0.8", instead: str = "") -> Path:
+    """The model to measure, else the one of the settings. Raises ValueError, with how to make one, where none is."""
+    if given is not None or (settings.model / DOCUMENT).is_file():
+        return given or settings.model
+    raise ValueError(
+        f"no model to measure: --model is not given, and PERSEID_MODEL ({settings.model}) holds none; "
+        f"`perseid train FOLDER {training}` makes one and prints where it is{instead}"
+    )
+
+
+def _model_or_none(
+    given: Path | None, settings: Settings, plan: BaselinePlan, training: str = "--split 0.8"
+) -> Path | None:
     """The model to measure; None where baselines stand alone."""
-    return model or (settings.model if settings.model.exists() or not plan.names else None)
+    if given is None and plan.names and not settings.model.exists():
+        return None
+    return _model(given, settings, training, "; --baselines item-knn needs none")
 
 
 def _evaluated(found: dict[str, Any], size: str) -> str:
@@ -284,7 +304,9 @@ def _evaluated(found: dict[str, Any], size: str) -> str:
     parts = [f"{what} on {found['data']}: {size}", _shown(found)]
     for name, run in found.get("baselines", {}).items():
         if isinstance(run, dict):
-            spent = f"{run['epochs']} epochs of {run['epoch_seconds']:.1f} s, the best after {run['best_epoch']}"
+            spent = (
+                f"{counted(run['epochs'], 'epoch')} of {run['epoch_seconds']:.1f} s, the best after {run['best_epoch']}"
+            )
             parts.append(f"{name}: {spent}, ended by {run['ended']}")
     return "\n\n".join(parts)
 

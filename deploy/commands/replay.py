@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import click
 import orjson
 
+from context.counting import counted
 from deploy.commands.options import FOLDER, Output, Questions, SectionedCommand, Texts, option, options, state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import show_progress
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from deploy.jobs.replay_checkpoint import ReplayPlan
     from index.state.store import LiveStore
     from streams.replay.report import ReplayReport
-
-
-_SHOWN_PARTS = 10  # of 32 partitions or more
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,24 +146,20 @@ def _topics(plan: ReplayPlan, settings: Settings, span: ReplayedPart) -> ReplayR
         start_ms=span.start_ms,
         stop_ms=span.stop_ms,
         spans=parse_offsets(span.offsets),
-        resumed=lambda done: click.echo(f"going on behind {done:,} records", err=True),
+        resumed=lambda done: click.echo(f"going on behind {counted(done, 'record')}", err=True),
     )
 
 
 def _compare(report: ReplayReport, settings: Settings) -> int:
-    from deploy.jobs.replay import compare_with_live
+    from deploy.jobs.replay import compare_with_live, differences
+    from streams.kafka.log_identity import is_embedded
 
     different = compare_with_live(report, settings)
     if not different:
         click.echo("the live state is equal", err=True)
         return 0
-    click.echo(f"the live state differs in {', '.join(different)}", err=True)
-    for part, reasons in list(different.items())[:_SHOWN_PARTS]:
-        click.echo(f"{part}: {'; '.join(reasons) or 'both have read the same records of the same logs'}", err=True)
-    if all(different.values()):
-        click.echo(
-            "what differs was not read by both; stop the traffic, let it be applied, and compare again", err=True
-        )
+    for line in differences(different, is_embedded(report.logs)):
+        click.echo(line, err=True)
     return 1
 
 

@@ -14,6 +14,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.cluster import ClusterMetadata
 from kafka.errors import KafkaError
 
+from context.counting import counted
 from deploy.doctor.finding import CONNECT_S, Finding
 from deploy.servers.mock_kafka import topic_partitions
 from deploy.servers.topics import AHEAD, AHEAD_MS, connect, open_admin, topics_without_limit
@@ -112,7 +113,7 @@ def _topics(config: KafkaConfig, cluster: ClusterMetadata, wanted: Mapping[str, 
     counts = {name: len(cluster.partitions_for_topic(config.topic(name)) or ()) for name in wanted}
     missing = ", ".join(f"{config.topic(name)} ({wanted[name]})" for name, count in counts.items() if not count)
     differing = "; ".join(
-        f"{config.topic(name)} has {count} partitions, not {wanted[name]}"
+        f"{config.topic(name)} has {counted(count, 'partition')}, not {wanted[name]}"
         for name, count in counts.items()
         if count not in (0, wanted[name])
     )

@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
 
+from context.counting import counted
 from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding
 from deploy.runtime.process import ask_redis
 from deploy.settings import Settings, public_address
@@ -138,12 +139,12 @@ def _deployment(settings: Settings, address: str) -> Finding:
     stored, kinds = int(facts.get(b"partitions", b"0")), facts.get(b"kinds", b"").decode().split("\n")
     if stored != settings.partitions:
         remedy = f"set PERSEID_PARTITIONS={stored}, or use another PERSEID_PREFIX and rebuild from Kafka"
-        return at.wrong(f"made with {stored} partitions, not {settings.partitions}", remedy)
+        return at.wrong(f"made with {counted(stored, 'partition')}, not {settings.partitions}", remedy)
     if [kind.name for kind in settings.rules().kinds][: len(kinds)] != kinds:
         remedy = "let PERSEID_KINDS begin with the stored kinds; new ones may only be appended"
         return at.wrong(f"made with kinds {', '.join(kinds)}", remedy)
     model = facts.get(b"model", b"none").decode()
-    return at.ok(f"prefix {settings.prefix!r}, {stored} partitions, serving model {model}")
+    return at.ok(f"prefix {settings.prefix!r}, {counted(stored, 'partition')}, serving model {model}")
 
 
 def _plain(error: Exception) -> str:

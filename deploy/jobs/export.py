@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from context.counting import counted
 from deploy.jobs.replay import STANDING_TOPICS, history_logs
 from deploy.progress import Show
 from deploy.settings import Settings
@@ -97,6 +98,7 @@ def _export(
         _check(spool, export, plan, removed)
         not_forwarded = export.not_forwarded()
         export.note_removed(removed)
+        without_record = export.without_record()
         with plan.bar("events") as show:
             written = write_files(spool, folder, show)
     finally:
@@ -107,6 +109,7 @@ def _export(
         "removed": removed,
         "malformed": dict(sorted(export.malformed.items())),
         "left_out": export.left_out.to_dict(),
+        "without_record": without_record,
         "misrouted": export.misrouted,
         "not_forwarded": not_forwarded,
         "from_ms": plan.start_ms,
@@ -157,10 +160,10 @@ def _check(spool: Spool, export: TopicExport, plan: ExportPlan, removed: Mapping
     """Raises ValueError where there is nothing to train on, or no vector that was asked for."""
     if not spool.count("clicks"):
         malformed = sum(count for reason, count in export.malformed.items() if reason.startswith(CLICKSTREAM))
+        forgotten = removed["forgotten"]
         raise ValueError(
-            f"nothing to export: of {export.records[CLICKSTREAM]} records of the clickstream in this range {malformed} "
-            f"are malformed and {removed['forgotten']} forgotten, none is left; widen or leave out --from, --to, "
-            "--offsets"
+            f"nothing to export: of {counted(export.records[CLICKSTREAM], 'record')} of the clickstream in this range "
+            f"none is left ({malformed} malformed, {forgotten} forgotten); widen or leave out --from, --to, --offsets"
         )
     if plan.vectors is not None and not spool.count("vectors"):
         there = ", ".join(sorted(export.embedders)) or "none at all"

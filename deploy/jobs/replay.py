@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from context.counting import counted
 from deploy.runtime.process import open_store
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
@@ -29,6 +30,10 @@ from streams.kafka.log_identity import LogLookup, is_embedded
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader
 from streams.pipeline.digest import digest
+
+_NAMED = 4  # differing parts, of 32 partitions or more
+_BEGINNING = "the topics do not hold the beginning of what the live state was built from: "
+_SHOWN_PARTS = 10  # whose reasons are told
 
 if TYPE_CHECKING:
     from deploy.jobs.replay_checkpoint import Checkpoint, ReplayPlan
@@ -113,7 +118,7 @@ def replay_topics(
         source = Source(
             "topics", logs, reader.records(), lambda: reader.covers, lambda: reader.resume_state, reader.total
         )
-        return asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint))
+        return replace(asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint)), logs=logs)
 
 
 def _checkpoint(
@@ -124,7 +129,15 @@ def _checkpoint(
     return nullcontext() if plan.checkpoint is None else closing(Checkpoint(plan, settings, facts))
 
 
-def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, list[str]]:
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Why a replay and a live state differ. `lasting`: a later comparison cannot succeed either."""
+
+    why: str
+    lasting: bool = False
+
+
+def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, list[Apart]]:
     """Parts of the digest in which the live state that the settings name differs, each with what explains it.
 
     An empty list of reasons means that both have read the same records of the same logs.
@@ -133,10 +146,10 @@ def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, lis
         StoreUnavailableError: the live state did not answer.
     """
 
-    async def compare() -> dict[str, list[str]]:
+    async def compare() -> dict[str, list[Apart]]:
         store = open_store(settings)
         try:
-            found: dict[str, list[str]] = {}
+            found: dict[str, list[Apart]] = {}
             for part in report.digest.differences(await digest(store, settings.partitions)):
                 tag = CONTEXT_TAG if part == "contexts" else part
                 owner = await store.read_all(store.keys.owner(tag))
@@ -149,21 +162,46 @@ def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, lis
     return asyncio.run(compare())
 
 
-def apart(report: ReplayReport, owner: Mapping[str, bytes], topics: Sequence[str], partition: int) -> Iterator[str]:
-    """What a live state and a replay have not both read of a tag's topics."""
+def apart(report: ReplayReport, owner: Mapping[str, bytes], topics: Sequence[str], partition: int) -> Iterator[Apart]:
+    """What a live state and a replay have not both read of a tag's topics, or not by the same rules."""
+    if b"," in (rules := owner.get("rules", b"")):
+        yield Apart(f"partition {partition} was applied under the rules {rules.decode()} in turn", lasting=True)
     for topic in topics:
         name = f"{topic}[{partition}]"
         covers, position = report.covers.get(name), int(owner.get(f"pos:{topic}", b"0"))
-        if (logs := int(owner.get(f"logs:{topic}", b"1"))) > 1:
-            yield f"{name} is log {logs} of the live state, whose earlier ones (another broker or topic) are gone"
+        log, number = owner.get(f"log:{topic}", b"").decode(), int(owner.get(f"logs:{topic}", b"1"))
+        if log and topic in report.logs and log != str(report.logs[topic]):
+            yield Apart(f"{_BEGINNING}the log of {name} is another one (another broker or topic)", lasting=True)
+            continue
+        if number > 1:
+            gone = f"the log of {name} is its number {number}, the earlier ones (another broker or topic) are gone"
+            yield Apart(f"{_BEGINNING}{gone}", lasting=True)
         if covers is None:
             continue
         if covers.first > 0:
-            yield f"the log of {name} begins at {covers.first}: what came before has left Kafka"
+            gone = f"the log of {name} begins at {covers.first}, what came before has left Kafka"
+            yield Apart(f"{_BEGINNING}{gone}", lasting=True)
         if covers.start > covers.first:
-            yield f"{name} was replayed from {covers.start} only"
+            yield Apart(f"{name} was replayed from {covers.start} only")
         if covers.end != position:
-            yield f"the live state is at offset {position} of {name}, the replay at {covers.end}"
+            yield Apart(f"the live state is at offset {position} of {name}, the replay at {covers.end}")
+
+
+def differences(different: Mapping[str, Sequence[Apart]], embedded: bool) -> Iterator[str]:
+    """Lines for people: which parts differ, and why. `embedded`: the topics are those of the embedded broker."""
+    more = f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
+    yield f"the live state differs in {counted(len(different), 'part')}: {', '.join(list(different)[:_NAMED])}{more}"
+    lost = [reason.why for reasons in different.values() for reason in reasons if reason.lasting]
+    if lost:
+        alike = f" (and {len(lost) - 1} more like it)" if len(lost) > 1 else ""
+        stays = "; the embedded broker's topics end with it and the live state stays" if embedded else ""
+        yield f"it cannot become equal: {lost[0]}{alike}{stays}; begin a new live state to compare with"
+    others = {part: reasons for part, reasons in different.items() if not any(reason.lasting for reason in reasons)}
+    for part, reasons in list(others.items())[:_SHOWN_PARTS]:
+        why = "; ".join(reason.why for reason in reasons)
+        yield f"{part}: {why or 'both have read the same records of the same logs'}"
+    if not lost and all(others.values()):
+        yield "what differs was not read by both; stop the traffic, let it be applied, and compare again"
 
 
 def asked_from(folder: Folder, model: Path | None, split: float) -> int | None:
@@ -217,7 +255,7 @@ async def history_logs(settings: Settings, optional: Collection[str] = ()) -> di
             raise ValueError(f"topic {topic!r} does not exist on this broker, which has {sorted(counts)}")
         if topic in PARTITIONED and counts[topic] != settings.partitions:
             raise ValueError(
-                f"topic {topic!r} has {counts[topic]} partitions, PERSEID_PARTITIONS says {settings.partitions}: a "
-                f"user's place follows from the count; set PERSEID_PARTITIONS={counts[topic]}"
+                f"topic {topic!r} has {counted(counts[topic], 'partition')}, PERSEID_PARTITIONS says "
+                f"{settings.partitions}: a user's place follows from the count; set PERSEID_PARTITIONS={counts[topic]}"
             )
     return await lookup.identities([*CONSUMED, *(topic for topic in optional if topic in counts)])

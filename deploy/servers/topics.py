@@ -27,6 +27,7 @@ from kafka.errors import (
 )
 from kafka.net.compat import KafkaNetClient
 
+from context.counting import counted
 from context.units import DAY_MS, HOUR_MS
 from deploy.servers.mock_kafka import topic_partitions
 from streams.events import COMPACTED, DEAD_LETTERS
@@ -190,7 +191,7 @@ def _ready(admin: KafkaAdminClient, config: KafkaConfig, wanted: Mapping[str, in
         name, found = config.name(topic["name"]), topic["partitions"]
         if len(found) != wanted[name]:
             raise ValueError(
-                f"topic {topic['name']} has {len(found)} partitions, not {wanted[name]}: set "
+                f"topic {topic['name']} has {counted(len(found), 'partition')}, not {wanted[name]}: set "
                 "PERSEID_PARTITIONS to its count (with a new PERSEID_PREFIX), or delete it and create it anew"
             )
         ready[name] = all(partition["leader_id"] >= 0 for partition in found)

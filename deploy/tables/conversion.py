@@ -1,7 +1,7 @@
 """`convert_tables` turns a shop's tables into a data folder, by a map, and reports what was left out.
 
-Holds the columns that the map names in memory, as text. Events are sorted by time; those of one moment stay in the
-order of their files. Of several rows about an item the last one counts.
+Holds the mapped columns in memory, as text. Events are sorted by time; those of one moment stay in the order of their
+files. Of several rows about an item the last counts. What is dated in the future is left out.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from pathlib import Path
 import orjson
 import polars as pl
 
+from context.counting import counted
 from context.times import YEAR_2000_MS, YEAR_2100_MS
 from deploy.tables.fields import Fields, no_ids
 from deploy.tables.inputs import TableFile
 from deploy.tables.maps import ITEM_FIELDS, ShopMap, TableMap
+from deploy.tables.moments import forms_of
 from deploy.tables.report import FILE, LINE, Report
 from deploy.tables.rows import read_table
 from streams.events import FORGET
+from streams.folder.future import IN_FUTURE, latest_ms
 from streams.folder.reader import DEFAULT_KIND_OF, EVENTS, ITEMS
 from streams.folder.writer import csv_lines, write_lines
 
@@ -26,6 +29,7 @@ _ALWAYS = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value
 _MORE = ("location", "event_id", "page_id", "recommendation_id")  # those that a map may add
 _LONE = "_lone"  # items that only events name: a record of nothing but their id and an empty title
 _SHOWN = 5  # first rows of a dry run
+_NO_TIME = "time is not understood (the map's `format` says how it is written)"
 
 
 def convert_tables(
@@ -41,7 +45,8 @@ def convert_tables(
     if not log.height:
         why = "; ".join(report.lines()).removeprefix("0 events, 0 items; ")
         raise ValueError(f"there is no usable event of {shop.name}; {why}")
-    tables = [_items(table, items, report, _place(shop, "items", n)) for n, table in enumerate(shop.items)]
+    logs = frozenset(report.files)
+    tables = [_items(table, items, report, _place(shop, "items", n), logs) for n, table in enumerate(shop.items)]
     catalogue = _catalogue([table for table in tables if table is not None])
     catalogue = _meet(log, catalogue, report)
     report.events, report.items = log.height, catalogue.height
@@ -81,7 +86,7 @@ def _events(table: TableMap, given: Sequence[TableFile], report: Report, place: 
         **{name: fields.optional(name) for name in ("session_id", *_MORE) if fields.has(name)},
         "value": fields.raw("value") if fields.has("value") else pl.Series([""]).new_from_index(0, frame.height),
     }
-    said = {f"_{name}": frame[table.fields[name].column[0]] for name in ("kind", "time") if table.fields[name].column}
+    said = {f"_{name}": column for name in ("kind", "time") if (column := fields.said(name)) is not None}
     whole = pl.DataFrame([column.alias(name) for name, column in {**columns, **said}.items()]).with_columns(
         frame[FILE], frame[LINE]
     )
@@ -99,41 +104,59 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, rows["event_type"] == "", "kind is left out by the map", _said(rows, "_kind"))
     kind = table.fields["kind"]
     own = {kind.constant, kind.otherwise, *kind.values.values(), *kind.at_least, *kind.at_most}
-    known = pl.Series([*DEFAULT_KIND_OF, FORGET, *(str(word) for word in own if word)])
+    known = pl.Series([*DEFAULT_KIND_OF, FORGET, *(str(word) for word in own if word)]).implode()
     unknown = ~rows["event_type"].str.to_lowercase().is_in(known) & ~rows["event_type"].is_in(known)
     rows = report.leave(rows, unknown, "kind is unknown (the map's `values` give it a meaning)", _said(rows, "_kind"))
     if "_time" in rows.columns:
         rows = report.leave(rows, rows["us"].is_null() & rows["_time"].is_null(), "no time")
-    rows = report.leave(rows, rows["us"].is_null(), "time is not understood", _said(rows, "_time"))
+    rows = report.leave(rows, rows["us"].is_null(), _NO_TIME, _said(rows, "_time"), _form_hint)
     out = ~rows["us"].is_between(0, YEAR_2100_MS * 1000)
-    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"))
+    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"), _form_hint)
+    rows = report.leave(rows, rows["us"] > latest_ms() * 1000, f"time {IN_FUTURE}", _said(rows, "_time"))
     early = int((rows["us"] < YEAR_2000_MS * 1000).sum())
     if early:
-        report.note(f"{place}: {early:,} events before 2000 are written, but no reader of the folder uses them")
+        early_ones = counted(early, "event before 2000 is", "events before 2000 are")
+        report.note(f"{place}: {early_ones} written, but no reader of the folder uses them")
     strange = sorted(set(rows["event_type"].unique()) & {str(w) for w in own if w} - set(DEFAULT_KIND_OF) - {FORGET})
     if strange:
         report.note(f"{place}: kinds that PERSEID_KINDS has to name: {', '.join(strange)}")
     return rows
 
 
+def _form_hint(cells: pl.Series) -> str:
+    """The `format` that reads times which were not understood, where one does."""
+    own = forms_of(cells[:1])
+    forms = [form for form in forms_of(cells) if form in own] or own
+    if not forms:
+        return ""
+    return f'; format = "{forms[0]}" reads it' if forms[0] else "; without `format` and `unit` it is read"
+
+
 def _said(rows: pl.DataFrame, name: str) -> pl.Series | None:
     return rows[name] if name in rows.columns else None
 
 
-def _items(table: TableMap, given: Sequence[TableFile], report: Report, place: str) -> pl.DataFrame | None:
+def _items(
+    table: TableMap, given: Sequence[TableFile], report: Report, place: str, logs: frozenset[str]
+) -> pl.DataFrame | None:
+    """One row for each item of a table; `logs` are the files of events, whose rows name an item again and again."""
     frame = read_table(table, given, report, place)
     if frame is None:
         return None
     if table.order:
         frame = frame.sort(pl.col(table.order).cast(pl.Float64, strict=False), maintain_order=True, nulls_last=False)
+    is_history = bool(table.order) or any(report.files[number] in logs for number in frame[FILE].unique())
     if not table.merge and len(table.fields["item_id"].column) == 1:  # before the costly fields are read
-        frame = _last(frame, table.fields["item_id"].column[0])
+        frame = _last(frame, table.fields["item_id"].column[0], None if is_history else report)
     fields = Fields(frame, table, report, place)
     made = [_item_field(fields, name).alias(name) for name in ITEM_FIELDS if fields.has(name)]
     rows = pl.DataFrame(made).with_columns(frame[FILE], frame[LINE])
     rows = report.leave(rows, rows["item_id"].is_null() | (rows["item_id"] == ""), "no item (items)")
     rows = report.leave(rows, no_ids(rows["item_id"]), "item_id is no id (items)", rows["item_id"])
-    return _merged(rows) if table.merge else _last(rows, "item_id")
+    if fields.has("first_seen"):
+        shown = pl.from_epoch(rows["first_seen"].cast(pl.Int64)).dt.to_string("%F %R")
+        rows = report.leave(rows, rows["first_seen"] > latest_ms() / 1000, f"first_seen {IN_FUTURE} (items)", shown)
+    return _merged(rows) if table.merge else _last(rows, "item_id", None if is_history else report)
 
 
 def _merged(rows: pl.DataFrame) -> pl.DataFrame:
@@ -145,9 +168,12 @@ def _merged(rows: pl.DataFrame) -> pl.DataFrame:
     return said.group_by("item_id", maintain_order=True).agg(pl.all().drop_nulls().last())
 
 
-def _last(frame: pl.DataFrame, column: str) -> pl.DataFrame:
-    """The last row of each id, and all rows without one."""
-    return frame.filter(pl.col(column).is_null() | pl.col(column).is_last_distinct())
+def _last(frame: pl.DataFrame, column: str, report: Report | None) -> pl.DataFrame:
+    """The last row of each id, and all rows without one; `report`, where there is one, counts the others."""
+    replaced = frame[column].is_not_null() & ~frame[column].is_last_distinct()
+    if report is None:
+        return frame.filter(~replaced)
+    return report.leave(frame, replaced, "a later row of the same item replaces it (items)", frame[column])
 
 
 def _item_field(fields: Fields, name: str) -> pl.Series:
@@ -155,11 +181,11 @@ def _item_field(fields: Fields, name: str) -> pl.Series:
         case "item_id":
             return fields.identifier(name)
         case "title" | "description":
-            return fields.text(name)
+            return fields.prose(name)
         case "brand" | "subclass":
             return fields.label(name)
         case "price":
-            return fields.number(name)
+            return fields.amount(name)
         case "available":
             return fields.flag(name)
         case "first_seen":
@@ -183,12 +209,13 @@ def _meet(log: pl.DataFrame, catalogue: pl.DataFrame, report: Report) -> pl.Data
     lone = clicks.filter(~pl.col("item_id").is_in(catalogue["item_id"].implode()))
     idle = catalogue.filter(~pl.col("item_id").is_in(clicks["item_id"].unique().implode())).height
     if idle:
-        report.note(f"{idle:,} items have no event")
+        report.note(f"{counted(idle, 'item has', 'items have')} no event")
     if lone.height:
         items, row = lone["item_id"].unique(), lone.row(0, named=True)
         first = f"{report.place(row)}: item {row['item_id']!r}"
-        count = f"{lone.height:,} events have an item without a record"
-        report.note(f"{count}: {len(items):,} items get one with an empty title (first: {first})")
+        count = f"{counted(lone.height, 'event has', 'events have')} an item without a record"
+        made = counted(len(items), "item gets", "items get")
+        report.note(f"{count}: {made} one with an empty title (first: {first})")
         new = pl.DataFrame({"item_id": items, _LONE: [True] * len(items)})
         catalogue = pl.concat([catalogue, new], how="diagonal")
     return catalogue.sort("item_id")

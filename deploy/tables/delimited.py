@@ -15,6 +15,7 @@ from difflib import get_close_matches
 import numpy as np
 import polars as pl
 
+from context.counting import counted
 from deploy.tables.maps import TableMap
 from deploy.tables.report import LINE, Report
 
@@ -26,9 +27,12 @@ csv.field_size_limit(1 << 30)  # descriptions may be long; a cell that never end
 
 
 def delimited(
-    file: io.BufferedReader, name: str, table: TableMap, wanted: Sequence[str], report: Report
+    file: io.BufferedReader, name: str, table: TableMap, wanted: Sequence[str] | None, report: Report
 ) -> Iterator[pl.DataFrame]:
-    """Frames of the wanted columns, as text. Raises ValueError for a column that is not there, and for bad lines."""
+    """Frames of the wanted columns (None: of all that have a name), as text.
+
+    Raises ValueError for a column that is not there, and for bad lines.
+    """
     first, line = _first_line(file, 1)
     if first.lower().startswith(b"sep=") and table.delimiter is None:  # a hint of Excel's
         table = replace(table, delimiter=first.decode().strip()[4:])
@@ -36,6 +40,8 @@ def delimited(
     delimiter = table.delimiter or _sniff(first.decode())
     top = _cells(first, delimiter, table.quote)
     header = [cell.strip() for cell in (table.header or top)] if first else []
+    if wanted is None:
+        wanted = list(dict.fromkeys(filter(None, header)))
     missing = [column for column in wanted if column not in header]
     if missing:
         raise ValueError(f"{name} has no column {', '.join(map(repr, missing))}{_hint(missing[0], header)}")
@@ -45,27 +51,15 @@ def delimited(
     lead = b"" if not table.header or top == list(table.header) else first
     line += not lead
     lines = _Lines(name, len(header), places, list(wanted), delimiter, table.quote, report)
-    while True:
-        block = lead + file.read(_BLOCK)
-        lead = b""
-        if not block:
-            return
+    done = False
+    while (block := lead + file.read(_BLOCK)) or not done:
+        lead, done = b"", True
         block += file.readline()
         if len(delimiter) > 1 or (table.quote and table.quote.encode() in block):
             yield from lines.by_python(block, file, line)
             return
         yield lines.by_polars(block, line)
         line += block.count(b"\n")
-
-
-def header_of(line: bytes) -> list[str]:
-    """The columns that a header names.
-
-    >>> header_of(b"Kunde;Artikel")
-    ['Kunde', 'Artikel']
-    """
-    text = line.rstrip(b"\r\n")
-    return [cell.strip() for cell in _cells(text, _sniff(text.decode()), '"')]
 
 
 class _Lines:
@@ -137,7 +131,9 @@ class _Lines:
         return frame.with_columns(pl.Series(LINE, numbers, pl.Int64))
 
     def _bad(self, line: int, cells: int) -> None:
-        self._report.bad_line(self._name, line, f"has {cells} cells instead of {self._width} columns")
+        self._report.bad_line(
+            self._name, line, f"has {counted(cells, 'cell')} instead of {counted(self._width, 'column')}"
+        )
 
 
 def _texts(block: bytes, file: io.BufferedReader) -> Iterator[str]:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 import orjson
 import polars as pl
 
-from context.labels import fold_label
+from context.counting import counted
+from context.labels import CONTROL, fold_label
 from deploy.tables.maps import FieldMap, TableMap
 from deploy.tables.moments import as_us
 from deploy.tables.nested import LISTED
@@ -22,8 +23,22 @@ from deploy.tables.report import Report, shown
 
 MAX_ID_BYTES = 256
 _LEVEL = "\x1f"  # between the levels of a category that stand in columns of their own
-_TRUE = ("true", "t", "yes", "y", "1", "ja", "j", "wahr", "oui", "active", "in stock")
-_FALSE = ("false", "f", "no", "n", "0", "nein", "falsch", "non", "archived", "draft", "out of stock")
+# Words of `available`, in English, German, French and Spanish.
+TRUE = (
+    "true", "t", "yes", "y", "1", "ja", "j", "wahr", "oui", "o", "vrai", "sí", "si", "s", "verdadero",
+    "active", "enabled", "available", "in stock", "instock", "in_stock", "aktiv", "lieferbar", "sofort lieferbar",
+    "verfügbar", "verfuegbar", "vorrätig", "auf lager", "en stock", "disponible", "actif", "activo", "hay existencias",
+)  # fmt: skip
+FALSE = (
+    "false", "f", "no", "n", "0", "nein", "falsch", "non", "faux", "falso",
+    "archived", "draft", "disabled", "unavailable", "out of stock", "outofstock", "out_of_stock", "sold out", "inaktiv",
+    "nicht lieferbar", "nicht verfügbar", "nicht verfuegbar", "nicht vorrätig", "nicht auf lager", "ausverkauft",
+    "vergriffen", "indisponible", "rupture de stock", "en rupture de stock", "épuisé", "inactif", "no disponible",
+    "agotado", "sin existencias", "inactivo",
+)  # fmt: skip
+
+
+Fold = Callable[[str], str | None]
 
 
 class Fields:
@@ -59,9 +74,16 @@ class Fields:
         whole = _joined(parts, field.join) if parts else self._one(field, lambda c: _mapped(c, _texted(field)))
         return whole.fill_null("")
 
+    def prose(self, name: str) -> pl.Series:
+        """Texts without control characters, never null."""
+        column = self.text(name)
+        bad = column.str.contains(CONTROL)
+        self._count(bad, f"{name} holds control characters, which are taken out", column, kept=True)
+        return column.str.replace_all(CONTROL, " ")
+
     def label(self, name: str) -> pl.Series:
         """One folded label, or null."""
-        return _mapped(self.text(name), lambda cell: self._fold(name, cell))
+        return self._folded(name, self.text(name), lambda cell, fold: fold(cell), pl.String())
 
     def labels(self, name: str) -> pl.Series:
         """Lists of folded labels, never null."""
@@ -79,11 +101,34 @@ class Fields:
     def _split(self, name: str, column: pl.Series, separator: str | None) -> pl.Series:
         field, kind = self._table.fields[name], pl.List(pl.String)
 
-        def folded(cell: str) -> list[str]:
-            labels = (self._fold(name, label) for label in _split(cell, field, separator))
-            return [label for label in labels if label]
+        def change(cell: str, fold: Fold) -> list[str]:
+            return [label for label in map(fold, _split(cell, field, separator)) if label]
 
-        return _mapped(column, folded, kind).fill_null(pl.Series([[]], dtype=kind))
+        return self._folded(name, column, change, kind).fill_null(pl.Series([[]], dtype=kind))
+
+    def _folded(
+        self, name: str, column: pl.Series, change: Callable[[str, Fold], object], kind: pl.DataType
+    ) -> pl.Series:
+        """`change` of each different cell; rows with a label that cannot be folded are counted."""
+        bad: dict[str, str] = {}
+
+        def made(cell: str) -> object:
+            def fold(label: str) -> str | None:
+                try:
+                    return fold_label(label) or None
+                except ValueError as error:
+                    bad.setdefault(cell, f"{shown(label)} {error}")
+                    return None
+
+            return change(cell, fold)
+
+        labels = _mapped(column, made, kind)
+        out = column.is_in(pl.Series(list(bad), dtype=pl.String).implode()).fill_null(False)
+        if out.any():
+            at = int(out.arg_max() or 0)
+            first = f"{self._report.place(self._frame.row(at, named=True))}: {bad[column[at]]}"
+            self._report.left_out.add(f"{name} is no label (the row stays)", first, int(out.sum()))
+        return labels
 
     def number(self, name: str) -> pl.Series:
         """Numbers; what is none is null and counted."""
@@ -101,11 +146,17 @@ class Fields:
         self._count(column.is_not_null() & numbers.is_null(), f"{name} is no number", column, kept=True)
         return numbers
 
+    def amount(self, name: str) -> pl.Series:
+        """Numbers that are not below 0; the others are null and counted."""
+        numbers = self.number(name)
+        self._count(numbers < 0, f"{name} is below 0", numbers, kept=True)
+        return pl.select(pl.when(numbers >= 0).then(numbers)).to_series()
+
     def flag(self, name: str) -> pl.Series:
         """True or false, or null; a number is true above 0."""
         field = self._table.fields[name]
         column = self._one(field, lambda each: each)
-        true, false = field.true or _TRUE, field.false or _FALSE
+        true, false = field.true or TRUE, field.false or FALSE
         words = column.str.strip_chars().str.to_lowercase()
         known = {word.lower(): True for word in true} | {word.lower(): False for word in false}
         if field.true and not field.false:
@@ -119,11 +170,7 @@ class Fields:
         """Microseconds since the epoch; what is no time is null."""
         field = self._table.fields[name]
         whole: pl.Series | None = None
-        for source in (
-            [pl.Series([field.constant]).new_from_index(0, self._frame.height)]
-            if field.constant
-            else [self._frame[column] for column in field.column]
-        ):
+        for source in self._moments(field):
             zone = field.zone or self._table.zone
             read = as_us(source, zone=zone, form=field.format, unit=field.unit)
             if read.mixed:
@@ -133,14 +180,27 @@ class Fields:
             if read.local and not field.zone and self._table.zone == "UTC" and ":" in str(source.drop_nulls().first()):
                 self._report.note(f"{self._place} {name}: times that name no zone are read as UTC; `zone` changes it")
             if read.repeated:
-                how = f"{read.repeated} local times that the clock showed twice are read as the first"
-                self._report.note(f"{self._place} {name}: {how}")
+                times = counted(read.repeated, "local time was", "local times were")
+                self._report.note(f"{self._place} {name}: {times} shown twice by the clock; the first is meant")
             if read.skipped:
-                how = f"{read.skipped} local times that the clock skipped are read by the offset before"
-                self._report.note(f"{self._place} {name}: {how}")
+                times = counted(read.skipped, "local time was", "local times were")
+                self._report.note(f"{self._place} {name}: {times} skipped by the clock; the offset before is meant")
             whole = read.us if whole is None else whole.fill_null(read.us)
         assert whole is not None
         return whole.alias(name)
+
+    def _moments(self, field: FieldMap) -> list[pl.Series]:
+        """The columns of times that are tried in turn."""
+        if field.constant:
+            return [pl.Series([field.constant]).new_from_index(0, self._frame.height)]
+        if field.columns:
+            return [_joined([self._frame[column] for column in field.columns], field.join)]
+        return [self._frame[column] for column in field.column]
+
+    def said(self, name: str) -> pl.Series | None:
+        """What the first column of a kind or a time says, for messages; None of a constant."""
+        field = self._table.fields[name]
+        return self._moments(field)[0] if field.columns or field.column else None
 
     def raw(self, name: str) -> pl.Series:
         """The cells as they are, never null; numbers with a decimal comma as others write them."""
@@ -186,15 +246,9 @@ class Fields:
         written = column.str.contains(r"\.0+$")
         if not written.any() or not column.str.contains(r"^-?\d+(\.0+)?$").all():
             return column
-        self._report.note(f"{self._place} {name}: {written.sum():,} ids of a column of numbers lose their .0")
+        ids = counted(int(written.sum()), "id")
+        self._report.note(f"{self._place} {name}: {ids} of a column of numbers without the .0 at the end")
         return column.str.replace(r"\.0+$", "")
-
-    def _fold(self, name: str, label: str) -> str | None:
-        try:
-            return fold_label(label) or None
-        except ValueError as error:
-            self._report.left_out.add(f"{name} is no label (the row stays)", f"{self._place}: {shown(label)} {error}")
-            return None
 
     def _count(self, out: pl.Series, reason: str, column: pl.Series, kept: bool = False) -> None:
         self._report.leave(self._frame, out, f"{reason}{' (the row stays)' if kept else ''}", column)
@@ -250,7 +304,7 @@ def _split(cell: str, field: FieldMap, separator: str | None) -> list[str]:
     if cell.startswith(LISTED):
         value = orjson.loads(cell[1:])
     elif separator is not None:
-        value = cell.split(separator)
+        value = cell.split(field.paths, 1)[0].split(separator) if field.paths else cell.split(separator)
     elif cell.startswith("[") and cell.endswith("]"):
         value = _written_list(cell)
     else:

@@ -43,6 +43,7 @@ class FieldMap:
     decimal: str | None = None
     strip: str = ""  # characters that a number or an id has around it
     separator: str | None = None  # between the labels of one cell
+    paths: str | None = None  # between several paths of one cell, of which the first is the main one
     replace: Mapping[str, str] = field(default_factory=dict)  # in texts and labels
     drop: tuple[str, ...] = ()  # labels that say nothing
     flags: tuple[str, ...] = ()  # columns whose 1 means the label of their name

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from context.counting import counted
 from streams.left_out import LeftOut
 
 FILE, LINE = "_file", "_line"  # columns of every table: where a row comes from
@@ -42,19 +43,29 @@ class Report:
         """File and line of a row."""
         return f"{self.files[row[FILE]]} line {row[LINE]}"
 
-    def leave(self, frame: pl.DataFrame, out: pl.Series, reason: str, column: pl.Series | None = None) -> pl.DataFrame:
-        """The rows where `out` is false; the others are counted, with the first one's cell of `column`."""
+    def leave(
+        self,
+        frame: pl.DataFrame,
+        out: pl.Series,
+        reason: str,
+        column: pl.Series | None = None,
+        hint: Callable[[pl.Series], str] = lambda cells: "",
+    ) -> pl.DataFrame:
+        """The rows where `out` is false; the others are counted, with the first one's cell of `column`.
+
+        `hint` says what would help, from the cells that are left out.
+        """
         out = out.fill_null(False)
         if out.any():
             at = int(out.arg_max() or 0)
-            found = "" if column is None or column[at] is None else f": {shown(column[at])}"
+            found = "" if column is None or column[at] is None else f": {shown(column[at])}{hint(column.filter(out))}"
             self.left_out.add(reason, f"{self.place(frame.row(at, named=True))}{found}", int(out.sum()))
             return frame.filter(~out)
         return frame
 
     def lines(self) -> Iterator[str]:
         """For people."""
-        yield f"{self.events:,} events, {self.items:,} items"
+        yield f"{counted(self.events, 'event')}, {counted(self.items, 'item')}"
         yield from self.left_out.lines()
         yield from self.notes
 

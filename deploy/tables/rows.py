@@ -33,11 +33,11 @@ def read_table(table: TableMap, given: Sequence[TableFile], report: Report, plac
         raise ValueError(f"{place}: there is no {wanted} among {', '.join(map(str, given[:9])) or 'no files at all'}")
     parts: list[pl.DataFrame] = []
     for file in files:
-        parts += _read(table, file, _wanted(table), report)
+        parts += _read(table, file, columns_of(table), report)
     return _shaped(table, pl.concat(parts), given, report, place)
 
 
-def _wanted(table: TableMap) -> list[str]:
+def columns_of(table: TableMap) -> list[str]:
     """The columns that the files have to have: all that are read, but for those that a verb makes."""
     anchor, pivot = table.anchor, table.pivot
     made = {anchor.get("into"), *(name for other in table.join for name in other.columns)}

@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from context.counting import counted
 from index.api.auth import require
 from index.api.errors import InvalidRecordError, ProblemError, json_response, json_word, read_json
 from index.api.metrics import ApiMetrics
@@ -25,7 +26,7 @@ from index.state.keys import partition_of
 # A caller waits this long for Kafka; the producer's own timeout is the same, so nothing is given up that may succeed.
 _ACKNOWLEDGE_S = 11.0
 _CHECKED_AT_ONCE = 64  # about a millisecond; then other requests have their turn
-_SHOWN_ERRORS = 100  # of a batch; all of them would make an answer as large as the batch
+_SHOWN_RECORDS = 100  # of those refused; all of them would make an answer as large as the batch
 CATALOG = "catalog"
 _POSTS = {  # below /v1/ → topic and what a post does there
     "events": ("clickstream", "Send clicks, one or a batch"),
@@ -93,7 +94,7 @@ class Ingest:
         """
         records = body if isinstance(body, list) else [body]
         if not 1 <= len(records) <= MAX_BATCH:
-            raise ProblemError(400, f"{len(records)} records in a batch; send 1 to {MAX_BATCH}")
+            raise ProblemError(400, f"{counted(len(records), 'record')} in a batch; send 1 to {MAX_BATCH}")
         return await self._publish(topic, await self._check(topic, records))
 
     async def forget(self, user_id: str) -> list[dict[str, Any]]:
@@ -111,20 +112,23 @@ class Ingest:
     ) -> list[tuple[bytes, bytes | None]]:
         good: list[tuple[bytes, bytes | None]] = []
         errors: list[dict[str, Any]] = []
+        refused = 0
         for number, record in enumerate(records):
             if number % _CHECKED_AT_ONCE == _CHECKED_AT_ONCE - 1:
                 await asyncio.sleep(0)
             try:
                 good.append(self._checked(topic, record, forget))
             except InvalidRecordError as error:
-                errors.append({"record": number, "field": error.field, "reason": error.reason})
-        if errors:
-            self._metrics.records(topic, "invalid", len(errors))
-            some = "is" if len(errors) == 1 else "are"
+                refused += 1
+                if refused <= _SHOWN_RECORDS:
+                    errors += ({"record": number, "field": field, "reason": reason} for field, reason in error.errors)
+        if refused:
+            self._metrics.records(topic, "invalid", refused)
+            some = "is" if refused == 1 else "are"
             raise ProblemError(
                 400,
-                f"{len(errors)} of {len(records)} records {some} refused; nothing was published",
-                members={"errors": errors[:_SHOWN_ERRORS], "refused": len(errors)},
+                f"{refused} of {counted(len(records), 'record')} {some} refused; nothing was published",
+                members={"errors": errors, "refused": refused},
             )
         return good
 
@@ -161,11 +165,12 @@ class Ingest:
         self._metrics.records(topic, "acknowledged", len(outcomes) - len(failures))
         if not failures:
             return [{"topic": topic, "partition": partition, "offset": offset} for partition, offset in outcomes]
-        errors = [{"record": number, "reason": str(found)} for number, found in failures[:_SHOWN_ERRORS]]
+        errors = [{"record": number, "reason": str(found)} for number, found in failures[:_SHOWN_RECORDS]]
+        lost, others = "was" if len(failures) == 1 else "were", "; the others were" * (len(failures) < len(outcomes))
         lost_for_good = all(isinstance(found, ValueError) for _, found in failures)
         raise ProblemError(
             400 if lost_for_good else 503,
-            f"{len(failures)} of {len(outcomes)} records were not acknowledged by Kafka; the others were",
+            f"{len(failures)} of {counted(len(outcomes), 'record')} {lost} not acknowledged by Kafka{others}",
             retry_after_s=None if lost_for_good else 5,
             members={"errors": errors, "refused": len(failures)},
         )

@@ -29,7 +29,7 @@ class Keys:
     prefix: str = "perseid"
 
     def cluster(self) -> str:
-        """Hash of facts about the deployment: partition count, kinds, serving model, player clock."""
+        """Hash of facts about the deployment: partition count, kinds, serving model, a timeline's clock ("": ended)."""
         return f"{self.prefix}:cluster"
 
     def model(self, version: str) -> str:

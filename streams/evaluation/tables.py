@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from context.counting import counted
+
+LEAST_QUESTIONS = 10  # of a slice that people see: of fewer, one question moves a hit rate by more than a tenth
 _WIDTH = 120  # columns of a wide terminal
 
 
@@ -24,12 +27,25 @@ def moment(ts_ms: int) -> str:
 def table(result: Mapping[str, Any]) -> str:
     """What `Comparison.result` found as aligned text, a line per list, slices and verdicts below.
 
-    Recall is left out where it is the hit rate: with one target a question.
+    Recall is left out where it is the hit rate: with one target a question. So are slices of fewer than
+    `LEAST_QUESTIONS`.
     """
     parts = [metrics_table("all questions", result["questions"], result["lists"])]
-    parts += [metrics_table(name, found["questions"], found["lists"]) for name, found in result["slices"].items()]
-    parts.append("\n".join(verdict(against) for against in result["versus"]))
+    shown = _large(result["slices"])
+    parts += [metrics_table(name, found["questions"], found["lists"]) for name, found in shown.items()]
+    parts += [_small(len(result["slices"]) - len(shown)), "\n".join(map(verdict, result["versus"]))]
     return "\n\n".join(part for part in parts if part)
+
+
+def _large(slices: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {name: found for name, found in slices.items() if found["questions"] >= LEAST_QUESTIONS}
+
+
+def _small(slices: int) -> str:
+    """How many slices are not shown; nothing where all are."""
+    if not slices:
+        return ""
+    return f"not shown: {counted(slices, 'slice')} of fewer than {LEAST_QUESTIONS} questions; --json has all"
 
 
 def verdict(against: Mapping[str, Any]) -> str:
@@ -97,19 +113,22 @@ def sessions_table(found: Mapping[str, Any]) -> str:
     """All tables as aligned text: by view and label, then hits at 5 by number of candidates, then who is better."""
     parts = [f"model {found['model']} on {found['data']}: choices are {found['choice']}s; sessions {found['sessions']}"]
     known = {"before": "known before the session", "page": "known up to the page"}
+    small = 0
     for view, labels in found["views"].items():
         for label, result in labels.items():
-            title = f"{label}, {known[view]}"
-            parts.append(metrics_table(title, result["questions"], result["lists"]))
-            parts.append(_by_candidates(result))
-            parts.append("\n".join(verdict(against) for against in result["versus"]))
-    return "\n\n".join(parts)
+            parts.append(metrics_table(f"{label}, {known[view]}", result["questions"], result["lists"]))
+            asked = {name: part for name, part in result["by_candidates"].items() if part["questions"]}
+            shown = _large(asked)
+            small += len(asked) - len(shown)
+            parts.append(_by_candidates(shown, list(result["lists"])) if shown else "")
+            parts.append("\n".join(map(verdict, result["versus"])))
+    return "\n\n".join(part for part in [*parts, _small(small)] if part)
 
 
-def _by_candidates(result: Mapping[str, Any]) -> str:
-    asked = {name: part for name, part in result["by_candidates"].items() if part["questions"]}
+def _by_candidates(slices: Mapping[str, Mapping[str, Any]], lists: Sequence[str]) -> str:
+    heads = [f"hr@5 of {name} ({part['questions']})" for name, part in slices.items()]
     rows = {
-        ranker: {f"hr@5 of {name} ({part['questions']})": part["lists"][ranker]["hr@5"] for name, part in asked.items()}
-        for ranker in result["lists"]
+        ranker: dict(zip(heads, (part["lists"][ranker]["hr@5"] for part in slices.values()), strict=True))
+        for ranker in lists
     }
-    return _aligned([["by candidates", *next(iter(rows.values()))], *_rows(rows)])
+    return _aligned([["by candidates", *heads], *_rows(rows)])

@@ -16,7 +16,6 @@ import orjson
 from context.times import YEAR_2000_MS, check_ms
 from index.state.keys import partition_of
 from streams.events import (
-    CATALOG,
     CLICKSTREAM,
     EXPOSURES,
     FORGET,
@@ -101,11 +100,22 @@ class TopicExport:
             self._keep(record, event, inside=False)
 
     def note_removed(self, removed: Mapping[str, int]) -> None:
-        """Counts what settling the spool has removed, and clicks whose item has no record there."""
+        """Counts what settling the spool has removed."""
         for name, (topic, reason) in _REMOVED.items():
             self.left_out.add(f"{topic}: {reason}", count=removed[name])
-        unknown = self._spool.count("clicks", "item NOT IN (SELECT item FROM items)")
-        self.left_out.add(f"{CLICKSTREAM}: its item has no record in {CATALOG}", count=unknown)
+
+    def without_record(self) -> dict[str, Any]:
+        """Events that are written though their item has no record: how many of how many items, and where the first is.
+
+        To be asked of a settled spool.
+        """
+        events, items, first = self._spool.without_record()
+        place = ""
+        if first is not None:
+            user, turn, item = first
+            home = f"[{partition_of(user, self._partitions)}] at offset {turn}" if turn < _MISROUTED else ", misrouted"
+            place = f"{CLICKSTREAM}{home}, item_id {item!r}"
+        return {"events": events, "items": items, "first": place}
 
     def not_forwarded(self) -> int:
         """Clicks that were found in a foreign partition only; to be asked of a settled spool."""

@@ -172,6 +172,14 @@ class Spool:
         with self._translated():
             return int(self._file.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchone()[0])
 
+    def without_record(self) -> tuple[int, int, tuple[str, int, str] | None]:
+        """How many clicks have an item without a record, of how many items, and (user, turn, item) of the first."""
+        lone = "FROM clicks WHERE item NOT IN (SELECT item FROM items)"
+        with self._translated():
+            clicks, items = self._file.execute(f"SELECT COUNT(*), COUNT(DISTINCT item) {lone}").fetchone()
+            first = self._file.execute(f"SELECT user, turn, item {lone} ORDER BY arrival LIMIT 1").fetchone()
+        return clicks, items, first
+
     def events(self, forget: str) -> Iterator[tuple[Any, ...]]:
         """(user, item, kind, ts_ms, session, location, event, page, recommendation) by time and then by arrival.
 

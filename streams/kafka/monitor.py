@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import faust
 from faust.types import TP
 
+from context.counting import counted
 from index.state.store import FencedError, StoreUnavailableError
 from streams.events import CLICKSTREAM, CONSUMED, USERS, tag_of
 from streams.kafka.claims import Claims
@@ -32,9 +33,9 @@ def partition_count_error(counts: Mapping[str, int], partitions: int) -> str:
     for topic in CONSUMED:
         wanted = partitions if topic in (CLICKSTREAM, USERS) else 1
         if counts.get(topic) != wanted:
-            found = f"has {counts[topic]} partitions" if topic in counts else "does not exist"
+            found = f"has {counted(counts[topic], 'partition')}" if topic in counts else "does not exist"
             return (
-                f"topic {topic} {found}, the live state needs {wanted}: create it with {wanted} partitions, "
+                f"topic {topic} {found}, the live state needs {wanted}: create it with {counted(wanted, 'partition')}, "
                 "or use another key prefix with the partition count that the topics have"
             )
     return ""

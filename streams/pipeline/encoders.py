@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 
-from index.state.records import vector_field
+from index.state.records import SOME, complete_models, vector_field
 from streams.pipeline.encoder_thread import EncoderThread
 
 VECTOR_PREFIX = vector_field("")
-MODELS = "models"  # field of a tag's owner hash, as of `PartitionLease.models`
-_SOME = "~"
 
 
 class Encoders:
@@ -48,14 +46,14 @@ class Encoders:
 
         Of our other models some have vectors from now on, which `~` says.
         """
-        complete = {version for version in mark.split() if not version.startswith(_SOME)}
+        complete = complete_models(mark)
         if not complete or not complete <= self._threads.keys():
             return ""
-        return " ".join(sorted({*mark.split(), *(f"{_SOME}{version}" for version in self._threads.keys() - complete)}))
+        return " ".join(sorted({*mark.split(), *(f"{SOME}{version}" for version in self._threads.keys() - complete)}))
 
     def leaves(self, mark: str) -> bool:
         """Whether vectors of models that are not ours may be where this is the mark."""
-        return not mark or not {version.removeprefix(_SOME) for version in mark.split()} <= self._threads.keys()
+        return not mark or not {version.removeprefix(SOME) for version in mark.split()} <= self._threads.keys()
 
     def can_help(self, missing: Mapping[str, Sequence[str]]) -> bool:
         """Whether an item is known by now that a user waits for, as in `PartitionLease.waiting`."""

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from prometheus_client import CollectorRegistry
 
 from index.state.keys import ITEMS_TAG
+from index.state.records import MODELS
 from index.state.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity, Op
 from streams.events import (
     CATALOG,
@@ -28,7 +29,7 @@ from streams.events import (
     tag_of,
 )
 from streams.pipeline.encoder_thread import EncoderThread
-from streams.pipeline.encoders import MODELS, Encoders
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.intake import DeadLetterSink, Intake
 from streams.pipeline.item_ops import complete_items, context_ops, item_ops
 from streams.pipeline.lease import PartitionLease

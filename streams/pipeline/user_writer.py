@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from index.state.records import PROFILE, STATE, UserState, load_user
+from index.state.records import MODELS, PROFILE, STATE, UserState, load_user
 from index.state.store import LiveStore, Op
 from streams.events import CLICKSTREAM
 from streams.pipeline.encoder_thread import EncoderThread
-from streams.pipeline.encoders import MODELS, Encoders
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters
 from streams.pipeline.partition_clock import PartitionClock

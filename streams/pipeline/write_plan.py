@@ -15,11 +15,20 @@ import orjson
 
 from encoder.inference.batching import EncodeRequest
 from index.state.keys import LOCATION_SEPARATOR, Keys
-from index.state.records import PROFILE, STATE, UserState, encode_profile, encode_state, encode_vectors, vector_field
+from index.state.records import (
+    MODELS,
+    PROFILE,
+    STATE,
+    UserState,
+    encode_profile,
+    encode_state,
+    encode_vectors,
+    vector_field,
+)
 from index.state.store import Op
 from streams.events import Click, Forget, Rules
 from streams.pipeline.encoder_thread import EncoderThread
-from streams.pipeline.encoders import MODELS, Encoders
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
 from streams.pipeline.partition_clock import PartitionClock

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from context.counting import counted
+from index.state.store import Logs
 from streams.evaluation.tables import table
 from streams.kafka.topic_merge import Covers
 from streams.left_out import LeftOut
@@ -60,6 +62,7 @@ class ReplayReport:
     model: str | None
     seconds: float  # spent replaying, in all runs together
     left_out_of_folder: LeftOut = field(default_factory=LeftOut)  # by the reader of a data folder
+    logs: Logs = field(default_factory=dict)  # identities of the topics that were read
 
     @property
     def left_out(self) -> LeftOut:
@@ -115,7 +118,7 @@ class ReplayReport:
         skipped = ", ".join(f"{count} {reason}" for reason, count in self.answers["skipped"].items())
         away = ", ".join(f"{count} {why}" for why, count in self.answers["targets_out_of_reach"].items())
         lines = [
-            f"model {self.model}, {self.answers['questions']} questions; not asked: {skipped or 'none'}",
+            f"model {self.model}, {counted(self.answers['questions'], 'question')}; not asked: {skipped or 'none'}",
             f"targets that no list could hold (they count as misses): {away or 'none'}",
         ]
         return lines + (["", table(self.answers)] if self.answers["questions"] and self.error is None else [])

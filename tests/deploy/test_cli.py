@@ -48,8 +48,12 @@ def test_the_overview_names_the_commands_of_users() -> None:
         (["train", "/nowhere"], 2, "does not exist"),
         (["up", "--data", "/nowhere"], 2, "does not exist"),
         (["up", "--speed", "0"], 2, "0"),
-        (["produce", "--state", "/nowhere", os.devnull], 1, "no `perseid up` runs with this state folder"),
-        (["doctor", "--state", "/nowhere"], 1, "no `perseid up` runs with this state folder"),
+        (
+            ["produce", "--state", "/nowhere", os.devnull],
+            1,
+            "no `perseid up` runs with /nowhere, and none",
+        ),
+        (["doctor", "--state", "/nowhere"], 1, "start it with `perseid up --state /nowhere`"),
         (["traffic", __file__], 1, "is no traffic plan"),
     ],
 )
@@ -125,6 +129,19 @@ def test_lines_are_checked_by_the_workers_rules() -> None:
         with pytest.raises(MalformedError) as caught:
             read_line(line, None, rules, TS_MS)
         assert caught.value.field == field
+
+
+def test_a_line_without_a_topic_says_where_to_name_one() -> None:
+    known = "known are catalog, item-vectors, context, users, clickstream"
+    for body, found in [
+        ({"user_id": "u"}, "the line names none and --topic is not given"),
+        ({"topic": None, "user_id": "u"}, "the line names none and --topic is not given"),
+        ({"topic": "clicks"}, "'clicks' is none"),
+    ]:
+        with pytest.raises(MalformedError) as caught:
+            read_line(orjson.dumps(body), None, Rules(), TS_MS)
+        said, _, rest = caught.value.reason.partition("; ")
+        assert said == found and set(rest.removeprefix("known are ").split(", ")) == set(known[10:].split(", "))
 
 
 def test_a_stamp_fills_in_time_and_event_id() -> None:

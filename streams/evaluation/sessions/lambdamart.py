@@ -13,6 +13,8 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
+from context.counting import counted
+
 LEAVES = (7, 15, 31, 63)  # sizes of a tree that are tried
 HELD_OUT = 0.2  # of the questions, the last in time, choose size and number of trees
 MOST_TREES, PATIENCE = 600, 60
@@ -78,7 +80,9 @@ def train_lambdamart(examples: Examples, columns: Sequence[int], seed: int = 0, 
     count = len(examples.sizes)
     cut = count - round(HELD_OUT * count)
     if count < _FEWEST:
-        raise ValueError(f"{count} sessions before the split are too few to train LambdaMART on; give a later split")
+        raise ValueError(
+            f"{counted(count, 'session')} before the split: too few to train LambdaMART on; give a later split"
+        )
     fit, held = examples.part(0, cut, columns), examples.part(cut, count, columns)
     parameters = {**_PARAMETERS, "seed": seed, "num_threads": threads}
     tried: dict[int, tuple[float, int]] = {}

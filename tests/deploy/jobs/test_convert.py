@@ -64,7 +64,7 @@ def test_rees46_keeps_sessions_and_counts_rows_without_a_time(tmp_path: Path, ou
         )
     done = convert("rees46", source, out)
     folder = read_folder(out)
-    assert counts(done) == {"time is not understood": 1}
+    assert counts(done) == {"time is not understood (the map's `format` says how it is written)": 1}
     assert [(user, item, kind) for user, item, kind, _ in events_of(folder)] == [
         ("1", "11", "view"),
         ("1", "11", "cart"),

@@ -72,6 +72,24 @@ def test_what_cannot_be_measured_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "training", "instead"),
+    [
+        ("evaluate timeline", "--split 0.8", "; --baselines item-knn needs none"),
+        ("evaluate loo", "--protocol loo", "; --baselines item-knn needs none"),
+        ("evaluate sessions", "--split 0.8", ""),
+        ("staleness", "--split 0.8", ""),
+    ],
+)
+def test_without_a_model_it_says_how_to_make_one(folder: Path, command: str, training: str, instead: str) -> None:
+    nowhere = {"PERSEID_MODEL": str(folder / "no-model"), "PERSEID_STATE": str(folder / "state")}
+    done = CliRunner().invoke(cli, [*command.split(), str(folder)], env=nowhere)
+    assert str(done.exception) == (
+        f"no model to measure: --model is not given, and PERSEID_MODEL ({folder / 'no-model'}) holds none; "
+        f"`perseid train FOLDER {training}` makes one and prints where it is{instead}"
+    )
+
+
+@pytest.mark.parametrize(
     ("arguments", "protocol"),
     [
         (["shop", "--protocol", "loo", "--json"], "loo"),

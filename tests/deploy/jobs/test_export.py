@@ -217,6 +217,13 @@ def test_the_command_prints_what_is_in_the_folder(
     assert run(["export", str(tmp_path / "x"), "--offsets", "clickstream[7]:0-1"]) == 1
     assert "clickstream[7] does not exist: it has partitions 0 to 2" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty"]
+    assert run(["export", str(tmp_path / "bare"), "--offsets", "catalog[0]:0-10"]) == 0
+    said = capsys.readouterr()
+    lone = orjson.loads(said.out)["without_record"]
+    written = len(read_folder(tmp_path / "bare").events)
+    assert 0 < lone["events"] < written == shown["lines"]["events"] and lone["first"].startswith("clickstream[")
+    line = f"written, but of {lone['items']} items without a record: {lone['events']} events (first: {lone['first']})"
+    assert said.err.splitlines() == [line]
 
 
 def test_the_same_log_gives_the_same_bytes(settings: Settings, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from deploy.jobs.evaluate import evaluate_folder
-from deploy.jobs.replay import apart, compare_with_live, replay_folder
+from deploy.jobs.replay import Apart, apart, compare_with_live, differences, replay_folder
 from deploy.jobs.replay_checkpoint import ReplayPlan
 from deploy.settings import Settings, load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
 from index.state.memory_store import MemoryStore
+from index.state.store import LogIdentity
 from streams.evaluation.held_out import QuestionSettings
 from streams.folder.reader import Folder, read_folder
 from streams.kafka.topic_merge import Covers
@@ -170,8 +171,14 @@ def test_a_difference_from_the_live_state_is_explained(path: Path, monkeypatch: 
     found = compare_with_live(replace(part, covers=read), SETTINGS)
     assert list(found)[-3:] == ["p0", "p1", "p2"]
     at = int(positions["pos:clickstream"])
-    assert found["p1"] == [f"the live state is at offset {at} of clickstream[1], the replay at 7"]
+    assert found["p1"] == [Apart(f"the live state is at offset {at} of clickstream[1], the replay at 7")]
+    first = next(differences(found, embedded=False))
+    assert first == "the live state differs in 5 parts: contexts, items, p0, p1 and 1 more"
     assert found["p0"] == []  # nothing is known of what was read
+
+
+BEGINNING = "the topics do not hold the beginning of what the live state was built from: "
+GONE = "the earlier ones (another broker or topic) are gone"
 
 
 def test_what_a_replay_cannot_have_read_is_said(path: Path) -> None:
@@ -179,9 +186,45 @@ def test_what_a_replay_cannot_have_read_is_said(path: Path) -> None:
     owner = {"pos:clickstream": b"40", "logs:clickstream": b"2", "pos:users": b"9", "logs:users": b"1"}
     covers = {"clickstream[3]": Covers(20, 20, 40, 40), "users[3]": Covers(0, 4, 9, 9)}
     assert list(apart(replace(report, covers=covers), owner, ("users", "clickstream"), 3)) == [
-        "users[3] was replayed from 4 only",
-        "clickstream[3] is log 2 of the live state, whose earlier ones (another broker or topic) are gone",
-        "the log of clickstream[3] begins at 20: what came before has left Kafka",
+        Apart("users[3] was replayed from 4 only"),
+        Apart(f"{BEGINNING}the log of clickstream[3] is its number 2, {GONE}", True),
+        Apart(f"{BEGINNING}the log of clickstream[3] begins at 20, what came before has left Kafka", True),
+    ]
+    rules = {"rules": b"1,2"}
+    assert list(apart(report, rules, ("users",), 3)) == [
+        Apart("partition 3 was applied under the rules 1,2 in turn", True)
+    ]
+
+
+def test_a_live_state_of_another_log_is_not_compared_by_offsets(path: Path) -> None:
+    logs = {topic: LogIdentity("mockCluster2") for topic in ("users", "clickstream")}
+    report = replace(replay_folder(path, ReplayPlan(), SETTINGS, {}), logs=logs)
+    report = replace(report, covers={"clickstream[3]": Covers(0, 0, 7, 7), "users[3]": Covers(0, 0, 9, 9)})
+    owner = {"pos:clickstream": b"40", "log:clickstream": b"mockCluster1/", "pos:users": b"9"}
+    other = Apart(f"{BEGINNING}the log of clickstream[3] is another one (another broker or topic)", True)
+    assert list(apart(report, owner, ("users", "clickstream"), 3)) == [other]
+    assert list(apart(report, {**owner, "log:clickstream": b"mockCluster2/"}, ("clickstream",), 3)) == [
+        Apart("the live state is at offset 40 of clickstream[3], the replay at 7")
+    ]
+
+
+def test_topics_without_the_beginning_are_said_in_one_line() -> None:
+    different = {
+        f"p{number}": [Apart(f"clickstream[{number}] is log 2 of the live state", True), Apart("at offset 4")]
+        for number in range(31)
+    }
+    first, second = differences(different, embedded=True)
+    assert first == "the live state differs in 31 parts: p0, p1, p2, p3 and 27 more"
+    assert second == (
+        "it cannot become equal: clickstream[0] is log 2 of the live state (and 30 more like it); the embedded "
+        "broker's topics end with it and the live state stays; begin a new live state to compare with"
+    )
+    third = list(differences({**different, "items": []}, embedded=False))[2:]
+    assert third == ["items: both have read the same records of the same logs"]
+    assert list(differences({"p0": [Apart("at offset 4")]}, embedded=True)) == [
+        "the live state differs in 1 part: p0",
+        "p0: at offset 4",
+        "what differs was not read by both; stop the traffic, let it be applied, and compare again",
     ]
 
 

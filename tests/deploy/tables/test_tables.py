@@ -8,6 +8,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ tags = { column = "Schlagworte", separator = "," }
 price = "Preis"
 available = "Bestand"
 """
+NO_TIME = "time is not understood (the map's `format` says how it is written)"
 PLAIN = """
 [events.fields]
 user_id = "user"
@@ -106,14 +108,14 @@ def test_a_german_shop(tmp_path: Path) -> None:
         "no user": 1,
         "kind is left out by the map": 1,
         "kind is unknown (the map's `values` give it a meaning)": 1,
-        "time is not understood": 1,
+        NO_TIME: 1,
         "price is no number (the row stays)": 1,
     }
     name = tmp_path / "events.csv"
     firsts = {reason: each["first"] for reason, each in report.left_out.to_dict().items()}
-    assert firsts["time is not understood"] == f"{name} line 6: 'gestern'"
+    assert firsts[NO_TIME] == f"{name} line 6: 'gestern'"
     assert firsts["kind is unknown (the map's `values` give it a meaning)"] == f"{name} line 5: 'verliehen'"
-    assert f"{name} is read as Windows-1252" in report.notes and "1 items have no event" in report.notes
+    assert f"{name} is read as Windows-1252" in report.notes and "1 item has no event" in report.notes
     assert len(read_folder(tmp_path / "out").events) == 2
 
 
@@ -176,7 +178,7 @@ def test_a_bad_line_is_refused_with_its_place_or_counted(tmp_path: Path, quoted:
 def test_a_line_break_in_a_cell_does_not_shift_the_lines(tmp_path: Path) -> None:
     text = 'user,item,time\n"a","i\nj",1600000000\nb,i,nie\nc,i,1600000000\n'
     report = run(tmp_path, PLAIN, text)
-    assert report.left_out.to_dict()["time is not understood"]["first"].endswith("line 4: 'nie'")
+    assert report.left_out.to_dict()[NO_TIME]["first"].endswith("line 4: 'nie'")
     assert report.left_out.to_dict()["item_id is no id"]["count"] == 1
 
 
@@ -210,7 +212,7 @@ def test_a_column_that_mixes_units_is_refused_with_both_lines(tmp_path: Path) ->
 def test_times_that_no_event_can_have_are_counted(tmp_path: Path) -> None:
     report = run(tmp_path, PLAIN, "user,item,time\nu,i,1600000000\nu,i,-5\nu,i,0\nu,i,99999999999999999999\nu,i,\n")
     assert counts(report) == {"no time": 1, "time is outside 1970 to 2100": 2}
-    assert "events: 1 events before 2000 are written, but no reader of the folder uses them" in report.notes
+    assert "events: 1 event before 2000 is written, but no reader of the folder uses them" in report.notes
 
 
 def test_local_times_at_the_change_of_the_clock(tmp_path: Path) -> None:
@@ -221,8 +223,8 @@ def test_local_times_at_the_change_of_the_clock(tmp_path: Path) -> None:
     # 00:59 UTC; skipped: 01:30 UTC, as winter time; shown twice: 00:30 UTC, as summer time; 02:00 UTC
     assert found == [1743296340, 1743298200, 1761438600, 1761444000]
     assert report.notes[:2] == [
-        "events time: 1 local times that the clock showed twice are read as the first",
-        "events time: 1 local times that the clock skipped are read by the offset before",
+        "events time: 1 local time was shown twice by the clock; the first is meant",
+        "events time: 1 local time was skipped by the clock; the offset before is meant",
     ]
 
 
@@ -230,7 +232,7 @@ def test_numbers_as_ids_meet_and_those_with_zeros_stay(tmp_path: Path) -> None:
     items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
     report = run(tmp_path, PLAIN + items, "user,item,time\n1.0,7.0,1600000000\n", "id,name\n7,Tea\n8,Oil\n")
     assert (rows(tmp_path)[0]["user_id"], rows(tmp_path)[0]["item_id"]) == ("1", "7")
-    assert "events item_id: 1 ids of a column of numbers lose their .0" in report.notes
+    assert "events item_id: 1 id of a column of numbers without the .0 at the end" in report.notes
     run(tmp_path, PLAIN + items, "user,item,time\n007,1.0a,1600000000\n0,2.0,1600000000\n", "id,name\n7,Tea\n")
     assert [(row["user_id"], row["item_id"]) for row in rows(tmp_path)] == [("007", "1.0a"), ("0", "2.0")]
 
@@ -239,8 +241,8 @@ def test_events_and_items_that_do_not_meet_are_said(tmp_path: Path) -> None:
     items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
     report = run(tmp_path, PLAIN + items, "user,item,time\nu,a,1600000000\nu,a,1600000001\n", "id,name\nA,Tea\n")
     assert report.notes[-2:] == [
-        "1 items have no event",
-        f"2 events have an item without a record: 1 items get one with an empty title "
+        "1 item has no event",
+        f"2 events have an item without a record: 1 item gets one with an empty title "
         f"(first: {tmp_path / 'events.csv'} line 2: item 'a')",
     ]
     assert items_of(tmp_path) == {"A": {"title": "Tea"}, "a": {"title": ""}}
@@ -288,6 +290,21 @@ def test_labels_are_folded_and_bad_ones_do_not_lose_the_item(tmp_path: Path) -> 
     item = {"title": "", "brand": None, "category": ["Café", "Café x"], "regions": ["DE", "FR"]}
     assert items_of(tmp_path) == {"i": item}
     assert counts(report) == {"brand is no label (the row stays)": 1, "category is no label (the row stays)": 1}
+
+
+def test_texts_and_prices_that_the_topic_would_refuse_do_not_lose_the_item(tmp_path: Path) -> None:
+    text = PLAIN + '[items.fields]\nitem_id = "id"\ntitle = "t"\ndescription = "d"\nprice = "p"\n'
+    items = 'id,t,d,p\ni,Tea\x07pot\x9b,"two\nlines\t",-0.01\nj,Pot,,0\n'
+    report = run(tmp_path, text, "user,item,time\nu,i,1600000000\nu,j,1600000001\n", items)
+    assert items_of(tmp_path) == {
+        "i": {"title": "Tea pot ", "description": "two\nlines\t", "price": None},
+        "j": {"title": "Pot", "description": "", "price": 0.0},
+    }
+    assert counts(report) == {
+        "title holds control characters, which are taken out (the row stays)": 1,
+        "price is below 0 (the row stays)": 1,
+    }
+    assert not read_folder(tmp_path / "out").left_out
 
 
 def test_json_lines_arrays_and_parquet_hold_the_same(tmp_path: Path) -> None:
@@ -430,3 +447,120 @@ def test_a_bad_line_of_reviews_is_named(tmp_path: Path, line: str, found: str) -
         convert("amazon-reviews", source, tmp_path / "out")
     report = convert("amazon-reviews", source, tmp_path / "out", Report(skip_bad_lines=True))
     assert counts(report) == {"bad line": 1} and len(rows(tmp_path)) == 1
+
+
+def left_out(report: Report) -> dict[str, tuple[int, str]]:
+    """Count and first place by reason, folders cut off."""
+    return {reason: (each["count"], Path(each["first"]).name) for reason, each in report.left_out.to_dict().items()}
+
+
+SEEN = """
+[items.fields]
+item_id = "id"
+title = "name"
+first_seen = "since"
+"""
+
+
+def test_rows_of_the_future_are_left_out_with_the_first_line(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    soon, late, later = (f"{now + timedelta(minutes=minutes):%F %T}" for minutes in (3, 8, 600_000))
+    events = f"user,item,time\nu1,a,2025-01-01\nu2,b,{later}\nu3,a,{soon}\nu4,a,{late}\n"
+    items = f"id,name,since\na,Lamp,2024-01-01\nb,Chair,{later}\nc,Kettle,{soon}\n"
+    report = run(tmp_path, PLAIN + SEEN, events, items)
+    assert [row["user_id"] for row in rows(tmp_path)] == ["u1", "u3"], "clocks may run five minutes ahead"
+    assert sorted(items_of(tmp_path)) == ["a", "c"]
+    assert left_out(report) == {
+        "time is in the future": (2, f"events.csv line 3: '{later}'"),
+        "first_seen is in the future (items)": (1, f"items.csv line 3: '{later[:16]}'"),
+    }
+    assert not any("future" in reason for reason in read_folder(tmp_path / "out").left_out.to_dict())
+
+
+def test_a_product_that_stands_there_twice_is_counted_and_the_last_row_wins(tmp_path: Path) -> None:
+    table = PLAIN + "[items.fields]\nitem_id = 'id'\ntitle = 'name'\n"
+    items = "id,name\na,Lamp\nb,Chair\na,Desk lamp\na,Floor lamp\nc,Kettle\n"
+    report = run(tmp_path, table, "user,item,time\nu1,a,2025-01-01\n", items)
+    assert {item_id: item["title"] for item_id, item in items_of(tmp_path).items()} == {
+        "a": "Floor lamp",
+        "b": "Chair",
+        "c": "Kettle",
+    }
+    assert left_out(report) == {"a later row of the same item replaces it (items)": (2, "items.csv line 2: 'a'")}
+
+
+def test_ids_that_become_the_same_replace_each_other_too(tmp_path: Path) -> None:
+    table = PLAIN + "[items.fields]\nitem_id = { column = 'id', strip = '#' }\ntitle = 'name'\n"
+    report = run(tmp_path, table, "user,item,time\nu1,a,2025-01-01\n", "id,name\na,Lamp\n#a,Desk lamp\n")
+    assert items_of(tmp_path)["a"]["title"] == "Desk lamp"
+    assert left_out(report) == {"a later row of the same item replaces it (items)": (1, "items.csv line 2: 'a'")}
+
+
+@pytest.mark.parametrize("more", ["merge = true", "order = 'n'"])
+def test_rows_that_a_map_takes_together_replace_nothing(tmp_path: Path, more: str) -> None:
+    table = PLAIN + f"[items]\n{more}\n[items.fields]\nitem_id = 'id'\ntitle = 'name'\n"
+    report = run(tmp_path, table, "user,item,time\nu1,a,2025-01-01\n", "id,name,n\na,Lamp,2\na,Desk lamp,1\n")
+    assert items_of(tmp_path)["a"]["title"] == ("Lamp" if more.startswith("order") else "Desk lamp")
+    assert left_out(report) == {}
+
+
+def test_events_that_name_their_item_again_and_again_replace_nothing(tmp_path: Path) -> None:
+    table = PLAIN + "[items.fields]\nitem_id = 'item'\ntitle = 'name'\n"
+    report = run(tmp_path, table, "user,item,name,time\nu1,a,Lamp,2025-01-01\nu2,a,Desk lamp,2025-01-02\n")
+    assert items_of(tmp_path)["a"]["title"] == "Desk lamp"
+    assert left_out(report) == {}
+
+
+def test_a_table_with_a_header_alone_has_no_event(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no usable event of MAP\.toml"):
+        run(tmp_path, PLAIN, "user,item,time\n")
+    items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
+    report = run(tmp_path, PLAIN + items, "user,item,time\nu,i,1600000000\n", "id,name\n")
+    assert (report.events, report.items) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "times", "hint"),
+    [
+        ("", ["31.12.2025 23:59:01", "30.12.2025 23:59:01"], '; format = "%d.%m.%Y %H:%M:%S" reads it'),
+        ('format = "%d.%m.%Y"', ["31.12.2025 23:59:01"], '; format = "%d.%m.%Y %H:%M:%S" reads it'),
+        ('format = "%d.%m.%Y"', ["2025-12-31 23:59:01"], "; without `format` and `unit` it is read"),
+        ("", ["gestern", "31.12.2025 23:59:01"], ""),
+        ('format = "%d.%m.%Y %H:%M:%S"', ["12/13/2025", "11.12.2025"], '; format = "%m/%d/%Y" reads it'),
+    ],
+)
+def test_a_time_that_is_not_understood_says_which_format_reads_it(
+    tmp_path: Path, given: str, times: list[str], hint: str
+) -> None:
+    text = PLAIN.replace('"time"', '{ column = "time", unit = "s" }'.replace('unit = "s"', given or 'zone = "UTC"'))
+    good = "01.02.2025" if given == 'format = "%d.%m.%Y"' else "01.02.2025 00:00:00" if given else "2025-02-01"
+    report = run(tmp_path, text, "user,item,time\n" + "".join(f"u,i,{time}\n" for time in [good, *times]))
+    found = report.left_out.to_dict()[NO_TIME]
+    assert found == {"count": len(times), "first": f"{tmp_path / 'events.csv'} line 3: {times[0]!r}{hint}"}
+
+
+def test_years_of_two_digits_read_as_four_say_so(tmp_path: Path) -> None:
+    text = PLAIN.replace('"time"', '{ column = "time", format = "%d.%m.%Y" }')
+    report = run(tmp_path, text, "user,item,time\nu,i,31.12.2025\nu,i,31.12.25\n")
+    first = report.left_out.to_dict()["time is outside 1970 to 2100"]["first"]
+    assert first.endswith("line 3: '31.12.25'; format = \"%d.%m.%y\" reads it")
+
+
+def test_day_and_time_of_day_may_stand_in_two_columns(tmp_path: Path) -> None:
+    time = '{ columns = ["day", "clock"], format = "%d.%m.%Y %H:%M" }'
+    report = run(
+        tmp_path, PLAIN.replace('"time"', time), "user,item,day,clock\nu,i,13.09.2020,12:26\nu,i,gestern,12:26\n"
+    )
+    assert [row["timestamp"] for row in rows(tmp_path)] == ["1599999960"]
+    assert report.left_out.to_dict()[NO_TIME]["first"].endswith("line 3: 'gestern 12:26'")
+
+
+def test_a_label_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
+    text = PLAIN + '[items.fields]\nitem_id = "id"\nbrand = "b"\ntags = { column = "t", separator = "," }\n'
+    items = 'id,b,t\ni,Leaf,x\nj,Le\x07af,"x,y\x07z"\nk,Le\x07af,x\n'
+    report = run(tmp_path, text, "user,item,time\nu,i,1600000000\n", items)
+    found = report.left_out.to_dict()
+    place = f"{tmp_path / 'items.csv'} line 3: "
+    assert found["brand is no label (the row stays)"]["count"] == 2
+    assert found["brand is no label (the row stays)"]["first"].startswith(f"{place}'Le\\x07af' ")
+    assert found["tags is no label (the row stays)"]["first"].startswith(f"{place}'y\\x07z' ")

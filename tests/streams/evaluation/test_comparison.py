@@ -11,7 +11,7 @@ import streams.evaluation.slices
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.slices import Facts
-from streams.evaluation.tables import table
+from streams.evaluation.tables import LEAST_QUESTIONS, sessions_table, table
 
 HOUR_MS = 3_600_000
 
@@ -108,7 +108,8 @@ def test_a_question_costs_few_bytes() -> None:
     assert len(orjson.dumps(outcomes.state_dict())) < 50 * 1000
 
 
-def test_the_table_shows_a_line_for_each_list_and_slice() -> None:
+def test_the_table_shows_a_line_for_each_list_and_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.evaluation.tables.LEAST_QUESTIONS", 1)
     text = table(compared().result(4))
     assert text.splitlines()[0].split() == [
         "all",
@@ -121,8 +122,41 @@ def test_the_table_shows_a_line_for_each_list_and_slice() -> None:
         "coverage@10",
     ]
     assert text.count("\nours") == 12 and "history 2-3 (1)" in text  # ten tables and two verdicts
+    assert "not shown" not in text
     assert "ours against popular: recall@10 +0.3333 [" in text
     assert all(len(line) == len(line.rstrip()) for line in text.splitlines())
+
+
+def test_slices_of_few_questions_are_counted_instead_of_shown() -> None:
+    comparison = Comparison(("ours",), ("popular",), (1, 10))
+    for number in range(LEAST_QUESTIONS + 1):
+        facts = Facts(f"u{number}", history=0 if number else 9, age_ms=5, popularity=1)
+        comparison.add({"ours": ["a"], "popular": ["b"]}, {"a"}, facts)
+    result = comparison.result(4)
+    text = table(result)
+    assert "history 0 (10)" in text and "history 6-20" not in text and "item age under 1 h (11)" in text
+    assert "\n\nnot shown: 1 slice of fewer than 10 questions; --json has all\n\n" in text
+    assert result["slices"]["history 6-20"]["questions"] == 1
+    assert "not shown: 9 slices of fewer than 10 questions" in table(compared().result(4))
+
+
+def test_of_sessions_too() -> None:
+    large = Comparison(("ours",), (), (5, 10), sliced=False)
+    for number in range(LEAST_QUESTIONS):
+        large.add({"ours": ["a"]}, {"a"}, Facts(f"u{number}"))
+    one = Comparison(("ours",), (), (5, 10), sliced=False)
+    one.add({"ours": ["a"]}, {"a"}, Facts("u"))
+    none = Comparison(("ours",), (), (5, 10), sliced=False).result(1)
+    few = {"1-10": one.result(1), "11-30": none}
+    parts = {
+        "label_pre": {**large.result(1), "by_candidates": {**few, "31-100": large.result(1)}},
+        "label_any": {**one.result(1), "by_candidates": few},
+    }
+    text = sessions_table({"model": "m", "data": "d", "choice": "click", "sessions": {}, "views": {"page": parts}})
+    assert (
+        text.count("hr@5 of") == 1 and "hr@5 of 31-100 (10)" in text and "label_any, known up to the page (1)" in text
+    )
+    assert text.endswith("\n\nnot shown: 2 slices of fewer than 10 questions; --json has all")
 
 
 def test_a_comparison_of_nothing_is_refused() -> None:

@@ -312,6 +312,36 @@ def test_a_record_without_a_usable_time_is_left_out_and_counted(tmp_path: Path) 
     assert [reason.split(": ")[1] for reason in export.malformed] == ["timestamp"]
 
 
+def test_events_of_items_without_a_record_are_written_and_counted_with_a_place(tmp_path: Path) -> None:
+    tea = {"item_id": "tea", "title": "Tea", "ts_ms": NOW_MS}
+    seen = [("u", "oil"), ("v", "tea"), ("u", "oil"), ("u", "cup")]
+    clicks = [click(user, item, NOW_MS + n, f"e{n}") for n, (user, item) in enumerate(seen)]
+    found = log_of(
+        sent(CATALOG, tea, "tea", NOW_MS), *(sent(CLICKSTREAM, body, body["user_id"], body["ts_ms"]) for body in clicks)
+    )
+    spool = Spool(tmp_path)
+    export = TopicExport(spool, RULES, PARTITIONS)
+    for record in found:
+        export.take(record)
+    export.note_removed(spool.settle(CHOICES))
+    home = partition_of("u", PARTITIONS)
+    first = f"clickstream[{home}] at offset 0, item_id 'oil'"
+    assert export.without_record() == {"events": 3, "items": 2, "first": first} and not export.left_out
+    assert write_files(spool, tmp_path)["events"] == 4
+    spool.close()
+
+
+def test_the_place_of_a_misrouted_event_is_not_made_up(tmp_path: Path) -> None:
+    away = (partition_of("u", PARTITIONS) + 1) % PARTITIONS
+    spool = Spool(tmp_path)
+    export = TopicExport(spool, RULES, PARTITIONS)
+    export.take(Record(CLICKSTREAM, away, 0, NOW_MS, b"u", orjson.dumps(click("u", "oil", NOW_MS, "e"))))
+    spool.settle(CHOICES)
+    found = {"events": 1, "items": 1, "first": "clickstream, misrouted, item_id 'oil'"}
+    assert export.without_record() == found
+    spool.close()
+
+
 def test_a_full_disk_is_said_and_sorting_stays_in_the_folder(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     (pages,) = spool._file.execute("PRAGMA page_count").fetchone()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from context.features import ContextFeatures
-from deploy.jobs.open_model import open_model, served_model
+from deploy.models.open_model import open_model, served_model
 from deploy.settings import load
 from encoder.inference.batching import EncodeRequest
 from encoder.model.artefact import save
@@ -62,5 +62,5 @@ def test_tags_of_an_older_vocabulary_are_known_folded(tmp_path: Path, caplog: py
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no readable model"):
+    with pytest.raises(ValueError, match=r"holds no model \(there is no model\.json\); train one"):
         open_model(tmp_path, SETTINGS)
