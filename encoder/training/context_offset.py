@@ -95,8 +95,7 @@ class _Choice:
 def fit_offsets(problem: OffsetProblem, *, noise_units: float, seed: int) -> Tensor:
     """W_c [d, F] such that h + W_c f predicts the targets best; columns within `noise_units` of noise are zero."""
     rng = np.random.default_rng([seed, 7])
-    mean, deviation = problem.features.mean(0), problem.features.std(0, correction=0)
-    alive = deviation > 1e-6
+    mean, deviation, alive = problem.features.mean(0), _deviation(problem.features), varying(problem.features)
     out = problem.users.new_zeros(problem.users.shape[1], len(mean))
     if not alive.any():
         return out
@@ -110,6 +109,15 @@ def fit_offsets(problem: OffsetProblem, *, noise_units: float, seed: int) -> Ten
         weight = _descend(choice, weight, threshold)
     out[:, alive] = weight[:, :-1] / deviation[alive]
     return out
+
+
+def varying(features: Tensor) -> Tensor:
+    """Which columns of [N, F] are not constant: bool [F]. Of the others nothing can be learned."""
+    return _deviation(features) > 1e-6
+
+
+def _deviation(features: Tensor) -> Tensor:
+    return features.std(0, correction=0)
 
 
 def choose_events(features: NDArray[np.float32], seed: int) -> NDArray[np.int64]:

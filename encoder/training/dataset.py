@@ -90,27 +90,38 @@ class Targets:
     users: IntArray  # [n_events]
     first: IntArray  # [n_events] the first event of each event's set
     counts: IntArray  # [n_items] events before the held-out end
+    known: NDArray[np.bool_]  # [n_items] with such an event, here or in the parent's training
 
     @classmethod
-    def choose(cls, data: TrainingData, config: ModelConfig, options: TrainOptions) -> Targets:
-        """Targets by `options.targets`, `kind_weights`, `holdout` and `baskets`. Raises ValueError without any."""
+    def choose(
+        cls, data: TrainingData, config: ModelConfig, options: TrainOptions, learned: Sequence[bool] = ()
+    ) -> Targets:
+        """Targets by `options.targets`, `kind_weights`, `holdout`, `since_ms` and `baskets`; `learned` [n_items] says
+        which items a parent has learned. Raises ValueError without any target.
+        """
         named = options.kind_weights or {}
         weight = np.asarray([named.get(kind, 1.0) for kind in config.kinds], np.float32)[data.kinds]
         if options.targets != "all":
             weight = weight * first_choices(data, by_kind=options.targets == "first_of_kind")
+        if options.since_ms is not None:
+            weight = np.where(data.ts_ms >= options.since_ms, weight, 0)
         if not (weight > 0).any():
-            raise ValueError("no event is a target; give a kind a positive weight, or take all as targets")
+            raise ValueError(
+                "no event is a target; give a kind a positive weight, take all as targets, or begin earlier"
+            )
         late = data.ts_ms > np.quantile(data.ts_ms, 1 - options.holdout)
         if not options.holdout or not (weight[~late] > 0).any():
             late = np.zeros(len(weight), dtype=bool)
         held_out = np.where(late, weight, 0).astype(np.float32)
         end_ms = data.ts_ms[held_out > 0].min(initial=np.iinfo(np.int64).max)
+        counts = np.bincount(data.items[data.ts_ms < end_ms], minlength=len(data.item_ids))
         return cls(
             weight=np.where(late, 0, weight).astype(np.float32),
             held_out=held_out,
             users=data.users,
             first=first_of_sets(data) if options.baskets else np.arange(len(data.items)),
-            counts=np.bincount(data.items[data.ts_ms < end_ms], minlength=len(data.item_ids)),
+            counts=counts,
+            known=(counts > 0) | np.asarray(learned or np.zeros(len(counts)), dtype=bool),
         )
 
 

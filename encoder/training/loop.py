@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,17 @@ from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 from encoder.model.features import IntArray
 from encoder.training import checkpoint
-from encoder.training.context_offset import OffsetProblem, choose_events, fit_offsets
+from encoder.training.context_offset import OffsetProblem, choose_events, fit_offsets, varying
 from encoder.training.dataset import Targets, TrainingData, collate, cut_chunks, plan
 from encoder.training.early_stopping import Best, Validate
 from encoder.training.holdout import POPULARITY, Penalties, measure, target_states
 from encoder.training.objective import Objective
 from encoder.training.options import TrainOptions
+from encoder.training.warm_start import Parent, carry_over
 
 LOOP_SHARE = 0.8  # of max_seconds; the rest measures, fits the context offset and saves
 FINAL_LR = 0.02  # of the peak
+ENOUGH = 1000  # held-out targets: fewer do not change what a parent has chosen for serving
 OnStep = Callable[[int, float], None]
 Progress = Callable[[int, int, str], None]  # steps done, how many there will be at this speed, epoch and loss
 
@@ -61,17 +63,20 @@ def train(
     validate: Validate | None = None,
     metadata: dict[str, Any] | None = None,
     penalties: Penalties | None = None,
+    parent: Parent | None = None,
 ) -> TrainResult:
     """Train and write the artefact to `out/<version>`; the checkpoint lives in `out` meanwhile.
+
+    With a `parent` the run begins with its weights, by `encoder.training.warm_start`, and the metadata name it.
 
     What `on_step(step, loss)` raises ends the run. `validate(model)` scores the averaged weights every
     `options.validate_every` epochs, and the best ones become the artefact; without it a run with some `patience`
     validates by NDCG@10 on the held-out end, which also chooses a weight of `penalties`. Raises ValueError for unfit
-    data and, on resume, another run's checkpoint.
+    data, a parent that does not fit and, on resume, another run's checkpoint.
     """
     data.check(config)
     with threads(options.threads):
-        run = _Run(data, config, options, out, validate)
+        run = _Run(data, config, options, out, validate, parent)
         if resume:
             run.restore()
         run.loop(progress, on_step)
@@ -81,7 +86,13 @@ def train(
 
 class _Run:
     def __init__(
-        self, data: TrainingData, config: ModelConfig, options: TrainOptions, out: Path, validate: Validate | None
+        self,
+        data: TrainingData,
+        config: ModelConfig,
+        options: TrainOptions,
+        out: Path,
+        validate: Validate | None,
+        parent: Parent | None,
     ) -> None:
         torch.manual_seed(options.seed)
         self.began = time.monotonic()
@@ -89,11 +100,18 @@ class _Run:
         self.config = config
         self.options = options
         self.out = out
+        self.parent = parent
         self.model = StarsEncoder(config, data.item_ids).to(options.device)
-        texts = torch.from_numpy(np.ascontiguousarray(data.item_vectors, np.float32))
-        self.model.tower.fit_text(texts.to(options.device))
-        self.targets = Targets.choose(data, config, options)
+        learned = [] if parent is None else parent.knows(data.item_ids)
+        if parent is None:
+            texts = torch.from_numpy(np.ascontiguousarray(data.item_vectors, np.float32))
+            self.model.tower.fit_text(texts.to(options.device))
+        else:
+            carry_over(parent, self.model)
+        self.targets = Targets.choose(data, config, options, learned)
         self.objective = Objective(self.model, data, self.targets, options)
+        if parent is not None:
+            self._open_gates(learned)
         self.chunks = cut_chunks(data.user_ptr, self.targets.weight, self.targets.first, config)
         rows = int(self.chunks.rows.sum())
         self.tokens = options.batch_tokens or min(max(rows // 60, 1024), 16_384)
@@ -105,6 +123,13 @@ class _Run:
         self.validate = validate
         self.best = Best(options.patience)
         self.saved = self.began
+
+    @torch.no_grad()
+    def _open_gates(self, learned: Sequence[bool]) -> None:
+        """A carried δ was written scaled by the gate of its time; scaled by that of today it must be the same."""
+        rows, delta = torch.tensor(learned, device=self.model.tower.delta.device), self.model.tower.delta
+        gate = self.objective.items.gate
+        delta.copy_(torch.where(rows.unsqueeze(1) & (gate > 0), delta / gate.clamp_min(1e-12), delta))
 
     def loop(self, progress: Progress | None, on_step: OnStep | None) -> None:
         """All epochs, or as many as the time allows."""
@@ -234,7 +259,9 @@ class _Run:
             metrics |= {"validation": self.best.score, "best_epoch": float(self.best.at)}
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON knows no NaN
         document = {"options": asdict(self.options), "metrics": metrics, "data": self._data_summary(), **metadata}
-        if measured:
+        if self.parent is not None:
+            document |= {**self.parent.chosen, "parent": self.parent.version}
+        if measured and (self.parent is None or measured.metrics["events"] >= ENOUGH):
             document |= {"slot": measured.slot, "popularity": measured.popularity}
             document |= {} if measured.negative is None else {"negative": measured.negative}
         folder, version = artefact.save_version(self._exported({}), self.out, document)
@@ -255,11 +282,14 @@ class _Run:
         problem = OffsetProblem(
             states.users, unit, target, features, self.data.ts_ms[states.events], self.config.temperature
         )
-        return fit_offsets(problem, noise_units=self.options.context_noise, seed=self.options.seed)
+        fitted = fit_offsets(problem, noise_units=self.options.context_noise, seed=self.options.seed)
+        if self.parent is None:
+            return fitted
+        return torch.where(varying(features), fitted, self.model.context)  # the data say nothing about the others
 
     def _exported(self, weights: Mapping[str, Tensor]) -> StarsEncoder:
-        """The model, with `weights` in place of its own, and δ only for items that have training events, scaled."""
-        kept = np.flatnonzero(self.targets.counts > 0)
+        """The model, with `weights` in place of its own, and δ only for items that were learned, scaled."""
+        kept = np.flatnonzero(self.targets.known)
         final = StarsEncoder(self.config, [self.data.item_ids[at] for at in kept.tolist()])
         state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         state |= {name: value.detach().cpu().clone() for name, value in weights.items()}
@@ -276,7 +306,8 @@ class _Run:
         """Names the run: what would make a resumed one differ."""
         free = {"max_seconds", "threads", "checkpoint_seconds", "patience"}
         options = {name: value for name, value in asdict(self.options).items() if name not in free}
-        words = json.dumps([self.config.to_dict(), options, self.data.item_ids], sort_keys=True)
+        parent = [] if self.parent is None else [self.parent.version]
+        words = json.dumps([self.config.to_dict(), options, self.data.item_ids, *parent], sort_keys=True)
         digest = hashlib.sha256(words.encode())
         for column in (self.data.user_ptr, self.data.items, self.data.kinds, self.data.ts_ms, self.data.item_vectors):
             digest.update(np.ascontiguousarray(column).tobytes())

@@ -35,21 +35,23 @@ class ItemTensors:
 
     text: Tensor  # [n_items, d_reduced]
     tags: Tensor  # [n_items, most tags]
-    gate: Tensor  # [n_items, 1] how much of its δ an item may use; 0 without training events
+    gate: Tensor  # [n_items, 1] how much of its δ an item may use; 0 without training events, 1 with a parent's only
     prior: Tensor  # [n_items] b = −λ log p
-    cold: Tensor  # bool [n_items], without training events
+    cold: Tensor  # bool [n_items], without training events, here and for a parent
 
     @classmethod
-    def of(cls, data: TrainingData, counts: IntArray, tower: ItemTower, options: TrainOptions) -> ItemTensors:
-        """Texts as `tower` reduces them; `counts` [n_items] are the items' training events."""
-        gate = torch.from_numpy(counts / np.maximum(counts + options.delta_shrinkage, 1.0) * ("ids" in tower.parts))
+    def of(cls, data: TrainingData, targets: Targets, tower: ItemTower, options: TrainOptions) -> ItemTensors:
+        """Texts as `tower` reduces them."""
+        counts = targets.counts
+        shrunk = np.where(counts > 0, counts / np.maximum(counts + options.delta_shrinkage, 1.0), targets.known)
+        gate = torch.from_numpy(shrunk * ("ids" in tower.parts))
         share = (counts + 1.0) / (counts.sum() + len(counts))
         return cls(
             text=tower.reduce(torch.from_numpy(np.ascontiguousarray(data.item_vectors, np.float32)).to(options.device)),
             tags=tower.tag_rows(data.item_tags).to(options.device),
             gate=gate.float().unsqueeze(1).to(options.device),
             prior=torch.from_numpy(-options.prior_strength * np.log(share)).float().to(options.device),
-            cold=torch.from_numpy(counts == 0).to(options.device),
+            cold=torch.from_numpy(~targets.known).to(options.device),
         )
 
 
@@ -71,10 +73,10 @@ class Objective:
         self.data = data
         self.targets = targets
         self.options = options
-        self.items = ItemTensors.of(data, targets.counts, model.tower, options)
+        self.items = ItemTensors.of(data, targets, model.tower, options)
         self.device = torch.device(options.device)
         self.full = len(data.item_ids) <= options.full_limit
-        drawn = (targets.counts > 0) | (options.cold_weight > 0)
+        drawn = targets.known | (options.cold_weight > 0)
         self.negatives = Negatives(data.item_subclass, drawn, options.subclass_negatives, options.uniform_negatives)
         self.bias = self.items.prior if options.prior == "train" else None
         self.full_bias = _with_cold(self.items.cold, self.bias, options.cold_weight)

@@ -27,6 +27,7 @@ class TrainOptions:
     warmup: float = 0.1  # share of the run ("one_cycle") or of the first epoch ("constant")
     ema: float = 0.995
     targets: str = "first"  # events to predict: a user's first with an item, first of each kind, or all
+    since_ms: int | None = None  # earlier events are history only, no targets: for a training that goes on
     baskets: bool = False  # a user's events of one time are one set, predicted from what came before all of them
     kind_weights: Mapping[str, float] | None = None  # of a target of this kind, 1 if not named; 0: never a target
     holdout: float = 0.02  # last share of the timeline, kept out: it measures, and with a patience chooses the weights
