@@ -78,7 +78,7 @@ def test_a_column_of_milliseconds_wins_over_seconds(tmp_path: Path) -> None:
         ([*ROWS, ("u", "a", "view", START_S)], "row 4 .*is earlier than the row above.*sort the file"),
         (
             [("u", "a", "view", START_S * 1000)],
-            "no usable event in 1 rows: 1 x .*timestamp looks like milliseconds, expected seconds.*first: row 1",
+            "no usable event in 1 row: 1 x .*timestamp looks like milliseconds, expected seconds.*first: row 1",
         ),
         ([("u", "", "view", START_S)], "row 1 .*has no item_id"),
         ([("", "a", "view", START_S)], "no usable event"),
