@@ -1,6 +1,7 @@
 """Folds labels (brands, categories, tags, regions), so that texts which look the same are the same label.
 
-One function for everything that is compared as a label; ids are never folded.
+One function for everything that is compared as a label; ids are never folded. Titles and descriptions are not folded
+either, and what counts as a control character is the same for all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ MAX_LABEL_BYTES = 256
 # All that `str.isspace` counts, less the ASCII separators (real control characters), and two that only look like none:
 # ZERO WIDTH SPACE and the byte order mark. Joiners are part of words and of emoji, and stay.
 _SPACES = re.compile("[\t\n\v\f\r\x85 \xa0\u1680\u2000-\u200a\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]+")
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL = r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]"  # those that are no whitespace
+_REFUSED = re.compile(rf"{CONTROL}|[\ud800-\udfff]")
+
+
+def check_text(text: str) -> str:
+    """`text` as it is, whitespace of any kind included. Raises ValueError for a control character, which it names."""
+    found = _REFUSED.search(text)
+    if found:
+        raise ValueError(f"holds the control character U+{ord(found[0]):04X}")
+    return text
 
 
 @lru_cache(maxsize=65536)
@@ -30,10 +40,7 @@ def fold_label(text: str) -> str:
     >>> fold_label(" Home\\u00a0&  Garden")
     'Home & Garden'
     """
-    folded = unicodedata.normalize("NFC", _SPACES.sub(" ", text).strip(" "))
-    found = _CONTROL.search(folded)
-    if found:
-        raise ValueError(f"holds the control character U+{ord(found[0]):04X}")
+    folded = check_text(unicodedata.normalize("NFC", _SPACES.sub(" ", text).strip(" ")))
     size = len(folded.encode())
     if size > MAX_LABEL_BYTES:
         raise ValueError(f"has {size} bytes, a label has at most {MAX_LABEL_BYTES}")

@@ -98,7 +98,21 @@ class Settings(BaseModel):
         description="most that an item's score loses by dislikes: `model` for what its training chose, `off`, "
         "or a number up to 10 (API, `replay`, `evaluate`)",
     )
-    model: Path = Field(Path(".perseid/model"), description="folder of the model artefact (worker, embed)")
+    model: Path = Field(
+        Path(".perseid/model"),
+        description="folder of a model artefact: what a live state without a model begins with, before the champion "
+        "of the registry (worker, embed)",
+    )
+    models: str = Field(
+        "",
+        description="registry of models, a folder (worker, embed, `models`); empty = `registry` in the state folder",
+    )
+    fill_share: float = Field(
+        0.25,
+        description="share of a worker's time in which it gives users the vectors of a staged model",
+        gt=0,
+        le=1,
+    )
     embedders: str = Field("minilm-l6-v2:384", description="known text embedders and their dimension, `name:dim,…`")
     device: str = Field(
         "auto", description="where the encoder runs, and `evaluate` trains baselines: `auto`, `cpu` or `cuda`"
@@ -213,6 +227,11 @@ class Settings(BaseModel):
             )
         except ValueError as error:
             raise ValueError(f"{PREFIX}KAFKA_* and {PREFIX}TOPIC_PREFIX: {error}") from None
+
+    @property
+    def registry(self) -> str:
+        """Folder or address of the registry of models."""
+        return self.models or str(self.state / "registry")
 
     def keys(self) -> Keys:
         """The key builder of this deployment."""

@@ -1,19 +1,24 @@
 """Finds the processes that a command talks to, by the environment or the state folder of a running `perseid up`.
 
-`up` writes its addresses and passwords as `PERSEID_*` lines into `up.env` of its state folder, readable by its user
-only; `attach` reads them back. Variables of the environment win over the file.
+`up` writes its addresses and passwords as `PERSEID_*` lines into `up.env` of its state folder, for its user alone;
+`attach` reads them back. Variables of the environment win. A running `up` holds `up.lock`, which says what it does.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from deploy.settings import PREFIX, Settings, load
 
 FILE = "up.env"
+_LOCK = "up.lock"
+STOPPING, _STOPPED = "stopping", "stopped"
 
 
 def write_addresses(state: Path, settings: Settings) -> Path:
@@ -31,13 +36,38 @@ def write_private(path: Path, content: bytes) -> Path:
     return part.replace(path)
 
 
+@contextmanager
+def only_one(state: Path) -> Iterator[None]:
+    """The state folder, made if it is not there, for us alone. Nothing is left of one that got nothing else."""
+    is_new = not state.exists()
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another `perseid up` runs with {state}; choose another folder by --state") from error
+        try:
+            yield
+        finally:
+            note_phase(state, _STOPPED)
+            if is_new and state.is_dir() and [path.name for path in state.iterdir()] == [_LOCK]:
+                (state / _LOCK).unlink()
+                state.rmdir()
+
+
+def note_phase(state: Path, doing: str) -> None:
+    """Notes what the `up` that has the state folder is doing, for whoever asks meanwhile or later."""
+    with suppress(OSError):  # a full disk must not end it, nor a folder that somebody removed
+        (state / _LOCK).write_text(doing)
+
+
 def running_near(environ: Mapping[str, str]) -> Path | None:
     """The state folder of a `perseid up` that a command without --state may have meant.
 
     None where the environment names a Kafka, or none runs with the usual state folder.
     """
     state = load(environ).state
-    return state if f"{PREFIX}KAFKA" not in environ and (state / FILE).is_file() else None
+    return state if f"{PREFIX}KAFKA" not in environ and not _absence(state) else None
 
 
 def attach(environ: Mapping[str, str], state: Path | None = None, **overrides: Any) -> Settings:
@@ -47,12 +77,32 @@ def attach(environ: Mapping[str, str], state: Path | None = None, **overrides: A
     """
     found: dict[str, str] = {}
     if state is not None:
-        try:
-            lines = (state / FILE).read_text().splitlines()
-        except FileNotFoundError as error:
-            raise ValueError(f"no {FILE} in {state}: no `perseid up` runs with this state folder") from error
-        for line in lines:
+        if absence := _absence(state):
+            raise ValueError(absence)
+        for line in (state / FILE).read_text().splitlines():
             name, _, value = line.partition("=")
             found[name] = value.strip("'")
     given = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
     return load({**found, **given}, **overrides)
+
+
+def _absence(state: Path) -> str:
+    """Why no running `up` can be talked to by this state folder, and what to do; "" when one can."""
+    nobody, remedy = f"no `perseid up` runs with {state}", f"start it with `perseid up --state {state}`"
+    has_addresses, held = (state / FILE).is_file(), False
+    try:
+        with (state / _LOCK).open() as lock:
+            doing, noted_s = lock.read(), os.fstat(lock.fileno()).st_mtime
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for some microseconds
+    except FileNotFoundError:
+        return "" if has_addresses else f"{nobody}, and none ever has; {remedy}"
+    except BlockingIOError:
+        held = True
+    since = time.strftime("since %Y-%m-%d %H:%M:%S", time.localtime(noted_s))
+    if held:
+        wait = f"then {remedy}" if doing == STOPPING else "wait until it says where its API is"
+        return "" if has_addresses else f"`perseid up` with {state} is {doing or 'starting'} {since}; {wait}"
+    if doing == _STOPPED:
+        return f"{nobody} {since}; {remedy}"
+    # A build before this one says nothing.
+    return f"{nobody}{doing and f': the last one was killed, it was {doing} {since}'}; {remedy}"

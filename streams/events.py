@@ -85,11 +85,14 @@ class Record:
 
 
 class MalformedError(Exception):
-    """A record that cannot be accepted; goes to `dead-letters` with `reason` and `field`."""
+    """A record that cannot be accepted; goes to `dead-letters` with `reason` and `field`.
 
-    def __init__(self, field: str, reason: str) -> None:
+    `others` are what else is wrong with it, where somebody asked.
+    """
+
+    def __init__(self, field: str, reason: str, others: Sequence[MalformedError] = ()) -> None:
         super().__init__(f"{field}: {reason}")
-        self.field, self.reason = field, reason
+        self.field, self.reason, self.others = field, reason, others
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,29 @@
 """Reads the fields of a record's JSON body by type, and says of each that is wrong what was found and what was wanted.
 
-Times and labels follow the rules of `context.times` and `context.labels`; ids are taken as they are.
+Times, labels and texts follow the rules of `context.times` and `context.labels`; ids are taken as they are. The first
+wrong field ends a `Body`; a `NotingBody` is read on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from context.labels import fold_label
+from context.labels import check_text, fold_label
 from context.times import check_ms
 from streams.events import FAST_CLOCK_MS, MalformedError
 
 MAX_ID_BYTES = 256
+MOST_FAULTS = 10  # that are noted of one record
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Typed access to the fields of one JSON object."""
+    """Typed access to the fields of one JSON object; MalformedError for one that is wrong."""
 
     body: Mapping[str, Any]
     timestamp_ms: int
@@ -41,12 +45,23 @@ class Body:
             return ""
         return str(self._typed(name, value, str, "a string"))
 
+    def prose(self, name: str, required: bool = False) -> str:
+        """A text for people: any whitespace, no other control characters."""
+        return _checked(name, check_text, self.text(name, required))
+
     def labels(self, name: str) -> list[str]:
         value = self.body.get(name)
         if value is None:
             return []
         items = self._typed(name, value, list, "a list of strings")
-        return [named_label(f"{name}[{i}]", item) for i, item in enumerate(items)]
+        return [self.named_label(f"{name}[{i}]", item) for i, item in enumerate(items)]
+
+    def named_label(self, name: str, value: Any) -> str:
+        """A folded label that says something."""
+        label = _label(name, value)
+        if not label:
+            raise MalformedError(name, "is empty, expected a name")
+        return label
 
     def time_ms(self, name: str, *, open_start: bool = False, open_end: bool = False) -> int | None:
         value = self.body.get(name)
@@ -56,9 +71,28 @@ class Body:
             raise MalformedError(name, f"expected a whole number of milliseconds since the epoch, got {_shown(value)}")
         return checked_ms(name, value, open_start=open_start, open_end=open_end)
 
+    def window(self) -> tuple[int | None, int | None]:
+        """`starts_ms` and `ends_ms`."""
+        starts_ms, ends_ms = self.time_ms("starts_ms", open_start=True), self.time_ms("ends_ms", open_end=True)
+        if starts_ms is not None and ends_ms is not None and ends_ms < starts_ms:
+            self.refuse("ends_ms", "is before starts_ms")
+        return starts_ms, ends_ms
+
     def number(self, name: str) -> float | None:
         value = self.body.get(name)
-        return None if value is None else finite(name, value)
+        return None if value is None else self.finite(name, value)
+
+    def finite(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise MalformedError(name, f"expected a finite number, got {_shown(value)}")
+        return float(value)
+
+    def amount(self, name: str) -> float | None:
+        """A number that is not below 0."""
+        value = self.number(name)
+        if value is not None and value < 0:
+            self.refuse(name, "is below 0")
+        return value
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.body.get(name)
@@ -75,15 +109,93 @@ class Body:
             raise MalformedError("ts_ms", "missing")
         return (self.timestamp_ms if raw > self.timestamp_ms + FAST_CLOCK_MS else raw), raw
 
+    def part(self, name: str, entry: Mapping[str, Any], read: Callable[[Body], Any]) -> Any:
+        """What `read` makes of an object inside of this one; an error names the way to it."""
+        try:
+            return read(Body(entry, 0))
+        except MalformedError as error:
+            raise MalformedError(f"{name}.{error.field}", error.reason) from error
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Says that a field cannot be accepted."""
+        raise MalformedError(name, reason)
+
     def _typed(self, name: str, value: Any, wanted: type, words: str) -> Any:
         if not isinstance(value, wanted):
             raise MalformedError(name, "missing" if value is None else f"expected {words}, got {kind_of(value)}")
         return value
 
 
+def _noting(read: Callable[Concatenate[Body, P], T], instead: T) -> Callable[Concatenate[NotingBody, P], T]:
+    """`read`, but what is wrong is noted, and `instead` is read."""
+
+    def noted(self: NotingBody, /, *arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return read(self, *arguments, **options)
+        except MalformedError as error:
+            self.note(error)
+            return instead
+
+    return noted
+
+
+@dataclass(frozen=True, slots=True)
+class NotingBody(Body):
+    """A body that is read on after a wrong field, to say all that is wrong with it: what is read is of no use.
+
+    `faults` has the first of each field. The last of `MOST_FAULTS` is raised.
+    """
+
+    faults: dict[str, MalformedError] = field(default_factory=dict)
+
+    identifier = _noting(Body.identifier, "?")
+    optional_identifier = _noting(Body.optional_identifier, "")
+    label = _noting(Body.label, "")
+    named_label = _noting(Body.named_label, "?")
+    text = _noting(Body.text, "")
+    prose = _noting(Body.prose, "")
+    labels = _noting(Body.labels, [])
+    time_ms = _noting(Body.time_ms, None)
+    time = _noting(Body.time, (0, 0))
+    finite = _noting(Body.finite, 0.0)
+    flag = _noting(Body.flag, True)
+    mapping = _noting(Body.mapping, {})
+
+    def part(self, name: str, entry: Mapping[str, Any], read: Callable[[Body], Any]) -> Any:
+        inside = NotingBody(entry, 0)
+        found = inside.read(read)
+        for error in inside.faults.values():
+            self.note(MalformedError(f"{name}.{error.field}", error.reason))
+        return found
+
+    def refuse(self, name: str, reason: str) -> None:
+        self.note(MalformedError(name, reason))
+
+    def read(self, read: Callable[[Body], T]) -> T | None:
+        """What `read` makes of this body as far as it comes."""
+        try:
+            return read(self)
+        except MalformedError as error:
+            self.faults.setdefault(error.field, error)
+            return None
+
+    def note(self, error: MalformedError) -> None:
+        self.faults.setdefault(error.field, error)
+        if len(self.faults) >= MOST_FAULTS:
+            raise error
+
+
 def checked_ms(name: str, value: int, *, open_start: bool = False, open_end: bool = False) -> int:
     try:
         return check_ms(value, open_start=open_start, open_end=open_end)
+    except ValueError as error:
+        raise MalformedError(name, str(error)) from error
+
+
+def _checked(name: str, check: Callable[[str], str], text: str) -> str:
+    """What `check` makes of a text; its error names the field."""
+    try:
+        return check(text)
     except ValueError as error:
         raise MalformedError(name, str(error)) from error
 
@@ -104,18 +216,7 @@ def _label(name: str, value: Any) -> str:
     """A folded label, which may be empty."""
     if not isinstance(value, str):
         raise MalformedError(name, f"expected a string, got {kind_of(value)}")
-    try:
-        return fold_label(value)
-    except ValueError as error:
-        raise MalformedError(name, str(error)) from error
-
-
-def named_label(name: str, value: Any) -> str:
-    """A folded label that says something."""
-    label = _label(name, value)
-    if not label:
-        raise MalformedError(name, "is empty, expected a name")
-    return label
+    return _checked(name, fold_label, value)
 
 
 def kind_of(value: Any) -> str:
@@ -132,12 +233,6 @@ _KINDS = {
     float: "a number",
     type(None): "null",
 }
-
-
-def finite(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise MalformedError(name, f"expected a finite number, got {_shown(value)}")
-    return float(value)
 
 
 def _shown(value: Any) -> str:

@@ -38,7 +38,7 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.fields import Body, checked_ms, finite, identifier, kind_of, named_label
+from streams.fields import Body, NotingBody, checked_ms, identifier, kind_of
 
 
 def parse(record: Record, rules: Rules) -> Event:
@@ -70,13 +70,34 @@ def read_body(record: Record) -> Body:
 
 
 def encode_record(topic: str, body: Mapping[str, Any], timestamp_ms: int, rules: Rules) -> tuple[bytes, bytes]:
-    """Key and value of `body` with this record timestamp. Raises MalformedError when a consumer would refuse it."""
+    """Key and value of `body` with this record timestamp.
+
+    Raises MalformedError when a consumer would refuse it, with all other fields that are wrong.
+    """
     try:
         value = orjson.dumps(body)
     except orjson.JSONEncodeError as error:
         raise MalformedError("value", f"not JSON: {error}") from error
-    event = parse(Record(topic, 0, 0, timestamp_ms, None, value), rules)
+    record = Record(topic, 0, 0, timestamp_ms, None, value)
+    try:
+        event = parse(record, rules)
+    except MalformedError as error:
+        raise MalformedError(error.field, error.reason, faults(record, rules)[1:]) from error
     return record_key(event).encode(), value
+
+
+def faults(record: Record, rules: Rules) -> list[MalformedError]:
+    """What is wrong with a record's value, the first of each field: begins with what `parse` raises.
+
+    At most `MOST_FAULTS`; keys are not looked at. Assumes a value that orjson has written.
+    """
+    try:
+        strict = read_body(record)
+    except MalformedError as error:
+        return [error]
+    body = NotingBody(strict.body, strict.timestamp_ms)
+    body.read(lambda body: _PARSERS[record.topic](body, rules))
+    return list(body.faults.values())
 
 
 def record_key(event: Event) -> str:
@@ -127,12 +148,12 @@ def _click(body: Body, rules: Rules) -> Event:
         return Forget(event_id, user_id, ts_ms, raw_ts_ms)
     kind = rules.kind_code(name)
     if kind is None:
-        raise MalformedError("kind", f"unknown, expected one of {[k.name for k in rules.kinds]}")
+        body.refuse("kind", f"unknown, expected one of {[k.name for k in rules.kinds]}")
     return Click(
         event_id,
         user_id,
         body.identifier("item_id"),
-        kind,
+        kind or 0,
         ts_ms,
         raw_ts_ms,
         location=body.optional_identifier("location"),
@@ -144,30 +165,29 @@ def _click(body: Body, rules: Rules) -> Event:
 
 def _profile(body: Body, rules: Rules) -> Event:
     user_id, (ts_ms, _) = body.identifier("user_id"), body.time()
-    numeric = {name: finite(f"numeric.{name}", value) for name, value in body.mapping("numeric").items()}
+    numeric = {name: body.finite(f"numeric.{name}", value) for name, value in body.mapping("numeric").items()}
     categorical = body.mapping("categorical")
     for name, value in categorical.items():
         if not isinstance(value, str):
-            raise MalformedError(f"categorical.{name}", f"expected a string, got {kind_of(value)}")
+            body.refuse(f"categorical.{name}", f"expected a string, got {kind_of(value)}")
     return Profile(user_id, canonical_json({"numeric": numeric, "categorical": categorical}), ts_ms)
 
 
 def _catalogue_entry(body: Body, rules: Rules) -> Event:
     item_id, (ts_ms, _) = body.identifier("item_id"), body.time()
-    fields = {
-        "title": body.text("title", required=True),
-        "description": body.text("description"),
+    fields: dict[str, Any] = {
+        "title": body.prose("title", required=True),
+        "description": body.prose("description"),
         "brand": body.label("brand"),
         "category": body.labels("category"),
         "subclass": body.label("subclass"),
-        "price": body.number("price"),
+        "price": body.amount("price"),
         "tags": body.labels("tags"),
         "available": body.flag("available", default=True),
         "regions": body.labels("regions"),
-        "starts_ms": body.time_ms("starts_ms", open_start=True),
-        "ends_ms": body.time_ms("ends_ms", open_end=True),
-        "ts_ms": ts_ms,
     }
+    fields["starts_ms"], fields["ends_ms"] = body.window()
+    fields["ts_ms"] = ts_ms
     sent = {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
     return CatalogueEntry(item_id, fields, {**fields, **sent} if {**fields, **sent} != fields else None)
 
@@ -206,45 +226,39 @@ def _context_entry(body: Body, rules: Rules) -> Event:
     location, (ts_ms, _) = body.identifier("location"), body.time()
     valid_until_ms = body.time_ms("valid_until_ms", open_end=True)
     if valid_until_ms is None:
-        raise MalformedError("valid_until_ms", "missing")
+        body.refuse("valid_until_ms", "missing")
     promotions = body.body.get("promotions")
     promotions = [] if promotions is None else promotions
     if not isinstance(promotions, list) or not all(isinstance(entry, dict) for entry in promotions):
-        raise MalformedError("promotions", f"expected a list of objects, got {promotions!r:.60}")
+        body.refuse("promotions", f"expected a list of objects, got {promotions!r:.60}")
+        promotions = []
     content = {
         "location": location,
         "ts_ms": ts_ms,
         "valid_until_ms": valid_until_ms,
-        "weather": _weather(body.mapping("weather")),
+        "weather": _weather(body),
         "events": body.labels("events"),
-        "promotions": [_promotion(f"promotions[{i}]", entry) for i, entry in enumerate(promotions)],
+        "promotions": [body.part(f"promotions[{i}]", entry, _promotion) for i, entry in enumerate(promotions)],
     }
     return ContextEntry(location, canonical_json(content))
 
 
-def _weather(weather: dict[str, Any]) -> dict[str, Any]:
+def _weather(body: Body) -> dict[str, Any]:
+    weather = body.mapping("weather")
     for name, value in weather.items():
         if not isinstance(value, (str, bool)):
-            finite(f"weather.{name}", value)
+            body.finite(f"weather.{name}", value)
     return weather
 
 
-def _promotion(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return _promotion_fields(Body(entry, 0))
-    except MalformedError as error:
-        raise MalformedError(f"{name}.{error.field}", error.reason) from error
-
-
-def _promotion_fields(body: Body) -> dict[str, Any]:
+def _promotion(body: Body) -> dict[str, Any]:
     named = [target for target in ("item", "tag", "category") if body.body.get(target) is not None]
     if len(named) != 1:
         raise MalformedError("item", "exactly one of item, tag and category is to be named")
     (target,) = named
-    name = body.identifier(target) if target == "item" else named_label(target, body.body[target])
+    name = body.identifier(target) if target == "item" else body.named_label(target, body.body[target])
     strength = body.number("strength")
-    starts_ms = body.time_ms("starts_ms", open_start=True)
-    ends_ms = body.time_ms("ends_ms", open_end=True)
+    starts_ms, ends_ms = body.window()
     return {target: name, "strength": 1.0 if strength is None else strength, "starts_ms": starts_ms, "ends_ms": ends_ms}
 
 
@@ -269,16 +283,17 @@ def parse_exposure(record: Record) -> Exposure:
         recommendation_id=body.identifier("recommendation_id"),
         user_id=user_id,
         ts_ms=body.time()[0],
-        shown=tuple(_item(n, entry) for n, entry in enumerate(items)),
+        shown=tuple(body.part(f"items[{n}]", _object(entry), _shown_item) for n, entry in enumerate(items)),
         **{name: body.optional_identifier(name) for name in ("page_id", "location", "model", "served_by")},
     )
 
 
-def _item(number: int, entry: Any) -> str:
-    try:
-        return Body(entry if isinstance(entry, dict) else {}, 0).identifier("item_id")
-    except MalformedError as error:
-        raise MalformedError(f"items[{number}].{error.field}", error.reason) from error
+def _object(entry: Any) -> Mapping[str, Any]:
+    return entry if isinstance(entry, dict) else {}
+
+
+def _shown_item(entry: Body) -> str:
+    return entry.identifier("item_id")
 
 
 _LEADING_NUMBER = re.compile(r"^-?\d+ ")

@@ -24,7 +24,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "index": ({"state"}, {"items"}, {"query"}, {"elastic"}, {"api"}),
     "deploy": (
         {"runtime", "servers", "shop", "reports", "tables"},
-        {"stack"},
+        {"stack", "models"},
         {"traffic"},
         {"texts"},
         {"jobs"},

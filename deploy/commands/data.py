@@ -19,6 +19,7 @@ from context.counting import counted
 from deploy.commands.options import state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import show_progress
+from deploy.settings import PREFIX
 from deploy.state_folder import attach, running_near
 from streams.left_out import LeftOut
 
@@ -44,10 +45,13 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     Example: perseid produce --topic clickstream --stamp clicks.jsonl
     """
     from deploy.jobs.produce import produce as send_lines
+    from deploy.jobs.produce import timeline_clock
     from deploy.runtime.producer import DeliveryError, EventProducer
     from streams.folder.files import open_utf8
 
     settings = attach(os.environ, state)
+    knows_redis = state is not None or f"{PREFIX}REDIS" in os.environ
+    clock = {"clock_ms": timeline_clock(settings)} if knows_redis else {}
     producer = EventProducer(settings.kafka_config())
 
     def show(number: int, name: str, acknowledged: tuple[int, int]) -> None:
@@ -67,6 +71,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
                     settings.rules(),
                     topic=topic,
                     stamp=stamp,
+                    **clock,
                     on_each=show if each else None,
                     on_progress=lambda _: bar.update(max(0, file.tell() - bar.pos)) if size else None,
                 )

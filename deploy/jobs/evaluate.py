@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from deploy.jobs.open_model import open_model
 from deploy.jobs.replay import folder_vectors
+from deploy.models.open_model import open_model
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items
 from deploy.texts.models import TextSource

@@ -1,7 +1,7 @@
 """Sends events from a file of JSON lines into Kafka, each checked by the rules that the worker will apply.
 
-A line is the record itself with its `topic`, or `{"topic", "key", "value"}` where a value of null removes the key. A
-record that the worker would refuse is not sent and named with its line.
+A line is the record itself with its `topic`, or `{"topic", "key", "value"}` where a null value removes the key. What
+the worker would refuse is named, not sent. Records have the time of a timeline that is replayed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from typing import Any
 
 import orjson
 
-from deploy.runtime.producer import Acknowledged, EventProducer
+from deploy.runtime.process import ask_redis
+from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
+from deploy.settings import Settings
+from index.state.redis_routing import Command
+from index.state.store import StoreUnavailableError
 from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules
 from streams.parsing import encode_record, parse
 
@@ -71,6 +75,17 @@ def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: 
     return name, *encode_record(name, body, now_ms, rules)
 
 
+def timeline_clock(settings: Settings) -> Callable[[], int | None]:
+    """What time it is in the timeline that the deployment replays, from now on; None where it replays none."""
+    key = settings.keys().cluster()
+    try:
+        (found,) = ask_redis(settings, [Command(key, ("HGET", key, "clock_ms"))])
+    except StoreUnavailableError:
+        found = None
+    began_s = time.monotonic()
+    return lambda: int(found) + int(1000 * (time.monotonic() - began_s)) if found else None
+
+
 def _removal(topic: str, key: Any, rules: Rules, now_ms: int) -> bytes:
     if not isinstance(key, str):
         raise MalformedError("key", f"expected a string, got {type(key).__name__}")
@@ -96,13 +111,14 @@ async def produce(
     *,
     topic: str | None = None,
     stamp: bool = False,
+    clock_ms: Callable[[], int | None] = lambda: None,
     on_each: Callable[[int, str, Acknowledged], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Produced:
     """Sends all good lines in order and waits for their acknowledgement.
 
-    `on_each` gets the line number, topic and (partition, offset) of every record; `on_progress` how many lines were
-    done since its last call.
+    `clock_ms` is the time of the timeline that is replayed, None where none is. `on_each` gets the line number, topic
+    and (partition, offset) of every record; `on_progress` how many lines were done since its last call.
 
     Raises:
         DeliveryError: Kafka did not take a record; what came before it in the file was sent.
@@ -113,11 +129,15 @@ async def produce(
         sending: list[tuple[int, str, Future[Acknowledged]]] = []
         for number, line in batch:
             try:
-                name, key, value = read_line(line, topic, rules, int(time.time() * 1000), stamp)
-                future = producer.enqueue(name, key, value)
+                played_ms = clock_ms()
+                now_ms = int(time.time() * 1000) if played_ms is None else played_ms
+                name, key, value = read_line(line, topic, rules, now_ms, stamp)
+                # A removal is by the wall clock, and so newer than whatever the timeline says.
+                extras: Extras = {} if played_ms is None or value is None else at_time(played_ms)
+                future = producer.enqueue(name, key, value, **extras)
                 while future is None:  # the queue holds far more than one batch, so this is rare and short
                     await asyncio.sleep(0.01)
-                    future = producer.enqueue(name, key, value)
+                    future = producer.enqueue(name, key, value, **extras)
                 sending.append((number, name, future))
             except MalformedError as error:
                 result.rejected.append({"line": number, "field": error.field, "reason": error.reason})

@@ -158,7 +158,7 @@ async def _opened(
     """An engine on a live state of its own and, with a model, someone who asks; closed afterwards."""
     encoder = None
     if model is not None:
-        from deploy.jobs.open_model import open_model, served_model
+        from deploy.models.open_model import open_model, served_model
         from encoder.device import use_threads
 
         use_threads(settings.threads)

@@ -23,11 +23,14 @@ _AT_REST = ("live", "no traffic", "timeline ended")
 
 
 class News:
-    """Tells what was left out of a data folder, that answers are useful, what still follows, and that it is there."""
+    """Tells what was left out of a data folder, that answers are useful, what still follows, and that it is there.
+
+    After a timeline's end it says which clock counts.
+    """
 
     def __init__(self, settings: Settings, url: str, line: StatusLine) -> None:
         self._settings, self._url, self._line = settings, url, line
-        self._left_out_said = self._is_ready = False
+        self._left_out_said = self._clock_said = self._is_ready = False
         self._following: set[str] = set()
 
     def tell(self, status: Mapping[str, Any]) -> None:
@@ -46,6 +49,9 @@ class News:
             self._follow("Histories of more users", is_loading, "All histories are loaded.")
             done = f"All texts are embedded: {counted(int(status.get('items') or 0), 'item')} can be recommended."
             self._follow("Items whose texts are not embedded yet, popular ones first,", bool(texts(status)), done)
+            if not self._clock_said and "clock" in found:
+                self._clock_said = True
+                self._line.say(found["clock"])
 
     def _follow(self, what: str, is_under_way: bool, done: str) -> None:
         if is_under_way and what not in self._following:

@@ -46,6 +46,7 @@ def describe(status: Mapping[str, Any] | None) -> str:
     fresh = status.get("freshness_ms") or {}
     parts = [
         loading(status),
+        now(status),
         f"{float(status.get('events_per_s') or 0):.0f} events/s",
         f"users {status.get('users') or 0}",
         f"items {status.get('items') or 0}",
@@ -72,6 +73,14 @@ def loading(status: Mapping[str, Any]) -> str:
     """The same, and how far it is where it loads something."""
     found = traffic(status).get("loading")
     return phase(status) if not found else _share(phase(status), found)
+
+
+def now(status: Mapping[str, Any]) -> str:
+    """What time it is in a data folder's timeline, and by which clock after its end; "" where there is none."""
+    found, has_ended = status.get("now"), "clock" in traffic(status)
+    if not found or (found["clock"] == "wall" and not has_ended):
+        return ""
+    return f"now {found['time'][:16].replace('T', ' ')} UTC ({found['clock']})"
 
 
 def texts(status: Mapping[str, Any]) -> str:

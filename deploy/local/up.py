@@ -7,7 +7,6 @@ with this one.
 
 from __future__ import annotations
 
-import fcntl
 import signal
 import subprocess
 import time
@@ -30,7 +29,7 @@ from deploy.servers.supervisor import StartError, Supervisor
 from deploy.servers.topics import create_topics
 from deploy.settings import PREFIX, Settings, load, public_address
 from deploy.shop.shop import Shop
-from deploy.state_folder import FILE, write_addresses
+from deploy.state_folder import FILE, STOPPING, note_phase, only_one, write_addresses
 from deploy.texts.models import embedder_key
 from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
@@ -42,7 +41,6 @@ EMBED_SECONDS = 45.0
 TRAIN_SECONDS = 100.0
 DATA_SPLIT = 0.8  # share of a data folder's events to train on; the rest is live traffic
 HISTORY_DAYS = 60
-_LOCK = "up.lock"
 _READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
 
 
@@ -68,16 +66,19 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         StartError: a process did not start, or ended by itself later.
     """
     state = options.state.resolve()
-    with _only_one(state), ExitStack() as stack:
+    with only_one(state), ExitStack() as stack:
         stack.enter_context(_stoppable())
         settings = load(environ, state=state, api_port=options.api_port)
         _check_embedded(settings, environ)
         ports = api_ports(settings, options.apis)
         plan = prepare(options, settings, environ, line)
         settings = settings.model_copy(update={"model": Path(plan.model)})
+        note_phase(state, "starting its servers")
         settings = _servers(settings, environ, plan, stack, line)
         write_addresses(state, settings)
+        note_phase(state, "running")
         stack.callback((state / FILE).unlink, missing_ok=True)
+        stack.callback(note_phase, state, STOPPING)
         supervisor = stack.enter_context(Supervisor())
         plan_file = plan.write(state / "traffic.json")
         for role in roles(settings, environ, plan_file, options.workers, ports):
@@ -115,6 +116,7 @@ def _shop_history(state: Path, seed: int, line: StatusLine) -> tuple[Path, int]:
     folder = state / f"shop-{seed}-{_key(repr(Shop(seed).config), HISTORY_DAYS)}"
     marker = folder / "complete.json"
     if not marker.exists():
+        note_phase(state, "generating a shop and its history")
         line.say("Generating the shop and its history …")
         end_ms = int(time.time() * 1000) // HOUR_MS * HOUR_MS
         Shop(seed).write_history(folder, end_ms, HISTORY_DAYS)
@@ -131,7 +133,9 @@ def _model(
     found = _artefact(out)
     if found is None:
         bounds = [] if bound_s is None else ["--embed-seconds", str(EMBED_SECONDS), "--max-seconds", str(bound_s)]
-        takes = f", in about {EMBED_SECONDS + bound_s:.0f} s" if bound_s is not None else ""
+        most_s = EMBED_SECONDS + (bound_s or 0.0)
+        takes = f": seconds for a small folder, about {most_s:.0f} s for a large one" if bound_s is not None else ""
+        note_phase(settings.state, f"training a model on {folder.name}")
         line.say(f"Embedding texts and training a small model on {folder.name}{takes}; kept for the next start …")
         arguments = [
             *command("train", str(folder), "--out", str(out), "--split", str(split), "--epochs", str(TRAIN_EPOCHS)),
@@ -210,24 +214,6 @@ def _content(folder: Path) -> str:
 
 def _key(*parts: object) -> str:
     return sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _only_one(state: Path) -> Iterator[None]:
-    """The state folder, made if it is not there, for us alone. Nothing is left of one that got nothing else."""
-    is_new = not state.exists()
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"another `perseid up` runs with {state}; choose another folder by --state") from error
-        try:
-            yield
-        finally:
-            if is_new and [path.name for path in state.iterdir()] == [_LOCK]:
-                (state / _LOCK).unlink()
-                state.rmdir()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,13 @@ from prometheus_client import CollectorRegistry
 
 from deploy.roles.indexer import elastic_settings
 from deploy.runtime.process import log_to_stderr, now_ms, open_store, running, settle
-from deploy.runtime.producer import EventProducer
+from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
 from deploy.settings import Settings, public_address
 from index.api.app import create_app
 from index.api.errors import InvalidRecordError
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
-from streams.events import CONSUMED, MalformedError
+from streams.events import CONSUMED, MalformedError, Rules
 from streams.kafka.log_identity import LogLookup
 from streams.parsing import encode_record
 
@@ -44,8 +45,8 @@ async def _serve(settings: Settings) -> None:
     store = open_store(settings, timeout_s=_TIMEOUT_S, retries=1)
     producer, metrics = EventProducer(settings.kafka_config()), ApiMetrics(CollectorRegistry())
     exposures = EventProducer(settings.kafka_config(), linger_ms=_LINGER_MS)
-    sides = api_settings(settings), kafka_side(settings, producer, exposures)
-    app = create_app(store, *sides, metrics, on_loaded=settle)
+    kafka = kafka_side(settings, producer, exposures, lambda: app.state.services.liveness.clock_ms)
+    app = create_app(store, api_settings(settings), kafka, metrics, on_loaded=settle)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -60,7 +61,12 @@ async def _serve(settings: Settings) -> None:
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
-        async with running(store, "api", lambda: {"counters": {**metrics.counters(), "dropped": exposures.dropped}}):
+
+        def report() -> dict[str, Any]:
+            counters = {**metrics.counters(), "dropped": exposures.dropped}
+            return {"counters": counters, "models": app.state.services.keeper.report()}
+
+        async with running(store, "api", report):
             await server.serve()
     finally:
         producer.close()
@@ -83,16 +89,33 @@ def api_settings(settings: Settings) -> ApiSettings:
     )
 
 
-def kafka_side(settings: Settings, producer: EventProducer, exposures: EventProducer) -> KafkaSide:
-    """The application's way to Kafka: the worker's rules, a producer for what is posted and one for what is shown."""
-    rules = settings.rules()
+def kafka_side(
+    settings: Settings, producer: EventProducer, exposures: EventProducer, clock_ms: Callable[[], int | None]
+) -> KafkaSide:
+    """The application's way to Kafka: the worker's rules, a producer for what is posted and one for what is shown.
 
-    def validate(topic: str, body: Any) -> tuple[bytes, bytes]:
-        try:
-            return encode_record(topic, body, now_ms(), rules)
-        except MalformedError as error:
-            raise InvalidRecordError(error.field, error.reason) from error
+    What is posted while a timeline is replayed (`clock_ms`, None where none is) has its time as Kafka timestamp, so
+    that an event of today counts as one of the timeline's now, by the rule for times that are ahead.
+    """
+    validate = partial(checked_record, settings.rules(), now_ms)
+
+    async def publish(topic: str, key: bytes, value: bytes | None, partition: int | None) -> Acknowledged:
+        now = clock_ms()
+        # A removal is by the wall clock, and so newer than whatever the timeline says.
+        extras: Extras = {} if now is None or value is None else at_time(now)
+        return await producer.send(topic, key, value, partition, **extras)
 
     lookup = LogLookup(settings.kafka_config())
     ends = partial(lookup.log_ends, CONSUMED)
-    return KafkaSide(validate, producer.send, exposures.expose, lambda: exposures.dropped, ends)
+    return KafkaSide(validate, publish, exposures.expose, lambda: exposures.dropped, ends)
+
+
+def checked_record(
+    rules: Rules, clock_ms: Callable[[], int], topic: str, body: Mapping[str, Any]
+) -> tuple[bytes, bytes]:
+    """Key and value of a posted record. Raises InvalidRecordError with all its faults when a worker would refuse it."""
+    try:
+        return encode_record(topic, body, clock_ms(), rules)
+    except MalformedError as error:
+        others = ((other.field, other.reason) for other in error.others)
+        raise InvalidRecordError(error.field, error.reason, *others) from error

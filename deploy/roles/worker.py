@@ -1,18 +1,23 @@
-"""Runs the worker process, which applies consumed topics to the live state and publishes the served model.
+"""Runs the worker process, which applies consumed topics to the live state under every model that has an alias.
 
 Assumes one role per process; torch and Faust are imported when it starts. Nothing here decides what an event does.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.models.documents import write_document
+from deploy.models.registry import artefact, first_aliases
 from deploy.runtime import process
 from deploy.runtime.producer import EventProducer
 from deploy.runtime.state_sizes import engine_settings, keep_window
 from deploy.settings import Settings
+from encoder.model.document import read_document
+from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.store import LiveStore
 
 if TYPE_CHECKING:
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 # An encode is a hundred short tensor calls, each of which gives up Python's lock: by default a thread that polls Kafka
 # may keep it for 5 ms before the next call goes on.
 _SWITCH_S = 0.0005
+
+log = logging.getLogger(__name__)
 
 
 def run_worker(settings: Settings) -> None:
@@ -32,62 +39,92 @@ def run_worker(settings: Settings) -> None:
 
 
 async def _worker(settings: Settings) -> None:
-    from deploy.jobs.open_model import open_model
-    from index.items.follower import ItemFollower
+    from deploy.models.open_model import open_model
+    from deploy.models.written import WrittenModels
+    from encoder.model.config import ModelConfig
     from streams.kafka.worker import StreamWorker, WorkerSettings
+    from streams.pipeline.encoders import Encoders
     from streams.pipeline.engine import Engine
+    from streams.pipeline.filler import VectorFiller
     from streams.pipeline.intake import KafkaDeadLetterSink
 
-    model, rules = open_model(settings.model, settings), settings.rules()
-    store = process.open_store(settings)
-    sizes = engine_settings(settings, model.encoder.model.config)
+    rules, store = settings.rules(), process.open_store(settings)
+    aliases = await name_champion(store, settings)
+    champion = read_document(written_artefact(settings, aliases.champion))
+    sizes = engine_settings(settings, ModelConfig.from_dict(champion["config"]))
 
     async def announce() -> None:
         await store.ensure_cluster(settings.partitions, [kind.name for kind in rules.kinds])
         await keep_window(store, sizes)
-        await publish_model(store, settings.model, sizes.bucket_ms)
+        await publish_models(store, settings, sizes.bucket_ms)
 
     await announce()
-    encoder = model.thread()
     producer = EventProducer(settings.kafka_config())
-    engine = Engine(store, rules, settings.partitions, KafkaDeadLetterSink(producer.send), encoder, sizes, announce)
-    follower = ItemFollower(store, model.version, encoder, text_vectors=True)
+    engine = Engine(store, rules, settings.partitions, KafkaDeadLetterSink(producer.send), Encoders(), sizes, announce)
     options = WorkerSettings(settings.kafka_config(), settings.group)
-    worker = StreamWorker(engine, options, follower.run)
+    written = WrittenModels(
+        store,
+        engine,
+        lambda version: open_model(artefact(settings, version), settings).thread(),
+        settings.cache_mb * 1024 * 1024,
+        options.max_batch,
+        process.settle,
+    )
+    filler = VectorFiller(engine, settings.fill_share)
+    worker = StreamWorker(engine, options, written.run, filler)
 
     def report() -> dict[str, Any]:
-        return {**worker_report(engine), "ready": worker.ready}
+        models = {"models": written.versions, "refused": written.refused, "filling": filler.report()}
+        return {**worker_report(engine), "ready": worker.ready, **models}
 
     try:
         # At rest nobody is active, so nobody's keys and values are kept: a next event encodes a whole window.
-        async with process.running(store, "worker", report, encoder.release):
+        async with process.running(store, "worker", report, engine.encoders.release):
             process.on_signals(worker.stop)
-            await encoder.prepare(options.max_batch)
-            await follower.catch_up()  # a window encoded before its items are known would be encoded again
+            await written.start()
             process.freeze_gc()
             await worker.run()
     finally:
-        encoder.close()
+        await written.close()
         producer.close()
         await store.close()
 
 
+def written_artefact(settings: Settings, champion: str) -> Path:
+    """The artefact of the champion. Raises ValueError that says what to do when this worker has none."""
+    try:
+        return artefact(settings, champion)
+    except ValueError as error:
+        raise ValueError(
+            f"this deployment serves model {champion}, which this worker cannot write: {error}. What is served is "
+            "changed by `perseid models stage` and `promote`, never by a worker that starts"
+        ) from error
+
+
+async def name_champion(store: LiveStore, settings: Settings) -> Aliases:
+    """The aliases of the live state; one that has none gets those to begin with.
+
+    Raises ValueError when there is no model to begin with, StoreUnavailableError.
+    """
+    aliases = await read_aliases(store)
+    if not aliases.champion:
+        await change_aliases(store, aliases, first_aliases(settings))
+        aliases = await read_aliases(store)  # another process may have been first
+    return aliases
+
+
 def worker_report(engine: Engine) -> dict[str, Any]:
     """A worker's share of its heartbeat."""
-    stats = engine.encoder.encoder.stats if engine.encoder is not None else None
+    stats = next((thread.encoder.stats for thread in engine.encoders), None)
     cache = {} if stats is None else {f"cache_{name}": getattr(stats, name) for name in ("hits", "misses", "evictions")}
     return {"counters": {**engine.counts.as_dict(), **cache}, "freshness_ms": engine.metrics.freshness.percentiles()}
 
 
-async def publish_model(store: LiveStore, folder: Path, bucket_ms: int) -> str:
-    """Writes what API processes need of a model, then names it the served one. Returns its version.
-
-    Raises:
-        ValueError: the folder holds no artefact.
-    """
-    from deploy.jobs.open_model import published
-
-    version, document, weight = published(folder)
-    await store.write(store.keys.model(version), {"json": document, "context.weight": weight})
-    await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(bucket_ms).encode()})
-    return version
+async def publish_models(store: LiveStore, settings: Settings, bucket_ms: int) -> None:
+    """Writes what API processes need of the models that have an alias, and how wide popularity buckets are."""
+    for version in (await name_champion(store, settings)).versions:
+        try:
+            await write_document(store, artefact(settings, version))
+        except ValueError as error:
+            log.warning("model %s is not published: %s", version, error)
+    await store.write(store.keys.cluster(), {"bucket_ms": str(bucket_ms).encode()})

@@ -15,6 +15,7 @@ from typing import Any, TypedDict, Unpack
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from streams.events import SENT_MS
 from streams.kafka.config import KafkaConfig, Reasons
 
 QUEUE_RECORDS = 100_000
@@ -39,6 +40,11 @@ class Extras(TypedDict, total=False):
 
     timestamp_ms: int | None
     headers: Sequence[tuple[str, bytes]]
+
+
+def at_time(timestamp_ms: int) -> Extras:
+    """For a record of another time than that of sending, which a header keeps: freshness is measured from there."""
+    return {"timestamp_ms": timestamp_ms, "headers": [(SENT_MS, str(time.time_ns() // 1_000_000).encode())]}
 
 
 class EventProducer:

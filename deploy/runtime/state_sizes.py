@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from encoder.model.config import ModelConfig
     from streams.pipeline.user_state import EngineSettings
 
-_FIRST = "200+56"  # what states were made with before they said so
+FIRST_WINDOW = "200+56"  # what states were made with before they said so
 
 
 def engine_settings(settings: Settings, config: ModelConfig | None, *, half_vectors: bool = True) -> EngineSettings:
@@ -36,7 +36,7 @@ async def keep_window(store: LiveStore, sizes: EngineSettings) -> None:
     wanted = f"{sizes.limits.size}+{sizes.limits.slack}"
     key = store.keys.cluster()
     stored, used = (await store.read([(key, ["window", "model"])]))[0]
-    kept = stored.decode() if stored else _FIRST if used else wanted
+    kept = stored.decode() if stored else FIRST_WINDOW if used else wanted
     if kept != wanted:
         raise ValueError(
             f"the model cuts windows at {wanted} events (window+slack), the live state was made with {kept}: "

@@ -1,7 +1,7 @@
 """`convert_tables` turns a shop's tables into a data folder, by a map, and reports what was left out.
 
-Holds the columns that the map names in memory, as text. Events are sorted by time; those of one moment stay in the
-order of their files. Of several rows about an item the last one counts.
+Holds the mapped columns in memory, as text. Events are sorted by time; those of one moment stay in the order of their
+files. Of several rows about an item the last counts. What is dated in the future is left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from deploy.tables.moments import forms_of
 from deploy.tables.report import FILE, LINE, Report
 from deploy.tables.rows import read_table
 from streams.events import FORGET
+from streams.folder.future import IN_FUTURE, latest_ms
 from streams.folder.reader import DEFAULT_KIND_OF, EVENTS, ITEMS
 from streams.folder.writer import csv_lines, write_lines
 
@@ -44,7 +45,8 @@ def convert_tables(
     if not log.height:
         why = "; ".join(report.lines()).removeprefix("0 events, 0 items; ")
         raise ValueError(f"there is no usable event of {shop.name}; {why}")
-    tables = [_items(table, items, report, _place(shop, "items", n)) for n, table in enumerate(shop.items)]
+    logs = frozenset(report.files)
+    tables = [_items(table, items, report, _place(shop, "items", n), logs) for n, table in enumerate(shop.items)]
     catalogue = _catalogue([table for table in tables if table is not None])
     catalogue = _meet(log, catalogue, report)
     report.events, report.items = log.height, catalogue.height
@@ -110,6 +112,7 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, rows["us"].is_null(), _NO_TIME, _said(rows, "_time"), _form_hint)
     out = ~rows["us"].is_between(0, YEAR_2100_MS * 1000)
     rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"), _form_hint)
+    rows = report.leave(rows, rows["us"] > latest_ms() * 1000, f"time {IN_FUTURE}", _said(rows, "_time"))
     early = int((rows["us"] < YEAR_2000_MS * 1000).sum())
     if early:
         early_ones = counted(early, "event before 2000 is", "events before 2000 are")
@@ -133,20 +136,27 @@ def _said(rows: pl.DataFrame, name: str) -> pl.Series | None:
     return rows[name] if name in rows.columns else None
 
 
-def _items(table: TableMap, given: Sequence[TableFile], report: Report, place: str) -> pl.DataFrame | None:
+def _items(
+    table: TableMap, given: Sequence[TableFile], report: Report, place: str, logs: frozenset[str]
+) -> pl.DataFrame | None:
+    """One row for each item of a table; `logs` are the files of events, whose rows name an item again and again."""
     frame = read_table(table, given, report, place)
     if frame is None:
         return None
     if table.order:
         frame = frame.sort(pl.col(table.order).cast(pl.Float64, strict=False), maintain_order=True, nulls_last=False)
+    is_history = bool(table.order) or any(report.files[number] in logs for number in frame[FILE].unique())
     if not table.merge and len(table.fields["item_id"].column) == 1:  # before the costly fields are read
-        frame = _last(frame, table.fields["item_id"].column[0])
+        frame = _last(frame, table.fields["item_id"].column[0], None if is_history else report)
     fields = Fields(frame, table, report, place)
     made = [_item_field(fields, name).alias(name) for name in ITEM_FIELDS if fields.has(name)]
     rows = pl.DataFrame(made).with_columns(frame[FILE], frame[LINE])
     rows = report.leave(rows, rows["item_id"].is_null() | (rows["item_id"] == ""), "no item (items)")
     rows = report.leave(rows, no_ids(rows["item_id"]), "item_id is no id (items)", rows["item_id"])
-    return _merged(rows) if table.merge else _last(rows, "item_id")
+    if fields.has("first_seen"):
+        shown = pl.from_epoch(rows["first_seen"].cast(pl.Int64)).dt.to_string("%F %R")
+        rows = report.leave(rows, rows["first_seen"] > latest_ms() / 1000, f"first_seen {IN_FUTURE} (items)", shown)
+    return _merged(rows) if table.merge else _last(rows, "item_id", None if is_history else report)
 
 
 def _merged(rows: pl.DataFrame) -> pl.DataFrame:
@@ -158,9 +168,12 @@ def _merged(rows: pl.DataFrame) -> pl.DataFrame:
     return said.group_by("item_id", maintain_order=True).agg(pl.all().drop_nulls().last())
 
 
-def _last(frame: pl.DataFrame, column: str) -> pl.DataFrame:
-    """The last row of each id, and all rows without one."""
-    return frame.filter(pl.col(column).is_null() | pl.col(column).is_last_distinct())
+def _last(frame: pl.DataFrame, column: str, report: Report | None) -> pl.DataFrame:
+    """The last row of each id, and all rows without one; `report`, where there is one, counts the others."""
+    replaced = frame[column].is_not_null() & ~frame[column].is_last_distinct()
+    if report is None:
+        return frame.filter(~replaced)
+    return report.leave(frame, replaced, "a later row of the same item replaces it (items)", frame[column])
 
 
 def _item_field(fields: Fields, name: str) -> pl.Series:
@@ -168,11 +181,11 @@ def _item_field(fields: Fields, name: str) -> pl.Series:
         case "item_id":
             return fields.identifier(name)
         case "title" | "description":
-            return fields.text(name)
+            return fields.prose(name)
         case "brand" | "subclass":
             return fields.label(name)
         case "price":
-            return fields.number(name)
+            return fields.amount(name)
         case "available":
             return fields.flag(name)
         case "first_seen":

@@ -15,7 +15,7 @@ import orjson
 import polars as pl
 
 from context.counting import counted
-from context.labels import fold_label
+from context.labels import CONTROL, fold_label
 from deploy.tables.maps import FieldMap, TableMap
 from deploy.tables.moments import as_us
 from deploy.tables.nested import LISTED
@@ -73,6 +73,13 @@ class Fields:
         parts = [_mapped(column, lambda cell: _as_text(cell, field)) for column in there]
         whole = _joined(parts, field.join) if parts else self._one(field, lambda c: _mapped(c, _texted(field)))
         return whole.fill_null("")
+
+    def prose(self, name: str) -> pl.Series:
+        """Texts without control characters, never null."""
+        column = self.text(name)
+        bad = column.str.contains(CONTROL)
+        self._count(bad, f"{name} holds control characters, which are taken out", column, kept=True)
+        return column.str.replace_all(CONTROL, " ")
 
     def label(self, name: str) -> pl.Series:
         """One folded label, or null."""
@@ -138,6 +145,12 @@ class Fields:
         numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
         self._count(column.is_not_null() & numbers.is_null(), f"{name} is no number", column, kept=True)
         return numbers
+
+    def amount(self, name: str) -> pl.Series:
+        """Numbers that are not below 0; the others are null and counted."""
+        numbers = self.number(name)
+        self._count(numbers < 0, f"{name} is below 0", numbers, kept=True)
+        return pl.select(pl.when(numbers >= 0).then(numbers)).to_series()
 
     def flag(self, name: str) -> pl.Series:
         """True or false, or null; a number is true above 0."""

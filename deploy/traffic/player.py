@@ -1,7 +1,7 @@
 """Sends a timeline to Kafka at its own pace, and never faster than it is applied.
 
 The embedded broker keeps only a few MB per partition and drops what is older, so a record counts as delivered when a
-worker's position has passed it. A player may own the clock of meaning and then publishes the timeline's time in Redis.
+worker's position has passed it. A player may own the clock of meaning: the timeline's time, in Redis.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from deploy.runtime.producer import Acknowledged, EventProducer, Extras
+from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
-from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS, SENT_MS
+from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS
 from streams.folder.records import SourceRecord
 
 PARTITION_BYTES = 1_500_000  # unapplied bytes per partition: a third of what the embedded broker keeps
@@ -24,6 +24,7 @@ _RECORD_BYTES = 120  # what the log adds to key and value, at most
 _POLL_S = 0.02  # a look at the positions costs one round trip
 _CLOCK_S = 0.2  # the published clock may be behind by this much
 LONGEST_PAUSE_S = 2.0  # empty stretches of a timeline are skipped: nobody watches a shop at night
+_RUN_ON_S = 1.0  # nothing is sent any more
 _SINGLE_TAGS = {CATALOG: ITEMS_TAG, ITEM_VECTORS: ITEMS_TAG, CONTEXT: CONTEXT_TAG}  # where positions are kept
 _BURST = 500  # records sent between two looks at clock and stop signal
 
@@ -182,7 +183,7 @@ class Player:
                 await pause(stop, min(wait_s, _CLOCK_S))
                 await self._pacer.look(every_s=1.0)
                 if clock is not None:
-                    await clock.publish(timeline.now_ms())
+                    await clock.play(timeline.now_ms())
             if stop.is_set():
                 return
             if not await self._is_out(record):
@@ -194,10 +195,7 @@ class Player:
         await self._pacer.room(record.topic, partition, stop)
         if stop.is_set():
             return None
-        extras: Extras = {}
-        if self._stamp:  # the record's own time is another one, so freshness is measured from this header
-            sent = (SENT_MS, str(int(time.time() * 1000)).encode())
-            extras = {"timestamp_ms": record.timestamp_ms, "headers": [sent]}
+        extras: Extras = at_time(record.timestamp_ms) if self._stamp else {}
         while True:
             future = self._producer.enqueue(record.topic, record.key, record.value, partition, **extras)
             if future is not None:
@@ -213,18 +211,35 @@ class Player:
 
 
 class Clock:
-    """Publishes the timeline's time for everybody who needs a clock of meaning."""
+    """Publishes what time it is in a timeline, for everybody who needs a clock of meaning, and how far it was played.
 
-    def __init__(self, store: LiveStore) -> None:
-        self._store = store
+    The two differ once the timeline has ended: time goes on then, and what is played later is what comes after the end.
+    """
+
+    def __init__(self, store: LiveStore, wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+        self._store, self._wall_ms = store, wall_ms
         self._published_s = 0.0
 
-    async def publish(self, now_ms: int) -> None:
-        """Writes the time, at most every fifth of a second; an unreachable store is tried again next time."""
-        if time.monotonic() - self._published_s < _CLOCK_S:
-            return
+    async def play(self, now_ms: int) -> None:
+        """The timeline is played up to a time, which is now; written at most every fifth of a second.
+
+        An unreachable store is tried again next time.
+        """
+        if time.monotonic() - self._published_s >= _CLOCK_S:
+            now_ms = min(now_ms, self._wall_ms())
+            await self._write(str(now_ms), now_ms)
+
+    async def run_on(self, end_ms: int, now_ms: int | None, stop: asyncio.Event) -> None:
+        """From the end of what is played on, time passes as everywhere, from `now_ms` or (None) by the wall clock."""
+        timeline = None if now_ms is None else Timeline(now_ms, 1.0)
+        while not stop.is_set():
+            await self._write("" if timeline is None else str(timeline.now_ms()), end_ms)
+            await pause(stop, _RUN_ON_S)
+
+    async def _write(self, clock_ms: str, played_ms: int) -> None:
+        facts = {"clock_ms": clock_ms.encode(), "played_ms": str(played_ms).encode()}
         try:
-            await self._store.write(self._store.keys.cluster(), {"clock_ms": str(now_ms).encode()})
+            await self._store.write(self._store.keys.cluster(), facts)
             self._published_s = time.monotonic()
         except StoreUnavailableError:
             pass

@@ -1,7 +1,7 @@
 """Sends the shop as it stands and its users' histories, then live traffic, as `perseid up` plans.
 
-A generated shop lives at wall time; a data folder is played on its own timeline, whose time is published as the clock
-of meaning. What was loaded into a live state is noted there, so a restart goes on.
+A generated shop lives at wall time, a data folder by its timeline's clock, which runs on after the end; after that of a
+recent one the wall's counts. The live state notes what was loaded and played.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from streams.kafka.log_identity import LogLookup
 
 HISTORY_EVENTS = 200  # of a user: the window, more would be cut away
 MOST_EVENTS = 150_000  # of all users together, so that a large folder does not delay the start by minutes
+# The live state counts popularity for 30 days: of what is older nothing would be left by the wall clock.
+RECENT_MS = 30 * DAY_MS
 _OVERLAP_MS = 10_000  # real milliseconds played again after a restart; what was applied is recognised by its event id
 
 
@@ -60,6 +63,7 @@ class Traffic:
         self._vectors, self._now_ms = vectors, now_ms
         self.phase = "reading"
         self._left_out: list[str] = []
+        self._clock, self._clock_said = Clock(store, now_ms), ""
         self._loading, self._applied_before = Share(), 0
         self.pacer = Pacer(store)
         stamp = plan.kind == "data"
@@ -73,6 +77,8 @@ class Traffic:
             found["loading"] = self._loading.report(self._applied() - self._applied_before)
         if self._left_out:
             found["left_out"] = self._left_out
+        if self._clock_said:
+            found["clock"] = self._clock_said
         return found | self.backlog.report()
 
     def _begin(self, phase: str, total: int = 0) -> None:
@@ -93,10 +99,11 @@ class Traffic:
         lookup = LogLookup(self._settings.kafka_config())
         self.pacer.logs = {topic: str(log) for topic, log in (await lookup.identities(CONSUMED)).items()}
         cluster = self._store.keys.cluster()
-        loaded, clock_ms = (await self._store.read([(cluster, ["loaded", "clock_ms"])]))[0]
+        loaded, clock, played = (await self._store.read([(cluster, ["loaded", "clock_ms", "played_ms"])]))[0]
         is_new = loaded != self._plan.key.encode()
         if self._plan.kind == "data":
-            await self._run_folder(is_new, int(clock_ms) if clock_ms else self._plan.split_ms, stop)
+            known = (None, None) if is_new else (clock, played or clock)  # states of former builds have one time only
+            await self._run_folder(is_new, *known, stop)
         else:
             await self._run_shop(is_new, stop)
         await stop.wait()
@@ -109,13 +116,16 @@ class Traffic:
             await self._open_shop(stop, {CATALOG, CONTEXT})  # who was forgotten meanwhile gets no profile again
         await self._play_shop(stop)
 
-    async def _run_folder(self, is_new: bool, clock_ms: int, stop: asyncio.Event) -> None:
+    async def _run_folder(self, is_new: bool, clock: bytes | None, played: bytes | None, stop: asyncio.Event) -> None:
         folder = await self._read()
         self._left_out = list(folder.left_out.lines())
         if is_new:
             await self._load(folder, stop)
-        backlog = self.backlog.send(folder, popular_first(folder, clock_ms), stop)
-        await asyncio.gather(self._play_folder(folder, clock_ms, stop), backlog)
+        played_ms = int(played) if played else self._plan.split_ms
+        backlog = self.backlog.send(folder, popular_first(folder, played_ms), stop)
+        live = self._live(folder, clock, played_ms, stop)
+        del folder  # which is large: it is let go when both are done with it
+        await asyncio.gather(live, backlog)
 
     async def _read(self) -> Folder:
         found = await asyncio.to_thread(read_folder, Path(self._plan.folder), self._settings.rules())
@@ -126,7 +136,7 @@ class Traffic:
         split_ms, shift_ms = self._plan.split_ms, 0
         self._begin("loading items", 2 * len(vectors.item_ids) + len(folder.profiles))
         if self._plan.kind == "data":
-            await Clock(self._store).publish(split_ms)
+            await self._clock.play(split_ms)
             await self.player.load(initial_records(folder, split_ms, vectors), stop)
         else:
             # An old generated history is moved by whole days, so that it ends less than a day ago.
@@ -151,17 +161,31 @@ class Traffic:
             live = (_sent(record) for record in Shop(self._plan.seed).live(start_ms, rate))
             await self.player.play(live, Timeline(start_ms, 1.0), stop)
 
-    async def _play_folder(self, folder: Folder, clock_ms: int, stop: asyncio.Event) -> None:
-        clock = Clock(self._store)
-        await clock.publish(clock_ms)
+    async def _live(self, folder: Folder, clock: bytes | None, played_ms: int, stop: asyncio.Event) -> None:
+        """Plays what was not played yet; then time goes on, by the clock that `clock` was before if nothing was new."""
+        is_over = not self._plan.live or next(live_records(folder, played_ms + 1), None) is None
+        end_ms = await self._play_folder(folder, played_ms, is_over, stop)
+        del folder
+        if stop.is_set():
+            return
+        is_recent = self._now_ms() - end_ms <= RECENT_MS or (is_over and clock == b"")
+        self._clock_said = _clock_after(end_ms, self._now_ms(), is_recent, self._plan.live)
+        await self._clock.run_on(end_ms, None if is_recent else max(end_ms, int(clock or 0)), stop)
+
+    async def _play_folder(self, folder: Folder, played_ms: int, is_over: bool, stop: asyncio.Event) -> int:
+        """Plays from a time on; returns the end. What is only played again moves no clock."""
+        if not is_over:
+            await self._clock.play(played_ms)
         self._begin("live" if self._plan.live else "no traffic")
         if not self._plan.live:
-            return
+            return played_ms
         speed = self._plan.speed or usual_speed(folder, self._plan.split_ms)
-        start_ms = max(self._plan.split_ms, int(clock_ms - _OVERLAP_MS * speed))
+        start_ms = max(self._plan.split_ms, int(played_ms - _OVERLAP_MS * speed))
+        clock = None if is_over else self._clock
         await self.player.play(live_records(folder, start_ms), Timeline(start_ms, speed), stop, clock)
         if not stop.is_set():
             self.phase = "timeline ended"
+        return max(played_ms, self.player.last_ms)
 
     async def _is_forgotten(self, record: SourceRecord) -> bool:
         """Whether this is the profile of a user who was forgotten since its time, in a generated shop ever.
@@ -221,6 +245,19 @@ def later(clicks: Iterator[SourceRecord], by_ms: int) -> Iterator[SourceRecord]:
         body = orjson.loads(click.value or b"{}")
         body["ts_ms"] += by_ms
         yield SourceRecord(click.topic, click.key, orjson.dumps(body), click.timestamp_ms + by_ms)
+
+
+def _clock_after(end_ms: int, now_ms: int, is_recent: bool, live: bool) -> str:
+    """What is said of the clock from the end of a timeline on."""
+    when = f"{datetime.fromtimestamp(end_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    ends = f"The timeline ended at {when}" if live else f"The timeline stands at {when}"
+    if is_recent:
+        return f"{ends}: from here on the wall clock counts."
+    days = (now_ms - end_ms) // DAY_MS
+    return (
+        f"{ends}, {days:,} days ago; its clock runs on from there, as by the wall clock all of it would be over. An "
+        "event of today counts as now; a promotion or an item begins and ends by that clock, `now` in GET /v1/status."
+    )
 
 
 def _sent(record: ShopRecord) -> SourceRecord:

@@ -129,6 +129,15 @@ class IncrementalEncoder:
         if self._step is not None:
             self._step.prepare(requests)
 
+    def restrict_cache(self, cache_bytes: int) -> None:
+        """Keeps keys and values of no more than so many bytes from now on, at most of what it was made with."""
+        self._cache.restrict(cache_bytes)
+        self.stats.evictions, self.stats.bytes = self._cache.evictions, self._cache.used_bytes
+
+    def has_room(self, requests: Sequence[EncodeRequest]) -> bool:
+        """Whether the keys and values of these windows could be kept without dropping others."""
+        return sum(self._cache.needed(1 + len(request.items)) for request in requests) <= self._cache.room
+
     def drop(self, key: Hashable) -> None:
         """Forget a key's cached keys and values."""
         self._cache.drop(key)
@@ -156,7 +165,7 @@ class IncrementalEncoder:
         for _, pile in sorted(piles.items()):
             pile.sort(key=lengths.__getitem__)  # neighbours gather similar lengths
             for group in _split(pile, [rows[at] for at in pile], ROWS_PER_FORWARD):
-                yield from _split(group, [self._cache.needed(1 + lengths[at]) for at in group], self._cache.count)
+                yield from _split(group, [self._cache.needed(1 + lengths[at]) for at in group], self._cache.limit)
 
     def _first(self, request: EncodeRequest, window: CachedWindow | None) -> int:
         """First position to encode: at latest the last one, whose state is h_next (states are not cached)."""

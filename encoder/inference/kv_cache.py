@@ -42,9 +42,11 @@ class KVCache:
         self.page = min(page, 1 + config.capacity)
         self.page_bytes = config.n_layers * self.page * 2 * config.d_model * dtype.itemsize
         self.count = cache_bytes // self.page_bytes
-        if self.count < self.needed(1 + config.capacity):
-            longest = self.needed(1 + config.capacity) * self.page_bytes
+        self._full = self.needed(1 + config.capacity)
+        if self.count < self._full:
+            longest = self._full * self.page_bytes
             raise ValueError(f"cache_bytes {cache_bytes} holds no user; a full window takes {longest} bytes")
+        self.limit = self.count  # pages that may be held, of all that there are
         self.spare = self.count  # one more page that belongs to nobody: rows that only fill a batch up use it
         shape = (config.n_layers, self.count + 1, self.page, 2, config.n_heads, config.d_head)
         self.storage = _zeros(shape, device, dtype)  # a masked position must be finite
@@ -84,12 +86,26 @@ class KVCache:
         self._free += window.pages[count:]
         del window.pages[count:]
         while len(window.pages) < count:
-            if not self._free:
-                self._free += self._held.popitem(last=False)[1].pages
-                self.evictions += 1
+            if not self.room:
+                self._evict()
             else:
                 window.pages.append(self._free.pop())
         return window
+
+    @property
+    def room(self) -> int:
+        """Pages that can be taken without taking any from somebody."""
+        return max(0, len(self._free) - (self.count - self.limit))
+
+    def restrict(self, cache_bytes: int) -> None:
+        """Holds no more than so many bytes from now on, but always one full window; at most what there is."""
+        self.limit = min(self.count, max(self._full, cache_bytes // self.page_bytes))
+        while self.count - len(self._free) > self.limit:
+            self._evict()
+
+    def _evict(self) -> None:
+        self._free += self._held.popitem(last=False)[1].pages
+        self.evictions += 1
 
     def release(self) -> None:
         """On a CPU forgets all keys, whose pages' memory goes back to the system until it is written again."""

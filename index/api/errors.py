@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -30,6 +30,14 @@ _SHOWN_CHARACTERS = 60  # of a name that a client made up
 _SHOWN_ERRORS = 20
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _WORDS = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
+_TYPE_ERRORS = ("type", "parsing", "parsing_size", "from_float")
+_WANTED = {  # by the first word of pydantic's names of errors
+    "string": _WORDS[str],
+    "int": "a whole number",
+    "bool": _WORDS[bool],
+    "list": _WORDS[list],
+    "dict": _WORDS[dict],
+}
 
 
 class ProblemError(Exception):
@@ -44,11 +52,14 @@ class ProblemError(Exception):
 
 
 class InvalidRecordError(ValueError):
-    """A posted record that no consumer would accept; `deploy` raises it from the injected `validate`."""
+    """A posted record that no consumer would accept; `deploy` raises it from the injected `validate`.
 
-    def __init__(self, field: str, reason: str) -> None:
+    `errors` has (field, reason) of each field that is wrong; the first is in the text.
+    """
+
+    def __init__(self, field: str, reason: str, *others: tuple[str, str]) -> None:
         super().__init__(f"{field}: {reason}")
-        self.field, self.reason = field, reason
+        self.errors = ((field, reason), *others)
 
 
 def json_response(content: Any, status: int = 200) -> Response:
@@ -111,14 +122,40 @@ def problem_response(problem: ProblemError) -> Response:
     return Response(orjson.dumps(body), problem.status, headers, PROBLEM_JSON)
 
 
-def invalid_request(errors: Sequence[Any], where: str = "") -> ProblemError:
-    """A 400 that names each wrong parameter or field of pydantic's `errors`, never the values' internals."""
+def invalid_request(errors: Sequence[Any], known: Iterable[str] = ()) -> ProblemError:
+    """A 400 that names each wrong parameter or field of pydantic's `errors`; `known` are the fields of the body."""
     found = [
-        {"field": ".".join(str(part) for part in (where, *error["loc"]) if part != ""), "reason": error["msg"]}
-        for error in errors
+        {"field": ".".join(map(str, error["loc"])), "reason": _reason(error, known)} for error in errors[:_SHOWN_ERRORS]
     ]
     first = f"{found[0]['field']}: {found[0]['reason']}" if found else "the request is not valid"
     return ProblemError(400, first, members={"errors": found})
+
+
+def _reason(error: Mapping[str, Any], known: Iterable[str]) -> str:
+    """One of pydantic's errors in the words that records are refused with."""
+    kind, value, limits = error["type"], error["input"], error.get("ctx", {})
+    found = f"{value!r:.60}" if type(value) in (str, int, float) else json_word(value)
+    match kind:
+        case "missing":
+            return "missing"
+        case "extra_forbidden":
+            return f"unknown field; known: {', '.join(sorted(known))}"
+        case "value_error":
+            return str(limits["error"])
+        case "literal_error":
+            return f"expected {limits['expected']}, got {found}"
+        case "greater_than_equal":
+            return f"expected at least {limits['ge']}, got {value!s:.60}"
+        case "less_than_equal":
+            return f"expected at most {limits['le']}, got {value!s:.60}"
+        case "string_too_short":
+            return f"has {len(value)} characters, expected at least {limits['min_length']}"
+        case "string_too_long":
+            return f"has {len(value)} characters, expected at most {limits['max_length']}"
+        case "too_long":
+            return f"has {len(value)} entries, expected at most {limits['max_length']}"
+    what, _, how = kind.partition("_")
+    return f"expected {_WANTED[what]}, got {found}" if what in _WANTED and how in _TYPE_ERRORS else error["msg"]
 
 
 def install_handlers(app: FastAPI) -> None:

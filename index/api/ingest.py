@@ -26,7 +26,7 @@ from index.state.keys import partition_of
 # A caller waits this long for Kafka; the producer's own timeout is the same, so nothing is given up that may succeed.
 _ACKNOWLEDGE_S = 11.0
 _CHECKED_AT_ONCE = 64  # about a millisecond; then other requests have their turn
-_SHOWN_ERRORS = 100  # of a batch; all of them would make an answer as large as the batch
+_SHOWN_RECORDS = 100  # of those refused; all of them would make an answer as large as the batch
 CATALOG = "catalog"
 _POSTS = {  # below /v1/ → topic and what a post does there
     "events": ("clickstream", "Send clicks, one or a batch"),
@@ -112,20 +112,23 @@ class Ingest:
     ) -> list[tuple[bytes, bytes | None]]:
         good: list[tuple[bytes, bytes | None]] = []
         errors: list[dict[str, Any]] = []
+        refused = 0
         for number, record in enumerate(records):
             if number % _CHECKED_AT_ONCE == _CHECKED_AT_ONCE - 1:
                 await asyncio.sleep(0)
             try:
                 good.append(self._checked(topic, record, forget))
             except InvalidRecordError as error:
-                errors.append({"record": number, "field": error.field, "reason": error.reason})
-        if errors:
-            self._metrics.records(topic, "invalid", len(errors))
-            some = "is" if len(errors) == 1 else "are"
+                refused += 1
+                if refused <= _SHOWN_RECORDS:
+                    errors += ({"record": number, "field": field, "reason": reason} for field, reason in error.errors)
+        if refused:
+            self._metrics.records(topic, "invalid", refused)
+            some = "is" if refused == 1 else "are"
             raise ProblemError(
                 400,
-                f"{len(errors)} of {counted(len(records), 'record')} {some} refused; nothing was published",
-                members={"errors": errors[:_SHOWN_ERRORS], "refused": len(errors)},
+                f"{refused} of {counted(len(records), 'record')} {some} refused; nothing was published",
+                members={"errors": errors, "refused": refused},
             )
         return good
 
@@ -162,7 +165,7 @@ class Ingest:
         self._metrics.records(topic, "acknowledged", len(outcomes) - len(failures))
         if not failures:
             return [{"topic": topic, "partition": partition, "offset": offset} for partition, offset in outcomes]
-        errors = [{"record": number, "reason": str(found)} for number, found in failures[:_SHOWN_ERRORS]]
+        errors = [{"record": number, "reason": str(found)} for number, found in failures[:_SHOWN_RECORDS]]
         lost, others = "was" if len(failures) == 1 else "were", "; the others were" * (len(failures) < len(outcomes))
         lost_for_good = all(isinstance(found, ValueError) for _, found in failures)
         raise ProblemError(

@@ -1,8 +1,8 @@
 """Changes parts of an item's record, and withdraws items, over HTTP.
 
-A change is read from the live state, merged and published as a whole record, so every consumer sees what it always saw.
-One waits until this process's own last record of the item is applied; what others publish in the same moment is not
-waited for.
+A change is read from the live state, merged and published as a whole record. It waits until this process's last record
+of the item is applied, and for what the worker has seen of others. Of two processes' changes within a beat of the worker
+the later record wins whole.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from index.state.records import CATALOGUE, POSITION
 _WAIT_S = 1.0  # for this process's last record of the item, which is applied within some 10 ms
 _LOOK_S = 0.005
 _UNAPPLIED_RETRY_S = 2
-_POSITION, _LOG = "pos:catalog", "log:catalog"
+_POSITION, _SEEN, _LOG = "pos:catalog", "seen:catalog", "log:catalog"
 
 
 class _ItemPath(PathConvertor):
@@ -86,24 +86,25 @@ class ItemChanges:
         """The item's record as last applied, not older than what this process published."""
         deadline = time.monotonic() + _WAIT_S
         while True:
-            reached, log, record, known = await self._look(item_id)
-            if reached >= self._ingest.unapplied.until(item_id, log):
+            reached, seen, log, record, known = await self._look(item_id)
+            own, late = self._ingest.unapplied.until(item_id, log), time.monotonic() > deadline
+            if reached >= own and (late or reached >= seen):
                 break
-            if time.monotonic() > deadline:
-                late = "the item's record before this one is not applied yet"
-                raise ProblemError(503, late, retry_after_s=_UNAPPLIED_RETRY_S)
+            if late:
+                what = "the item's record before this one is not applied yet"
+                raise ProblemError(503, what, retry_after_s=_UNAPPLIED_RETRY_S)
             await asyncio.sleep(_LOOK_S)
         if record is None:
             what = f"item {item_id!r} is withdrawn; post a whole record" if known else f"no item {item_id!r}"
             raise ProblemError(404, what)
         return {name: value for name, value in orjson.loads(record).items() if value not in (None, "", [])}
 
-    async def _look(self, item_id: str) -> tuple[int, bytes | None, bytes | None, bool]:
-        """Position and log of the topic, read before the item, its record, and whether it is known at all."""
+    async def _look(self, item_id: str) -> tuple[int, int, bytes | None, bytes | None, bool]:
+        """Position, end and log of the topic, read before the item, its record, and whether it is known at all."""
         keys = self._services.store.keys
-        owner, item = (keys.owner(ITEMS_TAG), [_POSITION, _LOG]), (keys.item(item_id), [CATALOGUE, POSITION])
-        (position, log), (record, known) = await self._services.store.read([owner, item])
-        return int(position or 0), log, record, known is not None
+        owner, item = (keys.owner(ITEMS_TAG), [_POSITION, _SEEN, _LOG]), (keys.item(item_id), [CATALOGUE, POSITION])
+        (position, seen, log), (record, known) = await self._services.store.read([owner, item])
+        return int(position or 0), int(seen or 0), log, record, known is not None
 
 
 def changes_router(services: Services, ingest: Ingest) -> APIRouter:

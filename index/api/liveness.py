@@ -15,7 +15,9 @@ from typing import Any
 import orjson
 
 from index.query.live_user import LiveUser
+from index.state.aliases import ALIAS_FIELDS, Aliases
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.records import MODELS, complete_models
 from index.state.store import LiveStore, StoreUnavailableError
 
 CLICKSTREAM = "clickstream"
@@ -27,7 +29,7 @@ _ROLES_EVERY = 10  # heartbeats are written once a second, so one poll in ten lo
 _ROLE_GONE_MS = 5_000.0  # five missed heartbeats
 _UNCONFIRMED_MS = 1_000.0  # five missed confirmations: what the worker saw last may not be all there is by now
 _FILLING = ("reading", "loading items", "opening the shop")  # what a traffic process does before items are in Kafka
-_FACTS = ("partitions", "kinds", "model", "clock_ms", "bucket_ms")
+_FACTS = ("partitions", "kinds", "clock_ms", "bucket_ms", *ALIAS_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,9 @@ class Liveness:
         # The item log and its position when it was first seen that the items' topics had been applied to their ends;
         # None as long as they were not.
         self.complete: tuple[str, int] | None = None
+        # Versions of models whose vectors all items have; None where that is not known, and what items are given
+        # comes by the item log.
+        self.filled: frozenset[str] | None = None
 
     @property
     def partitions(self) -> int | None:
@@ -101,9 +106,9 @@ class Liveness:
         return int(self._facts["partitions"]) if "partitions" in self._facts else None
 
     @property
-    def model(self) -> str | None:
-        """The model version to serve; None until a worker has published one."""
-        return self._facts.get("model")
+    def aliases(self) -> Aliases:
+        """Which models there are; without a champion until a worker has named it."""
+        return Aliases.of(self._facts)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -112,8 +117,8 @@ class Liveness:
 
     @property
     def clock_ms(self) -> int | None:
-        """The player's clock; None in production, where wall time has its meaning."""
-        return int(self._facts["clock_ms"]) if "clock_ms" in self._facts else None
+        """The time of the timeline that is replayed; None where there is none, or it has ended: wall time counts."""
+        return int(self._facts["clock_ms"]) if self._facts.get("clock_ms") else None
 
     @property
     def bucket_ms(self) -> int | None:
@@ -190,7 +195,7 @@ class Liveness:
             (keys.owner(tag), ["beat", *(f"{what}:{topic}" for topic in topics for what in ("pos", "seen"))])
             for tag, topics in tags.items()
         ]
-        items = (keys.owner(ITEMS_TAG), ["beat", "item_log", "item_position"])
+        items = (keys.owner(ITEMS_TAG), ["beat", "item_log", "item_position", MODELS])
         facts, found, *owners = await self._store.read([(keys.cluster(), _FACTS), items, *requests])
         self._take_items(found)
         self._facts = {name: value.decode() for name, value in zip(_FACTS, facts, strict=True) if value is not None}
@@ -204,7 +209,8 @@ class Liveness:
         return {**users, ITEMS_TAG: TOPICS_OF_ITEMS, CONTEXT_TAG: TOPICS_OF_CONTEXT}
 
     def _take_items(self, found: Sequence[bytes | None]) -> None:
-        beat, log, position = found
+        beat, log, position, models = found
+        self.filled = complete_models(models.decode()) if models else None
         self.item_log = (log or b"").decode()
         if not int(beat or 0):  # an emptied store, or another log of the items: confirmed is nothing yet
             self.complete = None

@@ -1,7 +1,7 @@
 """Keeps the index of the served model loaded and current, and says when it may not be used.
 
-Assumes that liveness says which model version to serve. A new version is loaded beside the old one, which goes on
-serving until then, so a vector never meets one of another version.
+Assumes that liveness says which models have an alias. Each is loaded with an index of its own, and an answer is made
+with one of them, so a vector never meets one of another version.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from context.counting import counted
@@ -75,9 +75,14 @@ class LoadedModel:
     model: ServedModel
     catalogue: Catalogue
     follower: ItemFollower
-    tasks: tuple[asyncio.Task[None], ...]  # that keep it current
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)  # that keep it current
     elastic: ElasticSide | None = None
     complete_in: str = ""  # the item log whose items are all here
+    incomplete: bool = False  # not all items had this model's vectors when they were loaded
+
+    @property
+    def version(self) -> str:
+        return self.model.version
 
     def missing(self, liveness: Liveness) -> str:
         """What of the catalogue is not here yet, "" when nothing is: then lists are as good as the topics' content.
@@ -109,7 +114,11 @@ class LoadedModel:
 
 
 class ModelLoader:
-    """Keeps `current` at the model version that is to be served."""
+    """Keeps `current` at the champion, and loaded beside it what may take its place.
+
+    The challenger is loaded once all items have its vectors. A model that was loaded stays so as long as it has an
+    alias. A champion that is not loaded is loaded beside the one that serves, which goes on until then.
+    """
 
     def __init__(
         self,
@@ -121,12 +130,13 @@ class ModelLoader:
     ) -> None:
         self._store, self._liveness, self._settings, self._background = store, liveness, settings, background
         self._on_loaded = on_loaded
-        self._refused: str | None = None  # a version that cannot be read: said once, not ten times a second
+        self._refused: set[str] = set()  # versions that cannot be read: said once, not ten times a second
         self._client: AsyncElasticsearch | None = None
         self.current: LoadedModel | None = None
+        self._beside: dict[str, LoadedModel] = {}
 
     async def run(self) -> None:
-        """Watches for another model version, for ever."""
+        """Watches the aliases of models, for ever."""
         while True:
             try:
                 await self.switch()
@@ -135,32 +145,66 @@ class ModelLoader:
             await asyncio.sleep(self._settings.poll_ms / 1000)
 
     async def switch(self) -> None:
-        """Loads the version to be served, if it is another, and serves it; StoreUnavailableError changes nothing."""
-        version = self._liveness.model
-        served = self.current.model.version if self.current else None
-        if version is None or version in (served, self._refused):
+        """Loads what has an alias and is to be loaded, and serves the champion. StoreUnavailableError: call again."""
+        before, aliases = self._loaded(), self._liveness.aliases
+        if aliases.champion and (self.current is None or self.current.version != aliases.champion):
+            await self._serve(aliases.champion)
+        if self._liveness.aliases.challenger in (self._liveness.filled or ()):
+            await self._load(self._liveness.aliases.challenger)
+        await self._let_go()
+        if self._loaded() != before:
+            self._on_loaded()
+        if self.current is not None and self.current.incomplete and not self._lack(self.current.version):
+            self.current.incomplete = False
+            self.current.follower.reload()  # what was completed without a word in the item log
+
+    async def _serve(self, version: str) -> None:
+        await self._load(version)
+        opened = self._beside.pop(version, None)
+        if opened is None:
+            return
+        before, self.current = self.current, opened
+        _log.info("serving model %s with %d items", version, len(opened.catalogue))
+        if before is not None:
+            self._beside[before.version] = before
+
+    async def _load(self, version: str) -> None:
+        """Has a version among those beside the current one, unless it cannot be read."""
+        loaded = self.current is not None and self.current.version == version
+        if not version or loaded or version in self._beside or version in self._refused:
             return
         try:
             model = await load_model(self._store, version, self._settings.negative)
         except ValueError as error:
             _log.error("%s", error)
-            self._refused = version
+            self._refused.add(version)
             return
-        if model is None:
-            return
-        opened = await self._open(model)
-        before, self.current, self._refused = self.current, opened, None
-        _log.info("serving model %s with %d items", version, len(opened.catalogue))
-        if before is not None:
-            await self._close(before)
-        del before
-        self._on_loaded()
+        if model is not None:
+            self._beside[version] = await self._open(model)
+
+    async def _let_go(self) -> None:
+        """Closes what has no alias any more; what serves stays until something else does."""
+        aliases = self._liveness.aliases
+        self._refused &= set(aliases.versions)
+        for version in [version for version in self._beside if version not in aliases.versions and aliases.champion]:
+            await self._close(self._beside.pop(version))
+
+    def _loaded(self) -> list[LoadedModel]:
+        return [*filter(None, [self.current]), *self._beside.values()]
+
+    def report(self) -> dict[str, Any]:
+        """Of each loaded version how many items it has, and whether they are all."""
+        return {
+            found.version: {"items": len(found.catalogue), "complete": not found.missing(self._liveness)}
+            for found in self._loaded()
+        }
 
     async def close(self) -> None:
         """Stops following."""
-        if self.current is not None:
-            await self._close(self.current)
-            self.current = None
+        for loaded in self._loaded():
+            await self._close(loaded)
+        self.current = None
+        self._beside.clear()
         if self._client is not None:
             await self._client.close()
             self._client = None
@@ -173,6 +217,7 @@ class ModelLoader:
 
     async def _open(self, model: ServedModel) -> LoadedModel:
         """Loads all items, from the snapshot and what came after it, or from the store; then goes on following."""
+        incomplete = self._lack(model.version)
         catalogue, elastic_does = self._catalogue(model), self._settings.elastic and self._settings.elastic.use
         folder = None if elastic_does == "knn" else self._settings.snapshots  # which hold all vectors
         follower = ItemFollower(self._store, model.version, catalogue)
@@ -183,15 +228,24 @@ class ModelLoader:
         except BaseException:
             catalogue.close()
             raise
-        tasks = [self._background.start(f"items of {model.version}", follower.run())]
+        opened = LoadedModel(model, catalogue, follower, incomplete=incomplete)
+        self._start(opened, "items", follower.run())
         if folder is not None:
-            saving = keep_snapshots(folder, catalogue, follower, self._settings.snapshot_ms / 1000)
-            tasks.append(self._background.start(f"snapshots of {model.version}", saving))
-        elastic = self._elastic(catalogue, follower)
-        if elastic is not None:
-            await elastic.reader.look()
-            tasks.append(self._background.start(f"Elasticsearch of {model.version}", elastic.reader.watch()))
-        return LoadedModel(model, catalogue, follower, tuple(tasks), elastic)
+            every_s = self._settings.snapshot_ms / 1000
+            saving = keep_snapshots(folder, catalogue, follower, every_s, lambda: not opened.incomplete)
+            self._start(opened, "snapshots", saving)
+        opened.elastic = self._elastic(catalogue, follower)
+        if opened.elastic is not None:
+            await opened.elastic.reader.look()
+            self._start(opened, "Elasticsearch", opened.elastic.reader.watch())
+        return opened
+
+    def _start(self, loaded: LoadedModel, what: str, call: Coroutine[Any, Any, None]) -> None:
+        loaded.tasks.append(self._background.start(f"{what} of {loaded.version}", call))
+
+    def _lack(self, version: str) -> bool:
+        """Whether items may get this model's vectors without a word in the item log."""
+        return self._liveness.filled is not None and version not in self._liveness.filled
 
     def _catalogue(self, model: ServedModel) -> Catalogue:
         if self._settings.elastic is None:
@@ -235,7 +289,7 @@ class Services:
     wall_ms: Callable[[], int]
 
     def now_ms(self) -> int:
-        """The clock of meaning: the player's where there is one, else wall time."""
+        """The clock of meaning: the replayed timeline's where there is one, else wall time."""
         clock_ms = self.liveness.clock_ms
         return self.wall_ms() if clock_ms is None else clock_ms
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -56,6 +57,7 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
     """`/v1/status`: never touches Redis or Kafka, so it answers when they do not."""
     liveness, serving, roles = services.liveness, services.keeper.current, services.liveness.roles()
     return {
+        "now": _now(services),
         "kafka": services.settings.kafka,
         "redis": services.settings.redis,
         "redis_up": liveness.reachable,
@@ -69,12 +71,26 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "items": len(serving.catalogue) if serving else 0,
         "users": users,
         "partitions": liveness.partitions,
-        "model": serving.model.version if serving else liveness.model,
+        "model": serving.version if serving else liveness.aliases.champion or None,
+        "models": {**_aliases(liveness), "loaded": services.keeper.report()},
         "index": serving.index_state() if serving else None,
         "elasticsearch": serving.elastic.state() if serving and serving.elastic else None,
         "roles": roles,
         "counters": total_counters(roles, services.metrics.counters()),
     }
+
+
+def _aliases(liveness: Liveness) -> dict[str, str | None]:
+    aliases = liveness.aliases
+    found = {"champion": aliases.champion, "challenger": aliases.challenger, "previous": aliases.previous}
+    return {name: version or None for name, version in found.items()}
+
+
+def _now(services: Services) -> dict[str, Any]:
+    """The time by which windows, promotions, contexts and popularity are judged."""
+    now_ms = services.now_ms()
+    time_of = f"{datetime.fromtimestamp(now_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return {"time": time_of, "ts_ms": now_ms, "clock": "wall" if services.liveness.clock_ms is None else "timeline"}
 
 
 def _writes(services: Services) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -87,8 +86,12 @@ async def _read_user(services: Services, serving: LoadedModel, request: Recommen
         return None
     reader = services.reader(serving)
     try:
-        with nullcontext() if request.after is None else services.turns.idle():
-            user = await reader.read(request.user_id, request.location, request.after, services.settings.after_wait_ms)
+        waits_ms, idle = (services.settings.after_wait_ms, services.settings.vectors_wait_ms), services.turns.idle
+        if request.after is None:
+            user = await reader.read(request.user_id, request.location, None, *waits_ms, idle)
+        else:
+            with idle():
+                user = await reader.read(request.user_id, request.location, request.after, *waits_ms)
     except StoreUnavailableError:
         services.liveness.reachable = False  # until the next poll finds it
         return None
@@ -197,7 +200,7 @@ def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Fil
     try:
         request = RecommendationsRequest.model_validate(body, strict=True)
     except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from error
+        raise invalid_request(error.errors(include_url=False), RecommendationsRequest.model_fields) from error
     try:
         tree = None if request.filter is None else parse_filter(request.filter)
     except ValueError as error:
@@ -214,8 +217,8 @@ def _given_context(services: Services, request: RecommendationsRequest) -> Mappi
     try:
         _, value = services.kafka.validate("context", {**request.context, **defaults})
     except InvalidRecordError as error:
-        wrong = {"field": f"context.{error.field}", "reason": error.reason}
-        raise ProblemError(400, f"context.{error.field}: {error.reason}", members={"errors": [wrong]}) from error
+        errors = [{"field": f"context.{field}", "reason": reason} for field, reason in error.errors]
+        raise ProblemError(400, f"context.{error}", members={"errors": errors}) from error
     record: Mapping[str, Any] = orjson.loads(value)
     return record
 

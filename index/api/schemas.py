@@ -263,7 +263,30 @@ class ElasticState(_Shape):
     position: int | None = Field(description="item-log position up to which the index is complete")
 
 
+class LoadedStatus(_Shape):
+    items: int
+    complete: bool = Field(description="whether lists by it would be as good as the topics' content")
+
+
+class ModelsStatus(_Shape):
+    """Versions by alias, and what this process has loaded."""
+
+    champion: str | None = None
+    challenger: str | None = None
+    previous: str | None = None
+    loaded: dict[str, LoadedStatus] = {}
+
+
+class Now(_Shape):
+    """By what time windows, promotions, contexts and popularity are judged."""
+
+    time: str = Field(description="ISO 8601, UTC")
+    ts_ms: int
+    clock: Literal["wall", "timeline"] = Field(description="timeline: that of a replayed data folder")
+
+
 class StatusAnswer(_Shape):
+    now: Now
     kafka: str
     redis: str
     redis_up: bool
@@ -277,12 +300,14 @@ class StatusAnswer(_Shape):
     users: int | None
     partitions: int | None
     model: str | None
+    models: ModelsStatus = Field(default_factory=ModelsStatus)
     index: IndexState | None
     elasticsearch: ElasticState | None = Field(None, description="null where none is configured")
     roles: dict[str, dict[str, Any]]
     counters: dict[str, float]
 
     model_config = example(
+        now={"time": "2026-03-01T12:00:00Z", "ts_ms": 1772366400000, "clock": "wall"},
         kafka="127.0.0.1:9092",
         redis="redis://127.0.0.1:6379/0",
         redis_up=True,
@@ -294,6 +319,7 @@ class StatusAnswer(_Shape):
         users=2000,
         partitions=32,
         model="m-0a1b2c3d",
+        models={"champion": "m-0a1b2c3d", "loaded": {"m-0a1b2c3d": {"items": 3012, "complete": True}}},
         index={"items": 3012, "position": 9120, "age_ms": 12.0},
         roles={"worker-1": {"role": "worker", "pid": 4711}},
         counters={"applied": 20411},

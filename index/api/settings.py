@@ -54,6 +54,7 @@ class ApiSettings:
     in_flight: int = 64  # writes, and answers that wait for an event included
     answers: int = 10  # in work, each some 3 ms of the event loop: beyond, the client had better try another process
     after_wait_ms: float = 100.0  # an event is visible after some 10 ms, unless the worker is behind
+    vectors_wait_ms: float = 100.0  # of a user whom no worker has encoded by the served model yet
     stale_ms: float = 1_000.0  # a confirmation older than this is no promise any more
     index_limit_ms: float = 60_000.0  # beyond this, items shown may be withdrawn for too long
     poll_ms: float = 100.0  # of liveness: a tenth of what counts as stale

@@ -65,6 +65,10 @@ class ItemFollower:
         """Goes on from a snapshot's position instead of loading; an unusable one leads to a load."""
         self.generation, self.position = generation, position
 
+    def reload(self) -> None:
+        """Reads all items again at the next poll."""
+        self.generation = ""
+
     async def load(self) -> int:
         """Reads all items; returns how many. After StoreUnavailableError the sink may lack some; `poll` loads again."""
         asked_s = self._now_s()

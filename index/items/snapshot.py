@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -29,7 +29,7 @@ _LENGTH = struct.Struct("<I")
 _DIGEST_BYTES = 32
 _READ_BYTES = 1 << 20
 _ABANDONED_S = 3600.0  # a file that was begun this long ago is not being written any more
-_OTHER_MODELS = 1  # whose snapshot is kept: the one to roll back to
+_OTHER_MODELS = 2  # whose snapshots are kept: a challenger, and the one to roll back to
 
 log = logging.getLogger(__name__)
 
@@ -111,13 +111,18 @@ def start_from_snapshot(folder: Path, catalogue: Catalogue, follower: ItemFollow
     return True
 
 
-async def keep_snapshots(folder: Path, catalogue: Catalogue, follower: ItemFollower, every_s: float) -> None:
-    """Saves the catalogue every so often when it has changed, for ever. A full disk is reported and tried again."""
+async def keep_snapshots(
+    folder: Path, catalogue: Catalogue, follower: ItemFollower, every_s: float, may_save: Callable[[], bool]
+) -> None:
+    """Saves the catalogue every so often when it has changed and `may_save`, for ever.
+
+    A full disk is reported and tried again.
+    """
     saved: tuple[str, int] | None = None
     while True:
         await asyncio.sleep(every_s)
         at = follower.generation, follower.position
-        if at == saved or not follower.generation:
+        if at == saved or not follower.generation or not may_save():
             continue  # nothing new, or nothing that a position stands for
         try:
             await asyncio.to_thread(save_snapshot, snapshot_path(folder, catalogue.model), catalogue, follower)

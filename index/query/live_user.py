@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from index.state.records import (
     load_user,
     vector_field,
 )
-from index.state.store import LiveStore
+from index.state.store import LiveStore, StoreUnavailableError
 
 # How an event is waited for, which becomes visible some milliseconds after Kafka has it: each look is one round trip,
 # so the pauses grow with the time already waited. What is seen is at most a fifth of it late.
@@ -59,6 +60,11 @@ class LiveUser:
         return bool(self.state.hashes or self.state.purchases or self.state.profile)
 
     @property
+    def has_window(self) -> bool:
+        """Whether there is something that vectors can be made of."""
+        return bool(self.state.hashes or self.state.profile)
+
+    @property
     def newest_ms(self) -> int | None:
         """Time of the newest event of the window."""
         return self.state.ts_ms[-1] if self.state.ts_ms else None
@@ -74,10 +80,18 @@ class UserReader:
     dim: int
 
     async def read(
-        self, user_id: str, location: str | None = None, after: str | None = None, wait_ms: float = 0.0
+        self,
+        user_id: str,
+        location: str | None = None,
+        after: str | None = None,
+        wait_ms: float = 0.0,
+        vectors_wait_ms: float = 0.0,
+        idle: Callable[[], AbstractContextManager[None]] = nullcontext,  # held while vectors are waited for
     ) -> LiveUser:
         """The user now, or up to `wait_ms` later when the event `after` is not among the remembered ones yet.
 
+        A user who has something to encode and no vectors, as after a change of the model, is said to be wanted, and
+        waited for up to `vectors_wait_ms`.
         Without a `location` it is the profile's categorical `location`, else "". One round trip each time, and one
         more when the location had to be taken from a profile that was not known before. Raises StoreUnavailableError,
         or ValueError when the state was written by another version.
@@ -92,7 +106,22 @@ class UserReader:
             place = location if location is not None else profile_location(user.state.profile)
             user, raw = await self._look(user_id, place, user, raw)
             found = user.state.remembers(wanted)
+        if user.vectors is None and user.has_window:
+            with idle():
+                user = await self._encoded(user, vectors_wait_ms)
         return await self._placed(user, None if after is None else found, asked=location)
+
+    async def _encoded(self, user: LiveUser, wait_ms: float) -> LiveUser:
+        """The user with vectors, if a worker encodes them in time."""
+        began = time.monotonic()
+        try:
+            await self.store.write(self.store.keys.wanted(), {user.user_id: partition_tag(user.partition).encode()})
+        except StoreUnavailableError:  # it may take no writes, and the user is here
+            return user
+        while user.vectors is None and (waited := time.monotonic() - began) < wait_ms / 1000:
+            await asyncio.sleep(max(_LOOK_S, _LOOK_SHARE * waited))
+            user, _ = await self._look(user.user_id, user.location)
+        return user
 
     async def _look(
         self, user_id: str, location: str | None, last: LiveUser | None = None, last_raw: _Raw = (None, None)

@@ -29,12 +29,16 @@ class Keys:
     prefix: str = "perseid"
 
     def cluster(self) -> str:
-        """Hash of facts about the deployment: partition count, kinds, serving model, player clock."""
+        """Hash of facts about the deployment: partition count, kinds, serving model, a timeline's clock ("": ended)."""
         return f"{self.prefix}:cluster"
 
     def model(self, version: str) -> str:
         """Hash of what an API process needs to serve a model version (JSON and context weights)."""
         return f"{self.prefix}:model:{version}"
+
+    def wanted(self) -> str:
+        """Hash user → tag of users who asked for a list and had no vectors of the served model."""
+        return f"{self.prefix}:wanted"
 
     def roles(self) -> str:
         """Hash role id → JSON heartbeat of every running process."""

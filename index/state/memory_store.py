@@ -16,6 +16,7 @@ from index.state.store import (
     Claim,
     ClaimRefusedError,
     Commit,
+    Fields,
     LogPage,
     Logs,
     Op,
@@ -101,6 +102,26 @@ class MemoryStore:
     async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
         self._hashes[key].update(fields)
 
+    async def remove(self, key: str, fields: Sequence[str]) -> None:
+        for name in fields:
+            self._hashes[key].pop(name, None)
+
+    async def swap(self, key: str, expected: Fields, fields: Fields) -> bool:
+        stored = self._hashes[key]
+        if any(stored.get(name) != value for name, value in expected.items()):
+            return False
+        await self.remove(key, [name for name, value in fields.items() if value is None])
+        if given := {name: value for name, value in fields.items() if value is not None}:
+            await self.write(key, given)
+        return True
+
+    async def present(self, places: Sequence[tuple[str, str]]) -> list[bool]:
+        return [name in self._hashes.get(key, {}) for key, name in places]
+
+    async def highest(self, key: str, start: int, limit: int) -> list[tuple[str, int]]:
+        found = sorted(self._sorted.get(key, {}).items(), key=lambda entry: (entry[1], entry[0].encode()), reverse=True)
+        return found[start : start + limit]
+
     async def scores(self, key: str) -> dict[str, int]:
         return dict(self._sorted.get(key, {}))
 
@@ -143,6 +164,10 @@ class MemoryStore:
             case "hdel":
                 for name in op.names:
                     self._hashes[op.key].pop(name, None)
+            case "hkeep":
+                prefix, *kept = op.names
+                for name in [name for name in self._hashes[op.key] if name.startswith(prefix) and name not in kept]:
+                    del self._hashes[op.key][name]
             case "hincr":
                 for name, value in op.values.items():
                     _increment(self._hashes[op.key], name, int(value))

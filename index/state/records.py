@@ -42,6 +42,16 @@ def vector_field(model: str) -> str:
     return f"v:{model}"
 
 
+# Field of a tag's owner hash: versions of models, sorted, whose vectors all users or items of the tag have; those that
+# only some have stand behind a `~`.
+MODELS, SOME = "models", "~"
+
+
+def complete_models(mark: str) -> frozenset[str]:
+    """Versions of models whose vectors everybody of a tag has, by its `MODELS`."""
+    return frozenset(version for version in mark.split() if not version.startswith(SOME))
+
+
 def event_hash(event_id: str) -> int:
     """56-bit hash by which an event id is remembered (BLAKE2b, little endian)."""
     return int.from_bytes(blake2b(event_id.encode(), digest_size=_HASH_BYTES).digest(), "little")

@@ -21,6 +21,7 @@ from index.state.store import (
     Claim,
     ClaimRefusedError,
     Commit,
+    Fields,
     LogPage,
     Logs,
     StoreUnavailableError,
@@ -128,6 +129,27 @@ class RedisStore:
                 self.refusal = str(error.__cause__)
             raise
 
+    async def remove(self, key: str, fields: Sequence[str]) -> None:
+        await self._run(key, "HDEL", *fields)
+
+    async def swap(self, key: str, expected: Fields, fields: Fields) -> bool:
+        parts = [
+            part
+            for given in (expected, fields)
+            for part in (len(given), *(word for field in given.items() for word in _optional(*field)))
+        ]
+        return (await self._script([key], ["swap", *parts]))[0] == b"ok"
+
+    async def present(self, places: Sequence[tuple[str, str]]) -> list[bool]:
+        async with self._translated():
+            return list(
+                map(bool, await self._nodes.run([Command(key, ("HEXISTS", key, name)) for key, name in places]))
+            )
+
+    async def highest(self, key: str, start: int, limit: int) -> list[tuple[str, int]]:
+        found = await self._run(key, "ZREVRANGE", start, start + limit - 1, "WITHSCORES")
+        return [(member.decode(), int(score)) for member, score in found]
+
     async def scores(self, key: str) -> dict[str, int]:
         # Not by one ZRANGE: over a million members it would take longer than a reader waits, and keep out all others.
         found, cursor = dict[str, int](), 0
@@ -166,6 +188,10 @@ class RedisStore:
     async def close(self) -> None:
         await self._nodes.close()
         await self._follow.close()
+
+
+def _optional(name: str, value: bytes | None) -> tuple[str, int, bytes]:
+    return name, int(value is not None), value or b""
 
 
 def _commit_arguments(keys: Keys, commit: Commit) -> tuple[list[str], list[bytes | int | str]]:

@@ -102,9 +102,16 @@ class SqliteStore(MemoryStore):
         await super().write(key, fields)
         self._note("hashes", key, fields)
 
+    async def remove(self, key: str, fields: Sequence[str]) -> None:
+        await super().remove(key, fields)
+        self._note_removed("hashes", key, fields)
+
     def _apply(self, op: Op) -> None:
+        before = set(self._hashes[op.key]) if op.kind == "hkeep" else set()
         super()._apply(op)
-        if op.kind == "delete":
+        if op.kind == "hkeep":
+            self._note_removed("hashes", op.key, before - set(self._hashes[op.key]))
+        elif op.kind == "delete":
             self._deleted.add(op.key)
             for changed in self._changed.values():
                 changed.pop(op.key, None)
@@ -112,15 +119,17 @@ class SqliteStore(MemoryStore):
             self._note_hash(op.key)
             self._note("sorted", self.keys.item_index(), op.names)
         elif op.kind in _REMOVES:
-            table = _TABLE_OF[op.kind]
-            for name in op.names:
-                self._changed[table][op.key].pop(name, None)
-                self._removed[table].add((op.key, name))
+            self._note_removed(_TABLE_OF[op.kind], op.key, op.names)
         else:
             self._note(_TABLE_OF[op.kind], op.key, op.values or op.names)
 
     def _note(self, table: str, key: str, names: Iterable[str]) -> None:
         self._changed[table][key].update(dict.fromkeys(names))
+
+    def _note_removed(self, table: str, key: str, names: Iterable[str]) -> None:
+        for name in names:
+            self._changed[table][key].pop(name, None)
+            self._removed[table].add((key, name))
 
     def _note_hash(self, key: str) -> None:
         self._note("hashes", key, self._hashes[key])

@@ -4,6 +4,8 @@
 --   commit token topic expected position n (other_topic its_position)*n nops (op)*
 --                                                                          -> {"ok"} | {"token"|"position"|"beside", stored}
 --   beat   token caught_up n (topic end_offset)*n                              -> {"ok"} | {"token"}
+--   swap   n (name is_there value)*n m (name is_there value)*m                 -> {"ok"} | {"differs"}
+--                             KEYS[1] is no owner but the hash whose n fields must be as given and whose m fields are set
 -- An op is: code, index of its key in KEYS, count, arguments. See index/store.py for their meaning.
 local owner, command = KEYS[1], ARGV[1]
 redis.replicate_commands()
@@ -47,6 +49,14 @@ local function append_to_item_log(item_key, item)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', 100000, position .. '-0', 'i', item)
 end
 
+local function keep_fields(key, prefix, first, last)
+  local kept = {}
+  for i = first, last do kept[ARGV[i]] = true end
+  for _, name in ipairs(redis.call('HKEYS', key)) do
+    if string.sub(name, 1, #prefix) == prefix and not kept[name] then redis.call('HDEL', key, name) end
+  end
+end
+
 local function commit()
   local token, topic, expected, position = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
   local stored = redis.call('HMGET', owner, 'token', 'pos:' .. topic)
@@ -65,6 +75,7 @@ local function commit()
     local first, last = at + 3, at + 2 + count
     if code == 'hset' then redis.call('HSET', key, unpack(ARGV, first, last))
     elseif code == 'hdel' then redis.call('HDEL', key, unpack(ARGV, first, last))
+    elseif code == 'hkeep' then keep_fields(key, ARGV[first], first + 1, last)
     elseif code == 'hincr' then
       for i = first, last, 2 do redis.call('HINCRBY', key, ARGV[i], ARGV[i + 1]) end
     elseif code == 'delete' then redis.call('DEL', key)
@@ -90,7 +101,22 @@ local function beat()
   return {'ok'}
 end
 
+local function swap()
+  local at = 3
+  for _ = 1, tonumber(ARGV[2]) do
+    local stored = redis.call('HGET', owner, ARGV[at])
+    if stored ~= (ARGV[at + 1] == '1' and ARGV[at + 2]) then return {'differs'} end
+    at = at + 3
+  end
+  for i = at + 1, at + 3 * tonumber(ARGV[at]), 3 do
+    if ARGV[i + 1] == '1' then redis.call('HSET', owner, ARGV[i], ARGV[i + 2])
+    else redis.call('HDEL', owner, ARGV[i]) end
+  end
+  return {'ok'}
+end
+
 if command == 'claim' then return claim() end
 if command == 'commit' then return commit() end
+if command == 'swap' then return swap() end
 if command == 'beat' then return beat() end
 return redis.error_reply('unknown command ' .. tostring(command))

@@ -35,12 +35,12 @@ class ClaimRefusedError(Exception):
 class Op:
     """One operation on one key; a batch of them is applied atomically.
 
-    `hset` fields {name: bytes} · `hdel` names · `hincr` {name: int} · `delete` · `zadd` {member: score} ·
-    `zrem` names · `sadd`/`srem` names · `log` one item id (names[0]) is appended to the item log: the item's hash
-    (`key`) gets the new position, and the item index too.
+    `hset` fields {name: bytes} · `hdel` names · `hkeep` of the fields that begin with names[0] only names[1:] ·
+    `hincr` {name: int} · `delete` · `zadd` {member: score} · `zrem` names · `sadd`/`srem` names · `log` one item id
+    (names[0]) is appended to the item log: the item's hash (`key`) gets the new position, and the item index too.
     """
 
-    kind: Literal["hset", "hdel", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log"]
+    kind: Literal["hset", "hdel", "hkeep", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log"]
     key: str
     values: Mapping[str, bytes] | Mapping[str, int] = field(default_factory=dict)
     names: Sequence[str] = ()
@@ -58,6 +58,7 @@ class LogIdentity:
 
 
 Logs = Mapping[str, LogIdentity]  # by topic
+Fields = Mapping[str, bytes | None]  # of a hash; None is one that is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,21 @@ class LiveStore(Protocol):
 
     async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
         """Sets fields of a hash that no claim guards (cluster facts, models, heartbeats)."""
+
+    async def remove(self, key: str, fields: Sequence[str]) -> None:
+        """Removes fields of a hash that no claim guards."""
+
+    async def swap(self, key: str, expected: Fields, fields: Fields) -> bool:
+        """Sets fields of a hash that no claim guards, or removes one by None, if all `expected` ones are as given.
+
+        False, and nothing is changed, when one is not; None expects that it is not there.
+        """
+
+    async def present(self, places: Sequence[tuple[str, str]]) -> list[bool]:
+        """Of each (hash, field) whether it is there, without reading it; one round trip."""
+
+    async def highest(self, key: str, start: int, limit: int) -> list[tuple[str, int]]:
+        """Members of a sorted set with their scores, the highest first, from rank `start` on."""
 
     async def scores(self, key: str) -> dict[str, int]:
         """All members of a sorted set with their scores; of those that come or go meanwhile some."""

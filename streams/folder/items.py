@@ -1,6 +1,7 @@
 """`read_items` loads a data folder's catalogue, its labels folded, and leaves out what the topic would refuse.
 
-A mistake of type is refused with file and line: whoever wrote the file meant something else with the whole field.
+So it does with what becomes known in the future. A mistake of type is refused with file and line: whoever wrote the
+file meant something else with the whole field.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import orjson
 from context.labels import fold_label
 from context.times import YEAR_2000_MS, check_ms, check_seconds
 from streams.events import CATALOG, MalformedError, Record, Rules
+from streams.folder.future import check_past
 from streams.folder.lines import example_of, json_lines, wrong_type
 from streams.left_out import LeftOut
 from streams.parsing import parse
@@ -46,11 +48,11 @@ def catalogue_body(item: Mapping[str, Any], ts_ms: int) -> dict[str, Any]:
     return {"item_id": item["item_id"], "title": "", **said, "ts_ms": ts_ms}
 
 
-def read_items(path: Path, rules: Rules, left_out: LeftOut) -> list[dict[str, Any]]:
-    """The items of a file, with folded labels; what the topic would refuse is counted in `left_out`.
+def read_items(path: Path, rules: Rules, left_out: LeftOut, until_ms: int) -> list[dict[str, Any]]:
+    """The items of a file that are known by `until_ms`, with folded labels.
 
-    Raises ValueError, with file and line, for a mistake of type and for an id that is there twice; also when there is
-    no file, or no item of it is usable.
+    Others, and what the topic would refuse, are counted in `left_out`. Raises ValueError, with file and line, for a
+    mistake of type and for an id that is there twice; also when there is no file, or no item of it is usable.
     """
     if not path.exists():
         raise ValueError(f"{path.parent} is no data folder: it has no {path.name}")
@@ -64,7 +66,7 @@ def read_items(path: Path, rules: Rules, left_out: LeftOut) -> list[dict[str, An
         seen.add(item_id)
         _check_types(path, number, item)
         try:
-            items.append(_accepted(item, rules))
+            items.append(_accepted(item, rules, until_ms))
         except MalformedError as error:
             refused.add(f"{path.name}: {reason_of(error)}", example_of(number, item, "item_id"))
     if refused and not items:
@@ -92,7 +94,7 @@ def reason_of(error: MalformedError) -> str:
     return f"{error.field}: {_VALUE.sub('', error.reason)}"
 
 
-def _accepted(item: dict[str, Any], rules: Rules) -> dict[str, Any]:
+def _accepted(item: dict[str, Any], rules: Rules, until_ms: int) -> dict[str, Any]:
     """The item as the topic takes it. Raises MalformedError when it would not."""
     folded = dict(item)
     for name in ("brand", "subclass"):
@@ -103,6 +105,7 @@ def _accepted(item: dict[str, Any], rules: Rules) -> dict[str, Any]:
             labels = [_named(name, fold_label, label) for label in folded[name] if label is not None]
             folded[name] = [label for label in labels if label]
     known_ms = arrival_ms(folded) or YEAR_2000_MS
+    check_past("ts_ms" if folded.get("first_seen") is None else "first_seen", known_ms, until_ms)
     parse(Record(CATALOG, 0, 0, known_ms, None, orjson.dumps(catalogue_body(folded, known_ms))), rules)
     return folded
 

@@ -2,7 +2,7 @@
 
 It needs `events.csv.gz` (header `user_id,item_id,event_type,timestamp[,…]`, unix seconds, sorted; a column `ts_ms`
 wins) and `items.jsonl.gz`. Mistakes of form are refused with file and row; single rows and records that the topics
-would refuse are left out and counted.
+would refuse, or that are dated in the future, are left out and counted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from context.counting import counted
 from context.times import YEAR_2000_MS, YEAR_2100_MS, check_ms, check_seconds, unit_of
 from streams.events import CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, RELOAD_MS, USERS, MalformedError, Record, Rules
 from streams.folder.files import open_utf8
+from streams.folder.future import IN_FUTURE, check_past, latest_ms
 from streams.folder.items import arrival_ms, read_items, reason_of
 from streams.folder.lines import example_of, json_lines
 from streams.left_out import LeftOut
@@ -101,7 +102,7 @@ class Folder:
     vectors: list[dict[str, Any]]  # by ts_ms
     kind_names: tuple[str, ...]
     kind_weights: tuple[int, ...]  # by code, as they count for popularity
-    left_out: LeftOut  # rows and records that the topics would refuse, and events that name no item of `items`
+    left_out: LeftOut  # what topics would refuse or is of the future, and events that name no item of `items`
     reload_ms: int = RELOAD_MS  # as of the rules it was read with
 
     @property
@@ -119,14 +120,18 @@ class Folder:
         return self.stop_ms if at >= len(self.events) else int(self.events.ts_ms[at])
 
 
-def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, str] | None = None) -> Folder:
-    """The data folder at `path`; `kind_of` adds meanings of event types to `DEFAULT_KIND_OF`. Raises ValueError, with
-    file and row, when a file is missing or malformed, or nothing in it is usable.
+def read_folder(
+    path: Path, rules: Rules | None = None, kind_of: Mapping[str, str] | None = None, now_ms: int | None = None
+) -> Folder:
+    """The data folder at `path`, as far as it has happened by `now_ms` (None: by the wall clock).
+
+    `kind_of` adds meanings of event types to `DEFAULT_KIND_OF`. Raises ValueError, with file and row, when a file is
+    missing or malformed, or nothing in it is usable.
     """
-    rules, left_out = rules or Rules(), LeftOut()
+    rules, left_out, until_ms = rules or Rules(), LeftOut(), latest_ms(now_ms)
     table = _read_events(path / EVENTS)
-    items = read_items(path / ITEMS, rules, left_out)
-    table = _usable(table, path / EVENTS, rules, left_out)
+    items = read_items(path / ITEMS, rules, left_out, until_ms)
+    table = _usable(table, path / EVENTS, rules, left_out, until_ms)
     user_ids = table["user_id"].unique(maintain_order=True).to_list()
     named = [item for item in table["item_id"].unique(maintain_order=True).to_list() if item]
     described = {item["item_id"] for item in items}
@@ -135,8 +140,8 @@ def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, st
     events = _columns(table, kinds, user_ids, item_ids, path / EVENTS)
     _note_unknown_items(events, item_ids, len(items), left_out)
     first_ms = int(events.ts_ms[0])
-    contexts = _timed(path / CONTEXTS, CONTEXT, "location", first_ms, rules, left_out)
-    profiles = _timed(path / PROFILES, USERS, "user_id", first_ms, rules, left_out)
+    contexts = _timed(path / CONTEXTS, CONTEXT, "location", first_ms, rules, left_out, until_ms)
+    profiles = _timed(path / PROFILES, USERS, "user_id", first_ms, rules, left_out, until_ms)
     arrivals_ms = _arrivals(items, events, len(item_ids))
     start_ms = min([first_ms, *(row["ts_ms"] for row in contexts + profiles), *arrivals_ms[arrivals_ms >= 0].tolist()])
     return Folder(
@@ -147,10 +152,10 @@ def read_folder(path: Path, rules: Rules | None = None, kind_of: Mapping[str, st
         item_ids=item_ids,
         items=items,
         arrivals_ms=np.where(arrivals_ms < 0, start_ms, arrivals_ms),
-        impressions=_impressions(path / IMPRESSIONS, left_out),
+        impressions=_impressions(path / IMPRESSIONS, left_out, until_ms),
         contexts=contexts,
         profiles=profiles,
-        vectors=_timed(path / VECTORS, ITEM_VECTORS, "item_id", start_ms, rules, left_out),
+        vectors=_timed(path / VECTORS, ITEM_VECTORS, "item_id", start_ms, rules, left_out, until_ms),
         kind_names=tuple(kind.name for kind in rules.kinds),
         kind_weights=tuple(kind.weight for kind in rules.kinds),
         left_out=left_out,
@@ -201,8 +206,8 @@ def _shown(rows: pl.DataFrame) -> str:
     return f"{first['row']} {[first[name] for name in (*REQUIRED, 'ts_ms') if name in first]}"
 
 
-def _usable(table: pl.DataFrame, path: Path, rules: Rules, left_out: LeftOut) -> pl.DataFrame:
-    """Rows that the topics would accept, with `ms`; counts the others by reason."""
+def _usable(table: pl.DataFrame, path: Path, rules: Rules, left_out: LeftOut, until_ms: int) -> pl.DataFrame:
+    """Rows up to a time that the topics would accept, with `ms`; counts the others by reason."""
     rows = table.height
     refused = LeftOut()
 
@@ -216,7 +221,7 @@ def _usable(table: pl.DataFrame, path: Path, rules: Rules, left_out: LeftOut) ->
     for reason, bad in _wrong_times(name):
         table = leave_out(table, bad, reason)
     ms = (pl.col("time") * (1 if name == "ts_ms" else 1000)).round().cast(pl.Int64)
-    table = table.with_columns(ms.alias("ms"))
+    table = leave_out(table.with_columns(ms.alias("ms")), pl.col("ms") > until_ms, f"{name} {IN_FUTURE}")
     for column in ("user_id", "item_id", *DETAILS):
         if column in table.columns:
             for reason, values in _refused_ids(table[column], column, rules).items():
@@ -309,16 +314,16 @@ def _codes(column: pl.Series, ids: Sequence[str]) -> NDArray[np.int32]:
 
 
 def _timed(
-    path: Path, topic: str, identifier: str, start_ms: int, rules: Rules, left_out: LeftOut
+    path: Path, topic: str, identifier: str, start_ms: int, rules: Rules, left_out: LeftOut, until_ms: int
 ) -> list[dict[str, Any]]:
-    """Records of a file that its topic would accept, by `ts_ms`; one without a time counts from `start_ms`."""
+    """Records up to `until_ms` that their topic would accept, by `ts_ms`; one without a time counts from `start_ms`."""
     records = []
     for number, record in json_lines(path, _LISTS[topic]):
         ts_ms = record.setdefault("ts_ms", start_ms)
         if not isinstance(record.get(identifier), str) or not isinstance(ts_ms, int) or isinstance(ts_ms, bool):
             raise ValueError(f"{path} line {number}: needs a string {identifier} and an integer ts_ms: {record!r:.99}")
         try:
-            _check_time("ts_ms", ts_ms)
+            _check_time("ts_ms", ts_ms, until_ms)
             parse(Record(topic, 0, 0, ts_ms, None, orjson.dumps(record)), rules)
         except MalformedError as error:
             if error.field != "embedder":  # which vectors fit is asked when they are used
@@ -328,14 +333,14 @@ def _timed(
     return sorted(records, key=lambda record: int(record["ts_ms"]))
 
 
-def _impressions(path: Path, left_out: LeftOut) -> list[dict[str, Any]]:
-    """What was shown, but for lines whose time is of another unit."""
+def _impressions(path: Path, left_out: LeftOut, until_ms: int) -> list[dict[str, Any]]:
+    """What was shown, but for lines whose time is of another unit or in the future."""
     found = []
     for number, line in json_lines(path, ("shown", "prices")):
         try:
             for name in ("timestamp", "ts_ms"):
                 if isinstance(line.get(name), int | float):
-                    _check_time(name, line[name])
+                    _check_time(name, line[name], until_ms)
         except MalformedError as error:
             left_out.add(f"{path.name}: {reason_of(error)}", example_of(number, line, "user_id"))
             continue
@@ -343,11 +348,12 @@ def _impressions(path: Path, left_out: LeftOut) -> list[dict[str, Any]]:
     return found
 
 
-def _check_time(name: str, value: int) -> None:
+def _check_time(name: str, value: int, until_ms: int) -> None:
     try:
         (check_seconds if name == "timestamp" else check_ms)(value)
     except ValueError as error:
         raise MalformedError(name, str(error)) from error
+    check_past(name, value * 1000 if name == "timestamp" else value, until_ms)
 
 
 def _arrivals(items: Sequence[Mapping[str, Any]], events: Events, count: int) -> NDArray[np.int64]:

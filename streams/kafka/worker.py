@@ -26,6 +26,7 @@ from streams.kafka.lanes import LANES, BatchSize, Lane
 from streams.kafka.log_identity import LogLookup
 from streams.kafka.monitor import LogMonitor, partition_count_error
 from streams.pipeline.engine import Engine, GapError
+from streams.pipeline.filler import VectorFiller
 
 _IDLE_EVERY = 5  # beats between two looks for idle users, each at one partition
 
@@ -50,15 +51,21 @@ class WorkerSettings:
 class StreamWorker:
     """Runs one engine, which nobody else uses, against Kafka until stopped.
 
-    `follow` keeps the encoder's items in line with the item log; it runs beside the agents.
+    `follow` keeps the encoders' items in line with the item log and the models in line with their aliases; it runs
+    beside the agents, as does `filler`.
     """
 
     def __init__(
-        self, engine: Engine, settings: WorkerSettings, follow: Callable[[], Awaitable[None]] | None = None
+        self,
+        engine: Engine,
+        settings: WorkerSettings,
+        follow: Callable[[], Awaitable[None]] | None = None,
+        filler: VectorFiller | None = None,
     ) -> None:
-        self.engine, self.settings, self._follow = engine, settings, follow
+        self.engine, self.settings, self._follow, self._filler = engine, settings, follow, filler
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
+        self._sweeps = 0
         self.app = self._build_app()
         self.lanes = [self._build_lane(topics) for topics in LANES]
         self._lookup = LogLookup(settings.access)
@@ -95,7 +102,9 @@ class StreamWorker:
         """What runs beside the agents."""
         monitor, follow = self._monitor, [] if self._follow is None else [self._follow()]
         beats = monitor.beats(consumer, self.settings.beat_s)
-        return [self.claims.run(consumer), beats, monitor.logs(), self._sweep(), *follow]
+        fill = [] if self._filler is None else [self._keep_up("complete vectors", self._filler.turn)]
+        sweep = self._keep_up("re-encode waiting users or remove idle ones", self._sweep)
+        return [self.claims.run(consumer), beats, monitor.logs(), sweep, *fill, *follow]
 
     async def _end(self, tasks: Sequence[asyncio.Future[None]]) -> None:
         waiting = set(tasks)
@@ -225,22 +234,28 @@ class StreamWorker:
         tag = tag_of(record.topic, record.partition)
         return tag in self.engine.leases and tag not in self.claims.unsettled
 
-    async def _sweep(self) -> None:
-        """Re-encodes users whose items got their vectors after they were clicked, and removes idle ones."""
-        turn = 0
+    async def _sweep(self) -> float:
+        """Re-encodes users whose items got their vectors after the click; now and then it removes idle users."""
+        self._sweeps += 1
+        await self.engine.sweep_waiting()
+        if self._sweeps % _IDLE_EVERY == 0:
+            await self.engine.sweep_idle()
+        return self.settings.beat_s
+
+    async def _keep_up(self, what: str, turn: Callable[[], Awaitable[float]]) -> None:
+        """Does beside the stream what changes no state, for ever; `turn` says for how many seconds to rest after it."""
+        rest_s = self.settings.beat_s
         while not self._stop.is_set():
-            await asyncio.sleep(self.settings.beat_s)
-            turn += 1
+            await asyncio.sleep(rest_s)
+            rest_s = self.settings.beat_s
             try:
-                await self.engine.sweep_waiting()
-                if turn % _IDLE_EVERY == 0:
-                    await self.engine.sweep_idle()
+                rest_s = await turn()
             except (StoreUnavailableError, FencedError) as error:
-                log.warning("cannot re-encode waiting users or remove idle ones yet: %s", error)
+                log.warning("cannot %s yet: %s", what, error)
             except Exception:
-                # As in `_apply`: a defect that a sweep meets must not stop the stream.
+                # As in `_apply`: a defect that it meets must not stop the stream.
                 self.engine.counts.add("defects")
-                log.exception("re-encoding waiting users or removing idle ones failed")
+                log.exception("cannot %s", what)
             else:
                 continue
             for tag in [tag for tag, lease in self.engine.leases.items() if lease.unsure]:

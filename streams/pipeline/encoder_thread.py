@@ -45,6 +45,19 @@ class EncoderThread:
         """User vectors for a micro-batch; rows in the order of the requests."""
         return await self._run(lambda: self.encoder.encode(requests))
 
+    async def fill(self, requests: Sequence[EncodeRequest]) -> EncodeResult:
+        """As `encode`, for windows whose next event may be far: they are cached only where nothing has to go for it."""
+
+        def encode() -> EncodeResult:
+            encoder = self.encoder
+            return encoder.encode(requests) if encoder.has_room(requests) else encoder.encode_whole(requests)
+
+        return await self._run(encode)
+
+    async def restrict_cache(self, cache_bytes: int) -> None:
+        """Bounds the cache anew (`IncrementalEncoder.restrict_cache`)."""
+        await self._run(lambda: self.encoder.restrict_cache(cache_bytes))
+
     async def retrieval(self, item_ids: Sequence[str], vectors: Vector, tags: Sequence[Sequence[str]]) -> Vector:
         """Learns text vectors [n, d_text] and tags of items and returns their retrieval vectors [n, d]."""
 

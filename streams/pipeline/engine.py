@@ -6,6 +6,7 @@ Every batch ends in one atomic write per topic and partition; after an error the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections import defaultdict
@@ -13,7 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from index.state.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity
+from index.state.keys import ITEMS_TAG
+from index.state.records import MODELS
+from index.state.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity, Op
 from streams.events import (
     CATALOG,
     CLICKSTREAM,
@@ -26,8 +29,9 @@ from streams.events import (
     tag_of,
 )
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.intake import DeadLetterSink, Intake
-from streams.pipeline.item_ops import context_ops, item_ops
+from streams.pipeline.item_ops import complete_items, context_ops, item_ops
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
 from streams.pipeline.user_state import EngineSettings
@@ -54,13 +58,13 @@ class Engine:
         rules: Rules,
         partitions: int,
         sink: DeadLetterSink,
-        encoder: EncoderThread | None = None,
+        encoders: Encoders | None = None,
         settings: EngineSettings | None = None,
         announce: Callable[[], Awaitable[None]] | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
         self.store, self.rules, self.partitions, self.sink = store, rules, partitions, sink
-        self.encoder = encoder
+        self.encoders = encoders if encoders is not None else Encoders()
         self._announce = announce  # writes the deployment's facts and model into a store that does not have them
         self._unannounced = False
         self._swept = 0  # turns of the idle sweep
@@ -69,8 +73,9 @@ class Engine:
         self.counts = PipelineCounters()
         self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
         self.intake = Intake(rules, partitions, sink, self.counts)
-        planner = UserPlanner(store.keys, rules, encoder, self.settings, self.counts, self.metrics)
-        self._users = UserWriter(store, planner, encoder, self.settings, self.counts)
+        planner = UserPlanner(store.keys, rules, self.encoders, self.settings, self.counts, self.metrics)
+        self._one_at_a_time: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # of items and contexts, by tag
+        self._users = UserWriter(store, planner, self.encoders, self.settings, self.counts)
 
     async def claim(
         self, tag: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
@@ -100,8 +105,8 @@ class Engine:
 
     async def release(self, tag: str) -> None:
         """Forgets a tag and everything cached for it."""
-        if self.leases.pop(tag, None) is not None and self.encoder is not None:
-            await self.encoder.drop_tag(tag)
+        if self.leases.pop(tag, None) is not None:
+            await self.encoders.drop_tag(tag)
 
     async def apply(self, records: Sequence[Record]) -> None:
         """Applies a batch; within a topic and partition the records are in offset order.
@@ -175,6 +180,44 @@ class Engine:
         self._swept += 1
         return await self._users.sweep_idle(leases[self._swept % len(leases)])
 
+    async def replace_encoders(self, threads: Sequence[EncoderThread]) -> list[EncoderThread]:
+        """Writes vectors of other models from the next batch on; returns the encoders that nobody uses any more."""
+        before = list(self.encoders)
+        async with self._one_at_a_time[ITEMS_TAG]:
+            await self._users.replace_encoders(threads)
+        return [thread for thread in before if thread not in threads]
+
+    async def fill_users(self, lease: PartitionLease, missing: Mapping[str, frozenset[str]]) -> int:
+        """Gives users of a partition the vectors that they lack, by version; returns how many got some.
+
+        As what follows it changes no state and no position. Raises StoreUnavailableError, FencedError.
+        """
+        return await self._users.fill(lease, missing)
+
+    async def fill_items(self, lease: PartitionLease, item_ids: Sequence[str], *, logged: bool) -> int:
+        """Gives items the retrieval vectors that they lack, from their stored text vectors; returns how many got some.
+
+        Vectors of other models than ours go. Followers of the item log get to know of it if it is `logged`.
+        """
+        async with self._one_at_a_time[lease.tag]:
+            filled, ops = await complete_items(self.store, item_ids, self.encoders, logged=logged)
+            await self._commit(lease, CATALOG, lease.positions[CATALOG], ops)
+            return filled
+
+    async def keep_vectors(self, lease: PartitionLease, user_ids: Sequence[str]) -> None:
+        """Removes vectors of other models than ours from users of a partition."""
+        await self._users.keep_vectors(lease, user_ids)
+
+    async def mark(self, lease: PartitionLease, mark: str) -> None:
+        """Notes at a tag whose vectors all of its users or items have (`Encoders.mark`)."""
+        op = Op("hset", self.store.keys.owner(lease.tag), {MODELS: mark.encode()})
+        if lease.tag == ITEMS_TAG:
+            async with self._one_at_a_time[lease.tag]:
+                await self._commit(lease, CATALOG, lease.positions[CATALOG], [op], mark)
+        else:
+            await self._users.note(lease, [op])
+            lease.models = mark
+
     def _user_leases(self) -> list[PartitionLease]:
         return [lease for lease in self.leases.values() if CLICKSTREAM in lease.positions and not lease.unsure]
 
@@ -200,14 +243,24 @@ class Engine:
         if not records:
             return
         events = [event for _, event in await self.intake.accept(records)]
-        if topic == CONTEXT:
-            ops = context_ops(events, self.store.keys)
-        else:
-            ops = await item_ops(events, self.store.keys, self.encoder)
         lease = self.leases[tag]
+        async with self._one_at_a_time[tag]:
+            keys = self.store.keys
+            ops = context_ops(events, keys) if topic == CONTEXT else await item_ops(events, keys, self.encoders)
+            await self._commit(lease, topic, records[-1].offset + 1, ops)
+        self.counts.add_applied(topic, len(events))
+
+    async def _commit(
+        self, lease: PartitionLease, topic: str, offset: int, ops: Sequence[Op], models: str | None = None
+    ) -> None:
+        """Writes items or contexts; `models` is the mark to be kept, else what becomes of it by writing items."""
+        if models is None:
+            models = self.encoders.written(lease.models)
+            noted = [Op("hset", self.store.keys.owner(lease.tag), {MODELS: models.encode()})]
+            ops = [*ops, *(noted if models != lease.models else [])]
         try:
-            await lease.commit(self.store, topic, records[-1].offset + 1, ops)
+            await lease.commit(self.store, topic, offset, ops)
         except BaseException:
             lease.unsure = True
             raise
-        self.counts.add_applied(topic, len(events))
+        lease.models = models

@@ -6,9 +6,10 @@ stored and not used: the item keeps the retrieval vector it has, if any, until o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import orjson
 
 from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import Keys
@@ -23,9 +24,9 @@ from index.state.records import (
     encode_vectors,
     vector_field,
 )
-from index.state.store import Op
+from index.state.store import LiveStore, Op
 from streams.events import CatalogueEntry, ContextEntry, Event, VectorEntry
-from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 
 
 def context_ops(events: Sequence[Event], keys: Keys) -> list[Op]:
@@ -40,27 +41,61 @@ def context_ops(events: Sequence[Event], keys: Keys) -> list[Op]:
     return ops
 
 
-async def item_ops(events: Sequence[Event], keys: Keys, encoder: EncoderThread | None) -> list[Op]:
+async def item_ops(events: Sequence[Event], keys: Keys, encoders: Encoders) -> list[Op]:
     """Writes each item's record and appends it to the item log, in offset order."""
     entries = [event for event in events if isinstance(event, VectorEntry)]
-    retrieval = await _retrieval_vectors(entries, encoder)
+    retrieval = await _retrieval_vectors(entries, encoders)
     ops: list[Op] = []
     for event in events:
         if isinstance(event, CatalogueEntry):
             ops += _catalogue_ops(event, keys)
         elif isinstance(event, VectorEntry):
-            ops += _vector_ops(event, keys, encoder, retrieval.get(id(event)))
+            ops += _vector_ops(event, keys, encoders, retrieval[id(event)])
     return ops
 
 
-async def _retrieval_vectors(entries: Sequence[VectorEntry], encoder: EncoderThread | None) -> dict[int, bytes]:
-    """Those that the encoder gives, by the `id` of their entry."""
-    read = [entry for entry in entries if entry.vector is not None and encoder and encoder.reads(entry.embedder)]
-    if encoder is None or not read:
-        return {}
-    vectors = np.stack([entry.vector for entry in read if entry.vector is not None])
-    found = await encoder.retrieval([entry.item_id for entry in read], vectors, [entry.tags for entry in read])
-    return {id(entry): encode_vectors(row, half=False) for entry, row in zip(read, found, strict=True)}
+async def complete_items(
+    store: LiveStore, item_ids: Sequence[str], encoders: Encoders, *, logged: bool
+) -> tuple[int, list[Op]]:
+    """Gives items the retrieval vectors that they lack, from their stored text vectors: how many, and the operations.
+
+    Vectors of models that are not ours go. Raises StoreUnavailableError.
+    """
+    keys, versions = store.keys, encoders.versions
+    stored = (TEXT_VECTOR, TAGS, EMBEDDER, *map(vector_field, versions))
+    rows = await store.read([(keys.item(item_id), stored) for item_id in item_ids])
+    fields: dict[str, dict[str, bytes]] = {item_id: {} for item_id in item_ids}
+    for encoder in encoders:
+        place = stored.index(vector_field(encoder.version))
+        lacking = [
+            (item_id, np.frombuffer(row[0], np.float32), orjson.loads(row[1] or b"[]"))
+            for item_id, row in zip(item_ids, rows, strict=True)
+            if row[place] is None and row[0] is not None and encoder.reads((row[2] or b"").decode())
+        ]
+        if lacking:
+            names, vectors, tags = zip(*lacking, strict=True)
+            for item_id, made in zip(names, await encoder.retrieval(names, np.stack(vectors), tags), strict=True):
+                fields[item_id][vector_field(encoder.version)] = encode_vectors(made, half=False)
+    ops = [Op("hkeep", keys.item(item_id), names=encoders.kept_fields) for item_id in item_ids]
+    filled = {item_id: made for item_id, made in fields.items() if made}
+    ops += [Op("hset", keys.item(item_id), made) for item_id, made in filled.items()]
+    if logged:
+        ops += [Op("log", keys.item(item_id), names=(item_id,)) for item_id in filled]
+    return len(filled), ops
+
+
+async def _retrieval_vectors(entries: Sequence[VectorEntry], encoders: Encoders) -> dict[int, dict[str, bytes]]:
+    """Fields of those that the models give, by the `id` of their entry."""
+    found: dict[int, dict[str, bytes]] = {id(entry): {} for entry in entries}
+    for encoder in encoders:
+        read = [entry for entry in entries if entry.vector is not None and encoder.reads(entry.embedder)]
+        if not read:
+            continue
+        vectors = np.stack([entry.vector for entry in read if entry.vector is not None])
+        rows = await encoder.retrieval([entry.item_id for entry in read], vectors, [entry.tags for entry in read])
+        for entry, row in zip(read, rows, strict=True):
+            found[id(entry)][vector_field(encoder.version)] = encode_vectors(row, half=False)
+    return found
 
 
 def _catalogue_ops(event: CatalogueEntry, keys: Keys) -> list[Op]:
@@ -73,20 +108,22 @@ def _catalogue_ops(event: CatalogueEntry, keys: Keys) -> list[Op]:
     return [Op("hset", key, {CATALOGUE: canonical_json(event.fields), TEXT_HASH: " ".join(hashes).encode()}), log]
 
 
-def _vector_ops(event: VectorEntry, keys: Keys, encoder: EncoderThread | None, retrieval: bytes | None) -> list[Op]:
+def _vector_ops(event: VectorEntry, keys: Keys, encoders: Encoders, retrieval: Mapping[str, bytes]) -> list[Op]:
     key = keys.item(event.item_id)
     log = Op("log", key, names=(event.item_id,))
-    versions = (vector_field(encoder.version),) if encoder else ()
+    kept = encoders.kept_fields
     if event.vector is None:
-        return [Op("hdel", key, names=(TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, *versions)), log]
+        none = [Op("hkeep", key, names=kept[:1])] if encoders else []
+        return [Op("hdel", key, names=(TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH)), *none, log]
     fields = {
         TEXT_VECTOR: encode_vectors(event.vector, half=False),
         TAGS: canonical_json(list(event.tags)),
         EMBEDDER: event.embedder.encode(),
+        **retrieval,
     }
     if event.text_hash:
         fields[VECTOR_HASH] = event.text_hash.encode()
-    if encoder is not None and retrieval is not None:
-        fields[vector_field(encoder.version)] = retrieval
     drop = [] if event.text_hash else [Op("hdel", key, names=(VECTOR_HASH,))]
+    if encoders:  # vectors of a model that is not among ours would be those of a former text from now on
+        drop.append(Op("hkeep", key, names=kept))
     return [*drop, Op("hset", key, fields), log]

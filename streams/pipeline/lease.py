@@ -30,11 +30,12 @@ class PartitionLease:
     fresh: set[str] = field(default_factory=set)  # topics without a record since the claim or the last seek
     reread: set[str] = field(default_factory=set)  # sought once: their first record did not continue the position
     users: OrderedDict[str, UserState] = field(default_factory=OrderedDict)
-    # Users whose window holds items without a vector, and which; an empty tuple where that is not known.
-    waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    # Users whose window holds items without a vector, and which by model version; empty where that is not known.
+    waiting: dict[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     clock: PartitionClock = field(default_factory=PartitionClock)
     idle_ms: int = -1  # for how long users are kept, as stored beside the clock; -1 while it is not
     buckets: set[int] = field(default_factory=set)  # popularity buckets that exist
+    models: str = ""  # whose vectors all users or items of the tag have, and, after `~`, some; "" is not known
     rules: str = ""  # versions of the rules that the partition's events were applied under, as stored
 
     def remember(self, user_id: str, state: UserState) -> None:

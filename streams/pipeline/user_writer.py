@@ -7,17 +7,18 @@ dropped, so the batch can be applied again from the store's truth.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from index.state.records import PROFILE, STATE, UserState, load_user
-from index.state.store import LiveStore
+from index.state.records import MODELS, PROFILE, STATE, UserState, load_user
+from index.state.store import LiveStore, Op
 from streams.events import CLICKSTREAM
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters
 from streams.pipeline.partition_clock import PartitionClock
 from streams.pipeline.user_state import EngineSettings, rules_applied
-from streams.pipeline.write_plan import Touched, UserPlan, UserPlanner
+from streams.pipeline.write_plan import Touched, UserPlan, UserPlanner, still_waiting
 
 _FORMER_RULES = "1"  # where a clock is stored and no version
 SWEEP_USERS = 100  # idle users removed at a time: some milliseconds
@@ -30,23 +31,25 @@ class UserWriter:
         self,
         store: LiveStore,
         planner: UserPlanner,
-        encoder: EncoderThread | None,
+        encoders: Encoders,
         settings: EngineSettings,
         counts: PipelineCounters,
     ) -> None:
-        self._store, self._planner, self._encoder = store, planner, encoder
+        self._store, self._planner, self._encoders = store, planner, encoders
         self._settings, self._counts = settings, counts
         self._one_at_a_time = asyncio.Lock()
 
     async def open(self, lease: PartitionLease) -> None:
         """Reads what a new lease has to know of its partition. Raises ValueError when a later build applied it."""
         keys, tag = self._store.keys, lease.tag
-        clock, idle_ms, rules = (await self._store.read([(keys.owner(tag), ["clock", "idle_ms", "rules"])]))[0]
+        facts = ["clock", "idle_ms", "rules", MODELS]
+        ((clock, idle_ms, rules, models),) = await self._store.read([(keys.owner(tag), facts)])
         lease.clock, lease.idle_ms = PartitionClock.decode(clock), int(idle_ms or -1)
         lease.rules = rules.decode() if rules else _FORMER_RULES if clock else ""
         rules_applied(lease.rules)
+        lease.models = (models or b"").decode()
         lease.buckets = {int(bucket) for bucket in await self._store.read_all(keys.popularity_buckets(tag))}
-        lease.waiting = dict.fromkeys(sorted(await self._store.members(keys.waiting(tag))), ())
+        lease.waiting = {user_id: {} for user_id in sorted(await self._store.members(keys.waiting(tag)))}
 
     async def apply(self, plans: Sequence[UserPlan]) -> None:
         """Applies the events of plans, at most one plan a partition."""
@@ -90,31 +93,53 @@ class UserWriter:
         lease = plan.lease
         lease.buckets.update(plan.popularity)
         lease.buckets.difference_update(plan.expired)
-        lease.clock, lease.idle_ms, lease.rules = plan.clock, self._settings.idle_ms, plan.rules
+        lease.clock, lease.idle_ms = plan.clock, self._settings.idle_ms
+        lease.rules, lease.models = plan.rules, plan.models
         for user_id, touched in plan.touched.items():
             if touched.settled:
-                lease.waiting.pop(user_id, None)
-            if touched.missing:
-                lease.waiting[user_id] = touched.missing
+                missing = still_waiting(lease.waiting.pop(user_id, None), touched)
+                if missing is not None:
+                    lease.waiting[user_id] = missing
         lease.trim()
 
     async def _drop(self, lease: PartitionLease) -> None:
         lease.unsure = True
         lease.users.clear()
-        if self._encoder is not None:
-            await self._encoder.drop_tag(lease.tag)
+        await self._encoders.drop_tag(lease.tag)
 
     async def sweep_waiting(self, leases: Sequence[PartitionLease]) -> int:
         """Re-encodes users whose missing items have a vector by now. Changes no state and no position."""
-        if self._encoder is None:
-            return 0
-        known = self._encoder.encoder.items
         async with self._one_at_a_time:
+            if not self._encoders:
+                return 0
             plans = []
             for lease in leases:
-                ready = [u for u, items in lease.waiting.items() if not items or any(item in known for item in items)]
+                ready = [user for user, missing in lease.waiting.items() if self._encoders.can_help(missing)]
                 plans.append(_rewriting(lease, ready))
             return await self._rewrite(plans)
+
+    async def fill(self, lease: PartitionLease, missing: Mapping[str, frozenset[str]]) -> int:
+        """Encodes users by the versions of models whose vectors they lack; returns how many it wrote.
+
+        They are written as they are stored, at the position where the partition stands.
+        """
+        async with self._one_at_a_time:
+            plan = _rewriting(lease, [*missing])
+            plan.filling = True
+            for user_id, touched in plan.touched.items():
+                touched.only = missing[user_id]
+            await self._rewrite([plan])
+            return sum(bool(touched.vectors) for touched in plan.touched.values())
+
+    async def keep_vectors(self, lease: PartitionLease, user_ids: Sequence[str]) -> None:
+        """Removes the vectors of models that are not ours from these users."""
+        keys, kept = self._store.keys, self._encoders.kept_fields
+        await self.note(lease, [Op("hkeep", keys.user(lease.tag, user_id), names=kept) for user_id in user_ids])
+
+    async def note(self, lease: PartitionLease, ops: Sequence[Op]) -> None:
+        """Writes what changes no state, at the position where the partition stands."""
+        async with self._one_at_a_time:
+            await self._commit(lease, CLICKSTREAM, lease.positions[CLICKSTREAM], ops)
 
     async def sweep_idle(self, lease: PartitionLease) -> int:
         """Removes some users who have been idle for too long, which only frees memory; returns how many."""
@@ -135,11 +160,19 @@ class UserWriter:
     async def pass_over(self, lease: PartitionLease, topic: str, offset: int) -> None:
         """Moves a position and writes nothing else."""
         async with self._one_at_a_time:
-            try:
-                await lease.commit(self._store, topic, offset, [])
-            except BaseException:
-                lease.unsure = True
-                raise
+            await self._commit(lease, topic, offset, [])
+
+    async def replace_encoders(self, threads: Sequence[EncoderThread]) -> None:
+        """Encodes by other models from the next batch on."""
+        async with self._one_at_a_time:
+            self._encoders.replace(threads)
+
+    async def _commit(self, lease: PartitionLease, topic: str, offset: int, ops: Sequence[Op]) -> None:
+        try:
+            await lease.commit(self._store, topic, offset, ops)
+        except BaseException:
+            lease.unsure = True
+            raise
 
 
 def _rewriting(lease: PartitionLease, user_ids: Sequence[str], *, emptied: bool = False) -> UserPlan:

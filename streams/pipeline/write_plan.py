@@ -5,19 +5,30 @@ State, then vectors, then operations. Assumes that the users are loaded into the
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
 
 from encoder.inference.batching import EncodeRequest
 from index.state.keys import LOCATION_SEPARATOR, Keys
-from index.state.records import PROFILE, STATE, UserState, encode_profile, encode_state, encode_vectors, vector_field
+from index.state.records import (
+    MODELS,
+    PROFILE,
+    STATE,
+    UserState,
+    encode_profile,
+    encode_state,
+    encode_vectors,
+    vector_field,
+)
 from index.state.store import Op
 from streams.events import Click, Forget, Rules
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
 from streams.pipeline.partition_clock import PartitionClock
@@ -43,8 +54,9 @@ class Touched:
     emptied: bool = False  # forgotten, or removed as idle: vectors and caches go too
     profiled: bool = False
     encode: bool = False
-    vectors: bytes | None = None
-    missing: tuple[str, ...] = ()
+    only: frozenset[str] | None = None  # versions to encode; None: all
+    vectors: dict[str, bytes] = field(default_factory=dict)  # by version
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by version: its items without a vector
 
     @property
     def settled(self) -> bool:
@@ -59,13 +71,15 @@ class UserPlan:
     lease: PartitionLease
     topic: str
     position: int
+    filling: bool = False  # vectors are completed, for nobody who waits
     events: Sequence[UserEvent] = ()  # to be applied; or none, and …
     touched: dict[str, Touched] = field(default_factory=dict)  # … users to be written as they are by now
     popularity: dict[int, Counter[str]] = field(default_factory=dict)
     expired: list[int] = field(default_factory=list)  # popularity buckets that lie beyond the horizon now
     clock: PartitionClock = field(default_factory=PartitionClock)
     ticked: bool = False  # a click was applied
-    rules: str = ""  # as of `PartitionLease`
+    rules: str = ""  # as of `PartitionLease`, …
+    models: str = ""  # … and this
     ops: list[Op] = field(default_factory=list)
     written: bool = False
 
@@ -76,18 +90,18 @@ class UserPlan:
 
 
 class UserPlanner:
-    """Fills plans in: changes the users in memory, encodes them unless `encoder` is None, and lists the operations."""
+    """Fills plans in: changes the users in memory, encodes them by every model, and lists the operations."""
 
     def __init__(
         self,
         keys: Keys,
         rules: Rules,
-        encoder: EncoderThread | None,
+        encoders: Encoders,
         settings: EngineSettings,
         counts: PipelineCounters,
         metrics: WorkerMetrics,
     ) -> None:
-        self._keys, self._encoder, self._settings = keys, encoder, settings
+        self._keys, self._encoders, self._settings = keys, encoders, settings
         self._counts, self._metrics = counts, metrics
         self._weights = [kind.weight for kind in rules.kinds]
         self._rules = WindowRules.of(rules, settings.limits, settings.bucket_ms)
@@ -96,6 +110,7 @@ class UserPlanner:
         """State, then vectors in one encoder batch, then operations."""
         for plan in plans:
             plan.clock, plan.rules = plan.lease.clock.copy(), plan.lease.rules
+            plan.models = self._encoders.written(plan.lease.models)
             self._revisit(plan)
             self._change(plan)
         await self._encode(plans)
@@ -107,7 +122,8 @@ class UserPlanner:
         horizon_ms = plan.clock.before(self._settings.idle_ms)
         for user_id, touched in plan.touched.items():
             touched.state = plan.lease.users[user_id]
-            leave_if_idle(touched.state, horizon_ms)
+            if leave_if_idle(touched.state, horizon_ms):
+                touched.only = None
             touched.keep = 0 if touched.emptied else len(touched.state.ts_ms)
             touched.encode = bool(touched.state.ts_ms) or touched.state.profile is not None
 
@@ -149,29 +165,39 @@ class UserPlanner:
             plan.popularity.setdefault(bucket, Counter())[name] += weight
 
     async def _encode(self, plans: Sequence[UserPlan]) -> None:
-        if self._encoder is None:
-            return
         for plan in plans:
             for user_id, touched in plan.touched.items():
                 if touched.emptied:
-                    await self._encoder.drop(plan.lease.tag, user_id)
-        jobs = [(plan, user, t) for plan in plans for user, t in plan.touched.items() if t.encode]
+                    await self._encoders.drop(plan.lease.tag, user_id)
+        if self._encoders and any(touched.encode for plan in plans for touched in plan.touched.values()):
+            started = time.perf_counter()
+            counts = await asyncio.gather(*(self._encode_by(thread, plans) for thread in self._encoders))
+            self._metrics.encoded(sum(counts), time.perf_counter() - started)
+            self._counts.add("encoded", sum(counts))
+
+    async def _encode_by(self, thread: EncoderThread, plans: Sequence[UserPlan]) -> int:
+        """Vectors of one model; how many users that were."""
+        version = thread.version
+        jobs = [
+            (plan, user, touched)
+            for plan in plans
+            for user, touched in plan.touched.items()
+            if touched.encode and (touched.only is None or version in touched.only)
+        ]
         if not jobs:
-            return
-        started = time.perf_counter()
-        result = await self._encoder.encode([_request(plan.lease.tag, user, t) for plan, user, t in jobs])
-        self._metrics.encoded(len(jobs), time.perf_counter() - started)
+            return 0
+        encode = thread.fill if all(plan.filling for plan in plans) else thread.encode
+        result = await encode([_request(plan.lease.tag, user, touched) for plan, user, touched in jobs])
         for (_, _, touched), vectors, missing in zip(jobs, result.vectors, result.missing, strict=True):
-            touched.vectors = encode_vectors(vectors, self._settings.half_vectors)
-            touched.missing = missing
-        self._counts.add("encoded", len(jobs))
+            touched.vectors[version] = encode_vectors(vectors, self._settings.half_vectors)
+            touched.missing[version] = missing
+        return len(jobs)
 
     def _ops(self, plan: UserPlan) -> list[Op]:
         keys, tag = self._keys, plan.lease.tag
-        version = None if self._encoder is None else self._encoder.version
         ops: list[Op] = []
         for user_id, touched in plan.touched.items():
-            ops += _user_ops(keys.user(tag, user_id), touched, version)
+            ops += _user_ops(keys.user(tag, user_id), touched, self._encoders)
         ops += _index_ops(keys, plan) + _waiting_ops(keys, plan) + self._popularity_ops(plan)
         idle_ms = self._settings.idle_ms
         if plan.ticked or plan.lease.idle_ms != idle_ms:
@@ -179,6 +205,8 @@ class UserPlanner:
                 plan.rules = rules_applied(plan.rules)
             facts = {"clock": plan.clock.encode(), "idle_ms": str(idle_ms).encode(), "rules": plan.rules.encode()}
             ops.append(Op("hset", keys.owner(tag), facts))
+        if plan.models != plan.lease.models:
+            ops.append(Op("hset", keys.owner(tag), {MODELS: plan.models.encode()}))
         return ops
 
     def _popularity_ops(self, plan: UserPlan) -> list[Op]:
@@ -202,7 +230,7 @@ def _request(tag: str, user_id: str, touched: Touched) -> EncodeRequest:
     return EncodeRequest((tag, user_id), state.items, state.kinds, state.ts_ms, profile, touched.keep)
 
 
-def _user_ops(key: str, touched: Touched, version: str | None) -> list[Op]:
+def _user_ops(key: str, touched: Touched, encoders: Encoders) -> list[Op]:
     state = touched.state
     if state.empty:
         return [Op("delete", key)]
@@ -210,11 +238,10 @@ def _user_ops(key: str, touched: Touched, version: str | None) -> list[Op]:
     if touched.profiled or (touched.emptied and state.profile_ms >= 0):
         fields[PROFILE] = encode_profile(state.profile, state.profile_ms)
     ops = [Op("delete", key)] if touched.emptied else []
-    if version is not None:
-        if touched.vectors is not None:
-            fields[vector_field(version)] = touched.vectors
-        elif not state.ts_ms and not touched.emptied:  # the profile was all there was, and it is gone
-            ops.append(Op("hdel", key, names=(vector_field(version),)))
+    fields |= {vector_field(version): vectors for version, vectors in touched.vectors.items()}
+    if encoders and not touched.emptied and (touched.encode or not state.ts_ms):
+        # Vectors of a model that is not among ours would be those of a former window from now on.
+        ops.append(Op("hkeep", key, names=encoders.kept_fields if touched.encode else encoders.kept_fields[:1]))
     return [*ops, Op("hset", key, fields)]
 
 
@@ -228,7 +255,22 @@ def _index_ops(keys: Keys, plan: UserPlan) -> list[Op]:
 
 def _waiting_ops(keys: Keys, plan: UserPlan) -> list[Op]:
     waiting, before = keys.waiting(plan.lease.tag), plan.lease.waiting
-    settled = {user: touched.missing for user, touched in plan.touched.items() if touched.settled}
-    now = [user for user, missing in settled.items() if missing and user not in before]
-    done = [user for user, missing in settled.items() if not missing and user in before]
+    after = {
+        user: still_waiting(before.get(user), touched) for user, touched in plan.touched.items() if touched.settled
+    }
+    now = [user for user, missing in after.items() if missing is not None and user not in before]
+    done = [user for user, missing in after.items() if missing is None and user in before]
     return ([Op("sadd", waiting, names=now)] if now else []) + ([Op("srem", waiting, names=done)] if done else [])
+
+
+def still_waiting(
+    before: Mapping[str, tuple[str, ...]] | None, touched: Touched
+) -> Mapping[str, tuple[str, ...]] | None:
+    """Items without a vector by version after a settled user was written, as in `PartitionLease`; None for none."""
+    found = {version: missing for version, missing in touched.missing.items() if missing}
+    if touched.only is None:
+        return found or None
+    if before is None or not before:  # nobody waited, or it is not known for what
+        return found or before
+    others = {version: missing for version, missing in before.items() if version not in touched.missing}
+    return {**others, **found} or None

@@ -34,6 +34,7 @@ from streams.kafka.topic_merge import Covers
 from streams.parsing import note_reason, parse
 from streams.pipeline.digest import digest
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.user_state import EngineSettings
 from streams.replay.report import ReplayCounts, ReplayReport
@@ -74,7 +75,8 @@ async def open_engine(
     Raises ValueError when the store holds a state with another partition count or other kinds.
     """
     await store.ensure_cluster(partitions, [kind.name for kind in rules.kinds])
-    engine = Engine(store, rules, partitions, sink, encoder, settings or EngineSettings(half_vectors=False))
+    encoders = Encoders(*([] if encoder is None else [encoder]))
+    engine = Engine(store, rules, partitions, sink, encoders, settings or EngineSettings(half_vectors=False))
     for tag in (*(partition_tag(partition) for partition in range(partitions)), ITEMS_TAG, CONTEXT_TAG):
         await engine.claim(tag, 0, {topic: logs[topic] for topic in topics_of(tag)}, "replay")
     return engine
@@ -137,7 +139,7 @@ async def report(
         dead_letters=dict(replayed.dead_letters),
         digest=found,
         answers=evaluator.result() if evaluator is not None else None,
-        model=engine.encoder.version if engine.encoder is not None else None,
+        model=engine.encoders.versions[0] if engine.encoders else None,
         seconds=replayed.seconds + time.monotonic() - began_s,
     )
 
@@ -147,9 +149,8 @@ async def _go_on(engine: Engine, replayed: ReplayCounts, evaluator: PrequentialE
     if not replayed.done:
         return
     engine.counts.load(replayed.counts)
-    if engine.encoder is not None:
-        items = ItemFollower(engine.store, engine.encoder.version, engine.encoder, text_vectors=True)
-        await items.catch_up()
+    for encoder in engine.encoders:
+        await ItemFollower(engine.store, encoder.version, encoder, text_vectors=True).catch_up()
     if evaluator is not None:
         if replayed.evaluator is not None:
             evaluator.load_state_dict(replayed.evaluator)

@@ -22,6 +22,7 @@ from index.state.redis_store import RedisStore
 from streams.events import CLICKSTREAM, USER_TOPICS, Record, Rules
 from streams.kafka.lanes import USUAL_BATCH
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.query import PREFIX
@@ -84,7 +85,8 @@ async def measure_engine(task: Task) -> Cost:
         if encoder is not None:
             stack.callback(encoder.close)
         broker = MemoryBroker()
-        engine = Engine(store, Rules(embedders={"bench": TEXT_DIM}), task.point.partitions, broker, encoder)
+        encoders = Encoders(*([] if encoder is None else [encoder]))
+        engine = Engine(store, Rules(embedders={"bench": TEXT_DIM}), task.point.partitions, broker, encoders)
         for partition in range(task.point.partitions):
             await engine.claim(partition_tag(partition), task.turn, dict.fromkeys(USER_TOPICS, LOG))
         records = list(_records(engine, task))

@@ -13,26 +13,28 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 from prometheus_client import CollectorRegistry
 
-from deploy.roles.worker import publish_model, worker_report
+from deploy.models.documents import write_document
+from deploy.roles.api import checked_record
+from deploy.roles.worker import worker_report
 from deploy.runtime.state_sizes import keep_window
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load
 from index.api.app import create_app
-from index.api.errors import InvalidRecordError
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
 from index.items.follower import ItemFollower
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
 from index.state.store import LiveStore, LogIdentity
 from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules, topics_of
-from streams.parsing import encode_record
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.intake import KafkaDeadLetterSink
 from streams.pipeline.user_state import EngineSettings, WindowLimits
@@ -121,7 +123,7 @@ async def engine_on(store: LiveStore, broker: Broker, generation: int) -> AsyncI
     encoder = EncoderThread(incremental, metadata["version"], metadata["embedder"])
     try:
         await ItemFollower(store, metadata["version"], encoder, text_vectors=True).catch_up()
-        engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(broker), encoder, SIZES)
+        engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(broker), Encoders(encoder), SIZES)
         for tag in TAGS:
             await engine.claim(tag, generation, logs_of(tag), "group")
         yield engine
@@ -138,7 +140,8 @@ async def live(store: LiveStore, broker: Broker) -> Engine:
     """Applies the broker's logs to an empty state, with all that a worker writes beside them."""
     await store.ensure_cluster(PARTITIONS, [kind.name for kind in RULES.kinds])
     await keep_window(store, SIZES)
-    await publish_model(store, MODEL, SIZES.bucket_ms)
+    version = await write_document(store, MODEL)
+    await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(SIZES.bucket_ms).encode()})
     async with engine_on(store, broker, 1) as engine:
         while batch := broker.due(positions(engine)):
             try:
@@ -224,14 +227,7 @@ class Shown:
         self.published.append([topic, text(key), masked(json.loads(value)), partition])
 
 
-def validate(topic: str, body: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """Checks a posted record as a worker would."""
-    try:
-        return encode_record(topic, body, NOW_MS, RULES)
-    except MalformedError as error:
-        raise InvalidRecordError(error.field, error.reason) from error
-
-
+validate = partial(checked_record, RULES, lambda: NOW_MS)
 _PASSING = ("recommendation_id", "page_id", "lag_ms", "age_ms", "events_per_s")
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from context.labels import fold_label, folded_or_same, folded_rows
+from context.labels import check_text, fold_label, folded_or_same, folded_rows
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 
@@ -37,6 +37,23 @@ def test_control_characters_are_named(text: str, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         fold_label(text)
     assert folded_or_same(text) == text
+
+
+@pytest.mark.parametrize("text", ["Tea\u3000pot", "a\tb\r\nc\x0b\x0c\x85", " two  spaces ", "👩\u200d🍳\u2028", ""])
+def test_a_text_keeps_its_whitespace(text: str) -> None:
+    assert check_text(text) == text
+
+
+@given(st.characters(categories=["Cc", "Cs"]))
+def test_a_text_and_a_label_hold_the_same_control_characters(character: str) -> None:
+    try:
+        fold_label(f"a{character}b")
+    except ValueError as error:
+        with pytest.raises(ValueError, match=f"U\\+{ord(character):04X}") as caught:
+            check_text(f"a{character}b")
+        assert str(caught.value) == str(error)
+    else:
+        check_text(f"a{character}b")
 
 
 def test_a_label_has_at_most_256_bytes() -> None:

@@ -48,8 +48,12 @@ def test_the_overview_names_the_commands_of_users() -> None:
         (["train", "/nowhere"], 2, "does not exist"),
         (["up", "--data", "/nowhere"], 2, "does not exist"),
         (["up", "--speed", "0"], 2, "0"),
-        (["produce", "--state", "/nowhere", os.devnull], 1, "no `perseid up` runs with this state folder"),
-        (["doctor", "--state", "/nowhere"], 1, "no `perseid up` runs with this state folder"),
+        (
+            ["produce", "--state", "/nowhere", os.devnull],
+            1,
+            "no `perseid up` runs with /nowhere, and none",
+        ),
+        (["doctor", "--state", "/nowhere"], 1, "start it with `perseid up --state /nowhere`"),
         (["traffic", __file__], 1, "is no traffic plan"),
     ],
 )

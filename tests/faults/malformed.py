@@ -22,7 +22,8 @@ TS_MS = 1_760_000_000_000
 _TEXTS: list[Any] = [3, 1.5, True, [], {}, ["a"]]
 _IDS: list[Any] = [*_TEXTS, "", "x" * 257, "é" * 129, "a\nb", "a\x1fb", "\u2028"]
 _OPTIONAL_IDS: list[Any] = [*_TEXTS, "x" * 257, "a\tb", "\u2028"]
-_LABELS: list[Any] = [*_TEXTS, "x" * 257, "a\x00b", "a\x1fb", "\x9f"]
+_CONTROL: list[Any] = ["a\x00b", "a\x1fb", "\x7f", "\x9f"]
+_LABELS: list[Any] = [*_TEXTS, "x" * 257, *_CONTROL]
 _LISTS: list[Any] = ["x", "", 3, True, {}, [3], [""], [" \u3000"], [None], [["a"]], ["x" * 257], ["a", "b\x00"]]
 _NUMBERS: list[Any] = ["1", "cheap", True, [], {}]
 _INTEGERS: list[Any] = ["1", 1.5, True, [], {}, 2**62, -(2**63), 1e300]
@@ -53,12 +54,13 @@ _PROMOTIONS: list[Any] = [
     *([{"item": "a", "strength": "x"}], [{"tag": "a\x00"}], [{"category": "\u3000"}], [{"item": "a\u3000b"}]),
     *([{"tag": "a", "starts_ms": time}] for time in _STARTS),
     *([{"category": "a", "ends_ms": time}] for time in _ENDS),
+    [{"item": "a", "starts_ms": TS_MS + 1, "ends_ms": TS_MS}],
 ]
 
 REQUIRED: Mapping[str, Mapping[str, list[Any]]] = {
     CLICKSTREAM: {"event_id": _IDS, "user_id": _IDS, "item_id": _IDS, "kind": [*_TEXTS, "", "sneeze"], "ts_ms": _TIMES},
     USERS: {"user_id": _IDS, "ts_ms": _TIMES},
-    CATALOG: {"item_id": _IDS, "title": _TEXTS, "ts_ms": _TIMES},
+    CATALOG: {"item_id": _IDS, "title": [*_TEXTS, *_CONTROL], "ts_ms": _TIMES},
     ITEM_VECTORS: {"item_id": _IDS, "embedder": [*_IDS, "other"], "vector": _VECTORS, "ts_ms": _TIMES},
     CONTEXT: {"location": _IDS, "ts_ms": _TIMES, "valid_until_ms": _ENDS},
 }
@@ -69,10 +71,10 @@ OPTIONAL: Mapping[str, Mapping[str, list[Any]]] = {
         "categorical": [*_OBJECTS, {"a": 3}, {"a": None}, {"a": {}}, {"x" * 2000: 3}],
     },
     CATALOG: {
-        "description": _TEXTS,
+        "description": [*_TEXTS, *_CONTROL],
         "brand": _LABELS,
         "subclass": _LABELS,
-        "price": _NUMBERS,
+        "price": [*_NUMBERS, -1, -0.01],
         "available": ["yes", 1, 0, [], {}],
         **dict.fromkeys(("category", "tags", "regions"), _LISTS),
         "starts_ms": _STARTS,
@@ -92,6 +94,19 @@ GOOD: Mapping[str, dict[str, Any]] = {
     ITEM_VECTORS: {"item_id": "i1", "embedder": "toy", "vector": [1, 0, 0.5, 0], "tags": ["t"], "ts_ms": TS_MS},
     CONTEXT: {"location": "berlin", "ts_ms": TS_MS, "valid_until_ms": TS_MS + 1, "weather": {"heat_wave": True}},
 }
+# Of the right type, and yet wrong: topic, what is changed in a good record, field, reason.
+SENSELESS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
+    (CATALOG, {"price": -0.01}, "price", "is below 0"),
+    (CATALOG, {"title": "a\x07"}, "title", "holds the control character U+0007"),
+    (CATALOG, {"description": "line\n\x1b[0m"}, "description", "holds the control character U+001B"),
+    (CATALOG, {"starts_ms": TS_MS + 1, "ends_ms": TS_MS}, "ends_ms", "is before starts_ms"),
+    (
+        CONTEXT,
+        {"promotions": [{"tag": "t"}, {"tag": "t", "starts_ms": TS_MS + 1, "ends_ms": TS_MS}]},
+        "promotions[1].ends_ms",
+        "is before starts_ms",
+    ),
+)
 _DEEP = 100_000
 _BODIES = (
     *(b"", b" ", b"null", b"3", b"true", b"[]", b'"x"', b"{}", b"[{}]", b"{", b"{]", b"nul", b'{"a":NaN}', b'{"a":'),
@@ -111,6 +126,8 @@ def wrong(topic: str) -> list[tuple[str, dict[str, Any]]]:
     good, out = GOOD[topic], []
     for name, values in {**REQUIRED[topic], **OPTIONAL[topic]}.items():
         out += [(name, {**good, name: value}) for value in values]
+    if topic == CATALOG:
+        out.append(("ends_ms", {**good, "starts_ms": TS_MS + 1, "ends_ms": TS_MS}))
     for name in REQUIRED[topic]:
         out.append((name, {key: value for key, value in good.items() if key != name}))
         out.append((name, {**good, name: None}))

@@ -21,6 +21,7 @@ from streams.events import Rules
 from streams.kafka.config import KafkaConfig
 from streams.kafka.worker import StreamWorker, WorkerSettings
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine
 from streams.pipeline.intake import KafkaDeadLetterSink
 from tests.faults.mutations import mutate_worker, mutated_store
@@ -71,7 +72,8 @@ async def _serve(options: WorkerOptions) -> None:
         await store.ensure_cluster(options.partitions, [kind.name for kind in RULES.kinds])
         await publish(store)
 
-    engine = Engine(store, RULES, options.partitions, KafkaDeadLetterSink(producer.send), encoder, announce=announce)
+    encoders = Encoders(*([] if encoder is None else [encoder]))
+    engine = Engine(store, RULES, options.partitions, KafkaDeadLetterSink(producer.send), encoders, announce=announce)
     settings = WorkerSettings(
         options.access,
         options.group,

@@ -35,11 +35,11 @@ from streams.events import (
     VectorEntry,
     topics_of,
 )
-from streams.parsing import encode_record, parse, record_key
+from streams.parsing import encode_record, faults, parse, record_key
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
 from streams.pipeline.intake import KafkaDeadLetterSink
-from tests.faults.malformed import GOOD, TS_MS, WRONG_TIMESTAMPS, malformed, wrong
+from tests.faults.malformed import GOOD, SENSELESS, TS_MS, WRONG_TIMESTAMPS, malformed, wrong
 from tests.support.sent import Sending, SentRecord
 
 RULES = Rules(embedders={"toy": 4})
@@ -226,11 +226,13 @@ def test_labels_are_folded_and_what_was_sent_is_kept_beside_them() -> None:
     assert [promotion.get("tag") or promotion["category"] for promotion in content["promotions"]] == [FOLDED, FOLDED]
 
 
-def test_titles_and_emoji_are_left_as_they_are() -> None:
-    title, brand = "Tea\u3000pot \x07", "👩\u200d🍳 می\u200cخواهم"
-    entry = parse(record(CATALOG, {**GOOD[CATALOG], "title": title, "brand": brand}), RULES)
+def test_texts_and_emoji_are_left_as_they_are() -> None:
+    title, brand, lines = "Tea\u3000pot ", "👩\u200d🍳 می\u200cخواهم", "green,\r\n\tloose\x0b\x85 "
+    body = {**GOOD[CATALOG], "title": title, "brand": brand, "description": lines}
+    entry = parse(record(CATALOG, body), RULES)
     assert isinstance(entry, CatalogueEntry) and entry.fields is not None
-    assert (entry.fields["title"], entry.fields["brand"], entry.sent) == (title, brand, None)
+    assert (entry.fields["title"], entry.fields["description"], entry.fields["brand"]) == (title, lines, brand)
+    assert entry.sent is None
 
 
 @pytest.mark.parametrize(
@@ -243,6 +245,7 @@ def test_titles_and_emoji_are_left_as_they_are() -> None:
         (CATALOG, {"subclass": "x" * 257}, "subclass: has 257 bytes, a label has at most 256"),
         (CATALOG, {"item_id": "a\u3000b"}, "item_id: holds U+3000, an id has no control or separator characters"),
         (CATALOG, {"price": "cheap"}, "price: expected a finite number, got 'cheap'"),
+        *((topic, change, f"{field}: {reason}") for topic, change, field, reason in SENSELESS),
         (CLICKSTREAM, {"user_id": "u\u200b"}, "user_id: holds U+200B, an id has no control or separator characters"),
         (CLICKSTREAM, {"event_id": "x" * 257}, "event_id: has 257 bytes, an id has 1 to 256"),
         (CLICKSTREAM, {"location": "a\u00a0b"}, "location: holds U+00A0, an id has no control or separator characters"),
@@ -255,6 +258,16 @@ def test_what_is_refused_says_what_was_found_and_what_was_wanted(topic: str, cha
     with pytest.raises(MalformedError) as caught:
         parse(record(topic, {**GOOD[topic], **change}), RULES)
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("price", [0, -0.0, 0.0, 1e308])
+def test_a_price_may_be_nothing(price: float) -> None:
+    parse(record(CATALOG, {**GOOD[CATALOG], "price": price}), RULES)
+
+
+def test_a_window_may_be_empty_and_a_context_may_say_that_something_is_over() -> None:
+    parse(record(CATALOG, {**GOOD[CATALOG], "starts_ms": TS_MS, "ends_ms": TS_MS}), RULES)
+    parse(record(CONTEXT, {**GOOD[CONTEXT], "valid_until_ms": TS_MS - 1}), RULES)
 
 
 @pytest.mark.parametrize("topic", CONSUMED)
@@ -292,6 +305,60 @@ def test_what_is_checked_before_producing_is_what_a_consumer_accepts(topic: str)
         encode_record(topic, body, TS_MS, RULES)
 
 
+EVERYTHING_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
+    CLICKSTREAM: (
+        {"event_id": "", "item_id": 3, "kind": "sneeze", "ts_ms": TS_MS * 1000, "location": "a\nb"},
+        ["ts_ms", "event_id", "user_id", "kind", "item_id", "location"],
+    ),
+    USERS: (
+        {"ts_ms": "soon", "numeric": {"age": "old", "size": 3, "x": None}, "categorical": {"a": 1, "b": "c"}},
+        ["user_id", "ts_ms", "numeric.age", "numeric.x", "categorical.a"],
+    ),
+    CATALOG: (
+        {"item_id": "i", "title": "\x00", "price": -1, "category": "Tea", "tags": ["a", "", "b\x07"], "ends_ms": 1},
+        ["ts_ms", "title", "category", "price", "tags[1]", "tags[2]", "ends_ms"],
+    ),
+    CONTEXT: (
+        {
+            "location": "x" * 257,
+            "ts_ms": TS_MS,
+            "weather": {"t": [], "u": {}},
+            "promotions": [{"tag": "t", "starts_ms": 2, "strength": "x"}, {}, {"item": "i"}],
+        },
+        [
+            *("location", "valid_until_ms", "weather.t", "weather.u"),
+            *("promotions[0].strength", "promotions[0].starts_ms", "promotions[1].item"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("topic", EVERYTHING_WRONG)
+def test_a_record_that_is_not_sent_is_told_every_field_that_is_wrong(topic: str) -> None:
+    body, fields = EVERYTHING_WRONG[topic]
+    with pytest.raises(MalformedError) as caught:
+        encode_record(topic, body, TS_MS, RULES)
+    assert [error.field for error in (caught.value, *caught.value.others)] == fields
+
+
+def test_a_field_is_named_once_and_a_record_has_at_most_ten_faults() -> None:
+    many = {"user_id": "u", "ts_ms": TS_MS, "numeric": {f"n{n}": "x" for n in range(1000)}}
+    assert [error.field for error in faults(record(USERS, many), RULES)] == [f"numeric.n{n}" for n in range(10)]
+    promotions = [{"tag": "t", "strength": "x"}] * 1000
+    found = faults(record(CONTEXT, {**GOOD[CONTEXT], "promotions": promotions}), RULES)
+    assert [error.field for error in found] == [f"promotions[{n}].strength" for n in range(10)]
+    inside = [{"tag": "t", "strength": "x", "starts_ms": 1, "ends_ms": 1}] * 4
+    assert len(faults(record(CONTEXT, {**GOOD[CONTEXT], "promotions": inside}), RULES)) == 10
+
+
+@pytest.mark.parametrize(("topic", "field", "body"), _wrong())
+def test_one_wrong_field_is_the_only_fault_unless_others_depend_on_it(
+    topic: str, field: str, body: dict[str, Any]
+) -> None:
+    found = faults(record(topic, body), RULES)
+    assert {error.field.split(".")[0].split("[")[0] for error in found} == {field}
+
+
 _JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -314,10 +381,29 @@ _FIELDS = sorted({name for body in GOOD.values() for name in body} | {"promotion
 def test_changed_fields_give_an_event_or_a_malformed_error(
     topic: str, changes: dict[str, Any], key: bytes | None, timestamp_ms: int
 ) -> None:
+    sent = record(topic, {**GOOD[topic], **changes}, key, timestamp_ms)
     try:
-        parse(record(topic, {**GOOD[topic], **changes}, key, timestamp_ms), RULES)
+        parse(sent, RULES)
     except MalformedError as error:
         assert error.reason and error.field
+
+
+@given(
+    topic=st.sampled_from(CONSUMED),
+    changes=st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=9),
+    timestamp_ms=st.sampled_from([TS_MS, 0]),
+)
+def test_the_first_fault_is_the_error_of_a_consumer_and_a_record_without_faults_is_accepted(
+    topic: str, changes: dict[str, Any], timestamp_ms: int
+) -> None:
+    sent = record(topic, {**GOOD[topic], **changes}, None, timestamp_ms)
+    found = [str(error) for error in faults(sent, RULES)]
+    try:
+        parse(sent, RULES)
+    except MalformedError as error:
+        assert found[0] == str(error) and len({text.partition(": ")[0] for text in found}) == len(found) <= 10
+    else:
+        assert found == []
 
 
 _TIMESTAMPS = st.sampled_from([TS_MS, *WRONG_TIMESTAMPS]) | st.integers(-(2**63), 2**63 - 1)
@@ -366,6 +452,20 @@ async def _engine(letters: Letters) -> Engine:
 
 def _state_without_positions(state: dict[str, Any]) -> dict[str, Any]:
     return {name: {key: value for key, value in part.items() if key != "positions"} for name, part in state.items()}
+
+
+def test_what_is_of_the_right_type_and_yet_wrong_is_a_dead_letter_with_its_reason() -> None:
+    async def scenario() -> None:
+        letters = Letters()
+        engine = await _engine(letters)
+        for n, (topic, change, _, _) in enumerate(SENSELESS):
+            at = sum(earlier == topic for earlier, *_ in SENSELESS[:n])
+            await engine.apply([record(topic, {**GOOD[topic], **change}, offset=at)])
+        found = [(h["topic"].decode(), h["field"].decode(), h["reason"].decode()) for h in letters.headers]
+        assert found == [(topic, field, reason) for topic, _, field, reason in SENSELESS]
+        assert engine.counts["malformed"] == len(SENSELESS) and engine.counts["applied"] == 0
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("topic", CONSUMED)

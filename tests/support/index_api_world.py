@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -19,8 +20,8 @@ import orjson
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from deploy.roles.api import checked_record
 from index.api.app import create_app
-from index.api.errors import InvalidRecordError
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
@@ -41,8 +42,7 @@ from index.state.records import (
     vector_field,
 )
 from index.state.store import Commit, LiveStore, LogIdentity, Op
-from streams.events import MalformedError, Rules
-from streams.parsing import encode_record
+from streams.events import Rules
 
 PARTITIONS, DIM, MODEL = 4, 4, "m-00000001"
 KINDS = ("view", "cart", "purchase")
@@ -82,7 +82,7 @@ class World:
         self.tokens: dict[str, str] = {}
         self.positions: dict[tuple[str, str], int] = {}
         self.ahead_ms = 0.0  # added to the monotonic clock
-        kafka = KafkaSide(_validate, self._publish, self._expose)
+        kafka = KafkaSide(partial(checked_record, Rules(), lambda: NOW_MS), self._publish, self._expose)
         self.loaded: list[str] = []  # model versions, in the order in which their items were loaded
         self.app: FastAPI = create_app(
             store,
@@ -242,10 +242,3 @@ async def until(encode_record: Callable[[], Awaitable[bool]], what: str, timeout
 
 async def _is_ready(client: httpx.AsyncClient) -> bool:
     return (await client.get("/readyz")).status_code == 200
-
-
-def _validate(topic: str, body: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    try:
-        return encode_record(topic, body, NOW_MS, Rules())
-    except MalformedError as error:
-        raise InvalidRecordError(error.field, error.reason) from error

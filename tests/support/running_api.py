@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -22,7 +21,8 @@ import orjson
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from deploy.roles.worker import publish_model
+from deploy.models.documents import write_document
+from deploy.roles.api import checked_record
 from deploy.runtime.process import now_ms, running
 from deploy.runtime.producer import EventProducer
 from deploy.servers.mock_kafka import Broker, topic_partitions
@@ -31,18 +31,17 @@ from deploy.servers.redis import RedisServer
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load
 from index.api.app import create_app
-from index.api.errors import InvalidRecordError
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
 from index.items.follower import ItemFollower
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
-from streams.events import CATALOG, CLICKSTREAM, CONSUMED, ITEM_VECTORS, MalformedError
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, ITEM_VECTORS
 from streams.kafka.config import KafkaConfig
 from streams.kafka.log_identity import LogLookup
 from streams.kafka.worker import StreamWorker, WorkerSettings
-from streams.parsing import encode_record
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine
 from streams.pipeline.intake import KafkaDeadLetterSink
 from tests.compatibility.world import MODEL, PARTITIONS, RULES, SIZES
@@ -91,15 +90,18 @@ async def _serve(
 ) -> None:
     store, producer = RedisStore(redis_url, Keys("fuzzed")), EventProducer(access)
     await store.ensure_cluster(PARTITIONS, [kind.name for kind in RULES.kinds])
-    version = await publish_model(store, MODEL, SIZES.bucket_ms)
+    version = await write_document(store, MODEL)
+    await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(SIZES.bucket_ms).encode()})
     model, metadata = load(MODEL)
     encoder = EncoderThread(IncrementalEncoder(model, cache_bytes=1 << 22, device="cpu"), version, metadata["embedder"])
-    engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(producer.send), encoder, SIZES)
+    engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(producer.send), Encoders(encoder), SIZES)
     follower = ItemFollower(store, version, encoder, text_vectors=True)
     worker = StreamWorker(engine, WorkerSettings(access, session_s=3.0), follower.run)
     api_store = RedisStore(redis_url, Keys("fuzzed"), timeout_s=1.0, retries=1)  # cores are shared with the tests
     ends = partial(LogLookup(access).log_ends, CONSUMED)
-    side = KafkaSide(_validate, producer.send, lambda *record: producer.expose(*record), log_ends=ends)
+    side = KafkaSide(
+        partial(checked_record, RULES, now_ms), producer.send, lambda *record: producer.expose(*record), log_ends=ends
+    )
     app = create_app(api_store, ApiSettings(keys=keys), side, ApiMetrics(CollectorRegistry()))
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, access_log=False, server_header=False))
     await _fill(producer)
@@ -134,10 +136,3 @@ async def _fill(producer: EventProducer) -> None:
     for number in range(USERS):
         click = {"event_id": f"e{number}", "user_id": f"u{number}", "item_id": "i1", "kind": "view", "ts_ms": ts_ms}
         await producer.send(CLICKSTREAM, click["user_id"].encode(), orjson.dumps(click))  # type: ignore[attr-defined]
-
-
-def _validate(topic: str, body: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    try:
-        return encode_record(topic, body, now_ms(), RULES)
-    except MalformedError as error:
-        raise InvalidRecordError(error.field, error.reason) from error

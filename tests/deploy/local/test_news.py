@@ -68,3 +68,29 @@ def test_the_status_line_has_the_share_and_the_time_left() -> None:
         "t": {"role": "traffic", "phase": "loading histories", "loading": {"done": 50, "total": 200, "per_s": 5.0}}
     }
     assert describe({"roles": loading}).startswith("loading histories: 50 of 200 (25 %), 5/s, 0:30 left · ")
+
+
+def test_the_clock_that_counts_after_the_end_is_said_once(said: tuple[news.News, io.StringIO]) -> None:
+    subject, out = said
+    ended = status("timeline ended", 1_000)
+    ended["roles"]["t"]["clock"] = "The timeline ended: from here on the wall clock counts."
+    for found in (status("live", 1_000), ended, ended):
+        subject.tell(found)
+    assert out.getvalue().splitlines()[3:] == ["The timeline ended: from here on the wall clock counts."]
+
+
+@pytest.mark.parametrize(
+    ("clock", "ended", "shown"),
+    [
+        ("timeline", False, "now 2011-12-09 12:50 UTC (timeline)"),
+        ("timeline", True, "now 2011-12-09 12:50 UTC (timeline)"),
+        ("wall", True, "now 2011-12-09 12:50 UTC (wall)"),
+        ("wall", False, None),
+    ],
+)
+def test_the_status_line_shows_the_time_of_a_timeline(clock: str, ended: bool, shown: str | None) -> None:
+    found = status("live", 1_000, now={"time": "2011-12-09T12:50:33Z", "ts_ms": 1_323_435_033_000, "clock": clock})
+    if ended:
+        found["roles"]["t"]["clock"] = "The timeline ended."
+    parts = describe(found).split(" · ")
+    assert parts[1] == (shown or "0 events/s")

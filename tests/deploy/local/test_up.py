@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -18,7 +20,7 @@ from deploy.traffic.plan import TrafficPlan
 from encoder.model.artefact import save
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
-from tests.integration.live import Live
+from tests.integration.live import Live, click
 from tests.support.folders import START_S, item, write_folder
 
 pytestmark = pytest.mark.servers
@@ -61,6 +63,123 @@ def test_a_data_folder_becomes_live_answers_and_everything_ends_with_the_command
     assert live.process.returncode == 0, live.output()
     assert not any(_runs(pid) for pid in pids)
     assert not (live.state / "up.env").exists()
+
+
+def _ended(live: Live) -> dict[str, Any] | None:
+    """The status, once the timeline has ended and what follows is said."""
+    status: dict[str, Any] = live.get("/v1/status")
+    return status if any("clock" in role for role in status["roles"].values()) else None
+
+
+def _post(live: Live, path: str, body: dict[str, Any]) -> None:
+    (record,) = live.call("POST", path, body=body)["records"]
+    assert record["offset"] >= 0
+
+
+def _first_for(live: Live, user: str) -> str:
+    return str(live.get(f"/v1/recommendations/{user}", count=1)["items"][0]["item_id"])
+
+
+@pytest.mark.slow
+def test_an_old_timeline_runs_on_after_its_end_and_what_a_visitor_does_now_counts(folder: Path, tmp_path: Path) -> None:
+    """The folder is of 2020: by the wall clock it would have no popularity."""
+    end_ms = (START_S + 19 * 600 + 19) * 1000
+    live = Live(tmp_path / "state", "--data", str(folder), "--speed", "1000")
+    try:
+        live.wait_ready()
+        before = live.until(lambda: _ended(live), 120, "the timeline has ended")
+        assert before["now"]["clock"] == "timeline" and end_ms <= before["now"]["ts_ms"] < end_ms + 120_000
+        live.until(lambda: live.get("/v1/status")["now"]["ts_ms"] > before["now"]["ts_ms"], 10, "its time runs on")
+        assert live.get("/v1/recommendations/nobody", explain="true")["items"][0]["explain"]["popularity"] > 0
+
+        # A visitor clicks, by HTTP and by file, with the time of today.
+        stranger = click("visitor", "novel-3", "purchase")
+        _post(live, "/v1/events", stranger)
+        answer = live.until(lambda: _seen(live, "visitor", stranger["event_id"]), 20, "the event is in the answer")
+        assert answer["served_by"] == "personal" and end_ms <= answer["as_of"]["ts_ms"] < end_ms + 600_000
+        before_list = [entry["item_id"] for entry in live.get("/v1/recommendations/u1", count=5)["items"]]
+        file = tmp_path / "clicks.jsonl"
+        clicks = [{"user_id": "u1", "item_id": before_list[0], "kind": "view"} for _ in range(3)]
+        file.write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in clicks))
+        assert run(["produce", "--state", str(live.state), "--topic", "clickstream", "--stamp", str(file)]) == 0
+        live.until(lambda: _first_for(live, "u1") != before_list[0], 20, "what was seen is not shown again")
+        user = live.get("/v1/users/u1")
+        assert all(event["ts_ms"] < end_ms + 600_000 for event in user["events"]), "all in the timeline"
+
+        # What begins now begins by the time that the status shows.
+        now_ms = live.get("/v1/status")["now"]["ts_ms"]
+        sale = {"location": "oslo", "ts_ms": now_ms, "valid_until_ms": now_ms + 3_600_000}
+        promotion = {"item": "kettle-4", "strength": 2.0, "starts_ms": now_ms, "ends_ms": now_ms + 3_600_000}
+        _post(live, "/v1/context", {**sale, "promotions": [promotion]})
+        live.until(lambda: _promoted(live, "kettle-4"), 20, "the promotion runs")
+        live.until(lambda: "The timeline ended at 2020-09-13" in live.output(), 20, "the clock is told")
+    finally:
+        live.stop()
+    assert live.process.returncode == 0, live.output()
+
+
+@pytest.mark.slow
+def test_a_recent_timeline_ends_at_the_wall_clock_and_its_future_is_left_out(tmp_path: Path) -> None:
+    """The folder ends an hour ago, but for two rows, an item and a context that are dated a year ahead."""
+    start_s, year_s = int(time.time()) - 20 * 600 - 3_600, 365 * 86_400
+    rows = [
+        (f"u{user}", f"{WORDS[user % 4]}-{(user + step) % 5}", "view", start_s + step * 600 + user)
+        for step in range(20)
+        for user in range(20)
+    ]
+    late = [("u1", "lamp-0", "view", start_s + year_s), ("u2", "lamp-1", "view", start_s + year_s + 1)]
+    items = [item(f"{word}-{n}", title=f"{word} number {n}", category=[word]) for word in WORDS for n in range(5)]
+    future = {"location": "oslo", "ts_ms": (start_s + year_s) * 1000, "valid_until_ms": (start_s + 2 * year_s) * 1000}
+    path = write_folder(
+        tmp_path / "small", [*rows, *late], [*items, item("next-0", first_seen=start_s + year_s)], context=[future]
+    )
+    live = Live(tmp_path / "state", "--data", str(path), "--speed", "1000")
+    try:
+        live.wait_ready()
+        live.until(lambda: _ended(live), 120, "the timeline has ended")
+        live.until(lambda: live.get("/v1/status")["now"]["clock"] == "wall", 10, "the wall clock counts")
+        assert abs(live.get("/v1/status")["now"]["ts_ms"] - time.time() * 1000) < 10_000
+        assert live.get("/v1/status")["users"] == 20
+        with redis.Redis.from_url(live.settings()["PERSEID_REDIS"]) as client:
+            played_ms = int(str(client.hget("perseid:cluster", "played_ms"), "ascii"))
+        assert played_ms == rows[-1][3] * 1000
+        assert live.get("/v1/recommendations/nobody", explain="true")["items"][0]["explain"]["popularity"] > 0
+
+        now_ms = int(time.time() * 1000)
+        begins = {"item_id": "lamp-9", "title": "lamp number 9", "category": ["lamp"], "ts_ms": now_ms}
+        _post(live, "/v1/items", {**begins, "starts_ms": now_ms})
+        _post(live, "/v1/items", {**begins, "item_id": "lamp-8", "starts_ms": now_ms + 3_600_000})
+        live.until(lambda: _indexed(live, "lamp-9") and _indexed(live, "lamp-8"), 60, "both are embedded")
+        shown = {entry["item_id"] for entry in live.get("/v1/recommendations/nobody", count=50)["items"]}
+        assert "lamp-9" in shown and "lamp-8" not in shown, "what begins now is there, what begins later is not"
+        sale = {"location": "oslo", "ts_ms": now_ms, "valid_until_ms": now_ms + 3_600_000}
+        promotion = {"item": "kettle-4", "strength": 2.0, "starts_ms": now_ms, "ends_ms": now_ms + 3_600_000}
+        _post(live, "/v1/context", {**sale, "promotions": [promotion]})
+        live.until(lambda: _promoted(live, "kettle-4"), 20, "the promotion runs")
+        stranger = click("visitor", "novel-3", "purchase")
+        _post(live, "/v1/events", stranger)
+        answer = live.until(lambda: _seen(live, "visitor", stranger["event_id"]), 20, "the event is in the answer")
+        assert answer["as_of"]["ts_ms"] == stranger["ts_ms"]
+        live.until(lambda: "from here on the wall clock counts." in live.output(), 20, "the clock is told")
+    finally:
+        live.stop()
+    said = live.output()
+    assert live.process.returncode == 0, said
+    first = f"row 401 ['u1', 'lamp-0', 'view', '{start_s + year_s}']"
+    assert f"left out: 2 x events.csv.gz: timestamp is in the future (first: {first})" in said
+    assert "left out: 1 x items.jsonl.gz: first_seen: is in the future (first: line 21, item_id 'next-0')" in said
+    assert "left out: 1 x context.jsonl.gz: ts_ms: is in the future (first: line 1, location 'oslo')" in said
+    assert "seconds for a small folder" in said
+
+
+def _seen(live: Live, user: str, event_id: str) -> dict[str, Any] | None:
+    answer: dict[str, Any] = live.get(f"/v1/recommendations/{user}", after=event_id, count=5)
+    return answer if answer["as_of"]["includes_after"] and answer["served_by"] == "personal" else None
+
+
+def _promoted(live: Live, item_id: str) -> bool:
+    answer = live.get("/v1/recommendations/nobody", location="oslo", count=1, explain="true")
+    return bool(answer["items"][0]["item_id"] == item_id and answer["items"][0]["explain"].get("promotion", 0) > 0)
 
 
 def _indexed(live: Live, item_id: str) -> bool:

@@ -8,6 +8,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,21 @@ def test_labels_are_folded_and_bad_ones_do_not_lose_the_item(tmp_path: Path) -> 
     assert counts(report) == {"brand is no label (the row stays)": 1, "category is no label (the row stays)": 1}
 
 
+def test_texts_and_prices_that_the_topic_would_refuse_do_not_lose_the_item(tmp_path: Path) -> None:
+    text = PLAIN + '[items.fields]\nitem_id = "id"\ntitle = "t"\ndescription = "d"\nprice = "p"\n'
+    items = 'id,t,d,p\ni,Tea\x07pot\x9b,"two\nlines\t",-0.01\nj,Pot,,0\n'
+    report = run(tmp_path, text, "user,item,time\nu,i,1600000000\nu,j,1600000001\n", items)
+    assert items_of(tmp_path) == {
+        "i": {"title": "Tea pot ", "description": "two\nlines\t", "price": None},
+        "j": {"title": "Pot", "description": "", "price": 0.0},
+    }
+    assert counts(report) == {
+        "title holds control characters, which are taken out (the row stays)": 1,
+        "price is below 0 (the row stays)": 1,
+    }
+    assert not read_folder(tmp_path / "out").left_out
+
+
 def test_json_lines_arrays_and_parquet_hold_the_same(tmp_path: Path) -> None:
     records = [
         {"user": {"id": 7}, "item": "a", "time": 1_600_000_000},
@@ -431,6 +447,68 @@ def test_a_bad_line_of_reviews_is_named(tmp_path: Path, line: str, found: str) -
         convert("amazon-reviews", source, tmp_path / "out")
     report = convert("amazon-reviews", source, tmp_path / "out", Report(skip_bad_lines=True))
     assert counts(report) == {"bad line": 1} and len(rows(tmp_path)) == 1
+
+
+def left_out(report: Report) -> dict[str, tuple[int, str]]:
+    """Count and first place by reason, folders cut off."""
+    return {reason: (each["count"], Path(each["first"]).name) for reason, each in report.left_out.to_dict().items()}
+
+
+SEEN = """
+[items.fields]
+item_id = "id"
+title = "name"
+first_seen = "since"
+"""
+
+
+def test_rows_of_the_future_are_left_out_with_the_first_line(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    soon, late, later = (f"{now + timedelta(minutes=minutes):%F %T}" for minutes in (3, 8, 600_000))
+    events = f"user,item,time\nu1,a,2025-01-01\nu2,b,{later}\nu3,a,{soon}\nu4,a,{late}\n"
+    items = f"id,name,since\na,Lamp,2024-01-01\nb,Chair,{later}\nc,Kettle,{soon}\n"
+    report = run(tmp_path, PLAIN + SEEN, events, items)
+    assert [row["user_id"] for row in rows(tmp_path)] == ["u1", "u3"], "clocks may run five minutes ahead"
+    assert sorted(items_of(tmp_path)) == ["a", "c"]
+    assert left_out(report) == {
+        "time is in the future": (2, f"events.csv line 3: '{later}'"),
+        "first_seen is in the future (items)": (1, f"items.csv line 3: '{later[:16]}'"),
+    }
+    assert not any("future" in reason for reason in read_folder(tmp_path / "out").left_out.to_dict())
+
+
+def test_a_product_that_stands_there_twice_is_counted_and_the_last_row_wins(tmp_path: Path) -> None:
+    table = PLAIN + "[items.fields]\nitem_id = 'id'\ntitle = 'name'\n"
+    items = "id,name\na,Lamp\nb,Chair\na,Desk lamp\na,Floor lamp\nc,Kettle\n"
+    report = run(tmp_path, table, "user,item,time\nu1,a,2025-01-01\n", items)
+    assert {item_id: item["title"] for item_id, item in items_of(tmp_path).items()} == {
+        "a": "Floor lamp",
+        "b": "Chair",
+        "c": "Kettle",
+    }
+    assert left_out(report) == {"a later row of the same item replaces it (items)": (2, "items.csv line 2: 'a'")}
+
+
+def test_ids_that_become_the_same_replace_each_other_too(tmp_path: Path) -> None:
+    table = PLAIN + "[items.fields]\nitem_id = { column = 'id', strip = '#' }\ntitle = 'name'\n"
+    report = run(tmp_path, table, "user,item,time\nu1,a,2025-01-01\n", "id,name\na,Lamp\n#a,Desk lamp\n")
+    assert items_of(tmp_path)["a"]["title"] == "Desk lamp"
+    assert left_out(report) == {"a later row of the same item replaces it (items)": (1, "items.csv line 2: 'a'")}
+
+
+@pytest.mark.parametrize("more", ["merge = true", "order = 'n'"])
+def test_rows_that_a_map_takes_together_replace_nothing(tmp_path: Path, more: str) -> None:
+    table = PLAIN + f"[items]\n{more}\n[items.fields]\nitem_id = 'id'\ntitle = 'name'\n"
+    report = run(tmp_path, table, "user,item,time\nu1,a,2025-01-01\n", "id,name,n\na,Lamp,2\na,Desk lamp,1\n")
+    assert items_of(tmp_path)["a"]["title"] == ("Lamp" if more.startswith("order") else "Desk lamp")
+    assert left_out(report) == {}
+
+
+def test_events_that_name_their_item_again_and_again_replace_nothing(tmp_path: Path) -> None:
+    table = PLAIN + "[items.fields]\nitem_id = 'item'\ntitle = 'name'\n"
+    report = run(tmp_path, table, "user,item,name,time\nu1,a,Lamp,2025-01-01\nu2,a,Desk lamp,2025-01-02\n")
+    assert items_of(tmp_path)["a"]["title"] == "Desk lamp"
+    assert left_out(report) == {}
 
 
 def test_a_table_with_a_header_alone_has_no_event(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     tensors.write_bytes(content)
     with pytest.raises(ValueError, match="does not belong"):
         artefact.load(folder)
-    with pytest.raises(ValueError, match="no readable model"):
+    with pytest.raises(ValueError, match="holds no model"):
         artefact.load(tmp_path / "nowhere")
     document = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**document, "format": 99}))

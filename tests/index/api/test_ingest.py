@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -13,16 +14,17 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from deploy.roles.api import checked_record
 from index.api.admission import MAX_BODY_BYTES, AdmissionController, AdmissionMiddleware
-from index.api.errors import InvalidRecordError, install_handlers
+from index.api.errors import install_handlers
 from index.api.ingest import Ingest, ingest_router
 from index.api.metrics import ApiMetrics
 from index.api.record_schemas import BODIES
 from index.api.schemas import Problem, PublishedAnswer
 from index.api.settings import KafkaSide
 from index.state.keys import partition_of
-from streams.events import MalformedError, Rules
-from streams.parsing import encode_record
+from streams.events import Rules
+from tests.faults.malformed import GOOD, SENSELESS
 
 NOW_MS = 1_760_000_000_000
 RULES = Rules()
@@ -33,13 +35,6 @@ def example_of(topic: str) -> dict[str, Any]:
     """The documented record of a topic."""
     example: dict[str, Any] = BODIES[topic].model_json_schema()["examples"][0]
     return example
-
-
-def validate(topic: str, body: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    try:
-        return encode_record(topic, body, NOW_MS, RULES)
-    except MalformedError as error:
-        raise InvalidRecordError(error.field, error.reason) from error
 
 
 @dataclass
@@ -67,7 +62,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self.metrics = ApiMetrics(CollectorRegistry())
-        kafka = KafkaSide(validate, self.log.publish, lambda *_: None)
+        kafka = KafkaSide(partial(checked_record, RULES, lambda: NOW_MS), self.log.publish, lambda *_: None)
         self.app = FastAPI()
         install_handlers(self.app)
         self.app.add_middleware(AdmissionMiddleware, metrics=self.metrics, in_flight=4, turns=AdmissionController(4))
@@ -128,12 +123,42 @@ def test_a_batch_is_published_in_its_order_each_to_its_users_home() -> None:
 
 def test_one_bad_record_publishes_nothing_and_each_bad_one_is_named() -> None:
     site = Site()
-    batch = [click(0), click(1, ts_ms="soon"), {"kind": "view"}, "text", click(4, kind="smell")]
+    batch = [click(0), click(1, ts_ms="soon"), {"kind": "view"}, "text", click(4, kind="smell", location="a\n")]
     found = problem(site.post("clickstream", batch), 400)
     assert site.log.records == []
-    assert [error["record"] for error in found["errors"]] == [1, 2, 3, 4]
-    assert [error["field"] for error in found["errors"]] == ["ts_ms", "ts_ms", "value", "kind"]
+    assert found["detail"] == "4 of 5 records are refused; nothing was published" and found["refused"] == 4
+    assert [(error["record"], error["field"]) for error in found["errors"]] == [
+        *((1, "ts_ms"), (2, "ts_ms"), (2, "event_id"), (2, "user_id"), (2, "item_id"), (3, "value")),
+        *((4, "kind"), (4, "location")),
+    ]
     assert all(error["reason"] for error in found["errors"])
+
+
+def test_of_a_large_batch_a_hundred_records_are_named_with_ten_fields_each() -> None:
+    wrong = {"user_id": "u", "ts_ms": NOW_MS, "numeric": {f"n{n}": "x" for n in range(20)}}
+    found = problem(Site().post("users", [wrong] * 1000), 400)
+    assert found["refused"] == 1000 and len(found["errors"]) == 1000
+    assert [(e["record"], e["field"]) for e in found["errors"][8:12]] == [
+        *((0, "numeric.n8"), (0, "numeric.n9"), (1, "numeric.n0"), (1, "numeric.n1")),
+    ]
+    assert found["errors"][-1]["record"] == 99
+
+
+def test_a_record_nested_too_deep_to_be_written_is_refused_as_a_whole() -> None:
+    deep: Any = []
+    for _ in range(300):
+        deep = [deep]
+    place = {"location": 3, "ts_ms": NOW_MS, "valid_until_ms": NOW_MS, "weather": {"t": deep}}
+    (error,) = problem(Site().post("context", place), 400)["errors"]
+    assert error["field"] == "value" and "not JSON" in error["reason"]
+
+
+@pytest.mark.parametrize("case", range(len(SENSELESS)))
+def test_what_is_of_the_right_type_and_yet_wrong_is_refused_with_its_reason(case: int) -> None:
+    topic, change, field, reason = SENSELESS[case]
+    site = Site()
+    found = problem(site.post(topic, [GOOD[topic], {**GOOD[topic], **change}]), 400)
+    assert found["errors"] == [{"record": 1, "field": field, "reason": reason}] and site.log.records == []
 
 
 def test_a_time_in_another_unit_is_refused_with_the_unit_and_nothing_else_is_hidden() -> None:
@@ -149,6 +174,7 @@ def test_a_time_in_another_unit_is_refused_with_the_unit_and_nothing_else_is_hid
     assert found["errors"] == [
         {"record": 1, "field": "starts_ms", "reason": seconds},
         {"record": 2, "field": "category", "reason": "expected a list of strings, got a string"},
+        {"record": 2, "field": "ends_ms", "reason": seconds},
         {"record": 3, "field": "ends_ms", "reason": seconds},
     ]
     place = {"location": "berlin", "ts_ms": NOW_MS, "valid_until_ms": NOW_MS}

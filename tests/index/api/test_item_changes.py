@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,8 +17,9 @@ from index.state.keys import ITEMS_TAG
 from index.state.memory_store import MemoryStore
 from streams.events import CATALOG, Record, Rules
 from streams.parsing import parse
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.item_ops import item_ops
-from tests.support.index_api_world import NOW_MS, World
+from tests.support.index_api_world import NOW_MS, World, until
 
 WHOLE = {"title": "Iced tea", "price": 9.5, "brand": "Larkspur", "category": ["drinks"], "available": False}
 
@@ -44,7 +46,7 @@ class ApplyingWorld(World):
     async def apply(self) -> None:
         while self.waiting:
             event = parse(self.waiting.pop(0), Rules())
-            await self._commit(ITEMS_TAG, CATALOG, await item_ops([event], self.store.keys, None))
+            await self._commit(ITEMS_TAG, CATALOG, await item_ops([event], self.store.keys, Encoders()))
 
 
 Scene = Callable[[ApplyingWorld, httpx.AsyncClient], Awaitable[None]]
@@ -109,6 +111,36 @@ def test_two_patches_in_a_row_are_both_in_also_when_the_first_is_applied_late() 
     play(scene)
 
 
+def test_a_patch_waits_for_what_the_worker_has_seen_of_another_process_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(world: ApplyingWorld, client: httpx.AsyncClient) -> None:
+        async def other(**changes: Any) -> None:
+            """Another process publishes, and the worker beats before it applies."""
+            await world._publish(CATALOG, b"i/7", orjson.dumps(record(**changes)), None)
+            token, ends = world.tokens[ITEMS_TAG], {CATALOG: world.next}
+            assert await world.store.beat(ITEMS_TAG, token, ends, False)
+
+        world.held = True
+        await other(price=1)
+        patch = asyncio.create_task(client.patch("/v1/items/i/7", json={"title": "New"}))
+        await asyncio.sleep(0.05)
+        assert not patch.done()
+        world.held = False
+        await world.apply()
+        assert (await patch).status_code == 202
+        assert await shown(client) == {**WHOLE, "price": 1.0, "title": "New", "ts_ms": NOW_MS}
+
+        monkeypatch.setattr(item_changes, "_WAIT_S", 0.02)
+        world.held = True
+        await other(price=2)
+        assert (await client.patch("/v1/items/i/7", json={"title": "Newer"})).status_code == 202
+        await world.apply()
+        assert (await shown(client))["price"] == 1.0, "the later record wins whole"
+
+    play(scene)
+
+
 def test_a_patch_after_a_post_or_a_delete_that_is_not_applied_says_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(item_changes, "_WAIT_S", 0.02)
 
@@ -158,6 +190,41 @@ def test_a_patch_that_leaves_no_valid_record_publishes_nothing(patch: Any, statu
         assert len(world.published) == before
 
     play(scene)
+
+
+def test_what_was_stored_before_it_was_refused_is_read_by_every_start_and_a_patch_says_what_is_wrong(
+    tmp_path: Path,
+) -> None:
+    old: dict[str, Any] = {"title": "Tea\x07", "price": -1.0, "description": "\x1b", "ts_ms": NOW_MS}
+    window: dict[str, Any] = {"starts_ms": NOW_MS + 1, "ends_ms": NOW_MS - 1}
+
+    async def run() -> None:
+        store = MemoryStore()
+        for start in range(2):  # the second one reads the first one's snapshot
+            world = ApplyingWorld(store, snapshots=tmp_path, snapshot_ms=20.0)
+            await world.start()
+            if start == 0:
+                await world.put_item("old", "tea", 0, **old)
+                await world.put_item("never", "tea", 0, **old, **window)
+                await world.put_user("u1", ["tea2"])
+                await world.put_context("oslo", promotions=[{"item": "tea1", "strength": 9.0, **window}])
+            async with world.running() as client:
+                for item_id, more in (("old", {}), ("never", window)):
+                    shown = (await client.get(f"/v1/items/{item_id}")).json()
+                    assert shown["catalogue"] == {"category": ["tea"], **old, **more} and shown["indexed"]
+                answer = (await client.get("/v1/recommendations/u1?count=200&location=oslo&explain=true")).json()
+                parts = {item["item_id"]: item["explain"] for item in answer["items"]}
+                assert "old" in parts and "never" not in parts and not parts["tea1"].get("promotion")
+                response = await client.patch("/v1/items/never", json={"available": True})
+                await refused(response, 400, "1 of 1 record is refused")
+                wrong = [error["field"] for error in response.json()["errors"]]
+                assert wrong == ["title", "description", "price", "ends_ms"]
+                await until(lambda: asyncio.to_thread(lambda: any(tmp_path.iterdir())), "a snapshot is written")
+        async with world.running() as client:
+            mended = {"title": "Tea", "description": None, "price": 1, "ends_ms": None}
+            assert (await client.patch("/v1/items/never", json=mended)).status_code == 202
+
+    asyncio.run(run())
 
 
 def test_content_type_size_scope_and_loading_are_looked_at_as_for_other_writes() -> None:

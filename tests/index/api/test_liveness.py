@@ -68,7 +68,7 @@ def test_facts_of_the_deployment_are_read(world: World) -> None:
 
     asyncio.run(scene())
     assert (world.liveness.partitions, world.liveness.kinds) == (2, ("view", "cart"))
-    assert (world.liveness.model, world.liveness.clock_ms) == ("m-01234567", 1_500_000_000_000)
+    assert (world.liveness.aliases.champion, world.liveness.clock_ms) == ("m-01234567", 1_500_000_000_000)
     assert world.liveness.bucket_ms == 60_000
 
 

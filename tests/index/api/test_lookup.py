@@ -122,6 +122,27 @@ def test_status_shows_the_deployment_without_secrets() -> None:
     play(scene, users_ms=10.0)
 
 
+@pytest.mark.parametrize(
+    ("clock_ms", "now"),
+    [
+        (b"1323435033123", {"time": "2011-12-09T12:50:33Z", "ts_ms": 1_323_435_033_123, "clock": "timeline"}),
+        (b"", {"time": "2025-10-09T08:53:20Z", "ts_ms": NOW_MS, "clock": "wall"}),  # of a timeline that has ended
+        (None, {"time": "2025-10-09T08:53:20Z", "ts_ms": NOW_MS, "clock": "wall"}),
+    ],
+    ids=["timeline", "ended", "none"],
+)
+def test_status_says_what_time_it_is_and_by_which_clock(clock_ms: bytes | None, now: dict[str, Any]) -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        if clock_ms is not None:
+            await world.store.write(world.store.keys.cluster(), {"clock_ms": clock_ms})
+            await world.app.state.services.liveness.poll()
+        body = (await client.get("/v1/status")).json()
+        StatusAnswer.model_validate(body, strict=True)
+        assert body["now"] == now
+
+    play(scene)
+
+
 def test_a_background_task_that_died_shows_in_health() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         assert (await client.get("/healthz")).status_code == 200

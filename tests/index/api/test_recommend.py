@@ -207,8 +207,10 @@ def test_a_request_may_bring_its_own_context() -> None:
         await world.put_user("u1", ["tea0"])
         answer = await ask_by_post(client, location="berlin", context={"weather": {"heat_wave": True}})
         assert [part["feature"] for part in answer["context"]["applied"]] == ["weather.heat_wave=true"]
-        bad = await client.post("/v1/recommendations", json={"user_id": "u1", "context": {"weather": "hot"}})
-        assert problem(bad, 400)["errors"][0]["field"] == "context.weather"
+        wrong = {"weather": "hot", "promotions": [{"tag": "t", "strength": "x"}]}
+        bad = problem(await client.post("/v1/recommendations", json={"user_id": "u1", "context": wrong}), 400)
+        assert bad["detail"] == "context.weather: expected an object, got a string"
+        assert [each["field"] for each in bad["errors"]] == ["context.weather", "context.promotions[0].strength"]
 
     play(scene)
 
@@ -233,39 +235,77 @@ def test_a_bad_filter_is_refused_with_its_path() -> None:
     play(scene)
 
 
+ID_RULE = "an id has 1 to 256 bytes and no control or separator characters"
+SLOTS = "'next', 'general' or 'mixed'"
+
+
 @pytest.mark.parametrize(
-    "path",
+    ("path", "detail"),
     [
-        "/v1/recommendations/u1?count=0",
-        "/v1/recommendations/u1?count=201",
-        "/v1/recommendations/u1?count=many",
-        "/v1/recommendations/u1?slot=best",
-        f"/v1/recommendations/{'x' * 257}",
-        "/v1/items/tea0/similar?count=0",
+        ("/v1/recommendations/u1?count=0", "query.count: expected at least 1, got 0"),
+        ("/v1/recommendations/u1?count=201", "query.count: expected at most 200, got 201"),
+        ("/v1/recommendations/u1?count=many", "query.count: expected a whole number, got 'many'"),
+        ("/v1/recommendations/u1?count=1.5", "query.count: expected a whole number, got '1.5'"),
+        ("/v1/recommendations/u1?explain=perhaps", "query.explain: expected true or false, got 'perhaps'"),
+        ("/v1/recommendations/u1?slot=best", f"query.slot: expected {SLOTS}, got 'best'"),
+        ("/v1/recommendations/u1?after=", "query.after: has 0 characters, expected at least 1"),
+        (f"/v1/recommendations/{'x' * 257}", "path.user_id: has 257 characters, expected at most 256"),
+        ("/v1/recommendations/a%09b", f"path.user_id: {ID_RULE}"),
+        ("/v1/items/tea0/similar?count=0", "query.count: expected at least 1, got 0"),
     ],
 )
-def test_parameters_outside_their_limits_are_refused(path: str) -> None:
+def test_parameters_outside_their_limits_are_refused(path: str, detail: str) -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
-        assert problem(await client.get(path), 400)["errors"]
+        found = problem(await client.get(path), 400)
+        assert found["detail"] == detail
+        assert [f"{error['field']}: {error['reason']}" for error in found["errors"]] == [detail]
 
     play(scene)
 
 
+KNOWN = "after, context, count, exclude, explain, filter, include_seen, location, page_id, scenario, slot, user_id"
+
+
 @pytest.mark.parametrize(
-    ("body", "field"),
+    ("body", "wrong"),
     [
-        ({}, "user_id"),
-        ({"user_id": "u1", "count": 201}, "count"),
-        ({"user_id": "u1", "exlude": []}, "exlude"),
-        ({"user_id": 7}, "user_id"),
-        ({"user_id": "u1", "exclude": ["a\u0000"]}, "exclude.0"),
-        ([], ""),
+        ({}, ["user_id: missing"]),
+        ({"user_id": "u1", "count": 201}, ["count: expected at most 200, got 201"]),
+        ({"user_id": "u1", "exlude": []}, [f"exlude: unknown field; known: {KNOWN}"]),
+        ({"user_id": 7}, ["user_id: expected a string, got 7"]),
+        (
+            {"user_id": None, "count": "3"},
+            ["user_id: expected a string, got null", "count: expected a whole number, got '3'"],
+        ),
+        ({"user_id": "u1", "count": 1.5}, ["count: expected a whole number, got 1.5"]),
+        (
+            {"user_id": "u1", "exclude": ["a\u0000", "b", 3]},
+            [f"exclude.0: {ID_RULE}", "exclude.2: expected a string, got 3"],
+        ),
+        ({"user_id": "u1", "exclude": "tea0"}, ["exclude: expected a list, got 'tea0'"]),
+        ({"user_id": "u1", "exclude": ["a"] * 1001}, ["exclude: has 1001 entries, expected at most 1000"]),
+        ({"user_id": "u1", "include_seen": 1}, ["include_seen: expected true or false, got 1"]),
+        (
+            {"user_id": "u1", "filter": [], "context": True},
+            ["filter: expected an object, got a list", "context: expected an object, got true or false"],
+        ),
+        ({"user_id": "u1", "slot": {}}, [f"slot: expected {SLOTS}, got an object"]),
+        ({"user_id": "u1", "scenario": "x" * 65}, ["scenario: has 65 characters, expected at most 64"]),
+        ([], [": expected an object, got a list"]),
     ],
 )
-def test_a_body_with_unknown_or_wrong_fields_is_refused(body: Any, field: str) -> None:
+def test_a_body_with_unknown_or_wrong_fields_is_refused(body: Any, wrong: list[str]) -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         found = problem(await client.post("/v1/recommendations", json=body), 400)
-        assert found["errors"][0]["field"] == field
+        assert [f"{error['field']}: {error['reason']}" for error in found["errors"]] == wrong
+
+    play(scene)
+
+
+def test_of_many_wrong_fields_twenty_are_named() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        body = {"user_id": "u1", **{f"x{number}": 1 for number in range(1000)}}
+        assert len(problem(await client.post("/v1/recommendations", json=body), 400)["errors"]) == 20
 
     play(scene)
 

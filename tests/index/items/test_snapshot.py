@@ -181,7 +181,7 @@ def test_snapshots_are_kept_while_items_change_and_a_disk_that_fails_is_tried_ag
         await owner.put("a")
         follower = ItemFollower(store, MODEL, catalogue)
         await follower.catch_up()
-        keeping = asyncio.create_task(keep_snapshots(folder, catalogue, follower, 0.001))
+        keeping = asyncio.create_task(keep_snapshots(folder, catalogue, follower, 0.001, lambda: True))
         await until(lambda: "no snapshot of the items is kept" in caplog.text)
         folder.unlink()
         await until(lambda: restored(folder) == ["a"])
@@ -261,13 +261,21 @@ def test_a_writer_killed_in_the_middle_leaves_the_last_good_file(tmp_path: Path)
 
 
 def test_what_killed_writers_left_and_models_long_gone_are_removed(tmp_path: Path) -> None:
-    names = ["m-1.snapshot", "m-2.snapshot", "m-3.snapshot", "m-1.snapshot.1.part", "m-1.snapshot.2.part"]
+    names = [
+        "m-1.snapshot",
+        "m-2.snapshot",
+        "m-3.snapshot",
+        "m-4.snapshot",
+        "m-1.snapshot.1.part",
+        "m-1.snapshot.2.part",
+    ]
     for at, name in enumerate(names):
         (tmp_path / name).write_bytes(b"")
         if name != "m-1.snapshot.2.part":  # this one was begun just now
             os.utime(tmp_path / name, (at, at))
     saved(tmp_path / "m-1.snapshot", filled(1))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m-1.snapshot", "m-1.snapshot.2.part", "m-3.snapshot"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["m-1.snapshot", "m-1.snapshot.2.part", "m-3.snapshot", "m-4.snapshot"]
 
 
 def test_items_that_never_had_a_vector_are_saved_however_many_they_are(tmp_path: Path) -> None:

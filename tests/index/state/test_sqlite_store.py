@@ -28,13 +28,15 @@ def contents(store: SqliteStore) -> dict[str, Any]:
 
 def random_op(rng: random.Random) -> Op:
     key, names = f"kept:k{rng.randrange(4)}", [f"n{rng.randrange(6)}" for _ in range(rng.randrange(1, 4))]
-    kind = rng.choice(("hset", "hset", "hdel", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log"))
+    kind = rng.choice(("hset", "hset", "hdel", "hkeep", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log"))
     if kind == "hset":
         return Op("hset", f"{key}:h", {name: rng.randbytes(3) for name in names})
     if kind in ("hincr", "zadd"):
         return Op(kind, f"{key}:{kind}", {name: rng.randrange(9) for name in names})  # type: ignore[arg-type]
     if kind == "log":
         return Op("log", KEYS.item(names[0]), names=names[:1])
+    if kind == "hkeep":
+        return Op("hkeep", f"{key}:h", names=(rng.choice(("n", "n1")), *names))
     suffix = {"hdel": "h", "zrem": "zadd", "sadd": "s", "srem": "s", "delete": rng.choice(("h", "hincr", "zadd", "s"))}
     return Op(kind, f"{key}:{suffix[kind]}", names=() if kind == "delete" else names)  # type: ignore[arg-type]
 

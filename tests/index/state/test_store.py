@@ -301,3 +301,64 @@ def test_a_restarted_redis_opens_a_new_item_log(keys: Keys, tmp_path: Any) -> No
         asyncio.run(scenario())
     finally:
         server.stop()
+
+
+def test_fields_of_a_prefix_are_kept_only_where_they_are_named(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        user, other = store.keys.user("p3", "anna"), store.keys.user("p3", "ben")
+        await store.claim("p3", "t1", 1, {"clicks": LOG})
+        fields = {"s": b"1", "v:a": b"2", "v:b": b"3", "v:c": b"4"}
+        await store.commit([commit(store, "t1", 0, 1, Op("hset", user, fields), Op("hset", other, fields))])
+        ops = (Op("hkeep", user, names=("v:", "v:b", "v:z")), Op("hkeep", other, names=("v:",)))
+        await store.commit(
+            [commit(store, "t1", 1, 2, *ops, Op("hkeep", store.keys.user("p3", "nobody"), names=("v:",)))]
+        )
+        assert await store.read_all(user) == {"s": b"1", "v:b": b"3"}
+        assert await store.read_all(other) == {"s": b"1"}
+        places = [(user, "s"), (user, "v:a"), (other, "v:b"), (store.keys.user("p3", "nobody"), "s")]
+        assert await store.present(places) == [True, False, False, False]
+
+    check(scenario)
+
+
+def test_a_swap_happens_only_where_all_is_as_expected(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        key = store.keys.cluster()
+        assert await store.swap(key, {"model": None}, {"model": b"a", "previous": None})
+        assert not await store.swap(key, {"model": None}, {"model": b"b"})
+        assert not await store.swap(key, {"model": b"a", "previous": b"x"}, {"model": b"b"})
+        assert not await store.swap(key, {"model": b""}, {"model": b"b"})
+        assert await store.read_all(key) == {"model": b"a"}
+        assert await store.swap(key, {"model": b"a", "previous": None}, {"model": b"b", "previous": b"a"})
+        assert await store.swap(key, {"model": b"b"}, {"previous": None, "beside": b""})
+        assert await store.read_all(key) == {"model": b"b", "beside": b""}
+        assert await store.swap(key, {"beside": b""}, {}), "there and empty is not the same as not there"
+        await store.remove(key, ["beside", "never was"])
+        assert await store.read_all(key) == {"model": b"b"}
+
+    check(scenario)
+
+
+def test_of_swaps_at_once_one_wins(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        key = store.keys.cluster()
+        swaps = [store.swap(key, {"model": None}, {"model": str(number).encode()}) for number in range(20)]
+        won = await asyncio.gather(*swaps)
+        assert sum(won) == 1
+        assert await store.read_all(key) == {"model": str(won.index(True)).encode()}
+
+    check(scenario)
+
+
+def test_the_highest_come_first(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        key = store.keys.users("p3")
+        await store.claim("p3", "t1", 1, {"clicks": LOG})
+        scores = {"a": 5, "b": 0, "c": 1_760_000_000_000, "d": 5, "e": -1}
+        await store.commit([commit(store, "t1", 0, 1, Op("zadd", key, scores))])
+        everyone = [("c", 1_760_000_000_000), ("d", 5), ("a", 5), ("b", 0), ("e", -1)]
+        assert await store.highest(key, 0, 10) == everyone
+        assert await store.highest(key, 1, 2) == everyone[1:3]
+        assert await store.highest(key, 5, 2) == [] == await store.highest(store.keys.users("p4"), 0, 9)
+
+    check(scenario)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streams.events import Record, Rules
+from streams.events import CATALOG, Record, Rules
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.left_out import LeftOut
 from streams.parsing import parse
+from tests.faults.malformed import GOOD, SENSELESS
 from tests.support.folders import START_S, item, write_folder
 
 START_MS = START_S * 1000
@@ -94,6 +96,20 @@ def test_one_bad_item_does_not_hide_the_others(tmp_path: Path) -> None:
     assert found["events.csv.gz: its item has no usable record in items.jsonl.gz"]["count"] == 1
 
 
+@pytest.mark.parametrize("case", range(len(SENSELESS)))
+def test_what_is_of_the_right_type_and_yet_wrong_is_left_out_with_file_and_line(tmp_path: Path, case: int) -> None:
+    topic, change, field, reason = SENSELESS[case]
+    if topic == CATALOG:
+        folder = folder_of(tmp_path, items=[item("a"), item("b", **change), item("c")])
+        assert [each["item_id"] for each in folder.items] == ["a", "c"]
+        left_out, first = f"items.jsonl.gz: {field}: {reason}", "line 2, item_id 'b'"
+    else:
+        folder = folder_of(tmp_path, context=[GOOD[topic], {**GOOD[topic], **change}, GOOD[topic]])
+        assert folder.contexts == [GOOD[topic]] * 2
+        left_out, first = f"context.jsonl.gz: {field}: {reason}", "line 2, location 'berlin'"
+    assert folder.left_out.to_dict()[left_out] == {"count": 1, "first": first} and all_accepted(folder)
+
+
 def test_a_catalogue_without_a_usable_item_is_an_error_with_the_reason(tmp_path: Path) -> None:
     items = [item(f"i{n}", tags=["a\u0000b"]) for n in range(3)]
     with pytest.raises(ValueError, match=r"no usable item: 3 x .*tags: .*U\+0000 \(first: line 1, item_id 'i0'\)"):
@@ -117,6 +133,71 @@ def test_a_column_of_seconds_called_ts_ms_is_an_error(tmp_path: Path) -> None:
 def test_a_row_outside_the_times_is_left_out(tmp_path: Path, seconds: int, why: str) -> None:
     folder = folder_of(tmp_path, [("u", "a", "view", seconds), *ROWS])
     assert reasons(folder) == [f"events.csv.gz: timestamp is {why}, expected seconds since the epoch"]
+
+
+NOW_MS = START_MS + 60_000
+LATE_S = START_S + 3_600
+
+
+def read_at(path: Path, now_ms: int, rows: list[Any] | None = None, items: list[Any] | None = None, **more: Any) -> Any:
+    return read_folder(write_folder(path / "shop", rows or ROWS, items or ITEMS, **more), RULES, now_ms=now_ms)
+
+
+def test_rows_of_the_future_are_left_out_with_the_first_row(tmp_path: Path) -> None:
+    rows = [*ROWS, ("u3", "a", "view", LATE_S), ("u1", "a", "view", LATE_S + 1)]
+    folder = read_at(tmp_path, NOW_MS, rows)
+    assert folder.events.rows.tolist() == [1, 2, 3] and folder.user_ids == ["u1", "u2"]
+    assert folder.stop_ms < NOW_MS
+    first = f"row 4 ['u3', 'a', 'view', '{LATE_S}']"
+    assert folder.left_out.to_dict() == {"events.csv.gz: timestamp is in the future": {"count": 2, "first": first}}
+
+
+@pytest.mark.parametrize(("ahead_ms", "kept"), [(299_000, 4), (300_000, 4), (300_001, 3)])
+def test_producers_clocks_may_run_five_minutes_ahead_in_a_folder_too(tmp_path: Path, ahead_ms: int, kept: int) -> None:
+    header = "user_id,item_id,event_type,timestamp,ts_ms"
+    rows = [(*row, row[3] * 1000) for row in ROWS] + [("u3", "a", "view", 0, NOW_MS + ahead_ms)]
+    folder = read_at(tmp_path, NOW_MS, rows, header=header)
+    assert len(folder.events) == kept
+    assert reasons(folder) == (["events.csv.gz: ts_ms is in the future"] if kept == 3 else [])
+
+
+def test_a_folder_of_the_future_alone_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no usable event in 3 rows: 3 x events.csv.gz: timestamp is in the future"):
+        read_at(tmp_path, START_MS - 3_600_000)
+
+
+def test_records_of_the_future_are_left_out_of_every_file(tmp_path: Path) -> None:
+    late = LATE_S * 1000
+    context = {"location": "oslo", "valid_until_ms": late + 1}
+    page = {"user_id": "u1", "shown": ["a"]}
+    vector = {"item_id": "a", "embedder": "toy", "vector": [1, 2]}
+    folder = read_at(
+        tmp_path,
+        NOW_MS,
+        items=[item("a", starts_ms=late), item("b", first_seen=LATE_S), item("c", ts_ms=late)],
+        context=[{**context, "ts_ms": START_MS}, {**context, "ts_ms": late}],
+        users=[{"user_id": "u1"}, {"user_id": "u2", "ts_ms": late}],
+        item_vectors=[vector, {**vector, "ts_ms": late}],
+        impressions=[{**page, "timestamp": START_S}, {**page, "timestamp": LATE_S}, {**page, "ts_ms": late}],
+    )
+    kept = folder.items, folder.contexts, folder.profiles, folder.vectors, folder.impressions
+    assert [len(found) for found in kept] == [1, 1, 1, 1, 1]
+    assert folder.items[0]["starts_ms"] == late, "a window that begins later is a plan, not a time that has been"
+    assert all(record.timestamp_ms <= NOW_MS for record in records(folder))
+    assert {reason: found["first"] for reason, found in folder.left_out.to_dict().items() if "future" in reason} == {
+        "items.jsonl.gz: first_seen: is in the future": "line 2, item_id 'b'",
+        "items.jsonl.gz: ts_ms: is in the future": "line 3, item_id 'c'",
+        "context.jsonl.gz: ts_ms: is in the future": "line 2, location 'oslo'",
+        "users.jsonl.gz: ts_ms: is in the future": "line 2, user_id 'u2'",
+        "item-vectors.jsonl.gz: ts_ms: is in the future": "line 2, item_id 'a'",
+        "impressions.jsonl.gz: timestamp: is in the future": "line 2, user_id 'u1'",
+        "impressions.jsonl.gz: ts_ms: is in the future": "line 3, user_id 'u1'",
+    }
+
+
+def test_the_wall_clock_decides_where_no_other_is_given(tmp_path: Path) -> None:
+    rows = [*ROWS, ("u1", "a", "view", int(time.time()) + 3_600)]
+    assert reasons(folder_of(tmp_path, rows)) == ["events.csv.gz: timestamp is in the future"]
 
 
 def test_a_time_that_is_not_finite_is_refused(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from index.state.store import LogIdentity
 from streams.events import CATALOG, CONTEXT, ITEM_VECTORS, Record, Rules
 from streams.pipeline.digest import digest
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine
 from tests.support.streams_world import MemoryBroker
 
@@ -64,7 +65,7 @@ class Shop:
 
     def __init__(self, encoder: EncoderThread) -> None:
         self.store, self.offset = MemoryStore(), 0
-        self.engine = Engine(self.store, RULES, 1, MemoryBroker(), encoder)
+        self.engine = Engine(self.store, RULES, 1, MemoryBroker(), Encoders(encoder))
 
     async def open(self) -> Shop:
         logs = {topic: LogIdentity("c", "t") for topic in (CATALOG, ITEM_VECTORS)}

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from context.features import ContextFeatures
 from context.labels import folded_rows
 from context.offsets import ContextOffset
+from deploy.models.documents import published
 from deploy.settings import Settings
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load, serving_arrays
-from encoder.model.document import DOCUMENT, load_serving
 from index.query.model import ServedModel, own_weights, parse_model
 from streams.pipeline.encoder_thread import EncoderThread
 
@@ -66,13 +66,6 @@ def open_model(folder: Path, settings: Settings) -> OpenedModel:
     cache_bytes = settings.cache_mb * 1024 * 1024
     encoder = IncrementalEncoder(model, cache_bytes=cache_bytes, device=settings.device)
     return OpenedModel(encoder, metadata, settings.negative_weight())
-
-
-def published(folder: Path) -> tuple[str, bytes, bytes]:
-    """Version, document and context weight of an artefact as API processes read them. Raises as `open_model`."""
-    arrays, document = load_serving(folder)
-    weight = arrays["context.weight"].astype("<f4").tobytes()
-    return str(document["version"]), (folder / DOCUMENT).read_bytes(), weight
 
 
 def served_model(folder: Path, settings: Settings) -> ServedModel:

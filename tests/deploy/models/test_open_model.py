@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from context.features import ContextFeatures
-from deploy.jobs.open_model import open_model, served_model
+from deploy.models.open_model import open_model, served_model
 from deploy.settings import load
 from encoder.inference.batching import EncodeRequest
 from encoder.model.artefact import save

@@ -1,0 +1,224 @@
+"""Changes the model of a running deployment (`perseid models`) by adding, staging, promoting and rolling back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import orjson
+
+from deploy.commands.options import DescribedGroup, state_option
+from deploy.settings import Settings
+from deploy.state_folder import attach
+
+if TYPE_CHECKING:
+    from deploy.models.registry import Registry
+    from deploy.models.rollout import Rollout
+
+T = TypeVar("T")
+version_argument = click.argument("version")
+
+
+@click.group(cls=DescribedGroup)
+def models() -> None:
+    """Keep models in a registry, and change the one that is served without an empty or a mixed list.
+
+    A model is added, staged (workers give all items and users its vectors beside the served one's), promoted when all
+    its gates are passed, and rolled back if need be. PERSEID_MODELS names the registry.
+
+    Example: perseid models add models/m-0a1b2c3d && perseid models stage m-0a1b2c3d
+    """
+
+
+@models.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--champion", is_flag=True, help="Begin with it: for a registry that has no champion.")
+@state_option
+def add(folder: Path, champion: bool, state: Path | None) -> int:
+    """Copy an artefact into the registry.
+
+    Example: perseid models add models/m-0a1b2c3d
+    """
+    from index.state.aliases import Aliases
+
+    registry = _registry(attach(os.environ, state))
+    if champion and registry.aliases().champion:
+        raise ValueError(f"registry {registry.name} has a champion, {registry.aliases().champion}: stage and promote")
+    version = registry.add(folder)
+    if champion and not registry.set_aliases(registry.aliases(), Aliases(version)):
+        raise ValueError(f"somebody else has just changed the aliases of registry {registry.name}; look and try again")
+    click.echo(version)
+    return 0
+
+
+@models.command("list")
+@state_option
+def list_models(state: Path | None) -> int:
+    """Show what the registry holds, one line a version.
+
+    Example: perseid models list
+    """
+    registry = _registry(attach(os.environ, state))
+    aliases = registry.aliases()
+    named = {aliases.champion: "champion", aliases.challenger: "challenger", aliases.previous: "previous"}
+    for version in registry.versions():
+        card = registry.card(version)
+        ndcg = (card.get("metrics") or {}).get("ndcg@10")
+        words = [version, f"{card.get('items', 0):,} items", f"window {card.get('window')}", str(card.get("embedder"))]
+        words += [f"ndcg@10 {ndcg:.4f}"] if isinstance(ndcg, float) else []
+        click.echo("  ".join([*words, *([named[version]] if version in named else [])]))
+    return 0
+
+
+@models.command()
+@version_argument
+@state_option
+def show(version: str, state: Path | None) -> int:
+    """Print the card of a version as JSON.
+
+    Example: perseid models show m-0a1b2c3d
+    """
+    click.echo(orjson.dumps(_registry(attach(os.environ, state)).card(version), option=orjson.OPT_INDENT_2).decode())
+    return 0
+
+
+@models.command()
+@version_argument
+@click.option("--replace", is_flag=True, help="In place of a model that is staged already.")
+@state_option
+def stage(version: str, replace: bool, state: Path | None) -> int:
+    """Have a version written beside the one that is served, for all items and users.
+
+    Example: perseid models stage m-0a1b2c3d
+    """
+    _run(state, lambda rollout: rollout.stage(version, replace_other=replace))
+    click.echo(f"{version} is staged; `perseid models status` shows how far it is")
+    return 0
+
+
+@models.command()
+@state_option
+def unstage(state: Path | None) -> int:
+    """Take the staged version back.
+
+    Example: perseid models unstage
+    """
+    click.echo(f"{_run(state, lambda rollout: rollout.unstage())} is not staged any more")
+    return 0
+
+
+@models.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--wait", is_flag=True, help="Return when all gates of the staged version are passed.")
+@state_option
+def status(as_json: bool, wait: bool, state: Path | None) -> int:
+    """Show the aliases, what workers still have to fill, and the gates of the staged version.
+
+    Ends with 0 when all gates are passed or nothing is staged, else with 1.
+
+    Example: perseid models status --wait
+    """
+    while True:
+        found = _run(state, _status)
+        if not wait or found["passed"]:
+            break
+        time.sleep(1.0)
+    click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() if as_json else _status_lines(found))
+    return 0 if found["passed"] else 1
+
+
+@models.command()
+@version_argument
+@click.option("--force", is_flag=True, help="Without looking at the gates.")
+@state_option
+def promote(version: str, force: bool, state: Path | None) -> int:
+    """Serve the staged version from now on, when all its gates are passed.
+
+    Example: perseid models promote m-0a1b2c3d
+    """
+    _run(state, lambda rollout: rollout.promote(version, force=force))
+    click.echo(f"{version} is served; `perseid models rollback` takes it back within 24 hours")
+    return 0
+
+
+@models.command()
+@state_option
+def rollback(state: Path | None) -> int:
+    """Serve the model before the present one again.
+
+    Example: perseid models rollback
+    """
+    click.echo(f"{_run(state, lambda rollout: rollout.rollback())} is served again")
+    return 0
+
+
+@models.command()
+@version_argument
+@state_option
+def retire(version: str, state: Path | None) -> int:
+    """Take away the alias of a version that is not served, and with it its vectors.
+
+    Example: perseid models retire m-0a1b2c3d
+    """
+    _run(state, lambda rollout: rollout.retire(version))
+    click.echo(f"{version} is retired; its vectors are removed in the background")
+    return 0
+
+
+def _registry(settings: Settings) -> Registry:
+    from deploy.models.registry import open_registry
+
+    return open_registry(settings)
+
+
+def _run(state: Path | None, step: Callable[[Rollout], Awaitable[T]]) -> T:
+    """One step on the deployment that the state folder or the environment names."""
+    from deploy.models.rollout import Rollout
+    from deploy.runtime.process import open_store
+    from index.state.store import StoreUnavailableError
+
+    settings = attach(os.environ, state)
+
+    async def run() -> T:
+        store = open_store(settings)
+        try:
+            return await step(Rollout(store, _registry(settings)))
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(run())
+    except StoreUnavailableError as error:
+        raise ValueError(
+            f"the live state does not answer: {error}; `perseid models status` shows what is in force"
+        ) from error
+
+
+async def _status(rollout: Rollout) -> dict[str, Any]:
+    aliases = await rollout.aliases()
+    gates = await rollout.gates(aliases.challenger) if aliases.challenger else []
+    shown = [{"name": g.name, "has": g.has, "of": g.of, "passed": g.passed, "said": g.said} for g in gates]
+    return {
+        "champion": aliases.champion or None,
+        "challenger": aliases.challenger or None,
+        "previous": aliases.previous or None,
+        "previous_until_ms": aliases.previous_until_ms or None,
+        "gates": shown,
+        "lines": list(map(str, gates)),
+        "filling": await rollout.filling(),
+        "passed": all(gate.passed for gate in gates),
+    }
+
+
+def _status_lines(found: dict[str, Any]) -> str:
+    lines = [f"{name:<10} {found[name] or '-'}" for name in ("champion", "challenger", "previous")]
+    for tag, part in found["filling"].items():
+        lines.append(
+            f"filling    {tag}: {part['looked']:,} of {part['total']:,} looked at, {part['written']:,} written"
+        )
+    return "\n".join([*lines, *found["lines"]])

@@ -1,0 +1,35 @@
+"""Puts into the live state what API processes need of a model, and takes it out again.
+
+Loads no torch: the document and the context offset's matrix are read as plain numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from encoder.model.document import DOCUMENT, load_serving
+from index.query.model import DOCUMENT as FIELD
+from index.query.model import WEIGHT
+from index.state.store import LiveStore
+
+
+def published(folder: Path) -> tuple[str, bytes, bytes]:
+    """Version, document and context weight of an artefact as API processes read them.
+
+    Raises ValueError: the folder holds no artefact, one of another format, or a damaged one.
+    """
+    arrays, document = load_serving(folder)
+    weight = arrays["context.weight"].astype("<f4").tobytes()
+    return str(document["version"]), (folder / DOCUMENT).read_bytes(), weight
+
+
+async def write_document(store: LiveStore, folder: Path) -> str:
+    """Writes what API processes need of an artefact; its version. Raises as `published`, and StoreUnavailableError."""
+    version, document, weight = published(folder)
+    await store.write(store.keys.model(version), {FIELD: document, WEIGHT: weight})
+    return version
+
+
+async def remove_document(store: LiveStore, version: str) -> None:
+    """Removes it for a version that has no alias any more. Raises StoreUnavailableError."""
+    await store.remove(store.keys.model(version), [FIELD, WEIGHT])

@@ -1,0 +1,165 @@
+"""Changes which models a deployment writes and serves, one step at a time.
+
+Each step is one compare-and-set of the aliases in the live state, which decides; the registry's aliases follow it, and
+a command that was cut off between the two is mended by the next one. A refused step changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from context.units import DAY_MS
+from deploy.models.documents import remove_document, write_document
+from deploy.models.gates import PromotionGate, gates_of, live_roles
+from deploy.models.registry import Registry
+from deploy.runtime.state_sizes import FIRST_WINDOW
+from encoder.model.document import read_document
+from index.state.aliases import Aliases, change_aliases, read_aliases
+from index.state.store import LiveStore
+
+PREVIOUS_MS = DAY_MS  # for so long a champion that was replaced is kept written, so that it can come back
+
+
+class Rollout:
+    """Steps on one deployment's live state and registry.
+
+    Every step raises ValueError that says why it is refused, StoreUnavailableError, or OSError for the registry.
+    """
+
+    def __init__(
+        self, store: LiveStore, registry: Registry, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    ) -> None:
+        self._store, self._registry, self._now_ms = store, registry, now_ms
+
+    async def aliases(self) -> Aliases:
+        """The aliases in force; those that the registry has are made the same."""
+        found = await read_aliases(self._store)
+        if found.champion:
+            self._note(found)
+        return found
+
+    async def gates(self, version: str) -> list[PromotionGate]:
+        """The gates of a version, as they are now."""
+        return await gates_of(self._store, version, self._now_ms())
+
+    async def filling(self) -> dict[str, Any]:
+        """What workers still look through, by the tag of a partition or the items."""
+        found: dict[str, Any] = {}
+        for heartbeat in await live_roles(self._store, self._now_ms()):
+            found |= heartbeat.get("filling") or {}
+        return found
+
+    async def stage(self, version: str, *, replace_other: bool = False) -> None:
+        """Has a version written beside the champion, from now on and for everybody who is there."""
+        before = await self._champion()
+        if version in (before.champion, before.challenger):
+            raise ValueError(f"{version} is {_name_of(before, version)} already")
+        if before.challenger and not replace_other:
+            raise ValueError(
+                f"{before.challenger} is staged already: promote it, take it back by `perseid models unstage`, or give "
+                "its place to this one by --replace"
+            )
+        folder = self._registry.folder(version)
+        await self._check(version, read_document(folder))
+        await write_document(self._store, folder)
+        kept = replace(before, previous="", previous_until_ms=0) if version == before.previous else before
+        await self._change(before, replace(kept, challenger=version))
+
+    async def unstage(self) -> str:
+        """Takes the challenger back; its vectors are removed. Returns its version."""
+        before = await self._champion()
+        if not before.challenger:
+            raise ValueError("no model is staged")
+        await self._change(before, replace(before, challenger=""))
+        return before.challenger
+
+    async def promote(self, version: str, *, force: bool = False) -> None:
+        """Serves the challenger from now on, when all its gates are passed; the champion so far becomes `previous`."""
+        before = await self._champion()
+        if version == before.champion:
+            raise ValueError(f"{version} is served already")
+        if version != before.challenger:
+            raise ValueError(f"{version} is not staged; stage it by `perseid models stage {version}`")
+        waiting = [] if force else [gate for gate in await self.gates(version) if not gate.passed]
+        if waiting:
+            raise ValueError(
+                f"{version} is not promoted: {'; '.join(str(gate)[5:] for gate in waiting)}. Wait for `perseid models "
+                "status`, or promote it all the same by --force: who has no vectors is answered `popular` once"
+            )
+        await self._change(before, Aliases(version, "", before.champion, self._now_ms() + PREVIOUS_MS))
+
+    async def rollback(self) -> str:
+        """Serves the previous champion again, at once, and the present one becomes `previous`. Returns the version."""
+        before = await self._champion()
+        if not before.previous:
+            raise ValueError("there is no previous model to go back to; stage the one that you want and promote it")
+        after = replace(
+            before,
+            champion=before.previous,
+            previous=before.champion,
+            previous_until_ms=self._now_ms() + PREVIOUS_MS,
+        )
+        await self._change(before, after)
+        return after.champion
+
+    async def retire(self, version: str) -> None:
+        """Takes away the alias of a version that is not served; its vectors are removed."""
+        before = await self._champion()
+        if version == before.champion:
+            raise ValueError(f"{version} is served: promote another model before it retires")
+        if version == before.challenger:
+            await self._change(before, replace(before, challenger=""))
+        elif version == before.previous:
+            await self._change(before, replace(before, previous="", previous_until_ms=0))
+        else:
+            raise ValueError(f"{version} has no alias here: nothing is written for it")
+
+    async def _champion(self) -> Aliases:
+        found = await self.aliases()
+        if not found.champion:
+            raise ValueError("no model is served yet: start a worker, which names the first one")
+        return found
+
+    async def _check(self, version: str, document: dict[str, Any]) -> None:
+        """Whether the state that is there can be read by a model."""
+        ((window, kinds),) = await self._store.read([(self._store.keys.cluster(), ["window", "kinds"])])
+        config = document["config"]
+        has, wants = (window or FIRST_WINDOW.encode()).decode(), f"{config['window']}+{config['slack']}"
+        if has != wants:
+            raise ValueError(
+                f"{version} cuts windows at {wants} events (window+slack), the live state was made with {has}: train "
+                "it with the same, or serve it under another PERSEID_PREFIX that is rebuilt from Kafka"
+            )
+        names = (kinds or b"").decode().split("\n")
+        if list(config["kinds"])[: len(names)] != names[: len(config["kinds"])]:
+            raise ValueError(f"{version} knows the kinds of events {config['kinds']}, this deployment has {names}")
+
+    async def _change(self, before: Aliases, after: Aliases) -> None:
+        if not await change_aliases(self._store, before, after):
+            raise ValueError("somebody else has just changed the models of this deployment; look and try again")
+        self._note(after)
+        for version in set(before.versions) - set(after.versions):
+            await remove_document(self._store, version)
+
+    def _note(self, aliases: Aliases) -> None:
+        noted = self._registry.aliases()
+        if noted != aliases:
+            self._registry.set_aliases(noted, aliases)
+
+
+async def expire(store: LiveStore, now_ms: int) -> str:
+    """Lets the previous champion go when its time is over; its version, "" if there was nothing to do."""
+    before = await read_aliases(store)
+    if not before.previous or now_ms < before.previous_until_ms:
+        return ""
+    if not await change_aliases(store, before, replace(before, previous="", previous_until_ms=0)):
+        return ""
+    await remove_document(store, before.previous)
+    return before.previous
+
+
+def _name_of(aliases: Aliases, version: str) -> str:
+    return "the champion" if version == aliases.champion else "staged"

@@ -1,0 +1,163 @@
+"""Completes vectors beside the stream, so that all users and items have those of every model that is written.
+
+A pass over a tag looks at everyone, newest first, encodes who lacks a vector and removes those of other models. A pass
+that had nothing to write is noted at the tag. What a killed worker had begun begins anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from index.state.keys import ITEMS_TAG
+from index.state.records import vector_field
+from streams.events import CLICKSTREAM
+from streams.pipeline.engine import Engine
+from streams.pipeline.lease import PartitionLease
+
+_LOOK = 200  # users or items looked at in one round trip
+_PIECE_S = 0.02  # of encoding at once, for which clicks may have to wait
+_MOST_USERS = 64  # encoded at once
+_IDLE_S = 0.1  # between two looks for users who are waited for
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One look at all users or items of a tag."""
+
+    token: str  # of the claim under which it began
+    mark: str  # as of `Encoders.mark`
+    removing: bool  # vectors of other models may be there
+    total: int = 0
+    looked: int = 0
+    written: int = 0
+    lacking: list[tuple[str, frozenset[str]]] = field(default_factory=list)  # users found and not yet encoded
+
+
+class VectorFiller:
+    """Fills what an engine's claimed tags lack, in at most a `share` of the time, unless users are waited for."""
+
+    def __init__(self, engine: Engine, share: float, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._engine, self._share, self._now_s = engine, share, monotonic_s
+        self._passes: dict[str, _Pass] = {}
+        self._turn = 0
+        self._users = 1  # to encode at once
+
+    async def turn(self) -> float:
+        """A piece of work, if there is one; returns for how many seconds to rest after it.
+
+        Raises StoreUnavailableError, FencedError: what was not written is found again.
+        """
+        if await self.serve_wanted():
+            return 0.0
+        began_s = self._now_s()
+        if not await self.step():
+            return _IDLE_S
+        return (self._now_s() - began_s) * (1 / self._share - 1)
+
+    async def serve_wanted(self) -> int:
+        """Encodes the users of our partitions who asked and have no vectors; how many those were."""
+        store = self._engine.store
+        wanted = {user_id: tag.decode() for user_id, tag in (await store.read_all(store.keys.wanted())).items()}
+        served = 0
+        for tag, lease in list(self._engine.leases.items()):
+            users = [user_id for user_id, home in wanted.items() if home == tag]
+            if users and not lease.unsure and CLICKSTREAM in lease.positions:
+                lacking = await self._users_lacking(lease, users)
+                for at in range(0, len(lacking), _MOST_USERS):
+                    served += await self._engine.fill_users(lease, dict(lacking[at : at + _MOST_USERS]))
+                await store.remove(store.keys.wanted(), users)
+        return served
+
+    async def step(self) -> bool:
+        """One piece of work at one tag, the items before the users; False when all tags are complete."""
+        due = [lease for lease in self._engine.leases.values() if self._is_due(lease)]
+        if not due:
+            self._passes.clear()
+            return False
+        self._turn += 1
+        lease = next((lease for lease in due if lease.tag == ITEMS_TAG), due[self._turn % len(due)])
+        now = await self._pass(lease)
+        await (self._items_step(lease, now) if lease.tag == ITEMS_TAG else self._users_step(lease, now))
+        return True
+
+    def report(self) -> dict[str, Any]:
+        """Passes under way, by tag; empty when all tags of this worker are complete."""
+        return {
+            tag: {"total": found.total, "looked": found.looked, "written": found.written}
+            for tag, found in self._passes.items()
+        }
+
+    def _is_due(self, lease: PartitionLease) -> bool:
+        has_vectors = lease.tag == ITEMS_TAG or CLICKSTREAM in lease.positions
+        return has_vectors and not lease.unsure and bool(self._engine.encoders) and lease.models != self._mark
+
+    @property
+    def _mark(self) -> str:
+        return self._engine.encoders.mark
+
+    async def _pass(self, lease: PartitionLease) -> _Pass:
+        """The tag's pass; a new one after another claim or change of the models."""
+        found = self._passes.get(lease.tag)
+        if found is None or (found.token, found.mark) != (lease.token, self._mark):
+            found = await self._begin(lease)
+        return found
+
+    async def _begin(self, lease: PartitionLease) -> _Pass:
+        total = await self._engine.store.count(self._members(lease))
+        removing = self._engine.encoders.leaves(lease.models)
+        found = self._passes[lease.tag] = _Pass(lease.token, self._mark, removing, total)
+        return found
+
+    async def _items_step(self, lease: PartitionLease, now: _Pass) -> None:
+        page = await self._engine.store.highest(self._members(lease), now.looked, _LOOK)
+        if not page:
+            return await self._end(lease, now)
+        items, now.looked = [item_id for item_id, _ in page], now.looked + len(page)
+        if not now.removing:
+            items = [item_id for item_id, _ in await self._lacking(map(self._engine.store.keys.item, items), items)]
+        # While a model is filled that nobody can have loaded, its followers have nothing to learn.
+        now.written += await self._engine.fill_items(lease, items, logged=not lease.models) if items else 0
+        return None
+
+    async def _users_step(self, lease: PartitionLease, now: _Pass) -> None:
+        if not now.lacking:
+            page = [user_id for user_id, _ in await self._engine.store.highest(self._members(lease), now.looked, _LOOK)]
+            if not page:
+                return await self._end(lease, now)
+            if now.removing:
+                await self._engine.keep_vectors(lease, page)
+            now.lacking = await self._users_lacking(lease, page)
+            now.looked += len(page)
+            if not now.lacking:
+                return None
+        began, users = self._now_s(), dict(now.lacking[: self._users])
+        now.written += await self._engine.fill_users(lease, users)
+        del now.lacking[: len(users)]
+        took_s = max(self._now_s() - began, 1e-4)
+        self._users = max(1, min(_MOST_USERS, 2 * self._users, int(len(users) * _PIECE_S / took_s)))
+        return None
+
+    async def _lacking(self, hashes: Iterable[str], names: Sequence[str]) -> list[tuple[str, frozenset[str]]]:
+        """Those users or items who lack vectors, with the versions of the models."""
+        versions = self._engine.encoders.versions
+        places = [(key, vector_field(version)) for key in hashes for version in versions]
+        there = iter(await self._engine.store.present(places))
+        lacking = [(name, frozenset(version for version in versions if not next(there))) for name in names]
+        return [(name, missing) for name, missing in lacking if missing]
+
+    async def _users_lacking(self, lease: PartitionLease, user_ids: Sequence[str]) -> list[tuple[str, frozenset[str]]]:
+        keys = self._engine.store.keys
+        return await self._lacking([keys.user(lease.tag, user_id) for user_id in user_ids], user_ids)
+
+    async def _end(self, lease: PartitionLease, now: _Pass) -> None:
+        """Notes a pass that had nothing to write; after another one it is looked for whom it has passed over."""
+        del self._passes[lease.tag]
+        if not now.written and now.mark == self._mark:
+            await self._engine.mark(lease, now.mark)
+
+    def _members(self, lease: PartitionLease) -> str:
+        keys = self._engine.store.keys
+        return keys.item_index() if lease.tag == ITEMS_TAG else keys.users(lease.tag)

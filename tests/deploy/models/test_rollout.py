@@ -1,0 +1,204 @@
+"""Steps of a rollout on a live state that an engine fills: what each does and refuses, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from deploy.models.registry import Registry
+from deploy.models.rollout import PREVIOUS_MS, Rollout, expire
+from deploy.models.written import WrittenModels
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load
+from index.state.aliases import Aliases, change_aliases, read_aliases
+from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.filler import VectorFiller
+from tests.support.model_world import PARTITIONS, ModelWorld
+from tests.support.saved_models import saved_model
+
+NOW_MS = 1_800_000_000_000
+ITEMS, USERS = [f"i{n}" for n in range(12)], [f"u{n}" for n in range(15)]
+
+
+class Deployment:
+    """A registry with three models, and a worker that serves the first of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world, self.registry = ModelWorld(), Registry(folder / "registry")
+        self.a, self.b, self.c = (self.registry.add(saved_model(folder / "made", seed)) for seed in range(3))
+        self.now_ms = NOW_MS
+        self.rollout = Rollout(self.world.store, self.registry, lambda: self.now_ms)
+        self.written: WrittenModels
+        self.filler: VectorFiller
+
+    async def start(self) -> Deployment:
+        store = self.world.store
+        await store.ensure_cluster(PARTITIONS, ["view", "cart", "purchase", "like", "dislike", "remove"])
+        await store.write(store.keys.cluster(), {"window": b"200+56"})
+        if not (await read_aliases(store)).champion:
+            assert await change_aliases(store, Aliases(), Aliases(self.a))
+        self.filler = await self.world.start()
+        engine = self.world.engine
+        self.written = WrittenModels(store, engine, self._open, 1 << 22, 4)
+        await self.written.start()
+        return self
+
+    def _open(self, version: str) -> EncoderThread:
+        model, metadata = load(self.registry.folder(version))
+        encoder = IncrementalEncoder(model, cache_bytes=1 << 22, device="cpu")
+        return EncoderThread(encoder, version, metadata["embedder"])
+
+    async def follow(self) -> None:
+        """The worker looks at the aliases, fills, and tells of itself; so does an API process."""
+        await self.written._take(await read_aliases(self.world.store))
+        await self.world.complete(self.filler)
+        await self.beat()
+
+    async def beat(self, **more: Any) -> None:
+        versions = self.written.versions
+        worker = {"role": "worker", "beat_ms": self.now_ms, "models": versions, "refused": self.written.refused}
+        api = {"role": "api", "beat_ms": self.now_ms, "models": {v: {"items": 12, "complete": True} for v in versions}}
+        fields = {"w": orjson.dumps({**worker, **more}), "a": orjson.dumps(api)}
+        await self.world.store.write(self.world.store.keys.roles(), fields)
+
+    async def open(self) -> None:
+        """Items and users are there."""
+        await self.world.put_items(*ITEMS)
+        for number, user_id in enumerate(USERS):
+            await self.world.click(user_id, ITEMS[number % 12])
+        await self.follow()
+
+    async def stored_versions(self) -> set[str]:
+        """Of all vectors and documents that the live state holds."""
+        found: set[str] = set()
+        for key, fields in self.world.store._hashes.items():
+            found |= {name[2:] for name in fields if name.startswith("v:")}
+            found |= {key.rsplit(":", 1)[1]} if ":model:" in key and fields else set()
+        return found
+
+
+def play(tmp_path: Path, scene: Callable[[Deployment], Awaitable[None]]) -> None:
+    async def run() -> None:
+        deployment = await Deployment(tmp_path).start()
+        try:
+            await deployment.open()
+            await scene(deployment)
+        finally:
+            await deployment.written.close()
+
+    asyncio.run(run())
+
+
+def test_a_model_is_staged_filled_promoted_rolled_back_and_retired_without_a_trace(tmp_path: Path) -> None:
+    async def scene(at: Deployment) -> None:
+        rollout, store = at.rollout, at.world.store
+        await rollout.stage(at.b)
+        with pytest.raises(ValueError, match=r"listed items with a vector: 0 of 12.*users .*: 0 of 15.*workers"):
+            await rollout.promote(at.b)
+        await at.follow()
+        assert all(gate.passed for gate in await rollout.gates(at.b)), await rollout.gates(at.b)
+        await rollout.promote(at.b)
+        assert await read_aliases(store) == Aliases(at.b, "", at.a, NOW_MS + PREVIOUS_MS) == at.registry.aliases()
+        await at.follow()
+        assert await at.stored_versions() == {at.a, at.b}
+        await at.world.click("u1", "i5")
+        assert await rollout.rollback() == at.a
+        assert (await read_aliases(store)).champion == at.a and (await read_aliases(store)).previous == at.b
+        await rollout.stage(at.c)
+        await at.follow()
+        assert at.written.versions == [at.a, at.c, at.b]
+        await rollout.promote(at.c)
+        await at.follow()
+        assert await at.stored_versions() == {at.a, at.c}
+        assert await expire(store, NOW_MS + PREVIOUS_MS - 1) == ""
+        assert await expire(store, NOW_MS + PREVIOUS_MS) == at.a
+        await at.follow()
+        assert await at.stored_versions() == {at.c}
+        (thread,) = at.world.engine.encoders
+        await at.world.check(thread)
+
+    play(tmp_path, scene)
+
+
+def test_each_refusal_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
+    async def scene(at: Deployment) -> None:
+        rollout, store = at.rollout, at.world.store
+        other_window = at.registry.add(saved_model(tmp_path / "made", 9, sizes={"window": 50}))
+        other_kinds = at.registry.add(saved_model(tmp_path / "made", 10, sizes={"kinds": ("buy", "view")}))
+        before = dict(store._hashes[store.keys.cluster()])
+        for step, said in (
+            (rollout.stage("m-00000000"), "has no model 'm-00000000'"),
+            (rollout.stage(at.a), "is the champion already"),
+            (rollout.stage(other_window), r"cuts windows at 50\+56 events .* made with 200\+56"),
+            (rollout.stage(other_kinds), "knows the kinds of events"),
+            (rollout.promote(at.b), "is not staged"),
+            (rollout.promote(at.a), "is served already"),
+            (rollout.rollback(), "no previous model"),
+            (rollout.unstage(), "no model is staged"),
+            (rollout.retire(at.a), "is served"),
+            (rollout.retire(at.b), "has no alias here"),
+        ):
+            with pytest.raises(ValueError, match=said) as caught:
+                await step
+            assert "\n" not in str(caught.value)
+        assert dict(store._hashes[store.keys.cluster()]) == before
+        await rollout.stage(at.b)
+        with pytest.raises(ValueError, match="is staged already"):
+            await rollout.stage(at.c)
+        await rollout.stage(at.c, replace_other=True)
+        assert (await read_aliases(store)).challenger == at.c
+
+    play(tmp_path, scene)
+
+
+def test_of_two_promotes_at_once_one_wins(tmp_path: Path) -> None:
+    async def scene(at: Deployment) -> None:
+        await at.rollout.stage(at.b)
+        await at.follow()
+        before = await read_aliases(at.world.store)
+        after = Aliases(at.b, "", at.a, 1), Aliases(at.b, "", at.a, 2)
+        won = await asyncio.gather(*(change_aliases(at.world.store, before, one) for one in after))
+        assert sorted(won) == [False, True]
+
+    play(tmp_path, scene)
+
+
+def test_a_command_cut_off_before_the_registry_is_mended_by_the_next(tmp_path: Path) -> None:
+    async def scene(at: Deployment) -> None:
+        assert await change_aliases(at.world.store, Aliases(at.a), Aliases(at.b, "", at.a, 5))
+        assert at.registry.aliases().champion != at.b
+        assert (await at.rollout.aliases()).champion == at.b == at.registry.aliases().champion
+
+    play(tmp_path, scene)
+
+
+def test_a_worker_without_the_artefact_keeps_a_promotion_waiting(tmp_path: Path) -> None:
+    async def scene(at: Deployment) -> None:
+        await at.rollout.stage(at.b)
+        (at.registry.folder(at.b) / "model.json").unlink()
+        await at.follow()
+        assert at.written.versions == [at.a] and list(at.written.refused) == [at.b]
+        with pytest.raises(ValueError, match="workers that write it: 0 of 1; "):
+            await at.rollout.promote(at.b)
+        await at.rollout.promote(at.b, force=True)
+        await at.follow()
+        assert at.written.versions == [at.a], "what it can write goes on being written"
+
+    play(tmp_path, scene)
+
+
+def test_a_user_whom_another_worker_wrote_is_missed_by_the_gate(tmp_path: Path) -> None:
+    async def scene(at: Deployment) -> None:
+        await at.rollout.stage(at.b)
+        await at.follow()
+        await at.world.start(*[thread for thread in at.world.engine.encoders if thread.version == at.a])
+        await at.world.click("u3", "i1")  # by a worker that does not write the staged model
+        users = (await at.rollout.gates(at.b))[1]
+        assert (users.has, users.of, users.passed) == (14, 15, False)
+
+    play(tmp_path, scene)

@@ -1,0 +1,200 @@
+"""Another model never empties the shop: users and items get its vectors beside the stream, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from index.state.keys import ITEMS_TAG, partition_of, partition_tag
+from index.state.store import Commit
+from streams.pipeline.encoder_thread import EncoderThread
+from tests.support.model_world import PARTITIONS, ModelWorld, new_encoder
+
+ITEMS = [f"i{number}" for number in range(20)]
+USERS = [f"u{number}" for number in range(20)]
+
+
+@contextmanager
+def encoders(*versions: str) -> Iterator[list[EncoderThread]]:
+    threads = [new_encoder(version) for version in versions]
+    try:
+        yield threads
+    finally:
+        for thread in threads:
+            thread.close()
+
+
+def play(scene: Callable[[ModelWorld, list[EncoderThread]], Coroutine[None, None, None]], *versions: str) -> None:
+    with encoders(*(versions or ("m-a", "m-b"))) as threads:
+        asyncio.run(scene(ModelWorld(), threads))
+
+
+async def shop(world: ModelWorld, thread: EncoderThread) -> None:
+    """Twenty items, twenty users with some clicks each, profiles, and nothing to fill."""
+    filler = await world.start(thread)
+    assert await world.put_items(*ITEMS) == 20
+    await world.profile("u0", 33)
+    for number, user_id in enumerate(USERS):
+        for step in range(1 + number % 5):
+            await world.click(user_id, ITEMS[(number + step) % 20])
+    await world.profile("only a profile", 44)
+    await world.complete(filler)
+
+
+def test_a_restart_with_another_model_over_the_same_embedder_leaves_the_shop_as_full_as_before() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        assert await world.shown("m-a") == 20
+        filler = await world.start(b)
+        assert await world.put_items(*ITEMS) == 0, "the embed role has nothing to do"
+        await world.complete(filler)
+        assert await world.shown("m-b") == 20
+        await world.check(b)
+
+    play(scene)
+
+
+def test_a_model_is_filled_beside_the_other_and_both_stay_current() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        await world.follow(b)
+        filler = await world.start(a)
+        assert await world.engine.replace_encoders([a, b]) == []
+        await world.click("u3", "i7")
+        await world.put_items("late")
+        await world.put_items("late", text="anew")
+        await world.complete(filler)
+        await world.check(a, b)
+        assert await filler.step() is False, "what is complete is left alone"
+        await world.click("u4", "late")
+        await world.check(a, b)
+        assert await world.engine.replace_encoders([b]) == [a]
+        await world.complete(filler)
+        await world.check(b)
+
+    play(scene)
+
+
+def test_filling_tells_followers_of_the_items_only_where_they_may_have_loaded_the_model() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        before = (await world.store.read_log("", 0, 0)).position
+        await world.complete(await world.start(a, b))
+        assert (await world.store.read_log("", 0, 0)).position == before, "nobody follows a model that is being filled"
+        await world.start(a)  # does not know of the other, and writes
+        await world.put_items("i1", text="anew")
+        await world.put_items("i1", text="once more")
+        assert b"m-b" not in (await world.store.read_all(world.store.keys.owner(ITEMS_TAG)))["models"]
+        before = (await world.store.read_log("", 0, 0)).position
+        await world.complete(await world.start(a, b))
+        assert (await world.store.read_log("", 0, 0)).position == before + 1, "one item had lost its vector"
+
+    play(scene)
+
+
+def test_a_writer_that_does_not_know_a_model_leaves_no_stale_vector_of_it() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        await world.complete(await world.start(a, b))
+        await world.start(a)
+        await world.click("u1", "i9")
+        assert "v:m-b" not in await world.fields("u1")
+        await world.complete(await world.start(a, b))
+        await world.check(a, b)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_while_it_fills_everybody_has_vectors_of_their_own_window(seed: int) -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        rng = random.Random(seed)
+        await shop(world, threads[0])
+        present = [threads[0]]
+        filler = await world.start(*present)
+        for _ in range(150):
+            match rng.choice(("click", "click", "click", "fill", "fill", "item", "models", "restart", "profile")):
+                case "click":
+                    item = rng.choice([*ITEMS, f"late {rng.randrange(5)}"])
+                    await world.click(rng.choice([*USERS, f"new {rng.randrange(5)}"]), item)
+                case "item":  # one that nobody clicked gets another text, or one that was clicked comes
+                    if rng.random() < 0.5:
+                        await world.put_items(f"unseen {rng.randrange(3)}", text=str(rng.random()))
+                    else:
+                        await world.put_items(f"late {rng.randrange(5)}")
+                case "profile":
+                    await world.profile(f"quiet {rng.randrange(3)}", rng.choice([None, 1, 2]))
+                case "fill":
+                    world.now_s += rng.choice((0, 0.001, 0.1))
+                    await filler.step()
+                case "models":
+                    present = rng.sample(threads, rng.randrange(1, 4))
+                    for thread in present:
+                        await world.follow(thread)
+                    await world.engine.replace_encoders(present)
+                case "restart":
+                    filler = await world.start(*present)
+        for thread in present:
+            await world.follow(thread)
+        await world.complete(filler)
+        await world.engine.sweep_waiting()
+        await world.check(*present)
+
+    play(scene, "m-a", "m-b", "m-c")
+
+
+def test_who_asks_is_encoded_at_once() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        filler = await world.start(b)
+        store = world.store
+        tag = partition_tag(partition_of("u5", PARTITIONS))
+        await store.write(store.keys.wanted(), {"u5": tag.encode(), "of another worker": b"p9"})
+        assert await filler.turn() == 0.0
+        assert "v:m-b" in await world.fields("u5")
+        assert await store.read_all(store.keys.wanted()) == {"of another worker": b"p9"}
+
+    play(scene)
+
+
+def test_a_displaced_worker_fills_nothing() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        filler = await world.start(a, b)
+        old = world.engine
+        await world.start(a)
+        written: list[Commit] = []
+        with pytest.raises(Exception, match="token differs"):
+            await filler.step()
+        assert old.leases[ITEMS_TAG].unsure and not written
+        await world.check(a)
+
+    play(scene)
+
+
+def test_filling_rests_for_its_share_of_the_time() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        filler = await world.start(a, b)
+        worked = 0.0
+
+        def tick() -> float:
+            nonlocal worked
+            worked += 0.01
+            return worked
+
+        filler._now_s = tick  # each look at the clock is 10 ms later than the one before
+        assert await filler.turn() >= 0.01, "half of the time: as long as it worked"
+
+    play(scene)
