@@ -47,6 +47,9 @@ from streams.left_out import LeftOut
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
 
 
+CHOSEN = ("slot", "popularity", "negative")  # what a held-out end chose for serving
+
+
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
     """What to train on: the folder's timeline up to `split` (share of its events, 1 = all) with a preset's sizes.
@@ -111,8 +114,8 @@ def train_folder(
     tell(without_vector(prepared.unembedded))
     config = _config(plan, folder, vectors, tagger, context_features=features.names)
     if parent is not None:
-        grown = {"kinds": config.kinds, "tags": config.tags, "context_features": config.context_features}
-        config = replace(parent.model.config, **grown)
+        features_of = config.context_features
+        config = replace(parent.model.config, kinds=config.kinds, tags=config.tags, context_features=features_of)
     metadata = {
         **plan.texts.names,
         "context_features": features.to_list(),
@@ -138,15 +141,15 @@ def _parent(folder: Path, plan: TrainPlan) -> Parent:
         )
     if model.config.parts != plan.parts:
         raise ValueError(
-            f"training cannot go on from {metadata['version']}: its inputs are {','.join(model.config.parts)}, here they "
-            f"are {','.join(plan.parts)}; say the same by --without"
+            f"training cannot go on from {metadata['version']}: its inputs are {','.join(model.config.parts)}, here "
+            f"{','.join(plan.parts)}; say the same by --without"
         )
     tags = tuple(folded_rows(model.config.tags, f"model {metadata['version']}"))
     if len(tags) != len(model.config.tags):
         raise ValueError(f"training cannot go on from {metadata['version']}: some of its tags are one tag by now")
     model.config = replace(model.config, tags=tags)
     model.tower.tag_row = folded_rows(tags, f"model {metadata['version']}", first=1)
-    chosen = {name: metadata[name] for name in ("slot", "popularity", "negative") if name in metadata}
+    chosen: dict[str, Any] = {name: metadata[name] for name in CHOSEN if name in metadata}
     return Parent(str(metadata["version"]), model, chosen=chosen)
 
 

@@ -139,7 +139,7 @@ def test_a_context_that_does_not_vary_keeps_its_effect(parent: Parent, tmp_path:
     assert torch.equal(model.context, parent.model.context)
     given = replace(parent, context=torch.full_like(parent.model.context, 0.25))
     model = artefact.load(train(data, TAGGED, NO_STEP, out=tmp_path, parent=given).folder)[0]
-    assert torch.equal(model.context, given.context)
+    assert given.context is not None and torch.equal(model.context, given.context)
     cold = artefact.load(train(data, TAGGED, NO_STEP, out=tmp_path).folder)[0]
     assert not cold.context.any()
 
