@@ -62,6 +62,13 @@ class ModelChoice:
         help="What the loss of h_gen may change; head: nothing that h_next uses.  [default: the preset's, else "
         "encoder]",
     )
+    parent: Path | None = option(
+        "--from",
+        type=FOLDER,
+        metavar="MODEL",
+        help="Of timeline: go on from this artefact, with its sizes; what it knows of items, kinds, tags and context "
+        "features stays.",
+    )
     refit: Path | None = option(
         type=FOLDER,
         metavar="MODEL",
@@ -112,6 +119,8 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
 
     if training.embed_seconds is not None and data.protocol != "timeline":
         raise click.UsageError("--embed-seconds is for --protocol timeline")
+    if choice.parent is not None and (data.protocol != "timeline" or choice.refit is not None or choice.changes[0]):
+        raise click.UsageError("--from is for --protocol timeline, without --refit and sizes by --set")
     if choice.refit is not None:
         _refuse_beside_refit(data.protocol)
     sizes, changes = choice.changes
@@ -130,6 +139,7 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
         resume=training.resume,
         progress=True,
         embed_seconds=training.embed_seconds,
+        parent=choice.parent,
     )
     settings, left = attach(os.environ), LeftOut()
     texts = training.texts or settings.state / "texts"

@@ -6,7 +6,7 @@ artefact's metadata name the embedder and the context features, which workers, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from encoder.model.encoder import StarsEncoder
 from encoder.text.item_text import VocabularyTagger, build_vocabulary, canonical_text, text_hash
 from encoder.training.loop import TrainResult, train
 from encoder.training.options import TrainOptions
+from encoder.training.warm_start import Parent
 from streams.evaluation.feedback import penalties_of
 from streams.evaluation.held_out import accepted_items
 from streams.evaluation.leave_one_out import LeaveOneOut, best_list, leave_one_out, validation_ndcg
@@ -44,6 +45,9 @@ from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
 
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
+
+
+CHOSEN = ("slot", "popularity", "negative")  # what a held-out end chose for serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class TrainPlan:
     progress: bool = False  # how far embedding and training are
     texts: TextSource = field(default_factory=lambda: TextSource(load({}), {}))
     refit: Path | None = None
+    parent: Path | None = None  # artefact that the training goes on from
     embed_seconds: float | None = None
 
     @property
@@ -102,11 +107,15 @@ def train_folder(
         threads = plan.options.threads or 1
         embed_texts(first, plan.texts.embedder, memory, plan.progress, threads, plan.embed_seconds)
         known = [item for item in known if text_hash(canonical_text(item)) in memory]
-    tagger, vectors = _items(plan, known, memory)
+    parent = None if plan.parent is None else _parent(plan.parent, plan)
+    tagger, vectors = _items(plan, known, memory, [] if parent is None else parent.model.config.tags)
     features = context_features(folder, before_ms) if plan.context else ContextFeatures.from_list([])
     prepared = training_data(folder, vectors, features, before_ms)
     tell(without_vector(prepared.unembedded))
     config = _config(plan, folder, vectors, tagger, context_features=features.names)
+    if parent is not None:
+        features_of = config.context_features
+        config = replace(parent.model.config, kinds=config.kinds, tags=config.tags, context_features=features_of)
     metadata = {
         **plan.texts.names,
         "context_features": features.to_list(),
@@ -118,9 +127,30 @@ def train_folder(
         prepared.data, dict(accepted_items(folder, rules)), folder.kind_weights, window=config.window
     )
     with _shown(plan) as show:
-        return train(
-            prepared.data, config, plan.options, **plan.run, progress=show, metadata=metadata, penalties=penalties
+        more: dict[str, Any] = {"metadata": metadata, "penalties": penalties, "parent": parent}
+        return train(prepared.data, config, plan.options, **plan.run, progress=show, **more)
+
+
+def _parent(folder: Path, plan: TrainPlan) -> Parent:
+    """The model that a training goes on from. Raises ValueError when it reads text vectors of another embedder."""
+    model, metadata = load_model(folder)
+    if metadata.get("embedder") != plan.texts.names["embedder"]:
+        raise ValueError(
+            f"training cannot go on from {metadata['version']}: it reads text vectors of {metadata.get('embedder')!r}, "
+            f"here they are of {plan.texts.names['embedder']!r}; train a new model without a parent"
         )
+    if model.config.parts != plan.parts:
+        raise ValueError(
+            f"training cannot go on from {metadata['version']}: its inputs are {','.join(model.config.parts)}, here "
+            f"{','.join(plan.parts)}; say the same by --without"
+        )
+    tags = tuple(folded_rows(model.config.tags, f"model {metadata['version']}"))
+    if len(tags) != len(model.config.tags):
+        raise ValueError(f"training cannot go on from {metadata['version']}: some of its tags are one tag by now")
+    model.config = replace(model.config, tags=tags)
+    model.tower.tag_row = folded_rows(tags, f"model {metadata['version']}", first=1)
+    chosen: dict[str, Any] = {name: metadata[name] for name in CHOSEN if name in metadata}
+    return Parent(str(metadata["version"]), model, chosen=chosen)
 
 
 def _train_leave_one_out(
@@ -173,10 +203,16 @@ def _config(plan: TrainPlan, folder: Folder, vectors: ItemVectors, tagger: Tagge
     return preset(plan.preset, **{**plan.sizes, **known, **more})
 
 
-def _items(plan: TrainPlan, known: list[dict[str, Any]], memory: Memory) -> tuple[Tagger, ItemVectors]:
-    """Tags and vectors of the known items; what is not among the plan's parts is neither made nor paid for."""
+def _items(
+    plan: TrainPlan, known: list[dict[str, Any]], memory: Memory, tags: Sequence[str] = ()
+) -> tuple[Tagger, ItemVectors]:
+    """Tags and vectors of the known items; what is not among the plan's parts is neither made nor paid for.
+
+    The vocabulary begins with `tags`.
+    """
     embedder, threads = plan.texts.embedder, plan.options.threads or 1
     vocabulary = build_vocabulary(known, fold=folded_or_same) if "tags" in plan.parts else []
+    vocabulary = list(dict.fromkeys([*tags, *vocabulary]))
     tagger = plan.texts.tagger(vocabulary) if "tags" in plan.parts else VocabularyTagger(())
     if "text" not in plan.parts:
         return tagger, untexted_vectors(known, embedder.name, preset(plan.preset).d_text, tagger)

@@ -35,7 +35,7 @@ _TAG_SEPARATORS = ("|", ";", ",")
 _CLOCK = r"\d{1,2}:\d{2}"
 _HTML = r"</?[a-zA-Z][^<>]*>"
 _NEEDED = ("user_id", "item_id", "time")
-_ROWS = 1_000
+_ROWS = 100_000  # so many that the ids of events and items can meet
 _WORDS = 12  # of a column, shown in the map
 Fields = dict[str, str]  # field → column
 
@@ -76,7 +76,7 @@ def plain(name: str) -> str:
 
 
 def _sample(part: str, paths: Sequence[Path], report: Report) -> tuple[str, pl.DataFrame]:
-    """The name and the first rows of the first file, without columns that say nothing."""
+    """The name and the first rows of the first file, null where a cell says nothing."""
     given = list_files(paths, report)
     files = files_of(TableMap(), given)
     if not files:

@@ -306,6 +306,8 @@ class _Run:
         """Names the run: what would make a resumed one differ."""
         free = {"max_seconds", "threads", "checkpoint_seconds", "patience"}
         options = {name: value for name, value in asdict(self.options).items() if name not in free}
+        if options["since_ms"] is None:
+            del options["since_ms"]  # runs that were begun before there was such an option go on
         parent = [] if self.parent is None else [self.parent.version]
         words = json.dumps([self.config.to_dict(), options, self.data.item_ids, *parent], sort_keys=True)
         digest = hashlib.sha256(words.encode())

@@ -1,8 +1,7 @@
 """`Parent` is the model that a training goes on from; `carry_over` copies its weights into a new one.
 
 Every weight is copied. Rows of items go by id, those of kinds, tags and context features by name; what only the new
-model has is fresh. New tags begin at zero, so that before its first step it gives every item of the parent the
-parent's vector.
+model has is fresh. New tags begin at zero, so known items keep their vectors at first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Changes parts of an item's record, and withdraws items, over HTTP.
 
 A change is read from the live state, merged and published as a whole record. It waits until this process's last record
-of the item is applied, and for what the worker has seen of others. Of two processes' changes within a beat of the worker
-the later record wins whole.
+of the item is applied, and for what the worker has seen of others. Of two changes within a beat of the
+worker the later record wins.
 """
 
 from __future__ import annotations

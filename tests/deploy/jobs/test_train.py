@@ -195,6 +195,24 @@ def test_the_command_trains_and_reports(folder: Path, memory: TextMemory, tmp_pa
     assert len(read_document(found)["item_ids"]) == ITEMS
 
 
+def test_the_command_goes_on_from_a_model(folder: Path, model: Path, texts: str, tmp_path: Path) -> None:
+    arguments = ["train", str(folder), "--from", str(model), "--out", str(tmp_path), "--epochs", "1", "--threads", "1"]
+    done = CliRunner().invoke(cli, [*arguments, "--texts", texts])
+    assert done.exit_code == 0, done.output
+    (found,) = tmp_path.glob("m-*/model.json")
+    before, after = read_document(model), read_document(found.parent)
+    assert after["metadata"]["parent"] == before["version"] != after["version"]
+    assert set(before["item_ids"]) < set(after["item_ids"]), "what appeared since is known now"
+    assert after["config"]["tags"][: len(before["config"]["tags"])] == before["config"]["tags"]
+    for words, said in (
+        (["--protocol", "loo"], "--from is for --protocol timeline"),
+        (["--set", "d_model=32"], "--from is for --protocol timeline"),
+        (["--without", "text"], "its inputs are text,ids,tags"),
+    ):
+        refused = CliRunner().invoke(cli, [*arguments, "--texts", texts, *words])
+        assert refused.exit_code != 0 and said in refused.output + str(refused.exception)
+
+
 @pytest.fixture
 def texts(memory: TextMemory, tmp_path: Path) -> str:
     kept = TextMemory(tmp_path / "kept")

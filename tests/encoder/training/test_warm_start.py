@@ -137,10 +137,9 @@ def test_a_context_that_does_not_vary_keeps_its_effect(parent: Parent, tmp_path:
     data.context = np.zeros((len(data.items), 2), np.float32)
     model = artefact.load(train(data, TAGGED, NO_STEP, out=tmp_path, parent=parent).folder)[0]
     assert torch.equal(model.context, parent.model.context)
-    quarter = torch.full_like(parent.model.context, 0.25)
-    given = replace(parent, context=quarter)
+    given = replace(parent, context=torch.full_like(parent.model.context, 0.25))
     model = artefact.load(train(data, TAGGED, NO_STEP, out=tmp_path, parent=given).folder)[0]
-    assert torch.equal(model.context, quarter)
+    assert given.context is not None and torch.equal(model.context, given.context)
     cold = artefact.load(train(data, TAGGED, NO_STEP, out=tmp_path).folder)[0]
     assert not cold.context.any()
 
