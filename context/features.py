@@ -102,6 +102,23 @@ class ContextFeatures:
         kept = [feature for feature in learned if feature is not None][: max(0, max_features - len(calendar))]
         return cls(calendar + sorted(kept, key=lambda feature: feature.name))
 
+    def grown(self, older: ContextFeatures, max_features: int = MAX_FEATURES) -> ContextFeatures:
+        """These features, then those that only `older` has, as long as there is room."""
+        only = [older.features[column] for name, column in older._column.items() if name not in self._column]
+        return ContextFeatures([*self.features, *only[: max(0, max_features - len(self))]])
+
+    def weights_of(self, older: ContextFeatures, weights: FloatArray) -> FloatArray:
+        """A context offset's matrix for `older` [d, features there] as one for these, [d, F].
+
+        Columns go by name, zero for what is new; a value that is scaled otherwise here keeps its effect.
+        """
+        found = np.zeros((len(weights), len(self)), np.float32)
+        for name, column in self._column.items():
+            there = older._column.get(name)
+            if there is not None:
+                found[:, column] = weights[:, there] * (self.features[column].scale / older.features[there].scale)
+        return found
+
     def to_list(self) -> list[dict[str, Any]]:
         """A plain list for `model.json`; `from_list` reads it back."""
         return [asdict(feature) for feature in self.features]

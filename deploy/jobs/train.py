@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from context.features import ContextFeatures
 from context.labels import folded_or_same, folded_rows
 from deploy.progress import Show, show_progress
@@ -27,9 +30,12 @@ from deploy.texts.item_vectors import (
 from deploy.texts.models import TextSource
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load as load_model
+from encoder.model.artefact import serving_arrays
 from encoder.model.config import PARTS, ModelConfig, preset
 from encoder.model.encoder import StarsEncoder
+from encoder.text.endpoint_models import ChatTagger
 from encoder.text.item_text import VocabularyTagger, build_vocabulary, canonical_text, text_hash
+from encoder.training.dataset import TrainingData
 from encoder.training.loop import TrainResult, train
 from encoder.training.options import TrainOptions
 from encoder.training.warm_start import Parent
@@ -59,7 +65,11 @@ class TrainPlan:
     weights, on the last but one events too; what follows is then its own. `sizes` replace the preset's, `parts` are
     what items' vectors are made of (see `ModelConfig`). Without `context` no offset is learned.
 
+    `parent` is an artefact that the training of a timeline goes on from; sizes and parts are then its own, whatever
+    the preset. Its held-out end is never longer than half of what the parent has not seen.
+
     After `embed_seconds` a timeline is learned with the items that have a vector by then, those with most events.
+    `before_ms` says instead of `split` where the timeline ends.
     """
 
     folder: Path
@@ -77,6 +87,7 @@ class TrainPlan:
     refit: Path | None = None
     parent: Path | None = None  # artefact that the training goes on from
     embed_seconds: float | None = None
+    before_ms: int | None = None
 
     @property
     def run(self) -> dict[str, Any]:
@@ -100,57 +111,101 @@ def train_folder(
         return _refit(plan, plan.refit, folder, memory, tell)
     if plan.protocol == "loo":
         return _train_leave_one_out(plan, folder, memory, tell)
-    before_ms = None if plan.split >= 1 else folder.split_ms(plan.split)
+    before_ms = plan.before_ms
+    if before_ms is None and plan.split < 1:
+        before_ms = folder.split_ms(plan.split)
     known = known_items(folder, before_ms)
     if plan.embed_seconds is not None and "text" in plan.parts:
         first = [folder.items[number] for number in popular_first(folder, before_ms)]
         threads = plan.options.threads or 1
         embed_texts(first, plan.texts.embedder, memory, plan.progress, threads, plan.embed_seconds)
         known = [item for item in known if text_hash(canonical_text(item)) in memory]
-    parent = None if plan.parent is None else _parent(plan.parent, plan)
-    tagger, vectors = _items(plan, known, memory, [] if parent is None else parent.model.config.tags)
+    start = None if plan.parent is None else _start(plan.parent, plan)
+    tagger, vectors = _items(plan, known, memory, () if start is None else start.parent.model.config.tags)
     features = context_features(folder, before_ms) if plan.context else ContextFeatures.from_list([])
+    if start is not None:
+        fresh, features = features, features.grown(start.features)
     prepared = training_data(folder, vectors, features, before_ms)
     tell(without_vector(prepared.unembedded))
-    config = _config(plan, folder, vectors, tagger, context_features=features.names)
-    if parent is not None:
-        features_of = config.context_features
-        config = replace(parent.model.config, kinds=config.kinds, tags=config.tags, context_features=features_of)
+    config, options = _config(plan, folder, vectors, tagger, context_features=features.names), plan.options
+    if start is not None:
+        names = {"kinds": config.kinds, "tags": config.tags, "context_features": config.context_features}
+        config = ModelConfig.from_dict({**start.parent.model.config.to_dict(), **names})
+        options = replace(options, holdout=min(options.holdout, start.unseen(prepared.data.ts_ms) / 2))
+        start.silence(prepared.data, len(fresh), features)
     metadata = {
         **plan.texts.names,
         "context_features": features.to_list(),
         "data": folder.name,
         "before_ms": before_ms,
+        "until_ms": int(prepared.data.ts_ms.max()),
         "left_out_events": prepared.left_out,
     }
     penalties = penalties_of(
         prepared.data, dict(accepted_items(folder, rules)), folder.kind_weights, window=config.window
     )
+    more: dict[str, Any] = {"metadata": metadata, "penalties": penalties}
+    if start is not None:
+        more["parent"] = start.for_features(features)
     with _shown(plan) as show:
-        more: dict[str, Any] = {"metadata": metadata, "penalties": penalties, "parent": parent}
-        return train(prepared.data, config, plan.options, **plan.run, progress=show, **more)
+        return train(prepared.data, config, options, **plan.run, progress=show, **more)
 
 
-def _parent(folder: Path, plan: TrainPlan) -> Parent:
-    """The model that a training goes on from. Raises ValueError when it reads text vectors of another embedder."""
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The model that a training goes on from."""
+
+    parent: Parent
+    features: ContextFeatures
+    end_ms: int | None  # it has seen what came before; None: not known
+
+    def unseen(self, ts_ms: NDArray[np.int64]) -> float:
+        """Share of events that it has not seen; all where that is not known."""
+        return 1.0 if self.end_ms is None else float((ts_ms >= self.end_ms).mean())
+
+    def silence(self, data: TrainingData, fresh: int, features: ContextFeatures) -> None:
+        """Zeroes the calendar that the data are too short to learn, behind the `fresh` features: its effect stays."""
+        if data.context is not None:
+            old = range(fresh, len(features))
+            data.context[:, [column for column in old if features.features[column].kind == "time"]] = 0.0
+
+    def for_features(self, features: ContextFeatures) -> Parent:
+        """The parent with its context offset in these features."""
+        weights = serving_arrays(self.parent.model)["context.weight"]
+        return replace(self.parent, context=features.weights_of(self.features, weights))
+
+
+def seen_until(metadata: Mapping[str, Any]) -> int | None:
+    """The time before which a model has seen everything that it was trained on; None where its artefact is too old to
+    say.
+    """
+    if metadata.get("before_ms") is not None:
+        return int(metadata["before_ms"])
+    return None if metadata.get("until_ms") is None else int(metadata["until_ms"]) + 1
+
+
+def _start(folder: Path, plan: TrainPlan) -> _Start:
+    """Raises ValueError when the training cannot go on from this artefact."""
     model, metadata = load_model(folder)
+    of = f"training cannot go on from {metadata['version']}"
     if metadata.get("embedder") != plan.texts.names["embedder"]:
         raise ValueError(
-            f"training cannot go on from {metadata['version']}: it reads text vectors of {metadata.get('embedder')!r}, "
-            f"here they are of {plan.texts.names['embedder']!r}; train a new model without a parent"
+            f"{of}: it reads text vectors of {metadata.get('embedder')!r}, here they are of "
+            f"{plan.texts.names['embedder']!r}; train a new model without a parent"
         )
     if model.config.parts != plan.parts:
         raise ValueError(
-            f"training cannot go on from {metadata['version']}: its inputs are {','.join(model.config.parts)}, here "
-            f"{','.join(plan.parts)}; say the same by --without"
+            f"{of}: its inputs are {','.join(model.config.parts)}, here {','.join(plan.parts)}; say the same by "
+            "--without"
         )
     tags = tuple(folded_rows(model.config.tags, f"model {metadata['version']}"))
     if len(tags) != len(model.config.tags):
-        raise ValueError(f"training cannot go on from {metadata['version']}: some of its tags are one tag by now")
+        raise ValueError(f"{of}: some of its tags are one tag by now")
     model.config = replace(model.config, tags=tags)
     model.tower.tag_row = folded_rows(tags, f"model {metadata['version']}", first=1)
     chosen: dict[str, Any] = {name: metadata[name] for name in CHOSEN if name in metadata}
-    return Parent(str(metadata["version"]), model, chosen=chosen)
+    parent = Parent(str(metadata["version"]), model, chosen=chosen)
+    return _Start(parent, ContextFeatures.from_list(metadata["context_features"]), seen_until(metadata))
 
 
 def _train_leave_one_out(
@@ -208,12 +263,14 @@ def _items(
 ) -> tuple[Tagger, ItemVectors]:
     """Tags and vectors of the known items; what is not among the plan's parts is neither made nor paid for.
 
-    The vocabulary begins with `tags`.
+    `tags` are the vocabulary of a parent, which grows. A chat model's does not: its prompt holds the vocabulary, so
+    that every text would be paid for again.
     """
     embedder, threads = plan.texts.embedder, plan.options.threads or 1
-    vocabulary = build_vocabulary(known, fold=folded_or_same) if "tags" in plan.parts else []
-    vocabulary = list(dict.fromkeys([*tags, *vocabulary]))
+    vocabulary = build_vocabulary(known, fold=folded_or_same, before=tags) if "tags" in plan.parts else []
     tagger = plan.texts.tagger(vocabulary) if "tags" in plan.parts else VocabularyTagger(())
+    if tags and isinstance(tagger, ChatTagger):
+        tagger = plan.texts.tagger(list(tags))
     if "text" not in plan.parts:
         return tagger, untexted_vectors(known, embedder.name, preset(plan.preset).d_text, tagger)
     return tagger, item_vectors(known, embedder, tagger, memory, plan.progress, threads)

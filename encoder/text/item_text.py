@@ -163,8 +163,14 @@ def _price_band(price: object) -> list[int]:
     return []
 
 
-def build_vocabulary(items: Iterable[Item], limits: TagLimits | None = None, fold: Fold = str) -> list[str]:
-    """The controlled vocabulary of a catalogue, sorted; the same items in any order give the same list."""
+def build_vocabulary(
+    items: Iterable[Item], limits: TagLimits | None = None, fold: Fold = str, before: Sequence[str] = ()
+) -> list[str]:
+    """The controlled vocabulary of a catalogue, sorted; the same items in any order give the same list.
+
+    Of an earlier vocabulary `before` stay, in front and in their order, the tags that some item still carries, the most
+    frequent ones where there are too many.
+    """
     limits = TagLimits() if limits is None else limits
     counts: Counter[str] = Counter()
     catalogue = 0
@@ -172,7 +178,14 @@ def build_vocabulary(items: Iterable[Item], limits: TagLimits | None = None, fol
         counts.update(item_tags(item, fold))
         catalogue += 1
     admitted = [tag for tag, count in counts.items() if limits.admit(tag, count, catalogue)]
-    return sorted(sorted(admitted, key=lambda tag: (-counts[tag], tag))[: limits.most_tags])
+    chosen = set(_most_frequent(admitted, counts, limits.most_tags))
+    kept = {tag for tag in before if counts[tag]} - chosen
+    chosen |= set(_most_frequent(kept, counts, limits.most_tags - len(chosen)))
+    return [tag for tag in before if tag in chosen] + sorted(chosen.difference(before))
+
+
+def _most_frequent(tags: Iterable[str], counts: Mapping[str, int], most: int) -> list[str]:
+    return sorted(tags, key=lambda tag: (-counts[tag], tag))[:most]
 
 
 class VocabularyTagger:

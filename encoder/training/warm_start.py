@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
@@ -30,7 +31,7 @@ class Parent:
 
     version: str
     model: StarsEncoder
-    context: Tensor | None = None
+    context: NDArray[np.float32] | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, config: ModelConfig) -> None:
@@ -72,7 +73,7 @@ def carry_over(parent: Parent, model: StarsEncoder) -> None:
         mine, his = named[name]
         into[mine] = found[his]
     if parent.context is not None:
-        model.context.copy_(parent.context)
+        model.context.copy_(torch.from_numpy(parent.context))
 
 
 def _rows(names: Sequence[str]) -> list[tuple[str, int]]:

@@ -243,3 +243,23 @@ def test_encode_many_is_encode_row_by_row(contexts: list[Any], rows: list[tuple[
     assert many.shape == (len(rows), len(MIXED))
     for row, (ts_ms, number) in zip(many, rows, strict=True):
         np.testing.assert_array_equal(row, MIXED.encode(ts_ms, contexts[number] if number >= 0 else None))
+
+
+def test_what_only_an_older_vocabulary_has_is_added_behind_as_far_as_there_is_room() -> None:
+    older = ContextFeatures([Feature("event.a", "flag"), Feature("weather.t", "number", 10.0, 2.0, 2.0)])
+    newer = ContextFeatures([Feature("weather.t", "number", 15.0, 4.0, 2.0), Feature("event.b", "flag")])
+    grown = newer.grown(older)
+    assert grown.features == (*newer.features, older.features[0])
+    assert newer.grown(older, max_features=2).names == newer.names
+    assert grown.grown(older).features == grown.features
+
+
+def test_a_weight_keeps_its_effect_when_its_feature_is_scaled_otherwise() -> None:
+    older = ContextFeatures([Feature("event.a", "flag"), Feature("weather.t", "number", 10.0, 2.0, 2.0)])
+    newer = ContextFeatures([Feature("weather.t", "number", 10.0, 4.0, 2.0), Feature("event.b", "flag")]).grown(older)
+    weights = np.array([[0.5, 3.0], [0.25, -1.0]], np.float32)
+    found = newer.weights_of(older, weights)
+    np.testing.assert_array_equal(found, [[6.0, 0.0, 0.5], [-2.0, 0.0, 0.25]])
+    for context in ({"weather": {"t": 12.0}}, {"weather": {"t": 9.0}, "events": ["a"]}):
+        record = {"valid_until_ms": 2**40, **context}
+        np.testing.assert_allclose(found @ newer.encode(0, record), weights @ older.encode(0, record), rtol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,13 +14,18 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+from context.features import Feature
 from deploy.cli import cli
-from deploy.jobs.train import TrainPlan, train_folder
+from deploy.jobs.train import CHOSEN, TrainPlan, seen_until, train_folder
 from deploy.settings import load
 from deploy.texts.item_vectors import embed_texts, item_vectors, known_items, remembered_vectors
 from deploy.texts.models import TextSource, known_vectors
 from deploy.traffic.plan import TrafficPlan
+from encoder.inference.incremental import IncrementalEncoder
+from encoder.model.artefact import load as load_model
+from encoder.model.artefact import save
 from encoder.model.document import read_document
+from encoder.model.encoder import StarsEncoder
 from encoder.text.cache import TextMemory
 from encoder.text.item_text import MiniLM, VocabularyTagger, build_vocabulary, canonical_text, text_hash
 from encoder.training.dataset import TrainingData
@@ -211,6 +217,66 @@ def test_the_command_goes_on_from_a_model(folder: Path, model: Path, texts: str,
     ):
         refused = CliRunner().invoke(cli, [*arguments, "--texts", texts, *words])
         assert refused.exit_code != 0 and said in refused.output + str(refused.exception)
+
+
+def test_a_training_that_goes_on_begins_with_all_that_the_parent_knew(
+    folder: Path, model: Path, memory: TextMemory, tmp_path: Path
+) -> None:
+    at_once = TrainOptions(threads=1, max_seconds=1e-9)  # ends before its first step
+    found = train_folder(TrainPlan(folder, tmp_path, preset="base", options=at_once, parent=model), Rules(), memory)
+    before, after = read_document(model), read_document(found.folder)
+    assert found.metrics["steps"] == 0
+    assert after["config"] == {**before["config"], **{n: after["config"][n] for n in ("tags", "context_features")}}
+    assert (
+        after["metadata"]["until_ms"] == (START_S + 11 * 3600 + USERS - 1) * 1000 == seen_until(after["metadata"]) - 1
+    )
+    assert seen_until(before["metadata"]) == (START_S + 9 * 3600) * 1000
+    mine, his = (load_model(at)[0] for at in (found.folder, model))
+    known = [line for line in known_items(read_folder(folder), None) if line["item_id"] in before["item_ids"]]
+    tagger = VocabularyTagger(before["config"]["tags"])
+    vectors = remembered_vectors(known, "minilm-l6-v2", tagger, memory)
+    rows = []
+    for encoder in (IncrementalEncoder(each, cache_bytes=1 << 26, device="cpu") for each in (mine, his)):
+        encoder.items.put(vectors.item_ids, vectors.vectors, vectors.tags)
+        rows.append(encoder.items.retrieval(vectors.item_ids))
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+
+
+def test_what_validates_a_training_that_goes_on_is_new_to_the_parent(
+    folder: Path, model: Path, memory: TextMemory, tmp_path: Path
+) -> None:
+    options = TrainOptions(epochs=1, threads=1, holdout=0.4)
+    plan = TrainPlan(folder, tmp_path, options=options, parent=model)
+    found = train_folder(plan, Rules(), memory)
+    assert read_document(found.folder)["metadata"]["options"]["holdout"] == (STEPS - 9) / STEPS / 2
+    again = train_folder(replace(plan, before_ms=(START_S + 9 * 3600) * 1000), Rules(), memory)
+    metadata, before = (read_document(at)["metadata"] for at in (again.folder, model))
+    assert metadata["options"]["holdout"] == 0.0 and "events" not in again.metrics
+    assert [metadata.get(name) for name in CHOSEN] == [before.get(name) for name in CHOSEN]
+
+
+def test_a_calendar_that_the_data_are_too_short_to_learn_keeps_its_effect(
+    folder: Path, model: Path, memory: TextMemory, tmp_path: Path
+) -> None:
+    parent, document = tmp_path / "parent", read_document(model)
+    encoder, _ = load_model(model)
+    names = [*document["config"]["context_features"], "year.sin1", "event.fair"]
+    wide = StarsEncoder(replace(encoder.config, context_features=tuple(names)), document["item_ids"])
+    state = {**encoder.state_dict(), "context": torch_like(encoder, names)}
+    wide.load_state_dict(state)
+    more = [asdict(Feature("year.sin1", "time", bound=2.0)), asdict(Feature("event.fair", "flag"))]
+    save(wide, parent, {**document["metadata"], "context_features": document["metadata"]["context_features"] + more})
+    found = train_folder(
+        TrainPlan(folder, tmp_path, options=TrainOptions(epochs=2, threads=1), parent=parent), Rules(), memory
+    )
+    features, weights = read_document(found.folder)["config"]["context_features"], load_model(found.folder)[0].context
+    for name in ("year.sin1", "event.fair"):
+        assert (weights[:, features.index(name)] == 0.5).all()
+
+
+def torch_like(encoder: StarsEncoder, names: Sequence[str]) -> Any:
+    """A context offset with 0.5 everywhere."""
+    return encoder.context.detach().new_full((encoder.config.d_model, len(names)), 0.5)
 
 
 @pytest.fixture

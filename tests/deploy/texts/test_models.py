@@ -105,6 +105,22 @@ def test_training_asks_the_endpoints_once_and_names_them(
     assert (len(known.item_ids), known.embedder, len(server.requests)) == (8, MODEL, paid), "and asks nobody"
 
 
+def test_a_training_that_goes_on_keeps_the_vocabulary_of_a_chat_model(
+    server: LlmServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(server, tmp_path / "state").items():
+        monkeypatch.setenv(name, value)
+    train = ["train", str(folder), "--epochs", "1", "--threads", "1", "--quiet", "--out"]
+    assert run([*train, str(tmp_path / "one"), "--split", "0.5"]) == 0
+    (parent,), paid = (tmp_path / "one").glob("m-*"), len(server.requests)
+    assert run([*train, str(tmp_path / "two"), "--split", "0.5", "--from", str(parent)]) == 0
+    assert len(server.requests) == paid
+    (child,) = (tmp_path / "two").glob("m-*")
+    assert read_document(child)["config"]["tags"] == read_document(parent)["config"]["tags"]
+    assert run([*train, str(tmp_path / "three"), "--from", str(parent)]) == 0
+    assert len(server.requests) - paid <= 2 * 8, "new items alone are asked about"
+
+
 def test_training_leaves_out_what_has_no_answer_and_ends_with_one_line_when_nothing_has(
     server: LlmServer, folder: Path, tmp_path: Path
 ) -> None:

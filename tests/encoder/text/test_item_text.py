@@ -179,6 +179,17 @@ def test_the_vocabulary_does_not_depend_on_the_order_and_is_bounded() -> None:
     assert build_vocabulary([]) == []
 
 
+def test_an_earlier_vocabulary_stays_in_front_as_far_as_items_carry_it() -> None:
+    now = build_vocabulary(catalogue())
+    before = ["word:rare", "word:pot", "brand:gone"]  # four items, fewer than a word needs; half of them; none
+    assert build_vocabulary(catalogue(), before=before) == ["word:rare", "word:pot"] + [
+        tag for tag in now if tag != "word:pot"
+    ]
+    limits = TagLimits(most_tags=len(now) + 1)
+    assert build_vocabulary(catalogue(), limits, before=["brand:loner", "word:rare"]) == ["word:rare", *now]
+    assert build_vocabulary(catalogue(), before=now[::-1]) == now[::-1]
+
+
 def test_limits_are_kept() -> None:
     limits = TagLimits(brand_items=21, word_items=4, word_most_items=10)
     found = build_vocabulary(catalogue(), limits)
