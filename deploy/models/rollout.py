@@ -134,7 +134,7 @@ class Rollout:
                 "it with the same, or serve it under another PERSEID_PREFIX that is rebuilt from Kafka"
             )
         names = (kinds or b"").decode().split("\n")
-        if list(config["kinds"])[: len(names)] != names[: len(config["kinds"])]:
+        if list(config["kinds"])[: len(names)] != names:
             raise ValueError(f"{version} knows the kinds of events {config['kinds']}, this deployment has {names}")
 
     async def _change(self, before: Aliases, after: Aliases) -> None:

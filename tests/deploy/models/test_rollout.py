@@ -130,12 +130,14 @@ def test_each_refusal_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
         rollout, store = at.rollout, at.world.store
         other_window = at.registry.add(saved_model(tmp_path / "made", 9, sizes={"window": 50}))
         other_kinds = at.registry.add(saved_model(tmp_path / "made", 10, sizes={"kinds": ("buy", "view")}))
+        fewer_kinds = at.registry.add(saved_model(tmp_path / "made", 11, sizes={"kinds": ("view", "cart")}))
         before = dict(store._hashes[store.keys.cluster()])
         for step, said in (
             (rollout.stage("m-00000000"), "has no model 'm-00000000'"),
             (rollout.stage(at.a), "is the champion already"),
             (rollout.stage(other_window), r"cuts windows at 50\+56 events .* made with 200\+56"),
             (rollout.stage(other_kinds), "knows the kinds of events"),
+            (rollout.stage(fewer_kinds), "knows the kinds of events"),
             (rollout.promote(at.b), "is not staged"),
             (rollout.promote(at.a), "is served already"),
             (rollout.rollback(), "no previous model"),
