@@ -17,6 +17,7 @@ from deploy.models.documents import published
 from deploy.settings import Settings
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load, serving_arrays
+from encoder.model.encoder import StarsEncoder
 from index.query.model import ServedModel, own_weights, parse_model
 from streams.pipeline.encoder_thread import EncoderThread
 
@@ -62,10 +63,22 @@ def open_model(folder: Path, settings: Settings) -> OpenedModel:
         ValueError: the folder holds no artefact, one of another format, or a damaged one.
     """
     model, metadata = load(folder)
+    _check_text(model, metadata, settings)
     model.tower.tag_row = folded_rows(model.config.tags, f"model {metadata['version']}", first=1)  # row 0 is padding
     cache_bytes = settings.cache_mb * 1024 * 1024
     encoder = IncrementalEncoder(model, cache_bytes=cache_bytes, device=settings.device)
     return OpenedModel(encoder, metadata, settings.negative_weight())
+
+
+def _check_text(model: StarsEncoder, metadata: Mapping[str, Any], settings: Settings) -> None:
+    """A model that takes vectors of another length than its embedder's would fail with the first one."""
+    name, wanted = metadata.get("embedder"), model.config.d_text
+    known = settings.rules().embedders.get(str(name), wanted)
+    if known != wanted:
+        raise ValueError(
+            f"model {metadata['version']} reads text vectors of {wanted} numbers, PERSEID_EMBEDDERS says that "
+            f"{name} gives {known}; correct that, or train on this embedder's vectors"
+        )
 
 
 def served_model(folder: Path, settings: Settings) -> ServedModel:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 
 from deploy.settings import PREFIX, Settings
 from encoder.model.config import ModelConfig
-from encoder.model.document import DOCUMENT, TENSORS, load_serving, read_document
+from encoder.model.document import DOCUMENT, TENSORS, load_serving, read_document, sync
 from index.state.aliases import Aliases
 
 CARD = "card.json"
@@ -101,7 +100,7 @@ class Registry:
     def _publish(self, part: Path, version: str) -> None:
         """Makes a complete folder the one of its version."""
         for name in (TENSORS, DOCUMENT, CARD):
-            _sync(part / name)
+            sync(part / name)
         try:
             part.replace(self._models / version)
         except OSError as error:
@@ -109,7 +108,7 @@ class Registry:
                 return  # somebody else has just added it
             where = self._models / version
             raise ValueError(f"{where} holds no complete model; remove that folder and add it again") from error
-        _sync(self._models)
+        sync(self._models)
 
     def _json(self, version: str, name: str) -> dict[str, Any]:
         path = f"{MODELS}/{version}/{name}"
@@ -236,14 +235,6 @@ def _write(path: Path, content: bytes) -> None:
     """A file, complete or not at all, on the disk when this returns."""
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(content)
-    _sync(part)
+    sync(part)
     part.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)

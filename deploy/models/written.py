@@ -115,7 +115,7 @@ class WrittenModels:
         self._tried_s[version] = asyncio.get_running_loop().time()
         try:
             thread = await asyncio.to_thread(self._open, version)
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # a registry that is away must not end the worker
             log.error("model %s cannot be written by this worker: %s", version, error)
             self.refused[version] = str(error)
             return

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from encoder.model.config import ModelConfig
-from encoder.model.document import DOCUMENT, FORMAT, TENSORS, read_document
+from encoder.model.document import DOCUMENT, FORMAT, TENSORS, read_document, sync
 from encoder.model.encoder import StarsEncoder
 
 
@@ -35,7 +35,7 @@ def save(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> str:
         else:
             temporary.chmod(0o755)
             os.replace(temporary, folder)  # atomic; an empty folder may be in the way
-            _sync(folder.parent)
+            sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return version
@@ -82,7 +82,7 @@ def _write(model: StarsEncoder, folder: Path, metadata: Mapping[str, Any]) -> st
     (folder / TENSORS).write_bytes(_tensor_file(model))
     (folder / DOCUMENT).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
     for path in (folder / TENSORS, folder / DOCUMENT, folder):
-        _sync(path)
+        sync(path)
     return version
 
 
@@ -93,11 +93,3 @@ def _require_same(folder: Path, version: str) -> None:
         present = "something that is no model"
     if present != version:
         raise ValueError(f"{folder} already holds {present}; save {version} to another folder")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

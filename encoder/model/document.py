@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def load_serving(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str
         return {"context.weight": load_file(folder / TENSORS)["context"]}, document
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{folder / TENSORS} holds other tensors than a model's; name another folder") from error
+
+
+def sync(path: Path) -> None:
+    """Has a file or a folder on the disk when it returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_document(folder: Path) -> dict[str, Any]:

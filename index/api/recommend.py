@@ -86,7 +86,7 @@ async def _read_user(services: Services, serving: LoadedModel, request: Recommen
         return None
     reader = services.reader(serving)
     try:
-        waits_ms, idle = (services.settings.after_wait_ms, services.settings.vectors_wait_ms), services.turns.idle
+        waits_ms, idle = (services.settings.after_wait_ms, _vectors_wait_ms(services, request)), services.turns.idle
         if request.after is None:
             user = await reader.read(request.user_id, request.location, None, *waits_ms, idle)
         else:
@@ -97,6 +97,13 @@ async def _read_user(services: Services, serving: LoadedModel, request: Recommen
         return None
     services.liveness.note(user.partition, user.beat)
     return user
+
+
+def _vectors_wait_ms(services: Services, request: RecommendationsRequest) -> float:
+    """How long vectors are waited for that a user lacks: not at all while no worker says that it is there."""
+    settings = services.settings
+    lag_ms = services.liveness.lag_ms(partition_of(request.user_id, services.liveness.partitions or 1))
+    return settings.vectors_wait_ms if lag_ms is not None and lag_ms <= settings.stale_ms else 0.0
 
 
 def _context(serving: LoadedModel, request: RecommendationsRequest, user: LiveUser | None, now_ms: int) -> ContextView:

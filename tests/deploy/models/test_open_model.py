@@ -64,3 +64,12 @@ def test_tags_of_an_older_vocabulary_are_known_folded(tmp_path: Path, caplog: py
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no model \(there is no model\.json\); train one"):
         open_model(tmp_path, SETTINGS)
+
+
+def test_a_model_of_another_length_than_its_embedder_gives_is_refused(folder: Path) -> None:
+    settings = load({}, device="cpu", cache_mb=4, embedders=f"toy:{CONFIG.d_text + 1}")
+    with pytest.raises(
+        ValueError, match=rf"reads text vectors of {CONFIG.d_text} numbers.*toy gives {CONFIG.d_text + 1}"
+    ):
+        open_model(folder, settings)
+    assert open_model(folder, load({}, device="cpu", cache_mb=4, embedders=f"toy:{CONFIG.d_text}"))

@@ -194,6 +194,25 @@ def test_a_worker_without_the_artefact_keeps_a_promotion_waiting(tmp_path: Path)
     play(tmp_path, scene)
 
 
+def test_a_registry_that_is_away_is_waited_for_by_the_worker(tmp_path: Path) -> None:
+    async def scene(at: Deployment) -> None:
+        await at.rollout.stage(at.b)
+        there = at.registry.folder
+
+        def away(version: str) -> Path:
+            raise OSError("the volume is away")
+
+        at.registry.folder = away  # type: ignore[method-assign]
+        await at.follow()
+        assert at.written.refused == {at.b: "the volume is away"} and at.written.versions == [at.a]
+        at.registry.folder = there  # type: ignore[method-assign]
+        at.written._tried_s.clear()  # half a minute later
+        await at.follow()
+        assert at.written.versions == [at.a, at.b] and not at.written.refused
+
+    play(tmp_path, scene)
+
+
 def test_a_user_whom_another_worker_wrote_is_missed_by_the_gate(tmp_path: Path) -> None:
     async def scene(at: Deployment) -> None:
         await at.rollout.stage(at.b)

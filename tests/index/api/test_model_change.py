@@ -134,6 +134,18 @@ def test_a_user_without_vectors_of_the_champion_is_asked_for_and_answered_as_soo
     play(scene, vectors_wait_ms=5_000.0)
 
 
+def test_nobody_waits_for_a_worker_that_is_not_there() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        await world.put_user("u1", ["tea0"], taste=None)
+        world.ahead_ms = 5_000.0  # since the last confirmation
+        began = asyncio.get_running_loop().time()
+        assert (await ask(client))["served_by"] == "popular"
+        assert asyncio.get_running_loop().time() - began < 5.0
+        assert "u1" in await world.store.read_all(world.store.keys.wanted())
+
+    play(scene, vectors_wait_ms=60_000.0)
+
+
 def test_nobody_waits_who_has_nothing_to_encode() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         await world.forget_user("forgotten")
