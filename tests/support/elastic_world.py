@@ -18,6 +18,7 @@ from index.elastic.indexer import ItemIndexer
 from index.elastic.settings import ElasticSettings
 from index.state.store import LiveStore
 from tests.support.index_api_world import until
+from tests.support.tcp_proxy import close_server
 
 PATIENCE_S = 30.0  # of a test's own calls, on a machine that does other work too
 
@@ -89,7 +90,7 @@ class Gate:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
-        self._server.close()
+        await close_server(self._server)
         self._end()
         for task in list(self._tasks):
             task.cancel()

@@ -66,7 +66,7 @@ class Proxy:
     async def _close(self) -> None:
         server, self._server = self._server, None
         if server is not None:
-            server.close()
+            await close_server(server)
         # Also the connections that were just accepted: they have a task before they have a writer.
         while asyncio.all_tasks() - {asyncio.current_task()}:
             for writer in list(self._writers):
@@ -101,3 +101,11 @@ class Proxy:
                 await sink.drain()
         except OSError:
             pass  # one end was closed
+
+
+async def close_server(server: asyncio.Server) -> None:
+    """Closes a server after what it has accepted got its transport: asyncio leaks a connection that it meets closed."""
+    for listening in server.sockets:
+        asyncio.get_running_loop().remove_reader(listening.fileno())
+    await asyncio.sleep(0)
+    server.close()
