@@ -23,7 +23,7 @@ _AGAIN_S = 30.0  # before a model that could not be opened is tried once more
 
 log = logging.getLogger(__name__)
 
-OpenModel = Callable[[str], EncoderThread]  # by version; ValueError when it cannot be had. Takes seconds.
+OpenModel = Callable[[str], EncoderThread]  # by version; ValueError or OSError if it cannot be had. Takes seconds.
 
 
 @dataclass(slots=True)
@@ -115,7 +115,7 @@ class WrittenModels:
         self._tried_s[version] = asyncio.get_running_loop().time()
         try:
             thread = await asyncio.to_thread(self._open, version)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             log.error("model %s cannot be written by this worker: %s", version, error)
             self.refused[version] = str(error)
             return
