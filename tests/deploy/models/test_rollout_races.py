@@ -1,0 +1,214 @@
+"""Several commands at once on one deployment, commands that are cut off, and a registry that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.models.documents import has_document
+from deploy.models.registry import Registry
+from deploy.models.rollout import Rollout
+from deploy.servers.redis import RedisServer
+from index.state.aliases import Aliases, change_aliases, read_aliases
+from index.state.keys import Keys
+from index.state.memory_store import MemoryStore
+from index.state.redis_store import RedisStore
+from index.state.store import LiveStore
+from tests.support.saved_models import saved_model
+
+NOW_MS = 1_800_000_000_000
+KINDS = ("view", "cart", "purchase", "like", "dislike", "remove")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """One with four models, none of which has an alias."""
+    registry = Registry(tmp_path / "registry")
+    for seed in range(4):
+        registry.add(saved_model(tmp_path / "made", seed))
+    return registry
+
+
+async def begin(store: LiveStore, registry: Registry) -> list[str]:
+    """A live state that serves the first model; all versions."""
+    versions = registry.versions()
+    await store.ensure_cluster(2, KINDS)
+    await store.write(store.keys.cluster(), {"window": b"200+56"})
+    assert await change_aliases(store, Aliases(), Aliases(versions[0]))
+    await Rollout(store, registry).settle(versions[0])
+    return versions
+
+
+async def check(store: LiveStore, registry: Registry) -> None:
+    """The registry has the aliases in force, and documents are there of just those models."""
+    aliases = await read_aliases(store)
+    assert registry.aliases() == aliases
+    for version in registry.versions():
+        assert await has_document(store, version) == (version in aliases.versions), version
+
+
+async def outcome(step: Coroutine[Any, Any, Any]) -> str:
+    """What a step was refused with; "" when it was done."""
+    try:
+        await step
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return str(error)
+    return ""
+
+
+def run(make: Callable[[], LiveStore], scene: Callable[[LiveStore], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        store = make()
+        try:
+            await scene(store)
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+
+
+async def one_of_many_wins(store: LiveStore, registry: Registry, others: list[LiveStore]) -> None:
+    first, second, third, _ = await begin(store, registry)
+    rollouts = [Rollout(each, registry, lambda n=n: NOW_MS + n) for n, each in enumerate([store, *others])]
+    await rollouts[0].stage(second)
+    said = await asyncio.gather(*(outcome(rollout.promote(second, force=True)) for rollout in rollouts))
+    assert said.count("") == 1, said
+    lost = [line for line in said if line]
+    assert all("somebody else has just changed" in line or "is served already" in line for line in lost)
+    aliases = await read_aliases(store)
+    assert (aliases.champion, aliases.previous) == (second, first)
+    assert aliases.previous_until_ms - NOW_MS - 24 * 3_600_000 == said.index(""), "as the winner wrote it"
+    await check(store, registry)
+    said = await asyncio.gather(*(outcome(rollout.stage(third)) for rollout in rollouts))
+    assert all(line == "" or "is staged already" in line for line in said) and "" in said, said
+    await check(store, registry)
+
+
+def test_of_many_who_promote_or_stage_at_once_one_wins(registry: Registry) -> None:
+    run(MemoryStore, lambda store: one_of_many_wins(store, registry, [store] * 4))
+
+
+def test_of_many_who_promote_or_stage_at_once_one_wins_in_redis(
+    registry: Registry, redis_server: RedisServer, keys: Keys
+) -> None:
+    async def scene(store: LiveStore) -> None:
+        others = [RedisStore(redis_server.url, keys) for _ in range(4)]
+        try:
+            await one_of_many_wins(store, registry, [*others])
+        finally:
+            await asyncio.gather(*(other.close() for other in others))
+
+    run(lambda: RedisStore(redis_server.url, keys), scene)
+
+
+def random_step(rollout: Rollout, rng: random.Random, versions: list[str]) -> Coroutine[Any, Any, Any]:
+    match rng.randrange(5):
+        case 0:
+            return rollout.stage(rng.choice(versions), replace_other=True)
+        case 1:
+            return rollout.promote(rng.choice(versions), force=True)
+        case 2:
+            return rollout.retire(rng.choice(versions))
+        case 3:
+            return rollout.unstage()
+        case _:
+            return rollout.rollback()
+
+
+async def anything_at_once(store: LiveStore, registry: Registry, rng: random.Random) -> None:
+    versions = await begin(store, registry)
+
+    async def command() -> None:
+        for _ in range(6):
+            await outcome(random_step(Rollout(store, registry), rng, versions))
+
+    await asyncio.gather(*(command() for _ in range(6)))
+    await check(store, registry)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_done_at_once_registry_and_documents_are_those_of_the_aliases(
+    registry: Registry, seed: int
+) -> None:
+    run(MemoryStore, lambda store: anything_at_once(store, registry, random.Random(seed)))
+
+
+def test_whatever_is_done_at_once_in_redis(registry: Registry, redis_server: RedisServer, keys: Keys) -> None:
+    run(
+        lambda: RedisStore(redis_server.url, keys),
+        lambda store: anything_at_once(store, registry, random.Random(9)),
+    )
+
+
+class CutOffError(BaseException):
+    """The process is killed."""
+
+
+@pytest.mark.parametrize("place", ["set_aliases", "aliases"])
+def test_a_command_that_is_cut_off_is_mended_by_the_next(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    async def scene(store: LiveStore) -> None:
+        first, second, _, _ = await begin(store, registry)
+        rollout = Rollout(store, registry)
+        await rollout.stage(second)
+        reads = 0
+
+        def die(*_: object) -> None:
+            nonlocal reads
+            reads += 1
+            if place == "set_aliases" or reads > 1:  # the first one is before the change
+                raise CutOffError
+
+        with monkeypatch.context() as patch:
+            real = registry.aliases
+            patch.setattr(registry, place, lambda *given: (die(*given), real())[1])
+            with pytest.raises(CutOffError):
+                await rollout.promote(second, force=True)
+        assert (await read_aliases(store)).champion == second, "the live state decides"
+        assert registry.aliases().champion == first
+        assert "not staged" in await outcome(Rollout(store, registry).promote(registry.versions()[2]))
+        assert registry.aliases() == await read_aliases(store), "also a refused command mends it"
+
+    run(MemoryStore, scene)
+
+
+def test_a_registry_that_is_away_holds_no_rollback_up(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(store: LiveStore) -> None:
+        first, second, _, _ = await begin(store, registry)
+        rollout = Rollout(store, registry)
+        await rollout.stage(second)
+        await rollout.promote(second, force=True)
+        assert rollout.untold == ""
+
+        def away(*_: object) -> None:
+            raise OSError("registry s3://shop: it is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(registry, "aliases", away)
+            assert await rollout.rollback() == first
+            assert rollout.untold == "registry s3://shop: it is away"
+        assert (await read_aliases(store)).champion == first
+        assert registry.aliases().champion == second
+        await rollout.aliases()
+        assert rollout.untold == "" and registry.aliases().champion == first
+
+    run(MemoryStore, scene)
+
+
+def test_an_emptied_live_state_takes_nothing_from_the_registry(registry: Registry) -> None:
+    async def scene(store: LiveStore) -> None:
+        noted = Aliases("m-00000001", "", "m-00000002", NOW_MS)
+        assert registry.set_aliases(Aliases(), noted)
+        rollout = Rollout(store, registry)
+        assert await rollout.aliases() == Aliases()
+        assert "no model is served yet" in await outcome(rollout.stage(registry.versions()[0]))
+        assert registry.aliases() == noted
+
+    run(MemoryStore, scene)
