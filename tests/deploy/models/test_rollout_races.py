@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.models.documents import has_document
+from deploy.models.documents import has_document, remove_document
 from deploy.models.registry import Registry
 from deploy.models.rollout import Rollout
 from deploy.servers.redis import RedisServer
@@ -19,7 +19,7 @@ from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.redis_store import RedisStore
-from index.state.store import LiveStore
+from index.state.store import Fields, LiveStore
 from tests.support.saved_models import saved_model
 
 NOW_MS = 1_800_000_000_000
@@ -74,6 +74,42 @@ def run(make: Callable[[], LiveStore], scene: Callable[[LiveStore], Coroutine[An
     asyncio.run(main())
 
 
+class SlowStore(MemoryStore):
+    """One whose answers take their time, so that others come between any two operations."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__()
+        self._rng = rng
+
+    async def read(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[bytes | None]]:
+        found = await super().read(requests)
+        await self._pause()
+        return found
+
+    async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
+        await super().write(key, fields)
+        await self._pause()
+
+    async def remove(self, key: str, fields: Sequence[str]) -> None:
+        await super().remove(key, fields)
+        await self._pause()
+
+    async def swap(self, key: str, expected: Fields, fields: Fields) -> bool:
+        done = MemoryStore()
+        done._hashes[key] = self._hashes[key]  # in one step, as `swap` is made of others
+        swapped = await done.swap(key, expected, fields)
+        await self._pause()
+        return swapped
+
+    async def present(self, places: Sequence[tuple[str, str]]) -> list[bool]:
+        found = await super().present(places)
+        await self._pause()
+        return found
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(self._rng.choice((0.0, 0.0, 0.001, 0.003)))
+
+
 async def one_of_many_wins(store: LiveStore, registry: Registry, others: list[LiveStore]) -> None:
     first, second, third, _ = await begin(store, registry)
     clock = count(NOW_MS)
@@ -92,7 +128,7 @@ async def one_of_many_wins(store: LiveStore, registry: Registry, others: list[Li
 
 
 def test_of_many_who_promote_or_stage_at_once_one_wins(registry: Registry) -> None:
-    run(MemoryStore, lambda store: one_of_many_wins(store, registry, [store] * 4))
+    run(lambda: SlowStore(random.Random(0)), lambda store: one_of_many_wins(store, registry, [store] * 4))
 
 
 def test_of_many_who_promote_or_stage_at_once_one_wins_in_redis(
@@ -137,7 +173,8 @@ async def anything_at_once(store: LiveStore, registry: Registry, rng: random.Ran
 def test_whatever_is_done_at_once_registry_and_documents_are_those_of_the_aliases(
     registry: Registry, seed: int
 ) -> None:
-    run(MemoryStore, lambda store: anything_at_once(store, registry, random.Random(seed)))
+    rng = random.Random(seed)
+    run(lambda: SlowStore(rng), lambda store: anything_at_once(store, registry, rng))
 
 
 def test_whatever_is_done_at_once_in_redis(registry: Registry, redis_server: RedisServer, keys: Keys) -> None:
@@ -145,6 +182,69 @@ def test_whatever_is_done_at_once_in_redis(registry: Registry, redis_server: Red
         lambda: RedisStore(redis_server.url, keys),
         lambda store: anything_at_once(store, registry, random.Random(9)),
     )
+
+
+def test_a_registry_is_not_told_of_what_was_undone_meanwhile(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(store: LiveStore) -> None:
+        first, second, _, _ = await begin(store, registry)
+        rollout, loop = Rollout(store, registry), asyncio.get_running_loop()
+        await rollout.stage(second)
+        tell, undone = registry.set_aliases, []
+
+        def undone_before_it_is_told(before: Aliases, after: Aliases) -> bool:
+            if not undone:  # the registry has what was before and is in force again, so whoever did it told nothing
+                undone.append(asyncio.run_coroutine_threadsafe(change_aliases(store, after, before), loop).result())
+            return tell(before, after)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(registry, "set_aliases", undone_before_it_is_told)
+            await rollout.promote(second, force=True)
+        assert undone == [True]
+        assert registry.aliases() == await read_aliases(store) == Aliases(first, second)
+
+    run(MemoryStore, scene)
+
+
+class Interrupted(MemoryStore):
+    """One in which something else happens before the next operation of a kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {}
+
+    async def _first(self, operation: str) -> None:
+        if happens := self.before.pop(operation, None):
+            await happens()
+
+    async def swap(self, key: str, expected: Fields, fields: Fields) -> bool:
+        await self._first("swap")
+        return await super().swap(key, expected, fields)
+
+    async def remove(self, key: str, fields: Sequence[str]) -> None:
+        if key.startswith(self.keys.model("")):
+            await self._first("remove")
+        await super().remove(key, fields)
+
+
+@pytest.mark.parametrize("operation", ["swap", "remove"])
+def test_a_staged_model_keeps_its_document_while_others_take_it_back(registry: Registry, operation: str) -> None:
+    async def scene(store: LiveStore) -> None:
+        assert isinstance(store, Interrupted)
+        _, second, _, _ = await begin(store, registry)
+        one, other = Rollout(store, registry), Rollout(store, registry)
+        if operation == "swap":  # somebody who has just taken it back clears up before it is staged again
+            store.before["swap"] = lambda: remove_document(store, second)
+            await one.stage(second)
+        else:  # somebody stages it again before it was cleared up
+            await one.stage(second)
+            store.before["remove"] = lambda: other.stage(second)
+            await one.unstage()
+        assert not store.before and (await read_aliases(store)).challenger == second
+        await check(store, registry)
+
+    run(Interrupted, scene)
 
 
 class CutOffError(BaseException):
