@@ -191,7 +191,7 @@ def test_a_registry_is_not_told_of_what_was_undone_meanwhile(
         first, second, _, _ = await begin(store, registry)
         rollout, loop = Rollout(store, registry), asyncio.get_running_loop()
         await rollout.stage(second)
-        tell, undone = registry.set_aliases, []
+        tell, undone = registry.set_aliases, list[bool]()
 
         def undone_before_it_is_told(before: Aliases, after: Aliases) -> bool:
             if not undone:  # the registry has what was before and is in force again, so whoever did it told nothing
