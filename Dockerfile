@@ -8,7 +8,7 @@ COPY pyproject.toml requirements.lock README.md LICENSE ./
 # Dependencies first: they change rarely, and this layer is then reused.
 RUN uv venv /venv \
  && uv pip install --python /venv/bin/python --no-cache "setuptools>=77" \
- && uv pip install --python /venv/bin/python --no-cache --constraint requirements.lock --requirements pyproject.toml
+ && uv pip install --python /venv/bin/python --no-cache --constraint requirements.lock --requirements pyproject.toml --extra remote
 COPY context context
 COPY deploy deploy
 COPY encoder encoder

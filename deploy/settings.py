@@ -105,7 +105,8 @@ class Settings(BaseModel):
     )
     models: str = Field(
         "",
-        description="registry of models, a folder (worker, embed, `models`); empty = `registry` in the state folder",
+        description="registry of models (worker, embed, `models`): a folder, or `s3://…`, `gs://…`, `az://…` with the "
+        "extra `remote`; empty = `registry` in the state folder",
     )
     fill_share: float = Field(
         0.25,
@@ -180,6 +181,14 @@ class Settings(BaseModel):
             address.scheme not in ("http", "https") or not address.hostname or not address.port
         ):
             raise ValueError("expected http://host:port or https://host:port")
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _is_registry(cls, value: str) -> str:
+        address = urlsplit(value)
+        if "://" in value and (address.scheme not in ("s3", "gs", "az") or not address.netloc):
+            raise ValueError("expected a folder, s3://bucket/path, gs://bucket/path or az://container/path")
         return value
 
     @field_validator("kafka_ca", "kafka_cert", "kafka_key", "redis_ca", "elasticsearch_ca")

@@ -39,6 +39,7 @@ OWNERS = {
     "starlette": {"index"},
     "uvicorn": {"deploy"},
     "click": {"deploy"},
+    "obstore": {"deploy"},
 }
 
 

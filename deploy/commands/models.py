@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ import click
 import orjson
 
 from deploy.commands.options import DescribedGroup, state_option
+from deploy.progress import progress_line
 from deploy.settings import Settings
 from deploy.state_folder import attach
 
@@ -57,21 +59,25 @@ def add(folder: Path, champion: bool, state: Path | None) -> int:
 
 
 @models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of cards, with `aliases`.")
 @state_option
-def list_models(state: Path | None) -> int:
+def list_models(as_json: bool, state: Path | None) -> int:
     """Show what the registry holds, one line a version.
 
     Example: perseid models list
     """
     registry = _registry(attach(os.environ, state))
-    aliases = registry.aliases()
-    named = {aliases.champion: "champion", aliases.challenger: "challenger", aliases.previous: "previous"}
-    for version in registry.versions():
-        card = registry.card(version)
+    named = registry.aliases().names()
+    cards = {version: registry.card(version) for version in registry.versions()}
+    if as_json:
+        found = [{**card, "aliases": named.get(version, [])} for version, card in cards.items()]
+        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        return 0
+    for version, card in cards.items():
         ndcg = (card.get("metrics") or {}).get("ndcg@10")
         words = [version, f"{card.get('items', 0):,} items", f"window {card.get('window')}", str(card.get("embedder"))]
         words += [f"ndcg@10 {ndcg:.4f}"] if isinstance(ndcg, float) else []
-        click.echo("  ".join([*words, *([named[version]] if version in named else [])]))
+        click.echo("  ".join([*words, *named.get(version, [])]))
     return 0
 
 
@@ -187,7 +193,11 @@ def _run(state: Path | None, step: Callable[[Rollout], Awaitable[T]]) -> T:
     async def run() -> T:
         store = open_store(settings)
         try:
-            return await step(Rollout(store, _registry(settings)))
+            rollout = Rollout(store, _registry(settings), embedders=settings.rules().embedders)
+            result = await step(rollout)
+            if rollout.untold:
+                click.echo(f"the registry was not told, the next command tells it: {rollout.untold}", err=True)
+            return result
         finally:
             await store.close()
 
@@ -200,8 +210,12 @@ def _run(state: Path | None, step: Callable[[Rollout], Awaitable[T]]) -> T:
 
 
 async def _status(rollout: Rollout) -> dict[str, Any]:
+    from deploy.models.gates import FillProgress
+
     aliases = await rollout.aliases()
     gates = await rollout.gates(aliases.challenger) if aliases.challenger else []
+    filling = await rollout.filling()
+    progress = FillProgress.of(filling)
     shown = [{"name": g.name, "has": g.has, "of": g.of, "passed": g.passed, "said": g.said} for g in gates]
     return {
         "champion": aliases.champion or None,
@@ -210,15 +224,14 @@ async def _status(rollout: Rollout) -> dict[str, Any]:
         "previous_until_ms": aliases.previous_until_ms or None,
         "gates": shown,
         "lines": list(map(str, gates)),
-        "filling": await rollout.filling(),
+        "filling": filling,
+        "progress": None if progress is None else {**asdict(progress), "seconds_left": progress.seconds_left},
         "passed": all(gate.passed for gate in gates),
     }
 
 
 def _status_lines(found: dict[str, Any]) -> str:
     lines = [f"{name:<10} {found[name] or '-'}" for name in ("champion", "challenger", "previous")]
-    for tag, part in found["filling"].items():
-        lines.append(
-            f"filling    {tag}: {part['looked']:,} of {part['total']:,} looked at, {part['written']:,} written"
-        )
+    if progress := found["progress"]:
+        lines.append(progress_line("filling", progress["done"], progress["total"], progress["rate"]))
     return "\n".join([*lines, *found["lines"]])

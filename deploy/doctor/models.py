@@ -1,4 +1,4 @@
-"""Checks the model artefact, and who makes text vectors and tags for it.
+"""Checks the model artefact, the registry of models, and who makes text vectors and tags.
 
 An endpoint is asked for its list of models, which costs nothing; many offer one and some do not, which is a note. A
 wrong key or address is seen by that as well. It does not judge a model's quality and loads no weights.
@@ -6,15 +6,22 @@ wrong key or address is seen by that as well. It does not judge a model's qualit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import httpx
 
+from context.counting import counted
 from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding
+from deploy.models.registry import first_champion, open_registry
+from deploy.runtime.process import ask_redis
 from deploy.settings import Settings
 from encoder.model.document import read_document
 from encoder.text.endpoint_client import Endpoint
+from index.state.aliases import ALIAS_FIELDS, Aliases
+from index.state.redis_routing import Command
+from index.state.store import StoreUnavailableError
 
 _LOCAL = "minilm-l6-v2"
 
@@ -23,8 +30,9 @@ def check_model(settings: Settings) -> list[Finding]:
     """The model artefact, and whether it fits kinds and embedders."""
     at = Finding("model", address=str(settings.model))
     try:
-        document = read_document(settings.model)
-    except ValueError as error:
+        folder = first_champion(settings)
+        at, document = replace(at, address=str(folder)), read_document(folder)
+    except (ValueError, OSError) as error:
         remedy = "run `perseid train`, or set PERSEID_MODEL to an artefact"
         return [at.wrong(str(error), remedy)]
     at, config = replace(at, version=str(document["version"])), document["config"]
@@ -44,6 +52,28 @@ def check_model(settings: Settings) -> list[Finding]:
     return findings
 
 
+def check_registry(settings: Settings) -> list[Finding]:
+    """Whether all models that have an alias can be had, and whether the registry has the aliases in force."""
+    at = Finding("registry", address=settings.registry)
+    try:
+        registry = open_registry(settings)
+        versions, noted = registry.versions(), registry.aliases()
+    except (ValueError, OSError) as error:
+        return [at.wrong(str(error), "set PERSEID_MODELS to a folder or object store that this machine reaches")]
+    found = _aliases(settings)
+    named = found.names() if found.champion else noted.names()
+    lost = {version: names for version, names in named.items() if not _can_be_had(settings, version, versions)}
+    remedy = "add each by `perseid models add FOLDER`, or take its alias by `perseid models retire`"
+    findings = at.all_wrong(
+        *((True, f"has no model {version}, the {' and '.join(names)}", remedy) for version, names in lost.items())
+    ) or [at.ok(counted(len(versions), "model"))]
+    differs = (noted.champion, noted.challenger) != (found.champion, found.challenger)
+    if differs and noted.champion and found.champion:
+        what = f"names {_spelled(noted)}, in force is {_spelled(found)}"
+        findings.append(at.note(what, "run `perseid models status`, which tells the registry"))
+    return findings
+
+
 def check_text(settings: Settings) -> list[Finding]:
     """Who makes text vectors and tags."""
     model, findings = settings.embed_model, []
@@ -57,6 +87,30 @@ def check_text(settings: Settings) -> list[Finding]:
     if settings.chat_url.get_secret_value():
         findings.append(_endpoint("tagger", "CHAT", settings.chat_url, settings.chat_model, settings.chat_key))
     return findings
+
+
+def _aliases(settings: Settings) -> Aliases:
+    """Those in force; none where the live state has none or is away, which another check says."""
+    key = settings.keys().cluster()
+    try:
+        (values,) = ask_redis(settings, [Command(key, ("HMGET", key, *ALIAS_FIELDS))], timeout_s=ANSWER_S / 2)
+    except (StoreUnavailableError, ValueError):
+        return Aliases()
+    return Aliases.of({name: value.decode() for name, value in zip(ALIAS_FIELDS, values, strict=True) if value})
+
+
+def _can_be_had(settings: Settings, version: str, versions: Sequence[str]) -> bool:
+    if version in versions:
+        return True
+    try:
+        return bool(read_document(settings.model)["version"] == version)
+    except ValueError:
+        return False
+
+
+def _spelled(aliases: Aliases) -> str:
+    staged = f" with {aliases.challenger} staged" if aliases.challenger else ""
+    return f"{aliases.champion} as champion{staged}"
 
 
 def _local() -> Finding:

@@ -33,3 +33,8 @@ async def write_document(store: LiveStore, folder: Path) -> str:
 async def remove_document(store: LiveStore, version: str) -> None:
     """Removes it for a version that has no alias any more. Raises StoreUnavailableError."""
     await store.remove(store.keys.model(version), [FIELD, WEIGHT])
+
+
+async def has_document(store: LiveStore, version: str) -> bool:
+    """Whether it is there. Raises StoreUnavailableError."""
+    return all(await store.present([(store.keys.model(version), name) for name in (FIELD, WEIGHT)]))

@@ -59,6 +59,29 @@ async def live_roles(store: LiveStore, now_ms: int) -> list[dict[str, Any]]:
     return [heartbeat for heartbeat in found if heartbeat.get("beat_ms", 0) >= now_ms - _ROLE_GONE_MS]
 
 
+@dataclass(frozen=True, slots=True)
+class FillProgress:
+    """How far workers are with a look at all items and users: `done` of `total`, at `rate` a second since it began."""
+
+    done: int
+    total: int
+    rate: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far; None while that is not known."""
+        return (self.total - self.done) / self.rate if self.rate else None
+
+    @classmethod
+    def of(cls, filling: Mapping[str, Mapping[str, Any]]) -> FillProgress | None:
+        """From what workers report by tag; None when nothing is filled."""
+        if not filling:
+            return None
+        done, total = (sum(part[name] for part in filling.values()) for name in ("looked", "total"))
+        seconds = max(part.get("seconds", 0.0) for part in filling.values())
+        return cls(min(done, total), total, done / seconds if seconds else 0.0)
+
+
 async def _items(store: LiveStore, version: str) -> PromotionGate:
     """Listed items with a vector of the champion or of this version have one of this version."""
     keys = store.keys

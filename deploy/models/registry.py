@@ -42,7 +42,7 @@ class Registry:
     def versions(self) -> list[str]:
         """All that are there, by name."""
         found = (path.parent.name for path in self._models.glob(f"*/{CARD}"))
-        return sorted(version for version in found if _VERSION.fullmatch(version))
+        return sorted(version for version in found if is_version(version))
 
     def add(self, folder: Path, card: Mapping[str, Any] | None = None) -> str:
         """Copies an artefact in and returns its version; nothing is done if it is there.
@@ -62,7 +62,7 @@ class Registry:
 
     def folder(self, version: str) -> Path:
         """Where the artefact of a version is on this machine, complete and checked."""
-        if not _VERSION.fullmatch(version) or not (self._models / version / CARD).is_file():
+        if not is_version(version) or not (self._models / version / CARD).is_file():
             raise ValueError(self._missing(version))
         found = self._models / version
         try:
@@ -81,7 +81,7 @@ class Registry:
 
     def aliases(self) -> Aliases:
         """As they were noted last; none in a registry that has none."""
-        return _decoded(self._read(ALIASES), self.name)
+        return decoded(self._read(ALIASES), self.name)
 
     def set_aliases(self, before: Aliases, after: Aliases) -> bool:
         """Notes aliases if `before` are noted now, as a whole; whether they are `after` then."""
@@ -90,7 +90,7 @@ class Registry:
             fcntl.flock(lock, fcntl.LOCK_EX)
             noted = self.aliases()
             if noted == before:
-                _write(self._root / ALIASES, _encoded(after))
+                _write(self._root / ALIASES, encoded(after))
             return noted in (before, after)
 
     def _checksum(self, version: str) -> str:
@@ -112,7 +112,7 @@ class Registry:
 
     def _json(self, version: str, name: str) -> dict[str, Any]:
         path = f"{MODELS}/{version}/{name}"
-        content = self._read(path) if _VERSION.fullmatch(version) else None
+        content = self._read(path) if is_version(version) else None
         if content is None:
             raise ValueError(self._missing(version))
         try:
@@ -134,10 +134,14 @@ class Registry:
 
 
 def open_registry(settings: Settings) -> Registry:
-    """The registry that PERSEID_MODELS names. Raises ValueError for an object store."""
-    if "://" in settings.registry:
-        raise ValueError(f"{PREFIX}MODELS is {settings.registry}: a registry is a folder so far, as on a shared volume")
-    return Registry(Path(settings.registry))
+    """The registry that PERSEID_MODELS names. Raises ValueError when an object store is named and cannot be used."""
+    if "://" not in settings.registry:
+        return Registry(Path(settings.registry))
+    try:
+        from deploy.models.bucket import open_bucket
+    except ImportError as error:
+        raise ValueError(f"registry {settings.registry} needs obstore: pip install 'perseid[remote]'") from error
+    return open_bucket(settings.registry, settings.state / "registry-cache")
 
 
 def first_champion(settings: Settings) -> Path:
@@ -208,7 +212,7 @@ def _copy(folder: Path, beside: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         for name in (TENSORS, DOCUMENT):
             shutil.copyfile(folder / name, part / name)
         _, document = load_serving(part)  # also where the folder was written to meanwhile
-        if not _VERSION.fullmatch(str(document["version"])):
+        if not is_version(str(document["version"])):
             raise ValueError(f"{folder / DOCUMENT} has the version {document['version']!r}, which no training gives")
         part.chmod(0o755)
         yield part, document
@@ -216,11 +220,18 @@ def _copy(folder: Path, beside: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _encoded(aliases: Aliases) -> bytes:
+def is_version(name: str) -> bool:
+    """Whether it is a version as training gives them, which may become the name of a folder."""
+    return _VERSION.fullmatch(name) is not None
+
+
+def encoded(aliases: Aliases) -> bytes:
+    """As they are kept."""
     return json.dumps({name: value for name, value in asdict(aliases).items() if value}, indent=1).encode() + b"\n"
 
 
-def _decoded(content: bytes | None, name: str) -> Aliases:
+def decoded(content: bytes | None, name: str) -> Aliases:
+    """Inverse of `encoded` for registry `name`. Raises ValueError when they are damaged."""
     try:
         return Aliases(**json.loads(content or b"{}"))
     except (ValueError, TypeError) as error:

@@ -6,13 +6,14 @@ a command that was cut off between the two is mended by the next one. A refused 
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from context.units import DAY_MS
-from deploy.models.documents import remove_document, write_document
+from deploy.models.documents import has_document, remove_document, write_document
 from deploy.models.gates import PromotionGate, gates_of, live_roles
 from deploy.models.registry import Registry
 from deploy.runtime.state_sizes import FIRST_WINDOW
@@ -26,27 +27,44 @@ PREVIOUS_MS = DAY_MS  # for so long a champion that was replaced is kept written
 class Rollout:
     """Steps on one deployment's live state and registry.
 
-    Every step raises ValueError that says why it is refused, StoreUnavailableError, or OSError for the registry.
+    Every step raises ValueError that says why it is refused, or StoreUnavailableError. `embedders` are those that the
+    deployment knows with the dimension of their vectors, None to take any. `untold` says why the registry could not be
+    told of the aliases, "" when it has been.
     """
 
     def __init__(
-        self, store: LiveStore, registry: Registry, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+        self,
+        store: LiveStore,
+        registry: Registry,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        embedders: Mapping[str, int] | None = None,
     ) -> None:
-        self._store, self._registry, self._now_ms = store, registry, now_ms
+        self._store, self._registry, self._now_ms, self._embedders = store, registry, now_ms, embedders
+        self.untold = ""
 
     async def aliases(self) -> Aliases:
-        """The aliases in force; those that the registry has are made the same."""
-        found = await read_aliases(self._store)
-        if found.champion:
-            self._note(found)
-        return found
+        """The aliases in force, which the registry is told; an emptied live state has none, and the registry keeps its.
+
+        A registry that is away changes nothing in what is served: see `untold`.
+        """
+        self.untold = ""
+        try:
+            while True:  # until what was noted before is what is in force after: others may be at it, too
+                noted = await asyncio.to_thread(self._registry.aliases)
+                found = await read_aliases(self._store)
+                if noted == found or not found.champion:
+                    return found
+                await asyncio.to_thread(self._registry.set_aliases, noted, found)
+        except (OSError, ValueError) as error:
+            self.untold = str(error)
+            return await read_aliases(self._store)
 
     async def gates(self, version: str) -> list[PromotionGate]:
         """The gates of a version, as they are now."""
         return await gates_of(self._store, version, self._now_ms())
 
     async def filling(self) -> dict[str, Any]:
-        """What workers still look through, by the tag of a partition or the items."""
+        """What workers still look through, by the tag of a partition or the items, as of `VectorFiller.report`."""
         found: dict[str, Any] = {}
         for heartbeat in await live_roles(self._store, self._now_ms()):
             found |= heartbeat.get("filling") or {}
@@ -62,11 +80,12 @@ class Rollout:
                 f"{before.challenger} is staged already: promote it, take it back by `perseid models unstage`, or give "
                 "its place to this one by --replace"
             )
-        folder = self._registry.folder(version)
+        folder = await asyncio.to_thread(self._registry.folder, version)
         await self._check(version, read_document(folder))
         await write_document(self._store, folder)
         kept = replace(before, previous="", previous_until_ms=0) if version == before.previous else before
         await self._change(before, replace(kept, challenger=version))
+        await self.settle(version)
 
     async def unstage(self) -> str:
         """Takes the challenger back; its vectors are removed. Returns its version."""
@@ -133,21 +152,37 @@ class Rollout:
                 f"{version} cuts windows at {wants} events (window+slack), the live state was made with {has}: train "
                 "it with the same, or serve it under another PERSEID_PREFIX that is rebuilt from Kafka"
             )
-        names = (kinds or b"").decode().split("\n")
-        if list(config["kinds"])[: len(names)] != names:
-            raise ValueError(f"{version} knows the kinds of events {config['kinds']}, this deployment has {names}")
+        names, knows = (kinds or b"").decode().split("\n"), list(config["kinds"])
+        if knows[: len(names)] != names:
+            raise ValueError(
+                f"{version} knows the kinds of events {', '.join(knows)}, this deployment has {', '.join(names)}: "
+                "train it with these, in this order; it may know more"
+            )
+        embedder, dimension = document["metadata"].get("embedder"), config["d_text"]
+        if self._embedders is not None and self._embedders.get(embedder) != dimension:
+            raise ValueError(
+                f"{version} was trained on text vectors of {embedder}:{dimension}, unknown to this deployment: "
+                "append that to PERSEID_EMBEDDERS everywhere, or train with a known embedder"
+            )
 
     async def _change(self, before: Aliases, after: Aliases) -> None:
-        if not await change_aliases(self._store, before, after):
+        done = await change_aliases(self._store, before, after)
+        await self.aliases()
+        for version in sorted({*before.versions, *after.versions} - set((after if done else before).versions)):
+            await self.settle(version)
+        if not done:
             raise ValueError("somebody else has just changed the models of this deployment; look and try again")
-        self._note(after)
-        for version in set(before.versions) - set(after.versions):
-            await remove_document(self._store, version)
 
-    def _note(self, aliases: Aliases) -> None:
-        noted = self._registry.aliases()
-        if noted != aliases:
-            self._registry.set_aliases(noted, aliases)
+    async def settle(self, version: str) -> None:
+        """Makes a version's document be there if and only if it has an alias, whatever others do at the same time."""
+        while True:
+            there = await has_document(self._store, version)
+            if there == (version in (await read_aliases(self._store)).versions):
+                return
+            if there:
+                await remove_document(self._store, version)
+            else:
+                await write_document(self._store, await asyncio.to_thread(self._registry.folder, version))
 
 
 async def expire(store: LiveStore, now_ms: int) -> str:
@@ -157,7 +192,8 @@ async def expire(store: LiveStore, now_ms: int) -> str:
         return ""
     if not await change_aliases(store, before, replace(before, previous="", previous_until_ms=0)):
         return ""
-    await remove_document(store, before.previous)
+    if before.previous not in (await read_aliases(store)).versions:
+        await remove_document(store, before.previous)
     return before.previous
 
 

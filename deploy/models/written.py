@@ -23,7 +23,7 @@ _AGAIN_S = 30.0  # before a model that could not be opened is tried once more
 
 log = logging.getLogger(__name__)
 
-OpenModel = Callable[[str], EncoderThread]  # by version; ValueError when it cannot be had. Takes seconds.
+OpenModel = Callable[[str], EncoderThread]  # by version; ValueError or OSError if it cannot be had. Takes seconds.
 
 
 @dataclass(slots=True)

@@ -125,6 +125,6 @@ async def publish_models(store: LiveStore, settings: Settings, bucket_ms: int) -
     for version in (await name_champion(store, settings)).versions:
         try:
             await write_document(store, artefact(settings, version))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             log.warning("model %s is not published: %s", version, error)
     await store.write(store.keys.cluster(), {"bucket_ms": str(bucket_ms).encode()})

@@ -33,6 +33,11 @@ class Aliases:
         """All that have an alias, the champion first; users and items have vectors of each of them."""
         return tuple(dict.fromkeys(filter(None, (self.champion, self.challenger, self.previous))))
 
+    def names(self) -> dict[str, list[str]]:
+        """Version → how it is called, for all that have an alias."""
+        called = {"champion": self.champion, "challenger": self.challenger, "previous": self.previous}
+        return {version: [name for name, at in called.items() if at == version] for version in self.versions}
+
     def fields(self) -> Fields:
         """As they are stored."""
         until = str(self.previous_until_ms) if self.previous else ""

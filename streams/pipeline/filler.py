@@ -30,6 +30,7 @@ class _Pass:
     token: str  # of the claim under which it began
     mark: str  # as of `Encoders.mark`
     removing: bool  # vectors of other models may be there
+    began_s: float
     total: int = 0
     looked: int = 0
     written: int = 0
@@ -84,9 +85,17 @@ class VectorFiller:
         return True
 
     def report(self) -> dict[str, Any]:
-        """Passes under way, by tag; empty when all tags of this worker are complete."""
+        """Passes under way, by tag; empty when all tags of this worker are complete.
+
+        `looked` of `total` users or items are done, for `written` of them something was missing, in `seconds` by now.
+        """
         return {
-            tag: {"total": found.total, "looked": found.looked, "written": found.written}
+            tag: {
+                "total": found.total,
+                "looked": found.looked - len(found.lacking),
+                "written": found.written,
+                "seconds": round(self._now_s() - found.began_s, 1),
+            }
             for tag, found in self._passes.items()
         }
 
@@ -108,7 +117,7 @@ class VectorFiller:
     async def _begin(self, lease: PartitionLease) -> _Pass:
         total = await self._engine.store.count(self._members(lease))
         removing = self._engine.encoders.leaves(lease.models)
-        found = self._passes[lease.tag] = _Pass(lease.token, self._mark, removing, total)
+        found = self._passes[lease.tag] = _Pass(lease.token, self._mark, removing, self._now_s(), total)
         return found
 
     async def _items_step(self, lease: PartitionLease, now: _Pass) -> None:

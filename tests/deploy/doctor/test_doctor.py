@@ -15,12 +15,15 @@ import redis
 from deploy.cli import run
 from deploy.doctor.doctor import examine
 from deploy.doctor.finding import Finding
+from deploy.models.registry import open_registry
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
 from deploy.settings import Settings, load
 from encoder.model.artefact import save
 from encoder.model.config import preset
+from encoder.model.document import read_document
 from encoder.model.encoder import StarsEncoder
+from index.state.aliases import Aliases, change_aliases
 from index.state.redis_store import RedisStore
 from streams.events import DEFAULT_KINDS
 
@@ -51,6 +54,10 @@ def by_name(findings: list[Finding], name: str) -> list[Finding]:
     return [finding for finding in findings if finding.name == name]
 
 
+def model_version(folder: Path) -> str:
+    return str(read_document(folder)["version"])
+
+
 def changed(settings: Settings, **values: object) -> Settings:
     return load(settings.environment(), **values)
 
@@ -62,7 +69,8 @@ def test_a_healthy_installation_has_nothing_wrong(settings: Settings) -> None:
     assert by_name(findings, "redis")[0].version.startswith("Redis ")
     assert by_name(findings, "model")[0].version.startswith("m-")
     assert [finding.name for finding in findings if finding.state == "ok"] == [
-        *("python", "packages", "kafka", "topics", "redis", "elasticsearch", "model", "embedder", "folder", "api")
+        *("python", "packages", "kafka", "topics", "redis", "elasticsearch"),
+        *("model", "registry", "embedder", "folder", "api"),
     ]
 
 
@@ -132,6 +140,47 @@ def test_a_model_that_does_not_fit_is_named(settings: Settings) -> None:
     assert {finding.name for finding in wrong} == {"model"}
     assert "minilm-l6-v2:384" in wrong[0].remedy
     assert "PERSEID_KINDS" in wrong[1].remedy
+
+
+def test_a_model_with_an_alias_that_cannot_be_had_is_named(settings: Settings, model: Path, tmp_path: Path) -> None:
+    here = changed(settings, prefix="aliases", models=str(tmp_path / "registry"))
+    served, registry = model_version(model), open_registry(here)
+
+    def found() -> list[Finding]:
+        return by_name(examine(here), "registry")
+
+    async def put(before: Aliases, after: Aliases) -> None:
+        store = RedisStore(here.redis.get_secret_value(), here.keys())
+        assert await change_aliases(store, before, after)
+        await store.close()
+
+    in_force = Aliases(served, "m-00000001", "m-00000002", 5)
+    asyncio.run(put(Aliases(), in_force))
+    assert [finding.state for finding in found()] == ["wrong", "wrong"], "the champion is that of PERSEID_MODEL"
+    assert [finding.what for finding in found()] == [
+        "has no model m-00000001, the challenger",
+        "has no model m-00000002, the previous",
+    ]
+    asyncio.run(put(in_force, Aliases(served)))
+    assert [(finding.state, finding.what) for finding in found()] == [("ok", "0 models")]
+    registry.add(model)
+    registry.set_aliases(Aliases(), Aliases("m-00000003", served))
+    told, differs = found()
+    assert (told.state, told.what) == ("ok", "1 model")
+    assert differs.state == "note" and "perseid models status" in differs.remedy
+    assert differs.what == f"names m-00000003 as champion with {served} staged, in force is {served} as champion"
+    registry.set_aliases(registry.aliases(), Aliases(served, "", "m-00000004", 1))
+    assert len(found()) == 1, "a worker lets a previous model go without telling the registry"
+    (tmp_path / "registry" / "aliases.json").write_text("{")
+    (damaged,) = found()
+    assert damaged.state == "wrong" and "aliases.json" in damaged.what
+
+
+def test_without_a_live_state_the_registrys_own_aliases_count(settings: Settings, tmp_path: Path) -> None:
+    here = changed(settings, redis="redis://127.0.0.1:1/0", models=str(tmp_path / "registry"))
+    open_registry(here).set_aliases(Aliases(), Aliases("m-00000003"))
+    (lost,) = by_name(examine(here), "registry")
+    assert lost.what == "has no model m-00000003, the champion"
 
 
 def test_the_command_exits_with_one_when_something_is_wrong(

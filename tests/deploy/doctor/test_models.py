@@ -8,10 +8,12 @@ import pytest
 
 from deploy.doctor.finding import Finding
 from deploy.doctor.models import check_model, check_text
+from deploy.models.registry import open_registry
 from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
+from index.state.aliases import Aliases
 from tests.support.fake_servers import pages
 
 KEY = "a-key-nobody-may-see"
@@ -37,6 +39,17 @@ def test_a_model_is_named_with_its_version(model: Path) -> None:
 def test_a_missing_model_comes_with_a_remedy(tmp_path: Path) -> None:
     (finding,) = check_model(load({}, model=tmp_path))
     assert finding.state == "wrong" and "perseid train" in finding.remedy
+
+
+def test_without_one_of_its_own_the_registrys_champion_is_looked_at(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    registry = open_registry(load({}))
+    version = registry.add(model)
+    registry.set_aliases(Aliases(), Aliases(version))
+    (finding,) = check_model(load({}))
+    assert (finding.state, finding.version, finding.address) == ("ok", version, str(registry.folder(version)))
 
 
 def test_a_model_of_another_embedder_is_wrong(model: Path) -> None:

@@ -131,13 +131,22 @@ def test_each_refusal_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
         other_window = at.registry.add(saved_model(tmp_path / "made", 9, sizes={"window": 50}))
         other_kinds = at.registry.add(saved_model(tmp_path / "made", 10, sizes={"kinds": ("buy", "view")}))
         fewer_kinds = at.registry.add(saved_model(tmp_path / "made", 11, sizes={"kinds": ("view", "cart")}))
+        other_texts = at.registry.add(saved_model(tmp_path / "made", 12, embedder="other"))
+        choosy = Rollout(store, at.registry, embedders={"hashed": 8, "other": 16})
         before = dict(store._hashes[store.keys.cluster()])
         for step, said in (
             (rollout.stage("m-00000000"), "has no model 'm-00000000'"),
             (rollout.stage(at.a), "is the champion already"),
             (rollout.stage(other_window), r"cuts windows at 50\+56 events .* made with 200\+56"),
-            (rollout.stage(other_kinds), "knows the kinds of events"),
-            (rollout.stage(fewer_kinds), "knows the kinds of events"),
+            (rollout.stage(other_kinds), "of events buy, view, this deployment has view, cart, "),
+            (
+                rollout.stage(fewer_kinds),
+                "of events view, cart, this deployment has view, cart, purchase",
+            ),
+            (
+                choosy.stage(other_texts),
+                "vectors of other:8, unknown to this deployment: append that to",
+            ),
             (rollout.promote(at.b), "is not staged"),
             (rollout.promote(at.a), "is served already"),
             (rollout.rollback(), "no previous model"),
@@ -149,6 +158,10 @@ def test_each_refusal_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
                 await step
             assert "\n" not in str(caught.value)
         assert dict(store._hashes[store.keys.cluster()]) == before
+        assert await at.stored_versions() == {at.a}
+        more_kinds = {"kinds": ("view", "cart", "purchase", "like", "dislike", "remove", "gift")}
+        await choosy.stage(at.registry.add(saved_model(tmp_path / "made", 13, sizes=more_kinds)))
+        await rollout.unstage()
         await rollout.stage(at.b)
         with pytest.raises(ValueError, match="is staged already"):
             await rollout.stage(at.c)

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -196,5 +197,26 @@ def test_filling_rests_for_its_share_of_the_time() -> None:
 
         filler._now_s = tick  # each look at the clock is 10 ms later than the one before
         assert await filler.turn() >= 0.01, "half of the time: as long as it worked"
+
+    play(scene)
+
+
+def test_it_says_how_far_it_is_and_since_when() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        filler = await world.start(a, b)
+        assert filler.report() == {}
+        reports: list[dict[str, Any]] = []
+        while await filler.step():
+            world.now_s += 0.5
+            reports.append(filler.report())
+        assert filler.report() == {}
+        of_users = [report["p0"] for report in reports if "p0" in report]
+        done = [part["looked"] for part in of_users if part["written"]]
+        total = of_users[0]["total"]
+        assert total and done[0] < total and done == sorted(done), "those that wait to be encoded are not done"
+        assert all(0 <= part["looked"] <= part["total"] for part in of_users)
+        assert of_users[0]["seconds"] < of_users[1]["seconds"]
 
     play(scene)

@@ -1,0 +1,159 @@
+"""`perseid models` on a real Redis: what each command prints, its exit status, and one line for each refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from deploy.cli import run
+from deploy.models.registry import Registry
+from deploy.runtime.process import now_ms
+from deploy.servers.redis import RedisServer
+from index.state.aliases import Aliases, change_aliases
+from index.state.keys import ITEMS_TAG, Keys
+from index.state.redis_store import RedisStore
+from index.state.store import Commit, LogIdentity, Op
+from tests.support.saved_models import saved_model
+
+Perseid = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def perseid(
+    redis_server: RedisServer,
+    keys: Keys,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Perseid:
+    """Runs `perseid models`; its exit status, and what it prints on both ways."""
+    monkeypatch.setenv("PERSEID_REDIS", redis_server.url)
+    monkeypatch.setenv("PERSEID_PREFIX", keys.prefix)
+    monkeypatch.setenv("PERSEID_MODELS", str(tmp_path / "registry"))
+    monkeypatch.setenv("PERSEID_EMBEDDERS", "hashed:8")
+
+    def call(*words: str) -> tuple[int, str]:
+        status = run(["models", *words])
+        out, err = capsys.readouterr()
+        return status, (out + err).rstrip()
+
+    return call
+
+
+def on(redis_server: RedisServer, keys: Keys, work: Callable[[RedisStore], Awaitable[None]]) -> None:
+    async def main() -> None:
+        store = RedisStore(redis_server.url, keys)
+        try:
+            await work(store)
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_registry_is_filled_listed_and_shown(perseid: Perseid, tmp_path: Path) -> None:
+    first, second = (saved_model(tmp_path / "made", seed) for seed in range(2))
+    assert perseid("add", str(first), "--champion") == (0, first.name)
+    status, said = perseid("add", str(second), "--champion")
+    assert (status, said.partition(" has a champion, ")[2]) == (1, f"{first.name}: stage and promote")
+    assert perseid("add", str(second)) == (0, second.name)
+    assert Registry(tmp_path / "registry").aliases() == Aliases(first.name)
+    status, said = perseid("list")
+    assert status == 0 and len(said.splitlines()) == 2
+    (line,) = (line for line in said.splitlines() if line.startswith(first.name))
+    assert line.endswith("window 200  hashed  ndcg@10 0.5000  champion")
+    cards = {card["version"]: card for card in json.loads(perseid("list", "--json")[1])}
+    assert {version: card.pop("aliases") for version, card in cards.items()} == {
+        first.name: ["champion"],
+        second.name: [],
+    }
+    assert json.loads(perseid("show", second.name)[1]) == cards[second.name]
+    status, said = perseid("show", "m-00000000")
+    assert status == 1 and said.startswith("perseid: registry ") and "\n" not in said
+    status, said = perseid("add", str(tmp_path))
+    assert status == 1 and "holds no model" in said and "\n" not in said
+
+
+def test_a_model_is_changed_by_commands(
+    perseid: Perseid, redis_server: RedisServer, keys: Keys, tmp_path: Path
+) -> None:
+    a, b = (perseid("add", str(saved_model(tmp_path / "made", seed)))[1] for seed in range(2))
+    assert perseid("stage", b) == (1, "perseid: no model is served yet: start a worker, which names the first one")
+
+    async def serve(store: RedisStore) -> None:
+        await store.ensure_cluster(2, ["view", "cart"])
+        await store.write(keys.cluster(), {"window": b"200+56"})
+        assert await change_aliases(store, Aliases(), Aliases(a))
+        await store.claim(ITEMS_TAG, "token", 1, {"t": LogIdentity("c")})
+        fields = {"c": b"{}", f"v:{a}": b"x"}
+        ops = [Op("hset", keys.item("i"), fields), Op("log", keys.item("i"), names=("i",))]
+        await store.commit([Commit(ITEMS_TAG, "token", "t", 0, 1, ops)])
+
+    on(redis_server, keys, serve)
+    status, said = perseid("status")
+    assert status == 0 and said.splitlines() == [f"champion   {a}", "challenger -", "previous   -"]
+    assert perseid("stage", b) == (0, f"{b} is staged; `perseid models status` shows how far it is")
+
+    async def half_filled(store: RedisStore) -> None:
+        filling = {"p0": {"total": 1_000, "looked": 250, "written": 250, "seconds": 5.0}}
+        worker = {"role": "worker", "beat_ms": now_ms(), "models": [a, b], "filling": filling}
+        await store.write(keys.roles(), {"w": orjson.dumps(worker)})
+
+    on(redis_server, keys, half_filled)
+    status, said = perseid("status")
+    assert status == 1 and said.splitlines()[3:5] == [
+        "filling: 250 of 1,000 (25 %), 50/s, 0:15 left",
+        "WAIT listed items with a vector: 0 of 1",
+    ]
+    found = json.loads(perseid("status", "--json")[1])
+    assert (found["challenger"], found["passed"]) == (b, False)
+    assert found["progress"] == {"done": 250, "total": 1_000, "rate": 50.0, "seconds_left": 15.0}
+    status, said = perseid("promote", b)
+    assert status == 1 and "is not promoted: listed items with a vector: 0 of 1" in said and "\n" not in said
+
+    async def filled(store: RedisStore) -> None:
+        await store.commit([Commit(ITEMS_TAG, "token", "t", 1, 2, [Op("hset", keys.item("i"), {f"v:{b}": b"x"})])])
+        worker = {"role": "worker", "beat_ms": now_ms(), "models": [a, b]}
+        await store.write(keys.roles(), {"w": orjson.dumps(worker)})
+
+    on(redis_server, keys, filled)
+    assert perseid("status", "--wait")[0] == 0
+    assert perseid("promote", b)[1].startswith(f"{b} is served")
+    assert perseid("promote", b) == (1, f"perseid: {b} is served already")
+    assert perseid("rollback") == (0, f"{a} is served again")
+    assert perseid("retire", b) == (0, f"{b} is retired; its vectors are removed in the background")
+    status, said = perseid("rollback")
+    assert status == 1 and said.startswith("perseid: there is no previous model") and "\n" not in said
+    assert perseid("stage", b)[0] == 0
+    assert perseid("unstage") == (0, f"{b} is not staged any more")
+    assert Registry(tmp_path / "registry").aliases() == Aliases(a)
+
+
+def test_a_registry_that_could_not_be_told_is_said_and_told_later(
+    perseid: Perseid, redis_server: RedisServer, keys: Keys, tmp_path: Path
+) -> None:
+    a, b = (perseid("add", str(saved_model(tmp_path / "made", seed)))[1] for seed in range(2))
+    on(redis_server, keys, lambda store: _named(store, Aliases(a, "", b, 5)))
+    aliases = tmp_path / "registry" / "aliases.json"
+    aliases.write_text("{")
+    status, said = perseid("rollback")
+    assert status == 0 and said.splitlines()[0] == f"{b} is served again"
+    assert said.splitlines()[1].startswith("the registry was not told, the next command tells it: aliases.json of")
+    aliases.unlink()
+    assert perseid("status")[0] == 0
+    assert Registry(tmp_path / "registry").aliases().champion == b
+
+
+async def _named(store: RedisStore, aliases: Aliases) -> None:
+    assert await change_aliases(store, Aliases(), aliases)
+
+
+def test_a_live_state_that_is_away_is_one_line(perseid: Perseid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSEID_REDIS", "redis://127.0.0.1:1/0")
+    status, said = perseid("rollback")
+    assert status == 1 and said.startswith("perseid: the live state does not answer") and "\n" not in said
