@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,7 @@ from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
 
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
-
-
+WARM_EPOCHS = 1 / 3  # of a cold start's
 CHOSEN = ("slot", "popularity", "negative")  # what a held-out end chose for serving
 
 
@@ -182,6 +181,19 @@ def seen_until(metadata: Mapping[str, Any]) -> int | None:
     if metadata.get("before_ms") is not None:
         return int(metadata["before_ms"])
     return None if metadata.get("until_ms") is None else int(metadata["until_ms"]) + 1
+
+
+def recipe_of(metadata: Mapping[str, Any]) -> TrainOptions:
+    """How a training goes on from a model: by the recipe that made it, shorter, with what the model has not seen as
+    targets.
+    """
+    known = {each.name for each in fields(TrainOptions)}
+    usual = TrainOptions()
+    recipe = TrainOptions(**{name: value for name, value in metadata["options"].items() if name in known})
+    again = {name: getattr(usual, name) for name in ("seed", "threads", "device", "max_seconds", "holdout")}
+    if "parent" not in metadata:  # else it is short already
+        again["epochs"] = max(1, round(recipe.epochs * WARM_EPOCHS))
+    return replace(recipe, **again, since_ms=seen_until(metadata))
 
 
 def _start(folder: Path, plan: TrainPlan) -> _Start:
