@@ -39,7 +39,7 @@ class Champion:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class LearnedData:
     """What it learns from."""
 
     heading: ClassVar = "Data"
@@ -86,7 +86,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Training(Running):
+class TrainingBounds(Running):
     """How long it is trained."""
 
     epochs: int | None = option(type=click.IntRange(min=1), help="[default: a third of what made the champion]")
@@ -96,8 +96,8 @@ class Training(Running):
 
 
 @click.command(cls=SectionedCommand)
-@options(model=Champion, source=Source, judged=Judgement, training=Training, output=Output)
-def retrain(model: Champion, source: Source, judged: Judgement, training: Training, output: Output) -> int:
+@options(model=Champion, source=LearnedData, judged=Judgement, training=TrainingBounds, output=Output)
+def retrain(model: Champion, source: LearnedData, judged: Judgement, training: TrainingBounds, output: Output) -> int:
     """Train the served model further on what the topics hold now, and measure both on the newest events.
 
     The new model goes into the registry, and with --stage beside the served one if it is not worse: `perseid models

@@ -106,7 +106,7 @@ def retrain(
                 shutil.rmtree(data, ignore_errors=True)
                 facts = export_topics(data, ExportPlan(plan.start_ms, bar=plan.bar), settings)
                 seconds.note("export")
-            return _Run(plan, settings, memory, tell, folder, champion, document, seconds).on(data, facts)
+            return _Retraining(plan, settings, memory, tell, folder, champion, document, seconds).on(data, facts)
         finally:
             if plan.data is None and not plan.keep:
                 shutil.rmtree(folder / "data", ignore_errors=True)
@@ -169,7 +169,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Retraining:
     """A retraining whose champion is known."""
 
     plan: RetrainPlan
