@@ -195,7 +195,7 @@ class _Retraining:
             "new_events": stretch.new,
             "events_since_last": int((ts_ms >= max(known_ms, before_ms)).sum()),
             "asked_events": stretch.asked,
-            "unseen": [*(worth_knowing(facts) if facts else ()), *_gaps(facts, last, int(ts_ms[0]), known_ms)],
+            "unseen": [*(worth_knowing(facts) if facts else ()), *gaps(facts, last, int(ts_ms[0]), known_ms)],
         }
         for line in found["unseen"]:
             self.tell(line)
@@ -314,7 +314,7 @@ def _same(last: Mapping[str, Any], source: str, champion: str) -> bool:
     return (last.get("source"), last.get("champion")) == (source, champion)
 
 
-def _gaps(facts: Mapping[str, Any], last: Mapping[str, Any], first_ms: int, known_ms: int) -> Iterator[str]:
+def gaps(facts: Mapping[str, Any], last: Mapping[str, Any], first_ms: int, known_ms: int) -> Iterator[str]:
     """What lies between what champion or last retraining knew and what the data begin with."""
     if first_ms > known_ms:
         ends, begins = moment(known_ms), moment(first_ms)

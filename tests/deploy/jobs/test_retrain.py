@@ -18,7 +18,7 @@ import pytest
 
 from deploy.cli import run as perseid
 from deploy.commands.retrain import STATUS
-from deploy.jobs.retrain import RetrainOutcome, RetrainPlan, Stretch, Verdict, retrain
+from deploy.jobs.retrain import RetrainOutcome, RetrainPlan, Stretch, Verdict, gaps, retrain
 from deploy.jobs.train import TrainPlan, train_folder
 from deploy.models.registry import Registry
 from deploy.runtime.process import open_store
@@ -148,6 +148,24 @@ def test_a_newer_model_is_made_of_all_but_the_newest_events_and_goes_into_the_re
     again = run(plan, settings, texts)
     assert (again["outcome"], again["events_since_last"]) == (RetrainOutcome.NOTHING_NEW, 0)
     assert registry.versions() == [found["model"]]
+
+
+def test_what_nobody_has_seen_is_said() -> None:
+    logs = {"clickstream": "one", "users": "one"}
+    facts = {"logs": logs, "log_starts": {"clickstream[0]": 50, "clickstream[1]": 20, "users[0]": 3}}
+    last = {"logs": logs, "offsets": {"clickstream[0]": [0, 40], "clickstream[1]": [5, 20]}}
+    assert list(gaps(facts, last, 1_000, 1_000)) == [
+        "left Kafka before any retraining read them: 10 records of clickstream[0]"
+    ]
+    other = {**last, "logs": {**logs, "clickstream": "two"}}
+    assert list(gaps(facts, other, 1_000, 1_000)) == [
+        "other logs than at the last retraining, what came between is not known: clickstream"
+    ]
+    assert list(gaps(facts, {}, 3_000, 1_000)) == [
+        "the champion's knowledge ends at 1970-01-01 00:00:01 UTC, the data begin at 1970-01-01 00:00:03 UTC: what lies "
+        "between is not known"
+    ]
+    assert list(gaps({}, last, 1_000, 2_000)) == []
 
 
 def test_equal_data_give_an_equal_model(
