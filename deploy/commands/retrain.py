@@ -15,7 +15,6 @@ import orjson
 from context.counting import counted
 from deploy.commands.options import FOLDER, Output, Running, SectionedCommand, checked, option, options
 from deploy.commands.replay_arguments import TimeParam
-from deploy.progress import show_progress
 from deploy.reports.run_facts import started
 from deploy.state_folder import attach
 from streams.evaluation.staleness.delays import parse_delay
@@ -78,7 +77,7 @@ class Judgement:
     )
     margin: float = option(
         type=click.FloatRange(0, 1),
-        default=0.05,
+        default=0.1,
         help="By this share of the champion's NDCG@10 the lower end of the difference's 95 % interval may lie below 0.",
     )
     stage: bool = option(is_flag=True, help="Stage the new model when it is good enough.")
@@ -123,9 +122,14 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
         margin=judged.margin,
         stage=judged.stage,
         replace_other=judged.replace,
-        recipe={**recipe, "seed": training.seed, "device": training.device, "threads": training.threads or 1},
+        recipe={
+            **recipe,
+            "seed": training.seed,
+            "device": training.device,
+            "threads": training.threads or os.cpu_count() or 1,
+        },
         keep=source.keep,
-        bar=show_progress,
+        progress=True,
     )
     with closing(TextMemory(training.texts or settings.state / "texts")) as memory:
         found = run(plan, settings, memory, lambda line: click.echo(line, err=True))

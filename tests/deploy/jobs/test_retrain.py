@@ -162,8 +162,8 @@ def test_what_nobody_has_seen_is_said() -> None:
         "other logs than at the last retraining, what came between is not known: clickstream"
     ]
     assert list(gaps(facts, {}, 3_000, 1_000)) == [
-        "the champion's knowledge ends at 1970-01-01 00:00:01 UTC, the data begin at 1970-01-01 00:00:03 UTC: what lies "
-        "between is not known"
+        "the champion's knowledge ends at 1970-01-01 00:00:01 UTC, the data begin at 1970-01-01 00:00:03 UTC: what "
+        "lies between is not known"
     ]
     assert list(gaps({}, last, 1_000, 2_000)) == []
 
