@@ -112,7 +112,6 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
     facts, settings = started(), attach(os.environ, source.state)
     said = {"epochs": training.epochs, "max_seconds": training.max_seconds}
     recipe = {name: value for name, value in said.items() if value is not None}
-    threads = training.threads or os.cpu_count() or 1
     plan = RetrainPlan(
         champion=model.champion,
         known_ms=model.known_until,
