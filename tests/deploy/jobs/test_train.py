@@ -231,8 +231,8 @@ def test_a_training_that_goes_on_begins_with_all_that_the_parent_knew(
     before, after = read_document(model), read_document(found.folder)
     assert found.metrics["steps"] == 0
     assert after["config"] == {**before["config"], **{n: after["config"][n] for n in ("tags", "context_features")}}
-    assert after["metadata"]["until_ms"] == (START_S + 11 * 3600 + USERS - 1) * 1000
-    assert seen_until(after["metadata"]) == after["metadata"]["until_ms"] + 1
+    until_ms = (START_S + 11 * 3600 + USERS - 1) * 1000
+    assert (after["metadata"]["until_ms"], seen_until(after["metadata"])) == (until_ms, until_ms + 1)
     assert seen_until(before["metadata"]) == (START_S + 9 * 3600) * 1000
     mine, his = (load_model(at)[0] for at in (found.folder, model))
     known = [line for line in known_items(read_folder(folder), None) if line["item_id"] in before["item_ids"]]
