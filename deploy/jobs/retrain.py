@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class RetrainOutcome(StrEnum):
 
     STAGED = "staged"
     ADDED = "added"  # good enough, in the registry; to stage it was not asked for
-    NOT_STAGED = "not staged"  # good enough, in the registry; to stage it was refused
+    NOT_STAGED = "not staged"  # good enough, in the registry; to stage it was refused, which may be done by hand
     WORSE = "worse"
     TOO_FEW = "too few questions"
     NOTHING_NEW = "nothing new"
@@ -207,15 +207,15 @@ class _Retraining:
             self.tell(line)
         if found["events_since_last"] < self.plan.least_new:
             return {**found, "outcome": RetrainOutcome.NOTHING_NEW, "data": data.name, "questions": 0, "left_out": {}}
-        found |= self._model(data, stretch)
+        found |= self._model(data, stretch, known_ms)
         found["seconds"] = self.seconds.noted
         state = {name: found[name] for name in ("champion", "model", "until_ms", "outcome")}
         state |= {"source": source, **{name: facts.get(name, {}) for name in ("offsets", "logs")}}
         _write(self.folder / _STATE, {"format": 1, **state})
         return found
 
-    def _model(self, data: Path, stretch: Stretch) -> dict[str, Any]:
-        """A new model of what happened before the questions, beside the champion."""
+    def _model(self, data: Path, stretch: Stretch, known_ms: int) -> dict[str, Any]:
+        """A new model that learns what happened from `known_ms` to the questions, beside the champion."""
         out, left = self.folder / "models", LeftOut()
         shutil.rmtree(out, ignore_errors=True)
         config = self.document["config"]
@@ -225,7 +225,7 @@ class _Retraining:
                 out,
                 parts=tuple(config["parts"]),
                 context=bool(config["context_features"]),
-                options=replace(recipe_of(self.document["metadata"]), **self.plan.recipe),
+                options=replace(recipe_of(self.document["metadata"]), since_ms=known_ms, **self.plan.recipe),
                 progress=self.plan.progress,
                 texts=source,
                 parent=self.champion,
@@ -236,15 +236,14 @@ class _Retraining:
         comparison = self._compare(data, trained.folder, stretch)
         self.seconds.note("evaluation")
         verdict = Verdict.of(comparison, self.plan.margin)
-        shown = {name: getattr(verdict, name) for name in Verdict.__dataclass_fields__}
-        registry = open_registry(self.settings)
-        card = {"until_ms": read_document(trained.folder)["metadata"]["until_ms"], "compared": shown}
-        registry.add(trained.folder, card)
+        registry, shown = open_registry(self.settings), asdict(verdict)
+        until_ms = read_document(trained.folder)["metadata"]["until_ms"]
+        registry.add(trained.folder, {"until_ms": until_ms, "compared": shown})
         shutil.rmtree(out, ignore_errors=True)
         outcome, refused = self._placed(trained.version, verdict)
         return {
             **comparison,
-            "left_out": LeftOut.joined(LeftOut.from_dict(comparison["left_out"]), left).to_dict(),
+            "left_out": left.to_dict(),
             "model": trained.version,
             "registry": registry.name,
             "training": trained.metrics,
@@ -277,11 +276,7 @@ class _Retraining:
 
         try:
             asyncio.run(stage())
-        except (
-            ValueError,
-            OSError,
-            StoreUnavailableError,
-        ) as error:  # the model is in the registry, and may be staged by hand
+        except (ValueError, OSError, StoreUnavailableError) as error:
             return RetrainOutcome.NOT_STAGED, str(error)
         return RetrainOutcome.STAGED, None
 

@@ -136,7 +136,7 @@ def test_a_newer_model_is_made_of_all_but_the_newest_events_and_goes_into_the_re
     asked_ms = max(int(new[-1]) + 1 - DAY_MS, int(new[len(new) // 2]))
     assert (found["new_events"], found["start_ms"], found["outcome"]) == (len(new), asked_ms, RetrainOutcome.ADDED)
     assert found["models"] == {"champion": before["version"], "new": found["model"]}
-    assert found["questions"] > 100 and set(found["seconds"]) == {"training", "evaluation"}
+    assert found["left_out"] == {} and found["questions"] > 100 and set(found["seconds"]) == {"training", "evaluation"}
     registry = Registry(settings.state / "registry")
     document, card = read_document(registry.folder(found["model"])), registry.card(found["model"])
     metadata = document["metadata"]
@@ -209,7 +209,9 @@ def test_a_champion_that_does_not_say_what_it_knows_is_refused_with_the_remedy(
     plan = replace(PLAN, champion=old, data=shop)
     with pytest.raises(ValueError, match=r"^m-\w+ does not say until when it was trained.*--known-until"):
         run(plan, settings, texts)
-    assert run(replace(plan, known_ms=known_ms), settings, texts)["outcome"] == RetrainOutcome.ADDED
+    found = run(replace(plan, known_ms=known_ms), settings, texts)
+    metadata = read_document(Registry(settings.state / "registry").folder(found["model"]))["metadata"]
+    assert (found["outcome"], metadata["options"]["since_ms"]) == (RetrainOutcome.ADDED, known_ms)
 
 
 def test_two_retrainings_at_once_are_refused(shop: Path, settings: Settings, texts: Path) -> None:
