@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": "deploy.commands.convert",
     "export": "deploy.commands.data",
     "train": "deploy.commands.model",
+    "retrain": "deploy.commands.retrain",
     "models": "deploy.commands.models",
     "evaluate": "deploy.commands.measure",
     "staleness": "deploy.commands.measure",

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import click
 import orjson
@@ -21,7 +20,6 @@ from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import show_progress
 from deploy.settings import PREFIX
 from deploy.state_folder import attach, running_near
-from streams.left_out import LeftOut
 
 _IN_FILE_ONLY = ("offsets", "logs")  # long: a line for each of a hundred partitions
 _SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
@@ -122,28 +120,11 @@ def export(
 
     Example: perseid export data/november --from 2026-11-01 --to 2026-12-01
     """
-    from deploy.jobs.export import ExportPlan, export_topics
+    from deploy.jobs.export import ExportPlan, export_topics, worth_knowing
 
     plan = ExportPlan(start_ms, stop_ms, parse_offsets(offsets), vectors, show_progress)
     done = export_topics(out, plan, attach(os.environ, state))
-    for line in _worth_knowing(done):
+    for line in worth_knowing(done):
         click.echo(line, err=True)
     shown = {name: found for name, found in done.items() if name not in _IN_FILE_ONLY}
     click.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
-
-
-def _worth_knowing(done: Mapping[str, Any]) -> Iterator[str]:
-    """What the folder does not hold, and what it holds of items that nobody can be recommended."""
-    yield from LeftOut.from_dict(done["left_out"]).lines()
-    lone = done["without_record"]
-    if lone["events"]:
-        events, items = counted(lone["events"], "event"), counted(lone["items"], "item")
-        yield f"written, but of {items} without a record: {events} (first: {lone['first']})"
-    if done["log_starts"]:
-        starts = ", ".join(f"{name} from {first}" for name, first in sorted(done["log_starts"].items()))
-        yield f"the log no longer covers everything: {starts}"
-    if done["lost_to_retention"]:
-        lost = ", ".join(f"{count} of {name}" for name, count in sorted(done["lost_to_retention"].items()))
-        yield f"left Kafka by retention before they were read: {lost}"
-    if "exposures" not in done["logs"]:
-        yield "there is no topic exposures: the folder does not say what was shown"

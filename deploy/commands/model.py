@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +16,11 @@ from deploy.commands.options import FOLDER, Running, SectionedCommand, checked, 
 from deploy.commands.train_settings import INPUTS, changed, left_out
 from deploy.state_folder import attach
 from encoder.model.config import PARTS, preset_names, preset_training
+from encoder.model.document import read_document
 from encoder.training.options import TrainOptions
 from streams.left_out import LeftOut
+
+_OF_A_RUN = ("seed", "max_seconds", "threads", "device")  # options that every training is told anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,8 @@ class ModelChoice:
         "--from",
         type=FOLDER,
         metavar="MODEL",
-        help="Of timeline: go on from this artefact, with its sizes; what it knows of items, kinds, tags and context "
-        "features stays.",
+        help="Of timeline: go on from this artefact, with its sizes and recipe, in a third of the epochs; what it has "
+        "not seen is learned (all again by --set since_ms=null).",
     )
     refit: Path | None = option(
         type=FOLDER,
@@ -81,7 +85,9 @@ class ModelChoice:
 class TrainingRun(Running):
     """How long, from which seed and on what it is trained."""
 
-    epochs: int | None = option(type=click.IntRange(min=1), help="[default: the preset's, else 20]")
+    epochs: int | None = option(
+        type=click.IntRange(min=1), help="[default: the preset's, else 20; with --from a third of what made MODEL]"
+    )
     max_seconds: float | None = option(
         type=click.FloatRange(min=1),
         help="Bound of the training. Texts are embedded before it, once each, and do not count.",
@@ -119,8 +125,8 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
 
     if training.embed_seconds is not None and data.protocol != "timeline":
         raise click.UsageError("--embed-seconds is for --protocol timeline")
-    if choice.parent is not None and (data.protocol != "timeline" or choice.refit is not None or choice.changes[0]):
-        raise click.UsageError("--from is for --protocol timeline, without --refit and sizes by --set")
+    if choice.parent is not None:
+        _refuse_beside_parent(data.protocol, choice)
     if choice.refit is not None:
         _refuse_beside_refit(data.protocol)
     sizes, changes = choice.changes
@@ -162,11 +168,17 @@ def _tell(found: LeftOut, left_out: LeftOut) -> None:
 
 
 def _options(choice: ModelChoice, training: TrainingRun, changes: dict[str, Any]) -> TrainOptions:
-    """The preset's recipe, changed as the command line says."""
+    """The preset's recipe, or how a training goes on from a model, changed as the command line says."""
     given = {"epochs": training.epochs, "general_reach": choice.general_reach}
     said = {name: value for name, value in given.items() if value is not None}
+    recipe = {"epochs": 20, **preset_training(choice.preset_name)}
+    if choice.parent is not None:
+        from deploy.jobs.train import recipe_of
+
+        recipe = asdict(recipe_of(read_document(choice.parent)["metadata"]))
+        recipe = {name: value for name, value in recipe.items() if name not in _OF_A_RUN}
     return TrainOptions(
-        **{"epochs": 20, **preset_training(choice.preset_name), **changes, **said},
+        **{**recipe, **changes, **said},
         seed=training.seed,
         max_seconds=training.max_seconds,
         threads=training.threads or os.cpu_count() or 1,
@@ -174,12 +186,24 @@ def _options(choice: ModelChoice, training: TrainingRun, changes: dict[str, Any]
     )
 
 
+def _refuse_beside_parent(protocol: str, choice: ModelChoice) -> None:
+    """A training that goes on has its parent's sizes and recipe; what differs is refused where it is used."""
+    if protocol != "timeline" or choice.refit is not None:
+        raise click.UsageError("--from is for --protocol timeline, without --refit")
+    _refuse_given("--from", ("preset_name",))
+
+
 def _refuse_beside_refit(protocol: str) -> None:
     """What says how the first model was made says it for the second."""
     if protocol != "loo":
         raise click.UsageError("--refit is for --protocol loo")
+    _refuse_given("--refit", ("preset_name", "changes", "without", "general_reach", "epochs"))
+
+
+def _refuse_given(by: str, names: Iterable[str]) -> None:
+    """Options that say what the model of another option says already."""
     context = click.get_current_context()
     shown = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    for name in ("preset_name", "changes", "without", "general_reach", "epochs"):
+    for name in names:
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"{shown[name]} is given by --refit's model; leave it out")
+            raise click.UsageError(f"{shown[name]} is given by {by}'s model; leave it out")

@@ -28,6 +28,7 @@ from streams.folder.spool import Spool
 from streams.kafka.log_identity import is_embedded
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader
+from streams.left_out import LeftOut
 
 FACTS = "export.json"
 _TOLD = 1_000  # records between two steps of the progress bar
@@ -73,6 +74,23 @@ def export_topics(out: Path, plan: ExportPlan, settings: Settings) -> dict[str, 
         facts["logs"] = {topic: str(logs[topic]) for topic in topics}
         (folder / FACTS).write_bytes(orjson.dumps(facts, option=orjson.OPT_APPEND_NEWLINE))
     return {"out": str(out), **facts}
+
+
+def worth_knowing(done: Mapping[str, Any]) -> Iterator[str]:
+    """What an exported folder lacks, and what it holds of items that nobody can be recommended, by its facts."""
+    yield from LeftOut.from_dict(done["left_out"]).lines()
+    lone = done["without_record"]
+    if lone["events"]:
+        events, items = counted(lone["events"], "event"), counted(lone["items"], "item")
+        yield f"written, but of {items} without a record: {events} (first: {lone['first']})"
+    if done["log_starts"]:
+        starts = ", ".join(f"{name} from {first}" for name, first in sorted(done["log_starts"].items()))
+        yield f"the log no longer covers everything: {starts}"
+    if done["lost_to_retention"]:
+        lost = ", ".join(f"{count} of {name}" for name, count in sorted(done["lost_to_retention"].items()))
+        yield f"left Kafka by retention before they were read: {lost}"
+    if "exposures" not in done["logs"]:
+        yield "there is no topic exposures: the folder does not say what was shown"
 
 
 def _export(

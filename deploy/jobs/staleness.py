@@ -44,7 +44,8 @@ def measure_staleness(
     """
     chosen = arms(parts, delays)  # refuses what is named twice before anything is read
     folder = read_folder(path, settings.rules())
-    metadata, start_ms = _origin(folder, model, split)
+    metadata = _metadata(model)
+    start_ms = first_question_ms(folder, metadata, split)
     asked = led_by(replace(ask, start_ms=start_ms), own_list(metadata))
     run = _sweep(folder, model, settings, memory, asked, chosen, progress)
     found = curves(run, parts, delays, asked.slots)
@@ -61,32 +62,41 @@ def compare_models(
     ask: QuestionSettings,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Models by name over the same traffic; without `split` it begins where the last of them was trained to.
+    """Models by name over the same traffic, from `ask.start_ms` on, else from `split`, else from where the last of them
+    was trained to.
 
-    The first model says which list is held against the others.
+    The first model says which list is held against the others; `own` are the lists that each is served with, which are
+    held against each other too.
 
     Raises:
         ValueError: folder or a model cannot be read, or there is nothing that a model has not seen.
     """
     folder = read_folder(path, settings.rules())
-    origins = {name: _origin(folder, model, split) for name, model in models.items()}
-    start_ms = max(ms for _, ms in origins.values())
-    slot = next((own_list(metadata) for metadata, _ in origins.values()), None)
-    asked = led_by(replace(ask, start_ms=start_ms), slot)
+    metadata = {name: _metadata(model) for name, model in models.items()}
+    start_ms = ask.start_ms
+    if start_ms is None:
+        start_ms = max(first_question_ms(folder, each, split) for each in metadata.values())
+    own = {name: own_list(each) or ask.slots[0] for name, each in metadata.items()}
+    slots = tuple(dict.fromkeys([*own.values(), *ask.slots]))
+    asked = replace(ask, start_ms=start_ms, slots=slots)
     runs = {name: _sweep(folder, m, settings, memory, asked, [FRESH], progress) for name, m in models.items()}
-    comparison = side_by_side({name: run.comparison.outcomes for name, run in runs.items()}, asked.slots, ask.ks)
+    comparison = side_by_side({name: run.comparison.outcomes for name, run in runs.items()}, slots, ask.ks, own)
     first = next(iter(runs.values()))
     found = comparison.result(first.catalogue_size)
-    versions = {name: metadata["version"] for name, (metadata, _) in origins.items()}
-    about = {"data": folder.name, "models": versions, "start_ms": start_ms, "every": ask.every}
+    about = {
+        "data": folder.name,
+        "models": {name: each["version"] for name, each in metadata.items()},
+        "own": {name: f"{name} {slot}" for name, slot in own.items()},
+        "start_ms": start_ms,
+        "every": ask.every,
+    }
     return {**about, **found, "skipped": dict(first.skipped), "left_out": folder.left_out.to_dict()}
 
 
-def _origin(folder: Folder, model: Path, split: float | None) -> tuple[dict[str, Any], int]:
-    """A model's metadata, with its version, and from when on it has seen nothing."""
+def _metadata(model: Path) -> dict[str, Any]:
+    """A model's metadata, with its version."""
     document = read_document(model)
-    metadata = {**document["metadata"], "version": document["version"]}
-    return metadata, first_question_ms(folder, metadata, split)
+    return {**document["metadata"], "version": document["version"]}
 
 
 def _sweep(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,7 @@ from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
 
 _UNUSED_CACHE = 1 << 26  # validation encodes windows whole; a cache has to hold one all the same, of the largest model
-
-
+WARM_EPOCHS = 1 / 3  # of a cold start's
 CHOSEN = ("slot", "popularity", "negative")  # what a held-out end chose for serving
 
 
@@ -65,8 +64,8 @@ class TrainPlan:
     weights, on the last but one events too; what follows is then its own. `sizes` replace the preset's, `parts` are
     what items' vectors are made of (see `ModelConfig`). Without `context` no offset is learned.
 
-    `parent` is an artefact that the training of a timeline goes on from; sizes and parts are then its own, whatever
-    the preset. Its held-out end is never longer than half of what the parent has not seen.
+    `parent` is an artefact that the training of a timeline goes on from, with its sizes in place of the preset's. Its
+    held-out end is never longer than half of what the parent has not seen.
 
     After `embed_seconds` a timeline is learned with the items that have a vector by then, those with most events.
     `before_ms` says instead of `split` where the timeline ends.
@@ -130,7 +129,7 @@ def train_folder(
     config, options = _config(plan, folder, vectors, tagger, context_features=features.names), plan.options
     if start is not None:
         names = {"kinds": config.kinds, "tags": config.tags, "context_features": config.context_features}
-        config = ModelConfig.from_dict({**start.parent.model.config.to_dict(), **names})
+        config = ModelConfig.from_dict({**start.parent.model.config.to_dict(), **plan.sizes, **names})
         options = replace(options, holdout=min(options.holdout, start.unseen(prepared.data.ts_ms) / 2))
         start.silence(prepared.data, len(fresh), features)
     metadata = {
@@ -182,6 +181,21 @@ def seen_until(metadata: Mapping[str, Any]) -> int | None:
     if metadata.get("before_ms") is not None:
         return int(metadata["before_ms"])
     return None if metadata.get("until_ms") is None else int(metadata["until_ms"]) + 1
+
+
+def recipe_of(metadata: Mapping[str, Any]) -> TrainOptions:
+    """How a training goes on from a model: by the recipe that made it, shorter, with what the model has not seen as
+    targets.
+    """
+    known = {each.name for each in fields(TrainOptions)}
+    usual = TrainOptions()
+    recipe = TrainOptions(**{name: value for name, value in metadata.get("options", {}).items() if name in known})
+    again: dict[str, Any] = {
+        name: getattr(usual, name) for name in ("seed", "threads", "device", "max_seconds", "holdout")
+    }
+    if "parent" not in metadata:  # else it is short already
+        again["epochs"] = max(1, round(recipe.epochs * WARM_EPOCHS))
+    return replace(recipe, **again, since_ms=seen_until(metadata))
 
 
 def _start(folder: Path, plan: TrainPlan) -> _Start:

@@ -77,6 +77,13 @@ def _comparison(result: Result) -> list[str]:
     return [heading("All questions"), *_lists(result), *_verdicts(result), *_slices(result)]
 
 
+def _retrained(result: Result) -> list[str]:
+    """The verdict on a new model, what the data lacked, and the comparison with the champion."""
+    said = [paragraph(f"{result['model']}: {result['outcome']}. {result['verdict']['said']}.")]
+    lacks = [heading("What the data lack"), *map(paragraph, result["unseen"])] if result["unseen"] else []
+    return [heading("The new model beside the champion"), *said, *lacks, *_comparison(result)]
+
+
 def _lists(result: Result) -> list[str]:
     lists = result["lists"]
     intervals, k = result.get("intervals", {}), result.get("k", 10)
@@ -227,6 +234,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Result], list[str]]]] = {
     "evaluate": ("How good the lists are", _comparison),
     "replay": ("How good the answers were", _comparison),
     "compare": ("Two models over the same traffic", _comparison),
+    "retrain": ("A retrained model", _retrained),
     "sessions": ("What was shown, ranked anew", _sessions),
     "staleness": ("What delay costs", _staleness),
 }

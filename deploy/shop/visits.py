@@ -120,7 +120,7 @@ class _Walk:
         hidden = self._hidden(items, going, now_ms)
         order = np.argsort(hidden, axis=1, kind="stable")  # what is shown moves up, the order is kept
         items, hidden = np.take_along_axis(items, order, 1), np.take_along_axis(hidden, order, 1)
-        position = self._choice(items, hidden, going, shelf)
+        position = self._choice(items, hidden, going, shelf, now_ms)
         chosen = items[np.arange(len(going)), position]
         self._advance(going, np.where(position >= 0, chosen, -1))
         return going, now_ms, np.where(hidden, -1, items), position
@@ -157,13 +157,17 @@ class _Walk:
         elsewhere = ~goods.sold_in[items, self.visits.location[going, None]]
         return np.asarray(double | seen | closed | elsewhere | self.world.outages.out(items, at))
 
-    def _choice(self, items: IntArray, hidden: BoolArray, going: IntArray, shelf: IntArray) -> IntArray:
+    def _choice(
+        self, items: IntArray, hidden: BoolArray, going: IntArray, shelf: IntArray, now_ms: IntArray
+    ) -> IntArray:
         """The clicked position [n], −1 for none: the largest of utility plus Gumbel noise (a logit model)."""
         people, goods, user = self.world.people, self.world.goods, self.visits.user[going]
         fits: FloatArray = 1.0 * (goods.shelf[items] == shelf[:, None])
         fits += 1.0 * (goods.style[items] == self.style[going, None])
         fits += 1.2 * people.brands[user[:, None], goods.brand[items]]
         fits -= 0.8 * np.abs(goods.level[items] - people.level[user, None])
+        if people.config.fashion:
+            fits += people.in_fashion(goods.brand[items], np.broadcast_to(now_ms[:, None] // DAY_MS, items.shape))
         looked_at = -np.log1p(0.35 * np.arange(items.shape[1]))  # position bias
         utility = np.where(hidden, -np.inf, fits + looked_at) + self.rng.gumbel(size=items.shape)
         best = utility.argmax(axis=1)

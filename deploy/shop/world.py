@@ -7,7 +7,7 @@ a pure function of the seed and the hour.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -35,6 +35,7 @@ class Stream(IntEnum):
     WEATHER = 4
     HISTORY = 5
     LIVE = 6
+    FASHION = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ class ShopConfig:
     new_item_every_ms: int = 60_000  # live traffic only, as are the next two
     new_item_life_ms: int = 12 * HOUR_MS  # withdrawn afterwards: the catalogue stays bounded
     profile_every_ms: int = 30_000
+    # How much a brand in fashion draws everybody; a favourite one draws 1.2. Hidden: `perseid up` names its shops after
+    # what is shown, those of earlier builds too.
+    fashion: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         limits = {
@@ -252,11 +256,17 @@ class People:
     ids: tuple[str, ...]
     taste: FloatArray  # [U, S] chance of each shelf being what a session is about; rows sum to 1
     brands: BoolArray  # [U, B] favourites
+    fashion: FloatArray  # [B, 2]: period in days, phase, of what everybody wants
     level: FloatArray  # price level looked for
     home: IntArray  # location
     activity: FloatArray  # share of all sessions
     age: IntArray
     tells: BoolArray  # whether the profile names the favourite category
+
+    def in_fashion(self, brand: IntArray, day: IntArray) -> FloatArray:
+        """How much brands draw everybody on days (same shape), in utility: each comes and goes at its own pace."""
+        period, phase = self.fashion[brand, 0], self.fashion[brand, 1]
+        return np.asarray(self.config.fashion * np.sin(2 * np.pi * day / period + phase))
 
     def profile(self, user: int, ts_ms: int, device: str = "desktop") -> dict[str, Any]:
         """The user as a record of the `users` topic."""
@@ -285,11 +295,14 @@ def make_people(seed: int, config: ShopConfig) -> People:
             here = rows[favourites[:, column] // SHELVES == category]
             brands[here, rng.choice(brands_of(config, category), len(here))] = True
     activity = rng.lognormal(0, 0.7, count)
+    moves = np.random.default_rng([seed, Stream.FASHION])
+    period, phase = moves.uniform(20, 80, config.n_brands), moves.uniform(0, 2 * np.pi, config.n_brands)
     return People(
         config=config,
         ids=tuple(f"user-{number:05d}" for number in range(count)),
         taste=taste,
         brands=brands,
+        fashion=np.column_stack([period, phase]),
         level=rng.normal(0, 0.4, count),
         home=rng.integers(0, config.n_locations, count),
         activity=activity / activity.sum(),

@@ -30,7 +30,7 @@ ADDED_METRICS = ("perseid_redis_writes",)
 ADDED_SETTINGS = (
     "`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`",
 )  # fmt: skip
-ADDED_COMMANDS = ("models",)
+ADDED_COMMANDS = ("models", "retrain")
 CHANGED_COUNTS = {
     "applied", "encoded", "idle", "idle_swept", "late",  # a clock that few clicks do not move
     "malformed:context:promotions", "malformed:context:valid_until_ms", "malformed:context:weather",  # another reason

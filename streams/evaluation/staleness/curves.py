@@ -44,16 +44,24 @@ def curves(run: Sweep, parts: Sequence[Part], delays: Sequence[Delay], slots: Se
     }
 
 
-def side_by_side(found: Mapping[str, Outcomes], slots: Sequence[RequestedList], ks: Sequence[int] = KS) -> Comparison:
+def side_by_side(
+    found: Mapping[str, Outcomes],
+    slots: Sequence[RequestedList],
+    ks: Sequence[int] = KS,
+    own: Mapping[str, RequestedList] | None = None,
+) -> Comparison:
     """A comparison of models by name; every later one is measured against the first, both against popularity.
+
+    `own` names the list that each model is served with; these are measured against each other too.
 
     Raises:
         ValueError: they were not asked the same questions.
     """
     first, *later = found
     names = {f"{model} {slot}": (model, str(slot)) for model in found for slot in slots} | {POPULAR: (first, POPULAR)}
-    pairs = [(f"{model} {slot}", f"{first} {slot}") for model in later for slot in slots]
+    served = [(f"{model} {own[model]}", f"{first} {own[first]}") for model in later] if own else []
+    pairs = served + [(f"{model} {slot}", f"{first} {slot}") for model in later for slot in slots]
     pairs += [(f"{model} {slot}", POPULAR) for model in found for slot in slots]
-    comparison = Comparison(list(names), (), ks, pairs)
+    comparison = Comparison(list(names), (), ks, list(dict.fromkeys(pairs)))
     comparison.outcomes = Outcomes.joined(found, names)
     return comparison

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from context.features import Feature
 from deploy.cli import cli
-from deploy.jobs.train import CHOSEN, TrainPlan, seen_until, train_folder
+from deploy.jobs.train import CHOSEN, TrainPlan, recipe_of, seen_until, train_folder
 from deploy.settings import load
 from deploy.texts.item_vectors import embed_texts, item_vectors, known_items, remembered_vectors
 from deploy.texts.models import TextSource, known_vectors
@@ -202,17 +202,21 @@ def test_the_command_trains_and_reports(folder: Path, memory: TextMemory, tmp_pa
 
 
 def test_the_command_goes_on_from_a_model(folder: Path, model: Path, texts: str, tmp_path: Path) -> None:
-    arguments = ["train", str(folder), "--from", str(model), "--out", str(tmp_path), "--epochs", "1", "--threads", "1"]
+    arguments = ["train", str(folder), "--from", str(model), "--out", str(tmp_path), "--threads", "1"]
     done = CliRunner().invoke(cli, [*arguments, "--texts", texts])
     assert done.exit_code == 0, done.output
     (found,) = tmp_path.glob("m-*/model.json")
     before, after = read_document(model), read_document(found.parent)
     assert after["metadata"]["parent"] == before["version"] != after["version"]
     assert set(before["item_ids"]) < set(after["item_ids"]), "what appeared since is known now"
+    options = after["metadata"]["options"]
+    assert (options["epochs"], options["since_ms"]) == (1, before["metadata"]["before_ms"])
     assert after["config"]["tags"][: len(before["config"]["tags"])] == before["config"]["tags"]
     for words, said in (
         (["--protocol", "loo"], "--from is for --protocol timeline"),
-        (["--set", "d_model=32"], "--from is for --protocol timeline"),
+        (["--preset", "small"], "--preset is given by --from's model"),
+        (["--set", "d_model=32"], "its d_model is 64, here it is 32; leave the setting out"),
+        (["--without", "profile"], "its profile_buckets is 1024, here it is 0"),
         (["--without", "text"], "its inputs are text,ids,tags"),
     ):
         refused = CliRunner().invoke(cli, [*arguments, "--texts", texts, *words])
@@ -239,6 +243,14 @@ def test_a_training_that_goes_on_begins_with_all_that_the_parent_knew(
         encoder.items.put(vectors.item_ids, vectors.vectors, vectors.tags)
         rows.append(encoder.items.retrieval(vectors.item_ids))
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+
+
+def test_a_training_that_goes_on_has_the_recipe_of_its_parent_in_a_third_of_the_epochs() -> None:
+    options = {"epochs": 20, "lr": 0.002, "seed": 7, "threads": 2, "holdout": 0.001, "max_seconds": 9.0, "gone": 1}
+    first = recipe_of({"options": options, "before_ms": 5_000})
+    assert first == TrainOptions(epochs=7, lr=0.002, since_ms=5_000)
+    again = recipe_of({"options": {**options, "epochs": 7}, "before_ms": None, "until_ms": 5_999, "parent": "m-1"})
+    assert again == TrainOptions(epochs=7, lr=0.002, since_ms=6_000)
 
 
 def test_what_validates_a_training_that_goes_on_is_new_to_the_parent(

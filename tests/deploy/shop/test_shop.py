@@ -7,6 +7,7 @@ import gzip
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -263,6 +264,20 @@ def test_popularity_drifts_as_the_goods_say(past: History) -> None:
     often = counts.sum(axis=0) >= 8
     observed = np.log((counts[1, often] + 1) / (counts[0, often] + 1))
     assert np.corrcoef(observed, np.log(expected[often]))[0, 1] > 0.4
+
+
+def test_brands_come_into_fashion_and_go_out_of_it_and_nothing_else_changes(past: History, tmp_path: Path) -> None:
+    moved = history(tmp_path / "moved", replace(SMALL, fashion=2.0))
+    assert repr(replace(SMALL, fashion=2.0)) == repr(SMALL), "the folder of a shop is named after this"
+    for name in ("context.jsonl.gz", "items.jsonl.gz", "users.jsonl.gz"):
+        assert (moved.folder / name).read_bytes() == (past.folder / name).read_bytes()
+    goods, people = moved.shop.goods, moved.shop.people
+    index = {item_id: item for item, item_id in enumerate(goods.ids)}
+    drawn = {}
+    for name, found in (("moved", moved), ("still", past)):
+        brand = goods.brand[[index[row["item_id"]] for row in found.views]]
+        drawn[name] = people.in_fashion(brand, np.array([row["ts_ms"] // DAY_MS for row in found.views])).mean()
+    assert drawn["moved"] > 0.4 and abs(drawn["still"]) < 0.15
 
 
 def test_people_follow_their_taste_and_profiles_hint_at_it(past: History, calm: History) -> None:

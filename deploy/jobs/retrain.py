@@ -1,0 +1,364 @@
+"""Trains the champion further on what the topics hold now, and stages the result when it is not worse.
+
+One process that ends. The newest events are kept out of the training and asked about; both models answer the same
+questions. What the topics no longer hold is said, never guessed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from context.counting import counted
+from context.units import DAY_MS
+from deploy.jobs.export import ExportPlan, export_topics, worth_knowing
+from deploy.jobs.staleness import compare_models
+from deploy.jobs.train import TrainPlan, recipe_of, seen_until, train_folder
+from deploy.models.registry import artefact, first_champion, open_registry
+from deploy.models.rollout import Rollout
+from deploy.progress import Show, show_progress
+from deploy.runtime.process import open_store
+from deploy.settings import Settings
+from deploy.texts.item_vectors import Memory
+from deploy.texts.models import TextSource
+from encoder.model.document import read_document
+from index.state.aliases import read_aliases
+from index.state.store import StoreUnavailableError
+from streams.evaluation.held_out import QuestionSettings
+from streams.evaluation.tables import moment
+from streams.folder.reader import read_folder
+from streams.left_out import LeftOut
+
+METRIC = "ndcg@10"
+# Of the champion's NDCG@10: so far below 0 the interval of the difference may reach. With 1,500 questions an interval
+# of two equal models reaches about 0.08 below.
+MARGIN = 0.1
+LEAST_NEW = 500  # events: of fewer a training learns nothing that anybody sees
+LEAST_USERS = 30  # with questions: of fewer no interval says anything
+MOST_QUESTIONS = 20_000  # a day of a large shop has more; the interval is narrow by then
+_FOLDER, _STATE = "retrain", "state.json"
+
+
+class RetrainOutcome(StrEnum):
+    """What came of a retraining."""
+
+    STAGED = "staged"
+    ADDED = "added"  # good enough, in the registry; to stage it was not asked for
+    NOT_STAGED = "not staged"  # good enough, in the registry; to stage it was refused, which may be done by hand
+    WORSE = "worse"
+    TOO_FEW = "too few questions"
+    NOTHING_NEW = "nothing new"
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainPlan:
+    """What to retrain, on what, and when the result is good enough.
+
+    `champion` is an artefact (None: the one that is served), which knows what happened before `known_ms` (None: as it
+    says). `data` is a folder in place of the topics, which are read from `start_ms` on. Of what the champion has not
+    seen, the last `newest_ms` are asked about, or the newer half where that is shorter. `recipe` changes options of the
+    training. With `progress` it is shown how far each step is.
+    """
+
+    champion: Path | None = None
+    known_ms: int | None = None
+    data: Path | None = None
+    start_ms: int | None = None
+    newest_ms: int = DAY_MS
+    least_new: int = LEAST_NEW
+    margin: float = MARGIN
+    stage: bool = False
+    replace_other: bool = False  # stage in place of a model that is staged already
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    keep: bool = False  # the exported folder
+    progress: bool = False
+
+    def bar(self, unit: str) -> AbstractContextManager[Show | None]:
+        """Shows how many units of a step are done."""
+        return show_progress(unit) if self.progress else nullcontext()
+
+
+def retrain(
+    plan: RetrainPlan, settings: Settings, memory: Memory, tell: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """One retraining; returns what came of it as plain values. `tell` is told at once what the data lack.
+
+    Raises:
+        ValueError: there is no champion, another retraining is running, or data and champion do not fit.
+        OSError: Kafka, an endpoint or the registry cannot be used now.
+    """
+    with _only_one(settings.state / _FOLDER) as folder:
+        champion = plan.champion or asyncio.run(_served(settings))
+        document = read_document(champion)
+        seconds = _Stopwatch()
+        facts: dict[str, Any] = {}
+        data = plan.data
+        try:
+            if data is None:
+                data = folder / "data"
+                shutil.rmtree(data, ignore_errors=True)
+                facts = export_topics(data, ExportPlan(plan.start_ms, bar=plan.bar), settings)
+                seconds.note("export")
+            return _Retraining(plan, settings, memory, tell, folder, champion, document, seconds).on(data, facts)
+        finally:
+            if plan.data is None and not plan.keep:
+                shutil.rmtree(folder / "data", ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Which events of a timeline are new to the champion, and from when on they are asked about."""
+
+    new: int
+    asked_ms: int
+    asked: int
+
+    @classmethod
+    def of(cls, ts_ms: NDArray[np.int64], known_ms: int, newest_ms: int) -> Stretch:
+        """Of rising times; `known_ms` is where the champion's knowledge ends."""
+        new = ts_ms[np.searchsorted(ts_ms, known_ms) :]
+        if not len(new):
+            return cls(0, known_ms, 0)
+        asked_ms = max(int(ts_ms[-1]) + 1 - newest_ms, int(new[len(new) // 2]))
+        return cls(len(new), asked_ms, int((ts_ms >= asked_ms).sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a new model may take the champion's place, by a paired difference of NDCG@10 over users."""
+
+    passed: bool
+    said: str
+    users: int
+    champion: float = 0.0
+    new: float = 0.0
+    difference: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    least: float = 0.0  # that `low` has to reach
+    p: float = 1.0
+
+    @classmethod
+    def of(cls, comparison: Mapping[str, Any], margin: float) -> Verdict:
+        """Of what `compare_models` found for "champion" and "new", each by the list that it is served with.
+
+        The lower end of the 95 % interval must not lie below 0 by more than `margin` times the champion's NDCG@10.
+        """
+        users = int(comparison["users"])
+        if users < LEAST_USERS:
+            return cls(False, f"only {counted(users, 'user')} could be asked about; {LEAST_USERS} are needed", users)
+        own = comparison["own"]
+        ours = (own["new"], own["champion"])
+        against = next(found for found in comparison["versus"] if (found["list"], found["baseline"]) == ours)
+        found = against["differences"][METRIC]
+        (low, high), champion = found["interval"], comparison["lists"][ours[1]][METRIC]
+        least = -margin * champion
+        passed = low >= least
+        said = "it is better" if low > 0 else "it is not worse" if passed else "it may be worse"
+        gap = f"{METRIC} {found['mean']:+.4f} ({low:+.4f} to {high:+.4f}) beside the champion's {champion:.4f}"
+        new = comparison["lists"][ours[0]][METRIC]
+        said = f"{said}: {gap}; the lower end has to be {least:+.4f} or more"
+        return cls(passed, said, users, champion, new, found["mean"], low, high, least, found["p"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Retraining:
+    """A retraining whose champion is known."""
+
+    plan: RetrainPlan
+    settings: Settings
+    memory: Memory
+    tell: Callable[[str], None]
+    folder: Path
+    champion: Path
+    document: dict[str, Any]
+    seconds: _Stopwatch
+
+    def on(self, data: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything after the export, whose `facts` are empty for a folder that was given."""
+        last, source = self._last(), "topics" if facts else str(data.resolve())
+        ts_ms = read_folder(data, self.settings.rules()).events.ts_ms
+        known_ms = self._known_ms()
+        before_ms = last["until_ms"] + 1 if _same(last, source, self.document["version"]) else known_ms
+        stretch = Stretch.of(ts_ms, known_ms, self.plan.newest_ms)
+        found: dict[str, Any] = {
+            "champion": self.document["version"],
+            "champion_until_ms": known_ms,
+            "until_ms": int(ts_ms[-1]),
+            "new_events": stretch.new,
+            "events_since_last": int((ts_ms >= max(known_ms, before_ms)).sum()),
+            "asked_events": stretch.asked,
+            "unseen": [*(worth_knowing(facts) if facts else ()), *gaps(facts, last, int(ts_ms[0]), known_ms)],
+        }
+        for line in found["unseen"]:
+            self.tell(line)
+        if found["events_since_last"] < self.plan.least_new:
+            return {**found, "outcome": RetrainOutcome.NOTHING_NEW, "data": data.name, "questions": 0, "left_out": {}}
+        found |= self._model(data, stretch, known_ms)
+        found["seconds"] = self.seconds.noted
+        state = {name: found[name] for name in ("champion", "model", "until_ms", "outcome")}
+        state |= {"source": source, **{name: facts.get(name, {}) for name in ("offsets", "logs")}}
+        _write(self.folder / _STATE, {"format": 1, **state})
+        return found
+
+    def _model(self, data: Path, stretch: Stretch, known_ms: int) -> dict[str, Any]:
+        """A new model that learns what happened from `known_ms` to the questions, beside the champion."""
+        out, left = self.folder / "models", LeftOut()
+        shutil.rmtree(out, ignore_errors=True)
+        config = self.document["config"]
+        with TextSource(self.settings, self.memory) as source:
+            plan = TrainPlan(
+                data,
+                out,
+                parts=tuple(config["parts"]),
+                context=bool(config["context_features"]),
+                options=replace(recipe_of(self.document["metadata"]), since_ms=known_ms, **self.plan.recipe),
+                progress=self.plan.progress,
+                texts=source,
+                parent=self.champion,
+                before_ms=stretch.asked_ms,
+            )
+            trained = train_folder(plan, self.settings.rules(), source.memory, left.update)
+        self.seconds.note("training")
+        comparison = self._compare(data, trained.folder, stretch)
+        self.seconds.note("evaluation")
+        verdict = Verdict.of(comparison, self.plan.margin)
+        registry, shown = open_registry(self.settings), asdict(verdict)
+        until_ms = read_document(trained.folder)["metadata"]["until_ms"]
+        registry.add(trained.folder, {"until_ms": until_ms, "compared": shown})
+        shutil.rmtree(out, ignore_errors=True)
+        outcome, refused = self._placed(trained.version, verdict)
+        return {
+            **comparison,
+            "left_out": left.to_dict(),
+            "model": trained.version,
+            "registry": registry.name,
+            "training": trained.metrics,
+            "verdict": shown,
+            "outcome": outcome,
+            "refused": refused,
+        }
+
+    def _compare(self, data: Path, model: Path, stretch: Stretch) -> dict[str, Any]:
+        every = max(1, stretch.asked // MOST_QUESTIONS)
+        ask = QuestionSettings(start_ms=stretch.asked_ms, every=every)
+        models = {"champion": self.champion, "new": model}
+        with self.plan.bar("events") as show:
+            return compare_models(data, models, self.settings, self.memory, None, ask, show)
+
+    def _placed(self, version: str, verdict: Verdict) -> tuple[RetrainOutcome, str | None]:
+        """Stages the model where that is asked for; the outcome, and why it was not staged if it should have been."""
+        if verdict.users < LEAST_USERS:
+            return RetrainOutcome.TOO_FEW, None
+        if not verdict.passed or not self.plan.stage:
+            return (RetrainOutcome.ADDED if verdict.passed else RetrainOutcome.WORSE), None
+
+        async def stage() -> None:
+            store = open_store(self.settings)
+            try:
+                rollout = Rollout(store, open_registry(self.settings))
+                await rollout.stage(version, replace_other=self.plan.replace_other)
+            finally:
+                await store.close()
+
+        try:
+            asyncio.run(stage())
+        except (ValueError, OSError, StoreUnavailableError) as error:
+            return RetrainOutcome.NOT_STAGED, str(error)
+        return RetrainOutcome.STAGED, None
+
+    def _known_ms(self) -> int:
+        found = self.plan.known_ms or seen_until(self.document["metadata"])
+        if found is None:
+            raise ValueError(
+                f"{self.document['version']} does not say until when it was trained, as an earlier build made it: say "
+                "it by --known-until, as in --known-until 2026-11-01"
+            )
+        return found
+
+    def _last(self) -> dict[str, Any]:
+        """What the last retraining noted; empty if there was none, or a damaged file."""
+        try:
+            return dict(orjson.loads((self.folder / _STATE).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+
+class _Stopwatch:
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def note(self, step: str) -> None:
+        now = time.monotonic()
+        self.noted[step] = round(now - self._began, 1)
+        self._began = now
+
+
+def _same(last: Mapping[str, Any], source: str, champion: str) -> bool:
+    """Whether the last retraining was of this champion on this source."""
+    return (last.get("source"), last.get("champion")) == (source, champion)
+
+
+def gaps(facts: Mapping[str, Any], last: Mapping[str, Any], first_ms: int, known_ms: int) -> Iterator[str]:
+    """What lies between what champion or last retraining knew and what the data begin with."""
+    if first_ms > known_ms:
+        ends, begins = moment(known_ms), moment(first_ms)
+        yield f"the champion's knowledge ends at {ends}, the data begin at {begins}: what lies between is not known"
+    before = last.get("logs") or {}
+    if not facts or not before:
+        return
+    other = sorted(topic for topic, log in facts["logs"].items() if before.get(topic, log) != log)
+    if other:
+        yield f"other logs than at the last retraining, what came between is not known: {', '.join(other)}"
+    for name, first in sorted(facts["log_starts"].items()):
+        ended = (last.get("offsets", {}).get(name) or [0, first])[1]
+        if name.partition("[")[0] not in other and ended < first:
+            yield f"left Kafka before any retraining read them: {counted(first - ended, 'record')} of {name}"
+
+
+async def _served(settings: Settings) -> Path:
+    """The artefact of the champion of the live state; of one without any, what it would begin with."""
+    store = open_store(settings)
+    try:
+        version = (await read_aliases(store)).champion
+    except StoreUnavailableError as error:
+        raise ValueError(
+            f"the live state does not say which model is served ({error}); name it by --champion"
+        ) from error
+    finally:
+        await store.close()
+    return artefact(settings, version) if version else first_champion(settings)
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[Path]:
+    """The folder for us alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another retraining runs with {folder}; let it end, or stop it") from error
+        yield folder
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
+    part.replace(path)

@@ -1,0 +1,313 @@
+"""Retraining: which events are learned and asked about, when a new model is good enough, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from deploy.cli import run as perseid
+from deploy.commands.retrain import STATUS
+from deploy.jobs.retrain import RetrainOutcome, RetrainPlan, Stretch, Verdict, gaps, retrain
+from deploy.jobs.train import TrainPlan, train_folder
+from deploy.models.registry import Registry
+from deploy.runtime.process import open_store
+from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.redis import RedisServer
+from deploy.settings import Settings, load
+from deploy.shop.shop import Shop, ShopConfig
+from deploy.texts.item_vectors import known_items
+from encoder.model.document import DOCUMENT, read_document
+from encoder.text.cache import TextMemory
+from encoder.text.item_text import canonical_text, text_hash
+from encoder.training.options import TrainOptions
+from index.state.aliases import Aliases, change_aliases, read_aliases
+from streams.events import CLICKSTREAM, Rules
+from streams.folder.reader import read_folder
+from streams.folder.records import SourceRecord, records
+from tests.deploy.jobs.test_export import produce
+
+DAY_MS, END_MS, PARTITIONS = 86_400_000, 1_760_000_000_000, 3
+SHOP = ShopConfig(n_items=150, n_users=100, n_categories=6, n_locations=2, sessions_per_user_day=1.0)
+PLAN = RetrainPlan(least_new=50, margin=1.0, recipe={"threads": 1})
+SPLIT = 0.6
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = Path(tmp_path_factory.mktemp("data")) / "shop"
+    Shop(5, SHOP).write_history(path, END_MS, days=6)
+    return path
+
+
+@pytest.fixture(scope="module")
+def texts(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A memory of all texts, with vectors that need no text model."""
+    path = Path(tmp_path_factory.mktemp("texts")) / "texts"
+    memory = TextMemory(path)
+    for line in known_items(read_folder(shop), None):
+        key = text_hash(canonical_text(line))
+        memory[key] = np.random.default_rng(int(key[:8], 16)).normal(size=384).astype(np.float32)
+    memory.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def champion(shop: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = TrainOptions(epochs=3, threads=1)
+    plan = TrainPlan(shop, Path(tmp_path_factory.mktemp("models")), SPLIT, options=options)
+    return train_folder(plan, Rules(), TextMemory(texts)).folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, champion: Path) -> Settings:
+    return load({}, state=tmp_path / "state", model=champion, device="cpu", cache_mb=4)
+
+
+def run(plan: RetrainPlan, settings: Settings, texts: Path) -> dict[str, Any]:
+    return retrain(plan, settings, TextMemory(texts))
+
+
+@pytest.mark.parametrize(
+    ("known_ms", "newest_ms", "expected"),
+    [
+        (0, 30, Stretch(100, 70, 30)),  # the newest part
+        (0, 80, Stretch(100, 50, 50)),  # the newer half, where less than twice as much is new
+        (90, 30, Stretch(10, 95, 5)),
+        (99, 30, Stretch(1, 99, 1)),
+        (100, 30, Stretch(0, 100, 0)),
+    ],
+)
+def test_the_newest_events_are_asked_about_and_at_most_half_of_what_is_new(
+    known_ms: int, newest_ms: int, expected: Stretch
+) -> None:
+    assert Stretch.of(np.arange(100, dtype=np.int64), known_ms, newest_ms) == expected
+
+
+def compared(low: float, high: float, users: int = 100) -> dict[str, Any]:
+    """A comparison in which both models are served with other lists, the champion's at NDCG@10 .2."""
+    difference = {"mean": (low + high) / 2, "interval": [low, high], "p": 0.5}
+    other = {"list": "new next", "baseline": "champion next", "differences": {"ndcg@10": {**difference, "mean": 9.0}}}
+    against = {"list": "new mixed", "baseline": "champion next", "differences": {"ndcg@10": difference}}
+    lists = {"champion next": {"ndcg@10": 0.2}, "new mixed": {"ndcg@10": 0.2 + (low + high) / 2}}
+    own = {"champion": "champion next", "new": "new mixed"}
+    return {"users": users, "own": own, "versus": [other, against], "lists": lists}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "passed", "said"),
+    [
+        (0.001, 0.02, True, "it is better: ndcg@10 +0.0105 (+0.0010 to +0.0200) beside the champion's 0.2000"),
+        (-0.01, 0.02, True, "it is not worse"),
+        (-0.0101, 0.05, False, "it may be worse"),
+        (-0.05, -0.02, False, "the lower end has to be -0.0100 or more"),
+    ],
+)
+def test_a_model_is_good_enough_when_its_interval_does_not_reach_below_the_margin(
+    low: float, high: float, passed: bool, said: str
+) -> None:
+    found = Verdict.of(compared(low, high), 0.05)
+    assert (found.passed, found.low, found.high, found.champion) == (passed, low, high, 0.2)
+    assert said in found.said
+
+
+def test_a_handful_of_users_is_no_verdict() -> None:
+    found = Verdict.of(compared(0.1, 0.2, users=29), 0.05)
+    assert not found.passed and found.said == "only 29 users could be asked about; 30 are needed"
+
+
+def test_a_newer_model_is_made_of_all_but_the_newest_events_and_goes_into_the_registry(
+    shop: Path, champion: Path, settings: Settings, texts: Path
+) -> None:
+    plan = replace(PLAN, champion=champion, data=shop)
+    found = run(plan, settings, texts)
+    events, before = read_folder(shop).events, read_document(champion)
+    new = events.ts_ms[events.ts_ms >= before["metadata"]["before_ms"]]
+    asked_ms = max(int(new[-1]) + 1 - DAY_MS, int(new[len(new) // 2]))
+    assert (found["new_events"], found["start_ms"], found["outcome"]) == (len(new), asked_ms, RetrainOutcome.ADDED)
+    assert found["models"] == {"champion": before["version"], "new": found["model"]}
+    assert found["left_out"] == {} and found["questions"] > 100 and set(found["seconds"]) == {"training", "evaluation"}
+    registry = Registry(settings.state / "registry")
+    document, card = read_document(registry.folder(found["model"])), registry.card(found["model"])
+    metadata = document["metadata"]
+    assert (metadata["parent"], metadata["before_ms"]) == (before["version"], asked_ms)
+    assert (metadata["options"]["since_ms"], metadata["options"]["epochs"]) == (before["metadata"]["before_ms"], 1)
+    assert card["compared"] == found["verdict"] and card["until_ms"] == metadata["until_ms"] < asked_ms
+    assert registry.aliases() == Aliases()
+    assert sorted(path.name for path in (settings.state / "retrain").iterdir()) == ["lock", "state.json"]
+    again = run(plan, settings, texts)
+    assert (again["outcome"], again["events_since_last"]) == (RetrainOutcome.NOTHING_NEW, 0)
+    assert registry.versions() == [found["model"]]
+
+
+def test_what_nobody_has_seen_is_said() -> None:
+    logs = {"clickstream": "one", "users": "one"}
+    facts = {"logs": logs, "log_starts": {"clickstream[0]": 50, "clickstream[1]": 20, "users[0]": 3}}
+    last = {"logs": logs, "offsets": {"clickstream[0]": [0, 40], "clickstream[1]": [5, 20]}}
+    assert list(gaps(facts, last, 1_000, 1_000)) == [
+        "left Kafka before any retraining read them: 10 records of clickstream[0]"
+    ]
+    other = {**last, "logs": {**logs, "clickstream": "two"}}
+    assert list(gaps(facts, other, 1_000, 1_000)) == [
+        "other logs than at the last retraining, what came between is not known: clickstream"
+    ]
+    assert list(gaps(facts, {}, 3_000, 1_000)) == [
+        "the champion's knowledge ends at 1970-01-01 00:00:01 UTC, the data begin at 1970-01-01 00:00:03 UTC: what "
+        "lies between is not known"
+    ]
+    assert list(gaps({}, last, 1_000, 2_000)) == []
+
+
+def test_equal_data_give_an_equal_model(
+    shop: Path, champion: Path, settings: Settings, texts: Path, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, champion=champion, data=shop)
+    first = run(plan, settings, texts)
+    second = run(plan, load({}, state=tmp_path / "other", device="cpu", cache_mb=4), texts)
+    assert {**first, "seconds": 0, "registry": 0} == {**second, "seconds": 0, "registry": 0}
+
+
+def test_a_new_model_goes_on_from_a_retrained_one(
+    shop: Path, champion: Path, settings: Settings, texts: Path, tmp_path: Path
+) -> None:
+    first = run(replace(PLAN, champion=champion, data=shop), settings, texts)
+    parent = Registry(settings.state / "registry").folder(first["model"])
+    found = run(replace(PLAN, champion=parent, data=shop), settings, texts)
+    metadata = read_document(Registry(settings.state / "registry").folder(found["model"]))["metadata"]
+    assert metadata["parent"] == first["model"] and metadata["options"]["epochs"] == 1
+    assert metadata["options"]["since_ms"] == first["start_ms"] < found["start_ms"]
+
+
+def test_a_model_that_may_be_worse_stays_in_the_registry(
+    shop: Path, champion: Path, settings: Settings, texts: Path
+) -> None:
+    bad = {"threads": 1, "lr": 1.0, "epochs": 1}
+    found = run(replace(PLAN, champion=champion, data=shop, margin=0.0, stage=True, recipe=bad), settings, texts)
+    assert found["outcome"] == RetrainOutcome.WORSE and not found["verdict"]["passed"]
+    assert Registry(settings.state / "registry").versions() == [found["model"]]
+
+
+def test_a_champion_that_does_not_say_what_it_knows_is_refused_with_the_remedy(
+    shop: Path, champion: Path, settings: Settings, texts: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(champion, old)
+    document = read_document(old)
+    known_ms = document["metadata"].pop("before_ms")
+    document["metadata"].pop("until_ms")
+    (old / DOCUMENT).write_text(json.dumps(document))
+    plan = replace(PLAN, champion=old, data=shop)
+    with pytest.raises(ValueError, match=r"^m-\w+ does not say until when it was trained.*--known-until"):
+        run(plan, settings, texts)
+    found = run(replace(plan, known_ms=known_ms), settings, texts)
+    metadata = read_document(Registry(settings.state / "registry").folder(found["model"]))["metadata"]
+    assert (found["outcome"], metadata["options"]["since_ms"]) == (RetrainOutcome.ADDED, known_ms)
+
+
+def test_two_retrainings_at_once_are_refused(shop: Path, settings: Settings, texts: Path) -> None:
+    (settings.state / "retrain").mkdir(parents=True)
+    with (settings.state / "retrain" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another retraining runs"):
+            run(replace(PLAN, data=shop), settings, texts)
+
+
+def test_the_command_ends_with_a_status_for_schedulers_and_a_page(
+    shop: Path,
+    champion: Path,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {"STATE": tmp_path / "state", "DEVICE": "cpu", "CACHE_MB": "4"}.items():
+        monkeypatch.setenv(f"PERSEID_{name}", str(value))
+
+    def invoke(*more: str) -> tuple[int, str]:
+        common = ["retrain", "--champion", str(champion), "--data", str(shop), "--texts", str(texts), "--threads", "1"]
+        return perseid([*common, *more]), capsys.readouterr().out
+
+    status, said = invoke("--least-new", "999999")
+    assert status == 4 and "nothing is retrained" in said
+    page = tmp_path / "page.html"
+    status, said = invoke("--margin", "1", "--report", str(page))
+    assert status == 0 and "is in registry" in said and "beside the champion's" in said
+    text = page.read_text()
+    assert "<h2>The new model beside the champion</h2>" in text and "<h2>Who is better</h2>" in text
+    shutil.rmtree(tmp_path / "state" / "retrain")
+    status, said = invoke("--margin", "0", "--epochs", "1", "--newest", "1h", "--json")
+    found = orjson.loads(said)
+    assert status == STATUS[found["outcome"]] == 3
+    assert perseid(["retrain", "--newest", "daily"]) == 2
+    assert "no length of time" in capsys.readouterr().err
+
+
+@pytest.fixture
+def topics(shop: Path, tmp_path: Path) -> Iterator[Broker]:
+    """The shop's history in a broker."""
+    with Broker(topic_partitions(PARTITIONS), tmp_path / "broker.log") as running:
+        produce(running, list(records(read_folder(shop))))
+        yield running
+
+
+@pytest.mark.servers
+def test_the_served_model_is_retrained_from_the_topics_and_staged(
+    topics: Broker, redis_server: RedisServer, champion: Path, texts: Path, tmp_path: Path
+) -> None:
+    at = {"kafka": topics.address, "redis": redis_server.url, "prefix": f"retrain-{uuid.uuid4().hex}"}
+    settings = load({}, state=tmp_path / "state", device="cpu", cache_mb=4, partitions=PARTITIONS, **at)
+    registry = Registry(settings.state / "registry")
+    version = registry.add(champion)
+
+    async def begin() -> None:
+        store = open_store(settings)
+        await store.ensure_cluster(PARTITIONS, [kind.name for kind in Rules().kinds])
+        await store.write(store.keys.cluster(), {"window": b"200+56"})
+        assert await change_aliases(store, Aliases(), Aliases(version))
+        await store.close()
+
+    async def aliases() -> Aliases:
+        store = open_store(settings)
+        found = await read_aliases(store)
+        await store.close()
+        return found
+
+    asyncio.run(begin())
+    plan = replace(PLAN, stage=True)
+    found = run(plan, settings, texts)
+    assert found["outcome"] == RetrainOutcome.STAGED and set(found["seconds"]) == {"export", "training", "evaluation"}
+    assert asyncio.run(aliases()) == Aliases(version, found["model"]) == registry.aliases()
+    assert not (settings.state / "retrain" / "data").exists()
+    assert run(plan, settings, texts)["outcome"] == RetrainOutcome.NOTHING_NEW
+    more = [click(number, END_MS + number * 1000) for number in range(400)]
+    produce(topics, more)
+    again = run(plan, settings, texts)
+    assert again["events_since_last"] == 400 and again["outcome"] == RetrainOutcome.NOT_STAGED
+    assert again["refused"].startswith(f"{found['model']} is staged already")
+    assert asyncio.run(aliases()) == Aliases(version, found["model"])
+    produce(topics, [click(400 + number, END_MS + (400 + number) * 1000) for number in range(60)])
+    replaced = run(replace(plan, replace_other=True), settings, texts)
+    assert replaced["outcome"] == RetrainOutcome.STAGED
+    assert asyncio.run(aliases()) == Aliases(version, replaced["model"])
+
+
+def click(number: int, ts_ms: int) -> SourceRecord:
+    user = f"user-{number % 100:05d}"
+    body = {"event_id": f"more-{number}", "user_id": user, "item_id": f"item-{number % 150:05d}", "kind": "view"}
+    return SourceRecord(CLICKSTREAM, user.encode(), orjson.dumps({**body, "ts_ms": ts_ms}), ts_ms)
+
+
+def test_the_live_state_has_to_say_what_is_served(settings: Settings, texts: Path) -> None:
+    nowhere = load({}, state=settings.state, redis="redis://127.0.0.1:1/0")
+    with pytest.raises(ValueError, match=r"does not say which model is served .*; name it by --champion"):
+        run(PLAN, nowhere, texts)

@@ -1,0 +1,61 @@
+"""A running `perseid up` whose model is retrained from its topics, staged and promoted, by the commands people use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.live import ROOT, Live
+from tests.support.folders import START_S, item, write_folder
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+WORDS, USERS, ITEMS, STEPS = ("lamp", "chair", "kettle", "novel"), 60, 40, 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Users with a favourite kind of thing, of which they see another one each time."""
+    rows = [
+        (f"u{user}", f"{WORDS[user % 4]}-{(3 * user + step) % ITEMS}", "view", START_S + step * 600 + user)
+        for step in range(STEPS)
+        for user in range(USERS)
+    ]
+    items = [item(f"{word}-{n}", title=f"{word} number {n}", category=[word]) for word in WORDS for n in range(ITEMS)]
+    return write_folder(Path(tmp_path_factory.mktemp("data")) / "small", rows, items)
+
+
+def perseid(*words: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "deploy.cli", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_topics_of_a_running_deployment_end_as_a_model_that_is_served(folder: Path, tmp_path: Path) -> None:
+    live = Live(tmp_path / "state", "--data", str(folder), "--speed", "1000")
+    state = ["--state", str(live.state)]
+    try:
+        live.wait_ready(320)
+        live.until(lambda: "timeline ended" in phases(live), 60, "all has been played")
+        first = str(live.get("/v1/status")["models"]["champion"])
+        plan = ["retrain", *state, "--stage", "--margin", "1", "--threads", "1", "--json"]
+        found: dict[str, Any] = json.loads(perseid(*plan, "--least-new", "50"))
+        assert (found["champion"], found["outcome"]) == (first, "staged")
+        assert found["new_events"] == USERS * STEPS // 5 and found["questions"] == USERS * STEPS // 10
+        assert "WAIT" not in perseid("models", "status", "--wait", *state)
+        perseid("models", "promote", found["model"], *state)
+        live.until(lambda: live.recommend("u1", count=5)["model"] == found["model"], 5, "the new model is served")
+        assert len(live.recommend("u1", count=5)["items"]) == 5
+        assert "nothing is retrained" in perseid(*plan[:-1], "--least-new", "400", code=4)
+    finally:
+        live.stop()
+
+
+def phases(live: Live) -> set[Any]:
+    return {role.get("phase") for role in live.get("/v1/status")["roles"].values()}
