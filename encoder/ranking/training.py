@@ -103,7 +103,7 @@ def fit(lists: RankingLists, settings: RankerSettings) -> TrainedNetwork:
 
 
 def ndcg(scores: Floats, lists: RankingLists, k: int = _K) -> float:
-    """Mean NDCG@k over lists with graded gains; of equal scores, the mean of both orders counts.
+    """Mean NDCG@k over lists with graded gains; of equal scores, the mean of both orders counts."""
     found = []
     ends = lists.ends
     discounts = 1 / np.log2(np.arange(2, k + 2))

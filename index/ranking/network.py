@@ -74,10 +74,11 @@ class Network:
         if not len(features):
             return np.zeros(0, np.float32)
         rows = self.scaling.inputs(features, [len(features)])
-        for at, (weights, bias) in enumerate(self.layers):
-            rows = rows @ weights + bias
-            if at < len(self.layers) - 1:
-                rows = _gelu(rows)
+        with np.errstate(all="ignore"):  # whoever uses scores looks at whether they are numbers
+            for at, (weights, bias) in enumerate(self.layers):
+                rows = rows @ weights + bias
+                if at < len(self.layers) - 1:
+                    rows = _gelu(rows)
         return rows[:, 0]
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
