@@ -173,8 +173,7 @@ class SessionQuestions(AskedModel):
 
     question: View | None = option(
         type=click.Choice(VIEWS),
-        help="Ask only this: before, about each day, from what was known before it; page, about each page, from what was "
-        "known before it.  [default: both]",
+        help="Ask only about days (before) or single pages (page), each from what was known then.  [default: both]",
     )
     split: float | None = option(**_SPLIT)
     choice: str | None = option(help="click, or a kind of event.  [default: purchase if there are any, else click]")

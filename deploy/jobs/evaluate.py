@@ -278,7 +278,7 @@ def evaluate_sessions_of(
     left_out = LeftOut.joined(folder.left_out)
     for reason, count in found["left_out"].items():
         left_out.add(f"sessions: {reason}", count=count)
-    asked = {"questions": shown["questions"], "metrics": shown["metrics"]}
+    asked = {name: shown[name] for name in ("questions", "metrics", "resamples")}
     return {**facts, **asked, **found, "left_out": left_out.to_dict()}
 
 

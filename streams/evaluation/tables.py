@@ -12,7 +12,7 @@ from typing import Any
 from context.counting import counted
 
 LEAST_QUESTIONS = 10  # of a slice that people see: of fewer, one question moves a hit rate by more than a tenth
-_KNOWN = {"before": "a day, known before it", "page": "a page, known before it"}
+_KNOWN = {"before": "known before the session", "page": "known before the page"}
 _WIDTH = 120  # columns of a wide terminal
 
 
@@ -114,7 +114,7 @@ def sessions_table(found: Mapping[str, Any]) -> str:
     """All tables as aligned text: by view and label, then hits at 5 by number of candidates, then who is better."""
     parts = [
         f"model {found['model']} on {found['data']}: choices are {found['choice']}s; "
-        f"sessions {found['sessions']}, pages {found['pages']}; of these every {found['every']}"
+        f"sessions {found['sessions']}; pages {found['pages']}; asked is one in {found['every']}"
     ]
     small = 0
     for view, labels in found["views"].items():

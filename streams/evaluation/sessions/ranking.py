@@ -1,8 +1,8 @@
 """Ranks what was shown by perseid's vectors, LambdaMART, popularity, and as it was shown.
 
 Global time split: LambdaMART learns from slates of the same view that ended before it, as the encoder did from events;
-those that lie across it are left out. Ties are broken by one random order a slate. A cold user gets the recently
-popular first, as live.
+those across it are left out. Ties are broken by one random order a slate. A cold user gets the recently popular first,
+as live.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def evaluate_sessions(
     drawn = {view: _drawn(found.slates[view], plan) for view in plan.views}
     for view, slates in drawn.items():
         _check(folder, view, slates, plan)
+    shown = {shown.item_id for slates in drawn.values() for slate in slates for shown in slate.shown}
+    if shown.isdisjoint(vectors.item_ids):
+        raise ValueError(f"none of the {len(shown)} items that were shown has a vector; left out: {folder.left_out}")
     asked = session_questions(folder, replace(found, slates=drawn), rules, model.encoder.model.config, progress)
     by_view: dict[View, list[SessionQuestion]] = {view: [] for view in plan.views}
     for question in asked:
         by_view[question.view].append(question)
-    shown = {shown.item_id for slates in drawn.values() for slate in slates for shown in slate.shown}
-    if shown.isdisjoint(vectors.item_ids):
-        raise ValueError(f"none of the {len(shown)} items that were shown has a vector; left out: {folder.left_out}")
     items, timeline = _Vectors(model.encoder, vectors), ContextTimeline(folder.contexts)
     return {
         "sessions": _counts(found.slates["before"], plan),

@@ -1,8 +1,7 @@
 """Builds the features of each slate as of its start, in one pass over the timeline.
 
-Asked first, applied then, as replay does: a question knows what had happened before its moment, and of its own
-millisecond nothing. View `before` asks about a day (as a daily batch would know it, at its best), view `page` about one
-page, as a live re-ranker is asked.
+It asks first and applies then, as replay does: a question knows what had happened before its millisecond. View `before`
+asks about a day, as a daily batch at its best would know it; view `page` about one page, as a live re-ranker.
 """
 
 from __future__ import annotations
