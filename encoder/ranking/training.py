@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -94,10 +94,8 @@ def fit(lists: RankingLists, settings: RankerSettings) -> TrainedNetwork:
             if len(validation) == settings.most_epochs or _stalled(validation, settings.patience):
                 break
         epochs = 1 + int(np.argmax(validation))
-        last = network
-        for _, last in zip(range(epochs), _epochs(lists, settings), strict=False):
-            pass
-        return TrainedNetwork(_layers(last), epochs, [round(value, 6) for value in validation])
+        network = next(islice(_epochs(lists, settings), epochs - 1, None))
+        return TrainedNetwork(_layers(network), epochs, [round(value, 6) for value in validation])
     finally:
         torch.set_num_threads(before)
 

@@ -106,7 +106,7 @@ class Drawn:
         def share(column: Any, some: list[tuple[int, EventClass, int]]) -> float:
             if not column[label] or not some:
                 return math.nan
-            return sum(item >= 0 and column[item] == column[label] for item, _, _ in some) / len(some)
+            return float(sum(item >= 0 and column[item] == column[label] for item, _, _ in some) / len(some))
 
         def mean(column: Any, some: list[tuple[int, EventClass, int]]) -> float:
             known = [float(column[item]) for item, _, _ in some if item >= 0 and not math.isnan(column[item])]
