@@ -99,8 +99,8 @@ def test_an_item_is_known_from_its_record_on(folder: Folder) -> None:
     last_ms = folder.stop_ms + 10
     missing = [record for record in log if record.key != item_id.encode() or record.topic == CLICKSTREAM]
     questions = [ListQuestion(0, last_ms, user, [item_id, folder.item_ids[4]])]
-    price = column("price")
-    assert np.isnan(walked(missing, questions)[0][0, price]) and not np.isnan(walked(log, questions)[0][0, price])
+    at = column("next")
+    assert np.isnan(walked(missing, questions)[0][0, at]) and not np.isnan(walked(log, questions)[0][0, at])
 
 
 def test_counts_are_of_each_users_first_event_in_a_bucket(folder: Folder) -> None:
