@@ -22,6 +22,7 @@ from index.items.search import Labels
 from index.query.feedback import NegativeFeedback, Rated, rated
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.popularity import Amounts, Popularity
+from index.query.second_stage import Asker, ListRanker
 from index.state.records import UserState, Vector
 
 MOST_NEGATIVE = 10  # weight of negative feedback: beyond, nothing that is disliked is ever shown
@@ -53,11 +54,12 @@ class UserView:
     window: AbstractSet[str] = frozenset()
     purchases: Mapping[str, int] = field(default_factory=dict)
     rated: Rated | None = None  # the window's events, where negative feedback is among them
+    state: UserState = field(default_factory=UserState)
 
     @classmethod
     def of(cls, vectors: Vector | None, state: UserState, kind_weights: Sequence[int]) -> UserView:
         """Of a user's state, with the weights of kinds of events by code."""
-        return cls(vectors, frozenset(state.items), state.purchases, rated(state, kind_weights))
+        return cls(vectors, frozenset(state.items), state.purchases, rated(state, kind_weights), state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,15 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Recommendations:
-    """The list, how many items each rule removed, and how many candidates each source found."""
+    """The list, how many items each rule removed, how many candidates each source found, and the ranker's version.
+
+    `ranked_by` is None where first-stage scores made the order.
+    """
 
     items: list[Ranked]
     removed: Mapping[str, int]
     retrieved: Mapping[str, int] = field(default_factory=dict)
+    ranked_by: str | None = None
 
 
 def recommend(
@@ -122,13 +128,16 @@ def recommend(
     popularity: Popularity,
     now_ms: int,
     weights: Weights | None = None,
+    ranker: ListRanker | None = None,
 ) -> Recommendations:
     """The `query.count` best items for a user, or all that are allowed when there are fewer, found in this process.
 
     An item's score is h·v + Δ·v + popularity + promotions − negative feedback, with v its vector and h the user's of
-    the slot. Without user vectors h is zero and popularity counts in full. Ties are broken by item id.
+    the slot. Without user vectors h is zero and popularity counts in full. Ties are broken by item id. A `ranker` adds
+    what makes its own order of the first three; promotions and negative feedback count beside it.
     """
-    return answer_in_process(plan_searches(query, user, catalogue, context, popularity, now_ms, weights))
+    plan = plan_searches(query, user, catalogue, context, popularity, now_ms, weights, ranker=ranker)
+    return answer_in_process(plan)
 
 
 def answer_in_process(plan: SearchPlan) -> Recommendations:
@@ -154,6 +163,7 @@ def plan_searches(
     now_ms: int,
     weights: Weights | None = None,
     passing: Mask | None = None,  # what `query.tree` lets pass, where another has found that out
+    ranker: ListRanker | None = None,
 ) -> SearchPlan:
     """The first stage of `recommend`: what is to be found, as the catalogue is now; whoever has an index answers."""
     weights = weights or Weights()
@@ -174,8 +184,10 @@ def plan_searches(
         boosts=boosts,
         share=1.0 if user.vectors is None else weights.popularity,
         removed=removed,
-        depth=first_depth(query.count),
+        depth=first_depth(query.count, ranker is not None),
         negative=negative,
+        ranker=ranker,
+        asker=None if ranker is None else Asker(user.state, user.vectors, context.location, context.delta, now_ms),
     )
 
 
@@ -185,15 +197,23 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
     pool.add("cosine", _products(vectors, plan.users))
     pool.add("context", None if plan.delta is None else _products(vectors, plan.delta[None]))
     pool.add("popularity", plan.share * plan.popularity.shares(pool.item_ids, plan.location))
-    pool.add("promotion", None if plan.boosts is None else plan.boosts[pool.labels])
+    negative = None
     if plan.negative is not None and plan.away is not None:
-        pool.add("negative", plan.negative.part(_products(vectors, plan.away[None])[:, 0], pool.labels))
+        negative = plan.negative.part(_products(vectors, plan.away[None])[:, 0], pool.labels)
+    ranked_by = None
+    if plan.ranker is not None and plan.asker is not None:
+        taken_off = None if negative is None else negative.astype(np.float32)
+        part = plan.ranker.part(pool.sums(len(plan.slots)), pool.labels, vectors, plan.asker, taken_off)
+        ranked_by = None if part is None else plan.ranker.ranker.version
+        pool.add("ranker", part)
+    pool.add("promotion", None if plan.boosts is None else plan.boosts[pool.labels])
+    pool.add("negative", negative)
     slots = range(len(plan.slots))
     if not plan.is_deepest and any(candidates.reach[at] > pool.last(at, plan.count) for at in slots):
         return None
     places = _round_robin([pool.ranked(at, plan.count) for at in slots], plan.count)
     items = [pool.entry(place, plan.slots[at], at) for place, at in places]
-    return Recommendations(items, plan.removed, candidates.retrieved)
+    return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
 
 
 def seen_items(window: Iterable[str], purchases: Mapping[str, int], now_ms: int, weights: Weights) -> frozenset[str]:
@@ -273,6 +293,10 @@ class _Pool:
         """A summand of every score, [m] or [m, slots]; None is left out."""
         if part is not None:
             self._parts[name] = part if part.ndim == 2 else part[:, None]
+
+    def sums(self, slots: int) -> Amounts:
+        """The scores so far [m, slots]."""
+        return np.stack([self._scores(slot) for slot in range(slots)], axis=1)
 
     def last(self, slot: int, count: int) -> float:
         """The score of the `count`-th best; minus infinity when there are fewer."""

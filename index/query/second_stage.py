@@ -5,6 +5,7 @@ The API, replay and the making of training data call it alike, at the time of as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,7 @@ from numpy.typing import NDArray
 
 from index.items.catalogue import Catalogue
 from index.items.search import Labels
-from index.query.feedback import NegativeFeedback, rated
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Weights
 from index.ranking.features import (
     Amounts,
     EventClass,
@@ -25,7 +24,21 @@ from index.ranking.features import (
     cosines,
     features_of,
 )
+from index.ranking.ranker import Ranker
 from index.state.records import UserState, Vector
+
+_LEAST_SPREAD = 0.01  # of first-stage scores: a list whose items are all alike is ordered all the same
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """For whom a list is ordered and when; `vectors` [2, d] are h_next and h_gen, None while there are none."""
+
+    state: UserState
+    vectors: Vector | None
+    location: str
+    delta: Vector | None  # [d] what time and place add
+    now_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,41 +48,48 @@ class SecondStage:
     catalogue: Catalogue
     popularity: Popularity
     classes: NDArray[np.uint8]
-    kind_weights: tuple[int, ...]
-    weights: Weights
 
     def features(
         self,
         labels: Labels,
-        state: UserState,
-        vectors: Vector | None,
-        context: ContextView,
-        now_ms: int,
+        vectors: Vector,
+        asker: Asker,
+        negative: Floats | None = None,
         positions: Floats | None = None,
     ) -> Floats:
-        """Of items [m], −1 for one that is not known: [m, features]; `vectors` [2, d] are the user's."""
-        history = self._history(state)
-        has = labels >= 0
-        own = np.zeros((len(labels), self.catalogue.dim), np.float32)
-        own[has] = self.catalogue.search.vectors(labels[has])
-        near = cosines(own, self._near(history, now_ms))
+        """Of items [m] with vectors [m, d]; −1 is the label of one that is not known: [m, features].
+
+        `negative` [m] is what negative feedback takes off first-stage scores, None for nothing.
+        """
+        history, has = self._history(asker.state), labels >= 0
+        near = cosines(vectors, self._near(history, asker.now_ms))
         for products in near.values():
             products[~has] = np.nan
+        first: dict[str, Floats] = {"negative": np.zeros(len(labels), np.float32) if negative is None else negative}
+        if asker.vectors is not None:
+            first["next"], first["general"] = asker.vectors @ vectors.T
+        if asker.delta is not None:
+            first["context"] = vectors @ asker.delta
         items = RankedList(
             labels,
-            self._products(labels, has, own, state, vectors, context, now_ms),
+            {name: np.where(has, part, np.nan).astype(np.float32) for name, part in first.items()},
             self.catalogue.facts(labels),
-            self._amounts(labels, context.location),
+            self._amounts(labels, asker.location),
             positions,
         )
-        return features_of(items, UserEvidence(history, self.catalogue.facts(history.labels), near), now_ms)
+        return features_of(items, UserEvidence(history, self.catalogue.facts(history.labels), near), asker.now_ms)
+
+    def vectors_of(self, labels: Labels) -> Vector:
+        """[m, d], zero of label −1."""
+        found = np.zeros((len(labels), self.catalogue.dim), np.float32)
+        found[labels >= 0] = self.catalogue.search.vectors(labels[labels >= 0])
+        return found
 
     def _history(self, state: UserState) -> History:
-        labels = self.catalogue.places(state.items)
         kinds = np.frombuffer(bytes(state.kinds), np.uint8)
         known = kinds < len(self.classes)
         classes = np.where(known, self.classes[np.where(known, kinds, 0)], EventClass.VIEW).astype(np.uint8)
-        return History(labels, classes, np.array(state.ts_ms, np.int64))
+        return History(self.catalogue.places(state.items), classes, np.array(state.ts_ms, np.int64))
 
     def _near(self, history: History, now_ms: int) -> dict[str, Vector]:
         """Vectors of what the user did last, by name of `UserEvidence.near`."""
@@ -82,40 +102,42 @@ class SecondStage:
         }
         return {name: self.catalogue.search.vectors(labels) for name, labels in wanted.items() if len(labels)}
 
-    def _products(
-        self,
-        labels: Labels,
-        has: NDArray[np.bool_],
-        own: Vector,
-        state: UserState,
-        vectors: Vector | None,
-        context: ContextView,
-        now_ms: int,
-    ) -> dict[str, Floats]:
-        found: dict[str, Floats] = {}
-        if vectors is not None:
-            found["next"], found["general"] = vectors @ own.T
-        if context.delta is not None:
-            found["context"] = own @ context.delta
-        found["negative"] = self._negative(labels, own, state, now_ms)
-        return {name: np.where(has, products, np.nan).astype(np.float32) for name, products in found.items()}
-
-    def _negative(self, labels: Labels, own: Vector, state: UserState, now_ms: int) -> Floats:
-        events, weights = rated(state, self.kind_weights), self.weights
-        size = self.catalogue.size
-        feedback = None
-        if events is not None and weights.negative:
-            feedback = NegativeFeedback.of(events, self.catalogue, size, now_ms, weights.negative, weights.negative_ms)
-        if feedback is None:
-            return np.zeros(len(labels), np.float32)
-        away = feedback.away(self.catalogue.search.vectors(feedback.labels))
-        return feedback.part(own @ away, labels).astype(np.float32)
-
     def _amounts(self, labels: Labels, location: str) -> Amounts:
-        ids = [self.catalogue.ids_of(labels[at : at + 1])[0] if label >= 0 else "" for at, label in enumerate(labels)]
+        ids = self._ids(labels)
         counts = [np.zeros(len(ids), np.float32) for _ in EventClass]
         for kind, event_class in enumerate(self.classes.tolist()):
             counts[event_class] += self.popularity.kind_counts(kind, ids).astype(np.float32)
         popular = self.popularity.shares(ids).astype(np.float32)
         here = self.popularity.shares(ids, location).astype(np.float32) if location else popular
         return Amounts(popular, here, *(counts[of] for of in (EventClass.VIEW, EventClass.ACTED, EventClass.BOUGHT)))
+
+    def _ids(self, labels: Labels) -> Sequence[str]:
+        """Item ids [m], "" of label −1."""
+        known = iter(self.catalogue.ids_of(labels[labels >= 0]))
+        return [next(known) if label >= 0 else "" for label in labels.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class ListRanker:
+    """A ranker with what its features are made from."""
+
+    stage: SecondStage
+    ranker: Ranker
+
+    def part(
+        self, first: NDArray[np.float64], labels: Labels, vectors: Vector, asker: Asker, negative: Floats | None
+    ) -> NDArray[np.float64] | None:
+        """What is added to first-stage scores [m, slots], so that a list is ordered by the ranker; None where it fails.
+
+        Its scores are taken to mean and spread of the first stage's, so that promotions and negative feedback weigh as
+        much beside them.
+        """
+        scores = self.ranker.scores(self.stage.features(labels, vectors, asker, negative))
+        if scores is None or not len(scores):
+            return None
+        spread = float(scores.std())
+        if not spread:
+            return None
+        places = (scores.astype(np.float64)[:, None] - scores.mean()) / spread
+        found: NDArray[np.float64] = places * np.maximum(first.std(axis=0), _LEAST_SPREAD) + first.mean(axis=0) - first
+        return found

@@ -17,9 +17,11 @@ from encoder.inference.batching import EncodeRequest
 from encoder.inference.incremental import IncrementalEncoder
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
+from index.items.search import Labels
+from index.query.feedback import NegativeFeedback, rated
 from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Weights
-from index.query.second_stage import SecondStage
+from index.query.second_stage import Asker, SecondStage
 from index.ranking.features import Floats, event_classes
 from index.state.keys import partition_of, partition_tag
 from index.state.records import PROFILE, STATE, ItemRecord, UserState, Vector, load_context, load_user
@@ -74,9 +76,9 @@ class RankingWalk:
         self._catalogue = Catalogue("", encoder.model.config.d_model)
         self._popularity = Popularity(self._store, kinds=True)
         self._follower = ItemFollower(self._store, "", _Tower(self._catalogue, encoder), text_vectors=True)
-        kind_weights = tuple(kind.weight for kind in rules.kinds)
-        classes = event_classes(kind_weights, [kind.remembered for kind in rules.kinds])
-        self._stage = SecondStage(self._catalogue, self._popularity, classes, kind_weights, weights)
+        self._weights, self._kind_weights = weights, [kind.weight for kind in rules.kinds]
+        classes = event_classes(self._kind_weights, [kind.remembered for kind in rules.kinds])
+        self._stage = SecondStage(self._catalogue, self._popularity, classes)
         self._pending: list[Record] = []
         self._refreshed_ms, self._since = -1, 0
 
@@ -110,9 +112,24 @@ class RankingWalk:
         known = bool(state.items or state.profile)
         labels = self._catalogue.places(question.item_ids)
         positions = None if question.positions is None else np.array(question.positions, np.float32)
-        vectors = self._vectors(state) if known else None
-        features = self._stage.features(labels, state, vectors, context, question.ts_ms, positions)
-        return AskedList(question, features, not known)
+        user = self._vectors(state) if known else None
+        asker = Asker(state, user, question.location, context.delta, question.ts_ms)
+        vectors = self._stage.vectors_of(labels)
+        negative = self._negative(labels, vectors, asker)
+        return AskedList(question, self._stage.features(labels, vectors, asker, negative, positions), not known)
+
+    def _negative(self, labels: Labels, vectors: Vector, asker: Asker) -> Floats | None:
+        """What negative feedback takes off first-stage scores [m]."""
+        events, weights, size = rated(asker.state, self._kind_weights), self._weights, self._catalogue.size
+        if events is None or not weights.negative:
+            return None
+        feedback = NegativeFeedback.of(
+            events, self._catalogue, size, asker.now_ms, weights.negative, weights.negative_ms
+        )
+        if feedback is None:
+            return None
+        away = feedback.away(self._catalogue.search.vectors(feedback.labels))
+        return np.asarray(feedback.part(vectors @ away, labels), np.float32)
 
     async def _read(self, question: ListQuestion) -> tuple[UserState, ContextView]:
         keys = self._store.keys
