@@ -20,8 +20,8 @@ from deploy.tables.maps import FieldMap, TableMap
 from deploy.tables.moments import as_us
 from deploy.tables.nested import LISTED
 from deploy.tables.report import Report, shown
+from streams.folder.ids import refused_ids
 
-MAX_ID_BYTES = 256
 _LEVEL = "\x1f"  # between the levels of a category that stand in columns of their own
 # Words of `available`, in English, German, French and Spanish.
 TRUE = (
@@ -261,8 +261,9 @@ class Fields:
 
 
 def no_ids(column: pl.Series) -> pl.Series:
-    """Which cells are too long for an id, or hold characters that no id may have."""
-    return ((column.str.len_bytes() > MAX_ID_BYTES) | column.str.contains(r"[\p{C}\p{Zl}\p{Zp}]")).fill_null(False)
+    """Which cells no topic would take as an id, empty ones aside."""
+    refused = [value for values in refused_ids(column).values() for value in values]
+    return column.is_in(pl.Series(refused, dtype=pl.String).implode()).fill_null(False)
 
 
 def _mapped(

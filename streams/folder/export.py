@@ -36,7 +36,7 @@ from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, PROFILES
 from streams.folder.spool import Spool
 from streams.folder.writer import csv_lines, write_lines
 from streams.item_vectors import ItemVectors
-from streams.left_out import LeftOut
+from streams.left_out import LeftOut, WithoutRecord
 from streams.parsing import note_reason, parse, parse_exposure
 
 HEADER = "user_id,item_id,event_type,timestamp,session_id,location,event_id,page_id,recommendation_id,ts_ms"
@@ -104,18 +104,15 @@ class TopicExport:
         for name, (topic, reason) in _REMOVED.items():
             self.left_out.add(f"{topic}: {reason}", count=removed[name])
 
-    def without_record(self) -> dict[str, Any]:
-        """Events that are written though their item has no record: how many of how many items, and where the first is.
-
-        To be asked of a settled spool.
-        """
+    def without_record(self) -> WithoutRecord:
+        """Events that are written though their item has no record; to be asked of a settled spool."""
         events, items, first = self._spool.without_record()
         place = ""
         if first is not None:
             user, turn, item = first
             home = f"[{partition_of(user, self._partitions)}] at offset {turn}" if turn < _MISROUTED else ", misrouted"
             place = f"{CLICKSTREAM}{home}, item_id {item!r}"
-        return {"events": events, "items": items, "first": place}
+        return WithoutRecord(events, items, place)
 
     def not_forwarded(self) -> int:
         """Clicks that were found in a foreign partition only; to be asked of a settled spool."""
