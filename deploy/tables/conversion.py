@@ -13,7 +13,7 @@ import orjson
 import polars as pl
 
 from context.counting import counted
-from context.times import YEAR_2000_MS, YEAR_2100_MS
+from context.times import NO_END_MS, YEAR_2000_MS, YEAR_2100_MS
 from deploy.tables.fields import Fields, no_ids
 from deploy.tables.inputs import TableFile
 from deploy.tables.maps import ITEM_FIELDS, ShopMap, TableMap
@@ -148,7 +148,8 @@ def _items(
     if table.order:
         frame = frame.sort(pl.col(table.order).cast(pl.Float64, strict=False), maintain_order=True, nulls_last=False)
     is_history = bool(table.order) or any(report.files[number] in logs for number in frame[FILE].unique())
-    if not table.merge and len(table.fields["item_id"].column) == 1:  # before the costly fields are read
+    is_plain = not table.merge and "first_seen" not in table.fields and len(table.fields["item_id"].column) == 1
+    if is_plain:  # before the costly fields are read
         frame = _last(frame, table.fields["item_id"].column[0], None if is_history else report)
     fields = Fields(frame, table, report, place)
     made = [_item_field(fields, name).alias(name) for name in ITEM_FIELDS if fields.has(name)]
@@ -158,6 +159,8 @@ def _items(
     if fields.has("first_seen"):
         shown = pl.from_epoch(rows["first_seen"].cast(pl.Int64)).dt.to_string("%F %R")
         rows = report.leave(rows, rows["first_seen"] > latest_ms() / 1000, f"first_seen {IN_FUTURE} (items)", shown)
+    if fields.has("starts_ms") and fields.has("ends_ms"):
+        rows = report.leave(rows, rows["ends_ms"] < rows["starts_ms"], "ends_ms is before starts_ms (items)")
     return _merged(rows) if table.merge else _last(rows, "item_id", None if is_history else report)
 
 
@@ -191,9 +194,9 @@ def _item_field(fields: Fields, name: str) -> pl.Series:
         case "available":
             return fields.flag(name)
         case "first_seen":
-            return fields.moment(name) / 1_000_000
+            return fields.time(name, earliest_ms=-NO_END_MS) / 1_000_000  # of an old item: known from 2000 on
         case "starts_ms" | "ends_ms":
-            return fields.moment(name) // 1000
+            return fields.time(name, zero=name == "starts_ms") // 1000
     return fields.labels(name)
 
 
