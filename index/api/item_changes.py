@@ -42,21 +42,13 @@ class _ItemPath(PathConvertor):
 register_url_convertor("item", _ItemPath())
 
 
-def merge_patch(target: Any, patch: Any) -> Any:
-    """JSON Merge Patch (RFC 7396): null removes a field, an object is merged, anything else replaces.
+def merge_patch(record: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON Merge Patch (RFC 7396) of a record whose fields are no objects: null removes one, anything else replaces.
 
     >>> merge_patch({"price": 9.5, "tags": ["a"]}, {"price": None, "tags": ["b"]})
     {'tags': ['b']}
     """
-    if not isinstance(patch, Mapping):
-        return patch
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
+    return {name: value for name, value in {**record, **patch}.items() if value is not None}
 
 
 class ItemChanges:
@@ -97,7 +89,8 @@ class ItemChanges:
         if record is None:
             what = f"item {item_id!r} is withdrawn; post a whole record" if known else f"no item {item_id!r}"
             raise ProblemError(404, what)
-        return {name: value for name, value in orjson.loads(record).items() if value not in (None, "", [])}
+        said = {name: value for name, value in orjson.loads(record).items() if value not in (None, "", [])}
+        return {"title": "", **said}
 
     async def _look(self, item_id: str) -> tuple[int, int, bytes | None, bytes | None, bool]:
         """Position, end and log of the topic, read before the item, its record, and whether it is known at all."""
