@@ -19,6 +19,7 @@ MAX_ID_BYTES = 256
 MOST_FAULTS = 10  # that are noted of one record
 P = ParamSpec("P")
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Body:
 
     def prose(self, name: str, required: bool = False) -> str:
         """A text for people: any whitespace, no other control characters."""
-        return _checked(name, check_text, self.text(name, required))
+        return checked(name, check_text, self.text(name, required))
 
     def labels(self, name: str) -> list[str]:
         value = self.body.get(name)
@@ -69,7 +70,10 @@ class Body:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not -(2**62) <= value < 2**62:
             raise MalformedError(name, f"expected a whole number of milliseconds since the epoch, got {_shown(value)}")
-        return checked_ms(name, value, open_start=open_start, open_end=open_end)
+        try:
+            return check_ms(value, open_start=open_start, open_end=open_end)
+        except ValueError as error:
+            raise MalformedError(name, str(error)) from error
 
     def window(self) -> tuple[int | None, int | None]:
         """`starts_ms` and `ends_ms`."""
@@ -185,17 +189,10 @@ class NotingBody(Body):
             raise error
 
 
-def checked_ms(name: str, value: int, *, open_start: bool = False, open_end: bool = False) -> int:
+def checked(name: str, check: Callable[[V], T], value: V) -> T:
+    """What `check` makes of a value; its ValueError becomes a MalformedError that names the field."""
     try:
-        return check_ms(value, open_start=open_start, open_end=open_end)
-    except ValueError as error:
-        raise MalformedError(name, str(error)) from error
-
-
-def _checked(name: str, check: Callable[[str], str], text: str) -> str:
-    """What `check` makes of a text; its error names the field."""
-    try:
-        return check(text)
+        return check(value)
     except ValueError as error:
         raise MalformedError(name, str(error)) from error
 
@@ -216,7 +213,7 @@ def _label(name: str, value: Any) -> str:
     """A folded label, which may be empty."""
     if not isinstance(value, str):
         raise MalformedError(name, f"expected a string, got {kind_of(value)}")
-    return _checked(name, fold_label, value)
+    return checked(name, fold_label, value)
 
 
 def kind_of(value: Any) -> str:

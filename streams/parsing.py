@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from context.times import check_ms
 from index.state.records import canonical_json
 from streams.events import (
     CATALOG,
@@ -38,7 +39,7 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.fields import Body, NotingBody, checked_ms, identifier, kind_of
+from streams.fields import Body, NotingBody, checked, identifier, kind_of
 
 
 def parse(record: Record, rules: Rules) -> Event:
@@ -121,7 +122,7 @@ def check_timestamp(record: Record) -> None:
     """Raises MalformedError when Kafka's time of a record is missing or of another unit."""
     if record.timestamp_ms == -1:
         raise MalformedError("timestamp", "Kafka's own is missing (-1), expected milliseconds since the epoch")
-    checked_ms("timestamp", record.timestamp_ms)
+    checked("timestamp", check_ms, record.timestamp_ms)
 
 
 def _null(record: Record) -> Event:
@@ -188,8 +189,8 @@ def _catalogue_entry(body: Body, rules: Rules) -> Event:
     }
     fields["starts_ms"], fields["ends_ms"] = body.window()
     fields["ts_ms"] = ts_ms
-    sent = {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
-    return CatalogueEntry(item_id, fields, {**fields, **sent} if {**fields, **sent} != fields else None)
+    sent = fields | {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
+    return CatalogueEntry(item_id, fields, sent if sent != fields else None)
 
 
 def _vector_entry(body: Body, rules: Rules) -> Event:

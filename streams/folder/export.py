@@ -13,7 +13,6 @@ from typing import Any
 
 import orjson
 
-from context.times import YEAR_2000_MS, check_ms
 from index.state.keys import partition_of
 from streams.events import (
     CLICKSTREAM,
@@ -85,7 +84,6 @@ class TopicExport:
             return
         try:
             event = parse_exposure(record) if record.topic == EXPOSURES else parse(record, self._rules)
-            _check_time(event)
         except MalformedError as error:
             if inside:
                 self.records[record.topic] += 1
@@ -140,7 +138,7 @@ class TopicExport:
                 self._keep_vector(record, event)
             case ContextEntry(location, content):
                 ts_ms = record.timestamp_ms if content is None else orjson.loads(content)["ts_ms"]
-                spool.add("contexts", self._taken, location, max(0, ts_ms), content)
+                spool.add("contexts", self._taken, location, ts_ms, content)
 
     def _turn(self, record: Record, user_id: str) -> int:
         """The place among a user's records: the offset at home; a forwarded record would come behind all of them."""
@@ -160,17 +158,9 @@ class TopicExport:
             return
         self.embedders[event.embedder] += 1
         if event.embedder == self._embedder:
-            known_ms, hashes = max(0, record.timestamp_ms), [event.text_hash] if event.text_hash else None
+            known_ms, hashes = record.timestamp_ms, [event.text_hash] if event.text_hash else None
             vectors = ItemVectors(event.embedder, [event.item_id], event.vector[None], [event.tags], hashes)
             self._spool.put("vectors", event.item_id, known_ms, orjson.dumps(vectors.body(0, known_ms)))
-
-
-def _check_time(event: Any) -> None:
-    """Raises MalformedError for an event whose time no data folder can hold."""
-    try:
-        check_ms(getattr(event, "ts_ms", YEAR_2000_MS))
-    except ValueError as error:
-        raise MalformedError("ts_ms", str(error)) from error
 
 
 def _removes(record: Record) -> bool:

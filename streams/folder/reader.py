@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from context.counting import counted
 from context.times import YEAR_2000_MS, YEAR_2100_MS, check_ms, check_seconds, unit_of
 from streams.events import CONTEXT, FORGET, ITEM_VECTORS, RELOAD_MS, USERS, MalformedError, Record, Rules
+from streams.fields import checked
 from streams.folder.files import open_utf8
 from streams.folder.future import IN_FUTURE, check_past, latest_ms
 from streams.folder.ids import refused_ids
@@ -336,11 +337,10 @@ def _impressions(path: Path, left_out: LeftOut, until_ms: int) -> list[dict[str,
 
 
 def _check_time(name: str, value: int, until_ms: int) -> None:
-    try:
-        (check_seconds if name == "timestamp" else check_ms)(value)
-    except ValueError as error:
-        raise MalformedError(name, str(error)) from error
-    check_past(name, value * 1000 if name == "timestamp" else value, until_ms)
+    if name == "timestamp":
+        check_past(name, 1000 * checked(name, check_seconds, value), until_ms)
+    else:
+        check_past(name, checked(name, check_ms, value), until_ms)
 
 
 def _arrivals(items: Sequence[Mapping[str, Any]], events: Events, count: int) -> NDArray[np.int64]:
