@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from context.json_words import json_word
 from context.labels import check_text, fold_label
 from context.times import check_ms
 from streams.events import FAST_CLOCK_MS, MalformedError
@@ -126,7 +127,7 @@ class Body:
 
     def _typed(self, name: str, value: Any, wanted: type, words: str) -> Any:
         if not isinstance(value, wanted):
-            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {kind_of(value)}")
+            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {json_word(value)}")
         return value
 
 
@@ -199,7 +200,7 @@ def checked(name: str, check: Callable[[V], T], value: V) -> T:
 
 def identifier(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {kind_of(value)}")
+        raise MalformedError(name, f"expected a string, got {json_word(value)}")
     size = len(value.encode(errors="surrogatepass"))
     if not 1 <= size <= MAX_ID_BYTES:
         raise MalformedError(name, f"has {size} bytes, an id has 1 to {MAX_ID_BYTES}")
@@ -212,25 +213,9 @@ def identifier(name: str, value: Any) -> str:
 def _label(name: str, value: Any) -> str:
     """A folded label, which may be empty."""
     if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {kind_of(value)}")
+        raise MalformedError(name, f"expected a string, got {json_word(value)}")
     return checked(name, fold_label, value)
 
 
-def kind_of(value: Any) -> str:
-    """What a value is, in the words of JSON."""
-    return _KINDS.get(type(value), type(value).__name__)
-
-
-_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
-
-
 def _shown(value: Any) -> str:
-    return f"{value!r:.60}" if isinstance(value, (str, int, float)) else kind_of(value)
+    return f"{value!r:.60}" if isinstance(value, (str, int, float)) else json_word(value)

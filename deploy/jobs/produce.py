@@ -17,13 +17,13 @@ from typing import Any
 
 import orjson
 
+from context.json_words import json_word
 from deploy.runtime.process import ask_redis
 from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
 from deploy.settings import Settings
 from index.state.redis_routing import Command
 from index.state.store import StoreUnavailableError
 from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules
-from streams.fields import kind_of
 from streams.parsing import encode_record, parse
 
 _IN_FLIGHT = 2_000  # enough to fill batches; few enough that a broken pipe loses little
@@ -60,7 +60,7 @@ def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: 
     except orjson.JSONDecodeError as error:
         raise MalformedError("value", f"not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise MalformedError("value", f"expected an object, got {kind_of(body)}")
+        raise MalformedError("value", f"expected an object, got {json_word(body)}")
     name = body.pop("topic", topic)
     if name not in CONSUMED:
         found = "the line names none and --topic is not given" if name is None else f"{name!r} is none"
@@ -89,7 +89,7 @@ def timeline_clock(settings: Settings) -> Callable[[], int | None]:
 
 def _removal(topic: str, key: Any, rules: Rules, now_ms: int) -> bytes:
     if not isinstance(key, str):
-        raise MalformedError("key", f"expected a string, got {kind_of(key)}")
+        raise MalformedError("key", f"expected a string, got {json_word(key)}")
     parse(Record(topic, 0, 0, now_ms, key.encode(), None), rules)
     return key.encode()
 

@@ -18,8 +18,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.convertors import PathConvertor, register_url_convertor
 
+from context.json_words import json_word
 from index.api.auth import require
-from index.api.errors import MERGE_PATCH, ProblemError, json_response, json_word, read_json
+from index.api.errors import MERGE_PATCH, ProblemError, json_response, read_json
 from index.api.ingest import ACKNOWLEDGED, CATALOG, Ingest
 from index.api.loaded_model import Services
 from index.api.record_schemas import patch_body

@@ -30,13 +30,12 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.folder.items import reason_of
 from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, PROFILES, VECTORS
 from streams.folder.spool import Spool
 from streams.folder.writer import csv_lines, write_lines
 from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut, WithoutRecord
-from streams.parsing import note_reason, parse, parse_exposure
+from streams.parsing import note_reason, parse, parse_exposure, reason_of
 
 HEADER = "user_id,item_id,event_type,timestamp,session_id,location,event_id,page_id,recommendation_id,ts_ms"
 _MISROUTED = 2**62  # turns of records in a foreign partition: behind all that are at home

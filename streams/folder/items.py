@@ -6,7 +6,6 @@ file meant something else with the whole field.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from streams.fields import checked
 from streams.folder.future import check_past
 from streams.folder.lines import example_of, json_lines, wrong_type
 from streams.left_out import LeftOut
-from streams.parsing import parse
+from streams.parsing import parse, reason_of
 
 _LISTS = ("category", "tags", "regions")  # of labels
 _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
@@ -39,7 +38,6 @@ _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "ts_ms": ((int,), "a whole number of milliseconds"),
 }
 _CATALOGUE_FIELDS = tuple(name for name in _TYPES if name not in ("first_seen", "ts_ms"))
-_VALUE = re.compile(r"^-?[\d.]+(e[+-]?\d+)? (?=looks like|is before|is after)")
 
 
 def catalogue_body(item: Mapping[str, Any], ts_ms: int) -> dict[str, Any]:
@@ -87,11 +85,6 @@ def arrival_ms(item: Mapping[str, Any]) -> int | None:
     if said * 1000 < YEAR_2000_MS:
         return YEAR_2000_MS
     return round(1000 * checked("first_seen", check_seconds, said))
-
-
-def reason_of(error: MalformedError) -> str:
-    """Why a record was refused, without the value where that would make a reason of its own of every record."""
-    return f"{error.field}: {_VALUE.sub('', error.reason)}"
 
 
 def _accepted(item: dict[str, Any], rules: Rules, until_ms: int) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from streams.fields import checked
 from streams.folder.files import open_utf8
 from streams.folder.future import IN_FUTURE, check_past, latest_ms
 from streams.folder.ids import refused_ids
-from streams.folder.items import arrival_ms, read_items, reason_of
+from streams.folder.items import arrival_ms, read_items
 from streams.folder.lines import example_of, json_lines
 from streams.left_out import LeftOut
-from streams.parsing import parse
+from streams.parsing import parse, reason_of
 
 EVENTS = "events.csv.gz"
 ITEMS = "items.jsonl.gz"
