@@ -109,7 +109,7 @@ def _info(settings: Settings, url: str) -> Info:
 
 
 def _refusal(client: Any, prefix: str) -> str:
-    """Why a server takes no writes, "" if it does: asked by one that changes nothing, a push to a list only if it exists.
+    """Why a server takes no writes, "" if it does: asked by one that changes nothing, a push to a list if it exists.
 
     A node of a cluster takes it for its own slots only, so keys are tried until one is its own.
     """
