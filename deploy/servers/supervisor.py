@@ -20,6 +20,7 @@ from pathlib import Path
 
 TAIL_BYTES = 16_384  # enough for a Python traceback of a deep stack
 TAIL_LINES = 20
+_SENTENCE = "perseid: "  # how the last error of a command of ours begins, see `deploy.cli`
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.02  # a stop or a start is noticed within a fraction of what a person notices
 
@@ -129,6 +130,9 @@ class Crash:
 
     def __str__(self) -> str:
         how = f"was killed by signal {-self.status}" if self.status < 0 else f"ended with status {self.status}"
+        said = [line for line in self.tail.splitlines() if line.startswith(_SENTENCE)]
+        if said:
+            return f"{self.name} {how}: {said[-1].removeprefix(_SENTENCE)} (log: {self.log})"
         last_words = f"; its last lines:\n{self.tail}" if self.tail else " and wrote nothing"
         return f"{self.name} {how} (log: {self.log}){last_words}"
 

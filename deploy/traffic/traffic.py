@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import orjson
 
 from context.units import DAY_MS
+from deploy.runtime.process import until_answered
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from deploy.shop.shop import Shop, ShopRecord
@@ -99,7 +101,8 @@ class Traffic:
         lookup = LogLookup(self._settings.kafka_config())
         self.pacer.logs = {topic: str(log) for topic, log in (await lookup.identities(CONSUMED)).items()}
         cluster = self._store.keys.cluster()
-        loaded, clock, played = (await self._store.read([(cluster, ["loaded", "clock_ms", "played_ms"])]))[0]
+        read = partial(self._store.read, [(cluster, ["loaded", "clock_ms", "played_ms"])])
+        ((loaded, clock, played),) = await until_answered("see what was loaded", read)
         is_new = loaded != self._plan.key.encode()
         if self._plan.kind == "data":
             known = (None, None) if is_new else (clock, played or clock)  # states of former builds have one time only
@@ -147,7 +150,8 @@ class Traffic:
         self._begin("loading histories", len(clicks))
         await self.player.load(clicks, stop)
         if not stop.is_set():
-            await self._store.write(self._store.keys.cluster(), {"loaded": self._plan.key.encode()})
+            loaded = {"loaded": self._plan.key.encode()}
+            await until_answered("note what is loaded", partial(self._store.write, self._store.keys.cluster(), loaded))
 
     async def _open_shop(self, stop: asyncio.Event, topics: Collection[str]) -> None:
         """Profiles, catalogue and contexts as they stand now."""

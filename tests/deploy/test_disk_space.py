@@ -1,4 +1,4 @@
-"""A disk that is full, for each command that writes much: the folder and the remedy are said, nothing half-made stays."""
+"""A disk that is full: each command that writes says the folder and the remedy, and leaves nothing half-made."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def write_rows(folder: Path) -> None:
 def test_whatever_writes_the_folder_and_the_remedy_are_said(tmp_path: Path, write: object) -> None:
     assert callable(write)
     with small_disk(tmp_path) as disk:
-        with pytest.raises(OSError, match=f"no space left in {disk.folder}: free some, then start again"):
-            with room_in(tmp_path, disk.folder):
-                write(disk.folder)
+        said = f"no space left in {disk.folder}: free some, then start again"
+        with pytest.raises(OSError, match=said), room_in(tmp_path, disk.folder):
+            write(disk.folder)
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

@@ -98,6 +98,13 @@ def test_the_first_crash_is_kept_and_shows_the_end_of_this_runs_log_only(
     assert supervisor.crash() is crash
 
 
+def test_a_role_that_says_why_it_ends_is_reported_by_that_sentence(supervisor: Supervisor, tmp_path: Path) -> None:
+    code = "import sys; print('Traceback …'); print('  File'); print('perseid: no such topic'); sys.exit(1)"
+    supervisor.start(role("a", code, tmp_path))
+    until(lambda: supervisor.crash() is not None)
+    assert str(supervisor.crash()) == f"a ended with status 1: no such topic (log: {tmp_path / 'a.log'})"
+
+
 def test_a_role_killed_from_outside_is_reported_with_its_signal(supervisor: Supervisor, tmp_path: Path) -> None:
     pid = supervisor.start(role("a", SLEEPER, tmp_path))
     until(has_said(tmp_path / "a.log", "up"))
