@@ -66,7 +66,7 @@ class Traffic:
         self.phase = "reading"
         self._left_out: list[str] = []
         self._clock, self._clock_said = Clock(store, now_ms), ""
-        self._loading, self._applied_before = Share(), 0
+        self._loading, self._records, self._applied_before = Share(), 0, 0
         self.pacer = Pacer(store)
         stamp = plan.kind == "data"
         self.player = Player(producer, self.pacer, self._partition, stamp=stamp, is_out=self._is_forgotten)
@@ -76,16 +76,17 @@ class Traffic:
         """For the heartbeat."""
         found: dict[str, Any] = {"phase": self.phase, "sent": self.player.sent, "unapplied": self.pacer.unapplied}
         if self._loading.total:
-            found["loading"] = self._loading.report(self._applied() - self._applied_before)
+            records = self._applied() - self._applied_before
+            found["loading"] = self._loading.report(min(records, self._records) * self._loading.total // self._records)
         if self._left_out:
             found["left_out"] = self._left_out
         if self._clock_said:
             found["clock"] = self._clock_said
         return found | self.backlog.report()
 
-    def _begin(self, phase: str, total: int = 0) -> None:
-        """A phase in which `total` records are loaded."""
-        self.phase, self._applied_before = phase, self._applied()
+    def _begin(self, phase: str, total: int = 0, records: int = 0) -> None:
+        """A phase in which `total` things are loaded, by as many records or by `records`."""
+        self.phase, self._applied_before, self._records = phase, self._applied(), records or total
         self._loading.begin(total)
 
     def _applied(self) -> int:
@@ -137,7 +138,8 @@ class Traffic:
     async def _load(self, folder: Folder, stop: asyncio.Event) -> None:
         vectors = await asyncio.to_thread(self._vectors, folder)
         split_ms, shift_ms = self._plan.split_ms, 0
-        self._begin("loading items", 2 * len(vectors.item_ids) + len(folder.profiles))
+        items = len(vectors.item_ids)
+        self._begin("loading items", items, 2 * items + len(folder.profiles))
         if self._plan.kind == "data":
             await self._clock.play(split_ms)
             await self.player.load(initial_records(folder, split_ms, vectors), stop)

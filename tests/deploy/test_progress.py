@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from deploy.progress import ProgressLines, show_progress
+from deploy.progress import ProgressLines, progress_line, show_progress
 
 
 def lines_of(calls: Sequence[tuple[float, int, int | None]]) -> list[str]:
@@ -27,6 +27,11 @@ def test_a_line_every_ten_seconds_says_share_speed_and_time_left() -> None:
         "texts: 3,100 of 10,000 (31 %), 100/s, 1:09 left",
         "texts: 4,100 of 10,000 (41 %), 100/s, 0:59 left",
     ]
+
+
+def test_a_bound_of_the_run_bounds_what_is_left() -> None:
+    assert progress_line("texts", 500, 20_000, 9.0, 40.0) == "texts: 500 of 20,000 (2 %), 9/s, at most 0:40 left"
+    assert progress_line("texts", 19_900, 20_000, 10.0, 40.0) == "texts: 19,900 of 20,000 (99 %), 10/s, 0:10 left"
 
 
 def test_what_takes_less_than_ten_seconds_says_nothing() -> None:

@@ -70,6 +70,12 @@ def test_the_status_line_has_the_share_and_the_time_left() -> None:
     assert describe({"roles": loading}).startswith("loading histories: 50 of 200 (25 %), 5/s, 0:30 left · ")
 
 
+def test_the_status_line_says_why_redis_takes_no_writes() -> None:
+    why = "MISCONF Errors writing to the AOF file: No space left on device"
+    assert f" · Redis refuses writes: {why} · " in describe(status("live", 1_000, redis_writes=f"refused: {why}"))
+    assert "Redis" not in describe(status("live", 1_000, redis_writes="accepted"))
+
+
 def test_the_clock_that_counts_after_the_end_is_said_once(said: tuple[news.News, io.StringIO]) -> None:
     subject, out = said
     ended = status("timeline ended", 1_000)

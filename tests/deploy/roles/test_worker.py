@@ -49,7 +49,8 @@ def until(supervisor: Supervisor, happened: Callable[[], object], what: str) -> 
 
 
 def has_said(log: Path, refused: str) -> bool:
-    return f"cannot {refused} yet, it is tried again: OutOfMemoryError" in log.read_text()
+    said = log.read_text()
+    return f"cannot {refused} yet, it is tried again: " in said and "maxmemory" in said
 
 
 def beats(client: redis.Redis, settings: Settings) -> list[Mapping[str, object]]:
