@@ -82,6 +82,7 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         stack.callback((state / FILE).unlink, missing_ok=True)
         stack.callback(note_phase, state, STOPPING)
         supervisor = stack.enter_context(Supervisor())
+        stack.callback(line.say, "Stopping …")  # before the roles are: they take seconds
         plan_file = plan.write(state / "traffic.json")
         for role in roles(settings, environ, plan_file, options.workers, ports):
             supervisor.start(role)

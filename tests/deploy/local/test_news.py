@@ -46,6 +46,14 @@ def test_ready_comes_before_everything_is_there_and_what_follows_is_said(said: t
     ]
 
 
+def test_a_kept_state_is_ready_before_the_shop_is_open_again(said: tuple[news.News, io.StringIO]) -> None:
+    subject, out = said
+    subject.tell(status("opening the shop", 0, users=0))
+    assert "Ready" not in out.getvalue()
+    subject.tell(status("opening the shop", 1_000))
+    assert "Ready" in out.getvalue() and "Histories" not in out.getvalue()
+
+
 def test_nobody_to_ask_for_is_not_ready(said: tuple[news.News, io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
     subject, out = said
     monkeypatch.setattr(news, "example_user", lambda settings: None)
