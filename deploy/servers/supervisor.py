@@ -76,11 +76,14 @@ def terminate(child: subprocess.Popen[bytes], grace_s: float) -> int:
     """SIGTERM, then SIGKILL to its whole session after `grace_s` seconds; returns the exit status. Safe to repeat."""
     if child.poll() is None:
         child.send_signal(signal.SIGTERM)
-        try:
-            return child.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            return kill(child)
-    return child.returncode
+    return _await_end(child, grace_s)
+
+
+def _await_end(child: subprocess.Popen[bytes], grace_s: float) -> int:
+    try:
+        return child.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        return kill(child)
 
 
 def kill(child: subprocess.Popen[bytes]) -> int:
@@ -198,13 +201,12 @@ class Supervisor:
 
         They use servers and not each other, so none has to be gone before another one, and some take seconds.
         """
-        for running in self._running.values():
-            if running.child.poll() is None:
-                running.child.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + grace_s
-        statuses = {
-            name: self.stop_role(name, max(0.0, deadline - time.monotonic())) for name in reversed(list(self._running))
-        }
+        deadline, children = time.monotonic() + grace_s, {name: each.child for name, each in self._running.items()}
+        for child in children.values():
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+        statuses = {name: _await_end(child, max(0.0, deadline - time.monotonic())) for name, child in children.items()}
+        self._running.clear()
         self._crash = None
         return statuses
 
