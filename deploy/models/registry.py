@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from deploy.disk_space import room_in
 from deploy.settings import PREFIX, Settings
 from encoder.model.config import ModelConfig
 from encoder.model.document import DOCUMENT, TENSORS, load_serving, read_document, sync
@@ -50,7 +51,7 @@ class Registry:
         What `card` says is put on the card in place of what the artefact says.
         """
         self._models.mkdir(parents=True, exist_ok=True)
-        with _copy(folder, self._models) as (part, document):
+        with room_in(self._root), _copy(folder, self._models) as (part, document):
             version = str(document["version"])
             if version not in self.versions():
                 known = {**card_of(document), "created_ms": _written_ms(folder / DOCUMENT), **(card or {})}

@@ -7,6 +7,7 @@ files. Of several rows about an item the last counts. What is dated in the futur
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
@@ -14,6 +15,7 @@ import polars as pl
 
 from context.counting import counted
 from context.times import NO_END_MS, YEAR_2000_MS, YEAR_2100_MS
+from deploy.disk_space import room_in
 from deploy.tables.fields import Fields, no_ids
 from deploy.tables.inputs import TableFile
 from deploy.tables.maps import ITEM_FIELDS, ShopMap, TableMap
@@ -38,7 +40,8 @@ def convert_tables(
 ) -> None:
     """Writes the data folder `out` (None: only reports).
 
-    Raises ValueError for what cannot be read, with its place, and for a data folder that is there already.
+    Raises ValueError for what cannot be read, with its place, and for a data folder that is there already, OSError for
+    a full disk.
     """
     if out is not None and (out / EVENTS).exists():
         raise ValueError(f"{out} is a data folder already; name another one, or remove it")
@@ -57,11 +60,27 @@ def convert_tables(
         "items": catalogue.head(_SHOWN).to_dicts(),
     }
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         if log.height > _MANY:
             report.tell(f"writing {log.height:,} events and {catalogue.height:,} items")
-        write_lines(out / EVENTS, csv_lines(rows.iter_rows()), ",".join(rows.columns).encode())
-        write_lines(out / ITEMS, _item_lines(catalogue))
+        with _whole(out):
+            write_lines(out / EVENTS, csv_lines(rows.iter_rows()), ",".join(rows.columns).encode())
+            write_lines(out / ITEMS, _item_lines(catalogue))
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[None]:
+    """The folder, made if it is not there; nothing is left of it when the block fails."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        with room_in(out):
+            out.mkdir(parents=True, exist_ok=True)
+            yield
+    except BaseException:
+        (out / EVENTS).unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):  # it holds something else by now
+                folder.rmdir()
+        raise
 
 
 def _log(tables: Iterable[pl.DataFrame | None]) -> pl.DataFrame:

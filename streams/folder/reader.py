@@ -164,10 +164,13 @@ def read_folder(
     )
 
 
-def without_vector(events: int) -> LeftOut:
-    """So many events whose item has a record and no vector; the reader cannot know them."""
-    found = LeftOut()
-    found.add(f"{EVENTS}: its item has a record and no vector", count=events)
+def without_vector(events: int, so_far: bool = False) -> LeftOut:
+    """So many events whose item has a record and no vector; the reader cannot know them.
+
+    `so_far`: its text is embedded later, so that they are missing in one training only.
+    """
+    found, more = LeftOut(), " yet; nothing is lost, only this training does without them" if so_far else ""
+    found.add(f"{EVENTS}: its item has a record and no vector{more}", count=events)
     return found
 
 

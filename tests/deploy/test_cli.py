@@ -20,6 +20,7 @@ from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.settings import load
 from deploy.state_folder import attach, write_addresses
 from index.state.keys import partition_of
+from index.state.store import StoreUnavailableError
 from streams.events import MalformedError, Rules
 
 pytestmark = pytest.mark.servers
@@ -64,6 +65,19 @@ def test_bad_input_gives_a_status_and_one_clear_line(
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
+
+
+def test_what_no_command_expects_ends_with_one_line_below_where_it_happened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> None:
+        raise StoreUnavailableError("MISCONF Errors writing to the AOF file")
+
+    monkeypatch.setattr("deploy.commands.stack.attach", away)
+    assert run(["doctor"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "perseid: StoreUnavailableError: MISCONF Errors writing to the AOF file"
 
 
 def test_an_unknown_setting_ends_a_command_with_one_line(

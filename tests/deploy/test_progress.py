@@ -29,6 +29,11 @@ def test_a_line_every_ten_seconds_says_share_speed_and_time_left() -> None:
     ]
 
 
+def test_a_bound_of_the_run_bounds_what_is_left() -> None:
+    assert progress_line("texts", 500, 20_000, 9.0, 40.0) == "texts: 500 of 20,000 (2 %), 9/s, at most 0:40 left"
+    assert progress_line("texts", 19_900, 20_000, 10.0, 40.0) == "texts: 19,900 of 20,000 (99 %), 10/s, 0:10 left"
+
+
 def test_what_takes_less_than_ten_seconds_says_nothing() -> None:
     assert lines_of([(0.0, 1, 10), (5.0, 5, 10), (9.9, 10, 10)]) == []
 
