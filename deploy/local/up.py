@@ -7,11 +7,10 @@ with this one.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +22,7 @@ from context.units import HOUR_MS
 from deploy.local.news import News
 from deploy.local.role_commands import api_ports, command, environment, roles
 from deploy.local.status_line import StatusLine, describe, fetch, is_ok
+from deploy.runtime.process import stoppable
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import StartError, Supervisor
@@ -67,7 +67,7 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
     """
     state = options.state.resolve()
     with only_one(state), ExitStack() as stack:
-        stack.enter_context(_stoppable())
+        stack.enter_context(stoppable())
         settings = load(environ, state=state, api_port=options.api_port)
         _check_embedded(settings, environ)
         ports = api_ports(settings, options.apis)
@@ -214,14 +214,3 @@ def _content(folder: Path) -> str:
 
 def _key(*parts: object) -> str:
     return sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM ends us like Ctrl-C: in order, children included. A script's shell starts us with SIGINT ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
