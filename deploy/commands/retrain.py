@@ -13,15 +13,12 @@ import click
 import orjson
 
 from context.counting import counted
-from deploy.commands.options import FOLDER, Output, Running, SectionedCommand, checked, option, options
+from deploy.commands.options import FOLDER, Output, Running, SectionedCommand, checked, duration_ms, option, options
 from deploy.commands.replay_arguments import TimeParam
+from deploy.jobs.verdict import RetrainOutcome
 from deploy.reports.run_facts import started
 from deploy.state_folder import attach
-from streams.evaluation.staleness.delays import parse_delay
 from streams.evaluation.tables import moment
-
-# Exit statuses by outcome, beside 0, 1 (refused or failed) and 2 (wrong usage).
-STATUS = {"worse": 3, "too few questions": 3, "not staged": 3, "not promoted": 3, "nothing new": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +53,6 @@ class LearnedData:
     )
 
 
-def _duration_ms(text: str) -> int:
-    found = parse_delay(text).ms
-    if not found:
-        raise ValueError(f"{text!r} is no length of time: give a number with s, m, h or d, as in 6h")
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """When the new model is good enough, and what happens to it then."""
@@ -70,7 +60,7 @@ class Judgement:
     heading: ClassVar = "Evaluation"
     newest_ms: int = option(
         "--newest",
-        callback=checked(_duration_ms),
+        callback=checked(duration_ms),
         default="1d",
         help="Ask both models about so much of the end (s, m, h or d), which is not learned; where less than twice as "
         "much is new, about the newer half.",
@@ -91,7 +81,7 @@ class Judgement:
         "champion's, and no model made of this champion was rolled back within 24 hours.",
     )
     within_ms: int = option(
-        "--within", callback=checked(_duration_ms), default="1h", help="With --promote: wait for the gates so long."
+        "--within", callback=checked(duration_ms), default="1h", help="With --promote: wait for the gates so long."
     )
 
 
@@ -159,7 +149,7 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
 
         write_report(output.report, "retrain", found, facts)
     click.echo(orjson.dumps(found).decode() if output.as_json else "\n".join(lines_of(found)))
-    return 0 if training.lenient else STATUS.get(found["outcome"], 0)
+    return 0 if training.lenient else RetrainOutcome(found["outcome"]).exit_status
 
 
 def lines_of(found: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from context.units import DAY_MS
 from deploy.jobs.export import ExportPlan, export_topics, worth_knowing
 from deploy.jobs.staleness import compare_models
 from deploy.jobs.train import TrainPlan, recipe_of, seen_until, train_folder
-from deploy.jobs.verdict import LEAST_USERS, MARGIN, METRIC, Stretch, Verdict
+from deploy.jobs.verdict import LEAST_USERS, MARGIN, METRIC, STATE_FILE, RetrainOutcome, Stretch, Verdict
 from deploy.models.placement import COMPARED, Placement
 from deploy.models.registry import artefact, first_champion, open_registry
 from deploy.models.rollout import Rollout
@@ -46,20 +45,7 @@ LEAST_NEW = 500  # events: of fewer a training learns nothing that anybody sees
 WITHIN_S = 3600.0  # for the gates of a promotion: two million users are filled by then
 MOST_QUESTIONS = 20_000  # a day of a large shop has more; the interval is narrow by then
 _REFUSED = (ValueError, OSError, StoreUnavailableError)  # a step of a rollout
-_FOLDER, _STATE, _DATA = "retrain", "state.json", "data"
-
-
-class RetrainOutcome(StrEnum):
-    """What came of a retraining."""
-
-    PROMOTED = "promoted"
-    STAGED = "staged"
-    NOT_PROMOTED = "not promoted"  # staged; to promote it was refused, which may be done by hand
-    ADDED = "added"  # good enough, in the registry; to stage it was not asked for
-    NOT_STAGED = "not staged"  # good enough, in the registry; to stage it was refused, which may be done by hand
-    WORSE = "worse"
-    TOO_FEW = "too few questions"
-    NOTHING_NEW = "nothing new"
+_DATA = "data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +87,7 @@ def retrain(
         ValueError: there is no champion, another retraining is running, or data and champion do not fit.
         OSError: Kafka, an endpoint or the registry cannot be used now.
     """
-    with _only_one(settings.state / _FOLDER) as folder:
+    with _only_one((settings.state / STATE_FILE).parent) as folder:
         champion = plan.champion or asyncio.run(_served(settings))
         document = read_document(champion)
         seconds = _Stopwatch()
@@ -160,7 +146,7 @@ class _Retraining:
         found["seconds"] = self.seconds.noted
         state = {name: found[name] for name in ("champion", "model", "until_ms", "outcome")}
         state |= {"source": source, **{name: facts.get(name, {}) for name in ("offsets", "logs")}}
-        _write(self.folder / _STATE, {"format": 1, **state})
+        _write(self.folder / STATE_FILE.name, {"format": 1, **state})
         return found
 
     def _model(self, data: Path, stretch: Stretch, known_ms: int) -> dict[str, Any]:
@@ -260,7 +246,7 @@ class _Retraining:
     def _last(self) -> dict[str, Any]:
         """What the last retraining noted; empty if there was none, or a damaged file."""
         try:
-            return dict(orjson.loads((self.folder / _STATE).read_bytes()))
+            return dict(orjson.loads((self.folder / STATE_FILE.name).read_bytes()))
         except (OSError, ValueError, TypeError):
             return {}
 

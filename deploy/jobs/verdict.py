@@ -1,4 +1,4 @@
-"""Says which new events a retraining learns and which it asks about, and by the answers if it is good enough.
+"""Says which new events a retraining learns and which it asks about, and by the answers what may become of its model.
 
 Assumes a comparison of `deploy.jobs.staleness`; loads no torch.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,27 @@ METRIC = "ndcg@10"
 # Of the champion's NDCG@10: so far below 0 the interval of the difference may reach. With 1,500 questions an interval
 # of two equal models reaches about 0.08 below.
 MARGIN = 0.1
+STATE_FILE = Path("retrain", "state.json")  # in the state folder: what the last retraining came to
 LEAST_USERS = 30  # with questions: of fewer no interval says anything
+
+
+class RetrainOutcome(StrEnum):
+    """What came of a retraining."""
+
+    PROMOTED = "promoted"
+    STAGED = "staged"
+    NOT_PROMOTED = "not promoted"  # staged; to promote it was refused, which may be done by hand
+    ADDED = "added"  # good enough, in the registry; to stage it was not asked for
+    NOT_STAGED = "not staged"  # good enough, in the registry; to stage it was refused, which may be done by hand
+    WORSE = "worse"
+    TOO_FEW = "too few questions"
+    NOTHING_NEW = "nothing new"
+
+    @property
+    def exit_status(self) -> int:
+        """0 where it went as it was asked for, 3 where a person may want to look, 4 where there was nothing to do."""
+        as_asked = {RetrainOutcome.PROMOTED, RetrainOutcome.STAGED, RetrainOutcome.ADDED}
+        return 0 if self in as_asked else 4 if self == RetrainOutcome.NOTHING_NEW else 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import redis
 
 from context.units import HOUR_MS
 from deploy.local.news import News
+from deploy.local.retraining import RetrainSchedule, ScheduledRetraining
 from deploy.local.role_commands import api_ports, command, environment, roles
 from deploy.local.status_line import StatusLine, describe, fetch, is_ok
 from deploy.runtime.process import stoppable
@@ -56,6 +57,7 @@ class UpOptions:
     seed: int = 0
     workers: int = 1
     apis: int = 1  # on consecutive ports
+    retrain: RetrainSchedule | None = None
 
 
 def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None:
@@ -83,7 +85,11 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         plan_file = plan.write(state / "traffic.json")
         for role in roles(settings, environ, plan_file, options.workers, ports):
             supervisor.start(role)
-        _watch(supervisor, settings, line)
+        retraining = None
+        if options.retrain is not None:
+            retraining = ScheduledRetraining(options.retrain, settings, environ)
+            stack.callback(retraining.stop)
+        _watch(supervisor, settings, line, retraining)
 
 
 def prepare(options: UpOptions, settings: Settings, environ: Mapping[str, str], line: StatusLine) -> TrafficPlan:
@@ -188,13 +194,17 @@ def _servers(
     return settings
 
 
-def _watch(supervisor: Supervisor, settings: Settings, line: StatusLine) -> None:
+def _watch(
+    supervisor: Supervisor, settings: Settings, line: StatusLine, retraining: ScheduledRetraining | None
+) -> None:
     """Waits for the first answer, then shows the status until a signal comes or a role ends."""
     url = f"http://{settings.api_host}:{settings.api_port}"
     supervisor.wait_ready("api", lambda: is_ok(f"{url}/healthz"), _READY_S)
     line.say(f"API {url}  (documentation: {url}/docs)  logs: {settings.state / 'logs'}")
     news = News(settings, url, line)
     while (crash := supervisor.crash()) is None:
+        if retraining is not None:
+            retraining.look()
         status = fetch(f"{url}/v1/status")
         if status is not None:
             news.tell(status)

@@ -24,10 +24,9 @@ import orjson
 import pytest
 
 from deploy.cli import run as perseid
-from deploy.commands.retrain import STATUS
-from deploy.jobs.retrain import RetrainOutcome, RetrainPlan, gaps, retrain
+from deploy.jobs.retrain import RetrainPlan, gaps, retrain
 from deploy.jobs.train import TrainPlan, train_folder
-from deploy.jobs.verdict import Stretch, Verdict
+from deploy.jobs.verdict import RetrainOutcome, Stretch, Verdict
 from deploy.models.registry import Registry
 from deploy.models.rollout import Rollout
 from deploy.runtime.process import open_store
@@ -281,7 +280,7 @@ def test_the_command_ends_with_a_status_for_schedulers_and_a_page(
     shutil.rmtree(tmp_path / "state" / "retrain")
     status, said = invoke("--margin", "0", "--epochs", "1", "--newest", "1h", "--json")
     found = orjson.loads(said)
-    assert status == STATUS[found["outcome"]] == 3
+    assert status == RetrainOutcome(found["outcome"]).exit_status == 3
     assert perseid(["retrain", "--newest", "daily"]) == 2
     assert "no length of time" in capsys.readouterr().err
 
