@@ -35,6 +35,13 @@ from deploy.state_folder import attach
     help="Folder for caches, logs and the live state.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the generated shop.")
+@click.option(
+    "--fashion",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Of the generated shop: how much brands in fashion draw everybody, 2 more than a favourite brand. They come and "
+    "go, so its last fifth is played as that of a data folder, and a retrained model knows better.",
+)
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of workers.")
 @click.option(
     "--apis", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes, ports ascending."
@@ -60,6 +67,7 @@ def up(
     seed: int,
     workers: int,
     apis: int,
+    fashion: float,
     retrain_every: int | None,
     retrain_promote: bool,
     retrain_threads: int,
@@ -88,7 +96,10 @@ def up(
     if retrain_promote and retrain_every is None:
         raise click.UsageError("--retrain-promote needs --retrain-every, as in --retrain-every 6h")
     schedule = None if retrain_every is None else RetrainSchedule(retrain_every, retrain_promote, retrain_threads)
-    line, options = StatusLine(), UpOptions(state, data, speed, not no_traffic, api_port, seed, workers, apis, schedule)
+    if fashion and data is not None:
+        raise click.UsageError("--fashion is of the generated shop: leave out --data")
+    line = StatusLine()
+    options = UpOptions(state, data, speed, not no_traffic, api_port, seed, workers, apis, schedule, fashion)
     try:
         run_up(options, os.environ, line)
     except KeyboardInterrupt:

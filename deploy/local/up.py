@@ -29,7 +29,7 @@ from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import StartError, Supervisor
 from deploy.servers.topics import create_topics
 from deploy.settings import PREFIX, Settings, load, public_address
-from deploy.shop.shop import Shop
+from deploy.shop.shop import Shop, ShopConfig
 from deploy.state_folder import FILE, STOPPING, note_phase, only_one, write_addresses
 from deploy.texts.models import embedder_key
 from deploy.traffic.plan import TrafficPlan
@@ -47,7 +47,7 @@ _READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """The command's options; `data` None means the generated shop."""
+    """The command's options; `data` None means the generated shop, with `fashion` as a data folder is played."""
 
     state: Path
     data: Path | None = None
@@ -58,6 +58,7 @@ class UpOptions:
     workers: int = 1
     apis: int = 1  # on consecutive ports
     retrain: RetrainSchedule | None = None
+    fashion: float = 0.0  # how much a brand in fashion draws everybody: taste drifts, so the shop is played as a folder
 
 
 def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None:
@@ -94,20 +95,20 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
 
 def prepare(options: UpOptions, settings: Settings, environ: Mapping[str, str], line: StatusLine) -> TrafficPlan:
     """History and model, made or found in the state folder."""
-    if options.data is None:
-        folder, end_ms = _shop_history(settings.state, options.seed, line)
+    folder, split_ms = _history(options, settings.state, line)
+    lives_on = options.data is None and not options.fashion  # at wall time; else a timeline is played
+    if lives_on:
         # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
         model = _model(folder, 1.0, None, settings, environ, line)
     else:
-        folder, end_ms = options.data.resolve(), None
-        if not (folder / EVENTS).is_file():
-            raise ValueError(f"{options.data} is no data folder: it has no {EVENTS}; `perseid convert` makes one")
         model = _model(folder, DATA_SPLIT, TRAIN_SECONDS, settings, environ, line)
     document = read_document(model)
+    if not lives_on:
+        split_ms = int(document["metadata"]["before_ms"])
     return TrafficPlan(
-        kind="shop" if options.data is None else "data",
+        kind="shop" if lives_on else "data",
         folder=str(folder),
-        split_ms=int(document["metadata"]["before_ms"]) if end_ms is None else end_ms,
+        split_ms=split_ms,
         key=_key(_content(folder), document["version"], options.seed, settings.partitions, settings.kinds),
         model=str(model),
         texts=str(settings.state / "texts"),
@@ -117,15 +118,21 @@ def prepare(options: UpOptions, settings: Settings, environ: Mapping[str, str], 
     )
 
 
-def _shop_history(state: Path, seed: int, line: StatusLine) -> tuple[Path, int]:
-    """The generated shop's history and its end; made once, complete or not at all."""
-    folder = state / f"shop-{seed}-{_key(repr(Shop(seed).config), HISTORY_DAYS)}"
+def _history(options: UpOptions, state: Path, line: StatusLine) -> tuple[Path, int]:
+    """The data folder and, of a generated shop's, its end; that is made once, complete or not at all."""
+    if options.data is not None:
+        if not (options.data / EVENTS).is_file():
+            raise ValueError(f"{options.data} is no data folder: it has no {EVENTS}; `perseid convert` makes one")
+        return options.data.resolve(), 0
+    shop = Shop(options.seed, ShopConfig(fashion=options.fashion))
+    drift = [options.fashion] if options.fashion else []
+    folder = state / f"shop-{options.seed}-{_key(repr(shop.config), HISTORY_DAYS, *drift)}"
     marker = folder / "complete.json"
     if not marker.exists():
         note_phase(state, "generating a shop and its history")
         line.say("Generating the shop and its history …")
         end_ms = int(time.time() * 1000) // HOUR_MS * HOUR_MS
-        Shop(seed).write_history(folder, end_ms, HISTORY_DAYS)
+        shop.write_history(folder, end_ms, HISTORY_DAYS)
         marker.write_bytes(orjson.dumps({"end_ms": end_ms}))
     return folder, int(orjson.loads(marker.read_bytes())["end_ms"])
 

@@ -70,6 +70,18 @@ def test_the_status_line_has_the_share_and_the_time_left() -> None:
     assert describe({"roles": loading}).startswith("loading histories: 50 of 200 (25 %), 5/s, 0:30 left · ")
 
 
+def test_what_came_of_each_retraining_is_said_once(said: tuple[news.News, io.StringIO]) -> None:
+    subject, out = said
+
+    def retrained(ended_ms: int, outcome: str, text: str) -> dict[str, Any]:
+        last = {"outcome": outcome, "said": text, "began_ms": 0, "ended_ms": ended_ms}
+        return {"roles": {"r": {"role": "retrain", "phase": "waiting", "next_ms": 9, "last": last}}}
+
+    for found in ({"roles": {}}, *[retrained(1, "staged", "m-1 is staged")] * 2, retrained(2, "failed", "no Kafka")):
+        subject.tell(found)
+    assert out.getvalue().splitlines() == ["Retraining, staged: m-1 is staged", "Retraining, failed: no Kafka"]
+
+
 def test_the_clock_that_counts_after_the_end_is_said_once(said: tuple[news.News, io.StringIO]) -> None:
     subject, out = said
     ended = status("timeline ended", 1_000)
