@@ -39,8 +39,8 @@ from deploy.state_folder import attach
     "--fashion",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Of the generated shop: how much brands in fashion draw everybody, 2 more than a favourite brand. They come and "
-    "go, so its last fifth is played as that of a data folder, and a retrained model knows better.",
+    help="Of the generated shop: how much brands in fashion draw everybody, 2 more than a favourite brand. They come "
+    "and go, so its last fifth is played as that of a data folder, and a retrained model knows better.",
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of workers.")
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -22,10 +23,11 @@ pytestmark = pytest.mark.servers
 START_MS, EVERY_MS = 1_800_000_000_000, 1_000
 
 
+@dataclass(frozen=True, slots=True)
 class Script(RetrainSchedule):
     """A schedule of a script in place of a retraining."""
 
-    __slots__ = ("code",)
+    code: str = ""
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -37,10 +39,8 @@ class Beside:
 
     def __init__(self, state: Path, code: str = "", redis_url: str = "redis://127.0.0.1:1/0") -> None:
         self.now_ms = START_MS
-        schedule = Script(EVERY_MS)
-        object.__setattr__(schedule, "code", code)
         settings = load({}, state=state, redis=redis_url)
-        self.subject = ScheduledRetraining(schedule, settings, {}, lambda: self.now_ms)
+        self.subject = ScheduledRetraining(Script(EVERY_MS, code=code), settings, {}, lambda: self.now_ms)
 
     def until(self, happened: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 20
