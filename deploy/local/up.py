@@ -97,11 +97,9 @@ def prepare(options: UpOptions, settings: Settings, environ: Mapping[str, str], 
     """History and model, made or found in the state folder."""
     folder, split_ms = _history(options, settings.state, line)
     lives_on = options.data is None and not options.fashion  # at wall time; else a timeline is played
-    if lives_on:
-        # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
-        model = _model(folder, 1.0, None, settings, environ, line)
-    else:
-        model = _model(folder, DATA_SPLIT, TRAIN_SECONDS, settings, environ, line)
+    # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
+    bound_s = None if options.data is None else TRAIN_SECONDS
+    model = _model(folder, 1.0 if lives_on else DATA_SPLIT, bound_s, settings, environ, line)
     document = read_document(model)
     if not lives_on:
         split_ms = int(document["metadata"]["before_ms"])
