@@ -8,7 +8,7 @@ come into fashion and go out of it. Seconds are of the processor, so they may be
 
 With --days the timeline is replayed so long from a midnight after the first part on, by a model that is retrained every
 day, every week, or never. A retraining is what `perseid retrain` makes at that midnight: the served model goes on with
-what it has not seen, but for the newest day (or half) that would be asked about; each is promoted.
+what there is but for the newest day (or half) that would be asked about; each is promoted.
 
     python -m tests.bench.retraining --state /tmp/retraining
     python -m tests.bench.retraining --state /tmp/retraining --days 28 --step 4 --plot shop.svg
@@ -105,7 +105,9 @@ class Timeline:
         times = self.folder.events.ts_ms[: self.folder.events.before(now_ms)]
         before_ms = Stretch.of(times, seen_until(metadata) or 0, DAY_MS).asked_ms
         recipe = replace(recipe_of(metadata), seed=self.options.seed, threads=1)
-        return self._train(before_ms, f"{arm}-{now_ms}-{self.options.epochs}", recipe, parent)
+        if self.options.learn == "all":
+            recipe = replace(recipe, since_ms=None)
+        return self._train(before_ms, f"{arm}-{now_ms}-{self.options.epochs}-{self.options.learn}", recipe, parent)
 
     def replay(self, first: Path, later: Sequence[tuple[int, Path]], days: int) -> tuple[Outcomes, list[int]]:
         """Answers by the first model, and by the later ones from their times on; questions before each day's end."""
@@ -256,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", type=int, default=3)
     parser.add_argument("--days", type=int, help="replay so many days, with a model retrained every day, week, never")
     parser.add_argument("--step", type=int, default=4, help="with --days: days of a figure over time")
+    parser.add_argument("--learn", choices=("new", "all"), default="new", help="with --days: targets of a retraining")
     parser.add_argument("--plot", type=Path, help="with --days: an SVG file")
     parser.add_argument("--title", help="of the plot")
     parser.add_argument("--every", type=int, default=2, help="ask at each n-th choice")
