@@ -24,6 +24,7 @@ import orjson
 import pytest
 
 from deploy.cli import run as perseid
+from deploy.commands.retrain import lines_of
 from deploy.jobs.retrain import RetrainPlan, gaps, retrain
 from deploy.jobs.train import TrainPlan, train_folder
 from deploy.jobs.verdict import RetrainOutcome, Stretch, Verdict
@@ -283,6 +284,26 @@ def test_the_command_ends_with_a_status_for_schedulers_and_a_page(
     assert status == RetrainOutcome(found["outcome"]).exit_status == 3
     assert perseid(["retrain", "--newest", "daily"]) == 2
     assert "no length of time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outcome", "refused", "said"),
+    [
+        (RetrainOutcome.PROMOTED, None, "m-1 is served; `perseid models rollback` takes it back within 24 hours"),
+        (
+            RetrainOutcome.NOT_PROMOTED,
+            "not through its gates in time: …",
+            "m-1 is staged and not promoted: not through",
+        ),
+        (RetrainOutcome.NOT_STAGED, "m-2 is staged already", "m-1 is in registry r and not staged: m-2 is staged"),
+        (RetrainOutcome.TOO_FEW, None, "m-1 is in registry r and stays there"),
+    ],
+)
+def test_the_last_line_says_what_came_of_it(outcome: RetrainOutcome, refused: str | None, said: str) -> None:
+    told = {"champion": "m-0", "champion_until_ms": END_MS, "events_since_last": 600, "questions": 9, "users": 9}
+    found = {**told, "start_ms": END_MS, "seconds": {"training": 9.0}, "model": "m-1", "verdict": {"said": "better"}}
+    *_, last = lines_of({**found, "registry": "r", "outcome": outcome, "refused": refused})
+    assert last.startswith(said)
 
 
 @pytest.fixture
