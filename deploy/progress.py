@@ -76,7 +76,7 @@ def progress_line(unit: str, done: int, total: int | None, rate: float, most_s: 
 
 def _clock(left_s: float, most_s: float) -> str:
     """Minutes and seconds."""
-    whole_s = int(min(left_s, most_s))
+    whole_s = round(min(left_s, most_s))
     return f"{'at most ' if most_s < left_s else ''}{whole_s // 60}:{whole_s % 60:02}"
 
 

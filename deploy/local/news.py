@@ -7,7 +7,7 @@ from itertools import starmap
 from typing import Any
 
 from context.counting import counted
-from deploy.local.status_line import StatusLine, phase, texts, traffic
+from deploy.local.status_line import StatusLine, heartbeat, phase, texts, traffic
 from deploy.runtime.process import ask_redis
 from deploy.settings import Settings
 from index.state.keys import partition_tag
@@ -26,16 +26,21 @@ _USEFUL = (*_AT_REST, "loading histories", "opening the shop")  # the last one i
 class News:
     """Tells what was left out of a data folder, that answers are useful, what still follows, and that it is there.
 
-    After a timeline's end it says which clock counts.
+    After a timeline's end it says which clock counts, and after each scheduled retraining what came of it.
     """
 
     def __init__(self, settings: Settings, url: str, line: StatusLine) -> None:
         self._settings, self._url, self._line = settings, url, line
         self._left_out_said = self._clock_said = self._is_ready = False
         self._following: set[str] = set()
+        self._retrained_ms = 0
 
     def tell(self, status: Mapping[str, Any]) -> None:
         """Says what this status has of news."""
+        last = heartbeat(status, "retrain").get("last")
+        if last and last["ended_ms"] != self._retrained_ms:
+            self._retrained_ms = last["ended_ms"]
+            self._line.say(f"Retraining, {last['outcome']}: {last['said']}")
         found = traffic(status)
         if not found:
             return

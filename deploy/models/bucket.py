@@ -63,6 +63,13 @@ class BucketRegistry(Registry):
             return self.aliases() == after  # the answer to the first try was lost, or somebody was faster
         return True
 
+    def remove(self, version: str) -> None:
+        super().remove(version)
+        if version in self.versions():
+            for name in reversed(_FILES):  # without its card it is not there
+                with self._translated():
+                    obstore.delete(self._store, f"{MODELS}/{version}/{name}")
+
     def _checksum(self, version: str) -> str:
         return str(self._json(version, DOCUMENT).get("sha256"))
 

@@ -94,6 +94,15 @@ class Registry:
                 _write(self._root / ALIASES, encoded(after))
             return noted in (before, after)
 
+    def remove(self, version: str) -> None:
+        """Removes a version; nothing happens if it is not there. Raises ValueError for one that has an alias."""
+        if version in self.aliases().versions:
+            raise ValueError(f"{version} has an alias in registry {self.name}: retire it first")
+        if is_version(version) and (self._models / version).is_dir():
+            gone = Path(tempfile.mkdtemp(prefix=".gone-", dir=self._models))
+            (self._models / version).rename(gone / version)  # at once: nobody finds half of it
+            shutil.rmtree(gone)
+
     def _checksum(self, version: str) -> str:
         """Of the tensors that are kept as this version."""
         return str(read_document(self.folder(version))["sha256"])

@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -143,6 +144,27 @@ async def _beat(
             await at_rest()
             await asyncio.to_thread(give_back)
         await asyncio.sleep(_BEAT_S)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM ends us like Ctrl-C: in order, children included. A script's shell starts us with SIGINT ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_processor(niceness: int) -> None:
+    """Others come first from now on, more so the higher the number, to 19.
+
+    Linux may share the processor among sessions, and then what is said of a process counts within its own only.
+    """
+    os.nice(niceness)
+    with suppress(OSError):  # there are no such shares
+        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def on_signals(stop: Callable[[], None]) -> None:

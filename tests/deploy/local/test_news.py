@@ -84,6 +84,18 @@ def test_the_status_line_says_why_redis_takes_no_writes() -> None:
     assert "Redis" not in describe(status("live", 1_000, redis_writes="accepted"))
 
 
+def test_what_came_of_each_retraining_is_said_once(said: tuple[news.News, io.StringIO]) -> None:
+    subject, out = said
+
+    def retrained(ended_ms: int, outcome: str, text: str) -> dict[str, Any]:
+        last = {"outcome": outcome, "said": text, "began_ms": 0, "ended_ms": ended_ms}
+        return {"roles": {"r": {"role": "retrain", "phase": "waiting", "next_ms": 9, "last": last}}}
+
+    for found in ({"roles": {}}, *[retrained(1, "staged", "m-1 is staged")] * 2, retrained(2, "failed", "no Kafka")):
+        subject.tell(found)
+    assert out.getvalue().splitlines() == ["Retraining, staged: m-1 is staged", "Retraining, failed: no Kafka"]
+
+
 def test_the_clock_that_counts_after_the_end_is_said_once(said: tuple[news.News, io.StringIO]) -> None:
     subject, out = said
     ended = status("timeline ended", 1_000)
