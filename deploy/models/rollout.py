@@ -52,7 +52,7 @@ class Rollout:
             while True:  # until what was noted before is what is in force after: others may be at it, too
                 noted = await asyncio.to_thread(self._registry.aliases)
                 found = await read_aliases(self._store)
-                if noted == found or not found.champion:
+                if noted == found.untried or not found.champion:
                     return found
                 await asyncio.to_thread(self._registry.set_aliases, noted, found)
         except (OSError, ValueError) as error:
