@@ -179,6 +179,10 @@ class ShadowRanking:
         self._waiting: asyncio.Queue[tuple[ShadowCounts, RankBoth]] = asyncio.Queue(_WAITING)
         self.counts: ShadowCounts | None = None
 
+    def report(self) -> dict[str, Any]:
+        """Counts of the present comparison, for a heartbeat; empty without one."""
+        return {} if self.counts is None else self.counts.report()
+
     def offer(self, key: tuple[str, str, int], rank: RankBoth) -> None:
         """One more request of this comparison, which begins anew if it is another one than before."""
         if self.counts is None or self.counts.key != key:
