@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -130,41 +129,31 @@ class ExperimentLog:
         return None if found is None else str(found[0])
 
 
-@dataclass(frozen=True, slots=True)
-class ArmSums:
-    """What the users of an arm did, as arrays over users [U]."""
+def metrics_of(sums: NDArray[Any]) -> dict[str, Estimate]:
+    """Metrics of an arm, of its sums by user, with errors over users; none where these are too few.
 
-    lists: NDArray[Any]
-    clicked: NDArray[Any]
-    bought: NDArray[Any]
-
-    def metrics(self) -> Mapping[str, Estimate] | None:
-        """Each with its error over users; None where these are too few.
-
-        click_through = lists with a click / lists, purchases = purchases / lists, buyers = users who bought / users.
-        """
-        if len(self.lists) < LEAST_USERS:
-            return None
-        everybody = np.ones(len(self.lists))
-        return {
-            "click_through": ratio_of_sums(self.clicked, self.lists),
-            "purchases": ratio_of_sums(self.bought, self.lists),
-            "buyers": ratio_of_sums(self.bought > 0, everybody),
-        }
+    click_through = lists with a click / lists, purchases = purchases / lists, buyers = users who bought / users.
+    """
+    if len(sums) < LEAST_USERS:
+        return {}
+    return {
+        "click_through": ratio_of_sums(sums["clicked"], sums["lists"]),
+        "purchases": ratio_of_sums(sums["bought"], sums["lists"]),
+        "buyers": ratio_of_sums(sums["bought"] > 0, np.ones(len(sums))),
+    }
 
 
 def results_of(log: ExperimentLog) -> dict[str, Any]:
     """What the arms did, how they differ (challenger minus champion), and whether their sizes are those wanted."""
     sums = {arm: log.sums(arm) for arm in ARMS}
-    arms = {arm: ArmSums(*(sums[arm][name] for name in ("lists", "clicked", "bought"))) for arm in ARMS}
-    metrics = {arm: arms[arm].metrics() for arm in ARMS}
+    metrics = {arm: metrics_of(found) for arm, found in sums.items()}
     return {
         "arms": {
             arm: {
                 "users": len(found),
                 **{name: int(found[name].sum()) for name in ("lists", "clicked", "bought", "stands_in")},
                 "buyers": int((found["bought"] > 0).sum()),
-                "metrics": {name: _shown(estimate) for name, estimate in (metrics[arm] or {}).items()},
+                "metrics": {name: _shown(estimate) for name, estimate in metrics[arm].items()},
             }
             for arm, found in sums.items()
         },
@@ -176,13 +165,9 @@ def results_of(log: ExperimentLog) -> dict[str, Any]:
     }
 
 
-def differences(
-    champion: Mapping[str, Estimate] | None, challenger: Mapping[str, Estimate] | None
-) -> dict[str, dict[str, Any]]:
+def differences(champion: Mapping[str, Estimate], challenger: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
     """Challenger minus champion, with interval and p-value; nothing where an arm has too few users."""
-    if champion is None or challenger is None:
-        return {}
-    found = {name: challenger[name].minus(champion[name]) for name in champion}
+    found = {name: challenger[name].minus(champion[name]) for name in champion if name in challenger}
     return {name: {**_shown(estimate), "p": estimate.p} for name, estimate in found.items()}
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from context.units import DAY_MS
 from deploy.models.documents import has_document, remove_document, write_document
-from deploy.models.gates import PromotionGate, gates_of, live_roles, unwritten
+from deploy.models.gates import PromotionGate, gates_of, live_roles, shadow_counts, unwritten
 from deploy.models.registry import Registry
 from deploy.runtime.state_sizes import FIRST_WINDOW
 from encoder.model.document import read_document
+from index.query.shadow import ShadowCounts
 from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.store import LiveStore
 from index.state.trials import PARTS, Experiment, Shadow
@@ -65,6 +66,10 @@ class Rollout:
         """The gates of a version, as they are now."""
         return await gates_of(self._store, version, self._now_ms())
 
+    async def shadowed(self) -> ShadowCounts | None:
+        """What came of the shadow so far, in all API processes that are running; None where there is none."""
+        return shadow_counts(await read_aliases(self._store), await live_roles(self._store, self._now_ms()))
+
     async def filling(self) -> dict[str, Any]:
         """What workers still look through, by the tag of a partition or the items, as of `VectorFiller.report`."""
         found: dict[str, Any] = {}
@@ -97,6 +102,13 @@ class Rollout:
         """Has the staged version rank this share of requests, too, counted anew; with 0 none any more."""
         before = await self._staged(version)
         await self._change(before, replace(before, shadow=self._shadow(version, share)))
+
+    async def end_shadow(self) -> None:
+        """Has no request ranked twice any more."""
+        before = await self._champion()
+        if before.shadowed is None:
+            raise ValueError("no request is ranked twice: there is no shadow")
+        await self._change(before, replace(before, shadow=None))
 
     async def experiment(self, version: str, share: float, *, force: bool = False) -> Experiment:
         """Has the staged version answer this share of users, when all its gates are passed."""
