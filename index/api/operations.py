@@ -89,7 +89,8 @@ def _aliases(liveness: Liveness) -> dict[str, str | None]:
 
 def _trials(services: Services, roles: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """How the staged model is tried; a shadow's counts are those of all API processes."""
-    aliases, found = services.liveness.aliases, {}
+    aliases = services.liveness.aliases
+    found: dict[str, Any] = {"shadow": None, "experiment": None}
     if (shadow := aliases.shadowed) is not None:
         reports = [heartbeat["shadow"] for heartbeat in roles.values() if heartbeat.get("shadow")]
         if not any(heartbeat.get("role") == "api" for heartbeat in roles.values()):
