@@ -1,7 +1,7 @@
-"""Finds what came of an experiment in the topics, by arm: lists, what was clicked and bought of them, and who.
+"""Finds in the topics what users of both arms of an experiment clicked and bought of the lists they were shown.
 
 A click or purchase belongs to the list that its `recommendation_id` names, else to its user's last one that showed the
-item. Exposures are taken before the clickstream. Lists are kept in a temporary file, so memory holds sums alone.
+item. Exposures are taken before the clickstream. Lists are kept in a temporary file.
 """
 
 from __future__ import annotations

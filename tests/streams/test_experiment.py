@@ -154,7 +154,7 @@ def test_sums_are_those_of_the_rule_spelled_out(lists: list[Any], acts: list[Any
 def generated(rng: np.random.Generator, users: int, share: float, effect: float) -> dict[str, NDArray[Any]]:
     """Sums of both arms of a shop whose users differ much; the challenger's are clicked `effect` times as often."""
     challenger = rng.random(users) < share
-    found = {}
+    found: dict[str, NDArray[Any]] = {}
     for arm, mine in zip(ARMS, (~challenger, challenger), strict=True):
         count = int(mine.sum())
         lists = 1 + rng.geometric(0.2, count)
