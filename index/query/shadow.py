@@ -132,8 +132,8 @@ class ShadowCounts:
             if tuple(report.get(name) for name in _NAMED) != key:
                 continue
             for name in _SUMMED:
-                setattr(total, name, getattr(total, name) + report[name])
-            total.tenths = [mine + theirs for mine, theirs in zip(total.tenths, report["tenths"], strict=True)]
+                setattr(total, name, getattr(total, name) + report.get(name, 0))
+            total.tenths = [sum(pair) for pair in zip(total.tenths, report["tenths"], strict=True)]
             total.champion_times.update(Latencies(report["times"]["champion"]))
             total.challenger_times.update(Latencies(report["times"]["challenger"]))
         return total
