@@ -48,10 +48,17 @@ def status(live: Live) -> str:
     return "\n".join(shown["lines"])
 
 
-def exposures(live: Live) -> list[dict[str, Any]]:
-    settings = load({}, state=live.state, **_given(live))
-    with TopicReader(settings.kafka_config(), [EXPOSURES], embedded=True) as reader:
-        return [json.loads(record.value or b"{}") for record in reader.records()]
+def exposures(live: Live, *answers: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The records by recommendation id, once those of all these answers are there."""
+    wanted = {answer["recommendation_id"] for each in answers for shown in each.values() for answer in shown}
+    settings, deadline = load({}, state=live.state, **_given(live)), time.monotonic() + 60
+    while True:
+        with TopicReader(settings.kafka_config(), [EXPOSURES], embedded=True) as reader:
+            records = [json.loads(record.value or b"{}") for record in reader.records()]
+        found = {record["recommendation_id"]: record for record in records}
+        if wanted <= found.keys():
+            return found
+        assert time.monotonic() < deadline, f"{len(wanted - found.keys())} lists are not exposed"
 
 
 def _given(live: Live) -> dict[str, str]:
@@ -111,7 +118,7 @@ def test_an_experiment_splits_users_alike_in_both_processes_and_ends_without_a_s
     assert not asking.errors, asking.errors[:3]
     assert {count for _, _, count in asking.answers} == {COUNT}
     check(found, chosen)
-    named = {entry["recommendation_id"]: entry for entry in exposures(tried)}
+    named = exposures(tried, answers, again)
     for user, shown in answers.items():
         wanted = (name, "challenger" if user in chosen else "champion")
         for answer in shown:
