@@ -61,8 +61,10 @@ class ProgressLines:
 def progress_line(unit: str, done: int, total: int | None, rate: float) -> str:
     """As in "texts: 2,560 of 10,000 (25 %), 85/s, 1:28 left"."""
     share = f" of {total:,} ({100 * done // total} %)" if total else ""
-    left_s = max(0, total - done) / rate if total and rate > 0 else None
-    left = "" if left_s is None else f", {left_s // 60:.0f}:{left_s % 60:02.0f} left"
+    left = ""
+    if total and rate > 0:
+        minutes, seconds = divmod(round(max(0, total - done) / rate), 60)
+        left = f", {minutes}:{seconds:02} left"
     return f"{unit}: {done:,}{share}, {rate:,.0f}/s{left}"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from context.json_words import json_word
 from context.labels import check_text, fold_label
 from context.times import check_ms
 from streams.events import FAST_CLOCK_MS, MalformedError
@@ -19,6 +20,7 @@ MAX_ID_BYTES = 256
 MOST_FAULTS = 10  # that are noted of one record
 P = ParamSpec("P")
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Body:
 
     def prose(self, name: str, required: bool = False) -> str:
         """A text for people: any whitespace, no other control characters."""
-        return _checked(name, check_text, self.text(name, required))
+        return checked(name, check_text, self.text(name, required))
 
     def labels(self, name: str) -> list[str]:
         value = self.body.get(name)
@@ -69,7 +71,10 @@ class Body:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not -(2**62) <= value < 2**62:
             raise MalformedError(name, f"expected a whole number of milliseconds since the epoch, got {_shown(value)}")
-        return checked_ms(name, value, open_start=open_start, open_end=open_end)
+        try:
+            return check_ms(value, open_start=open_start, open_end=open_end)
+        except ValueError as error:
+            raise MalformedError(name, str(error)) from error
 
     def window(self) -> tuple[int | None, int | None]:
         """`starts_ms` and `ends_ms`."""
@@ -122,7 +127,7 @@ class Body:
 
     def _typed(self, name: str, value: Any, wanted: type, words: str) -> Any:
         if not isinstance(value, wanted):
-            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {kind_of(value)}")
+            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {json_word(value)}")
         return value
 
 
@@ -185,24 +190,17 @@ class NotingBody(Body):
             raise error
 
 
-def checked_ms(name: str, value: int, *, open_start: bool = False, open_end: bool = False) -> int:
+def checked(name: str, check: Callable[[V], T], value: V) -> T:
+    """What `check` makes of a value; its ValueError becomes a MalformedError that names the field."""
     try:
-        return check_ms(value, open_start=open_start, open_end=open_end)
-    except ValueError as error:
-        raise MalformedError(name, str(error)) from error
-
-
-def _checked(name: str, check: Callable[[str], str], text: str) -> str:
-    """What `check` makes of a text; its error names the field."""
-    try:
-        return check(text)
+        return check(value)
     except ValueError as error:
         raise MalformedError(name, str(error)) from error
 
 
 def identifier(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {kind_of(value)}")
+        raise MalformedError(name, f"expected a string, got {json_word(value)}")
     size = len(value.encode(errors="surrogatepass"))
     if not 1 <= size <= MAX_ID_BYTES:
         raise MalformedError(name, f"has {size} bytes, an id has 1 to {MAX_ID_BYTES}")
@@ -215,25 +213,9 @@ def identifier(name: str, value: Any) -> str:
 def _label(name: str, value: Any) -> str:
     """A folded label, which may be empty."""
     if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {kind_of(value)}")
-    return _checked(name, fold_label, value)
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, in the words of JSON."""
-    return _KINDS.get(type(value), type(value).__name__)
-
-
-_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
+        raise MalformedError(name, f"expected a string, got {json_word(value)}")
+    return checked(name, fold_label, value)
 
 
 def _shown(value: Any) -> str:
-    return f"{value!r:.60}" if isinstance(value, (str, int, float)) else kind_of(value)
+    return f"{value!r:.60}" if isinstance(value, (str, int, float)) else json_word(value)

@@ -18,6 +18,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from context.json_words import json_word
+from context.times import check_ms
 from index.state.records import canonical_json
 from streams.events import (
     CATALOG,
@@ -38,7 +40,7 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.fields import Body, NotingBody, checked_ms, identifier, kind_of
+from streams.fields import Body, NotingBody, checked, identifier
 
 
 def parse(record: Record, rules: Rules) -> Event:
@@ -65,7 +67,7 @@ def read_body(record: Record) -> Body:
     except orjson.JSONDecodeError as error:
         raise MalformedError("value", f"not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise MalformedError("value", f"expected an object, got {kind_of(body)}")
+        raise MalformedError("value", f"expected an object, got {json_word(body)}")
     return Body(body, record.timestamp_ms)
 
 
@@ -121,7 +123,7 @@ def check_timestamp(record: Record) -> None:
     """Raises MalformedError when Kafka's time of a record is missing or of another unit."""
     if record.timestamp_ms == -1:
         raise MalformedError("timestamp", "Kafka's own is missing (-1), expected milliseconds since the epoch")
-    checked_ms("timestamp", record.timestamp_ms)
+    checked("timestamp", check_ms, record.timestamp_ms)
 
 
 def _null(record: Record) -> Event:
@@ -169,7 +171,7 @@ def _profile(body: Body, rules: Rules) -> Event:
     categorical = body.mapping("categorical")
     for name, value in categorical.items():
         if not isinstance(value, str):
-            body.refuse(f"categorical.{name}", f"expected a string, got {kind_of(value)}")
+            body.refuse(f"categorical.{name}", f"expected a string, got {json_word(value)}")
     return Profile(user_id, canonical_json({"numeric": numeric, "categorical": categorical}), ts_ms)
 
 
@@ -188,8 +190,8 @@ def _catalogue_entry(body: Body, rules: Rules) -> Event:
     }
     fields["starts_ms"], fields["ends_ms"] = body.window()
     fields["ts_ms"] = ts_ms
-    sent = {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
-    return CatalogueEntry(item_id, fields, {**fields, **sent} if {**fields, **sent} != fields else None)
+    sent = fields | {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
+    return CatalogueEntry(item_id, fields, sent if sent != fields else None)
 
 
 def _vector_entry(body: Body, rules: Rules) -> Event:
@@ -281,7 +283,7 @@ def parse_exposure(record: Record) -> Exposure:
     check_key(record, user_id)
     items = body.body.get("items")
     if not isinstance(items, list):
-        raise MalformedError("items", f"expected a list of objects, got {kind_of(items)}")
+        raise MalformedError("items", f"expected a list of objects, got {json_word(items)}")
     return Exposure(
         recommendation_id=body.identifier("recommendation_id"),
         user_id=user_id,
@@ -299,11 +301,16 @@ def _shown_item(entry: Body) -> str:
     return entry.identifier("item_id")
 
 
-_LEADING_NUMBER = re.compile(r"^-?\d+ ")
+_LEADING_NUMBER = re.compile(r"^-?[\d.]+(e[+-]?\d+)? ")
 _REASONS = 100  # told apart: a reason may quote a field's name, of which there are any number
 
 
+def reason_of(error: MalformedError) -> str:
+    """Why a record was refused, without the number in front that would make a reason of its own of every record."""
+    return f"{error.field}: {_LEADING_NUMBER.sub('', error.reason)}"
+
+
 def note_reason(reasons: Counter[str], topic: str, error: MalformedError) -> None:
-    """Counts a malformed record by topic and reason, whatever the number was that the reason begins with."""
-    reason = f"{topic}: {error.field}: {_LEADING_NUMBER.sub('', error.reason)}"
+    """Counts a malformed record by topic and reason."""
+    reason = f"{topic}: {reason_of(error)}"
     reasons[reason if reason in reasons or len(reasons) < _REASONS else f"{topic}: other reasons"] += 1

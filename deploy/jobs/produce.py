@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from context.json_words import json_word
 from deploy.runtime.process import ask_redis
 from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
 from deploy.settings import Settings
@@ -59,7 +60,7 @@ def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: 
     except orjson.JSONDecodeError as error:
         raise MalformedError("value", f"not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise MalformedError("value", f"expected an object, got {type(body).__name__}")
+        raise MalformedError("value", f"expected an object, got {json_word(body)}")
     name = body.pop("topic", topic)
     if name not in CONSUMED:
         found = "the line names none and --topic is not given" if name is None else f"{name!r} is none"
@@ -88,7 +89,7 @@ def timeline_clock(settings: Settings) -> Callable[[], int | None]:
 
 def _removal(topic: str, key: Any, rules: Rules, now_ms: int) -> bytes:
     if not isinstance(key, str):
-        raise MalformedError("key", f"expected a string, got {type(key).__name__}")
+        raise MalformedError("key", f"expected a string, got {json_word(key)}")
     parse(Record(topic, 0, 0, now_ms, key.encode(), None), rules)
     return key.encode()
 

@@ -55,7 +55,7 @@ def delimited(
     while (block := lead + file.read(_BLOCK)) or not done:
         lead, done = b"", True
         block += file.readline()
-        if len(delimiter) > 1 or (table.quote and table.quote.encode() in block):
+        if len(delimiter.encode()) > 1 or (table.quote and table.quote.encode() in block):
             yield from lines.by_python(block, file, line)
             return
         yield lines.by_polars(block, line)

@@ -9,19 +9,20 @@ from __future__ import annotations
 import ast
 import html
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import orjson
 import polars as pl
 
 from context.counting import counted
 from context.labels import CONTROL, fold_label
+from context.times import NO_END_MS, YEAR_2000_MS
 from deploy.tables.maps import FieldMap, TableMap
 from deploy.tables.moments import as_us
-from deploy.tables.nested import LISTED
+from deploy.tables.nested import listed
 from deploy.tables.report import Report, shown
+from streams.folder.ids import refused_ids
 
-MAX_ID_BYTES = 256
 _LEVEL = "\x1f"  # between the levels of a category that stand in columns of their own
 # Words of `available`, in English, German, French and Spanish.
 TRUE = (
@@ -189,6 +190,14 @@ class Fields:
         assert whole is not None
         return whole.alias(name)
 
+    def time(self, name: str, *, earliest_ms: int = YEAR_2000_MS, zero: bool = False) -> pl.Series:
+        """As `moment`; what is no time up to 9999, nor 0 where that means "always", is null and counted."""
+        us, said = self.moment(name), self.said(name)
+        read = (us.is_between(earliest_ms * 1000, NO_END_MS * 1000 + 999) | ((us == 0) & zero)).fill_null(False)
+        if said is not None:
+            self._count(said.is_not_null() & ~read, f"{name} is no time (the row stays)", said)
+        return pl.select(pl.when(read).then(us)).to_series().alias(name)
+
     def _moments(self, field: FieldMap) -> list[pl.Series]:
         """The columns of times that are tried in turn."""
         if field.constant:
@@ -261,8 +270,9 @@ class Fields:
 
 
 def no_ids(column: pl.Series) -> pl.Series:
-    """Which cells are too long for an id, or hold characters that no id may have."""
-    return ((column.str.len_bytes() > MAX_ID_BYTES) | column.str.contains(r"[\p{C}\p{Zl}\p{Zp}]")).fill_null(False)
+    """Which cells no topic would take as an id, empty ones aside."""
+    refused = [value for values in refused_ids(column).values() for value in values]
+    return column.is_in(pl.Series(refused, dtype=pl.String).implode()).fill_null(False)
 
 
 def _mapped(
@@ -285,9 +295,8 @@ def _texted(field: FieldMap) -> Callable[[str], str]:
 
 
 def _as_text(cell: str, field: FieldMap) -> str:
-    if cell.startswith(LISTED):
-        value = orjson.loads(cell[1:])
-        cell = field.join.join(str(each) for each in value if each is not None) if isinstance(value, list) else ""
+    said = listed(cell)
+    cell = said if isinstance(said, str) else field.join.join(str(each) for each in said if each is not None)
     if field.html:
         cell = _without_tags(cell)
     for old, new in field.replace.items():
@@ -301,14 +310,12 @@ def _without_tags(text: str) -> str:
 
 def _split(cell: str, field: FieldMap, separator: str | None) -> list[str]:
     """The labels of one cell."""
-    if cell.startswith(LISTED):
-        value = orjson.loads(cell[1:])
-    elif separator is not None:
-        value = cell.split(field.paths, 1)[0].split(separator) if field.paths else cell.split(separator)
-    elif cell.startswith("[") and cell.endswith("]"):
-        value = _written_list(cell)
-    else:
-        value = [cell]
+    value: str | Sequence[object] = listed(cell)
+    if isinstance(value, str):
+        if separator is not None:
+            value = (value.split(field.paths, 1)[0] if field.paths else value).split(separator)
+        else:
+            value = _written_list(value) if value.startswith("[") and value.endswith("]") else [value]
     if value and isinstance(value[0], list):  # several paths: the first is the main one
         value = value[0]
     found = []

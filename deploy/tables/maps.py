@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from streams.folder.files import open_utf8
+
 EVENT_FIELDS = (
     "user_id", "item_id", "kind", "time", "session_id", "value", "location", "event_id", "page_id",
     "recommendation_id",
@@ -122,8 +124,9 @@ def read_map(text: str, name: str) -> ShopMap:
 
 
 def map_file(path: Path) -> ShopMap:
-    """The map in a file."""
-    return read_map(path.read_text("utf-8"), str(path))
+    """The map in a file, whatever editor or shell has saved it."""
+    with open_utf8(path) as lines:
+        return read_map(lines.read().decode(), str(path))
 
 
 def _tables(said: Any, general: Mapping[str, Any], place: str, known: Sequence[str]) -> list[TableMap]:
@@ -148,7 +151,7 @@ def _table(said: Mapping[str, Any], place: str, known: Sequence[str]) -> TableMa
     joins = said.get("join", ())
     joined = [
         _table({**general, **_object(each, f"{place} join")}, f"{place} join", ())
-        for each in ([joins] if isinstance(joins, dict) else joins)
+        for each in (joins if isinstance(joins, list | tuple) else [joins])
     ]
     for each in joined:
         if not each.on or not each.columns:
@@ -156,6 +159,9 @@ def _table(said: Mapping[str, Any], place: str, known: Sequence[str]) -> TableMa
             raise ValueError(f"{place} join lacks {lacking}")
     table = TableMap(**given, fields=mapped, join=tuple(joined))
     _zone(table.zone, place)
+    if len(table.quote) > 1:
+        raise ValueError(f"{place} quote {table.quote!r} is more than one character")
+    _encoding(table.encoding or "utf-8", place)
     if table.format is not None and table.format not in FORMATS:
         raise ValueError(f"{place} format {table.format!r} is none of {', '.join(FORMATS)}")
     for column, words in table.replace.items():
@@ -175,9 +181,9 @@ def _field(said: Any, place: str) -> FieldMap:
         said = {"column": said}
     said = _object(said, place)
     _known(said, [each.name for each in fields(FieldMap)], place)
-    if not all(isinstance(each, str) for each in said.get("replace", {}).values()):
-        raise ValueError(f"{place} replace has to map texts to texts, not {said['replace']!r}")
     made = FieldMap(**{name: _typed(name, value, place) for name, value in said.items()})
+    if not all(isinstance(each, str) for each in made.replace.values()):
+        raise ValueError(f"{place} replace has to map texts to texts, not {made.replace!r}")
     if not made.names() and made.constant is None:
         raise ValueError(f"{place} names neither a column nor a constant")
     if made.zone:
@@ -199,9 +205,11 @@ def _typed(name: str, value: Any, place: str) -> Any:
     wanted = int if name == "most" else wanted
     if not isinstance(value, wanted):
         raise ValueError(f"{place} {name} has to be {_WORDS[wanted]}, not {value!r}")
-    texts = value.values() if isinstance(value, dict) and name in ("values", "anchor", "pivot") else ()
-    if not all(isinstance(each, str) for each in texts):
+    entries = value.values() if isinstance(value, dict) else ()
+    if name in ("values", "anchor", "pivot") and not all(isinstance(each, str) for each in entries):
         raise ValueError(f"{place} {name} has to map texts to texts, not {value!r}")
+    if name in ("at_least", "at_most") and not all(isinstance(each, int | float) for each in entries):
+        raise ValueError(f"{place} {name} has to map kinds to numbers, not {value!r}")
     return value
 
 
@@ -227,3 +235,10 @@ def _zone(name: str, place: str) -> None:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise ValueError(f"{place} zone {name!r} is no IANA time zone such as Europe/Berlin") from error
+
+
+def _encoding(name: str, place: str) -> None:
+    try:
+        "".encode(name)
+    except LookupError as error:
+        raise ValueError(f"{place} encoding {name!r} is none of Python's, such as latin-1 or cp1252") from error

@@ -25,7 +25,7 @@ from deploy.tables.moments import NO_FORM, as_us, forms_of
 from deploy.tables.nested import frames, json_records
 from deploy.tables.presets import preset, preset_names
 from deploy.tables.report import LINE, Report
-from deploy.tables.rows import columns_of
+from deploy.tables.rows import columns_of, whole_parquet
 from streams.folder.reader import DEFAULT_KIND_OF
 
 _COMMA = r"^-?[\d.\s']*\d,\d{1,2}\s?[€$£]?$"
@@ -89,7 +89,7 @@ def _read(file: TableFile, report: Report) -> pl.DataFrame:
     kind = kind_of_file(file)
     if kind == "parquet":
         with file.open_bytes() as raw:
-            frame = pl.read_parquet(raw.read()).head(_ROWS)
+            frame = whole_parquet(raw, str(file)).head(_ROWS)
         return frame.select(pl.col(name).cast(pl.String) for name, of in frame.schema.items() if not of.is_nested())
     with file.open_text(None) as text:
         if kind == "json":

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from context.counting import counted
-from streams.left_out import LeftOut
+from streams.left_out import LeftOut, WithoutRecord
 
 FILE, LINE = "_file", "_line"  # columns of every table: where a row comes from
 _SHOWN = 60  # characters of a cell
@@ -24,6 +24,7 @@ class Report:
     events: int = 0
     items: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
+    without_record: WithoutRecord = field(default_factory=WithoutRecord)
     notes: list[str] = field(default_factory=list)
     shown: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # first events and items, as understood
     files: list[str] = field(default_factory=list)  # by the number in the column FILE
@@ -67,6 +68,7 @@ class Report:
         """For people."""
         yield f"{counted(self.events, 'event')}, {counted(self.items, 'item')}"
         yield from self.left_out.lines()
+        yield from self.without_record.lines()
         yield from self.notes
 
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from context.json_words import json_word
 from index.state.store import StoreUnavailableError
 
 _log = logging.getLogger("perseid.api")
@@ -29,14 +30,13 @@ MERGE_PATCH = "application/merge-patch+json"
 _SHOWN_CHARACTERS = 60  # of a name that a client made up
 _SHOWN_ERRORS = 20
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-_WORDS = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
 _TYPE_ERRORS = ("type", "parsing", "parsing_size", "from_float")
 _WANTED = {  # by the first word of pydantic's names of errors
-    "string": _WORDS[str],
+    "string": json_word(""),
     "int": "a whole number",
-    "bool": _WORDS[bool],
-    "list": _WORDS[list],
-    "dict": _WORDS[dict],
+    "bool": json_word(True),
+    "list": json_word([]),
+    "dict": json_word({}),
 }
 
 
@@ -65,15 +65,6 @@ class InvalidRecordError(ValueError):
 def json_response(content: Any, status: int = 200) -> Response:
     """`content` as JSON, numpy scalars included."""
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type=_JSON)
-
-
-def json_word(value: Any) -> str:
-    """What kind of value it is, in JSON's words.
-
-    >>> json_word(None), json_word([1]), json_word(1.5)
-    ('null', 'a list', 'a number')
-    """
-    return _WORDS.get(type(value), "a number")
 
 
 async def read_json(request: Request, *, patch: bool = False) -> Any:

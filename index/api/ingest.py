@@ -15,8 +15,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from context.counting import counted
+from context.json_words import json_word
 from index.api.auth import require
-from index.api.errors import InvalidRecordError, ProblemError, json_response, json_word, read_json
+from index.api.errors import InvalidRecordError, ProblemError, json_response, read_json
 from index.api.metrics import ApiMetrics
 from index.api.record_schemas import request_body
 from index.api.schemas import MAX_BATCH, WRITE_PROBLEMS, PublishedAnswer, UserId

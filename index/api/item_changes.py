@@ -18,8 +18,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.convertors import PathConvertor, register_url_convertor
 
+from context.json_words import json_word
 from index.api.auth import require
-from index.api.errors import MERGE_PATCH, ProblemError, json_response, json_word, read_json
+from index.api.errors import MERGE_PATCH, ProblemError, json_response, read_json
 from index.api.ingest import ACKNOWLEDGED, CATALOG, Ingest
 from index.api.loaded_model import Services
 from index.api.record_schemas import patch_body
@@ -42,21 +43,13 @@ class _ItemPath(PathConvertor):
 register_url_convertor("item", _ItemPath())
 
 
-def merge_patch(target: Any, patch: Any) -> Any:
-    """JSON Merge Patch (RFC 7396): null removes a field, an object is merged, anything else replaces.
+def merge_patch(record: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON Merge Patch (RFC 7396) of a record whose fields are no objects: null removes one, anything else replaces.
 
     >>> merge_patch({"price": 9.5, "tags": ["a"]}, {"price": None, "tags": ["b"]})
     {'tags': ['b']}
     """
-    if not isinstance(patch, Mapping):
-        return patch
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
+    return {name: value for name, value in {**record, **patch}.items() if value is not None}
 
 
 class ItemChanges:
@@ -97,7 +90,8 @@ class ItemChanges:
         if record is None:
             what = f"item {item_id!r} is withdrawn; post a whole record" if known else f"no item {item_id!r}"
             raise ProblemError(404, what)
-        return {name: value for name, value in orjson.loads(record).items() if value not in (None, "", [])}
+        said = {name: value for name, value in orjson.loads(record).items() if value not in (None, "", [])}
+        return {"title": "", **said}
 
     async def _look(self, item_id: str) -> tuple[int, int, bytes | None, bytes | None, bool]:
         """Position, end and log of the topic, read before the item, its record, and whether it is known at all."""

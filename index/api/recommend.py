@@ -18,8 +18,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
+from context.json_words import json_word
 from index.api.auth import require
-from index.api.errors import InvalidRecordError, ProblemError, invalid_request, json_response, json_word, read_json
+from index.api.errors import InvalidRecordError, ProblemError, invalid_request, json_response, read_json
 from index.api.loaded_model import Assigned, LoadedModel, Services
 from index.api.schemas import (
     DEFAULT_COUNT,

@@ -263,3 +263,23 @@ def test_what_is_not_applied_is_remembered_within_bounds_and_in_one_log() -> Non
     for number in range(20_000):
         items.note(f"i{number}", number, applied=number)
     assert items.until("nobody", b"another") == 0, "what was applied meanwhile is forgotten"
+
+
+def test_an_item_with_an_empty_title_can_be_changed_and_keeps_it() -> None:
+    async def scene(world: ApplyingWorld, client: httpx.AsyncClient) -> None:
+        await client.post("/v1/items", json=record(title=""))
+        assert (await client.patch("/v1/items/i/7", json={"price": 3})).status_code == 202
+        found = (await client.get("/v1/items/i/7")).json()["catalogue"]
+        assert (found["title"], found["price"], found["brand"]) == ("", 3.0, "Larkspur")
+        await refused(await client.patch("/v1/items/i/7", json={"title": None}), 400, "1 of 1 record is refused")
+
+    play(scene)
+
+
+def test_a_patch_nested_as_deep_as_json_can_be_is_no_server_error() -> None:
+    async def scene(world: ApplyingWorld, client: httpx.AsyncClient) -> None:
+        deep = b'{"x":' * 1000 + b"1" + b"}" * 1000
+        found = await client.patch("/v1/items/i/7", content=deep, headers={"content-type": "application/json"})
+        assert found.status_code == 400, found.text
+
+    play(scene)
