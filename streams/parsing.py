@@ -273,6 +273,9 @@ _PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
 }
 
 
+_OF_EXPOSURES = ("page_id", "location", "model", "served_by", "experiment", "arm")  # which may be missing
+
+
 def parse_exposure(record: Record) -> Exposure:
     """The exposure a record carries. Raises MalformedError with field and reason when it is none."""
     body = read_body(record)
@@ -286,7 +289,7 @@ def parse_exposure(record: Record) -> Exposure:
         user_id=user_id,
         ts_ms=body.time()[0],
         shown=tuple(body.part(f"items[{n}]", _object(entry), _shown_item) for n, entry in enumerate(items)),
-        **{name: body.optional_identifier(name) for name in ("page_id", "location", "model", "served_by")},
+        **{name: body.optional_identifier(name) for name in _OF_EXPOSURES},
     )
 
 

@@ -90,9 +90,9 @@ class Registry:
         with (self._root / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             noted = self.aliases()
-            if noted == before:
+            if noted == before.untried:
                 _write(self._root / ALIASES, encoded(after))
-            return noted in (before, after)
+            return noted in (before.untried, after.untried)
 
     def remove(self, version: str) -> None:
         """Removes a version; nothing happens if it is not there. Raises ValueError for one that has an alias."""
@@ -236,8 +236,9 @@ def is_version(name: str) -> bool:
 
 
 def encoded(aliases: Aliases) -> bytes:
-    """As they are kept."""
-    return json.dumps({name: value for name, value in asdict(aliases).items() if value}, indent=1).encode() + b"\n"
+    """As they are kept; how a staged model is tried is of no use without the live state."""
+    found = asdict(aliases.untried)
+    return json.dumps({name: value for name, value in found.items() if value}, indent=1).encode() + b"\n"
 
 
 def decoded(content: bytes | None, name: str) -> Aliases:
