@@ -42,6 +42,8 @@ from streams.events import (
 )
 from streams.fields import Body, NotingBody, checked, identifier
 
+FORGET_HAS_NO_ITEM = f"a {FORGET} has none, it is about the whole user"
+
 
 def parse(record: Record, rules: Rules) -> Event:
     """The event a record carries.
@@ -147,6 +149,8 @@ def _click(body: Body, rules: Rules) -> Event:
     ts_ms, raw_ts_ms = body.time()
     event_id, user_id = body.identifier("event_id"), body.identifier("user_id")
     if name == FORGET:
+        if body.body.get("item_id") not in (None, ""):
+            body.refuse("item_id", FORGET_HAS_NO_ITEM)
         return Forget(event_id, user_id, ts_ms, raw_ts_ms)
     kind = rules.kind_code(name)
     if kind is None:

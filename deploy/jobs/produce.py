@@ -63,17 +63,23 @@ def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: 
         raise MalformedError("value", f"expected an object, got {json_word(body)}")
     name = body.pop("topic", topic)
     if name not in CONSUMED:
-        found = "the line names none and --topic is not given" if name is None else f"{name!r} is none"
+        found = "the line names none and --topic is not given" if name is None else f"{name!r:.60} is none"
         raise MalformedError("topic", f"{found}; known are {', '.join(CONSUMED)}")
-    if "key" in body and "value" in body:
-        key, body = body["key"], body["value"]
+    if "partition" in body:
+        raise MalformedError("partition", "cannot be chosen, it follows from the id; leave it out")
+    has_key, key = "key" in body, body.pop("key", None)
+    if has_key and "value" in body:
+        body = body["value"]
         if body is None:
             return name, _removal(name, key, rules, now_ms), None
     if stamp and isinstance(body, dict):
         body.setdefault("ts_ms", now_ms)
         if name == CLICKSTREAM:
             body.setdefault("event_id", uuid.uuid4().hex)
-    return name, *encode_record(name, body, now_ms, rules)
+    own, value = encode_record(name, body, now_ms, rules)
+    if key is not None and key != own.decode():
+        raise MalformedError("key", f"differs from the record's id {own.decode()!r:.60}, got {key!r:.60}; leave it out")
+    return name, own, value
 
 
 def timeline_clock(settings: Settings) -> Callable[[], int | None]:

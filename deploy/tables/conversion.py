@@ -25,6 +25,7 @@ from streams.folder.future import IN_FUTURE, latest_ms
 from streams.folder.reader import DEFAULT_KIND_OF, EVENTS, ITEMS
 from streams.folder.writer import csv_lines, write_lines
 from streams.left_out import WithoutRecord
+from streams.parsing import FORGET_HAS_NO_ITEM
 
 _ALWAYS = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value")  # columns of every folder's events
 _MORE = ("location", "event_id", "page_id", "recommendation_id")  # those that a map may add
@@ -100,6 +101,8 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, rows["user_id"].is_null() | (rows["user_id"] == ""), "no user")
     missing = (rows["item_id"].is_null() | (rows["item_id"] == "")) & (rows["event_type"] != FORGET).fill_null(True)
     rows = report.leave(rows, missing, "no item")
+    named = (rows["item_id"] != "").fill_null(False) & (rows["event_type"] == FORGET).fill_null(False)
+    rows = report.leave(rows, named, f"item_id: {FORGET_HAS_NO_ITEM}")
     for name in ("user_id", "item_id"):
         rows = report.leave(rows, no_ids(rows[name]), f"{name} is no id", rows[name])
     rows = report.leave(rows, rows["event_type"].is_null(), "no kind")

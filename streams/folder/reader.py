@@ -27,7 +27,7 @@ from streams.folder.ids import refused_ids
 from streams.folder.items import arrival_ms, read_items
 from streams.folder.lines import example_of, json_lines
 from streams.left_out import LeftOut
-from streams.parsing import parse, reason_of
+from streams.parsing import FORGET_HAS_NO_ITEM, parse, reason_of
 
 EVENTS = "events.csv.gz"
 ITEMS = "items.jsonl.gz"
@@ -132,12 +132,13 @@ def read_folder(
     rules, left_out, until_ms = rules or Rules(), LeftOut(), latest_ms(now_ms)
     table = _read_events(path / EVENTS)
     items = read_items(path / ITEMS, rules, left_out, until_ms)
-    table = _usable(table, path / EVENTS, left_out, until_ms)
+    kind_of_word = _meanings(rules, kind_of or {})
+    table = _usable(table, kind_of_word, path / EVENTS, left_out, until_ms)
     user_ids = table["user_id"].unique(maintain_order=True).to_list()
     named = [item for item in table["item_id"].unique(maintain_order=True).to_list() if item]
     described = {item["item_id"] for item in items}
     item_ids = [item["item_id"] for item in items] + [item for item in named if item not in described]
-    kinds = _kind_codes(table["event_type"], rules, kind_of or {})
+    kinds = _kind_codes(table["event_type"], rules, kind_of_word)
     events = _columns(table, kinds, user_ids, item_ids, path / EVENTS)
     _note_unknown_items(events, item_ids, len(items), left_out)
     first_ms = int(events.ts_ms[0])
@@ -207,7 +208,9 @@ def _shown(rows: pl.DataFrame) -> str:
     return f"{first['row']} {[first[name] for name in (*REQUIRED, 'ts_ms') if name in first]}"
 
 
-def _usable(table: pl.DataFrame, path: Path, left_out: LeftOut, until_ms: int) -> pl.DataFrame:
+def _usable(
+    table: pl.DataFrame, kind_of: Mapping[str, str], path: Path, left_out: LeftOut, until_ms: int
+) -> pl.DataFrame:
     """Rows up to a time that the topics would accept, with `ms`; counts the others by reason."""
     rows = table.height
     refused = LeftOut()
@@ -219,6 +222,9 @@ def _usable(table: pl.DataFrame, path: Path, left_out: LeftOut, until_ms: int) -
 
     name = _time_column(table)
     table = leave_out(table, pl.col("user_id") == "", "no user_id")
+    forgets = [word for word, kind in kind_of.items() if kind == FORGET]
+    with_item = (pl.col("item_id") != "") & pl.col("event_type").str.to_lowercase().is_in(forgets)
+    table = leave_out(table, with_item, f"item_id: {FORGET_HAS_NO_ITEM}")
     for reason, bad in _wrong_times(name):
         table = leave_out(table, bad, reason)
     ms = (pl.col("time") * (1 if name == "ts_ms" else 1000)).round().cast(pl.Int64)
@@ -257,17 +263,22 @@ def _note_unknown_items(events: Events, item_ids: Sequence[str], described: int,
         left_out.add(f"{EVENTS}: {NO_RECORD}", first, len(unknown))
 
 
+def _meanings(rules: Rules, kind_of: Mapping[str, str]) -> dict[str, str]:
+    """The kind of each event type, in lower case, that is known."""
+    own = {kind.name.lower(): kind.name for kind in rules.kinds}
+    return {**DEFAULT_KIND_OF, **own, FORGET: FORGET, **{name.lower(): kind for name, kind in kind_of.items()}}
+
+
 def _kind_codes(types: pl.Series, rules: Rules, kind_of: Mapping[str, str]) -> NDArray[np.int16]:
     """The kind code of each event type."""
-    own = {kind.name.lower(): kind.name for kind in rules.kinds}
-    known = {**DEFAULT_KIND_OF, **own, FORGET: FORGET, **{name.lower(): kind for name, kind in kind_of.items()}}
     codes: dict[str, int] = {}
     for name in types.unique().to_list():
-        kind = known.get(name.lower())
+        kind = kind_of.get(name.lower())
         code = FORGET_CODE if kind == FORGET else rules.kind_code(kind) if kind is not None else None
         if code is None:
             raise ValueError(
-                f"event type {name!r} means no kind of this deployment; write one of {', '.join(own)} in its place, or "
+                f"event type {name!r} means no kind of this deployment; write one of "
+                f"{', '.join(kind.name.lower() for kind in rules.kinds)} in its place, or "
                 f"append it to PERSEID_KINDS with a weight, as in {name.lower()}:1"
             )
         codes[name] = code

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -129,6 +130,31 @@ def test_lines_are_checked_by_the_workers_rules() -> None:
         with pytest.raises(MalformedError) as caught:
             read_line(line, None, rules, TS_MS)
         assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "reason"),
+    [
+        ({**CLICK, "key": "other"}, "key", "differs from the record's id 'u1', got 'other'; leave it out"),
+        ({"key": "other", "value": CLICK}, "key", "differs from the record's id 'u1', got 'other'; leave it out"),
+        ({**CLICK, "key": 7}, "key", "differs from the record's id 'u1', got 7; leave it out"),
+        ({**CLICK, "partition": 31}, "partition", "cannot be chosen, it follows from the id; leave it out"),
+        ({"key": "u1", "partition": 0, "value": CLICK}, "partition", "cannot be chosen, it follows from the id; "),
+        ({"key": "i1", "topic": "catalog", "partition": 0, "value": None}, "partition", "cannot be chosen"),
+        ({**CLICK, "kind": "forget"}, "item_id", "a forget has none, it is about the whole user"),
+    ],
+)
+def test_a_line_cannot_choose_another_key_or_partition(line: dict[str, Any], field: str, reason: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        read_line(orjson.dumps(line), "clickstream", Rules(), TS_MS, stamp=True)
+    assert caught.value.field == field and caught.value.reason.startswith(reason)
+
+
+def test_a_key_that_is_the_id_is_no_field_of_the_record() -> None:
+    record = {name: value for name, value in CLICK.items() if name != "topic"} | {"ts_ms": TS_MS}
+    for line in ({**record, "key": "u1"}, {**record, "key": None}, {"key": "u1", "value": record}):
+        _, key, value = read_line(orjson.dumps(line), "clickstream", Rules(), TS_MS)
+        assert key == b"u1" and value is not None and orjson.loads(value) == record
 
 
 def test_a_line_without_a_topic_says_where_to_name_one() -> None:

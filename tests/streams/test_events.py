@@ -64,6 +64,10 @@ def test_optional_labels_of_a_click_may_be_null_or_empty() -> None:
 def test_a_forget_has_no_item() -> None:
     body = {"event_id": "f", "user_id": "u", "kind": "forget", "ts_ms": TS_MS}
     assert parse(record(CLICKSTREAM, body), RULES) == Forget("f", "u", TS_MS, TS_MS)
+    assert parse(record(CLICKSTREAM, {**body, "item_id": ""}), RULES) == Forget("f", "u", TS_MS, TS_MS)
+    for item_id in ("i1", 7, "a\nb"):
+        with pytest.raises(MalformedError, match="item_id: a forget has none, it is about the whole user"):
+            parse(record(CLICKSTREAM, {**body, "item_id": item_id}), RULES)
 
 
 @pytest.mark.parametrize(

@@ -126,3 +126,11 @@ def test_a_row_of_the_future_replaces_none_of_the_past(tmp_path: Path) -> None:
     table = "id,name,since\na,Tea,2020-01-01\na,New tea,2095-01-01\n"
     report = run(tmp_path, PLAIN + items, CLICKS, table)
     assert items_of(tmp_path)["a"]["title"] == "Tea" and counts(report) == {"first_seen is in the future (items)": 1}
+
+
+def test_a_forget_with_an_item_is_left_out_as_the_topic_would_refuse_it(tmp_path: Path) -> None:
+    text = PLAIN.replace('kind = { constant = "view" }', 'kind = "what"')
+    table = "user,item,time,what\nu,a,1600000000,view\nu,,1600000001,forget\nu,x,1600000002,forget\n"
+    report = run(tmp_path, text, table)
+    assert [(row["item_id"], row["event_type"]) for row in rows(tmp_path)] == [("a", "view"), ("", "forget")]
+    assert counts(report) == {"item_id: a forget has none, it is about the whole user (events)": 1}
