@@ -23,7 +23,7 @@ from index.api.auth import require
 from index.api.errors import MERGE_PATCH, ProblemError, json_response, read_json
 from index.api.ingest import ACKNOWLEDGED, CATALOG, Ingest
 from index.api.loaded_model import Services
-from index.api.record_schemas import patch_body
+from index.api.record_schemas import CatalogueBody, ignored_fields, patch_body
 from index.api.schemas import WRITE_PROBLEMS, ItemId, problems
 from index.state.keys import ITEMS_TAG
 from index.state.records import CATALOGUE, POSITION
@@ -69,6 +69,13 @@ class ItemChanges:
             raise ProblemError(400, f"the body: expected an object, got {json_word(patch)}")
         if patch.get("item_id", item_id) != item_id:
             raise ProblemError(400, "item_id: the patch names another item than the path; leave it out")
+        known = f"known: {', '.join(sorted(CatalogueBody.model_fields))}"
+        errors = [{"field": name, "reason": f"unknown field; {known}"} for name in ignored_fields(CATALOG, [patch])]
+        if not errors and not patch.keys() - {"item_id"}:
+            errors = [{"field": "", "reason": f"names no field to change; {known}"}]
+        if errors:
+            detail = f"{errors[0]['field'] or 'the body'}: {errors[0]['reason']}"
+            raise ProblemError(400, detail, members={"errors": errors})
         turn = self._turns.setdefault(item_id, asyncio.Lock())
         async with turn:
             record = await self._record(item_id)
@@ -118,7 +125,8 @@ def changes_router(services: Services, ingest: Ingest) -> APIRouter:
     async def patch(item_id: ItemId, request: Request) -> Response:
         """JSON Merge Patch (RFC 7396) of the record as last applied: null removes a field, what is not named stays.
 
-        404 for an item that is not known or withdrawn: post a whole record.
+        400 for an unknown field and where none is named; 404 for an item that is not known or withdrawn: post a whole
+        record.
         """
         body = await read_json(request, patch=True)
         services.serving()  # else an item that waits in Kafka would be unknown

@@ -231,6 +231,10 @@ class Published(_Shape):
 
 class PublishedAnswer(_Shape):
     records: list[Published] = Field(description="one for each record, in the order they were sent")
+    ignored: list[str] | None = Field(
+        None,
+        description="fields of the records that no record of the topic has, at most 20; absent where there are none",
+    )
 
     model_config = example(records=[{"topic": "clickstream", "partition": 17, "offset": 20411}])
 

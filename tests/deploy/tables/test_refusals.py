@@ -133,4 +133,4 @@ def test_a_forget_with_an_item_is_left_out_as_the_topic_would_refuse_it(tmp_path
     table = "user,item,time,what\nu,a,1600000000,view\nu,,1600000001,forget\nu,x,1600000002,forget\n"
     report = run(tmp_path, text, table)
     assert [(row["item_id"], row["event_type"]) for row in rows(tmp_path)] == [("a", "view"), ("", "forget")]
-    assert counts(report) == {"item_id: a forget has none, it is about the whole user (events)": 1}
+    assert counts(report) == {"item_id: a forget has none, it is about the whole user": 1}

@@ -121,6 +121,18 @@ def test_a_batch_is_published_in_its_order_each_to_its_users_home() -> None:
     }
 
 
+def test_unknown_fields_are_accepted_published_and_named() -> None:
+    site = Site()
+    good = example_of("catalog")
+    response = site.post("catalog", [good, {**good, "availble": False}, {**good, "pric": 1, "availble": True}])
+    assert response.status_code == 202 and response.json()["ignored"] == ["availble", "pric"]
+    PublishedAnswer.model_validate(response.json(), strict=True)
+    assert orjson.loads(site.log.records[1][2] or b"")["availble"] is False, "producers may add their own"
+    single = site.post("clickstream", click(weather={"t": 1}, **{f"{n}-" + "x" * 99: n for n in range(30)})).json()
+    assert single["ignored"] == ["weather", *(f"{n}-{'x' * 99}"[:60] for n in range(19))]
+    assert "ignored" not in site.post("catalog", good).json()
+
+
 def test_one_bad_record_publishes_nothing_and_each_bad_one_is_named() -> None:
     site = Site()
     batch = [click(0), click(1, ts_ms="soon"), {"kind": "view"}, "text", click(4, kind="smell", location="a\n")]

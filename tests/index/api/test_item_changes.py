@@ -192,6 +192,28 @@ def test_a_patch_that_leaves_no_valid_record_publishes_nothing(patch: Any, statu
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("patch", "detail", "fields"),
+    [
+        ({"pric": 12}, "pric: unknown field; known: available, brand, category,", ["pric"]),
+        ({"price": 12, "availble": False, "x" * 90: 1}, "availble: unknown field", ["availble", "x" * 60]),
+        ({}, "the body: names no field to change; known: available,", [""]),
+        ({"item_id": "i/7"}, "the body: names no field to change; known: available,", [""]),
+    ],
+    ids=["typo", "beside-a-good-one", "none", "only-the-id"],
+)
+def test_a_patch_of_no_field_or_of_one_that_there_is_not_changes_nothing(
+    patch: Any, detail: str, fields: list[str]
+) -> None:
+    async def scene(world: ApplyingWorld, client: httpx.AsyncClient) -> None:
+        before = len(world.published)
+        response = await client.patch("/v1/items/i/7", json=patch)
+        await refused(response, 400, detail)
+        assert [error["field"] for error in response.json()["errors"]] == fields and len(world.published) == before
+
+    play(scene)
+
+
 def test_what_was_stored_before_it_was_refused_is_read_by_every_start_and_a_patch_says_what_is_wrong(
     tmp_path: Path,
 ) -> None:
