@@ -52,6 +52,18 @@ def merge_patch(record: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in {**record, **patch}.items() if value is not None}
 
 
+def _patch_errors(item_id: str, patch: Any) -> list[dict[str, str]]:
+    """What is wrong with a patch of an item."""
+    if not isinstance(patch, Mapping):
+        return [{"field": "", "reason": f"expected an object, got {json_word(patch)}"}]
+    if patch.get("item_id", item_id) != item_id:
+        return [{"field": "item_id", "reason": "the patch names another item than the path; leave it out"}]
+    known = f"known: {', '.join(sorted(CatalogueBody.model_fields))}"
+    if not patch.keys() - {"item_id"}:
+        return [{"field": "", "reason": f"names no field to change; {known}"}]
+    return [{"field": name, "reason": f"unknown field; {known}"} for name in ignored_fields(CATALOG, [patch])]
+
+
 class ItemChanges:
     """Changes single items of the catalogue."""
 
@@ -65,15 +77,7 @@ class ItemChanges:
         Raises ProblemError 400 for what is no record, 404 for an unknown or withdrawn item, 503 as long as this
         process's last record of the item is not applied.
         """
-        if not isinstance(patch, Mapping):
-            raise ProblemError(400, f"the body: expected an object, got {json_word(patch)}")
-        if patch.get("item_id", item_id) != item_id:
-            raise ProblemError(400, "item_id: the patch names another item than the path; leave it out")
-        known = f"known: {', '.join(sorted(CatalogueBody.model_fields))}"
-        errors = [{"field": name, "reason": f"unknown field; {known}"} for name in ignored_fields(CATALOG, [patch])]
-        if not errors and not patch.keys() - {"item_id"}:
-            errors = [{"field": "", "reason": f"names no field to change; {known}"}]
-        if errors:
+        if errors := _patch_errors(item_id, patch):
             detail = f"{errors[0]['field'] or 'the body'}: {errors[0]['reason']}"
             raise ProblemError(400, detail, members={"errors": errors})
         turn = self._turns.setdefault(item_id, asyncio.Lock())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -314,6 +315,35 @@ def test_a_form_or_text_body_is_refused_so_that_no_web_page_can_post_across_orig
 def test_a_body_that_is_not_json_is_refused() -> None:
     headers = {"content-type": "application/json; charset=utf-8"}
     problem(Site().call("POST", "/v1/events", content=b'{"a": NaN}', headers=headers), 400)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "BR ", "gzip, deflate"])
+def test_a_compressed_body_is_refused_by_the_name_of_its_header(encoding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    site = Site()
+    packed = gzip.compress(orjson.dumps(click()))
+    found = problem(site.call("POST", "/v1/events", content=packed, headers=headers), 415)
+    assert found["detail"] == f"Content-Encoding {encoding.strip().lower()!r}; send the body without compression"
+    headers["content-encoding"] = "identity"
+    assert site.call("POST", "/v1/events", content=orjson.dumps(click()), headers=headers).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (gzip.compress(b"{}"), "it is compressed with gzip; send it without compression"),
+        ('{"user_id": "ü"}'.encode("utf-16"), "it is UTF-16; send UTF-8"),
+        ('{"user_id": "ü"}'.encode("utf-16-be"), "it is UTF-16; send UTF-8"),
+        ("[]".encode("utf-16-le"), "it is UTF-16; send UTF-8"),
+        (b"\xef\xbb\xbf{}", "it begins with a byte order mark; leave that out"),
+        ('{"a": "ü"}'.encode("latin-1"), "byte 7 is 0xfc, which is no UTF-8, but may be Latin-1; send UTF-8"),
+    ],
+    ids=["gzip", "utf-16", "utf-16-be", "utf-16-le", "bom", "latin-1"],
+)
+def test_a_body_in_another_encoding_is_told_which(body: bytes, said: str) -> None:
+    headers = {"content-type": "application/json"}
+    found = problem(Site().call("POST", "/v1/events", content=body, headers=headers), 400)
+    assert found["detail"] == f"the body is not JSON: {said}"
 
 
 def test_a_body_above_one_mebibyte_is_refused_whether_it_says_its_length_or_not() -> None:

@@ -231,6 +231,8 @@ def test_a_bad_filter_is_refused_with_its_path() -> None:
         body = {"user_id": "u1", "filter": {"and": [{"field": "colour", "in": ["red"]}]}}
         found = problem(await client.post("/v1/recommendations", json=body), 400)
         assert "filter.and[0].field" in found["detail"] and "colour" in found["detail"]
+        (error,) = found["errors"]
+        assert error["field"] == "filter.and[0].field" and error["reason"].startswith("'colour' is not one of ")
 
     play(scene)
 
