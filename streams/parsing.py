@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from context.json_words import json_word
+from context.json_words import found_value, json_word
 from context.times import check_ms
 from index.state.records import canonical_json
 from streams.events import (
@@ -154,7 +154,7 @@ def _click(body: Body, rules: Rules) -> Event:
         return Forget(event_id, user_id, ts_ms, raw_ts_ms)
     kind = rules.kind_code(name)
     if kind is None:
-        body.refuse("kind", f"unknown, expected one of {[k.name for k in rules.kinds]}")
+        body.refuse("kind", f"expected one of {', '.join(k.name for k in rules.kinds)}, got {found_value(name)}")
     return Click(
         event_id,
         user_id,
@@ -175,7 +175,7 @@ def _profile(body: Body, rules: Rules) -> Event:
     categorical = body.mapping("categorical")
     for name, value in categorical.items():
         if not isinstance(value, str):
-            body.refuse(f"categorical.{name}", f"expected a string, got {json_word(value)}")
+            body.refuse(f"categorical.{name}", f"expected a string, got {found_value(value)}")
     return Profile(user_id, canonical_json({"numeric": numeric, "categorical": categorical}), ts_ms)
 
 
@@ -203,7 +203,9 @@ def _vector_entry(body: Body, rules: Rules) -> Event:
     body.time()
     dim = rules.embedders.get(embedder)
     if dim is None:
-        raise MalformedError("embedder", f"unknown, expected one of {sorted(rules.embedders)}")
+        raise MalformedError(
+            "embedder", f"expected one of {', '.join(sorted(rules.embedders))}, got {found_value(embedder)}"
+        )
     vector = _vector(body.body.get("vector"))
     if vector.shape != (dim,):
         raise MalformedError("vector", f"has {vector.size} numbers, {embedder} has {dim}")
@@ -302,13 +304,13 @@ def _shown_item(entry: Body) -> str:
     return entry.identifier("item_id")
 
 
-_LEADING_NUMBER = re.compile(r"^-?[\d.]+(e[+-]?\d+)? ")
+_FOUND = re.compile(r"^-?[\d.]+(e[+-]?\d+)? |, got .*$", re.DOTALL)
 _REASONS = 100  # told apart: a reason may quote a field's name, of which there are any number
 
 
 def reason_of(error: MalformedError) -> str:
-    """Why a record was refused, without the number in front that would make a reason of its own of every record."""
-    return f"{error.field}: {_LEADING_NUMBER.sub('', error.reason)}"
+    """Why a record was refused, without what was found, which would make a reason of its own of every record."""
+    return f"{error.field}: {_FOUND.sub('', error.reason)}"
 
 
 def note_reason(reasons: Counter[str], topic: str, error: MalformedError) -> None:

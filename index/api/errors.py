@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from context.json_words import json_word
+from context.json_words import found_value, json_word
 from index.state.store import StoreUnavailableError
 
 _log = logging.getLogger("perseid.api")
@@ -146,7 +146,7 @@ def invalid_request(errors: Sequence[Any], known: Iterable[str] = ()) -> Problem
 def _reason(error: Mapping[str, Any], known: Iterable[str]) -> str:
     """One of pydantic's errors in the words that records are refused with."""
     kind, value, limits = error["type"], error["input"], error.get("ctx", {})
-    found = f"{value!r:.60}" if type(value) in (str, int, float) else json_word(value)
+    found = found_value(value)
     match kind:
         case "missing":
             return "missing"

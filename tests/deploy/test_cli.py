@@ -218,7 +218,8 @@ def test_produce_reports_offsets_and_refused_lines(
     assert [(line["line"], line["partition"], line["offset"]) for line in each] == [(n + 1, home, n) for n in range(5)]
     assert summary == {"sent": 5, "rejected": 2, "offsets": {"clickstream": {str(home): [0, 4]}}}
     assert shown.err.splitlines()[0].startswith("line 6: value: not JSON")
-    assert shown.err.splitlines()[1].startswith("line 8: kind: unknown")
+    assert shown.err.splitlines()[1].startswith("line 8: kind: expected one of view, cart, purchase,")
+    assert shown.err.splitlines()[1].endswith(", got 'stare'")
 
 
 def test_produce_writes_the_refused_lines_and_names_every_wrong_field(

@@ -96,7 +96,7 @@ GOOD: Mapping[str, dict[str, Any]] = {
 }
 # Of the right type, and yet wrong: topic, what is changed in a good record, field, reason.
 SENSELESS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
-    (CATALOG, {"price": -0.01}, "price", "is below 0"),
+    (CATALOG, {"price": -0.01}, "price", "-0.01 is below 0"),
     (CATALOG, {"title": "a\x07"}, "title", "holds the control character U+0007"),
     (CATALOG, {"description": "line\n\x1b[0m"}, "description", "holds the control character U+001B"),
     (CATALOG, {"starts_ms": TS_MS + 1, "ends_ms": TS_MS}, "ends_ms", "is before starts_ms"),
