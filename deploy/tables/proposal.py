@@ -164,7 +164,7 @@ def _made_for(rows: pl.DataFrame) -> Iterator[str]:
     for name in preset_names():
         for table in (*preset(name).events, *preset(name).items):
             plainly = not (table.header or table.explode or table.join or table.pivot)
-            if plainly and set(columns_of(table)) <= set(rows.columns):
+            if plainly and set(columns_of(table)) - set(table.may_lack) <= set(rows.columns):
                 yield name
 
 
