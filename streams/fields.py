@@ -17,6 +17,8 @@ from context.times import check_ms
 from streams.events import FAST_CLOCK_MS, MalformedError
 
 MAX_ID_BYTES = 256
+MAX_TITLE = 10_000  # characters
+MAX_LABELS = 1_000  # of one list
 MOST_FAULTS = 10  # that are noted of one record
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,11 +53,20 @@ class Body:
         """A text for people: any whitespace, no other control characters."""
         return checked(name, check_text, self.text(name, required))
 
+    def title(self) -> str:
+        """As `prose`, of at most `MAX_TITLE` characters."""
+        title = self.prose("title", required=True)
+        if len(title) > MAX_TITLE:
+            self.refuse("title", f"{len(title)} characters, a title has at most {MAX_TITLE:,}")
+        return title
+
     def labels(self, name: str) -> list[str]:
         value = self.body.get(name)
         if value is None:
             return []
         items = self._typed(name, value, list, "a list of strings")
+        if len(items) > MAX_LABELS:
+            raise MalformedError(name, f"{len(items)} entries, a list has at most {MAX_LABELS:,}")
         return [self.named_label(f"{name}[{i}]", item) for i, item in enumerate(items)]
 
     def named_label(self, name: str, value: Any) -> str:
@@ -209,6 +220,8 @@ def identifier(name: str, value: Any) -> str:
     if not value.isprintable():
         found = next(character for character in value if not character.isprintable())
         raise MalformedError(name, f"holds U+{ord(found):04X}, an id has no control or separator characters")
+    if value.isspace():
+        raise MalformedError(name, "holds nothing but spaces")
     return value
 
 

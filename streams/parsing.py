@@ -182,7 +182,7 @@ def _profile(body: Body, rules: Rules) -> Event:
 def _catalogue_entry(body: Body, rules: Rules) -> Event:
     item_id, (ts_ms, _) = body.identifier("item_id"), body.time()
     fields: dict[str, Any] = {
-        "title": body.prose("title", required=True),
+        "title": body.title(),
         "description": body.prose("description"),
         "brand": body.label("brand"),
         "category": body.labels("category"),

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from context.json_words import json_word
+from context.json_words import found_value, json_word
 from deploy.runtime.process import ask_redis
 from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
 from deploy.settings import Settings
@@ -27,6 +27,7 @@ from index.state.store import StoreUnavailableError
 from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules
 from streams.parsing import encode_record, parse
 
+_ONE_A_LINE = "; write one object per line, and no list around them"
 _IN_FLIGHT = 2_000  # enough to fill batches; few enough that a broken pipe loses little
 
 
@@ -75,9 +76,9 @@ def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: 
     try:
         body = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise MalformedError("value", f"not JSON: {error}") from error
+        raise MalformedError("value", f"not JSON: {error}{_ONE_A_LINE * _is_piece(line)}") from error
     if not isinstance(body, dict):
-        raise MalformedError("value", f"expected an object, got {json_word(body)}")
+        raise MalformedError("value", f"expected an object, got {found_value(body)}{_ONE_A_LINE * _is_piece(line)}")
     name = body.pop("topic", topic)
     if name not in CONSUMED:
         found = "the line names none and --topic is not given" if name is None else f"{name!r:.60} is none"
@@ -97,6 +98,12 @@ def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: 
     if key is not None and key != own.decode():
         raise MalformedError("key", f"differs from the record's id {own.decode()!r:.60}, got {key!r:.60}; leave it out")
     return name, own, value
+
+
+def _is_piece(line: bytes) -> bool:
+    """Whether a line that holds no object looks like a part of a list, or of an object over several lines."""
+    text = line.strip()
+    return text[:1] in b"[]{}" or text[-1:] in b",:{[" or text.startswith(b'"')
 
 
 def timeline_clock(settings: Settings) -> Callable[[], int | None]:

@@ -45,8 +45,9 @@ def convert_tables(
         raise ValueError(f"{out} is a data folder already; name another one, or remove it")
     log = _log(_events(table, events, report, _place(shop, "events", n)) for n, table in enumerate(shop.events))
     if not log.height:
-        why = "; ".join(report.lines()).removeprefix("0 events, 0 items; ")
-        raise ValueError(f"there is no usable event of {shop.name}; {why}")
+        _, *why = report.lines()
+        said = "; ".join(why) or "there is no row in it"
+        raise ValueError(f"there is no usable event in {', '.join(report.files)} by the map {shop.name}: {said}")
     logs = frozenset(report.files)
     tables = [_items(table, items, report, _place(shop, "items", n), logs) for n, table in enumerate(shop.items)]
     described = [table for table in tables if table is not None]

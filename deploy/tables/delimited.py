@@ -37,6 +37,8 @@ def delimited(
     if first.lower().startswith(b"sep=") and table.delimiter is None:  # a hint of Excel's
         table = replace(table, delimiter=first.decode().strip()[4:])
         first, line = _first_line(file, line + 1)
+    if b"\r" in first.rstrip(b"\r\n") and not file.peek(1):
+        raise ValueError(f"{name} has lines that end in CR alone, as old Macs wrote them; save it with LF or CR LF")
     delimiter = table.delimiter or _sniff(first.decode())
     top = _cells(first, delimiter, table.quote)
     header = [cell.strip() for cell in (table.header or top)] if first else []

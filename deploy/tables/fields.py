@@ -23,6 +23,7 @@ from deploy.tables.moments import as_us
 from deploy.tables.nested import listed
 from deploy.tables.report import Report, shown
 from deploy.tables.rows import matches
+from streams.fields import MAX_LABELS, MAX_TITLE
 from streams.folder.ids import refused_ids
 
 _LEVEL = "\x1f"  # between the levels of a category that stand in columns of their own
@@ -83,7 +84,11 @@ class Fields:
         column = self.text(name)
         bad = column.str.contains(CONTROL)
         self._count(bad, f"{name} holds control characters, which are taken out", column, kept=True)
-        return column.str.replace_all(CONTROL, " ")
+        column = column.str.replace_all(CONTROL, " ")
+        if name != "title":
+            return column
+        self._count(column.str.len_chars() > MAX_TITLE, f"title is cut at {MAX_TITLE:,} characters", column, kept=True)
+        return column.str.head(MAX_TITLE)
 
     def label(self, name: str) -> pl.Series:
         """One folded label, or null."""
@@ -108,7 +113,9 @@ class Fields:
         def change(cell: str, fold: Fold) -> list[str]:
             return [label for label in map(fold, _split(cell, field, separator)) if label]
 
-        return self._folded(name, column, change, kind).fill_null(pl.Series([[]], dtype=kind))
+        labels = self._folded(name, column, change, kind).fill_null(pl.Series([[]], dtype=kind))
+        self._count(labels.list.len() > MAX_LABELS, f"{name} is cut at {MAX_LABELS:,} labels", column, kept=True)
+        return labels.list.head(MAX_LABELS)
 
     def _folded(
         self, name: str, column: pl.Series, change: Callable[[str, Fold], object], kind: pl.DataType

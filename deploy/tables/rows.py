@@ -154,9 +154,8 @@ def _shaped(
             frame = frame.join(right, on=on, how="left", maintain_order="left")
     of_items = " (items)" if place.startswith("items") else ""
     for column, wanted in table.where.items():
-        frame = report.leave(
-            frame, ~matches(frame[column], wanted, place), f"{column} is not asked for{of_items}", frame[column]
-        )
+        why = "is empty" if wanted in ({"not": ""}, {"not": [""]}) else "is not asked for"
+        frame = report.leave(frame, ~matches(frame[column], wanted, place), f"{column} {why}{of_items}", frame[column])
     return frame
 
 

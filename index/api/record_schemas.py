@@ -48,11 +48,13 @@ class CatalogueBody(BaseModel):
     """An item of the catalogue; the newest record of an item replaces the one before."""
 
     item_id: Identifier
-    title: str
+    title: str = Field(description="at most 10,000 characters")
     ts_ms: int = _TIME
     description: str | None = None
     brand: str | None = None
-    category: list[str] | None = Field(None, description="path from general to special")
+    category: list[str] | None = Field(
+        None, description="path from general to special; at most 1,000, as of tags and regions"
+    )
     subclass: str | None = None
     price: float | None = None
     tags: list[str] | None = None

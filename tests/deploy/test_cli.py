@@ -157,6 +157,18 @@ def test_a_key_that_is_the_id_is_no_field_of_the_record() -> None:
         assert key == b"u1" and value is not None and orjson.loads(value) == record
 
 
+@pytest.mark.parametrize("line", [b"[{}]", b"[", b"{", b'  "user_id": "u1",', b"  }", b'"kind": {', b"},", b"[]"])
+def test_a_list_or_an_object_over_several_lines_is_told_how_lines_are_written(line: bytes) -> None:
+    with pytest.raises(MalformedError, match=r"; write one object per line, and no list around them$"):
+        read_line(line, "clickstream", Rules(), TS_MS)
+
+
+@pytest.mark.parametrize("line", [b"user,item", b"7", b"null"])
+def test_what_is_no_piece_of_an_object_is_told_as_what_it_is(line: bytes) -> None:
+    with pytest.raises(MalformedError, match=r"not JSON: .*\)$|got 7$|got null$"):
+        read_line(line, "clickstream", Rules(), TS_MS)
+
+
 def test_a_line_without_a_topic_says_where_to_name_one() -> None:
     known = "known are catalog, item-vectors, context, users, clickstream"
     for body, found in [

@@ -249,6 +249,8 @@ def test_texts_and_emoji_are_left_as_they_are() -> None:
         (CATALOG, {"regions": ["\u3000"]}, "regions[0]: is empty, expected a name"),
         (CATALOG, {"subclass": "x" * 257}, "subclass: has 257 bytes, a label has at most 256"),
         (CATALOG, {"item_id": "a\u3000b"}, "item_id: holds U+3000, an id has no control or separator characters"),
+        (CATALOG, {"item_id": "  "}, "item_id: holds nothing but spaces"),
+        (CLICKSTREAM, {"location": " "}, "location: holds nothing but spaces"),
         (CATALOG, {"price": "cheap"}, "price: expected a finite number, got 'cheap'"),
         *((topic, change, f"{field}: {reason}") for topic, change, field, reason in SENSELESS),
         (CLICKSTREAM, {"user_id": "u\u200b"}, "user_id: holds U+200B, an id has no control or separator characters"),
@@ -284,6 +286,10 @@ def test_what_was_found_makes_no_reason_of_its_own() -> None:
             parse(record(CLICKSTREAM, {**GOOD[CLICKSTREAM], "kind": kind}), RULES)
         note_reason(reasons, CLICKSTREAM, caught.value)
     assert reasons == {"clickstream: kind: expected one of view, cart, purchase, like, dislike, remove": 3}
+
+
+def test_long_titles_and_lists_are_taken_up_to_their_bounds() -> None:
+    parse(record(CATALOG, {**GOOD[CATALOG], "title": "é" * 10_000, "tags": ["t"] * 1_000}), RULES)
 
 
 @pytest.mark.parametrize("price", [0, -0.0, 0.0, 1e308])

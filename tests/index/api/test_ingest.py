@@ -292,7 +292,7 @@ def test_users_with_slashes_and_other_signs_in_their_ids_can_be_forgotten() -> N
     assert site.log.records[0][1] == "team/ü x".encode()
 
 
-@pytest.mark.parametrize("user_id", ["%00", "a%09b", "x" * 257, "ü" * 129])
+@pytest.mark.parametrize("user_id", ["%00", "%20", "a%09b", "x" * 257, "ü" * 129])
 def test_an_id_that_no_record_can_carry_is_refused(user_id: str) -> None:
     site = Site()
     problem(site.call("DELETE", f"/v1/users/{user_id}"), 400)

@@ -166,7 +166,12 @@ def test_a_deleted_item_is_withdrawn_and_an_unknown_one_too() -> None:
             response = await client.delete(f"/v1/items/{item_id}")
             assert response.status_code == 202 and response.json()["records"][0]["topic"] == "catalog"
             assert world.published[-1] == ("catalog", item_id.encode(), None, None)
-        assert (await client.get("/v1/items/i/7")).json()["catalogue"] is None
+        shown = (await client.get("/v1/items/i/7")).json()
+        assert shown["catalogue"] is None and shown["indexed"] is False
+        assert (await client.get("/v1/items/tea0")).json()["indexed"] is True
+        await client.delete("/v1/items/tea0")
+        shown = (await client.get("/v1/items/tea0")).json()
+        assert (shown["catalogue"], shown["indexed"]) == (None, False), "its vector is kept, for when it comes back"
         await refused(await client.patch("/v1/items/i/7", json={"price": 1}), 404, "is withdrawn; post a whole record")
         await refused(await client.patch("/v1/items/nothing", json={"price": 1}), 404, "no item 'nothing'")
 
