@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from context.json_words import json_word
+from context.json_words import found_value
 from context.labels import check_text, fold_label
 from context.times import check_ms
 from streams.events import FAST_CLOCK_MS, MalformedError
 
 MAX_ID_BYTES = 256
+MAX_TITLE = 10_000  # characters
+MAX_LABELS = 1_000  # of one list
 MOST_FAULTS = 10  # that are noted of one record
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,11 +53,20 @@ class Body:
         """A text for people: any whitespace, no other control characters."""
         return checked(name, check_text, self.text(name, required))
 
+    def title(self) -> str:
+        """As `prose`, of at most `MAX_TITLE` characters."""
+        title = self.prose("title", required=True)
+        if len(title) > MAX_TITLE:
+            self.refuse("title", f"{len(title)} characters, a title has at most {MAX_TITLE:,}")
+        return title
+
     def labels(self, name: str) -> list[str]:
         value = self.body.get(name)
         if value is None:
             return []
         items = self._typed(name, value, list, "a list of strings")
+        if len(items) > MAX_LABELS:
+            raise MalformedError(name, f"{len(items)} entries, a list has at most {MAX_LABELS:,}")
         return [self.named_label(f"{name}[{i}]", item) for i, item in enumerate(items)]
 
     def named_label(self, name: str, value: Any) -> str:
@@ -70,7 +81,9 @@ class Body:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not -(2**62) <= value < 2**62:
-            raise MalformedError(name, f"expected a whole number of milliseconds since the epoch, got {_shown(value)}")
+            raise MalformedError(
+                name, f"expected a whole number of milliseconds since the epoch, got {found_value(value)}"
+            )
         try:
             return check_ms(value, open_start=open_start, open_end=open_end)
         except ValueError as error:
@@ -89,14 +102,14 @@ class Body:
 
     def finite(self, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise MalformedError(name, f"expected a finite number, got {_shown(value)}")
+            raise MalformedError(name, f"expected a finite number, got {found_value(value)}")
         return float(value)
 
     def amount(self, name: str) -> float | None:
         """A number that is not below 0."""
         value = self.number(name)
         if value is not None and value < 0:
-            self.refuse(name, "is below 0")
+            self.refuse(name, f"{self.body[name]!r:.60} is below 0")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
@@ -127,7 +140,7 @@ class Body:
 
     def _typed(self, name: str, value: Any, wanted: type, words: str) -> Any:
         if not isinstance(value, wanted):
-            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {json_word(value)}")
+            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {found_value(value)}")
         return value
 
 
@@ -200,22 +213,20 @@ def checked(name: str, check: Callable[[V], T], value: V) -> T:
 
 def identifier(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {json_word(value)}")
+        raise MalformedError(name, f"expected a string, got {found_value(value)}")
     size = len(value.encode(errors="surrogatepass"))
     if not 1 <= size <= MAX_ID_BYTES:
         raise MalformedError(name, f"has {size} bytes, an id has 1 to {MAX_ID_BYTES}")
     if not value.isprintable():
         found = next(character for character in value if not character.isprintable())
         raise MalformedError(name, f"holds U+{ord(found):04X}, an id has no control or separator characters")
+    if value.isspace():
+        raise MalformedError(name, "holds nothing but spaces")
     return value
 
 
 def _label(name: str, value: Any) -> str:
     """A folded label, which may be empty."""
     if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {json_word(value)}")
+        raise MalformedError(name, f"expected a string, got {found_value(value)}")
     return checked(name, fold_label, value)
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r:.60}" if isinstance(value, (str, int, float)) else json_word(value)

@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from context.json_words import json_word
+from context.json_words import found_value, json_word
 from context.times import check_ms
 from index.state.records import canonical_json
 from streams.events import (
@@ -41,6 +41,8 @@ from streams.events import (
     VectorEntry,
 )
 from streams.fields import Body, NotingBody, checked, identifier
+
+FORGET_HAS_NO_ITEM = f"a {FORGET} has none, it is about the whole user"
 
 
 def parse(record: Record, rules: Rules) -> Event:
@@ -74,7 +76,8 @@ def read_body(record: Record) -> Body:
 def encode_record(topic: str, body: Mapping[str, Any], timestamp_ms: int, rules: Rules) -> tuple[bytes, bytes]:
     """Key and value of `body` with this record timestamp.
 
-    Raises MalformedError when a consumer would refuse it, with all other fields that are wrong.
+    Raises MalformedError when a consumer would refuse it, with all other fields that are wrong; also for a forget that
+    names an item, which may be a click with a wrong kind. Consumers obey one that is in a log: it erases in good faith.
     """
     try:
         value = orjson.dumps(body)
@@ -85,6 +88,8 @@ def encode_record(topic: str, body: Mapping[str, Any], timestamp_ms: int, rules:
         event = parse(record, rules)
     except MalformedError as error:
         raise MalformedError(error.field, error.reason, faults(record, rules)[1:]) from error
+    if isinstance(event, Forget) and body.get("item_id") not in (None, ""):
+        raise MalformedError("item_id", FORGET_HAS_NO_ITEM)
     return record_key(event).encode(), value
 
 
@@ -150,7 +155,7 @@ def _click(body: Body, rules: Rules) -> Event:
         return Forget(event_id, user_id, ts_ms, raw_ts_ms)
     kind = rules.kind_code(name)
     if kind is None:
-        body.refuse("kind", f"unknown, expected one of {[k.name for k in rules.kinds]}")
+        body.refuse("kind", f"expected one of {', '.join(k.name for k in rules.kinds)}, got {found_value(name)}")
     return Click(
         event_id,
         user_id,
@@ -171,14 +176,14 @@ def _profile(body: Body, rules: Rules) -> Event:
     categorical = body.mapping("categorical")
     for name, value in categorical.items():
         if not isinstance(value, str):
-            body.refuse(f"categorical.{name}", f"expected a string, got {json_word(value)}")
+            body.refuse(f"categorical.{name}", f"expected a string, got {found_value(value)}")
     return Profile(user_id, canonical_json({"numeric": numeric, "categorical": categorical}), ts_ms)
 
 
 def _catalogue_entry(body: Body, rules: Rules) -> Event:
     item_id, (ts_ms, _) = body.identifier("item_id"), body.time()
     fields: dict[str, Any] = {
-        "title": body.prose("title", required=True),
+        "title": body.title(),
         "description": body.prose("description"),
         "brand": body.label("brand"),
         "category": body.labels("category"),
@@ -199,7 +204,9 @@ def _vector_entry(body: Body, rules: Rules) -> Event:
     body.time()
     dim = rules.embedders.get(embedder)
     if dim is None:
-        raise MalformedError("embedder", f"unknown, expected one of {sorted(rules.embedders)}")
+        raise MalformedError(
+            "embedder", f"expected one of {', '.join(sorted(rules.embedders))}, got {found_value(embedder)}"
+        )
     vector = _vector(body.body.get("vector"))
     if vector.shape != (dim,):
         raise MalformedError("vector", f"has {vector.size} numbers, {embedder} has {dim}")
@@ -301,13 +308,13 @@ def _shown_item(entry: Body) -> str:
     return entry.identifier("item_id")
 
 
-_LEADING_NUMBER = re.compile(r"^-?[\d.]+(e[+-]?\d+)? ")
+_FOUND = re.compile(r"^-?[\d.]+(e[+-]?\d+)? |, got .*$", re.DOTALL)
 _REASONS = 100  # told apart: a reason may quote a field's name, of which there are any number
 
 
 def reason_of(error: MalformedError) -> str:
-    """Why a record was refused, without the number in front that would make a reason of its own of every record."""
-    return f"{error.field}: {_LEADING_NUMBER.sub('', error.reason)}"
+    """Why a record was refused, without what was found, which would make a reason of its own of every record."""
+    return f"{error.field}: {_FOUND.sub('', error.reason)}"
 
 
 def note_reason(reasons: Counter[str], topic: str, error: MalformedError) -> None:

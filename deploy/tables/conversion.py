@@ -27,6 +27,7 @@ from streams.folder.future import IN_FUTURE, latest_ms
 from streams.folder.reader import DEFAULT_KIND_OF, EVENTS, ITEMS
 from streams.folder.writer import csv_lines, write_lines
 from streams.left_out import WithoutRecord
+from streams.parsing import FORGET_HAS_NO_ITEM
 
 _ALWAYS = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value")  # columns of every folder's events
 _MORE = ("location", "event_id", "page_id", "recommendation_id")  # those that a map may add
@@ -47,8 +48,9 @@ def convert_tables(
         raise ValueError(f"{out} is a data folder already; name another one, or remove it")
     log = _log(_events(table, events, report, _place(shop, "events", n)) for n, table in enumerate(shop.events))
     if not log.height:
-        why = "; ".join(report.lines()).removeprefix("0 events, 0 items; ")
-        raise ValueError(f"there is no usable event of {shop.name}; {why}")
+        _, *why = report.lines()
+        said = "; ".join(why) or "there is no row in it"
+        raise ValueError(f"there is no usable event in {', '.join(report.files)} by the map {shop.name}: {said}")
     logs = frozenset(report.files)
     tables = [_items(table, items, report, _place(shop, "items", n), logs) for n, table in enumerate(shop.items)]
     described = [table for table in tables if table is not None]
@@ -119,6 +121,8 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, rows["user_id"].is_null() | (rows["user_id"] == ""), "no user")
     missing = (rows["item_id"].is_null() | (rows["item_id"] == "")) & (rows["event_type"] != FORGET).fill_null(True)
     rows = report.leave(rows, missing, "no item")
+    named = (rows["item_id"] != "").fill_null(False) & (rows["event_type"] == FORGET).fill_null(False)
+    rows = report.leave(rows, named, f"item_id: {FORGET_HAS_NO_ITEM}")
     for name in ("user_id", "item_id"):
         rows = report.leave(rows, no_ids(rows[name]), f"{name} is no id", rows[name])
     rows = report.leave(rows, rows["event_type"].is_null(), "no kind")

@@ -29,11 +29,17 @@ NULLS = ("", "NULL", "null", "NaN", "nan", "\\N")
 
 @dataclass(frozen=True, slots=True)
 class FieldMap:
-    """Where a field comes from: a constant, the first of `column` that says something, or all of `columns`."""
+    """Where a field comes from: a constant, the first of `column` that says something, or all of `columns`.
+
+    An id is made of `columns` where none of `column` says something.
+    """
 
     column: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()  # the words of a title, or the levels of a category
     join: str = " "  # between them in a text
+    first_join: str | None = None  # between the first two of them, else as `join`
+    lower: bool = False  # ids in lower case
+    unless: Mapping[str, Any] = field(default_factory=dict)  # as `where`: rows where a flag is false whatever it says
     constant: str | None = None
     values: Mapping[str, str] = field(default_factory=dict)  # a kind by the source's word; "" leaves the row out
     otherwise: str | None = None  # the kind of all other words
@@ -56,7 +62,7 @@ class FieldMap:
 
     def names(self) -> tuple[str, ...]:
         """All columns it reads."""
-        return (*self.column, *self.columns, *self.flags)
+        return (*self.column, *self.columns, *self.flags, *self.unless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,7 @@ class TableMap:
 
     files: tuple[str, ...] = ()  # patterns of names; none: all files that are given
     optional: bool = False
+    may_lack: tuple[str, ...] = ()  # columns that need not be there
     format: str | None = None
     delimiter: str | None = None
     quote: str = '"'
@@ -191,8 +198,8 @@ def _field(said: Any, place: str) -> FieldMap:
     return made
 
 
-_LISTS = {"files", "header", "nulls", "json", "fill", "column", "columns", "drop", "flags", "true", "false"}
-_TABLES = {"where", "anchor", "pivot", "values", "at_least", "at_most", "replace"}
+_LISTS = {"files", "may_lack", "header", "nulls", "json", "fill", "column", "columns", "drop", "flags", "true", "false"}
+_TABLES = {"where", "unless", "anchor", "pivot", "values", "at_least", "at_most", "replace"}
 
 
 def _typed(name: str, value: Any, place: str) -> Any:
@@ -201,7 +208,7 @@ def _typed(name: str, value: Any, place: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise ValueError(f"{place} {name} has to be a text or a list of texts, not {value!r}")
         return tuple(value)
-    wanted: type = dict if name in _TABLES else bool if name in ("optional", "merge", "html") else str
+    wanted: type = dict if name in _TABLES else bool if name in ("optional", "merge", "html", "lower") else str
     wanted = int if name == "most" else wanted
     if not isinstance(value, wanted):
         raise ValueError(f"{place} {name} has to be {_WORDS[wanted]}, not {value!r}")

@@ -124,7 +124,7 @@ def _candidates(rows: pl.DataFrame, part: str, field: str) -> list[str]:
     found = [named[name] for name in _known()[part][field] if name in named]
     if field == "kind":
         return [name for name in found if any(map(_kind, rows[name].drop_nulls().unique()))]
-    if field == "time" and rows.height:
+    if field in ("time", "first_seen") and rows.height:
         return sorted(found, key=lambda name: not forms_of(rows[name].drop_nulls()))
     return found
 
@@ -164,7 +164,7 @@ def _made_for(rows: pl.DataFrame) -> Iterator[str]:
     for name in preset_names():
         for table in (*preset(name).events, *preset(name).items):
             plainly = not (table.header or table.explode or table.join or table.pivot)
-            if plainly and set(columns_of(table)) <= set(rows.columns):
+            if plainly and set(columns_of(table)) - set(table.may_lack) <= set(rows.columns):
                 yield name
 
 
@@ -173,7 +173,7 @@ def _field(field: str, column: str, rows: pl.DataFrame) -> str:
     match field:
         case "kind":
             return _kinds(name, said)
-        case "time":
+        case "time" | "first_seen":
             return _time(column, rows)
         case "available":
             return _flag(name, said)

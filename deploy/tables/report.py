@@ -28,6 +28,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     shown: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # first events and items, as understood
     files: list[str] = field(default_factory=list)  # by the number in the column FILE
+    _bad: set[tuple[str, int]] = field(default_factory=set)
 
     def note(self, text: str) -> None:
         """Says something once."""
@@ -36,6 +37,9 @@ class Report:
 
     def bad_line(self, name: str, line: int, found: str) -> None:
         """Counts a line that cannot be read, or refuses it by a ValueError."""
+        if (name, line) in self._bad:  # events and items may be read from one file
+            return
+        self._bad.add((name, line))
         if not self.skip_bad_lines:
             raise ValueError(f"{name} line {line} {found}; --skip-bad-lines leaves such lines out")
         self.left_out.add("bad line", f"{name} line {line} {found}")

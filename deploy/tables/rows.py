@@ -57,7 +57,10 @@ def _read(table: TableMap, file: TableFile, wanted: list[str], report: Report) -
     kind = table.format or kind_of_file(file)
     nulls = dict.fromkeys(table.nulls)
     for frame in _frames(kind, table, file, wanted, report):  # a block at a time: no second copy of the whole
-        yield frame.select(pl.col(wanted).replace(nulls), pl.lit(number, pl.Int32).alias(FILE), LINE)
+        lacking = [pl.lit(None, pl.String).alias(name) for name in table.may_lack if name not in frame.columns]
+        yield frame.with_columns(lacking).select(
+            pl.col(wanted).replace(nulls), pl.lit(number, pl.Int32).alias(FILE), LINE
+        )
 
 
 def _frames(kind: str, table: TableMap, file: TableFile, wanted: list[str], report: Report) -> Iterator[pl.DataFrame]:
@@ -83,7 +86,8 @@ def _frames(kind: str, table: TableMap, file: TableFile, wanted: list[str], repo
 def _parquet(raw: IO[bytes], name: str, table: TableMap, wanted: list[str]) -> Iterator[pl.DataFrame]:
     frame = whole_parquet(raw, name)
     flat = not table.explode and all(column in frame.columns for column in wanted)
-    missing = [column for column in wanted if column not in frame.columns and head(column) not in frame.columns]
+    there = {*frame.columns, *table.may_lack}
+    missing = [column for column in wanted if column not in there and head(column) not in there]
     if missing and not (table.explode or len(missing) < len(wanted)):
         raise ValueError(f"{name} has no column {missing[0]!r}; its columns are {', '.join(frame.columns)}")
     if flat and not any(frame.schema[column].is_nested() for column in wanted):
@@ -150,13 +154,12 @@ def _shaped(
             frame = frame.join(right, on=on, how="left", maintain_order="left")
     of_items = " (items)" if place.startswith("items") else ""
     for column, wanted in table.where.items():
-        frame = report.leave(
-            frame, ~_matches(frame[column], wanted, place), f"{column} is not asked for{of_items}", frame[column]
-        )
+        why = "is empty" if wanted in ({"not": ""}, {"not": [""]}) else "is not asked for"
+        frame = report.leave(frame, ~matches(frame[column], wanted, place), f"{column} {why}{of_items}", frame[column])
     return frame
 
 
-def _matches(column: pl.Series, wanted: Any, place: str) -> pl.Series:
+def matches(column: pl.Series, wanted: Any, place: str) -> pl.Series:
     """Which rows have the value, one of the values, `{not = […]}` of them, or one that `{match = "…"}` finds."""
     text = column.fill_null("")
     if isinstance(wanted, dict):
@@ -167,7 +170,7 @@ def _matches(column: pl.Series, wanted: Any, place: str) -> pl.Series:
             except (TypeError, re.error, pl.exceptions.ComputeError) as error:
                 raise ValueError(f"{place} where {column.name}: {wanted['match']!r} is no pattern: {error}") from error
         if set(wanted) == {"not"}:
-            return ~_matches(column, wanted["not"], place)
+            return ~matches(column, wanted["not"], place)
         raise ValueError(f"{place} where {column.name}: {wanted!r} has to be a value, a list, {{not}} or {{match}}")
     values = wanted if isinstance(wanted, list) else [wanted]
     return text.is_in([str(value) for value in values])

@@ -23,7 +23,7 @@ from index.api.auth import require
 from index.api.errors import MERGE_PATCH, ProblemError, json_response, read_json
 from index.api.ingest import ACKNOWLEDGED, CATALOG, Ingest
 from index.api.loaded_model import Services
-from index.api.record_schemas import patch_body
+from index.api.record_schemas import CatalogueBody, ignored_fields, patch_body
 from index.api.schemas import WRITE_PROBLEMS, ItemId, problems
 from index.state.keys import ITEMS_TAG
 from index.state.records import CATALOGUE, POSITION
@@ -52,6 +52,18 @@ def merge_patch(record: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in {**record, **patch}.items() if value is not None}
 
 
+def _patch_errors(item_id: str, patch: Any) -> list[dict[str, str]]:
+    """What is wrong with a patch of an item."""
+    if not isinstance(patch, Mapping):
+        return [{"field": "", "reason": f"expected an object, got {json_word(patch)}"}]
+    if patch.get("item_id", item_id) != item_id:
+        return [{"field": "item_id", "reason": "the patch names another item than the path; leave it out"}]
+    known = f"known: {', '.join(sorted(CatalogueBody.model_fields))}"
+    if not patch.keys() - {"item_id"}:
+        return [{"field": "", "reason": f"names no field to change; {known}"}]
+    return [{"field": name, "reason": f"unknown field; {known}"} for name in ignored_fields(CATALOG, [patch])]
+
+
 class ItemChanges:
     """Changes single items of the catalogue."""
 
@@ -65,10 +77,9 @@ class ItemChanges:
         Raises ProblemError 400 for what is no record, 404 for an unknown or withdrawn item, 503 as long as this
         process's last record of the item is not applied.
         """
-        if not isinstance(patch, Mapping):
-            raise ProblemError(400, f"the body: expected an object, got {json_word(patch)}")
-        if patch.get("item_id", item_id) != item_id:
-            raise ProblemError(400, "item_id: the patch names another item than the path; leave it out")
+        if errors := _patch_errors(item_id, patch):
+            detail = f"{errors[0]['field'] or 'the body'}: {errors[0]['reason']}"
+            raise ProblemError(400, detail, members={"errors": errors})
         turn = self._turns.setdefault(item_id, asyncio.Lock())
         async with turn:
             record = await self._record(item_id)
@@ -118,7 +129,8 @@ def changes_router(services: Services, ingest: Ingest) -> APIRouter:
     async def patch(item_id: ItemId, request: Request) -> Response:
         """JSON Merge Patch (RFC 7396) of the record as last applied: null removes a field, what is not named stays.
 
-        404 for an item that is not known or withdrawn: post a whole record.
+        400 for an unknown field and where none is named; 404 for an item that is not known or withdrawn: post a whole
+        record.
         """
         body = await read_json(request, patch=True)
         services.serving()  # else an item that waits in Kafka would be unknown

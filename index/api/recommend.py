@@ -253,7 +253,8 @@ def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Fil
     try:
         tree = None if request.filter is None else parse_filter(request.filter)
     except ValueError as error:
-        raise ProblemError(400, str(error)) from error
+        field, _, reason = str(error).partition(": ")  # a path holds none
+        raise ProblemError(400, str(error), members={"errors": [{"field": field, "reason": reason}]}) from error
     return request.model_copy(update={"context": _given_context(services, request)}), tree
 
 

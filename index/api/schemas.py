@@ -24,6 +24,8 @@ def _possible_id(value: str) -> str:
     size = len(value.encode(errors="surrogatepass"))
     if not 1 <= size <= MAX_ID_BYTES or not value.isprintable():
         raise ValueError(f"an id has 1 to {MAX_ID_BYTES} bytes and no control or separator characters")
+    if value.isspace():
+        raise ValueError("holds nothing but spaces")
     return value
 
 
@@ -171,7 +173,7 @@ class ItemAnswer(_Shape):
     tags: list[str]
     embedder: str | None
     vector_pending: bool = Field(description="whether the vector does not belong to the present text")
-    indexed: bool = Field(description="whether there is a retrieval vector of the model that is served")
+    indexed: bool = Field(description="whether it has a record, and a retrieval vector of the model that is served")
     index: IndexState
 
     model_config = example(
@@ -231,6 +233,10 @@ class Published(_Shape):
 
 class PublishedAnswer(_Shape):
     records: list[Published] = Field(description="one for each record, in the order they were sent")
+    ignored: list[str] | None = Field(
+        None,
+        description="fields of the records that no record of the topic has, at most 20; absent where there are none",
+    )
 
     model_config = example(records=[{"topic": "clickstream", "partition": 17, "offset": 20411}])
 

@@ -24,7 +24,10 @@ ADDED_STATUSES = {  # that were answered before and not documented
 }  # fmt: skip
 ADDED_LINKS = ("post /v1/events", "post /v1/items", "post /v1/users")
 ADDED_SCHEMAS = ("ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "RootAnswer", "ShadowStatus")
-ADDED_FIELDS = (("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"))
+ADDED_FIELDS = (
+    ("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"),
+    ("PublishedAnswer", "ignored"),
+)  # fmt: skip
 EMPTY_IS_NONE = ("session_id", "location", "recommendation_id", "page_id")  # of a click; "" was always taken
 ADDED_METRICS = {  # kind, and labels
     "perseid_redis_writes": ("gauge", ()),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.jobs.convert import convert_table
+from deploy.jobs.convert import convert, convert_table
 from deploy.tables.maps import ShopMap, map_file, read_map
 from deploy.tables.proposal import propose
 from deploy.tables.report import Report
@@ -126,3 +126,40 @@ def test_a_row_of_the_future_replaces_none_of_the_past(tmp_path: Path) -> None:
     table = "id,name,since\na,Tea,2020-01-01\na,New tea,2095-01-01\n"
     report = run(tmp_path, PLAIN + items, CLICKS, table)
     assert items_of(tmp_path)["a"]["title"] == "Tea" and counts(report) == {"first_seen is in the future (items)": 1}
+
+
+def test_a_forget_with_an_item_is_left_out_as_the_topic_would_refuse_it(tmp_path: Path) -> None:
+    text = PLAIN.replace('kind = { constant = "view" }', 'kind = "what"')
+    table = "user,item,time,what\nu,a,1600000000,view\nu,,1600000001,forget\nu,x,1600000002,forget\n"
+    report = run(tmp_path, text, table)
+    assert [(row["item_id"], row["event_type"]) for row in rows(tmp_path)] == [("a", "view"), ("", "forget")]
+    assert counts(report) == {"item_id: a forget has none, it is about the whole user": 1}
+
+
+@pytest.mark.parametrize("end", ["", "\r"])
+def test_lines_that_end_in_cr_alone_are_told_with_the_file_and_the_remedy(tmp_path: Path, end: str) -> None:
+    with pytest.raises(ValueError, match=r"events\.csv has lines that end in CR alone, .*; save it with LF or CR LF"):
+        run(tmp_path, PLAIN, f"user,item,time\ru,a,1600000000\rv,b,1600000001{end}")
+
+
+def test_a_bad_line_of_a_file_that_is_read_twice_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "ga4").mkdir()
+    good = b'{"event_name":"view_item","event_timestamp":"1612069510766594","user_id":"u","items":[{"item_id":"a"}]}\n'
+    (tmp_path / "ga4" / "events.json").write_bytes(good + b"{broken\n" + good.replace(b'"a"', b'""'))
+    report = Report(skip_bad_lines=True)
+    convert("ga4", tmp_path / "ga4", tmp_path / "out", report)
+    assert counts(report) == {"bad line": 1, "no item": 1, "items.item_id is empty (items)": 1}
+
+
+def test_blank_ids_are_left_out_and_long_titles_and_lists_are_cut(tmp_path: Path) -> None:
+    tags = " ".join(f"t{n}" for n in range(1_001))
+    text = PLAIN + ITEMS + 'tags = { column = "tags", separator = " " }\n'
+    report = run(tmp_path, text, CLICKS + " ,a,1600000001\n", f"id,name,tags\na,{'x' * 10_001},{tags}\n")
+    assert counts(report) == {
+        "user_id is no id": 1,
+        "title is cut at 10,000 characters (the row stays)": 1,
+        "tags is cut at 1,000 labels (the row stays)": 1,
+    }
+    found = items_of(tmp_path)["a"]
+    assert (len(found["title"]), len(found["tags"])) == (10_000, 1_000)
+    assert not read_folder(tmp_path / "out").left_out

@@ -520,7 +520,9 @@ def test_events_that_name_their_item_again_and_again_replace_nothing(tmp_path: P
 
 
 def test_a_table_with_a_header_alone_has_no_event(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no usable event of MAP\.toml"):
+    with pytest.raises(
+        ValueError, match=r"there is no usable event in .*events\.csv by the map MAP\.toml: there is no row in it$"
+    ):
         run(tmp_path, PLAIN, "user,item,time\n")
     items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
     report = run(tmp_path, PLAIN + items, "user,item,time\nu,i,1600000000\n", "id,name\n")

@@ -89,7 +89,7 @@ def test_events_are_those_of_brute_force(steps: list[Any], window: tuple[int, in
     broker, now_ms = MemoryBroker(), NOW_MS
     for user, number, kind, after_ms, gap_ms, partition in steps:
         now_ms += gap_ms
-        body = click(user, f"i{number}", now_ms + after_ms, f"e{number}", kind)
+        body = click(user, "" if kind == "forget" else f"i{number}", now_ms + after_ms, f"e{number}", kind)
         home = partition_of(user, PARTITIONS)
         broker.append(CLICKSTREAM, home if partition < 0 else partition, None, orjson.dumps(body), now_ms)
     found = merged(broker.logs)
