@@ -10,7 +10,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 import orjson
@@ -21,6 +21,9 @@ from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.progress import show_progress
 from deploy.settings import PREFIX
 from deploy.state_folder import attach, running_near
+
+if TYPE_CHECKING:  # `produce` loads it with what it needs
+    from deploy.jobs.produce import Produced
 
 _IN_FILE_ONLY = ("offsets", "logs")  # long: a line for each of a hundred partitions
 _SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
@@ -99,13 +102,18 @@ def produce(
         raise ConnectionError(f"{error}; {remedy}") from error
     finally:
         producer.close()
+    _tell(result, refused)
+    return 1 if result.rejected else 0
+
+
+def _tell(result: Produced, refused: Path | None) -> None:
+    """Which lines were refused and why, then the summary."""
     for rejected in result.rejected[:_SHOWN_REJECTS]:
         click.echo(rejected, err=True)
     if len(result.rejected) > _SHOWN_REJECTS:
         more = counted(len(result.rejected) - _SHOWN_REJECTS, "more line was", "more lines were")
         click.echo(f"… and {more} refused{'' if refused else '; --refused FILE writes them all'}", err=True)
     click.echo(orjson.dumps(result.summary(), option=orjson.OPT_NON_STR_KEYS).decode())
-    return 1 if result.rejected else 0
 
 
 @click.command()

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -289,18 +290,29 @@ def test_what_was_found_makes_no_reason_of_its_own() -> None:
     assert reasons == {"clickstream: kind: expected one of view, cart, purchase, like, dislike, remove": 3}
 
 
+def catalogue_fields(changed: dict[str, Any]) -> Mapping[str, Any]:
+    """What is taken over of a catalogue record with these fields changed."""
+    found = parse(record(CATALOG, {**GOOD[CATALOG], **changed}), RULES)
+    assert isinstance(found, CatalogueEntry) and found.fields is not None
+    return found.fields
+
+
 def test_long_titles_and_lists_are_taken_up_to_their_bounds() -> None:
-    parse(record(CATALOG, {**GOOD[CATALOG], "title": "é" * 10_000, "tags": ["t"] * 1_000}), RULES)
+    found = catalogue_fields({"title": "é" * 10_000, "tags": ["t"] * 1_000})
+    assert found["title"] == "é" * 10_000 and found["tags"] == ["t"] * 1_000
 
 
 @pytest.mark.parametrize("price", [0, -0.0, 0.0, 1e308])
 def test_a_price_may_be_nothing(price: float) -> None:
-    parse(record(CATALOG, {**GOOD[CATALOG], "price": price}), RULES)
+    assert catalogue_fields({"price": price})["price"] == price
 
 
 def test_a_window_may_be_empty_and_a_context_may_say_that_something_is_over() -> None:
-    parse(record(CATALOG, {**GOOD[CATALOG], "starts_ms": TS_MS, "ends_ms": TS_MS}), RULES)
-    parse(record(CONTEXT, {**GOOD[CONTEXT], "valid_until_ms": TS_MS - 1}), RULES)
+    found = catalogue_fields({"starts_ms": TS_MS, "ends_ms": TS_MS})
+    assert found["starts_ms"] == found["ends_ms"] == TS_MS
+    over = parse(record(CONTEXT, {**GOOD[CONTEXT], "valid_until_ms": TS_MS - 1}), RULES)
+    assert isinstance(over, ContextEntry) and over.content is not None
+    assert orjson.loads(over.content)["valid_until_ms"] == TS_MS - 1
 
 
 @pytest.mark.parametrize("topic", CONSUMED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 
@@ -17,30 +17,19 @@ from index.state.memory_store import MemoryStore
 from index.state.redis_store import RedisStore
 from index.state.store import LiveStore
 from index.state.trials import Experiment, Shadow, in_share
+from tests.support.store_scenarios import Scenario, runner
 
 A, B, C = "m-0000000a", "m-0000000b", "m-0000000c"
 SHADOW = Shadow(B, 0.01, 5)
 EXPERIMENT = Experiment("x-1", A, B, 0.1, "salt", 7)
 TRIED = Aliases(A, B, C, 9, SHADOW, EXPERIMENT)
-Scenario = Callable[[LiveStore], Awaitable[None]]
 
 
 @pytest.fixture(params=["memory", pytest.param("server", marks=pytest.mark.servers)])
 def check(request: pytest.FixtureRequest, keys: Keys) -> Callable[[Scenario], None]:
     """Runs a scenario against a fresh store of each kind."""
     server: RedisServer | None = request.getfixturevalue("redis_server") if request.param == "server" else None
-
-    def run(scenario: Scenario) -> None:
-        async def main() -> None:
-            store: LiveStore = MemoryStore(keys) if server is None else RedisStore(server.url, keys)
-            try:
-                await scenario(store)
-            finally:
-                await store.close()
-
-        asyncio.run(main())
-
-    return run
+    return runner(lambda: MemoryStore(keys) if server is None else RedisStore(server.url, keys))
 
 
 def test_aliases_and_trials_are_set_and_taken_away_as_a_whole(check: Callable[[Scenario], None]) -> None:
