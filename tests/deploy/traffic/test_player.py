@@ -121,6 +121,7 @@ def test_a_stop_ends_a_load_whose_records_are_never_applied() -> None:
         subject, _ = player(LogInMemory(), MemoryStore(Keys("t")))
         loading = asyncio.create_task(subject.load(clicks(100), stop))
         await asyncio.sleep(0.05)
+        assert not loading.done(), "it waits for its records to be applied"
         stop.set()
         async with asyncio.timeout(5):
             await loading

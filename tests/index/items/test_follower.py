@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 
 import numpy as np
@@ -25,6 +25,7 @@ from index.state.records import (
 )
 from index.state.redis_store import RedisStore
 from index.state.store import Commit, LiveStore, LogIdentity, LogPage, Op, StoreUnavailableError
+from tests.support.store_scenarios import Scenario, runner
 
 MODEL, TOPIC = "m-00000001", "catalog"
 VECTOR = np.array([0.6, 0.8], np.float32)
@@ -98,25 +99,11 @@ class ShortLogStore(MemoryStore):
         return page if page.reload else LogPage(page.generation, position + len(items), items, reload=False)
 
 
-Scenario = Callable[[LiveStore], Awaitable[None]]
-
-
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.servers)])
 def check(request: pytest.FixtureRequest, keys: Keys) -> Callable[[Scenario], None]:
     """Runs a scenario against a fresh store of either kind."""
     server: RedisServer | None = request.getfixturevalue("redis_server") if request.param == "redis" else None
-
-    def run(scenario: Scenario) -> None:
-        async def main() -> None:
-            store: LiveStore = RedisStore(server.url, keys) if server else MemoryStore(keys)
-            try:
-                await scenario(store)
-            finally:
-                await store.close()
-
-        asyncio.run(main())
-
-    return run
+    return runner(lambda: RedisStore(server.url, keys) if server else MemoryStore(keys))
 
 
 def test_it_loads_everything_and_then_follows(check: Callable[[Scenario], None]) -> None:
@@ -253,6 +240,7 @@ def test_following_survives_outages() -> None:
         async with asyncio.timeout(5):
             while "a" not in sink.records:
                 await asyncio.sleep(0.01)
+        assert store.failures == 0 and not following.done(), "it met both outages and goes on"
         following.cancel()
         with suppress(asyncio.CancelledError):
             await following

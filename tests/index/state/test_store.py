@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +14,9 @@ from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys
 from index.state.memory_store import MemoryStore
 from index.state.redis_store import RedisStore
 from index.state.store import ClaimRefusedError, Commit, FencedError, LiveStore, LogIdentity, Op, StoreUnavailableError
+from tests.support.store_scenarios import Scenario, runner
 
 LOG = LogIdentity("cluster-a")
-Scenario = Callable[[LiveStore], Awaitable[None]]
 
 
 @pytest.fixture(params=["memory", *(pytest.param(kind, marks=pytest.mark.servers) for kind in ("server", "cluster"))])
@@ -24,18 +24,7 @@ def check(request: pytest.FixtureRequest, keys: Keys) -> Callable[[Scenario], No
     """Runs a scenario against a fresh store of each kind."""
     kind: str = request.param
     server = None if kind == "memory" else request.getfixturevalue(f"redis_{kind}")
-
-    def run(scenario: Scenario) -> None:
-        async def main() -> None:
-            store: LiveStore = RedisStore(server.url, keys, cluster=kind == "cluster") if server else MemoryStore(keys)
-            try:
-                await scenario(store)
-            finally:
-                await store.close()
-
-        asyncio.run(main())
-
-    return run
+    return runner(lambda: RedisStore(server.url, keys, cluster=kind == "cluster") if server else MemoryStore(keys))
 
 
 def commit(store: LiveStore, token: str, expected: int, position: int, *ops: Op, topic: str = "clicks") -> Commit:
