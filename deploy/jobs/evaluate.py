@@ -288,7 +288,7 @@ def evaluate_sessions_of(
         settings.rules(),
         plan,
         progress,
-        None if known_ms is None else partial(_list_features, folder, vectors, opened, settings),
+        None if known_ms is None else partial(_list_features, folder, vectors, opened, settings, progress),
     )
     shown = found["views"][views[0]]["label_pre"]
     facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
@@ -304,9 +304,10 @@ def _list_features(
     vectors: ItemVectors,
     opened: OpenedModel,
     settings: Settings,
+    progress: Callable[[int, int], None] | None,
     questions: Sequence[ListQuestion],
 ) -> dict[int, NDArray[np.float32]]:
-    """What the serving code knows of each list, by the number of its question."""
+    """What the serving code knows of each list, by the number of its question; `progress` as of `evaluate_sessions`."""
     from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 
     rules, offline, partitions = settings.rules(), opened.offline(), 1
@@ -318,7 +319,13 @@ def _list_features(
         engine = await open_engine(store, rules, partitions, SilentSink(), None, logs, sizes)
         walked = RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules)
         log = numbered(records(folder, vectors=vectors), partitions)
-        return {asked.question.number: asked.features async for asked in walked.run(log, in_time(questions))}
+        found: dict[int, NDArray[np.float32]] = {}
+        async for asked in walked.run(log, in_time(questions)):
+            found[asked.question.number] = asked.features
+            if progress is not None:
+                events, of = folder.events, len(folder.events)
+                progress(min(events.before(asked.question.ts_ms), of), of)
+        return found
 
     return asyncio.run(walk())
 

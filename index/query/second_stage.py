@@ -85,6 +85,11 @@ class SecondStage:
         found[labels >= 0] = self.catalogue.search.vectors(labels[labels >= 0])
         return found
 
+    def looked_at(self, asker: Asker) -> Labels:
+        """Labels of the user's items whose vectors are looked at."""
+        history = self._history(asker.state)
+        return np.unique(np.concatenate([*self._looked_at(history, asker.now_ms).values()]))
+
     def _history(self, state: UserState) -> History:
         kinds = np.frombuffer(bytes(state.kinds), np.uint8)
         known = kinds < len(self.classes)
@@ -93,14 +98,13 @@ class SecondStage:
 
     def _near(self, history: History, now_ms: int) -> dict[str, Vector]:
         """Vectors of what the user did last, by name of `UserEvidence.near`."""
-        recent = history.recent()
-        wanted = {
-            "last": recent[:1],
-            "recent": recent,
-            "session": history.recent_in_session(now_ms),
-            "acted": history.acted(),
-        }
+        wanted = self._looked_at(history, now_ms)
         return {name: self.catalogue.search.vectors(labels) for name, labels in wanted.items() if len(labels)}
+
+    def _looked_at(self, history: History, now_ms: int) -> dict[str, Labels]:
+        recent = history.recent()
+        session, acted = history.recent_in_session(now_ms), history.acted()
+        return {"last": recent[:1], "recent": recent, "session": session, "acted": acted}
 
     def _amounts(self, labels: Labels, location: str) -> Amounts:
         ids = self._ids(labels)
@@ -125,14 +129,20 @@ class ListRanker:
     ranker: Ranker
 
     def part(
-        self, first: NDArray[np.float64], labels: Labels, vectors: Vector, asker: Asker, negative: Floats | None
+        self,
+        first: NDArray[np.float64],
+        labels: Labels,
+        vectors: Vector,
+        asker: Asker,
+        negative: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64] | None:
         """What is added to first-stage scores [m, slots], so that a list is ordered by the ranker; None where it fails.
 
         Its scores are taken to mean and spread of the first stage's, so that promotions and negative feedback weigh as
         much beside them.
         """
-        scores = self.ranker.scores(self.stage.features(labels, vectors, asker, negative))
+        taken_off = None if negative is None else negative.astype(np.float32)
+        scores = self.ranker.scores(self.stage.features(labels, vectors, asker, taken_off))
         if scores is None or not len(scores):
             return None
         spread = float(scores.std())

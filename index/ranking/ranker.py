@@ -35,16 +35,18 @@ class Ranker:
     features: tuple[str, ...]
     encoder: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    version: str = field(init=False)  # `r-` and eight hexadecimal digits
+    _columns: Sequence[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(self._words() + serialize(self.network.tensors())).hexdigest()
+        object.__setattr__(self, "version", f"r-{digest[:8]}")
+        object.__setattr__(self, "_columns", columns_of(self.features))
 
     def scores(self, features: Floats) -> Floats | None:
         """Of the items of one list with all features [m, len(FEATURES)]; None when one of them is no number."""
-        found = self.network.scores(features[:, columns_of(self.features)])
+        found = self.network.scores(features[:, self._columns])
         return found if np.isfinite(found).all() else None
-
-    @property
-    def version(self) -> str:
-        """`r-` and eight hexadecimal digits."""
-        return "r-" + hashlib.sha256(self._words() + serialize(self.network.tensors())).hexdigest()[:8]
 
     def _words(self) -> bytes:
         words = {"features": list(self.features), "features_version": VERSION, "encoder": self.encoder}
@@ -93,7 +95,10 @@ def load_ranker(folder: Path) -> Ranker:
         raise ValueError(
             f"{folder}: the network reads {len(network.scaling.edges)} features, {len(features)} are named"
         )
-    return Ranker(network, features, str(document.get("encoder") or ""), document.get("metadata") or {})
+    found = Ranker(network, features, str(document.get("encoder") or ""), document.get("metadata") or {})
+    if found.version != document.get("version"):
+        raise ValueError(f"{folder} says that it is {document.get('version')} and is {found.version}; copy it again")
+    return found
 
 
 def columns_of(features: Sequence[str]) -> list[int]:

@@ -105,6 +105,8 @@ def test_a_score_that_is_no_number_gives_none() -> None:
         ("features", ["next", "general", "unheard-of"], "does not compute: unheard-of"),
         ("features", ["next"], "1 are named"),
         ("sha256", "0", "does not belong"),
+        ("encoder", "m-1", "copy it again"),
+        ("version", "r-00000000", "copy it again"),
     ],
 )
 def test_an_artefact_that_does_not_fit_is_refused_in_one_line(
