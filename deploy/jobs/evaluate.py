@@ -40,7 +40,7 @@ from streams.evaluation.baselines import (
 )
 from streams.evaluation.held_out import HeldOut, QuestionSettings, led_by
 from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, metrics_of, rank_all
-from streams.evaluation.rankers import ModelRanker, Ranker
+from streams.evaluation.rankers import ModelRanker, OfflineRanker
 from streams.evaluation.sessions.sessions import CLICK, VIEWS, View
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
@@ -150,7 +150,7 @@ def evaluate_leave_one_out(
     plan, window, version, chosen = plan or BaselinePlan(), WINDOW, None, None
     folder = read_folder(path, settings.rules())
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
-    rankers: list[Ranker] = []
+    rankers: list[OfflineRanker] = []
     if model is not None:
         opened = open_model(model, settings)
         metadata = opened.metadata

@@ -1,4 +1,4 @@
-"""`Ranker` is a trained second stage: a network, the features it reads, and what it was made and measured with.
+"""`Ranker` is a trained second stage, a network with the features it reads and what it was made and measured with.
 
 An artefact is a folder of `ranker.safetensors` (all numbers) and `ranker.json` (all words), without pickles. Its
 version is a hash of both.
@@ -95,10 +95,10 @@ def load_ranker(folder: Path) -> Ranker:
         raise ValueError(
             f"{folder}: the network reads {len(network.scaling.edges)} features, {len(features)} are named"
         )
-    found = Ranker(network, features, str(document.get("encoder") or ""), document.get("metadata") or {})
-    if found.version != document.get("version"):
-        raise ValueError(f"{folder} says that it is {document.get('version')} and is {found.version}; copy it again")
-    return found
+    ranker = Ranker(network, features, str(document.get("encoder") or ""), document.get("metadata") or {})
+    if ranker.version != document.get("version"):
+        raise ValueError(f"{folder} says that it is {document.get('version')} and is {ranker.version}; copy it again")
+    return ranker
 
 
 def columns_of(features: Sequence[str]) -> list[int]:

@@ -30,8 +30,8 @@ async def write_state(url: str) -> None:
         await live(store, broker)
         write("state.json", dump(url, KEYS.prefix), MADE)
         write_packed("decoded.json.gz", await stored.decode(store), MADE)
-        for name, folder in FORMER.items():
-            restore(url, KEYS.prefix, expected("state.json", folder))
+        for name, former in FORMER.items():
+            restore(url, KEYS.prefix, expected("state.json", former))
             write(f"one_more_on_{name}.json", await stored.one_more(store), MADE)
     finally:
         await store.close()
@@ -44,6 +44,8 @@ def write_files(folder: Path) -> None:
     """Files of a replay, begun here and under each former version."""
     path = stored.make_checkpoint(folder / "replay")
     write_packed("replay_checkpoint.json.gz", stored.read_checkpoint(path), MADE)
+    if not (MADE / "replay.sqlite.gz").exists():  # for later versions; drawn anew it would differ in every run
+        stored.pack(path, MADE / "replay.sqlite.gz")
     for name, former in FORMER.items():
         stored.unpack("replay.sqlite.gz", folder / name / "replay.sqlite", former)
         write_packed(f"replay_resumed_of_{name}.json.gz", stored.run_replay(folder / name), MADE)

@@ -227,6 +227,24 @@ def test_the_same_holds_in_redis(seed: int, redis_server: RedisServer, keys: Key
     asyncio.run(main())
 
 
+def test_all_counts_of_a_bucket_beyond_the_horizon_are_removed() -> None:
+    async def scenario(world: Partition) -> None:
+        for user in ("anna", "ben"):
+            world.click(user, 0, kind="purchase")
+        world.click("anna", 1, kind="dislike")
+        await world.apply()
+        keys, bucket = world.store.keys, NOW_MS // SETTINGS.bucket_ms
+        hashes = keys.popularity(TAG, bucket), keys.kinds(TAG, bucket)
+        assert [await world.store.read_all(key) for key in hashes] == [{"\x1fitem": b"10"}, {"2\x1fitem": b"2"}]
+        await world.users()
+        world.advance((SETTINGS.horizon_buckets + 1) * SETTINGS.bucket_ms)
+        await world.apply()
+        assert [await world.store.read_all(key) for key in hashes] == [{}, {}]
+        await world.users()
+
+    play(scenario)
+
+
 @pytest.mark.parametrize(("stored", "then"), [(None, "3"), ("1", "1,3"), ("1,2", "1,2,3"), ("2", "2,3"), ("3", "3")])
 def test_a_partition_says_under_which_rules_it_was_applied(stored: str | None, then: str) -> None:
     async def scenario(world: Partition) -> None:
