@@ -40,7 +40,8 @@ def test_it_learns_from_what_lies_between_the_encoder_and_the_questions(tmp_path
     assert slates[30] in between and slates[60] not in between
     for one in found:
         assert {item for item, gain in zip(one.ids, one.gains, strict=True) if gain} == one.slate.chosen
-    assert taught_slates(folder, RULES, "click", view, known_ms, split_ms, every=3) == pytest.approx(found[::3])
+    third = taught_slates(folder, RULES, "click", view, known_ms, split_ms, every=3)
+    assert [one.slate for one in third] == between[::3]
 
 
 def test_purchases_teach_more_than_carts_and_a_cart_that_was_bought_counts_once(tmp_path: Path) -> None:
@@ -68,7 +69,8 @@ def knowing_prices(folder: Folder, asked: list[ListQuestion], values: Mapping[st
         found = {}
         for question in questions:
             rows = np.full((len(question.item_ids), len(FEATURES)), np.nan, np.float32)
-            rows[:, FEATURES.index("price")] = [values[item] for item in question.item_ids]
+            known = np.array([values[item] for item in question.item_ids])
+            rows[:, FEATURES.index("price_rank")] = (known[:, None] > known).mean(axis=1)
             rows[:, FEATURES.index("position")] = question.positions
             found[question.number] = rows
         return found
@@ -88,8 +90,8 @@ def test_its_rows_find_a_planted_cause_and_positions_only_where_they_may(tmp_pat
     found = evaluate_sessions(folder, vectors_of(folder), offline(), RULES, plan, None, features)
     result = found["views"]["before"]["label_pre"]
     first = {name: result["lists"][name]["hr@1"] for name in TWO_STAGE}
-    assert first["two-stage + position"] > 0.7
-    assert first["two-stage"] > 0.7 if cause == "price" else first["two-stage"] < 0.35
+    assert first["two-stage + position"] > 0.5
+    assert first["two-stage"] > 0.5 if cause == "price" else first["two-stage"] < 0.25
     assert {name: facts["lists"] for name, facts in result["two_stage"].items()} == dict.fromkeys(TWO_STAGE, 160)
     pairs = {(pair["list"], pair["baseline"]) for pair in result["versus"]}
     assert pairs >= {(name, other) for name in TWO_STAGE for other in ("LambdaMART", "h_next")}
