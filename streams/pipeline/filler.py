@@ -56,7 +56,9 @@ class VectorFiller:
         began_s = self._now_s()
         if not await self.step():
             return _IDLE_S
-        return (self._now_s() - began_s) * (1 / self._share - 1)
+        took_s = self._now_s() - began_s
+        self._engine.counts.add("fill_ms", round(1000 * took_s))
+        return took_s * (1 / self._share - 1)
 
     async def serve_wanted(self) -> int:
         """Encodes the users of our partitions who asked and have no vectors; how many those were."""
@@ -128,7 +130,7 @@ class VectorFiller:
         if not now.removing:
             items = [item_id for item_id, _ in await self._lacking(map(self._engine.store.keys.item, items), items)]
         # While a model is filled that nobody can have loaded, its followers have nothing to learn.
-        now.written += await self._engine.fill_items(lease, items, logged=not lease.models) if items else 0
+        self._wrote(now, await self._engine.fill_items(lease, items, logged=not lease.models) if items else 0)
         return None
 
     async def _users_step(self, lease: PartitionLease, now: _Pass) -> None:
@@ -143,11 +145,15 @@ class VectorFiller:
             if not now.lacking:
                 return None
         began, users = self._now_s(), dict(now.lacking[: self._users])
-        now.written += await self._engine.fill_users(lease, users)
+        self._wrote(now, await self._engine.fill_users(lease, users))
         del now.lacking[: len(users)]
         took_s = max(self._now_s() - began, 1e-4)
         self._users = max(1, min(_MOST_USERS, 2 * self._users, int(len(users) * _PIECE_S / took_s)))
         return None
+
+    def _wrote(self, now: _Pass, count: int) -> None:
+        now.written += count
+        self._engine.counts.add("filled", count)
 
     async def _lacking(self, hashes: Iterable[str], names: Sequence[str]) -> list[tuple[str, frozenset[str]]]:
         """Those users or items who lack vectors, with the versions of the models."""

@@ -196,7 +196,9 @@ def test_filling_rests_for_its_share_of_the_time() -> None:
             return worked
 
         filler._now_s = tick  # each look at the clock is 10 ms later than the one before
-        assert await filler.turn() >= 0.01, "half of the time: as long as it worked"
+        rest_s = await filler.turn()
+        assert rest_s >= 0.01, "half of the time: as long as it worked"
+        assert world.engine.counts["fill_ms"] == round(1000 * rest_s)
 
     play(scene)
 
@@ -212,6 +214,8 @@ def test_it_says_how_far_it_is_and_since_when() -> None:
             world.now_s += 0.5
             reports.append(filler.report())
         assert filler.report() == {}
+        everybody = len(await world.users()) + await world.store.count(world.store.keys.item_index())
+        assert world.engine.counts["filled"] == everybody
         of_users = [report["p0"] for report in reports if "p0" in report]
         done = [part["looked"] for part in of_users if part["written"]]
         total = of_users[0]["total"]
