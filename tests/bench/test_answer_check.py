@@ -110,8 +110,16 @@ def test_a_part_that_is_not_the_named_models_is_found(what: str, mixed: dict[str
 
 
 def test_what_fits_instead_is_said() -> None:
-    (line,) = checker().check([answer(USERS[0], A, items=B, offset=A)]).wrong
-    assert f"names {A}" in line and (f"users of {A} and items of {B}" in line or "context" in line)
+    (line,) = checker().check([answer(USERS[0], A, items=B)]).wrong
+    assert f"what context adds is not {A}'s" in line
+    (line,) = checker().check(planted(answer(USERS[0], A))).wrong
+    assert f"names {A}" in line and f"users of {A} and items of {B}, by 0.0000" in line
+
+
+def planted(*good: Answer) -> list[Answer]:
+    check = checker()
+    check.check(good)
+    return check.planted(good)
 
 
 def test_one_foreign_item_in_a_list_is_found() -> None:
@@ -122,11 +130,9 @@ def test_one_foreign_item_in_a_list_is_found() -> None:
 
 
 def test_planted_answers_are_all_found() -> None:
-    check = checker()
     good = [answer(user, model) for user in USERS for model in (A, B)]
-    assert check.check(good).wrong == []
-    planted = check.planted(good)
-    assert len(planted) == len(good) == len(check.check(planted).wrong)
+    bad = planted(*good)
+    assert len(bad) == len(good) == len(checker().check(bad).wrong)
 
 
 def test_without_vectors_the_context_is_checked() -> None:
