@@ -216,7 +216,7 @@ def _cosines(answer: Answer, users: Vector, model: ScoringModel) -> Vector:
     """[n] products of a user's vectors [2, d] with the listed items' of a model."""
     items = answer.body["items"]
     rows = model.items([item["item_id"] for item in items])
-    return np.einsum("nd,nd->n", rows, users[[_SLOTS[item["slot"]] for item in items]])
+    return np.asarray(np.einsum("nd,nd->n", rows, users[[_SLOTS[item["slot"]] for item in items]]), np.float32)
 
 
 def _with_cosines(answer: Answer, cosines: Vector) -> Answer:
@@ -229,4 +229,4 @@ def _with_cosines(answer: Answer, cosines: Vector) -> Answer:
 
 
 def _adds_up(item: Mapping[str, Any]) -> bool:
-    return abs(item["score"] - sum(item["explain"].values())) <= _ROUNDING
+    return bool(abs(item["score"] - sum(item["explain"].values())) <= _ROUNDING)

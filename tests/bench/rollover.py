@@ -113,7 +113,7 @@ class ModelWatch:
     def totals(self) -> dict[str, int]:
         """Counters of the workers, as they reported them last."""
         found: dict[str, int] = {}
-        for beat in map(orjson.loads, self._redis.hvals(self._keys.roles())):  # type: ignore[arg-type]
+        for beat in map(orjson.loads, self._redis.hvals(self._keys.roles())):
             for name, count in beat["counters"].items() if beat["role"] == "worker" else ():
                 found[name] = found.get(name, 0) + count
         return found
@@ -346,7 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="perseid-bench-") as name, started("kafka", given.state, two=True) as live:
         found = rows(live, measured(live, plan, Path(name)), COUNT)
     share = min(plan.rate / GOAL_RATE, plan.queries / GOAL_QUERIES)
-    load = f"{plan.rate:g} events/s and {plan.queries:g} queries/s" + ("" if share == 1 else f", {share:.0%} of the goal's")
+    load = f"{plan.rate:g} events/s and {plan.queries:g} queries/s" + (
+        "" if share == 1 else f", {share:.0%} of the goal's"
+    )
     for row in found:
         print(f"{row['name']:40} {row['value']:12.4g} {row['unit']}", file=sys.stderr)
     show("rollover", found, f"real Kafka and Redis, two workers, two API processes and the generator; {load}")
