@@ -6,6 +6,7 @@ that had nothing to write is noted at the tag. What a killed worker had begun be
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from streams.pipeline.lease import PartitionLease
 _LOOK = 200  # users or items looked at in one round trip
 _PIECE_S = 0.02  # of encoding at once, for which clicks may have to wait
 _MOST_USERS = 64  # encoded at once
-_IDLE_S = 0.1  # between two looks for users who are waited for
+_IDLE_S = 0.1  # between two looks for users who are waited for, when nothing is to fill; else …
+_GLANCE_S = 0.02  # … so long at most, also while it rests: an API process waits for 0.1 s
 
 
 @dataclass(slots=True)
@@ -43,22 +45,25 @@ class VectorFiller:
     def __init__(self, engine: Engine, share: float, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._share, self._now_s = engine, share, monotonic_s
         self._passes: dict[str, _Pass] = {}
+        self._rests_until_s = -math.inf
         self._turn = 0
         self._users = 1  # to encode at once
 
     async def turn(self) -> float:
-        """A piece of work, if there is one; returns for how many seconds to rest after it.
+        """A piece of work, if there is one and it has rested long enough; returns after how many seconds to call again.
 
         Raises StoreUnavailableError, FencedError: what was not written is found again.
         """
         if await self.serve_wanted():
             return 0.0
         began_s = self._now_s()
-        if not await self.step():
-            return _IDLE_S
-        took_s = self._now_s() - began_s
-        self._engine.counts.add("fill_ms", round(1000 * took_s))
-        return took_s * (1 / self._share - 1)
+        if began_s >= self._rests_until_s:
+            if not await self.step():
+                return _IDLE_S
+            took_s = self._now_s() - began_s
+            self._engine.counts.add("fill_ms", round(1000 * took_s))
+            self._rests_until_s = began_s + took_s / self._share
+        return min(_GLANCE_S, max(0.0, self._rests_until_s - self._now_s()))
 
     async def serve_wanted(self) -> int:
         """Encodes the users of our partitions who asked and have no vectors; how many those were."""

@@ -26,7 +26,8 @@ _AT_ONCE = 256  # windows encoded
 _SLOTS = {"next": 0, "general": 1}  # rows of a user's vectors
 
 Window = tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]  # items, kinds and times, oldest first
-Newest = tuple[str, int]  # a user, and the time of the newest event of the window
+Newest = tuple[str, int | None]  # a user, and the time of the newest event of the window, None without events
+NO_EVENTS: Window = ((), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +135,16 @@ class AnswerCheck:
         for answer in answers:
             named = answer.body["model"]
             other = versions[versions.index(named) - 1]
-            windows = self._windows.get(answer.newest, ())
+            windows = self._known(answer)
             if answer.has_vectors and windows and other != named:
                 users = self._users[named][answer.newest[0], windows[0]]
                 cosines = _cosines(answer, users, self._models[other])
                 made.append(_with_cosines(answer, cosines))
         return made
+
+    def _known(self, answer: Answer) -> Sequence[Window]:
+        """The windows that it may have been made of."""
+        return [NO_EVENTS] if answer.newest[1] is None else self._windows.get(answer.newest, ())
 
     def _encode(self, answers: Sequence[Answer]) -> None:
         """User vectors of every model for every window that an answer may have been made of."""
@@ -147,7 +152,7 @@ class AnswerCheck:
             (answer.newest[0], window): None
             for answer in answers
             if answer.has_vectors
-            for window in self._windows.get(answer.newest, ())
+            for window in self._known(answer)
         }
         for version, model in self._models.items():
             known = self._users[version]
@@ -171,7 +176,7 @@ class AnswerCheck:
         if not answer.has_vectors:
             found.without_vectors += 1
             return
-        windows = self._windows.get(answer.newest, ())
+        windows = self._known(answer)
         if not windows:
             found.unexplained += 1
             return

@@ -252,8 +252,7 @@ class Rollover:
         """A command as people give it; what it changed has been seen when this returns."""
         perseid(self.live.state, *words)
         time.sleep(2 * _LOOK_S)
-        said = next((phase.name for phase in self.phases[-1:]), "")
-        print(f"models {' '.join(words)}: done (after {said})", file=sys.stderr)
+        print(f"perseid models {' '.join(words)}", file=sys.stderr)
 
 
 def perseid(state: Path, *words: str) -> str:

@@ -35,6 +35,7 @@ from tests.integration.live import Live
 
 GOAL_RATIO = 1.5
 _PLANTED = 500  # answers with parts of two models, which the check has to find
+_NEAR_S = 2.0  # before and after another champion
 _SHOWN = 5  # wrong answers that are told in full
 
 
@@ -117,6 +118,7 @@ def rows(live: Live, seen: Recorded, count: int) -> list[Row]:
         *latencies(seen),
         *(row for number, fill in enumerate(seen.fills) for row in filling(number + 1, fill)),
         *switching(seen.switches, models),
+        *(row for number, switch in enumerate(seen.switches, 1) for row in around(number, switch, seen.answers)),
         *unfilled(seen.unfilled, after_last_switch(seen)),
         result("events_per_s", seen.sent / seen.seconds, "events/s"),
         result("queries_per_s", len(seen.answers) / seen.seconds, "answers/s"),
@@ -129,6 +131,9 @@ def rows(live: Live, seen: Recorded, count: int) -> list[Row]:
 def lists(seen: Recorded, bodies: Sequence[Mapping[str, Any]], count: int) -> list[Row]:
     """What anybody would notice."""
     levels = Counter(body["served_by"] for body in bodies)
+    forced = seen.during("forced")
+    popular = sum(not is_personal(answer) for answer in seen.answers if answer.status == 200)
+    popular -= sum(not is_personal(answer) for answer in forced if answer.status == 200)
     failed = sum(seen.statuses.values()) - seen.statuses[200]
     return [
         result("answers", len(bodies), "answers"),
@@ -136,6 +141,7 @@ def lists(seen: Recorded, bodies: Sequence[Mapping[str, Any]], count: int) -> li
         result("empty_lists", sum(not body["items"] for body in bodies), "answers", 0, at_most=True),
         result("short_lists", sum(0 < len(body["items"]) < count for body in bodies), "answers", 0, at_most=True),
         *(result(f"answers_{level}", levels[level], "answers") for level in ("personal", "stale", "popular")),
+        result("popular_before_the_forced_promotion", popular, "answers", 0, at_most=True),
     ]
 
 
@@ -248,13 +254,23 @@ def switching(switches: Sequence[Switch], models: Sequence[tuple[float, str]]) -
         mine = [(at_s, model) for at_s, model in models if switch.at_s <= at_s < end_s]
         last = max((at_s for at_s, model in mine if model == switch.before), default=switch.at_s)
         first = min((at_s for at_s, model in mine if model == switch.after), default=float("nan"))
-        name = f"{switch.what} {number}".replace(" ", "_")
+        name = _name(number, switch)
         found += [
             result(f"{name}_to_last_old_answer", last - switch.at_s, "s"),
             result(f"{name}_to_first_new_answer", first - switch.at_s, "s"),
             result(f"{name}_command_to_last_old_answer", last - switch.asked_s, "s"),
         ]
     return found
+
+
+def around(number: int, switch: Switch, answers: Sequence[Answered]) -> list[Row]:
+    """The slowest answer that was due about the moment in which the champion was changed."""
+    near = [answer.latency_ms for answer in answers if abs(answer.due_s - switch.at_s) <= _NEAR_S]
+    return [result(f"{_name(number, switch)}_slowest_answer", max(near, default=float("nan")), "ms")]
+
+
+def _name(number: int, switch: Switch) -> str:
+    return f"{switch.what} {number}".replace(" ", "_")
 
 
 def unfilled(asked: Sequence[Unfilled], others: Mapping[str, Sequence[Answered]]) -> list[Row]:

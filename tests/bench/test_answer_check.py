@@ -142,6 +142,12 @@ def test_without_vectors_the_context_is_checked() -> None:
     assert len(checker().check([answer(USERS[0], A, warm=False, offset=B)]).wrong) == 1
 
 
+def test_a_user_of_whom_only_a_profile_is_known_has_a_window_without_events() -> None:
+    good = answer(USERS[0], A, length=0)
+    asked = Answer({**good.body, "as_of": {"ts_ms": None}}, good.sent_ms, good.done_ms)
+    assert checker({}).check([asked]).exact == 1
+
+
 def test_of_two_windows_with_the_same_newest_time_either_may_be_it() -> None:
     known = {(USERS[0], TS_MS + 4000): [window(USERS[0], 4), window(USERS[0], 5)]}
     found = checker(known).check([answer(USERS[0], A)])

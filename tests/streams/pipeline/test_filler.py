@@ -183,22 +183,28 @@ def test_a_displaced_worker_fills_nothing() -> None:
     play(scene)
 
 
-def test_filling_rests_for_its_share_of_the_time() -> None:
+def test_filling_rests_for_its_share_of_the_time_but_not_for_who_waits() -> None:
     async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
         a, b = threads
         await shop(world, a)
         filler = await world.start(a, b)
-        worked = 0.0
+        step = filler.step
 
-        def tick() -> float:
-            nonlocal worked
-            worked += 0.01
-            return worked
+        async def slow_step() -> bool:
+            world.now_s += 0.5  # half of the time: as long as it worked
+            return await step()
 
-        filler._now_s = tick  # each look at the clock is 10 ms later than the one before
-        rest_s = await filler.turn()
-        assert rest_s >= 0.01, "half of the time: as long as it worked"
-        assert world.engine.counts["fill_ms"] == round(1000 * rest_s)
+        filler.step = slow_step  # type: ignore[method-assign]
+        assert await filler.turn() == pytest.approx(0.02) and world.engine.counts["fill_ms"] == 500
+        filled = world.engine.counts["filled"]
+        world.now_s += 0.48
+        assert await filler.turn() == pytest.approx(0.02) and world.engine.counts["filled"] == filled, "it rests"
+        await world.store.write(world.store.keys.wanted(), {"u1": partition_tag(partition_of("u1", 2)).encode()})
+        assert await filler.turn() == 0.0
+        assert "v:m-b" in await world.fields("u1"), "who waits is encoded meanwhile"
+        world.now_s += 0.02
+        await filler.turn()
+        assert world.engine.counts["fill_ms"] == 1000, "and then it goes on"
 
     play(scene)
 
