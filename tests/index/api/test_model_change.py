@@ -80,6 +80,7 @@ def test_a_challenger_is_loaded_once_all_items_have_its_vectors_and_promoted_at_
 
         await until(switched, "the challenger serves", 0.5)
         assert set((await status(client))["loaded"]) == {MODEL, OTHER}, "for a rollback"
+        assert len(world.loaded) == 2, "nothing is tidied up after a promotion, for which requests would have to wait"
         await alias(world, champion=MODEL)
 
         async def back() -> bool:
