@@ -9,6 +9,7 @@ Every answer is kept and checked afterwards (`tests.bench.answer_check`), and so
 over the whole log. The generator shares the machine with what it measures.
 
     python -m tests.bench.rollover [--state DIR] [--rate 200] [--queries 50] [--quiet 15] [--rounds 1] [--sleepers 40]
+        [--out FILE]
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from tests.bench.open_loop import Answered, generator, get_request
 from tests.bench.open_loop import Load as QueryLoad
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.report import show
-from tests.bench.rollover_figures import Fill, Phase, Recorded, Switch, Unfilled, rows
+from tests.bench.rollover_figures import Fill, Phase, Recorded, Switch, Unfilled, rows, timeline
 from tests.bench.soak import processes
 from tests.integration.live import ROOT, Live, click
 from tests.support.saved_models import varied
@@ -339,11 +340,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quiet", type=float, default=15.0, help="seconds of each window without filling")
     parser.add_argument("--rounds", type=int, default=1, help="times from one model to the next but one")
     parser.add_argument("--sleepers", type=int, default=40, help="users whose last event is 45 days old")
+    parser.add_argument("--out", type=Path, help="file that gets steps and answers in order, one a line")
     given = parser.parse_args(arguments)
     use_threads(1)
     plan = Plan(given.rate, given.queries, given.quiet, given.rounds, given.sleepers)
     with tempfile.TemporaryDirectory(prefix="perseid-bench-") as name, started("kafka", given.state, two=True) as live:
-        found = rows(live, measured(live, plan, Path(name)), COUNT)
+        seen = measured(live, plan, Path(name))
+        if given.out is not None:
+            given.out.write_text("".join(f"{line}\n" for line in timeline(seen)))
+        found = rows(live, seen, COUNT)
     share = min(plan.rate / GOAL_RATE, plan.queries / GOAL_QUERIES)
     load = f"{plan.rate:g} events/s and {plan.queries:g} queries/s" + (
         "" if share == 1 else f", {share:.0%} of the goal's"

@@ -312,3 +312,15 @@ def after_last_switch(seen: Recorded) -> dict[str, list[Answered]]:
             if answer.sent_s >= seen.switches[-1].at_s and body["model"] == seen.switches[-1].after:
                 found.setdefault(body["user_id"], []).append(answer)
     return found
+
+
+def timeline(seen: Recorded) -> list[str]:
+    """Phases, switches and answers in the order of their beginning, by seconds since the first answer was due."""
+    zero = min((answer.due_s for answer in seen.answers), default=0.0)
+    lines = [(phase.began_s, f"{phase.name} for {phase.ended_s - phase.began_s:.2f} s") for phase in seen.phases]
+    lines += [(switch.at_s, f"{switch.what}: {switch.before} to {switch.after}") for switch in seen.switches]
+    for answer in seen.answers:
+        body = orjson.loads(answer.body) if answer.status == 200 else {"model": answer.status, "served_by": "nothing"}
+        words = f"{answer.latency_ms:.1f} ms, port {answer.port}, {body['model']}, {body['served_by']}"
+        lines.append((answer.due_s, words))
+    return [f"{at_s - zero:9.3f} {words}" for at_s, words in sorted(lines)]

@@ -20,6 +20,7 @@ from tests.bench.rollover_figures import (
     latencies,
     lists,
     switching,
+    timeline,
     unfilled,
 )
 
@@ -126,3 +127,17 @@ def test_second_requests_are_those_answered_by_the_model_that_was_promoted_last(
     answers = [answered(1, model="b"), answered(3, model="a"), answered(4, model="b", user="v"), answered(5, model="b")]
     found = after_last_switch(recorded(answers, switches=[Switch("promote", "a", "b", 1, 2)]))
     assert {user: [answer.due_s for answer in mine] for user, mine in found.items()} == {"u": [5], "v": [4]}
+
+
+def test_the_timeline_has_everything_in_order() -> None:
+    seen = recorded(
+        [answered(8.5, status=503), answered(7, model="a", took_s=0.02)],
+        phases=[Phase("fill", 7.5, 9)],
+        switches=[Switch("promote", "a", "b", 7, 8)],
+    )
+    assert timeline(seen) == [
+        "    0.000 20.0 ms, port 1, a, personal",
+        "    0.500 fill for 1.50 s",
+        "    1.000 promote: a to b",
+        "    1.500 10.0 ms, port 1, 503, nothing",
+    ]
