@@ -319,8 +319,9 @@ def timeline(seen: Recorded) -> list[str]:
     zero = min((answer.due_s for answer in seen.answers), default=0.0)
     lines = [(phase.began_s, f"{phase.name} for {phase.ended_s - phase.began_s:.2f} s") for phase in seen.phases]
     lines += [(switch.at_s, f"{switch.what}: {switch.before} to {switch.after}") for switch in seen.switches]
-    for answer in seen.answers:
+    unfilled = {id(answer): f" to {user.user}" for user in seen.unfilled for answer in (user.first, user.second)}
+    for answer in [*seen.answers, *(answer for user in seen.unfilled for answer in (user.first, user.second))]:
         body = orjson.loads(answer.body) if answer.status == 200 else {"model": answer.status, "served_by": "nothing"}
         words = f"{answer.latency_ms:.1f} ms, port {answer.port}, {body['model']}, {body['served_by']}"
-        lines.append((answer.due_s, words))
+        lines.append((answer.due_s, words + unfilled.get(id(answer), "")))
     return [f"{at_s - zero:9.3f} {words}" for at_s, words in sorted(lines)]
