@@ -16,7 +16,7 @@ from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, recommend
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
-from tests.bench.answer_check import Answer, AnswerCheck, ScoringModel, Window, WindowHistory
+from tests.bench.answer_check import Answer, AnswerCheck, Newest, ScoringModel, Window, WindowHistory
 from tests.support.model_world import TS_MS, new_encoder
 
 A, B = "m-a", "m-b"
@@ -81,8 +81,9 @@ def answer(
     return Answer(body, now_ms, now_ms)
 
 
-def checker(windows: Mapping[tuple[str, int], Sequence[Window]] | None = None) -> AnswerCheck:
-    known = {(user, TS_MS + 4000): [window(user, 5)] for user in USERS} if windows is None else windows
+def checker(windows: Mapping[Newest, Sequence[Window]] | None = None) -> AnswerCheck:
+    usual: dict[Newest, Sequence[Window]] = {(user, TS_MS + 4000): [window(user, 5)] for user in USERS}
+    known = usual if windows is None else windows
     return AnswerCheck({A: scoring(A), B: scoring(B)}, known, {}, {"oslo": RECORD})
 
 
@@ -149,7 +150,7 @@ def test_a_user_of_whom_only_a_profile_is_known_has_a_window_without_events() ->
 
 
 def test_of_two_windows_with_the_same_newest_time_either_may_be_it() -> None:
-    known = {(USERS[0], TS_MS + 4000): [window(USERS[0], 4), window(USERS[0], 5)]}
+    known: dict[Newest, Sequence[Window]] = {(USERS[0], TS_MS + 4000): [window(USERS[0], 4), window(USERS[0], 5)]}
     found = checker(known).check([answer(USERS[0], A)])
     assert (found.exact, found.several, found.wrong) == (0, 1, [])
 

@@ -93,7 +93,7 @@ def test_settings_have_the_same_names_and_defaults() -> None:
 
 @pytest.mark.parametrize("part", ["commands", "topics", "redis keys", "metrics", "counters"])
 def test_names_are_the_same(part: str) -> None:
-    found = {
+    found: Any = {
         "commands": collect.commands,
         "topics": collect.topics,
         "redis keys": collect.redis_keys,
