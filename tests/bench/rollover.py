@@ -8,8 +8,8 @@ its vectors, and users without them are asked for, among them some without an ev
 Every answer is kept and checked afterwards (`tests.bench.answer_check`), and so is the final state, against an oracle
 over the whole log. The generator shares the machine with what it measures.
 
-    python -m tests.bench.rollover [--state DIR] [--rate 200] [--queries 50] [--quiet 15] [--rounds 1] [--sleepers 40]
-        [--out FILE]
+    python -m tests.bench.rollover [--state DIR] [--rate 200] [--queries 50] [--quiet 15] [--rounds 1]
+        [--sleepers 200] [--out FILE]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ _LOOK_S = 0.02  # between two looks at Redis: how exactly steps are timed
 _SETTLE_S = 1.5  # after a step: its command has ended, and a heartbeat has told the counters
 _COMMAND_S, _FILL_S, _LAG_S = 120.0, 600.0, 120.0
 _SLEPT_MS, _SLEPT_EVENTS = 45 * DAY_MS, 12  # how long ago sleepers had their last events, and how many
-_AWAKE = 20  # users with recent events who are asked for without vectors
+_ASKED = {"awake": 20, "asleep": 40}  # users who are asked for without vectors; those asleep are filled last
 _ROLES = ("worker", "worker-2")
 
 
@@ -65,7 +66,7 @@ class Plan:
     queries: float = GOAL_QUERIES
     quiet_s: float = 15.0
     rounds: int = 1
-    sleepers: int = 40
+    sleepers: int = 200
 
 
 class ModelWatch:
@@ -118,6 +119,11 @@ class ModelWatch:
             for name, count in beat["counters"].items() if beat["role"] == "worker" else ():
                 found[name] = found.get(name, 0) + count
         return found
+
+    def writers(self, version: str) -> int:
+        """How many workers have opened a model, as they reported last."""
+        beats = [orjson.loads(beat) for beat in self._redis.hvals(self._keys.roles())]
+        return sum(version in beat.get("models", ()) for beat in beats if beat["role"] == "worker")
 
     def lacks(self, user: str, version: str) -> bool:
         """Whether a user has no vectors of a model."""
@@ -173,27 +179,28 @@ class Rollover:
         self._quiet()
         self._fill(second)
         self._quiet()
-        self._switch("promote", second, "promote", second)
+        self._switch("promote", second, lambda: self._models("promote", second))
         self._quiet()
-        self._switch("rollback", first, "rollback")
+        self._switch("rollback", first, lambda: self._models("rollback"))
         self._quiet()
         self._retire(second)
         self._quiet()
         self._fill(third)
         self._quiet()
-        self._switch("promote", third, "promote", third)
+        self._switch("promote", third, lambda: self._models("promote", third))
         self._retire(first)
         self._quiet()
 
     def force(self, version: str, sleepers: Sequence[str], awake: Sequence[str]) -> None:
         """Promotes a model as soon as there are items for it, and asks for users who lack its vectors, twice each."""
+        promoting = Prepared(self.live.state, "promote", version, "--force")
         with self._phase("forced"):
             self._models("stage", version)
             self.live.until(lambda: self._is_loaded(version), _FILL_S, "API processes have loaded the model")
-            self._switch("promote by force", version, "promote", version, "--force")
-            for users, kind, most in ((awake, "awake", _AWAKE), (sleepers, "asleep", len(sleepers))):
+            self._switch("promote by force", version, promoting.run)
+            for users, kind in ((awake, "awake"), (sleepers, "asleep")):
                 lacking = (user for user in users if self.watch.lacks(user, version))
-                for user, _ in zip(lacking, range(most), strict=False):
+                for user in islice(lacking, _ASKED[kind]):
                     self.unfilled.append(Unfilled(user, kind, self._ask(user), self._ask(user)))
             self.watch.until(lambda: self.watch.filled(version), f"everybody has vectors of {version}")
 
@@ -217,18 +224,24 @@ class Rollover:
         before, cpu = self.watch.totals(), self._cpu_s()
         self._models("stage", version)
         began = self.watch.changes[-1][0]
+        opened = self.watch.until(lambda: self.watch.writers(version) == len(_ROLES), f"workers have opened {version}")
         ended = self.watch.until(lambda: self.watch.filled(version), f"everybody has vectors of {version}")
         cores = (self._cpu_s() - cpu) / (ended - began)
-        self.phases.append(Phase("fill", began, ended, cores))
+        self.phases += [
+            Phase("fill", began, ended, cores),
+            Phase("fill_opening", began, opened),
+            Phase("fill_opened", opened, ended),
+        ]
         self._models("status", "--wait")
         time.sleep(_SETTLE_S)
         after = self.watch.totals()
         filled, spent_ms = (after.get(name, 0) - before.get(name, 0) for name in ("filled", "fill_ms"))
         self.fills.append(Fill(ended - began, filled, spent_ms / 1e3))
 
-    def _switch(self, what: str, to: str, *words: str) -> None:
+    def _switch(self, what: str, to: str, step: Callable[[], None]) -> None:
         before, asked_s = self.watch.aliases.champion, time.perf_counter()
-        self._models(*words)
+        step()
+        self.watch.until(lambda: self.watch.aliases.champion != before, f"{what} to {to}")
         at_s = self.watch.changes[-1][0]
         assert self.watch.aliases.champion == to, self.watch.aliases
         self.switches.append(Switch(what, before, to, asked_s, at_s))
@@ -263,6 +276,24 @@ def perseid(state: Path, *words: str) -> str:
     if done.returncode:
         raise ValueError(f"`perseid models {' '.join(words)}` failed: {done.stdout}{done.stderr}")
     return done.stdout.strip()
+
+
+class Prepared:
+    """A command that has loaded all it needs and waits for a word: by the time it were ready, much would be filled."""
+
+    def __init__(self, state: Path, *words: str) -> None:
+        load = "import sys; import deploy.cli, deploy.models.rollout, deploy.runtime.process; print(flush=True)"
+        wait = "sys.stdin.readline(); deploy.cli.main()"
+        command = [sys.executable, "-c", f"{load}; {wait}", "models", *words, "--state", str(state)]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def run(self) -> None:
+        """Goes on with it, until it has ended."""
+        said, _ = self._process.communicate("\n", _COMMAND_S)
+        if self._process.returncode:
+            raise ValueError(f"the prepared command failed: {said}")
 
 
 def registered(live: Live, folder: Path) -> list[str]:
@@ -339,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=float, default=GOAL_QUERIES, help="queries a second")
     parser.add_argument("--quiet", type=float, default=15.0, help="seconds of each window without filling")
     parser.add_argument("--rounds", type=int, default=1, help="times from one model to the next but one")
-    parser.add_argument("--sleepers", type=int, default=40, help="users whose last event is 45 days old")
+    parser.add_argument("--sleepers", type=int, default=200, help="users whose last event is 45 days old")
     parser.add_argument("--out", type=Path, help="file that gets steps and answers in order, one a line")
     given = parser.parse_args(arguments)
     use_threads(1)
