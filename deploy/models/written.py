@@ -98,14 +98,15 @@ class WrittenModels:
         wanted = [version for version in aliases.versions if version in self._written]
         if not wanted or wanted == self.versions:
             return
-        share = self._cache_bytes // len(wanted)
+        before, share = self.versions, self._cache_bytes // len(wanted)
         for version in wanted:
             await self._written[version].thread.restrict_cache(share)
         await self._engine.replace_encoders([self._written[version].thread for version in wanted])
         log.info("vectors are written of %s", ", ".join(wanted))
         for version in [version for version in self._written if version not in wanted]:
             await self._end(self._written.pop(version))
-        self._on_loaded()
+        if {*wanted} != {*before}:  # a promotion loads nothing: what follows would keep events and users waiting
+            self._on_loaded()
 
     def _may_try(self, version: str) -> bool:
         now_s = asyncio.get_running_loop().time()

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +62,15 @@ def settle() -> None:
     """After much was loaded: `freeze_gc`, and memory given back."""
     freeze_gc()
     give_back()
+
+
+def settle_once() -> Callable[[], None]:
+    """`settle` for the first load. After later ones, which meet requests, nothing is collected: they would wait.
+
+    What was loaded since is then left out of collections, and what is let go has to be free of cycles.
+    """
+    loads = count()
+    return lambda: gc.freeze() if next(loads) else settle()
 
 
 def open_store(settings: Settings, **options: Any) -> RedisStore:

@@ -148,13 +148,13 @@ class ModelLoader:
 
     async def switch(self) -> None:
         """Loads what has an alias and is to be loaded, and serves the champion. StoreUnavailableError: call again."""
-        before, aliases = self._loaded(), self._liveness.aliases
+        before, aliases = self._versions(), self._liveness.aliases
         if aliases.champion and (self.current is None or self.current.version != aliases.champion):
             await self._serve(aliases.champion)
         if self._liveness.aliases.challenger in (self._liveness.filled or ()):
             await self._load(self._liveness.aliases.challenger)
         await self._let_go()
-        if self._loaded() != before:
+        if self._versions() != before:  # a promotion loads nothing: what follows would keep requests waiting
             self._on_loaded()
         if self.current is not None and self.current.incomplete and not self._lack(self.current.version):
             self.current.incomplete = False
@@ -197,6 +197,9 @@ class ModelLoader:
 
     def _loaded(self) -> list[LoadedModel]:
         return [*filter(None, [self.current]), *self._beside.values()]
+
+    def _versions(self) -> set[str]:
+        return {found.version for found in self._loaded()}
 
     def report(self) -> dict[str, Any]:
         """Of each loaded version how many items it has, and whether they are all."""

@@ -6,6 +6,7 @@ that had nothing to write is noted at the tag. What a killed worker had begun be
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from streams.pipeline.lease import PartitionLease
 _LOOK = 200  # users or items looked at in one round trip
 _PIECE_S = 0.02  # of encoding at once, for which clicks may have to wait
 _MOST_USERS = 64  # encoded at once
-_IDLE_S = 0.1  # between two looks for users who are waited for
+_IDLE_S = 0.1  # between two looks for users who are waited for, when nothing is to fill; else …
+_GLANCE_S = 0.02  # … so long at most, also while it rests: an API process waits for 0.1 s
 
 
 @dataclass(slots=True)
@@ -43,20 +45,25 @@ class VectorFiller:
     def __init__(self, engine: Engine, share: float, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._share, self._now_s = engine, share, monotonic_s
         self._passes: dict[str, _Pass] = {}
+        self._rests_until_s = -math.inf
         self._turn = 0
         self._users = 1  # to encode at once
 
     async def turn(self) -> float:
-        """A piece of work, if there is one; returns for how many seconds to rest after it.
+        """A piece of work, if there is one and it has rested long enough; returns after how many seconds to call again.
 
         Raises StoreUnavailableError, FencedError: what was not written is found again.
         """
         if await self.serve_wanted():
             return 0.0
         began_s = self._now_s()
-        if not await self.step():
-            return _IDLE_S
-        return (self._now_s() - began_s) * (1 / self._share - 1)
+        if began_s >= self._rests_until_s:
+            if not await self.step():
+                return _IDLE_S
+            took_s = self._now_s() - began_s
+            self._engine.counts.add("fill_ms", round(1000 * took_s))
+            self._rests_until_s = began_s + took_s / self._share
+        return min(_GLANCE_S, max(0.0, self._rests_until_s - self._now_s()))
 
     async def serve_wanted(self) -> int:
         """Encodes the users of our partitions who asked and have no vectors; how many those were."""
@@ -128,7 +135,7 @@ class VectorFiller:
         if not now.removing:
             items = [item_id for item_id, _ in await self._lacking(map(self._engine.store.keys.item, items), items)]
         # While a model is filled that nobody can have loaded, its followers have nothing to learn.
-        now.written += await self._engine.fill_items(lease, items, logged=not lease.models) if items else 0
+        self._wrote(now, await self._engine.fill_items(lease, items, logged=not lease.models) if items else 0)
         return None
 
     async def _users_step(self, lease: PartitionLease, now: _Pass) -> None:
@@ -143,11 +150,15 @@ class VectorFiller:
             if not now.lacking:
                 return None
         began, users = self._now_s(), dict(now.lacking[: self._users])
-        now.written += await self._engine.fill_users(lease, users)
+        self._wrote(now, await self._engine.fill_users(lease, users))
         del now.lacking[: len(users)]
         took_s = max(self._now_s() - began, 1e-4)
         self._users = max(1, min(_MOST_USERS, 2 * self._users, int(len(users) * _PIECE_S / took_s)))
         return None
+
+    def _wrote(self, now: _Pass, count: int) -> None:
+        now.written += count
+        self._engine.counts.add("filled", count)
 
     async def _lacking(self, hashes: Iterable[str], names: Sequence[str]) -> list[tuple[str, frozenset[str]]]:
         """Those users or items who lack vectors, with the versions of the models."""

@@ -37,6 +37,7 @@ class Deployment:
         self.rollout = Rollout(self.world.store, self.registry, lambda: self.now_ms)
         self.written: WrittenModels
         self.filler: VectorFiller
+        self.tidied = 0  # times that the worker has tidied its memory
 
     async def start(self) -> Deployment:
         store = self.world.store
@@ -46,9 +47,12 @@ class Deployment:
             assert await change_aliases(store, Aliases(), Aliases(self.a))
         self.filler = await self.world.start()
         engine = self.world.engine
-        self.written = WrittenModels(store, engine, self._open, 1 << 22, 4)
+        self.written = WrittenModels(store, engine, self._open, 1 << 22, 4, self._tidy)
         await self.written.start()
         return self
+
+    def _tidy(self) -> None:
+        self.tidied += 1
 
     def _open(self, version: str) -> EncoderThread:
         model, metadata = load(self.registry.folder(version))
@@ -106,7 +110,9 @@ def test_a_model_is_staged_filled_promoted_rolled_back_and_retired_without_a_tra
         assert all(gate.passed for gate in await rollout.gates(at.b)), await rollout.gates(at.b)
         await rollout.promote(at.b)
         assert await read_aliases(store) == Aliases(at.b, "", at.a, NOW_MS + PREVIOUS_MS) == at.registry.aliases()
+        assert at.tidied == 2, "at the start, and when B was loaded"
         await at.follow()
+        assert at.written.versions == [at.b, at.a] and at.tidied == 2, "nothing is loaded by a promotion"
         assert await at.stored_versions() == {at.a, at.b}
         await at.world.click("u1", "i5")
         assert await rollout.rollback() == at.a

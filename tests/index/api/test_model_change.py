@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import ref
 
 import httpx
 import numpy as np
@@ -80,6 +82,8 @@ def test_a_challenger_is_loaded_once_all_items_have_its_vectors_and_promoted_at_
 
         await until(switched, "the challenger serves", 0.5)
         assert set((await status(client))["loaded"]) == {MODEL, OTHER}, "for a rollback"
+        assert len(world.loaded) == 2, "nothing is tidied up after a promotion, for which requests would have to wait"
+        before = ref(world.app.state.services.keeper.current.catalogue)
         await alias(world, champion=MODEL)
 
         async def back() -> bool:
@@ -90,7 +94,13 @@ def test_a_challenger_is_loaded_once_all_items_have_its_vectors_and_promoted_at_
         async def gone() -> bool:
             return list((await status(client))["loaded"]) == [MODEL]
 
-        await until(gone, "what has no alias is let go")
+        gc.disable()
+        try:
+            await until(gone, "what has no alias is let go")
+            await asyncio.sleep(0.05)
+            assert before() is None, "and needs no collection to be freed"
+        finally:
+            gc.enable()
 
     play(scene)
 
