@@ -112,9 +112,7 @@ def slow_down(store: RedisStore, options: WorkerOptions) -> None:
         store.commit = slow  # type: ignore[method-assign]
 
 
-async def tell(
-    worker: StreamWorker, options: WorkerOptions, more: Callable[[], Mapping[str, Any]] = lambda: {}
-) -> None:
+async def tell(worker: StreamWorker, options: WorkerOptions, more: Callable[[], Mapping[str, Any]] = dict) -> None:
     """Says which tags are claimed and settled, the counters, and what else there is."""
     while True:
         if _told(options.hurry):

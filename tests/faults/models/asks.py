@@ -7,6 +7,7 @@ the same numbers under a model whenever it is asked, and these are worked out wi
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 from collections import Counter
@@ -46,6 +47,7 @@ async def asked(app: FastAPI, store: LiveStore, files: ProcessFiles) -> AsyncIte
     def report() -> dict[str, Any]:
         return {"models": app.state.services.keeper.report()}
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else it tells of every call
     task = asyncio.create_task(_ask(app, files))
     try:
         async with running(store, "api", report):

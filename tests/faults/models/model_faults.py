@@ -1,4 +1,4 @@
-"""What happens to processes and servers in a step of a model's life: five faults, each at a moment that a seed gives."""
+"""What happens to processes and servers in a step of a model's life: five faults, each at a moment of its seed."""
 
 from __future__ import annotations
 
