@@ -60,6 +60,7 @@ class Case:
     limit_s: float = _WORKER_S
     records: Callable[[int, int, int, Mix], list[Sent]] = generate
     judge: Callable[[Stage], list[str]] | None = None  # of what there is only where models have a life
+    patience_s: float = 0.0  # for whatever it waits for; 0: the usual
     mutation: str = ""
 
     def stage(self, events: int, session_s: float, haste: float) -> StageOptions:
@@ -75,7 +76,7 @@ class Case:
             mutation=self.mutation,
             snapshot_ms=self.snapshot_ms,
             disk_kb=self.disk_kb,
-            patience_s=_DEFECT_S if self.mutation else _PATIENCE_S,
+            patience_s=self.patience_s or (_DEFECT_S if self.mutation else _PATIENCE_S),
         )
 
 

@@ -19,6 +19,7 @@ from streams.pipeline.digest import digest_of
 from tests.faults.cases import Case
 from tests.faults.children import Api, Indexer
 from tests.faults.elastic import held_items, wanted_items
+from tests.faults.models.mutations import SHOWN
 from tests.faults.mutations import NO_DEDUPE, POSITION_FIRST, SAME_ITEM_LOG, STATE_FIRST
 from tests.faults.stage import Servers, Stage
 from tests.faults.traffic import Sent
@@ -95,6 +96,8 @@ class Result:
             return self.difference.twice > 0
         if self.case.mutation == SAME_ITEM_LOG:
             return self.wrong_items > 0
+        if self.case.mutation in SHOWN:
+            return any(SHOWN[self.case.mutation] in said for said in self.wrong_models)
         return self.exact != bool(self.case.mutation)
 
 

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.faults.cases import Case
 from tests.faults.models.judge import judge
 from tests.faults.models.life import STEPS
-from tests.faults.models.model_faults import FAULTS, case_of
+from tests.faults.models.model_faults import FAULTS, case_of, staged_again, undisturbed
+from tests.faults.models.mutations import EARLY, LEAVES, MIXED, NO_HKEEP, STALE_FILL
 from tests.faults.models.traffic import LIFE, life_records
 
-MODEL_CASES = tuple(
-    Case(
-        f"model-{step}-{fault}",
-        case_of(step, fault),
-        mix=LIFE,
-        share=0.01,
-        max_lag=None,
-        append_only=fault == "redis",
-        snapshot_ms=200.0,
-        records=life_records,
-        judge=judge,
-        limit_s=15.0,
-    )
-    for step in STEPS
-    for fault in FAULTS
+_AGAIN = Case(
+    "model-staged-again",
+    staged_again,
+    mix=LIFE,
+    share=0.01,  # what makes the shop is sent first, the rest at a pace of its own
+    max_lag=None,
+    snapshot_ms=200.0,
+    records=life_records,
+    judge=judge,
+    limit_s=15.0,
+    patience_s=120.0,
+)
+MODEL_CASES = (
+    *(
+        replace(_AGAIN, name=f"model-{step}-{fault}", act=case_of(step, fault), append_only=fault == "redis")
+        for step in STEPS
+        for fault in FAULTS
+    ),
+    _AGAIN,
+)
+MODEL_DEFECTS = (
+    *(replace(_AGAIN, act=undisturbed, mutation=mutation) for mutation in (STALE_FILL, EARLY, LEAVES, MIXED)),
+    replace(_AGAIN, mutation=NO_HKEEP),
 )

@@ -58,14 +58,14 @@ class Row:
 
 
 def judge(stage: Stage) -> list[str]:
-    """Everything that is wrong when a run is over; "" or nothing else is at work any more."""
-    wrong = list(stage.wrong)
-    stage.wait(lambda: complete(stage), "nothing is left to fill or to remove")
-    aliases = stage.live.ask(read_aliases)
-    if aliases.challenger:
-        stage.wait(lambda: not closed_gates(stage, aliases.challenger), "all gates are passed")
-    wrong += [*wrong_vectors(stage), *unfilled(stage), *left_behind(stage), *_wrong_answers(stage)]
-    return wrong
+    """Everything that is wrong when a run is over. The workers of a mutation are dead, so nothing is waited for."""
+    unfinished = []
+    if not stage.options.mutation:
+        stage.wait(lambda: complete(stage), "nothing is left to fill or to remove")
+        challenger = stage.live.ask(read_aliases).challenger
+        stage.wait(lambda: not closed_gates(stage, challenger), "all gates are passed")
+        unfinished = [*unfilled(stage), *left_behind(stage)]
+    return [*stage.wrong, *unfinished, *wrong_vectors(stage), *_wrong_answers(stage)]
 
 
 def closed_gates(stage: Stage, version: str) -> list[str]:

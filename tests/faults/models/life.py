@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from deploy.models.documents import write_document
@@ -46,14 +47,35 @@ class Life:
 
     def run(self, step: str, fault: Callable[[Life], None]) -> None:
         """All steps one after the other, and at last another model that is staged and filled."""
+        with self._traffic():
+            for name in STEPS:
+                self._step(name, fault if name == step else None)
+            self.command("stage", lambda at: at.stage(self.names.third), lambda now: now.challenger == self.names.third)
+            self.wait_gates(self.names.third)
+
+    def stage_again(self) -> None:
+        """A staged model is taken back, events come, and it is staged again: nobody may have what it left."""
+        with self._traffic():
+            self._stage()
+            self.wait_gates(self.names.second)
+            self._retire()
+            self.stage.wait(lambda: not any(map(self._writes_second, self.workers)), "no worker writes it any more")
+            self.stage.wait_applied(len(self.stage.records) // 20)
+            self._stage()
+            self.stage.wait(lambda: all(map(self._writes_second, self.workers)), "all workers write it again")
+            self.wait_gates(self.names.second)
+
+    def _writes_second(self, worker: Worker) -> bool:
+        return self.names.second in worker.status().get("models", ())
+
+    @contextmanager
+    def _traffic(self) -> Iterator[None]:
+        """A deployment that has begun, and events as long as the block runs; the rest is sent then."""
         self.begin()
         feeding = threading.Thread(target=self._feed, name="feed", daemon=True)
         feeding.start()
         try:
-            for name in STEPS:
-                self._step(name, fault if name == step else None)
-            self.command(f"stage {self.names.third}", lambda at: at.stage(self.names.third), self._has_third)
-            self.wait_gates(self.names.third)
+            yield
         finally:
             self._fed.set()
             feeding.join()
@@ -85,7 +107,7 @@ class Life:
         command = begin.get(name, lambda: None)
         if fault is None:
             command()
-            self.dwell(_BEFORE_S)
+            self.dwell(_AFTER_S)
         else:
             with ThreadPoolExecutor(1) as beside:
                 given = beside.submit(self._late, command)
@@ -95,7 +117,7 @@ class Life:
                     given.result()
         if name == "fill":
             self.wait_gates(self.names.second)
-        elif fault is not None:
+        if fault is not None or self.stage.options.mutation:
             self.stage.wrong += judge.wrong_vectors(self.stage)
         if name in ("promote", "rollback"):
             self.stage.wrong += judge.unserved(self.stage)
@@ -134,9 +156,6 @@ class Life:
             lambda aliases: self.names.second not in aliases.versions,
         )
 
-    def _has_third(self, aliases: Aliases) -> bool:
-        return aliases.challenger == self.names.third
-
     def command(
         self, what: str, step: Callable[[Rollout], Awaitable[Any]], in_force: Callable[[Aliases], bool]
     ) -> None:
@@ -149,11 +168,8 @@ class Life:
         self.stage.wait(lambda: self._answered(give), what)
 
     def _answered(self, give: Callable[[LiveStore], Awaitable[None]]) -> bool:
-        async def given(store: LiveStore) -> None:
-            await give(store)
-
         try:
-            self.stage.live.ask(given)
+            self.stage.live.ask(give)
         except StoreUnavailableError:
             time.sleep(_AGAIN_S)
             return False

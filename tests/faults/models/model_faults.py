@@ -18,6 +18,16 @@ def lived(step: str, fault: Callable[[Life, str], None], stage: Stage) -> None:
     Life(stage).run(step, lambda life: fault(life, step))
 
 
+def undisturbed(stage: Stage) -> None:
+    """A whole life without a fault, for defects that show all the same."""
+    Life(stage).run("", lambda life: None)
+
+
+def staged_again(stage: Stage) -> None:
+    """A model that is taken back and staged again; no fault but what events do in between."""
+    Life(stage).stage_again()
+
+
 def worker_killed(life: Life, step: str) -> None:
     """SIGKILL of one of the workers, which is replaced at once."""
     life.moment(step)

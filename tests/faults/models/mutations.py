@@ -11,7 +11,7 @@ from index.api.loaded_model import LoadedModel, Services
 from index.query.live_user import UserReader
 from index.state.records import STATE, decode_state, encode_vectors, vector_field
 from index.state.store import Op
-from streams.pipeline import write_plan
+from streams.pipeline import user_writer, write_plan
 from streams.pipeline.encoders import Encoders
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.user_writer import UserWriter
@@ -21,6 +21,13 @@ NO_HKEEP = "no-hkeep"  # vectors of models that a worker does not write stay whe
 EARLY = "promotes-early"  # a model is promoted before its gates are passed
 LEAVES = "leaves-vectors"  # the vectors of a retired model are not looked for
 MIXED = "mixes-models"  # an API process reads a user's vectors of another model than its items'
+SHOWN = {  # by what each is known
+    STALE_FILL: "are off by",
+    NO_HKEEP: "are off by",
+    EARLY: "users have vectors",
+    LEAVES: " has v:",
+    MIXED: "are not this model's",
+}
 _BETWEEN_S = 0.2  # from reading a window to writing its vectors
 
 
@@ -29,7 +36,8 @@ def mutate_filling(mutation: str) -> None:
     if mutation == STALE_FILL:
         UserWriter.fill = _fill_late  # type: ignore[method-assign]
     elif mutation == NO_HKEEP:
-        write_plan.Op = _op_without_hkeep  # type: ignore[attr-defined]
+        for module in (write_plan, user_writer):
+            module.Op = _op_without_hkeep  # type: ignore[attr-defined]
     elif mutation == LEAVES:
         Encoders.leaves = lambda self, mark: False  # type: ignore[method-assign]
 
