@@ -64,7 +64,7 @@ async def _ask(app: FastAPI, files: ProcessFiles) -> None:
         with path.open("ab", buffering=0) as file:
             while True:
                 user = rng.choice(ASKED if rng.random() < 0.7 else OTHERS)
-                asks = {"count": COUNT, "explain": "true", "include_seen": "true", "slot": rng.choice(tuple(_ROWS))}
+                asks = {"count": str(COUNT), "explain": "true", "include_seen": "true", "slot": rng.choice([*_ROWS])}
                 answer = await client.get(f"/v1/recommendations/{user}", params=asks)
                 file.write(orjson.dumps({"user": user, "status": answer.status_code, "body": answer.json()}) + b"\n")
                 await asyncio.sleep(_PAUSE_S)
@@ -82,7 +82,7 @@ class Known:
         if user not in self.users or item["item_id"] not in self.items:
             return False
         cosine = float(self.users[user][_ROWS[item["slot"]]] @ self.items[item["item_id"]])
-        return abs(cosine - item["explain"].get("cosine", 0.0)) > _TOLERANCE
+        return abs(cosine - float(item["explain"].get("cosine", 0.0))) > _TOLERANCE
 
 
 def wrong_answers(folder: Path, models: Mapping[str, Known]) -> tuple[list[str], Counter[str]]:

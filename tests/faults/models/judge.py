@@ -136,7 +136,7 @@ def wrong_vectors(stage: Stage) -> list[str]:
         after = stage.live.ask(lambda store: _waiting(store, stage.options.partitions))
     except StoreUnavailableError:
         return []
-    found = []
+    found = list[str]()
     for version in Registry(stage.folder / REGISTRY).versions():
         model = ToyModel(stage.folder, version)
         found += _wrong_users(model, [row for row in users if row.name not in before | after])

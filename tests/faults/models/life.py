@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from deploy.models.documents import write_document
@@ -27,7 +28,7 @@ from tests.faults.models.traffic import FIRST
 from tests.faults.stage import Stage
 
 STEPS = ("stage", "fill", "promote", "rollback", "retire")
-_RUN_S = 15.0  # the rate of events is that by which the rest would be sent in so long
+_STEP_S = 3.0  # the rate of events is that by which the rest of a step's would be sent in so long
 _FEED_S = 0.05
 _AGAIN_S = 0.1
 _BEFORE_S, _AFTER_S = 0.3, 1.2  # a fault comes so much before or after a command
@@ -41,21 +42,24 @@ class Life:
         self.stage, self.random = stage, stage.random
         self.names = fill_registry(stage.folder)
         self.registry = Registry(stage.folder / REGISTRY)
-        self._fed = threading.Event()
+        self._fed, self._end = threading.Event(), 0.0
 
     # The course of events
 
     def run(self, step: str, fault: Callable[[Life], None]) -> None:
         """All steps one after the other, and at last another model that is staged and filled."""
         with self._traffic():
-            for name in STEPS:
+            for number, name in enumerate(STEPS):
+                self._share_out(len(STEPS) - number)
                 self._step(name, fault if name == step else None)
+            self._share_out(0)
             self.command("stage", lambda at: at.stage(self.names.third), lambda now: now.challenger == self.names.third)
             self.wait_gates(self.names.third)
 
     def stage_again(self) -> None:
         """A staged model is taken back, events come, and it is staged again: nobody may have what it left."""
         with self._traffic():
+            self._share_out(0)
             self._stage()
             self.wait_gates(self.names.second)
             self._retire()
@@ -86,8 +90,8 @@ class Life:
         aliases = Aliases(self.names.first, "", self.names.former, time.time_ns() // 1_000_000 + PREVIOUS_MS)
         self.registry.set_aliases(Aliases(), aliases)
         self.ask(lambda store: change_aliases(store, Aliases(), aliases))
-        for version in aliases.versions:
-            self.ask(lambda store, version=version: write_document(store, self.registry.folder(version)))
+        for folder in map(self.registry.folder, aliases.versions):
+            self.ask(partial(write_document, folder=folder))
         for _ in range(_WORKERS):
             self.stage.start()
         self.stage.traffic.limit = max(self.stage.traffic.limit, FIRST)
@@ -96,11 +100,16 @@ class Life:
         may_ask(self.stage.folder).touch()
 
     def _feed(self) -> None:
-        """Sends ever more slowly, so that there is traffic as long as there are steps."""
-        traffic, end, sent = self.stage.traffic, len(self.stage.records), float(self.stage.traffic.limit)
+        """Sends what is this step's ever more slowly, so that there is traffic however long it takes."""
+        traffic, sent = self.stage.traffic, float(self.stage.traffic.limit)
         while not self._fed.wait(_FEED_S):
-            sent = min(float(end), sent + (end - sent) * _FEED_S / _RUN_S + 0.1)
+            sent += max(0.0, self._end - sent) * _FEED_S / _STEP_S
             traffic.limit = max(traffic.limit, int(sent))
+
+    def _share_out(self, steps_left: int) -> None:
+        """Gives the coming step its share of the events."""
+        sent = self.stage.traffic.limit
+        self._end = sent + (len(self.stage.records) - sent) / (steps_left + 1)
 
     def _step(self, name: str, fault: Callable[[Life], None] | None) -> None:
         begin = {"stage": self._stage, "promote": self._promote, "rollback": self._rollback, "retire": self._retire}
@@ -157,7 +166,7 @@ class Life:
         )
 
     def command(
-        self, what: str, step: Callable[[Rollout], Awaitable[Any]], in_force: Callable[[Aliases], bool]
+        self, what: str, step: Callable[[Rollout], Coroutine[Any, Any, Any]], in_force: Callable[[Aliases], bool]
     ) -> None:
         """Gives one command until what it does is in force; a live state that is away is waited for."""
 
@@ -167,7 +176,7 @@ class Life:
 
         self.stage.wait(lambda: self._answered(give), what)
 
-    def _answered(self, give: Callable[[LiveStore], Awaitable[None]]) -> bool:
+    def _answered(self, give: Callable[[LiveStore], Coroutine[Any, Any, None]]) -> bool:
         try:
             self.stage.live.ask(give)
         except StoreUnavailableError:

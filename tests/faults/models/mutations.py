@@ -28,7 +28,7 @@ SHOWN = {  # by what each is known
     LEAVES: " has v:",
     MIXED: "are not this model's",
 }
-_BETWEEN_S = 0.2  # from reading a window to writing its vectors
+_BETWEEN_S = 1.0  # from reading a window to writing its vectors
 
 
 def mutate_filling(mutation: str) -> None:

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.models.registry import Registry
-from deploy.settings import Settings
+from deploy.settings import PREFIX, Settings, load
 from encoder.inference.batching import EncodeRequest
 from encoder.inference.incremental import IncrementalEncoder
-from encoder.model.artefact import load, save_version
+from encoder.model import artefact
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 from index.state.records import UserState
@@ -33,14 +33,15 @@ _TOGETHER = 64  # windows encoded at once
 
 def settings_of(folder: Path) -> Settings:
     """Of a deployment whose registry lies in the folder of a run."""
-    return Settings(
-        models=str(folder / REGISTRY),
-        state=folder,
-        model=folder / "no-model",
-        embedders=f"toy:{_CONFIG.d_text}",
-        device="cpu",
-        cache_mb=1,  # a few dozen users, so that others are evicted
-    )
+    environ = {
+        "STATE": str(folder),
+        "MODELS": str(folder / REGISTRY),
+        "MODEL": str(folder / "no-model"),
+        "EMBEDDERS": f"toy:{_CONFIG.d_text}",
+        "DEVICE": "cpu",
+        "CACHE_MB": "1",  # a few dozen users, so that others are evicted
+    }
+    return load({f"{PREFIX}{name}": value for name, value in environ.items()})
 
 
 class Names(SimpleNamespace):
@@ -72,7 +73,7 @@ def _saved(parent: Path, seed: int) -> Path:
             elif name.endswith("bias"):
                 weight.zero_()
     words = {"embedder": "toy", "context_features": [], "slot": "mixed", "metrics": {"ndcg@10": 0.1}}
-    return save_version(model, parent, words)[0]
+    return artefact.save_version(model, parent, words)[0]
 
 
 class ToyModel:
@@ -80,7 +81,7 @@ class ToyModel:
 
     def __init__(self, folder: Path, version: str) -> None:
         self.version = version
-        model, _ = load(Registry(folder / REGISTRY).folder(version))
+        model, _ = artefact.load(Registry(folder / REGISTRY).folder(version))
         self._encoder = IncrementalEncoder(model, cache_bytes=1 << 20, device="cpu")
         names, vectors = zip(*((f"item-{n}", item_vector(n)) for n in range(ITEMS)), strict=True)
         self._encoder.items.put(names, np.asarray(vectors, np.float32), [()] * ITEMS)

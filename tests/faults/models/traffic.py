@@ -29,7 +29,7 @@ FIRST = 2 * ITEMS + len(ASKED) * _CLICKS  # records that make the shop
 def life_records(seed: int, partitions: int, events: int, mix: Mix) -> list[Sent]:
     """About `events` records of a run, after the first ones."""
     rng = random.Random(seed)
-    vectors, clicks = [], []
+    vectors, clicks = list[Sent](), list[Sent]()
     for record in generate(seed, partitions, events, mix):
         (vectors if record.topic == ITEM_VECTORS else clicks).append(record)
     out = [*vectors, *map(_listed, range(ITEMS)), *_clicks_of_asked(rng, partitions)]
