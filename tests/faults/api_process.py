@@ -29,7 +29,7 @@ from tests.faults.models.asks import asked
 from tests.faults.models.mutations import mutate_answers
 from tests.faults.process_files import ProcessFiles, write_json
 
-STATUS_S = 0.02
+STATUS_S, SELDOM_S = 0.02, 0.1
 SNAPSHOTS = "snapshots"
 _TIMEOUT_S = 0.1  # of one Redis call, as in production
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -102,7 +102,7 @@ async def _serve(options: ApiOptions) -> None:
                 await stack.enter_async_context(asked(app, store, options.files))
             while not stop.is_set():
                 _tell(app, options.files)
-                await asyncio.sleep(STATUS_S)
+                await asyncio.sleep(SELDOM_S if options.models else STATUS_S)
     finally:
         await store.close()
 

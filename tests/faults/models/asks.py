@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from deploy.runtime.process import running
 from index.state.store import LiveStore
-from tests.faults.models.traffic import ASKED, OTHERS
+from tests.faults.models.traffic import ASKED, OTHERS, SLEEPERS
 from tests.faults.process_files import ProcessFiles
 
 COUNT = 10  # items of every list
-_PAUSE_S = 0.03
+_PAUSE_S = 0.08
 _TOLERANCE = 5e-3  # of a cosine whose user vector is stored in fp16
 _ROWS = {"next": 0, "general": 1}
 _PERSONAL = ("personal", "stale")
@@ -63,7 +63,7 @@ async def _ask(app: FastAPI, files: ProcessFiles) -> None:
     async with AsyncClient(transport=ASGITransport(app), base_url="http://api", timeout=30.0) as client:
         with path.open("ab", buffering=0) as file:
             while True:
-                user = rng.choice(ASKED if rng.random() < 0.7 else OTHERS)
+                user = rng.choice(rng.choice((ASKED, SLEEPERS, OTHERS)))
                 asks = {"count": str(COUNT), "explain": "true", "include_seen": "true", "slot": rng.choice([*_ROWS])}
                 answer = await client.get(f"/v1/recommendations/{user}", params=asks)
                 file.write(orjson.dumps({"user": user, "status": answer.status_code, "body": answer.json()}) + b"\n")

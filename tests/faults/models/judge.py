@@ -32,7 +32,7 @@ from index.state.records import (
 from index.state.store import LiveStore, StoreUnavailableError
 from tests.faults.models.asks import Known, wrong_answers
 from tests.faults.models.toys import REGISTRY, TOLERANCE, ToyModel, steady_vectors
-from tests.faults.models.traffic import ASKED
+from tests.faults.models.traffic import ASKED, SLEEPERS
 from tests.faults.stage import Stage
 from tests.faults.vectors import waiting
 
@@ -180,7 +180,7 @@ def left_behind(stage: Stage) -> list[str]:
 
 
 def _wrong_answers(stage: Stage) -> list[str]:
-    rows = {row.name: row.state for row in _users(stage) if row.name in ASKED}
+    rows = {row.name: row.state for row in _users(stage) if row.name in {*ASKED, *SLEEPERS}}
     models = {}
     for version in Registry(stage.folder / REGISTRY).versions():
         model = ToyModel(stage.folder, version)

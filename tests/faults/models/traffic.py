@@ -19,11 +19,12 @@ from tests.faults.vectors import ITEMS
 from tests.support.streams_world import NOW_MS, click
 
 LIFE = Mix(steady=True, users=60)
-ASKED = [f"asked-{number}" for number in range(16)]  # who only has events at the beginning
+ASKED = [f"asked-{number}" for number in range(16)]  # who only have events at the beginning, and …
+SLEEPERS = [f"sleeper-{number}" for number in range(240)]  # … have a single one
 OTHERS = [f"user-{number}" for number in range(1, 17)]  # who has more all the time
-_CLICKS = 12  # of each who is asked for
+_CLICKS = 12  # of each of the former
 _SHELF, _SHELF_SHARE = 100, 0.06  # items that nobody clicks on, and their records as a share of the clicks
-FIRST = 2 * ITEMS + len(ASKED) * _CLICKS  # records that make the shop
+FIRST = 2 * ITEMS + len(ASKED) * _CLICKS + len(SLEEPERS)  # records that make the shop
 
 
 def life_records(seed: int, partitions: int, events: int, mix: Mix) -> list[Sent]:
@@ -54,7 +55,7 @@ def _catalogue(name: str, number: int, available: bool) -> dict[str, Any]:
 
 def _clicks_of_asked(rng: random.Random, partitions: int) -> list[Sent]:
     found = []
-    for number, user in ((number, user) for number in range(_CLICKS) for user in ASKED):
+    for number, user in [*((number, user) for number in range(_CLICKS) for user in ASKED), *enumerate(SLEEPERS)]:
         ts_ms = NOW_MS + 1000 * number
         body = click(user, f"item-{rng.randrange(ITEMS)}", ts_ms, f"{user}-{number}", kind="view")
         home = partition_of(user, partitions)
