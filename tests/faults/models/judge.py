@@ -34,7 +34,6 @@ from tests.faults.models.asks import Known, wrong_answers
 from tests.faults.models.toys import REGISTRY, TOLERANCE, ToyModel, steady_vectors
 from tests.faults.models.traffic import ASKED, SLEEPERS
 from tests.faults.stage import Stage
-from tests.faults.vectors import waiting
 
 _LOOK_S = 0.1  # between two looks at everything
 _ITEM_TOLERANCE = 1e-5  # vectors of items are stored in fp32
@@ -61,7 +60,7 @@ def judge(stage: Stage) -> list[str]:
     """Everything that is wrong when a run is over. The workers of a mutation are dead, so nothing is waited for."""
     unfinished = []
     if not stage.options.mutation:
-        stage.wait(lambda: complete(stage), "nothing is left to fill or to remove")
+        wait_complete(stage)
         challenger = stage.live.ask(read_aliases).challenger
         stage.wait(lambda: not closed_gates(stage, challenger), "all gates are passed")
         unfinished = [*unfilled(stage), *left_behind(stage)]
@@ -80,23 +79,35 @@ def closed_gates(stage: Stage, version: str) -> list[str]:
     return closed
 
 
-def complete(stage: Stage) -> bool:
-    """Whether every tag has just the vectors of all models with an alias, and nobody waits for an item."""
+def incomplete(stage: Stage) -> str:
+    """What has not just the vectors of all models with an alias, or who waits for an item; "" when all is done.
 
-    async def marks(store: LiveStore) -> set[bytes | None]:
+    Looks about ten times a second if it is asked all the time.
+    """
+
+    async def look(store: LiveStore) -> str:
         owners = [*map(partition_tag, range(stage.options.partitions)), ITEMS_TAG]
         versions = " ".join(sorted((await read_aliases(store)).versions)).encode()
         rows = await store.read([(store.keys.owner(tag), (MODELS,)) for tag in owners])
-        left = await waiting(store, stage.options.partitions)  # type: ignore[arg-type]
-        return {mark for (mark,) in rows} - {versions} | ({b"waiting"} if left else set())
+        marks = {tag: mark for tag, (mark,) in zip(owners, rows, strict=True) if mark != versions}
+        left = await _waiting(store, stage.options.partitions)
+        return f"{marks} instead of {versions!r}, waiting: {sorted(left)}" if marks or left else ""
 
     try:
-        done = not stage.live.ask(marks)
-    except StoreUnavailableError:
-        done = False
-    if not done:
+        found = stage.live.ask(look)
+    except StoreUnavailableError as error:
+        found = str(error)
+    if found:
         time.sleep(_LOOK_S)
-    return done
+    return found
+
+
+def wait_complete(stage: Stage) -> None:
+    """Until no worker has anything to fill or to remove."""
+    try:
+        stage.wait(lambda: not incomplete(stage), "nothing is left to fill or to remove")
+    except AssertionError as error:
+        raise AssertionError(f"{incomplete(stage)}: {error}") from error
 
 
 def filled(stage: Stage, version: str) -> float:

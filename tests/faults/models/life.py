@@ -131,7 +131,7 @@ class Life:
         if name in ("promote", "rollback"):
             self.stage.wrong += judge.unserved(self.stage)
         if name == "retire":
-            self.wait_complete()
+            judge.wait_complete(self.stage)
             self.stage.wrong += judge.left_behind(self.stage)
 
     def _late(self, command: Callable[[], None]) -> None:
@@ -220,8 +220,7 @@ class Life:
         """Until a model may be promoted."""
         if self.stage.options.mutation == EARLY and version == self.names.second:
             return
-        self.stage.wait(lambda: not judge.closed_gates(self.stage, version), f"the gates of {version} are passed")
-
-    def wait_complete(self) -> None:
-        """Until no worker has anything to fill or to remove."""
-        self.stage.wait(lambda: judge.complete(self.stage), "nothing is left to fill or to remove")
+        try:
+            self.stage.wait(lambda: not judge.closed_gates(self.stage, version), f"the gates of {version} are passed")
+        except AssertionError as error:
+            raise AssertionError(f"{'; '.join(judge.closed_gates(self.stage, version))}: {error}") from error
