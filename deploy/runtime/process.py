@@ -25,6 +25,7 @@ from index.state.redis_store import RedisStore
 from index.state.store import LiveStore, StoreUnavailableError
 
 _BEAT_S = 1.0
+_CANCEL_AGAIN_S = 0.1
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
 
 
@@ -106,8 +107,18 @@ async def running(
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(task)
+
+
+async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels tasks and waits until they have ended, with whatever error."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        # Again and again: `asyncio.wait_for` of Python 3.11 loses a cancellation that meets its result.
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _beat(

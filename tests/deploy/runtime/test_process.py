@@ -1,11 +1,13 @@
-"""What long-lived processes do alike: the heap of what is loaded is left out of garbage collections."""
+"""What long-lived processes do alike: garbage collections leave out what is loaded, and tasks end that must end."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
+from contextlib import suppress
 
-from deploy.runtime.process import freeze_gc
+from deploy.runtime.process import end_tasks, freeze_gc
 
 
 class _Ring:
@@ -28,3 +30,21 @@ def test_what_is_loaded_is_not_looked_through_again_and_freed_when_the_next_is_l
         assert gone() is None
     finally:
         gc.unfreeze()
+
+
+def test_tasks_end_that_lose_a_cancellation() -> None:
+    async def loses_one() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    async def fails() -> None:
+        raise ValueError("whatever")
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(call) for call in (loses_one(), fails())]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(end_tasks(*tasks), 5.0)
+        assert all(task.done() for task in tasks)
+
+    asyncio.run(main())
