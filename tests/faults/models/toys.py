@@ -68,10 +68,10 @@ def _saved(parent: Path, seed: int) -> Path:
     numbers, model = torch.Generator().manual_seed(seed), StarsEncoder(_CONFIG).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim > 1:
-                weight.normal_(std=0.3, generator=numbers)
-            elif name.endswith("bias"):
+            if name.endswith("bias"):
                 weight.zero_()
+            elif weight.ndim > 1 or not name.endswith("weight"):  # others are scales of norms
+                weight.normal_(std=0.3, generator=numbers)
     words = {"embedder": "toy", "context_features": [], "slot": "mixed", "metrics": {"ndcg@10": 0.1}}
     return artefact.save_version(model, parent, words)[0]
 
