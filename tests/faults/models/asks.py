@@ -84,6 +84,10 @@ class Known:
         cosine = float(self.users[user][_ROWS[item["slot"]]] @ self.items[item["item_id"]])
         return abs(cosine - float(item["explain"].get("cosine", 0.0))) > _TOLERANCE
 
+    def fits(self, user: str, items: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether a list may have been scored by the vectors of this user."""
+        return not any(self.differs(user, item) for item in items)
+
 
 def wrong_answers(folder: Path, models: Mapping[str, Known]) -> tuple[list[str], Counter[str]]:
     """What was wrong with the answers of a run's API processes, by model version; and how many were of which kind."""
@@ -121,4 +125,10 @@ def _fault(user: str, body: Mapping[str, Any], models: Mapping[str, Known]) -> s
     if known is None:
         return "a model that nobody staged"
     others = [item["item_id"] for item in items if known.differs(user, item)]
-    return f"the scores of {', '.join(others)} are not this model's" if others else ""
+    if not others:
+        return ""
+    whose = [
+        f"{name} by {version}" for version, other in models.items() for name in other.users if other.fits(name, items)
+    ]
+    said = f"those of {', '.join(whose)}" if whose else "nobody's"
+    return f"scores are not this model's but {said}: {[(i['item_id'], i['slot'], i['explain']) for i in items]}"

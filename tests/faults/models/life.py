@@ -92,11 +92,14 @@ class Life:
         self.ask(lambda store: change_aliases(store, Aliases(), aliases))
         for folder in map(self.registry.folder, aliases.versions):
             self.ask(partial(write_document, folder=folder))
+        if self.stage.options.append_only:
+            self.stage.live.setting("appendfsync", "always")
         for _ in range(_WORKERS):
             self.stage.start()
         self.stage.traffic.limit = max(self.stage.traffic.limit, FIRST)
         self.stage.wait(self.stage.settled, "the shop is there")
         self.wait_gates(self.names.first)
+        judge.wait_complete(self.stage)  # whoever came before an item is encoded again
         may_ask(self.stage.folder).touch()
 
     def _feed(self) -> None:
@@ -170,19 +173,23 @@ class Life:
     ) -> None:
         """Gives one command until what it does is in force; a live state that is away is waited for."""
 
-        async def give(store: LiveStore) -> None:
+        async def give(store: LiveStore) -> bool:
             if not in_force(await read_aliases(store)):
                 await step(Rollout(store, self.registry, embedders=settings_of(self.stage.folder).rules().embedders))
+            return True
 
-        self.stage.wait(lambda: self._answered(give), what)
+        self.stage.wait(lambda: self._given(give), what)
 
-    def _answered(self, give: Callable[[LiveStore], Coroutine[Any, Any, None]]) -> bool:
+    def _given(self, give: Callable[[LiveStore], Coroutine[Any, Any, bool]]) -> bool:
         try:
-            self.stage.live.ask(give)
+            return bool(self.ask(give))
         except StoreUnavailableError:
-            time.sleep(_AGAIN_S)
-            return False
-        return True
+            pass
+        except ValueError as error:
+            if "is not promoted" not in str(error):  # a process that has just started has to load the model first
+                raise
+        time.sleep(_AGAIN_S)
+        return False
 
     # What a fault asks for
 

@@ -26,7 +26,7 @@ SHOWN = {  # by what each is known
     NO_HKEEP: "are off by",
     EARLY: "users have vectors",
     LEAVES: " has v:",
-    MIXED: "are not this model's",
+    MIXED: "scores are not this model's",
 }
 _BETWEEN_S = 1.0  # from reading a window to writing its vectors
 
