@@ -46,9 +46,9 @@ class Result:
     `missing` counts acknowledged records that are in no log, misrouted ones without their copy at home, and poison
     without its dead letter; `wrong_dead` dead letters of good records, `wrong_items` items of API processes (and of
     Elasticsearch) that are not the oracle's, `harmed` users who are not as they would be without another producer's
-    burst. `recoveries_s` are the times from each fault, or from when the server was
-    back, to the first write; `visible_ms` is the median from sending a lone click, after all is over, until it is
-    applied.
+    burst. `wrong_models` says what is wrong with models and with the `answers` by them. `recoveries_s` are the times
+    from each fault, or from when the server was back, to the first write; `visible_ms` is the median from sending a
+    lone click, after all is over, until it is applied.
     """
 
     case: Case
@@ -64,6 +64,7 @@ class Result:
     wrong_vectors: int
     harmed: int
     wrong_models: list[str] = field(default_factory=list)
+    answers: int = 0
     recoveries_s: list[float] = field(default_factory=list)
     visible_ms: float | None = None
     seconds: float = 0.0
@@ -161,6 +162,7 @@ def _judged(case: Case, seed: int, stage: Stage, visible_ms: float | None, start
         wrong_vectors=len(stage.wrong_vectors()) if case.encode else 0,
         harmed=harmed(logs, stage.options.partitions, state) if case.mix.burst else 0,
         wrong_models=case.judge(stage) if case.judge else [],
+        answers=stage.answers,
         recoveries_s=stage.recoveries_s,
         visible_ms=visible_ms,
         seconds=time.monotonic() - start,

@@ -94,6 +94,7 @@ class Stage:
         self.indexers: list[Indexer] = []
         self.recoveries_s: list[float] = []
         self.wrong: list[str] = []  # of what was looked at on the way
+        self.answers = 0  # that were looked at
         self.former = Former()
         self._ended_s, self._ended = 0.0, False
         self._exits = ExitStack()

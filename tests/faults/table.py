@@ -40,6 +40,8 @@ def _verdict(result: Result) -> str:
         "users harmed by another's burst": result.harmed,
     }
     verdict += "".join(f", {count} {what}" for what, count in counts.items() if count)
+    if result.answers:
+        verdict += f", {result.answers} answers"
     if result.wrong_models:
         verdict += f", {len(result.wrong_models)} wrong of models: {'; '.join(result.wrong_models[:_SHOWN])}"
     if result.case.mutation:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import random
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ COUNT = 10  # items of every list
 _PAUSE_S = 0.08
 _TOLERANCE = 5e-3  # of a cosine whose user vector is stored in fp16
 _ROWS = {"next": 0, "general": 1}
+_OK = 200
 _PERSONAL = ("personal", "stale")
 
 
@@ -89,28 +89,25 @@ class Known:
         return not any(self.differs(user, item) for item in items)
 
 
-def wrong_answers(folder: Path, models: Mapping[str, Known]) -> tuple[list[str], Counter[str]]:
-    """What was wrong with the answers of a run's API processes, by model version; and how many were of which kind."""
-    wrong, counts = list[str](), Counter[str]()
+def wrong_answers(folder: Path, models: Mapping[str, Known]) -> tuple[list[str], int]:
+    """What was wrong with the answers of a run's API processes, by model version; and how many answers there were."""
+    wrong, count = list[str](), 0
     for path in sorted(folder.glob("*.answers")):
-        lines = path.read_bytes().split(b"\n")[:-1]  # the last may have been cut off
-        wrong += [f"{path.stem}: {said}" for said in _wrong(map(orjson.loads, lines), models, counts)]
-    if not counts["200"]:
-        wrong.append("nothing was answered")
-    return wrong, counts
+        answers = [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]  # the last may be cut off
+        wrong += [f"{path.stem}: {said}" for said in _wrong(answers, models)]
+        count += sum(answer["status"] == _OK for answer in answers)
+    return wrong or ([] if count else ["nothing was answered"]), count
 
 
-def _wrong(answers: Iterable[Mapping[str, Any]], models: Mapping[str, Known], counts: Counter[str]) -> Iterator[str]:
+def _wrong(answers: Iterable[Mapping[str, Any]], models: Mapping[str, Known]) -> Iterator[str]:
     ready = False
     for answer in answers:
         body, status = answer["body"], answer["status"]
-        counts[str(status)] += 1
-        if status != 200:
+        if status != _OK:
             if ready:
                 yield f"refuses with {status} after it had answered: {body.get('detail')}"
             continue
         ready = True
-        counts[f"{body['served_by']} by {body['model']}"] += 1
         if said := _fault(answer["user"], body, models):
             yield f"{answer['user']} by {body['model']}, {body['served_by']}: {said}"
 

@@ -37,7 +37,6 @@ from tests.faults.stage import Stage
 
 _LOOK_S = 0.1  # between two looks at everything
 _ITEM_TOLERANCE = 1e-5  # vectors of items are stored in fp32
-_USERS_SHARE = 0.99  # who must have vectors of what is served
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,24 +118,16 @@ def filled(stage: Stage, version: str) -> float:
     return sum(has) / max(len(has), 1)
 
 
-def unfilled(stage: Stage, share: float = 1.0, *, only_champion: bool = False) -> list[str]:
-    """Models of which too few users, or not all items, have vectors."""
-    aliases, found = stage.live.ask(read_aliases), list[str]()
-    for version in [aliases.champion] if only_champion else aliases.versions:
+def unfilled(stage: Stage, share: float = 1.0) -> list[str]:
+    """Models with an alias of which too few users, or not all items, have vectors."""
+    found = list[str]()
+    for version in stage.live.ask(read_aliases).versions:
         for what, rows, least in (("users", _users(stage), share), ("items", _items(stage), 1.0)):
             wanted = [row for row in rows if row.has_vectors]
             has = sum(version in row.vectors for row in wanted)
             if has < least * len(wanted):
                 found.append(f"{has} of {len(wanted)} {what} have vectors of {version}")
     return found
-
-
-def unserved(stage: Stage) -> list[str]:
-    """What the served model lacks of all items and of as many users as a promotion asks for."""
-    try:
-        return unfilled(stage, _USERS_SHARE, only_champion=True)
-    except StoreUnavailableError:
-        return []
 
 
 def wrong_vectors(stage: Stage) -> list[str]:
@@ -198,8 +189,7 @@ def _wrong_answers(stage: Stage) -> list[str]:
         items = model.items(steady_vectors(), [()] * len(steady_vectors()))
         users = dict(zip(rows, model.users(list(rows.values())), strict=True))
         models[version] = Known(users, {f"item-{n}": vector for n, vector in enumerate(items)})
-    wrong, counts = wrong_answers(stage.folder, models)
-    print(f"{stage.run} answers: {dict(sorted(counts.items()))}", flush=True)
+    wrong, stage.answers = wrong_answers(stage.folder, models)
     return wrong
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from deploy.models.documents import write_document
+from deploy.models.gates import USERS_SHARE
 from deploy.models.registry import Registry
 from deploy.models.rollout import PREVIOUS_MS, Rollout
 from index.state.aliases import Aliases, change_aliases, read_aliases
@@ -132,7 +133,7 @@ class Life:
         if fault is not None or self.stage.options.mutation:
             self.stage.wrong += judge.wrong_vectors(self.stage)
         if name in ("promote", "rollback"):
-            self.stage.wrong += judge.unserved(self.stage)
+            self.stage.wrong += judge.unfilled(self.stage, USERS_SHARE)
         if name == "retire":
             judge.wait_complete(self.stage)
             self.stage.wrong += judge.left_behind(self.stage)
