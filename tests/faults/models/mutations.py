@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from encoder.inference.batching import EncodeRequest
 from index.api.loaded_model import LoadedModel, Services
 from index.query.live_user import UserReader
 from index.state.records import STATE, decode_state, encode_vectors, vector_field
-from index.state.store import Op
+from index.state.store import FencedError, Op, StoreUnavailableError
 from streams.pipeline import user_writer, write_plan
 from streams.pipeline.encoders import Encoders
 from streams.pipeline.lease import PartitionLease
@@ -29,6 +30,7 @@ SHOWN = {  # by what each is known
     MIXED: "scores are not this model's",
 }
 _BETWEEN_S = 1.0  # from reading a window to writing its vectors
+_writing: set[asyncio.Task[None]] = set()
 
 
 def mutate_filling(mutation: str) -> None:
@@ -59,9 +61,17 @@ async def _fill_late(self: UserWriter, lease: PartitionLease, missing: Mapping[s
             request = EncodeRequest((lease.tag, user), state.items, state.kinds, state.ts_ms, None, 0)
             made = thread.encoder.encode_whole([request]).vectors[0]
             found.setdefault(user, {})[vector_field(thread.version)] = encode_vectors(made)
-    await asyncio.sleep(_BETWEEN_S)
-    await self.note(lease, [Op("hset", keys.user(lease.tag, user), fields) for user, fields in found.items()])
+    ops = [Op("hset", keys.user(lease.tag, user), fields) for user, fields in found.items()]
+    late = asyncio.create_task(_write_late(self, lease, ops))
+    _writing.add(late)
+    late.add_done_callback(_writing.discard)
     return len(found)
+
+
+async def _write_late(writer: UserWriter, lease: PartitionLease, ops: Sequence[Op]) -> None:
+    await asyncio.sleep(_BETWEEN_S)
+    with suppress(FencedError, StoreUnavailableError):
+        await writer.note(lease, ops)
 
 
 def _op_without_hkeep(kind: str, key: str, *rest: object, **more: object) -> Op:
