@@ -21,7 +21,7 @@ _AGAIN = Case(
     records=life_records,
     judge=judge,
     limit_s=15.0,
-    patience_s=150.0,
+    patience_s=60.0,
 )
 MODEL_CASES = (
     *(

@@ -7,7 +7,7 @@ once, so this may be asked while everything is under way. `judge` asks for all a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ from tests.faults.models.traffic import ASKED, SLEEPERS
 from tests.faults.stage import Stage
 
 _LOOK_S = 0.1  # between two looks at everything
+_LONGEST_S = 600.0  # for all to be complete
 _ITEM_TOLERANCE = 1e-5  # vectors of items are stored in fp32
 
 
@@ -60,8 +61,7 @@ def judge(stage: Stage) -> list[str]:
     unfinished = []
     if not stage.options.mutation:
         wait_complete(stage)
-        challenger = stage.live.ask(read_aliases).challenger
-        stage.wait(lambda: not closed_gates(stage, challenger), "all gates are passed")
+        wait_gates(stage, stage.live.ask(read_aliases).challenger)
         unfinished = [*unfilled(stage), *left_behind(stage)]
     return [*stage.wrong, *unfinished, *wrong_vectors(stage), *_wrong_answers(stage)]
 
@@ -103,10 +103,27 @@ def incomplete(stage: Stage) -> str:
 
 def wait_complete(stage: Stage) -> None:
     """Until no worker has anything to fill or to remove."""
-    try:
-        stage.wait(lambda: not incomplete(stage), "nothing is left to fill or to remove")
-    except AssertionError as error:
-        raise AssertionError(f"{incomplete(stage)}: {error}") from error
+    _wait(stage, lambda: incomplete(stage), "nothing is left to fill or to remove")
+
+
+def wait_gates(stage: Stage, version: str) -> None:
+    """Until a model may be promoted."""
+    _wait(stage, lambda: "; ".join(closed_gates(stage, version)), f"the gates of {version} are passed")
+
+
+def _wait(stage: Stage, look: Callable[[], str], what: str) -> None:
+    """Until nothing is left; on busy cores that may take long, as long as what is left goes on changing."""
+    left, since_s = "", time.monotonic()
+
+    def at_rest() -> bool:
+        nonlocal left, since_s
+        found = look()
+        if found != left:
+            left, since_s = found, time.monotonic()
+        return not found or time.monotonic() - since_s > stage.options.patience_s
+
+    stage.wait(at_rest, what, _LONGEST_S)
+    stage.wait(lambda: not left, f"{what}; left is {left}", _LOOK_S)
 
 
 def filled(stage: Stage, version: str) -> float:

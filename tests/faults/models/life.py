@@ -228,7 +228,4 @@ class Life:
         """Until a model may be promoted."""
         if self.stage.options.mutation == EARLY and version == self.names.second:
             return
-        try:
-            self.stage.wait(lambda: not judge.closed_gates(self.stage, version), f"the gates of {version} are passed")
-        except AssertionError as error:
-            raise AssertionError(f"{'; '.join(judge.closed_gates(self.stage, version))}: {error}") from error
+        judge.wait_gates(self.stage, version)
