@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deploy.models.rollout import expire
+from deploy.runtime.process import end_tasks
 from index.items.follower import ItemFollower
 from index.state.aliases import Aliases, read_aliases
 from index.state.store import LiveStore, StoreUnavailableError
@@ -132,6 +133,5 @@ class WrittenModels:
         self._written[version] = _Written(thread, follower, asyncio.create_task(follower.run()))
 
     async def _end(self, written: _Written) -> None:
-        written.following.cancel()
-        await asyncio.gather(written.following, return_exceptions=True)
+        await end_tasks(written.following)
         await asyncio.to_thread(written.thread.close)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from deploy.models.registry import artefact, first_aliases
-from deploy.runtime.process import log_to_stderr, on_signals, open_store, running, until_answered
+from deploy.runtime.process import end_tasks, log_to_stderr, on_signals, open_store, running, until_answered
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from encoder.model.document import read_document
@@ -69,8 +69,7 @@ async def _embed_for(champion: str, store: LiveStore, settings: Settings, stop: 
         async with running(store, "embed", report):
             await role.run(catalog, done)
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await end_tasks(watching)
         source.close()
         producer.close()
 

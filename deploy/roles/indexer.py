@@ -10,7 +10,7 @@ import asyncio
 import random
 from typing import Any
 
-from deploy.runtime.process import log_to_stderr, on_signals, open_store, running
+from deploy.runtime.process import end_tasks, log_to_stderr, on_signals, open_store, running
 from deploy.settings import Settings
 from index.elastic.settings import ElasticSettings
 
@@ -62,7 +62,7 @@ async def _indexer(settings: Settings, elastic: ElasticSettings) -> None:
             following = asyncio.create_task(indexer.run())
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait((following, stopped), return_when=asyncio.FIRST_COMPLETED)
-            following.cancel()
+            await end_tasks(following)
             await asyncio.gather(following, return_exceptions=stop.is_set())
     finally:
         await client.close()

@@ -17,6 +17,7 @@ from deploy.models.written import WrittenModels
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load
 from index.state.aliases import Aliases, change_aliases, read_aliases
+from index.state.store import LogPage
 from index.state.trials import Shadow
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.filler import VectorFiller
@@ -343,5 +344,29 @@ def test_a_user_whom_another_worker_wrote_is_missed_by_the_gate(tmp_path: Path) 
         await at.world.click("u3", "i1")  # by a worker that does not write the staged model
         users = (await at.rollout.gates(at.b))[1]
         assert (users.has, users.of, users.passed) == (14, 15, False)
+
+    play(tmp_path, scene)
+
+
+def test_a_worker_lets_a_model_go_whose_follower_loses_a_cancellation(tmp_path: Path) -> None:
+    """As `asyncio.wait_for` of Python 3.11 does when a Redis call is answered at that moment: it followed for ever."""
+
+    async def scene(at: Deployment) -> None:
+        await at.rollout.stage(at.b)
+        await at.follow()
+        following, read_log = at.written._written[at.b].following, at.world.store.read_log
+
+        async def answered_at_that_moment(generation: str, position: int, wait_ms: int) -> LogPage:
+            try:
+                return await read_log(generation, position, wait_ms)
+            except asyncio.CancelledError:
+                at.world.store.read_log = read_log  # type: ignore[method-assign]
+                return await read_log(generation, position, 0)
+
+        at.world.store.read_log = answered_at_that_moment  # type: ignore[method-assign]
+        await asyncio.sleep(0.3)  # until the wait that is under way is one of these
+        await at.rollout.retire(at.b)
+        await asyncio.wait_for(at.follow(), 5.0)
+        assert following.done() and at.written.versions == [at.a]
 
     play(tmp_path, scene)
