@@ -15,6 +15,7 @@ import orjson
 from context.counting import counted
 from deploy.commands.options import FOLDER, Output, Running, SectionedCommand, checked, duration_ms, option, options
 from deploy.commands.replay_arguments import TimeParam
+from deploy.disk_space import room_in
 from deploy.jobs.verdict import RetrainOutcome
 from deploy.reports.run_facts import started
 from deploy.state_folder import attach
@@ -148,7 +149,8 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
         keep=source.keep,
         progress=True,
     )
-    with stoppable(), closing(TextMemory(training.texts or settings.state / "texts")) as memory:
+    texts = training.texts or settings.state / "texts"
+    with stoppable(), room_in(settings.state, texts.parent), closing(TextMemory(texts)) as memory:
         found = run(plan, settings, memory, lambda line: click.echo(line, err=True))
     if output.report is not None:
         from deploy.reports.report import write_report

@@ -20,6 +20,7 @@ _LOOKED_AT = 8  # partitions, and users of each, among which the example is foun
 
 
 _AT_REST = ("live", "no traffic", "timeline ended")
+_USEFUL = (*_AT_REST, "loading histories", "opening the shop")  # the last one is of a kept state, which has all
 
 
 class News:
@@ -50,8 +51,7 @@ class News:
         if not self._is_ready:
             self._is_ready = _is_useful(status) and self._introduce()
         if self._is_ready:
-            is_loading = phase(status) not in _AT_REST
-            self._follow("Histories of more users", is_loading, "All histories are loaded.")
+            self._follow("Histories of more users", phase(status) == "loading histories", "All histories are loaded.")
             done = f"All texts are embedded: {counted(int(status.get('items') or 0), 'item')} can be recommended."
             self._follow("Items whose texts are not embedded yet, popular ones first,", bool(texts(status)), done)
             if not self._clock_said and "clock" in found:
@@ -77,8 +77,7 @@ class News:
 
 def _is_useful(status: Mapping[str, Any]) -> bool:
     """Whether there is a user to ask for."""
-    has_users = phase(status) in (*_AT_REST, "loading histories")
-    return has_users and bool(status.get("users")) and bool(status.get("items"))
+    return phase(status) in _USEFUL and bool(status.get("users")) and bool(status.get("items"))
 
 
 def example_user(settings: Settings) -> str | None:

@@ -52,7 +52,7 @@ def describe(status: Mapping[str, Any] | None) -> str:
         f"users {status.get('users') or 0}",
         f"items {status.get('items') or 0}",
         f"lag {lag}",
-        "Redis refuses writes" if str(status.get("redis_writes")).startswith("refused") else "",
+        refusal(status),
         f"event→visible p50 {_ms(fresh.get('p50'))} p99 {_ms(fresh.get('p99'))}",
         texts(status),
         retraining(status),
@@ -88,6 +88,12 @@ def now(status: Mapping[str, Any]) -> str:
     if not found or (found["clock"] == "wall" and not has_ended):
         return ""
     return f"now {found['time'][:16].replace('T', ' ')} UTC ({found['clock']})"
+
+
+def refusal(status: Mapping[str, Any]) -> str:
+    """That Redis takes no writes, and why; "" when it does."""
+    state, _, why = str(status.get("redis_writes")).partition(": ")
+    return f"Redis refuses writes: {why.rstrip('.')}" if state == "refused" else ""
 
 
 def texts(status: Mapping[str, Any]) -> str:

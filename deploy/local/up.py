@@ -19,6 +19,7 @@ import orjson
 import redis
 
 from context.units import HOUR_MS
+from deploy.disk_space import room_in
 from deploy.local.news import News
 from deploy.local.retraining import RetrainSchedule, ScheduledRetraining
 from deploy.local.role_commands import api_ports, command, environment, roles
@@ -67,9 +68,10 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
     Raises:
         ValueError: bad options, data or settings, or another `up` uses the state folder.
         StartError: a process did not start, or ended by itself later.
+        OSError: the disk is full.
     """
     state = options.state.resolve()
-    with only_one(state), ExitStack() as stack:
+    with room_in(state), only_one(state), ExitStack() as stack:
         stack.enter_context(stoppable())
         settings = load(environ, state=state, api_port=options.api_port)
         _check_embedded(settings, environ)
@@ -83,6 +85,7 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         stack.callback((state / FILE).unlink, missing_ok=True)
         stack.callback(note_phase, state, STOPPING)
         supervisor = stack.enter_context(Supervisor())
+        stack.callback(line.say, "Stopping …")  # before the roles are: they take seconds
         plan_file = plan.write(state / "traffic.json")
         for role in roles(settings, environ, plan_file, options.workers, ports):
             supervisor.start(role)

@@ -54,13 +54,13 @@ class BucketRegistry(Registry):
     def set_aliases(self, before: Aliases, after: Aliases) -> bool:
         content, tag = self._get(ALIASES)
         noted = decoded(content, self.name)
-        if noted != before:
-            return noted == after
+        if noted != before.untried:
+            return noted == after.untried
         try:
             with self._translated():
                 obstore.put(self._store, ALIASES, encoded(after), mode="create" if content is None else tag)
         except (AlreadyExistsError, PreconditionError):
-            return self.aliases() == after  # the answer to the first try was lost, or somebody was faster
+            return self.aliases() == after.untried  # the answer to the first try was lost, or somebody was faster
         return True
 
     def remove(self, version: str) -> None:

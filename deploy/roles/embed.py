@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from deploy.models.registry import artefact, first_aliases
-from deploy.runtime.process import log_to_stderr, on_signals, open_store, running
+from deploy.runtime.process import log_to_stderr, on_signals, open_store, running, until_answered
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from encoder.model.document import read_document
@@ -34,7 +34,8 @@ async def _embed(settings: Settings) -> None:
     try:
         on_signals(stop.set)
         while not stop.is_set():
-            champion = (await read_aliases(store)).champion or first_aliases(settings).champion
+            aliases = await until_answered("see which model is served", lambda: read_aliases(store))
+            champion = aliases.champion or first_aliases(settings).champion
             await _embed_for(champion, store, settings, stop)
     finally:
         await store.close()

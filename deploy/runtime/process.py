@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from redis.exceptions import RedisError
@@ -26,6 +26,9 @@ from index.state.redis_store import RedisStore
 from index.state.store import LiveStore, StoreUnavailableError
 
 _BEAT_S = 1.0
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 2.0  # between two attempts while the live state is away; each is twice the last
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
 
 
@@ -64,6 +67,20 @@ def open_store(settings: Settings, **options: Any) -> RedisStore:
     """The live state of this deployment; `options` are those of `RedisStore`."""
     redis = settings.redis.get_secret_value()
     return RedisStore(redis, settings.keys(), cluster=settings.redis_cluster, ca_file=settings.redis_ca, **options)
+
+
+async def until_answered(what: str, call: Callable[[], Awaitable[T]]) -> T:
+    """What `call` gives; while the live state is away or takes no writes it is called again, and `what` waits in the
+    log. For what a role does before its own loops, which repeat.
+    """
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return await call()
+        except StoreUnavailableError as error:
+            log.warning("cannot %s yet, it is tried again: %s", what, error)
+        await asyncio.sleep(pause_s)
+        pause_s = min(_MOST_PAUSE_S, 2 * pause_s)
 
 
 def ask_redis(settings: Settings, commands: Sequence[Command], timeout_s: float = 1.0) -> list[Any]:

@@ -15,15 +15,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from index.query.model import RequestedList
 
 MAX_COUNT = 200
-MAX_BATCH = 1_000
-DEFAULT_COUNT = 10
-MAX_ID_BYTES = 256
+MAX_BATCH, DEFAULT_COUNT, MAX_ID_BYTES = 1_000, 10, 256
 
 
 def _possible_id(value: str) -> str:
     size = len(value.encode(errors="surrogatepass"))
     if not 1 <= size <= MAX_ID_BYTES or not value.isprintable():
         raise ValueError(f"an id has 1 to {MAX_ID_BYTES} bytes and no control or separator characters")
+    if value.isspace():
+        raise ValueError("holds nothing but spaces")
     return value
 
 
@@ -171,7 +171,7 @@ class ItemAnswer(_Shape):
     tags: list[str]
     embedder: str | None
     vector_pending: bool = Field(description="whether the vector does not belong to the present text")
-    indexed: bool = Field(description="whether there is a retrieval vector of the model that is served")
+    indexed: bool = Field(description="whether it has a record, and a retrieval vector of the model that is served")
     index: IndexState
 
     model_config = example(
@@ -231,6 +231,7 @@ class Published(_Shape):
 
 class PublishedAnswer(_Shape):
     records: list[Published] = Field(description="one for each record, in the order they were sent")
+    ignored: list[str] | None = Field(None, description="unknown fields of the records, at most 20; absent without any")
 
     model_config = example(records=[{"topic": "clickstream", "partition": 17, "offset": 20411}])
 
@@ -268,13 +269,42 @@ class LoadedStatus(_Shape):
     complete: bool = Field(description="whether lists by it would be as good as the topics' content")
 
 
+class ShadowStatus(_Shape):
+    """Requests that the staged model ranked, too, after they were answered; of all API processes."""
+
+    model: str
+    share: float = Field(description="of all requests")
+    since_ms: int
+    requests: int
+    dropped: int = Field(description="not ranked, as too many were waiting")
+    failed: int = Field(description="that it could not rank")
+    short: int = Field(description="with fewer items than the champion's list")
+    unfilled: int = Field(description="of users who have no vectors of it")
+    overlap_at_10: float | None = Field(description="mean share of the first ten items that both lists have")
+    overlap_tenths: list[int] = Field(description="requests by that share, from none to all")
+    p50_ms: dict[str, float | None] = Field(description="of reading the user and ranking")
+    p99_ms: dict[str, float | None]
+
+
+class ExperimentStatus(_Shape):
+    """An experiment under way: a share of users is answered by the staged model."""
+
+    id: str
+    champion: str
+    model: str
+    share: float = Field(description="of all users")
+    since_ms: int
+
+
 class ModelsStatus(_Shape):
-    """Versions by alias, and what this process has loaded."""
+    """Versions by alias, how the challenger is tried, and what this process has loaded."""
 
     champion: str | None = None
     challenger: str | None = None
     previous: str | None = None
     loaded: dict[str, LoadedStatus] = {}
+    shadow: ShadowStatus | None = None
+    experiment: ExperimentStatus | None = None
 
 
 class Now(_Shape):
@@ -290,9 +320,7 @@ class StatusAnswer(_Shape):
     kafka: str
     redis: str
     redis_up: bool
-    redis_writes: str | None = Field(
-        None, description="accepted, or refused: and why, as when memory is full or a replica answers; null = not known"
-    )
+    redis_writes: str | None = Field(None, description="accepted, or refused: and why; null = not known")
     topics: dict[str, TopicStatus]
     events_per_s: float
     freshness_ms: Freshness = Field(description="event in Kafka until visible, of the slowest worker")

@@ -61,6 +61,7 @@ def test_a_data_folder_becomes_live_answers_and_everything_ends_with_the_command
     finally:
         live.stop()
     assert live.process.returncode == 0, live.output()
+    assert live.output().splitlines()[-2:] == ["Stopping …", "Stopped."]
     assert not any(_runs(pid) for pid in pids)
     assert not (live.state / "up.env").exists()
 
