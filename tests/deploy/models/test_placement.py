@@ -38,6 +38,26 @@ def test_a_newer_model_takes_the_place_of_a_retrained_one_but_of_no_other(tmp_pa
     play(tmp_path, scene)
 
 
+def test_a_retrained_model_that_is_being_tried_keeps_its_place(tmp_path: Path) -> None:
+    async def scene(at: Deployment) -> None:
+        place = Placement(at.rollout, at.registry, at.a)
+        first, second = (retrained(at, tmp_path, seed) for seed in (10, 11))
+        await place.stage(first)
+        await at.rollout.shadow(first, 0.5)
+        with pytest.raises(ValueError, match=f"{first} is staged already"):
+            await place.stage(second)
+        await at.rollout.end_shadow()
+        await at.follow()
+        await at.rollout.experiment(first, 0.5)
+        with pytest.raises(ValueError, match=f"{first} is staged already"):
+            await place.stage(second)
+        await at.rollout.end_experiment()
+        await place.stage(second)
+        assert (await read_aliases(at.world.store)).challenger == second
+
+    play(tmp_path, scene)
+
+
 def test_what_was_compared_with_another_model_than_the_served_one_is_not_staged(tmp_path: Path) -> None:
     async def scene(at: Deployment) -> None:
         with pytest.raises(ValueError, match=f"it was compared with {at.c}, and {at.a} is served now"):
