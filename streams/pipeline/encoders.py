@@ -44,12 +44,10 @@ class Encoders:
     @property
     def kept_texts(self) -> tuple[tuple[str, ...], ...]:
         """What several `hkeep` are to leave beside an item's newest vector record; none where a model reads any."""
-        named = self.embedders
-        if not named or "" in named:
+        named = sorted(self.embedders)
+        if "" in named or not named:
             return ()
-        return tuple(
-            (beside(name, ""), *(beside(name, embedder) for embedder in sorted(named))) for name in OF_EMBEDDER
-        )
+        return tuple((beside(name, ""), *(beside(name, embedder) for embedder in named)) for name in OF_EMBEDDER)
 
     @property
     def mark(self) -> str:

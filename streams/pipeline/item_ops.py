@@ -92,10 +92,8 @@ async def complete_items(
             for item_id, made in zip(texts, await encoder.retrieval([*texts], np.stack(vectors), tags), strict=True):
                 fields[item_id][vector_field(encoder.version)] = encode_vectors(made, half=False)
     filled = {item_id: made for item_id, made in fields.items() if made}
-    vectors_of = {
-        item_id: sum(map(has[item_id].__contains__, names[2:])) + len(fields[item_id]) for item_id in item_ids
-    }
-    waiting = [item_id for item_id in item_ids if CATALOGUE in has[item_id] and 0 < vectors_of[item_id] < len(versions)]
+    known = {item_id: len(fields[item_id]) + len(has[item_id].intersection(names[2:])) for item_id in item_ids}
+    waiting = sum(CATALOGUE in has[item_id] and 0 < known[item_id] < len(versions) for item_id in item_ids)
     ops = [op for key in keys for op in _keep(key, encoders)]
     if encoders.kept_texts:
         unread = [item_id for item_id in item_ids if newest[item_id] not in encoders.embedders]
@@ -103,7 +101,7 @@ async def complete_items(
     ops += [Op("hset", store.keys.item(item_id), made) for item_id, made in filled.items()]
     if logged:
         ops += [Op("log", store.keys.item(item_id), names=(item_id,)) for item_id in filled]
-    return Completed(len(filled), len(waiting)), ops
+    return Completed(len(filled), waiting), ops
 
 
 async def _texts(

@@ -28,9 +28,8 @@ def contents(store: SqliteStore) -> dict[str, Any]:
 
 def random_op(rng: random.Random) -> Op:
     key, names = f"kept:k{rng.randrange(4)}", [f"n{rng.randrange(6)}" for _ in range(rng.randrange(1, 4))]
-    kind = rng.choice(
-        ("hset", "hset", "hdel", "hkeep", "haside", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log")
-    )
+    kinds = ("hset", "hset", "hdel", "hkeep", "haside", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log")
+    kind = rng.choice(kinds)
     if kind == "hset":
         return Op("hset", f"{key}:h", {"owner": rng.choice((b"x", b"y")), **{name: rng.randbytes(3) for name in names}})
     if kind == "haside":
