@@ -18,7 +18,7 @@ from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import AnswerError, BudgetError, EndpointError
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
-from index.state.records import EMBEDDER, TAGS, TEXT_HASH, VECTOR_HASH, canonical_json
+from index.state.records import EMBEDDER, TAGS, TEXT_HASH, TEXT_VECTOR, VECTOR_HASH, canonical_json
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry
 from streams.kafka.catalog_consumer import KafkaCatalog
@@ -133,7 +133,7 @@ def test_an_item_whose_stored_vector_is_current_is_left_alone(memory: dict[str, 
         topic = Topic()
         embed, _model, store = role(topic, memory)
         stored = text_hash(canonical_text({"title": "lamp", "brand": "Acme"})).encode()
-        fields = {EMBEDDER: b"letters", VECTOR_HASH: stored, TAGS: canonical_json(["brand:Acme"])}
+        fields = {TEXT_VECTOR: b"1", EMBEDDER: b"letters", VECTOR_HASH: stored, TAGS: canonical_json(["brand:Acme"])}
         await store.write(store.keys.item("a"), fields)
         assert await embed.embed([catalog(0, "a", "lamp", available=False)]) == 0
         assert await embed.embed([catalog(1, "a", "lamp", price=3.0), catalog(2, "a", "lantern")]) == 1
@@ -156,7 +156,7 @@ def test_a_vector_stored_under_either_form_of_its_text_is_left_alone(
         topic = Topic()
         embed, model, store = role(topic, memory)
         tags = canonical_json([f"brand:{ODD}"])  # of an older vocabulary
-        fields = {EMBEDDER: b"letters", VECTOR_HASH: stored_hash.encode(), TAGS: tags}
+        fields = {TEXT_VECTOR: b"1", EMBEDDER: b"letters", VECTOR_HASH: stored_hash.encode(), TAGS: tags}
         await store.write(store.keys.item("a"), fields)
         model.tag = lambda items: [["brand:Café Noir"] for _ in items]  # type: ignore[method-assign]
         assert await embed.embed([catalog(0, "a", "lamp", brand=ODD)]) == 0
@@ -213,7 +213,8 @@ class Batches:
         self.rebalances: list[bool] = []  # of the next looks
         self.closed = False
 
-    def take(self, most: int) -> list[Record]:
+    async def take(self, most: int) -> list[Record]:
+        await asyncio.sleep(0)
         if self._batches:
             return self._batches.pop(0)
         self._looks -= 1
@@ -224,10 +225,10 @@ class Batches:
     def rebalanced(self) -> bool:
         return bool(self.rebalances) and self.rebalances.pop(0)
 
-    def commit(self, offset: int) -> None:
+    async def commit(self, offset: int) -> None:
         self.committed.append(offset)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed = True
 
 
