@@ -62,8 +62,17 @@ def progress_line(unit: str, done: int, total: int | None, rate: float) -> str:
     """As in "texts: 2,560 of 10,000 (25 %), 85/s, 1:28 left"."""
     share = f" of {total:,} ({100 * done // total} %)" if total else ""
     left_s = max(0, total - done) / rate if total and rate > 0 else None
-    left = "" if left_s is None else f", {left_s // 60:.0f}:{left_s % 60:02.0f} left"
+    left = "" if left_s is None else f", {duration_left(left_s)}"
     return f"{unit}: {done:,}{share}, {rate:,.0f}/s{left}"
+
+
+def duration_left(seconds: float) -> str:
+    """As in "1:28 left", and "2.5 h left" beyond two hours.
+
+    >>> duration_left(88), duration_left(9_000)
+    ('1:28 left', '2.5 h left')
+    """
+    return f"{seconds / 3600:.1f} h left" if seconds >= 7200 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
 
 @contextmanager

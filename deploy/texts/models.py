@@ -73,12 +73,13 @@ class TextSource:
             )
         return EndpointTextModel(self.embedder, self.tagger(document["config"]["tags"]), self._gate)
 
-    def model_beside(self, document: dict[str, Any], share: float | None = None) -> tuple[EndpointTextModel, Memory]:
+    def model_beside(self, document: dict[str, Any], share: float = 1.0) -> tuple[EndpointTextModel, Memory]:
         """The text model for a document of any known embedder, and the memory of its vectors.
 
-        With a `share` it takes no more than that of each limit. Raises ValueError for an embedder that cannot be asked.
+        It takes no more than a share of each limit, and may be closed while others go on. Raises ValueError for an
+        embedder that cannot be asked.
         """
-        gate = self._gate if share is None else self._gate.part(share)
+        gate = self._gate.part(share)
         embedder, memory = self._open(str(document["metadata"].get("embedder")), gate)
         return EndpointTextModel(embedder, self.tagger(document["config"]["tags"], gate), gate), memory
 

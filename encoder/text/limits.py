@@ -187,7 +187,8 @@ class Gate:
     def _spent(self, tokens: int) -> BudgetError:
         self.count("over_budget")
         wait_s, limit = self.ledger.seconds_to_next_day(), self.limits.tokens_per_day
-        whose = "" if self._whole is None else " that the texts of a staged model may cost"
+        whole = self._whole is None or self._whole.limits == self.limits
+        whose = "" if whole else " that the texts of a staged model may cost"
         return BudgetError(
             f"{self.ledger.spent_today()} of {limit} tokens of this day{whose} are spent and {tokens} more are needed: "
             f"pausing {wait_s / 3600:.1f} h until midnight UTC, nothing is dropped; PERSEID_LLM_TOKENS_PER_DAY sets it",

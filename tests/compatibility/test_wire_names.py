@@ -23,7 +23,7 @@ ADDED_STATUSES = {  # that were answered before and not documented
     "get /v1/items/{item_id}/similar": ["405", "413"], "get /v1/users/{user_id}": ["405", "413"],
 }  # fmt: skip
 ADDED_LINKS = ("post /v1/events", "post /v1/items", "post /v1/users")
-ADDED_SCHEMAS = ("LoadedStatus", "ModelsStatus", "Now", "RootAnswer")
+ADDED_SCHEMAS = ("EmbeddingStatus", "LoadedStatus", "ModelsStatus", "Now", "RootAnswer")
 ADDED_FIELDS = (("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"))
 EMPTY_IS_NONE = ("session_id", "location", "recommendation_id", "page_id")  # of a click; "" was always taken
 ADDED_METRICS = ("perseid_redis_writes",)
