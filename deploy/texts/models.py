@@ -1,8 +1,8 @@
 """Chooses who makes a deployment's text vectors and tags, MiniLM in this process or endpoints.
 
 One choice for training, replay and evaluation; what was paid for lies in one ledger in the state folder. A model
-artefact names its embedder, and another one is refused, but for the embed role, which serves several. No connection is
-opened before something is asked.
+artefact names its embedder, and another one is refused; the embed role serves several. No connection is opened before
+something is asked.
 """
 
 from __future__ import annotations
