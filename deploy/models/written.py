@@ -110,6 +110,7 @@ class WrittenModels:
         log.info("vectors are written of %s%s", ", ".join(ready), f"; for items only of {', '.join(held)}" * bool(held))
         for version in [version for version in self._written if version not in wanted]:
             await self._end(self._written.pop(version))
+            self._tried_s.pop(version, None)  # staged again, it is opened at once
         self._on_loaded()
 
     async def _held(self, wanted: Sequence[str]) -> list[str]:

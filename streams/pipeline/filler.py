@@ -22,8 +22,8 @@ _LOOK = 200  # users or items looked at in one round trip
 _PIECE_S = 0.02  # of encoding at once, for which clicks may have to wait
 _MOST_USERS = 64  # encoded at once
 _IDLE_S = 0.1  # between two looks for users who are waited for
-_WAIT_S = 1.0  # before items whose text vectors are still to come are looked through again, …
-_WAIT_PASSES = 4  # … or so many times as long as that took
+# Before items whose text vectors are still to come are looked through again: some times as long as that took.
+_WAIT_S, _MOST_WAIT_S, _WAIT_PASSES = 1.0, 60.0, 4
 
 
 @dataclass(slots=True)
@@ -183,7 +183,8 @@ class VectorFiller:
             return
         if now.waiting:
             now_s = self._now_s()
-            self._rest = now.mark, now_s + max(_WAIT_S, _WAIT_PASSES * (now_s - now.began_s))
+            rest_s = min(_MOST_WAIT_S, max(_WAIT_S, _WAIT_PASSES * (now_s - now.began_s)))
+            self._rest = now.mark, now_s + rest_s
         else:
             await self._engine.mark(lease, now.mark)
 

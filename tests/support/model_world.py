@@ -23,7 +23,7 @@ from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.state.keys import ITEMS_TAG, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import PROFILE, STATE, decode_vectors, load_user, vector_field
+from index.state.records import PROFILE, STATE, TEXT_VECTOR, decode_vectors, load_user, vector_field
 from index.state.store import LogIdentity
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, CLICKSTREAM, ITEM_VECTORS, USERS, Record, Rules
@@ -189,8 +189,9 @@ class ModelWorld:
                 np.testing.assert_allclose(stored, whole, atol=2e-3, err_msg=f"{user_id} of {thread.version}")
         for item_id in await self.store.scores(self.store.keys.item_index()):
             found = await self.store.read_all(self.store.keys.item(item_id))
-            assert {name for name in found if name.startswith("v:")} == (wanted if "e" in found else set()), item_id
-            for thread in threads if "e" in found else ():
+            has_text = any(name.split(":")[0] == TEXT_VECTOR for name in found)
+            assert {name for name in found if name.startswith("v:")} == (wanted if has_text else set()), item_id
+            for thread in threads if has_text else ():
                 row = np.frombuffer(found[vector_field(thread.version)], np.float32)
                 np.testing.assert_array_equal(row, thread.encoder.items.retrieval([item_id])[0], err_msg=item_id)
 
