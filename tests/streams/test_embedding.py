@@ -18,9 +18,10 @@ from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import AnswerError, BudgetError, EndpointError
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
-from index.state.records import EMBEDDER, TAGS, TEXT_HASH, TEXT_VECTOR, VECTOR_HASH, canonical_json
+from index.state.records import EMBEDDER, TAGS, TEXT_HASH, TEXT_VECTOR, VECTOR_HASH, beside, canonical_json
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry
+from streams.item_vectors import vector_key
 from streams.kafka.catalog_consumer import KafkaCatalog
 from streams.kafka.config import KafkaConfig
 from streams.parsing import parse
@@ -190,6 +191,25 @@ def test_a_vector_names_the_hash_that_the_stored_record_has(
         await embed.embed([catalog(0, "a", "lamp", brand=ODD)])
         assert [entry.text_hash for entry in topic.vectors()] == [named]
         assert model.asked == ["lamp\nCafé Noir"]
+
+    asyncio.run(run())
+
+
+def test_a_record_of_a_second_embedder_has_a_key_of_its_own_and_so_has_the_first_ones_where_there_are_others() -> None:
+    async def run() -> None:
+        topic, rules = Topic(), Rules(embedders={"letters": 26, "other": 4})
+        store, memory = MemoryStore(), dict[str, NDArray[np.float32]]()
+        first, second = (
+            EmbeddingService(store, rules, LetterModel(), memory, topic.publish, is_second=second)
+            for second in (False, True)
+        )
+        await store.write(store.keys.item("newest"), {EMBEDDER: b"other", TAGS: b"[]"})
+        await store.write(store.keys.item("beside"), {EMBEDDER: b"letters", TAGS: b"[]", beside(TAGS, "other"): b"[]"})
+        records = [catalog(n, item_id, "lamp") for n, item_id in enumerate(("alone", "newest", "beside"))]
+        await first.embed(records)
+        await second.embed(records)
+        own = [vector_key(item_id, "letters") for item_id in ("alone", "newest", "beside")]
+        assert [key for key, _ in topic.records] == ["alone", *own[1:], *own]
 
     asyncio.run(run())
 
