@@ -192,11 +192,8 @@ def test_the_embed_role_serves_any_known_embedder_within_a_part_of_the_limits(
             second.embed(["pot"])
         with pytest.raises(ValueError, match=r"'unknown' is not known: add unknown:<dimension> to PERSEID_EMBEDDERS"):
             source.model_beside(document("unknown"))
-    local_only, said = (
-        load({"PERSEID_STATE": str(tmp_path)}),
-        r"of 'larger' come from an endpoint: set PERSEID_EMBED_URL",
-    )
-    with TextSource(local_only) as source, pytest.raises(ValueError, match=said):
+    said = r"of 'larger' come from an endpoint: set PERSEID_EMBED_URL"
+    with TextSource(load({"PERSEID_STATE": str(tmp_path)})) as source, pytest.raises(ValueError, match=said):
         source.model_beside(document("larger"))
 
 
