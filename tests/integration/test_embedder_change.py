@@ -23,7 +23,7 @@ from confluent_kafka import Producer
 
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
-from tests.integration.live import ROOT, click, free_port
+from tests.integration.live import READY_S, ROOT, click, free_port
 from tests.support.llm_server import DIMENSION, MODEL, LlmServer, letters
 from tests.support.saved_models import saved_model
 
@@ -180,12 +180,12 @@ def test_another_embedder_within_the_spend_limit_over_a_kill_and_from_an_emptied
     at.send("catalog", *map(item, range(COUNT)))
     at.send("clickstream", *(click(f"u{n % USERS}", f"i{7 * n % COUNT}") for n in range(5 * USERS)))
     is_loaded = {"model": a, "items": COUNT, "users": USERS}
-    at.until(lambda: is_loaded.items() <= (at.answers("/v1/status") or {}).items(), 90, "a shop")
-    at.until(lambda: at.text_vectors(MODEL) == COUNT, 30, "the champion's texts")
+    at.until(lambda: is_loaded.items() <= (at.answers("/v1/status") or {}).items(), READY_S, "a shop")
+    at.until(lambda: at.text_vectors(MODEL) == COUNT, 60, "the champion's texts")
 
     at.perseid("stage", b)
     with Asking(at) as asking:
-        at.until(lambda: texts(at, b).get("waiting"), 30, "the limit is reached")
+        at.until(lambda: texts(at, b).get("waiting"), 60, "the limit is reached")
         found = json.loads(at.perseid("status", "--json", code=1))
         done = found["embedding"][b]["done"]
         assert 0 < done < COUNT and found["embedding"][b]["total"] == COUNT
@@ -194,7 +194,7 @@ def test_another_embedder_within_the_spend_limit_over_a_kill_and_from_an_emptied
         assert "tokens of this day that the texts of a staged model may cost are spent" in texts(at, b)["waiting"]
         assert "is not promoted: listed items with a vector" in at.perseid("promote", b, code=1)
         at.send("catalog", item("new"))
-        at.until(lambda: (at.answers("/v1/items/inew") or {}).get("indexed"), 20, "the champion goes on")
+        at.until(lambda: (at.answers("/v1/items/inew") or {}).get("indexed"), 60, "the champion goes on")
         assert at.text_vectors(OTHER) == done
 
         at.kill("embed")
@@ -205,18 +205,18 @@ def test_another_embedder_within_the_spend_limit_over_a_kill_and_from_an_emptied
             at.perseid(*step)
             at.until(partial(serves, at, served), 5, f"{served} serves")
         at.perseid("retire", a)
-        at.until(lambda: at.text_vectors(MODEL) == 0, 20, "its text vectors go")
+        at.until(lambda: at.text_vectors(MODEL) == 0, 60, "its text vectors go")
         at.send("catalog", item("newer"))
-        at.until(lambda: (at.answers("/v1/items/inewer") or {}).get("indexed"), 30, f"{OTHER} goes on")
+        at.until(lambda: (at.answers("/v1/items/inewer") or {}).get("indexed"), 60, f"{OTHER} goes on")
     assert not asking.wrong, str(asking.wrong[:3]) + at.logs()
     assert asking.models == {a, b}
     assert {text: count for text, count in at.server.by_model.items() if count > 1} == {}, "nothing was paid for twice"
 
     with redis.Redis.from_url(at.environment["PERSEID_REDIS"]) as client:
         client.flushall()
-    at.until(lambda: at.text_vectors(OTHER) == COUNT + 2, 30, "all comes back")
+    at.until(lambda: at.text_vectors(OTHER) == COUNT + 2, 60, "all comes back")
     whole = {"model": b, "items": COUNT + 2, "users": USERS}
-    at.until(lambda: whole.items() <= (at.answers("/v1/status") or {}).items(), 30, "the shop again")
+    at.until(lambda: whole.items() <= (at.answers("/v1/status") or {}).items(), 60, "the shop again")
     assert set(at.server.by_model.values()) == {1}
 
 
