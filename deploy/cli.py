@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -78,6 +79,11 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except (ValueError, OSError, RuntimeError) as error:
         click.echo(f"perseid: {error}", err=True)
+        return 1
+    except Exception as error:
+        # Of what no command expects it is also said where it happened. The last line is what `perseid up` shows.
+        traceback.print_exc()
+        click.echo(f"perseid: {type(error).__name__}: {error}", err=True)
         return 1
     return done if isinstance(done, int) else 0
 

@@ -5,6 +5,7 @@ Both say how much is done and how fast, and where the end is known its share and
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -17,9 +18,16 @@ _LINES = 4  # the speed is that of the last half minute: what a resumed run foun
 
 
 class Show(Protocol):
-    """Takes the units done, how many there will be (None: unknown), and what else is to be said."""
+    """Takes the units done, how many there will be (None: unknown), and what else is to be said.
 
-    def __call__(self, done: int, total: int | None, note: str = "") -> None: ...
+    `most_s` bounds the time that is left: the run ends then, however much is done.
+    """
+
+    def __call__(self, done: int, total: int | None, note: str = "", most_s: float = math.inf) -> None: ...
+
+
+def show_nothing(done: int, total: int | None, note: str = "", most_s: float = math.inf) -> None:
+    """For a run that is not to be watched."""
 
 
 @contextmanager
@@ -47,32 +55,34 @@ class ProgressLines:
         self._unit, self._say, self._monotonic_s = unit, say, monotonic_s
         self._points: deque[tuple[float, int]] = deque(maxlen=_LINES)  # (time, done) of the last lines
 
-    def __call__(self, done: int, total: int | None, note: str = "") -> None:
+    def __call__(self, done: int, total: int | None, note: str = "", most_s: float = math.inf) -> None:
         now_s = self._monotonic_s()
         if self._points and now_s - self._points[-1][0] < EVERY_S:
             return
         self._points.append((now_s, done))
         (then_s, before) = self._points[0]
         if now_s > then_s:
-            line = progress_line(self._unit, done, total, (done - before) / (now_s - then_s))
+            line = progress_line(self._unit, done, total, (done - before) / (now_s - then_s), most_s)
             self._say(", ".join(filter(None, (line, note))))
 
 
-def progress_line(unit: str, done: int, total: int | None, rate: float) -> str:
-    """As in "texts: 2,560 of 10,000 (25 %), 85/s, 1:28 left"."""
+def progress_line(unit: str, done: int, total: int | None, rate: float, most_s: float = math.inf) -> str:
+    """As in "texts: 2,560 of 10,000 (25 %), 85/s, 1:28 left", or ", at most 0:40 left" where `most_s` bounds it."""
     share = f" of {total:,} ({100 * done // total} %)" if total else ""
     left_s = max(0, total - done) / rate if total and rate > 0 else None
-    left = "" if left_s is None else f", {duration_left(left_s)}"
+    left = "" if left_s is None else f", {clock(left_s, most_s)} left"
     return f"{unit}: {done:,}{share}, {rate:,.0f}/s{left}"
 
 
-def duration_left(seconds: float) -> str:
-    """As in "1:28 left", and "2.5 h left" beyond two hours.
+def clock(left_s: float, most_s: float = math.inf) -> str:
+    """Minutes and seconds, or hours beyond two.
 
-    >>> duration_left(88), duration_left(9_000)
-    ('1:28 left', '2.5 h left')
+    >>> clock(88), clock(9_000), clock(50, 40)
+    ('1:28', '2.5 h', 'at most 0:40')
     """
-    return f"{seconds / 3600:.1f} h left" if seconds >= 7200 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+    whole_s = round(min(left_s, most_s))
+    shown = f"{whole_s / 3600:.1f} h" if whole_s >= 7200 else f"{whole_s // 60}:{whole_s % 60:02}"
+    return f"{'at most ' if most_s < left_s else ''}{shown}"
 
 
 @contextmanager
@@ -85,6 +95,10 @@ def _bar(unit: str) -> Iterator[Show]:
         def render(self, task: bars.Task) -> Text:
             return Text(f"{task.speed or 0:,.0f}/s")
 
+    class Left(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text("-:--" if task.time_remaining is None else clock(task.time_remaining, task.fields["most_s"]))
+
     columns = (
         bars.SpinnerColumn(),
         bars.TextColumn(f"{{task.completed:,.0f}}{{task.fields[of]}} {unit}"),
@@ -92,19 +106,19 @@ def _bar(unit: str) -> Iterator[Show]:
         Speed(),
         bars.TimeElapsedColumn(),
         bars.TextColumn("left"),
-        bars.TimeRemainingColumn(),
+        Left(),
         bars.TextColumn("{task.fields[note]}"),
     )
     with bars.Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=30) as bar:
-        task = bar.add_task(unit, total=None, of="", note="")
+        task = bar.add_task(unit, total=None, of="", note="", most_s=math.inf)
         began = False
 
-        def show(done: int, total: int | None, note: str = "") -> None:
+        def show(done: int, total: int | None, note: str = "", most_s: float = math.inf) -> None:
             nonlocal began
             if not began:
                 bar.reset(task, total=total, completed=done)
                 began = True
             of = f" of {total:,}" if total is not None else ""
-            bar.update(task, completed=done, total=total, of=of, note=note)
+            bar.update(task, completed=done, total=total, of=of, note=note, most_s=most_s)
 
         yield show

@@ -18,7 +18,7 @@ from deploy.settings import PREFIX, Settings, load
 
 FILE = "up.env"
 _LOCK = "up.lock"
-STOPPING, _STOPPED = "stopping", "stopped"
+STOPPING, _STOPPED, _STARTING = "stopping", "stopped", "starting"
 
 
 def write_addresses(state: Path, settings: Settings) -> Path:
@@ -46,6 +46,7 @@ def only_one(state: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"another `perseid up` runs with {state}; choose another folder by --state") from error
+        note_phase(state, _STARTING)
         try:
             yield
         finally:
@@ -101,7 +102,7 @@ def _absence(state: Path) -> str:
     since = time.strftime("since %Y-%m-%d %H:%M:%S", time.localtime(noted_s))
     if held:
         wait = f"then {remedy}" if doing == STOPPING else "wait until it says where its API is"
-        return "" if has_addresses else f"`perseid up` with {state} is {doing or 'starting'} {since}; {wait}"
+        return "" if has_addresses else f"`perseid up` with {state} is {doing or _STARTING} {since}; {wait}"
     if doing == _STOPPED:
         return f"{nobody} {since}; {remedy}"
     # A build before this one says nothing.

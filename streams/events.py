@@ -167,7 +167,10 @@ Event = Click | Forget | Profile | CatalogueEntry | VectorEntry | ContextEntry
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """One list as a user was shown it, best first; `ts_ms` is clamped as that of clicks."""
+    """One list as a user was shown it, best first; `ts_ms` is clamped as that of clicks.
+
+    In an experiment with its id and the user's arm.
+    """
 
     recommendation_id: str
     user_id: str
@@ -177,6 +180,8 @@ class Exposure:
     location: str = ""
     model: str = ""
     served_by: str = ""
+    experiment: str = ""
+    arm: str = ""
 
 
 TAG_TOPICS: Mapping[str, tuple[str, ...]] = {ITEMS_TAG: (CATALOG, ITEM_VECTORS), CONTEXT_TAG: (CONTEXT,)}

@@ -11,14 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from context.json_words import found_value
 from context.labels import check_text, fold_label
 from context.times import check_ms
 from streams.events import FAST_CLOCK_MS, MalformedError
 
 MAX_ID_BYTES = 256
+MAX_TITLE = 10_000  # characters
+MAX_LABELS = 1_000  # of one list
 MOST_FAULTS = 10  # that are noted of one record
 P = ParamSpec("P")
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +51,22 @@ class Body:
 
     def prose(self, name: str, required: bool = False) -> str:
         """A text for people: any whitespace, no other control characters."""
-        return _checked(name, check_text, self.text(name, required))
+        return checked(name, check_text, self.text(name, required))
+
+    def title(self) -> str:
+        """As `prose`, of at most `MAX_TITLE` characters."""
+        title = self.prose("title", required=True)
+        if len(title) > MAX_TITLE:
+            self.refuse("title", f"{len(title)} characters, a title has at most {MAX_TITLE:,}")
+        return title
 
     def labels(self, name: str) -> list[str]:
         value = self.body.get(name)
         if value is None:
             return []
         items = self._typed(name, value, list, "a list of strings")
+        if len(items) > MAX_LABELS:
+            raise MalformedError(name, f"{len(items)} entries, a list has at most {MAX_LABELS:,}")
         return [self.named_label(f"{name}[{i}]", item) for i, item in enumerate(items)]
 
     def named_label(self, name: str, value: Any) -> str:
@@ -68,8 +81,13 @@ class Body:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not -(2**62) <= value < 2**62:
-            raise MalformedError(name, f"expected a whole number of milliseconds since the epoch, got {_shown(value)}")
-        return checked_ms(name, value, open_start=open_start, open_end=open_end)
+            raise MalformedError(
+                name, f"expected a whole number of milliseconds since the epoch, got {found_value(value)}"
+            )
+        try:
+            return check_ms(value, open_start=open_start, open_end=open_end)
+        except ValueError as error:
+            raise MalformedError(name, str(error)) from error
 
     def window(self) -> tuple[int | None, int | None]:
         """`starts_ms` and `ends_ms`."""
@@ -84,14 +102,14 @@ class Body:
 
     def finite(self, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise MalformedError(name, f"expected a finite number, got {_shown(value)}")
+            raise MalformedError(name, f"expected a finite number, got {found_value(value)}")
         return float(value)
 
     def amount(self, name: str) -> float | None:
         """A number that is not below 0."""
         value = self.number(name)
         if value is not None and value < 0:
-            self.refuse(name, "is below 0")
+            self.refuse(name, f"{self.body[name]!r:.60} is below 0")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
@@ -122,7 +140,7 @@ class Body:
 
     def _typed(self, name: str, value: Any, wanted: type, words: str) -> Any:
         if not isinstance(value, wanted):
-            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {kind_of(value)}")
+            raise MalformedError(name, "missing" if value is None else f"expected {words}, got {found_value(value)}")
         return value
 
 
@@ -185,55 +203,30 @@ class NotingBody(Body):
             raise error
 
 
-def checked_ms(name: str, value: int, *, open_start: bool = False, open_end: bool = False) -> int:
+def checked(name: str, check: Callable[[V], T], value: V) -> T:
+    """What `check` makes of a value; its ValueError becomes a MalformedError that names the field."""
     try:
-        return check_ms(value, open_start=open_start, open_end=open_end)
-    except ValueError as error:
-        raise MalformedError(name, str(error)) from error
-
-
-def _checked(name: str, check: Callable[[str], str], text: str) -> str:
-    """What `check` makes of a text; its error names the field."""
-    try:
-        return check(text)
+        return check(value)
     except ValueError as error:
         raise MalformedError(name, str(error)) from error
 
 
 def identifier(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {kind_of(value)}")
+        raise MalformedError(name, f"expected a string, got {found_value(value)}")
     size = len(value.encode(errors="surrogatepass"))
     if not 1 <= size <= MAX_ID_BYTES:
         raise MalformedError(name, f"has {size} bytes, an id has 1 to {MAX_ID_BYTES}")
     if not value.isprintable():
         found = next(character for character in value if not character.isprintable())
         raise MalformedError(name, f"holds U+{ord(found):04X}, an id has no control or separator characters")
+    if value.isspace():
+        raise MalformedError(name, "holds nothing but spaces")
     return value
 
 
 def _label(name: str, value: Any) -> str:
     """A folded label, which may be empty."""
     if not isinstance(value, str):
-        raise MalformedError(name, f"expected a string, got {kind_of(value)}")
-    return _checked(name, fold_label, value)
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, in the words of JSON."""
-    return _KINDS.get(type(value), type(value).__name__)
-
-
-_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r:.60}" if isinstance(value, (str, int, float)) else kind_of(value)
+        raise MalformedError(name, f"expected a string, got {found_value(value)}")
+    return checked(name, fold_label, value)

@@ -6,7 +6,10 @@ Whoever reads or applies data adds to one; every command shows it in the same wo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from context.counting import counted
 
 _REASONS = 100  # told apart: a reason may quote what a file says
 _SHOWN = 20  # lines for people; JSON has all
@@ -81,3 +84,26 @@ class LeftOut:
         if len(self._counts) > most:
             rest = sum(list(self._counts.values())[most:])
             yield f"{rest:,} more for {len(self._counts) - most} other reasons"
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutRecord:
+    """Events that are written though their item has no record: how many, of how many items, and where the first is."""
+
+    events: int = 0
+    items: int = 0
+    first: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """A line for people where there are any.
+
+        >>> list(WithoutRecord(2, 1, "row 7").lines())
+        ['written, but of 1 item without a record: 2 events (first: row 7)']
+        """
+        if self.events:
+            items, events = counted(self.items, "item"), counted(self.events, "event")
+            yield f"written, but of {items} without a record: {events} (first: {self.first})"

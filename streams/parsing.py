@@ -18,6 +18,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from context.json_words import found_value, json_word
+from context.times import check_ms
 from index.state.records import canonical_json
 from streams.events import (
     CATALOG,
@@ -38,8 +40,10 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.fields import Body, NotingBody, checked_ms, identifier, kind_of
+from streams.fields import Body, NotingBody, checked, identifier
 from streams.item_vectors import vector_key
+
+FORGET_HAS_NO_ITEM = f"a {FORGET} has none, it is about the whole user"
 
 
 def parse(record: Record, rules: Rules) -> Event:
@@ -67,14 +71,15 @@ def read_body(record: Record) -> Body:
     except orjson.JSONDecodeError as error:
         raise MalformedError("value", f"not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise MalformedError("value", f"expected an object, got {kind_of(body)}")
+        raise MalformedError("value", f"expected an object, got {json_word(body)}")
     return Body(body, record.timestamp_ms)
 
 
 def encode_record(topic: str, body: Mapping[str, Any], timestamp_ms: int, rules: Rules) -> tuple[bytes, bytes]:
     """Key and value of `body` with this record timestamp.
 
-    Raises MalformedError when a consumer would refuse it, with all other fields that are wrong.
+    Raises MalformedError when a consumer would refuse it, with all other fields that are wrong; also for a forget that
+    names an item, which may be a click with a wrong kind. Consumers obey one that is in a log: it erases in good faith.
     """
     try:
         value = orjson.dumps(body)
@@ -85,6 +90,8 @@ def encode_record(topic: str, body: Mapping[str, Any], timestamp_ms: int, rules:
         event = parse(record, rules)
     except MalformedError as error:
         raise MalformedError(error.field, error.reason, faults(record, rules)[1:]) from error
+    if isinstance(event, Forget) and body.get("item_id") not in (None, ""):
+        raise MalformedError("item_id", FORGET_HAS_NO_ITEM)
     return record_key(event).encode(), value
 
 
@@ -123,7 +130,7 @@ def check_timestamp(record: Record) -> None:
     """Raises MalformedError when Kafka's time of a record is missing or of another unit."""
     if record.timestamp_ms == -1:
         raise MalformedError("timestamp", "Kafka's own is missing (-1), expected milliseconds since the epoch")
-    checked_ms("timestamp", record.timestamp_ms)
+    checked("timestamp", check_ms, record.timestamp_ms)
 
 
 def _null(record: Record) -> Event:
@@ -150,7 +157,7 @@ def _click(body: Body, rules: Rules) -> Event:
         return Forget(event_id, user_id, ts_ms, raw_ts_ms)
     kind = rules.kind_code(name)
     if kind is None:
-        body.refuse("kind", f"unknown, expected one of {[k.name for k in rules.kinds]}")
+        body.refuse("kind", f"expected one of {', '.join(k.name for k in rules.kinds)}, got {found_value(name)}")
     return Click(
         event_id,
         user_id,
@@ -171,14 +178,14 @@ def _profile(body: Body, rules: Rules) -> Event:
     categorical = body.mapping("categorical")
     for name, value in categorical.items():
         if not isinstance(value, str):
-            body.refuse(f"categorical.{name}", f"expected a string, got {kind_of(value)}")
+            body.refuse(f"categorical.{name}", f"expected a string, got {found_value(value)}")
     return Profile(user_id, canonical_json({"numeric": numeric, "categorical": categorical}), ts_ms)
 
 
 def _catalogue_entry(body: Body, rules: Rules) -> Event:
     item_id, (ts_ms, _) = body.identifier("item_id"), body.time()
     fields: dict[str, Any] = {
-        "title": body.prose("title", required=True),
+        "title": body.title(),
         "description": body.prose("description"),
         "brand": body.label("brand"),
         "category": body.labels("category"),
@@ -190,8 +197,8 @@ def _catalogue_entry(body: Body, rules: Rules) -> Event:
     }
     fields["starts_ms"], fields["ends_ms"] = body.window()
     fields["ts_ms"] = ts_ms
-    sent = {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
-    return CatalogueEntry(item_id, fields, {**fields, **sent} if {**fields, **sent} != fields else None)
+    sent = fields | {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
+    return CatalogueEntry(item_id, fields, sent if sent != fields else None)
 
 
 def _vector_entry(body: Body, rules: Rules) -> Event:
@@ -199,7 +206,9 @@ def _vector_entry(body: Body, rules: Rules) -> Event:
     body.time()
     dim = rules.embedders.get(embedder)
     if dim is None:
-        raise MalformedError("embedder", f"unknown, expected one of {sorted(rules.embedders)}")
+        raise MalformedError(
+            "embedder", f"expected one of {', '.join(sorted(rules.embedders))}, got {found_value(embedder)}"
+        )
     vector = _vector(body.body.get("vector"))
     if vector.shape != (dim,):
         raise MalformedError("vector", f"has {vector.size} numbers, {embedder} has {dim}")
@@ -273,6 +282,9 @@ _PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
 }
 
 
+_OF_EXPOSURES = ("page_id", "location", "model", "served_by", "experiment", "arm")  # which may be missing
+
+
 def parse_exposure(record: Record) -> Exposure:
     """The exposure a record carries. Raises MalformedError with field and reason when it is none."""
     body = read_body(record)
@@ -280,13 +292,13 @@ def parse_exposure(record: Record) -> Exposure:
     check_key(record, user_id)
     items = body.body.get("items")
     if not isinstance(items, list):
-        raise MalformedError("items", f"expected a list of objects, got {kind_of(items)}")
+        raise MalformedError("items", f"expected a list of objects, got {json_word(items)}")
     return Exposure(
         recommendation_id=body.identifier("recommendation_id"),
         user_id=user_id,
         ts_ms=body.time()[0],
         shown=tuple(body.part(f"items[{n}]", _object(entry), _shown_item) for n, entry in enumerate(items)),
-        **{name: body.optional_identifier(name) for name in ("page_id", "location", "model", "served_by")},
+        **{name: body.optional_identifier(name) for name in _OF_EXPOSURES},
     )
 
 
@@ -298,11 +310,16 @@ def _shown_item(entry: Body) -> str:
     return entry.identifier("item_id")
 
 
-_LEADING_NUMBER = re.compile(r"^-?\d+ ")
+_FOUND = re.compile(r"^-?[\d.]+(e[+-]?\d+)? |, got .*$", re.DOTALL)
 _REASONS = 100  # told apart: a reason may quote a field's name, of which there are any number
 
 
+def reason_of(error: MalformedError) -> str:
+    """Why a record was refused, without what was found, which would make a reason of its own of every record."""
+    return f"{error.field}: {_FOUND.sub('', error.reason)}"
+
+
 def note_reason(reasons: Counter[str], topic: str, error: MalformedError) -> None:
-    """Counts a malformed record by topic and reason, whatever the number was that the reason begins with."""
-    reason = f"{topic}: {error.field}: {_LEADING_NUMBER.sub('', error.reason)}"
+    """Counts a malformed record by topic and reason."""
+    reason = f"{topic}: {reason_of(error)}"
     reasons[reason if reason in reasons or len(reasons) < _REASONS else f"{topic}: other reasons"] += 1

@@ -135,7 +135,12 @@ def _show(report: Report, dry_run: bool) -> None:
                 click.echo(f"  {_line(row)}")
     for line in report.lines():
         click.echo(line, err=True)
-    done = {"events": report.events, "items": report.items, "left_out": report.left_out.to_dict()}
+    done = {
+        "events": report.events,
+        "items": report.items,
+        "left_out": report.left_out.to_dict(),
+        "without_record": report.without_record.to_dict(),
+    }
     click.echo(orjson.dumps(done).decode())
 
 

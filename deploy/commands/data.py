@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,17 +29,32 @@ _SHOWN_REJECTS = 20  # a file of the wrong kind would otherwise print every line
 @click.command()
 @click.argument("file", type=click.File("rb"))
 @click.option("--topic", help="Topic of lines that do not name one.")
-@click.option("--stamp", is_flag=True, help="Fill a missing ts_ms with now and a missing event_id with a random one.")
+@click.option(
+    "--stamp", is_flag=True, help="Fill a missing ts_ms with now and a missing event_id with one made of the line."
+)
+@click.option(
+    "--refused",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the lines that were refused to FILE, to be corrected and sent.",
+)
 @click.option("--each", is_flag=True, help="Print partition and offset of every record, not only the summary.")
 @state_option
-def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: Path | None) -> int:
+def produce(
+    file: BinaryIO, topic: str | None, stamp: bool, refused: Path | None, each: bool, state: Path | None
+) -> int:
     """Send events from FILE (JSON lines; - reads standard input) to Kafka.
 
     Gzip, zip, byte order marks and other encodings than UTF-8 are recognised.
 
     A line is a record with its topic: {"topic": "clickstream", "event_id": "e1", "user_id": "u1", "item_id": "i1",
     "kind": "view", "ts_ms": 1700000000000}. {"topic": "catalog", "key": "i1", "value": null} withdraws an item. Each is
-    checked first; the last output line is a JSON summary. Exits with 1 when a line was refused.
+    checked first, and every wrong field is named; the last output line is a JSON summary. Exits with 1 when a line was
+    refused.
+
+    An id of --stamp is a hash of the line and its number among equal lines of the file: when a corrected file is sent
+    again, what was sent before counts once. Equal lines that two runs send are one event, too: give them an event_id
+    where two are meant.
 
     Example: perseid produce --topic clickstream --stamp clicks.jsonl
     """
@@ -47,6 +63,8 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     from deploy.runtime.producer import DeliveryError, EventProducer
     from streams.folder.files import open_utf8
 
+    if refused is not None and refused.exists() and os.path.samestat(refused.stat(), os.fstat(file.fileno())):
+        raise ValueError(f"--refused {refused} is the file that is read; name another one")
     settings = attach(os.environ, state)
     knows_redis = state is not None or f"{PREFIX}REDIS" in os.environ
     clock = {"clock_ms": timeline_clock(settings)} if knows_redis else {}
@@ -61,7 +79,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
         length=size or 1, label="producing", file=sys.stderr, hidden=not (size and sys.stderr.isatty())
     )
     try:
-        with bar, open_utf8(file) as lines:
+        with bar, open_utf8(file) as lines, refused.open("wb") if refused else nullcontext() as out:
             result = asyncio.run(
                 send_lines(
                     lines,
@@ -71,6 +89,7 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
                     stamp=stamp,
                     **clock,
                     on_each=show if each else None,
+                    refused=out,
                     on_progress=lambda _: bar.update(max(0, file.tell() - bar.pos)) if size else None,
                 )
             )
@@ -81,10 +100,10 @@ def produce(file: BinaryIO, topic: str | None, stamp: bool, each: bool, state: P
     finally:
         producer.close()
     for rejected in result.rejected[:_SHOWN_REJECTS]:
-        click.echo(f"line {rejected['line']}: {rejected['field']}: {rejected['reason']}", err=True)
+        click.echo(rejected, err=True)
     if len(result.rejected) > _SHOWN_REJECTS:
         more = counted(len(result.rejected) - _SHOWN_REJECTS, "more line was", "more lines were")
-        click.echo(f"… and {more} refused", err=True)
+        click.echo(f"… and {more} refused{'' if refused else '; --refused FILE writes them all'}", err=True)
     click.echo(orjson.dumps(result.summary(), option=orjson.OPT_NON_STR_KEYS).decode())
     return 1 if result.rejected else 0
 

@@ -30,6 +30,7 @@ from deploy.reports.run_facts import RunFacts, started
 from deploy.state_folder import attach
 from encoder.baselines.recipes import recipe_sets
 from encoder.model.document import DOCUMENT
+from streams.evaluation.sessions.sessions import VIEWS, View
 from streams.evaluation.staleness.delays import DELAYS, Delay, Part, parse_delay, parse_part
 from streams.left_out import LeftOut
 
@@ -168,19 +169,28 @@ def loo(folder: Path, asked: AskedModel, beside: Baselines, running: Running, ou
 
 @dataclass(frozen=True, slots=True)
 class SessionQuestions(AskedModel):
-    """What a model is asked about sessions."""
+    """What a model is asked about sessions and pages."""
 
+    question: View | None = option(
+        type=click.Choice(VIEWS),
+        help="Ask only about days (before) or single pages (page), each from what was known then.  [default: both]",
+    )
     split: float | None = option(**_SPLIT)
     choice: str | None = option(help="click, or a kind of event.  [default: purchase if there are any, else click]")
+    every: int = option(
+        type=click.IntRange(min=1), default=1, help="Take each n-th day and page, to learn from and to ask about."
+    )
 
 
 @evaluate.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
 @options(asked=SessionQuestions, running=Running, output=Output)
 def sessions(folder: Path, asked: SessionQuestions, running: Running, output: Output) -> None:
-    """Rank what was shown on a user's day anew, beside LambdaMART.
+    """Rank what was shown on a user's day, and on each page, anew, beside LambdaMART.
 
-    Example: perseid evaluate sessions shop-3 --model models/m-1234abcd --choice click
+    LambdaMART learns from the days, or the pages, before the split.
+
+    Example: perseid evaluate sessions shop-3 --model models/m-1234abcd --choice click --question page --every 8
     """
     from deploy.jobs.evaluate import evaluate_sessions_of
     from streams.evaluation.tables import sessions_table
@@ -189,7 +199,9 @@ def sessions(folder: Path, asked: SessionQuestions, running: Running, output: Ou
     _threads(running)
     with _session(running) as (settings, memory, progress):
         model, split, choice = _model(asked.model, settings), asked.split, asked.choice
-        found = evaluate_sessions_of(folder, model, settings, memory, split, choice, progress=progress)
+        found = evaluate_sessions_of(
+            folder, model, settings, memory, split, choice, 0, progress, asked.question, asked.every
+        )
     _tell(facts, "sessions", found, lambda: sessions_table(found), output)
 
 

@@ -14,6 +14,7 @@ import orjson
 
 from deploy.commands.options import FOLDER, Running, SectionedCommand, checked, option, options
 from deploy.commands.train_settings import INPUTS, changed, left_out
+from deploy.disk_space import room_in
 from deploy.state_folder import attach
 from encoder.model.config import PARTS, preset_names, preset_training
 from encoder.model.document import read_document
@@ -149,7 +150,11 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
     )
     settings, left = attach(os.environ), LeftOut()
     texts = training.texts or settings.state / "texts"
-    with closing(TextMemory(texts)) as memory, TextSource(settings, memory) as source:
+    with (
+        room_in(output.out, texts.parent),
+        closing(TextMemory(texts)) as memory,
+        TextSource(settings, memory) as source,
+    ):
         chosen = replace(plan, refit=choice.refit, texts=source)
         result = train_folder(chosen, settings.rules(), source.memory, lambda found: _tell(found, left))
     if output.quiet:

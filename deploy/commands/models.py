@@ -14,7 +14,7 @@ import click
 import orjson
 
 from deploy.commands.options import DescribedGroup, state_option
-from deploy.progress import duration_left, progress_line
+from deploy.progress import clock, progress_line, show_progress
 from deploy.settings import Settings
 from deploy.state_folder import attach
 
@@ -96,13 +96,17 @@ def show(version: str, state: Path | None) -> int:
 @models.command()
 @version_argument
 @click.option("--replace", is_flag=True, help="In place of a model that is staged already.")
+@click.option("--shadow", metavar="SHARE", help="Of requests, as 1%, that it ranks, too, after they were answered.")
 @state_option
-def stage(version: str, replace: bool, state: Path | None) -> int:
+def stage(version: str, replace: bool, shadow: str | None, state: Path | None) -> int:
     """Have a version written beside the one that is served, for all items and users.
 
-    Example: perseid models stage m-0a1b2c3d
+    Example: perseid models stage m-0a1b2c3d --shadow 1%
     """
-    _run(state, lambda rollout: rollout.stage(version, replace_other=replace))
+    from deploy.models.trials import parse_share
+
+    share = 0.0 if shadow is None else parse_share(shadow)
+    _run(state, lambda rollout: rollout.stage(version, replace_other=replace, shadow=share))
     click.echo(f"{version} is staged; `perseid models status` shows how far it is")
     return 0
 
@@ -115,6 +119,56 @@ def unstage(state: Path | None) -> int:
     Example: perseid models unstage
     """
     click.echo(f"{_run(state, lambda rollout: rollout.unstage())} is not staged any more")
+    return 0
+
+
+@models.command()
+@click.argument("trial", metavar="VERSION=SHARE|off")
+@state_option
+def shadow(trial: str, state: Path | None) -> int:
+    """Have the staged version rank a share of requests, too, after they were answered.
+
+    `perseid models status` shows how its lists differ; no list is shown to anybody. What was counted is counted anew.
+
+    Example: perseid models shadow m-0a1b2c3d=1%
+    """
+    from deploy.models.trials import parse_trial, percent
+
+    version, share = parse_trial(trial)
+    _run(state, lambda rollout: rollout.shadow(version, share) if version else rollout.end_shadow())
+    click.echo(f"{version} ranks {percent(share)} of requests, too" if share else "no request is ranked twice any more")
+    return 0
+
+
+@models.command()
+@click.argument("trial", metavar="[VERSION=SHARE|off]", required=False)
+@click.option("--force", is_flag=True, help="Without looking at the gates.")
+@click.option("--results", is_flag=True, help="Show what came of the last experiment, from the topics.")
+@click.option("--hours", default=24.0, type=click.FloatRange(0, min_open=True), help="That a list may be acted on.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@state_option
+def experiment(trial: str | None, force: bool, results: bool, hours: float, as_json: bool, state: Path | None) -> int:
+    """Answer a share of users by the staged version, end that, or show what came of it.
+
+    Which users these are follows from their ids. --results reads `exposures` and the clickstream once: lists, clicks
+    and purchases of each arm, with 95 % intervals over users, and a warning if the arms have other sizes than they
+    should. The last experiment is known until another one begins.
+
+    Example: perseid models experiment m-0a1b2c3d=10%
+    """
+    from deploy.models.trials import parse_trial, percent
+
+    if trial is None:
+        return _show_experiment(state, results, hours, as_json)
+    if results:
+        raise ValueError(f"--results shows the last experiment; leave out {trial!r}")
+    version, share = parse_trial(trial)
+    if not version:
+        over = _run(state, lambda rollout: rollout.end_experiment())
+        click.echo(f"experiment {over.id} is over, {over.champion} answers everybody")
+        return 0
+    begun = _run(state, lambda rollout: rollout.experiment(version, share, force=force))
+    click.echo(f"experiment {begun.id}: {version} answers {percent(share)} of users, {begun.champion} the others")
     return 0
 
 
@@ -153,13 +207,14 @@ def promote(version: str, force: bool, state: Path | None) -> int:
 
 
 @models.command()
+@click.option("--force", is_flag=True, help="Also when no worker writes it any more.")
 @state_option
-def rollback(state: Path | None) -> int:
+def rollback(force: bool, state: Path | None) -> int:
     """Serve the model before the present one again.
 
     Example: perseid models rollback
     """
-    click.echo(f"{_run(state, lambda rollout: rollout.rollback())} is served again")
+    click.echo(f"{_run(state, lambda rollout: rollout.rollback(force=force))} is served again")
     return 0
 
 
@@ -209,13 +264,33 @@ def _run(state: Path | None, step: Callable[[Rollout], Awaitable[T]]) -> T:
         ) from error
 
 
+def _show_experiment(state: Path | None, results: bool, hours: float, as_json: bool) -> int:
+    """Shows the last experiment, with what came of it if that is asked for."""
+    from deploy.models.trials import experiment_text, results_lines
+
+    last = _run(state, lambda rollout: rollout.aliases()).experiment
+    if last is None:
+        raise ValueError("there was no experiment; begin one by `perseid models experiment VERSION=10%`")
+    found: dict[str, Any] = {"experiment": asdict(last)}
+    if results:
+        from deploy.jobs.experiment import experiment_results
+
+        found = experiment_results(last, attach(os.environ, state), hours, show_progress)
+    lines = [experiment_text(last), *(results_lines(found) if results else ())]
+    click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() if as_json else "\n".join(lines))
+    return 0
+
+
 async def _status(rollout: Rollout) -> dict[str, Any]:
     from deploy.models.gates import FillProgress
+    from deploy.models.trials import trial_lines
 
     aliases = await rollout.aliases()
     gates = await rollout.gates(aliases.challenger) if aliases.challenger else []
     filling = await rollout.filling()
-    progress = FillProgress.of(filling)
+    progress, counts = FillProgress.of(filling), await rollout.shadowed()
+    shadow = None if counts is None else counts.summary()
+    experiment = aliases.running
     shown = [{"name": g.name, "has": g.has, "of": g.of, "passed": g.passed, "said": g.said} for g in gates]
     return {
         "champion": aliases.champion or None,
@@ -223,7 +298,9 @@ async def _status(rollout: Rollout) -> dict[str, Any]:
         "previous": aliases.previous or None,
         "previous_until_ms": aliases.previous_until_ms or None,
         "gates": shown,
-        "lines": list(map(str, gates)),
+        "lines": [*trial_lines(aliases, shadow), *map(str, gates)],
+        "shadow": None if aliases.shadowed is None else {**asdict(aliases.shadowed), **(shadow or {})},
+        "experiment": None if experiment is None else asdict(experiment),
         "filling": filling,
         "embedding": await rollout.embedding(),
         "progress": None if progress is None else {**asdict(progress), "seconds_left": progress.seconds_left},
@@ -247,6 +324,6 @@ def _texts_line(texts: dict[str, Any]) -> str:
         return f"not looked at yet, by {texts['embedder']}"
     left_s, pending = texts["seconds_left"], texts["pending"]
     words = [f"{texts['done']:,} of {texts['total']:,} by {texts['embedder']}"]
-    words += [duration_left(left_s)] if left_s else []
+    words += [f"{clock(left_s)} left"] if left_s else []
     words += [f"{pending:,} without a usable answer"] if pending else []
     return ", ".join(words) + (f"; waits: {texts['waiting']}" if texts["waiting"] else "")

@@ -96,6 +96,23 @@ def checked(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Parame
     return callback
 
 
+def duration_ms(text: str | None) -> int | None:
+    """A length of time in milliseconds; None for none.
+
+    >>> duration_ms("6h")
+    21600000
+
+    Raises:
+        ValueError: it is no length of time.
+    """
+    from streams.evaluation.staleness.delays import parse_delay
+
+    found = None if text is None else parse_delay(text).ms
+    if text is not None and not found:
+        raise ValueError(f"{text!r} is no length of time: give a number with s, m, h or d, as in 6h")
+    return found
+
+
 state_option = click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),

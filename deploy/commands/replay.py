@@ -15,6 +15,7 @@ import orjson
 from context.counting import counted
 from deploy.commands.options import FOLDER, Output, Questions, SectionedCommand, Texts, option, options, state_option
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
+from deploy.disk_space import room_in
 from deploy.progress import show_progress
 from deploy.reports.run_facts import started
 from deploy.settings import Settings, load
@@ -106,7 +107,8 @@ def replay(
         model = None
     elif model is None and (settings.model / "model.json").is_file():
         model = settings.model
-    with show_progress("records") as show, new_store(settings, rebuilt.prefix) as store:
+    kept = [rebuilt.checkpoint] if rebuilt.checkpoint else []
+    with room_in(*kept), show_progress("records") as show, new_store(settings, rebuilt.prefix) as store:
         plan = ReplayPlan(model, asked.settings(span.ask_ms), store, show, rebuilt.checkpoint, rebuilt.part)
         report = _topics(plan, settings, span) if folder is None else _folder(folder, plan, settings, texts, span)
     if output.report is not None and report.error is None:

@@ -13,15 +13,13 @@ import click
 import orjson
 
 from context.counting import counted
-from deploy.commands.options import FOLDER, Output, Running, SectionedCommand, checked, option, options
+from deploy.commands.options import FOLDER, Output, Running, SectionedCommand, checked, duration_ms, option, options
 from deploy.commands.replay_arguments import TimeParam
+from deploy.disk_space import room_in
+from deploy.jobs.verdict import RetrainOutcome
 from deploy.reports.run_facts import started
 from deploy.state_folder import attach
-from streams.evaluation.staleness.delays import parse_delay
 from streams.evaluation.tables import moment
-
-# Exit statuses by outcome, beside 0, 1 (refused or failed) and 2 (wrong usage).
-STATUS = {"worse": 3, "too few questions": 3, "not staged": 3, "nothing new": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +54,6 @@ class LearnedData:
     )
 
 
-def _duration_ms(text: str) -> int:
-    found = parse_delay(text).ms
-    if not found:
-        raise ValueError(f"{text!r} is no length of time: give a number with s, m, h or d, as in 6h")
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """When the new model is good enough, and what happens to it then."""
@@ -70,7 +61,7 @@ class Judgement:
     heading: ClassVar = "Evaluation"
     newest_ms: int = option(
         "--newest",
-        callback=checked(_duration_ms),
+        callback=checked(duration_ms),
         default="1d",
         help="Ask both models about so much of the end (s, m, h or d), which is not learned; where less than twice as "
         "much is new, about the newer half.",
@@ -80,14 +71,31 @@ class Judgement:
         default=0.1,
         help="By this share of the champion's NDCG@10 the lower end of the difference's 95 % interval may lie below 0.",
     )
-    stage: bool = option(is_flag=True, help="Stage the new model when it is good enough.")
-    replace: bool = option(is_flag=True, help="With --stage: in place of a model that is staged already.")
+    stage: bool = option(
+        is_flag=True,
+        help="Stage the new model when it is good enough, in place of one that an earlier retraining made.",
+    )
+    replace: bool = option(is_flag=True, help="With --stage: in place of any model that is staged already.")
+    promote: bool = option(
+        is_flag=True,
+        help="Stage it, wait until it has passed its gates, and serve it: where its NDCG@10 is not below the "
+        "champion's, and no model made of this champion was rolled back within 24 hours.",
+    )
+    within_ms: int = option(
+        "--within", callback=checked(duration_ms), default="1h", help="With --promote: wait for the gates so long."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingBounds(Running):
-    """How long it is trained."""
+    """How long it is trained, and what it leaves to others."""
 
+    nice: int = option(
+        type=click.IntRange(0, 19), default=0, help="Leave the processor to others, with 19 whenever they want it."
+    )
+    lenient: bool = option(
+        is_flag=True, help="End with 0 instead of 3 and 4: for schedulers that repeat whatever else a run ends with."
+    )
     epochs: int | None = option(type=click.IntRange(min=1), help="[default: a third of what made the champion]")
     max_seconds: float | None = option(type=click.FloatRange(min=1), help="Bound of the training.")
     seed: int = option(type=int, default=0)
@@ -100,16 +108,23 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
     """Train the served model further on what the topics hold now, and measure both on the newest events.
 
     The new model goes into the registry, and with --stage beside the served one if it is not worse: `perseid models
-    promote` serves it. One process that ends, for any scheduler: with 0 when there is a new model that is good enough
-    (and staged, with --stage), 3 when there is one that is not, 4 when too little is new, 1 when something failed.
+    promote` serves it, or --promote. One process that ends, for any scheduler: with 0 when there is a new model that is
+    good enough (and staged or served where that is asked for), 3 when there is one that is not, 4 when too little is
+    new, 1 when something failed, 130 when it was stopped. Two never run at once with one state folder. Of the models
+    that retrainings made, the registry keeps the newest ten and those with an alias.
 
     Example: perseid retrain --stage --report retrain.html
     """
+    from deploy.runtime.process import leave_processor, stoppable
+
+    facts, threads = started(), training.threads or os.cpu_count() or 1
+    settings = attach(os.environ, source.state, threads=threads)
+    leave_processor(training.nice)
+    os.environ |= {f"{library}_THREADS": str(threads) for library in ("POLARS_MAX", "RAYON_NUM")}  # before they load
     from deploy.jobs.retrain import RetrainPlan
     from deploy.jobs.retrain import retrain as run
     from encoder.text.cache import TextMemory
 
-    facts, settings = started(), attach(os.environ, source.state)
     said = {"epochs": training.epochs, "max_seconds": training.max_seconds}
     recipe = {name: value for name, value in said.items() if value is not None}
     plan = RetrainPlan(
@@ -120,25 +135,23 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
         newest_ms=judged.newest_ms,
         least_new=source.least_new,
         margin=judged.margin,
-        stage=judged.stage,
+        stage=judged.stage or judged.promote,
         replace_other=judged.replace,
-        recipe={
-            **recipe,
-            "seed": training.seed,
-            "device": training.device,
-            "threads": training.threads or os.cpu_count() or 1,
-        },
+        promote=judged.promote,
+        promote_within_s=judged.within_ms / 1000,
+        recipe={**recipe, "seed": training.seed, "device": training.device, "threads": threads},
         keep=source.keep,
         progress=True,
     )
-    with closing(TextMemory(training.texts or settings.state / "texts")) as memory:
+    texts = training.texts or settings.state / "texts"
+    with stoppable(), room_in(settings.state, texts.parent), closing(TextMemory(texts)) as memory:
         found = run(plan, settings, memory, lambda line: click.echo(line, err=True))
     if output.report is not None:
         from deploy.reports.report import write_report
 
         write_report(output.report, "retrain", found, facts)
     click.echo(orjson.dumps(found).decode() if output.as_json else "\n".join(lines_of(found)))
-    return STATUS.get(found["outcome"], 0)
+    return 0 if training.lenient else RetrainOutcome(found["outcome"]).exit_status
 
 
 def lines_of(found: Mapping[str, Any]) -> Iterator[str]:
@@ -154,7 +167,9 @@ def lines_of(found: Mapping[str, Any]) -> Iterator[str]:
     yield found["verdict"]["said"]
     version, registry = found["model"], found["registry"]
     yield {
+        "promoted": f"{version} is served; `perseid models rollback` takes it back within 24 hours",
         "staged": f"{version} is staged: `perseid models status` shows how far it is, `promote {version}` serves it",
+        "not promoted": f"{version} is staged and not promoted: {found['refused']}",
         "added": f"{version} is in registry {registry}; `perseid models stage {version}` has it written",
         "not staged": f"{version} is in registry {registry} and not staged: {found['refused']}",
     }.get(found["outcome"], f"{version} is in registry {registry} and stays there")

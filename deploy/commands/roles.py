@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from deploy.commands.options import state_option
+from deploy.commands.options import checked, duration_ms, state_option
 from deploy.state_folder import attach
 
 
@@ -35,9 +35,28 @@ from deploy.state_folder import attach
     help="Folder for caches, logs and the live state.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the generated shop.")
+@click.option(
+    "--fashion",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Of the generated shop: how much brands in fashion draw everybody, 2 more than a favourite brand. They come "
+    "and go, so its last fifth is played as that of a data folder, and a retrained model knows better.",
+)
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of workers.")
 @click.option(
     "--apis", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes, ports ascending."
+)
+@click.option(
+    "--retrain-every",
+    callback=checked(duration_ms),
+    metavar="TIME",
+    help="Run `perseid retrain` each time so long has passed (s, m, h or d, as 6h), and stage what is good enough.",
+)
+@click.option(
+    "--retrain-promote", is_flag=True, help="With --retrain-every: also serve it, as `perseid retrain --promote` does."
+)
+@click.option(
+    "--retrain-threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of a retraining."
 )
 def up(
     data: Path | None,
@@ -48,6 +67,10 @@ def up(
     seed: int,
     workers: int,
     apis: int,
+    fashion: float,
+    retrain_every: int | None,
+    retrain_promote: bool,
+    retrain_threads: int,
 ) -> int:
     """Run everything on this machine: broker, Redis, worker, embed, API and traffic. Ctrl-C stops it.
 
@@ -57,15 +80,28 @@ def up(
     The first start generates a shop, embeds its texts and trains a small model (about two minutes); later starts take
     what is in the state folder.
 
+    With --retrain-every the model is retrained beside the shop from what the topics hold, for the first time when so
+    long has passed: one run at a time, by one thread that leaves the processor to everybody else. A run that fails ends
+    nothing; the status line says what came of the last one and when the next is due.
+
     Example: perseid up --data ml_latest_small --speed 100000
+
+    Example: perseid up --retrain-every 6h --retrain-promote
     """
+    from deploy.local.retraining import RetrainSchedule
     from deploy.local.status_line import StatusLine
     from deploy.local.up import UpOptions
     from deploy.local.up import up as run_up
 
+    if retrain_promote and retrain_every is None:
+        raise click.UsageError("--retrain-promote needs --retrain-every, as in --retrain-every 6h")
+    schedule = None if retrain_every is None else RetrainSchedule(retrain_every, retrain_promote, retrain_threads)
+    if fashion and data is not None:
+        raise click.UsageError("--fashion is of the generated shop: leave out --data")
     line = StatusLine()
+    options = UpOptions(state, data, speed, not no_traffic, api_port, seed, workers, apis, schedule, fashion)
     try:
-        run_up(UpOptions(state, data, speed, not no_traffic, api_port, seed, workers, apis), os.environ, line)
+        run_up(options, os.environ, line)
     except KeyboardInterrupt:
         line.end()
         line.say("Stopped.")

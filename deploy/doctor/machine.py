@@ -7,13 +7,13 @@ only when it is free. Whether a taken port is ours, `/healthz` tells.
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 import socket
 import sys
 import tempfile
 
 import httpx
 
+from deploy.disk_space import free_bytes
 from deploy.doctor.finding import CONNECT_S, Finding
 from deploy.settings import Settings
 
@@ -22,7 +22,8 @@ PACKAGES = (
     "faust-streaming", "aiokafka", "confluent-kafka", "kafka-python", "torch", "redis", "hnswlib", "elasticsearch",
     "fastapi", "uvicorn", "httpx", "orjson", "safetensors", "tokenizers",
 )  # fmt: skip
-_FREE_GB = 1.0  # snapshots of a million items, texts and logs
+_FREE_MB = 1_000.0  # snapshots of a million items, texts and logs
+_FULL_MB = 1.0  # less is what nothing can be written into
 
 
 def check_python(_: Settings) -> list[Finding]:
@@ -57,10 +58,15 @@ def check_folder(settings: Settings) -> list[Finding]:
     except OSError as error:
         remedy = "let this user write there, or set PERSEID_STATE (or --state) to another folder"
         return [at.wrong(f"cannot write: {error.strerror}", remedy)]
-    free_gb = shutil.disk_usage(nearest).free / 1e9
-    if free_gb < _FREE_GB:
-        return [at.note(f"{free_gb:.1f} GB free", "make room: snapshots need it")]
-    return [at.ok(f"{'' if nearest == folder else 'does not exist yet, can be made; '}{free_gb:.0f} GB free")]
+    free = free_bytes(nearest)
+    if free is None:
+        return [at.ok()]
+    free_mb = free / 1e6
+    if free_mb < _FULL_MB:
+        return [at.wrong("no space left", "make room: logs, models, snapshots and an embedded Redis are kept there")]
+    if free_mb < _FREE_MB:
+        return [at.note(f"{free_mb:.0f} MB free", "make room: snapshots need it")]
+    return [at.ok(f"{'' if nearest == folder else 'does not exist yet, can be made; '}{free_mb / 1e3:.0f} GB free")]
 
 
 def check_api(settings: Settings) -> list[Finding]:

@@ -1,7 +1,7 @@
 """Checks Redis, one server or each primary of a cluster, and our state in it.
 
-An evicting server loses users silently and is wrong; one without an append-only file is a note, because Kafka may hold
-enough history to rebuild.
+One that takes no writes is wrong, as is an evicting one, which loses users silently; one without an append-only file is
+a note, because Kafka may hold enough history to rebuild.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from context.counting import counted
@@ -30,6 +37,13 @@ _MOST_NODES = 8  # looked at, to stay within the time
 
 _START = "start Redis, or set PERSEID_REDIS to it"
 _LOGIN = "check user and password in PERSEID_REDIS"
+_SLOTS_TRIED = 2_000  # keys of which one lies on a node that has a hundredth of a cluster's slots, all but surely
+_REFUSALS = {  # a word of what Redis says, and what to do
+    "maxmemory": "raise maxmemory, or free memory (another deployment's keys, an old prefix)",
+    "MISCONF": "free space where Redis keeps its files, then it goes on by itself",
+    "NOREPLICAS": "bring its replicas back, or lower min-replicas-to-write",
+    "permission": "give this user +@write on the keys of PERSEID_PREFIX",
+}
 _TLS = "use rediss:// for a TLS port and redis:// for another; PERSEID_REDIS_CA names who signed its certificate"
 
 Info = Mapping[str, Any]
@@ -84,13 +98,30 @@ def _primaries(settings: Settings) -> list[str]:
 
 
 def _info(settings: Settings, url: str) -> Info:
-    """INFO of a server, `skew_s`, how far its clock is ahead of ours, and CLUSTER INFO as `cluster`."""
+    """INFO of a server, `skew_s`, how far its clock is ahead of ours, CLUSTER INFO as `cluster`, and `refusal`."""
     with closing(_client(settings, url)) as client:
         info, before_s, clock = dict(client.info()), time.time(), _allowed(client, "TIME")
         info["skew_s"] = 0.0 if clock is None else clock[0] + clock[1] / 1e6 - (before_s + time.time()) / 2
         if info.get("cluster_enabled"):
             info["cluster"] = _allowed(client, "CLUSTER INFO")
+        info["refusal"] = _refusal(client, settings.prefix)
     return info
+
+
+def _refusal(client: Any, prefix: str) -> str:
+    """Why a server takes no writes, "" if it does: asked by one that changes nothing, a push to a list if it exists.
+
+    A node of a cluster takes it for its own slots only, so keys are tried until one is its own.
+    """
+    for number in range(_SLOTS_TRIED):
+        try:
+            client.execute_command("LPUSHX", f"{prefix}:doctor:{number}", "")
+        except AskError:  # MovedError is one, too
+            continue
+        except ResponseError as error:
+            return "" if isinstance(error, ClusterDownError) else str(error)
+        return ""
+    return ""
 
 
 def _allowed(client: Any, command: str) -> Any:
@@ -111,11 +142,13 @@ def _client(settings: Settings, url: str) -> Any:  # the client's stubs mix sync
 
 def _server(address: str, info: Info) -> list[Finding]:
     at, policy, role = _subject(address, info), info.get("maxmemory_policy"), info.get("role")
+    refusal = str(info["refusal"]).rstrip(".")
     version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
     evict = "CONFIG SET maxmemory-policy noeviction: anything else loses users silently"
     findings = at.all_wrong(
         (version < OLDEST_REDIS, "too old", f"install Redis {'.'.join(map(str, OLDEST_REDIS))} or newer"),
         (role != "master", f"is a {role}", "set PERSEID_REDIS to the primary: a replica takes no writes"),
+        (role == "master" and bool(refusal), f"takes no writes: {refusal}", _way_out(refusal)),
         (policy != "noeviction", f"maxmemory-policy is {policy}", evict),
     ) or [at.ok(f"{info['used_memory_human']} used")]
     if not info.get("aof_enabled"):
@@ -125,6 +158,11 @@ def _server(address: str, info: Info) -> list[Finding]:
         what = f"its clock differs by {info['skew_s']:+.0f} s from this machine's"
         findings.append(at.note(what, "keep both on network time"))
     return findings
+
+
+def _way_out(refusal: str) -> str:
+    known = (remedy for word, remedy in _REFUSALS.items() if word in refusal)
+    return next(known, "see the log of Redis; until then answers go on and become stale")
 
 
 def _deployment(settings: Settings, address: str) -> Finding:

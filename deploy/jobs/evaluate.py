@@ -37,6 +37,7 @@ from streams.evaluation.baselines import (
 from streams.evaluation.held_out import HeldOut, QuestionSettings, led_by
 from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, metrics_of, rank_all
 from streams.evaluation.rankers import ModelRanker, Ranker
+from streams.evaluation.sessions.sessions import CLICK, VIEWS, View
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
 from streams.folder.reader import Folder, read_folder, without_vector
@@ -249,10 +250,12 @@ def evaluate_sessions_of(
     choice: str | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    view: View | None = None,
+    every: int = 1,
 ) -> dict[str, Any]:
-    """Every ranker on the folder's sessions after `split` (None: after what the model was trained on).
+    """Every ranker on the folder's sessions and pages after `split` (None: after what the model was trained on).
 
-    `choice` is "click" or a kind of event; None: purchases where there are some, else clicks.
+    `choice` is "click" or a kind of event; None: purchases where there are some, else clicks. `view` None: both.
 
     Raises:
         ValueError: LightGBM is not installed, folder or model cannot be read, the model knows the sessions that would
@@ -267,20 +270,19 @@ def evaluate_sessions_of(
     opened, folder = open_model(model, settings), read_folder(path, settings.rules())
     start_ms = first_question_ms(folder, opened.metadata, split or None)
     vectors = model_vectors(folder, model, settings, memory, progress is not None)
-    plan = SessionPlan(start_ms, choice or _usual_choice(folder), seed, settings.threads)
+    views, choice = VIEWS if view is None else (view,), choice or _usual_choice(folder)
+    plan = SessionPlan(start_ms, choice, seed, settings.threads, views=views, every=every)
     found = evaluate_sessions(folder, vectors, opened.offline(), settings.rules(), plan, progress)
-    shown = found["views"]["before"]["label_pre"]
+    shown = found["views"][views[0]]["label_pre"]
     facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
     left_out = LeftOut.joined(folder.left_out)
     for reason, count in found["left_out"].items():
         left_out.add(f"sessions: {reason}", count=count)
-    asked = {"questions": shown["questions"], "metrics": shown["metrics"]}
+    asked = {name: shown[name] for name in ("questions", "metrics", "resamples")}
     return {**facts, **asked, **found, "left_out": left_out.to_dict()}
 
 
 def _usual_choice(folder: Folder) -> str:
-    from streams.evaluation.sessions.sessions import CLICK
-
     bought = "purchase"
     code = folder.kind_names.index(bought) if bought in folder.kind_names else None
     return bought if code is not None and (folder.events.kinds == code).any() else CLICK

@@ -28,7 +28,7 @@ from streams.folder.spool import Spool
 from streams.kafka.log_identity import is_embedded
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader
-from streams.left_out import LeftOut
+from streams.left_out import LeftOut, WithoutRecord
 
 FACTS = "export.json"
 _TOLD = 1_000  # records between two steps of the progress bar
@@ -79,10 +79,7 @@ def export_topics(out: Path, plan: ExportPlan, settings: Settings) -> dict[str, 
 def worth_knowing(done: Mapping[str, Any]) -> Iterator[str]:
     """What an exported folder lacks, and what it holds of items that nobody can be recommended, by its facts."""
     yield from LeftOut.from_dict(done["left_out"]).lines()
-    lone = done["without_record"]
-    if lone["events"]:
-        events, items = counted(lone["events"], "event"), counted(lone["items"], "item")
-        yield f"written, but of {items} without a record: {events} (first: {lone['first']})"
+    yield from WithoutRecord(**done["without_record"]).lines()
     if done["log_starts"]:
         starts = ", ".join(f"{name} from {first}" for name, first in sorted(done["log_starts"].items()))
         yield f"the log no longer covers everything: {starts}"
@@ -127,7 +124,7 @@ def _export(
         "removed": removed,
         "malformed": dict(sorted(export.malformed.items())),
         "left_out": export.left_out.to_dict(),
-        "without_record": without_record,
+        "without_record": without_record.to_dict(),
         "misrouted": export.misrouted,
         "not_forwarded": not_forwarded,
         "from_ms": plan.start_ms,

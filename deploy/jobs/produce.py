@@ -7,16 +7,18 @@ the worker would refuse is named, not sent. Records have the time of a timeline 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import time
-import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
+from context.json_words import found_value, json_word
 from deploy.runtime.process import ask_redis
 from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
 from deploy.settings import Settings
@@ -25,16 +27,17 @@ from index.state.store import StoreUnavailableError
 from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules
 from streams.parsing import encode_record, parse
 
+_ONE_A_LINE = "; write one object per line, and no list around them"
 _IN_FLIGHT = 2_000  # enough to fill batches; few enough that a broken pipe loses little
 
 
 @dataclass(slots=True)
 class Produced:
-    """What became of the lines: first and last offset by topic and partition, and why lines were refused."""
+    """What became of the lines: first and last offset by topic and partition, and for people which were refused why."""
 
     sent: int = 0
     offsets: dict[str, dict[int, list[int]]] = field(default_factory=dict)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
 
     def note(self, topic: str, partition: int, offset: int) -> None:
         span = self.offsets.setdefault(topic, {}).setdefault(partition, [offset, offset])
@@ -46,33 +49,61 @@ class Produced:
         return {"sent": self.sent, "rejected": len(self.rejected), "offsets": self.offsets}
 
 
+class LineIds:
+    """Event ids of lines that have none: a file that is sent again, with some lines corrected, has the same ones.
+
+    An id is a hash of the line with the number of the line among equal ones.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Counter[bytes] = Counter()
+
+    def id_of(self, line: bytes) -> str:
+        """The id of the next line of the file."""
+        digest = hashlib.blake2b(line.strip(), digest_size=16).digest()
+        self._seen[digest] += 1
+        return f"{digest.hex()}-{self._seen[digest]}"
+
+
 Sendable = tuple[str, bytes, bytes | None]  # topic, key, value
 
 
-def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: bool = False) -> Sendable:
-    """The record of one line. With `stamp`, a missing `ts_ms` becomes now and a missing `event_id` a random one.
+def read_line(line: bytes, topic: str | None, rules: Rules, now_ms: int, stamp: LineIds | None = None) -> Sendable:
+    """The record of one line. With `stamp`, a missing `ts_ms` becomes now and a missing `event_id` one of these.
 
     Raises MalformedError, which names the field and what is wrong with it.
     """
     try:
         body = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise MalformedError("value", f"not JSON: {error}") from error
+        raise MalformedError("value", f"not JSON: {error}{_ONE_A_LINE * _is_piece(line)}") from error
     if not isinstance(body, dict):
-        raise MalformedError("value", f"expected an object, got {type(body).__name__}")
+        raise MalformedError("value", f"expected an object, got {found_value(body)}{_ONE_A_LINE * _is_piece(line)}")
     name = body.pop("topic", topic)
     if name not in CONSUMED:
-        found = "the line names none and --topic is not given" if name is None else f"{name!r} is none"
+        found = "the line names none and --topic is not given" if name is None else f"{name!r:.60} is none"
         raise MalformedError("topic", f"{found}; known are {', '.join(CONSUMED)}")
-    if "key" in body and "value" in body:
-        key, body = body["key"], body["value"]
+    if "partition" in body:
+        raise MalformedError("partition", "cannot be chosen, it follows from the id; leave it out")
+    has_key, key = "key" in body, body.pop("key", None)
+    if has_key and "value" in body:
+        body = body["value"]
         if body is None:
             return name, _removal(name, key, rules, now_ms), None
-    if stamp and isinstance(body, dict):
+    if stamp is not None and isinstance(body, dict):
         body.setdefault("ts_ms", now_ms)
-        if name == CLICKSTREAM:
-            body.setdefault("event_id", uuid.uuid4().hex)
-    return name, *encode_record(name, body, now_ms, rules)
+        if name == CLICKSTREAM and "event_id" not in body:
+            body["event_id"] = stamp.id_of(line)
+    own, value = encode_record(name, body, now_ms, rules)
+    if key is not None and key != own.decode():
+        raise MalformedError("key", f"differs from the record's id {own.decode()!r:.60}, got {key!r:.60}; leave it out")
+    return name, own, value
+
+
+def _is_piece(line: bytes) -> bool:
+    """Whether a line that holds no object looks like a part of a list, or of an object over several lines."""
+    text = line.strip()
+    return text[:1] in b"[]{}" or text[-1:] in b",:{[" or text.startswith(b'"')
 
 
 def timeline_clock(settings: Settings) -> Callable[[], int | None]:
@@ -88,7 +119,7 @@ def timeline_clock(settings: Settings) -> Callable[[], int | None]:
 
 def _removal(topic: str, key: Any, rules: Rules, now_ms: int) -> bytes:
     if not isinstance(key, str):
-        raise MalformedError("key", f"expected a string, got {type(key).__name__}")
+        raise MalformedError("key", f"expected a string, got {json_word(key)}")
     parse(Record(topic, 0, 0, now_ms, key.encode(), None), rules)
     return key.encode()
 
@@ -101,7 +132,7 @@ def _numbered(lines: Iterable[bytes], result: Produced) -> Iterator[tuple[int, b
             if line.strip():
                 yield number, line
     except ValueError as error:
-        result.rejected.append({"line": number + 1, "field": "file", "reason": str(error)})
+        result.rejected.append(f"line {number + 1}: file: {error}")
 
 
 async def produce(
@@ -114,16 +145,24 @@ async def produce(
     clock_ms: Callable[[], int | None] = lambda: None,
     on_each: Callable[[int, str, Acknowledged], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    refused: BinaryIO | None = None,
 ) -> Produced:
     """Sends all good lines in order and waits for their acknowledgement.
 
     `clock_ms` is the time of the timeline that is replayed, None where none is. `on_each` gets the line number, topic
-    and (partition, offset) of every record; `on_progress` how many lines were done since its last call.
+    and (partition, offset) of every record; `on_progress` how many lines were done since its last call; `refused` the
+    lines that were not sent.
 
     Raises:
         DeliveryError: Kafka did not take a record; what came before it in the file was sent.
     """
-    result = Produced()
+    result, ids = Produced(), LineIds() if stamp else None
+
+    def refuse(number: int, line: bytes, *errors: str) -> None:
+        result.rejected.append(f"line {number}: {'; '.join(errors)}")
+        if refused is not None:
+            refused.write(line.removesuffix(b"\n") + b"\n")
+
     numbered = _numbered(lines, result)
     while batch := list(itertools.islice(numbered, _IN_FLIGHT)):
         sending: list[tuple[int, str, Future[Acknowledged]]] = []
@@ -131,7 +170,7 @@ async def produce(
             try:
                 played_ms = clock_ms()
                 now_ms = int(time.time() * 1000) if played_ms is None else played_ms
-                name, key, value = read_line(line, topic, rules, now_ms, stamp)
+                name, key, value = read_line(line, topic, rules, now_ms, ids)
                 # A removal is by the wall clock, and so newer than whatever the timeline says.
                 extras: Extras = {} if played_ms is None or value is None else at_time(played_ms)
                 future = producer.enqueue(name, key, value, **extras)
@@ -140,9 +179,9 @@ async def produce(
                     future = producer.enqueue(name, key, value, **extras)
                 sending.append((number, name, future))
             except MalformedError as error:
-                result.rejected.append({"line": number, "field": error.field, "reason": error.reason})
+                refuse(number, line, *map(str, (error, *error.others)))
             except ValueError as error:
-                result.rejected.append({"line": number, "field": "value", "reason": str(error)})
+                refuse(number, line, f"value: {error}")
         for number, name, future in sending:
             acknowledged = await asyncio.wrap_future(future)
             result.note(name, *acknowledged)

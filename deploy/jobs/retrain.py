@@ -1,4 +1,4 @@
-"""Trains the champion further on what the topics hold now, and stages the result when it is not worse.
+"""Trains the champion further on what the topics hold now, and stages or promotes the result when it is not worse.
 
 One process that ends. The newest events are kept out of the training and asked about; both models answer the same
 questions. What the topics no longer hold is said, never guessed.
@@ -14,19 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from context.counting import counted
 from context.units import DAY_MS
 from deploy.jobs.export import ExportPlan, export_topics, worth_knowing
 from deploy.jobs.staleness import compare_models
 from deploy.jobs.train import TrainPlan, recipe_of, seen_until, train_folder
+from deploy.jobs.verdict import LEAST_USERS, MARGIN, METRIC, STATE_FILE, RetrainOutcome, Stretch, Verdict
+from deploy.models.placement import COMPARED, Placement
 from deploy.models.registry import artefact, first_champion, open_registry
 from deploy.models.rollout import Rollout
 from deploy.progress import Show, show_progress
@@ -42,25 +41,11 @@ from streams.evaluation.tables import moment
 from streams.folder.reader import read_folder
 from streams.left_out import LeftOut
 
-METRIC = "ndcg@10"
-# Of the champion's NDCG@10: so far below 0 the interval of the difference may reach. With 1,500 questions an interval
-# of two equal models reaches about 0.08 below.
-MARGIN = 0.1
 LEAST_NEW = 500  # events: of fewer a training learns nothing that anybody sees
-LEAST_USERS = 30  # with questions: of fewer no interval says anything
+WITHIN_S = 3600.0  # for the gates of a promotion: two million users are filled by then
 MOST_QUESTIONS = 20_000  # a day of a large shop has more; the interval is narrow by then
-_FOLDER, _STATE = "retrain", "state.json"
-
-
-class RetrainOutcome(StrEnum):
-    """What came of a retraining."""
-
-    STAGED = "staged"
-    ADDED = "added"  # good enough, in the registry; to stage it was not asked for
-    NOT_STAGED = "not staged"  # good enough, in the registry; to stage it was refused, which may be done by hand
-    WORSE = "worse"
-    TOO_FEW = "too few questions"
-    NOTHING_NEW = "nothing new"
+_REFUSED = (ValueError, OSError, StoreUnavailableError)  # a step of a rollout
+_DATA = "data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +66,9 @@ class RetrainPlan:
     least_new: int = LEAST_NEW
     margin: float = MARGIN
     stage: bool = False
-    replace_other: bool = False  # stage in place of a model that is staged already
+    replace_other: bool = False  # stage in place of a model that a person staged
+    promote: bool = False  # what was staged, when it has passed its gates
+    promote_within_s: float = WITHIN_S
     recipe: Mapping[str, Any] = field(default_factory=dict)
     keep: bool = False  # the exported folder
     progress: bool = False
@@ -100,7 +87,7 @@ def retrain(
         ValueError: there is no champion, another retraining is running, or data and champion do not fit.
         OSError: Kafka, an endpoint or the registry cannot be used now.
     """
-    with _only_one(settings.state / _FOLDER) as folder:
+    with _only_one((settings.state / STATE_FILE).parent) as folder:
         champion = plan.champion or asyncio.run(_served(settings))
         document = read_document(champion)
         seconds = _Stopwatch()
@@ -108,70 +95,14 @@ def retrain(
         data = plan.data
         try:
             if data is None:
-                data = folder / "data"
+                data = folder / _DATA
                 shutil.rmtree(data, ignore_errors=True)
                 facts = export_topics(data, ExportPlan(plan.start_ms, bar=plan.bar), settings)
                 seconds.note("export")
             return _Retraining(plan, settings, memory, tell, folder, champion, document, seconds).on(data, facts)
         finally:
             if plan.data is None and not plan.keep:
-                shutil.rmtree(folder / "data", ignore_errors=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Which events of a timeline are new to the champion, and from when on they are asked about."""
-
-    new: int
-    asked_ms: int
-    asked: int
-
-    @classmethod
-    def of(cls, ts_ms: NDArray[np.int64], known_ms: int, newest_ms: int) -> Stretch:
-        """Of rising times; `known_ms` is where the champion's knowledge ends."""
-        new = ts_ms[np.searchsorted(ts_ms, known_ms) :]
-        if not len(new):
-            return cls(0, known_ms, 0)
-        asked_ms = max(int(ts_ms[-1]) + 1 - newest_ms, int(new[len(new) // 2]))
-        return cls(len(new), asked_ms, int((ts_ms >= asked_ms).sum()))
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a new model may take the champion's place, by a paired difference of NDCG@10 over users."""
-
-    passed: bool
-    said: str
-    users: int
-    champion: float = 0.0
-    new: float = 0.0
-    difference: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
-    least: float = 0.0  # that `low` has to reach
-    p: float = 1.0
-
-    @classmethod
-    def of(cls, comparison: Mapping[str, Any], margin: float) -> Verdict:
-        """Of what `compare_models` found for "champion" and "new", each by the list that it is served with.
-
-        The lower end of the 95 % interval must not lie below 0 by more than `margin` times the champion's NDCG@10.
-        """
-        users = int(comparison["users"])
-        if users < LEAST_USERS:
-            return cls(False, f"only {counted(users, 'user')} could be asked about; {LEAST_USERS} are needed", users)
-        own = comparison["own"]
-        ours = (own["new"], own["champion"])
-        against = next(found for found in comparison["versus"] if (found["list"], found["baseline"]) == ours)
-        found = against["differences"][METRIC]
-        (low, high), champion = found["interval"], comparison["lists"][ours[1]][METRIC]
-        least = -margin * champion
-        passed = low >= least
-        said = "it is better" if low > 0 else "it is not worse" if passed else "it may be worse"
-        gap = f"{METRIC} {found['mean']:+.4f} ({low:+.4f} to {high:+.4f}) beside the champion's {champion:.4f}"
-        new = comparison["lists"][ours[0]][METRIC]
-        said = f"{said}: {gap}; the lower end has to be {least:+.4f} or more"
-        return cls(passed, said, users, champion, new, found["mean"], low, high, least, found["p"])
+                shutil.rmtree(folder / _DATA, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,15 +134,19 @@ class _Retraining:
             "asked_events": stretch.asked,
             "unseen": [*(worth_knowing(facts) if facts else ()), *gaps(facts, last, int(ts_ms[0]), known_ms)],
         }
+        if stretch.new and not stretch.learned:
+            found["unseen"].append(
+                "all new events are of one time: none of them could be learned and others asked about"
+            )
         for line in found["unseen"]:
             self.tell(line)
-        if found["events_since_last"] < self.plan.least_new:
+        if found["events_since_last"] < self.plan.least_new or stretch.learned == 0:
             return {**found, "outcome": RetrainOutcome.NOTHING_NEW, "data": data.name, "questions": 0, "left_out": {}}
         found |= self._model(data, stretch, known_ms)
         found["seconds"] = self.seconds.noted
         state = {name: found[name] for name in ("champion", "model", "until_ms", "outcome")}
         state |= {"source": source, **{name: facts.get(name, {}) for name in ("offsets", "logs")}}
-        _write(self.folder / _STATE, {"format": 1, **state})
+        _write(self.folder / STATE_FILE.name, {"format": 1, **state})
         return found
 
     def _model(self, data: Path, stretch: Stretch, known_ms: int) -> dict[str, Any]:
@@ -238,9 +173,9 @@ class _Retraining:
         verdict = Verdict.of(comparison, self.plan.margin)
         registry, shown = open_registry(self.settings), asdict(verdict)
         until_ms = read_document(trained.folder)["metadata"]["until_ms"]
-        registry.add(trained.folder, {"until_ms": until_ms, "compared": shown})
+        registry.add(trained.folder, {"until_ms": until_ms, COMPARED: shown})
         shutil.rmtree(out, ignore_errors=True)
-        outcome, refused = self._placed(trained.version, verdict)
+        outcome, refused = self._place(trained.version, verdict)
         return {
             **comparison,
             "left_out": left.to_dict(),
@@ -259,26 +194,45 @@ class _Retraining:
         with self.plan.bar("events") as show:
             return compare_models(data, models, self.settings, self.memory, None, ask, show)
 
-    def _placed(self, version: str, verdict: Verdict) -> tuple[RetrainOutcome, str | None]:
-        """Stages the model where that is asked for; the outcome, and why it was not staged if it should have been."""
+    def _place(self, version: str, verdict: Verdict) -> tuple[RetrainOutcome, str | None]:
+        """Stages and promotes as far as that is asked for; the outcome, and why it is not what was asked for."""
+        outcome = RetrainOutcome.ADDED if verdict.passed else RetrainOutcome.WORSE
         if verdict.users < LEAST_USERS:
-            return RetrainOutcome.TOO_FEW, None
-        if not verdict.passed or not self.plan.stage:
-            return (RetrainOutcome.ADDED if verdict.passed else RetrainOutcome.WORSE), None
+            outcome = RetrainOutcome.TOO_FEW
 
-        async def stage() -> None:
-            store = open_store(self.settings)
+        async def place() -> tuple[RetrainOutcome, str | None]:
+            store, registry = open_store(self.settings), open_registry(self.settings)
+            rollout = Rollout(store, registry, embedders=self.settings.rules().embedders)
+            placement = Placement(rollout, registry, self.document["version"])
+            found: tuple[RetrainOutcome, str | None] = (outcome, None)
             try:
-                rollout = Rollout(store, open_registry(self.settings))
-                await rollout.stage(version, replace_other=self.plan.replace_other)
+                if outcome == RetrainOutcome.ADDED:
+                    found = await self._placed(placement, version, verdict)
+                if rollout.untold:
+                    self.tell(f"the registry was not told, the next command tells it: {rollout.untold}")
+                await placement.forget_old()
+            except _REFUSED as error:
+                self.tell(f"models of earlier retrainings stay in the registry: {error}")
             finally:
                 await store.close()
+            return found
 
+        return asyncio.run(place()) if self.plan.stage else (outcome, None)
+
+    async def _placed(self, placement: Placement, version: str, verdict: Verdict) -> tuple[RetrainOutcome, str | None]:
         try:
-            asyncio.run(stage())
-        except (ValueError, OSError, StoreUnavailableError) as error:
+            await placement.stage(version, replace_other=self.plan.replace_other)
+        except _REFUSED as error:
             return RetrainOutcome.NOT_STAGED, str(error)
-        return RetrainOutcome.STAGED, None
+        if not self.plan.promote:
+            return RetrainOutcome.STAGED, None
+        if verdict.difference < 0:
+            return RetrainOutcome.NOT_PROMOTED, f"its {METRIC} is below the champion's"
+        try:
+            await placement.promote(version, self.plan.promote_within_s)
+        except _REFUSED as error:
+            return RetrainOutcome.NOT_PROMOTED, str(error)
+        return RetrainOutcome.PROMOTED, None
 
     def _known_ms(self) -> int:
         found = self.plan.known_ms or seen_until(self.document["metadata"])
@@ -292,7 +246,7 @@ class _Retraining:
     def _last(self) -> dict[str, Any]:
         """What the last retraining noted; empty if there was none, or a damaged file."""
         try:
-            return dict(orjson.loads((self.folder / _STATE).read_bytes()))
+            return dict(orjson.loads((self.folder / STATE_FILE.name).read_bytes()))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -355,6 +309,8 @@ def _only_one(folder: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"another retraining runs with {folder}; let it end, or stop it") from error
+        for left in folder.glob(".*"):  # of an export that was killed
+            shutil.rmtree(left, ignore_errors=True)
         yield folder
 
 

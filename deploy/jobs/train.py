@@ -125,7 +125,7 @@ def train_folder(
     if start is not None:
         fresh, features = features, features.grown(start.features)
     prepared = training_data(folder, vectors, features, before_ms)
-    tell(without_vector(prepared.unembedded))
+    tell(without_vector(prepared.unembedded, so_far=plan.embed_seconds is not None))
     config, options = _config(plan, folder, vectors, tagger, context_features=features.names), plan.options
     if start is not None:
         names = {"kinds": config.kinds, "tags": config.tags, "context_features": config.context_features}

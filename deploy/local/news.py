@@ -7,7 +7,7 @@ from itertools import starmap
 from typing import Any
 
 from context.counting import counted
-from deploy.local.status_line import StatusLine, phase, texts, traffic
+from deploy.local.status_line import StatusLine, heartbeat, phase, texts, traffic
 from deploy.runtime.process import ask_redis
 from deploy.settings import Settings
 from index.state.keys import partition_tag
@@ -20,21 +20,27 @@ _LOOKED_AT = 8  # partitions, and users of each, among which the example is foun
 
 
 _AT_REST = ("live", "no traffic", "timeline ended")
+_USEFUL = (*_AT_REST, "loading histories", "opening the shop")  # the last one is of a kept state, which has all
 
 
 class News:
     """Tells what was left out of a data folder, that answers are useful, what still follows, and that it is there.
 
-    After a timeline's end it says which clock counts.
+    After a timeline's end it says which clock counts, and after each scheduled retraining what came of it.
     """
 
     def __init__(self, settings: Settings, url: str, line: StatusLine) -> None:
         self._settings, self._url, self._line = settings, url, line
         self._left_out_said = self._clock_said = self._is_ready = False
         self._following: set[str] = set()
+        self._retrained_ms = 0
 
     def tell(self, status: Mapping[str, Any]) -> None:
         """Says what this status has of news."""
+        last = heartbeat(status, "retrain").get("last")
+        if last and last["ended_ms"] != self._retrained_ms:
+            self._retrained_ms = last["ended_ms"]
+            self._line.say(f"Retraining, {last['outcome']}: {last['said']}")
         found = traffic(status)
         if not found:
             return
@@ -45,8 +51,7 @@ class News:
         if not self._is_ready:
             self._is_ready = _is_useful(status) and self._introduce()
         if self._is_ready:
-            is_loading = phase(status) not in _AT_REST
-            self._follow("Histories of more users", is_loading, "All histories are loaded.")
+            self._follow("Histories of more users", phase(status) == "loading histories", "All histories are loaded.")
             done = f"All texts are embedded: {counted(int(status.get('items') or 0), 'item')} can be recommended."
             self._follow("Items whose texts are not embedded yet, popular ones first,", bool(texts(status)), done)
             if not self._clock_said and "clock" in found:
@@ -72,8 +77,7 @@ class News:
 
 def _is_useful(status: Mapping[str, Any]) -> bool:
     """Whether there is a user to ask for."""
-    has_users = phase(status) in (*_AT_REST, "loading histories")
-    return has_users and bool(status.get("users")) and bool(status.get("items"))
+    return phase(status) in _USEFUL and bool(status.get("users")) and bool(status.get("items"))
 
 
 def example_user(settings: Settings) -> str | None:

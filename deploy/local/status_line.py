@@ -10,6 +10,7 @@ import json
 import sys
 import urllib.request
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from deploy.progress import progress_line
@@ -51,17 +52,23 @@ def describe(status: Mapping[str, Any] | None) -> str:
         f"users {status.get('users') or 0}",
         f"items {status.get('items') or 0}",
         f"lag {lag}",
-        "Redis refuses writes" if str(status.get("redis_writes")).startswith("refused") else "",
+        refusal(status),
         f"event→visible p50 {_ms(fresh.get('p50'))} p99 {_ms(fresh.get('p99'))}",
         texts(status),
+        retraining(status),
     ]
     return " · ".join(filter(None, parts))
 
 
 def traffic(status: Mapping[str, Any]) -> Mapping[str, Any]:
     """The heartbeat of the traffic process, empty when there is none."""
+    return heartbeat(status, "traffic")
+
+
+def heartbeat(status: Mapping[str, Any], role: str) -> Mapping[str, Any]:
+    """The heartbeat of a role that has one process, empty when there is none."""
     roles = (status.get("roles") or {}).values()
-    return next((role for role in roles if role.get("role") == "traffic"), {})
+    return next((each for each in roles if each.get("role") == role), {})
 
 
 def phase(status: Mapping[str, Any]) -> str:
@@ -83,10 +90,31 @@ def now(status: Mapping[str, Any]) -> str:
     return f"now {found['time'][:16].replace('T', ' ')} UTC ({found['clock']})"
 
 
+def refusal(status: Mapping[str, Any]) -> str:
+    """That Redis takes no writes, and why; "" when it does."""
+    state, _, why = str(status.get("redis_writes")).partition(": ")
+    return f"Redis refuses writes: {why.rstrip('.')}" if state == "refused" else ""
+
+
 def texts(status: Mapping[str, Any]) -> str:
     """How many texts of a data folder are embedded, "" when all are or that is not known."""
     found = traffic(status).get("texts")
     return "" if not found or found["done"] == found["total"] else _share("texts embedded", found)
+
+
+def retraining(status: Mapping[str, Any]) -> str:
+    """What came of the last scheduled retraining and when the next one is due, "" where none is scheduled."""
+    found = heartbeat(status, "retrain")
+    if not found:
+        return ""
+    last = found.get("last")
+    came = f"{last['outcome']} {_clock(last['ended_ms'])}, " if last else ""
+    is_on = found["phase"] == "retraining"
+    return f"retraining: {came}{'since' if is_on else 'next'} {_clock(found['since_ms' if is_on else 'next_ms'])} UTC"
+
+
+def _clock(ts_ms: int) -> str:
+    return f"{datetime.fromtimestamp(ts_ms / 1000, UTC):%H:%M}"
 
 
 def _share(unit: str, found: Mapping[str, Any]) -> str:

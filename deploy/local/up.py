@@ -7,11 +7,10 @@ with this one.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,15 +19,18 @@ import orjson
 import redis
 
 from context.units import HOUR_MS
+from deploy.disk_space import room_in
 from deploy.local.news import News
+from deploy.local.retraining import RetrainSchedule, ScheduledRetraining
 from deploy.local.role_commands import api_ports, command, environment, roles
 from deploy.local.status_line import StatusLine, describe, fetch, is_ok
+from deploy.runtime.process import stoppable
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import StartError, Supervisor
 from deploy.servers.topics import create_topics
 from deploy.settings import PREFIX, Settings, load, public_address
-from deploy.shop.shop import Shop
+from deploy.shop.shop import Shop, ShopConfig
 from deploy.state_folder import FILE, STOPPING, note_phase, only_one, write_addresses
 from deploy.texts.models import embedder_key
 from deploy.traffic.plan import TrafficPlan
@@ -46,7 +48,7 @@ _READY_S = 120.0  # torch alone takes ten seconds to load on a busy machine
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """The command's options; `data` None means the generated shop."""
+    """The command's options; `data` None means the generated shop, with `fashion` as a data folder is played."""
 
     state: Path
     data: Path | None = None
@@ -56,6 +58,8 @@ class UpOptions:
     seed: int = 0
     workers: int = 1
     apis: int = 1  # on consecutive ports
+    retrain: RetrainSchedule | None = None
+    fashion: float = 0.0  # how much a brand in fashion draws everybody: taste drifts, so the shop is played as a folder
 
 
 def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None:
@@ -64,10 +68,11 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
     Raises:
         ValueError: bad options, data or settings, or another `up` uses the state folder.
         StartError: a process did not start, or ended by itself later.
+        OSError: the disk is full.
     """
     state = options.state.resolve()
-    with only_one(state), ExitStack() as stack:
-        stack.enter_context(_stoppable())
+    with room_in(state), only_one(state), ExitStack() as stack:
+        stack.enter_context(stoppable())
         settings = load(environ, state=state, api_port=options.api_port)
         _check_embedded(settings, environ)
         ports = api_ports(settings, options.apis)
@@ -80,28 +85,31 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         stack.callback((state / FILE).unlink, missing_ok=True)
         stack.callback(note_phase, state, STOPPING)
         supervisor = stack.enter_context(Supervisor())
+        stack.callback(line.say, "Stopping …")  # before the roles are: they take seconds
         plan_file = plan.write(state / "traffic.json")
         for role in roles(settings, environ, plan_file, options.workers, ports):
             supervisor.start(role)
-        _watch(supervisor, settings, line)
+        retraining = None
+        if options.retrain is not None:
+            retraining = ScheduledRetraining(options.retrain, settings, environ)
+            stack.callback(retraining.stop)
+        _watch(supervisor, settings, line, retraining)
 
 
 def prepare(options: UpOptions, settings: Settings, environ: Mapping[str, str], line: StatusLine) -> TrafficPlan:
     """History and model, made or found in the state folder."""
-    if options.data is None:
-        folder, end_ms = _shop_history(settings.state, options.seed, line)
-        # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
-        model = _model(folder, 1.0, None, settings, environ, line)
-    else:
-        folder, end_ms = options.data.resolve(), None
-        if not (folder / EVENTS).is_file():
-            raise ValueError(f"{options.data} is no data folder: it has no {EVENTS}; `perseid convert` makes one")
-        model = _model(folder, DATA_SPLIT, TRAIN_SECONDS, settings, environ, line)
+    folder, split_ms = _history(options, settings.state, line)
+    lives_on = options.data is None and not options.fashion  # at wall time; else a timeline is played
+    # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
+    bound_s = None if options.data is None else TRAIN_SECONDS
+    model = _model(folder, 1.0 if lives_on else DATA_SPLIT, bound_s, settings, environ, line)
     document = read_document(model)
+    if not lives_on:
+        split_ms = int(document["metadata"]["before_ms"])
     return TrafficPlan(
-        kind="shop" if options.data is None else "data",
+        kind="shop" if lives_on else "data",
         folder=str(folder),
-        split_ms=int(document["metadata"]["before_ms"]) if end_ms is None else end_ms,
+        split_ms=split_ms,
         key=_key(_content(folder), document["version"], options.seed, settings.partitions, settings.kinds),
         model=str(model),
         texts=str(settings.state / "texts"),
@@ -111,15 +119,21 @@ def prepare(options: UpOptions, settings: Settings, environ: Mapping[str, str], 
     )
 
 
-def _shop_history(state: Path, seed: int, line: StatusLine) -> tuple[Path, int]:
-    """The generated shop's history and its end; made once, complete or not at all."""
-    folder = state / f"shop-{seed}-{_key(repr(Shop(seed).config), HISTORY_DAYS)}"
+def _history(options: UpOptions, state: Path, line: StatusLine) -> tuple[Path, int]:
+    """The data folder and, of a generated shop's, its end; that is made once, complete or not at all."""
+    if options.data is not None:
+        if not (options.data / EVENTS).is_file():
+            raise ValueError(f"{options.data} is no data folder: it has no {EVENTS}; `perseid convert` makes one")
+        return options.data.resolve(), 0
+    shop = Shop(options.seed, ShopConfig(fashion=options.fashion))
+    drift = [options.fashion] if options.fashion else []
+    folder = state / f"shop-{options.seed}-{_key(repr(shop.config), HISTORY_DAYS, *drift)}"
     marker = folder / "complete.json"
     if not marker.exists():
         note_phase(state, "generating a shop and its history")
         line.say("Generating the shop and its history …")
         end_ms = int(time.time() * 1000) // HOUR_MS * HOUR_MS
-        Shop(seed).write_history(folder, end_ms, HISTORY_DAYS)
+        shop.write_history(folder, end_ms, HISTORY_DAYS)
         marker.write_bytes(orjson.dumps({"end_ms": end_ms}))
     return folder, int(orjson.loads(marker.read_bytes())["end_ms"])
 
@@ -188,13 +202,17 @@ def _servers(
     return settings
 
 
-def _watch(supervisor: Supervisor, settings: Settings, line: StatusLine) -> None:
+def _watch(
+    supervisor: Supervisor, settings: Settings, line: StatusLine, retraining: ScheduledRetraining | None
+) -> None:
     """Waits for the first answer, then shows the status until a signal comes or a role ends."""
     url = f"http://{settings.api_host}:{settings.api_port}"
     supervisor.wait_ready("api", lambda: is_ok(f"{url}/healthz"), _READY_S)
     line.say(f"API {url}  (documentation: {url}/docs)  logs: {settings.state / 'logs'}")
     news = News(settings, url, line)
     while (crash := supervisor.crash()) is None:
+        if retraining is not None:
+            retraining.look()
         status = fetch(f"{url}/v1/status")
         if status is not None:
             news.tell(status)
@@ -214,14 +232,3 @@ def _content(folder: Path) -> str:
 
 def _key(*parts: object) -> str:
     return sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM ends us like Ctrl-C: in order, children included. A script's shell starts us with SIGINT ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -54,14 +54,21 @@ class BucketRegistry(Registry):
     def set_aliases(self, before: Aliases, after: Aliases) -> bool:
         content, tag = self._get(ALIASES)
         noted = decoded(content, self.name)
-        if noted != before:
-            return noted == after
+        if noted != before.untried:
+            return noted == after.untried
         try:
             with self._translated():
                 obstore.put(self._store, ALIASES, encoded(after), mode="create" if content is None else tag)
         except (AlreadyExistsError, PreconditionError):
-            return self.aliases() == after  # the answer to the first try was lost, or somebody was faster
+            return self.aliases() == after.untried  # the answer to the first try was lost, or somebody was faster
         return True
+
+    def remove(self, version: str) -> None:
+        super().remove(version)
+        if version in self.versions():
+            for name in reversed(_FILES):  # without its card it is not there
+                with self._translated():
+                    obstore.delete(self._store, f"{MODELS}/{version}/{name}")
 
     def _checksum(self, version: str) -> str:
         return str(self._json(version, DOCUMENT).get("sha256"))

@@ -11,7 +11,10 @@ from typing import Any
 
 import orjson
 
+from context.counting import counted
 from context.units import DAY_MS
+from index.query.shadow import ShadowCounts
+from index.state.aliases import Aliases, read_aliases
 from index.state.keys import partition_tag
 from index.state.records import CATALOGUE, vector_field
 from index.state.store import LiveStore
@@ -19,6 +22,9 @@ from streams.pipeline.partition_clock import PartitionClock
 
 ACTIVE_MS = 30 * DAY_MS  # users with an event in this time have to be filled, by their partition's clock
 USERS_SHARE = 0.99
+SHADOWED = 200  # requests that a shadow has ranked: of fewer the slowest in a hundred is a matter of chance
+SLOWER = 1.5  # so many times the champion's p99 may be the challenger's,
+QUICK_MS = 10.0  # or so long, in which nobody notices a difference
 _LOOK = 1000
 _ROLE_GONE_MS = 5_000  # a process whose heartbeat is older than this is not there
 
@@ -45,12 +51,32 @@ class PromotionGate:
 async def gates_of(store: LiveStore, version: str, now_ms: int) -> list[PromotionGate]:
     """All gates of a staged version. Raises StoreUnavailableError."""
     heartbeats = await live_roles(store, now_ms)
+    counts = shadow_counts(await read_aliases(store), heartbeats)
     return [
         await _items(store, version),
         await _users(store, version),
         _workers(heartbeats, version),
         _apis(heartbeats, version),
+        *([_shadow(counts)] if counts is not None and counts.challenger == version else []),
     ]
+
+
+def shadow_counts(aliases: Aliases, heartbeats: Sequence[Mapping[str, Any]]) -> ShadowCounts | None:
+    """What came of the shadow in all API processes; None where there is none."""
+    shadow = aliases.shadowed
+    if shadow is None:
+        return None
+    reports = [heartbeat["shadow"] for heartbeat in heartbeats if heartbeat.get("shadow")]
+    return ShadowCounts.merged((aliases.champion, shadow.model, shadow.since_ms), reports)
+
+
+def unwritten(heartbeats: Sequence[Mapping[str, Any]], version: str) -> str:
+    """Why no running worker writes a version, "" where one does, or none has opened any yet."""
+    workers = [heartbeat for heartbeat in heartbeats if heartbeat.get("role") == "worker" and heartbeat.get("models")]
+    if not workers or any(version in worker["models"] for worker in workers):
+        return ""
+    said = {worker["refused"][version] for worker in workers if version in worker.get("refused", {})}
+    return "; ".join(sorted(said)) or "they have not opened it"
 
 
 async def live_roles(store: LiveStore, now_ms: int) -> list[dict[str, Any]]:
@@ -120,6 +146,16 @@ def _workers(heartbeats: Sequence[Mapping[str, Any]], version: str) -> Promotion
     refused = {worker["refused"][version] for worker in workers if version in worker.get("refused", {})}
     said = "; ".join(sorted(refused)) or ("" if workers else "no worker is running")
     return PromotionGate("workers that write it", len(writing), len(workers), said=said)
+
+
+def _shadow(counts: ShadowCounts) -> PromotionGate:
+    times = counts.summary()["p99_ms"]
+    most = max(QUICK_MS, SLOWER * (times["champion"] or 0.0))
+    said = [f"{counted(counts.short, 'list was', 'lists were')} shorter than the champion's"] if counts.short else []
+    said += [f"{counts.failed:,} failed"] if counts.failed else []
+    if times["challenger"] is not None and times["challenger"] > most:
+        said.append(f"p99 {times['challenger']:.1f} ms, may be {most:.1f}: the champion's is {times['champion']:.1f}")
+    return PromotionGate("shadowed requests", min(counts.requests, SHADOWED), SHADOWED, said="; ".join(said))
 
 
 def _apis(heartbeats: Sequence[Mapping[str, Any]], version: str) -> PromotionGate:

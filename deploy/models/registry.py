@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from deploy.disk_space import room_in
 from deploy.settings import PREFIX, Settings
 from encoder.model.config import ModelConfig
 from encoder.model.document import DOCUMENT, TENSORS, load_serving, read_document, sync
@@ -50,7 +51,7 @@ class Registry:
         What `card` says is put on the card in place of what the artefact says.
         """
         self._models.mkdir(parents=True, exist_ok=True)
-        with _copy(folder, self._models) as (part, document):
+        with room_in(self._root), _copy(folder, self._models) as (part, document):
             version = str(document["version"])
             if version not in self.versions():
                 known = {**card_of(document), "created_ms": _written_ms(folder / DOCUMENT), **(card or {})}
@@ -89,9 +90,18 @@ class Registry:
         with (self._root / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             noted = self.aliases()
-            if noted == before:
+            if noted == before.untried:
                 _write(self._root / ALIASES, encoded(after))
-            return noted in (before, after)
+            return noted in (before.untried, after.untried)
+
+    def remove(self, version: str) -> None:
+        """Removes a version; nothing happens if it is not there. Raises ValueError for one that has an alias."""
+        if version in self.aliases().versions:
+            raise ValueError(f"{version} has an alias in registry {self.name}: retire it first")
+        if is_version(version) and (self._models / version).is_dir():
+            gone = Path(tempfile.mkdtemp(prefix=".gone-", dir=self._models))
+            (self._models / version).rename(gone / version)  # at once: nobody finds half of it
+            shutil.rmtree(gone)
 
     def _checksum(self, version: str) -> str:
         """Of the tensors that are kept as this version."""
@@ -226,8 +236,9 @@ def is_version(name: str) -> bool:
 
 
 def encoded(aliases: Aliases) -> bytes:
-    """As they are kept."""
-    return json.dumps({name: value for name, value in asdict(aliases).items() if value}, indent=1).encode() + b"\n"
+    """As they are kept; how a staged model is tried is of no use without the live state."""
+    found = asdict(aliases.untried)
+    return json.dumps({name: value for name, value in found.items() if value}, indent=1).encode() + b"\n"
 
 
 def decoded(content: bytes | None, name: str) -> Aliases:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from context.units import DAY_MS
 from deploy.models.documents import has_document, remove_document, write_document
-from deploy.models.gates import PromotionGate, gates_of, live_roles
+from deploy.models.gates import PromotionGate, gates_of, live_roles, shadow_counts, unwritten
 from deploy.models.registry import Registry
 from deploy.runtime.state_sizes import FIRST_WINDOW
 from encoder.model.document import read_document
+from index.query.shadow import ShadowCounts
 from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.store import LiveStore
+from index.state.trials import PARTS, Experiment, Shadow
 
 PREVIOUS_MS = DAY_MS  # for so long a champion that was replaced is kept written, so that it can come back
 
@@ -52,7 +55,7 @@ class Rollout:
             while True:  # until what was noted before is what is in force after: others may be at it, too
                 noted = await asyncio.to_thread(self._registry.aliases)
                 found = await read_aliases(self._store)
-                if noted == found or not found.champion:
+                if noted == found.untried or not found.champion:
                     return found
                 await asyncio.to_thread(self._registry.set_aliases, noted, found)
         except (OSError, ValueError) as error:
@@ -62,6 +65,10 @@ class Rollout:
     async def gates(self, version: str) -> list[PromotionGate]:
         """The gates of a version, as they are now."""
         return await gates_of(self._store, version, self._now_ms())
+
+    async def shadowed(self) -> ShadowCounts | None:
+        """What came of the shadow so far, in all API processes that are running; None where there is none."""
+        return shadow_counts(await read_aliases(self._store), await live_roles(self._store, self._now_ms()))
 
     async def filling(self) -> dict[str, Any]:
         """What workers still look through, by the tag of a partition or the items, as of `VectorFiller.report`."""
@@ -80,8 +87,11 @@ class Rollout:
             found |= heartbeat.get("embedding") or {}
         return found
 
-    async def stage(self, version: str, *, replace_other: bool = False) -> None:
-        """Has a version written beside the champion, from now on and for everybody who is there."""
+    async def stage(self, version: str, *, replace_other: bool = False, shadow: float = 0.0) -> None:
+        """Has a version written beside the champion, from now on and for everybody who is there.
+
+        It ranks a share `shadow` of requests, too, as soon as API processes have loaded it.
+        """
         before = await self._champion()
         if version in (before.champion, before.challenger):
             raise ValueError(f"{version} is {_name_of(before, version)} already")
@@ -94,15 +104,51 @@ class Rollout:
         await self._check(version, read_document(folder))
         await write_document(self._store, folder)
         kept = replace(before, previous="", previous_until_ms=0) if version == before.previous else before
-        await self._change(before, replace(kept, challenger=version))
+        staged = replace(kept.unstaged(self._now_ms()), challenger=version, shadow=self._shadow(version, shadow))
+        await self._change(before, staged)
         await self.settle(version)
+
+    async def shadow(self, version: str, share: float) -> None:
+        """Has the staged version rank this share of requests, too, counted anew; with 0 none any more."""
+        before = await self._staged(version)
+        await self._change(before, replace(before, shadow=self._shadow(version, share)))
+
+    async def end_shadow(self) -> None:
+        """Has no request ranked twice any more."""
+        before = await self._champion()
+        if before.shadowed is None:
+            raise ValueError("no request is ranked twice: there is no shadow")
+        await self._change(before, replace(before, shadow=None))
+
+    async def experiment(self, version: str, share: float, *, force: bool = False) -> Experiment:
+        """Has the staged version answer this share of users, when all its gates are passed."""
+        before = await self._staged(version)
+        if (found := before.running) is not None:
+            raise ValueError(f"experiment {found.id} is running: end it by `perseid models experiment off` first")
+        if not 0 < round(share * PARTS) < PARTS:
+            raise ValueError(f"an experiment needs users in both arms: {share:.2%} of them leaves one without any")
+        if not force:
+            await self._check_gates(version, "answers nobody")
+        begun = Experiment(
+            f"x-{uuid.uuid4().hex[:8]}", before.champion, version, share, uuid.uuid4().hex[:16], self._now_ms()
+        )
+        await self._change(before, replace(before, experiment=begun))
+        return begun
+
+    async def end_experiment(self) -> Experiment:
+        """Has the champion answer everybody again; the experiment that was running."""
+        before = await self._champion()
+        if (found := before.running) is None:
+            raise ValueError("no experiment is running")
+        await self._change(before, before.ended(self._now_ms()))
+        return found
 
     async def unstage(self) -> str:
         """Takes the challenger back; its vectors are removed. Returns its version."""
         before = await self._champion()
         if not before.challenger:
             raise ValueError("no model is staged")
-        await self._change(before, replace(before, challenger=""))
+        await self._change(before, before.unstaged(self._now_ms()))
         return before.challenger
 
     async def promote(self, version: str, *, force: bool = False) -> None:
@@ -112,25 +158,21 @@ class Rollout:
             raise ValueError(f"{version} is served already")
         if version != before.challenger:
             raise ValueError(f"{version} is not staged; stage it by `perseid models stage {version}`")
-        waiting = [] if force else [gate for gate in await self.gates(version) if not gate.passed]
-        if waiting:
-            raise ValueError(
-                f"{version} is not promoted: {'; '.join(str(gate)[5:] for gate in waiting)}. Wait for `perseid models "
-                "status`, or promote it all the same by --force: who has no vectors is answered `popular` once"
-            )
-        await self._change(before, Aliases(version, "", before.champion, self._now_ms() + PREVIOUS_MS))
+        if not force:
+            await self._check_gates(version, "is not promoted")
+        await self._change(before, self._served(before.unstaged(self._now_ms()), version))
 
-    async def rollback(self) -> str:
+    async def rollback(self, *, force: bool = False) -> str:
         """Serves the previous champion again, at once, and the present one becomes `previous`. Returns the version."""
         before = await self._champion()
         if not before.previous:
             raise ValueError("there is no previous model to go back to; stage the one that you want and promote it")
-        after = replace(
-            before,
-            champion=before.previous,
-            previous=before.champion,
-            previous_until_ms=self._now_ms() + PREVIOUS_MS,
-        )
+        if not force and (reason := unwritten(await live_roles(self._store, self._now_ms()), before.previous)):
+            raise ValueError(
+                f"{before.previous} is not served again, as no worker writes it any more ({reason}): bring it back by "
+                "`perseid models add`, or serve by --force what is left of it"
+            )
+        after = self._served(before.ended(self._now_ms()), before.previous)
         await self._change(before, after)
         return after.champion
 
@@ -140,11 +182,37 @@ class Rollout:
         if version == before.champion:
             raise ValueError(f"{version} is served: promote another model before it retires")
         if version == before.challenger:
-            await self._change(before, replace(before, challenger=""))
+            await self._change(before, before.unstaged(self._now_ms()))
         elif version == before.previous:
             await self._change(before, replace(before, previous="", previous_until_ms=0))
         else:
             raise ValueError(f"{version} has no alias here: nothing is written for it")
+
+    def _served(self, before: Aliases, version: str) -> Aliases:
+        """Another champion; the one so far can be rolled back to for a while."""
+        until_ms = self._now_ms() + PREVIOUS_MS
+        return replace(before, champion=version, previous=before.champion, previous_until_ms=until_ms)
+
+    def _shadow(self, version: str, share: float) -> Shadow | None:
+        return Shadow(version, share, self._now_ms()) if share else None
+
+    async def _staged(self, version: str) -> Aliases:
+        """The aliases, in which this version is the challenger."""
+        before = await self._champion()
+        if version == before.champion:
+            raise ValueError(f"{version} is served already, to everybody")
+        if version != before.challenger:
+            await asyncio.to_thread(self._registry.card, version)  # says of one that is not known which ones are
+            raise ValueError(f"{version} is not staged; stage it by `perseid models stage {version}`")
+        return before
+
+    async def _check_gates(self, version: str, refused: str) -> None:
+        waiting = [gate for gate in await self.gates(version) if not gate.passed]
+        if waiting:
+            raise ValueError(
+                f"{version} {refused}: {'; '.join(str(gate)[5:] for gate in waiting)}. Wait for `perseid models "
+                "status`, or do it all the same by --force: who has no vectors is answered `popular` once"
+            )
 
     async def _champion(self) -> Aliases:
         found = await self.aliases()

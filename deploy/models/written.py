@@ -145,6 +145,7 @@ class WrittenModels:
             await follower.catch_up()  # a window encoded before its items are known would be encoded again
         except BaseException:
             thread.close()
+            del self._tried_s[version]  # nothing is wrong with the model: the store was away, or all ends
             raise
         self._written[version] = _Written(thread, follower, asyncio.create_task(follower.run()))
 

@@ -16,7 +16,7 @@ from typing import Any
 from deploy.reports.charts import Mark, Series, dot_chart, line_chart
 from deploy.reports.page import Cell, charts, facts_table, heading, page, paragraph, table
 from deploy.reports.run_facts import RunFacts
-from streams.evaluation.tables import shown_columns
+from streams.evaluation.tables import session_titles, shown_columns
 from streams.left_out import LeftOut
 
 Result = Mapping[str, Any]
@@ -30,7 +30,6 @@ _PARTS = {
     "all": "everything",
 }
 _NOTHING = paragraph("No question was asked: there is no event after the split that could be asked about.")
-_VIEWS = {"before": "known before the session", "page": "known up to the page"}
 
 
 def write_report(path: Path, kind: str, result: Result, facts: RunFacts) -> None:
@@ -151,16 +150,16 @@ def _differences(slices: Mapping[str, Result], column: str) -> list[str]:
 
 
 def _sessions(result: Result) -> list[str]:
-    """What was shown on a user's day, ranked anew: a block for each view of the user and each label."""
+    """What was shown on a day and on each page, ranked anew: a block for each view and label."""
     parts: list[str] = []
     for view, labels in result["views"].items():
-        for label, found in labels.items():
+        for title, found in session_titles(view, labels):
             asked = {name: part for name, part in found["by_candidates"].items() if part["questions"]}
             series = [
                 Series(name, [_mark(part["lists"][name], {}, "hr@5") for part in asked.values()])
                 for name in found["lists"]
             ]
-            parts += [heading(f"{label}, {_VIEWS[view]}"), *_lists(found)]
+            parts += [heading(title), *_lists(found)]
             parts += [dot_chart("hr@5 by number of candidates", list(asked), series), *_verdicts(found)]
     return parts
 

@@ -64,7 +64,8 @@ async def _serve(settings: Settings) -> None:
 
         def report() -> dict[str, Any]:
             counters = {**metrics.counters(), "dropped": exposures.dropped}
-            return {"counters": counters, "models": app.state.services.keeper.report()}
+            services = app.state.services
+            return {"counters": counters, "models": services.keeper.report(), "shadow": services.shadow.report()}
 
         async with running(store, "api", report):
             await server.serve()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.models.registry import artefact, first_aliases
-from deploy.runtime.process import log_to_stderr, on_signals, open_store, running
+from deploy.runtime.process import log_to_stderr, on_signals, open_store, running, until_answered
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from encoder.model.document import read_document
@@ -51,7 +51,7 @@ async def _embed(settings: Settings) -> None:
     role = EmbedRole(store, settings, source, producer)
     try:
         on_signals(stop.set)
-        await role.look()
+        await until_answered("see which model is served", role.look)
         async with running(store, "embed", role.report):
             while not stop.is_set():
                 with suppress(TimeoutError):

@@ -49,7 +49,7 @@ async def _worker(settings: Settings) -> None:
     from streams.pipeline.intake import KafkaDeadLetterSink
 
     rules, store = settings.rules(), process.open_store(settings)
-    aliases = await name_champion(store, settings)
+    aliases = await process.until_answered("see which model is served", lambda: name_champion(store, settings))
     champion = read_document(written_artefact(settings, aliases.champion))
     sizes = engine_settings(settings, ModelConfig.from_dict(champion["config"]))
 
@@ -58,7 +58,7 @@ async def _worker(settings: Settings) -> None:
         await keep_window(store, sizes)
         await publish_models(store, settings, sizes.bucket_ms)
 
-    await announce()
+    await process.until_answered("publish the model", announce)
     producer = EventProducer(settings.kafka_config())
     engine = Engine(store, rules, settings.partitions, KafkaDeadLetterSink(producer.send), Encoders(), sizes, announce)
     options = WorkerSettings(settings.kafka_config(), settings.group)
@@ -81,7 +81,7 @@ async def _worker(settings: Settings) -> None:
         # At rest nobody is active, so nobody's keys and values are kept: a next event encodes a whole window.
         async with process.running(store, "worker", report, engine.encoders.release):
             process.on_signals(worker.stop)
-            await written.start()
+            await process.until_answered("read the items", written.start)
             process.freeze_gc()
             await worker.run()
     finally:

@@ -9,9 +9,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
 
 import orjson
 from redis.exceptions import RedisError
@@ -25,6 +26,9 @@ from index.state.redis_store import RedisStore
 from index.state.store import LiveStore, StoreUnavailableError
 
 _BEAT_S = 1.0
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 2.0  # between two attempts while the live state is away; each is twice the last
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s %(message)s"
 
 
@@ -63,6 +67,20 @@ def open_store(settings: Settings, **options: Any) -> RedisStore:
     """The live state of this deployment; `options` are those of `RedisStore`."""
     redis = settings.redis.get_secret_value()
     return RedisStore(redis, settings.keys(), cluster=settings.redis_cluster, ca_file=settings.redis_ca, **options)
+
+
+async def until_answered(what: str, call: Callable[[], Awaitable[T]]) -> T:
+    """What `call` gives; while the live state is away or takes no writes it is called again, and `what` waits in the
+    log. For what a role does before its own loops, which repeat.
+    """
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return await call()
+        except StoreUnavailableError as error:
+            log.warning("cannot %s yet, it is tried again: %s", what, error)
+        await asyncio.sleep(pause_s)
+        pause_s = min(_MOST_PAUSE_S, 2 * pause_s)
 
 
 def ask_redis(settings: Settings, commands: Sequence[Command], timeout_s: float = 1.0) -> list[Any]:
@@ -126,6 +144,27 @@ async def _beat(
             await at_rest()
             await asyncio.to_thread(give_back)
         await asyncio.sleep(_BEAT_S)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM ends us like Ctrl-C: in order, children included. A script's shell starts us with SIGINT ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_processor(niceness: int) -> None:
+    """Others come first from now on, more so the higher the number, to 19.
+
+    Linux may share the processor among sessions, and then what is said of a process counts within its own only.
+    """
+    os.nice(niceness)
+    with suppress(OSError):  # there are no such shares
+        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def on_signals(stop: Callable[[], None]) -> None:

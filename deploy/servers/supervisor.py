@@ -20,6 +20,7 @@ from pathlib import Path
 
 TAIL_BYTES = 16_384  # enough for a Python traceback of a deep stack
 TAIL_LINES = 20
+_SENTENCE = "perseid: "  # how the last error of a command of ours begins, see `deploy.cli`
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.02  # a stop or a start is noticed within a fraction of what a person notices
 
@@ -75,11 +76,14 @@ def terminate(child: subprocess.Popen[bytes], grace_s: float) -> int:
     """SIGTERM, then SIGKILL to its whole session after `grace_s` seconds; returns the exit status. Safe to repeat."""
     if child.poll() is None:
         child.send_signal(signal.SIGTERM)
-        try:
-            return child.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            return kill(child)
-    return child.returncode
+    return _await_end(child, grace_s)
+
+
+def _await_end(child: subprocess.Popen[bytes], grace_s: float) -> int:
+    try:
+        return child.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        return kill(child)
 
 
 def kill(child: subprocess.Popen[bytes]) -> int:
@@ -129,6 +133,9 @@ class Crash:
 
     def __str__(self) -> str:
         how = f"was killed by signal {-self.status}" if self.status < 0 else f"ended with status {self.status}"
+        said = [line for line in self.tail.splitlines() if line.startswith(_SENTENCE)]
+        if said:
+            return f"{self.name} {how}: {said[-1].removeprefix(_SENTENCE)} (log: {self.log})"
         last_words = f"; its last lines:\n{self.tail}" if self.tail else " and wrote nothing"
         return f"{self.name} {how} (log: {self.log}){last_words}"
 
@@ -144,7 +151,7 @@ class _Running:
 
 
 class Supervisor:
-    """Starts roles in order, watches them, stops them in the opposite order. Use from the main thread."""
+    """Starts roles in order, watches them, stops them all at once. Use from the main thread."""
 
     def __init__(self) -> None:
         self._running: dict[str, _Running] = {}
@@ -190,12 +197,16 @@ class Supervisor:
         return self._crash
 
     def stop(self, grace_s: float = 10.0) -> dict[str, int]:
-        """Stop all roles, the last started first, each by SIGTERM and after `grace_s` seconds by SIGKILL.
+        """Stop all roles at once, by SIGTERM and after `grace_s` seconds by SIGKILL; returns the exit status of each.
 
-        Returns the exit status of each; a role is gone before the next one is asked to stop, so that whoever uses
-        another role ends before it does.
+        They use servers and not each other, so none has to be gone before another one, and some take seconds.
         """
-        statuses = {name: self.stop_role(name, grace_s) for name in reversed(list(self._running))}
+        deadline, children = time.monotonic() + grace_s, {name: each.child for name, each in self._running.items()}
+        for child in children.values():
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+        statuses = {name: _await_end(child, max(0.0, deadline - time.monotonic())) for name, child in children.items()}
+        self._running.clear()
         self._crash = None
         return statuses
 

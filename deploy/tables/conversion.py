@@ -7,13 +7,15 @@ files. Of several rows about an item the last counts. What is dated in the futur
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
 import polars as pl
 
 from context.counting import counted
-from context.times import YEAR_2000_MS, YEAR_2100_MS
+from context.times import NO_END_MS, YEAR_2000_MS, YEAR_2100_MS
+from deploy.disk_space import room_in
 from deploy.tables.fields import Fields, no_ids
 from deploy.tables.inputs import TableFile
 from deploy.tables.maps import ITEM_FIELDS, ShopMap, TableMap
@@ -24,11 +26,13 @@ from streams.events import FORGET
 from streams.folder.future import IN_FUTURE, latest_ms
 from streams.folder.reader import DEFAULT_KIND_OF, EVENTS, ITEMS
 from streams.folder.writer import csv_lines, write_lines
+from streams.left_out import WithoutRecord
+from streams.parsing import FORGET_HAS_NO_ITEM
 
 _ALWAYS = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value")  # columns of every folder's events
 _MORE = ("location", "event_id", "page_id", "recommendation_id")  # those that a map may add
-_LONE = "_lone"  # items that only events name: a record of nothing but their id and an empty title
 _SHOWN = 5  # first rows of a dry run
+_MANY = 1_000_000  # events that take long to write
 _NO_TIME = "time is not understood (the map's `format` says how it is written)"
 
 
@@ -37,29 +41,48 @@ def convert_tables(
 ) -> None:
     """Writes the data folder `out` (None: only reports).
 
-    Raises ValueError for what cannot be read, with its place, and for a data folder that is there already.
+    Raises ValueError for what cannot be read, with its place, and for a data folder that is there already, OSError for
+    a full disk.
     """
     if out is not None and (out / EVENTS).exists():
         raise ValueError(f"{out} is a data folder already; name another one, or remove it")
     log = _log(_events(table, events, report, _place(shop, "events", n)) for n, table in enumerate(shop.events))
     if not log.height:
-        why = "; ".join(report.lines()).removeprefix("0 events, 0 items; ")
-        raise ValueError(f"there is no usable event of {shop.name}; {why}")
+        _, *why = report.lines()
+        said = "; ".join(why) or "there is no row in it"
+        raise ValueError(f"there is no usable event in {', '.join(report.files)} by the map {shop.name}: {said}")
     logs = frozenset(report.files)
     tables = [_items(table, items, report, _place(shop, "items", n), logs) for n, table in enumerate(shop.items)]
-    catalogue = _catalogue([table for table in tables if table is not None])
-    catalogue = _meet(log, catalogue, report)
+    described = [table for table in tables if table is not None]
+    catalogue = _meet(log, _catalogue(described), bool(described), report)
     report.events, report.items = log.height, catalogue.height
     rows = _rows(log)
     report.shown = {
         "events": rows.head(_SHOWN).to_dicts(),
-        "items": catalogue.drop(_LONE, strict=False).head(_SHOWN).to_dicts(),
+        "items": catalogue.head(_SHOWN).to_dicts(),
     }
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        report.tell(f"writing {log.height:,} events and {catalogue.height:,} items") if log.height > 1e6 else None
-        write_lines(out / EVENTS, csv_lines(rows.iter_rows()), ",".join(rows.columns).encode())
-        write_lines(out / ITEMS, _item_lines(catalogue))
+        if log.height > _MANY:
+            report.tell(f"writing {log.height:,} events and {catalogue.height:,} items")
+        with _whole(out):
+            write_lines(out / EVENTS, csv_lines(rows.iter_rows()), ",".join(rows.columns).encode())
+            write_lines(out / ITEMS, _item_lines(catalogue))
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[None]:
+    """The folder, made if it is not there; nothing is left of it when the block fails."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        with room_in(out):
+            out.mkdir(parents=True, exist_ok=True)
+            yield
+    except BaseException:
+        (out / EVENTS).unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):  # it holds something else by now
+                folder.rmdir()
+        raise
 
 
 def _log(tables: Iterable[pl.DataFrame | None]) -> pl.DataFrame:
@@ -98,6 +121,8 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, rows["user_id"].is_null() | (rows["user_id"] == ""), "no user")
     missing = (rows["item_id"].is_null() | (rows["item_id"] == "")) & (rows["event_type"] != FORGET).fill_null(True)
     rows = report.leave(rows, missing, "no item")
+    named = (rows["item_id"] != "").fill_null(False) & (rows["event_type"] == FORGET).fill_null(False)
+    rows = report.leave(rows, named, f"item_id: {FORGET_HAS_NO_ITEM}")
     for name in ("user_id", "item_id"):
         rows = report.leave(rows, no_ids(rows[name]), f"{name} is no id", rows[name])
     rows = report.leave(rows, rows["event_type"].is_null(), "no kind")
@@ -146,7 +171,8 @@ def _items(
     if table.order:
         frame = frame.sort(pl.col(table.order).cast(pl.Float64, strict=False), maintain_order=True, nulls_last=False)
     is_history = bool(table.order) or any(report.files[number] in logs for number in frame[FILE].unique())
-    if not table.merge and len(table.fields["item_id"].column) == 1:  # before the costly fields are read
+    is_plain = not table.merge and "first_seen" not in table.fields and len(table.fields["item_id"].column) == 1
+    if is_plain:  # before the costly fields are read
         frame = _last(frame, table.fields["item_id"].column[0], None if is_history else report)
     fields = Fields(frame, table, report, place)
     made = [_item_field(fields, name).alias(name) for name in ITEM_FIELDS if fields.has(name)]
@@ -156,6 +182,8 @@ def _items(
     if fields.has("first_seen"):
         shown = pl.from_epoch(rows["first_seen"].cast(pl.Int64)).dt.to_string("%F %R")
         rows = report.leave(rows, rows["first_seen"] > latest_ms() / 1000, f"first_seen {IN_FUTURE} (items)", shown)
+    if fields.has("starts_ms") and fields.has("ends_ms"):
+        rows = report.leave(rows, rows["ends_ms"] < rows["starts_ms"], "ends_ms is before starts_ms (items)")
     return _merged(rows) if table.merge else _last(rows, "item_id", None if is_history else report)
 
 
@@ -189,9 +217,9 @@ def _item_field(fields: Fields, name: str) -> pl.Series:
         case "available":
             return fields.flag(name)
         case "first_seen":
-            return fields.moment(name) / 1_000_000
+            return fields.time(name, earliest_ms=-NO_END_MS) / 1_000_000  # of an old item: known from 2000 on
         case "starts_ms" | "ends_ms":
-            return fields.moment(name) // 1000
+            return fields.time(name, zero=name == "starts_ms") // 1000
     return fields.labels(name)
 
 
@@ -203,8 +231,11 @@ def _catalogue(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return (_merged(whole) if len(tables) > 1 else whole).select(names)
 
 
-def _meet(log: pl.DataFrame, catalogue: pl.DataFrame, report: Report) -> pl.DataFrame:
-    """The catalogue, by id, with an empty record for each item that only events name; says how many those are."""
+def _meet(log: pl.DataFrame, catalogue: pl.DataFrame, described: bool, report: Report) -> pl.DataFrame:
+    """The catalogue, by id; says how many items only events name.
+
+    Where no table describes items (not `described`), these get a record of nothing but an id and an empty title.
+    """
     clicks = log.filter((pl.col("event_type") != FORGET) & (pl.col("item_id") != ""))
     lone = clicks.filter(~pl.col("item_id").is_in(catalogue["item_id"].implode()))
     idle = catalogue.filter(~pl.col("item_id").is_in(clicks["item_id"].unique().implode())).height
@@ -212,12 +243,14 @@ def _meet(log: pl.DataFrame, catalogue: pl.DataFrame, report: Report) -> pl.Data
         report.note(f"{counted(idle, 'item has', 'items have')} no event")
     if lone.height:
         items, row = lone["item_id"].unique(), lone.row(0, named=True)
-        first = f"{report.place(row)}: item {row['item_id']!r}"
-        count = f"{counted(lone.height, 'event has', 'events have')} an item without a record"
-        made = counted(len(items), "item gets", "items get")
-        report.note(f"{count}: {made} one with an empty title (first: {first})")
-        new = pl.DataFrame({"item_id": items, _LONE: [True] * len(items)})
-        catalogue = pl.concat([catalogue, new], how="diagonal")
+        first = f"{report.place(row)}, item_id {row['item_id']!r}"
+        if described:
+            report.without_record = WithoutRecord(lone.height, len(items), first)
+        else:
+            count = f"{counted(lone.height, 'event has', 'events have')} an item without a record"
+            made = counted(len(items), "item gets", "items get")
+            report.note(f"{count}: {made} one with an empty title (first: {first})")
+            catalogue = pl.DataFrame({"item_id": items, "title": [""] * len(items)})
     return catalogue.sort("item_id")
 
 
@@ -236,5 +269,4 @@ def _item_lines(catalogue: pl.DataFrame) -> Iterator[bytes]:
     lists = pl.col(pl.List(pl.String)).fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
     for row in catalogue.with_columns(lists).iter_rows(named=True):
         row["title"] = row.get("title") or ""
-        lone = row.pop(_LONE, None)
-        yield orjson.dumps({name: row[name] for name in ("item_id", "title")} if lone else row)
+        yield orjson.dumps(row)

@@ -29,7 +29,7 @@ csv.field_size_limit(1 << 30)  # descriptions may be long; a cell that never end
 def delimited(
     file: io.BufferedReader, name: str, table: TableMap, wanted: Sequence[str] | None, report: Report
 ) -> Iterator[pl.DataFrame]:
-    """Frames of the wanted columns (None: of all that have a name), as text.
+    """Frames of the wanted columns that there are (None: of all that have a name), as text.
 
     Raises ValueError for a column that is not there, and for bad lines.
     """
@@ -37,14 +37,18 @@ def delimited(
     if first.lower().startswith(b"sep=") and table.delimiter is None:  # a hint of Excel's
         table = replace(table, delimiter=first.decode().strip()[4:])
         first, line = _first_line(file, line + 1)
+    if b"\r" in first.rstrip(b"\r\n") and not file.peek(1):
+        raise ValueError(f"{name} has lines that end in CR alone, as old Macs wrote them; save it with LF or CR LF")
     delimiter = table.delimiter or _sniff(first.decode())
     top = _cells(first, delimiter, table.quote)
     header = [cell.strip() for cell in (table.header or top)] if first else []
     if wanted is None:
         wanted = list(dict.fromkeys(filter(None, header)))
-    missing = [column for column in wanted if column not in header]
+    missing = [column for column in wanted if column not in header and column not in table.may_lack]
     if missing:
-        raise ValueError(f"{name} has no column {', '.join(map(repr, missing))}{_hint(missing[0], header)}")
+        others = [column for column in header if column not in wanted]
+        raise ValueError(f"{name} has no column {', '.join(map(repr, missing))}{_hint(missing[0], header, others)}")
+    wanted = [column for column in wanted if column in header]
     places = [header.index(column) for column in wanted]
     if not first:
         return
@@ -55,7 +59,7 @@ def delimited(
     while (block := lead + file.read(_BLOCK)) or not done:
         lead, done = b"", True
         block += file.readline()
-        if len(delimiter) > 1 or (table.quote and table.quote.encode() in block):
+        if len(delimiter.encode()) > 1 or (table.quote and table.quote.encode() in block):
             yield from lines.by_python(block, file, line)
             return
         yield lines.by_polars(block, line)
@@ -180,7 +184,8 @@ def _cells(line: bytes, delimiter: str, quote: str) -> list[str]:
     return next((row for _, row in _records(iter([line.decode()]), delimiter, quote, 1, "the header")), [])
 
 
-def _hint(column: str, header: Sequence[str]) -> str:
-    close = get_close_matches(column, header, 1)
+def _hint(column: str, header: Sequence[str], others: Sequence[str]) -> str:
+    """What there is instead; `others` are the columns that nobody has asked for."""
+    close = get_close_matches(column, others, 1)
     meant = f"; did you mean {close[0]!r}?" if close else ""
     return f"; its header is {', '.join(header)}{meant}" if header else "; it is empty"

@@ -9,19 +9,23 @@ from __future__ import annotations
 import ast
 import html
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import orjson
 import polars as pl
 
 from context.counting import counted
 from context.labels import CONTROL, fold_label
+from context.times import NO_END_MS, YEAR_2000_MS
 from deploy.tables.maps import FieldMap, TableMap
 from deploy.tables.moments import as_us
-from deploy.tables.nested import LISTED
+from deploy.tables.nested import listed
 from deploy.tables.report import Report, shown
+from deploy.tables.rows import matches
+from streams.fields import MAX_LABELS, MAX_TITLE
+from streams.folder.ids import refused_ids
 
-MAX_ID_BYTES = 256
 _LEVEL = "\x1f"  # between the levels of a category that stand in columns of their own
 # Words of `available`, in English, German, French and Spanish.
 TRUE = (
@@ -55,9 +59,11 @@ class Fields:
         """Ids; null where there is none."""
         field = self._table.fields[name]
         column = self._one(field, lambda each: self._whole(name, each))
+        if field.columns:
+            column = column.fill_null(_joined([self._words(source, field) for source in field.columns], field))
         if field.strip:
             column = column.str.strip_chars(field.strip)
-        return column
+        return column.str.to_lowercase() if field.lower else column
 
     def optional(self, name: str) -> pl.Series:
         """The same, "" where there is none or where it is no id."""
@@ -69,9 +75,8 @@ class Fields:
     def text(self, name: str) -> pl.Series:
         """Texts, never null."""
         field = self._table.fields[name]
-        there = [self._frame[column].replace(dict.fromkeys(field.drop)) for column in field.columns]
-        parts = [_mapped(column, lambda cell: _as_text(cell, field)) for column in there]
-        whole = _joined(parts, field.join) if parts else self._one(field, lambda c: _mapped(c, _texted(field)))
+        parts = [_mapped(self._words(column, field), lambda cell: _as_text(cell, field)) for column in field.columns]
+        whole = _joined(parts, field) if parts else self._one(field, lambda c: _mapped(c, _texted(field)))
         return whole.fill_null("")
 
     def prose(self, name: str) -> pl.Series:
@@ -79,7 +84,11 @@ class Fields:
         column = self.text(name)
         bad = column.str.contains(CONTROL)
         self._count(bad, f"{name} holds control characters, which are taken out", column, kept=True)
-        return column.str.replace_all(CONTROL, " ")
+        column = column.str.replace_all(CONTROL, " ")
+        if name != "title":
+            return column
+        self._count(column.str.len_chars() > MAX_TITLE, f"title is cut at {MAX_TITLE:,} characters", column, kept=True)
+        return column.str.head(MAX_TITLE)
 
     def label(self, name: str) -> pl.Series:
         """One folded label, or null."""
@@ -94,8 +103,8 @@ class Fields:
             rows = [[n for n, on in zip(field.flags, row, strict=True) if on] for row in zip(*flags, strict=True)]
             return pl.Series(name, rows, dtype=kind)
         if field.columns:
-            parts = [self._frame[column].replace(dict.fromkeys(field.drop)) for column in field.columns]
-            return self._split(name, _joined(parts, _LEVEL), _LEVEL)
+            levels = replace(field, join=_LEVEL, first_join=None)
+            return self._split(name, _joined([self._words(column, field) for column in field.columns], levels), _LEVEL)
         return self._split(name, self._one(field, lambda each: each), field.separator)
 
     def _split(self, name: str, column: pl.Series, separator: str | None) -> pl.Series:
@@ -104,7 +113,9 @@ class Fields:
         def change(cell: str, fold: Fold) -> list[str]:
             return [label for label in map(fold, _split(cell, field, separator)) if label]
 
-        return self._folded(name, column, change, kind).fill_null(pl.Series([[]], dtype=kind))
+        labels = self._folded(name, column, change, kind).fill_null(pl.Series([[]], dtype=kind))
+        self._count(labels.list.len() > MAX_LABELS, f"{name} is cut at {MAX_LABELS:,} labels", column, kept=True)
+        return labels.list.head(MAX_LABELS)
 
     def _folded(
         self, name: str, column: pl.Series, change: Callable[[str, Fold], object], kind: pl.DataType
@@ -160,11 +171,16 @@ class Fields:
         words = column.str.strip_chars().str.to_lowercase()
         known = {word.lower(): True for word in true} | {word.lower(): False for word in false}
         if field.true and not field.false:
-            return pl.Series(name, [None if cell is None else cell in known for cell in words], dtype=pl.Boolean)
-        flags = words.replace_strict(known, default=None, return_dtype=pl.Boolean)
-        flags = flags.fill_null(words.cast(pl.Float64, strict=False) > 0)
-        self._count(column.is_not_null() & flags.is_null(), f"{name} is neither true nor false", column, kept=True)
-        return flags
+            flags = pl.Series(name, [None if cell is None else cell in known for cell in words], dtype=pl.Boolean)
+        else:
+            flags = words.replace_strict(known, default=None, return_dtype=pl.Boolean)
+            flags = flags.fill_null(words.cast(pl.Float64, strict=False) > 0)
+            strange = column.is_not_null() & flags.is_null()
+            self._count(strange, f"{name} is neither true nor false", column, kept=True)
+        if not field.unless:
+            return flags
+        off = [matches(self._frame[source], wanted, self._place) for source, wanted in field.unless.items()]
+        return pl.select(pl.when(pl.all_horizontal(off)).then(False).otherwise(flags).alias(name)).to_series()
 
     def moment(self, name: str) -> pl.Series:
         """Microseconds since the epoch; what is no time is null."""
@@ -189,12 +205,20 @@ class Fields:
         assert whole is not None
         return whole.alias(name)
 
+    def time(self, name: str, *, earliest_ms: int = YEAR_2000_MS, zero: bool = False) -> pl.Series:
+        """As `moment`; what is no time up to 9999, nor 0 where that means "always", is null and counted."""
+        us, said = self.moment(name), self.said(name)
+        read = (us.is_between(earliest_ms * 1000, NO_END_MS * 1000 + 999) | ((us == 0) & zero)).fill_null(False)
+        if said is not None:
+            self._count(said.is_not_null() & ~read, f"{name} is no time (the row stays)", said)
+        return pl.select(pl.when(read).then(us)).to_series().alias(name)
+
     def _moments(self, field: FieldMap) -> list[pl.Series]:
         """The columns of times that are tried in turn."""
         if field.constant:
             return [pl.Series([field.constant]).new_from_index(0, self._frame.height)]
         if field.columns:
-            return [_joined([self._frame[column] for column in field.columns], field.join)]
+            return [_joined([self._frame[column] for column in field.columns], field)]
         return [self._frame[column] for column in field.column]
 
     def said(self, name: str) -> pl.Series | None:
@@ -229,6 +253,9 @@ class Fields:
             return pl.select(pl.when(words.is_not_null()).then(kinds)).to_series().alias(name)
         return words.replace(dict(field.values))
 
+    def _words(self, column: str, field: FieldMap) -> pl.Series:
+        return self._frame[column].replace(dict.fromkeys(field.drop))
+
     def _one(self, field: FieldMap, change: Callable[[pl.Series], pl.Series]) -> pl.Series:
         """The constant, or of several columns the first that says something."""
         said = [self._frame[column] for column in field.column]
@@ -261,8 +288,9 @@ class Fields:
 
 
 def no_ids(column: pl.Series) -> pl.Series:
-    """Which cells are too long for an id, or hold characters that no id may have."""
-    return ((column.str.len_bytes() > MAX_ID_BYTES) | column.str.contains(r"[\p{C}\p{Zl}\p{Zp}]")).fill_null(False)
+    """Which cells no topic would take as an id, empty ones aside."""
+    refused = [value for values in refused_ids(column).values() for value in values]
+    return column.is_in(pl.Series(refused, dtype=pl.String).implode()).fill_null(False)
 
 
 def _mapped(
@@ -275,9 +303,15 @@ def _mapped(
     return pl.DataFrame({"cell": column}).join(table, on="cell", how="left", maintain_order="left")["changed"]
 
 
-def _joined(parts: Iterable[pl.Series], between: str) -> pl.Series:
+def _joined(parts: Iterable[pl.Series], field: FieldMap) -> pl.Series:
+    """The words of several columns; null where none says anything."""
     table = pl.DataFrame({str(number): part.replace({"": None}) for number, part in enumerate(parts)})
-    return table.select(pl.concat_str(pl.all(), separator=between, ignore_nulls=True)).to_series()
+    if field.first_join is not None:
+        others = pl.concat_str(pl.exclude("0"), separator=field.join, ignore_nulls=True).replace({"": None})
+        table = table.select(pl.col("0"), others.alias("1"))
+    between = field.join if field.first_join is None else field.first_join
+    whole = pl.concat_str(pl.all(), separator=between, ignore_nulls=True).replace({"": None})
+    return table.select(whole).to_series()
 
 
 def _texted(field: FieldMap) -> Callable[[str], str]:
@@ -285,9 +319,8 @@ def _texted(field: FieldMap) -> Callable[[str], str]:
 
 
 def _as_text(cell: str, field: FieldMap) -> str:
-    if cell.startswith(LISTED):
-        value = orjson.loads(cell[1:])
-        cell = field.join.join(str(each) for each in value if each is not None) if isinstance(value, list) else ""
+    said = listed(cell)
+    cell = said if isinstance(said, str) else field.join.join(str(each) for each in said if each is not None)
     if field.html:
         cell = _without_tags(cell)
     for old, new in field.replace.items():
@@ -301,14 +334,12 @@ def _without_tags(text: str) -> str:
 
 def _split(cell: str, field: FieldMap, separator: str | None) -> list[str]:
     """The labels of one cell."""
-    if cell.startswith(LISTED):
-        value = orjson.loads(cell[1:])
-    elif separator is not None:
-        value = cell.split(field.paths, 1)[0].split(separator) if field.paths else cell.split(separator)
-    elif cell.startswith("[") and cell.endswith("]"):
-        value = _written_list(cell)
-    else:
-        value = [cell]
+    value: str | Sequence[object] = listed(cell)
+    if isinstance(value, str):
+        if separator is not None:
+            value = (value.split(field.paths, 1)[0] if field.paths else value).split(separator)
+        else:
+            value = _written_list(value) if value.startswith("[") and value.endswith("]") else [value]
     if value and isinstance(value[0], list):  # several paths: the first is the main one
         value = value[0]
     found = []

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from streams.folder.files import open_utf8
+
 EVENT_FIELDS = (
     "user_id", "item_id", "kind", "time", "session_id", "value", "location", "event_id", "page_id",
     "recommendation_id",
@@ -27,11 +29,17 @@ NULLS = ("", "NULL", "null", "NaN", "nan", "\\N")
 
 @dataclass(frozen=True, slots=True)
 class FieldMap:
-    """Where a field comes from: a constant, the first of `column` that says something, or all of `columns`."""
+    """Where a field comes from: a constant, the first of `column` that says something, or all of `columns`.
+
+    An id is made of `columns` where none of `column` says something.
+    """
 
     column: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()  # the words of a title, or the levels of a category
     join: str = " "  # between them in a text
+    first_join: str | None = None  # between the first two of them, else as `join`
+    lower: bool = False  # ids in lower case
+    unless: Mapping[str, Any] = field(default_factory=dict)  # as `where`: rows where a flag is false whatever it says
     constant: str | None = None
     values: Mapping[str, str] = field(default_factory=dict)  # a kind by the source's word; "" leaves the row out
     otherwise: str | None = None  # the kind of all other words
@@ -54,7 +62,7 @@ class FieldMap:
 
     def names(self) -> tuple[str, ...]:
         """All columns it reads."""
-        return (*self.column, *self.columns, *self.flags)
+        return (*self.column, *self.columns, *self.flags, *self.unless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class TableMap:
 
     files: tuple[str, ...] = ()  # patterns of names; none: all files that are given
     optional: bool = False
+    may_lack: tuple[str, ...] = ()  # columns that need not be there
     format: str | None = None
     delimiter: str | None = None
     quote: str = '"'
@@ -122,8 +131,9 @@ def read_map(text: str, name: str) -> ShopMap:
 
 
 def map_file(path: Path) -> ShopMap:
-    """The map in a file."""
-    return read_map(path.read_text("utf-8"), str(path))
+    """The map in a file, whatever editor or shell has saved it."""
+    with open_utf8(path) as lines:
+        return read_map(lines.read().decode(), str(path))
 
 
 def _tables(said: Any, general: Mapping[str, Any], place: str, known: Sequence[str]) -> list[TableMap]:
@@ -148,7 +158,7 @@ def _table(said: Mapping[str, Any], place: str, known: Sequence[str]) -> TableMa
     joins = said.get("join", ())
     joined = [
         _table({**general, **_object(each, f"{place} join")}, f"{place} join", ())
-        for each in ([joins] if isinstance(joins, dict) else joins)
+        for each in (joins if isinstance(joins, list | tuple) else [joins])
     ]
     for each in joined:
         if not each.on or not each.columns:
@@ -156,6 +166,9 @@ def _table(said: Mapping[str, Any], place: str, known: Sequence[str]) -> TableMa
             raise ValueError(f"{place} join lacks {lacking}")
     table = TableMap(**given, fields=mapped, join=tuple(joined))
     _zone(table.zone, place)
+    if len(table.quote) > 1:
+        raise ValueError(f"{place} quote {table.quote!r} is more than one character")
+    _encoding(table.encoding or "utf-8", place)
     if table.format is not None and table.format not in FORMATS:
         raise ValueError(f"{place} format {table.format!r} is none of {', '.join(FORMATS)}")
     for column, words in table.replace.items():
@@ -175,9 +188,9 @@ def _field(said: Any, place: str) -> FieldMap:
         said = {"column": said}
     said = _object(said, place)
     _known(said, [each.name for each in fields(FieldMap)], place)
-    if not all(isinstance(each, str) for each in said.get("replace", {}).values()):
-        raise ValueError(f"{place} replace has to map texts to texts, not {said['replace']!r}")
     made = FieldMap(**{name: _typed(name, value, place) for name, value in said.items()})
+    if not all(isinstance(each, str) for each in made.replace.values()):
+        raise ValueError(f"{place} replace has to map texts to texts, not {made.replace!r}")
     if not made.names() and made.constant is None:
         raise ValueError(f"{place} names neither a column nor a constant")
     if made.zone:
@@ -185,8 +198,8 @@ def _field(said: Any, place: str) -> FieldMap:
     return made
 
 
-_LISTS = {"files", "header", "nulls", "json", "fill", "column", "columns", "drop", "flags", "true", "false"}
-_TABLES = {"where", "anchor", "pivot", "values", "at_least", "at_most", "replace"}
+_LISTS = {"files", "may_lack", "header", "nulls", "json", "fill", "column", "columns", "drop", "flags", "true", "false"}
+_TABLES = {"where", "unless", "anchor", "pivot", "values", "at_least", "at_most", "replace"}
 
 
 def _typed(name: str, value: Any, place: str) -> Any:
@@ -195,13 +208,15 @@ def _typed(name: str, value: Any, place: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise ValueError(f"{place} {name} has to be a text or a list of texts, not {value!r}")
         return tuple(value)
-    wanted: type = dict if name in _TABLES else bool if name in ("optional", "merge", "html") else str
+    wanted: type = dict if name in _TABLES else bool if name in ("optional", "merge", "html", "lower") else str
     wanted = int if name == "most" else wanted
     if not isinstance(value, wanted):
         raise ValueError(f"{place} {name} has to be {_WORDS[wanted]}, not {value!r}")
-    texts = value.values() if isinstance(value, dict) and name in ("values", "anchor", "pivot") else ()
-    if not all(isinstance(each, str) for each in texts):
+    entries = value.values() if isinstance(value, dict) else ()
+    if name in ("values", "anchor", "pivot") and not all(isinstance(each, str) for each in entries):
         raise ValueError(f"{place} {name} has to map texts to texts, not {value!r}")
+    if name in ("at_least", "at_most") and not all(isinstance(each, int | float) for each in entries):
+        raise ValueError(f"{place} {name} has to map kinds to numbers, not {value!r}")
     return value
 
 
@@ -227,3 +242,10 @@ def _zone(name: str, place: str) -> None:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise ValueError(f"{place} zone {name!r} is no IANA time zone such as Europe/Berlin") from error
+
+
+def _encoding(name: str, place: str) -> None:
+    try:
+        "".encode(name)
+    except LookupError as error:
+        raise ValueError(f"{place} encoding {name!r} is none of Python's, such as latin-1 or cp1252") from error

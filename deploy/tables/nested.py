@@ -18,9 +18,10 @@ import polars as pl
 
 from deploy.tables.report import LINE, Report, shown
 
-LISTED = "\0"  # begins a cell that holds a list or an object, as JSON: no text begins so
+LISTED = "\0"  # begins a cell that holds a list or an object, as JSON
 _ROWS = 100_000  # of a frame
 _STEP = re.compile(r"([^.\[\]]+)|\[([^\]]*)\]")
+_BAD = object()  # what was read of a line that cannot be read, which was said
 Step = str | int | tuple[str, str]
 
 
@@ -29,34 +30,33 @@ def json_records(file: io.BufferedReader, name: str, report: Report, python: boo
     first = file.peek(64)[:64].lstrip()
     if first.startswith(b"[") and not python:
         whole = _loads(file.read(), name, 1, report)
-        yield from enumerate(whole if isinstance(whole, list) else [], 1)
-        return
-    python = python or first.startswith((b"{'", b"{u'", b'{u"'))
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            record = _literal(line, name, number, report) if python else _loads(line, name, number, report)
-            if isinstance(record, dict):
-                yield number, record
+        found: Iterable[tuple[int, Any]] = enumerate(whole if isinstance(whole, list) else (), 1)
+    else:
+        python = python or first.startswith((b"{'", b"{u'", b'{u"'))
+        load, lines = (_literal if python else _loads), enumerate(file, 1)
+        found = ((number, load(line, name, number, report)) for number, line in lines if line.strip())
+    for number, record in found:
+        if isinstance(record, dict):
+            yield number, record
+        elif record is not _BAD:
+            text = str(record) if python else orjson.dumps(record).decode()
+            report.bad_line(name, number, f"is no {'Python dict' if python else 'JSON object'}: {shown(text)}")
 
 
 def _loads(line: bytes, name: str, number: int, report: Report) -> Any:
     try:
-        record = orjson.loads(line)
+        return orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return report.bad_line(name, number, f"is not JSON ({error.msg}, column {error.colno}): {shown(_text(line))}")
-    if not isinstance(record, dict | list):
-        return report.bad_line(name, number, f"is no JSON object: {shown(_text(line))}")
-    return record
+        report.bad_line(name, number, f"is not JSON ({error.msg}, column {error.colno}): {shown(_text(line))}")
+        return _BAD
 
 
 def _literal(line: bytes, name: str, number: int, report: Report) -> Any:
     try:
-        record = ast.literal_eval(line.decode().strip())
+        return ast.literal_eval(line.decode().strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        return report.bad_line(name, number, f"is no Python dict: {error}: {shown(_text(line))}")
-    if not isinstance(record, dict):
-        return report.bad_line(name, number, f"is no Python dict: {shown(_text(line))}")
-    return record
+        report.bad_line(name, number, f"is no Python dict: {error}: {shown(_text(line))}")
+        return _BAD
 
 
 def _text(line: bytes) -> str:
@@ -139,6 +139,17 @@ def _cell(value: Any) -> str | None:
     if isinstance(value, dict | list):
         return LISTED + orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     return str(value)
+
+
+def listed(cell: str) -> str | list[Any]:
+    """What a cell says: a list, else its text; an object is its JSON."""
+    if not cell.startswith(LISTED):
+        return cell
+    try:
+        value = orjson.loads(cell[1:])
+    except orjson.JSONDecodeError:  # a text that begins so
+        return cell
+    return value if isinstance(value, list) else cell[1:]
 
 
 def head(path: str) -> str:

@@ -25,7 +25,7 @@ from deploy.tables.moments import NO_FORM, as_us, forms_of
 from deploy.tables.nested import frames, json_records
 from deploy.tables.presets import preset, preset_names
 from deploy.tables.report import LINE, Report
-from deploy.tables.rows import columns_of
+from deploy.tables.rows import columns_of, whole_parquet
 from streams.folder.reader import DEFAULT_KIND_OF
 
 _COMMA = r"^-?[\d.\s']*\d,\d{1,2}\s?[€$£]?$"
@@ -89,7 +89,7 @@ def _read(file: TableFile, report: Report) -> pl.DataFrame:
     kind = kind_of_file(file)
     if kind == "parquet":
         with file.open_bytes() as raw:
-            frame = pl.read_parquet(raw.read()).head(_ROWS)
+            frame = whole_parquet(raw, str(file)).head(_ROWS)
         return frame.select(pl.col(name).cast(pl.String) for name, of in frame.schema.items() if not of.is_nested())
     with file.open_text(None) as text:
         if kind == "json":
@@ -124,7 +124,7 @@ def _candidates(rows: pl.DataFrame, part: str, field: str) -> list[str]:
     found = [named[name] for name in _known()[part][field] if name in named]
     if field == "kind":
         return [name for name in found if any(map(_kind, rows[name].drop_nulls().unique()))]
-    if field == "time" and rows.height:
+    if field in ("time", "first_seen") and rows.height:
         return sorted(found, key=lambda name: not forms_of(rows[name].drop_nulls()))
     return found
 
@@ -164,7 +164,7 @@ def _made_for(rows: pl.DataFrame) -> Iterator[str]:
     for name in preset_names():
         for table in (*preset(name).events, *preset(name).items):
             plainly = not (table.header or table.explode or table.join or table.pivot)
-            if plainly and set(columns_of(table)) <= set(rows.columns):
+            if plainly and set(columns_of(table)) - set(table.may_lack) <= set(rows.columns):
                 yield name
 
 
@@ -173,7 +173,7 @@ def _field(field: str, column: str, rows: pl.DataFrame) -> str:
     match field:
         case "kind":
             return _kinds(name, said)
-        case "time":
+        case "time" | "first_seen":
             return _time(column, rows)
         case "available":
             return _flag(name, said)

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from context.counting import counted
-from streams.left_out import LeftOut
+from streams.left_out import LeftOut, WithoutRecord
 
 FILE, LINE = "_file", "_line"  # columns of every table: where a row comes from
 _SHOWN = 60  # characters of a cell
@@ -24,9 +24,11 @@ class Report:
     events: int = 0
     items: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
+    without_record: WithoutRecord = field(default_factory=WithoutRecord)
     notes: list[str] = field(default_factory=list)
     shown: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # first events and items, as understood
     files: list[str] = field(default_factory=list)  # by the number in the column FILE
+    _bad: set[tuple[str, int]] = field(default_factory=set)
 
     def note(self, text: str) -> None:
         """Says something once."""
@@ -35,6 +37,9 @@ class Report:
 
     def bad_line(self, name: str, line: int, found: str) -> None:
         """Counts a line that cannot be read, or refuses it by a ValueError."""
+        if (name, line) in self._bad:  # events and items may be read from one file
+            return
+        self._bad.add((name, line))
         if not self.skip_bad_lines:
             raise ValueError(f"{name} line {line} {found}; --skip-bad-lines leaves such lines out")
         self.left_out.add("bad line", f"{name} line {line} {found}")
@@ -67,6 +72,7 @@ class Report:
         """For people."""
         yield f"{counted(self.events, 'event')}, {counted(self.items, 'item')}"
         yield from self.left_out.lines()
+        yield from self.without_record.lines()
         yield from self.notes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import orjson
 import polars as pl
@@ -57,7 +57,10 @@ def _read(table: TableMap, file: TableFile, wanted: list[str], report: Report) -
     kind = table.format or kind_of_file(file)
     nulls = dict.fromkeys(table.nulls)
     for frame in _frames(kind, table, file, wanted, report):  # a block at a time: no second copy of the whole
-        yield frame.select(pl.col(wanted).replace(nulls), pl.lit(number, pl.Int32).alias(FILE), LINE)
+        lacking = [pl.lit(None, pl.String).alias(name) for name in table.may_lack if name not in frame.columns]
+        yield frame.with_columns(lacking).select(
+            pl.col(wanted).replace(nulls), pl.lit(number, pl.Int32).alias(FILE), LINE
+        )
 
 
 def _frames(kind: str, table: TableMap, file: TableFile, wanted: list[str], report: Report) -> Iterator[pl.DataFrame]:
@@ -80,10 +83,11 @@ def _frames(kind: str, table: TableMap, file: TableFile, wanted: list[str], repo
             report.note(f"{name} is read as {encoding}")
 
 
-def _parquet(raw: Any, name: str, table: TableMap, wanted: list[str]) -> Iterator[pl.DataFrame]:
-    frame = pl.read_parquet(io.BytesIO(raw.read()))
+def _parquet(raw: IO[bytes], name: str, table: TableMap, wanted: list[str]) -> Iterator[pl.DataFrame]:
+    frame = whole_parquet(raw, name)
     flat = not table.explode and all(column in frame.columns for column in wanted)
-    missing = [column for column in wanted if column not in frame.columns and head(column) not in frame.columns]
+    there = {*frame.columns, *table.may_lack}
+    missing = [column for column in wanted if column not in there and head(column) not in there]
     if missing and not (table.explode or len(missing) < len(wanted)):
         raise ValueError(f"{name} has no column {missing[0]!r}; its columns are {', '.join(frame.columns)}")
     if flat and not any(frame.schema[column].is_nested() for column in wanted):
@@ -91,6 +95,14 @@ def _parquet(raw: Any, name: str, table: TableMap, wanted: list[str]) -> Iterato
         yield pl.DataFrame(texts).with_columns(pl.int_range(1, pl.len() + 1).alias(LINE))
         return
     yield from frames(enumerate(frame.iter_rows(named=True), 1), wanted, table.explode)
+
+
+def whole_parquet(raw: IO[bytes], name: str) -> pl.DataFrame:
+    """All of a Parquet file. Raises ValueError with its name for one that is damaged."""
+    try:
+        return pl.read_parquet(io.BytesIO(raw.read()))
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{name} cannot be read as Parquet: {error}") from error
 
 
 def _as_text(column: pl.Series) -> pl.Series:
@@ -126,7 +138,7 @@ def _shaped(
         filled = [pl.col(name).forward_fill() for name in table.fill]
         frame = frame.with_columns([each.over(table.within) if table.within else each for each in filled])
     if table.anchor:
-        frame = _anchored(frame, table.anchor)
+        frame = _anchored(frame, table.anchor, place)
     if table.pivot:
         joined = {name for other in table.join for name in other.columns}
         named = [name for each in table.fields.values() for name in each.names() if name not in joined]
@@ -142,13 +154,12 @@ def _shaped(
             frame = frame.join(right, on=on, how="left", maintain_order="left")
     of_items = " (items)" if place.startswith("items") else ""
     for column, wanted in table.where.items():
-        frame = report.leave(
-            frame, ~_matches(frame[column], wanted, place), f"{column} is not asked for{of_items}", frame[column]
-        )
+        why = "is empty" if wanted in ({"not": ""}, {"not": [""]}) else "is not asked for"
+        frame = report.leave(frame, ~matches(frame[column], wanted, place), f"{column} {why}{of_items}", frame[column])
     return frame
 
 
-def _matches(column: pl.Series, wanted: Any, place: str) -> pl.Series:
+def matches(column: pl.Series, wanted: Any, place: str) -> pl.Series:
     """Which rows have the value, one of the values, `{not = […]}` of them, or one that `{match = "…"}` finds."""
     text = column.fill_null("")
     if isinstance(wanted, dict):
@@ -156,18 +167,21 @@ def _matches(column: pl.Series, wanted: Any, place: str) -> pl.Series:
             try:
                 re.compile(wanted["match"])
                 return text.str.contains(wanted["match"])
-            except (re.error, pl.exceptions.ComputeError) as error:
+            except (TypeError, re.error, pl.exceptions.ComputeError) as error:
                 raise ValueError(f"{place} where {column.name}: {wanted['match']!r} is no pattern: {error}") from error
         if set(wanted) == {"not"}:
-            return ~_matches(column, wanted["not"], place)
+            return ~matches(column, wanted["not"], place)
         raise ValueError(f"{place} where {column.name}: {wanted!r} has to be a value, a list, {{not}} or {{match}}")
     values = wanted if isinstance(wanted, list) else [wanted]
     return text.is_in([str(value) for value in values])
 
 
-def _anchored(frame: pl.DataFrame, anchor: Mapping[str, str]) -> pl.DataFrame:
+def _anchored(frame: pl.DataFrame, anchor: Mapping[str, str], place: str) -> pl.DataFrame:
     """Unix seconds from a user's days between orders, the first of which lies in the week that begins at `start`."""
-    start = int(as_us(pl.Series([anchor["start"]]), zone="UTC").us[0]) // 1_000_000
+    start_us = as_us(pl.Series([anchor["start"]]), zone="UTC").us[0]
+    if start_us is None:
+        raise ValueError(f"{place} anchor: start {anchor['start']!r} is no date such as 2017-01-01")
+    start = start_us // 1_000_000
     days, order = (pl.col(anchor[name]).cast(pl.Float64, strict=False) for name in ("days", "order"))
     hour, weekday = (pl.col(anchor[name]).cast(pl.Float64, strict=False).fill_null(0) for name in ("hour", "weekday"))
     passed = days.fill_null(0).cum_sum().over(anchor["user"], order_by=order)

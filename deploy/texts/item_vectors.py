@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import cache
 from typing import Any, TypeVar
 from unicodedata import normalize
@@ -21,7 +21,7 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.progress import show_progress
+from deploy.progress import show_nothing, show_progress
 from encoder.text.endpoint_models import ChatTagger, Embedder, embed_each
 from encoder.text.item_text import MiniLM, VocabularyTagger, canonical_text, text_hash
 from streams.folder.items import catalogue_body
@@ -84,13 +84,9 @@ def embed_texts(
     texts = {text_hash(text): text for text in map(canonical_text, items)}
     missing = [key for key in texts if key not in memory]
     parts = [{key: texts[key] for key in missing[at : at + _BATCH]} for at in range(0, len(missing), _BATCH)]
-    until_s = None  # the bound counts from the first batch on: models were loading before
     with _embedder(model, processes if len(missing) >= _MANY else 1) as embed_all, closing(embed_all(parts)) as answers:
-        for found in _shown(answers, len(missing), progress, "texts embedded"):
+        for found in _shown(answers, len(missing), progress, "texts embedded", bound_s):
             memory.update({key: vector for key, vector in found.items() if key not in memory})
-            until_s = until_s or time.monotonic() + bound_s
-            if time.monotonic() >= until_s:
-                break
 
 
 def remembered_vectors(
@@ -190,13 +186,17 @@ def _model() -> MiniLM:
     return MiniLM()
 
 
-def _shown(parts: Iterable[T], total: int, progress: bool, unit: str) -> Iterator[T]:
-    """The parts, each of which stands for a batch; how many of the total are done is shown while they are taken."""
-    if not progress:
-        yield from parts
-        return
-    with show_progress(unit) as show:
+def _shown(parts: Iterable[T], total: int, progress: bool, unit: str, bound_s: float = math.inf) -> Iterator[T]:
+    """The parts, each of which stands for a batch; how many of the total are done is shown while they are taken.
+
+    None is taken when `bound_s` have passed since the first one came: models were loading before.
+    """
+    until_s = None
+    with show_progress(unit) if progress else nullcontext(show_nothing) as show:
         show(0, total)
         for number, part in enumerate(parts, 1):
-            show(min(number * _BATCH, total), total)
+            until_s = until_s or time.monotonic() + bound_s
+            show(min(number * _BATCH, total), total, most_s=max(0.0, until_s - time.monotonic()))
             yield part
+            if time.monotonic() >= until_s:
+                return

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import orjson
 
 from context.units import DAY_MS
+from deploy.runtime.process import until_answered
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from deploy.shop.shop import Shop, ShopRecord
@@ -64,7 +66,7 @@ class Traffic:
         self.phase = "reading"
         self._left_out: list[str] = []
         self._clock, self._clock_said = Clock(store, now_ms), ""
-        self._loading, self._applied_before = Share(), 0
+        self._loading, self._records, self._applied_before = Share(), 0, 0
         self.pacer = Pacer(store)
         stamp = plan.kind == "data"
         self.player = Player(producer, self.pacer, self._partition, stamp=stamp, is_out=self._is_forgotten)
@@ -74,16 +76,17 @@ class Traffic:
         """For the heartbeat."""
         found: dict[str, Any] = {"phase": self.phase, "sent": self.player.sent, "unapplied": self.pacer.unapplied}
         if self._loading.total:
-            found["loading"] = self._loading.report(self._applied() - self._applied_before)
+            records = self._applied() - self._applied_before
+            found["loading"] = self._loading.report(min(records, self._records) * self._loading.total // self._records)
         if self._left_out:
             found["left_out"] = self._left_out
         if self._clock_said:
             found["clock"] = self._clock_said
         return found | self.backlog.report()
 
-    def _begin(self, phase: str, total: int = 0) -> None:
-        """A phase in which `total` records are loaded."""
-        self.phase, self._applied_before = phase, self._applied()
+    def _begin(self, phase: str, total: int = 0, records: int = 0) -> None:
+        """A phase in which `total` things are loaded, by as many records or by `records`."""
+        self.phase, self._applied_before, self._records = phase, self._applied(), records or total
         self._loading.begin(total)
 
     def _applied(self) -> int:
@@ -99,7 +102,8 @@ class Traffic:
         lookup = LogLookup(self._settings.kafka_config())
         self.pacer.logs = {topic: str(log) for topic, log in (await lookup.identities(CONSUMED)).items()}
         cluster = self._store.keys.cluster()
-        loaded, clock, played = (await self._store.read([(cluster, ["loaded", "clock_ms", "played_ms"])]))[0]
+        read = partial(self._store.read, [(cluster, ["loaded", "clock_ms", "played_ms"])])
+        ((loaded, clock, played),) = await until_answered("see what was loaded", read)
         is_new = loaded != self._plan.key.encode()
         if self._plan.kind == "data":
             known = (None, None) if is_new else (clock, played or clock)  # states of former builds have one time only
@@ -134,7 +138,8 @@ class Traffic:
     async def _load(self, folder: Folder, stop: asyncio.Event) -> None:
         vectors = await asyncio.to_thread(self._vectors, folder)
         split_ms, shift_ms = self._plan.split_ms, 0
-        self._begin("loading items", 2 * len(vectors.item_ids) + len(folder.profiles))
+        items = len(vectors.item_ids)
+        self._begin("loading items", items, 2 * items + len(folder.profiles))
         if self._plan.kind == "data":
             await self._clock.play(split_ms)
             await self.player.load(initial_records(folder, split_ms, vectors), stop)
@@ -147,7 +152,8 @@ class Traffic:
         self._begin("loading histories", len(clicks))
         await self.player.load(clicks, stop)
         if not stop.is_set():
-            await self._store.write(self._store.keys.cluster(), {"loaded": self._plan.key.encode()})
+            loaded = {"loaded": self._plan.key.encode()}
+            await until_answered("note what is loaded", partial(self._store.write, self._store.keys.cluster(), loaded))
 
     async def _open_shop(self, stop: asyncio.Event, topics: Collection[str]) -> None:
         """Profiles, catalogue and contexts as they stand now."""

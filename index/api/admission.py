@@ -132,6 +132,11 @@ class AdmissionController:
         self._clock_s, self._busy_since_s, self._short_until_s = clock_s, 0.0, 0.0
 
     @property
+    def busy(self) -> bool:
+        """Whether one is in work."""
+        return self._begun > 0
+
+    @property
     def full(self) -> bool:
         """Whether one more would wait too long."""
         short = self._clock_s() < self._short_until_s

@@ -30,6 +30,7 @@ from index.api.recommend import recommend_router
 from index.api.schemas import OPEN_PROBLEMS, RootAnswer
 from index.api.settings import ApiSettings, KafkaSide
 from index.query.popularity import Popularity
+from index.query.shadow import ShadowRanking
 from index.state.store import LiveStore
 
 VERSION = "1"
@@ -56,7 +57,10 @@ def create_app(
     keeper = ModelLoader(store, liveness, settings, background, on_loaded)
     popularity = Popularity(store)
     turns = AdmissionController(settings.answers)
-    services = Services(store, settings, kafka, metrics, liveness, keeper, popularity, turns, background, wall_ms)
+    shadow = ShadowRanking(lambda: turns.busy, metrics.shadow)
+    services = Services(
+        store, settings, kafka, metrics, liveness, keeper, popularity, turns, background, shadow, wall_ms
+    )
     users = UserCount(store, liveness, settings.users_ms)
     app = DocumentedApp(
         title="perseid",
@@ -93,6 +97,7 @@ def _lifespan(services: Services, users: UserCount) -> Callable[[FastAPI], Any]:
         background.start("users", users.run())
         background.start("popularity", follow_popularity(services))
         background.start("log ends", follow_log_ends(services))
+        background.start("shadow", services.shadow.run())
         try:
             yield
         finally:

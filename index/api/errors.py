@@ -6,6 +6,7 @@ says nothing of its cause, which goes to the log.
 
 from __future__ import annotations
 
+import codecs
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from context.json_words import found_value, json_word
 from index.state.store import StoreUnavailableError
 
 _log = logging.getLogger("perseid.api")
@@ -29,14 +31,13 @@ MERGE_PATCH = "application/merge-patch+json"
 _SHOWN_CHARACTERS = 60  # of a name that a client made up
 _SHOWN_ERRORS = 20
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-_WORDS = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
 _TYPE_ERRORS = ("type", "parsing", "parsing_size", "from_float")
 _WANTED = {  # by the first word of pydantic's names of errors
-    "string": _WORDS[str],
+    "string": json_word(""),
     "int": "a whole number",
-    "bool": _WORDS[bool],
-    "list": _WORDS[list],
-    "dict": _WORDS[dict],
+    "bool": json_word(True),
+    "list": json_word([]),
+    "dict": json_word({}),
 }
 
 
@@ -67,28 +68,39 @@ def json_response(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type=_JSON)
 
 
-def json_word(value: Any) -> str:
-    """What kind of value it is, in JSON's words.
-
-    >>> json_word(None), json_word([1]), json_word(1.5)
-    ('null', 'a list', 'a number')
-    """
-    return _WORDS.get(type(value), "a number")
-
-
 async def read_json(request: Request, *, patch: bool = False) -> Any:
     """The body as JSON, or as JSON Merge Patch (RFC 7396) where a call takes one.
 
-    Raises ProblemError 400, or 415 for other content types, which web pages could send across origins.
+    Raises ProblemError 400, or 415 for compressed bodies and for other content types, which web pages could send across
+    origins.
     """
     taken = (_JSON, MERGE_PATCH) if patch else (_JSON,)
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared not in taken:
         raise ProblemError(415, f"content type {declared or 'missing'!r}; send {' or '.join(taken)}")
+    packed = request.headers.get("content-encoding", "identity").strip().lower()
+    if packed not in ("", "identity"):
+        raise ProblemError(415, f"Content-Encoding {packed[:_SHOWN_CHARACTERS]!r}; send the body without compression")
+    body = await request.body()
     try:
-        return orjson.loads(await request.body())
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise ProblemError(400, f"the body is not JSON: {error}") from error
+        raise ProblemError(400, f"the body is not JSON: {_misread(body) or error}") from error
+
+
+def _misread(body: bytes) -> str | None:
+    """What a body is instead of JSON in UTF-8, where its bytes tell; JSON begins with two ASCII characters."""
+    if body.startswith(b"\x1f\x8b"):
+        return "it is compressed with gzip; send it without compression"
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or body[:2].count(0) == 1:
+        return "it is UTF-16; send UTF-8"
+    if body.startswith(codecs.BOM_UTF8):
+        return "it begins with a byte order mark; leave that out"
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} is {body[error.start]:#x}, which is no UTF-8, but may be Latin-1; send UTF-8"
+    return None
 
 
 async def known_parameters(request: Request) -> None:
@@ -134,7 +146,7 @@ def invalid_request(errors: Sequence[Any], known: Iterable[str] = ()) -> Problem
 def _reason(error: Mapping[str, Any], known: Iterable[str]) -> str:
     """One of pydantic's errors in the words that records are refused with."""
     kind, value, limits = error["type"], error["input"], error.get("ctx", {})
-    found = f"{value!r:.60}" if type(value) in (str, int, float) else json_word(value)
+    found = found_value(value)
     match kind:
         case "missing":
             return "missing"

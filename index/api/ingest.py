@@ -15,10 +15,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from context.counting import counted
+from context.json_words import json_word
 from index.api.auth import require
-from index.api.errors import InvalidRecordError, ProblemError, json_response, json_word, read_json
+from index.api.errors import InvalidRecordError, ProblemError, json_response, read_json
 from index.api.metrics import ApiMetrics
-from index.api.record_schemas import request_body
+from index.api.record_schemas import ignored_fields, request_body
 from index.api.schemas import MAX_BATCH, WRITE_PROBLEMS, PublishedAnswer, UserId
 from index.api.settings import KafkaSide
 from index.state.keys import partition_of
@@ -218,6 +219,9 @@ def _linked(name: str) -> dict[int | str, dict[str, Any]]:
 
 def _posting(ingest: Ingest, topic: str) -> Callable[[Request], Any]:
     async def post(request: Request) -> Response:
-        return json_response({"records": await ingest.post(topic, await read_json(request))}, 202)
+        body = await read_json(request)
+        answer: dict[str, Any] = {"records": await ingest.post(topic, body)}
+        ignored = ignored_fields(topic, body if isinstance(body, list) else [body])
+        return json_response(answer | ({"ignored": ignored} if ignored else {}), 202)
 
     return post

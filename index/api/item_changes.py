@@ -18,11 +18,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.convertors import PathConvertor, register_url_convertor
 
+from context.json_words import json_word
 from index.api.auth import require
-from index.api.errors import MERGE_PATCH, ProblemError, json_response, json_word, read_json
+from index.api.errors import MERGE_PATCH, ProblemError, json_response, read_json
 from index.api.ingest import ACKNOWLEDGED, CATALOG, Ingest
 from index.api.loaded_model import Services
-from index.api.record_schemas import patch_body
+from index.api.record_schemas import CatalogueBody, ignored_fields, patch_body
 from index.api.schemas import WRITE_PROBLEMS, ItemId, problems
 from index.state.keys import ITEMS_TAG
 from index.state.records import CATALOGUE, POSITION
@@ -42,21 +43,25 @@ class _ItemPath(PathConvertor):
 register_url_convertor("item", _ItemPath())
 
 
-def merge_patch(target: Any, patch: Any) -> Any:
-    """JSON Merge Patch (RFC 7396): null removes a field, an object is merged, anything else replaces.
+def merge_patch(record: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON Merge Patch (RFC 7396) of a record whose fields are no objects: null removes one, anything else replaces.
 
     >>> merge_patch({"price": 9.5, "tags": ["a"]}, {"price": None, "tags": ["b"]})
     {'tags': ['b']}
     """
+    return {name: value for name, value in {**record, **patch}.items() if value is not None}
+
+
+def _patch_errors(item_id: str, patch: Any) -> list[dict[str, str]]:
+    """What is wrong with a patch of an item."""
     if not isinstance(patch, Mapping):
-        return patch
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
+        return [{"field": "", "reason": f"expected an object, got {json_word(patch)}"}]
+    if patch.get("item_id", item_id) != item_id:
+        return [{"field": "item_id", "reason": "the patch names another item than the path; leave it out"}]
+    known = f"known: {', '.join(sorted(CatalogueBody.model_fields))}"
+    if not patch.keys() - {"item_id"}:
+        return [{"field": "", "reason": f"names no field to change; {known}"}]
+    return [{"field": name, "reason": f"unknown field; {known}"} for name in ignored_fields(CATALOG, [patch])]
 
 
 class ItemChanges:
@@ -72,10 +77,9 @@ class ItemChanges:
         Raises ProblemError 400 for what is no record, 404 for an unknown or withdrawn item, 503 as long as this
         process's last record of the item is not applied.
         """
-        if not isinstance(patch, Mapping):
-            raise ProblemError(400, f"the body: expected an object, got {json_word(patch)}")
-        if patch.get("item_id", item_id) != item_id:
-            raise ProblemError(400, "item_id: the patch names another item than the path; leave it out")
+        if errors := _patch_errors(item_id, patch):
+            detail = f"{errors[0]['field'] or 'the body'}: {errors[0]['reason']}"
+            raise ProblemError(400, detail, members={"errors": errors})
         turn = self._turns.setdefault(item_id, asyncio.Lock())
         async with turn:
             record = await self._record(item_id)
@@ -97,7 +101,8 @@ class ItemChanges:
         if record is None:
             what = f"item {item_id!r} is withdrawn; post a whole record" if known else f"no item {item_id!r}"
             raise ProblemError(404, what)
-        return {name: value for name, value in orjson.loads(record).items() if value not in (None, "", [])}
+        said = {name: value for name, value in orjson.loads(record).items() if value not in (None, "", [])}
+        return {"title": "", **said}
 
     async def _look(self, item_id: str) -> tuple[int, int, bytes | None, bytes | None, bool]:
         """Position, end and log of the topic, read before the item, its record, and whether it is known at all."""
@@ -124,7 +129,8 @@ def changes_router(services: Services, ingest: Ingest) -> APIRouter:
     async def patch(item_id: ItemId, request: Request) -> Response:
         """JSON Merge Patch (RFC 7396) of the record as last applied: null removes a field, what is not named stays.
 
-        404 for an item that is not known or withdrawn: post a whole record.
+        400 for an unknown field and where none is named; 404 for an item that is not known or withdrawn: post a whole
+        record.
         """
         body = await read_json(request, patch=True)
         services.serving()  # else an item that waits in Kafka would be unknown

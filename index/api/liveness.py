@@ -85,6 +85,7 @@ class Liveness:
         self._store, self._now_ms = store, monotonic_ms
         self._beats = _Beats()
         self._facts: dict[str, str] = {}
+        self.aliases = Aliases()  # without a champion until a worker has named it
         self.topics: Mapping[str, TopicState] = {}  # the consumed ones as of the last poll
         self._applied: deque[tuple[float, int]] = deque()  # (monotonic ms, sum of clickstream positions)
         self._roles: dict[str, dict[str, Any]] = {}
@@ -104,11 +105,6 @@ class Liveness:
     def partitions(self) -> int | None:
         """Number of user partitions; None until a worker has written it."""
         return int(self._facts["partitions"]) if "partitions" in self._facts else None
-
-    @property
-    def aliases(self) -> Aliases:
-        """Which models there are; without a champion until a worker has named it."""
-        return Aliases.of(self._facts)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -199,6 +195,7 @@ class Liveness:
         facts, found, *owners = await self._store.read([(keys.cluster(), _FACTS), items, *requests])
         self._take_items(found)
         self._facts = {name: value.decode() for name, value in zip(_FACTS, facts, strict=True) if value is not None}
+        self.aliases = Aliases.of(self._facts)
         self._take(tags, owners)
         if self._polls % _ROLES_EVERY == 0:
             self._take_roles(await self._store.read_all(keys.roles()))

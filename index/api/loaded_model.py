@@ -24,6 +24,7 @@ from index.items.snapshot import keep_snapshots, start_from_snapshot
 from index.query.live_user import UserReader
 from index.query.model import ServedModel, load_model
 from index.query.popularity import Popularity
+from index.query.shadow import ShadowRanking
 from index.state.store import LiveStore, StoreUnavailableError
 
 if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package takes a second
@@ -35,6 +36,7 @@ _log = logging.getLogger("perseid.api")
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
 _CANCEL_AGAIN_S = 0.1
 _LOG_ENDS_S = 1.0  # one request to Kafka each, and only while no worker confirms
+_LATE = "this process has not seen item changes for too long"
 _STALE_INDEX_RETRY_S = 5  # Redis has been away for a minute; it will not be back at once
 
 
@@ -189,6 +191,10 @@ class ModelLoader:
         for version in [version for version in self._beside if version not in aliases.versions and aliases.champion]:
             await self._close(self._beside.pop(version))
 
+    def beside(self, version: str) -> LoadedModel | None:
+        """What is loaded of a version that is not the current one."""
+        return self._beside.get(version)
+
     def _loaded(self) -> list[LoadedModel]:
         return [*filter(None, [self.current]), *self._beside.values()]
 
@@ -274,6 +280,15 @@ class ModelLoader:
 
 
 @dataclass(frozen=True, slots=True)
+class Assigned:
+    """Who answers a user; in an experiment with its id and the user's arm, also where the champion has to stand in."""
+
+    loaded: LoadedModel
+    experiment: str = ""
+    arm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """Everything a call needs; made once per application."""
 
@@ -286,6 +301,7 @@ class Services:
     popularity: Popularity
     turns: AdmissionController
     background: Background
+    shadow: ShadowRanking
     wall_ms: Callable[[], int]
 
     def now_ms(self) -> int:
@@ -295,19 +311,39 @@ class Services:
 
     def serving(self) -> LoadedModel:
         """The index to answer from; ProblemError 503 while it is not complete, or not followed for too long."""
-        serving = self.keeper.current
-        if serving is None or self.liveness.partitions is None:
+        serving, reason = self.keeper.current, self._unready(self.keeper.current)
+        if serving is None or reason:
             self.metrics.refused("not_ready")
-            raise ProblemError(503, "the items are not loaded yet", retry_after_s=_NOT_READY_RETRY_S)
-        if missing := serving.missing(self.liveness):
-            self.metrics.refused("not_ready")
-            raise ProblemError(503, missing, retry_after_s=_NOT_READY_RETRY_S)
-        age_ms = serving.follower.age_ms
-        if age_ms is None or age_ms > self.settings.index_limit_ms:
-            self.metrics.refused("not_ready")
-            late = "this process has not seen item changes for too long"
-            raise ProblemError(503, late, retry_after_s=_STALE_INDEX_RETRY_S)
+            retry_after_s = _STALE_INDEX_RETRY_S if reason == _LATE else _NOT_READY_RETRY_S
+            raise ProblemError(503, reason, retry_after_s=retry_after_s)
         return serving
+
+    def assigned(self, user_id: str) -> Assigned:
+        """Who answers a user: the champion, or the challenger the users of its arm. Raises as `serving`.
+
+        For a challenger that cannot answer here the champion does.
+        """
+        serving, experiment = self.serving(), self.liveness.aliases.running
+        if experiment is None:
+            return Assigned(serving)
+        arm = experiment.arm(user_id)
+        other = self.challenger() if arm == "challenger" else None
+        self.metrics.experiment(arm, stands_in=arm == "challenger" and other is None)
+        return Assigned(other or serving, experiment.id, arm)
+
+    def challenger(self) -> LoadedModel | None:
+        """The index of the staged model, if it could answer, too."""
+        loaded = self.keeper.beside(self.liveness.aliases.challenger)
+        return None if self._unready(loaded) else loaded
+
+    def _unready(self, loaded: LoadedModel | None) -> str:
+        """Why a model cannot answer now, "" when it can."""
+        if loaded is None or self.liveness.partitions is None:
+            return "the items are not loaded yet"
+        if missing := loaded.missing(self.liveness):
+            return missing
+        age_ms = loaded.follower.age_ms
+        return _LATE if age_ms is None or age_ms > self.settings.index_limit_ms else ""
 
     def reader(self, serving: LoadedModel) -> UserReader:
         """Reads users for the model of `serving`. Raises ProblemError 503 as long as no worker has ever started."""

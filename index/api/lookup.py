@@ -33,7 +33,7 @@ async def describe_item(services: Services, item_id: str) -> dict[str, Any]:
         "tags": list(item.tags),
         "embedder": item.embedder,
         "vector_pending": item.vector_pending or item.embedder not in ("", serving.model.embedder, None),
-        "indexed": item.retrieval is not None,
+        "indexed": item.retrieval is not None and item.catalogue is not None,
         "index": serving.index_state(),
     }
 

@@ -11,7 +11,11 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from index.query.shadow import ShadowLists
+from index.state.trials import Arm
+
 # From half a millisecond, an event seen at once, to a minute, a worker that catches up.
+TENTHS = tuple(number / 10 for number in range(11))
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.5, 1, 5, 60)
 
 
@@ -29,6 +33,17 @@ class ApiMetrics:
         self._refused = counter("perseid_api_refused", "Requests not tried, by reason.", ["reason"])
         self._records = counter("perseid_api_records", "Records posted, by topic and outcome.", ["topic", "outcome"])
         self._sources = counter("perseid_api_sources", "Filters and searches by who did them.", ["what", "where"])
+        self._shadow = counter("perseid_api_shadow", "Requests to rank by two models, by outcome.", ["outcome"])
+        self._shadow_times = timer("perseid_api_shadow_seconds", "Time of one such ranking, by alias.", ["model"])
+        self._shadow_overlap = Histogram(
+            "perseid_api_shadow_overlap",
+            "Share of the first ten items that both have.",
+            buckets=TENTHS,
+            registry=registry,
+        )
+        self._experiment = counter(
+            "perseid_api_experiment_answers", "Answers to users of an experiment.", ["arm", "answered_by"]
+        )
         self._gauges = {
             name: Gauge(f"perseid_{name}", text, labels, registry=registry)
             for name, (text, labels) in _DEPLOYMENT.items()
@@ -58,6 +73,24 @@ class ApiMetrics:
         """One exposure record was handed to Kafka's queue; how many were lost is the gauge `exposures_lost`."""
         self._exposures.inc()
         self._add("exposures")
+
+    def shadow(self, found: ShadowLists | str) -> None:
+        """One request to be ranked by two models: both lists, or why there are none, `dropped` or `failed`."""
+        if isinstance(found, str):
+            self._shadow.labels(found).inc()
+            return
+        happened = {"ranked": True, "short": found.short, "unfilled": found.challenger.unfilled}
+        for outcome in (name for name, is_so in happened.items() if is_so):
+            self._shadow.labels(outcome).inc()
+        for name, ranked in (("champion", found.champion), ("challenger", found.challenger)):
+            self._shadow_times.labels(name).observe(ranked.seconds)
+        if found.overlap is not None:
+            self._shadow_overlap.observe(found.overlap)
+
+    def experiment(self, arm: Arm, stands_in: bool) -> None:
+        """One answer to a user of an arm; `stands_in`: by the champion in the challenger's place."""
+        self._experiment.labels(arm, "champion" if stands_in else arm).inc()
+        self._add("arm_challenger_by_champion" if stands_in else f"arm_{arm}")
 
     def refused(self, reason: str) -> None:
         """One request that was not tried: `overload`, `not_ready`, `too_large`, `key`."""

@@ -21,6 +21,7 @@ from index.api.errors import ProblemError, json_response, known_parameters
 from index.api.liveness import Liveness, PartitionState, TopicState, rounded
 from index.api.loaded_model import Services
 from index.api.schemas import KEY_PROBLEMS, OPEN_PROBLEMS, StatusAnswer, problems
+from index.query.shadow import ShadowCounts
 from index.state.keys import partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
 
@@ -72,7 +73,12 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "users": users,
         "partitions": liveness.partitions,
         "model": serving.version if serving else liveness.aliases.champion or None,
-        "models": {**_aliases(liveness), "loaded": services.keeper.report(), "embedding": _embedding(roles)},
+        "models": {
+            **_aliases(liveness),
+            "loaded": services.keeper.report(),
+            "embedding": _embedding(roles),
+            **_trials(services, roles),
+        },
         "index": serving.index_state() if serving else None,
         "elasticsearch": serving.elastic.state() if serving and serving.elastic else None,
         "roles": roles,
@@ -93,6 +99,27 @@ def _aliases(liveness: Liveness) -> dict[str, str | None]:
     aliases = liveness.aliases
     found = {"champion": aliases.champion, "challenger": aliases.challenger, "previous": aliases.previous}
     return {name: version or None for name, version in found.items()}
+
+
+def _trials(services: Services, roles: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """How the staged model is tried; a shadow's counts are those of all API processes."""
+    aliases = services.liveness.aliases
+    found: dict[str, Any] = {"shadow": None, "experiment": None}
+    if (shadow := aliases.shadowed) is not None:
+        reports = [heartbeat["shadow"] for heartbeat in roles.values() if heartbeat.get("shadow")]
+        if not any(heartbeat.get("role") == "api" for heartbeat in roles.values()):
+            reports = [services.shadow.report()]
+        counts = ShadowCounts.merged((aliases.champion, shadow.model, shadow.since_ms), reports)
+        found["shadow"] = {
+            "model": shadow.model,
+            "share": shadow.share,
+            "since_ms": shadow.since_ms,
+            **counts.summary(),
+        }
+    if (experiment := aliases.running) is not None:
+        names = ("id", "champion", "model", "share", "since_ms")
+        found["experiment"] = {name: getattr(experiment, name) for name in names}
+    return found
 
 
 def _now(services: Services) -> dict[str, Any]:

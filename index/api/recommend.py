@@ -18,9 +18,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
+from context.json_words import json_word
 from index.api.auth import require
-from index.api.errors import InvalidRecordError, ProblemError, invalid_request, json_response, json_word, read_json
-from index.api.loaded_model import LoadedModel, Services
+from index.api.errors import InvalidRecordError, ProblemError, invalid_request, json_response, read_json
+from index.api.loaded_model import Assigned, LoadedModel, Services
 from index.api.schemas import (
     DEFAULT_COUNT,
     PROBLEMS,
@@ -49,6 +50,7 @@ from index.query.recommend import (
     answer_in_process,
     plan_searches,
 )
+from index.query.shadow import ShadowList, ShadowLists
 from index.state.keys import partition_of
 from index.state.store import StoreUnavailableError
 
@@ -58,15 +60,18 @@ _TITLE_CHARACTERS = 200  # of a title in a list; all of it is in `GET /v1/items/
 
 async def answer(services: Services, request: RecommendationsRequest, tree: Filter | None = None) -> dict[str, Any]:
     """One recommendation among what `tree` lets pass, exposed. Raises ProblemError 503 without a usable index."""
-    serving, started = services.serving(), time.perf_counter()
+    assigned, started = services.assigned(request.user_id), time.perf_counter()
+    serving = assigned.loaded
     user = await _read_user(services, serving, request)
     read = time.perf_counter()
     served_by, now_ms = service_level(services, user), services.now_ms()
     context = _context(serving, request, user, now_ms)
     found, sources = await _rank(services, serving, request, tree, user, context, now_ms)
+    services.metrics.sources(sources)
     ranked = time.perf_counter()
     body = _render(services, serving, request, user, served_by, context, found, sources)
-    _expose(services, request, body, now_ms)
+    _expose(services, request, body, now_ms, assigned)
+    _shadow(services, request, tree, body["recommendation_id"])
     rendered = time.perf_counter()
     services.metrics.answer(served_by, read=read - started, rank=ranked - read, render=rendered - ranked)
     return body
@@ -130,9 +135,42 @@ async def _rank(
     plan = partial(plan_searches, query, view, serving.catalogue, context, services.popularity, now_ms, weights)
     if serving.elastic is None:
         return await services.turns.take(lambda: answer_in_process(plan())), {}
-    found, sources = await serving.elastic.recommend(plan, tree, context.location, now_ms)
-    services.metrics.sources(sources)
-    return found, sources
+    return await serving.elastic.recommend(plan, tree, context.location, now_ms)
+
+
+def _shadow(services: Services, request: RecommendationsRequest, tree: Filter | None, recommendation_id: str) -> None:
+    """Has a request of the shadow's share ranked by both models, once it is answered."""
+    aliases, champion = services.liveness.aliases, services.keeper.current
+    shadow = aliases.shadowed
+    if shadow is None or champion is None or champion.version != aliases.champion or not shadow.has(recommendation_id):
+        return
+    if services.challenger() is not None:
+        key = (aliases.champion, shadow.model, shadow.since_ms)
+        services.shadow.offer(key, partial(_rank_by_both, services, request, tree, shadow.model))
+
+
+async def _rank_by_both(
+    services: Services, request: RecommendationsRequest, tree: Filter | None, version: str
+) -> ShadowLists | None:
+    """The lists of the champion and of the challenger as they are now, in either order alike often."""
+    champion, challenger = services.keeper.current, services.challenger()
+    if champion is None or challenger is None or challenger.version != version:
+        return None
+    second_first = services.shadow.counts is not None and services.shadow.counts.requests % 2
+    order = (challenger, champion) if second_first else (champion, challenger)
+    lists = {loaded.version: await _shadow_list(services, loaded, request, tree) for loaded in order}
+    return ShadowLists(lists[champion.version], lists[version])
+
+
+async def _shadow_list(
+    services: Services, loaded: LoadedModel, request: RecommendationsRequest, tree: Filter | None
+) -> ShadowList:
+    started, now_ms = time.perf_counter(), services.now_ms()
+    user = await services.reader(loaded).read(request.user_id, request.location, vectors_wait_ms=None)
+    context = _context(loaded, request, user, now_ms)
+    found, _ = await _rank(services, loaded, request, tree, user, context, now_ms)
+    seconds = time.perf_counter() - started
+    return ShadowList([entry.item_id for entry in found.items], seconds, user.vectors is None and user.has_window)
 
 
 def _render(
@@ -180,7 +218,9 @@ def _shown(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, Any]
     return shown
 
 
-def _expose(services: Services, request: RecommendationsRequest, body: Mapping[str, Any], now_ms: int) -> None:
+def _expose(
+    services: Services, request: RecommendationsRequest, body: Mapping[str, Any], now_ms: int, assigned: Assigned
+) -> None:
     """Sends what was shown to Kafka without waiting: negatives for training, attribution of later clicks."""
     record = {
         "recommendation_id": body["recommendation_id"],
@@ -194,6 +234,8 @@ def _expose(services: Services, request: RecommendationsRequest, body: Mapping[s
     }
     if request.scenario is not None:
         record["scenario"] = request.scenario
+    if assigned.experiment:
+        record |= {"experiment": assigned.experiment, "arm": assigned.arm}
     key, partition = request.user_id.encode(), body["as_of"]["partition"]
     services.kafka.expose(EXPOSURES, key, orjson.dumps(record), partition)
     services.metrics.exposure()
@@ -211,7 +253,8 @@ def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Fil
     try:
         tree = None if request.filter is None else parse_filter(request.filter)
     except ValueError as error:
-        raise ProblemError(400, str(error)) from error
+        field, _, reason = str(error).partition(": ")  # a path holds none
+        raise ProblemError(400, str(error), members={"errors": [{"field": field, "reason": reason}]}) from error
     return request.model_copy(update={"context": _given_context(services, request)}), tree
 
 

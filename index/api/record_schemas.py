@@ -1,17 +1,20 @@
 """Describes the records that may be posted, by topic and with examples, for the OpenAPI document.
 
 What is accepted is decided by the injected validation, the same that consumers apply; a test holds these examples
-against it. Unknown fields are ignored, so the shapes allow them.
+against it. Unknown fields are ignored, so the shapes allow them; `ignored_fields` names them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints
 
 from index.api.schemas import MAX_BATCH, MAX_ID_BYTES, Identifier, example
 
+_MOST_IGNORED = 20  # fields that are named, each cut: senders may make up any number of any length
+_SHOWN_CHARACTERS = 60
 _Optional = Annotated[str, StringConstraints(max_length=MAX_ID_BYTES)]  # empty: none
 _TIME = Field(description="event time, milliseconds since the epoch, from 2000 to 2100")
 _START = Field(None, description="milliseconds since the epoch; 0 = always")
@@ -45,11 +48,13 @@ class CatalogueBody(BaseModel):
     """An item of the catalogue; the newest record of an item replaces the one before."""
 
     item_id: Identifier
-    title: str
+    title: str = Field(description="at most 10,000 characters")
     ts_ms: int = _TIME
     description: str | None = None
     brand: str | None = None
-    category: list[str] | None = Field(None, description="path from general to special")
+    category: list[str] | None = Field(
+        None, description="path from general to special; at most 1,000, as of tags and regions"
+    )
     subclass: str | None = None
     price: float | None = None
     tags: list[str] | None = None
@@ -112,11 +117,22 @@ BODIES: dict[str, type[BaseModel]] = {
 }
 
 
+def ignored_fields(topic: str, records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Fields that no record of `topic` has, the first `_MOST_IGNORED` in their order.
+
+    >>> ignored_fields("catalog", [{"item_id": "i7", "pric": 9}, {"pric": 8, "colour": "red"}])
+    ['pric', 'colour']
+    """
+    known = BODIES[topic].model_fields.keys()
+    found = dict.fromkeys(name for record in records for name in record if name not in known)
+    return [name[:_SHOWN_CHARACTERS] for name in list(found)[:_MOST_IGNORED]]
+
+
 def patch_body(content_type: str) -> dict[str, Any]:
     """OpenAPI of a merge patch of an item's record: what may be left out is all, what may be removed takes null."""
     schema = CatalogueBody.model_json_schema()
     del schema["required"], schema["examples"]
-    schema["description"] = "Fields to change; null removes one."
+    schema |= {"description": "Fields to change; null removes one.", "additionalProperties": False, "minProperties": 1}
     content = {"schema": schema, "examples": {"price": {"value": {"price": 8.5, "brand": None}}}}
     return {"requestBody": {"required": True, "content": {content_type: content, "application/json": content}}}
 

@@ -24,6 +24,8 @@ def _possible_id(value: str) -> str:
     size = len(value.encode(errors="surrogatepass"))
     if not 1 <= size <= MAX_ID_BYTES or not value.isprintable():
         raise ValueError(f"an id has 1 to {MAX_ID_BYTES} bytes and no control or separator characters")
+    if value.isspace():
+        raise ValueError("holds nothing but spaces")
     return value
 
 
@@ -171,7 +173,7 @@ class ItemAnswer(_Shape):
     tags: list[str]
     embedder: str | None
     vector_pending: bool = Field(description="whether the vector does not belong to the present text")
-    indexed: bool = Field(description="whether there is a retrieval vector of the model that is served")
+    indexed: bool = Field(description="whether it has a record, and a retrieval vector of the model that is served")
     index: IndexState
 
     model_config = example(
@@ -231,6 +233,10 @@ class Published(_Shape):
 
 class PublishedAnswer(_Shape):
     records: list[Published] = Field(description="one for each record, in the order they were sent")
+    ignored: list[str] | None = Field(
+        None,
+        description="fields of the records that no record of the topic has, at most 20; absent where there are none",
+    )
 
     model_config = example(records=[{"topic": "clickstream", "partition": 17, "offset": 20411}])
 
@@ -281,14 +287,43 @@ class EmbeddingStatus(_Shape):
     refused: str | None = Field(None, description="why its texts are not embedded at all")
 
 
+class ShadowStatus(_Shape):
+    """Requests that the staged model ranked, too, after they were answered; of all API processes."""
+
+    model: str
+    share: float = Field(description="of all requests")
+    since_ms: int
+    requests: int
+    dropped: int = Field(description="not ranked, as too many were waiting")
+    failed: int = Field(description="that it could not rank")
+    short: int = Field(description="with fewer items than the champion's list")
+    unfilled: int = Field(description="of users who have no vectors of it")
+    overlap_at_10: float | None = Field(description="mean share of the first ten items that both lists have")
+    overlap_tenths: list[int] = Field(description="requests by that share, from none to all")
+    p50_ms: dict[str, float | None] = Field(description="of reading the user and ranking")
+    p99_ms: dict[str, float | None]
+
+
+class ExperimentStatus(_Shape):
+    """An experiment under way: a share of users is answered by the staged model."""
+
+    id: str
+    champion: str
+    model: str
+    share: float = Field(description="of all users")
+    since_ms: int
+
+
 class ModelsStatus(_Shape):
-    """Versions by alias, what this process has loaded, and for whom texts are embedded beside the champion."""
+    """Versions by alias, how the challenger is tried, what this process has loaded, and how far texts are embedded."""
 
     champion: str | None = None
     challenger: str | None = None
     previous: str | None = None
     loaded: dict[str, LoadedStatus] = {}
     embedding: dict[str, EmbeddingStatus] = {}
+    shadow: ShadowStatus | None = None
+    experiment: ExperimentStatus | None = None
 
 
 class Now(_Shape):

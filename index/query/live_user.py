@@ -85,13 +85,13 @@ class UserReader:
         location: str | None = None,
         after: str | None = None,
         wait_ms: float = 0.0,
-        vectors_wait_ms: float = 0.0,
+        vectors_wait_ms: float | None = 0.0,
         idle: Callable[[], AbstractContextManager[None]] = nullcontext,  # held while vectors are waited for
     ) -> LiveUser:
         """The user now, or up to `wait_ms` later when the event `after` is not among the remembered ones yet.
 
         A user who has something to encode and no vectors, as after a change of the model, is said to be wanted, and
-        waited for up to `vectors_wait_ms`.
+        waited for up to `vectors_wait_ms`; with None nobody is told.
         Without a `location` it is the profile's categorical `location`, else "". One round trip each time, and one
         more when the location had to be taken from a profile that was not known before. Raises StoreUnavailableError,
         or ValueError when the state was written by another version.
@@ -106,7 +106,7 @@ class UserReader:
             place = location if location is not None else profile_location(user.state.profile)
             user, raw = await self._look(user_id, place, user, raw)
             found = user.state.remembers(wanted)
-        if user.vectors is None and user.has_window:
+        if vectors_wait_ms is not None and user.vectors is None and user.has_window:
             with idle():
                 user = await self._encoded(user, vectors_wait_ms)
         return await self._placed(user, None if after is None else found, asked=location)

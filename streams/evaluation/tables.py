@@ -5,13 +5,14 @@ Reads the plain values that `Comparison.result`, `evaluate_sessions` and `curves
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from context.counting import counted
 
 LEAST_QUESTIONS = 10  # of a slice that people see: of fewer, one question moves a hit rate by more than a tenth
+_KNOWN = {"before": "known before the session", "page": "known before the page"}
 _WIDTH = 120  # columns of a wide terminal
 
 
@@ -111,18 +112,29 @@ def _difference(found: Mapping[str, Any]) -> str:
 
 def sessions_table(found: Mapping[str, Any]) -> str:
     """All tables as aligned text: by view and label, then hits at 5 by number of candidates, then who is better."""
-    parts = [f"model {found['model']} on {found['data']}: choices are {found['choice']}s; sessions {found['sessions']}"]
-    known = {"before": "known before the session", "page": "known up to the page"}
+    parts = [
+        f"model {found['model']} on {found['data']}: choices are {found['choice']}s; "
+        f"sessions {found['sessions']}; pages {found['pages']}; asked is one in {found['every']}"
+    ]
     small = 0
     for view, labels in found["views"].items():
-        for label, result in labels.items():
-            parts.append(metrics_table(f"{label}, {known[view]}", result["questions"], result["lists"]))
+        for title, result in session_titles(view, labels):
+            parts.append(metrics_table(title, result["questions"], result["lists"]))
             asked = {name: part for name, part in result["by_candidates"].items() if part["questions"]}
             shown = _large(asked)
             small += len(asked) - len(shown)
             parts.append(_by_candidates(shown, list(result["lists"])) if shown else "")
             parts.append("\n".join(map(verdict, result["versus"])))
     return "\n\n".join(part for part in [*parts, _small(small)] if part)
+
+
+def session_titles(view: str, labels: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The results of a view with a title for each; one where the labels mean the same."""
+    if labels["label_pre"] == labels["label_any"]:
+        yield f"{' = '.join(labels)}, {_KNOWN[view]}", labels["label_pre"]
+        return
+    for label, result in labels.items():
+        yield f"{label}, {_KNOWN[view]}", result
 
 
 def _by_candidates(slices: Mapping[str, Mapping[str, Any]], lists: Sequence[str]) -> str:

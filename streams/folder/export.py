@@ -13,7 +13,6 @@ from typing import Any
 
 import orjson
 
-from context.times import YEAR_2000_MS, check_ms
 from index.state.keys import partition_of
 from streams.events import (
     CLICKSTREAM,
@@ -31,13 +30,12 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.folder.items import reason_of
 from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, PROFILES, VECTORS
 from streams.folder.spool import Spool
 from streams.folder.writer import csv_lines, write_lines
 from streams.item_vectors import ItemVectors
-from streams.left_out import LeftOut
-from streams.parsing import note_reason, parse, parse_exposure
+from streams.left_out import LeftOut, WithoutRecord
+from streams.parsing import note_reason, parse, parse_exposure, reason_of
 
 HEADER = "user_id,item_id,event_type,timestamp,session_id,location,event_id,page_id,recommendation_id,ts_ms"
 _MISROUTED = 2**62  # turns of records in a foreign partition: behind all that are at home
@@ -85,7 +83,6 @@ class TopicExport:
             return
         try:
             event = parse_exposure(record) if record.topic == EXPOSURES else parse(record, self._rules)
-            _check_time(event)
         except MalformedError as error:
             if inside:
                 self.records[record.topic] += 1
@@ -104,18 +101,15 @@ class TopicExport:
         for name, (topic, reason) in _REMOVED.items():
             self.left_out.add(f"{topic}: {reason}", count=removed[name])
 
-    def without_record(self) -> dict[str, Any]:
-        """Events that are written though their item has no record: how many of how many items, and where the first is.
-
-        To be asked of a settled spool.
-        """
+    def without_record(self) -> WithoutRecord:
+        """Events that are written though their item has no record; to be asked of a settled spool."""
         events, items, first = self._spool.without_record()
         place = ""
         if first is not None:
             user, turn, item = first
             home = f"[{partition_of(user, self._partitions)}] at offset {turn}" if turn < _MISROUTED else ", misrouted"
             place = f"{CLICKSTREAM}{home}, item_id {item!r}"
-        return {"events": events, "items": items, "first": place}
+        return WithoutRecord(events, items, place)
 
     def not_forwarded(self) -> int:
         """Clicks that were found in a foreign partition only; to be asked of a settled spool."""
@@ -143,7 +137,7 @@ class TopicExport:
                 self._keep_vector(record, event)
             case ContextEntry(location, content):
                 ts_ms = record.timestamp_ms if content is None else orjson.loads(content)["ts_ms"]
-                spool.add("contexts", self._taken, location, max(0, ts_ms), content)
+                spool.add("contexts", self._taken, location, ts_ms, content)
 
     def _turn(self, record: Record, user_id: str) -> int:
         """The place among a user's records: the offset at home; a forwarded record would come behind all of them."""
@@ -163,17 +157,9 @@ class TopicExport:
             return
         self.embedders[event.embedder] += 1
         if event.embedder == self._embedder:
-            known_ms, hashes = max(0, record.timestamp_ms), [event.text_hash] if event.text_hash else None
+            known_ms, hashes = record.timestamp_ms, [event.text_hash] if event.text_hash else None
             vectors = ItemVectors(event.embedder, [event.item_id], event.vector[None], [event.tags], hashes)
             self._spool.put("vectors", event.item_id, known_ms, orjson.dumps(vectors.body(0, known_ms)))
-
-
-def _check_time(event: Any) -> None:
-    """Raises MalformedError for an event whose time no data folder can hold."""
-    try:
-        check_ms(getattr(event, "ts_ms", YEAR_2000_MS))
-    except ValueError as error:
-        raise MalformedError("ts_ms", str(error)) from error
 
 
 def _removes(record: Record) -> bool:

@@ -103,7 +103,7 @@ class Utf8File(io.RawIOBase):
             decoder = codecs.getincrementaldecoder(wide)()
             block = first
             while block:
-                yield decoder.decode(block).lstrip("\ufeff").encode() or b""
+                yield decoder.decode(block).lstrip("\ufeff").encode()
                 block = self._file.read1(_BLOCK)
             yield decoder.decode(b"", final=True).encode()
             return

@@ -17,7 +17,7 @@ def latest_ms(now_ms: int | None = None) -> int:
     return (time.time_ns() // 1_000_000 if now_ms is None else now_ms) + FAST_CLOCK_MS
 
 
-def check_past(name: str, ts_ms: int, until_ms: int) -> None:
+def check_past(name: str, ts_ms: float, until_ms: int) -> None:
     """Raises MalformedError, which names the field, for a time after `until_ms`."""
     if ts_ms > until_ms:
         raise MalformedError(name, IN_FUTURE)

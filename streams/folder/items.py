@@ -6,22 +6,21 @@ file meant something else with the whole field.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
 from context.labels import fold_label
 from context.times import YEAR_2000_MS, check_ms, check_seconds
 from streams.events import CATALOG, MalformedError, Record, Rules
+from streams.fields import checked
 from streams.folder.future import check_past
 from streams.folder.lines import example_of, json_lines, wrong_type
 from streams.left_out import LeftOut
-from streams.parsing import parse
+from streams.parsing import parse, reason_of
 
-T = TypeVar("T")
 _LISTS = ("category", "tags", "regions")  # of labels
 _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "title": ((str,), "a string"),
@@ -39,7 +38,6 @@ _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "ts_ms": ((int,), "a whole number of milliseconds"),
 }
 _CATALOGUE_FIELDS = tuple(name for name in _TYPES if name not in ("first_seen", "ts_ms"))
-_VALUE = re.compile(r"^-?[\d.]+(e[+-]?\d+)? (?=looks like|is before|is after)")
 
 
 def catalogue_body(item: Mapping[str, Any], ts_ms: int) -> dict[str, Any]:
@@ -83,15 +81,10 @@ def arrival_ms(item: Mapping[str, Any]) -> int | None:
     """
     said = item.get("first_seen")
     if said is None:
-        return None if item.get("ts_ms") is None else _named("ts_ms", check_ms, item["ts_ms"])
+        return None if item.get("ts_ms") is None else checked("ts_ms", check_ms, item["ts_ms"])
     if said * 1000 < YEAR_2000_MS:
         return YEAR_2000_MS
-    return round(1000 * _named("first_seen", check_seconds, said))
-
-
-def reason_of(error: MalformedError) -> str:
-    """Why a record was refused, without the value where that would make a reason of its own of every record."""
-    return f"{error.field}: {_VALUE.sub('', error.reason)}"
+    return round(1000 * checked("first_seen", check_seconds, said))
 
 
 def _accepted(item: dict[str, Any], rules: Rules, until_ms: int) -> dict[str, Any]:
@@ -99,10 +92,10 @@ def _accepted(item: dict[str, Any], rules: Rules, until_ms: int) -> dict[str, An
     folded = dict(item)
     for name in ("brand", "subclass"):
         if folded.get(name) is not None:
-            folded[name] = _named(name, fold_label, folded[name])
+            folded[name] = checked(name, fold_label, folded[name])
     for name in _LISTS:
         if folded.get(name) is not None:
-            labels = [_named(name, fold_label, label) for label in folded[name] if label is not None]
+            labels = [checked(name, fold_label, label) for label in folded[name] if label is not None]
             folded[name] = [label for label in labels if label]
     known_ms = arrival_ms(folded) or YEAR_2000_MS
     check_past("ts_ms" if folded.get("first_seen") is None else "first_seen", known_ms, until_ms)
@@ -117,11 +110,3 @@ def _check_types(path: Path, number: int, item: Mapping[str, Any]) -> None:
             raise wrong_type(path, number, name, value, wanted)
         if name in _LISTS and not all(isinstance(label, str | None) for label in item.get(name) or ()):
             raise wrong_type(path, number, name, value, wanted)
-
-
-def _named(name: str, check: Callable[[Any], T], value: Any) -> T:
-    """The checked value; its error names the field."""
-    try:
-        return check(value)
-    except ValueError as error:
-        raise MalformedError(name, str(error)) from error

@@ -7,7 +7,6 @@ would refuse, or that are dated in the future, are left out and counted.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,15 @@ from numpy.typing import NDArray
 
 from context.counting import counted
 from context.times import YEAR_2000_MS, YEAR_2100_MS, check_ms, check_seconds, unit_of
-from streams.events import CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, RELOAD_MS, USERS, MalformedError, Record, Rules
+from streams.events import CONTEXT, FORGET, ITEM_VECTORS, RELOAD_MS, USERS, MalformedError, Record, Rules
+from streams.fields import checked
 from streams.folder.files import open_utf8
 from streams.folder.future import IN_FUTURE, check_past, latest_ms
-from streams.folder.items import arrival_ms, read_items, reason_of
+from streams.folder.ids import refused_ids
+from streams.folder.items import arrival_ms, read_items
 from streams.folder.lines import example_of, json_lines
 from streams.left_out import LeftOut
-from streams.parsing import parse
+from streams.parsing import parse, reason_of
 
 EVENTS = "events.csv.gz"
 ITEMS = "items.jsonl.gz"
@@ -131,7 +132,7 @@ def read_folder(
     rules, left_out, until_ms = rules or Rules(), LeftOut(), latest_ms(now_ms)
     table = _read_events(path / EVENTS)
     items = read_items(path / ITEMS, rules, left_out, until_ms)
-    table = _usable(table, path / EVENTS, rules, left_out, until_ms)
+    table = _usable(table, path / EVENTS, left_out, until_ms)
     user_ids = table["user_id"].unique(maintain_order=True).to_list()
     named = [item for item in table["item_id"].unique(maintain_order=True).to_list() if item]
     described = {item["item_id"] for item in items}
@@ -163,10 +164,13 @@ def read_folder(
     )
 
 
-def without_vector(events: int) -> LeftOut:
-    """So many events whose item has a record and no vector; the reader cannot know them."""
-    found = LeftOut()
-    found.add(f"{EVENTS}: its item has a record and no vector", count=events)
+def without_vector(events: int, so_far: bool = False) -> LeftOut:
+    """So many events whose item has a record and no vector; the reader cannot know them.
+
+    `so_far`: its text is embedded later, so that they are missing in one training only.
+    """
+    found, more = LeftOut(), " yet; nothing is lost, only this training does without them" if so_far else ""
+    found.add(f"{EVENTS}: its item has a record and no vector{more}", count=events)
     return found
 
 
@@ -206,7 +210,7 @@ def _shown(rows: pl.DataFrame) -> str:
     return f"{first['row']} {[first[name] for name in (*REQUIRED, 'ts_ms') if name in first]}"
 
 
-def _usable(table: pl.DataFrame, path: Path, rules: Rules, left_out: LeftOut, until_ms: int) -> pl.DataFrame:
+def _usable(table: pl.DataFrame, path: Path, left_out: LeftOut, until_ms: int) -> pl.DataFrame:
     """Rows up to a time that the topics would accept, with `ms`; counts the others by reason."""
     rows = table.height
     refused = LeftOut()
@@ -224,7 +228,7 @@ def _usable(table: pl.DataFrame, path: Path, rules: Rules, left_out: LeftOut, un
     table = leave_out(table.with_columns(ms.alias("ms")), pl.col("ms") > until_ms, f"{name} {IN_FUTURE}")
     for column in ("user_id", "item_id", *DETAILS):
         if column in table.columns:
-            for reason, values in _refused_ids(table[column], column, rules).items():
+            for reason, values in refused_ids(table[column]).items():
                 table = leave_out(table, pl.col(column).is_in(values), f"{column}: {reason}")
     if "event_id" in table.columns:
         again = (pl.col("event_id") != "") & ~pl.struct("user_id", "event_id").is_first_distinct()
@@ -246,19 +250,6 @@ def _wrong_times(name: str) -> Iterator[tuple[str, pl.Expr]]:
             yield f"{name} looks like {unit_of(1_500_000_000 * ticks)}, {expected}", seemingly
     yield f"{name} is before 2000, {expected}", time < YEAR_2000_MS * own
     yield f"{name} is after 2100, {expected}", time > YEAR_2100_MS * own
-
-
-def _refused_ids(column: pl.Series, name: str, rules: Rules) -> dict[str, list[str]]:
-    """Values of a column of ids that the topic would refuse, by reason. Only what is not short ASCII is looked at."""
-    odd = column.filter((column.str.len_bytes() > 256) | column.str.contains("[^ -~]")).unique().to_list()
-    found: dict[str, list[str]] = defaultdict(list)
-    body = {"event_id": "e", "user_id": "u", "item_id": "i", "kind": rules.kinds[0].name, "ts_ms": YEAR_2000_MS}
-    for value in odd:
-        try:
-            parse(Record(CLICKSTREAM, 0, 0, YEAR_2000_MS, None, orjson.dumps({**body, name: value})), rules)
-        except MalformedError as error:
-            found[error.reason].append(value)
-    return found
 
 
 def _note_unknown_items(events: Events, item_ids: Sequence[str], described: int, left_out: LeftOut) -> None:
@@ -349,11 +340,10 @@ def _impressions(path: Path, left_out: LeftOut, until_ms: int) -> list[dict[str,
 
 
 def _check_time(name: str, value: int, until_ms: int) -> None:
-    try:
-        (check_seconds if name == "timestamp" else check_ms)(value)
-    except ValueError as error:
-        raise MalformedError(name, str(error)) from error
-    check_past(name, value * 1000 if name == "timestamp" else value, until_ms)
+    if name == "timestamp":
+        check_past(name, 1000 * checked(name, check_seconds, value), until_ms)
+    else:
+        check_past(name, checked(name, check_ms, value), until_ms)
 
 
 def _arrivals(items: Sequence[Mapping[str, Any]], events: Events, count: int) -> NDArray[np.int64]:

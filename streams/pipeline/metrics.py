@@ -46,6 +46,10 @@ class PipelineCounters(Collector):
     def __getitem__(self, total: Total) -> int:
         return self._counts[(total,)]
 
+    def __iter__(self) -> Iterator[str]:
+        """Names of the totals; without it `in` and loops would ask for 0, 1, 2 … for ever."""
+        return iter(self.totals)
+
     def add(self, total: Total | Outcome, count: int = 1) -> None:
         self._counts[(str(total),)] += count
 

@@ -21,6 +21,7 @@ from index.api.app import create_app
 from index.api.metrics import ApiMetrics
 from index.api.schemas import ServedBy
 from index.api.settings import ApiSettings, KafkaSide
+from index.query.shadow import ShadowList, ShadowLists
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import (
@@ -147,6 +148,8 @@ def metric_names() -> dict[str, Any]:
     metrics.exposure()
     metrics.refused("overload")
     metrics.records("clickstream", "acknowledged", 1)
+    metrics.shadow(ShadowLists(ShadowList(["a"], 0.1), ShadowList(["a"], 0.1)))
+    metrics.experiment("challenger", stands_in=False)
     for name, labels in {
         "lag_records": 1, "lag_seconds": 1, "partition_lag_records": 2, "partition_lag_seconds": 2,
         "applied_position": 1, "events_per_second": 0, "event_visible_seconds": 1, "index_items": 0,

@@ -23,10 +23,23 @@ ADDED_STATUSES = {  # that were answered before and not documented
     "get /v1/items/{item_id}/similar": ["405", "413"], "get /v1/users/{user_id}": ["405", "413"],
 }  # fmt: skip
 ADDED_LINKS = ("post /v1/events", "post /v1/items", "post /v1/users")
-ADDED_SCHEMAS = ("EmbeddingStatus", "LoadedStatus", "ModelsStatus", "Now", "RootAnswer")
-ADDED_FIELDS = (("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"))
+ADDED_SCHEMAS = (
+    "EmbeddingStatus", "ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "RootAnswer", "ShadowStatus",
+)  # fmt: skip
+ADDED_FIELDS = (
+    ("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"),
+    ("PublishedAnswer", "ignored"),
+)  # fmt: skip
 EMPTY_IS_NONE = ("session_id", "location", "recommendation_id", "page_id")  # of a click; "" was always taken
-ADDED_METRICS = ("perseid_redis_writes",)
+ADDED_METRICS = {  # kind, and labels
+    "perseid_redis_writes": ("gauge", ()),
+    "perseid_api_shadow": ("counter", ("outcome",)),
+    "perseid_api_shadow_seconds": ("histogram", ("model",)),
+    "perseid_api_shadow_overlap": ("histogram", ()),
+    "perseid_api_experiment_answers": ("counter", ("answered_by", "arm")),
+}
+ADDED_COUNTERS = ("arm_challenger",)  # beside arm_champion and arm_challenger_by_champion
+_SAMPLES = {"gauge": ("",), "counter": ("_created", "_total"), "histogram": ("_bucket", "_count", "_created", "_sum")}
 ADDED_SETTINGS = (
     "`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`",
 )  # fmt: skip
@@ -103,8 +116,10 @@ def test_names_are_the_same(part: str) -> None:
     if part == "commands":
         found = [name for name in found if name not in ADDED_COMMANDS]
     if part == "metrics":
-        for name in ADDED_METRICS:
-            wanted["api"][name] = {"type": "gauge", "samples": {name: []}}
+        for name, (kind, labels) in ADDED_METRICS.items():
+            samples = {f"{name}{end}": [*labels, *["le"] * (end == "_bucket")] for end in _SAMPLES[kind]}
+            wanted["api"][name] = {"type": kind, "samples": {end: sorted(names) for end, names in samples.items()}}
+        wanted["api counters"] = sorted([*wanted["api counters"], *ADDED_COUNTERS])
     assert found == wanted
 
 

@@ -9,17 +9,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 from click.testing import CliRunner
 
 from deploy.cli import COMMANDS, cli, run
-from deploy.jobs.produce import read_line
+from deploy.jobs.produce import LineIds, read_line
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.settings import load
 from deploy.state_folder import attach, write_addresses
 from index.state.keys import partition_of
+from index.state.store import StoreUnavailableError
 from streams.events import MalformedError, Rules
 
 pytestmark = pytest.mark.servers
@@ -64,6 +66,19 @@ def test_bad_input_gives_a_status_and_one_clear_line(
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
+
+
+def test_what_no_command_expects_ends_with_one_line_below_where_it_happened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> None:
+        raise StoreUnavailableError("MISCONF Errors writing to the AOF file")
+
+    monkeypatch.setattr("deploy.commands.stack.attach", away)
+    assert run(["doctor"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "perseid: StoreUnavailableError: MISCONF Errors writing to the AOF file"
 
 
 def test_an_unknown_setting_ends_a_command_with_one_line(
@@ -131,6 +146,43 @@ def test_lines_are_checked_by_the_workers_rules() -> None:
         assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("line", "field", "reason"),
+    [
+        ({**CLICK, "key": "other"}, "key", "differs from the record's id 'u1', got 'other'; leave it out"),
+        ({"key": "other", "value": CLICK}, "key", "differs from the record's id 'u1', got 'other'; leave it out"),
+        ({**CLICK, "key": 7}, "key", "differs from the record's id 'u1', got 7; leave it out"),
+        ({**CLICK, "partition": 31}, "partition", "cannot be chosen, it follows from the id; leave it out"),
+        ({"key": "u1", "partition": 0, "value": CLICK}, "partition", "cannot be chosen, it follows from the id; "),
+        ({"key": "i1", "topic": "catalog", "partition": 0, "value": None}, "partition", "cannot be chosen"),
+        ({**CLICK, "kind": "forget"}, "item_id", "a forget has none, it is about the whole user"),
+    ],
+)
+def test_a_line_cannot_choose_another_key_or_partition(line: dict[str, Any], field: str, reason: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        read_line(orjson.dumps(line), "clickstream", Rules(), TS_MS, LineIds())
+    assert caught.value.field == field and caught.value.reason.startswith(reason)
+
+
+def test_a_key_that_is_the_id_is_no_field_of_the_record() -> None:
+    record = {name: value for name, value in CLICK.items() if name != "topic"} | {"ts_ms": TS_MS}
+    for line in ({**record, "key": "u1"}, {**record, "key": None}, {"key": "u1", "value": record}):
+        _, key, value = read_line(orjson.dumps(line), "clickstream", Rules(), TS_MS)
+        assert key == b"u1" and value is not None and orjson.loads(value) == record
+
+
+@pytest.mark.parametrize("line", [b"[{}]", b"[", b"{", b'  "user_id": "u1",', b"  }", b'"kind": {', b"},", b"[]"])
+def test_a_list_or_an_object_over_several_lines_is_told_how_lines_are_written(line: bytes) -> None:
+    with pytest.raises(MalformedError, match=r"; write one object per line, and no list around them$"):
+        read_line(line, "clickstream", Rules(), TS_MS)
+
+
+@pytest.mark.parametrize("line", [b"user,item", b"7", b"null"])
+def test_what_is_no_piece_of_an_object_is_told_as_what_it_is(line: bytes) -> None:
+    with pytest.raises(MalformedError, match=r"not JSON: .*\)$|got 7$|got null$"):
+        read_line(line, "clickstream", Rules(), TS_MS)
+
+
 def test_a_line_without_a_topic_says_where_to_name_one() -> None:
     known = "known are catalog, item-vectors, context, users, clickstream"
     for body, found in [
@@ -144,12 +196,27 @@ def test_a_line_without_a_topic_says_where_to_name_one() -> None:
         assert said == found and set(rest.removeprefix("known are ").split(", ")) == set(known[10:].split(", "))
 
 
-def test_a_stamp_fills_in_time_and_event_id() -> None:
-    line = orjson.dumps({"user_id": "u", "item_id": "i", "kind": "view"})
-    first, second = (read_line(line, "clickstream", Rules(), TS_MS, stamp=True)[2] for _ in range(2))
-    assert first is not None and second is not None
-    assert orjson.loads(first)["ts_ms"] == TS_MS
-    assert orjson.loads(first)["event_id"] != orjson.loads(second)["event_id"]
+def test_a_stamp_fills_in_time_and_an_event_id_that_a_second_run_gives_the_same_line() -> None:
+    lines = [orjson.dumps({"user_id": "u", "item_id": item, "kind": "view"}) for item in "aba"]
+
+    def sent(*lines: bytes) -> list[tuple[str, str]]:
+        ids, values = LineIds(), []
+        for line in lines:
+            values.append(orjson.loads(read_line(line, "clickstream", Rules(), TS_MS, ids)[2] or b""))
+        assert {value["ts_ms"] for value in values} == {TS_MS}
+        return [(value["item_id"], value["event_id"]) for value in values]
+
+    first = sent(*lines)
+    assert len(set(first)) == 3, "two equal lines of a file are two events"
+    assert sent(*(line + b"\r\n" for line in lines)) == first
+    bad = orjson.dumps({"user_id": "u", "item_id": "c", "kind": "view", "ts_ms": 0})
+    corrected = orjson.dumps({"user_id": "u", "item_id": "c", "kind": "view"})
+    with pytest.raises(MalformedError):
+        sent(bad)
+    again = sent(lines[0], corrected, *lines[1:])
+    assert [event for event in again if event in first] == first and len(set(again)) == 4
+    given = orjson.dumps({"event_id": "mine", "user_id": "u", "item_id": "a", "kind": "view"})
+    assert sent(given) == [("a", "mine")]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +244,34 @@ def test_produce_reports_offsets_and_refused_lines(
     assert [(line["line"], line["partition"], line["offset"]) for line in each] == [(n + 1, home, n) for n in range(5)]
     assert summary == {"sent": 5, "rejected": 2, "offsets": {"clickstream": {str(home): [0, 4]}}}
     assert shown.err.splitlines()[0].startswith("line 6: value: not JSON")
-    assert shown.err.splitlines()[1].startswith("line 8: kind: unknown")
+    assert shown.err.splitlines()[1].startswith("line 8: kind: expected one of view, cart, purchase,")
+    assert shown.err.splitlines()[1].endswith(", got 'stare'")
+
+
+def test_produce_writes_the_refused_lines_and_names_every_wrong_field(
+    bootstrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERSEID_KAFKA", bootstrap)
+    good = [orjson.dumps({**CLICK, "event_id": f"r{n}", "ts_ms": TS_MS}) for n in range(3)]
+    bad = [b'{"user_id" : "J\xc3\xbcrgen"', orjson.dumps({**CLICK, "kind": "stare", "ts_ms": 5, "location": "\n"})]
+    file, out = tmp_path / "events.jsonl", tmp_path / "bad.jsonl"
+    file.write_bytes(b"\r\n".join([good[0], bad[0], good[1], *bad[1:] * 30, good[2], bad[1]]))
+    assert run(["produce", "--refused", str(out), str(file)]) == 1
+    shown = capsys.readouterr()
+    assert orjson.loads(shown.out)["rejected"] == 32 and orjson.loads(shown.out)["sent"] == 3
+    assert out.read_bytes().splitlines() == [bad[0], *bad[1:] * 31] and out.read_bytes().endswith(b"\n")
+    _, second, *_, last = shown.err.splitlines()
+    said = ["line 4: ts_ms: 5 is before 2000, ", "; kind: ", "; location: holds U+000A, "]
+    assert all(part in second for part in said) and last == "… and 12 more lines were refused"
+    assert run(["produce", str(out)]) == 1
+    assert capsys.readouterr().err.endswith("… and 12 more lines were refused; --refused FILE writes them all\n")
+    (tmp_path / "link").hardlink_to(file)
+    before = file.read_bytes()
+    assert run(["produce", "--refused", str(tmp_path / "link"), str(file)]) == 1
+    assert "is the file that is read; name another one" in capsys.readouterr().err and file.read_bytes() == before
+    (tmp_path / "good.jsonl").write_bytes(good[0])
+    assert run(["produce", "--refused", str(out), str(tmp_path / "good.jsonl")]) == 0
+    assert out.read_bytes() == b"", "nothing of an earlier run is left"
 
 
 @pytest.mark.parametrize("from_stdin", [False, True])

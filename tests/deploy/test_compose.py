@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from deploy.cli import COMMANDS
+from deploy.commands.retrain import retrain as retrain_command
 from deploy.servers.artefacts import PINS
 from deploy.servers.mock_kafka import topic_partitions
 from deploy.settings import PREFIX, Settings, load
@@ -109,7 +110,7 @@ def test_only_loopback_is_published_and_nothing_runs_with_more_rights_than_it_ne
     for name, service in ours(compose).items():
         assert service["read_only"] and service["cap_drop"] == ["ALL"], name
     asked = [name for name, service in compose["services"].items() if "healthcheck" not in service]
-    assert set(asked) <= {"topics", "worker", "embed", "indexer"}, "servers and APIs have health checks"
+    assert set(asked) <= {"topics", "worker", "embed", "indexer", "retrain"}, "servers and APIs have health checks"
 
 
 def test_redis_never_evicts_and_its_password_is_in_no_process_list(compose: dict[str, Any]) -> None:
@@ -144,3 +145,11 @@ def test_the_image_has_every_package_and_no_root(dockerfile: list[tuple[str, str
     assert len(froms) == 2 and dockerfile.index(("USER", users[-1])) > froms[-1], "the last stage is not root's"
     variables = " ".join(rest for word, rest in dockerfile if word == "ENV").split()
     load(dict(pair.split("=", 1) for pair in variables if pair.startswith(PREFIX)))
+
+
+def test_a_retraining_runs_once_when_it_is_asked_for_with_what_workers_see(compose: dict[str, Any]) -> None:
+    retrain, worker = compose["services"]["retrain"], compose["services"]["worker"]
+    assert (retrain["profiles"], retrain["restart"]) == (["retrain"], "no")
+    assert (retrain["volumes"], retrain["environment"]) == (worker["volumes"], worker["environment"])
+    options = {name for parameter in retrain_command.params for name in parameter.opts}
+    assert {word for word in retrain["command"] if word.startswith("--")} <= options

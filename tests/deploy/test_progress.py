@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from deploy.progress import ProgressLines, show_progress
+from deploy.progress import ProgressLines, progress_line, show_progress
 
 
 def lines_of(calls: Sequence[tuple[float, int, int | None]]) -> list[str]:
@@ -29,6 +29,11 @@ def test_a_line_every_ten_seconds_says_share_speed_and_time_left() -> None:
     ]
 
 
+def test_a_bound_of_the_run_bounds_what_is_left() -> None:
+    assert progress_line("texts", 500, 20_000, 9.0, 40.0) == "texts: 500 of 20,000 (2 %), 9/s, at most 0:40 left"
+    assert progress_line("texts", 19_900, 20_000, 10.0, 40.0) == "texts: 19,900 of 20,000 (99 %), 10/s, 0:10 left"
+
+
 def test_what_takes_less_than_ten_seconds_says_nothing() -> None:
     assert lines_of([(0.0, 1, 10), (5.0, 5, 10), (9.9, 10, 10)]) == []
 
@@ -39,6 +44,10 @@ def test_without_an_end_only_count_and_speed_are_said() -> None:
 
 def test_what_was_done_before_a_resumed_run_does_not_count_as_speed() -> None:
     assert lines_of([(0.0, 9_000, 10_000), (10.0, 9_500, 10_000)])[0].endswith("(95 %), 50/s, 0:10 left")
+
+
+def test_the_time_left_has_no_sixtieth_second() -> None:
+    assert progress_line("texts", 0, 1_196, 10.0).endswith("2:00 left")
 
 
 def test_a_step_that_rests_promises_no_end() -> None:

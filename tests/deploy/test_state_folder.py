@@ -54,6 +54,13 @@ def test_one_that_still_starts_says_what_it_is_doing(state: Path) -> None:
         assert attach({}, state) == SETTINGS and running_near({}) == state
 
 
+def test_one_that_starts_again_is_not_called_stopped(state: Path) -> None:
+    state.mkdir()
+    for _ in range(2):
+        with only_one(state):
+            assert refusal(state).startswith("`perseid up` with .perseid is starting since ")
+
+
 def test_one_that_is_being_stopped_is_to_be_started_anew(state: Path) -> None:
     with only_one(state):
         note_phase(state, STOPPING)

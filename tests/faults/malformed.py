@@ -20,8 +20,8 @@ BIG = 900_000  # bytes: near the 1 MB at which Kafka refuses a record
 TS_MS = 1_760_000_000_000
 
 _TEXTS: list[Any] = [3, 1.5, True, [], {}, ["a"]]
-_IDS: list[Any] = [*_TEXTS, "", "x" * 257, "é" * 129, "a\nb", "a\x1fb", "\u2028"]
-_OPTIONAL_IDS: list[Any] = [*_TEXTS, "x" * 257, "a\tb", "\u2028"]
+_IDS: list[Any] = [*_TEXTS, "", " ", "   ", "x" * 257, "é" * 129, "a\nb", "a\x1fb", "\u2028"]
+_OPTIONAL_IDS: list[Any] = [*_TEXTS, " ", "x" * 257, "a\tb", "\u2028"]
 _CONTROL: list[Any] = ["a\x00b", "a\x1fb", "\x7f", "\x9f"]
 _LABELS: list[Any] = [*_TEXTS, "x" * 257, *_CONTROL]
 _LISTS: list[Any] = ["x", "", 3, True, {}, [3], [""], [" \u3000"], [None], [["a"]], ["x" * 257], ["a", "b\x00"]]
@@ -96,7 +96,11 @@ GOOD: Mapping[str, dict[str, Any]] = {
 }
 # Of the right type, and yet wrong: topic, what is changed in a good record, field, reason.
 SENSELESS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
-    (CATALOG, {"price": -0.01}, "price", "is below 0"),
+    (CATALOG, {"price": -0.01}, "price", "-0.01 is below 0"),
+    (CATALOG, {"title": "é" * 10_001}, "title", "10001 characters, a title has at most 10,000"),
+    (CATALOG, {"tags": ["t"] * 1_001}, "tags", "1001 entries, a list has at most 1,000"),
+    (CATALOG, {"category": ["t"] * 20_000}, "category", "20000 entries, a list has at most 1,000"),
+    (CONTEXT, {"events": ["t"] * 1_001}, "events", "1001 entries, a list has at most 1,000"),
     (CATALOG, {"title": "a\x07"}, "title", "holds the control character U+0007"),
     (CATALOG, {"description": "line\n\x1b[0m"}, "description", "holds the control character U+001B"),
     (CATALOG, {"starts_ms": TS_MS + 1, "ends_ms": TS_MS}, "ends_ms", "is before starts_ms"),

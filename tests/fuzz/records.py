@@ -109,6 +109,8 @@ class RecordMaker:
             kind = "forget" if rng.random() < 0.01 else rng.choice(KINDS)
             event_id = f"e{self._made if rng.random() < 0.9 else rng.randrange(1, self._made + 1)}"
             body = {"event_id": event_id, "user_id": user, "item_id": item, "kind": kind, "ts_ms": ts_ms}
+            if kind == "forget":
+                del body["item_id"]
             return body if rng.random() < 0.5 else {**body, "location": self._id("l"), "session_id": "s"}
         if topic == USERS:
             profile = {"numeric": {"age": rng.randrange(99)}, "categorical": {"location": self._id("l")}}

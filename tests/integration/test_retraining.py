@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.integration.live import ROOT, Live
@@ -59,3 +60,40 @@ def test_the_topics_of_a_running_deployment_end_as_a_model_that_is_served(folder
 
 def phases(live: Live) -> set[Any]:
     return {role.get("phase") for role in live.get("/v1/status")["roles"].values()}
+
+
+def test_a_schedule_beside_the_shop_survives_a_killed_run_and_ends_with_the_shop(folder: Path, tmp_path: Path) -> None:
+    live = Live(tmp_path / "state", "--data", str(folder), "--speed", "1000", "--retrain-every", "5s")
+    try:
+        live.wait_ready(320)
+        live.until(lambda: schedule(live).get("phase") == "retraining", 60, "a retraining runs")
+        live.until(lambda: [run.nice() for run in retrainings(live)] == [19], 20, "it leaves the processor to others")
+        retrainings(live)[0].kill()
+        last = live.until(lambda: schedule(live).get("last"), 20, "what came of it is told")
+        assert (last["outcome"], last["said"]) == ("failed", "was killed by signal 9")
+        last = live.until(lambda: came(live, "nothing new"), 240, "another one runs to its end")
+        assert last["said"] == f"nothing is retrained: {USERS * STEPS // 5} new events since the last time"
+        live.until(lambda: "retraining: nothing new" in live.output(), 30, "the status line says so")
+        assert "Retraining, failed: was killed by signal 9" in live.output()
+        assert len(live.recommend("u1", count=5)["items"]) == 5
+        live.until(lambda: retrainings(live), 60, "the next one runs")
+        (still,) = retrainings(live)
+    finally:
+        live.stop()
+    assert live.process.returncode == 0, live.output()
+    assert not still.is_running()
+    assert [path.name for path in (live.state / "retrain").iterdir()] == ["lock"]
+
+
+def schedule(live: Live) -> dict[str, Any]:
+    roles = live.get("/v1/status")["roles"].values()
+    return next((role for role in roles if role["role"] == "retrain"), {})
+
+
+def came(live: Live, outcome: str) -> dict[str, Any] | None:
+    last: dict[str, Any] = schedule(live).get("last", {})
+    return last if last.get("outcome") == outcome else None
+
+
+def retrainings(live: Live) -> list[psutil.Process]:
+    return [child for child in psutil.Process(live.process.pid).children() if "retrain" in child.cmdline()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from streams.events import (
     topics_of,
 )
 from streams.item_vectors import vector_key
-from streams.parsing import encode_record, faults, parse, record_key
+from streams.parsing import encode_record, faults, note_reason, parse, record_key
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
 from streams.pipeline.intake import KafkaDeadLetterSink
@@ -62,9 +63,14 @@ def test_optional_labels_of_a_click_may_be_null_or_empty() -> None:
     assert event == Click("e1", "u1", "i1", 0, TS_MS, TS_MS)
 
 
-def test_a_forget_has_no_item() -> None:
+def test_a_forget_with_an_item_is_obeyed_where_it_is_in_a_log_and_refused_where_it_is_made() -> None:
     body = {"event_id": "f", "user_id": "u", "kind": "forget", "ts_ms": TS_MS}
-    assert parse(record(CLICKSTREAM, body), RULES) == Forget("f", "u", TS_MS, TS_MS)
+    for item_id in ("", "i1", 7, "a\nb"):
+        assert parse(record(CLICKSTREAM, {**body, "item_id": item_id}), RULES) == Forget("f", "u", TS_MS, TS_MS)
+    assert encode_record(CLICKSTREAM, {**body, "item_id": ""}, TS_MS, RULES)[0] == b"u"
+    for item_id in ("i1", 7, "a\nb"):
+        with pytest.raises(MalformedError, match="item_id: a forget has none, it is about the whole user"):
+            encode_record(CLICKSTREAM, {**body, "item_id": item_id}, TS_MS, RULES)
 
 
 @pytest.mark.parametrize(
@@ -252,17 +258,31 @@ def test_texts_and_emoji_are_left_as_they_are() -> None:
     [
         (CATALOG, {"brand": "a\x00b"}, "brand: holds the control character U+0000"),
         (CATALOG, {"tags": ["a", "b\x9f"]}, "tags[1]: holds the control character U+009F"),
-        (CATALOG, {"category": "Tea"}, "category: expected a list of strings, got a string"),
+        (CATALOG, {"category": "Tea"}, "category: expected a list of strings, got 'Tea'"),
         (CATALOG, {"regions": ["\u3000"]}, "regions[0]: is empty, expected a name"),
         (CATALOG, {"subclass": "x" * 257}, "subclass: has 257 bytes, a label has at most 256"),
         (CATALOG, {"item_id": "a\u3000b"}, "item_id: holds U+3000, an id has no control or separator characters"),
+        (CATALOG, {"item_id": "  "}, "item_id: holds nothing but spaces"),
+        (CLICKSTREAM, {"location": " "}, "location: holds nothing but spaces"),
         (CATALOG, {"price": "cheap"}, "price: expected a finite number, got 'cheap'"),
         *((topic, change, f"{field}: {reason}") for topic, change, field, reason in SENSELESS),
         (CLICKSTREAM, {"user_id": "u\u200b"}, "user_id: holds U+200B, an id has no control or separator characters"),
         (CLICKSTREAM, {"event_id": "x" * 257}, "event_id: has 257 bytes, an id has 1 to 256"),
         (CLICKSTREAM, {"location": "a\u00a0b"}, "location: holds U+00A0, an id has no control or separator characters"),
-        (CONTEXT, {"events": "fair"}, "events: expected a list of strings, got a string"),
+        (CONTEXT, {"events": "fair"}, "events: expected a list of strings, got 'fair'"),
         (CONTEXT, {"promotions": [{"tag": "\x07"}]}, "promotions[0].tag: holds the control character U+0007"),
+        (CATALOG, {"available": "nein"}, "available: expected true or false, got 'nein'"),
+        (CATALOG, {"available": 1}, "available: expected true or false, got 1"),
+        (CATALOG, {"title": True}, "title: expected a string, got true or false"),
+        (CATALOG, {"title": {"de": "Tee"}}, "title: expected a string, got an object"),
+        (CATALOG, {"price": -(10**15)}, "price: -1000000000000000 is below 0"),
+        (CATALOG, {"item_id": 7}, "item_id: expected a string, got 7"),
+        (
+            CLICKSTREAM,
+            {"kind": "gekauft"},
+            "kind: expected one of view, cart, purchase, like, dislike, remove, got 'gekauft'",
+        ),
+        (ITEM_VECTORS, {"embedder": "x" * 99}, f"embedder: expected one of toy, got '{'x' * 59}"),
         (USERS, {"categorical": {"a": []}}, "categorical.a: expected a string, got a list"),
     ],
 )
@@ -270,6 +290,19 @@ def test_what_is_refused_says_what_was_found_and_what_was_wanted(topic: str, cha
     with pytest.raises(MalformedError) as caught:
         parse(record(topic, {**GOOD[topic], **change}), RULES)
     assert str(caught.value) == said
+
+
+def test_what_was_found_makes_no_reason_of_its_own() -> None:
+    reasons: Counter[str] = Counter()
+    for kind in ("a, got b", "gekauft", "line\nend"):
+        with pytest.raises(MalformedError) as caught:
+            parse(record(CLICKSTREAM, {**GOOD[CLICKSTREAM], "kind": kind}), RULES)
+        note_reason(reasons, CLICKSTREAM, caught.value)
+    assert reasons == {"clickstream: kind: expected one of view, cart, purchase, like, dislike, remove": 3}
+
+
+def test_long_titles_and_lists_are_taken_up_to_their_bounds() -> None:
+    parse(record(CATALOG, {**GOOD[CATALOG], "title": "é" * 10_000, "tags": ["t"] * 1_000}), RULES)
 
 
 @pytest.mark.parametrize("price", [0, -0.0, 0.0, 1e308])

@@ -31,6 +31,8 @@ def record(body: Any, timestamp_ms: int = NOW_MS, key: bytes | None = b"u1") -> 
 
 def test_what_the_api_writes_is_understood() -> None:
     assert parse_exposure(record(BODY)) == Exposure("r1", "u1", NOW_MS, ("a", "b"), "p1", "", "m-1", "personal")
+    tried = Exposure("r1", "u1", NOW_MS, ("a", "b"), "p1", "", "m-1", "personal", "x-1", "challenger")
+    assert parse_exposure(record({**BODY, "experiment": "x-1", "arm": "challenger"})) == tried
     least = {name: BODY[name] for name in ("recommendation_id", "user_id", "items", "ts_ms")}
     assert parse_exposure(record(least, key=None)).page_id == ""
     assert parse_exposure(record({**BODY, "items": []})).shown == ()
@@ -55,6 +57,8 @@ def test_a_clock_that_runs_ahead_is_set_back() -> None:
         ({**BODY, "items": ["a"]}, "items[0].item_id"),
         ({**BODY, "items": [BODY["items"][0], {"item_id": "x" * 257}]}, "items[1].item_id"),  # type: ignore[index]
         ({**BODY, "page_id": 1}, "page_id"),
+        ({**BODY, "arm": 1}, "arm"),
+        ({**BODY, "experiment": ["x-1"]}, "experiment"),
         ({**BODY, "ts_ms": True}, "ts_ms"),
         ({**BODY, "ts_ms": 1_760_000_000}, "ts_ms"),
         ({**BODY, "ts_ms": NOW_MS * 1000}, "ts_ms"),

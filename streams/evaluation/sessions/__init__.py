@@ -1,5 +1,5 @@
-"""Re-ranking of the items that were shown on a user's day, beside LambdaMART and popularity.
+"""Re-ranking of the items that were shown on a user's day or on one page, beside LambdaMART and popularity.
 
-Takes a data folder with impressions. Gives sessions with their candidates, features as of the session's start and as of
-its page, and the metrics of each ranker.
+Takes a data folder with impressions. Gives what was shown and chosen, its features as of the moment of the question,
+and the metrics of each ranker.
 """

@@ -81,7 +81,7 @@ def train_lambdamart(examples: Examples, columns: Sequence[int], seed: int = 0, 
     cut = count - round(HELD_OUT * count)
     if count < _FEWEST:
         raise ValueError(
-            f"{counted(count, 'session')} before the split: too few to train LambdaMART on; give a later split"
+            f"{counted(count, 'question')} before the split: too few to train LambdaMART on; give a later split"
         )
     fit, held = examples.part(0, cut, columns), examples.part(cut, count, columns)
     parameters = {**_PARAMETERS, "seed": seed, "num_threads": threads}

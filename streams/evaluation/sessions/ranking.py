@@ -1,8 +1,8 @@
-"""Ranks the candidates of each session by perseid's vectors, LambdaMART, popularity, and as it was shown.
+"""Ranks what was shown by perseid's vectors, LambdaMART, popularity, and as it was shown.
 
-Global time split: LambdaMART learns from sessions that ended before it, as the encoder did from events; those that lie
-across it are left out. Ties are broken by one random order a session. A cold user gets the recently popular first, as
-live.
+Global time split: LambdaMART learns from slates of the same view that ended before it, as the encoder did from events;
+those across it are left out. Ties are broken by one random order a slate. A cold user gets the recently popular first,
+as live.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from streams.evaluation.comparison import Comparison
 from streams.evaluation.rankers import OfflineModel, retrieval_vectors
 from streams.evaluation.sessions.features import FEATURES, GROUPS
 from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_lambdamart
-from streams.evaluation.sessions.sessions import LABELS, Label, Session, read_sessions
-from streams.evaluation.sessions.timeline import VIEWS, SessionQuestion, session_questions
+from streams.evaluation.sessions.sessions import LABELS, VIEWS, Label, Slate, View, read_sessions
+from streams.evaluation.sessions.timeline import SessionQuestion, session_questions
 from streams.evaluation.slices import Facts
 from streams.evaluation.tables import moment
 from streams.events import Rules
@@ -39,6 +39,7 @@ LEARNED: Mapping[str, tuple[str, ...]] = {  # name → groups of features
 BY_COLUMN = {"popularity": "events", "recent popularity": "recent_events", "choice rate": "choice_rate"}
 SHOWN = "as shown"
 BASELINES = (*LEARNED, *BY_COLUMN, SHOWN)
+NAMES: Mapping[View, str] = {"before": "session", "page": "page"}  # what a slate of each is called
 SIZES = ((1, "1-10"), (11, "11-30"), (31, "31-100"), (101, "101+"))  # STARS, figure 5
 _BATCH = 256  # windows encoded together
 Floats = NDArray[np.float64]
@@ -46,13 +47,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SessionPlan:
-    """What is measured: sessions after `split_ms`, with a `choice` as in `read_sessions`."""
+    """What is measured: slates after `split_ms`, with a `choice` as in `read_sessions`.
+
+    Of the slates of each view every `every`-th is taken, to learn from and to ask about.
+    """
 
     split_ms: int
     choice: str
     seed: int = 0
     threads: int = 1
     resamples: int = 1000
+    views: Sequence[View] = VIEWS
+    every: int = 1
 
 
 def evaluate_sessions(
@@ -66,49 +72,74 @@ def evaluate_sessions(
     """Metrics of every ranker by view and label, as plain values for JSON.
 
     Raises:
-        ValueError: the folder has no impressions or choices, or too few sessions lie before or none after the split.
+        ValueError: the folder has no impressions or choices, or too few slates lie before or none after the split.
     """
     found = read_sessions(folder, plan.choice)
-    parts = Counter(_part(session, plan.split_ms) for session in found.sessions)
-    kept = [session for session in found.sessions if _part(session, plan.split_ms) != "across the split"]
-    found = replace(found, sessions=kept)
-    asked = list(session_questions(folder, found, rules, model.encoder.model.config, progress))
-    train = [question for question in asked if question.session.end_ms < plan.split_ms]
-    test = [question for question in asked if question.session.start_ms >= plan.split_ms]
-    if not test:
-        times = [session.start_ms for session in found.sessions]
-        last = f", the last one does at {moment(max(times))}" if times else ""
-        raise ValueError(
-            f"no session of {folder.name} with a choice of kind {plan.choice!r} begins after {moment(plan.split_ms)}"
-            f"{last}; give an earlier --split, or another --choice"
-        )
-    shown = {candidate.item_id for question in test for candidate in question.session.shown}
+    drawn = {view: _drawn(found.slates[view], plan) for view in plan.views}
+    for view, slates in drawn.items():
+        _check(folder, view, slates, plan)
+    shown = {shown.item_id for slates in drawn.values() for slate in slates for shown in slate.shown}
     if shown.isdisjoint(vectors.item_ids):
         raise ValueError(f"none of the {len(shown)} items that were shown has a vector; left out: {folder.left_out}")
-    items = _Vectors(model.encoder, vectors)
-    pairs = _user_vectors(model, ContextTimeline(folder.contexts), test)
-    result: dict[str, Any] = {
-        "sessions": dict(parts),
+    asked = session_questions(folder, replace(found, slates=drawn), rules, model.encoder.model.config, progress)
+    by_view: dict[View, list[SessionQuestion]] = {view: [] for view in plan.views}
+    for question in asked:
+        by_view[question.view].append(question)
+    items, timeline = _Vectors(model.encoder, vectors), ContextTimeline(folder.contexts)
+    return {
+        "sessions": _counts(found.slates["before"], plan),
+        "pages": _counts(found.slates["page"], plan),
+        "every": plan.every,
+        "drawn": {view: _counts(slates, plan) for view, slates in drawn.items()},
         "left_out": dict(found.left_out),
         "choice": plan.choice,
-        "views": {},
+        "views": {view: _ranked(by_view[view], items, model, timeline, plan) for view in plan.views},
     }
-    for view in VIEWS:
-        result["views"][view] = {}
-        for label in LABELS:
-            learned = _learned([question for question in train if question.view == view], label, plan)
-            ranking = _Ranking(label, items, learned, plan)
-            for question, pair in zip(test, pairs, strict=True):
-                if question.view == view:
-                    ranking.take(question, pair)
-            result["views"][view][label] = ranking.result()
-    return result
 
 
-def _part(session: Session, split_ms: int) -> str:
-    if session.end_ms < split_ms:
+def _drawn(slates: Sequence[Slate], plan: SessionPlan) -> list[Slate]:
+    """Every n-th of those that are used at all."""
+    return [slate for slate in slates if _part(slate, plan) != "across the split"][:: plan.every]
+
+
+def _check(folder: Folder, view: View, drawn: Sequence[Slate], plan: SessionPlan) -> None:
+    """Raises ValueError where nothing is asked about."""
+    if not drawn or drawn[-1].start_ms < plan.split_ms:
+        last = f", the last one does at {moment(drawn[-1].start_ms)}" if drawn else ""
+        raise ValueError(
+            f"no {NAMES[view]} of {folder.name} with a choice of kind {plan.choice!r} begins after "
+            f"{moment(plan.split_ms)}{last}; give an earlier --split, or another --choice"
+        )
+
+
+def _counts(slates: Sequence[Slate], plan: SessionPlan) -> dict[str, int]:
+    return dict(Counter(_part(slate, plan) for slate in slates))
+
+
+def _part(slate: Slate, plan: SessionPlan) -> str:
+    if slate.end_ms < plan.split_ms:
         return "to learn from"
-    return "asked about" if session.start_ms >= split_ms else "across the split"
+    return "asked about" if slate.start_ms >= plan.split_ms else "across the split"
+
+
+def _ranked(
+    questions: Sequence[SessionQuestion],
+    items: _Vectors,
+    model: OfflineModel,
+    timeline: ContextTimeline,
+    plan: SessionPlan,
+) -> dict[Label, Any]:
+    """Results by label; where both labels ask the same of all slates, the same result."""
+    train = [question for question in questions if question.slate.end_ms < plan.split_ms]
+    test = [question for question in questions if question.slate.start_ms >= plan.split_ms]
+    pairs, results = _user_vectors(model, timeline, test), dict[Label, Any]()
+    alike = all(question.slate.one_label for question in questions)
+    for label in LABELS[:1] if alike else LABELS:
+        ranking = _Ranking(label, items, _learned(train, label, plan), plan)
+        for question, pair in zip(test, pairs, strict=True):
+            ranking.take(question, pair)
+        results[label] = ranking.result()
+    return {label: results.get(label, results[LABELS[0]]) for label in LABELS}
 
 
 def _learned(train: Sequence[SessionQuestion], label: Label, plan: SessionPlan) -> dict[str, LambdaMart]:
@@ -118,7 +149,7 @@ def _learned(train: Sequence[SessionQuestion], label: Label, plan: SessionPlan) 
 
 
 def examples_of(train: Sequence[SessionQuestion], label: Label, seed: int = 0) -> Examples:
-    """The candidates of all sessions in turn, each session's in a random order.
+    """The candidates of all slates in turn, each slate's in a random order.
 
     LightGBM's NDCG takes equal scores in the order of the rows: in the order shown, few large leaves would look good to
     early stopping because the first places are clicked most.
@@ -126,7 +157,7 @@ def examples_of(train: Sequence[SessionQuestion], label: Label, seed: int = 0) -
     rng = np.random.default_rng(seed)
     features, targets = [np.zeros((0, len(FEATURES)), np.float32)], list[bool]()
     for question in train:
-        candidates, chosen = question.session.candidates(label), question.session.targets(label)
+        candidates, chosen = question.slate.candidates(label), question.slate.targets(label)
         order = rng.permutation(len(candidates))
         features.append(question.features[label][order])
         targets += [candidates[at].item_id in chosen for at in order]
@@ -141,8 +172,8 @@ def _user_vectors(
     batches = (requests[start : start + _BATCH] for start in range(0, len(requests), _BATCH))
     found = [model.encoder.encode_whole(batch).vectors for batch in batches]
     for question in test:
-        record = timeline.active(question.session.location, question.now_ms) if question.session.location else None
-        deltas.append(model.offset.offset(question.now_ms, record).delta)
+        record = timeline.active(question.slate.location, question.slate.start_ms) if question.slate.location else None
+        deltas.append(model.offset.offset(question.slate.start_ms, record).delta)
     return np.concatenate(found) + np.stack(deltas)[:, None]
 
 
@@ -174,14 +205,14 @@ class _Ranking:
         self._cold_users = 0
 
     def take(self, question: SessionQuestion, pair: NDArray[np.float32]) -> None:
-        """Ranks one session's candidates by everyone."""
-        ids = [shown.item_id for shown in question.session.candidates(self.label)]
-        rng = np.random.default_rng([self.plan.seed, question.session.start_ms, len(ids)])
+        """Ranks one slate's candidates by everyone."""
+        ids = [shown.item_id for shown in question.slate.candidates(self.label)]
+        rng = np.random.default_rng([self.plan.seed, question.slate.start_ms, len(ids)])
         lists = rank_all(ids, self._scores(question, ids, pair), rng.permutation(len(ids)))
-        facts = Facts(question.session.user_id, history=len(question.request.items))
+        facts = Facts(question.slate.user_id, history=len(question.request.items))
         size = next(name for least, name in reversed(SIZES) if len(ids) >= least)
         for comparison, candidates in ((self.comparison, self.candidates), self._by_size[size]):
-            comparison.add(lists, question.session.targets(self.label), facts)
+            comparison.add(lists, question.slate.targets(self.label), facts)
             candidates.update(ids)
         self._cold_users += question.cold
 

@@ -1,7 +1,7 @@
-"""Builds each session's features as of its start and of its page, in one pass over the timeline.
+"""Builds the features of each slate as of its start, in one pass over the timeline.
 
-View `before` knows what had happened before the user's day began (as a daily batch would, at its best), view `page`
-everything up to the page on which the first choice was shown. The same millisecond is not known yet.
+It asks first and applies then, as replay does: a question knows what had happened before its millisecond. View `before`
+asks about a day, as a daily batch at its best would know it; view `page` about one page, as a live re-ranker.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -20,24 +20,21 @@ from encoder.model.config import ModelConfig
 from index.state.records import UserState
 from streams.evaluation.held_out import Apply, applier, window_rules
 from streams.evaluation.sessions.features import ItemCounters, Known, features_of
-from streams.evaluation.sessions.sessions import LABELS, Label, Session, Sessions
+from streams.evaluation.sessions.sessions import LABELS, Label, Sessions, Slate, View
 from streams.events import CLICKSTREAM, USERS, Click, Record, Rules
 from streams.folder.reader import Folder
 from streams.folder.records import records
 from streams.parsing import parse
 
-View = Literal["before", "page"]
-VIEWS: tuple[View, ...] = get_args(View)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class SessionQuestion:
-    """A session as one view knows it: the user's window to encode, and features of each label's candidates [n, F]."""
+    """A slate, the user's window to encode as of its start, and features of each label's candidates [n, F]."""
 
-    session: Session
+    slate: Slate
     view: View
-    now_ms: int
     request: EncodeRequest
     features: dict[Label, NDArray[np.float32]]
 
@@ -54,14 +51,12 @@ def session_questions(
     config: ModelConfig,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[SessionQuestion]:
-    """Every session in both views, in the order of time; `progress` is told how many events are done, of how many."""
+    """Every slate of every view, in the order of time; `progress` is told how many events are done, of how many."""
     timeline = _Timeline(folder, found, rules, applier(window_rules(rules, config)), progress)
-    moments: list[tuple[int, View, int]] = []
-    for n, session in enumerate(found.sessions):
-        moments += [(session.start_ms, "before", n), (session.ask_ms, "page", n)]
+    moments = [(slate.start_ms, view, n) for view, slates in found.slates.items() for n, slate in enumerate(slates)]
     for number, (now_ms, view, n) in enumerate(sorted(moments)):
         timeline.advance(now_ms)
-        yield timeline.ask(found.sessions[n], view, now_ms, number)
+        yield timeline.ask(found.slates[view][n], view, number)
 
 
 def _taken(queue: deque[T], now_ms: int, time: Callable[[T], int]) -> Iterator[T]:
@@ -95,16 +90,19 @@ class _Timeline:
         for ts_ms, _, item in _taken(self._choices, now_ms, lambda choice: choice[0]):
             self._counters.choose(item, ts_ms)
 
-    def ask(self, session: Session, view: View, now_ms: int, number: int) -> SessionQuestion:
-        state = self._users.get(session.user_id) or UserState()
-        known = Known(state.items, state.ts_ms, now_ms)
+    def ask(self, slate: Slate, view: View, number: int) -> SessionQuestion:
+        state = self._users.get(slate.user_id) or UserState()
+        known = Known(state.items, state.ts_ms, slate.start_ms)
         profile = orjson.loads(state.profile) if state.profile else None
+        features = {
+            label: features_of(slate.candidates(label), known, self._counters)
+            for label in (LABELS[:1] if slate.one_label else LABELS)
+        }
         return SessionQuestion(
-            session=session,
+            slate=slate,
             view=view,
-            now_ms=now_ms,
             request=EncodeRequest(number, list(state.items), list(state.kinds), list(state.ts_ms), profile, 0),
-            features={label: features_of(session.candidates(label), known, self._counters) for label in LABELS},
+            features={label: features.get(label, features["label_pre"]) for label in LABELS},
         )
 
     def _take(self, event: Any, now_ms: int) -> None:

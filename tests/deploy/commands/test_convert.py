@@ -33,7 +33,12 @@ def test_a_table_becomes_a_folder_and_the_last_line_is_json(
     assert run(["convert", "table", *shop, str(tmp_path / "out")]) == 0
     shown = capsys.readouterr()
     first = f"{tmp_path / 'events.csv'} line 3"
-    assert orjson.loads(shown.out) == {"events": 1, "items": 1, "left_out": {"no user": {"count": 1, "first": first}}}
+    assert orjson.loads(shown.out) == {
+        "events": 1,
+        "items": 1,
+        "left_out": {"no user": {"count": 1, "first": first}},
+        "without_record": {"events": 0, "items": 0, "first": ""},
+    }
     assert f"left out: 1 x no user (first: {first})" in shown.err.splitlines()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["events.csv.gz", "items.jsonl.gz"]
 

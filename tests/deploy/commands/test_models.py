@@ -139,6 +139,58 @@ def test_a_model_is_changed_by_commands(
     assert Registry(tmp_path / "registry").aliases() == Aliases(a)
 
 
+def test_a_staged_model_is_tried_by_commands(
+    perseid: Perseid, redis_server: RedisServer, keys: Keys, tmp_path: Path
+) -> None:
+    a, b = (perseid("add", str(saved_model(tmp_path / "made", seed)))[1] for seed in range(2))
+
+    async def serve(store: RedisStore) -> None:
+        await store.ensure_cluster(2, ["view", "cart"])
+        await store.write(keys.cluster(), {"window": b"200+56"})
+        await _named(store, Aliases(a))
+
+    on(redis_server, keys, serve)
+    assert perseid("experiment") == (
+        1,
+        "perseid: there was no experiment; begin one by `perseid models experiment VERSION=10%`",
+    )
+    for words, said in (
+        (("stage", b, "--shadow", "1"), "perseid: '1' is no share: give percent"),
+        (("shadow", f"{b}=1%"), f"perseid: {b} is not staged; stage it by"),
+        (("shadow", "m-00000000=1%"), "perseid: registry "),
+        (("shadow", b), f"perseid: '{b}' names no version and share"),
+        (("shadow", "off"), "perseid: no request is ranked twice"),
+        (("experiment", f"{b}=10%"), f"perseid: {b} is not staged; stage it by"),
+        (("experiment", "off"), "perseid: no experiment is running"),
+        (("experiment", "off", "--results"), "perseid: --results shows the last experiment; leave out 'off'"),
+    ):
+        status, output = perseid(*words)
+        assert status == 1 and output.startswith(said) and "\n" not in output, output
+    assert perseid("stage", b, "--shadow", "1%")[0] == 0
+    assert perseid("status")[1].splitlines()[3] == "shadow     1 % of requests, 0 ranked by both"
+    assert perseid("shadow", f"{b}=2.5%") == (0, f"{b} ranks 2.5 % of requests, too")
+    status, said = perseid("experiment", f"{b}=10%")
+    assert status == 1 and f"{b} answers nobody: listed items" in said and "shadowed requests: 0 of 200" in said
+    assert perseid("shadow", f"{b}=0") == (0, "no request is ranked twice any more")
+    status, said = perseid("experiment", f"{b}=0%", "--force")
+    assert status == 1 and "an experiment needs users in both arms" in said
+    status, said = perseid("experiment", f"{b}=10%", "--force")
+    name = said.split()[1].rstrip(":")
+    assert (status, said) == (0, f"experiment {name}: {b} answers 10 % of users, {a} the others")
+    status, said = perseid("experiment", f"{b}=20%", "--force")
+    assert (status, said) == (
+        1,
+        f"perseid: experiment {name} is running: end it by `perseid models experiment off` first",
+    )
+    assert perseid("experiment")[1].startswith(f"{name}: {b} answers 10 % of users, {a} the others, from ")
+    found = json.loads(perseid("status", "--json")[1])
+    assert (found["experiment"]["id"], found["shadow"]) == (name, None)
+    assert perseid("experiment", "off") == (0, f"experiment {name} is over, {a} answers everybody")
+    assert json.loads(perseid("experiment", "--json")[1])["experiment"]["until_ms"] > 0
+    assert json.loads(perseid("status", "--json")[1])["experiment"] is None
+    assert Registry(tmp_path / "registry").aliases() == Aliases(a, b)
+
+
 def test_a_registry_that_could_not_be_told_is_said_and_told_later(
     perseid: Perseid, redis_server: RedisServer, keys: Keys, tmp_path: Path
 ) -> None:

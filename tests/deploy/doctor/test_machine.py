@@ -12,6 +12,7 @@ from deploy.doctor import machine as doctor_machine
 from deploy.doctor.finding import Finding
 from deploy.doctor.machine import check_api, check_folder, check_packages, check_python
 from deploy.settings import load
+from tests.support.disks import small_disk
 from tests.support.fake_servers import pages
 
 
@@ -49,9 +50,13 @@ def test_a_folder_that_cannot_be_written_is_wrong(tmp_path: Path) -> None:
         assert finding.state == "wrong" and "PERSEID_STATE" in finding.remedy
 
 
-def test_a_full_disk_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_machine, "_FREE_GB", 1e12)
-    assert only(check_folder(load({}, state=tmp_path))).state == "note"
+def test_a_small_disk_is_a_note_and_a_full_one_is_wrong(tmp_path: Path) -> None:
+    with small_disk(tmp_path) as disk:
+        finding = only(check_folder(load({}, state=disk.folder)))
+        assert (finding.state, finding.what) == ("note", "4 MB free")
+        disk.fill()
+        finding = only(check_folder(load({}, state=disk.folder)))
+        assert (finding.state, finding.what) == ("wrong", "no space left")
 
 
 def test_a_free_port_is_well_and_a_taken_one_is_not() -> None:

@@ -15,6 +15,7 @@ from deploy.doctor.redis import check_redis
 from deploy.servers.mock_kafka import Broker
 from deploy.servers.redis import RedisServer
 from deploy.settings import Settings, load
+from tests.support.disks import small_disk
 from tests.support.fake_servers import answering
 from tests.support.redis_cluster import ClusterOfServers, free_ports
 
@@ -125,6 +126,65 @@ def test_a_replica_is_wrong(server: RedisServer, tmp_path: Path) -> None:
         client.execute_command("REPLICAOF", "127.0.0.1", "1")
         (finding,) = wrong(check_redis(settings_of(second.url)))
     assert "is a slave" in finding.what and "primary" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said", "remedy"),
+    [
+        ("maxmemory", "1", "takes no writes: command not allowed when used memory > 'maxmemory'", "raise maxmemory"),
+        ("min-replicas-to-write", "1", "takes no writes: NOREPLICAS Not enough good replicas", "min-replicas-to-write"),
+    ],
+)
+def test_a_server_that_takes_no_writes_is_wrong(
+    server: RedisServer, setting: str, value: str, said: str, remedy: str
+) -> None:
+    with configured(server, setting, value):
+        (finding,) = wrong(check_redis(settings_of(server.url)))
+    assert finding.what.startswith(said) and remedy in finding.remedy
+    assert wrong(check_redis(settings_of(server.url))) == []
+
+
+def test_a_small_disk_is_wrong_and_named(tmp_path: Path) -> None:
+    with small_disk(tmp_path) as disk, RedisServer(disk.folder, append_only=True) as small:
+        with redis.Redis.from_url(small.url) as client:
+            client.set("key", "value")
+            assert wrong(check_redis(settings_of(small.url))) == []
+            disk.fill()
+            deadline = time.monotonic() + 10
+            with pytest.raises(redis.ResponseError, match="MISCONF"):
+                while time.monotonic() < deadline:
+                    client.set("key", "value" * 1_000)
+        (finding,) = wrong(check_redis(settings_of(small.url)))
+        assert finding.what.startswith(
+            "takes no writes: MISCONF Errors writing to the AOF file: No space left on device"
+        )
+        assert finding.remedy == "free space where Redis keeps its files, then it goes on by itself"
+
+
+def test_looking_whether_writes_pass_leaves_nothing(server: RedisServer, redis_cluster: ClusterOfServers) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        before = client.dbsize()
+        check_redis(settings_of(server.url))
+        assert client.dbsize() == before
+    check_redis(settings_of(redis_cluster.url, redis_cluster=True))
+    for node in redis_cluster.servers:
+        with redis.Redis.from_url(node.url) as client:
+            assert not client.keys("doctor*")
+
+
+def test_one_node_of_a_cluster_that_takes_no_writes_is_named(redis_cluster: ClusterOfServers) -> None:
+    node = redis_cluster.servers[1]
+    with configured(node, "maxmemory", "1"):
+        (finding,) = wrong(check_redis(settings_of(redis_cluster.url, redis_cluster=True)))
+    assert finding.address == f"redis://{node.address}/0" and "takes no writes" in finding.what
+
+
+def test_a_user_who_may_not_write_is_wrong(server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        rights = ("~doctor*", "-@all", "+@read", "+@scripting", "+@connection", "+info")
+        client.execute_command("ACL", "SETUSER", "reader", "on", f">{SECRET}", *rights)
+    (finding,) = wrong(check_redis(settings_of(f"redis://reader:{SECRET}@{server.address}/0")))
+    assert finding.what.startswith("takes no writes") and "+@write" in finding.remedy
 
 
 def test_a_users_rights_need_not_exceed_those_of_our_roles(server: RedisServer) -> None:

@@ -146,5 +146,5 @@ def test_a_missing_column_is_named(tmp_path: Path, out: Path) -> None:
 
 def test_nothing_usable_is_refused(tmp_path: Path, out: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"asin": "B1"}\n')
-    with pytest.raises(ValueError, match="no usable event of amazon-reviews"):
+    with pytest.raises(ValueError, match=r"no usable event in .* by the map amazon-reviews: "):
         convert("amazon-reviews", tmp_path, out)

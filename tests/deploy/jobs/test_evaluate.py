@@ -133,7 +133,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_one_object_holds_every_view_label_and_ranker(command: list[str]) -> None:
     done = CliRunner().invoke(sessions, [*command, "--json"], catch_exceptions=False)
     found: dict[str, Any] = orjson.loads(done.output)
-    assert found["choice"] == "click" and found["sessions"] == {"to learn from": 120, "asked about": 40}
+    assert found["choice"] == "click" and found["every"] == 1
+    for counts in (found["sessions"], found["pages"], *found["drawn"].values()):
+        assert counts == {"to learn from": 120, "asked about": 40}
     assert {"recall@10", "ndcg@10", "coverage@10", "hr@1", "hr@50"} <= set(found["metrics"])
     for view in ("before", "page"):
         for label in ("label_pre", "label_any"):
@@ -148,9 +150,20 @@ def test_one_object_holds_every_view_label_and_ranker(command: list[str]) -> Non
 
 def test_the_tables_name_what_was_known(command: list[str]) -> None:
     done = CliRunner().invoke(sessions, command, catch_exceptions=False)
-    assert "label_pre, known before the session (40)" in done.output
-    assert "label_any, known up to the page (40)" in done.output and "hr@5 of 11-30 (40)" in done.output
+    assert "label_pre = label_any, known before the session (40)" in done.output
+    assert "label_pre = label_any, known before the page (40)" in done.output and "hr@5 of 11-30 (40)" in done.output
     assert "h_next against LambdaMART + position: recall@10" in done.output
+
+
+def test_one_question_and_a_part_of_it_may_be_asked(command: list[str], tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    options = ["--question", "page", "--every", "3", "--json", "--report", str(report)]
+    done = CliRunner().invoke(sessions, [*command, *options], catch_exceptions=False)
+    found: dict[str, Any] = orjson.loads(done.output)
+    assert found["views"].keys() == {"page"} and found["questions"] == 14
+    assert found["pages"] == {"to learn from": 120, "asked about": 40} and found["every"] == 3
+    assert found["drawn"] == {"page": {"to learn from": 40, "asked about": 14}}
+    assert "known before the page" in report.read_text()
 
 
 def test_a_model_that_knows_the_sessions_is_refused(command: list[str], tmp_path: Path) -> None:

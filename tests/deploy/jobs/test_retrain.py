@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import fcntl
+import gzip
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +24,12 @@ import orjson
 import pytest
 
 from deploy.cli import run as perseid
-from deploy.commands.retrain import STATUS
-from deploy.jobs.retrain import RetrainOutcome, RetrainPlan, Stretch, Verdict, gaps, retrain
+from deploy.commands.retrain import lines_of
+from deploy.jobs.retrain import RetrainPlan, gaps, retrain
 from deploy.jobs.train import TrainPlan, train_folder
+from deploy.jobs.verdict import RetrainOutcome, Stretch, Verdict
 from deploy.models.registry import Registry
+from deploy.models.rollout import Rollout
 from deploy.runtime.process import open_store
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
@@ -94,6 +103,11 @@ def test_the_newest_events_are_asked_about_and_at_most_half_of_what_is_new(
     assert Stretch.of(np.arange(100, dtype=np.int64), known_ms, newest_ms) == expected
 
 
+def test_new_events_of_one_time_are_not_learned_as_there_is_nothing_to_ask_about() -> None:
+    found = Stretch.of(np.array([1, 2, 5, 5, 5]), known_ms=3, newest_ms=30)
+    assert (found.new, found.asked, found.learned) == (3, 3, 0)
+
+
 def compared(low: float, high: float, users: int = 100) -> dict[str, Any]:
     """A comparison in which both models are served with other lists, the champion's at NDCG@10 .2."""
     difference = {"mean": (low + high) / 2, "interval": [low, high], "p": 0.5}
@@ -148,6 +162,25 @@ def test_a_newer_model_is_made_of_all_but_the_newest_events_and_goes_into_the_re
     again = run(plan, settings, texts)
     assert (again["outcome"], again["events_since_last"]) == (RetrainOutcome.NOTHING_NEW, 0)
     assert registry.versions() == [found["model"]]
+
+
+def test_a_day_that_came_as_of_one_time_waits_for_the_next(
+    shop: Path, champion: Path, settings: Settings, texts: Path, tmp_path: Path
+) -> None:
+    folder, known_ms = tmp_path / "at-once", read_document(champion)["metadata"]["before_ms"]
+    shutil.copytree(shop, folder)
+    with gzip.open(shop / "events.csv.gz", "rt") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if int(row["ts_ms"]) >= known_ms:
+            row |= {name: rows[-1][name] for name in ("ts_ms", "timestamp")}
+    with gzip.open(folder / "events.csv.gz", "wt", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    found = run(replace(PLAN, champion=champion, data=folder), settings, texts)
+    assert found["outcome"] == RetrainOutcome.NOTHING_NEW and found["new_events"] > 500
+    assert "all new events are of one time" in found["unseen"][-1]
 
 
 def test_what_nobody_has_seen_is_said() -> None:
@@ -239,6 +272,7 @@ def test_the_command_ends_with_a_status_for_schedulers_and_a_page(
 
     status, said = invoke("--least-new", "999999")
     assert status == 4 and "nothing is retrained" in said
+    assert invoke("--least-new", "999999", "--lenient")[0] == 0
     page = tmp_path / "page.html"
     status, said = invoke("--margin", "1", "--report", str(page))
     assert status == 0 and "is in registry" in said and "beside the champion's" in said
@@ -247,9 +281,29 @@ def test_the_command_ends_with_a_status_for_schedulers_and_a_page(
     shutil.rmtree(tmp_path / "state" / "retrain")
     status, said = invoke("--margin", "0", "--epochs", "1", "--newest", "1h", "--json")
     found = orjson.loads(said)
-    assert status == STATUS[found["outcome"]] == 3
+    assert status == RetrainOutcome(found["outcome"]).exit_status == 3
     assert perseid(["retrain", "--newest", "daily"]) == 2
     assert "no length of time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outcome", "refused", "said"),
+    [
+        (RetrainOutcome.PROMOTED, None, "m-1 is served; `perseid models rollback` takes it back within 24 hours"),
+        (
+            RetrainOutcome.NOT_PROMOTED,
+            "not through its gates in time: …",
+            "m-1 is staged and not promoted: not through",
+        ),
+        (RetrainOutcome.NOT_STAGED, "m-2 is staged already", "m-1 is in registry r and not staged: m-2 is staged"),
+        (RetrainOutcome.TOO_FEW, None, "m-1 is in registry r and stays there"),
+    ],
+)
+def test_the_last_line_says_what_came_of_it(outcome: RetrainOutcome, refused: str | None, said: str) -> None:
+    told = {"champion": "m-0", "champion_until_ms": END_MS, "events_since_last": 600, "questions": 9, "users": 9}
+    found = {**told, "start_ms": END_MS, "seconds": {"training": 9.0}, "model": "m-1", "verdict": {"said": "better"}}
+    *_, last = lines_of({**found, "registry": "r", "outcome": outcome, "refused": refused})
+    assert last.startswith(said)
 
 
 @pytest.fixture
@@ -282,23 +336,70 @@ def test_the_served_model_is_retrained_from_the_topics_and_staged(
         await store.close()
         return found
 
+    async def by_hand(staged: str) -> None:
+        store = open_store(settings)
+        await Rollout(store, registry).stage(staged, replace_other=True)
+        await store.close()
+
     asyncio.run(begin())
     plan = replace(PLAN, stage=True)
     found = run(plan, settings, texts)
     assert found["outcome"] == RetrainOutcome.STAGED and set(found["seconds"]) == {"export", "training", "evaluation"}
     assert asyncio.run(aliases()) == Aliases(version, found["model"]) == registry.aliases()
     assert not (settings.state / "retrain" / "data").exists()
+    (settings.state / "retrain" / ".data.0a1b2c3d").mkdir()  # what an export leaves that was killed
     assert run(plan, settings, texts)["outcome"] == RetrainOutcome.NOTHING_NEW
-    more = [click(number, END_MS + number * 1000) for number in range(400)]
-    produce(topics, more)
+    assert not (settings.state / "retrain" / ".data.0a1b2c3d").exists()
+
+    def more(count: int) -> None:
+        first = more_of["clicks"]
+        more_of["clicks"] += count
+        produce(topics, [click(number, END_MS + number * 1000) for number in range(first, first + count)])
+
+    more_of = {"clicks": 0}
+    more(400)
     again = run(plan, settings, texts)
-    assert again["events_since_last"] == 400 and again["outcome"] == RetrainOutcome.NOT_STAGED
-    assert again["refused"].startswith(f"{found['model']} is staged already")
+    assert again["events_since_last"] == 400 and again["outcome"] == RetrainOutcome.STAGED
+    assert asyncio.run(aliases()) == Aliases(version, again["model"]), "in place of one that a retraining made"
+    asyncio.run(by_hand(found["model"]))
+    (Path(registry.name) / "models" / found["model"] / "card.json").write_text("{}")  # as of one that a person made
+    more(60)
+    refused = run(plan, settings, texts)
+    assert refused["outcome"] == RetrainOutcome.NOT_STAGED
+    assert refused["refused"].startswith(f"{found['model']} is staged already")
     assert asyncio.run(aliases()) == Aliases(version, found["model"])
-    produce(topics, [click(400 + number, END_MS + (400 + number) * 1000) for number in range(60)])
-    replaced = run(replace(plan, replace_other=True), settings, texts)
-    assert replaced["outcome"] == RetrainOutcome.STAGED
-    assert asyncio.run(aliases()) == Aliases(version, replaced["model"])
+    more(60)
+    promoting = replace(plan, replace_other=True, promote=True, promote_within_s=0.0)
+    waits = run(promoting, settings, texts)
+    assert asyncio.run(aliases()) == Aliases(version, waits["model"])
+    if waits["verdict"]["difference"] >= 0:
+        said = "not through its gates in time: listed items with a vector: 0 of 0; no item has a vector"
+    else:
+        said = "its ndcg@10 is below the champion's"
+    assert waits["outcome"] == RetrainOutcome.NOT_PROMOTED and waits["refused"].startswith(said)
+
+
+@pytest.mark.servers
+def test_a_retraining_that_is_stopped_leaves_the_processor_to_others_and_nothing_behind(
+    topics: Broker, champion: Path, texts: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "state" / "retrain"
+    here = {"KAFKA": topics.address, "STATE": str(kept.parent), "PARTITIONS": str(PARTITIONS), "DEVICE": "cpu"}
+    command = ["retrain", "--champion", str(champion), "--texts", str(texts), "--threads", "1", "--nice", "7"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", *command],
+        env={**os.environ, **{f"PERSEID_{name}": value for name, value in here.items()}},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not list(kept.glob("*data*")):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    assert os.getpriority(os.PRIO_PROCESS, running.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 7, 19)
+    running.send_signal(signal.SIGTERM)
+    assert running.communicate(timeout=60)[1].endswith(b"interrupted\n") and running.returncode == 130
+    assert [path.name for path in kept.iterdir()] == ["lock"]
 
 
 def click(number: int, ts_ms: int) -> SourceRecord:

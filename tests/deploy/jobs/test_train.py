@@ -32,8 +32,9 @@ from encoder.training.dataset import TrainingData
 from encoder.training.loop import TrainResult, train
 from encoder.training.options import TrainOptions
 from streams.events import Rules
-from streams.folder.reader import read_folder
+from streams.folder.reader import EVENTS, read_folder
 from streams.folder.records import popular_first
+from streams.left_out import LeftOut
 from tests.support.folders import START_S, item, write_folder
 
 USERS, ITEMS, STEPS = 12, 10, 12
@@ -144,6 +145,15 @@ def test_each_text_is_embedded_once_in_its_life() -> None:
     np.testing.assert_array_equal(again.vectors[:3], first.vectors)
 
 
+def test_a_bound_of_embedding_is_what_is_left_at_most(capsys: pytest.CaptureFixture[str]) -> None:
+    """Some texts in the first seconds say nothing about the others: these may never have their turn."""
+    items = [item(f"i{number}", title=f"thing {number}") for number in range(2_560)]
+    with patch("deploy.progress.EVERY_S", 0.0):
+        embed_texts(items, CountingModel(), TextMemory(), progress=True, bound_s=0.0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("texts embedded: 256 of 2,560 (10 %)") and line.endswith(", at most 0:00 left")
+
+
 def test_a_bound_of_embedding_takes_the_first_texts_and_leaves_the_rest() -> None:
     items, memory = [item(f"i{number}", title=f"thing {number}") for number in range(600)], TextMemory()
     embed_texts(items, CountingModel(), memory, bound_s=0.0)  # one batch is always made
@@ -153,13 +163,15 @@ def test_a_bound_of_embedding_takes_the_first_texts_and_leaves_the_rest() -> Non
 
 
 def test_a_bounded_training_learns_with_the_items_that_have_most_events(folder: Path, tmp_path: Path) -> None:
-    memory, asked = TextMemory(), CountingModel()
+    memory, asked, left = TextMemory(), CountingModel(), LeftOut()
     with patch("deploy.texts.item_vectors._BATCH", 4), TextSource(load({}), memory) as source:
         source.embedder = asked
         options = TrainOptions(epochs=1, threads=1)
         plan = TrainPlan(folder, tmp_path, 0.75, options=options, texts=source, embed_seconds=1e-9)
-        done = train_folder(plan, Rules(), memory)
+        done = train_folder(plan, Rules(), memory, left.update)
     found = read_folder(folder)
+    said = "its item has a record and no vector yet; nothing is lost, only this training does without them"
+    assert left.count(f"{EVENTS}: {said}") > 0
     first = [found.item_ids[number] for number in popular_first(found, found.split_ms(0.75))[:4]]
     document = read_document(done.folder)
     assert set(document["item_ids"]) == set(first)

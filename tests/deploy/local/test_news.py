@@ -46,6 +46,14 @@ def test_ready_comes_before_everything_is_there_and_what_follows_is_said(said: t
     ]
 
 
+def test_a_kept_state_is_ready_before_the_shop_is_open_again(said: tuple[news.News, io.StringIO]) -> None:
+    subject, out = said
+    subject.tell(status("opening the shop", 0, users=0))
+    assert "Ready" not in out.getvalue()
+    subject.tell(status("opening the shop", 1_000))
+    assert "Ready" in out.getvalue() and "Histories" not in out.getvalue()
+
+
 def test_nobody_to_ask_for_is_not_ready(said: tuple[news.News, io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
     subject, out = said
     monkeypatch.setattr(news, "example_user", lambda settings: None)
@@ -68,6 +76,24 @@ def test_the_status_line_has_the_share_and_the_time_left() -> None:
         "t": {"role": "traffic", "phase": "loading histories", "loading": {"done": 50, "total": 200, "per_s": 5.0}}
     }
     assert describe({"roles": loading}).startswith("loading histories: 50 of 200 (25 %), 5/s, 0:30 left · ")
+
+
+def test_the_status_line_says_why_redis_takes_no_writes() -> None:
+    why = "MISCONF Errors writing to the AOF file: No space left on device"
+    assert f" · Redis refuses writes: {why} · " in describe(status("live", 1_000, redis_writes=f"refused: {why}"))
+    assert "Redis" not in describe(status("live", 1_000, redis_writes="accepted"))
+
+
+def test_what_came_of_each_retraining_is_said_once(said: tuple[news.News, io.StringIO]) -> None:
+    subject, out = said
+
+    def retrained(ended_ms: int, outcome: str, text: str) -> dict[str, Any]:
+        last = {"outcome": outcome, "said": text, "began_ms": 0, "ended_ms": ended_ms}
+        return {"roles": {"r": {"role": "retrain", "phase": "waiting", "next_ms": 9, "last": last}}}
+
+    for found in ({"roles": {}}, *[retrained(1, "staged", "m-1 is staged")] * 2, retrained(2, "failed", "no Kafka")):
+        subject.tell(found)
+    assert out.getvalue().splitlines() == ["Retraining, staged: m-1 is staged", "Retraining, failed: no Kafka"]
 
 
 def test_the_clock_that_counts_after_the_end_is_said_once(said: tuple[news.News, io.StringIO]) -> None:

@@ -61,6 +61,7 @@ def test_a_data_folder_becomes_live_answers_and_everything_ends_with_the_command
     finally:
         live.stop()
     assert live.process.returncode == 0, live.output()
+    assert live.output().splitlines()[-2:] == ["Stopping …", "Stopped."]
     assert not any(_runs(pid) for pid in pids)
     assert not (live.state / "up.env").exists()
 
@@ -227,6 +228,25 @@ def test_a_kept_model_is_used_and_other_data_has_another_state(folder: Path, tmp
     assert len(trained) == 2
     assert (first.kind, first.split_ms) == ("data", 1_600_009_600_000)
     assert first.key != second.key
+
+
+def test_a_shop_with_fashion_is_another_one_and_its_end_is_played(tmp_path: Path) -> None:
+    settings, line = load({}, state=tmp_path), StatusLine()
+    made: list[tuple[str, str, bool]] = []
+
+    def train(command: list[str], **_: object) -> object:
+        made.append((Path(command[4]).name, command[command.index("--split") + 1], "--max-seconds" in command))
+        artefact(Path(command[command.index("--out") + 1]), 1_600_009_600_000)
+        return type("Done", (), {"returncode": 0})()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deploy.local.up.subprocess.run", train)
+        patch.setattr("deploy.local.up.HISTORY_DAYS", 1)
+        usual = prepare(UpOptions(tmp_path), settings, {}, line)
+        drifting = prepare(UpOptions(tmp_path, fashion=2.0), settings, {}, line)
+    assert (usual.kind, drifting.kind, drifting.split_ms) == ("shop", "data", 1_600_009_600_000)
+    assert Path(usual.folder).name != Path(drifting.folder).name and usual.key != drifting.key
+    assert made == [(Path(usual.folder).name, "1.0", False), (Path(drifting.folder).name, "0.8", False)]
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

@@ -134,3 +134,16 @@ def test_a_store_that_cannot_be_used_is_named_in_one_line(tmp_path: Path, monkey
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match=r"PERSEID_MODELS=.*: expected a folder, s3://bucket/path"):
         load({"PERSEID_MODELS": address})
+
+
+def test_a_model_is_removed_from_store_and_cache(on: Machine, store: MemoryStore, tmp_path: Path) -> None:
+    here = on("a")
+    version = here.add(saved_model(tmp_path))
+    here.folder(version)
+    assert here.set_aliases(Aliases(), Aliases(version))
+    with pytest.raises(ValueError, match="has an alias in registry memory"):
+        here.remove(version)
+    assert here.set_aliases(Aliases(version), Aliases())
+    here.remove(version)
+    here.remove(version)
+    assert paths(store) == ["aliases.json"] and list((tmp_path / "caches" / "a").iterdir()) == []

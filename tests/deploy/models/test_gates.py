@@ -9,10 +9,12 @@ import orjson
 import pytest
 
 from context.units import DAY_MS
-from deploy.models.gates import FillProgress, PromotionGate, gates_of
+from deploy.models.gates import FillProgress, PromotionGate, gates_of, unwritten
+from index.query.shadow import ShadowCounts, ShadowList, ShadowLists
 from index.state.keys import ITEMS_TAG, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.store import Commit, LogIdentity, Op
+from index.state.trials import Shadow
 from streams.pipeline.partition_clock import PartitionClock
 
 NOW_MS = 1_800_000_000_000
@@ -136,6 +138,60 @@ def test_every_api_process_has_to_have_it_complete() -> None:
         assert (await state.gates())["apis"].passed
 
     asyncio.run(scene())
+
+
+def test_a_shadow_has_to_have_ranked_enough_requests_none_short_and_as_fast() -> None:
+    async def scene() -> None:
+        state = await State().open()
+        shadow = Shadow(B, 0.01, 5)
+        await state.store.write(state.store.keys.cluster(), {"shadow": shadow.encode()})
+
+        async def gate(*processes: tuple[int, float, float, int, int]) -> str:
+            """Of API processes with requests, milliseconds of both models, short lists and failures."""
+            beats = {}
+            for number, (requests, first_ms, second_ms, short, failed) in enumerate(processes):
+                counts = ShadowCounts(A, B, 5, failed=failed)
+                for at in range(requests):
+                    ten = [f"i{n}" for n in range(10)]
+                    second = ten[: 9 if at < short else 10]
+                    counts.add(ShadowLists(ShadowList(ten, first_ms / 1000), ShadowList(second, second_ms / 1000)))
+                beats[f"a{number}"] = {"role": "api", "shadow": counts.report()}
+            await state.roles(**beats)
+            *_, found = await gates_of(state.store, B, NOW_MS)
+            return str(found)
+
+        assert await gate() == "WAIT shadowed requests: 0 of 200"
+        assert await gate((120, 2, 2, 0, 0), (79, 2, 2, 0, 0)) == "WAIT shadowed requests: 199 of 200"
+        assert await gate((120, 2, 2, 0, 0), (5_000, 2, 2, 0, 0)) == "ok   shadowed requests: 200 of 200"
+        assert (await gate((300, 2, 2, 1, 0))).endswith("; 1 list was shorter than the champion's")
+        assert (await gate((300, 2, 2, 0, 7))).endswith("; 7 failed")
+        assert (await gate((300, 2, 9, 0, 0))).startswith("ok"), "nobody notices 9 ms"
+        assert (await gate((300, 20, 28, 0, 0))).startswith("ok")
+        slow = await gate((300, 20, 40, 0, 0))
+        assert slow.startswith("WAIT") and "; p99 43.0 ms, may be 32.3: the champion's is 21.5" in slow
+        await state.store.write(state.store.keys.cluster(), {"shadow": Shadow(B, 0.01, 6).encode()})
+        *_, found = await gates_of(state.store, B, NOW_MS)
+        assert found.has == 0, "counted anew"
+        await state.store.remove(state.store.keys.cluster(), ["shadow"])
+        assert len(await gates_of(state.store, B, NOW_MS)) == 4, "without a shadow no such gate"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("beats", "said"),
+    [
+        ({}, ""),
+        ({"w": {"role": "worker", "models": []}}, ""),
+        ({"w": {"role": "worker", "models": [A]}}, "they have not opened it"),
+        ({"w": {"role": "worker", "models": [A], "refused": {B: "gone"}}}, "gone"),
+        ({"w": {"role": "worker", "models": [A], "refused": {B: "gone"}}, "x": {"role": "worker", "models": [B]}}, ""),
+        ({"w": {"role": "worker", "models": [A, B]}, "a": {"role": "api", "models": {}}}, ""),
+    ],
+    ids=["nobody is there", "starts", "does not know it", "refuses it", "another writes it", "writes it"],
+)
+def test_why_no_worker_writes_a_model(beats: dict[str, Any], said: str) -> None:
+    assert unwritten(list(beats.values()), B) == said
 
 
 def test_the_time_left_is_that_of_the_pace_so_far() -> None:

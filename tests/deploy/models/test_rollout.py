@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deploy.models.rollout import PREVIOUS_MS, Rollout, expire
 from index.state.aliases import Aliases, change_aliases, read_aliases
+from index.state.trials import Shadow
 from tests.support.rollout_world import NOW_MS, RolloutWorld, play
 from tests.support.saved_models import saved_model
 
@@ -72,6 +76,13 @@ def test_each_refusal_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
             (rollout.unstage(), "no model is staged"),
             (rollout.retire(at.a), "is served"),
             (rollout.retire(at.b), "has no alias here"),
+            (rollout.shadow(at.b, 0.01), "is not staged; stage it by"),
+            (rollout.shadow("m-00000000", 0.01), "has no model 'm-00000000'"),
+            (rollout.shadow(at.a, 0.01), "is served already, to everybody"),
+            (rollout.end_shadow(), "there is no shadow"),
+            (rollout.experiment(at.b, 0.1), "is not staged; stage it by"),
+            (rollout.experiment("m-00000000", 0.1), "has no model 'm-00000000'"),
+            (rollout.end_experiment(), "no experiment is running"),
         ):
             with pytest.raises(ValueError, match=said) as caught:
                 await step
@@ -86,6 +97,100 @@ def test_each_refusal_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
             await rollout.stage(at.c)
         await rollout.stage(at.c, replace_other=True)
         assert (await read_aliases(store)).challenger == at.c
+
+    play(tmp_path, scene)
+
+
+def test_a_shadow_and_an_experiment_begin_and_end_with_what_is_staged(tmp_path: Path) -> None:
+    async def scene(at: RolloutWorld) -> None:
+        rollout, store = at.rollout, at.world.store
+        await rollout.stage(at.b, shadow=0.01)
+        assert (await read_aliases(store)).shadowed == Shadow(at.b, 0.01, NOW_MS)
+        assert at.registry.aliases() == Aliases(at.a, at.b), "the registry is not told"
+        with pytest.raises(ValueError, match=r"answers nobody: listed items .* shadowed requests: 0 of 200\."):
+            await rollout.experiment(at.b, 0.1)
+        await at.follow()
+        with pytest.raises(ValueError, match=r"answers nobody: shadowed requests: 0 of 200\."):
+            await rollout.experiment(at.b, 0.1)
+        await rollout.end_shadow()
+        for share in (0.0, 0.00004, 0.99999, 1.0):
+            with pytest.raises(ValueError, match="needs users in both arms"):
+                await rollout.experiment(at.b, share)
+        first = await rollout.experiment(at.b, 0.1)
+        assert (first.champion, first.model, first.share, first.since_ms) == (at.a, at.b, 0.1, NOW_MS)
+        assert (await read_aliases(store)).running == first and len(first.salt) == 16
+        with pytest.raises(ValueError, match=f"experiment {first.id} is running: end it by"):
+            await rollout.experiment(at.b, 0.2, force=True)
+        await rollout.shadow(at.b, 0.5)
+        assert (await read_aliases(store)).running == first, "one goes on beside the other"
+        at.now_ms += 5
+        assert await rollout.end_experiment() == first
+        ended = await read_aliases(store)
+        assert ended.experiment == replace(first, until_ms=NOW_MS + 5) and ended.shadowed is not None
+        second = await rollout.experiment(at.b, 0.1, force=True)
+        assert second.salt != first.salt and second.id != first.id, "other users each time"
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("step", ["promote", "rollback", "unstage", "retire", "replace"])
+def test_each_step_that_changes_a_model_of_an_experiment_ends_it(tmp_path: Path, step: str) -> None:
+    async def scene(at: RolloutWorld) -> None:
+        rollout, store = at.rollout, at.world.store
+        await rollout.stage(at.c)
+        await rollout.promote(at.c, force=True)
+        await rollout.stage(at.b, shadow=0.01)
+        begun = await rollout.experiment(at.b, 0.5, force=True)
+        steps: dict[str, Callable[[], Awaitable[Any]]] = {
+            "promote": lambda: rollout.promote(at.b, force=True),
+            "rollback": rollout.rollback,
+            "unstage": rollout.unstage,
+            "retire": lambda: rollout.retire(at.b),
+            "replace": lambda: rollout.stage(at.a, replace_other=True),
+        }
+        at.now_ms += 5
+        await steps[step]()
+        found = await read_aliases(store)
+        assert found.running is None and found.experiment == replace(begun, until_ms=NOW_MS + 5)
+        assert (found.shadow is None) == (step != "rollback"), "after a rollback it is still staged"
+        assert found.untried == at.registry.aliases()
+
+    play(tmp_path, scene)
+
+
+def test_a_previous_that_comes_to_its_end_leaves_an_experiment_alone(tmp_path: Path) -> None:
+    async def scene(at: RolloutWorld) -> None:
+        await at.rollout.stage(at.c)
+        await at.rollout.promote(at.c, force=True)
+        await at.rollout.stage(at.b, shadow=0.01)
+        begun = await at.rollout.experiment(at.b, 0.5, force=True)
+        assert await expire(at.world.store, NOW_MS + PREVIOUS_MS) == at.a
+        found = await read_aliases(at.world.store)
+        assert found.running == begun and found.shadowed is not None and not found.previous
+
+    play(tmp_path, scene)
+
+
+def test_a_rollback_to_what_no_worker_writes_any_more_is_forced_or_refused(tmp_path: Path) -> None:
+    async def scene(at: RolloutWorld) -> None:
+        rollout, store = at.rollout, at.world.store
+        await rollout.stage(at.b)
+        await at.follow()
+        await rollout.promote(at.b)
+        (at.registry.folder(at.a) / "model.json").unlink()
+        await at.follow()
+        assert await rollout.rollback() == at.a, "a worker that has opened it writes it"
+        assert await rollout.rollback() == at.b
+        await at.written.close()
+        await at.start()  # another worker
+        await at.follow()
+        before = await read_aliases(store)
+        with pytest.raises(
+            ValueError, match=f"{at.a} is not served again, as no worker .* \\(.*No such file"
+        ) as caught:
+            await rollout.rollback()
+        assert "\n" not in str(caught.value) and await read_aliases(store) == before
+        assert await rollout.rollback(force=True) == at.a
 
     play(tmp_path, scene)
 

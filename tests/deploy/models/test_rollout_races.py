@@ -46,9 +46,11 @@ async def begin(store: LiveStore, registry: Registry) -> list[str]:
 
 
 async def check(store: LiveStore, registry: Registry) -> None:
-    """The registry has the aliases in force, and documents are there of just those models."""
+    """The registry has the aliases in force, documents are there of just those models, and trials of what is staged."""
     aliases = await read_aliases(store)
-    assert registry.aliases() == aliases
+    assert registry.aliases() == aliases.untried
+    assert aliases.shadow == aliases.shadowed
+    assert aliases.experiment is None or aliases.experiment.until_ms or aliases.experiment == aliases.running
     for version in registry.versions():
         assert await has_document(store, version) == (version in aliases.versions), version
 
@@ -145,7 +147,7 @@ def test_of_many_who_promote_or_stage_at_once_one_wins_in_redis(
 
 
 def random_step(rollout: Rollout, rng: random.Random, versions: list[str]) -> Coroutine[Any, Any, Any]:
-    match rng.randrange(5):
+    match rng.randrange(8):
         case 0:
             return rollout.stage(rng.choice(versions), replace_other=True)
         case 1:
@@ -154,6 +156,12 @@ def random_step(rollout: Rollout, rng: random.Random, versions: list[str]) -> Co
             return rollout.retire(rng.choice(versions))
         case 3:
             return rollout.unstage()
+        case 4:
+            return rollout.shadow(rng.choice(versions), 0.01)
+        case 5:
+            return rollout.experiment(rng.choice(versions), 0.5, force=True)
+        case 6:
+            return rollout.end_experiment()
         case _:
             return rollout.rollback()
 

@@ -265,7 +265,7 @@ def test_ga4_events_and_items_are_nested(tmp_path: Path, form: str) -> None:
         ("u-9", "L2", "purchase", "1612069520"),
     ]
     assert items["L1"] == {"title": "Lamp", "brand": None, "category": ["Home", "Lamps"], "price": 8.0}
-    assert counts(report)["event_name is not asked for"] == 1
+    assert counts(report) == {"event_name is not asked for": 1, "items.item_id is empty (items)": 1}
     folder = read_folder(tmp_path / "out")
     assert folder.events.detail("session_id") == ["77"] * 3 and folder.events.detail("location") == ["DE"] * 3
 
@@ -344,7 +344,7 @@ def test_shopify_rows_go_on_with_what_the_first_row_said(tmp_path: Path) -> None
         ("a@example.org", "T-100", "purchase", "1759823426"),
         ("a@example.org", "Cup", "purchase", "1759823426"),
     ]
-    assert counts(report) == {"Financial Status is not asked for": 1, "no item (items)": 1}
+    assert counts(report) == {"Financial Status is not asked for": 1, "Variant Price is empty (items)": 1}
     assert items["T-100"] == {
         "title": "Tea 100 g",
         "description": "Green & fresh",
@@ -356,3 +356,65 @@ def test_shopify_rows_go_on_with_what_the_first_row_said(tmp_path: Path) -> None
         "available": True,
     }
     assert items["T-250"]["title"] == "Tea 250 g" and items["T-250"]["price"] == 9.9
+
+
+ORDERS = "Name,Email,Financial Status,Created at,Lineitem name,Lineitem price,Lineitem sku\n"
+PRODUCTS = "Handle,Title,Body (HTML),Vendor,Product Category,Type,Tags,Option1 Value,Option2 Value,Variant SKU,"
+STOCK = "Variant Inventory Tracker,Variant Inventory Qty,Variant Inventory Policy,Variant Price,Status\n"
+
+
+def test_a_shopify_variant_without_sku_has_the_name_that_orders_know_and_a_user_one_spelling(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "shop",
+        orders_export__csv=f"{ORDERS}#1,Kunde1@Example.com,paid,2025-10-07 09:50:26 +0200,Shirt - S / Red,9,\n"
+        "#2,kunde1@example.com,paid,2025-10-08 09:50:26 +0200,Cup,4,\n",
+        products_export__csv=f"{PRODUCTS}{STOCK}"
+        "shirt,Shirt,,,,,,S,Red,,shopify,3,deny,9,active\n"
+        "shirt,,,,,,,M,Red,,shopify,2,deny,9,\n"
+        "shirt,,,,,,,,,,,,,,\n"
+        "cup,Cup,,,,,,Default Title,,,,0,deny,4,active\n",
+    )
+    report = convert("shopify", source, tmp_path / "out")
+    events, items = result(tmp_path / "out")
+    assert [event[:2] for event in events] == [
+        ("kunde1@example.com", "Shirt - S / Red"),
+        ("kunde1@example.com", "Cup"),
+    ]
+    assert {item: found["title"] for item, found in items.items()} == {
+        "Cup": "Cup", "Shirt - M / Red": "Shirt M Red", "Shirt - S / Red": "Shirt S Red",
+    }  # fmt: skip
+    assert not report.without_record.events
+
+
+def test_a_shopify_variant_that_is_sold_out_and_not_sold_then_is_not_available(tmp_path: Path) -> None:
+    stocks = {
+        "none": "shopify,0,deny,9,active", "oversold": "shopify,-2,deny,9,active", "some": "shopify,1,deny,9,active",
+        "goes-on": "shopify,0,continue,9,active", "untracked": ",0,deny,9,active", "draft": "shopify,5,deny,9,draft",
+        "unknown": ",,,9,active",
+    }  # fmt: skip
+    rows = "".join(f"{sku},T,,,,,,a,,{sku},{stock}\n" for sku, stock in stocks.items())
+    source = write(
+        tmp_path / "shop",
+        orders_export__csv=f"{ORDERS}#1,a@b.c,paid,2025-10-07 09:50:26 +0200,T,9,some\n",
+        products_export__csv=f"{PRODUCTS}{STOCK}{rows}",
+    )
+    convert("shopify", source, tmp_path / "out")
+    _, items = result(tmp_path / "out")
+    available = {item for item, found in items.items() if found["available"]}
+    assert available == {"some", "goes-on", "untracked", "unknown"}
+
+
+def test_a_column_that_lacks_is_no_hint_for_one_that_is_read_already(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "shop",
+        orders_export__csv=f"{ORDERS}#1,a@b.c,paid,2025-10-07 09:50:26 +0200,T,9,some\n",
+        products_export__csv="Handle,Title,Body (HTML),Vendor,Product Category,Tags,Option1 Value,Variant SKU,"
+        "Variant Price,Status,Types\n",
+    )
+    with pytest.raises(ValueError, match=r"has no column 'Type'; its header is .*; did you mean 'Types'\?$"):
+        convert("shopify", source, tmp_path / "out")
+    source = write(tmp_path / "shop", products_export__csv="Handle,Body (HTML),Vendor\n")
+    with pytest.raises(
+        ValueError, match=r"has no column 'Variant SKU', 'Title', [^;]*; its header is Handle, Body \(HTML\), Vendor$"
+    ):
+        convert("shopify", source, tmp_path / "out")

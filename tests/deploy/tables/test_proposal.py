@@ -438,3 +438,11 @@ def test_a_few_odd_cells_do_not_hide_the_form() -> None:
     cells = [f"{day:02}.12.2025 10:00:00" for day in range(1, 29)]
     assert forms_of(pl.Series([*cells, "gestern", None])) == ["%d.%m.%Y %H:%M:%S"]
     assert forms_of(pl.Series(["gestern", "heute", "01.12.2025"])) == []
+
+
+@pytest.mark.parametrize("name", ["Angelegt am", "created_at", "date de création", "Fecha de alta"])
+def test_the_day_that_an_item_was_added_is_when_it_was_first_seen(tmp_path: Path, name: str) -> None:
+    (tmp_path / "e.csv").write_text("user_id,sku,date\nu,i,2025-01-01\n")
+    (tmp_path / "i.csv").write_text(f"sku;title;{name}\ni;Tee;31.12.2024\nj;Uhr;01.12.2024\n")
+    text = propose([tmp_path / "e.csv"], [tmp_path / "i.csv"])
+    assert tomllib.loads(text)["items"]["fields"]["first_seen"] == {"column": name, "format": "%d.%m.%Y"}

@@ -239,13 +239,21 @@ def test_numbers_as_ids_meet_and_those_with_zeros_stay(tmp_path: Path) -> None:
 
 def test_events_and_items_that_do_not_meet_are_said(tmp_path: Path) -> None:
     items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
-    report = run(tmp_path, PLAIN + items, "user,item,time\nu,a,1600000000\nu,a,1600000001\n", "id,name\nA,Tea\n")
-    assert report.notes[-2:] == [
+    clicks = "user,item,time\nu,a,1600000000\nu,a,1600000001\n"
+    report = run(tmp_path, PLAIN + items, clicks, "id,name\nA,Tea\n")
+    first = f"{tmp_path / 'events.csv'} line 2, item_id 'a'"
+    assert report.without_record.to_dict() == {"events": 2, "items": 1, "first": first}
+    assert list(report.lines())[1:] == [
+        f"written, but of 1 item without a record: 2 events (first: {first})",
         "1 item has no event",
-        f"2 events have an item without a record: 1 item gets one with an empty title "
-        f"(first: {tmp_path / 'events.csv'} line 2: item 'a')",
     ]
-    assert items_of(tmp_path) == {"A": {"title": "Tea"}, "a": {"title": ""}}
+    assert len(rows(tmp_path)) == 2 and items_of(tmp_path) == {"A": {"title": "Tea"}}
+    shutil.rmtree(tmp_path / "out")
+    report = run(tmp_path, PLAIN, clicks)
+    assert report.notes == [
+        f"2 events have an item without a record: 1 item gets one with an empty title (first: {first})"
+    ]
+    assert not report.without_record.events and items_of(tmp_path) == {"a": {"title": ""}}
 
 
 def test_ratings_become_kinds_by_thresholds(tmp_path: Path) -> None:
@@ -512,11 +520,13 @@ def test_events_that_name_their_item_again_and_again_replace_nothing(tmp_path: P
 
 
 def test_a_table_with_a_header_alone_has_no_event(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no usable event of MAP\.toml"):
+    with pytest.raises(
+        ValueError, match=r"there is no usable event in .*events\.csv by the map MAP\.toml: there is no row in it$"
+    ):
         run(tmp_path, PLAIN, "user,item,time\n")
     items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
     report = run(tmp_path, PLAIN + items, "user,item,time\nu,i,1600000000\n", "id,name\n")
-    assert (report.events, report.items) == (1, 1)
+    assert (report.events, report.items, report.without_record.events) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -564,3 +574,11 @@ def test_a_label_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
     assert found["brand is no label (the row stays)"]["count"] == 2
     assert found["brand is no label (the row stays)"]["first"].startswith(f"{place}'Le\\x07af' ")
     assert found["tags is no label (the row stays)"]["first"].startswith(f"{place}'y\\x07z' ")
+
+
+def test_what_no_topic_takes_as_an_id_is_left_out_by_the_same_rule_as_in_the_topics(tmp_path: Path) -> None:
+    items = '[items.fields]\nitem_id = "id"\ntitle = "name"\n'
+    clicks = "user,item,time\nu\u00a01,a,1600000000\nJosé,a\u2003b,1600000001\nJosé,a,1600000002\n"
+    report = run(tmp_path, PLAIN + items, clicks, "id,name\na,Tea\nb\u202f,Oil\n")
+    assert counts(report) == {"user_id is no id": 1, "item_id is no id": 1, "item_id is no id (items)": 1}
+    assert not read_folder(tmp_path / "out").left_out

@@ -149,6 +149,22 @@ class Scene:
         return clock == b"" or int(clock) >= (END_MS if self.live else SPLIT_MS)
 
 
+def test_what_is_loaded_is_counted_in_items_although_each_is_two_records(tmp_path: Path) -> None:
+    async def run() -> None:
+        shares: list[dict[str, float]] = []
+
+        def seen(subject: Traffic) -> bool:
+            if subject.phase == "loading items":
+                shares.append(subject.counters()["loading"])
+            return "clock" in subject.counters()
+
+        await Scene(tmp_path, END_MS + RECENT_MS).start(seen)
+        assert shares and {share["total"] for share in shares} == {4}
+        assert max(share["done"] for share in shares) <= 4
+
+    asyncio.run(run())
+
+
 def test_after_a_recent_timeline_the_wall_clock_counts(tmp_path: Path) -> None:
     async def run() -> None:
         scene = Scene(tmp_path, END_MS + RECENT_MS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -121,6 +122,18 @@ def test_a_batch_is_published_in_its_order_each_to_its_users_home() -> None:
     }
 
 
+def test_unknown_fields_are_accepted_published_and_named() -> None:
+    site = Site()
+    good = example_of("catalog")
+    response = site.post("catalog", [good, {**good, "availble": False}, {**good, "pric": 1, "availble": True}])
+    assert response.status_code == 202 and response.json()["ignored"] == ["availble", "pric"]
+    PublishedAnswer.model_validate(response.json(), strict=True)
+    assert orjson.loads(site.log.records[1][2] or b"")["availble"] is False, "producers may add their own"
+    single = site.post("clickstream", click(weather={"t": 1}, **{f"{n}-" + "x" * 99: n for n in range(30)})).json()
+    assert single["ignored"] == ["weather", *(f"{n}-{'x' * 99}"[:60] for n in range(19))]
+    assert "ignored" not in site.post("catalog", good).json()
+
+
 def test_one_bad_record_publishes_nothing_and_each_bad_one_is_named() -> None:
     site = Site()
     batch = [click(0), click(1, ts_ms="soon"), {"kind": "view"}, "text", click(4, kind="smell", location="a\n")]
@@ -173,7 +186,7 @@ def test_a_time_in_another_unit_is_refused_with_the_unit_and_nothing_else_is_hid
     found = problem(site.post("catalog", items), 400)
     assert found["errors"] == [
         {"record": 1, "field": "starts_ms", "reason": seconds},
-        {"record": 2, "field": "category", "reason": "expected a list of strings, got a string"},
+        {"record": 2, "field": "category", "reason": "expected a list of strings, got 'w'"},
         {"record": 2, "field": "ends_ms", "reason": seconds},
         {"record": 3, "field": "ends_ms", "reason": seconds},
     ]
@@ -279,7 +292,7 @@ def test_users_with_slashes_and_other_signs_in_their_ids_can_be_forgotten() -> N
     assert site.log.records[0][1] == "team/ü x".encode()
 
 
-@pytest.mark.parametrize("user_id", ["%00", "a%09b", "x" * 257, "ü" * 129])
+@pytest.mark.parametrize("user_id", ["%00", "%20", "a%09b", "x" * 257, "ü" * 129])
 def test_an_id_that_no_record_can_carry_is_refused(user_id: str) -> None:
     site = Site()
     problem(site.call("DELETE", f"/v1/users/{user_id}"), 400)
@@ -302,6 +315,35 @@ def test_a_form_or_text_body_is_refused_so_that_no_web_page_can_post_across_orig
 def test_a_body_that_is_not_json_is_refused() -> None:
     headers = {"content-type": "application/json; charset=utf-8"}
     problem(Site().call("POST", "/v1/events", content=b'{"a": NaN}', headers=headers), 400)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "BR ", "gzip, deflate"])
+def test_a_compressed_body_is_refused_by_the_name_of_its_header(encoding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    site = Site()
+    packed = gzip.compress(orjson.dumps(click()))
+    found = problem(site.call("POST", "/v1/events", content=packed, headers=headers), 415)
+    assert found["detail"] == f"Content-Encoding {encoding.strip().lower()!r}; send the body without compression"
+    headers["content-encoding"] = "identity"
+    assert site.call("POST", "/v1/events", content=orjson.dumps(click()), headers=headers).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (gzip.compress(b"{}"), "it is compressed with gzip; send it without compression"),
+        ('{"user_id": "ü"}'.encode("utf-16"), "it is UTF-16; send UTF-8"),
+        ('{"user_id": "ü"}'.encode("utf-16-be"), "it is UTF-16; send UTF-8"),
+        ("[]".encode("utf-16-le"), "it is UTF-16; send UTF-8"),
+        (b"\xef\xbb\xbf{}", "it begins with a byte order mark; leave that out"),
+        ('{"a": "ü"}'.encode("latin-1"), "byte 7 is 0xfc, which is no UTF-8, but may be Latin-1; send UTF-8"),
+    ],
+    ids=["gzip", "utf-16", "utf-16-be", "utf-16-le", "bom", "latin-1"],
+)
+def test_a_body_in_another_encoding_is_told_which(body: bytes, said: str) -> None:
+    headers = {"content-type": "application/json"}
+    found = problem(Site().call("POST", "/v1/events", content=body, headers=headers), 400)
+    assert found["detail"] == f"the body is not JSON: {said}"
 
 
 def test_a_body_above_one_mebibyte_is_refused_whether_it_says_its_length_or_not() -> None:

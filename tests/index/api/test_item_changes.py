@@ -166,7 +166,12 @@ def test_a_deleted_item_is_withdrawn_and_an_unknown_one_too() -> None:
             response = await client.delete(f"/v1/items/{item_id}")
             assert response.status_code == 202 and response.json()["records"][0]["topic"] == "catalog"
             assert world.published[-1] == ("catalog", item_id.encode(), None, None)
-        assert (await client.get("/v1/items/i/7")).json()["catalogue"] is None
+        shown = (await client.get("/v1/items/i/7")).json()
+        assert shown["catalogue"] is None and shown["indexed"] is False
+        assert (await client.get("/v1/items/tea0")).json()["indexed"] is True
+        await client.delete("/v1/items/tea0")
+        shown = (await client.get("/v1/items/tea0")).json()
+        assert (shown["catalogue"], shown["indexed"]) == (None, False), "its vector is kept, for when it comes back"
         await refused(await client.patch("/v1/items/i/7", json={"price": 1}), 404, "is withdrawn; post a whole record")
         await refused(await client.patch("/v1/items/nothing", json={"price": 1}), 404, "no item 'nothing'")
 
@@ -188,6 +193,28 @@ def test_a_patch_that_leaves_no_valid_record_publishes_nothing(patch: Any, statu
         before = len(world.published)
         await refused(await client.patch("/v1/items/i/7", json=patch), status, detail)
         assert len(world.published) == before
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("patch", "detail", "fields"),
+    [
+        ({"pric": 12}, "pric: unknown field; known: available, brand, category,", ["pric"]),
+        ({"price": 12, "availble": False, "x" * 90: 1}, "availble: unknown field", ["availble", "x" * 60]),
+        ({}, "the body: names no field to change; known: available,", [""]),
+        ({"item_id": "i/7"}, "the body: names no field to change; known: available,", [""]),
+    ],
+    ids=["typo", "beside-a-good-one", "none", "only-the-id"],
+)
+def test_a_patch_of_no_field_or_of_one_that_there_is_not_changes_nothing(
+    patch: Any, detail: str, fields: list[str]
+) -> None:
+    async def scene(world: ApplyingWorld, client: httpx.AsyncClient) -> None:
+        before = len(world.published)
+        response = await client.patch("/v1/items/i/7", json=patch)
+        await refused(response, 400, detail)
+        assert [error["field"] for error in response.json()["errors"]] == fields and len(world.published) == before
 
     play(scene)
 
@@ -263,3 +290,23 @@ def test_what_is_not_applied_is_remembered_within_bounds_and_in_one_log() -> Non
     for number in range(20_000):
         items.note(f"i{number}", number, applied=number)
     assert items.until("nobody", b"another") == 0, "what was applied meanwhile is forgotten"
+
+
+def test_an_item_with_an_empty_title_can_be_changed_and_keeps_it() -> None:
+    async def scene(world: ApplyingWorld, client: httpx.AsyncClient) -> None:
+        await client.post("/v1/items", json=record(title=""))
+        assert (await client.patch("/v1/items/i/7", json={"price": 3})).status_code == 202
+        found = (await client.get("/v1/items/i/7")).json()["catalogue"]
+        assert (found["title"], found["price"], found["brand"]) == ("", 3.0, "Larkspur")
+        await refused(await client.patch("/v1/items/i/7", json={"title": None}), 400, "1 of 1 record is refused")
+
+    play(scene)
+
+
+def test_a_patch_nested_as_deep_as_json_can_be_is_no_server_error() -> None:
+    async def scene(world: ApplyingWorld, client: httpx.AsyncClient) -> None:
+        deep = b'{"x":' * 1000 + b"1" + b"}" * 1000
+        found = await client.patch("/v1/items/i/7", content=deep, headers={"content-type": "application/json"})
+        assert found.status_code == 400, found.text
+
+    play(scene)

@@ -38,7 +38,7 @@ def test_an_item_is_shown_with_the_position_of_its_last_change() -> None:
         before = body["position"]
         await world.withdraw("tea3")
         body = (await client.get("/v1/items/tea3")).json()
-        assert body["catalogue"] is None and body["position"] == before + 17 and body["indexed"]
+        assert body["catalogue"] is None and body["position"] == before + 17 and not body["indexed"]
 
     play(scene)
 

@@ -209,7 +209,7 @@ def test_a_request_may_bring_its_own_context() -> None:
         assert [part["feature"] for part in answer["context"]["applied"]] == ["weather.heat_wave=true"]
         wrong = {"weather": "hot", "promotions": [{"tag": "t", "strength": "x"}]}
         bad = problem(await client.post("/v1/recommendations", json={"user_id": "u1", "context": wrong}), 400)
-        assert bad["detail"] == "context.weather: expected an object, got a string"
+        assert bad["detail"] == "context.weather: expected an object, got 'hot'"
         assert [each["field"] for each in bad["errors"]] == ["context.weather", "context.promotions[0].strength"]
 
     play(scene)
@@ -231,6 +231,8 @@ def test_a_bad_filter_is_refused_with_its_path() -> None:
         body = {"user_id": "u1", "filter": {"and": [{"field": "colour", "in": ["red"]}]}}
         found = problem(await client.post("/v1/recommendations", json=body), 400)
         assert "filter.and[0].field" in found["detail"] and "colour" in found["detail"]
+        (error,) = found["errors"]
+        assert error["field"] == "filter.and[0].field" and error["reason"].startswith("'colour' is not one of ")
 
     play(scene)
 

@@ -11,7 +11,7 @@ import streams.evaluation.slices
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.slices import Facts
-from streams.evaluation.tables import LEAST_QUESTIONS, sessions_table, table
+from streams.evaluation.tables import LEAST_QUESTIONS, session_titles, sessions_table, table
 
 HOUR_MS = 3_600_000
 
@@ -152,11 +152,20 @@ def test_of_sessions_too() -> None:
         "label_pre": {**large.result(1), "by_candidates": {**few, "31-100": large.result(1)}},
         "label_any": {**one.result(1), "by_candidates": few},
     }
-    text = sessions_table({"model": "m", "data": "d", "choice": "click", "sessions": {}, "views": {"page": parts}})
+    about = {"model": "m", "data": "d", "choice": "click", "sessions": {}, "pages": {}, "every": 2}
+    text = sessions_table({**about, "views": {"page": parts}})
+    assert text.startswith("model m on d: choices are clicks; sessions {}; pages {}; asked is one in 2\n")
     assert (
-        text.count("hr@5 of") == 1 and "hr@5 of 31-100 (10)" in text and "label_any, known up to the page (1)" in text
+        text.count("hr@5 of") == 1 and "hr@5 of 31-100 (10)" in text and "label_any, known before the page (1)" in text
     )
     assert text.endswith("\n\nnot shown: 2 slices of fewer than 10 questions; --json has all")
+
+
+def test_labels_that_mean_the_same_are_shown_once() -> None:
+    result = compared().result(4)
+    assert [title for title, _ in session_titles("page", {"label_pre": result, "label_any": result})] == [
+        "label_pre = label_any, known before the page"
+    ]
 
 
 def test_a_comparison_of_nothing_is_refused() -> None:

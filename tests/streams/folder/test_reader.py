@@ -25,7 +25,7 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.folder.reader import DEFAULT_KIND_OF, EVENT_TYPES, read_folder
+from streams.folder.reader import DEFAULT_KIND_OF, EVENT_TYPES, FORGET_CODE, read_folder
 from streams.folder.records import SourceRecord, records
 from streams.item_vectors import ItemVectors
 from streams.parsing import parse
@@ -197,6 +197,12 @@ def test_details_travel_and_a_forget_has_no_item(tmp_path: Path) -> None:
     assert isinstance(view, Click) and (view.event_id, view.location, view.page_id) == ("e-1", "oslo", "p1")
     assert isinstance(forget, Forget) and forget.event_id == "shop:2"
     assert folder.events.detail("session_id") == ["", ""] and folder.events.detail("recommendation_id") == ["", ""]
+
+
+def test_a_forget_that_names_an_item_is_obeyed(tmp_path: Path) -> None:
+    rows = [("u", "a", "view", START_S), ("u", "a", "Forget", START_S + 1)]
+    folder = read_folder(write_folder(tmp_path / "shop", rows, [item("a")]))
+    assert folder.events.kinds.tolist() == [0, FORGET_CODE] and not folder.left_out
 
 
 def test_computed_vectors_follow_their_item_and_replace_the_folders_own(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_counters_have_the_flat_names_of_heartbeats_and_are_loaded_from_them() -
     counts.add_malformed("users", "numeric.age")
     flat = {"redelivered": 0, "late": 1, "applied": 3, "applied:item-vectors": 3, "malformed:users:numeric": 1}
     assert counts.as_dict() == flat and {type(name) for name in counts.as_dict()} == {str}
+    assert list(counts) == ["redelivered", "late", "applied"] and "late" in counts and "gaps" not in counts
     resumed = PipelineCounters()
     resumed.add("gaps")
     resumed.load(flat)

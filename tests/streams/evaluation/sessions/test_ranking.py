@@ -88,7 +88,7 @@ def test_all_rankers_order_the_same_candidates(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("streams.evaluation.sessions.ranking.Comparison.add", watch)
     result = evaluated(folder)
     assert result["sessions"] == {"to learn from": 6 * 40, "asked about": 2 * 40}
-    assert len(seen) == 2 * 2 * 2 * 80  # overall and by size, views, labels
+    assert len(seen) == 2 * 2 * 80  # overall and by size, views; the labels are alike
     for lists in seen:
         assert set(lists) == {*PERSEID, *BASELINES}
         assert all(ranked == lists["h_next"] for ranked in lists.values()) and len(lists["h_next"]) == PAGE
@@ -112,16 +112,17 @@ def asked(folder: Folder) -> Iterator[SessionQuestion]:
     return session_questions(folder, read_sessions(folder, "click"), replace(RULES, reload_ms=0), CONFIG)
 
 
-def test_a_question_knows_nothing_from_its_own_moment_on(tmp_path: Path) -> None:
-    """Features and windows stay the same when everything from the question on is cut away from the folder."""
+def test_a_window_ends_before_its_own_moment(tmp_path: Path) -> None:
+    """The window is all that the user did before, and nothing else."""
     folder, whole = planted(tmp_path, "last view", days=3, users=6), {}
     for ask in asked(folder):
-        whole[ask.session.user_id, ask.now_ms, ask.view] = ask
-        assert all(ts_ms < ask.now_ms for ts_ms in ask.request.ts_ms)
+        now_ms = ask.slate.start_ms
+        whole[ask.slate.user_id, now_ms, ask.view] = ask
+        assert all(ts_ms < now_ms for ts_ms in ask.request.ts_ms)
         history = [
             (folder.item_ids[item], int(ts_ms))
             for user, item, ts_ms in zip(folder.events.users, folder.events.items, folder.events.ts_ms, strict=True)
-            if folder.user_ids[user] == ask.session.user_id and ts_ms < ask.now_ms
+            if folder.user_ids[user] == ask.slate.user_id and ts_ms < now_ms
         ]
         assert list(zip(ask.request.items, ask.request.ts_ms, strict=True)) == history[-len(ask.request.items) :]
         assert len(ask.request.items) == len(history) < 20
@@ -133,21 +134,20 @@ def test_features_count_what_a_naive_count_counts(tmp_path: Path) -> None:
     found = read_sessions(folder, "click")
     events = list(zip(folder.events.items.tolist(), folder.events.ts_ms.tolist(), strict=True))
     for ask in asked(folder):
+        now_ms = ask.slate.start_ms
         for label in LABELS:
             rows = ask.features[label]
             assert rows.shape == (PAGE, len(FEATURES))
             column = dict(zip(FEATURES, rows.T, strict=True))
-            for at, shown in enumerate(ask.session.candidates(label)):
-                acted = [ts for item, ts in events if folder.item_ids[item] == shown.item_id and ts < ask.now_ms]
-                chosen = [ts for ts, _, item in found.choices if item == shown.item_id and ts < ask.now_ms]
-                pages = sum(shown.item_id in p.shown and p.ts_ms < ask.now_ms for p in found.pages)
+            for at, shown in enumerate(ask.slate.candidates(label)):
+                acted = [ts for item, ts in events if folder.item_ids[item] == shown.item_id and ts < now_ms]
+                chosen = [ts for ts, _, item in found.choices if item == shown.item_id and ts < now_ms]
+                pages = sum(shown.item_id in p.shown and p.ts_ms < now_ms for p in found.pages)
                 assert column["events"][at] == len(acted) and column["choices"][at] == len(chosen)
                 assert column["choice_rate"][at] == pytest.approx((len(chosen) + 1) / (pages + 20))
                 assert column["user_events"][at] == list(ask.request.items).count(shown.item_id)
                 if chosen:
-                    assert column["item_gap"][at] == pytest.approx(
-                        np.log1p((ask.now_ms - max(chosen)) / 1000), abs=1e-4
-                    )
+                    assert column["item_gap"][at] == pytest.approx(np.log1p((now_ms - max(chosen)) / 1000), abs=1e-4)
                 assert column["price"][at] == pytest.approx(np.log(shown.price), abs=1e-5)
 
 
