@@ -274,19 +274,6 @@ class LoadedStatus(_Shape):
     complete: bool = Field(description="whether lists by it would be as good as the topics' content")
 
 
-class EmbeddingStatus(_Shape):
-    """How far the embed role is with the texts of a model of another embedder than the champion's."""
-
-    embedder: str | None = None
-    done: int | None = Field(None, description="listed items that have a text vector; null = not looked at yet")
-    total: int | None = None
-    per_s: float | None = None
-    seconds_left: float | None = Field(None, description="by the pace and by the limits; null = not known yet")
-    pending: int = Field(0, description="items for whose text there is no usable answer by now")
-    waiting: str = Field("", description="why nothing is embedded at present, as when the day's tokens are spent")
-    refused: str | None = Field(None, description="why its texts are not embedded at all")
-
-
 class ShadowStatus(_Shape):
     """Requests that the staged model ranked, too, after they were answered; of all API processes."""
 
@@ -315,13 +302,13 @@ class ExperimentStatus(_Shape):
 
 
 class ModelsStatus(_Shape):
-    """Versions by alias, how the challenger is tried, what this process has loaded, and how far texts are embedded."""
+    """Versions by alias, how the challenger is tried, and what this process has loaded."""
 
     champion: str | None = None
     challenger: str | None = None
     previous: str | None = None
     loaded: dict[str, LoadedStatus] = {}
-    embedding: dict[str, EmbeddingStatus] = {}
+    embedding: dict[str, dict[str, Any]] = Field({}, description="how far texts for another embedder are, by version")
     shadow: ShadowStatus | None = None
     experiment: ExperimentStatus | None = None
 

@@ -23,9 +23,7 @@ ADDED_STATUSES = {  # that were answered before and not documented
     "get /v1/items/{item_id}/similar": ["405", "413"], "get /v1/users/{user_id}": ["405", "413"],
 }  # fmt: skip
 ADDED_LINKS = ("post /v1/events", "post /v1/items", "post /v1/users")
-ADDED_SCHEMAS = (
-    "EmbeddingStatus", "ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "RootAnswer", "ShadowStatus",
-)  # fmt: skip
+ADDED_SCHEMAS = ("ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "RootAnswer", "ShadowStatus")
 ADDED_FIELDS = (
     ("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"),
     ("PublishedAnswer", "ignored"),
