@@ -10,11 +10,11 @@ from pathlib import Path
 
 import click
 
-from deploy.commands.options import checked, duration_ms, state_option
+from deploy.commands.options import HeadedOption, SectionedCommand, checked, duration_ms, state_option
 from deploy.state_folder import attach
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -48,15 +48,27 @@ from deploy.state_folder import attach
 )
 @click.option(
     "--retrain-every",
+    cls=HeadedOption,
+    heading="Retraining",
     callback=checked(duration_ms),
     metavar="TIME",
     help="Run `perseid retrain` each time so long has passed (s, m, h or d, as 6h), and stage what is good enough.",
 )
 @click.option(
-    "--retrain-promote", is_flag=True, help="With --retrain-every: also serve it, as `perseid retrain --promote` does."
+    "--retrain-promote",
+    cls=HeadedOption,
+    heading="Retraining",
+    is_flag=True,
+    help="With --retrain-every: also serve it, as `perseid retrain --promote` does.",
 )
 @click.option(
-    "--retrain-threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of a retraining."
+    "--retrain-threads",
+    cls=HeadedOption,
+    heading="Retraining",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="CPU threads of a retraining.",
 )
 def up(
     data: Path | None,

@@ -15,9 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from index.query.model import RequestedList
 
 MAX_COUNT = 200
-MAX_BATCH = 1_000
-DEFAULT_COUNT = 10
-MAX_ID_BYTES = 256
+MAX_BATCH, DEFAULT_COUNT, MAX_ID_BYTES = 1_000, 10, 256
 
 
 def _possible_id(value: str) -> str:
@@ -233,10 +231,7 @@ class Published(_Shape):
 
 class PublishedAnswer(_Shape):
     records: list[Published] = Field(description="one for each record, in the order they were sent")
-    ignored: list[str] | None = Field(
-        None,
-        description="fields of the records that no record of the topic has, at most 20; absent where there are none",
-    )
+    ignored: list[str] | None = Field(None, description="unknown fields of the records, at most 20; absent without any")
 
     model_config = example(records=[{"topic": "clickstream", "partition": 17, "offset": 20411}])
 
@@ -326,9 +321,7 @@ class StatusAnswer(_Shape):
     kafka: str
     redis: str
     redis_up: bool
-    redis_writes: str | None = Field(
-        None, description="accepted, or refused: and why, as when memory is full or a replica answers; null = not known"
-    )
+    redis_writes: str | None = Field(None, description="accepted, or refused: and why; null = not known")
     topics: dict[str, TopicStatus]
     events_per_s: float
     freshness_ms: Freshness = Field(description="event in Kafka until visible, of the slowest worker")

@@ -96,4 +96,10 @@ def came(live: Live, outcome: str) -> dict[str, Any] | None:
 
 
 def retrainings(live: Live) -> list[psutil.Process]:
-    return [child for child in psutil.Process(live.process.pid).children() if "retrain" in child.cmdline()]
+    def is_one(child: psutil.Process) -> bool:
+        try:
+            return "retrain" in child.cmdline()
+        except psutil.NoSuchProcess:  # it has just ended; a zombie is one, too
+            return False
+
+    return [child for child in psutil.Process(live.process.pid).children() if is_one(child)]
