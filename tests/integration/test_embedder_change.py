@@ -160,7 +160,7 @@ class Asking:
                 self.wrong.append(repr(error))
                 continue
             self.models.add(answer["model"])
-            # On a busy machine Redis may be too slow for a request, which is answered from memory then, without a position.
+            # On a busy machine Redis may be too slow: the answer is from memory then, without a position.
             is_slow = answer["as_of"]["offset"] is None
             if len(answer["items"]) != SHOWN or (answer["served_by"] == "popular" and not is_slow):
                 self.wrong.append({**answer, "items": len(answer["items"]), "at": time.time()})
