@@ -1,7 +1,7 @@
 """Writes every item into Elasticsearch by following the item log.
 
 An index is made per item log and model version, also of a staged one, filled, and then said to be complete up to a
-position; then others are deleted. A document's version is its item-log position. What is not newer is refused, so
+position; then others go. A document's version is its item-log position. What is not newer is refused, so
 several or late indexers do no harm.
 """
 
