@@ -210,6 +210,9 @@ class EmbeddingService:
                 self.counts["malformed"] += 1
                 continue
             assert isinstance(entry, CatalogueEntry)
+            pending = self._pending.get(entry.item_id)
+            if pending is not None and pending.record.offset == record.offset and pending.due_s > time.monotonic():
+                continue  # it came again, and is asked about when its rest is over
             latest.pop(entry.item_id, None)
             latest[entry.item_id] = record, entry
         return latest

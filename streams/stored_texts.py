@@ -17,15 +17,18 @@ from typing import Any
 
 import orjson
 
+from index.state.keys import ITEMS_TAG
 from index.state.records import (
     CATALOGUE,
     EMBEDDER,
+    MODELS,
     POSITION,
     TAGS,
     TEXT_HASH,
     TEXT_VECTOR,
     VECTOR_HASH,
     beside,
+    complete_models,
 )
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import CATALOG, Record
@@ -35,6 +38,7 @@ log = logging.getLogger(__name__)
 _LOOK = 1000  # items looked at in one round trip
 _WAIT_MS = 250  # for a change, when there is nothing else to do; also bounds how late a stop is noticed
 _RETRY_S = 1.0  # the live state is away, or the catalogue is another process's
+_AGAIN_S = 30.0  # between two looks at all items as long as they are not complete: vectors may have been removed
 _PACES = 12  # batches over which the pace is measured, …
 _PAUSE_S = 600.0  # … unless so much time lies between two: the day's tokens were spent
 
@@ -83,16 +87,21 @@ async def stored_texts(
 
 
 class StoredCatalog:
-    """Catalogue records of stored items for one embedder; `is_ours` says whether to give any now."""
+    """Catalogue records of stored items for one embedder; `is_ours` says whether to give any now.
+
+    `version` is the model that reads its vectors: once all items have those, only what changes is looked at.
+    """
 
     def __init__(
         self,
         store: LiveStore,
         embedder: str,
+        version: str,
         is_ours: Callable[[], bool] = lambda: True,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._embedder, self._is_ours, self._now_s = store, embedder, is_ours, monotonic_s
+        self._store, self._embedder, self._version = store, embedder, version
+        self._is_ours, self._now_s, self._looked_s = is_ours, monotonic_s, 0.0
         self._generation, self._position = "", 0  # of the item log
         self._changed: dict[str, None] = {}
         self._lacking: list[str] = []  # whose turn is next stands last
@@ -133,7 +142,8 @@ class StoredCatalog:
     async def _take(self, most: int) -> list[Record]:
         waits = 0 if self._lacking or self._changed else _WAIT_MS
         page = await self._store.read_log(self._generation, self._position, waits)
-        if page.reload:
+        rests = not (page.items or self._changed or self._lacking)
+        if page.reload or (rests and self._now_s() >= self._looked_s + _AGAIN_S and not await self._is_complete()):
             await self._look()
         else:
             self._changed |= dict.fromkeys(page.items)
@@ -153,8 +163,13 @@ class StoredCatalog:
             if catalogue is not None
         ]
 
+    async def _is_complete(self) -> bool:
+        ((mark,),) = await self._store.read([(self._store.keys.owner(ITEMS_TAG), [MODELS])])
+        return self._version in complete_models((mark or b"").decode())
+
     async def _look(self) -> None:
         """Looks at all items, those that changed last first; what changes meanwhile is told by the log."""
+        self._looked_s = self._now_s()
         start, keys = await self._store.read_log("", 0, 0), self._store.keys
         lacking, total, at = dict[str, None](), 0, 0
         while page := [item_id for item_id, _ in await self._store.highest(keys.item_index(), at, _LOOK)]:

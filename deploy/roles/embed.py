@@ -171,7 +171,7 @@ class EmbedRole:
             self._refuse(version, error)
             return
         self._refused.pop(version, None)
-        self._start(version, model, memory, StoredCatalog(self._store, model.name, self._is_ours))
+        self._start(version, model, memory, StoredCatalog(self._store, model.name, version, self._is_ours))
 
     def _start(self, version: str, model: EndpointTextModel, memory: Memory, stored: StoredCatalog | None) -> None:
         from streams.embedding import EmbeddingService

@@ -11,7 +11,7 @@ import pytest
 from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import ITEMS_TAG
 from index.state.memory_store import MemoryStore
-from index.state.records import CATALOGUE, EMBEDDER, TAGS, TEXT_HASH, TEXT_VECTOR, VECTOR_HASH, beside
+from index.state.records import CATALOGUE, EMBEDDER, MODELS, TAGS, TEXT_HASH, TEXT_VECTOR, VECTOR_HASH, beside
 from index.state.store import Commit, LogIdentity, Op, StoreUnavailableError
 from streams.events import CATALOG, CatalogueEntry, Record, Rules
 from streams.parsing import parse
@@ -25,7 +25,7 @@ class Items:
 
     def __init__(self) -> None:
         self.store, self.now_s, self.ours = MemoryStore(), 0.0, True
-        self.catalog = StoredCatalog(self.store, "new", lambda: self.ours, lambda: self.now_s)
+        self.catalog = StoredCatalog(self.store, "new", "m-2", lambda: self.ours, lambda: self.now_s)
         self._position = 0
 
     async def open(self) -> Items:
@@ -96,6 +96,23 @@ def test_what_changes_comes_before_what_is_left_and_each_once() -> None:
         assert await at.take(3) == ["new", "i0", "i3"]
         await at.withdraw("i2")
         assert await at.take() == ["i1", "i0"], "what changed is looked at by who embeds: it may have its vector now"
+
+    play(scene)
+
+
+def test_a_vector_that_was_removed_without_a_word_is_missed_as_long_as_the_items_are_not_complete() -> None:
+    async def scene(at: Items) -> None:
+        await at.put("a", e=b"1", t=b"[]", vh=hash_of("a"), m=b"new")
+        assert await at.take() == []
+        await at._commit(Op("hdel", at.store.keys.item("a"), names=(TEXT_VECTOR,)))
+        await at.store.write(at.store.keys.owner(ITEMS_TAG), {MODELS: b"m-1 m-2"})
+        at.now_s += 30
+        assert await at.take() == [], "all items have its vectors: nobody looks"
+        await at.store.write(at.store.keys.owner(ITEMS_TAG), {MODELS: b"m-1 ~m-2"})
+        assert await at.take() == ["a"]
+        assert await at.take() == [], "and again after half a minute only"
+        at.now_s += 30
+        assert await at.take() == ["a"]
 
     play(scene)
 

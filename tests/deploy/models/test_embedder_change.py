@@ -33,7 +33,7 @@ class Backfill:
     def __init__(self, at: RolloutWorld) -> None:
         self._at = at
         self.service = at.world.embedding(at.world.second)
-        self.catalog = StoredCatalog(at.world.store, WIDE)
+        self.catalog = StoredCatalog(at.world.store, WIDE, at.b, monotonic_s=lambda: at.world.now_s)
 
     async def step(self, most: int = 64) -> int:
         records = await self.catalog.take(most)
@@ -152,7 +152,7 @@ def test_a_second_one_of_the_new_embedder_needs_no_text_and_the_first_embedder_c
         await at.rollout.stage(at.a)
         at.world.texts, at.world.second = at.world.second, at.world.texts
         again = at.world.embedding(at.world.second)
-        catalog = StoredCatalog(at.world.store, HASHED)
+        catalog = StoredCatalog(at.world.store, HASHED, at.a)
         assert await again.embed(await catalog.take(64)) == 12
         await at.world.deliver()
         await settle(at)
@@ -204,7 +204,7 @@ def test_an_embed_process_killed_in_the_middle_pays_for_no_text_twice(tmp_path: 
         memory = world.memories[WIDE]
         killed = EmbeddingService(world.store, RULES, world.second, memory, publish, is_second=True)
         with pytest.raises(KilledError):
-            await killed.embed(await StoredCatalog(world.store, WIDE).take(64))
+            await killed.embed(await StoredCatalog(world.store, WIDE, at.b).take(64))
         await world.deliver()
         assert await texts_of(at, WIDE) != sorted(ITEMS) and len(memory) == 12
         await Backfill(at).all()
@@ -220,7 +220,7 @@ def test_a_backfill_that_has_spent_its_limit_keeps_only_itself_waiting(tmp_path:
         world = at.world
         await at.rollout.stage(at.b)
         await at.follow()
-        service, catalog, stop = world.embedding(world.second), StoredCatalog(world.store, WIDE), asyncio.Event()
+        service, catalog, stop = world.embedding(world.second), StoredCatalog(world.store, WIDE, at.b), asyncio.Event()
         world.second.errors = [BudgetError("8 of 8 tokens of this day are spent", 3_600.0)]
         running = asyncio.create_task(service.run(catalog, stop))
         async with asyncio.timeout(10):
@@ -250,7 +250,7 @@ def test_a_rebuild_from_what_compaction_leaves_brings_both_embedders_back(tmp_pa
         world = at.world
         world.texts, world.second = world.second, world.texts  # the new champion's is the first now
         await world.put_items("later", "i2", text="anew")
-        backfill = world.embedding(world.second), StoredCatalog(world.store, HASHED)
+        backfill = world.embedding(world.second), StoredCatalog(world.store, HASHED, at.a)
         await backfill[0].embed(await backfill[1].take(64))
         await world.deliver()
         await settle(at)
