@@ -229,7 +229,7 @@ class ModelLoader:
         incomplete = self._lack(model.version)
         catalogue, elastic_does = self._catalogue(model), self._settings.elastic and self._settings.elastic.use
         folder = None if elastic_does == "knn" else self._settings.snapshots  # which hold all vectors
-        follower = ItemFollower(self._store, model.version, catalogue)
+        follower = ItemFollower(self._store, model.version, catalogue, model.embedder)
         try:
             if folder is not None:
                 await asyncio.to_thread(start_from_snapshot, folder, catalogue, follower)

@@ -15,7 +15,7 @@ from encoder.model.encoder import StarsEncoder
 def saved_model(parent: Path, seed: int = 0, *, embedder: str = "hashed", sizes: Any = None, **metadata: Any) -> Path:
     """The folder `parent/<version>` of a random model; `sizes` are settings of its config."""
     torch.manual_seed(seed)
-    model = StarsEncoder(preset("nano", d_text=8, d_reduced=4, **(sizes or {}))).eval()
+    model = StarsEncoder(preset("nano", **{"d_text": 8, "d_reduced": 4, **(sizes or {})})).eval()
     words = {"embedder": embedder, "context_features": [], "slot": "next", "metrics": {"ndcg@10": 0.5}, **metadata}
     return save_version(model, parent, words)[0]
 

@@ -10,6 +10,7 @@ from weakref import ref
 
 import httpx
 import numpy as np
+import orjson
 
 from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.keys import ITEMS_TAG, partition_of, partition_tag
@@ -66,6 +67,14 @@ def test_a_challenger_is_loaded_once_all_items_have_its_vectors_and_promoted_at_
         await alias(world, challenger=OTHER)
         await asyncio.sleep(0.1)
         assert list((await status(client))["loaded"]) == [MODEL]
+        texts = {"embedder": "large", "done": 5, "total": 20, "per_s": 2.0, "waiting": ""}
+        embed = orjson.dumps({"role": "embed", "beat_ms": 1, "embedding": {OTHER: texts}})
+        await world.store.write(world.store.keys.roles(), {"embed-1": embed})
+
+        async def says_texts() -> bool:
+            return bool((await status(client))["embedding"] == {OTHER: texts})
+
+        await until(says_texts, "the status says how far the texts are")
         await fill_items(world)
         await world.app.state.services.liveness.poll()
 
