@@ -80,7 +80,8 @@ def test_a_load_without_an_end_goes_on_until_its_report_is_asked_for_and_keeps_t
             time.sleep(0.6)
             found = report()
             assert time.perf_counter() - began < 10.0
-            assert 20 <= found.sent == len(found.answers) <= 70 and found.statuses[200] > found.statuses[503] > 0
+            most = (time.perf_counter() - began) * RATE + 1
+            assert 20 <= found.sent == len(found.answers) <= most and found.statuses[200] > found.statuses[503] > 0
             # A timer may be early by a millisecond, and the server takes less.
             assert all(began < a.due_s < a.done_s + 0.01 and a.sent_s < a.done_s for a in found.answers)
             assert {(answer.status, answer.body) for answer in found.answers} == {(200, b"{}"), (503, b"")}
