@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.models.rollout import expire
-from deploy.runtime.process import end_tasks
 from index.items.follower import ItemFollower
 from index.state.aliases import Aliases, read_aliases
 from index.state.keys import ITEMS_TAG
 from index.state.records import MODELS, complete_models
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.tasks import end_tasks
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
 
@@ -152,5 +152,5 @@ class WrittenModels:
         self._written[version] = _Written(thread, follower, asyncio.create_task(follower.run()))
 
     async def _end(self, written: _Written) -> None:
-        await end_tasks(written.following)
+        await end_tasks([written.following])
         await asyncio.to_thread(written.thread.close)

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.models.registry import artefact, first_aliases
-from deploy.runtime.process import end_tasks, log_to_stderr, on_signals, open_store, running, until_answered
+from deploy.runtime.process import log_to_stderr, on_signals, open_store, running, until_answered
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
 from encoder.model.document import read_document
 from index.state.aliases import Aliases, read_aliases
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.tasks import end_tasks
 
 if TYPE_CHECKING:
     from deploy.texts.item_vectors import Memory
@@ -78,7 +79,7 @@ class _Lane:
     async def end(self) -> None:
         self.done.set()
         self.model.close()  # whatever waits for an endpoint ends, too
-        await end_tasks(self.running)
+        await end_tasks([self.running])
 
 
 class EmbedRole:

@@ -25,9 +25,9 @@ from deploy.settings import Settings, public_address
 from index.state.redis_routing import Command, nodes
 from index.state.redis_store import RedisStore
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.tasks import end_tasks
 
 _BEAT_S = 1.0
-_CANCEL_AGAIN_S = 0.1
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 2.0  # between two attempts while the live state is away; each is twice the last
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -135,18 +135,7 @@ async def running(
     try:
         yield
     finally:
-        await end_tasks(task)
-
-
-async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels tasks and waits until they have ended, with whatever error."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        # Again and again: `asyncio.wait_for` of Python 3.11 loses a cancellation that meets its result.
-        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks([task])
 
 
 async def _beat(

@@ -26,6 +26,7 @@ from index.query.model import ServedModel, load_model
 from index.query.popularity import Popularity
 from index.query.shadow import ShadowRanking
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.tasks import end_tasks
 
 if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package takes a second
     from elasticsearch import AsyncElasticsearch
@@ -34,7 +35,6 @@ if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package 
 
 _log = logging.getLogger("perseid.api")
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
-_CANCEL_AGAIN_S = 0.1
 _LOG_ENDS_S = 1.0  # one request to Kafka each, and only while no worker confirms
 _LATE = "this process has not seen item changes for too long"
 _STALE_INDEX_RETRY_S = 5  # Redis has been away for a minute; it will not be back at once
@@ -56,12 +56,7 @@ class Background:
 
     async def stop(self, tasks: Iterable[asyncio.Task[None]] | None = None) -> None:
         """Cancels these tasks, or all, and waits for them."""
-        pending = set(self._tasks if tasks is None else tasks)
-        while pending:
-            for task in pending:
-                task.cancel()
-            # Again and again: `asyncio.wait_for` of Python 3.11 loses a cancellation that meets its result.
-            _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+        await end_tasks(self._tasks if tasks is None else tasks)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -29,6 +29,7 @@ from index.state.aliases import read_aliases
 from index.state.keys import ITEMS_TAG
 from index.state.records import MODELS, ItemRecord, complete_models
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.tasks import end_tasks
 
 _WAIT_MS = 200  # how long one look at the item log may wait for a change
 _CHECK_S = 2.0  # between two looks at the index, which somebody may have deleted
@@ -223,7 +224,7 @@ class ItemIndexer:
                     self._wanted = await self._versions()
                 except StoreUnavailableError as error:
                     _log.warning("cannot look which models there are: %s", error)
-                await _end([following.pop(version) for version in list(following) if version not in self._wanted])
+                await end_tasks([following.pop(version) for version in list(following) if version not in self._wanted])
                 for version in self._wanted:
                     if version not in following:
                         following[version] = asyncio.create_task(self._keep(version))
@@ -231,7 +232,7 @@ class ItemIndexer:
                         following[version].result()  # it has no end of its own: this raises what ended it
                 await asyncio.sleep(_RETRY_S)
         finally:
-            await _end(following.values())
+            await end_tasks(following.values())
 
     async def _versions(self) -> tuple[str, ...]:
         """The champion, the challenger once all items have its vectors, and the champion before."""
@@ -311,10 +312,3 @@ class ItemIndexer:
                 _log.error("%s", error)
             self._refused.add(version)
             return None
-
-
-async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    ending = list(tasks)
-    for task in ending:
-        task.cancel()
-    await asyncio.gather(*ending, return_exceptions=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import weakref
-from contextlib import suppress
 
-from deploy.runtime.process import end_tasks, freeze_gc, settle_once
+from deploy.runtime.process import freeze_gc, settle_once
 
 
 class _Ring:
@@ -51,21 +49,3 @@ def test_a_later_load_is_left_out_of_collections_and_waits_for_none() -> None:
         gc.callbacks.remove(note)
         gc.enable()
         gc.unfreeze()
-
-
-def test_tasks_end_that_lose_a_cancellation() -> None:
-    async def loses_one() -> None:
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(60)
-        await asyncio.sleep(60)
-
-    async def fails() -> None:
-        raise ValueError("whatever")
-
-    async def main() -> None:
-        tasks = [asyncio.create_task(call) for call in (loses_one(), fails())]
-        await asyncio.sleep(0)
-        await asyncio.wait_for(end_tasks(*tasks), 5.0)
-        assert all(task.done() for task in tasks)
-
-    asyncio.run(main())
