@@ -303,6 +303,7 @@ class ModelsStatus(_Shape):
     challenger: str | None = None
     previous: str | None = None
     loaded: dict[str, LoadedStatus] = {}
+    embedding: dict[str, dict[str, Any]] = {}  # by version, how far texts for another embedder are
     shadow: ShadowStatus | None = None
     experiment: ExperimentStatus | None = None
 
