@@ -143,7 +143,9 @@ def test_an_item_log_that_goes_on_from_a_complete_one_is_complete_from_its_begin
     async def appended(count: int) -> None:
         key = world.store.keys.item("tea")
         for _ in range(count):
-            await world.store.commit([Commit("items", "token-items", "catalog", 0, 0, [Op("log", key, names=("tea",))])])
+            await world.store.commit(
+                [Commit("items", "token-items", "catalog", 0, 0, [Op("log", key, names=("tea",))])]
+            )
 
     async def scene() -> None:
         await appended(3)
