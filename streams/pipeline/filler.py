@@ -19,8 +19,9 @@ from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine
 from streams.pipeline.lease import PartitionLease
 
-_LOOK = 200  # users or items looked at in one round trip
-_PIECE_S = 0.02  # of encoding at once, for which clicks may have to wait
+_LOOK = 200  # users looked at in one round trip
+_ITEMS = 50  # looked at and written at once
+_PIECE_S = 0.02  # of encoding users at once, for which clicks may have to wait
 _MOST_USERS = 64  # encoded at once
 _IDLE_S = 0.1  # between two looks for users who are waited for, when nothing is to fill; else …
 _GLANCE_S = 0.02  # … so long at most, also while it rests: an API process waits for 0.1 s
@@ -135,7 +136,7 @@ class VectorFiller:
         return found
 
     async def _items_step(self, lease: PartitionLease, now: _Pass) -> None:
-        page = await self._engine.store.highest(self._members(lease), now.looked, _LOOK)
+        page = await self._engine.store.highest(self._members(lease), now.looked, _ITEMS)
         if not page:
             return await self._end(lease, now)
         items, now.looked = [item_id for item_id, _ in page], now.looked + len(page)
