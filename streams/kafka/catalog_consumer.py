@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -42,7 +43,8 @@ class KafkaCatalog:
 
     def __init__(self, access: KafkaConfig, group: str) -> None:
         self._topic = access.topic(CATALOG)
-        self._rebalanced = self._is_ours = False
+        self._rebalanced = self._is_ours = self._closed = False
+        self._one_at_a_time = threading.Lock()  # librdkafka frees a consumer even while another thread is in a call
         self._reasons = Reasons()
         self._consumer = Consumer(
             {
@@ -64,9 +66,10 @@ class KafkaCatalog:
         return await asyncio.to_thread(self._take, most)
 
     def _take(self, most: int) -> list[Record]:
-        found = self._consumer.consume(1, _IDLE_S)
-        if found:  # a lone item does not wait for others, a backlog comes in batches
-            found += self._consumer.consume(most - 1, 0.01) if most > 1 else []
+        with self._one_at_a_time:
+            found = self._consumer.consume(1, _IDLE_S) if not self._closed else []
+            if found:  # a lone item does not wait for others, a backlog comes in batches
+                found += self._consumer.consume(most - 1, 0.01) if most > 1 else []
         return [message_to_record(message, CATALOG) for message in found if message.error() is None]
 
     @property
@@ -79,14 +82,23 @@ class KafkaCatalog:
         return before
 
     async def commit(self, offset: int) -> None:
-        places = [TopicPartition(self._topic, 0, offset)]
+        await asyncio.to_thread(self._commit, offset)
+
+    def _commit(self, offset: int) -> None:
         try:
-            await asyncio.to_thread(self._consumer.commit, offsets=places, asynchronous=False)
+            with self._one_at_a_time:
+                if not self._closed:
+                    self._consumer.commit(offsets=[TopicPartition(self._topic, 0, offset)], asynchronous=False)
         except KafkaException as error:  # the partition went to another member, or Kafka is away: it is read again
             log.info("offset of %s not committed: %s", self._topic, error)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._consumer.close)
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        with self._one_at_a_time:
+            self._closed = True
+            self._consumer.close()
 
     def _complain(self, error: KafkaError) -> None:
         """Logs an outage once, not each attempt to connect."""
