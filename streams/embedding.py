@@ -236,8 +236,8 @@ class EmbeddingService:
         """
         try:
             stored = await stored_texts(self._store, [item.item_id for item in wanted], self._model.name, self._others)
-        except StoreUnavailableError:  # publishing again what is known does no harm
-            return list(wanted)
+        except StoreUnavailableError:  # publishing again what is known does no harm, under a key that nobody else has
+            return [replace(item, has_others=bool(self._others)) for item in wanted]
         new = []
         for item, found in zip(wanted, stored, strict=True):
             if not found.has_vector_of(item.hashes) or _folded(found.tags) != sorted(set(item.tags)):

@@ -19,6 +19,7 @@ from encoder.text.limits import AnswerError, BudgetError, EndpointError
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import EMBEDDER, TAGS, TEXT_HASH, TEXT_VECTOR, VECTOR_HASH, beside, canonical_json
+from index.state.store import StoreUnavailableError
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry
 from streams.item_vectors import vector_key
@@ -212,6 +213,21 @@ def test_a_record_of_a_second_embedder_has_a_key_of_its_own_and_so_has_the_first
         assert [key for key, _ in topic.records] == ["alone", *own[1:], *own]
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("embedders", "key"), [(("letters",), "a"), (("letters", "other"), vector_key("a", "letters"))]
+)
+def test_while_the_state_is_away_a_record_takes_no_others_key(embedders: Sequence[str], key: str) -> None:
+    async def away(requests: object) -> list[list[bytes | None]]:
+        raise StoreUnavailableError("away")
+
+    topic, store = Topic(), MemoryStore()
+    store.read = away  # type: ignore[method-assign]
+    rules = Rules(embedders=dict.fromkeys(embedders, 26))
+    embed = EmbeddingService(store, rules, LetterModel(), {}, topic.publish)
+    assert asyncio.run(embed.embed([catalog(0, "a", "lamp")])) == 1
+    assert [sent for sent, _ in topic.records] == [key]
 
 
 def test_withdrawn_and_malformed_items_publish_nothing(memory: dict[str, NDArray[np.float32]]) -> None:
