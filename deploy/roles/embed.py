@@ -164,8 +164,10 @@ class EmbedRole:
         from streams.kafka.catalog_consumer import KafkaCatalog
 
         model, memory = self._source.model_beside(document)
-        # A group for each model: a new one brings other vectors or tags, so it begins with the whole catalogue.
-        self._catalog = KafkaCatalog(self._settings.kafka_config(), f"{self._settings.group}-embed-{version}")
+        # A group for each model: a new one brings other vectors or tags, so it begins with the whole catalogue. So does
+        # one that was the champion before: what others have done since, or left undone, is not known to its group.
+        group, is_another = f"{self._settings.group}-embed-{version}", bool(self._champion)
+        self._catalog = KafkaCatalog(self._settings.kafka_config(), group, whole=is_another)
         self._champion = version
         self._start(version, model, memory, None)
 

@@ -11,7 +11,7 @@ import logging
 import threading
 from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from context.units import DAY_MS
 from streams.events import CATALOG, Record
@@ -39,10 +39,13 @@ class CatalogSource(Protocol):
 
 
 class KafkaCatalog:
-    """`CatalogSource` on Kafka, by librdkafka, whose calls block and so run on threads of their own."""
+    """`CatalogSource` on Kafka, by librdkafka, whose calls block and so run on threads of their own.
 
-    def __init__(self, access: KafkaConfig, group: str) -> None:
-        self._topic = access.topic(CATALOG)
+    It begins with the `whole` catalogue, or where the group has got to.
+    """
+
+    def __init__(self, access: KafkaConfig, group: str, *, whole: bool = False) -> None:
+        self._topic, self._whole = access.topic(CATALOG), whole
         self._rebalanced = self._is_ours = self._closed = False
         self._one_at_a_time = threading.Lock()  # librdkafka frees a consumer even while another thread is in a call
         self._reasons = Reasons()
@@ -107,8 +110,11 @@ class KafkaCatalog:
         if not known and self._reasons.recent:
             log.warning("cannot read %s: %s", self._topic, self._reasons.recent)
 
-    def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._rebalanced, self._is_ours = True, bool(partitions)
+        if self._whole and partitions:
+            self._whole = False
+            consumer.assign([TopicPartition(at.topic, at.partition, OFFSET_BEGINNING) for at in partitions])
 
     def _revoked(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         self._rebalanced, self._is_ours = True, False

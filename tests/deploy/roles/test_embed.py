@@ -151,3 +151,19 @@ def test_only_who_has_the_catalogue_says_how_far_texts_are(at: Deployment) -> No
             assert {*owner.report()["embedding"]} == {at.other} and idle.report()["embedding"] == {}
 
     play(scene)
+
+
+def test_a_model_that_is_the_champion_again_looks_through_the_whole_catalogue(at: Deployment) -> None:
+    async def scene() -> None:
+        await at.change(Aliases(at.a))
+        await at.put("lamp")
+        async with at.role() as role:
+            await role.look()
+            await until(lambda: counted(role, "published") == 1)
+            for champion, before in ((at.b, at.a), (at.a, at.b)):
+                await at.change(Aliases(champion, "", before, 1))
+                await role.look()
+                await until(lambda: counted(role, "published") == 1)
+            assert len(at.server.requests) == 1
+
+    play(scene)
