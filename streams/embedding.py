@@ -261,7 +261,7 @@ class EmbeddingService:
         sent = [entry.sent or entry.fields or {} for entry in listed]
         tags = await asyncio.to_thread(self._model.tag, sent)
         wanted = []
-        for entry, as_sent, own in zip(listed, sent, tags, strict=True):
+        for entry, own in zip(listed, tags, strict=True):
             fields = entry.fields or {}
             text = canonical_text(fields)
             wanted.append(_Wanted(entry.item_id, text, _hashes(entry), tuple(own), int(fields["ts_ms"])))

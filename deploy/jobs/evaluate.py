@@ -6,18 +6,21 @@ torch. Baselines are trained on what a model of the same protocol is trained on,
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from deploy.jobs.replay import folder_vectors
-from deploy.models.open_model import open_model
+from deploy.models.open_model import OpenedModel, open_model
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items
 from deploy.texts.models import TextSource
@@ -25,6 +28,7 @@ from encoder.baselines.recipes import recipes
 from encoder.text.item_text import VocabularyTagger
 from index.query.model import own_list
 from index.query.recommend import Weights
+from index.state.memory_store import MemoryStore
 from streams.evaluation.baselines import (
     TrainedBaselines,
     Training,
@@ -36,15 +40,18 @@ from streams.evaluation.baselines import (
 )
 from streams.evaluation.held_out import HeldOut, QuestionSettings, led_by
 from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, metrics_of, rank_all
-from streams.evaluation.rankers import ModelRanker, Ranker
+from streams.evaluation.rankers import ModelRanker, OfflineRanker
 from streams.evaluation.sessions.sessions import CLICK, VIEWS, View
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
 from streams.folder.reader import Folder, read_folder, without_vector
+from streams.folder.records import records
 from streams.folder.training import training_data
 from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
 from streams.parsing import parse
+from streams.pipeline.user_state import EngineSettings, WindowLimits
+from streams.ranking.walk import ListQuestion, RankingWalk, in_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +150,7 @@ def evaluate_leave_one_out(
     plan, window, version, chosen = plan or BaselinePlan(), WINDOW, None, None
     folder = read_folder(path, settings.rules())
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
-    rankers: list[Ranker] = []
+    rankers: list[OfflineRanker] = []
     if model is not None:
         opened = open_model(model, settings)
         metadata = opened.metadata
@@ -271,8 +278,18 @@ def evaluate_sessions_of(
     start_ms = first_question_ms(folder, opened.metadata, split or None)
     vectors = model_vectors(folder, model, settings, memory, progress is not None)
     views, choice = VIEWS if view is None else (view,), choice or _usual_choice(folder)
-    plan = SessionPlan(start_ms, choice, seed, settings.threads, views=views, every=every)
-    found = evaluate_sessions(folder, vectors, opened.offline(), settings.rules(), plan, progress)
+    known_ms = opened.metadata.get("before_ms") if opened.metadata.get("data") == folder.name else None
+    known_ms = None if known_ms is None or known_ms >= start_ms else int(known_ms)
+    plan = SessionPlan(start_ms, choice, seed, settings.threads, views=views, every=every, known_ms=known_ms)
+    found = evaluate_sessions(
+        folder,
+        vectors,
+        opened.offline(),
+        settings.rules(),
+        plan,
+        progress,
+        None if known_ms is None else partial(_list_features, folder, vectors, opened, settings, progress),
+    )
     shown = found["views"][views[0]]["label_pre"]
     facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
     left_out = LeftOut.joined(folder.left_out)
@@ -280,6 +297,37 @@ def evaluate_sessions_of(
         left_out.add(f"sessions: {reason}", count=count)
     asked = {name: shown[name] for name in ("questions", "metrics", "resamples")}
     return {**facts, **asked, **found, "left_out": left_out.to_dict()}
+
+
+def _list_features(
+    folder: Folder,
+    vectors: ItemVectors,
+    opened: OpenedModel,
+    settings: Settings,
+    progress: Callable[[int, int], None] | None,
+    questions: Sequence[ListQuestion],
+) -> dict[int, NDArray[np.float32]]:
+    """What the serving code knows of each list, by the number of its question; `progress` as of `evaluate_sessions`."""
+    from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
+
+    rules, offline, partitions = settings.rules(), opened.offline(), 1
+    config = opened.encoder.model.config
+    sizes = EngineSettings(WindowLimits(config.window, config.slack))
+
+    async def walk() -> dict[int, NDArray[np.float32]]:
+        store, logs = MemoryStore(), folder_logs(folder.name)
+        engine = await open_engine(store, rules, partitions, SilentSink(), None, logs, sizes)
+        walked = RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules)
+        log = numbered(records(folder, vectors=vectors), partitions)
+        found: dict[int, NDArray[np.float32]] = {}
+        async for asked in walked.run(log, in_time(questions)):
+            found[asked.question.number] = asked.features
+            if progress is not None:
+                events, of = folder.events, len(folder.events)
+                progress(min(events.before(asked.question.ts_ms), of), of)
+        return found
+
+    return asyncio.run(walk())
 
 
 def _usual_choice(folder: Folder) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package 
     from index.elastic.catalogue import ElasticSide
 
 _log = logging.getLogger("perseid.api")
+_SHARE_BESIDE = 0.2  # of the time, for loading a model's items beside the one that answers
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
 _LOG_ENDS_S = 1.0  # one request to Kafka each, and only while no worker confirms
 _LATE = "this process has not seen item changes for too long"
@@ -271,7 +272,7 @@ class ModelLoader:
     async def _catch_up(self, follower: ItemFollower) -> None:
         while True:
             try:
-                return await follower.catch_up()
+                return await follower.catch_up(1.0 if self.current is None else _SHARE_BESIDE)
             except StoreUnavailableError as error:
                 _log.warning("the items are not loaded yet: %s", error)
                 await asyncio.sleep(self._settings.poll_ms / 1000)

@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from context.labels import folded_or_same
-from index.items.columns import FieldValue, ItemColumns, count_classes, values_of
+from index.items.columns import FieldValue, ItemColumns, ItemFacts, count_classes, values_of
 from index.items.filters import Filter, Label, LabelField, Mask, NumberField, mask, sold_at
 from index.items.hnsw import HnswIndex
 from index.items.search import Labels, SearchIndex
@@ -229,6 +229,11 @@ class Catalogue:
     def class_counts(self) -> NDArray[np.int32]:
         """[size] how many categories and subclasses each item has."""
         return self._columns.classes[: self.size]
+
+    def facts(self, labels: Labels) -> ItemFacts:
+        """What is known of items [n], nothing of label −1."""
+        with self._lock:
+            return self._columns.facts(labels)
 
     def regionless(self) -> Mask:
         """[size] items without regions."""

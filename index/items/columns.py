@@ -6,10 +6,12 @@ time window, from `starts_ms` to just before `ends_ms`; a missing bound is infin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from index.items.filters import LabelField, Mask
 from index.items.search import Labels
@@ -17,6 +19,20 @@ from index.items.search import Labels
 FieldValue = tuple[LabelField, str]
 
 ALWAYS_MS, NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFacts:
+    """What catalogue records say of items [n]: codes of labels (0: none), log prices and levels (NaN: not known).
+
+    A level is the log price less that of the median of the item's subclass.
+    """
+
+    brand: NDArray[np.int32]
+    subclass: NDArray[np.int32]
+    category: NDArray[np.int32]  # the first of its path
+    price: NDArray[np.float32]
+    level: NDArray[np.float32]
 
 
 class ItemColumns:
@@ -28,6 +44,9 @@ class ItemColumns:
         self.starts = np.full(capacity, ALWAYS_MS, np.int64)
         self.ends = np.full(capacity, NEVER_MS, np.int64)
         self.classes = np.zeros(capacity, np.int32)  # how many categories and subclasses
+        self.brand, self.subclass, self.category = np.zeros((3, capacity), np.int32)  # codes of labels, 0: none
+        self._codes: dict[str, int] = {"": 0}  # of brands, subclasses and categories alike
+        self._usual: dict[int, float] = {}  # code of a subclass → median of its log prices, until one of them changes
         self.listed, self.stock, self.vector, self.regionless, self.window = np.zeros((5, capacity), np.bool_)
 
     def make_room(self, size: int) -> None:
@@ -36,9 +55,10 @@ class ItemColumns:
         if size <= capacity:
             return
         larger = ItemColumns(max(size, capacity * 3 // 2))
-        for name, column in vars(self).items():
-            getattr(larger, name)[:capacity] = column
-        vars(self).update(vars(larger))
+        for name, column in vars(larger).items():
+            if isinstance(column, np.ndarray):
+                column[:capacity] = getattr(self, name)
+                setattr(self, name, column)
 
     def describe(self, label: int, catalogue: Mapping[str, Any] | None) -> None:
         """Takes over an item's catalogue record; None: withdrawn."""
@@ -51,6 +71,36 @@ class ItemColumns:
         self.listed[label] = catalogue is not None
         self.stock[label] = catalogue is not None and fields.get("available") is not False
         self.regionless[label] = catalogue is not None and not fields.get("regions")
+        self._usual.pop(int(self.subclass[label]), None)
+        named = fields.get("brand"), fields.get("subclass"), next(iter(fields.get("category") or ()), None)
+        codes = [self._codes.setdefault(name or "", len(self._codes)) for name in named]
+        self.brand[label], self.subclass[label], self.category[label] = codes
+        self._usual.pop(codes[1], None)
+
+    def facts(self, labels: Labels) -> ItemFacts:
+        """What is known of items [n], nothing of label −1."""
+        known = labels >= 0
+        brand, subclass, category = (
+            np.where(known, column[labels], np.int32(0)) for column in (self.brand, self.subclass, self.category)
+        )
+        prices = self.price[labels]
+        price = np.log(np.where(known & (prices > 0), prices, np.nan)).astype(np.float32)
+        codes, places = np.unique(subclass, return_inverse=True)
+        usual = np.array(self._usual_prices(codes.tolist()), np.float32)
+        return ItemFacts(brand, subclass, category, price, price - usual[places])
+
+    def _usual_prices(self, subclasses: Sequence[int]) -> list[float]:
+        """Medians of the log prices of subclasses, by code; NaN of none, or without a price."""
+        lacking = [code for code in subclasses if code not in self._usual]
+        if lacking:  # one look at all items, however many subclasses
+            rows = np.flatnonzero(np.isin(self.subclass, [code for code in lacking if code]))
+            rows = rows[self.listed[rows] & (self.price[rows] > 0)]
+            rows = rows[np.argsort(self.subclass[rows], kind="stable")]
+            codes, starts = np.unique(self.subclass[rows], return_index=True)
+            groups = np.split(np.log(self.price[rows]), starts[1:])
+            self._usual |= dict.fromkeys(lacking, np.nan)
+            self._usual |= {code: float(np.median(group)) for code, group in zip(codes.tolist(), groups, strict=False)}
+        return [self._usual[code] for code in subclasses]
 
     def may_show(self, size: int, now_ms: int) -> Mask:
         """[size] labels that the hard rules let pass: in stock, hence listed, and inside the time window."""

@@ -17,7 +17,8 @@ from index.state.keys import ITEMS_TAG
 from index.state.records import TEXT_VECTOR, ItemRecord, beside, item_fields, load_item
 from index.state.store import LiveStore, StoreUnavailableError
 
-_CHUNK = 250  # items read in one round trip and handed over at once: the sink takes some 5 ms, then others get a turn
+_CHUNK = 250  # items read in one round trip and handed over at once: that takes some 15 ms, then others get a turn
+_PIECE = 50  # … where others are served meanwhile
 _WAIT_MS = 200  # how long one look at the log may wait for a change; bounds how old `age_ms` gets on a quiet log
 _RETRY_S = 0.2
 
@@ -70,8 +71,11 @@ class ItemFollower:
         """Reads all items again at the next poll."""
         self.generation = ""
 
-    async def load(self) -> int:
-        """Reads all items; returns how many. After StoreUnavailableError the sink may lack some; `poll` loads again."""
+    async def load(self, share: float = 1.0) -> int:
+        """Reads all items, in a `share` of the time; returns how many.
+
+        After StoreUnavailableError the sink may lack some; `poll` loads again.
+        """
         asked_s = self._now_s()
         start = await self._store.read_log("", 0, 0)
         item_ids = sorted(await self._store.scores(self._store.keys.item_index()))
@@ -80,7 +84,7 @@ class ItemFollower:
         self.generation = ""  # until all are read: the sink's positions count in no log
         self.loading = start.generation
         self._sink.reset(set(item_ids))
-        await self._read(item_ids)
+        await self._read(item_ids, share)
         self.generation, self.position = start.generation, start.position
         self._seen_s, self._ahead = asked_s, None
         return len(item_ids)
@@ -105,10 +109,13 @@ class ItemFollower:
         if self.position >= end:
             self._seen_s = now_s
 
-    async def catch_up(self) -> None:
-        """Applies all that is in the log now, from a snapshot or nothing. After StoreUnavailableError, call again."""
+    async def catch_up(self, share: float = 1.0) -> None:
+        """Applies all that is in the log now, from a snapshot or nothing. After StoreUnavailableError, call again.
+
+        All items are read in a `share` of the time: others, who are served meanwhile, have the rest.
+        """
         if not self.generation:
-            await self.load()
+            await self.load(share)
         while await self.poll(0) or self._seen_s is None:
             pass
 
@@ -121,11 +128,11 @@ class ItemFollower:
                 log.warning("cannot follow the items: %s", error)
                 await asyncio.sleep(_RETRY_S)
 
-    async def _read(self, item_ids: Sequence[str]) -> int:
+    async def _read(self, item_ids: Sequence[str], share: float = 1.0) -> int:
         """Hands items to the sink; returns the end of the log when the last ones were read."""
-        keys, end = self._store.keys, 0
-        for at in range(0, len(item_ids), _CHUNK):
-            part = item_ids[at : at + _CHUNK]
+        keys, end, at_once = self._store.keys, 0, _CHUNK if share == 1.0 else _PIECE
+        for at in range(0, len(item_ids), at_once):
+            began_s, part = self._now_s(), item_ids[at : at + at_once]
             requests = [(keys.item(item_id), self._fields) for item_id in part]
             *rows, (position,) = await self._store.read([*requests, (keys.owner(ITEMS_TAG), ["item_position"])])
             found = [load_item(item_id, row, self._embedder) for item_id, row in zip(part, rows, strict=True)]
@@ -133,4 +140,6 @@ class ItemFollower:
             if self._taken is not None:
                 await self._taken()
             end = int(position or 0)
+            if share < 1.0:
+                await asyncio.sleep((self._now_s() - began_s) * (1 / share - 1))
         return end

@@ -20,6 +20,7 @@ from index.items.filters import LabelField, Mask
 from index.items.search import Labels
 from index.query.feedback import NegativeFeedback
 from index.query.popularity import Amounts, Popularity
+from index.query.second_stage import Asker, ListRanker
 from index.state.records import Vector
 
 ListKind = Literal["next", "general", "popular"]
@@ -27,6 +28,7 @@ Nearest = tuple[Labels, Vector]  # labels [q, m] and their inner products [q, m]
 Found = Mapping[str, Labels]  # source → labels [m]
 
 _DEPTH, _MARGIN = 2, 40  # candidates per source: this many per wanted item and more; re-scoring moves a few places …
+_RANKED_DEPTH = 100  # candidates per source for a ranker: what the first stage puts far below seldom comes first
 _DEEPER = 4  # … and how many times more when it could have moved an item further
 _DEEPEST = 4096  # … but no further: vectors this close to each other say nothing, and a query must stay quick
 _ROUNDING = 1e-5  # between inner products of the search and ours
@@ -73,6 +75,8 @@ class SearchPlan:
     depth: int  # how many items every search is to find
     negative: NegativeFeedback | None = None  # what it takes off scores; None without any
     away: Vector | None = None  # [d] where the disliked items lie; None until `with_feedback`
+    ranker: ListRanker | None = None  # orders what was found; None: first-stage scores do
+    asker: Asker | None = None  # for whom, where there is a ranker
 
     def with_feedback(self, vectors: Vector) -> SearchPlan:
         """The plan, once the vectors [n, d] of `negative.labels` are known."""
@@ -95,6 +99,11 @@ class SearchPlan:
         if self._is_cold:
             return () if self.delta is None else (Group(self.allowed, 0.0),)
         return self.groups
+
+    @property
+    def history(self) -> Labels:
+        """Labels [r] of the user's items whose vectors the ranker looks at; none without one."""
+        return _NONE if self.ranker is None or self.asker is None else self.ranker.stage.looked_at(self.asker)
 
     @property
     def is_deepest(self) -> bool:
@@ -175,9 +184,9 @@ class SearchPlan:
         return float(self.popularity.shares(item_ids, self.location).max(initial=0.0))
 
 
-def first_depth(count: int) -> int:
-    """How deep the first round of a list of `count` items searches."""
-    return _DEPTH * count + _MARGIN
+def first_depth(count: int, ranked: bool = False) -> int:
+    """How deep the first round of a list of `count` items searches; what a ranker orders was found in it."""
+    return max(_DEPTH * count + _MARGIN, _RANKED_DEPTH if ranked else 0)
 
 
 def groups_of(allowed: Mask, boosts: Vector | None, penalties: Vector | None = None) -> tuple[Group, ...]:

@@ -33,7 +33,7 @@ class Popularity:
     click there, so that they order what the location does not know.
     """
 
-    def __init__(self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS) -> None:
+    def __init__(self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS, kinds: bool = False) -> None:
         if half_life_ms <= 0:
             raise ValueError(f"half life {half_life_ms} ms must be positive")
         self._store, self._half_life_ms = store, half_life_ms
@@ -48,6 +48,9 @@ class Popularity:
         self._weights: dict[str, Amounts] = {"": np.zeros(0)}  # location → [items], made when asked for
         self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
         self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
+        self._kinds = kinds  # whether counts by kind are read as well
+        self._kind_counts: dict[tuple[int, int], Mapping[int, _Counts]] = {}  # by (partition, bucket), then by kind
+        self._by_kind: dict[int, Amounts] = {}  # kind → [items] decayed counts
 
     async def refresh(self, partitions: int, bucket_ms: int, now_ms: int) -> int:
         """Reads what grew, weighs anew; returns how many buckets it read. StoreUnavailableError changes nothing."""
@@ -61,9 +64,16 @@ class Popularity:
             where: self._numbered(await self._store.read_all(keys.popularity(partition_tag(where[0]), where[1])))
             for where in grown
         }
+        by_kind = {
+            where: self._numbered_by_kind(await self._store.read_all(keys.kinds(partition_tag(where[0]), where[1])))
+            for where in (grown if self._kinds else ())
+        }
         began = now_ms // bucket_ms, bucket_ms
         if present != self._totals or began != self._began:
             self._counts = {where: read.get(where) or self._counts[where] for where in present}
+            if self._kinds:
+                known = {**self._kind_counts, **by_kind}
+                self._kind_counts = {where: known[where] for where in present if where in known}
             self._totals, self._began = present, began
             self._decay(bucket_ms, now_ms)
         return len(grown)
@@ -108,6 +118,17 @@ class Popularity:
             found[known] = np.log1p(weights[numbers[known]]) / np.log1p(most)
         return found
 
+    def kind_counts(self, kind: int, item_ids: Sequence[str]) -> Amounts:
+        """Decayed counts of one kind of event, by code, of items [m]: each user's first in a bucket."""
+        weights = self._by_kind.get(kind)
+        if weights is None:
+            return np.zeros(len(item_ids))
+        numbers = np.array([self._items.get(item_id, -1) for item_id in item_ids], np.int64)
+        known = (numbers >= 0) & (numbers < len(weights))
+        found = np.zeros(len(numbers))
+        found[known] = weights[numbers[known]]
+        return found
+
     def _of(self, location: str) -> Amounts:
         where = location if location in self._places else ""
         if where not in self._weights:
@@ -123,13 +144,28 @@ class Popularity:
         numbers = [self._field(name) for name in counts]
         return np.array(numbers, np.int64), np.array([int(count) for count in counts.values()], np.float64)
 
+    def _numbered_by_kind(self, counts: Mapping[str, bytes]) -> Mapping[int, _Counts]:
+        found: dict[int, tuple[list[int], list[int]]] = {}
+        for name, count in counts.items():
+            kind, _, item_id = name.partition(LOCATION_SEPARATOR)
+            items, amounts = found.setdefault(int(kind), ([], []))
+            items.append(self._item(item_id))
+            amounts.append(int(count))
+        return {
+            kind: (np.array(items, np.int64), np.array(amounts, np.float64)) for kind, (items, amounts) in found.items()
+        }
+
+    def _item(self, item_id: str) -> int:
+        item = self._items.setdefault(item_id, len(self._items))
+        if item == len(self._names):
+            self._names.append(item_id)
+        return item
+
     def _field(self, name: str) -> int:
         number = self._fields.get(name)
         if number is None:
             location, _, item_id = name.partition(LOCATION_SEPARATOR)
-            item = self._items.setdefault(item_id, len(self._items))
-            if item == len(self._names):
-                self._names.append(item_id)
+            item = self._item(item_id)
             number = self._fields[name] = len(self._item_of)
             self._item_of.append(item)
             if location:
@@ -137,12 +173,14 @@ class Popularity:
         return number
 
     def _decay(self, bucket_ms: int, now_ms: int) -> None:
-        by_field = np.zeros(len(self._item_of))
-        for (_, bucket), (fields, counts) in self._counts.items():
-            age = now_ms // bucket_ms - bucket - 1
+        by_field, by_kind = np.zeros(len(self._item_of)), dict[int, Amounts]()
+        for where, (fields, counts) in self._counts.items():
+            age = now_ms // bucket_ms - where[1] - 1
             decay = 2.0 ** (-max(0, age) * bucket_ms / self._half_life_ms)
             if age >= _NEXT and decay >= _NEGLIGIBLE:
                 by_field[fields] += decay * counts
+                for kind, (items, amounts) in self._kind_counts.get(where, {}).items():
+                    by_kind.setdefault(kind, np.zeros(len(self._names)))[items] += decay * amounts
         overall: Amounts = np.zeros(len(self._names))
         np.add.at(overall, np.array(self._item_of, np.int64), by_field)
-        self._by_field, self._weights, self._tops = by_field, {"": overall}, {}
+        self._by_field, self._by_kind, self._weights, self._tops = by_field, by_kind, {"": overall}, {}

@@ -6,7 +6,7 @@ after the search, which goes as deep as makes the list that of scoring every all
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,9 +22,12 @@ from index.items.search import Labels
 from index.query.feedback import NegativeFeedback, Rated, rated
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.popularity import Amounts, Popularity
+from index.query.second_stage import Asker, ListRanker
 from index.state.records import UserState, Vector
 
 MOST_NEGATIVE = 10  # weight of negative feedback: beyond, nothing that is disliked is ever shown
+_FIRST_PARTS = ("cosine", "context", "popularity")  # of a score: a ranker's order takes their place
+_MOST_RANKED = 256  # candidates of a slot that a ranker orders, the best by first-stage scores
 _SLOTS: tuple[ListKind, ...] = ("next", "general")  # in the order of a user's vectors
 
 
@@ -53,11 +56,12 @@ class UserView:
     window: AbstractSet[str] = frozenset()
     purchases: Mapping[str, int] = field(default_factory=dict)
     rated: Rated | None = None  # the window's events, where negative feedback is among them
+    state: UserState = field(default_factory=UserState)
 
     @classmethod
     def of(cls, vectors: Vector | None, state: UserState, kind_weights: Sequence[int]) -> UserView:
         """Of a user's state, with the weights of kinds of events by code."""
-        return cls(vectors, frozenset(state.items), state.purchases, rated(state, kind_weights))
+        return cls(vectors, frozenset(state.items), state.purchases, rated(state, kind_weights), state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +111,15 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Recommendations:
-    """The list, how many items each rule removed, and how many candidates each source found."""
+    """The list, how many items each rule removed, how many candidates each source found, and the ranker's version.
+
+    `ranked_by` is None where first-stage scores made the order.
+    """
 
     items: list[Ranked]
     removed: Mapping[str, int]
     retrieved: Mapping[str, int] = field(default_factory=dict)
+    ranked_by: str | None = None
 
 
 def recommend(
@@ -122,13 +130,16 @@ def recommend(
     popularity: Popularity,
     now_ms: int,
     weights: Weights | None = None,
+    ranker: ListRanker | None = None,
 ) -> Recommendations:
     """The `query.count` best items for a user, or all that are allowed when there are fewer, found in this process.
 
     An item's score is h·v + Δ·v + popularity + promotions − negative feedback, with v its vector and h the user's of
-    the slot. Without user vectors h is zero and popularity counts in full. Ties are broken by item id.
+    the slot. Without user vectors h is zero and popularity counts in full. Ties are broken by item id. A `ranker` adds
+    what makes its own order of the first three; promotions and negative feedback count beside it.
     """
-    return answer_in_process(plan_searches(query, user, catalogue, context, popularity, now_ms, weights))
+    plan = plan_searches(query, user, catalogue, context, popularity, now_ms, weights, ranker=ranker)
+    return answer_in_process(plan)
 
 
 def answer_in_process(plan: SearchPlan) -> Recommendations:
@@ -154,6 +165,7 @@ def plan_searches(
     now_ms: int,
     weights: Weights | None = None,
     passing: Mask | None = None,  # what `query.tree` lets pass, where another has found that out
+    ranker: ListRanker | None = None,
 ) -> SearchPlan:
     """The first stage of `recommend`: what is to be found, as the catalogue is now; whoever has an index answers."""
     weights = weights or Weights()
@@ -174,8 +186,10 @@ def plan_searches(
         boosts=boosts,
         share=1.0 if user.vectors is None else weights.popularity,
         removed=removed,
-        depth=first_depth(query.count),
+        depth=first_depth(query.count, ranker is not None),
         negative=negative,
+        ranker=ranker,
+        asker=None if ranker is None else Asker(user.state, user.vectors, context.location, context.delta, now_ms),
     )
 
 
@@ -188,12 +202,30 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
     pool.add("promotion", None if plan.boosts is None else plan.boosts[pool.labels])
     if plan.negative is not None and plan.away is not None:
         pool.add("negative", plan.negative.part(_products(vectors, plan.away[None])[:, 0], pool.labels))
+    ranked = _ranked(plan, pool, vectors)
     slots = range(len(plan.slots))
-    if not plan.is_deepest and any(candidates.reach[at] > pool.last(at, plan.count) for at in slots):
+    bounded = ranked is None and not plan.is_deepest
+    if bounded and any(candidates.reach[at] > pool.last(at, plan.count) for at in slots):
         return None
+    pool, ranked_by = ranked or (pool, None)
     places = _round_robin([pool.ranked(at, plan.count) for at in slots], plan.count)
     items = [pool.entry(place, plan.slots[at], at) for place, at in places]
-    return Recommendations(items, plan.removed, candidates.retrieved)
+    return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
+
+
+def _ranked(plan: SearchPlan, pool: _Pool, vectors: Vector) -> tuple[_Pool, str] | None:
+    """The best of the pool, with the part that the plan's ranker adds, and its version; None where it says nothing."""
+    if plan.ranker is None or plan.asker is None:
+        return None
+    slots = range(len(plan.slots))
+    best = sorted({place for at in slots for place in pool.ranked(at, max(_MOST_RANKED, plan.count))})
+    pool = pool.part(best)
+    first = np.stack([pool.sums(at, _FIRST_PARTS) for at in slots], axis=1)
+    part = plan.ranker.part(first, pool.labels, vectors[best], plan.asker, pool.single("negative"))
+    if part is None:
+        return None
+    pool.add("ranker", part)
+    return pool, plan.ranker.ranker.version
 
 
 def seen_items(window: Iterable[str], purchases: Mapping[str, int], now_ms: int, weights: Weights) -> frozenset[str]:
@@ -274,22 +306,34 @@ class _Pool:
         if part is not None:
             self._parts[name] = part if part.ndim == 2 else part[:, None]
 
+    def part(self, places: Sequence[int]) -> _Pool:
+        """Some of the candidates."""
+        found = _Pool(self.labels[places], [self.item_ids[place] for place in places])
+        found._parts = {name: part[places] for name, part in self._parts.items()}
+        return found
+
+    def single(self, name: str) -> Amounts | None:
+        """A summand [m] that is the same in every slot; None where there is none."""
+        part = self._parts.get(name)
+        return None if part is None else part[:, 0]
+
     def last(self, slot: int, count: int) -> float:
         """The score of the `count`-th best; minus infinity when there are fewer."""
-        scores = self._scores(slot)
+        scores = self.sums(slot)
         return float(np.partition(scores, -count)[-count]) if len(scores) >= count else -np.inf
 
     def ranked(self, slot: int, count: int) -> list[int]:
         """Places of the `count` best candidates in the pool by the score of a slot, best first; ties by item id."""
-        scores = self._scores(slot)
+        scores = self.sums(slot)
         places = np.flatnonzero(scores >= self.last(slot, count)).tolist()
         return sorted(places, key=lambda place: (-scores[place], self.item_ids[place]))[:count]
 
-    def _scores(self, slot: int) -> Amounts:
-        """[m]"""
+    def sums(self, slot: int, names: Container[str] | None = None) -> Amounts:
+        """Scores for a slot [m], or what summands of these names make of them."""
         found = np.zeros(len(self.labels))
-        for part in self._parts.values():
-            found += part[:, min(slot, part.shape[1] - 1)]
+        for name, part in self._parts.items():
+            if names is None or name in names:
+                found += part[:, min(slot, part.shape[1] - 1)]
         return found
 
     def entry(self, place: int, slot: ListKind, at: int) -> Ranked:

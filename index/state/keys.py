@@ -11,7 +11,7 @@ from functools import lru_cache
 
 ITEMS_TAG = "items"
 CONTEXT_TAG = "context"
-LOCATION_SEPARATOR = "\x1f"  # between location and item in a popularity field; ids never hold it
+LOCATION_SEPARATOR = "\x1f"  # between location, or kind, and item in a field of counts; ids never hold it
 
 
 def partition_tag(partition: int) -> str:
@@ -63,6 +63,10 @@ class Keys:
     def popularity(self, tag: str, bucket: int) -> str:
         """Hash `location \\x1f item` → weight of one time bucket of one partition."""
         return f"{self.prefix}:{{{tag}}}:pop:{bucket}"
+
+    def kinds(self, tag: str, bucket: int) -> str:
+        """Hash `code of a kind \\x1f item` → users' first events of one time bucket of one partition."""
+        return f"{self.prefix}:{{{tag}}}:kinds:{bucket}"
 
     def popularity_buckets(self, tag: str) -> str:
         """Hash bucket → number of increments, so that a reader re-reads only what changed."""

@@ -7,7 +7,7 @@ no counters. Reads the whole state, so it is for tests, replay and audits, not f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,8 @@ async def read_state(store: LiveStore, partitions: int) -> dict[str, Any]:
         tag = partition_tag(partition)
         parts[tag] = {
             "users": await _users(store, tag),
-            "popularity": await _popularity(store, tag),
+            "popularity": await _counts(store, tag, store.keys.popularity),
+            **await _kinds(store, tag),
             "positions": await _positions(store, tag),
             **await _rules(store, tag),
         }
@@ -102,14 +103,16 @@ async def _users(store: LiveStore, tag: str) -> dict[str, Any]:
     return users
 
 
-async def _popularity(store: LiveStore, tag: str) -> dict[str, dict[str, int]]:
+async def _counts(store: LiveStore, tag: str, key: Callable[[str, int], str]) -> dict[str, dict[str, int]]:
     buckets = await store.read_all(store.keys.popularity_buckets(tag))
-    return {
-        bucket: {
-            name: int(count) for name, count in (await store.read_all(store.keys.popularity(tag, int(bucket)))).items()
-        }
-        for bucket in sorted(buckets)
-    }
+    found = {bucket: await store.read_all(key(tag, int(bucket))) for bucket in sorted(buckets)}
+    return {bucket: {name: int(count) for name, count in counts.items()} for bucket, counts in found.items()}
+
+
+async def _kinds(store: LiveStore, tag: str) -> dict[str, Any]:
+    """Counts by kind; nothing of a state that was applied before there were any."""
+    found = {bucket: counts for bucket, counts in (await _counts(store, tag, store.keys.kinds)).items() if counts}
+    return {"kinds": found} if found else {}
 
 
 async def _positions(store: LiveStore, tag: str) -> dict[str, int]:

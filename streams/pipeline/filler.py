@@ -19,8 +19,9 @@ from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine
 from streams.pipeline.lease import PartitionLease
 
-_LOOK = 200  # users or items looked at in one round trip
-_PIECE_S = 0.02  # of encoding at once, for which clicks may have to wait
+_LOOK = 200  # users looked at in one round trip
+_ITEMS = 50  # looked at and written at once
+_PIECE_S = 0.02  # of encoding users at once, for which clicks may have to wait
 _MOST_USERS = 64  # encoded at once
 _IDLE_S = 0.1  # between two looks for users who are waited for, when nothing is to fill; else …
 _GLANCE_S = 0.02  # … so long at most, also while it rests: an API process waits for 0.1 s
@@ -30,17 +31,23 @@ _WAIT_S, _MOST_WAIT_S, _WAIT_PASSES = 1.0, 60.0, 4
 
 @dataclass(slots=True)
 class _Pass:
-    """One look at all users or items of a tag."""
+    """One look at all users or items of a tag, as they were at its beginning: who comes later is written anew."""
 
     token: str  # of the claim under which it began
     mark: str  # as of `Encoders.mark`
     removing: bool  # vectors of other models may be there
     began_s: float
-    total: int = 0
+    names: Sequence[str]  # newest first; in pages of the store's order whoever moves or leaves would hide another
     looked: int = 0
     written: int = 0
     waiting: int = 0  # items that wait for the text vector of another embedder
     lacking: list[tuple[str, frozenset[str]]] = field(default_factory=list)  # users found and not yet encoded
+
+    def next(self, most: int) -> Sequence[str]:
+        """The names that are looked at next."""
+        found = self.names[self.looked : self.looked + most]
+        self.looked += len(found)
+        return found
 
 
 class VectorFiller:
@@ -94,7 +101,11 @@ class VectorFiller:
         self._turn += 1
         lease = next((lease for lease in due if lease.tag == ITEMS_TAG), due[self._turn % len(due)])
         now = await self._pass(lease)
-        await (self._items_step(lease, now) if lease.tag == ITEMS_TAG else self._users_step(lease, now))
+        try:
+            await (self._items_step(lease, now) if lease.tag == ITEMS_TAG else self._users_step(lease, now))
+        except BaseException:
+            self._passes.pop(lease.tag, None)  # what it has looked at and not written is looked for again
+            raise
         return True
 
     def report(self) -> dict[str, Any]:
@@ -104,7 +115,7 @@ class VectorFiller:
         """
         return {
             tag: {
-                "total": found.total,
+                "total": len(found.names),
                 "looked": found.looked - len(found.lacking),
                 "written": found.written,
                 "seconds": round(self._now_s() - found.began_s, 1),
@@ -130,16 +141,17 @@ class VectorFiller:
         return found
 
     async def _begin(self, lease: PartitionLease) -> _Pass:
-        total, encoders = await self._engine.store.count(self._members(lease)), self._encoders(lease)
+        encoders, began_s = self._encoders(lease), self._now_s()
+        scores = await self._engine.store.scores(self._members(lease))
+        names = sorted(scores, key=scores.__getitem__, reverse=True)
         removing = encoders.leaves(lease.models)
-        found = self._passes[lease.tag] = _Pass(lease.token, encoders.mark, removing, self._now_s(), total)
+        found = self._passes[lease.tag] = _Pass(lease.token, encoders.mark, removing, began_s, names)
         return found
 
     async def _items_step(self, lease: PartitionLease, now: _Pass) -> None:
-        page = await self._engine.store.highest(self._members(lease), now.looked, _LOOK)
-        if not page:
+        items = now.next(_ITEMS)
+        if not items:
             return await self._end(lease, now)
-        items, now.looked = [item_id for item_id, _ in page], now.looked + len(page)
         if not now.removing:
             hashes, versions = map(self._engine.store.keys.item, items), self._engine.item_encoders.versions
             items = [item_id for item_id, _ in await self._lacking(hashes, items, versions)]
@@ -152,13 +164,12 @@ class VectorFiller:
 
     async def _users_step(self, lease: PartitionLease, now: _Pass) -> None:
         if not now.lacking:
-            page = [user_id for user_id, _ in await self._engine.store.highest(self._members(lease), now.looked, _LOOK)]
+            page = now.next(_LOOK)
             if not page:
                 return await self._end(lease, now)
             if now.removing:
                 await self._engine.keep_vectors(lease, page)
             now.lacking = await self._users_lacking(lease, page)
-            now.looked += len(page)
             if not now.lacking:
                 return None
         began, users = self._now_s(), dict(now.lacking[: self._users])

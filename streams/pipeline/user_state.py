@@ -7,6 +7,7 @@ state, whatever was restarted in between. It reads no wall clock: a partition's 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -14,8 +15,9 @@ from context.units import DAY_MS, HOUR_MS
 from index.state.records import UserState, event_hash
 from streams.events import RELOAD_MS, Click, Forget, Profile, Rules
 
-# Of what is decided here. Version 1 counted every click alike, folded none, and had a clock that 32 clicks moved.
-RULES_VERSION = 2
+# Of what is decided here. Version 1 counted every click alike, folded none, and had a clock that 32 clicks moved;
+# version 2 did not count by kind.
+RULES_VERSION = 3
 MAX_PURCHASES = 64  # evicted purchases remembered per user, newest first
 MAX_IN_A_ROW = 10  # views of one item; further ones are reloads. Fewer would fold what people look at again (trivago)
 MAX_FOLDED = 256  # event ids of folded reloads remembered per user, so that a resend of one is known
@@ -71,13 +73,18 @@ class Change:
     repeats: int = 0  # of an applied click: how many of the same kind, item and popularity bucket the window had
 
 
+def rules_of(owner: Mapping[str, bytes | None]) -> str:
+    """The versions that a partition's stored facts name, "" of a new one; version 1 named none."""
+    return (owner.get("rules") or b"").decode() or ("1" if owner.get("clock") else "")
+
+
 def rules_applied(stored: str) -> str:
     """The versions of these rules under which a partition's events are applied, oldest first, with the present one.
 
     `stored` are those so far, "" for a new partition. Raises ValueError for a version that this build does not know.
 
     >>> rules_applied(""), rules_applied("1"), rules_applied("1,2")
-    ('2', '1,2', '1,2')
+    ('3', '1,3', '1,2,3')
     """
     versions = {int(version) for version in stored.split(",") if version}
     if max(versions, default=0) > RULES_VERSION:

@@ -75,6 +75,7 @@ class UserPlan:
     events: Sequence[UserEvent] = ()  # to be applied; or none, and …
     touched: dict[str, Touched] = field(default_factory=dict)  # … users to be written as they are by now
     popularity: dict[int, Counter[str]] = field(default_factory=dict)
+    kinds: dict[int, Counter[str]] = field(default_factory=dict)  # by bucket: kind and item → first events of users
     expired: list[int] = field(default_factory=list)  # popularity buckets that lie beyond the horizon now
     clock: PartitionClock = field(default_factory=PartitionClock)
     ticked: bool = False  # a click was applied
@@ -163,6 +164,8 @@ class UserPlanner:
         if weight > 0 and bucket > plan.clock.now_ms // width - horizon:
             name = f"{click.location}{LOCATION_SEPARATOR}{click.item_id}"
             plan.popularity.setdefault(bucket, Counter())[name] += weight
+            if not repeats:
+                plan.kinds.setdefault(bucket, Counter())[f"{click.kind}{LOCATION_SEPARATOR}{click.item_id}"] += 1
 
     async def _encode(self, plans: Sequence[UserPlan]) -> None:
         for plan in plans:
@@ -214,12 +217,13 @@ class UserPlanner:
         for bucket, counts in plan.popularity.items():
             ops.append(Op("hincr", keys.popularity(tag, bucket), dict(counts)))
             ops.append(Op("hincr", keys.popularity_buckets(tag), {str(bucket): counts.total()}))
+        ops += [Op("hincr", keys.kinds(tag, bucket), dict(counts)) for bucket, counts in plan.kinds.items()]
         width, horizon = self._settings.bucket_ms, self._settings.horizon_buckets
         last = plan.clock.now_ms // width - horizon
         if last != plan.lease.clock.now_ms // width - horizon:  # only then: there may be thousands of buckets
             plan.expired = sorted(bucket for bucket in plan.lease.buckets.union(plan.popularity) if bucket <= last)
         for bucket in plan.expired:
-            ops.append(Op("delete", keys.popularity(tag, bucket)))
+            ops += [Op("delete", keys.popularity(tag, bucket)), Op("delete", keys.kinds(tag, bucket))]
             ops.append(Op("hdel", keys.popularity_buckets(tag), names=(str(bucket),)))
         return ops
 

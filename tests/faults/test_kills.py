@@ -24,13 +24,15 @@ from tests.support.services import open_folder
 # A run waits for its turn: that is most of what its test takes.
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1200)]
 
-EVENTS, SEEDS = 2000, (1, 2)
+EVENTS, SEED = 2000, 1
 SESSION_S, HASTE = 1.5, 2.0  # shorter than by hand: what is tested is the same, only rarer
 JOBS = 3  # most of a run is waiting
 TRIES = 3  # a defect shows only where a race is lost: in one of so many runs it must
 LIVES = ("model-fill-filler", "model-promote-redis", "model-retire-worker")  # of 25, each about 20 s
-RUNS = [Run(case, seed) for seed in SEEDS for case in CASES] + [Run(c, 1) for c in MODEL_CASES if c.name in LIVES]
-DEFECTS = [Run(case, 1) for case in (*MUTATED, *(case for case in MODEL_DEFECTS if case.mutation in (EARLY, LEAVES)))]
+RUNS = [Run(case, SEED) for case in (*CASES, *(case for case in MODEL_CASES if case.name in LIVES))]
+DEFECTS = [
+    Run(case, SEED) for case in (*MUTATED, *(case for case in MODEL_DEFECTS if case.mutation in (EARLY, LEAVES)))
+]
 
 
 @pytest.fixture(scope="module")

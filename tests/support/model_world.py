@@ -118,6 +118,11 @@ class ModelWorld:
         await self.deliver()
         return count
 
+    async def change(self, item_id: str) -> None:
+        """An item gets another price; its text stays."""
+        body = {"item_id": item_id, "title": f"{item_id} ", "price": 3.0, "ts_ms": TS_MS + 1}
+        await self.engine.apply([self._append(CATALOG, 0, item_id, body)])
+
     async def withdraw(self, item_id: str) -> None:
         """An item leaves the catalogue."""
         await self.engine.apply([self._append(CATALOG, 0, item_id, None)])
@@ -140,6 +145,11 @@ class ModelWorld:
         """One click, applied."""
         self.clicks += 1
         body = click(user_id, item_id, TS_MS + self.clicks if ts_ms is None else ts_ms, f"e{self.clicks}")
+        await self.engine.apply([self._append(CLICKSTREAM, partition_of(user_id, PARTITIONS), user_id, body)])
+
+    async def forget(self, user_id: str) -> None:
+        """A user wants to be forgotten, applied."""
+        body = {"user_id": user_id, "kind": "forget", "ts_ms": TS_MS + self.clicks, "event_id": f"forget {user_id}"}
         await self.engine.apply([self._append(CLICKSTREAM, partition_of(user_id, PARTITIONS), user_id, body)])
 
     async def profile(self, user_id: str, age: int | None) -> None:

@@ -24,6 +24,13 @@ from streams.evaluation.sessions.features import FEATURES, GROUPS
 from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_lambdamart
 from streams.evaluation.sessions.sessions import LABELS, VIEWS, Label, Slate, View, read_sessions
 from streams.evaluation.sessions.timeline import SessionQuestion, session_questions
+from streams.evaluation.sessions.two_stage import (
+    ListFeatures,
+    TrainedRanker,
+    question_of,
+    taught_slates,
+    train_rankers,
+)
 from streams.evaluation.slices import Facts
 from streams.evaluation.tables import moment
 from streams.events import Rules
@@ -59,6 +66,7 @@ class SessionPlan:
     resamples: int = 1000
     views: Sequence[View] = VIEWS
     every: int = 1
+    known_ms: int | None = None  # the encoder has learned from what came before; None: from all before the split
 
 
 def evaluate_sessions(
@@ -68,8 +76,11 @@ def evaluate_sessions(
     rules: Rules,
     plan: SessionPlan,
     progress: Callable[[int, int], None] | None = None,
+    list_features: ListFeatures | None = None,
 ) -> dict[str, Any]:
     """Metrics of every ranker by view and label, as plain values for JSON.
+
+    With `list_features` the second stage stands beside them, where there are slates that the encoder does not know.
 
     Raises:
         ValueError: the folder has no impressions or choices, or too few slates lie before or none after the split.
@@ -86,6 +97,7 @@ def evaluate_sessions(
     for question in asked:
         by_view[question.view].append(question)
     items, timeline = _Vectors(model.encoder, vectors), ContextTimeline(folder.contexts)
+    second = {view: _second(folder, rules, view, by_view[view], list_features, plan) for view in plan.views}
     return {
         "sessions": _counts(found.slates["before"], plan),
         "pages": _counts(found.slates["page"], plan),
@@ -93,7 +105,7 @@ def evaluate_sessions(
         "drawn": {view: _counts(slates, plan) for view, slates in drawn.items()},
         "left_out": dict(found.left_out),
         "choice": plan.choice,
-        "views": {view: _ranked(by_view[view], items, model, timeline, plan) for view in plan.views},
+        "views": {view: _ranked(by_view[view], items, model, timeline, second[view], plan) for view in plan.views},
     }
 
 
@@ -122,11 +134,51 @@ def _part(slate: Slate, plan: SessionPlan) -> str:
     return "asked about" if slate.start_ms >= plan.split_ms else "across the split"
 
 
+@dataclass(frozen=True, slots=True)
+class _SecondStage:
+    """Rankers that were trained on slates of one view, or why there are none, and features by test slate and label."""
+
+    rankers: Mapping[str, TrainedRanker]
+    features: Mapping[tuple[int, Label], NDArray[np.float32]]
+    missing: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        found: dict[str, Any] = {name: dict(ranker.facts) for name, ranker in self.rankers.items()}
+        return found if self.missing is None else {"missing": self.missing}
+
+
+def _second(
+    folder: Folder,
+    rules: Rules,
+    view: View,
+    questions: Sequence[SessionQuestion],
+    list_features: ListFeatures | None,
+    plan: SessionPlan,
+) -> _SecondStage:
+    if list_features is None or plan.known_ms is None:
+        return _SecondStage({}, {}, "the encoder has learned from all that lies before the split")
+    taught = taught_slates(folder, rules, plan.choice, view, plan.known_ms, plan.split_ms, plan.every)
+    test = [question for question in questions if question.slate.start_ms >= plan.split_ms]
+    asked = [(number, label) for number in range(len(test)) for label in LABELS]
+    found = list_features(
+        [
+            *(question_of(number, one.slate) for number, one in enumerate(taught)),
+            *(question_of(len(taught) + at, test[number].slate, label) for at, (number, label) in enumerate(asked)),
+        ]
+    )
+    try:
+        rankers = train_rankers(taught, [found[number] for number in range(len(taught))], plan.seed, plan.threads)
+    except ValueError as error:
+        return _SecondStage({}, {}, str(error))
+    return _SecondStage(rankers, {which: found[len(taught) + at] for at, which in enumerate(asked)})
+
+
 def _ranked(
     questions: Sequence[SessionQuestion],
     items: _Vectors,
     model: OfflineModel,
     timeline: ContextTimeline,
+    second: _SecondStage,
     plan: SessionPlan,
 ) -> dict[Label, Any]:
     """Results by label; where both labels ask the same of all slates, the same result."""
@@ -135,9 +187,9 @@ def _ranked(
     pairs, results = _user_vectors(model, timeline, test), dict[Label, Any]()
     alike = all(question.slate.one_label for question in questions)
     for label in LABELS[:1] if alike else LABELS:
-        ranking = _Ranking(label, items, _learned(train, label, plan), plan)
-        for question, pair in zip(test, pairs, strict=True):
-            ranking.take(question, pair)
+        ranking = _Ranking(label, items, _learned(train, label, plan), second, plan)
+        for number, (question, pair) in enumerate(zip(test, pairs, strict=True)):
+            ranking.take(question, number, pair)
         results[label] = ranking.result()
     return {label: results.get(label, results[LABELS[0]]) for label in LABELS}
 
@@ -193,22 +245,33 @@ class _Vectors:
 class _Ranking:
     """All rankers on one label's questions of one view."""
 
-    def __init__(self, label: Label, items: _Vectors, learned: Mapping[str, LambdaMart], plan: SessionPlan) -> None:
-        self.label, self.items, self.learned, self.plan = label, items, learned, plan
-        pairs = [(name, other) for name in PERSEID for other in LEARNED]
-        self.comparison = Comparison(PERSEID, BASELINES, pairs=pairs, seed=plan.seed)
+    def __init__(
+        self,
+        label: Label,
+        items: _Vectors,
+        learned: Mapping[str, LambdaMart],
+        second: _SecondStage,
+        plan: SessionPlan,
+    ) -> None:
+        self.label, self.items, self.learned, self.second, self.plan = label, items, learned, second, plan
+        ours = (*PERSEID, *second.rankers)
+        pairs = [(name, other) for name in ours for other in LEARNED]
+        pairs += [(name, "h_next") for name in second.rankers]
+        self.comparison = Comparison(ours, BASELINES, pairs=pairs, seed=plan.seed)
         self.candidates: set[str] = set()
         self._by_size = {
-            name: (Comparison(PERSEID, BASELINES, pairs=(), seed=plan.seed, sliced=False), set[str]())
-            for _, name in SIZES
+            name: (Comparison(ours, BASELINES, pairs=(), seed=plan.seed, sliced=False), set[str]()) for _, name in SIZES
         }
         self._cold_users = 0
 
-    def take(self, question: SessionQuestion, pair: NDArray[np.float32]) -> None:
+    def take(self, question: SessionQuestion, number: int, pair: NDArray[np.float32]) -> None:
         """Ranks one slate's candidates by everyone."""
         ids = [shown.item_id for shown in question.slate.candidates(self.label)]
         rng = np.random.default_rng([self.plan.seed, question.slate.start_ms, len(ids)])
-        lists = rank_all(ids, self._scores(question, ids, pair), rng.permutation(len(ids)))
+        scores = self._scores(question, ids, pair)
+        for name, ranker in self.second.rankers.items():
+            scores[name] = ranker.scores(self.second.features[number, self.label]).astype(np.float64)
+        lists = rank_all(ids, scores, rng.permutation(len(ids)))
         facts = Facts(question.slate.user_id, history=len(question.request.items))
         size = next(name for least, name in reversed(SIZES) if len(ids) >= least)
         for comparison, candidates in ((self.comparison, self.candidates), self._by_size[size]):
@@ -226,6 +289,7 @@ class _Ranking:
                 for name, (comparison, candidates) in self._by_size.items()
             },
             "lambdamart": {name: _described(learned) for name, learned in self.learned.items()},
+            "two_stage": self.second.described(),
         }
 
     def _scores(self, question: SessionQuestion, ids: Sequence[str], pair: NDArray[np.float32]) -> dict[str, Floats]:

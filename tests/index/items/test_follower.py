@@ -212,6 +212,29 @@ def test_catching_up_applies_all_there_is(check: Callable[[Scenario], None]) -> 
     check(scenario)
 
 
+def test_a_load_beside_others_leaves_them_most_of_the_time() -> None:
+    async def scenario() -> None:
+        store, sink, now_s, rests = MemoryStore(), Sink(), 0.0, list[float]()
+        await (await Owner(store).start()).put(*(f"i{number}" for number in range(120)))
+
+        async def taking() -> None:
+            nonlocal now_s
+            now_s += 0.01
+
+        follower = ItemFollower(store, MODEL, sink, taken=taking, monotonic_s=lambda: now_s)
+
+        async def pause(seconds: float) -> None:
+            rests.append(round(seconds, 3))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio, "sleep", pause)
+            assert await follower.load(0.2) == 120
+        assert rests == [0.04, 0.04, 0.04] and len(sink.records) == 120  # 50, 50 and 20 items
+        assert await follower.load() == 120 and len(rests) == 3
+
+    asyncio.run(scenario())
+
+
 def test_an_outage_in_the_middle_of_a_load_leads_to_a_whole_load() -> None:
     async def scenario() -> None:
         store, sink = FailingStore(), Sink()

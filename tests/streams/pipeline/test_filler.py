@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 
 from index.state.keys import ITEMS_TAG, partition_of, partition_tag
-from index.state.store import FencedError
+from index.state.store import FencedError, StoreUnavailableError
+from streams.pipeline import filler as filling
 from streams.pipeline.encoder_thread import EncoderThread
 from tests.support.model_world import PARTITIONS, ModelWorld, new_encoder
 
@@ -218,6 +219,68 @@ def test_it_says_nothing_of_a_partition_that_went_elsewhere() -> None:
         await world.engine.release("p0")
         assert await filler.step()
         assert {*filler.report()} == {"p1"}
+
+    play(scene)
+
+
+def test_who_moves_or_leaves_while_vectors_are_removed_lets_nobody_be_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A record takes an item to the front of the newest; a user who is forgotten makes room."""
+    for name in ("_LOOK", "_ITEMS"):
+        monkeypatch.setattr(filling, name, 4)
+
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        filler = await world.start(a)
+        await world.engine.replace_encoders([a, b])
+        await world.follow(b)
+        await world.complete(filler)
+        await world.engine.replace_encoders([a])
+        for number in range(8):
+            assert await filler.step()
+            await world.change(ITEMS[number])  # the oldest first
+            await world.forget(USERS[-1 - number])  # the newest first
+        await world.complete(filler)
+        left = [key for key, fields in world.store._hashes.items() if any(name == "v:m-b" for name in fields)]
+        assert left == []
+        await world.check(a)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("removing", [False, True])
+def test_what_an_outage_keeps_from_being_looked_at_is_found_again(
+    removing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        filler = await world.start(a)
+        await world.engine.replace_encoders([a, b])
+        await world.follow(b)
+        if removing:
+            await world.complete(filler)
+            await world.engine.replace_encoders([a])
+        present, failures = world.store.present, 0
+
+        async def failing(places: Sequence[tuple[str, str]]) -> list[bool]:
+            nonlocal failures
+            failures += 1
+            if failures <= 2:
+                raise StoreUnavailableError("away for a moment")
+            return await present(places)
+
+        monkeypatch.setattr(world.store, "present", failing)
+        for _ in range(200):
+            with suppress(StoreUnavailableError):
+                if not await filler.step():
+                    break
+        assert failures > 2
+        left = [key for key, fields in world.store._hashes.items() if "v:m-b" in fields]
+        assert not (removing and left), left
+        await world.check(*([a] if removing else [a, b]))
 
     play(scene)
 

@@ -1,0 +1,153 @@
+"""Gathers the features of a list from catalogue, popularity and the user, for the second-stage ranker.
+
+The API, replay and the making of training data call it alike, at the time of asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.items.catalogue import Catalogue
+from index.items.search import Labels
+from index.query.popularity import Popularity
+from index.ranking.features import (
+    Amounts,
+    EventClass,
+    Floats,
+    History,
+    RankedList,
+    UserEvidence,
+    cosines,
+    features_of,
+)
+from index.ranking.ranker import Ranker
+from index.state.records import UserState, Vector
+
+_LEAST_SPREAD = 0.01  # of first-stage scores: a list whose items are all alike is ordered all the same
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """For whom a list is ordered and when; `vectors` [2, d] are h_next and h_gen, None while there are none."""
+
+    state: UserState
+    vectors: Vector | None
+    location: str
+    delta: Vector | None  # [d] what time and place add
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SecondStage:
+    """What features are made from, beside user and list; `classes` [kinds] says what each kind of event means."""
+
+    catalogue: Catalogue
+    popularity: Popularity
+    classes: NDArray[np.uint8]
+
+    def features(
+        self,
+        labels: Labels,
+        vectors: Vector,
+        asker: Asker,
+        negative: Floats | None = None,
+        positions: Floats | None = None,
+    ) -> Floats:
+        """Of items [m] with vectors [m, d]; −1 is the label of one that is not known: [m, features].
+
+        `negative` [m] is what negative feedback takes off first-stage scores, None for nothing.
+        """
+        history, has = self._history(asker.state), labels >= 0
+        near = cosines(vectors, self._near(history, asker.now_ms))
+        for products in near.values():
+            products[~has] = np.nan
+        first: dict[str, Floats] = {"negative": np.zeros(len(labels), np.float32) if negative is None else negative}
+        if asker.vectors is not None:
+            first["next"], first["general"] = asker.vectors @ vectors.T
+        if asker.delta is not None:
+            first["context"] = vectors @ asker.delta
+        items = RankedList(
+            labels,
+            {name: np.where(has, part, np.nan).astype(np.float32) for name, part in first.items()},
+            self.catalogue.facts(labels),
+            self._amounts(labels, asker.location),
+            positions,
+        )
+        return features_of(items, UserEvidence(history, self.catalogue.facts(history.labels), near), asker.now_ms)
+
+    def vectors_of(self, labels: Labels) -> Vector:
+        """[m, d], zero of label −1."""
+        found = np.zeros((len(labels), self.catalogue.dim), np.float32)
+        found[labels >= 0] = self.catalogue.search.vectors(labels[labels >= 0])
+        return found
+
+    def looked_at(self, asker: Asker) -> Labels:
+        """Labels of the user's items whose vectors are looked at."""
+        history = self._history(asker.state)
+        return np.unique(np.concatenate([*self._looked_at(history, asker.now_ms).values()]))
+
+    def _history(self, state: UserState) -> History:
+        kinds = np.frombuffer(bytes(state.kinds), np.uint8)
+        known = kinds < len(self.classes)
+        classes = np.where(known, self.classes[np.where(known, kinds, 0)], EventClass.VIEW).astype(np.uint8)
+        return History(self.catalogue.places(state.items), classes, np.array(state.ts_ms, np.int64))
+
+    def _near(self, history: History, now_ms: int) -> dict[str, Vector]:
+        """Vectors of what the user did last, by name of `UserEvidence.near`."""
+        wanted = self._looked_at(history, now_ms)
+        return {name: self.catalogue.search.vectors(labels) for name, labels in wanted.items() if len(labels)}
+
+    def _looked_at(self, history: History, now_ms: int) -> dict[str, Labels]:
+        recent = history.recent()
+        session, acted = history.recent_in_session(now_ms), history.acted()
+        return {"last": recent[:1], "recent": recent, "session": session, "acted": acted}
+
+    def _amounts(self, labels: Labels, location: str) -> Amounts:
+        ids = self._ids(labels)
+        counts = [np.zeros(len(ids), np.float32) for _ in EventClass]
+        for kind, event_class in enumerate(self.classes.tolist()):
+            counts[event_class] += self.popularity.kind_counts(kind, ids).astype(np.float32)
+        popular = self.popularity.shares(ids).astype(np.float32)
+        here = self.popularity.shares(ids, location).astype(np.float32) if location else popular
+        return Amounts(popular, here, *(counts[of] for of in (EventClass.VIEW, EventClass.ACTED, EventClass.BOUGHT)))
+
+    def _ids(self, labels: Labels) -> Sequence[str]:
+        """Item ids [m], "" of label −1."""
+        known = iter(self.catalogue.ids_of(labels[labels >= 0]))
+        return [next(known) if label >= 0 else "" for label in labels.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class ListRanker:
+    """A ranker with what its features are made from."""
+
+    stage: SecondStage
+    ranker: Ranker
+
+    def part(
+        self,
+        first: NDArray[np.float64],
+        labels: Labels,
+        vectors: Vector,
+        asker: Asker,
+        negative: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64] | None:
+        """What is added to first-stage scores [m, slots], so that a list is ordered by the ranker; None where it fails.
+
+        Its scores are taken to mean and spread of the first stage's, so that promotions and negative feedback weigh as
+        much beside them.
+        """
+        taken_off = None if negative is None else negative.astype(np.float32)
+        scores = self.ranker.scores(self.stage.features(labels, vectors, asker, taken_off))
+        if scores is None or not len(scores):
+            return None
+        spread = float(scores.std())
+        if not spread:
+            return None
+        places = (scores.astype(np.float64)[:, None] - scores.mean()) / spread
+        found: NDArray[np.float64] = places * np.maximum(first.std(axis=0), _LEAST_SPREAD) + first.mean(axis=0) - first
+        return found

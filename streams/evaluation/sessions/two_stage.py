@@ -1,0 +1,117 @@
+"""Trains the second-stage ranker on slates between the encoder's training and the split, and ranks the later ones.
+
+Its features are computed by the serving code (`streams.ranking.walk`). What the encoder has learned from is left out:
+scores of known events look better than those of new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from context.counting import counted
+from encoder.ranking.training import FEWEST, RankerSettings, RankingLists, fit
+from index.ranking.features import FEATURES, GROUPS, Floats
+from index.ranking.network import Network, Scaling
+from streams.evaluation.sessions.sessions import CLICK, Label, Slate, View, read_sessions
+from streams.events import Rules
+from streams.folder.reader import Folder
+from streams.ranking.walk import ListQuestion
+
+TWO_STAGE: Mapping[str, tuple[str, ...]] = {  # name → groups of features
+    "two-stage": tuple(name for name in GROUPS if name != "position"),
+    "two-stage + position": tuple(GROUPS),
+}
+_ACTED, _BOUGHT = 1.0, 3.0  # what a cart or like, and a purchase, teach beside each other
+ListFeatures = Callable[[Sequence[ListQuestion]], Mapping[int, Floats]]  # features [m, F] by number of the question
+
+
+@dataclass(frozen=True, slots=True)
+class TaughtSlate:
+    """A slate to learn from, and what each of its candidates gained."""
+
+    slate: Slate
+    gains: Floats  # [m]
+
+    @property
+    def ids(self) -> list[str]:
+        return [shown.item_id for shown in self.slate.shown]
+
+
+def taught_slates(
+    folder: Folder, rules: Rules, choice: str, view: View, known_ms: int, split_ms: int, every: int = 1
+) -> list[TaughtSlate]:
+    """Every n-th slate to learn from, by time: after `known_ms`, over before `split_ms`.
+
+    Where purchases are asked about, carts and likes teach as well: there are more of them.
+    """
+    kinds = {choice: 1.0}
+    bought = {kind.name for kind in rules.kinds if kind.remembered}
+    if choice in bought:
+        kinds = {kind.name: _ACTED for kind in rules.kinds if kind.weight > 1} | dict.fromkeys(bought, _BOUGHT)
+    gains: dict[tuple[str, int], tuple[Slate, dict[str, float]]] = {}
+    for kind, gain in kinds.items():
+        for slate in _slates(folder, kind, view):
+            if known_ms <= slate.start_ms and slate.end_ms < split_ms:
+                _, found = gains.setdefault((slate.user_id, slate.start_ms), (slate, {}))
+                found.update({item: max(gain, found.get(item, 0.0)) for item in slate.chosen})
+    ordered = sorted(gains.values(), key=lambda pair: (pair[0].start_ms, pair[0].user_id))[::every]
+    return [
+        TaughtSlate(slate, np.array([found.get(shown.item_id, 0.0) for shown in slate.shown], np.float32))
+        for slate, found in ordered
+    ]
+
+
+def _slates(folder: Folder, kind: str, view: View) -> Sequence[Slate]:
+    """Those with a choice of a kind; none where it never happens."""
+    code = folder.kind_names.index(kind) if kind in folder.kind_names else None
+    if kind != CLICK and (code is None or not (folder.events.kinds == code).any()):
+        return ()
+    return read_sessions(folder, kind).slates[view]
+
+
+def question_of(number: int, slate: Slate, label: Label | None = None) -> ListQuestion:
+    """A slate as a list to order: all of it, or what a label asks about."""
+    shown = slate.shown if label is None else slate.candidates(label)
+    ids, positions = [one.item_id for one in shown], [float(one.position) for one in shown]
+    return ListQuestion(number, slate.start_ms, slate.user_id, ids, slate.location, positions)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRanker:
+    """A ranker's network, the columns of the features that it reads, and how it came to be."""
+
+    network: Network
+    columns: Sequence[int]
+    facts: Mapping[str, Any]
+
+    def scores(self, features: Floats) -> Floats:
+        """Of one list's items [m], from all features."""
+        return self.network.scores(features[:, self.columns])
+
+
+def train_rankers(
+    taught: Sequence[TaughtSlate], features: Sequence[Floats], seed: int = 0, threads: int = 1
+) -> dict[str, TrainedRanker]:
+    """The rankers of `TWO_STAGE`. Raises ValueError when there are too few slates."""
+    if len(taught) < FEWEST:
+        found = counted(len(taught), "list")
+        raise ValueError(f"{found} between the encoder's training and the split; {FEWEST} are needed")
+    return {name: _train(taught, features, groups, seed, threads) for name, groups in TWO_STAGE.items()}
+
+
+def _train(
+    taught: Sequence[TaughtSlate], features: Sequence[Floats], groups: Sequence[str], seed: int, threads: int
+) -> TrainedRanker:
+    columns = [FEATURES.index(name) for group in groups for name in GROUPS[group]]
+    rows, gains = np.concatenate(features)[:, columns], np.concatenate([slate.gains for slate in taught])
+    sizes = [len(slate.gains) for slate in taught]
+    scaling = Scaling.of(rows)
+    lists = RankingLists(scaling.inputs(rows, np.cumsum(sizes).tolist()), gains, sizes)
+    trained = fit(lists, RankerSettings(seed=seed, threads=threads))
+    network = Network(scaling, trained.layers)
+    facts = {"lists": len(taught), "epochs": trained.epochs, "validation_ndcg@10": round(trained.best, 6)}
+    return TrainedRanker(network, columns, facts)
