@@ -10,10 +10,11 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,16 +25,20 @@ from context.labels import folded_or_same
 from encoder.text.endpoint_models import Embedder, embed_each
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import EndpointError
+from index.state.keys import ITEMS_TAG
+from index.state.records import TEXT_HASH
 from index.state.store import LiveStore, StoreUnavailableError
-from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules
+from streams.events import CATALOG, ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules
 from streams.item_vectors import ItemVectors, vector_key
 from streams.kafka.catalog_consumer import CatalogSource
 from streams.parsing import parse
-from streams.stored_texts import stored_texts
+from streams.stored_texts import StoredText, stored_texts
 
 log = logging.getLogger(__name__)
 
 MOST_PENDING = 1_000  # items; with more of them the text model is at fault, and nothing further is read
+MOST_REPLACED = 10_000  # items whose later text is still to be read; with more of them old texts are embedded, too
+_MOST_SENT = 10_000  # items whose last record may still be on its way to the live state
 _RETRY_S, _MOST_RETRY_S = 0.5, 60.0  # Kafka or the text model is away: full jitter below these, doubling
 _PENDING_S, _MOST_PENDING_S = 60.0, 3_600.0  # how long an item without a usable answer rests, doubling
 
@@ -100,6 +105,8 @@ class EmbeddingService:
         self._store, self._rules, self._model, self._memory, self._publish = store, rules, model, memory, publish
         self._is_second = is_second
         self._pending: dict[str, _Pending] = {}
+        self._sent: OrderedDict[str, str] = OrderedDict()  # by item the hash of the text that was published last
+        self._replaced: dict[str, Record] = {}  # by item, records of which the live state has had a later one
         self.read_to = 0  # offset behind the last record that is done or pending
         self.counts: Counter[str] = Counter()
         self.waiting = ""  # why nothing is done at present; empty: nothing has to be waited for
@@ -119,11 +126,14 @@ class EmbeddingService:
                     is_warm = True
                 if source.rebalanced():  # what is pending comes again to whoever owns the catalogue now
                     self._pending.clear()
+                    self._replaced.clear()
                     self.read_to = committed = 0
                 if not await self._until_published(records, stop):
                     return
                 self.read_to = records[-1].offset + 1 if records else self.read_to
                 await self._until_published(self._due(), stop)
+                if not records:
+                    await self._until_published(self._without_later(), stop)
                 if (done := self.done_to()) != committed:
                     await source.commit(done)
                     committed = done
@@ -140,13 +150,14 @@ class EmbeddingService:
         Raises OSError when Kafka did not acknowledge all, or the text model cannot be used now: repeat the call then.
         """
         latest = self._latest(records)
-        listed = [entry for _, entry in latest.values() if entry.fields is not None]
+        listed = [entry for entry in await self._without_replaced(latest) if entry.fields is not None]
         wanted = await self._without_known(await self._wanted(listed))
         vectors = await self._vectors(wanted)
         answered = [item for item in wanted if item.hash in vectors]
         # One after the other into the producer's queue, then wait for all: Kafka keeps the order of one producer.
         values = [self._value(item, vectors[item.hash]) for item in answered]
         keys = [self._key(item).encode() for item in answered]
+        self._note_sent(answered)
         await asyncio.gather(*(self._publish(ITEM_VECTORS, *sent) for sent in zip(keys, values, strict=True)))
         seen = {item_id: record for item_id, (record, _) in latest.items()}
         self._note_pending(seen, [item for item in wanted if item.hash not in vectors])
@@ -217,16 +228,43 @@ class EmbeddingService:
             latest[entry.item_id] = record, entry
         return latest
 
+    async def _without_replaced(self, latest: Mapping[str, tuple[Record, CatalogueEntry]]) -> list[CatalogueEntry]:
+        """Leaves out texts that the live state has replaced, for a reader that begins with the whole catalogue.
+
+        It comes to the later text, too. If the old one were embedded, and paid for, and the reader ended between the
+        two, it would stay.
+        """
+        before = {item_id: self._replaced.pop(item_id, None) for item_id in latest}
+        entries, keys = [entry for _, entry in latest.values()], self._store.keys
+        if self._is_second or not latest or len(self._replaced) >= MOST_REPLACED:
+            return entries
+        places: list[tuple[str, Sequence[str]]] = [(keys.item(item_id), (TEXT_HASH,)) for item_id in latest]
+        try:
+            (position,), *rows = await self._store.read([(keys.owner(ITEMS_TAG), (f"pos:{CATALOG}",)), *places])
+        except StoreUnavailableError:
+            return entries
+        kept, applied_to = [], int(position or 0)
+        for (record, entry), (known,) in zip(latest.values(), rows, strict=True):
+            is_old = record.offset < applied_to and not {*_hashes(entry)}.intersection((known or b"").decode().split())
+            if entry.fields is None or not is_old or before[entry.item_id] is record:
+                kept.append(entry)
+            else:
+                self._replaced[entry.item_id] = record
+        return kept
+
+    def _without_later(self) -> list[Record]:
+        """At the end of the catalogue, replaced records that no later one has followed: another log had it."""
+        return list(islice(self._replaced.values(), self._model.batch))
+
     async def _wanted(self, listed: Sequence[CatalogueEntry]) -> list[_Wanted]:
         """What each listed item needs. It is tagged as it was sent: a chat model's answers are kept by that text."""
         sent = [entry.sent or entry.fields or {} for entry in listed]
         tags = await asyncio.to_thread(self._model.tag, sent)
         wanted = []
-        for entry, as_sent, own in zip(listed, sent, tags, strict=True):
+        for entry, own in zip(listed, tags, strict=True):
             fields = entry.fields or {}
             text = canonical_text(fields)
-            hashes = dict.fromkeys((text_hash(text), text_hash(canonical_text(as_sent))))
-            wanted.append(_Wanted(entry.item_id, text, tuple(hashes), tuple(own), int(fields["ts_ms"])))
+            wanted.append(_Wanted(entry.item_id, text, _hashes(entry), tuple(own), int(fields["ts_ms"])))
         return wanted
 
     async def _without_known(self, wanted: Sequence[_Wanted]) -> list[_Wanted]:
@@ -236,15 +274,30 @@ class EmbeddingService:
         """
         try:
             stored = await stored_texts(self._store, [item.item_id for item in wanted], self._model.name, self._others)
-        except StoreUnavailableError:  # publishing again what is known does no harm
-            return list(wanted)
+        except StoreUnavailableError:  # publishing again what is known does no harm, under a key that nobody else has
+            return [replace(item, has_others=bool(self._others)) for item in wanted]
         new = []
         for item, found in zip(wanted, stored, strict=True):
-            if not found.has_vector_of(item.hashes) or _folded(found.tags) != sorted(set(item.tags)):
+            is_known = found.has_vector_of(item.hashes) and not self._is_overtaken(item, found)
+            if not is_known or _folded(found.tags) != sorted(set(item.tags)):
                 hashes = tuple(sorted(item.hashes, key=lambda key: key not in found.text_hashes))
                 new.append(replace(item, hashes=hashes, has_others=found.has_others))
         self.counts["unchanged"] += len(wanted) - len(new)
         return new
+
+    def _is_overtaken(self, item: _Wanted, found: StoredText) -> bool:
+        """Whether a vector of another text is on its way to the live state, and will replace the stored one."""
+        sent = self._sent.get(item.item_id)
+        if sent is not None and sent == found.vector_hash:
+            del self._sent[item.item_id]
+        return sent not in (None, found.vector_hash, *item.hashes)
+
+    def _note_sent(self, items: Sequence[_Wanted]) -> None:
+        for item in items:
+            self._sent[item.item_id] = item.hash
+            self._sent.move_to_end(item.item_id)
+        while len(self._sent) > _MOST_SENT:
+            self._sent.popitem(last=False)
 
     async def _vectors(self, wanted: Sequence[_Wanted]) -> dict[str, Vector]:
         """Text hash → vector [d_text] of texts with a usable answer; none is embedded that was embedded before."""
@@ -275,6 +328,12 @@ class EmbeddingService:
     def _value(self, item: _Wanted, vector: Vector) -> bytes:
         record = ItemVectors(self._model.name, [item.item_id], vector[None], [item.tags], [item.hash])
         return orjson.dumps(record.body(0, item.ts_ms))
+
+
+def _hashes(entry: CatalogueEntry) -> tuple[str, ...]:
+    """Of an item's text, then of it as it was sent, where that differs."""
+    fields = entry.fields or {}
+    return tuple(dict.fromkeys(text_hash(canonical_text(text)) for text in (fields, entry.sent or fields)))
 
 
 def _folded(tags: bytes | None) -> list[str] | None:

@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 _LOOK = 1000  # items looked at in one round trip
 _WAIT_MS = 250  # for a change, when there is nothing else to do; also bounds how late a stop is noticed
 _RETRY_S = 1.0  # the live state is away, or the catalogue is another process's
-_AGAIN_S = 30.0  # between two looks at all items as long as they are not complete: vectors may have been removed
+# Between two looks at all items as long as they are not complete, for vectors may have been removed: twice as long each
+# time that nobody stores what was embedded, and some times as long as the last look took.
+_AGAIN_S, _MOST_AGAIN_S, _LOOK_TIMES = 30.0, 600.0, 4
 _PACES = 12  # batches over which the pace is measured, …
 _PAUSE_S = 600.0  # … unless so much time lies between two: the day's tokens were spent
 
@@ -101,7 +103,9 @@ class StoredCatalog:
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._embedder, self._version = store, embedder, version
-        self._is_ours, self._now_s, self._looked_s = is_ours, monotonic_s, 0.0
+        self._is_ours, self._now_s = is_ours, monotonic_s
+        self._next_look_s, self._again_s, self._lacked = 0.0, _AGAIN_S, 0  # of the last look, how many lacked a vector
+        self._was_anothers = False  # since `rebalanced` was asked last
         self._generation, self._position = "", 0  # of the item log
         self._changed: dict[str, None] = {}
         self._lacking: list[str] = []  # whose turn is next stands last
@@ -124,6 +128,7 @@ class StoredCatalog:
         try:
             if self._is_ours():
                 return await self._take(most)
+            self._was_anothers |= bool(self._generation)
             self._generation = ""  # another process goes on; whatever it did is looked for again
         except StoreUnavailableError as error:
             log.warning("cannot look for items without a vector of %s: %s", self._embedder, error)
@@ -131,7 +136,8 @@ class StoredCatalog:
         return []
 
     def rebalanced(self) -> bool:
-        return False
+        before, self._was_anothers = self._was_anothers, False
+        return before
 
     async def commit(self, offset: int) -> None:
         """What has no vector is found again."""
@@ -143,7 +149,7 @@ class StoredCatalog:
         waits = 0 if self._lacking or self._changed else _WAIT_MS
         page = await self._store.read_log(self._generation, self._position, waits)
         rests = not (page.items or self._changed or self._lacking)
-        if page.reload or (rests and self._now_s() >= self._looked_s + _AGAIN_S and not await self._is_complete()):
+        if page.reload or (rests and self._now_s() >= self._next_look_s and not await self._is_complete()):
             await self._look()
         else:
             self._changed |= dict.fromkeys(page.items)
@@ -169,7 +175,7 @@ class StoredCatalog:
 
     async def _look(self) -> None:
         """Looks at all items, those that changed last first; what changes meanwhile is told by the log."""
-        self._looked_s = self._now_s()
+        began_s = self._now_s()
         start, keys = await self._store.read_log("", 0, 0), self._store.keys
         lacking, total, at = dict[str, None](), 0, 0
         while page := [item_id for item_id, _ in await self._store.highest(keys.item_index(), at, _LOOK)]:
@@ -178,7 +184,11 @@ class StoredCatalog:
                 if text.is_listed and not text.has_vector_of(text.text_hashes):
                     lacking[item_id] = None
             at += len(page)
-        self._lacking, self._total = [*lacking][::-1], total
+        is_stuck = 0 < self._lacked <= len(lacking)  # workers refuse what was sent, or texts have no usable answer
+        self._again_s = min(_MOST_AGAIN_S, 2 * self._again_s) if is_stuck else _AGAIN_S
+        now_s = self._now_s()
+        self._next_look_s = max(began_s + self._again_s, now_s + _LOOK_TIMES * (now_s - began_s))
+        self._lacking, self._total, self._lacked = [*lacking][::-1], total, len(lacking)
         self._changed.clear()
         self._generation, self._position = start.generation, start.position
         self._points.clear()

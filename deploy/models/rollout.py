@@ -156,8 +156,8 @@ class Rollout:
         before = await self._champion()
         if version == before.champion:
             raise ValueError(f"{version} is served already")
-        if version != before.challenger:
-            raise ValueError(f"{version} is not staged; stage it by `perseid models stage {version}`")
+        if not version or version != before.challenger:
+            raise ValueError(f"{version or 'nothing'} is not staged; stage it by `perseid models stage {version}`")
         if not force:
             await self._check_gates(version, "is not promoted")
         await self._change(before, self._served(before.unstaged(self._now_ms()), version))
@@ -181,12 +181,12 @@ class Rollout:
         before = await self._champion()
         if version == before.champion:
             raise ValueError(f"{version} is served: promote another model before it retires")
-        if version == before.challenger:
+        if version and version == before.challenger:
             await self._change(before, before.unstaged(self._now_ms()))
-        elif version == before.previous:
+        elif version and version == before.previous:
             await self._change(before, replace(before, previous="", previous_until_ms=0))
         else:
-            raise ValueError(f"{version} has no alias here: nothing is written for it")
+            raise ValueError(f"{version or 'nothing'} has no alias here: nothing is written for it")
 
     def _served(self, before: Aliases, version: str) -> Aliases:
         """Another champion; the one so far can be rolled back to for a while."""
@@ -201,7 +201,7 @@ class Rollout:
         before = await self._champion()
         if version == before.champion:
             raise ValueError(f"{version} is served already, to everybody")
-        if version != before.challenger:
+        if not version or version != before.challenger:
             await asyncio.to_thread(self._registry.card, version)  # says of one that is not known which ones are
             raise ValueError(f"{version} is not staged; stage it by `perseid models stage {version}`")
         return before

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _LOOK_S = 2.0  # between two looks at which models have an alias
 _AGAIN_S = 30.0  # before a model whose embedder could not be had is tried once more
 _SHARE = 0.8  # of the endpoints' limits, for texts of models that are not the champion
+_ACKNOWLEDGE_S = 15.0  # for Kafka's acknowledgement of what was embedded last
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,13 @@ class _Lane:
     done: asyncio.Event
     running: asyncio.Task[None]
 
-    async def end(self) -> None:
+    async def end(self, most_s: float) -> None:
+        """Lets what is under way end, for it is paid for; what takes longer is left to itself."""
         self.done.set()
         self.model.close()  # whatever waits for an endpoint ends, too
+        await asyncio.wait([self.running], timeout=most_s)
         await end_tasks([self.running])
+        self.model.disconnect()
 
 
 class EmbedRole:
@@ -90,7 +94,7 @@ class EmbedRole:
         self._lanes: dict[str, _Lane] = {}  # by version, the champion's first
         self._champion = ""
         self._catalog: KafkaCatalog | None = None  # the champion's
-        self._documents: dict[str, dict[str, Any]] = {}
+        self._documents: dict[str, dict[str, Any]] = {}  # what texts need of each, by version
         self._refused: dict[str, tuple[float, str]] = {}  # by version: when, and why it is not embedded for
 
     async def look(self) -> None:
@@ -134,14 +138,16 @@ class EmbedRole:
             if version not in self._lanes and self._may_try(version):
                 self._open_second(version)
         self._refused = {version: why for version, why in self._refused.items() if version in aliases.versions}
+        self._documents = {version: found for version, found in self._documents.items() if version in aliases.versions}
 
     async def _keep(self, versions: Collection[str]) -> None:
-        for version in [version for version in self._lanes if version not in versions]:
-            await self._lanes.pop(version).end()
+        most_s = self._settings.llm_timeout_s + _ACKNOWLEDGE_S
+        ending = [self._lanes.pop(version) for version in list(self._lanes) if version not in versions]
+        await asyncio.gather(*(lane.end(most_s) for lane in ending))
 
     async def _document(self, version: str) -> dict[str, Any]:
         if version not in self._documents:
-            self._documents[version] = read_document(await asyncio.to_thread(artefact, self._settings, version))
+            self._documents[version] = await asyncio.to_thread(_read, self._settings, version)
         return self._documents[version]
 
     async def _embedder(self, version: str) -> str | None:
@@ -158,8 +164,10 @@ class EmbedRole:
         from streams.kafka.catalog_consumer import KafkaCatalog
 
         model, memory = self._source.model_beside(document)
-        # A group for each model: a new one brings other vectors or tags, so it begins with the whole catalogue.
-        self._catalog = KafkaCatalog(self._settings.kafka_config(), f"{self._settings.group}-embed-{version}")
+        # A group for each model: a new one brings other vectors or tags, so it begins with the whole catalogue. So does
+        # one that was the champion before: what others have done since, or left undone, is not known to its group.
+        group, is_another = f"{self._settings.group}-embed-{version}", bool(self._champion)
+        self._catalog = KafkaCatalog(self._settings.kafka_config(), group, whole=is_another)
         self._champion = version
         self._start(version, model, memory, None)
 
@@ -205,10 +213,18 @@ class EmbedRole:
         first = self._lanes.get(self._champion)
         if first is not None:
             counters.update({name: count for name, count in first.service.report().items() if name not in counters})
-        texts: dict[str, Any] = {version: {"refused": why} for version, (_, why) in self._refused.items()}
-        texts |= {v: progress(lane.service, lane.model, lane.stored) for v, lane in self._lanes.items() if lane.stored}
+        texts: dict[str, Any] = {}
+        if self._is_ours():  # else another process embeds, and says how far it is
+            texts = {version: {"refused": why} for version, (_, why) in self._refused.items()}
+            texts |= {v: progress(one.service, one.model, one.stored) for v, one in self._lanes.items() if one.stored}
         position = first.service.read_to if first is not None else 0
         return {"counters": dict(counters), "position": position, "model": self._champion, "embedding": texts}
+
+
+def _read(settings: Settings, version: str) -> dict[str, Any]:
+    """The part of a model's document that texts need: the whole of it names every item."""
+    document = read_document(artefact(settings, version))
+    return {name: document[name] for name in ("metadata", "config")}
 
 
 def progress(service: EmbeddingService, model: EndpointTextModel, stored: StoredCatalog) -> dict[str, Any]:

@@ -47,19 +47,22 @@ class TextSource:
         self._gate = Gate(_limits(settings), self._ledger)
         self._local_memory = memory
         own = settings.embed_model if _plain(settings.embed_url) else MiniLM.name
-        self.embedder, self.memory = self._open(own, self._gate)
+        self.embedder, self.memory = self._open(own, self._gate, self._stack)
 
     @property
     def names(self) -> dict[str, str]:
         """Who embeds and who tags, for an artefact's metadata."""
         return {"embedder": self.embedder.name, "tagger": self._settings.chat_model or "vocabulary"}
 
-    def tagger(self, vocabulary: list[str], gate: Gate | None = None) -> Tagger:
-        """A tagger that gives tags of this vocabulary; it may ask an endpoint through another gate."""
+    def tagger(self, vocabulary: list[str]) -> Tagger:
+        """A tagger that gives tags of this vocabulary."""
+        return self._tagger(vocabulary, self._gate, self._stack)
+
+    def _tagger(self, vocabulary: list[str], gate: Gate, stack: ExitStack) -> Tagger:
         if not _plain(self._settings.chat_url):
             return VocabularyTagger(vocabulary, folded_or_same)
         endpoint = _endpoint("CHAT", self._settings.chat_url, self._settings.chat_model, self._settings.chat_key)
-        client = self._client(endpoint, "chat/completions", gate or self._gate)
+        client = _client(endpoint, "chat/completions", gate, stack)
         return ChatTagger(client, vocabulary, self._ledger, folded_or_same)
 
     def model(self, document: dict[str, Any]) -> EndpointTextModel:
@@ -76,12 +79,14 @@ class TextSource:
     def model_beside(self, document: dict[str, Any], share: float = 1.0) -> tuple[EndpointTextModel, Memory]:
         """The text model for a document of any known embedder, and the memory of its vectors.
 
-        It takes no more than a share of each limit, and may be closed while others go on. Raises ValueError for an
-        embedder that cannot be asked.
+        It takes no more than a share of each limit, and may be closed and disconnected while others go on. Raises
+        ValueError for an embedder that cannot be asked.
         """
-        gate = self._gate.part(share)
-        embedder, memory = self._open(str(document["metadata"].get("embedder")), gate)
-        return EndpointTextModel(embedder, self.tagger(document["config"]["tags"], gate), gate), memory
+        gate, stack = self._gate.part(share), ExitStack()
+        embedder, memory = self._open(str(document["metadata"].get("embedder")), gate, stack)
+        tagger = self._tagger(document["config"]["tags"], gate, stack)
+        self._stack.callback(stack.close)
+        return EndpointTextModel(embedder, tagger, gate, stack.close), memory
 
     def close(self) -> None:
         """Ends all waiting for endpoints and closes connections, memory and ledger."""
@@ -94,7 +99,7 @@ class TextSource:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, name: str, gate: Gate) -> tuple[Embedder, Memory]:
+    def _open(self, name: str, gate: Gate, stack: ExitStack) -> tuple[Embedder, Memory]:
         """An embedder and its memory. An endpoint is asked for all but MiniLM, and for that if it is to be."""
         settings = self._settings
         if name == MiniLM.name and name != (settings.embed_model if _plain(settings.embed_url) else ""):
@@ -109,7 +114,7 @@ class TextSource:
         if dimension is None:
             raise ValueError(f"the dimension of {name!r} is not known: add {name}:<dimension> to PERSEID_EMBEDDERS")
         vectors = self._ledger.vectors(name, dimension)
-        return EndpointEmbedder(self._client(endpoint, "embeddings", gate), dimension, vectors), vectors
+        return EndpointEmbedder(_client(endpoint, "embeddings", gate, stack), dimension, vectors), vectors
 
     def _local(self) -> Memory:
         if self._local_memory is None:
@@ -117,11 +122,6 @@ class TextSource:
             self._stack.callback(opened.close)
             self._local_memory = opened
         return self._local_memory
-
-    def _client(self, endpoint: Endpoint, path: str, gate: Gate) -> EndpointClient:
-        client = EndpointClient(endpoint, path, gate)
-        self._stack.callback(client.close)
-        return client
 
 
 def embedder_key(settings: Settings) -> str:
@@ -164,6 +164,12 @@ def _endpoint(name: str, url: Any, model: str, key: Any) -> Endpoint:
         return Endpoint(_plain(url), model, _plain(key))
     except ValueError as error:
         raise ValueError(f"PERSEID_{name}_URL and PERSEID_{name}_MODEL: {error}") from error
+
+
+def _client(endpoint: Endpoint, path: str, gate: Gate, stack: ExitStack) -> EndpointClient:
+    client = EndpointClient(endpoint, path, gate)
+    stack.callback(client.close)
+    return client
 
 
 def _plain(secret: Any) -> str:

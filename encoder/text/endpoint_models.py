@@ -190,9 +190,15 @@ class ChatTagger:
 
 
 class EndpointTextModel:
-    """An embedder with a tagger and the gate that endpoints of both pass."""
+    """An embedder with a tagger, the gate that endpoints of both pass, and what closes connections of its own."""
 
-    def __init__(self, embedder: Embedder, tagger: ChatTagger | VocabularyTagger, gate: Gate) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        tagger: ChatTagger | VocabularyTagger,
+        gate: Gate,
+        disconnect: Callable[[], None] = lambda: None,
+    ) -> None:
         self.embedder = embedder
         self.tagger = tagger
         self.name = embedder.name
@@ -200,12 +206,13 @@ class EndpointTextModel:
         self.warm_up = embedder.warm_up
         self.embed = embedder.embed
         self.tag = tagger.tag
+        self.disconnect = disconnect
         self._gate = gate
 
     @property
     def counts(self) -> Counter[str]:
         """What was asked and what became of it, for the heartbeat."""
-        return Counter({f"llm_{name}": count for name, count in self._gate.counts.items()})
+        return Counter({f"llm_{name}": count for name, count in dict(self._gate.counts).items()})  # threads add to it
 
     def seconds_for(self, texts: int, embedded: int) -> float:
         """How long so many texts take at least by the limits, if they cost what those that were embedded did.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from context.units import DAY_MS
 from streams.events import CATALOG, Record
@@ -38,11 +39,15 @@ class CatalogSource(Protocol):
 
 
 class KafkaCatalog:
-    """`CatalogSource` on Kafka, by librdkafka, whose calls block and so run on threads of their own."""
+    """`CatalogSource` on Kafka, by librdkafka, whose calls block and so run on threads of their own.
 
-    def __init__(self, access: KafkaConfig, group: str) -> None:
-        self._topic = access.topic(CATALOG)
-        self._rebalanced = self._is_ours = False
+    It begins with the `whole` catalogue, or where the group has got to.
+    """
+
+    def __init__(self, access: KafkaConfig, group: str, *, whole: bool = False) -> None:
+        self._topic, self._whole = access.topic(CATALOG), whole
+        self._rebalanced = self._is_ours = self._closed = False
+        self._one_at_a_time = threading.Lock()  # librdkafka frees a consumer even while another thread is in a call
         self._reasons = Reasons()
         self._consumer = Consumer(
             {
@@ -64,9 +69,10 @@ class KafkaCatalog:
         return await asyncio.to_thread(self._take, most)
 
     def _take(self, most: int) -> list[Record]:
-        found = self._consumer.consume(1, _IDLE_S)
-        if found:  # a lone item does not wait for others, a backlog comes in batches
-            found += self._consumer.consume(most - 1, 0.01) if most > 1 else []
+        with self._one_at_a_time:
+            found = self._consumer.consume(1, _IDLE_S) if not self._closed else []
+            if found:  # a lone item does not wait for others, a backlog comes in batches
+                found += self._consumer.consume(most - 1, 0.01) if most > 1 else []
         return [message_to_record(message, CATALOG) for message in found if message.error() is None]
 
     @property
@@ -79,14 +85,23 @@ class KafkaCatalog:
         return before
 
     async def commit(self, offset: int) -> None:
-        places = [TopicPartition(self._topic, 0, offset)]
+        await asyncio.to_thread(self._commit, offset)
+
+    def _commit(self, offset: int) -> None:
         try:
-            await asyncio.to_thread(self._consumer.commit, offsets=places, asynchronous=False)
+            with self._one_at_a_time:
+                if not self._closed:
+                    self._consumer.commit(offsets=[TopicPartition(self._topic, 0, offset)], asynchronous=False)
         except KafkaException as error:  # the partition went to another member, or Kafka is away: it is read again
             log.info("offset of %s not committed: %s", self._topic, error)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._consumer.close)
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        with self._one_at_a_time:
+            self._closed = True
+            self._consumer.close()
 
     def _complain(self, error: KafkaError) -> None:
         """Logs an outage once, not each attempt to connect."""
@@ -95,8 +110,11 @@ class KafkaCatalog:
         if not known and self._reasons.recent:
             log.warning("cannot read %s: %s", self._topic, self._reasons.recent)
 
-    def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._rebalanced, self._is_ours = True, bool(partitions)
+        if self._whole and partitions:
+            self._whole = False
+            consumer.assign([TopicPartition(at.topic, at.partition, OFFSET_BEGINNING) for at in partitions])
 
     def _revoked(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         self._rebalanced, self._is_ours = True, False

@@ -71,13 +71,13 @@ class EncoderThread:
         """Takes over changed items from the item log, before whatever is asked next; never blocks.
 
         Items with a vector are known from now on, others are forgotten. An item whose newest vector is another
-        embedder's stays as it was: its retrieval vector, if it has one, is what the tower made of its last own vector.
+        embedder's stays as it was, even if that is not stored any more: its retrieval vector, if it has one, is what
+        the tower made of its last own vector.
         """
         known = [record for record in records if record.text_vector is not None and self.reads(record.embedder)]
-        kept = [record for record in records if record.text_vector is not None and not self.reads(record.embedder)]
-        gone = [record.item_id for record in records if record.text_vector is None]
-        gone += [record.item_id for record in kept if record.retrieval is None]
-        kept = [record for record in kept if record.retrieval is not None]
+        others = [record for record in records if record.text_vector is None or not self.reads(record.embedder)]
+        kept = [record for record in others if record.retrieval is not None]
+        gone = [record.item_id for record in others if record.retrieval is None]
 
         def update() -> None:
             table = self.encoder.items

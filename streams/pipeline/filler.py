@@ -94,8 +94,9 @@ class VectorFiller:
     async def step(self) -> bool:
         """One piece of work at one tag, the items before the users; False when all tags are complete."""
         due = [lease for lease in self._engine.leases.values() if self._is_due(lease)]
+        tags = {lease.tag for lease in due}
+        self._passes = {tag: found for tag, found in self._passes.items() if tag in tags}  # others may be elsewhere now
         if not due:
-            self._passes.clear()
             return False
         self._turn += 1
         lease = next((lease for lease in due if lease.tag == ITEMS_TAG), due[self._turn % len(due)])

@@ -16,9 +16,10 @@ from deploy.runtime.producer import EventProducer
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import AnswerError, BudgetError, EndpointError
-from index.state.keys import Keys
+from index.state.keys import ITEMS_TAG, Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import EMBEDDER, TAGS, TEXT_HASH, TEXT_VECTOR, VECTOR_HASH, beside, canonical_json
+from index.state.store import StoreUnavailableError
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry
 from streams.item_vectors import vector_key
@@ -210,6 +211,79 @@ def test_a_record_of_a_second_embedder_has_a_key_of_its_own_and_so_has_the_first
         await second.embed(records)
         own = [vector_key(item_id, "letters") for item_id in ("alone", "newest", "beside")]
         assert [key for key, _ in topic.records] == ["alone", *own[1:], *own]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("embedders", "key"), [(("letters",), "a"), (("letters", "other"), vector_key("a", "letters"))]
+)
+def test_while_the_state_is_away_a_record_takes_no_others_key(embedders: Sequence[str], key: str) -> None:
+    async def away(requests: object) -> list[list[bytes | None]]:
+        raise StoreUnavailableError("away")
+
+    topic, store = Topic(), MemoryStore()
+    store.read = away  # type: ignore[method-assign]
+    rules = Rules(embedders=dict.fromkeys(embedders, 26))
+    embed = EmbeddingService(store, rules, LetterModel(), {}, topic.publish)
+    assert asyncio.run(embed.embed([catalog(0, "a", "lamp")])) == 1
+    assert [sent for sent, _ in topic.records] == [key]
+
+
+async def applied(store: MemoryStore, position: int, **titles: str) -> None:
+    """The live state has these items, by records before a position."""
+    await store.write(store.keys.owner(ITEMS_TAG), {f"pos:{CATALOG}": str(position).encode()})
+    for item_id, title in titles.items():
+        stored = text_hash(canonical_text({"title": title, "brand": "Acme"})).encode()
+        await store.write(store.keys.item(item_id), {TEXT_HASH: stored})
+
+
+def test_a_text_that_was_replaced_is_left_to_the_later_record(memory: dict[str, NDArray[np.float32]]) -> None:
+    async def run() -> None:
+        topic, stop = Topic(), asyncio.Event()
+        embed, model, store = role(topic, memory)
+        await applied(store, 5, a="lantern")
+        batches = [[catalog(1, "a", "lamp"), catalog(2, "gone", "pot")], [catalog(3, "a", "lantern")]]
+        batches += [
+            [Record(CATALOG, 0, 4, TS_MS, b"gone", None)],
+            [catalog(5, "a", "lamp")],
+        ]  # which nobody has applied
+        await embed.run(Batches(batches, stop, looks=3), stop)
+        titles = [text.splitlines()[0] for text in model.asked]
+        assert titles == ["lantern", "lamp"] and len(topic.records) == 2
+        assert embed.report()["published"] == 2
+
+    asyncio.run(run())
+
+
+def test_a_text_that_comes_back_before_the_vector_of_the_one_between_has_arrived_is_sent_again(
+    memory: dict[str, NDArray[np.float32]],
+) -> None:
+    async def run() -> None:
+        topic = Topic()
+        embed, model, store = role(topic, memory)
+        for offset, title in enumerate(("lamp", "lantern")):
+            await embed.embed([catalog(offset, "a", title)])
+            if title == "lamp":  # the other one's vector is on its way
+                stored = text_hash(canonical_text({"title": title, "brand": "Acme"})).encode()
+                fields = {TEXT_VECTOR: b"1", EMBEDDER: b"letters", VECTOR_HASH: stored, TAGS: b'["brand:Acme"]'}
+                await store.write(store.keys.item("a"), fields)
+        assert await embed.embed([catalog(2, "a", "lamp")]) == 1 and len(model.asked) == 2
+        assert await embed.embed([catalog(3, "a", "lamp", price=2.0)]) == 0
+
+    asyncio.run(run())
+
+
+def test_a_text_without_a_later_record_is_embedded_at_the_end_whatever_the_live_state_has(
+    memory: dict[str, NDArray[np.float32]],
+) -> None:
+    async def run() -> None:
+        topic, stop = Topic(), asyncio.Event()
+        embed, _, store = role(topic, memory)
+        await applied(store, 900, a="of another log")
+        source = Batches([[catalog(1, "a", "lamp")], [catalog(2, "b", "pot")]], stop, looks=3)
+        await embed.run(source, stop)
+        assert sorted(key for key, _ in topic.records) == ["a", "b"]
 
     asyncio.run(run())
 

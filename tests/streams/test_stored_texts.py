@@ -117,6 +117,51 @@ def test_a_vector_that_was_removed_without_a_word_is_missed_as_long_as_the_items
     play(scene)
 
 
+def test_what_nobody_stores_is_given_out_ever_more_rarely_and_removed_vectors_are_missed_at_once_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.stored_texts._WAIT_MS", 1)
+
+    async def scene(at: Items) -> None:
+        await at.put("refused")
+        given = []
+        for _ in range(40):
+            given += [at.now_s] if await at.take() else []
+            at.now_s += 30
+        assert given == [0, 30, 90, 210, 450, 930], "twice as long each time, and no longer than ten minutes"
+        await at.put("refused", e=b"1", t=b"[]", vh=hash_of("refused"), m=b"new")
+        assert await at.take() == ["refused"]
+        at.now_s += 600
+        assert await at.take() == []
+        await at._commit(Op("hdel", at.store.keys.item("refused"), names=(TEXT_VECTOR,)))
+        at.now_s += 30
+        assert await at.take() == ["refused"]
+
+    play(scene)
+
+
+def test_a_long_look_at_all_items_is_not_taken_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.stored_texts._WAIT_MS", 1)
+
+    async def scene(at: Items) -> None:
+        await at.put("a", e=b"1", t=b"[]", vh=hash_of("a"), m=b"new")
+        highest, looks = at.store.highest, list[float]()
+
+        async def slow(key: str, start: int, limit: int) -> list[tuple[str, int]]:
+            if not start:
+                looks.append(at.now_s)
+                at.now_s += 50
+            return await highest(key, start, limit)
+
+        at.store.highest = slow  # type: ignore[method-assign]
+        while at.now_s < 600:
+            await at.take()
+            at.now_s += 10
+        assert looks == [0, 250, 500], "a fifth of the time"
+
+    play(scene)
+
+
 def test_it_says_how_many_have_a_vector_and_how_fast_that_grows() -> None:
     async def scene(at: Items) -> None:
         await at.put("has", e=b"1", t=b"[]", vh=hash_of("has"), m=b"new")
@@ -152,7 +197,7 @@ def test_nothing_is_given_while_another_process_has_the_catalogue_nor_while_the_
         at.ours = False
         assert await at.take() == [] and at.catalog.report() == {}
         at.ours = True
-        assert await at.take(1) == ["b"]
+        assert await at.take(1) == ["b"] and not at.catalog.rebalanced()
         there = at.store.read
 
         async def away(requests: object) -> list[list[bytes | None]]:
@@ -164,6 +209,7 @@ def test_nothing_is_given_while_another_process_has_the_catalogue_nor_while_the_
         assert await at.take() == ["a"]
         at.ours = False
         assert await at.take() == []
+        assert at.catalog.rebalanced() and not at.catalog.rebalanced(), "what is pending is the other's now"
         at.ours = True
         assert await at.take() == ["b", "a"], "whoever had it meanwhile may have done some: all are looked at again"
 

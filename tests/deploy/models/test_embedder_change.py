@@ -273,6 +273,39 @@ def test_a_rebuild_from_what_compaction_leaves_brings_both_embedders_back(tmp_pa
     play(tmp_path, scene, EMBEDDERS)
 
 
+def test_a_rebuild_after_the_first_embedder_is_gone_has_the_same_digest(tmp_path: Path) -> None:
+    async def scene(at: RolloutWorld) -> None:
+        world = at.world
+        await at.rollout.stage(at.b)
+        await Backfill(at).all()
+        await settle(at)
+        await world.put_items("i1", text="of the first, last")
+        await Backfill(at).all()
+        await at.rollout.promote(at.b)
+        await settle(at)
+        await at.rollout.retire(at.a)
+        await settle(at)
+        world.texts, world.second = world.second, world.texts
+        await world.put_items("later", "i2", text="anew")
+        await settle(at)
+        live = await digest(world.store, PARTITIONS)
+        for compacted in (False, True):
+            _, rebuilt = await replayed(at, compacted)
+            assert rebuilt.parts["items"] == live.parts["items"]
+        await at.written.close()
+        world.store = (await replayed(at, compacted=True))[0]
+        assert await texts_of(at, HASHED) == sorted({*ITEMS} - {"i2"}), "the log has them, but for a key used anew"
+        at.rollout = Rollout(world.store, at.registry, lambda: at.now_ms)
+        assert await change_aliases(world.store, Aliases(), Aliases(at.b))
+        await at.start()
+        await settle(at)
+        assert await texts_of(at, HASHED) == [] and await texts_of(at, WIDE) == sorted([*ITEMS, "later"])
+        await world.check(*world.engine.encoders)
+        assert (await digest(world.store, PARTITIONS)).parts["items"] == live.parts["items"]
+
+    play(tmp_path, scene, EMBEDDERS)
+
+
 def test_an_unknown_embedder_and_another_dimension_are_refused(tmp_path: Path) -> None:
     async def scene(at: RolloutWorld) -> None:
         for known in ({HASHED: 8}, {HASHED: 8, WIDE: 32}):

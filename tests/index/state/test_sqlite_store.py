@@ -12,6 +12,7 @@ import pytest
 from index.state.keys import ITEMS_TAG, Keys
 from index.state.sqlite_store import SqliteStore
 from index.state.store import Claim, Commit, LogIdentity, Op
+from tests.support.store_scenarios import random_op
 
 KEYS = Keys("kept")
 LOGS = {"catalog": LogIdentity("c", "1")}
@@ -26,24 +27,6 @@ def contents(store: SqliteStore) -> dict[str, Any]:
     }
 
 
-def random_op(rng: random.Random) -> Op:
-    key, names = f"kept:k{rng.randrange(4)}", [f"n{rng.randrange(6)}" for _ in range(rng.randrange(1, 4))]
-    kinds = ("hset", "hset", "hdel", "hkeep", "haside", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log")
-    kind = rng.choice(kinds)
-    if kind == "hset":
-        return Op("hset", f"{key}:h", {"owner": rng.choice((b"x", b"y")), **{name: rng.randbytes(3) for name in names}})
-    if kind == "haside":
-        return Op("haside", f"{key}:h", names=("owner", rng.choice("xyz"), *names))
-    if kind in ("hincr", "zadd"):
-        return Op(kind, f"{key}:{kind}", {name: rng.randrange(9) for name in names})  # type: ignore[arg-type]
-    if kind == "log":
-        return Op("log", KEYS.item(names[0]), names=names[:1])
-    if kind == "hkeep":
-        return Op("hkeep", f"{key}:h", names=(rng.choice(("n", "n1")), *names))
-    suffix = {"hdel": "h", "zrem": "zadd", "sadd": "s", "srem": "s", "delete": rng.choice(("h", "hincr", "zadd", "s"))}
-    return Op(kind, f"{key}:{suffix[kind]}", names=() if kind == "delete" else names)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_a_loaded_store_is_the_kept_one(tmp_path: Path, seed: int) -> None:
     rng, path = random.Random(seed), tmp_path / "state"
@@ -52,7 +35,7 @@ def test_a_loaded_store_is_the_kept_one(tmp_path: Path, seed: int) -> None:
         claim: Claim = await store.claim(ITEMS_TAG, "me", 0, LOGS)
         position, kept = claim.positions["catalog"], contents(store)
         for step in range(60):
-            ops = [random_op(rng) for _ in range(rng.randrange(5))]
+            ops = [random_op(rng, KEYS) for _ in range(rng.randrange(5))]
             await store.commit([Commit(ITEMS_TAG, "me", "catalog", position, position + 1, ops)])
             position += 1
             if rng.random() < 0.2:

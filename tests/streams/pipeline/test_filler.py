@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from index.state.keys import ITEMS_TAG, partition_of, partition_tag
-from index.state.store import Commit, StoreUnavailableError
+from index.state.store import FencedError, StoreUnavailableError
 from streams.pipeline import filler as filling
 from streams.pipeline.encoder_thread import EncoderThread
 from tests.support.model_world import PARTITIONS, ModelWorld, new_encoder
@@ -175,10 +175,9 @@ def test_a_displaced_worker_fills_nothing() -> None:
         filler = await world.start(a, b)
         old = world.engine
         await world.start(a)
-        written: list[Commit] = []
-        with pytest.raises(Exception, match="token differs"):
+        with pytest.raises(FencedError, match="token differs"):
             await filler.step()
-        assert old.leases[ITEMS_TAG].unsure and not written
+        assert old.leases[ITEMS_TAG].unsure
         await world.check(a)
 
     play(scene)
@@ -206,6 +205,20 @@ def test_filling_rests_for_its_share_of_the_time_but_not_for_who_waits() -> None
         world.now_s += 0.02
         await filler.turn()
         assert world.engine.counts["fill_ms"] == 1000, "and then it goes on"
+
+    play(scene)
+
+
+def test_it_says_nothing_of_a_partition_that_went_elsewhere() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        filler = await world.start(a, b)
+        while {*filler.report()} != {"p0", "p1"}:
+            assert await filler.step()
+        await world.engine.release("p0")
+        assert await filler.step()
+        assert {*filler.report()} == {"p1"}
 
     play(scene)
 

@@ -143,6 +143,27 @@ def test_a_restarted_worker_knows_the_same_items_as_before(encoder: EncoderThrea
     asyncio.run(run())
 
 
+def test_a_restarted_worker_knows_an_item_whose_own_text_vector_an_older_build_replaced(encoder: EncoderThread) -> None:
+    async def run() -> None:
+        shop = await Shop(encoder).open()
+        await shop.vectors(("a", "toy", OWN))
+        row, key = encoder.encoder.items.retrieval(["a"]), shop.store.keys.item("a")
+        await shop.store.write(key, {EMBEDDER: b"wide", TEXT_VECTOR: np.array(OTHER, np.float32).tobytes()})
+        await shop.engine.fill_items(shop.engine.leases[ITEMS_TAG], ["a"], logged=False)
+        assert TEXT_VECTOR not in await shop.store.read_all(key), "no model reads it"
+        again = EncoderThread(new_encoder(), VERSION, "toy")
+        await ItemFollower(shop.store, VERSION, again, "toy", text_vectors=True).catch_up()
+        await again.drop_tag("nothing")
+        np.testing.assert_allclose(again.encoder.items.retrieval(["a"]), row, atol=1e-6)
+        await shop.remove("a")
+        await ItemFollower(shop.store, VERSION, again, "toy", text_vectors=True).catch_up()
+        await again.drop_tag("nothing")
+        assert again.encoder.items.ids() == []
+        again.close()
+
+    asyncio.run(run())
+
+
 def test_a_model_of_the_other_embedder_does_not_use_the_first_ones(encoder: EncoderThread) -> None:
     async def run() -> None:
         shop = await Shop(encoder).open()
