@@ -108,7 +108,12 @@ def wait_complete(stage: Stage) -> None:
 
 def wait_gates(stage: Stage, version: str) -> None:
     """Until a model may be promoted."""
-    _wait(stage, lambda: "; ".join(closed_gates(stage, version)), f"the gates of {version} are passed")
+
+    def left() -> str:
+        closed = "; ".join(closed_gates(stage, version))
+        return closed and f"{closed}; {incomplete(stage) or 'nothing is to be filled'}"
+
+    _wait(stage, left, f"the gates of {version} are passed")
 
 
 def _wait(stage: Stage, look: Callable[[], str], what: str) -> None:
