@@ -24,6 +24,7 @@ _ITEMS = 50  # looked at and written at once
 _PIECE_S = 0.02  # of encoding users at once, for which clicks may have to wait
 _MOST_USERS = 64  # encoded at once
 _IDLE_S = 0.1  # between two looks for users who are waited for, when nothing is to fill; else …
+_MOST_REST_S = 1.0  # a step of seconds has waited for the batch in work, on a machine that is busy with other things
 _GLANCE_S = 0.02  # … so long at most, also while it rests: an API process waits for 0.1 s
 # Before items whose text vectors are still to come are looked through again: some times as long as that took.
 _WAIT_S, _MOST_WAIT_S, _WAIT_PASSES = 1.0, 60.0, 4
@@ -74,7 +75,8 @@ class VectorFiller:
                 return _IDLE_S
             took_s = self._now_s() - began_s
             self._engine.counts.add("fill_ms", round(1000 * took_s))
-            self._rests_until_s = began_s + took_s / self._share
+            rest_s = min(_MOST_REST_S, took_s * (1 / self._share - 1))
+            self._rests_until_s = began_s + took_s + rest_s
         return min(_GLANCE_S, max(0.0, self._rests_until_s - self._now_s()))
 
     async def serve_wanted(self) -> int:

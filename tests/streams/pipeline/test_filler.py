@@ -14,6 +14,7 @@ from index.state.keys import ITEMS_TAG, partition_of, partition_tag
 from index.state.store import FencedError, StoreUnavailableError
 from streams.pipeline import filler as filling
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.pipeline.filler import VectorFiller
 from tests.support.model_world import PARTITIONS, ModelWorld, new_encoder
 
 ITEMS = [f"i{number}" for number in range(20)]
@@ -205,6 +206,25 @@ def test_filling_rests_for_its_share_of_the_time_but_not_for_who_waits() -> None
         world.now_s += 0.02
         await filler.turn()
         assert world.engine.counts["fill_ms"] == 1000, "and then it goes on"
+
+    play(scene)
+
+
+def test_after_a_step_that_waited_for_long_it_rests_for_a_second() -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        filler, step = await world.start(a, b), VectorFiller.step
+
+        async def slow_step() -> bool:
+            world.now_s += 30.0
+            return await step(filler)
+
+        filler.step = slow_step  # type: ignore[method-assign]
+        for turns in range(3):
+            await filler.turn()
+            assert world.engine.counts["fill_ms"] == 30_000 * (turns + 1)
+            world.now_s += 1.0
 
     play(scene)
 
