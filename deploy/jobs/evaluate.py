@@ -51,7 +51,7 @@ from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
 from streams.parsing import parse
 from streams.pipeline.user_state import EngineSettings, WindowLimits
-from streams.ranking.walk import ListQuestion, RankingWalk, in_time
+from streams.ranking.walk import AskedList, ListQuestion, RankingWalk, in_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +318,8 @@ def _list_features(
         engine = await open_engine(store, rules, partitions, SilentSink(), None, logs, sizes)
         walked = RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules)
         log = numbered(records(folder, vectors=vectors), partitions)
-        return {asked.question.number: asked.features async for asked in walked.run(log, in_time(questions))}
+        found = walked.run(log, in_time(questions))
+        return {asked.question.number: asked.features async for asked in found if isinstance(asked, AskedList)}
 
     return asyncio.run(walk())
 

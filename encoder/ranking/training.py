@@ -6,8 +6,8 @@ fifth of the lists in time; then the network is trained anew on all of them. A r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice, pairwise
 
 import numpy as np
@@ -61,11 +61,16 @@ class RankingLists:
 
 @dataclass(frozen=True, slots=True)
 class TrainedNetwork:
-    """Layers (weights [in, out], bias [out]); epochs, and NDCG@10 of the held-out lists after each of them."""
+    """Layers (weights [in, out], bias [out]); epochs, and NDCG@10 of the held-out lists after each of them.
+
+    `validated` are layers that had not learned the last `held` lists.
+    """
 
     layers: list[tuple[Floats, Floats]]
     epochs: int
-    validation: list[float] = field(default_factory=list)
+    validation: list[float]
+    validated: list[tuple[Floats, Floats]]
+    held: int
 
     @property
     def best(self) -> float:
@@ -73,31 +78,41 @@ class TrainedNetwork:
         return self.validation[self.epochs - 1]
 
 
-def fit(lists: RankingLists, settings: RankerSettings) -> TrainedNetwork:
-    """A network for lists, of which every one has a chosen item.
+def fit(
+    lists: RankingLists, settings: RankerSettings, progress: Callable[[int, int], None] | None = None
+) -> TrainedNetwork:
+    """A network for lists, of which every one has a chosen item; `progress` is told of epochs done, of how many.
 
     Raises:
         ValueError: there are too few lists.
     """
-    if len(lists) < FEWEST:
-        raise ValueError(
-            f"{len(lists)} lists with a choice are too few to train a ranker on; at least {FEWEST} are needed"
-        )
+    check_count(len(lists))
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
         cut = len(lists) - round(HELD_OUT * len(lists))
         learned, held = lists.part(0, cut), lists.part(cut, len(lists))
         validation: list[float] = []
+        validated: list[tuple[Floats, Floats]] = []
         for network in _epochs(learned, settings):
-            validation.append(ndcg(_scores(network, held.inputs), held))
+            reached = ndcg(_scores(network, held.inputs), held)
+            validated = _layers(network) if reached > max(validation, default=-1.0) else validated
+            validation.append(reached)
+            if progress is not None:
+                progress(len(validation), settings.most_epochs)
             if len(validation) == settings.most_epochs or _stalled(validation, settings.patience):
                 break
         epochs = 1 + int(np.argmax(validation))
         network = next(islice(_epochs(lists, settings), epochs - 1, None))
-        return TrainedNetwork(_layers(network), epochs, [round(value, 6) for value in validation])
+        return TrainedNetwork(_layers(network), epochs, [round(v, 6) for v in validation], validated, len(held))
     finally:
         torch.set_num_threads(before)
+
+
+def check_count(lists: int) -> None:
+    """Raises ValueError when there are too few lists with a choice to learn from."""
+    if lists < FEWEST:
+        raise ValueError(f"{lists} lists with a choice are too few to train a ranker on; at least {FEWEST} are needed")
 
 
 def ndcg(scores: Floats, lists: RankingLists, k: int = _K) -> float:

@@ -20,7 +20,7 @@ from index.items.filters import LabelField, Mask
 from index.items.search import Labels
 from index.query.feedback import NegativeFeedback
 from index.query.popularity import Amounts, Popularity
-from index.query.second_stage import Asker, ListRanker
+from index.query.second_stage import Asker, ListOrder
 from index.state.records import Vector
 
 ListKind = Literal["next", "general", "popular"]
@@ -75,7 +75,7 @@ class SearchPlan:
     depth: int  # how many items every search is to find
     negative: NegativeFeedback | None = None  # what it takes off scores; None without any
     away: Vector | None = None  # [d] where the disliked items lie; None until `with_feedback`
-    ranker: ListRanker | None = None  # orders what was found; None: first-stage scores do
+    ranker: ListOrder | None = None  # orders what was found; None: first-stage scores do
     asker: Asker | None = None  # for whom, where there is a ranker
 
     def with_feedback(self, vectors: Vector) -> SearchPlan:

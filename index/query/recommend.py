@@ -22,7 +22,7 @@ from index.items.search import Labels
 from index.query.feedback import NegativeFeedback, Rated, rated
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.popularity import Amounts, Popularity
-from index.query.second_stage import Asker, ListRanker
+from index.query.second_stage import Asker, ListOrder
 from index.state.records import UserState, Vector
 
 MOST_NEGATIVE = 10  # weight of negative feedback: beyond, nothing that is disliked is ever shown
@@ -128,7 +128,7 @@ def recommend(
     popularity: Popularity,
     now_ms: int,
     weights: Weights | None = None,
-    ranker: ListRanker | None = None,
+    ranker: ListOrder | None = None,
 ) -> Recommendations:
     """The `query.count` best items for a user, or all that are allowed when there are fewer, found in this process.
 
@@ -163,7 +163,7 @@ def plan_searches(
     now_ms: int,
     weights: Weights | None = None,
     passing: Mask | None = None,  # what `query.tree` lets pass, where another has found that out
-    ranker: ListRanker | None = None,
+    ranker: ListOrder | None = None,
 ) -> SearchPlan:
     """The first stage of `recommend`: what is to be found, as the catalogue is now; whoever has an index answers."""
     weights = weights or Weights()
@@ -204,15 +204,14 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
     if plan.ranker is not None and plan.asker is not None:
         taken_off = None if negative is None else negative.astype(np.float32)
         part = plan.ranker.part(pool.sums(len(plan.slots)), pool.labels, vectors, plan.asker, taken_off)
-        ranked_by = None if part is None else plan.ranker.ranker.version
+        ranked_by = None if part is None else plan.ranker.version
         pool.add("ranker", part)
     pool.add("promotion", None if plan.boosts is None else plan.boosts[pool.labels])
     pool.add("negative", negative)
-    slots = range(len(plan.slots))
-    if not plan.is_deepest and any(candidates.reach[at] > pool.last(at, plan.count) for at in slots):
+    scores = pool.sums(len(plan.slots))
+    if not plan.is_deepest and any(candidates.reach[at] > _last(own, plan.count) for at, own in enumerate(scores.T)):
         return None
-    places = _round_robin([pool.ranked(at, plan.count) for at in slots], plan.count)
-    items = [pool.entry(place, plan.slots[at], at) for place, at in places]
+    items = [pool.entry(place, plan.slots[at], at) for place, at in in_turns(scores, pool.item_ids, plan.count)]
     return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
 
 
@@ -298,17 +297,6 @@ class _Pool:
         """The scores so far [m, slots]."""
         return np.stack([self._scores(slot) for slot in range(slots)], axis=1)
 
-    def last(self, slot: int, count: int) -> float:
-        """The score of the `count`-th best; minus infinity when there are fewer."""
-        scores = self._scores(slot)
-        return float(np.partition(scores, -count)[-count]) if len(scores) >= count else -np.inf
-
-    def ranked(self, slot: int, count: int) -> list[int]:
-        """Places of the `count` best candidates in the pool by the score of a slot, best first; ties by item id."""
-        scores = self._scores(slot)
-        places = np.flatnonzero(scores >= self.last(slot, count)).tolist()
-        return sorted(places, key=lambda place: (-scores[place], self.item_ids[place]))[:count]
-
     def _scores(self, slot: int) -> Amounts:
         """[m]"""
         found = np.zeros(len(self.labels))
@@ -320,6 +308,22 @@ class _Pool:
         """The candidate as an entry of the list."""
         parts = {name: float(part[place, min(at, part.shape[1] - 1)]) for name, part in self._parts.items()}
         return Ranked(self.item_ids[place], sum(parts.values()), slot, parts)
+
+
+def in_turns(scores: Amounts, item_ids: Sequence[str], count: int) -> list[tuple[int, int]]:
+    """(place, slot) of the `count` best of items [m] with scores [m, slots], one of each slot in turn."""
+    return _round_robin([_best(own, item_ids, count) for own in scores.T], count)
+
+
+def _best(scores: Amounts, item_ids: Sequence[str], count: int) -> list[int]:
+    """Places of the `count` highest scores [m], best first; ties by item id."""
+    places = np.flatnonzero(scores >= _last(scores, count)).tolist()
+    return sorted(places, key=lambda place: (-scores[place], item_ids[place]))[:count]
+
+
+def _last(scores: Amounts, count: int) -> float:
+    """The `count`-th best of scores [m]; minus infinity when there are fewer."""
+    return float(np.partition(scores, -count)[-count]) if len(scores) >= count else -np.inf
 
 
 def _round_robin(lists: Sequence[Sequence[int]], count: int) -> list[tuple[int, int]]:
