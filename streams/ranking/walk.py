@@ -19,6 +19,7 @@ from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.items.search import Labels
 from index.query.feedback import NegativeFeedback, rated
+from index.query.live_user import profile_location
 from index.query.model import RequestedList
 from index.query.popularity import Popularity
 from index.query.recommend import (
@@ -203,12 +204,15 @@ class RankingWalk:
         return np.asarray(feedback.part(vectors @ away, labels), np.float32)
 
     async def _read(self, question: Question) -> tuple[UserState, ContextView]:
+        """The user, and the context where they are: as the question says, of a choice else as the profile says."""
         keys = self._store.keys
         tag = partition_tag(partition_of(question.user_id, self._engine.partitions))
-        requests = [(keys.user(tag, question.user_id), (STATE, PROFILE)), (keys.contexts(), [question.location])]
-        fields, (record,) = await self._store.read(requests)
-        context = ContextView.at(question.location, load_context(record), question.ts_ms, self._offset)
-        return load_user(fields), context
+        (fields,) = await self._store.read([(keys.user(tag, question.user_id), (STATE, PROFILE))])
+        state, location = load_user(fields), question.location
+        if isinstance(question, ChoiceQuestion):
+            location = location or profile_location(state.profile)
+        ((record,),) = await self._store.read([(keys.contexts(), [location])])
+        return state, ContextView.at(location, load_context(record), question.ts_ms, self._offset)
 
     def _vectors(self, state: UserState) -> Vector:
         profile = orjson.loads(state.profile) if state.profile else None

@@ -14,9 +14,9 @@ from index.state.memory_store import MemoryStore
 from streams.events import CATALOG, CLICKSTREAM
 from streams.folder.reader import Folder
 from streams.folder.records import SourceRecord, records
-from streams.pipeline.user_state import EngineSettings, WindowLimits
+from streams.pipeline.user_state import BUCKET_MS, EngineSettings, WindowLimits
 from streams.ranking import walk as walking
-from streams.ranking.walk import ListQuestion, RankingWalk, in_time
+from streams.ranking.walk import AskedList, ListQuestion, RankingWalk, in_time
 from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 from tests.support.replay_world import CONFIG, RULES, encoder, offline, shop, vectors_of
 
@@ -28,7 +28,7 @@ def walked(log: Sequence[SourceRecord], questions: Sequence[ListQuestion], parti
         model = offline()
         walk = RankingWalk(engine, encoder(), model.offset, model.weights, RULES)
         found = walk.run(numbered(log, partitions), in_time(questions))
-        return {asked.question.number: asked.features async for asked in found}
+        return {one.question.number: one.features async for one in found if isinstance(one, AskedList)}
 
     return asyncio.run(run())
 
@@ -109,13 +109,13 @@ def test_counts_are_of_each_users_first_event_in_a_bucket(folder: Folder) -> Non
     events = folder.events
     code, number = folder.kind_names.index("view"), folder.item_ids.index(item_id)
     views = [
-        (int(user), int(ts_ms) // walking.BUCKET_MS)
+        (int(user), int(ts_ms) // BUCKET_MS)
         for user, item, kind, ts_ms in zip(events.users, events.items, events.kinds, events.ts_ms, strict=True)
         if item == number and kind == code
     ]
-    asked_ms = (end_ms // walking.BUCKET_MS) * walking.BUCKET_MS + walking.BUCKET_MS - 1
+    asked_ms = (end_ms // BUCKET_MS) * BUCKET_MS + BUCKET_MS - 1
     found = walked(log, [ListQuestion(0, asked_ms, "stranger", [item_id])])[0][0, column("views")]
     half_life_buckets = 12
-    ages = [max(0, asked_ms // walking.BUCKET_MS - bucket - 1) for _, bucket in set(views)]
+    ages = [max(0, asked_ms // BUCKET_MS - bucket - 1) for _, bucket in set(views)]
     assert np.expm1(found) == pytest.approx(sum(2.0 ** (-age / half_life_buckets) for age in ages), rel=1e-4)
     assert CATALOG in {record.topic for record in log}
