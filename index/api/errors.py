@@ -137,7 +137,8 @@ def problem_response(problem: ProblemError) -> Response:
 def invalid_request(errors: Sequence[Any], known: Iterable[str] = ()) -> ProblemError:
     """A 400 that names each wrong parameter or field of pydantic's `errors`; `known` are the fields of the body."""
     found = [
-        {"field": ".".join(map(str, error["loc"])), "reason": _reason(error, known)} for error in errors[:_SHOWN_ERRORS]
+        {"field": ".".join(map(str, error["loc"])), "reason": _reason(error, known if len(error["loc"]) == 1 else ())}
+        for error in errors[:_SHOWN_ERRORS]
     ]
     first = f"{found[0]['field']}: {found[0]['reason']}" if found else "the request is not valid"
     return ProblemError(400, first, members={"errors": found})
@@ -151,7 +152,7 @@ def _reason(error: Mapping[str, Any], known: Iterable[str]) -> str:
         case "missing":
             return "missing"
         case "extra_forbidden":
-            return f"unknown field; known: {', '.join(sorted(known))}"
+            return f"unknown field; known: {', '.join(sorted(known))}" if known else "unknown field"
         case "value_error":
             return str(limits["error"])
         case "literal_error":

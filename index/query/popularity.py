@@ -48,7 +48,7 @@ class Popularity:
         self._weights: dict[str, Amounts] = {"": np.zeros(0)}  # location → [items], made when asked for
         self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
         self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
-        self._kinds = kinds  # whether counts by kind are read as well
+        self.kinds = kinds  # whether counts by kind are read as well, from the next look on
         self._kind_counts: dict[tuple[int, int], Mapping[int, _Counts]] = {}  # by (partition, bucket), then by kind
         self._by_kind: dict[int, Amounts] = {}  # kind → [items] decayed counts
 
@@ -64,13 +64,14 @@ class Popularity:
             where: self._numbered(await self._store.read_all(keys.popularity(partition_tag(where[0]), where[1])))
             for where in grown
         }
-        if self._kinds:
-            for where in grown:
-                counts = await self._store.read_all(keys.kinds(partition_tag(where[0]), where[1]))
-                self._kind_counts[where] = self._numbered_by_kind(counts)
-            self._kind_counts = {where: self._kind_counts[where] for where in present}
+        lacking = [where for where in present if where in read or where not in self._kind_counts] if self.kinds else []
+        kind_counts = {where: counts for where, counts in self._kind_counts.items() if self.kinds and where in present}
+        for where in lacking:
+            counts = await self._store.read_all(keys.kinds(partition_tag(where[0]), where[1]))
+            kind_counts[where] = self._numbered_by_kind(counts)
+        self._kind_counts = kind_counts
         began = now_ms // bucket_ms, bucket_ms
-        if present != self._totals or began != self._began:
+        if present != self._totals or began != self._began or lacking:
             self._counts = {where: read.get(where) or self._counts[where] for where in present}
             self._totals, self._began = present, began
             self._decay(bucket_ms, now_ms)

@@ -63,8 +63,10 @@ class Ranker:
     version: str = field(init=False)
 
     def __post_init__(self) -> None:
-        content = json.dumps(self._words(), sort_keys=True).encode() + self._tensors()
-        object.__setattr__(self, "version", "r-" + hashlib.sha256(content).hexdigest()[:8])
+        digest = hashlib.sha256(json.dumps(self._words(), sort_keys=True).encode())
+        for name, values in self._arrays().items():
+            digest.update(f"{name}{values.shape}".encode() + values.astype("<f4").tobytes())
+        object.__setattr__(self, "version", f"r-{digest.hexdigest()[:8]}")
 
     def _words(self) -> dict[str, Any]:
         """What decides an order beside the numbers."""
@@ -74,18 +76,21 @@ class Ranker:
         }
         return {"features_version": VERSION, "encoder": self.encoder, "scorers": scorers}
 
-    def _tensors(self) -> bytes:
-        return serialize(
-            {
-                f"{source}.{name}": values
-                for source, scorer in sorted(self.scorers.items())
-                for name, values in scorer.network.tensors().items()
-            }
-        )
+    def _arrays(self) -> dict[str, Floats]:
+        return {
+            f"{source}.{name}": values
+            for source, scorer in sorted(self.scorers.items())
+            for name, values in sorted(scorer.network.tensors().items())
+        }
+
+    @property
+    def on(self) -> list[ListSource]:
+        """Whose lists it orders: those on which it beat the first stage."""
+        return [source for source in SOURCES if source in self.scorers and self.scorers[source].better]
 
     def dump(self) -> dict[str, bytes]:
         """The files of its artefact, content by name."""
-        tensors = self._tensors()
+        tensors = serialize(self._arrays())
         document = {"format": FORMAT, "version": self.version, **self._words()}
         document |= {"sha256": hashlib.sha256(tensors).hexdigest(), "metadata": dict(self.metadata)}
         return {TENSORS: tensors, DOCUMENT: json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"}
@@ -119,9 +124,7 @@ def parse_ranker(document: bytes, tensors: bytes, where: str) -> Ranker:
     try:
         body: dict[str, Any] = dict(json.loads(document))
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{where}: {DOCUMENT} is no ranker's ({error}); train one by `perseid train-ranker`"
-        ) from error
+        raise ValueError(f"{where}: {DOCUMENT} is no ranker's ({error}); copy the folder again") from error
     if body.get("format") != FORMAT or body.get("features_version") != VERSION:
         found = body.get("format"), body.get("features_version")
         raise ValueError(

@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from deploy.servers.redis import RedisServer
-from index.api.schemas import Problem, RecommendationsAnswer, SimilarAnswer
+from index.api.schemas.lists import RecommendationsAnswer, SimilarAnswer
+from index.api.schemas.shapes import Problem
 from index.query.model import own_weights
 from index.state.keys import Keys, partition_of
 from index.state.memory_store import MemoryStore

@@ -144,7 +144,7 @@ def test_an_artefact_that_does_not_fit_is_refused_in_one_line(
 def test_a_document_of_something_else_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     ranker().save(tmp_path)
     (tmp_path / DOCUMENT).write_text(content)
-    with pytest.raises(ValueError, match="copy the folder again|this build reads") as refused:
+    with pytest.raises(ValueError, match=r"copy the folder again|this build reads") as refused:
         load_ranker(tmp_path)
     assert "\n" not in str(refused.value)
 
