@@ -55,7 +55,7 @@ class RankerPlan:
     """What a ranker learns from, and how.
 
     `model` is the artefact of its encoder, which knows what happened before `known_ms` (None: as it says). `data` is a
-    folder in place of the topics, which are read from `read_ms` on. The slice begins at `start_ms` (None: where the
+    folder in place of the topics. The slice begins at `start_ms` (None: where the
     encoder's knowledge ends) and ends at a share `split` of the events; what comes later is the test. `shown`: also
     learn from lists that were shown, where the data have some.
     """
@@ -64,7 +64,6 @@ class RankerPlan:
     out: Path
     data: Path | None = None
     known_ms: int | None = None
-    read_ms: int | None = None
     start_ms: int | None = None
     split: float = 1.0
     shown: bool = True
@@ -95,7 +94,7 @@ def train_ranker(
         if data is None:
             data = settings.state / _DATA
             shutil.rmtree(data, ignore_errors=True)
-            facts = export_topics(data, ExportPlan(plan.read_ms, bar=plan.bar), settings)
+            facts = export_topics(data, ExportPlan(bar=plan.bar), settings)
             for line in worth_knowing(facts):
                 tell(line)
         folder = read_folder(data, settings.rules())
