@@ -40,7 +40,7 @@ from streams.evaluation.baselines import (
 )
 from streams.evaluation.held_out import HeldOut, QuestionSettings, led_by
 from streams.evaluation.leave_one_out import SLOTS, WINDOW, compare_lists, leave_one_out, metrics_of, rank_all
-from streams.evaluation.rankers import ModelRanker, Ranker
+from streams.evaluation.rankers import ModelRanker, OfflineRanker
 from streams.evaluation.sessions.sessions import CLICK, VIEWS, View
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
@@ -150,7 +150,7 @@ def evaluate_leave_one_out(
     plan, window, version, chosen = plan or BaselinePlan(), WINDOW, None, None
     folder = read_folder(path, settings.rules())
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
-    rankers: list[Ranker] = []
+    rankers: list[OfflineRanker] = []
     if model is not None:
         opened = open_model(model, settings)
         metadata = opened.metadata
@@ -288,7 +288,7 @@ def evaluate_sessions_of(
         settings.rules(),
         plan,
         progress,
-        None if known_ms is None else partial(_list_features, folder, vectors, opened, settings),
+        None if known_ms is None else partial(_list_features, folder, vectors, opened, settings, progress),
     )
     shown = found["views"][views[0]]["label_pre"]
     facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
@@ -304,9 +304,10 @@ def _list_features(
     vectors: ItemVectors,
     opened: OpenedModel,
     settings: Settings,
+    progress: Callable[[int, int], None] | None,
     questions: Sequence[ListQuestion],
 ) -> dict[int, NDArray[np.float32]]:
-    """What the serving code knows of each list, by the number of its question."""
+    """What the serving code knows of each list, by the number of its question; `progress` as of `evaluate_sessions`."""
     from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 
     rules, offline, partitions = settings.rules(), opened.offline(), 1
@@ -318,8 +319,14 @@ def _list_features(
         engine = await open_engine(store, rules, partitions, SilentSink(), None, logs, sizes)
         walked = RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules)
         log = numbered(records(folder, vectors=vectors), partitions)
-        found = walked.run(log, in_time(questions))
-        return {asked.question.number: asked.features async for asked in found if isinstance(asked, AskedList)}
+        found: dict[int, NDArray[np.float32]] = {}
+        async for asked in walked.run(log, in_time(questions)):
+            if isinstance(asked, AskedList):
+                found[asked.question.number] = asked.features
+            if progress is not None:
+                events, of = folder.events, len(folder.events)
+                progress(min(events.before(asked.question.ts_ms), of), of)
+        return found
 
     return asyncio.run(walk())
 

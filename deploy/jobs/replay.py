@@ -30,6 +30,7 @@ from streams.kafka.log_identity import LogLookup, is_embedded
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader
 from streams.pipeline.digest import digest
+from streams.pipeline.user_state import RULES_VERSION, rules_of
 
 _NAMED = 4  # differing parts, of 32 partitions or more
 _BEGINNING = "the topics do not hold the beginning of what the live state was built from: "
@@ -164,8 +165,9 @@ def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, lis
 
 def apart(report: ReplayReport, owner: Mapping[str, bytes], topics: Sequence[str], partition: int) -> Iterator[Apart]:
     """What a live state and a replay have not both read of a tag's topics, or not by the same rules."""
-    if b"," in (rules := owner.get("rules", b"")):
-        yield Apart(f"partition {partition} was applied under the rules {rules.decode()} in turn", lasting=True)
+    if (rules := rules_of(owner)) not in ("", str(RULES_VERSION)):
+        turns = " in turn" if "," in rules else ""
+        yield Apart(f"partition {partition} was applied under the rules {rules}{turns}", lasting=True)
     for topic in topics:
         name = f"{topic}[{partition}]"
         covers, position = report.covers.get(name), int(owner.get(f"pos:{topic}", b"0"))

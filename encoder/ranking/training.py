@@ -1,7 +1,7 @@
 """`fit` trains a small network to put the chosen items of each list first, by the softmax cross-entropy of the list.
 
-Listwise loss as ListNet's top-one form (Cao et al., 2007), AdamW. The number of epochs is chosen by NDCG@10 on the last
-fifth of the lists in time; then the network is trained anew on all of them. A run is a function of data and settings.
+Listwise loss in ListNet's top-one form (Cao et al., 2007), AdamW. NDCG@10 on the last fifth of the lists chooses the
+number of epochs; then all lists train anew. A run is a function of data and settings.
 """
 
 from __future__ import annotations

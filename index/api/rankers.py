@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # which loads models, and asks for their rankers
     from index.api.loaded_model import LoadedModel
 
 NOT_LOOKED = no_ranker("it is not known yet whether there is a ranker")
-_ELSEWHERE = no_ranker("Elasticsearch searches, so the vectors that a ranker needs are not in this process")
 
 _log = logging.getLogger("perseid.api")
 
@@ -46,10 +45,6 @@ class Rankers:
 
     async def look(self, loaded: LoadedModel) -> None:
         """Looks what orders the lists of a model now, and logs what is another than before."""
-        elastic = self._settings.elastic
-        if elastic is not None and elastic.use == "knn":
-            loaded.ranking = _ELSEWHERE
-            return
         try:
             found = await load_served_ranker(self._store, loaded.version, self._settings.ranker, loaded.ranking)
         except StoreUnavailableError:

@@ -42,8 +42,7 @@ async def answer(services: Services, request: RerankRequest) -> dict[str, Any]:
     context = context_of(serving, request, user, now_ms)
     source: ListSource = "shown" if all(item.position is None for item in request.items) else "placed"
     if serving.elastic is not None:
-        disliked = () if view.rated is None else view.rated.items
-        await serving.elastic.fetch([*(item.item_id for item in request.items), *disliked], now_ms)
+        await serving.elastic.fetch([*(item.item_id for item in request.items), *view.state.items], now_ms)
     found, unknown = await services.turns.take(
         lambda: _ordered(services, serving, request, source, view, context, now_ms)
     )

@@ -62,6 +62,8 @@ class ElasticSearch:
                 if await self._fetch_missing(plan.negative.labels):
                     continue
                 plan = plan.with_feedback(self._vectors(plan.negative.labels))
+            if await self._fetch_missing(plan.history):
+                continue
             if await self._fetch_hits(plan, hits):
                 continue  # with a new plan: items may have changed while we waited
             groups = [(hits[plan.depth, group.boost], group.items) for group in plan.searches]

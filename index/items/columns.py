@@ -6,7 +6,7 @@ time window, from `starts_ms` to just before `ends_ms`; a missing bound is infin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,15 +86,21 @@ class ItemColumns:
         prices = self.price[labels]
         price = np.log(np.where(known & (prices > 0), prices, np.nan)).astype(np.float32)
         codes, places = np.unique(subclass, return_inverse=True)
-        usual = np.array([self._usual_price(code) for code in codes.tolist()], np.float32)
+        usual = np.array(self._usual_prices(codes.tolist()), np.float32)
         return ItemFacts(brand, subclass, category, price, price - usual[places])
 
-    def _usual_price(self, subclass: int) -> float:
-        """Median of the log prices of a subclass, by code; NaN of none, or without a price."""
-        if subclass not in self._usual:
-            prices = self.price[(self.subclass == subclass) & self.listed & (self.price > 0)]
-            self._usual[subclass] = float(np.median(np.log(prices))) if subclass and len(prices) else np.nan
-        return self._usual[subclass]
+    def _usual_prices(self, subclasses: Sequence[int]) -> list[float]:
+        """Medians of the log prices of subclasses, by code; NaN of none, or without a price."""
+        lacking = [code for code in subclasses if code not in self._usual]
+        if lacking:  # one look at all items, however many subclasses
+            rows = np.flatnonzero(np.isin(self.subclass, [code for code in lacking if code]))
+            rows = rows[self.listed[rows] & (self.price[rows] > 0)]
+            rows = rows[np.argsort(self.subclass[rows], kind="stable")]
+            codes, starts = np.unique(self.subclass[rows], return_index=True)
+            groups = np.split(np.log(self.price[rows]), starts[1:])
+            self._usual |= dict.fromkeys(lacking, np.nan)
+            self._usual |= {code: float(np.median(group)) for code, group in zip(codes.tolist(), groups, strict=False)}
+        return [self._usual[code] for code in subclasses]
 
     def may_show(self, size: int, now_ms: int) -> Mask:
         """[size] labels that the hard rules let pass: in stock, hence listed, and inside the time window."""

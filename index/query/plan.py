@@ -101,9 +101,14 @@ class SearchPlan:
         return self.groups
 
     @property
+    def history(self) -> Labels:
+        """Labels [r] of the user's items whose vectors the ranker looks at; none without one."""
+        return _NONE if self.ranker is None or self.asker is None else self.ranker.stage.looked_at(self.asker)
+
+    @property
     def is_deepest(self) -> bool:
-        """Whether no deeper round follows: a ranker orders a pool of fixed depth."""
-        return self.depth >= _DEEPEST or self.ranker is not None
+        """Whether no deeper round follows."""
+        return self.depth >= _DEEPEST
 
     def deeper(self, rounds: int = 1) -> SearchPlan:
         """The plan of a later round."""
@@ -180,7 +185,7 @@ class SearchPlan:
 
 
 def first_depth(count: int, ranked: bool = False) -> int:
-    """How deep the first round of a list of `count` items searches; for a ranker there is no second."""
+    """How deep the first round of a list of `count` items searches; what a ranker orders was found in it."""
     return max(_DEPTH * count + _MARGIN, _RANKED_DEPTH if ranked else 0)
 
 

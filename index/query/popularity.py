@@ -65,14 +65,15 @@ class Popularity:
             for where in grown
         }
         lacking = [where for where in present if where in read or where not in self._kind_counts] if self.kinds else []
-        kind_counts = {where: counts for where, counts in self._kind_counts.items() if self.kinds and where in present}
-        for where in lacking:
-            counts = await self._store.read_all(keys.kinds(partition_tag(where[0]), where[1]))
-            kind_counts[where] = self._numbered_by_kind(counts)
-        self._kind_counts = kind_counts
+        by_kind = {
+            where: self._numbered_by_kind(await self._store.read_all(keys.kinds(partition_tag(where[0]), where[1])))
+            for where in lacking
+        }
         began = now_ms // bucket_ms, bucket_ms
         if present != self._totals or began != self._began or lacking:
             self._counts = {where: read.get(where) or self._counts[where] for where in present}
+            known = {**self._kind_counts, **by_kind}
+            self._kind_counts = {where: known[where] for where in present} if self.kinds else {}
             self._totals, self._began = present, began
             self._decay(bucket_ms, now_ms)
         return len(grown)
@@ -172,15 +173,14 @@ class Popularity:
         return number
 
     def _decay(self, bucket_ms: int, now_ms: int) -> None:
-        by_field = np.zeros(len(self._item_of))
-        self._by_kind = {}
+        by_field, by_kind = np.zeros(len(self._item_of)), dict[int, Amounts]()
         for where, (fields, counts) in self._counts.items():
             age = now_ms // bucket_ms - where[1] - 1
             decay = 2.0 ** (-max(0, age) * bucket_ms / self._half_life_ms)
             if age >= _NEXT and decay >= _NEGLIGIBLE:
                 by_field[fields] += decay * counts
                 for kind, (items, amounts) in self._kind_counts.get(where, {}).items():
-                    self._by_kind.setdefault(kind, np.zeros(len(self._names)))[items] += decay * amounts
+                    by_kind.setdefault(kind, np.zeros(len(self._names)))[items] += decay * amounts
         overall: Amounts = np.zeros(len(self._names))
         np.add.at(overall, np.array(self._item_of, np.int64), by_field)
-        self._by_field, self._weights, self._tops = by_field, {"": overall}, {}
+        self._by_field, self._by_kind, self._weights, self._tops = by_field, by_kind, {"": overall}, {}

@@ -6,7 +6,7 @@ after the search, which goes as deep as makes the list that of scoring every all
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +26,8 @@ from index.query.second_stage import Asker, ListOrder
 from index.state.records import UserState, Vector
 
 MOST_NEGATIVE = 10  # weight of negative feedback: beyond, nothing that is disliked is ever shown
+_FIRST_PARTS = ("cosine", "context", "popularity")  # of a score: a ranker's order takes their place
+_MOST_RANKED = 256  # candidates of a slot that a ranker orders, the best by first-stage scores
 _SLOTS: tuple[ListKind, ...] = ("next", "general")  # in the order of a user's vectors
 
 
@@ -197,22 +199,34 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
     pool.add("cosine", _products(vectors, plan.users))
     pool.add("context", None if plan.delta is None else _products(vectors, plan.delta[None]))
     pool.add("popularity", plan.share * plan.popularity.shares(pool.item_ids, plan.location))
-    negative = None
-    if plan.negative is not None and plan.away is not None:
-        negative = plan.negative.part(_products(vectors, plan.away[None])[:, 0], pool.labels)
-    ranked_by = None
-    if plan.ranker is not None and plan.asker is not None:
-        taken_off = None if negative is None else negative.astype(np.float32)
-        part = plan.ranker.part(pool.sums(len(plan.slots)), pool.labels, vectors, plan.asker, taken_off)
-        ranked_by = None if part is None else plan.ranker.version
-        pool.add("ranker", part)
     pool.add("promotion", None if plan.boosts is None else plan.boosts[pool.labels])
-    pool.add("negative", negative)
-    scores = pool.sums(len(plan.slots))
-    if not plan.is_deepest and any(candidates.reach[at] > _last(own, plan.count) for at, own in enumerate(scores.T)):
+    if plan.negative is not None and plan.away is not None:
+        pool.add("negative", plan.negative.part(_products(vectors, plan.away[None])[:, 0], pool.labels))
+    ranked = _ranked(plan, pool, vectors)
+    slots = range(len(plan.slots))
+    bounded = ranked is None and not plan.is_deepest
+    if bounded and any(candidates.reach[at] > _last(pool.sums(at), plan.count) for at in slots):
         return None
+    pool, ranked_by = ranked or (pool, None)
+    scores = np.stack([pool.sums(at) for at in slots], axis=1)
     items = [pool.entry(place, plan.slots[at], at) for place, at in in_turns(scores, pool.item_ids, plan.count)]
     return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
+
+
+def _ranked(plan: SearchPlan, pool: _Pool, vectors: Vector) -> tuple[_Pool, str] | None:
+    """The best of the pool, with the part that the plan's ranker adds, and its version; None where it says nothing."""
+    if plan.ranker is None or plan.asker is None:
+        return None
+    slots = range(len(plan.slots))
+    most = max(_MOST_RANKED, plan.count)
+    best = sorted({place for at in slots for place in _best(pool.sums(at), pool.item_ids, most)})
+    pool = pool.part(best)
+    first = np.stack([pool.sums(at, _FIRST_PARTS) for at in slots], axis=1)
+    part = plan.ranker.part(first, pool.labels, vectors[best], plan.asker, pool.single("negative"))
+    if part is None:
+        return None
+    pool.add("ranker", part)
+    return pool, plan.ranker.version
 
 
 def seen_items(window: Iterable[str], purchases: Mapping[str, int], now_ms: int, weights: Weights) -> frozenset[str]:
@@ -293,15 +307,23 @@ class _Pool:
         if part is not None:
             self._parts[name] = part if part.ndim == 2 else part[:, None]
 
-    def sums(self, slots: int) -> Amounts:
-        """The scores so far [m, slots]."""
-        return np.stack([self._scores(slot) for slot in range(slots)], axis=1)
+    def part(self, places: Sequence[int]) -> _Pool:
+        """Some of the candidates."""
+        found = _Pool(self.labels[places], [self.item_ids[place] for place in places])
+        found._parts = {name: part[places] for name, part in self._parts.items()}
+        return found
 
-    def _scores(self, slot: int) -> Amounts:
-        """[m]"""
+    def single(self, name: str) -> Amounts | None:
+        """A summand [m] that is the same in every slot; None where there is none."""
+        part = self._parts.get(name)
+        return None if part is None else part[:, 0]
+
+    def sums(self, slot: int, names: Container[str] | None = None) -> Amounts:
+        """Scores for a slot [m], or what summands of these names make of them."""
         found = np.zeros(len(self.labels))
-        for part in self._parts.values():
-            found += part[:, min(slot, part.shape[1] - 1)]
+        for name, part in self._parts.items():
+            if names is None or name in names:
+                found += part[:, min(slot, part.shape[1] - 1)]
         return found
 
     def entry(self, place: int, slot: ListKind, at: int) -> Ranked:

@@ -104,6 +104,11 @@ class SecondStage:
         found[labels >= 0] = self.catalogue.search.vectors(labels[labels >= 0])
         return found
 
+    def looked_at(self, asker: Asker) -> Labels:
+        """Labels of the user's items whose vectors are looked at."""
+        history = self._history(asker.state)
+        return np.unique(np.concatenate([*self._looked_at(history, asker.now_ms).values()]))
+
     def _history(self, state: UserState) -> History:
         kinds = np.frombuffer(bytes(state.kinds), np.uint8)
         known = kinds < len(self.classes)
@@ -112,14 +117,13 @@ class SecondStage:
 
     def _near(self, history: History, now_ms: int) -> dict[str, Vector]:
         """Vectors of what the user did last, by name of `UserEvidence.near`."""
-        recent = history.recent()
-        wanted = {
-            "last": recent[:1],
-            "recent": recent,
-            "session": history.recent_in_session(now_ms),
-            "acted": history.acted(),
-        }
+        wanted = self._looked_at(history, now_ms)
         return {name: self.catalogue.search.vectors(labels) for name, labels in wanted.items() if len(labels)}
+
+    def _looked_at(self, history: History, now_ms: int) -> dict[str, Labels]:
+        recent = history.recent()
+        session, acted = history.recent_in_session(now_ms), history.acted()
+        return {"last": recent[:1], "recent": recent, "session": session, "acted": acted}
 
     def _amounts(self, labels: Labels, location: str) -> Amounts:
         ids = self._ids(labels)
@@ -140,11 +144,20 @@ class ListOrder(Protocol):
     """What orders the lists of a plan; `version` names it."""
 
     @property
+    def stage(self) -> SecondStage:
+        """What its features are made from."""
+
+    @property
     def version(self) -> str:
         """Of the ranker."""
 
     def part(
-        self, first: Scores, labels: Labels, vectors: Vector, asker: Asker, negative: Floats | None
+        self,
+        first: Scores,
+        labels: Labels,
+        vectors: Vector,
+        asker: Asker,
+        negative: Scores | None = None,
     ) -> Scores | None:
         """What is added to first-stage scores [m, slots] of items [m] with vectors [m, d]; None for nothing.
 
@@ -165,10 +178,11 @@ class ListRanker:
     given: GivenList | None = None
 
     def part(
-        self, first: Scores, labels: Labels, vectors: Vector, asker: Asker, negative: Floats | None
+        self, first: Scores, labels: Labels, vectors: Vector, asker: Asker, negative: Scores | None = None
     ) -> Scores | None:
         """As of `part_of`; None also where a score is no number."""
-        scores = self.scorer.scores(self.stage.features(labels, vectors, asker, negative, self.given))
+        taken_off = None if negative is None else negative.astype(np.float32)
+        scores = self.scorer.scores(self.stage.features(labels, vectors, asker, taken_off, self.given))
         return None if scores is None else part_of(scores, first)
 
 

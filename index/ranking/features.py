@@ -190,8 +190,8 @@ def _newest(labels: Labels) -> Labels:
 def _vectors(items: RankedList, user: UserEvidence) -> dict[str, Floats]:
     found = dict(items.products)
     product = found.get("next")
-    if product is not None and len(product):
-        found["next_gap"] = product - product.max()
+    if product is not None:
+        found["next_gap"] = product - _mean(product, np.nanmax)
         found["next_rank"] = _rank(-product)
     for name in ("last", "recent", "acted"):
         if name in user.near:
@@ -271,7 +271,7 @@ def _price(items: RankedList, user: UserEvidence) -> dict[str, Floats]:
 
 
 def _mean(values: Floats, of: Callable[[Floats], np.floating] = np.nanmean) -> np.float32:
-    """Of the known values, NaN without any."""
+    """Of the known values, or what else `of` says of them; NaN without any."""
     return np.float32(of(values)) if len(values) and not np.isnan(values).all() else np.float32(np.nan)
 
 

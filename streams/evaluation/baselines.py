@@ -19,12 +19,12 @@ from encoder.baselines.training import SequenceScorer, fit
 from encoder.training.dataset import TrainingData
 from streams.evaluation.leave_one_out import LeaveOneOut, validation_ndcg
 from streams.evaluation.neighbours import PopularityRanker, TextKnn, co_visitation, item_knn
-from streams.evaluation.rankers import Asked, FloatArray, IntArray, Question, Ranker, mean_ndcg
+from streams.evaluation.rankers import Asked, FloatArray, IntArray, OfflineRanker, Question, mean_ndcg
 from streams.item_vectors import ItemVectors
 
 COUNTING = ("popularity", "popularity-7d", "item-knn", "co-visitation", "text-knn")
 TRAINED = ("sasrec", "sasrec-sampled", "sasrec-bce", "bert4rec", "hstu")
-Validate = Callable[[Ranker], float]
+Validate = Callable[[OfflineRanker], float]
 _VALIDATED = 2_000  # choices at most that a timeline is validated on
 _BATCH = 256
 
@@ -59,7 +59,7 @@ class Training:
 class TrainedBaselines:
     """Rankers in the order asked for, and what the training of each took."""
 
-    rankers: list[Ranker] = field(default_factory=list)
+    rankers: list[OfflineRanker] = field(default_factory=list)
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -82,7 +82,7 @@ def make_baselines(
     """
     check_names(names)
     made, data = TrainedBaselines(), part.sequences
-    makers: Mapping[str, Callable[[str], Ranker]] = {
+    makers: Mapping[str, Callable[[str], OfflineRanker]] = {
         "popularity": lambda name: PopularityRanker(name, data),
         "popularity-7d": lambda name: PopularityRanker(name, data, WEEK_MS),
         "item-knn": lambda name: item_knn(name, data),
@@ -116,7 +116,7 @@ class SequenceRanker:
         return [out]
 
 
-def _train(name: str, part: TrainingPart, training: Training) -> tuple[Ranker, dict[str, Any]]:
+def _train(name: str, part: TrainingPart, training: Training) -> tuple[OfflineRanker, dict[str, Any]]:
     learned, place = part.learned, _places(part.known, part.learned.catalogue)
     fitted = fit(
         Sequences(learned.user_ptr, place[learned.items], learned.ts_ms, len(part.known)),

@@ -20,7 +20,7 @@ from encoder.training.dataset import TrainingData
 from index.query.model import RequestedList
 from streams.evaluation.comparison import KS, Comparison
 from streams.evaluation.outcomes import Outcomes
-from streams.evaluation.rankers import Asked, ModelRanker, Question, Ranker, best_lists, masked_scores, mean_ndcg
+from streams.evaluation.rankers import Asked, ModelRanker, OfflineRanker, Question, best_lists, masked_scores, mean_ndcg
 from streams.evaluation.slices import Facts
 from streams.folder.reader import FORGET_CODE, Folder
 from streams.folder.training import subclass_of
@@ -127,7 +127,7 @@ def best_list(encoder: IncrementalEncoder, data: LeaveOneOut) -> RequestedList:
 
 
 def rank_all(
-    rankers: Sequence[Ranker],
+    rankers: Sequence[OfflineRanker],
     data: LeaveOneOut,
     part: Part,
     ks: Sequence[int] = KS,
@@ -164,14 +164,14 @@ def rank_all(
     return found
 
 
-def _names(rankers: Sequence[Ranker]) -> list[str]:
+def _names(rankers: Sequence[OfflineRanker]) -> list[str]:
     names = [name for ranker in rankers for name in ranker.lists]
     if len(set(names)) < len(names):
         raise ValueError(f"two lists of one name among {names}; name each baseline once")
     return names
 
 
-def validation_ndcg(ranker: Ranker, data: LeaveOneOut, k: int = 10, window: int = WINDOW) -> float:
+def validation_ndcg(ranker: OfflineRanker, data: LeaveOneOut, k: int = 10, window: int = WINDOW) -> float:
     """NDCG@k of a ranker's first list on the validation targets, each from the user's last `window` events."""
     return mean_ndcg(ranker, (asked for _, asked in _batches(data, "validation", window)), k)
 
@@ -196,7 +196,7 @@ def _question(data: LeaveOneOut, user: int, part: Part, window: int) -> Question
 
 
 def compare_lists(
-    rankers: Sequence[Ranker],
+    rankers: Sequence[OfflineRanker],
     data: LeaveOneOut,
     part: Part,
     chosen: str,

@@ -46,7 +46,7 @@ class Question:
     request: EncodeRequest | None = None  # the window, where a model is asked to encode it
 
 
-class Ranker(Protocol):
+class OfflineRanker(Protocol):
     """Makes one or more lists from some score matrices."""
 
     @property
@@ -91,7 +91,7 @@ def retrieval_vectors(encoder: IncrementalEncoder, vectors: ItemVectors) -> Floa
 
 
 def masked_scores(
-    ranker: Ranker, questions: Sequence[Question], hidden: Sequence[NDArray[Any]]
+    ranker: OfflineRanker, questions: Sequence[Question], hidden: Sequence[NDArray[Any]]
 ) -> list[NDArray[np.float32]]:
     """The ranker's matrices with -inf for what each question may not show: rows, or a bool for every candidate."""
     matrices = [np.array(matrix, np.float32) for matrix in ranker.scores(questions)]
@@ -141,7 +141,7 @@ class Asked(NamedTuple):
     targets: IntArray  # [B]
 
 
-def mean_ndcg(ranker: Ranker, batches: Iterable[Asked], k: int = 10) -> float:
+def mean_ndcg(ranker: OfflineRanker, batches: Iterable[Asked], k: int = 10) -> float:
     """NDCG@k of a ranker's first matrix."""
     ranks = [exact_ranks(masked_scores(ranker, b.questions, b.hidden)[0], b.targets) for b in batches]
     found = np.concatenate(ranks)

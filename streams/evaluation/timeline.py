@@ -12,7 +12,7 @@ from typing import Any
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut
 from streams.evaluation.popularity import PopularityLists
-from streams.evaluation.rankers import OfflineModel, Ranker
+from streams.evaluation.rankers import OfflineModel, OfflineRanker
 from streams.evaluation.staleness.delays import FRESH
 from streams.evaluation.staleness.sweep import Sweep
 
@@ -20,7 +20,7 @@ from streams.evaluation.staleness.sweep import Sweep
 def evaluate(
     held: HeldOut,
     model: OfflineModel | None,
-    rankers: Sequence[Ranker] = (),
+    rankers: Sequence[OfflineRanker] = (),
     baskets: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:

@@ -7,6 +7,7 @@ state, whatever was restarted in between. It reads no wall clock: a partition's 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -70,6 +71,11 @@ class Change:
     keep: int = 0
     was_idle: bool = False  # what the user had done before was removed
     repeats: int = 0  # of an applied click: how many of the same kind, item and popularity bucket the window had
+
+
+def rules_of(owner: Mapping[str, bytes | None]) -> str:
+    """The versions that a partition's stored facts name, "" of a new one; version 1 named none."""
+    return (owner.get("rules") or b"").decode() or ("1" if owner.get("clock") else "")
 
 
 def rules_applied(stored: str) -> str:

@@ -17,10 +17,9 @@ from streams.pipeline.encoders import Encoders
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters
 from streams.pipeline.partition_clock import PartitionClock
-from streams.pipeline.user_state import EngineSettings, rules_applied
+from streams.pipeline.user_state import EngineSettings, rules_applied, rules_of
 from streams.pipeline.write_plan import Touched, UserPlan, UserPlanner, still_waiting
 
-_FORMER_RULES = "1"  # where a clock is stored and no version
 SWEEP_USERS = 100  # idle users removed at a time: some milliseconds
 
 
@@ -45,7 +44,7 @@ class UserWriter:
         facts = ["clock", "idle_ms", "rules", MODELS]
         ((clock, idle_ms, rules, models),) = await self._store.read([(keys.owner(tag), facts)])
         lease.clock, lease.idle_ms = PartitionClock.decode(clock), int(idle_ms or -1)
-        lease.rules = rules.decode() if rules else _FORMER_RULES if clock else ""
+        lease.rules = rules_of({"rules": rules, "clock": clock})
         rules_applied(lease.rules)
         lease.models = (models or b"").decode()
         lease.buckets = {int(bucket) for bucket in await self._store.read_all(keys.popularity_buckets(tag))}

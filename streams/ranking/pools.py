@@ -45,14 +45,18 @@ class PoolRecorder:
     version = ""
 
     def __init__(self, stage: SecondStage, given: GivenList | None = None) -> None:
-        self._stage, self._given = stage, given
+        self.stage, self._given = stage, given
         self._found: tuple[Labels, Floats, Scores, Scores] | None = None
 
-    def part(self, first: Scores, labels: Labels, vectors: Vector, asker: Asker, negative: Floats | None) -> None:
-        """Notes what there is to order."""
-        features = self._stage.features(labels, vectors, asker, negative, self._given)
-        beside = np.zeros(len(labels)) if negative is None else negative.astype(np.float64)
+    def part(
+        self, first: Scores, labels: Labels, vectors: Vector, asker: Asker, negative: Scores | None = None
+    ) -> Scores:
+        """Notes what there is to order, and adds nothing."""
+        taken_off = None if negative is None else negative.astype(np.float32)
+        features = self.stage.features(labels, vectors, asker, taken_off, self._given)
+        beside = np.zeros(len(labels)) if negative is None else negative
         self._found = labels, features, first, beside
+        return np.zeros_like(first)
 
     def pool(self, plan: SearchPlan) -> ListPool:
         """What was scored last, for a plan that has this recorder for its ranker."""

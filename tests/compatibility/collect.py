@@ -131,7 +131,8 @@ def redis_keys() -> dict[str, Any]:
     return {
         "cluster": keys.cluster(), "model": keys.model("m-1"), "roles": keys.roles(), "owner": keys.owner("p1"),
         "user": keys.user("p1", "me"), "users": keys.users("p1"), "waiting": keys.waiting("p1"),
-        "popularity": keys.popularity("p1", 7), "buckets": keys.popularity_buckets("p1"), "item": keys.item("tea"),
+        "popularity": keys.popularity("p1", 7), "kinds": keys.kinds("p1", 7), "buckets": keys.popularity_buckets("p1"),
+        "item": keys.item("tea"),
         "item index": keys.item_index(), "item log": keys.item_log(), "contexts": keys.contexts(),
         "user fields": [STATE, PROFILE, vector_field("m-1")],
         "item fields": [CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH, POSITION],

@@ -405,10 +405,10 @@ def pack(path: Path, target: Path) -> None:
     target.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
 
 
-def unpack(name: str, target: Path) -> Path:
+def unpack(name: str, target: Path, folder: Path = FIXTURES) -> Path:
     """A gzipped fixture, unpacked."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(gzip.decompress((FIXTURES / name).read_bytes()))
+    target.write_bytes(gzip.decompress((folder / name).read_bytes()))
     return target
 
 

@@ -1,4 +1,4 @@
-"""What was stored at 9afcd80 is read, continued and written in the same way: in Redis, in files and in logs."""
+"""What was stored at 9afcd80 and since is read, continued and written in the same way, in Redis, files and logs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from safetensors import safe_open
 
 from deploy.servers.redis import RedisServer
 from encoder.model.artefact import load, save
-from index.state.keys import Keys
+from index.state.keys import LOCATION_SEPARATOR, Keys, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import vector_field
 from index.state.redis_store import RedisStore
 from index.state.sqlite_store import SqliteStore
 from index.state.store import LiveStore
-from streams.pipeline.digest import digest, digest_of
+from streams.pipeline.digest import digest, digest_of, read_state
 from tests.compatibility import collect, stored
 from tests.compatibility.redis_dump import Dump, dump, raw, restore
 from tests.compatibility.test_wire_names import ADDED_METRICS, ADDED_SETTINGS
 from tests.compatibility.world import (
     FIXTURES,
+    FORMER,
     KEYS,
     MODEL,
+    NOW_MS,
     PARTITIONS,
+    RULES_2,
+    SIZES,
     Shown,
     assert_same,
     expected,
@@ -78,23 +82,44 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def recorded_hex() -> str:
-    """The digest of the recorded state."""
-    return digest_of(expected("decoded.json.gz")["state"]).hex
-
-
-def test_the_stored_state_is_read_as_it_was_meant(redis_server: RedisServer) -> None:
-    content = expected("state.json")
-    found, wanted = as_json(in_redis(redis_server, content, stored.decode)), expected("decoded.json.gz")
-    wanted["clocks"] = {number: [now_ms, idle_ms] for number, (now_ms, _, idle_ms) in wanted["clocks"].items()}
+@pytest.mark.parametrize("name", FORMER)
+def test_the_stored_state_is_read_as_it_was_meant(redis_server: RedisServer, name: str) -> None:
+    content, wanted = expected("state.json", FORMER[name]), expected("decoded.json.gz", FORMER[name])
+    found = as_json(in_redis(redis_server, content, stored.decode))
+    wanted["clocks"] = {number: [clock[0], clock[-1]] for number, clock in wanted["clocks"].items()}
     assert_same(found, wanted)
     assert dump(redis_server.url, KEYS.prefix) == content
 
 
-def test_one_more_event_goes_on_top_of_the_stored_state(redis_server: RedisServer) -> None:
-    found, wanted = in_redis(redis_server, expected("state.json"), stored.one_more), made("one_more.json")
-    assert wanted["digest"] != recorded_hex()
+@pytest.mark.parametrize("name", FORMER)
+def test_one_more_event_goes_on_top_of_the_stored_state(redis_server: RedisServer, name: str) -> None:
+    found = in_redis(redis_server, expected("state.json", FORMER[name]), stored.one_more)
+    wanted = made(f"one_more_on_{name}.json")
+    assert wanted["digest"] != digest_of(expected("decoded.json.gz", FORMER[name])["state"]).hex
     assert_same(as_json(found), wanted)
+
+
+def test_a_state_of_rules_2_goes_on_with_all_it_holds_and_counts_by_kind_from_then_on(
+    redis_server: RedisServer,
+) -> None:
+    """The click changes what it changes in a state of the present rules, which alone has earlier counts by kind."""
+
+    async def before_and_after(store: LiveStore) -> list[Any]:
+        found = [await read_state(store, PARTITIONS)]
+        await stored.one_more(store)
+        return [*found, await read_state(store, PARTITIONS)]
+
+    old, gone_on = in_redis(redis_server, expected("state.json", RULES_2), before_and_after)
+    new, as_new = in_redis(redis_server, made("state.json"), before_and_after)
+    tag, bucket = partition_tag(partition_of("user-1", PARTITIONS)), str(NOW_MS // SIZES.bucket_ms)
+    assert gone_on[tag].pop("kinds") == {bucket: {f"1{LOCATION_SEPARATOR}item-3": 1}}
+    assert gone_on[tag].pop("rules") == "2,3"
+    for state in (new, as_new):
+        counted = [
+            sorted(part.pop("kinds")) == sorted(part["popularity"]) for part in state.values() if "users" in part
+        ]
+        assert counted == [True] * PARTITIONS
+    assert (old, gone_on) == (new, as_new)
 
 
 def test_the_api_answers_from_the_stored_state_as_it_did(redis_server: RedisServer) -> None:
@@ -189,10 +214,12 @@ def test_a_data_folder_is_read_and_exported_in_the_same_lines(tmp_path: Path) ->
     assert lines == as_before and len(lines) == 6
 
 
-def test_a_replay_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
-    path = stored.unpack("replay.sqlite.gz", tmp_path / "replay.sqlite")
-    assert_same(as_json(stored.read_checkpoint(path)), expected("replay_checkpoint.json.gz"))
-    found, wanted = stored.run_replay(tmp_path), made("replay_resumed.json.gz")
+@pytest.mark.parametrize("name", FORMER)
+def test_a_replay_goes_on_from_a_checkpoint(tmp_path: Path, name: str) -> None:
+    path = stored.unpack("replay.sqlite.gz", tmp_path / "replay.sqlite", FORMER[name])
+    if name == "9afcd80":
+        assert_same(as_json(stored.read_checkpoint(path)), expected("replay_checkpoint.json.gz"))
+    found, wanted = stored.run_replay(tmp_path), made(f"replay_resumed_of_{name}.json.gz")
     assert wanted["first"] > 60
     assert_same(as_json(found), wanted)
 
@@ -256,5 +283,6 @@ def test_fixtures_are_not_empty(name: str) -> None:
 def test_every_kind_of_key_is_in_the_stored_state() -> None:
     parts = {key.split(":", 2)[-1].split(":")[0] for key in expected("state.json") if "{" in key}
     assert parts >= {"owner", "u", "users", "pop", "pops", "i", "index", "log", "records", "waiting"}
+    assert any(":kinds:" in key for key in made("state.json"))
     fields = {name for _, content in expected("state.json").values() if isinstance(content, dict) for name in content}
     assert fields >= {"s", "p", "c", "e", "t", "m", "vh", "th", "n", vector_field(stored.version())}

@@ -1,7 +1,8 @@
 """A small deployment that lives through a fixed log: engine, tiny model, live state, and the API on top of it.
 
-The log, the model and everything else that is read here lie in `9afcd80/`. What the rules of version 2 make of it lies
-in `rules_2/`. What the log says is told in `log_maker`.
+The log, the model and everything else that is read here lie in `9afcd80/`, what the rules of version 2 left of it in
+`rules_2/`. What the present rules make of it and of both states lies in a folder named after their version. What the
+log says is told in `log_maker`.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.intake import KafkaDeadLetterSink
-from streams.pipeline.user_state import EngineSettings, WindowLimits
+from streams.pipeline.user_state import RULES_VERSION, EngineSettings, WindowLimits
 from tests.support.sent import Sending, SentRecord
 
 FIXTURES = Path(__file__).parent / "9afcd80"
-MADE = Path(__file__).parent / "rules_2"
+RULES_2 = Path(__file__).parent / "rules_2"
+MADE = Path(__file__).parent / f"rules_{RULES_VERSION}"
+FORMER = {"9afcd80": FIXTURES, "rules_2": RULES_2}  # what holds a `state.json`, what it says, and a `replay.sqlite.gz`
 MODEL = FIXTURES / "model"
 LOG = FIXTURES / "log.jsonl"
 NOW_MS = 1_763_600_000_000  # just after the last record of the log

@@ -260,7 +260,7 @@ def missing_dead_letters(logs: Logs, dead: Iterable[Record]) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Events or popularity units that are missing from the state (`lost`) and that are there too often (`twice`)."""
+    """Events or counted units that are missing from the state (`lost`) and that are there too often (`twice`)."""
 
     lost: int
     twice: int
@@ -300,7 +300,8 @@ def _counted(part: Mapping[str, Any]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for user, content in part["users"].items():
         counts.update(f"event {user} {event[0]}" for event in content["window"])
-    for bucket, names in part["popularity"].items():
-        for name, count in names.items():
-            counts[f"popularity {bucket} {name}"] += count
+    for counted in ("popularity", "kinds"):
+        for bucket, names in part.get(counted, {}).items():
+            for name, count in names.items():
+                counts[f"{counted} {bucket} {name}"] += count
     return counts

@@ -48,6 +48,7 @@ class Oracle:
         self.width = width  # of the clock: 32 x 32 clicks make a block
         self.users: list[dict[str, OracleUser]] = [defaultdict(OracleUser) for _ in range(partitions)]
         self.counts: list[dict[tuple[int, str], int]] = [defaultdict(int) for _ in range(partitions)]
+        self.firsts: list[dict[tuple[int, str], int]] = [defaultdict(int) for _ in range(partitions)]  # by kind
         self.applied_ms: list[list[int]] = [[] for _ in range(partitions)]  # times of all applied clicks
         self.clocks = [-1] * partitions
         self.arrivals = 0
@@ -94,6 +95,7 @@ class Oracle:
         if weight and bucket > self.clocks[partition] // HOUR6 - HORIZON:
             name = f"{body.get('location') or ''}\x1f{body['item_id']}"
             self.counts[partition][bucket, name] += weight
+            self.firsts[partition][bucket, f"{kind}\x1f{body['item_id']}"] += 0 if repeats else 1
 
     def _tick(self, partition: int, ts_ms: int) -> None:
         """After each block of clicks the time is looked up anew, among all clicks so far."""
@@ -121,15 +123,12 @@ class Oracle:
             user.profile, user.profile_ms = content, ts_ms
 
     def part(self, partition: int, positions: dict[str, int]) -> dict[str, Any]:
-        popularity: dict[str, dict[str, int]] = {}
         for user_id in list(self.users[partition]):
             self._remove_if_idle(partition, user_id)
             user = self.users[partition][user_id]
             if not user.window and user.forgotten_ms < 0 and user.profile_ms < 0:
                 del self.users[partition][user_id]
-        for (bucket, name), count in self.counts[partition].items():
-            if bucket > self.clocks[partition] // HOUR6 - HORIZON:
-                popularity.setdefault(str(bucket), {})[name] = count
+        popularity, kinds = self._recent(partition, self.counts), self._recent(partition, self.firsts)
         users = {
             user_id: {
                 "window": [[str(event[2]), event[3], event[4], event[0]] for event in user.window],
@@ -138,4 +137,13 @@ class Oracle:
             }
             for user_id, user in self.users[partition].items()
         }
-        return {"users": users, "popularity": popularity, "positions": positions}
+        found = {"users": users, "popularity": popularity, "kinds": kinds, "positions": positions}
+        return {name: values for name, values in found.items() if values or name != "kinds"}
+
+    def _recent(self, partition: int, counted: list[dict[tuple[int, str], int]]) -> dict[str, dict[str, int]]:
+        """Counts by bucket and name, of buckets within the horizon."""
+        found: dict[str, dict[str, int]] = {}
+        for (bucket, name), count in counted[partition].items():
+            if bucket > self.clocks[partition] // HOUR6 - HORIZON and count:
+                found.setdefault(str(bucket), {})[name] = count
+        return found

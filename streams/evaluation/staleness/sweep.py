@@ -21,7 +21,7 @@ from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut, all_out_of_reach, applier, window_rules
 from streams.evaluation.popularity import PopularityLists, RecentPopularity
-from streams.evaluation.rankers import ModelRanker, OfflineModel, Ranker, best_lists, masked_scores
+from streams.evaluation.rankers import ModelRanker, OfflineModel, OfflineRanker, best_lists, masked_scores
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm
 from streams.evaluation.staleness.late_views import (
     Choice,
@@ -79,7 +79,7 @@ class Sweep:
         model: OfflineModel | None,
         arms: Sequence[Arm],
         comparison: Comparison,
-        rankers: Sequence[Ranker] = (),
+        rankers: Sequence[OfflineRanker] = (),
         baskets: bool = False,
     ) -> None:
         if FRESH not in arms:

@@ -145,7 +145,22 @@ def test_one_object_holds_every_view_label_and_ranker(command: list[str]) -> Non
             assert sizes == {"1-10": 0, "11-30": 40, "31-100": 0, "101+": 0}
             assert result["lists"]["LambdaMART"]["hr@1"] > result["lists"]["as shown"]["hr@1"]
             assert result["lambdamart"]["LambdaMART"]["gain"]["price_rank"] > 0.3
+            assert result["two_stage"] == {"missing": "the encoder has learned from all that lies before the split"}
             assert {against["baseline"] for against in result["versus"]} == set(result["lambdamart"])
+
+
+def test_a_second_stage_stands_beside_what_the_encoder_does_not_know(command: list[str], tmp_path: Path) -> None:
+    model, metadata = StarsEncoder(replace(CONFIG, window=200, slack=56)).eval(), {"embedder": "toy", "data": "shop"}
+    known_ms = (MIDNIGHT_S + 2 * DAY_S) * 1000
+    save(model, tmp_path / "early", {**metadata, "context_features": [], "before_ms": known_ms})
+    asked = [command[0], "--model", str(tmp_path / "early"), "--split", "0.75", "--question", "before", "--json"]
+    found: dict[str, Any] = orjson.loads(CliRunner().invoke(sessions, asked, catch_exceptions=False).stdout)
+    result = found["views"]["before"]["label_pre"]
+    assert {name: facts["lists"] for name, facts in result["two_stage"].items()} == {
+        "two-stage": 80,
+        "two-stage + position": 80,
+    }
+    assert result["lists"]["two-stage"]["hr@1"] > 0.5 > result["lists"]["as shown"]["hr@1"]
 
 
 def test_the_tables_name_what_was_known(command: list[str]) -> None:

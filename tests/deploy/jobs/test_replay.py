@@ -23,6 +23,7 @@ from streams.evaluation.held_out import QuestionSettings
 from streams.folder.reader import Folder, read_folder
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.digest import Digest, digest
+from streams.pipeline.user_state import RULES_VERSION
 from tests.support.folders import write_vectors
 from tests.support.replay_world import CONFIG, PARTITIONS, shop, vectors_of
 
@@ -190,10 +191,12 @@ def test_what_a_replay_cannot_have_read_is_said(path: Path) -> None:
         Apart(f"{BEGINNING}the log of clickstream[3] is its number 2, {GONE}", True),
         Apart(f"{BEGINNING}the log of clickstream[3] begins at 20, what came before has left Kafka", True),
     ]
-    rules = {"rules": b"1,2"}
-    assert list(apart(report, rules, ("users",), 3)) == [
-        Apart("partition 3 was applied under the rules 1,2 in turn", True)
-    ]
+    for rules, said in (({"rules": b"1,2"}, "1,2 in turn"), ({"rules": b"2"}, "2"), ({"clock": b"..."}, "1")):
+        assert list(apart(report, rules, ("users",), 3)) == [
+            Apart(f"partition 3 was applied under the rules {said}", True)
+        ]
+    for new in ({}, {"rules": str(RULES_VERSION).encode(), "clock": b"..."}):
+        assert not list(apart(report, new, ("users",), 3))
 
 
 def test_a_live_state_of_another_log_is_not_compared_by_offsets(path: Path) -> None:

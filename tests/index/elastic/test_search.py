@@ -25,6 +25,10 @@ from index.items.search import ExactIndex, Labels
 from index.query.plan import SearchPlan
 from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, answer_in_process, plan_searches
+from index.query.second_stage import ListRanker, SecondStage
+from index.ranking.features import event_classes
+from index.ranking.network import Network, Scaling
+from index.ranking.ranker import ListScorer
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, UserState, Vector
@@ -177,21 +181,33 @@ def test_a_filter_inside_the_search_and_the_mask_agree(index: Indexed) -> None:
         assert len(labels[row]) == 100 and allowed[labels[row]].all()
 
 
+def by_nearness() -> ListScorer:
+    """A scorer that wants what is near to what the user looked at."""
+    scaling = Scaling.of(np.linspace(-1, 1, 500, dtype=np.float32)[:, None])
+    layers = [(np.array([[1], [0], [0]], np.float32), np.zeros(1, np.float32))]
+    return ListScorer(Network(scaling, layers), ("near_recent",))
+
+
+@pytest.mark.parametrize("ranked", [False, True])
 @pytest.mark.parametrize("disliking", [False, True])
 def test_a_plan_gets_the_list_of_a_process_that_keeps_all_vectors(
-    make: Callable[..., Indexed], disliking: bool
+    make: Callable[..., Indexed], disliking: bool, ranked: bool
 ) -> None:
     vectors, index = unit(1600), make(held_rows=1)
     index.upsert(range(1600), vectors)
     everything = Catalogue(MODEL, DIM, ExactIndex(DIM))
     everything.apply([ItemRecord(f"i{n}", n + 1, {}, None, (), "e", None, None, vectors[n]) for n in range(1600)])
-    # What a user disliked is among what is not kept: its vectors are fetched.
+    # What a user disliked or looked at is among what is not kept: its vectors are fetched.
     missing = index.catalogue.ids_of(index.held.missing(np.arange(1600)))[:3]
-    state = UserState(items=[*missing, "i7"], kinds=[1, 1, 1, 0], ts_ms=[0] * 4)
-    user = UserView.of(unit(2, seed=3), state if disliking else UserState(), (1, -2))
+    kinds = [1, 1, 1, 0] if disliking else [0] * 4
+    user = UserView.of(unit(2, seed=3), UserState(items=[*missing, "i7"], kinds=kinds, ts_ms=[0] * 4), (1, -2))
 
     def plan(catalogue: Catalogue) -> SearchPlan:
-        return plan_searches(Query(20), user, catalogue, ContextView(), Popularity(MemoryStore()), 0)
+        popularity = Popularity(MemoryStore())
+        stage = SecondStage(catalogue, popularity, event_classes((1, -2), (False, False)))
+        ranker = ListRanker(stage, by_nearness(), "r-1")
+        asked = Query(20), user, catalogue, ContextView(), popularity, 0
+        return plan_searches(*asked, ranker=ranker if ranked else None)
 
     expected = answer_in_process(plan(everything))
     search = ElasticSearch(index.reader, index.catalogue, index.held)
@@ -200,6 +216,7 @@ def test_a_plan_gets_the_list_of_a_process_that_keeps_all_vectors(
     assert found.retrieved == expected.retrieved and found.removed == expected.removed
     assert [entry.parts for entry in found.items] == [pytest.approx(entry.parts, abs=1e-6) for entry in expected.items]
     assert all(("negative" in entry.parts) == disliking for entry in found.items)
+    assert all(("ranker" in entry.parts) == ranked for entry in found.items)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from index.query.popularity import Popularity
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
+from index.state.store import StoreUnavailableError
 
 HOUR_MS = 3_600_000
 Shop = Mapping[tuple[int, int], Mapping[tuple[str, str], int]]  # (partition, bucket) → (location, item) → count
@@ -25,9 +26,12 @@ class CountingStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.keys_read: list[str] = []
+        self.away = ""  # key that cannot be read
 
     async def read_all(self, key: str) -> dict[str, bytes]:
         self.keys_read.append(key)
+        if key == self.away:
+            raise StoreUnavailableError("away")
         return await super().read_all(key)
 
 
@@ -37,6 +41,12 @@ async def put(store: MemoryStore, counts: Shop) -> None:
         named = {f"{place}{LOCATION_SEPARATOR}{item}": str(count).encode() for (place, item), count in fields.items()}
         await store.write(store.keys.popularity(tag, bucket), named)
         await store.write(store.keys.popularity_buckets(tag), {str(bucket): str(sum(fields.values())).encode()})
+
+
+async def put_kinds(store: MemoryStore, counts: Mapping[tuple[int, int], Mapping[tuple[int, str], int]]) -> None:
+    for (partition, bucket), fields in counts.items():
+        named = {f"{kind}{LOCATION_SEPARATOR}{item}": str(count).encode() for (kind, item), count in fields.items()}
+        await store.write(store.keys.kinds(partition_tag(partition), bucket), named)
 
 
 def popularity(counts: Shop, now_ms: int, half_life_ms: float = HOUR_MS) -> Popularity:
@@ -103,6 +113,44 @@ def test_only_buckets_that_grew_are_read_again_and_removed_ones_vanish() -> None
         await found.refresh(1, HOUR_MS, HOUR_MS)
         assert found.top() == ["b", "c"]
         assert found.weight("a") == 0
+
+    asyncio.run(scenario())
+
+
+def test_counts_by_kind_are_read_only_where_they_are_wanted() -> None:
+    async def scenario(kinds: bool) -> tuple[set[str], list[float]]:
+        store = CountingStore()
+        await put(store, {(0, 0): {("", "a"): 1}, (0, 1): {("oslo", "b"): 1}})
+        await put_kinds(store, {(0, 0): {(0, "a"): 3, (2, "b"): 1}, (0, 1): {(0, "a"): 4}})
+        found = Popularity(store, half_life_ms=HOUR_MS, kinds=kinds)
+        await found.refresh(1, HOUR_MS, 2 * HOUR_MS)
+        read = {key for key in store.keys_read if "kinds" in key}
+        return read, [*found.kind_counts(0, ["a", "b", "nobody"]), *found.kind_counts(2, ["b"])]
+
+    assert asyncio.run(scenario(False)) == (set(), [0, 0, 0, 0])
+    assert asyncio.run(scenario(True)) == ({"perseid:{p0}:kinds:0", "perseid:{p0}:kinds:1"}, [5.5, 0, 0, 0.5])
+
+
+def test_counts_by_kind_are_as_of_the_last_look_that_succeeded() -> None:
+    async def scenario() -> None:
+        store = CountingStore()
+        await put(store, {(0, 0): {("", "a"): 1}, (0, 1): {("", "b"): 1}})
+        await put_kinds(store, {(0, 0): {(0, "a"): 1}, (0, 1): {(0, "b"): 1}})
+        found = Popularity(store, half_life_ms=1e12, kinds=True)
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        await put(store, {(0, 0): {("", "a"): 5}, (0, 1): {("", "b"): 5}})
+        await put_kinds(store, {(0, 0): {(0, "a"): 2}, (0, 1): {(0, "b"): 2}})
+        store.away = store.keys.kinds("p0", 1)
+        with pytest.raises(StoreUnavailableError):
+            await found.refresh(1, HOUR_MS, HOUR_MS)
+        store.away = ""
+        assert found.kind_counts(0, ["a", "b"]).tolist() == [1, 1]
+        assert found._kind_counts[0, 0][0][1].tolist() == [1]
+        assert await found.refresh(1, HOUR_MS, HOUR_MS) == 2
+        assert found.kind_counts(0, ["a", "b"]).tolist() == [2, 2]
+        store._hashes[store.keys.popularity_buckets("p0")].pop("0")
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        assert found.kind_counts(0, ["a", "b"]).tolist() == [0, 2]
 
     asyncio.run(scenario())
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from index.items.catalogue import Catalogue
+from index.query import recommend as recommending
 from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, Weights, recommend
 from index.query.second_stage import ListRanker, SecondStage
@@ -140,6 +141,43 @@ def test_a_ranker_that_says_nothing_leaves_the_order_to_the_first_stage(shop: Ca
     for ranker in (broken, constant):
         found = recommend(Query(10), view(), shop, ContextView(), NOBODY, NOW_MS, ranker=on(shop, ranker))
         assert found.items == first.items and found.ranked_by is None
+
+
+def test_where_a_ranker_says_nothing_the_first_stage_searches_as_deep_as_it_needs() -> None:
+    rng, size = np.random.default_rng(2), 3000
+    large = Catalogue("m-1", DIM)
+    vectors = [unit(rng.normal(size=DIM)) for _ in range(size)]
+    large.apply([ItemRecord(f"i{n:04d}", n + 1, {}, None, (), "e", None, None, vectors[n]) for n in range(size)])
+    far = [1 - float(vector @ unit([1, 0.6, 0.1, 0])) for vector in vectors]  # what is popular is not what is near
+    popularity = counted({f"i{n:04d}": 1 + int(200 * far[n]) for n in range(size)})
+    broken, weights = by("price"), Weights(popularity=1.0)
+    broken.network.layers[0][0][:] = np.inf
+    found = recommend(
+        Query(20), view(), large, ContextView(), popularity, NOW_MS, weights, on(large, broken, popularity)
+    )
+    first = recommend(Query(20), view(), large, ContextView(), popularity, NOW_MS, weights)
+    every = recommend(Query(size), view(), large, ContextView(), popularity, NOW_MS, weights)
+    assert found.items == first.items and found.ranked_by is None
+    assert [entry.item_id for entry in found.items] == [entry.item_id for entry in every.items][:20]
+    assert max(found.retrieved.values()) > 100, "the first round would have done"
+    large.close()
+
+
+def test_a_ranker_orders_the_best_of_a_large_pool(shop: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommending, "_MOST_RANKED", 8)
+    popularity = counted({f"i{number:02d}": number + 1 for number in range(ITEMS)})
+    ranker = on(shop, by("price", -1.0), popularity)
+    found = recommend(Query(5), UserView(None), shop, ContextView(), popularity, NOW_MS, ranker=ranker)
+    assert [entry.item_id for entry in found.items] == ["i52", "i53", "i54", "i55", "i56"]
+    more = recommend(Query(30), UserView(None), shop, ContextView(), popularity, NOW_MS, ranker=ranker)
+    assert [entry.item_id for entry in more.items] == [f"i{number}" for number in range(30, 60)]
+
+
+def test_without_a_ranker_nothing_of_it_is_computed(shop: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Catalogue, "facts", None)
+    monkeypatch.setattr(SecondStage, "features", None)
+    found = recommend(Query(5), view(), shop, ContextView(), NOBODY, NOW_MS)
+    assert found.ranked_by is None and all("ranker" not in entry.parts for entry in found.items)
 
 
 @pytest.mark.parametrize("slot", ["next", "general", "mixed"])

@@ -202,6 +202,19 @@ def test_rows_follow_their_items_whatever_the_order_of_the_list() -> None:
     np.testing.assert_allclose(drawn.features(), before[order], rtol=1e-5, atol=1e-6)
 
 
+def test_an_item_without_a_vector_takes_nothing_from_the_others() -> None:
+    drawn = Drawn(4, 20, 9)
+    drawn.next[3] = np.nan
+    found = drawn.features()
+    gaps, ranks = found[:, FEATURES.index("next_gap")], found[:, FEATURES.index("next_rank")]
+    others = np.arange(9) != 3
+    assert np.isnan(gaps[3]) and np.isnan(ranks[3])
+    np.testing.assert_allclose(gaps[others], drawn.next[others] - np.nanmax(drawn.next), rtol=1e-6)
+    assert not np.isnan(ranks[others]).any()
+    drawn.next[:] = np.nan
+    assert np.isnan(drawn.features()[:, FEATURES.index("next_gap")]).all()
+
+
 def test_every_feature_belongs_to_one_group() -> None:
     assert sorted(FEATURES) == sorted({name for names in GROUPS.values() for name in names})
 

@@ -1,9 +1,9 @@
-"""Writes `rules_2/`: what this build makes of the fixed log and of the state that 9afcd80 stored.
+"""Writes the folder of the present rules: what this build makes of the fixed log and of the states of former rules.
 
-    python -m tests.compatibility.make_rules_2
+    python -m tests.compatibility.make_rules
 
 Run it when what is made is to differ, and say in CHANGELOG.md what differs. What a process stores is a fixture of all
-later builds, so a later version of the rules gets a folder of its own.
+later builds: of the folder of a former version, `state.json`, `decoded.json.gz` and a `replay.sqlite.gz` stay.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from index.state.redis_store import RedisStore
 from tests.compatibility import collect, stored
 from tests.compatibility.make_fixtures import write, write_packed
 from tests.compatibility.redis_dump import dump, restore
-from tests.compatibility.world import KEYS, MADE, expected, live
+from tests.compatibility.world import FORMER, KEYS, MADE, expected, live
 
 
 async def write_state(url: str) -> None:
-    """What a worker makes of the log, and of the old state with one more click."""
+    """What a worker makes of the log, and of each former state with one more click."""
     broker, store = stored.full_log(), RedisStore(url, KEYS)
     try:
         await live(store, broker)
         write("state.json", dump(url, KEYS.prefix), MADE)
         write_packed("decoded.json.gz", await stored.decode(store), MADE)
-        restore(url, KEYS.prefix, expected("state.json"))
-        write("one_more.json", await stored.one_more(store), MADE)
+        for name, former in FORMER.items():
+            restore(url, KEYS.prefix, expected("state.json", former))
+            write(f"one_more_on_{name}.json", await stored.one_more(store), MADE)
     finally:
         await store.close()
     write("replayed.json", await stored.replayed(broker), MADE)
@@ -40,12 +41,14 @@ async def write_state(url: str) -> None:
 
 
 def write_files(folder: Path) -> None:
-    """Files of a replay, begun here and at 9afcd80, and settings of a state folder."""
+    """Files of a replay, begun here and under each former version."""
     path = stored.make_checkpoint(folder / "replay")
     write_packed("replay_checkpoint.json.gz", stored.read_checkpoint(path), MADE)
-    (folder / "old").mkdir()
-    stored.unpack("replay.sqlite.gz", folder / "old" / "replay.sqlite")
-    write_packed("replay_resumed.json.gz", stored.run_replay(folder / "old"), MADE)
+    if not (MADE / "replay.sqlite.gz").exists():  # for later versions; drawn anew it would differ in every run
+        stored.pack(path, MADE / "replay.sqlite.gz")
+    for name, former in FORMER.items():
+        stored.unpack("replay.sqlite.gz", folder / name / "replay.sqlite", former)
+        write_packed(f"replay_resumed_of_{name}.json.gz", stored.run_replay(folder / name), MADE)
 
 
 def main() -> None:
