@@ -1,8 +1,8 @@
 """Keeps artefacts of models under their versions, each with a card, and the aliases as the live state has them.
 
 A registry is a folder, `models/<version>/{model.safetensors, model.json, card.json}` and `aliases.json`; a version
-appears whole or not at all. Only its ranker beside it, `ranker.*`, may change. The live state decides; the aliases here
-are for the day when it is emptied.
+appears whole or not at all; only its ranker, `ranker.*`, may change. The live state decides; the aliases here are for
+the day when it is emptied.
 """
 
 from __future__ import annotations

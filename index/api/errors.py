@@ -35,9 +35,11 @@ _TYPE_ERRORS = ("type", "parsing", "parsing_size", "from_float")
 _WANTED = {  # by the first word of pydantic's names of errors
     "string": json_word(""),
     "int": "a whole number",
+    "float": json_word(0.5),
     "bool": json_word(True),
     "list": json_word([]),
     "dict": json_word({}),
+    "model": json_word({}),
 }
 
 
@@ -159,12 +161,16 @@ def _reason(error: Mapping[str, Any], known: Iterable[str]) -> str:
             return f"expected {limits['expected']}, got {found}"
         case "greater_than_equal":
             return f"expected at least {limits['ge']}, got {value!s:.60}"
+        case "greater_than":
+            return f"expected more than {limits['gt']:g}, got {value!s:.60}"
         case "less_than_equal":
             return f"expected at most {limits['le']}, got {value!s:.60}"
         case "string_too_short":
             return f"has {len(value)} characters, expected at least {limits['min_length']}"
         case "string_too_long":
             return f"has {len(value)} characters, expected at most {limits['max_length']}"
+        case "too_short":
+            return f"has {len(value)} entries, expected at least {limits['min_length']}"
         case "too_long":
             return f"has {len(value)} entries, expected at most {limits['max_length']}"
     what, _, how = kind.partition("_")

@@ -290,7 +290,7 @@ KNOWN = "after, context, count, exclude, explain, filter, include_seen, location
         ({"user_id": "u1", "include_seen": 1}, ["include_seen: expected true or false, got 1"]),
         (
             {"user_id": "u1", "filter": [], "context": True},
-            ["filter: expected an object, got a list", "context: expected an object, got true or false"],
+            ["context: expected an object, got true or false", "filter: expected an object, got a list"],
         ),
         ({"user_id": "u1", "slot": {}}, [f"slot: expected {SLOTS}, got an object"]),
         ({"user_id": "u1", "scenario": "x" * 65}, ["scenario: has 65 characters, expected at most 64"]),
