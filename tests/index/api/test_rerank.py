@@ -97,9 +97,7 @@ def placed(**scorers: ListScorer) -> Ranker:
     return Ranker(named, MODEL)
 
 
-BY_PLACE = placed(
-    placed=scorer("position", -1.0), shown=scorer("price", -1.0), retrieved=scorer("price")
-)
+BY_PLACE = placed(placed=scorer("position", -1.0), shown=scorer("price", -1.0), retrieved=scorer("price"))
 
 
 def test_places_are_known_to_the_ranker_that_learned_them() -> None:
