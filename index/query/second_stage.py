@@ -127,9 +127,8 @@ class SecondStage:
 
     def _amounts(self, labels: Labels, location: str) -> Amounts:
         ids = self._ids(labels)
-        counts = [np.zeros(len(ids), np.float32) for _ in EventClass]
-        for kind, event_class in enumerate(self.classes.tolist()):
-            counts[event_class] += self.popularity.kind_counts(kind, ids).astype(np.float32)
+        of_kinds = self.popularity.kind_counts(range(len(self.classes)), ids)
+        counts = [of_kinds[self.classes == event_class].sum(axis=0).astype(np.float32) for event_class in EventClass]
         popular = self.popularity.shares(ids).astype(np.float32)
         here = self.popularity.shares(ids, location).astype(np.float32) if location else popular
         return Amounts(popular, here, *(counts[of] for of in (EventClass.VIEW, EventClass.ACTED, EventClass.BOUGHT)))

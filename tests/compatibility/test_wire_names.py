@@ -13,7 +13,7 @@ from tests.compatibility.world import assert_same, expected, made
 
 ADDED_CALLS = (
     ("/", "get"), ("/", "head"), ("/healthz", "head"), ("/readyz", "head"), ("/metrics", "head"),
-    ("/v1/items/{item_id}", "patch"), ("/v1/items/{item_id}", "delete"),
+    ("/v1/items/{item_id}", "patch"), ("/v1/items/{item_id}", "delete"), ("/v1/rerank", "post"),
 )  # fmt: skip
 ADDED_STATUSES = {  # that were answered before and not documented
     "get /healthz": ["400", "405"], "get /readyz": ["400", "405"], "get /metrics": ["400", "401", "403", "405"],
@@ -23,10 +23,19 @@ ADDED_STATUSES = {  # that were answered before and not documented
     "get /v1/items/{item_id}/similar": ["405", "413"], "get /v1/users/{user_id}": ["405", "413"],
 }  # fmt: skip
 ADDED_LINKS = ("post /v1/events", "post /v1/items", "post /v1/users")
-ADDED_SCHEMAS = ("ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "RootAnswer", "ShadowStatus")
+ADDED_SCHEMAS = (
+    "ExperimentStatus",
+    "LoadedStatus",
+    "ModelsStatus",
+    "Now",
+    "RerankAnswer",
+    "RerankedItem",
+    "RootAnswer",
+    "ShadowStatus",
+)
 ADDED_FIELDS = (
     ("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"),
-    ("PublishedAnswer", "ignored"),
+    ("PublishedAnswer", "ignored"), ("RecommendationsAnswer", "ranked_by"),
 )  # fmt: skip
 EMPTY_IS_NONE = ("session_id", "location", "recommendation_id", "page_id")  # of a click; "" was always taken
 ADDED_METRICS = {  # kind, and labels
@@ -34,15 +43,16 @@ ADDED_METRICS = {  # kind, and labels
     "perseid_api_shadow": ("counter", ("outcome",)),
     "perseid_api_shadow_seconds": ("histogram", ("model",)),
     "perseid_api_shadow_overlap": ("histogram", ()),
+    "perseid_api_ranked": ("counter", ("ranked_by",)),
     "perseid_api_experiment_answers": ("counter", ("answered_by", "arm")),
 }
 ADDED_COUNTERS = ("arm_challenger",)  # beside arm_champion and arm_challenger_by_champion
 _SAMPLES = {"gauge": ("",), "counter": ("_created", "_total"), "histogram": ("_bucket", "_count", "_created", "_sum")}
 ADDED_SETTINGS = (
-    "`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`",
+    "`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`", "`PERSEID_RANKER`",
 )  # fmt: skip
 ADDED_KEYS = {"kinds": "shop:{p1}:kinds:7"}  # field: code of a kind, \x1f, item
-ADDED_COMMANDS = ("models", "retrain")
+ADDED_COMMANDS = ("models", "retrain", "train-ranker")
 CHANGED_COUNTS = {
     "applied", "encoded", "idle", "idle_swept", "late",  # a clock that few clicks do not move
     "malformed:context:promotions", "malformed:context:valid_until_ms", "malformed:context:weather",  # another reason
