@@ -67,7 +67,7 @@ class RankerRun(Running):
 
     seed: int = option(type=int, default=0)
     epochs: int = option(
-        type=click.IntRange(min=1), default=30, help="At most so many; how many is chosen on the last fifth of lists."
+        type=click.IntRange(min=1), default=30, help="At most so many; how many is chosen on later lists."
     )
 
 
@@ -91,8 +91,9 @@ def train_ranker(folder: Path | None, encoder: Encoder, lists: Lists, training: 
     """Train a ranker, the second stage of a model, on a data FOLDER or on what the topics hold.
 
     It learns to order what the model retrieves, and lists that were shown where there are some, from what happened
-    after the model's own training; the artefact is OUT/<version>. On the last fifth of that both stages are compared:
-    where the ranker is no better it is written as off, and the first stage orders.
+    after the model's own training; the artefact is OUT/<version>. On the last fifth of the lists, which a ranker made
+    in the same way has not learned, both stages are compared: where the ranker is no better it is written as off, and
+    the first stage orders.
 
     Example: perseid train-ranker shop --model models/m-0a1b2c3d --add
     """

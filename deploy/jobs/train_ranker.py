@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,11 @@ from streams.evaluation.tables import moment
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.pipeline.user_state import EngineSettings, WindowLimits
-from streams.ranking.training import WITHOUT_POSITION, train_scorer
+from streams.ranking.training import WITHOUT_POSITION, TaughtList, train_scorer, train_scorer_for
 from streams.ranking.walk import AskedPool, ChoiceQuestion, RankingWalk, in_time
 from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 
+JUDGED = 0.2  # of the lists of the slice, the last in time say whether the ranker is better
 MOST_LISTS = 4000  # of each kind: of more a network of this size learns no better, and they take 0.7 GB
 _GROUPS: Mapping[ListSource, tuple[str, ...]] = {
     "retrieved": WITHOUT_POSITION,
@@ -129,7 +130,7 @@ class Slice:
                 f"{version} was trained on what happened before {moment(known_ms)}, so the ranker must not begin at "
                 f"{moment(start_ms)}: scores of known events look better than those of new ones"
             )
-        if not folder.events.before(until_ms) - folder.events.before(start_ms):
+        if folder.events.before(until_ms) <= folder.events.before(start_ms):
             raise ValueError(
                 f"{version} was trained on all that happened before {moment(known_ms)}, and {folder.name} has no "
                 f"events from {moment(start_ms)} to {moment(until_ms)}: train the encoder on the first part alone, as "
@@ -204,27 +205,31 @@ class _RankerTraining:
         return RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules, slot)
 
     def _learn(self, source: ListSource, asked: Sequence[AskedPool], part: Slice) -> tuple[ListScorer, dict[str, Any]]:
-        """A scorer, and its verdict on the last lists of the slice, by a network that had not learned them."""
-        taught, tested = (
-            [one for one in asked if (one.question.ts_ms < part.until_ms) == learned] for learned in (True, False)
-        )
-        usable = [at for at, one in enumerate(taught) if one.place >= 0 and len(one.pool.item_ids) > 1]
-        if len(usable) < FEWEST:
+        """A scorer, and the verdict on one that was made in the same way without the last lists of the slice."""
+        learned = [one for one in asked if one.question.ts_ms < part.until_ms]
+        usable = [at for at, one in enumerate(learned) if one.place >= 0 and len(one.pool.item_ids) > 1]
+        cut = len(usable) - round(JUDGED * len(usable))
+        if cut < FEWEST:
             raise ValueError(
-                f"{counted(len(usable), 'list')} of {len(taught)} with a choice that was {source} between "
-                f"{moment(part.start_ms)} and {moment(part.until_ms)}; {FEWEST} are needed to learn from"
+                f"{counted(len(usable), 'list')} of {len(learned)} with a choice that was {source} between "
+                f"{moment(part.start_ms)} and {moment(part.until_ms)}: too few, {FEWEST} are needed to learn from and "
+                "a quarter as many to judge by"
             )
-        pools = [taught[at].pool for at in usable]
-        gains = [np.eye(1, len(taught[at].pool.item_ids), taught[at].place, dtype=np.float32)[0] for at in usable]
+        taught, groups = [_taught(learned[at]) for at in usable], _GROUPS[source]
         with self.plan.bar("epochs") as show:
-            made = train_scorer([pool.features for pool in pools], gains, _GROUPS[source], self.plan.training, show)
-        held = taught[usable[len(usable) - made.held] :]
-        gain = RankerGain.of(held, made.validated)
-        found: dict[str, Any] = {**made.facts, "questions": len(taught), "validation": gain.to_dict()}
-        found["importance"] = importance(held, made.validated, self.plan.training.seed)
-        if tested:
-            found["test"] = RankerGain.of(tested, made.scorer).to_dict()
-        return ListScorer(made.scorer.network, made.scorer.features, gain.better), found
+            judged = train_scorer(taught[:cut], groups, self.plan.training, show)
+        last = learned[usable[cut] :]
+        gain = RankerGain.of(last, judged.scorer)
+        made = train_scorer_for(taught, groups, self.plan.training, judged.epochs)
+        found: dict[str, Any] = {"lists": len(taught), "questions": len(learned), "epochs": judged.epochs}
+        found |= {"validation": gain.to_dict(), "importance": importance(last, judged.scorer, self.plan.training.seed)}
+        if tested := [one for one in asked if one.question.ts_ms >= part.until_ms]:
+            found["test"] = RankerGain.of(tested, made).to_dict()
+        return replace(made, better=gain.better), found
+
+
+def _taught(asked: AskedPool) -> TaughtList:
+    return TaughtList(asked.pool.features, np.eye(1, len(asked.pool.item_ids), asked.place, dtype=np.float32)[0])
 
 
 def questions_of(folder: Folder, part: Slice, shown: bool, most: int) -> dict[ListSource, list[ChoiceQuestion]]:

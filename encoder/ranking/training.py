@@ -7,6 +7,7 @@ number of epochs; then all lists train anew. A run is a function of data and set
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -19,6 +20,7 @@ HELD_OUT = 0.2  # of the lists, the last in time, choose the number of epochs
 FEWEST = 50  # lists to learn from
 _K = 10
 Floats = NDArray[np.float32]
+Layers = list[tuple[Floats, Floats]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +63,11 @@ class RankingLists:
 
 @dataclass(frozen=True, slots=True)
 class TrainedNetwork:
-    """Layers (weights [in, out], bias [out]); epochs, and NDCG@10 of the held-out lists after each of them.
+    """Layers (weights [in, out], bias [out]); epochs, and NDCG@10 of the held-out lists after each of them."""
 
-    `validated` are layers that had not learned the last `held` lists.
-    """
-
-    layers: list[tuple[Floats, Floats]]
+    layers: Layers
     epochs: int
     validation: list[float]
-    validated: list[tuple[Floats, Floats]]
-    held: int
 
     @property
     def best(self) -> float:
@@ -87,24 +84,32 @@ def fit(
         ValueError: there are too few lists.
     """
     check_count(len(lists))
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with _threads(settings):
         cut = len(lists) - round(HELD_OUT * len(lists))
         learned, held = lists.part(0, cut), lists.part(cut, len(lists))
         validation: list[float] = []
-        validated: list[tuple[Floats, Floats]] = []
         for network in _epochs(learned, settings):
-            reached = ndcg(_scores(network, held.inputs), held)
-            validated = _layers(network) if reached > max(validation, default=-1.0) else validated
-            validation.append(reached)
+            validation.append(ndcg(_scores(network, held.inputs), held))
             if progress is not None:
                 progress(len(validation), settings.most_epochs)
             if len(validation) == settings.most_epochs or _stalled(validation, settings.patience):
                 break
-        epochs = 1 + int(np.argmax(validation))
-        network = next(islice(_epochs(lists, settings), epochs - 1, None))
-        return TrainedNetwork(_layers(network), epochs, [round(v, 6) for v in validation], validated, len(held))
+    epochs = 1 + int(np.argmax(validation))
+    return TrainedNetwork(fit_for(lists, settings, epochs), epochs, [round(value, 6) for value in validation])
+
+
+def fit_for(lists: RankingLists, settings: RankerSettings, epochs: int) -> Layers:
+    """The layers after so many epochs, all lists learned."""
+    with _threads(settings):
+        return _layers(next(islice(_epochs(lists, settings), epochs - 1, None)))
+
+
+@contextmanager
+def _threads(settings: RankerSettings) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
 
@@ -178,6 +183,6 @@ def _scores(network: nn.Sequential, inputs: Floats) -> Floats:
     return found
 
 
-def _layers(network: nn.Sequential) -> list[tuple[Floats, Floats]]:
+def _layers(network: nn.Sequential) -> Layers:
     linear = [part for part in network if isinstance(part, nn.Linear)]
     return [(part.weight.detach().numpy().T.copy(), part.bias.detach().numpy().copy()) for part in linear]

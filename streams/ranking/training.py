@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from encoder.ranking.training import RankerSettings, RankingLists, check_count, fit
+from encoder.ranking.training import RankerSettings, RankingLists, check_count, fit, fit_for
 from index.ranking.features import GROUPS, Floats
 from index.ranking.network import Network, Scaling
 from index.ranking.ranker import ListScorer, columns_of
@@ -20,13 +20,20 @@ WITHOUT_POSITION = tuple(name for name in GROUPS if name != "position")
 
 
 @dataclass(frozen=True, slots=True)
+class TaughtList:
+    """Features [m, F] of a list's items, and what each gained [m], one of them more than 0."""
+
+    features: Floats
+    gains: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class TrainedScorer:
-    """A scorer and how it came to be; `validated` is one that had not learned the last `held` lists."""
+    """A scorer and how it came to be; `epochs` were chosen on the last of its lists."""
 
     scorer: ListScorer
+    epochs: int
     facts: Mapping[str, Any]
-    validated: ListScorer
-    held: int
 
     def scores(self, features: Floats) -> Floats:
         """Of one list's items [m], from all features."""
@@ -34,24 +41,32 @@ class TrainedScorer:
 
 
 def train_scorer(
-    features: Sequence[Floats],
-    gains: Sequence[Floats],
+    taught: Sequence[TaughtList],
     groups: Sequence[str],
     settings: RankerSettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> TrainedScorer:
-    """A scorer that reads these groups of features; each list has features [m, F] and gains [m], one of them above 0.
+    """A scorer that reads these groups of features. Raises ValueError when there are too few lists."""
+    check_count(len(taught))
+    names, scaling, lists = _prepared(taught, groups)
+    trained = fit(lists, settings, progress)
+    facts = {"lists": len(taught), "epochs": trained.epochs, "validation_ndcg@10": round(trained.best, 6)}
+    return TrainedScorer(ListScorer(Network(scaling, trained.layers), names), trained.epochs, facts)
 
-    Raises ValueError when there are too few lists.
-    """
-    check_count(len(features))
+
+def train_scorer_for(
+    taught: Sequence[TaughtList], groups: Sequence[str], settings: RankerSettings, epochs: int
+) -> ListScorer:
+    """The same, in a number of epochs that is known."""
+    names, scaling, lists = _prepared(taught, groups)
+    return ListScorer(Network(scaling, fit_for(lists, settings, epochs)), names)
+
+
+def _prepared(taught: Sequence[TaughtList], groups: Sequence[str]) -> tuple[tuple[str, ...], Scaling, RankingLists]:
     names = tuple(name for group in groups for name in GROUPS[group])
     columns = columns_of(names)
-    rows = np.concatenate([found[:, columns] for found in features])
-    sizes = [len(found) for found in gains]
+    rows = np.concatenate([one.features[:, columns] for one in taught])
+    sizes = [len(one.gains) for one in taught]
     scaling = Scaling.of(rows)
-    lists = RankingLists(scaling.inputs(rows, np.cumsum(sizes).tolist()), np.concatenate(gains), sizes)
-    trained = fit(lists, settings, progress)
-    facts = {"lists": len(sizes), "epochs": trained.epochs, "validation_ndcg@10": round(trained.best, 6)}
-    made, validated = (ListScorer(Network(scaling, layers), names) for layers in (trained.layers, trained.validated))
-    return TrainedScorer(made, facts, validated, trained.held)
+    gains = np.concatenate([one.gains for one in taught])
+    return names, scaling, RankingLists(scaling.inputs(rows, np.cumsum(sizes).tolist()), gains, sizes)

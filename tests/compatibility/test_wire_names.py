@@ -24,15 +24,9 @@ ADDED_STATUSES = {  # that were answered before and not documented
 }  # fmt: skip
 ADDED_LINKS = ("post /v1/events", "post /v1/items", "post /v1/users")
 ADDED_SCHEMAS = (
-    "ExperimentStatus",
-    "LoadedStatus",
-    "ModelsStatus",
-    "Now",
-    "RerankAnswer",
-    "RerankedItem",
-    "RootAnswer",
+    "ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "RerankAnswer", "RerankedItem", "RootAnswer",
     "ShadowStatus",
-)
+)  # fmt: skip
 ADDED_FIELDS = (
     ("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"),
     ("PublishedAnswer", "ignored"), ("RecommendationsAnswer", "ranked_by"),

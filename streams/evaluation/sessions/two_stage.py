@@ -17,7 +17,7 @@ from index.ranking.features import GROUPS, Floats
 from streams.evaluation.sessions.sessions import CLICK, Label, Slate, View, read_sessions
 from streams.events import Rules
 from streams.folder.reader import Folder
-from streams.ranking.training import WITHOUT_POSITION, TrainedScorer, train_scorer
+from streams.ranking.training import WITHOUT_POSITION, TaughtList, TrainedScorer, train_scorer
 from streams.ranking.walk import ListQuestion
 
 TWO_STAGE: Mapping[str, tuple[str, ...]] = {  # name → groups of features
@@ -86,5 +86,6 @@ def train_rankers(
     if len(taught) < FEWEST:
         found = counted(len(taught), "list")
         raise ValueError(f"{found} between the encoder's training and the split; {FEWEST} are needed")
-    gains, settings = [slate.gains for slate in taught], RankerSettings(seed=seed, threads=threads)
-    return {name: train_scorer(features, gains, groups, settings) for name, groups in TWO_STAGE.items()}
+    lists = [TaughtList(found, slate.gains) for found, slate in zip(features, taught, strict=True)]
+    settings = RankerSettings(seed=seed, threads=threads)
+    return {name: train_scorer(lists, groups, settings) for name, groups in TWO_STAGE.items()}

@@ -69,7 +69,7 @@ def test_a_planted_cause_is_learned_and_the_artefact_says_how(tmp_path: Path, tr
     made(tmp_path, "price")
     found = train("--split", "0.75", "--seed", "3")
     shown = found["lists"]["shown"]
-    assert found["on"] == ["shown", "placed"] and shown["validation"]["better"]
+    assert {"shown", "placed"} <= set(found["on"]) and shown["validation"]["better"]
     assert shown["test"]["ranker"] > 0.8 > 0.6 > shown["test"]["first_stage"]
     assert shown["test"]["low"] > 0.2 and shown["questions"] == shown["lists"] == 160
     assert next(iter(shown["importance"])) in ("price", "price_rank", "price_to_list", "level")
@@ -87,8 +87,8 @@ def test_places_decide_where_they_are_the_cause(tmp_path: Path, train: Train) ->
     found = train()
     assert "placed" in found["on"] and "shown" not in found["on"]
     placed = found["lists"]["placed"]
-    assert placed["validation"]["ranker"] > 0.8 and next(iter(placed["importance"])) == "position"
-    assert placed["validation"]["as_shown"] == pytest.approx(placed["validation"]["ranker"], abs=0.1)
+    first, ranker, as_shown = (placed["validation"][name] for name in ("first_stage", "ranker", "as_shown"))
+    assert first < 0.4 < 0.6 < ranker <= as_shown + 0.05 and next(iter(placed["importance"])) == "position"
     assert "test" not in placed, "nothing comes after the slice"
 
 
@@ -150,7 +150,7 @@ def test_until_when_an_old_model_knows_can_be_said(tmp_path: Path, train: Train)
 def test_with_add_it_is_beside_its_model_in_the_registry(
     tmp_path: Path, train: Train, redis_server: RedisServer, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made(tmp_path, "price", users=20)
+    made(tmp_path, "price")
     monkeypatch.setenv("PERSEID_REDIS", redis_server.url)
     monkeypatch.setenv("PERSEID_PREFIX", keys.prefix)
     found = train("--add")
