@@ -70,14 +70,19 @@ def progress_line(unit: str, done: int, total: int | None, rate: float, most_s: 
     """As in "texts: 2,560 of 10,000 (25 %), 85/s, 1:28 left", or ", at most 0:40 left" where `most_s` bounds it."""
     share = f" of {total:,} ({100 * done // total} %)" if total else ""
     left_s = max(0, total - done) / rate if total and rate > 0 else None
-    left = "" if left_s is None else f", {_clock(left_s, most_s)} left"
+    left = "" if left_s is None else f", {clock(left_s, most_s)} left"
     return f"{unit}: {done:,}{share}, {rate:,.0f}/s{left}"
 
 
-def _clock(left_s: float, most_s: float) -> str:
-    """Minutes and seconds."""
+def clock(left_s: float, most_s: float = math.inf) -> str:
+    """Minutes and seconds, or hours beyond two.
+
+    >>> clock(88), clock(9_000), clock(50, 40)
+    ('1:28', '2.5 h', 'at most 0:40')
+    """
     whole_s = round(min(left_s, most_s))
-    return f"{'at most ' if most_s < left_s else ''}{whole_s // 60}:{whole_s % 60:02}"
+    shown = f"{whole_s / 3600:.1f} h" if whole_s >= 7200 else f"{whole_s // 60}:{whole_s % 60:02}"
+    return f"{'at most ' if most_s < left_s else ''}{shown}"
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def _bar(unit: str) -> Iterator[Show]:
 
     class Left(bars.ProgressColumn):
         def render(self, task: bars.Task) -> Text:
-            return Text("-:--" if task.time_remaining is None else _clock(task.time_remaining, task.fields["most_s"]))
+            return Text("-:--" if task.time_remaining is None else clock(task.time_remaining, task.fields["most_s"]))
 
     columns = (
         bars.SpinnerColumn(),

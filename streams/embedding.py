@@ -24,12 +24,12 @@ from context.labels import folded_or_same
 from encoder.text.endpoint_models import Embedder, embed_each
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import EndpointError
-from index.state.records import EMBEDDER, TAGS, TEXT_HASH, VECTOR_HASH
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.events import ITEM_VECTORS, CatalogueEntry, MalformedError, Record, Rules
-from streams.item_vectors import ItemVectors
+from streams.item_vectors import ItemVectors, vector_key
 from streams.kafka.catalog_consumer import CatalogSource
 from streams.parsing import parse
+from streams.stored_texts import stored_texts
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class _Wanted:
     hashes: tuple[str, ...]  # of the text, then of it as it was sent and older builds hashed it, where that differs
     tags: tuple[str, ...]
     ts_ms: int
+    has_others: bool = False  # whether other embedders have vectors of it
 
     @property
     def hash(self) -> str:
@@ -81,13 +82,23 @@ class EmbeddingService:
 
     An item without a usable answer is asked about again ever more rarely. Malformed records are left to the worker,
     which dead-letters them; a withdrawn item's vector stays. `memory` has vectors [d_text] by text hash and may be
-    shared; `publish` sends one record and returns when Kafka has acknowledged it, or raises OSError.
+    shared; `publish` sends one record and returns when Kafka has acknowledged it, or raises OSError. Records of an
+    embedder that is not the champion's (`is_second`) have keys of their own, and so has the champion's for an item of
+    which others have vectors: compaction keeps one record of a key.
     """
 
     def __init__(
-        self, store: LiveStore, rules: Rules, model: TextModel, memory: MutableMapping[str, Vector], publish: Publish
+        self,
+        store: LiveStore,
+        rules: Rules,
+        model: TextModel,
+        memory: MutableMapping[str, Vector],
+        publish: Publish,
+        *,
+        is_second: bool = False,
     ) -> None:
         self._store, self._rules, self._model, self._memory, self._publish = store, rules, model, memory, publish
+        self._is_second = is_second
         self._pending: dict[str, _Pending] = {}
         self.read_to = 0  # offset behind the last record that is done or pending
         self.counts: Counter[str] = Counter()
@@ -114,10 +125,10 @@ class EmbeddingService:
                 self.read_to = records[-1].offset + 1 if records else self.read_to
                 await self._until_published(self._due(), stop)
                 if (done := self.done_to()) != committed:
-                    await asyncio.to_thread(source.commit, done)
+                    await source.commit(done)
                     committed = done
         finally:
-            await asyncio.to_thread(source.close)
+            await source.close()
 
     def done_to(self) -> int:
         """The offset below which everything is published: that of the oldest pending record, else what was read."""
@@ -135,7 +146,7 @@ class EmbeddingService:
         answered = [item for item in wanted if item.hash in vectors]
         # One after the other into the producer's queue, then wait for all: Kafka keeps the order of one producer.
         values = [self._value(item, vectors[item.hash]) for item in answered]
-        keys = [item.item_id.encode() for item in answered]
+        keys = [self._key(item).encode() for item in answered]
         await asyncio.gather(*(self._publish(ITEM_VECTORS, *sent) for sent in zip(keys, values, strict=True)))
         seen = {item_id: record for item_id, (record, _) in latest.items()}
         self._note_pending(seen, [item for item in wanted if item.hash not in vectors])
@@ -144,7 +155,7 @@ class EmbeddingService:
 
     async def _take(self, source: CatalogSource, stop: asyncio.Event) -> list[Record]:
         if len(self._pending) < MOST_PENDING:
-            records = await asyncio.to_thread(source.take, self._model.batch)
+            records = await source.take(self._model.batch)
             self.counts["read"] += len(records)
             return records
         next_s = min(pending.due_s for pending in self._pending.values())
@@ -199,6 +210,9 @@ class EmbeddingService:
                 self.counts["malformed"] += 1
                 continue
             assert isinstance(entry, CatalogueEntry)
+            pending = self._pending.get(entry.item_id)
+            if pending is not None and pending.record.offset == record.offset and pending.due_s > time.monotonic():
+                continue  # it came again, and is asked about when its rest is over
             latest.pop(entry.item_id, None)
             latest[entry.item_id] = record, entry
         return latest
@@ -220,17 +234,15 @@ class EmbeddingService:
 
         The others name the hash that the stored record has: one that an older build stored has that of what was sent.
         """
-        keys, fields = self._store.keys, (EMBEDDER, VECTOR_HASH, TAGS, TEXT_HASH)
         try:
-            stored = await self._store.read([(keys.item(item.item_id), fields) for item in wanted])
+            stored = await stored_texts(self._store, [item.item_id for item in wanted], self._model.name, self._others)
         except StoreUnavailableError:  # publishing again what is known does no harm
             return list(wanted)
         new = []
-        for item, (embedder, vector_hash, tags, text_hashes) in zip(wanted, stored, strict=True):
-            same = embedder == self._model.name.encode() and vector_hash in [key.encode() for key in item.hashes]
-            if not same or _folded(tags) != sorted(set(item.tags)):
-                has = (text_hashes or b"").decode().split()
-                new.append(replace(item, hashes=tuple(sorted(item.hashes, key=lambda key: key not in has))))
+        for item, found in zip(wanted, stored, strict=True):
+            if not found.has_vector_of(item.hashes) or _folded(found.tags) != sorted(set(item.tags)):
+                hashes = tuple(sorted(item.hashes, key=lambda key: key not in found.text_hashes))
+                new.append(replace(item, hashes=hashes, has_others=found.has_others))
         self.counts["unchanged"] += len(wanted) - len(new)
         return new
 
@@ -252,6 +264,13 @@ class EmbeddingService:
 
     def _remembered(self, item: _Wanted) -> Vector | None:
         return next((vector for key in item.hashes if (vector := self._memory.get(key)) is not None), None)
+
+    @property
+    def _others(self) -> list[str]:
+        return [name for name in self._rules.embedders if name != self._model.name]
+
+    def _key(self, item: _Wanted) -> str:
+        return vector_key(item.item_id, self._model.name if self._is_second or item.has_others else "")
 
     def _value(self, item: _Wanted, vector: Vector) -> bytes:
         record = ItemVectors(self._model.name, [item.item_id], vector[None], [item.tags], [item.hash])

@@ -1,4 +1,4 @@
-"""Holds text vectors of items by one embedder, and builds their `item-vectors` bodies.
+"""Holds text vectors of items by one embedder, and builds their `item-vectors` keys and bodies.
 
 The live topic and data folders share the format.
 """
@@ -12,6 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_SEPARATOR = "\x1f"  # no id holds it
+
+
+def vector_key(item_id: str, embedder: str = "") -> str:
+    """Key of a vector record: the item, and where several embedders have vectors of it the embedder.
+
+    Compaction keeps the newest record of a key.
+    """
+    return f"{item_id}{_SEPARATOR}{embedder}" if embedder else item_id
 
 
 @dataclass(frozen=True, slots=True)

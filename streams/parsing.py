@@ -41,6 +41,7 @@ from streams.events import (
     VectorEntry,
 )
 from streams.fields import Body, NotingBody, checked, identifier
+from streams.item_vectors import vector_key
 
 FORGET_HAS_NO_ITEM = f"a {FORGET} has none, it is about the whole user"
 
@@ -55,7 +56,8 @@ def parse(record: Record, rules: Rules) -> Event:
         check_timestamp(record)
         return _null(record)
     event = parser(read_body(record), rules)
-    check_key(record, record_key(event))
+    other = [vector_key(event.item_id, event.embedder)] if isinstance(event, VectorEntry) else []
+    check_key(record, record_key(event), *other)
     return event
 
 
@@ -118,9 +120,9 @@ def record_key(event: Event) -> str:
             return event.location
 
 
-def check_key(record: Record, identifier: str) -> None:
-    """Raises MalformedError when a record has another key than the id that it belongs to."""
-    if record.key is not None and record.key != identifier.encode():
+def check_key(record: Record, *keys: str) -> None:
+    """Raises MalformedError when a record has another key than those that it may have."""
+    if record.key is not None and record.key not in [key.encode() for key in keys]:
         raise MalformedError("key", "differs from the record's id")
 
 

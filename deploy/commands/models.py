@@ -14,7 +14,7 @@ import click
 import orjson
 
 from deploy.commands.options import DescribedGroup, state_option
-from deploy.progress import progress_line, show_progress
+from deploy.progress import clock, progress_line, show_progress
 from deploy.settings import Settings
 from deploy.state_folder import attach
 from index.ranking.ranker import DOCUMENT as RANKER_DOCUMENT
@@ -355,6 +355,7 @@ async def _status(rollout: Rollout) -> dict[str, Any]:
         "shadow": None if aliases.shadowed is None else {**asdict(aliases.shadowed), **(shadow or {})},
         "experiment": None if experiment is None else asdict(experiment),
         "filling": filling,
+        "embedding": await rollout.embedding(),
         "progress": None if progress is None else {**asdict(progress), "seconds_left": progress.seconds_left},
         "passed": all(gate.passed for gate in gates),
     }
@@ -364,4 +365,18 @@ def _status_lines(found: dict[str, Any]) -> str:
     lines = [f"{name:<10} {found[name] or '-'}" for name in ("champion", "challenger", "previous")]
     if progress := found["progress"]:
         lines.append(progress_line("filling", progress["done"], progress["total"], progress["rate"]))
+    lines += [f"texts      {version}: {_texts_line(texts)}" for version, texts in found["embedding"].items()]
     return "\n".join([*lines, *found["lines"]])
+
+
+def _texts_line(texts: dict[str, Any]) -> str:
+    """As in "1,200 of 3,000 by text-embedding-3-large, 0.6 h left; waits: 90 of 100 tokens …"."""
+    if "refused" in texts:
+        return f"not embedded: {texts['refused']}"
+    if "total" not in texts:
+        return f"not looked at yet, by {texts['embedder']}"
+    left_s, pending = texts["seconds_left"], texts["pending"]
+    words = [f"{texts['done']:,} of {texts['total']:,} by {texts['embedder']}"]
+    words += [f"{clock(left_s)} left"] if left_s else []
+    words += [f"{pending:,} without a usable answer"] if pending else []
+    return ", ".join(words) + (f"; waits: {texts['waiting']}" if texts["waiting"] else "")

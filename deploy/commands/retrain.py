@@ -44,6 +44,11 @@ class LearnedData:
     start_ms: int | None = option(
         "--from", type=TimeParam(), help="Clicks and exposures from this time on.  [default: all that the topics hold]"
     )
+    learn: str = option(
+        type=click.Choice(["all", "new"]),
+        default="all",
+        help="All these events, or only what the champion has not seen: that takes less time, and forgets.",
+    )
     least_new: int = option(
         type=click.IntRange(min=1), default=500, help="End with status 4 where fewer events came since the last time."
     )
@@ -132,6 +137,7 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
         known_ms=model.known_until,
         data=source.data,
         start_ms=source.start_ms,
+        only_new=source.learn == "new",
         newest_ms=judged.newest_ms,
         least_new=source.least_new,
         margin=judged.margin,

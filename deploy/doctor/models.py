@@ -38,14 +38,14 @@ def check_model(settings: Settings) -> list[Finding]:
         return [at.wrong(str(error), remedy)]
     at, config = replace(at, version=str(document["version"])), document["config"]
     findings, embedder, dimension = [at.ok()], document["metadata"].get("embedder"), config["d_text"]
-    made = settings.embed_model if settings.embed_url.get_secret_value() else _LOCAL
+    asks = bool(settings.embed_url.get_secret_value())  # an endpoint, which is asked for any known embedder
     what = f"was trained on vectors of {embedder!r}"
     if settings.rules().embedders.get(embedder) != dimension:
         remedy = f"append {embedder}:{dimension} to PERSEID_EMBEDDERS, or train with a known embedder"
         findings.append(at.wrong(what, remedy))
-    elif embedder != made:
+    elif embedder != _LOCAL and not asks:
         remedy = "set PERSEID_EMBED_URL and PERSEID_EMBED_MODEL as they were for the training, or train a new model"
-        findings.append(at.wrong(f"{what}, the embed role makes those of {made!r}", remedy))
+        findings.append(at.wrong(f"{what}, the embed role makes those of {_LOCAL!r}", remedy))
     kinds, trained = [kind.name for kind in settings.rules().kinds], list(config["kinds"])
     if trained[: len(kinds)] != kinds:
         remedy = "train with the configured kinds, or set PERSEID_KINDS to those of the model"

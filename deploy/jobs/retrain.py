@@ -62,6 +62,7 @@ class RetrainPlan:
     known_ms: int | None = None
     data: Path | None = None
     start_ms: int | None = None
+    only_new: bool = False  # what the champion has seen is history of users, and not learned again
     newest_ms: int = DAY_MS
     least_new: int = LEAST_NEW
     margin: float = MARGIN
@@ -150,7 +151,8 @@ class _Retraining:
         return found
 
     def _model(self, data: Path, stretch: Stretch, known_ms: int) -> dict[str, Any]:
-        """A new model that learns what happened from `known_ms` to the questions, beside the champion."""
+        """A new model that learns what happened up to the questions, beside the champion."""
+        since_ms = known_ms if self.plan.only_new else None
         out, left = self.folder / "models", LeftOut()
         shutil.rmtree(out, ignore_errors=True)
         config = self.document["config"]
@@ -160,7 +162,7 @@ class _Retraining:
                 out,
                 parts=tuple(config["parts"]),
                 context=bool(config["context_features"]),
-                options=replace(recipe_of(self.document["metadata"]), since_ms=known_ms, **self.plan.recipe),
+                options=replace(recipe_of(self.document["metadata"]), since_ms=since_ms, **self.plan.recipe),
                 progress=self.plan.progress,
                 texts=source,
                 parent=self.champion,

@@ -24,12 +24,16 @@ class Placement:
         self._rollout, self._registry, self._champion = rollout, registry, champion
 
     async def stage(self, version: str, *, replace_other: bool = False) -> None:
-        """Stages it, in place of a model that another retraining made, or of any with `replace_other`."""
+        """Stages it, in place of a model that another retraining made, or of any with `replace_other`.
+
+        One that is being tried, as a shadow or in an experiment, is somebody's.
+        """
         found = await self._rollout.aliases()
         if found.champion and found.champion != self._champion:
             raise ValueError(f"it was compared with {self._champion}, and {found.champion} is served now")
         if found.challenger != version:
-            ours = bool(found.challenger) and self._is_retrained(found.challenger)
+            is_tried = found.shadowed is not None or found.running is not None
+            ours = bool(found.challenger) and not is_tried and self._is_retrained(found.challenger)
             await self._rollout.stage(version, replace_other=replace_other or ours)
 
     async def promote(self, version: str, within_s: float) -> None:

@@ -79,6 +79,16 @@ class Rollout:
             found |= heartbeat.get("filling") or {}
         return found
 
+    async def embedding(self) -> dict[str, Any]:
+        """How far the texts of models of another embedder than the champion's are, by version, as the embed role says.
+
+        A model that it cannot embed for is `refused`.
+        """
+        found: dict[str, Any] = {}
+        for heartbeat in await live_roles(self._store, self._now_ms()):
+            found |= heartbeat.get("embedding") or {}
+        return found
+
     async def stage(self, version: str, *, replace_other: bool = False, shadow: float = 0.0) -> None:
         """Has a version written beside the champion, from now on and for everybody who is there.
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.models.rollout import expire
 from index.items.follower import ItemFollower
 from index.state.aliases import Aliases, read_aliases
+from index.state.keys import ITEMS_TAG
+from index.state.records import MODELS, complete_models
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.tasks import end_tasks
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
 
@@ -96,16 +99,34 @@ class WrittenModels:
             if version not in self._written and self._may_try(version):
                 await self._open_one(version)
         wanted = [version for version in aliases.versions if version in self._written]
-        if not wanted or wanted == self.versions:
+        held = await self._held(wanted)
+        ready = [version for version in wanted if version not in held]
+        if not wanted or (ready, [*ready, *held]) == (self.versions, [*self._engine.item_encoders.versions]):
             return
-        share = self._cache_bytes // len(wanted)
+        before, share = {*self._engine.item_encoders.versions}, self._cache_bytes // len(wanted)
         for version in wanted:
             await self._written[version].thread.restrict_cache(share)
-        await self._engine.replace_encoders([self._written[version].thread for version in wanted])
-        log.info("vectors are written of %s", ", ".join(wanted))
+        threads = [self._written[version].thread for version in (*ready, *held)]
+        await self._engine.replace_encoders(threads[: len(ready)], threads[len(ready) :])
+        log.info("vectors are written of %s%s", ", ".join(ready), f"; for items only of {', '.join(held)}" * bool(held))
         for version in [version for version in self._written if version not in wanted]:
             await self._end(self._written.pop(version))
-        self._on_loaded()
+            self._tried_s.pop(version, None)  # staged again, it is opened at once
+        if {*wanted} != before:  # a promotion loads nothing: what follows would keep events and users waiting
+            self._on_loaded()
+
+    async def _held(self, wanted: Sequence[str]) -> list[str]:
+        """Those of another embedder than the first one's whose items are not all there.
+
+        Users are not encoded by them yet: that would be over windows of unknown items, and once more with each of them.
+        """
+        embedders = {version: self._written[version].thread.embedder for version in wanted}
+        others = [version for version in wanted if embedders[version] != embedders[wanted[0]]]
+        if not others:
+            return []
+        ((mark,),) = await self._store.read([(self._store.keys.owner(ITEMS_TAG), [MODELS])])
+        complete = complete_models((mark or b"").decode())
+        return [version for version in others if version not in complete]
 
     def _may_try(self, version: str) -> bool:
         now_s = asyncio.get_running_loop().time()
@@ -120,7 +141,7 @@ class WrittenModels:
             self.refused[version] = str(error)
             return
         self.refused.pop(version, None)
-        follower = ItemFollower(self._store, version, thread, text_vectors=True)
+        follower = ItemFollower(self._store, version, thread, thread.embedder or "", text_vectors=True)
         try:
             await thread.prepare(self._max_batch)
             await follower.catch_up()  # a window encoded before its items are known would be encoded again
@@ -131,6 +152,5 @@ class WrittenModels:
         self._written[version] = _Written(thread, follower, asyncio.create_task(follower.run()))
 
     async def _end(self, written: _Written) -> None:
-        written.following.cancel()
-        await asyncio.gather(written.following, return_exceptions=True)
+        await end_tasks([written.following])
         await asyncio.to_thread(written.thread.close)

@@ -17,7 +17,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from deploy.roles.indexer import elastic_settings
-from deploy.runtime.process import log_to_stderr, now_ms, open_store, running, settle
+from deploy.runtime.process import log_to_stderr, now_ms, open_store, running, settle_once
 from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
 from deploy.settings import Settings, public_address
 from index.api.app import create_app
@@ -46,7 +46,7 @@ async def _serve(settings: Settings) -> None:
     producer, metrics = EventProducer(settings.kafka_config()), ApiMetrics(CollectorRegistry())
     exposures = EventProducer(settings.kafka_config(), linger_ms=_LINGER_MS)
     kafka = kafka_side(settings, producer, exposures, lambda: app.state.services.liveness.clock_ms)
-    app = create_app(store, api_settings(settings), kafka, metrics, on_loaded=settle)
+    app = create_app(store, api_settings(settings), kafka, metrics, on_loaded=settle_once())
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -13,6 +13,7 @@ from typing import Any
 from deploy.runtime.process import log_to_stderr, on_signals, open_store, running
 from deploy.settings import Settings
 from index.elastic.settings import ElasticSettings
+from index.state.tasks import end_tasks
 
 _PATIENCE_S = 30.0  # of one bulk call or refresh: a server that merges answers late, and nobody waits for it
 
@@ -62,7 +63,7 @@ async def _indexer(settings: Settings, elastic: ElasticSettings) -> None:
             following = asyncio.create_task(indexer.run())
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait((following, stopped), return_when=asyncio.FIRST_COMPLETED)
-            following.cancel()
+            await end_tasks([following])
             await asyncio.gather(following, return_exceptions=stop.is_set())
     finally:
         await client.close()

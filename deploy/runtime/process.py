@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from deploy.settings import Settings, public_address
 from index.state.redis_routing import Command, nodes
 from index.state.redis_store import RedisStore
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.tasks import end_tasks
 
 _BEAT_S = 1.0
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 2.0  # between two attempts while the live state is away; each is twice the last
@@ -61,6 +63,15 @@ def settle() -> None:
     """After much was loaded: `freeze_gc`, and memory given back."""
     freeze_gc()
     give_back()
+
+
+def settle_once() -> Callable[[], None]:
+    """`settle` for the first load. After later ones, which meet requests, nothing is collected: they would wait.
+
+    What was loaded since is then left out of collections, and what is let go has to be free of cycles.
+    """
+    loads = count()
+    return lambda: gc.freeze() if next(loads) else settle()
 
 
 def open_store(settings: Settings, **options: Any) -> RedisStore:
@@ -124,8 +135,7 @@ async def running(
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end_tasks([task])
 
 
 async def _beat(

@@ -1,8 +1,8 @@
 """Chooses who makes a deployment's text vectors and tags, MiniLM in this process or endpoints.
 
-One choice for training, the embed role, replay and evaluation; what was paid for lies in one ledger in the state
-folder. A model artefact names its embedder, and another one is refused. No connection is opened before something is
-asked.
+One choice for training, replay and evaluation; what was paid for lies in one ledger in the state folder. A model
+artefact names its embedder, and another one is refused; the embed role serves several. No connection is opened before
+something is asked.
 """
 
 from __future__ import annotations
@@ -45,19 +45,22 @@ class TextSource:
         self._ledger = Ledger(settings.state / LEDGER if self._uses_endpoint else None)
         self._stack.callback(self._ledger.close)
         self._gate = Gate(_limits(settings), self._ledger)
-        self.embedder, self.memory = self._embedder(memory)
+        self._local_memory = memory
+        own = settings.embed_model if _plain(settings.embed_url) else MiniLM.name
+        self.embedder, self.memory = self._open(own, self._gate)
 
     @property
     def names(self) -> dict[str, str]:
         """Who embeds and who tags, for an artefact's metadata."""
         return {"embedder": self.embedder.name, "tagger": self._settings.chat_model or "vocabulary"}
 
-    def tagger(self, vocabulary: list[str]) -> Tagger:
-        """A tagger that gives tags of this vocabulary."""
+    def tagger(self, vocabulary: list[str], gate: Gate | None = None) -> Tagger:
+        """A tagger that gives tags of this vocabulary; it may ask an endpoint through another gate."""
         if not _plain(self._settings.chat_url):
             return VocabularyTagger(vocabulary, folded_or_same)
         endpoint = _endpoint("CHAT", self._settings.chat_url, self._settings.chat_model, self._settings.chat_key)
-        return ChatTagger(self._client(endpoint, "chat/completions"), vocabulary, self._ledger, folded_or_same)
+        client = self._client(endpoint, "chat/completions", gate or self._gate)
+        return ChatTagger(client, vocabulary, self._ledger, folded_or_same)
 
     def model(self, document: dict[str, Any]) -> EndpointTextModel:
         """The text model for an artefact's document. Raises ValueError for one of another embedder."""
@@ -70,6 +73,16 @@ class TextSource:
             )
         return EndpointTextModel(self.embedder, self.tagger(document["config"]["tags"]), self._gate)
 
+    def model_beside(self, document: dict[str, Any], share: float = 1.0) -> tuple[EndpointTextModel, Memory]:
+        """The text model for a document of any known embedder, and the memory of its vectors.
+
+        It takes no more than a share of each limit, and may be closed while others go on. Raises ValueError for an
+        embedder that cannot be asked.
+        """
+        gate = self._gate.part(share)
+        embedder, memory = self._open(str(document["metadata"].get("embedder")), gate)
+        return EndpointTextModel(embedder, self.tagger(document["config"]["tags"], gate), gate), memory
+
     def close(self) -> None:
         """Ends all waiting for endpoints and closes connections, memory and ledger."""
         self._gate.close()
@@ -81,25 +94,32 @@ class TextSource:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _embedder(self, memory: Memory | None) -> tuple[Embedder, Memory]:
+    def _open(self, name: str, gate: Gate) -> tuple[Embedder, Memory]:
+        """An embedder and its memory. An endpoint is asked for all but MiniLM, and for that if it is to be."""
         settings = self._settings
+        if name == MiniLM.name and name != (settings.embed_model if _plain(settings.embed_url) else ""):
+            return MiniLM(settings.threads), self._local()
+        dimension = parse_embedders(settings.embedders).get(name)
         if not _plain(settings.embed_url):
-            if memory is None:
-                memory = TextMemory(settings.state / "texts")
-                self._stack.callback(memory.close)
-            return MiniLM(settings.threads), memory
-        dimension = parse_embedders(settings.embedders).get(settings.embed_model)
-        endpoint = _endpoint("EMBED", settings.embed_url, settings.embed_model, settings.embed_key)
-        if dimension is None:
             raise ValueError(
-                f"the dimension of {settings.embed_model!r} is not known: add {settings.embed_model}:<dimension> to "
-                "PERSEID_EMBEDDERS"
+                f"text vectors of {name!r} come from an endpoint: set PERSEID_EMBED_URL, and PERSEID_EMBED_MODEL to "
+                "the embedder that is trained with"
             )
-        vectors = self._ledger.vectors(settings.embed_model, dimension)
-        return EndpointEmbedder(self._client(endpoint, "embeddings"), dimension, vectors), vectors
+        endpoint = _endpoint("EMBED", settings.embed_url, name, settings.embed_key)
+        if dimension is None:
+            raise ValueError(f"the dimension of {name!r} is not known: add {name}:<dimension> to PERSEID_EMBEDDERS")
+        vectors = self._ledger.vectors(name, dimension)
+        return EndpointEmbedder(self._client(endpoint, "embeddings", gate), dimension, vectors), vectors
 
-    def _client(self, endpoint: Endpoint, path: str) -> EndpointClient:
-        client = EndpointClient(endpoint, path, self._gate)
+    def _local(self) -> Memory:
+        if self._local_memory is None:
+            opened = TextMemory(self._settings.state / "texts")
+            self._stack.callback(opened.close)
+            self._local_memory = opened
+        return self._local_memory
+
+    def _client(self, endpoint: Endpoint, path: str, gate: Gate) -> EndpointClient:
+        client = EndpointClient(endpoint, path, gate)
         self._stack.callback(client.close)
         return client
 

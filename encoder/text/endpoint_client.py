@@ -145,7 +145,8 @@ class EndpointClient:
     def _send(self, body: Mapping[str, Any], reservation: Reservation) -> tuple[int, httpx.Headers, bytes]:
         """Status, headers and the whole answer; the reservation falls away when nothing can have been answered."""
         try:
-            return self._exchange(body)
+            with self.gate.slot():
+                return self._exchange(body)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as error:
             self.gate.settle(reservation, 0)
             self.gate.count("unreachable")

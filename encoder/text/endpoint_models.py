@@ -207,6 +207,13 @@ class EndpointTextModel:
         """What was asked and what became of it, for the heartbeat."""
         return Counter({f"llm_{name}": count for name, count in self._gate.counts.items()})
 
+    def seconds_for(self, texts: int, embedded: int) -> float:
+        """How long so many texts take at least by the limits, if they cost what those that were embedded did.
+
+        Raises OSError when the ledger cannot be read.
+        """
+        return self._gate.seconds_for(texts * self._gate.counts["tokens"] / embedded)
+
     def close(self) -> None:
         """Ends all waiting; what is called now or later raises EndpointError."""
         self._gate.close()

@@ -9,11 +9,12 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
-from encoder.text.ledger import Ledger
+from encoder.text.ledger import DAY_S, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,20 @@ class Limits:
     concurrency: int = 4  # requests under way
     timeout_s: float = 30.0  # of one whole request
     characters: int = 8_000  # of a text that are sent
+
+    def part(self, share: float) -> Limits:
+        """A share of what may be asked; never nothing, which would be no limit."""
+
+        def of(most: int) -> int:
+            return most and max(1, int(share * most))
+
+        return replace(
+            self,
+            requests_per_minute=of(self.requests_per_minute),
+            tokens_per_minute=of(self.tokens_per_minute),
+            tokens_per_day=of(self.tokens_per_day),
+            concurrency=of(self.concurrency),
+        )
 
 
 class EndpointError(OSError):
@@ -65,7 +80,8 @@ def estimate_tokens(text: str) -> int:
 class Gate:
     """Lets requests pass as far as the limits allow. For use from any thread.
 
-    `monotonic_s` is the clock; `pause` waits for some seconds and says whether the gate was closed.
+    `monotonic_s` is the clock; `pause` waits for some seconds and says whether the gate was closed. Of a `part` the
+    limits are a share of the `whole` one's: what passes there counts here, and what passes here counts there.
     """
 
     def __init__(
@@ -74,13 +90,32 @@ class Gate:
         ledger: Ledger,
         monotonic_s: Callable[[], float] = time.monotonic,
         pause: Callable[[float], bool] | None = None,
+        whole: Gate | None = None,
     ) -> None:
         self.limits, self.ledger = limits, ledger
         self.counts: Counter[str] = Counter()
         self._closing = threading.Event()
+        self._given_pause = pause
         self._pause = pause or self._closing.wait
-        self._now_s, self._lock = monotonic_s, threading.Lock()
-        self._passed: deque[tuple[float, int]] = deque()  # (when, tokens) of the last minute
+        self._slots = threading.BoundedSemaphore(limits.concurrency)
+        self._now_s, self._whole = monotonic_s, whole
+        self._lock: threading.Lock = threading.Lock() if whole is None else whole._lock
+        # (when, tokens) of the last minute
+        self._passed: deque[tuple[float, int]] = deque() if whole is None else whole._passed
+
+    def part(self, share: float) -> Gate:
+        """A gate for requests that shall leave room for others: it takes no more than a share of each limit."""
+        return Gate(self.limits.part(share), self.ledger, self._now_s, self._given_pause, self)
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """A request is under way; waits while as many are as may be."""
+        with self._slots:
+            if self._whole is None:
+                yield
+            else:
+                with self._whole.slot():
+                    yield
 
     def enter(self, tokens: int) -> Reservation:
         """Waits until the minute's limits allow a request of so many tokens, and takes them from the day's. Raises
@@ -106,6 +141,8 @@ class Gate:
         """Adds to `counts`."""
         with self._lock:
             self.counts[name] += by
+            if self._whole is not None:
+                self._whole.counts[name] += by
 
     def sleep(self, seconds: float) -> None:
         """Waits. Raises EndpointError when the gate is closed meanwhile."""
@@ -115,6 +152,15 @@ class Gate:
     def most_tokens(self, otherwise: int) -> int:
         """How many tokens a single request may have so that it can pass at all."""
         return min(limit for limit in (otherwise, self.limits.tokens_per_minute, self.limits.tokens_per_day) if limit)
+
+    def seconds_for(self, tokens: float) -> float:
+        """How long it takes at least until so many tokens have passed, if nobody else asks for some."""
+        minute, day = self.limits.tokens_per_minute, self.limits.tokens_per_day
+        paced_s = tokens / minute * _MINUTE_S if minute else 0.0
+        left = max(0, day - self.ledger.spent_today()) if day else tokens
+        if tokens <= left:
+            return paced_s
+        return max(paced_s, self.ledger.seconds_to_next_day() + int((tokens - left) // day) * DAY_S)
 
     def close(self) -> None:
         """Ends all waiting; nothing passes from now on."""
@@ -141,8 +187,10 @@ class Gate:
     def _spent(self, tokens: int) -> BudgetError:
         self.count("over_budget")
         wait_s, limit = self.ledger.seconds_to_next_day(), self.limits.tokens_per_day
+        whole = self._whole is None or self._whole.limits == self.limits
+        whose = "" if whole else " that the texts of a staged model may cost"
         return BudgetError(
-            f"{self.ledger.spent_today()} of {limit} tokens of this day are spent and {tokens} more are needed: "
+            f"{self.ledger.spent_today()} of {limit} tokens of this day{whose} are spent and {tokens} more are needed: "
             f"pausing {wait_s / 3600:.1f} h until midnight UTC, nothing is dropped; PERSEID_LLM_TOKENS_PER_DAY sets it",
             wait_s,
         )

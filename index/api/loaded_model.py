@@ -28,6 +28,7 @@ from index.query.popularity import Popularity
 from index.query.served_ranker import ServedRanker
 from index.query.shadow import ShadowRanking
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.tasks import end_tasks
 
 if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package takes a second
     from elasticsearch import AsyncElasticsearch
@@ -36,7 +37,6 @@ if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package 
 
 _log = logging.getLogger("perseid.api")
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
-_CANCEL_AGAIN_S = 0.1
 _LOG_ENDS_S = 1.0  # one request to Kafka each, and only while no worker confirms
 _LATE = "this process has not seen item changes for too long"
 _STALE_INDEX_RETRY_S = 5  # Redis has been away for a minute; it will not be back at once
@@ -58,12 +58,7 @@ class Background:
 
     async def stop(self, tasks: Iterable[asyncio.Task[None]] | None = None) -> None:
         """Cancels these tasks, or all, and waits for them."""
-        pending = set(self._tasks if tasks is None else tasks)
-        while pending:
-            for task in pending:
-                task.cancel()
-            # Again and again: `asyncio.wait_for` of Python 3.11 loses a cancellation that meets its result.
-            _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+        await end_tasks(self._tasks if tasks is None else tasks)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -152,13 +147,13 @@ class ModelLoader:
 
     async def switch(self) -> None:
         """Loads what has an alias and is to be loaded, and serves the champion. StoreUnavailableError: call again."""
-        before, aliases = self.loaded(), self._liveness.aliases
+        before, aliases = self._versions(), self._liveness.aliases
         if aliases.champion and (self.current is None or self.current.version != aliases.champion):
             await self._serve(aliases.champion)
         if self._liveness.aliases.challenger in (self._liveness.filled or ()):
             await self._load(self._liveness.aliases.challenger)
         await self._let_go()
-        if self.loaded() != before:
+        if self._versions() != before:  # a promotion loads nothing: what follows would keep requests waiting
             self._on_loaded()
         if self.current is not None and self.current.incomplete and not self._lack(self.current.version):
             self.current.incomplete = False
@@ -203,6 +198,9 @@ class ModelLoader:
         """All that are, the served one first."""
         return [*filter(None, [self.current]), *self._beside.values()]
 
+    def _versions(self) -> set[str]:
+        return {found.version for found in self.loaded()}
+
     def report(self) -> dict[str, Any]:
         """Of each loaded version how many items it has, and whether they are all."""
         return {
@@ -236,7 +234,7 @@ class ModelLoader:
         incomplete = self._lack(model.version)
         catalogue, elastic_does = self._catalogue(model), self._settings.elastic and self._settings.elastic.use
         folder = None if elastic_does == "knn" else self._settings.snapshots  # which hold all vectors
-        follower = ItemFollower(self._store, model.version, catalogue)
+        follower = ItemFollower(self._store, model.version, catalogue, model.embedder)
         try:
             if folder is not None:
                 await asyncio.to_thread(start_from_snapshot, folder, catalogue, follower)

@@ -16,17 +16,17 @@ from index.api.errors import ProblemError, json_response
 from index.api.loaded_model import Services
 from index.api.schemas.shapes import PROBLEMS, ItemId, UserId, problems
 from index.api.schemas.state import ItemAnswer, UserAnswer
-from index.state.records import ITEM_FIELDS, load_item, vector_field
+from index.state.records import item_fields, load_item
 
 
 async def describe_item(services: Services, item_id: str) -> dict[str, Any]:
     """One item as the live state holds it. Raises ProblemError 404 when there is no such item."""
     serving = services.serving()
-    fields = [*ITEM_FIELDS, vector_field(serving.model.version)]
+    fields = item_fields(serving.model.version, serving.model.embedder)
     (values,) = await services.store.read([(services.store.keys.item(item_id), fields)])
     if values[0] is None:
         raise ProblemError(404, f"no item {item_id!r}")
-    item = load_item(item_id, values)
+    item = load_item(item_id, values, serving.model.embedder)
     return {
         "item_id": item_id,
         "position": item.position,

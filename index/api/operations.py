@@ -74,12 +74,26 @@ def describe_deployment(services: Services, users: int | None) -> dict[str, Any]
         "users": users,
         "partitions": liveness.partitions,
         "model": serving.version if serving else liveness.aliases.champion or None,
-        "models": {**_aliases(liveness), "loaded": services.keeper.report(), **_trials(services, roles)},
+        "models": {
+            **_aliases(liveness),
+            "loaded": services.keeper.report(),
+            "embedding": _embedding(roles),
+            **_trials(services, roles),
+        },
         "index": serving.index_state() if serving else None,
         "elasticsearch": serving.elastic.state() if serving and serving.elastic else None,
         "roles": roles,
         "counters": total_counters(roles, services.metrics.counters()),
     }
+
+
+def _embedding(roles: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """How far texts are, by version, as embed processes say."""
+    found: dict[str, Any] = {}
+    for heartbeat in roles.values():
+        said = heartbeat.get("embedding")
+        found |= said if isinstance(said, Mapping) else {}
+    return found
 
 
 def _aliases(liveness: Liveness) -> dict[str, str | None]:

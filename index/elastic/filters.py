@@ -21,6 +21,7 @@ from index.elastic.reader import ElasticReader
 from index.items.catalogue import Catalogue
 from index.items.filters import AllOf, And, AnyOf, Filter, Label, LabelField, Mask, Not, NumberField, Or, fitted, mask
 from index.items.search import Labels
+from index.state.tasks import end_tasks
 
 _PAGE = 10_000  # the most that one search may return
 _PATIENCE_S = 5.0  # of one page in the background, which no request waits for longer than its own budget
@@ -65,10 +66,7 @@ class ElasticFilters:
 
     async def close(self) -> None:
         """Ends reading."""
-        tasks = list(self._reading.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._reading.values())
 
     async def _first(self, tree: Filter) -> _KnownLabels | None:
         task = self._start(tree)

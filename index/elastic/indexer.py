@@ -1,7 +1,7 @@
 """Writes every item into Elasticsearch by following the item log.
 
-An index is made per item log and model version, filled, and then said to be complete up to a position; others of the
-deployment are deleted after that. A document's version is its item-log position. What is not newer is refused, so
+An index is made per item log and model version, also of a staged one, filled, and then said to be complete up to a
+position; then others go. A document's version is its item-log position. What is not newer is refused, so
 several or late indexers do no harm.
 """
 
@@ -24,15 +24,17 @@ from index.elastic.client import CLIENT_ERRORS, alias_of, index_body, index_of, 
 from index.elastic.documents import PROGRESS_ID, document
 from index.elastic.settings import ElasticSettings
 from index.items.follower import ItemFollower
-from index.query.model import load_model
-from index.state.records import ItemRecord
+from index.query.model import ServedModel, load_model
+from index.state.aliases import read_aliases
+from index.state.keys import ITEMS_TAG
+from index.state.records import MODELS, ItemRecord, complete_models
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.tasks import end_tasks
 
 _WAIT_MS = 200  # how long one look at the item log may wait for a change
-_CHECK_S = 2.0  # between two looks at the served model and at the index, which somebody may have deleted
+_CHECK_S = 2.0  # between two looks at the index, which somebody may have deleted
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0  # before a failed call is repeated
-_RETRY_S = 0.2  # for the live state
-_MODEL = "model"  # field of the cluster's facts
+_RETRY_S = 0.2  # for the live state; also between two looks at which models there are
 
 _log = logging.getLogger("perseid.indexer")
 
@@ -116,14 +118,14 @@ class ElasticWriter:
         if self._made and not await self.persist(lambda: self._client.indices.exists_alias(name=self._made)):
             raise _IndexGoneError(self._made)
 
-    async def delete_others(self) -> None:
-        """Deletes the indices of this deployment's other item logs and models."""
+    async def delete_others(self, kept: Sequence[str]) -> None:
+        """Deletes the indices of this deployment's other item logs and models than those behind the aliases `kept`."""
         pattern, indices = pattern_of(self._settings.prefix), self._client.indices
         found = await self.persist(partial(indices.get_mapping, index=pattern, ignore_unavailable=True))
         patient = self._client.options(ignore_status=404)  # another indexer may delete it at the same time
         for name, body in found.items():
             ours = body["mappings"].get("_meta", {}).get("perseid") == self._settings.prefix
-            if ours and name != index_of(self.alias):
+            if ours and name not in map(index_of, kept):
                 _log.info("deleting %s: the items are in %s now", name, index_of(self.alias))
                 await self.persist(partial(patient.indices.delete, index=name))
 
@@ -193,9 +195,10 @@ def sort_out(items: Iterable[Mapping[str, Any]]) -> WriteResult:
 
 
 class ItemIndexer:
-    """Keeps Elasticsearch at the item log, for the served model version.
+    """Keeps Elasticsearch at the item log, for the served model and those that may take its place.
 
-    `counts` are totals since the start; `position` is how far the index is complete, None while it is being filled.
+    `counts` are totals since the start; `position` is how far the served model's index is complete, None while it is
+    being filled.
     """
 
     def __init__(
@@ -203,44 +206,76 @@ class ItemIndexer:
     ) -> None:
         self._store, self._client, self._settings, self._chance = store, client, settings, chance
         self.counts: Counter[str] = Counter()
-        self.position: int | None = None
-        self._refused = ""  # a model that cannot be read: said once
+        self._wanted: tuple[str, ...] = ()  # versions to be indexed, the served one first
+        self._cleared: tuple[str, ...] = ()  # as `_wanted` was when the indices of others were deleted last
+        self._positions: dict[str, int] = {}  # by version, where its index is complete
+        self._refused: set[str] = set()  # models that cannot be read: said once
+
+    @property
+    def position(self) -> int | None:
+        return self._positions.get(self._wanted[0]) if self._wanted else None
 
     async def run(self) -> None:
         """Follows for ever; whatever is away is waited for."""
+        following: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                try:
+                    self._wanted = await self._versions()
+                except StoreUnavailableError as error:
+                    _log.warning("cannot look which models there are: %s", error)
+                await end_tasks([following.pop(version) for version in list(following) if version not in self._wanted])
+                for version in self._wanted:
+                    if version not in following:
+                        following[version] = asyncio.create_task(self._keep(version))
+                    elif following[version].done():
+                        following[version].result()  # it has no end of its own: this raises what ended it
+                await asyncio.sleep(_RETRY_S)
+        finally:
+            await end_tasks(following.values())
+
+    async def _versions(self) -> tuple[str, ...]:
+        """The champion, the challenger once all items have its vectors, and the champion before."""
+        aliases = await read_aliases(self._store)
+        ((mark,),) = await self._store.read([(self._store.keys.owner(ITEMS_TAG), [MODELS])])
+        filled = complete_models((mark or b"").decode())
+        return tuple(version for version in aliases.versions if version != aliases.challenger or version in filled)
+
+    async def _keep(self, version: str) -> None:
+        """Indexes for a model, for ever."""
         while True:
             try:
-                await self._follow()
+                await self._follow(version)
             except StoreUnavailableError as error:
                 _log.warning("cannot follow the items: %s", error)
             except _IndexGoneError as error:
                 _log.warning("the index was deleted and is made again: %s", error)
-            self.position = None
+            finally:
+                self._positions.pop(version, None)
             await asyncio.sleep(_RETRY_S)
 
-    async def _follow(self) -> None:
-        """Indexes for the model that is served now, until it is another one."""
-        version = await self._served()
-        dim = None if version is None else await self._dim(version)
-        if version is None or dim is None:
+    async def _follow(self, version: str) -> None:
+        """Indexes for a model, unless nobody has written what is to be known of it."""
+        model = await self._model(version)
+        if model is None:
             return
         writer = ElasticWriter(
-            self._client, self._settings, version, dim, lambda: follower.loading, self.counts, self._chance
+            self._client, self._settings, version, model.dim, lambda: follower.loading, self.counts, self._chance
         )
-        follower = ItemFollower(self._store, version, writer, taken=writer.flush)
+        follower = ItemFollower(self._store, version, writer, model.embedder, taken=writer.flush)
         await follower.load()
         generation, told_s, checked_s = "", 0.0, time.monotonic()
         while True:
-            now_s = time.monotonic()
+            now_s, known = time.monotonic(), self._positions.get(version)
             fresh = generation != follower.generation
-            if fresh or (follower.position != self.position and now_s - told_s >= self._settings.refresh_ms / 1000):
-                await self._tell(writer, follower, fresh)
+            if fresh or (follower.position != known and now_s - told_s >= self._settings.refresh_ms / 1000):
+                await self._tell(writer, follower, version, fresh)
                 generation, told_s = follower.generation, now_s
+            if self._wanted[:1] == (version,) and self._cleared != self._wanted and version in self._positions:
+                await self._clear(writer, follower)
             if now_s - checked_s >= _CHECK_S:
                 await writer.check()
                 checked_s = now_s
-                if await self._served() != version:
-                    return
             await self._poll(follower)
 
     async def _poll(self, follower: ItemFollower) -> None:
@@ -250,28 +285,30 @@ class ItemIndexer:
             _log.warning("cannot follow the items: %s", error)
             await asyncio.sleep(_RETRY_S)
 
-    async def _tell(self, writer: ElasticWriter, follower: ItemFollower, fresh: bool) -> None:
-        """Says how far the index is; a first time, others go unless the live state has moved on meanwhile."""
+    async def _tell(self, writer: ElasticWriter, follower: ItemFollower, version: str, fresh: bool) -> None:
+        """Says how far the index is; a first time, the indices of others go."""
         if not follower.generation:
             return
         await writer.complete(follower.position)
-        self.position = follower.position
+        self._positions[version] = follower.position
         if fresh:
             _log.info("%s is complete up to %d", writer.alias, follower.position)
-            page = await self._store.read_log(follower.generation, follower.position, 0)
-            if page.generation == follower.generation:  # else this index is the old one
-                await writer.delete_others()
+            if self._wanted[:1] == (version,):
+                await self._clear(writer, follower)
 
-    async def _served(self) -> str | None:
-        ((version,),) = await self._store.read([(self._store.keys.cluster(), [_MODEL])])
-        return None if version is None else version.decode()
+    async def _clear(self, writer: ElasticWriter, follower: ItemFollower) -> None:
+        """Deletes the indices of other models and item logs, unless the live state has moved on meanwhile."""
+        wanted = self._wanted
+        page = await self._store.read_log(follower.generation, follower.position, 0)
+        if page.generation == follower.generation:  # else this index is the old one
+            await writer.delete_others([alias_of(self._settings.prefix, page.generation, name) for name in wanted])
+            self._cleared = wanted
 
-    async def _dim(self, version: str) -> int | None:
+    async def _model(self, version: str) -> ServedModel | None:
         try:
-            model = await load_model(self._store, version)
+            return await load_model(self._store, version)
         except ValueError as error:
-            if self._refused != version:
+            if version not in self._refused:
                 _log.error("%s", error)
-            self._refused = version
+            self._refused.add(version)
             return None
-        return None if model is None else model.dim

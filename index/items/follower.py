@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Protocol
 
 from index.state.keys import ITEMS_TAG
-from index.state.records import ITEM_FIELDS, TEXT_VECTOR, ItemRecord, load_item, vector_field
+from index.state.records import TEXT_VECTOR, ItemRecord, beside, item_fields, load_item
 from index.state.store import LiveStore, StoreUnavailableError
 
 _CHUNK = 250  # items read in one round trip and handed over at once: the sink takes some 5 ms, then others get a turn
@@ -42,15 +42,16 @@ class ItemFollower:
         store: LiveStore,
         model: str,  # version whose retrieval vectors the records carry
         sink: ItemSink,
+        embedder: str = "",  # whose text vectors and tags they carry where there are some; "": the newest ones
         *,
         text_vectors: bool = False,  # whether the records carry them: the encoder needs them, an API process does not
         taken: Callable[[], Awaitable[None]] | None = None,  # awaited after each call of a sink that passes records on
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._sink, self._taken, self._now_s = store, sink, taken, monotonic_s
-        self._fields = [
-            name if text_vectors or name != TEXT_VECTOR else "-" for name in (*ITEM_FIELDS, vector_field(model))
-        ]  # "-" is a field that no item has
+        self._embedder, large = embedder, () if text_vectors else (TEXT_VECTOR, beside(TEXT_VECTOR, embedder))
+        # "-" is a field that no item has
+        self._fields = ["-" if name in large else name for name in item_fields(model, embedder)]
         self.generation, self.position = "", 0
         self.loading = ""  # the log whose items are being read
         self._seen_s: float | None = None  # when the end of the log, as it was then, is known to have been applied
@@ -127,7 +128,8 @@ class ItemFollower:
             part = item_ids[at : at + _CHUNK]
             requests = [(keys.item(item_id), self._fields) for item_id in part]
             *rows, (position,) = await self._store.read([*requests, (keys.owner(ITEMS_TAG), ["item_position"])])
-            self._sink.apply([load_item(item_id, row) for item_id, row in zip(part, rows, strict=True)])
+            found = [load_item(item_id, row, self._embedder) for item_id, row in zip(part, rows, strict=True)]
+            self._sink.apply(found)
             if self._taken is not None:
                 await self._taken()
             end = int(position or 0)

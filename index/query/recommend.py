@@ -219,10 +219,11 @@ def _ranked(plan: SearchPlan, pool: _Pool, vectors: Vector) -> tuple[_Pool, str]
         return None
     slots = range(len(plan.slots))
     most = max(_MOST_RANKED, plan.count)
-    best = sorted({place for at in slots for place in _best(pool.sums(at), pool.item_ids, most)})
-    pool = pool.part(best)
+    if len(pool.labels) > most:
+        best = np.flatnonzero(np.any([own >= _last(own, most) for own in map(pool.sums, slots)], axis=0))
+        pool, vectors = pool.part(best.tolist()), vectors[best]
     first = np.stack([pool.sums(at, _FIRST_PARTS) for at in slots], axis=1)
-    part = plan.ranker.part(first, pool.labels, vectors[best], plan.asker, pool.single("negative"))
+    part = plan.ranker.part(first, pool.labels, vectors, plan.asker, pool.single("negative"))
     if part is None:
         return None
     pool.add("ranker", part)

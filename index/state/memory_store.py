@@ -168,6 +168,8 @@ class MemoryStore:
                 prefix, *kept = op.names
                 for name in [name for name in self._hashes[op.key] if name.startswith(prefix) and name not in kept]:
                     del self._hashes[op.key][name]
+            case "haside":
+                _set_aside(self._hashes[op.key], *op.names)
             case "hincr":
                 for name, value in op.values.items():
                     _increment(self._hashes[op.key], name, int(value))
@@ -196,6 +198,15 @@ class MemoryStore:
 
 def _bytes(value: bytes | int) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _set_aside(fields: dict[str, bytes], owner: str, comes: str, *names: str) -> None:
+    was = fields.get(owner, b"").decode()
+    for name in names if was != comes else ():
+        if was and name in fields:
+            fields[f"{name}:{was}"] = fields[name]
+        fields.pop(name, None)
+        fields.pop(f"{name}:{comes}", None)
 
 
 def _increment(fields: dict[str, bytes], name: str, by: int) -> int:

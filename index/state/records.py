@@ -25,8 +25,10 @@ Vector = NDArray[np.float32]
 
 # Field names of the hash of one user.
 STATE, PROFILE = "s", "p"
-# Field names of the hash of one item.
+# Field names of the hash of one item. Embedder, text vector, its tags and the hash of its text are those of the newest
+# vector record; what former records of other embedders brought lies beside it (`beside`).
 CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH, POSITION = "c", "e", "t", "m", "vh", "th", "n"
+OF_EMBEDDER = (TEXT_VECTOR, TAGS, VECTOR_HASH)
 
 _STATE_VERSION = 3  # version 2 knows no folded events
 _HEADER = struct.Struct("<BBHHHqqq")
@@ -40,6 +42,11 @@ _HASH_BYTES = 7  # two of a user's some hundred remembered events are taken for 
 def vector_field(model: str) -> str:
     """Field of a user's or an item's hash that holds its vectors of one model version."""
     return f"v:{model}"
+
+
+def beside(name: str, embedder: str) -> str:
+    """Field of an item's hash that holds one of `OF_EMBEDDER` for an embedder that did not send the newest record."""
+    return f"{name}:{embedder}"
 
 
 # Field of a tag's owner hash: versions of models, sorted, whose vectors all users or items of the tag have; those that
@@ -240,12 +247,20 @@ class ItemRecord:
 ITEM_FIELDS = (POSITION, CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH)
 
 
-def load_item(item_id: str, fields: Sequence[bytes | None]) -> ItemRecord:
-    """An item from the values of `ITEM_FIELDS` followed by its retrieval vector's field.
+def item_fields(model: str, embedder: str = "") -> tuple[str, ...]:
+    """What `load_item` needs for a model version that was trained on an embedder's vectors; "" for the newest ones."""
+    own = [beside(name, embedder) for name in OF_EMBEDDER] if embedder else []
+    return (*ITEM_FIELDS, vector_field(model), *own)
+
+
+def load_item(item_id: str, fields: Sequence[bytes | None], embedder: str = "") -> ItemRecord:
+    """An item from the values of `item_fields`: as this embedder has it, or if it has nothing as the newest record.
 
     Labels are folded here too: a build that did not fold them may have stored the record.
     """
-    position, catalogue, text_vector, tags, embedder, vector_hash, text_hash, retrieval = fields
+    position, catalogue, text_vector, tags, newest, vector_hash, text_hash, retrieval, *own = fields
+    if own and own[1] is not None and newest != embedder.encode():
+        (text_vector, tags, vector_hash), newest = own, embedder.encode()
     hashes = (text_hash or b"").decode().split()
     return ItemRecord(
         item_id=item_id,
@@ -253,7 +268,7 @@ def load_item(item_id: str, fields: Sequence[bytes | None]) -> ItemRecord:
         catalogue=fold_item(orjson.loads(catalogue)) if catalogue else None,
         text_vector=np.frombuffer(text_vector, np.float32) if text_vector else None,
         tags=tuple(map(folded_or_same, orjson.loads(tags))) if tags else (),
-        embedder=embedder.decode() if embedder else None,
+        embedder=newest.decode() if newest else None,
         vector_hash=vector_hash.decode() if vector_hash else None,
         text_hash=hashes[0] if hashes else None,
         # Always stored in fp32: the search index must equal the tower's output.

@@ -32,6 +32,7 @@ _TABLE_OF = {
     "srem": "sets",
 }  # fmt: skip
 _REMOVES = ("hdel", "zrem", "srem")
+_REARRANGES = ("hkeep", "haside")
 
 
 class SqliteStore(MemoryStore):
@@ -107,10 +108,11 @@ class SqliteStore(MemoryStore):
         self._note_removed("hashes", key, fields)
 
     def _apply(self, op: Op) -> None:
-        before = set(self._hashes[op.key]) if op.kind == "hkeep" else set()
+        before = set(self._hashes[op.key]) if op.kind in _REARRANGES else set()
         super()._apply(op)
-        if op.kind == "hkeep":
+        if op.kind in _REARRANGES:
             self._note_removed("hashes", op.key, before - set(self._hashes[op.key]))
+            self._note_hash(op.key)
         elif op.kind == "delete":
             self._deleted.add(op.key)
             for changed in self._changed.values():

@@ -57,6 +57,16 @@ local function keep_fields(key, prefix, first, last)
   end
 end
 
+local function set_aside(key, first, last)
+  local was, comes = redis.call('HGET', key, ARGV[first]), ARGV[first + 1]
+  if was == comes then return end
+  for i = first + 2, last do
+    local value = was and redis.call('HGET', key, ARGV[i])
+    if value then redis.call('HSET', key, ARGV[i] .. ':' .. was, value) end
+    redis.call('HDEL', key, ARGV[i], ARGV[i] .. ':' .. comes)
+  end
+end
+
 local function commit()
   local token, topic, expected, position = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
   local stored = redis.call('HMGET', owner, 'token', 'pos:' .. topic)
@@ -76,6 +86,7 @@ local function commit()
     if code == 'hset' then redis.call('HSET', key, unpack(ARGV, first, last))
     elseif code == 'hdel' then redis.call('HDEL', key, unpack(ARGV, first, last))
     elseif code == 'hkeep' then keep_fields(key, ARGV[first], first + 1, last)
+    elseif code == 'haside' then set_aside(key, first, last)
     elseif code == 'hincr' then
       for i = first, last, 2 do redis.call('HINCRBY', key, ARGV[i], ARGV[i + 1]) end
     elseif code == 'delete' then redis.call('DEL', key)

@@ -36,11 +36,13 @@ class Op:
     """One operation on one key; a batch of them is applied atomically.
 
     `hset` fields {name: bytes} · `hdel` names · `hkeep` of the fields that begin with names[0] only names[1:] ·
+    `haside` of fields names[2:], which belong to what field names[0] says: if that is not names[1], each goes to
+    `<field>:<what it said>`, and those that lay aside for names[1] go away ·
     `hincr` {name: int} · `delete` · `zadd` {member: score} · `zrem` names · `sadd`/`srem` names · `log` one item id
     (names[0]) is appended to the item log: the item's hash (`key`) gets the new position, and the item index too.
     """
 
-    kind: Literal["hset", "hdel", "hkeep", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log"]
+    kind: Literal["hset", "hdel", "hkeep", "haside", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log"]
     key: str
     values: Mapping[str, bytes] | Mapping[str, int] = field(default_factory=dict)
     names: Sequence[str] = ()

@@ -96,7 +96,7 @@ class PrequentialEvaluator:
         self._popularity = Popularity(store)
         self._baselines = PopularityLists(self.settings.baseline_ms)
         self._candidates = CatalogueSink(Catalogue(model.version, model.dim), self._baselines, encoder)
-        self._follower = ItemFollower(store, model.version, self._candidates)
+        self._follower = ItemFollower(store, model.version, self._candidates, model.embedder)
         self._arrived_ms: dict[str, int] = {}  # when each item became known
         self._refreshed_ms, self._since_refresh = -1, 0
         self.targets: Counter[str] = Counter()  # questions whose target no list could hold

@@ -6,6 +6,7 @@ rebalance is told, because records in hand may be somebody else's from then on.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Protocol
 
@@ -23,25 +24,25 @@ _IDLE_S = 0.25  # how long one look at the topic waits; also bounds how late a s
 class CatalogSource(Protocol):
     """Where catalogue records come from."""
 
-    def take(self, most: int) -> list[Record]:
-        """The next records in order, at most `most`; empty when none came for a moment. Blocks briefly."""
+    async def take(self, most: int) -> list[Record]:
+        """The next records in order, at most `most`; empty when none came for a moment."""
 
     def rebalanced(self) -> bool:
         """Whether, since this was last asked, records taken before may have become another process's."""
 
-    def commit(self, offset: int) -> None:
+    async def commit(self, offset: int) -> None:
         """Records below this offset need not come again."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Leaves the group."""
 
 
 class KafkaCatalog:
-    """`CatalogSource` on Kafka, by librdkafka; blocks its thread, so it is called from one of its own."""
+    """`CatalogSource` on Kafka, by librdkafka, whose calls block and so run on threads of their own."""
 
     def __init__(self, access: KafkaConfig, group: str) -> None:
         self._topic = access.topic(CATALOG)
-        self._rebalanced = False
+        self._rebalanced = self._is_ours = False
         self._reasons = Reasons()
         self._consumer = Consumer(
             {
@@ -57,26 +58,35 @@ class KafkaCatalog:
                 "log_level": 2,  # see `_complain`
             }
         )
-        self._consumer.subscribe([self._topic], on_assign=self._changed, on_revoke=self._changed)
+        self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)
 
-    def take(self, most: int) -> list[Record]:
+    async def take(self, most: int) -> list[Record]:
+        return await asyncio.to_thread(self._take, most)
+
+    def _take(self, most: int) -> list[Record]:
         found = self._consumer.consume(1, _IDLE_S)
         if found:  # a lone item does not wait for others, a backlog comes in batches
             found += self._consumer.consume(most - 1, 0.01) if most > 1 else []
         return [message_to_record(message, CATALOG) for message in found if message.error() is None]
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the catalogue is this process's now, and no other's of the group."""
+        return self._is_ours
+
     def rebalanced(self) -> bool:
         before, self._rebalanced = self._rebalanced, False
         return before
 
-    def commit(self, offset: int) -> None:
+    async def commit(self, offset: int) -> None:
+        places = [TopicPartition(self._topic, 0, offset)]
         try:
-            self._consumer.commit(offsets=[TopicPartition(self._topic, 0, offset)], asynchronous=False)
+            await asyncio.to_thread(self._consumer.commit, offsets=places, asynchronous=False)
         except KafkaException as error:  # the partition went to another member, or Kafka is away: it is read again
             log.info("offset of %s not committed: %s", self._topic, error)
 
-    def close(self) -> None:
-        self._consumer.close()
+    async def close(self) -> None:
+        await asyncio.to_thread(self._consumer.close)
 
     def _complain(self, error: KafkaError) -> None:
         """Logs an outage once, not each attempt to connect."""
@@ -85,5 +95,8 @@ class KafkaCatalog:
         if not known and self._reasons.recent:
             log.warning("cannot read %s: %s", self._topic, self._reasons.recent)
 
-    def _changed(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
-        self._rebalanced = True
+    def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._rebalanced, self._is_ours = True, bool(partitions)
+
+    def _revoked(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        self._rebalanced, self._is_ours = True, False

@@ -18,6 +18,7 @@ import faust
 
 from context.times import unit_of
 from index.state.store import FencedError, StoreUnavailableError
+from index.state.tasks import end_tasks
 from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record, tag_of
 from streams.kafka.claims import Claims
 from streams.kafka.config import KafkaConfig
@@ -107,11 +108,7 @@ class StreamWorker:
         return [self.claims.run(consumer), beats, monitor.logs(), sweep, *fill, *follow]
 
     async def _end(self, tasks: Sequence[asyncio.Future[None]]) -> None:
-        waiting = set(tasks)
-        while waiting:  # Faust's calls into its consumer thread may swallow a cancellation
-            for task in waiting:
-                task.cancel()
-            _, waiting = await asyncio.wait(waiting, timeout=0.1)
+        await end_tasks(tasks)
         await self.app.stop()
 
     def stop(self) -> None:

@@ -137,7 +137,7 @@ async def _items(store: LiveStore) -> dict[str, Any]:
                 "catalogue": item.catalogue,
                 "tags": list(item.tags),
                 "embedder": item.embedder,
-                "vector": item.text_vector is not None,
+                "vector": item.embedder is not None,  # its bytes may be gone: nobody serves that embedder any more
                 "hashes": _hashes(item),
             }
     return items

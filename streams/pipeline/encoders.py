@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 
-from index.state.records import SOME, complete_models, vector_field
+from index.state.records import OF_EMBEDDER, SOME, beside, complete_models, vector_field
 from streams.pipeline.encoder_thread import EncoderThread
 
 VECTOR_PREFIX = vector_field("")
@@ -35,6 +35,19 @@ class Encoders:
     def kept_fields(self) -> tuple[str, ...]:
         """What `hkeep` is to leave in the hash of a user or an item that is written anew."""
         return (VECTOR_PREFIX, *map(vector_field, self._threads))
+
+    @property
+    def embedders(self) -> frozenset[str]:
+        """Whose text vectors the models read."""
+        return frozenset(thread.embedder or "" for thread in self)
+
+    @property
+    def kept_texts(self) -> tuple[tuple[str, ...], ...]:
+        """What several `hkeep` are to leave beside an item's newest vector record; none where a model reads any."""
+        named = sorted(self.embedders)
+        if "" in named or not named:
+            return ()
+        return tuple((beside(name, ""), *(beside(name, embedder) for embedder in named)) for name in OF_EMBEDDER)
 
     @property
     def mark(self) -> str:

@@ -31,7 +31,7 @@ from streams.events import (
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders
 from streams.pipeline.intake import DeadLetterSink, Intake
-from streams.pipeline.item_ops import complete_items, context_ops, item_ops
+from streams.pipeline.item_ops import Completed, complete_items, context_ops, item_ops
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
 from streams.pipeline.user_state import EngineSettings
@@ -65,6 +65,7 @@ class Engine:
     ) -> None:
         self.store, self.rules, self.partitions, self.sink = store, rules, partitions, sink
         self.encoders = encoders if encoders is not None else Encoders()
+        self.item_encoders = Encoders(*self.encoders)  # these, and those of models that have too few items for users
         self._announce = announce  # writes the deployment's facts and model into a store that does not have them
         self._unannounced = False
         self._swept = 0  # turns of the idle sweep
@@ -180,12 +181,18 @@ class Engine:
         self._swept += 1
         return await self._users.sweep_idle(leases[self._swept % len(leases)])
 
-    async def replace_encoders(self, threads: Sequence[EncoderThread]) -> list[EncoderThread]:
-        """Writes vectors of other models from the next batch on; returns the encoders that nobody uses any more."""
-        before = list(self.encoders)
+    async def replace_encoders(
+        self, threads: Sequence[EncoderThread], items_only: Sequence[EncoderThread] = ()
+    ) -> list[EncoderThread]:
+        """Writes vectors of other models from the next batch on, those of `items_only` for no users.
+
+        Returns the encoders that nobody uses any more.
+        """
+        before, now = list(self.item_encoders), [*threads, *items_only]
         async with self._one_at_a_time[ITEMS_TAG]:
             await self._users.replace_encoders(threads)
-        return [thread for thread in before if thread not in threads]
+            self.item_encoders.replace(now)
+        return [thread for thread in before if thread not in now]
 
     async def fill_users(self, lease: PartitionLease, missing: Mapping[str, frozenset[str]]) -> int:
         """Gives users of a partition the vectors that they lack, by version; returns how many got some.
@@ -194,15 +201,16 @@ class Engine:
         """
         return await self._users.fill(lease, missing)
 
-    async def fill_items(self, lease: PartitionLease, item_ids: Sequence[str], *, logged: bool) -> int:
-        """Gives items the retrieval vectors that they lack, from their stored text vectors; returns how many got some.
+    async def fill_items(self, lease: PartitionLease, item_ids: Sequence[str], *, logged: bool) -> Completed:
+        """Gives items the retrieval vectors that they lack, from their stored text vectors.
 
-        Vectors of other models than ours go. Followers of the item log get to know of it if it is `logged`.
+        Vectors of other models and embedders than ours go. Followers of the item log get to know of it if it is
+        `logged`.
         """
         async with self._one_at_a_time[lease.tag]:
-            filled, ops = await complete_items(self.store, item_ids, self.encoders, logged=logged)
+            completed, ops = await complete_items(self.store, item_ids, self.item_encoders, logged=logged)
             await self._commit(lease, CATALOG, lease.positions[CATALOG], ops)
-            return filled
+            return completed
 
     async def keep_vectors(self, lease: PartitionLease, user_ids: Sequence[str]) -> None:
         """Removes vectors of other models than ours from users of a partition."""
@@ -246,7 +254,7 @@ class Engine:
         lease = self.leases[tag]
         async with self._one_at_a_time[tag]:
             keys = self.store.keys
-            ops = context_ops(events, keys) if topic == CONTEXT else await item_ops(events, keys, self.encoders)
+            ops = context_ops(events, keys) if topic == CONTEXT else await item_ops(events, keys, self.item_encoders)
             await self._commit(lease, topic, records[-1].offset + 1, ops)
         self.counts.add_applied(topic, len(events))
 
@@ -255,7 +263,7 @@ class Engine:
     ) -> None:
         """Writes items or contexts; `models` is the mark to be kept, else what becomes of it by writing items."""
         if models is None:
-            models = self.encoders.written(lease.models)
+            models = self.item_encoders.written(lease.models)
             noted = [Op("hset", self.store.keys.owner(lease.tag), {MODELS: models.encode()})]
             ops = [*ops, *(noted if models != lease.models else [])]
         try:

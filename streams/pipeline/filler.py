@@ -6,6 +6,7 @@ that had nothing to write is noted at the tag. What a killed worker had begun be
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,17 @@ from typing import Any
 from index.state.keys import ITEMS_TAG
 from index.state.records import vector_field
 from streams.events import CLICKSTREAM
+from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine
 from streams.pipeline.lease import PartitionLease
 
 _LOOK = 200  # users or items looked at in one round trip
 _PIECE_S = 0.02  # of encoding at once, for which clicks may have to wait
 _MOST_USERS = 64  # encoded at once
-_IDLE_S = 0.1  # between two looks for users who are waited for
+_IDLE_S = 0.1  # between two looks for users who are waited for, when nothing is to fill; else …
+_GLANCE_S = 0.02  # … so long at most, also while it rests: an API process waits for 0.1 s
+# Before items whose text vectors are still to come are looked through again: some times as long as that took.
+_WAIT_S, _MOST_WAIT_S, _WAIT_PASSES = 1.0, 60.0, 4
 
 
 @dataclass(slots=True)
@@ -34,6 +39,7 @@ class _Pass:
     total: int = 0
     looked: int = 0
     written: int = 0
+    waiting: int = 0  # items that wait for the text vector of another embedder
     lacking: list[tuple[str, frozenset[str]]] = field(default_factory=list)  # users found and not yet encoded
 
 
@@ -43,20 +49,26 @@ class VectorFiller:
     def __init__(self, engine: Engine, share: float, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._share, self._now_s = engine, share, monotonic_s
         self._passes: dict[str, _Pass] = {}
+        self._rests_until_s = -math.inf
         self._turn = 0
         self._users = 1  # to encode at once
+        self._rest: tuple[str, float] = "", 0.0  # with these models no look at the items before that time
 
     async def turn(self) -> float:
-        """A piece of work, if there is one; returns for how many seconds to rest after it.
+        """A piece of work, if there is one and it has rested long enough; returns after how many seconds to call again.
 
         Raises StoreUnavailableError, FencedError: what was not written is found again.
         """
         if await self.serve_wanted():
             return 0.0
         began_s = self._now_s()
-        if not await self.step():
-            return _IDLE_S
-        return (self._now_s() - began_s) * (1 / self._share - 1)
+        if began_s >= self._rests_until_s:
+            if not await self.step():
+                return _IDLE_S
+            took_s = self._now_s() - began_s
+            self._engine.counts.add("fill_ms", round(1000 * took_s))
+            self._rests_until_s = began_s + took_s / self._share
+        return min(_GLANCE_S, max(0.0, self._rests_until_s - self._now_s()))
 
     async def serve_wanted(self) -> int:
         """Encodes the users of our partitions who asked and have no vectors; how many those were."""
@@ -101,23 +113,25 @@ class VectorFiller:
 
     def _is_due(self, lease: PartitionLease) -> bool:
         has_vectors = lease.tag == ITEMS_TAG or CLICKSTREAM in lease.positions
-        return has_vectors and not lease.unsure and bool(self._engine.encoders) and lease.models != self._mark
+        encoders = self._encoders(lease)
+        if lease.tag == ITEMS_TAG and self._rest[0] == encoders.mark and self._now_s() < self._rest[1]:
+            return False
+        return has_vectors and not lease.unsure and bool(encoders) and lease.models != encoders.mark
 
-    @property
-    def _mark(self) -> str:
-        return self._engine.encoders.mark
+    def _encoders(self, lease: PartitionLease) -> Encoders:
+        return self._engine.item_encoders if lease.tag == ITEMS_TAG else self._engine.encoders
 
     async def _pass(self, lease: PartitionLease) -> _Pass:
         """The tag's pass; a new one after another claim or change of the models."""
         found = self._passes.get(lease.tag)
-        if found is None or (found.token, found.mark) != (lease.token, self._mark):
+        if found is None or (found.token, found.mark) != (lease.token, self._encoders(lease).mark):
             found = await self._begin(lease)
         return found
 
     async def _begin(self, lease: PartitionLease) -> _Pass:
-        total = await self._engine.store.count(self._members(lease))
-        removing = self._engine.encoders.leaves(lease.models)
-        found = self._passes[lease.tag] = _Pass(lease.token, self._mark, removing, self._now_s(), total)
+        total, encoders = await self._engine.store.count(self._members(lease)), self._encoders(lease)
+        removing = encoders.leaves(lease.models)
+        found = self._passes[lease.tag] = _Pass(lease.token, encoders.mark, removing, self._now_s(), total)
         return found
 
     async def _items_step(self, lease: PartitionLease, now: _Pass) -> None:
@@ -126,9 +140,13 @@ class VectorFiller:
             return await self._end(lease, now)
         items, now.looked = [item_id for item_id, _ in page], now.looked + len(page)
         if not now.removing:
-            items = [item_id for item_id, _ in await self._lacking(map(self._engine.store.keys.item, items), items)]
-        # While a model is filled that nobody can have loaded, its followers have nothing to learn.
-        now.written += await self._engine.fill_items(lease, items, logged=not lease.models) if items else 0
+            hashes, versions = map(self._engine.store.keys.item, items), self._engine.item_encoders.versions
+            items = [item_id for item_id, _ in await self._lacking(hashes, items, versions)]
+        if items:
+            # While a model is filled that nobody can have loaded, its followers have nothing to learn.
+            completed = await self._engine.fill_items(lease, items, logged=not lease.models)
+            self._wrote(now, completed.filled)
+            now.waiting += completed.waiting
         return None
 
     async def _users_step(self, lease: PartitionLease, now: _Pass) -> None:
@@ -143,28 +161,42 @@ class VectorFiller:
             if not now.lacking:
                 return None
         began, users = self._now_s(), dict(now.lacking[: self._users])
-        now.written += await self._engine.fill_users(lease, users)
+        self._wrote(now, await self._engine.fill_users(lease, users))
         del now.lacking[: len(users)]
         took_s = max(self._now_s() - began, 1e-4)
         self._users = max(1, min(_MOST_USERS, 2 * self._users, int(len(users) * _PIECE_S / took_s)))
         return None
 
-    async def _lacking(self, hashes: Iterable[str], names: Sequence[str]) -> list[tuple[str, frozenset[str]]]:
-        """Those users or items who lack vectors, with the versions of the models."""
-        versions = self._engine.encoders.versions
+    def _wrote(self, now: _Pass, count: int) -> None:
+        now.written += count
+        self._engine.counts.add("filled", count)
+
+    async def _lacking(
+        self, hashes: Iterable[str], names: Sequence[str], versions: Sequence[str]
+    ) -> list[tuple[str, frozenset[str]]]:
+        """Those users or items who lack vectors of models, with the versions that they lack."""
         places = [(key, vector_field(version)) for key in hashes for version in versions]
         there = iter(await self._engine.store.present(places))
         lacking = [(name, frozenset(version for version in versions if not next(there))) for name in names]
         return [(name, missing) for name, missing in lacking if missing]
 
     async def _users_lacking(self, lease: PartitionLease, user_ids: Sequence[str]) -> list[tuple[str, frozenset[str]]]:
-        keys = self._engine.store.keys
-        return await self._lacking([keys.user(lease.tag, user_id) for user_id in user_ids], user_ids)
+        keys, versions = self._engine.store.keys, self._engine.encoders.versions
+        return await self._lacking([keys.user(lease.tag, user_id) for user_id in user_ids], user_ids, versions)
 
     async def _end(self, lease: PartitionLease, now: _Pass) -> None:
-        """Notes a pass that had nothing to write; after another one it is looked for whom it has passed over."""
+        """Notes a pass that had nothing to write; after another one it is looked for whom it has passed over.
+
+        Items that wait for text vectors are looked at again later.
+        """
         del self._passes[lease.tag]
-        if not now.written and now.mark == self._mark:
+        if now.written or now.mark != self._encoders(lease).mark:
+            return
+        if now.waiting:
+            now_s = self._now_s()
+            rest_s = min(_MOST_WAIT_S, max(_WAIT_S, _WAIT_PASSES * (now_s - now.began_s)))
+            self._rest = now.mark, now_s + rest_s
+        else:
             await self._engine.mark(lease, now.mark)
 
     def _members(self, lease: PartitionLease) -> str:

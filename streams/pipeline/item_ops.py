@@ -1,12 +1,13 @@
 """Turns catalogue, vector and context records into the operations of one atomic write.
 
-The last write wins, by offset. A withdrawn item keeps its vector. A vector of another embedder than the encoder's is
-stored and not used: the item keeps the retrieval vector it has, if any, until one of the right embedder comes.
+The last write wins, by offset; of vectors that of each embedder, which lie beside each other. A withdrawn item keeps
+its vectors. A model uses those of its own embedder: the retrieval vector stays until one of these comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import orjson
@@ -16,10 +17,13 @@ from index.state.keys import Keys
 from index.state.records import (
     CATALOGUE,
     EMBEDDER,
+    OF_EMBEDDER,
     TAGS,
     TEXT_HASH,
     TEXT_VECTOR,
     VECTOR_HASH,
+    Vector,
+    beside,
     canonical_json,
     encode_vectors,
     vector_field,
@@ -54,34 +58,71 @@ async def item_ops(events: Sequence[Event], keys: Keys, encoders: Encoders) -> l
     return ops
 
 
+class Completed(NamedTuple):
+    """Of some items how many got vectors, and how many listed ones wait for the text vector of an embedder."""
+
+    filled: int
+    waiting: int
+
+
 async def complete_items(
     store: LiveStore, item_ids: Sequence[str], encoders: Encoders, *, logged: bool
-) -> tuple[int, list[Op]]:
-    """Gives items the retrieval vectors that they lack, from their stored text vectors: how many, and the operations.
+) -> tuple[Completed, list[Op]]:
+    """Gives items the retrieval vectors that they lack, from their stored text vectors, and lists the operations.
 
-    Vectors of models that are not ours go. Raises StoreUnavailableError.
+    Vectors of models that are not ours go, and so do text vectors that none of ours reads. Raises
+    StoreUnavailableError.
     """
-    keys, versions = store.keys, encoders.versions
-    stored = (TEXT_VECTOR, TAGS, EMBEDDER, *map(vector_field, versions))
-    rows = await store.read([(keys.item(item_id), stored) for item_id in item_ids])
+    keys, versions = [store.keys.item(item_id) for item_id in item_ids], encoders.versions
+    names = (CATALOGUE, TEXT_VECTOR, *map(vector_field, versions))
+    there = iter(await store.present([(key, name) for key in keys for name in names]))
+    has = {item_id: {name for name in names if next(there)} for item_id in item_ids}
+    newest = {
+        item_id: (embedder or b"").decode()
+        for item_id, (embedder,) in zip(item_ids, await store.read([(key, [EMBEDDER]) for key in keys]), strict=True)
+    }
     fields: dict[str, dict[str, bytes]] = {item_id: {} for item_id in item_ids}
     for encoder in encoders:
-        place = stored.index(vector_field(encoder.version))
-        lacking = [
-            (item_id, np.frombuffer(row[0], np.float32), orjson.loads(row[1] or b"[]"))
-            for item_id, row in zip(item_ids, rows, strict=True)
-            if row[place] is None and row[0] is not None and encoder.reads((row[2] or b"").decode())
-        ]
-        if lacking:
-            names, vectors, tags = zip(*lacking, strict=True)
-            for item_id, made in zip(names, await encoder.retrieval(names, np.stack(vectors), tags), strict=True):
+        lacking = {
+            item_id: newest[item_id] for item_id in item_ids if vector_field(encoder.version) not in has[item_id]
+        }
+        texts = await _texts(store, lacking, encoder.embedder)
+        if texts:
+            vectors, tags = zip(*texts.values(), strict=True)
+            for item_id, made in zip(texts, await encoder.retrieval([*texts], np.stack(vectors), tags), strict=True):
                 fields[item_id][vector_field(encoder.version)] = encode_vectors(made, half=False)
-    ops = [Op("hkeep", keys.item(item_id), names=encoders.kept_fields) for item_id in item_ids]
     filled = {item_id: made for item_id, made in fields.items() if made}
-    ops += [Op("hset", keys.item(item_id), made) for item_id, made in filled.items()]
+    known = {item_id: len(fields[item_id]) + len(has[item_id].intersection(names[2:])) for item_id in item_ids}
+    waiting = sum(CATALOGUE in has[item_id] and 0 < known[item_id] < len(versions) for item_id in item_ids)
+    ops = [op for key in keys for op in _keep(key, encoders)]
+    if encoders.kept_texts:
+        unread = [item_id for item_id in item_ids if newest[item_id] not in encoders.embedders]
+        ops += [Op("hdel", store.keys.item(i), names=(TEXT_VECTOR,)) for i in unread if TEXT_VECTOR in has[i]]
+    ops += [Op("hset", store.keys.item(item_id), made) for item_id, made in filled.items()]
     if logged:
-        ops += [Op("log", keys.item(item_id), names=(item_id,)) for item_id in filled]
-    return len(filled), ops
+        ops += [Op("log", store.keys.item(item_id), names=(item_id,)) for item_id in filled]
+    return Completed(len(filled), waiting), ops
+
+
+async def _texts(
+    store: LiveStore, newest: Mapping[str, str], embedder: str | None
+) -> dict[str, tuple[Vector, list[str]]]:
+    """Stored text vectors and tags that a model reads; `newest` says of whom each item's newest record is."""
+    places = [
+        [name if embedder in (None, newest[item_id]) else beside(name, embedder or "") for name in (TEXT_VECTOR, TAGS)]
+        for item_id in newest
+    ]
+    rows = await store.read([(store.keys.item(i), names) for i, names in zip(newest, places, strict=True)])
+    return {
+        item_id: (np.frombuffer(vector, np.float32), orjson.loads(tags or b"[]"))
+        for item_id, (vector, tags) in zip(newest, rows, strict=True)
+        if vector is not None
+    }
+
+
+def _keep(key: str, encoders: Encoders) -> list[Op]:
+    """Removes what belongs to models and embedders that are not ours."""
+    return [Op("hkeep", key, names=names) for names in (encoders.kept_fields, *encoders.kept_texts)]
 
 
 async def _retrieval_vectors(entries: Sequence[VectorEntry], encoders: Encoders) -> dict[int, dict[str, bytes]]:
@@ -111,10 +152,10 @@ def _catalogue_ops(event: CatalogueEntry, keys: Keys) -> list[Op]:
 def _vector_ops(event: VectorEntry, keys: Keys, encoders: Encoders, retrieval: Mapping[str, bytes]) -> list[Op]:
     key = keys.item(event.item_id)
     log = Op("log", key, names=(event.item_id,))
-    kept = encoders.kept_fields
     if event.vector is None:
-        none = [Op("hkeep", key, names=kept[:1])] if encoders else []
-        return [Op("hdel", key, names=(TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH)), *none, log]
+        gone = [Op("hkeep", key, names=(beside(name, ""),)) for name in OF_EMBEDDER]
+        gone += [Op("hkeep", key, names=encoders.kept_fields[:1])] if encoders else []
+        return [Op("hdel", key, names=(EMBEDDER, *OF_EMBEDDER)), *gone, log]
     fields = {
         TEXT_VECTOR: encode_vectors(event.vector, half=False),
         TAGS: canonical_json(list(event.tags)),
@@ -123,7 +164,8 @@ def _vector_ops(event: VectorEntry, keys: Keys, encoders: Encoders, retrieval: M
     }
     if event.text_hash:
         fields[VECTOR_HASH] = event.text_hash.encode()
-    drop = [] if event.text_hash else [Op("hdel", key, names=(VECTOR_HASH,))]
+    drop = [Op("haside", key, names=(EMBEDDER, event.embedder, *OF_EMBEDDER))]
+    drop += [] if event.text_hash else [Op("hdel", key, names=(VECTOR_HASH,))]
     if encoders:  # vectors of a model that is not among ours would be those of a former text from now on
-        drop.append(Op("hkeep", key, names=kept))
+        drop += _keep(key, encoders)
     return [*drop, Op("hset", key, fields), log]

@@ -29,6 +29,7 @@ Total = (
     Literal["applied", "folded", "duplicate", "late", "forgotten", "outdated"]  # what became of an event, see `Outcome`
     | Literal["malformed", "misrouted", "clamped"]  # at input validation
     | Literal["idle", "idle_swept", "encoded"]  # users
+    | Literal["filled", "fill_ms"]  # users and items that were given vectors beside the stream, and the time it took
     | Literal["redelivered", "gaps", "passed_over", "lost_to_retention"]  # offsets
     | Literal["claims", "new_logs", "claims_refused", "fenced", "store_retries", "defects"]  # leases and writes
 )

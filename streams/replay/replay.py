@@ -150,7 +150,7 @@ async def _go_on(engine: Engine, replayed: ReplayCounts, evaluator: PrequentialE
         return
     engine.counts.load(replayed.counts)
     for encoder in engine.encoders:
-        await ItemFollower(engine.store, encoder.version, encoder, text_vectors=True).catch_up()
+        await ItemFollower(engine.store, encoder.version, encoder, encoder.embedder or "", text_vectors=True).catch_up()
     if evaluator is not None:
         if replayed.evaluator is not None:
             evaluator.load_state_dict(replayed.evaluator)

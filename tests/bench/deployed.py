@@ -20,7 +20,7 @@ from confluent_kafka import Producer
 
 from index.state.keys import partition_tag
 from index.state.store import LiveStore
-from tests.integration.deployments import EMBEDDED, REAL, deployment, prepared
+from tests.integration.deployments import EMBEDDED, REAL, TWO_BY_TWO, deployment, prepared
 from tests.integration.live import Live, click
 from tests.support import services
 
@@ -37,6 +37,7 @@ class Load:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.sent = 0
+        self.late_s: list[float] = []  # of each look at the clock, how long after the one before: by so much at most
 
     def __enter__(self) -> Load:
         self._thread.start()
@@ -51,6 +52,7 @@ class Load:
         rng, due, last = random.Random(1), 0.0, time.monotonic()
         while not self._stop.is_set():
             now = time.monotonic()
+            self.late_s.append(now - last)
             due, last = due + (now - last) * self.rate, now
             while self.sent < int(due):
                 event = click(rng.choice(self._users), rng.choice(self._items))
@@ -66,13 +68,16 @@ async def known_users(store: LiveStore, partitions: int) -> list[str]:
 
 
 @contextmanager
-def started(on: str, state: Path | None) -> Iterator[Live]:
-    """A running deployment without traffic, on real Kafka and Redis or the embedded ones, which SIGTERM ends too."""
+def started(on: str, state: Path | None, *, two: bool = False) -> Iterator[Live]:
+    """A running deployment without traffic, on real Kafka and Redis or the embedded ones, which SIGTERM ends too.
+
+    `two` workers and API processes are on real servers.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perseid-bench-")))
         fixtures = {"kafka_server": stack.enter_context(services.kafka())} if on == "kafka" else {}
-        name = REAL if on == "kafka" else EMBEDDED
+        name = EMBEDDED if on == "embedded" else TWO_BY_TWO if two else REAL
         source = prepared(state or folder / "prepared")
         yield stack.enter_context(deployment(name, source, folder / "live", fixtures.__getitem__))
 

@@ -1,32 +1,48 @@
 """What an event costs the worker's engine: clicks in batches as a worker takes them, without Kafka and Faust.
 
 Assumes a synthetic live state (`tests.bench.synthetic`) in a real Redis, whose writer nobody needs any more: the engine
-takes its claims over. A few users are busy (Zipf). Costs are CPU time, wall time stands beside them.
+takes its claims over. A few users are busy (Zipf). Costs are CPU time, wall time stands beside them. As a program it
+measures what a second model costs (d=256, 4 layers, untrained; both share the cache), and what it costs that users
+written anew lose the vectors of unknown models (`hkeep`): the arms take turns.
+
+    python -m tests.bench.engine_cost [--users 10000] [--events 10000] [--rounds 5] [--cache-mb 256]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import multiprocessing
+import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
+
+from deploy.servers.redis import RedisServer
 from encoder.device import use_threads
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load as load_artefact
 from index.items.follower import ItemFollower
 from index.state.keys import Keys, partition_of, partition_tag
 from index.state.redis_store import RedisStore
+from index.state.store import Commit
 from streams.events import CLICKSTREAM, USER_TOPICS, Record, Rules
 from streams.kafka.lanes import USUAL_BATCH
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders
 from streams.pipeline.engine import Engine
+from tests.bench.ingest import untrained, window_lengths
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.query import PREFIX
-from tests.bench.synthetic import LOG, Synthetic, clicks
+from tests.bench.report import Row, result, show
+from tests.bench.synthetic import LOG, Synthetic, Writer, clicks
+from tests.support.saved_models import varied
 from tests.support.streams_world import MemoryBroker
 
 TEXT_DIM = 384  # of MiniLM, the default text model
@@ -45,9 +61,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Where the state is and what is applied to it; `model` None: without an encoder.
+    """Where the state is and what is applied to it; `model` None: without an encoder; `second`: a second one beside it.
 
-    The writer's `turn` was 1; each later one takes the claims over, and brings other events.
+    The writer's `turn` was 1; each later one takes the claims over, and brings other events. Without `keep` no vector
+    of an unknown model is removed.
     """
 
     turn: int
@@ -58,6 +75,12 @@ class Task:
     model: Path | None
     cache_mb: int = 256
     prefix: str = PREFIX
+    second: Path | None = None
+    keep: bool = True
+
+    @property
+    def models(self) -> list[Path]:
+        return [model for model in (self.model, self.second) if model is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +93,13 @@ class Cost:
     misses: float
 
 
+class UntidyStore(RedisStore):
+    """A store that leaves vectors of unknown models where they are."""
+
+    async def commit(self, commits: Sequence[Commit]) -> None:
+        await super().commit([replace(one, ops=[op for op in one.ops if op.kind != "hkeep"]) for one in commits])
+
+
 def run_engine(task: Task) -> Cost:
     """In a process of its own, on one thread."""
     use_threads(1)
@@ -79,13 +109,12 @@ def run_engine(task: Task) -> Cost:
 async def measure_engine(task: Task) -> Cost:
     """Applies clicks in the worker's batches, after some that only warm up."""
     async with AsyncExitStack() as stack:
-        store = RedisStore(task.redis, Keys(task.prefix), timeout_s=60.0)
+        store = (RedisStore if task.keep else UntidyStore)(task.redis, Keys(task.prefix), timeout_s=60.0)
         stack.push_async_callback(store.close)
-        encoder = None if task.model is None else await _encoder(store, task.model, task.cache_mb)
-        if encoder is not None:
-            stack.callback(encoder.close)
-        broker = MemoryBroker()
-        encoders = Encoders(*([] if encoder is None else [encoder]))
+        threads = [await _encoder(store, model, task.cache_mb // len(task.models)) for model in task.models]
+        for thread in threads:
+            stack.callback(thread.close)
+        broker, encoders = MemoryBroker(), Encoders(*threads)
         engine = Engine(store, Rules(embedders={"bench": TEXT_DIM}), task.point.partitions, broker, encoders)
         for partition in range(task.point.partitions):
             await engine.claim(partition_tag(partition), task.turn, dict.fromkeys(USER_TOPICS, LOG))
@@ -94,7 +123,7 @@ async def measure_engine(task: Task) -> Cost:
         warm = 1 + round(_WARM * len(batches))
         for batch in batches[:warm]:
             await engine.apply(batch)
-        before, missed = _spent(task.redis_pid), _misses(encoder)
+        before, missed = _spent(task.redis_pid), _misses(threads)
         for batch in batches[warm:]:
             await engine.apply(batch)
         cpu_s, redis_s, wall_s = (
@@ -103,7 +132,8 @@ async def measure_engine(task: Task) -> Cost:
         assert engine.counts["applied"] == task.events and not broker.dead, engine.counts.as_dict()
         count = sum(map(len, batches[warm:]))
         per = 1e6 / count
-        return Cost(cpu_s * per, redis_s * per, wall_s * per, (_misses(encoder) - missed) / count)
+        misses = (_misses(threads) - missed) / count / max(1, len(threads))
+        return Cost(cpu_s * per, redis_s * per, wall_s * per, misses)
 
 
 async def _encoder(store: RedisStore, model: Path, cache_mb: int) -> EncoderThread:
@@ -120,8 +150,8 @@ def _spent(redis_pid: int) -> tuple[float, float, float]:
     return time.process_time(), cpu_seconds(redis_pid), time.monotonic()
 
 
-def _misses(encoder: EncoderThread | None) -> int:
-    return 0 if encoder is None else encoder.encoder.stats.misses
+def _misses(threads: Sequence[EncoderThread]) -> int:
+    return sum(thread.encoder.stats.misses for thread in threads)
 
 
 def _records(engine: Engine, task: Task) -> Iterator[Record]:
@@ -132,3 +162,62 @@ def _records(engine: Engine, task: Task) -> Iterator[Record]:
         partition = partition_of(user, point.partitions)
         yield Record(CLICKSTREAM, partition, at[partition], now_ms, user.encode(), body)
         at[partition] += 1
+
+
+def compared(point: Point, events: int, rounds: int, cache_mb: int) -> list[Row]:
+    """Costs of an event with one model, with one and nothing removed, and with two; medians, and what they are of one.
+
+    The arms take turns on one live state, each time in a process of its own.
+    """
+    own, found = shutil.which("redis-server"), dict[str, list[Cost]]()
+    with (
+        tempfile.TemporaryDirectory(prefix="perseid-bench-") as name,
+        RedisServer(Path(name) / "redis", executable=Path(own) if own else None) as redis,
+        multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool,
+    ):
+        model, version = untrained(Path(name) / "models", TEXT_DIM)
+        second = varied(model, Path(name) / "models")
+        asyncio.run(_fill(redis.url, point, version))
+        one = Task(1, redis.url, redis.pid or 0, point, events, model, cache_mb)
+        arms = {"one": one, "one_nothing_removed": replace(one, keep=False), "two": replace(one, second=second)}
+        for turn in range(rounds * len(arms)):
+            arm = list(arms)[turn % len(arms)]
+            found.setdefault(arm, []).append(pool.apply(run_engine, (replace(arms[arm], turn=turn + 2),)))
+            print(f"{turn + 1} of {rounds * len(arms)}: {arm} {found[arm][-1]}", file=sys.stderr)
+    rows, medians = [], {arm: np.median([astuple(cost) for cost in costs], axis=0) for arm, costs in found.items()}
+    for arm, values in medians.items():
+        for at, field in enumerate(fields(Cost)):
+            rows.append(result(f"{arm}_{field.name}", float(values[at]), "share" if field.name == "misses" else "us"))
+            if arm != "one" and field.name != "misses":
+                ratios = [
+                    astuple(mine)[at] / astuple(base)[at] for mine, base in zip(found[arm], found["one"], strict=True)
+                ]
+                rows.append(result(f"{arm}_{field.name}_of_one", float(np.median(ratios)), "times"))
+    return rows
+
+
+async def _fill(url: str, point: Point, version: str) -> None:
+    """Items and users as they were before."""
+    world, store = Synthetic(point.items, point.users), RedisStore(url, Keys(PREFIX), timeout_s=60.0)
+    writer = Writer(store, point.partitions, version, TEXT_DIM)
+    await writer.open()
+    await writer.put_items(world.records(world.item_vectors()))
+    lengths = window_lengths(point.users, None).tolist()
+    await writer.put_users(world, range(point.users), int(time.time() * 1000) - 3_600_000, lengths)
+    await store.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--users", type=int, default=10_000)
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--events", type=int, default=10_000, help="of each turn; the first third warms up")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cache-mb", type=int, default=256)
+    given = parser.parse_args(arguments)
+    rows = compared(Point(given.users, given.items, 32), given.events, given.rounds, given.cache_mb)
+    show("engine_cost", rows, "the engine on one thread, a real Redis beside it")
+
+
+if __name__ == "__main__":
+    main()

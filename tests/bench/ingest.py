@@ -5,9 +5,11 @@ those of public data (median 6, mean about 20, at most 200; `--data FOLDER` take
 filled first; then the workers start, and their rate is that between the first and the last tenth of the backlog: one
 and then two without an encoder, one with an untrained encoder (d=256, 4 layers), whose cache is so small that a part of
 the users must be encoded anew. References in the same run: bare consumer loops that only decode, and an untuned Faust
-agent.
+agent. With `--second` there is only the worker with an encoder, and takes turns with one that writes a second model,
+too, and with one that also gives all users that one's vectors beside the stream.
 
     python -m tests.bench.ingest [--users 100000] [--events 400000] [--encoded 30000] [--cache-mb 4096] [--data FOLDER]
+        [--second] [--rounds 1]
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiokafka
@@ -34,6 +37,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from deploy.local.role_commands import command, environment
+from deploy.models.registry import Registry
 from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import Role, Supervisor
 from deploy.servers.topics import create_topics
@@ -41,7 +45,9 @@ from deploy.settings import load as load_settings
 from encoder.model.artefact import save_version
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
-from index.state.keys import Keys
+from index.state.aliases import CHALLENGER
+from index.state.keys import ITEMS_TAG, Keys, partition_tag
+from index.state.records import MODELS
 from index.state.redis_store import RedisStore
 from streams.events import CLICKSTREAM, DEFAULT_KINDS
 from streams.folder.reader import read_folder
@@ -54,6 +60,7 @@ from tests.faults.live import PREFIX, LiveState
 from tests.faults.process_files import ProcessFiles
 from tests.faults.worker_process import WorkerOptions
 from tests.support import services
+from tests.support.saved_models import varied
 
 GOAL_PLAIN, GOAL_ENCODED = 20_000.0, 1_500.0
 ITEMS, WINDOW = 20_000, 200
@@ -70,17 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache-mb", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", type=Path, help="data folder whose users' lengths are taken")
+    parser.add_argument("--second", action="store_true", help="measure only what a second model costs")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of each, with --second")
     given = parser.parse_args(arguments)
     lengths = window_lengths(given.users, given.data)
     world = Synthetic(ITEMS, given.users)
     with services.kafka() as address, tempfile.TemporaryDirectory(prefix="perseid-bench-") as name:
         folder = Path(name)
-        with topic(address, world, given.events) as access:
-            results = references(access, given.events)
-            for workers in (1, 2):
-                results += plain(access, world, lengths, given.events, folder, workers)
+        results: list[Row] = []
+        if not given.second:
+            with topic(address, world, given.events) as access:
+                results += references(access, given.events)
+                for workers in (1, 2):
+                    results += plain(access, world, lengths, given.events, folder, workers)
         with topic(address, world, given.encoded) as access:
-            results += encoded(access, world, lengths, given, folder)
+            results += (second_model if given.second else encoded)(access, world, lengths, given, folder)
     for row in results:
         print(f"{row['name']:32} {row['value']:12.4g} {row['unit']}", file=sys.stderr)
     show("ingest", results, "Kafka, Redis and the worker share these cores")
@@ -142,16 +153,77 @@ def encoded(
     access: KafkaConfig, world: Synthetic, lengths: NDArray[np.int64], given: argparse.Namespace, folder: Path
 ) -> list[Row]:
     """The worker process as users run it, with an untrained model."""
+    found = encoding(access, world, lengths, given, folder / "encoded", [untrained(folder / "model")])
+    return [
+        result("encoded", found.rate, "events/s", GOAL_ENCODED),
+        result("encoded_worker_cpu", found.cores, "cores"),
+        result("cache_hit_rate", found.hits, "share"),
+        result("cache_miss_rate", 1 - found.hits, "share", 0.1),
+        result("mean_window", float(lengths.mean()), "events"),
+    ]
+
+
+def second_model(
+    access: KafkaConfig, world: Synthetic, lengths: NDArray[np.int64], given: argparse.Namespace, folder: Path
+) -> list[Row]:
+    """The same with one model, with two, and with two of which one is filled; medians, and what they are of one."""
     artefact, version = untrained(folder / "model")
-    with redis(folder, "encoded") as server, Supervisor() as supervisor:
-        asyncio.run(fill(server.url, world, lengths, version))
+    other = varied(artefact, folder / "model")
+    one, two = [(artefact, version)], [(artefact, version), (other, other.name)]
+    arms = {"one": (one, one), "two": (two, two), "two_filling": (two, one)}  # written, and those that all users have
+    found: dict[str, list[Encoding]] = {arm: [] for arm in arms}
+    for turn in range(given.rounds):
+        for arm, (written, everywhere) in arms.items():
+            place = folder / f"{arm}-{turn}"
+            found[arm].append(encoding(access, world, lengths, given, place, written, len(everywhere)))
+            print(f"{arm}: {found[arm][-1]}", file=sys.stderr)
+    rows = []
+    for arm, runs in found.items():
+        rows += [
+            result(f"encoded_{arm}", float(np.median([run.rate for run in runs])), "events/s"),
+            result(f"encoded_{arm}_worker_cpu", float(np.median([run.cores for run in runs])), "cores"),
+            result(f"encoded_{arm}_cpu", float(np.median([1e6 * run.cores / run.rate for run in runs])), "us/event"),
+            result(f"encoded_{arm}_cache_hit_rate", float(np.median([run.hits for run in runs])), "share"),
+        ]
+        if arm != "one":
+            ratios = [mine.rate / base.rate for mine, base in zip(runs, found["one"], strict=True)]
+            rows.append(result(f"encoded_{arm}_of_one", float(np.median(ratios)), "times"))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Events a second of a worker with encoders, cores that it used, and share of the users found in its caches."""
+
+    rate: float
+    cores: float
+    hits: float
+
+
+def encoding(
+    access: KafkaConfig,
+    world: Synthetic,
+    lengths: NDArray[np.int64],
+    given: argparse.Namespace,
+    folder: Path,
+    models: Sequence[tuple[Path, str]],
+    everywhere: int = 1,
+) -> Encoding:
+    """A worker process that writes vectors of one or two models, of which all users have the first `everywhere`."""
+    versions = [version for _, version in models]
+    with redis(folder, "redis") as server, Supervisor() as supervisor:
+        asyncio.run(fill(server.url, world, lengths, versions[0]))
+        asyncio.run(stage(server.url, versions, versions[:everywhere]))
+        for artefact, _ in models[1:]:
+            Registry(folder / "registry").add(artefact)
         variables = {
             "PERSEID_KAFKA": access.bootstrap,
             "PERSEID_TOPIC_PREFIX": access.topic_prefix,
-            "PERSEID_GROUP": f"{access.topic_prefix}group",
+            "PERSEID_GROUP": f"{access.topic_prefix}{folder.name}",
             "PERSEID_REDIS": server.url,
             "PERSEID_PREFIX": PREFIX,
-            "PERSEID_MODEL": str(artefact),
+            "PERSEID_MODEL": str(models[0][0]),
+            "PERSEID_MODELS": str(folder / "registry"),
             "PERSEID_EMBEDDERS": f"bench:{TEXT_DIM}",
             "PERSEID_CACHE_MB": str(given.cache_mb),
             "PERSEID_THREADS": str(given.threads),
@@ -164,13 +236,17 @@ def encoded(
         time.sleep(2.0)  # until the next heartbeat tells the counters
         counters = asyncio.run(_counters(server.url))
     hits, misses = counters.get("cache_hits", 0), counters.get("cache_misses", 0)
-    return [
-        result("encoded", rate, "events/s", GOAL_ENCODED),
-        result("encoded_worker_cpu", cores, "cores"),
-        result("cache_hit_rate", hits / max(1, hits + misses), "share"),
-        result("cache_miss_rate", misses / max(1, hits + misses), "share", 0.1),
-        result("mean_window", float(lengths.mean()), "events"),
-    ]
+    return Encoding(rate, cores, hits / max(1, hits + misses))
+
+
+async def stage(url: str, versions: Sequence[str], everywhere: Sequence[str]) -> None:
+    """Names a second version, if there is one, as the challenger; all items and users are said to have `everywhere`."""
+    store = RedisStore(url, Keys(PREFIX))
+    if versions[1:]:
+        await store.write(store.keys.cluster(), {CHALLENGER: versions[1].encode()})
+    for tag in (ITEMS_TAG, *map(partition_tag, range(PARTITIONS))):
+        await store.write(store.keys.owner(tag), {MODELS: " ".join(sorted(everywhere)).encode()})
+    await store.close()
 
 
 def untrained(folder: Path, text_dim: int = TEXT_DIM) -> tuple[Path, str]:

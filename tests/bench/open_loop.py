@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import multiprocessing
 import signal
 import time
@@ -17,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count, takewhile
+from multiprocessing.synchronize import Event
 
 import numpy as np
 import uvloop
@@ -29,7 +32,10 @@ _GIVE_UP_S = 10.0  # after the last request was due
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`requests` (complete HTTP requests, taken in turn) at `rate` a second to the ports in turn, for `seconds`."""
+    """`requests` (complete HTTP requests, taken in turn) at `rate` a second to the ports in turn, for `seconds`.
+
+    Without an end (infinite `seconds`) it goes on until its report is asked for. `keep`: the report has the answers.
+    """
 
     host: str
     ports: Sequence[int]
@@ -37,6 +43,24 @@ class Load:
     rate: float
     seconds: float
     warm_up_s: float = 3.0  # at the same rate, not reported
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request, by `time.perf_counter`, which is one clock for all processes of a machine, and what came back."""
+
+    due_s: float
+    sent_s: float
+    done_s: float
+    port: int
+    status: int
+    body: bytes
+
+    @property
+    def latency_ms(self) -> float:
+        """From when it was due."""
+        return (self.done_s - self.due_s) * 1e3
 
 
 @dataclass(slots=True)
@@ -49,6 +73,7 @@ class Report:
     late_ms: float = 0.0  # 99th percentile of how late the generator itself sent
     cpu_s: float = 0.0  # of the generator
     seconds: float = 0.0
+    answers: list[Answered] = field(default_factory=list)  # where they were to be kept
 
     @property
     def accepted_per_s(self) -> float:
@@ -68,9 +93,22 @@ def run(load: Load) -> Report:
 @contextmanager
 def generator() -> Iterator[Callable[[Load], Callable[[], Report]]]:
     """A process for several loads, one after the other: begin one, and ask later for what it saw."""
-    # Ctrl-C reaches the whole group; the process ends with the block, after its owner has said what it has.
-    with multiprocessing.get_context("spawn").Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield lambda load: pool.apply_async(_main, (load,)).get
+    context = multiprocessing.get_context("spawn")
+    asked = context.Event()
+    with context.Pool(1, _prepare, (asked,)) as pool:
+        pool.apply(bool)  # it takes a second to start, so that no load does
+
+        def begin(load: Load) -> Callable[[], Report]:
+            asked.clear()
+            running = pool.apply_async(_main, (load,))
+
+            def report() -> Report:
+                asked.set()
+                return running.get()
+
+            return report
+
+        yield begin
 
 
 def get_request(path: str, host: str = "127.0.0.1") -> bytes:
@@ -86,6 +124,16 @@ def post_request(path: str, body: bytes, host: str = "127.0.0.1") -> bytes:
     return head.encode() + body
 
 
+_asked: Event  # in the generator's process: whether a load without an end is to end now
+
+
+def _prepare(asked: Event) -> None:
+    global _asked
+    _asked = asked
+    # Ctrl-C reaches the whole group; the process ends with the block, after its owner has said what it has.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _main(load: Load) -> Report:
     gc.collect()
     gc.disable()  # a collection of all that is on its way, 60 ms and more, would come out as the server's latency
@@ -99,21 +147,22 @@ class _Generator:
     """One run of a load."""
 
     def __init__(self, load: Load, seconds: float) -> None:
-        self._load, self._count = load, int(load.rate * seconds)
+        self._load, self._seconds = load, seconds
         self._idle: dict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {p: [] for p in load.ports}
         self._latency: list[float] = []
         self._late: list[float] = []
         self._statuses: Counter[int] = Counter()
+        self._answers: list[Answered] = []
 
     async def run(self) -> Report:
         cpu, began = cpu_seconds(), time.perf_counter()
         tasks = []
-        for number in range(self._count):
+        for number in self._numbers():
             due = began + number / self._load.rate
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
             tasks.append(asyncio.create_task(self._one(number, due)))
-        _, late = await asyncio.wait(tasks, timeout=_GIVE_UP_S)
+        late = (await asyncio.wait(tasks, timeout=_GIVE_UP_S))[1] if tasks else []
         for task in late:
             task.cancel()
         self._statuses[0] += len(late)
@@ -126,32 +175,43 @@ class _Generator:
             len(tasks),
             float(np.percentile(self._late, 99)) * 1e3 if self._late else 0.0,
             cpu_seconds() - cpu,
-            self._count / self._load.rate,
+            len(tasks) / self._load.rate,
+            self._answers,
         )
+
+    def _numbers(self) -> Iterator[int]:
+        """Of the requests; without an end until the report is asked for."""
+        if math.isfinite(self._seconds):
+            return iter(range(int(self._load.rate * self._seconds)))
+        return takewhile(lambda _: not _asked.is_set(), count())
 
     async def _one(self, number: int, due: float) -> None:
         port = self._load.ports[number % len(self._load.ports)]
         request = self._load.requests[number % len(self._load.requests)]
         try:
             reader, writer = self._idle[port].pop() if self._idle[port] else await self._connect(port)
-            self._late.append(time.perf_counter() - due)
+            sent = time.perf_counter()
+            self._late.append(sent - due)
             writer.write(request)
-            status = await _answer(reader)
+            status, body = await _answer(reader)
         except (OSError, asyncio.IncompleteReadError):
             self._statuses[0] += 1
             return
+        done = time.perf_counter()
         self._statuses[status] += 1
         if status == 200:
-            self._latency.append(time.perf_counter() - due)
+            self._latency.append(done - due)
+        if self._load.keep:
+            self._answers.append(Answered(due, sent, done, port, status, body))
         self._idle[port].append((reader, writer))
 
     async def _connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self._load.host, port)
 
 
-async def _answer(reader: asyncio.StreamReader) -> int:
-    """Reads one answer to its end; its status."""
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Reads one answer to its end; its status and body."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     at = head.index(b"content-length:") + 15
-    await reader.readexactly(int(head[at : head.index(b"\r\n", at)]))
-    return int(head[9:12])
+    body = await reader.readexactly(int(head[at : head.index(b"\r\n", at)]))
+    return int(head[9:12]), body

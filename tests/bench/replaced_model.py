@@ -88,8 +88,8 @@ def plot(path: Path, title: str, arms: Mapping[str, Sequence[Mapping[str, float]
     for metric in METRICS:
         series = [Series(name, [Mark(step[metric]) for step in steps]) for name, steps in arms.items()]
         drawn.append(line_chart(metric, names, series))
-    style = "".join(line for line in _style() if not line.startswith(("body", "*", "p ", "table")))
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 270"><style>{style}</style>']
+    head = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 270" font-family="system-ui, sans-serif" font-size="11"'
+    parts = [f"<svg {head}><style>{_style()}</style>"]
     parts.append('<rect width="780" height="270" fill="var(--back)"/>')
     parts.append(f'<text x="14" y="20" font-size="14">{title}</text>')
     for number, (metric, figure) in enumerate(zip(METRICS, drawn, strict=True)):
@@ -103,8 +103,8 @@ def plot(path: Path, title: str, arms: Mapping[str, Sequence[Mapping[str, float]
     path.write_text("".join(parts) + "</svg>\n", "utf-8")
 
 
-def _style() -> list[str]:
-    """The rules of the reports' page that colour a chart, one a line."""
+def _style() -> str:
+    """The rules of the reports' page that colour a chart."""
     rules = (resources.files("deploy.reports") / "page.css").read_text("utf-8").split("}\n")
-    kept = (":root", "@media", "svg", ".line", ".mark", ".s0", ".s3")
-    return [f"{' '.join(rule.split())}}}" for rule in rules if rule.startswith(kept)]
+    kept = (":root", "@media", "svg text", ".line", ".mark", ".s0", ".s3")
+    return "".join(f"{' '.join(rule.split())}}}" for rule in rules if rule.startswith(kept))

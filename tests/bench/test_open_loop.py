@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import socketserver
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
-from tests.bench.open_loop import Load, get_request, run
+from tests.bench.open_loop import Load, generator, get_request, run
 
 RATE, SECONDS, STALL_S = 100.0, 1.5, 0.5
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -34,9 +36,11 @@ def server(stall_at: int | None = None, busy_every: int = 0) -> Iterator[int]:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as serving:
         thread = threading.Thread(target=serving.serve_forever)
         thread.start()
-        yield serving.server_address[1]
-        serving.shutdown()
-        thread.join()
+        try:
+            yield serving.server_address[1]
+        finally:
+            serving.shutdown()
+            thread.join()
 
 
 def load(port: int) -> Load:
@@ -65,3 +69,20 @@ def test_a_server_that_is_not_there_is_no_latency_either() -> None:
         port = taken.getsockname()[1]
     report = run(load(port))
     assert report.statuses == {0: 150} and not len(report.latency_ms)
+
+
+def test_a_load_without_an_end_goes_on_until_its_report_is_asked_for_and_keeps_the_answers() -> None:
+    endless = Load("127.0.0.1", [0], [get_request("/")], RATE, math.inf, warm_up_s=0.0, keep=True)
+    with server(busy_every=3) as port, generator() as begin:
+        for _ in range(2):
+            began = time.perf_counter()
+            report = begin(replace(endless, ports=[port]))
+            time.sleep(0.6)
+            found = report()
+            assert time.perf_counter() - began < 10.0
+            most = (time.perf_counter() - began) * RATE + 1
+            assert 20 <= found.sent == len(found.answers) <= most and found.statuses[200] > found.statuses[503] > 0
+            # A timer may be early by a millisecond, and the server takes less.
+            assert all(began < a.due_s < a.done_s + 0.01 and a.sent_s < a.done_s for a in found.answers)
+            assert {(answer.status, answer.body) for answer in found.answers} == {(200, b"{}"), (503, b"")}
+            assert {answer.port for answer in found.answers} == {port}

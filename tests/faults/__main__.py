@@ -10,11 +10,13 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 
 from deploy.servers.elasticsearch import ElasticsearchServer
 from deploy.servers.kafka import KafkaServer
 from tests.faults.cases import CASES, MUTATED, STORM, Case
 from tests.faults.elastic import ElasticHost
+from tests.faults.models.cases import MODEL_CASES, MODEL_DEFECTS
 from tests.faults.runs import Result, play
 from tests.faults.schedule import Run, Schedule
 from tests.faults.servers import EmbeddedBroker, RealBroker
@@ -23,6 +25,7 @@ from tests.faults.table import HEADER, line, markdown, name
 from tests.support.services import open_folder
 
 _MILLION = 1_000_000
+ALL, DEFECTS = (*CASES, *MODEL_CASES), (*MUTATED, *MODEL_DEFECTS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,8 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
-    cases = [STORM] if options.million else list(MUTATED if options.mutations else CASES)
-    return [case for case in (*cases, STORM) if case.name in options.case] if options.case else cases
+    cases = [STORM] if options.million else list(DEFECTS if options.mutations else ALL)
+    if not options.case:
+        return cases
+    return [case for case in (*cases, STORM) if any(fnmatch(name(case), pattern) for pattern in options.case)]
 
 
 def _collect(schedule: Schedule, results: list[Result], failures: list[Run]) -> None:
@@ -72,19 +77,23 @@ def _collect(schedule: Schedule, results: list[Result], failures: list[Run]) -> 
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    names = sorted({case.name for case in (*CASES, *MUTATED, STORM)})
+    names = sorted({name(case) for case in (*ALL, *DEFECTS, STORM)})
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--events", type=int, default=20_000)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--session", type=float, default=2.0, help="group session of the workers in seconds")
-    parser.add_argument("--case", choices=names, action="append", help="only this one; may be repeated")
+    parser.add_argument("--case", "--cases", action="append", metavar="NAME", help="as `model-*`; may be repeated")
     parser.add_argument("--mutations", action="store_true", help="the deliberate defects instead: all must be caught")
     parser.add_argument("--million", action="store_true", help="1,000,000 events, random kills of everything")
     parser.add_argument("--on", choices=("kafka", "embedded"), default="kafka")
     parser.add_argument("--markdown", action="store_true", help="a table of all seeds at the end")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for pattern in options.case or ():
+        if not any(fnmatch(known, pattern) for known in names):
+            parser.error(f"no case is called {pattern}; there are {', '.join(names)}")
+    return options
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from index.api.settings import ApiSettings, KafkaSide
 from index.items.catalogue import Catalogue
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
+from tests.faults.models.asks import asked
+from tests.faults.models.mutations import mutate_answers
 from tests.faults.process_files import ProcessFiles, write_json
 
-STATUS_S = 0.02
+STATUS_S, SELDOM_S = 0.02, 0.1
 SNAPSHOTS = "snapshots"
 _TIMEOUT_S = 0.1  # of one Redis call, as in production
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -41,6 +44,8 @@ class ApiOptions:
     prefix: str
     snapshot_ms: float = 0.0
     disk_kb: int = 0
+    models: bool = False  # it sends heartbeats and is asked all the time
+    mutation: str = ""
 
     @property
     def snapshots(self) -> Path:
@@ -82,6 +87,7 @@ def _checked(status: int, call: str) -> None:
 
 
 async def _serve(options: ApiOptions) -> None:
+    mutate_answers(options.mutation)
     store = RedisStore(options.redis_url, Keys(options.prefix), timeout_s=_TIMEOUT_S, retries=1)
     settings = ApiSettings(
         snapshots=options.snapshots if options.snapshot_ms else None, snapshot_ms=options.snapshot_ms or 1e9
@@ -90,10 +96,13 @@ async def _serve(options: ApiOptions) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     try:
-        async with app.router.lifespan_context(app):
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(app.router.lifespan_context(app))
+            if options.models:
+                await stack.enter_async_context(asked(app, store, options.files))
             while not stop.is_set():
                 _tell(app, options.files)
-                await asyncio.sleep(STATUS_S)
+                await asyncio.sleep(SELDOM_S if options.models else STATUS_S)
     finally:
         await store.close()
 

@@ -26,7 +26,7 @@ from tests.faults.server_faults import (
     topic_recreated,
 )
 from tests.faults.stage import Stage, StageOptions
-from tests.faults.traffic import Mix
+from tests.faults.traffic import Mix, Sent, generate
 from tests.faults.worker_faults import dies_between_two_halves, killed, replaced, two_workers, zombie
 
 _WORKER_S, _SERVER_S = 10.0, 15.0  # a first write may take so long: after a worker died, after a server is back
@@ -58,6 +58,9 @@ class Case:
     snapshot_ms: float = 0.0
     disk_kb: int = 0
     limit_s: float = _WORKER_S
+    records: Callable[[int, int, int, Mix], list[Sent]] = generate
+    judge: Callable[[Stage], list[str]] | None = None  # of what there is only where models have a life
+    patience_s: float = 0.0  # for whatever it waits for; 0: the usual
     mutation: str = ""
 
     def stage(self, events: int, session_s: float, haste: float) -> StageOptions:
@@ -69,10 +72,11 @@ class Case:
             limit=int(events * self.share) if self.share < 1 else None,
             append_only=self.append_only,
             encode=self.encode,
+            models=self.judge is not None,
             mutation=self.mutation,
             snapshot_ms=self.snapshot_ms,
             disk_kb=self.disk_kb,
-            patience_s=_DEFECT_S if self.mutation else _PATIENCE_S,
+            patience_s=self.patience_s or (_DEFECT_S if self.mutation else _PATIENCE_S),
         )
 
 

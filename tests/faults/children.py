@@ -17,13 +17,16 @@ import orjson
 from tests.faults import api_process, elastic, worker_process
 from tests.faults.api_process import ApiOptions
 from tests.faults.elastic import IndexerOptions
+from tests.faults.models import worker as models_worker
 from tests.faults.process_files import ProcessFiles
 from tests.faults.worker_process import WorkerOptions
 
 _STOP_S = 20.0
 _SHOW_S = 1.0  # for writing some dozen stacks
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tests.faults.worker_process", "tests.faults.api_process", "tests.faults.elastic"])
+_forks.set_forkserver_preload(
+    ["tests.faults.models.worker", "tests.faults.worker_process", "tests.faults.api_process", "tests.faults.elastic"]
+)
 
 
 class Options(Protocol):
@@ -102,7 +105,7 @@ class Worker(Child[WorkerOptions]):
     """A stream worker."""
 
     def __init__(self, options: WorkerOptions) -> None:
-        super().__init__(worker_process.run, options)
+        super().__init__(models_worker.run if options.models else worker_process.run, options)
 
     @property
     def tags(self) -> list[str]:

@@ -29,7 +29,7 @@ class LiveState:
     """The live state of one run."""
 
     def __init__(self, url: str, folder: Path, partitions: int) -> None:
-        self._url, self._folder, self._partitions, self._keys = url, folder, partitions, Keys(PREFIX)
+        self._url, self._folder, self._partitions, self.keys = url, folder, partitions, Keys(PREFIX)
         self._client: Any = Redis.from_url(url, socket_timeout=2.0, retry=Retry(NoBackoff(), 0))
         self._known_progress = 0
 
@@ -41,7 +41,7 @@ class LiveState:
         wanted = log_partitions(self._partitions)
         pipe = self._client.pipeline(transaction=False)
         for topic, partition in wanted:
-            pipe.hget(self._keys.owner(tag_of(topic, partition)), f"pos:{topic}")
+            pipe.hget(self.keys.owner(tag_of(topic, partition)), f"pos:{topic}")
         return {key: int(value or 0) for key, value in zip(wanted, pipe.execute(), strict=True)}
 
     def progress(self) -> int:
@@ -54,8 +54,17 @@ class LiveState:
 
     def item_log(self) -> tuple[str, int]:
         """Generation and end of the item log."""
-        log, position = self._client.hmget(self._keys.owner(ITEMS_TAG), ["item_log", "item_position"])
+        log, position = self._client.hmget(self.keys.owner(ITEMS_TAG), ["item_log", "item_position"])
         return (log or b"").decode(), int(position or 0)
+
+    def hashes(self) -> dict[str, list[str]]:
+        """Names of the fields of every hash that there is."""
+        names = sorted(self._client.scan_iter(match=f"{PREFIX}:*", count=1000, _type="HASH"))
+        pipe = self._client.pipeline(transaction=False)
+        for name in names:
+            pipe.hkeys(name)
+        found = zip(names, pipe.execute(), strict=True)
+        return {name.decode(): [field.decode() for field in fields] for name, fields in found}
 
     def setting(self, name: str, value: str) -> None:
         """CONFIG SET."""

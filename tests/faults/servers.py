@@ -112,18 +112,18 @@ class EmbeddedBroker:
     durable = False
 
     def __init__(self) -> None:
-        self._broker: Broker | None = None
+        self._brokers: dict[str, Broker] = {}
 
     def open(self, run: str, partitions: int, folder: Path) -> KafkaConfig:
         """Starts it with the topics of a run."""
-        self._broker = Broker(topic_partitions(partitions), folder / "broker.log")
-        return KafkaConfig(in_main_thread(self._broker.start))
+        broker = Broker(topic_partitions(partitions), folder / "broker.log")
+        access = KafkaConfig(in_main_thread(broker.start))
+        self._brokers[access.bootstrap] = broker
+        return access
 
     def close(self, access: KafkaConfig) -> None:
         """Stops it."""
-        if self._broker is not None:
-            self._broker.stop()
-            self._broker = None
+        self._brokers.pop(access.bootstrap).stop()
 
 
 AnyBroker = RealBroker | EmbeddedBroker

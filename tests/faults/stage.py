@@ -39,6 +39,7 @@ _ENDS_S = 0.05  # between two looks at the logs' ends
 _WRITE_DELAY_S = 0.1  # of dragged workers, most of whose time a write is then under way; their batches make the pace
 _FULL_BATCHES = 4  # batches that fill the queue of a dragged worker, so that it is full when something breaks
 _APIS = 2
+_FILL_SHARE = 0.5  # on busy cores half a second of work takes seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class StageOptions:
     limit: int | None = None  # records sent before the case says that there shall be more
     append_only: bool = False  # Redis keeps what it confirmed over a kill
     encode: bool = False  # the workers have an encoder
+    models: bool = False  # they have those of the registry, and API processes are asked all the time
     mutation: str = ""
     snapshot_ms: float = 0.0  # of the API processes
     disk_kb: int = 0  # of the disk that their snapshots lie on
@@ -91,6 +93,8 @@ class Stage:
         self.apis: list[Api] = []
         self.indexers: list[Indexer] = []
         self.recoveries_s: list[float] = []
+        self.wrong: list[str] = []  # of what was looked at on the way
+        self.answers = 0  # that were looked at
         self.former = Former()
         self._ended_s, self._ended = 0.0, False
         self._exits = ExitStack()
@@ -158,6 +162,8 @@ class Stage:
             session_s=options.session_s,
             mutation=options.mutation if mutation is None else mutation,
             encode=options.encode,
+            models=options.models,
+            fill_share=_FILL_SHARE,
             **pace,
         )
         self.workers.append(Worker(worker))
@@ -181,7 +187,15 @@ class Stage:
         """Starts one more API process; one with the name of a former one finds its snapshots."""
         files = ProcessFiles(self.folder, name or f"api-{len(self.apis)}")
         files.status.unlink(missing_ok=True)
-        options = ApiOptions(files, self.redis.url, PREFIX, self.options.snapshot_ms, self.options.disk_kb)
+        options = ApiOptions(
+            files,
+            self.redis.url,
+            PREFIX,
+            self.options.snapshot_ms,
+            self.options.disk_kb,
+            self.options.models,
+            self.options.mutation,
+        )
         self.apis.append(Api(options))
         return self.apis[-1]
 

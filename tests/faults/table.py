@@ -8,6 +8,7 @@ from statistics import median
 from tests.faults.cases import Case
 from tests.faults.runs import Result
 
+_SHOWN = 3  # of what is wrong with models
 HEADER = (
     f"{'case':<20} {'seed':>4} {'sent':>7} {'applied':>8} {'misrouted':>9} {'lost':>6} {'twice':>6} "
     f"{'first write s':>13} {'visible ms':>10} {'run s':>6}  digest = oracle"
@@ -39,6 +40,10 @@ def _verdict(result: Result) -> str:
         "users harmed by another's burst": result.harmed,
     }
     verdict += "".join(f", {count} {what}" for what, count in counts.items() if count)
+    if result.answers:
+        verdict += f", {result.answers} answers"
+    if result.wrong_models:
+        verdict += f", {len(result.wrong_models)} wrong of models: {'; '.join(result.wrong_models[:_SHOWN])}"
     if result.case.mutation:
         return verdict + (": caught" if result.good else ": NOT CAUGHT")
     return verdict + (", TOO LATE" if result.late else "")

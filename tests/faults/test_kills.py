@@ -13,6 +13,8 @@ from deploy.servers.elasticsearch import ElasticsearchServer
 from deploy.servers.kafka import KafkaServer
 from tests.faults.cases import CASES, MUTATED
 from tests.faults.elastic import ElasticHost
+from tests.faults.models.cases import MODEL_CASES, MODEL_DEFECTS
+from tests.faults.models.mutations import EARLY, LEAVES
 from tests.faults.runs import Result, play
 from tests.faults.schedule import Run, Schedule
 from tests.faults.servers import EmbeddedBroker, RealBroker
@@ -26,8 +28,9 @@ EVENTS, SEEDS = 2000, (1, 2)
 SESSION_S, HASTE = 1.5, 2.0  # shorter than by hand: what is tested is the same, only rarer
 JOBS = 3  # most of a run is waiting
 TRIES = 3  # a defect shows only where a race is lost: in one of so many runs it must
-RUNS = [Run(case, seed) for seed in SEEDS for case in CASES]
-DEFECTS = [Run(case, 1) for case in MUTATED]
+LIVES = ("model-fill-filler", "model-promote-redis", "model-retire-worker")  # of 25, each about 20 s
+RUNS = [Run(case, seed) for seed in SEEDS for case in CASES] + [Run(c, 1) for c in MODEL_CASES if c.name in LIVES]
+DEFECTS = [Run(case, 1) for case in (*MUTATED, *(case for case in MODEL_DEFECTS if case.mutation in (EARLY, LEAVES)))]
 
 
 @pytest.fixture(scope="module")

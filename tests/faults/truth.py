@@ -120,13 +120,14 @@ class Expected:
         return {item_id: fields for item_id, fields in found.items() if any(fields)}
 
 
-def expect(logs: Logs, partitions: int, former: Logs | None = None) -> Expected:
+def expect(logs: Logs, partitions: int, former: Logs | None = None, oracle: Oracle | None = None) -> Expected:
     """Applies whole logs in offset order; poison is left out.
 
     Args:
         former: what was applied of clickstream logs that do not exist any more, before those that do.
+        oracle: a new one, which sees everything that happens.
     """
-    oracle, former = Oracle(partitions), former or {}
+    oracle, former = oracle or Oracle(partitions), former or {}
     parts: dict[str, Any] = {}
     for partition in range(partitions):
         for record in logs[USERS, partition]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from deploy.runtime.producer import EventProducer
 from index.items.follower import ItemFollower
@@ -30,6 +31,7 @@ from tests.faults.vectors import VERSION, new_encoder, publish
 
 RULES = Rules(embedders={"toy": 4})
 _BATCH, _PENDING = 2048, 4096  # as in production, unless a run is dragged
+SELDOM_S = 0.1  # where more processes than usual share the cores
 STATUS_S = 0.02  # how often the status file is renewed; a case that waits for it polls at the same pace
 
 
@@ -46,6 +48,8 @@ class WorkerOptions:
     session_s: float
     mutation: str = ""
     encode: bool = False
+    models: bool = False  # it follows the models' aliases; the registry lies beside its files
+    fill_share: float = 0.0  # of its time for completing vectors
     max_batch: int = _BATCH
     max_pending: int = _PENDING
     write_delay_s: float = 0.0  # a slow store makes a backlog last as long as a fault needs, until `hurry` exists
@@ -63,7 +67,7 @@ def run(options: WorkerOptions) -> None:
 
 async def _serve(options: WorkerOptions) -> None:
     store = mutated_store(options.mutation, options.redis_url, Keys(options.prefix))
-    _slow_down(store, options)
+    slow_down(store, options)
     producer = EventProducer(options.access)
     encoder = EncoderThread(new_encoder(), VERSION) if options.encode else None
     follower = None if encoder is None else ItemFollower(store, VERSION, encoder, text_vectors=True)
@@ -84,7 +88,7 @@ async def _serve(options: WorkerOptions) -> None:
     worker = StreamWorker(engine, settings, None if follower is None else follower.run)
     mutate_worker(options.mutation, worker)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
-    telling = asyncio.create_task(_tell(worker, options.files.status, options.hurry))
+    telling = asyncio.create_task(tell(worker, options))
     try:
         if follower is not None:
             await follower.catch_up()
@@ -97,7 +101,7 @@ async def _serve(options: WorkerOptions) -> None:
         producer.close()
 
 
-def _slow_down(store: RedisStore, options: WorkerOptions) -> None:
+def slow_down(store: RedisStore, options: WorkerOptions) -> None:
     commit = store.commit
 
     async def slow(commits: Sequence[Commit]) -> None:
@@ -109,16 +113,16 @@ def _slow_down(store: RedisStore, options: WorkerOptions) -> None:
         store.commit = slow  # type: ignore[method-assign]
 
 
-async def _tell(worker: StreamWorker, path: Path, hurry: Path) -> None:
-    """Says which tags are claimed and settled, and the counters."""
+async def tell(worker: StreamWorker, options: WorkerOptions, more: Callable[[], Mapping[str, Any]] = dict) -> None:
+    """Says which tags are claimed and settled, the counters, and what else there is."""
     while True:
-        if _told(hurry):
+        if _told(options.hurry):
             worker.settings = replace(worker.settings, max_batch=_BATCH)
             for lane in worker.lanes:
                 lane.max_pending = _PENDING
         tags = sorted(set(worker.engine.leases) - worker.claims.unsettled)
-        write_json(path, {"tags": tags, "counts": worker.engine.counts.as_dict()})
-        await asyncio.sleep(STATUS_S)
+        write_json(options.files.status, {"tags": tags, "counts": worker.engine.counts.as_dict(), **more()})
+        await asyncio.sleep(SELDOM_S if options.models else STATUS_S)
 
 
 def _told(hurry: Path) -> bool:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from encoder.model.artefact import load, save_version
 from tests.integration.live import ROOT, Live, click
 from tests.support.folders import START_S, item, write_folder
+from tests.support.saved_models import varied
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
@@ -72,24 +71,13 @@ def perseid(state: Path, *words: str, code: int | None = 0) -> str:
     return done.stdout + done.stderr
 
 
-def another(served: Path, parent: Path) -> Path:
-    """A model of the same architecture over the same text vectors, with other numbers."""
-    model, metadata = load(served)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    del metadata["version"]
-    return save_version(model, parent, metadata)[0]
-
-
 def test_a_to_b_to_a_and_again_without_an_empty_a_short_or_a_lost_list(folder: Path, tmp_path: Path) -> None:
     live = Live(tmp_path / "state", "--data", str(folder), "--speed", "1000", "--apis", "2")
     try:
         live.wait_ready(320)
         first = str(live.get("/v1/status")["models"]["champion"])
         served = next(Path(live.settings()["PERSEID_MODEL"]).parent.glob(f"{first}"))
-        second = perseid(live.state, "add", str(another(served, tmp_path / "made"))).strip()
+        second = perseid(live.state, "add", str(varied(served, tmp_path / "made"))).strip()
         assert second != first and second in perseid(live.state, "list")
         with Asking(live) as asking:
             assert "is not staged" in perseid(live.state, "promote", second, code=1)

@@ -16,7 +16,8 @@ from deploy.settings import load
 from streams.events import EXPOSURES
 from streams.kafka.topic_reader import TopicReader
 from tests.integration.live import Live, click
-from tests.integration.test_model_change import COUNT, Asking, another, folder, perseid  # noqa: F401
+from tests.integration.test_model_change import COUNT, Asking, folder, perseid  # noqa: F401
+from tests.support.saved_models import varied
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
@@ -31,7 +32,7 @@ def tried(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
     try:
         found.wait_ready(320)
         served = Path(found.settings()["PERSEID_MODEL"]).parent / models(found)["champion"]
-        second = perseid(found.state, "add", str(another(served, place / "made"))).strip()
+        second = perseid(found.state, "add", str(varied(served, place / "made"))).strip()
         perseid(found.state, "stage", second, "--shadow", "100%")
         yield found
     finally:

@@ -18,9 +18,10 @@ from encoder.text.item_text import canonical_text, text_hash
 from encoder.text.limits import AnswerError, BudgetError, EndpointError
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
-from index.state.records import EMBEDDER, TAGS, TEXT_HASH, VECTOR_HASH, canonical_json
+from index.state.records import EMBEDDER, TAGS, TEXT_HASH, TEXT_VECTOR, VECTOR_HASH, beside, canonical_json
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, ITEM_VECTORS, Record, Rules, VectorEntry
+from streams.item_vectors import vector_key
 from streams.kafka.catalog_consumer import KafkaCatalog
 from streams.kafka.config import KafkaConfig
 from streams.parsing import parse
@@ -133,7 +134,7 @@ def test_an_item_whose_stored_vector_is_current_is_left_alone(memory: dict[str, 
         topic = Topic()
         embed, _model, store = role(topic, memory)
         stored = text_hash(canonical_text({"title": "lamp", "brand": "Acme"})).encode()
-        fields = {EMBEDDER: b"letters", VECTOR_HASH: stored, TAGS: canonical_json(["brand:Acme"])}
+        fields = {TEXT_VECTOR: b"1", EMBEDDER: b"letters", VECTOR_HASH: stored, TAGS: canonical_json(["brand:Acme"])}
         await store.write(store.keys.item("a"), fields)
         assert await embed.embed([catalog(0, "a", "lamp", available=False)]) == 0
         assert await embed.embed([catalog(1, "a", "lamp", price=3.0), catalog(2, "a", "lantern")]) == 1
@@ -156,7 +157,7 @@ def test_a_vector_stored_under_either_form_of_its_text_is_left_alone(
         topic = Topic()
         embed, model, store = role(topic, memory)
         tags = canonical_json([f"brand:{ODD}"])  # of an older vocabulary
-        fields = {EMBEDDER: b"letters", VECTOR_HASH: stored_hash.encode(), TAGS: tags}
+        fields = {TEXT_VECTOR: b"1", EMBEDDER: b"letters", VECTOR_HASH: stored_hash.encode(), TAGS: tags}
         await store.write(store.keys.item("a"), fields)
         model.tag = lambda items: [["brand:Café Noir"] for _ in items]  # type: ignore[method-assign]
         assert await embed.embed([catalog(0, "a", "lamp", brand=ODD)]) == 0
@@ -194,6 +195,25 @@ def test_a_vector_names_the_hash_that_the_stored_record_has(
     asyncio.run(run())
 
 
+def test_a_record_of_a_second_embedder_has_a_key_of_its_own_and_so_has_the_first_ones_where_there_are_others() -> None:
+    async def run() -> None:
+        topic, rules = Topic(), Rules(embedders={"letters": 26, "other": 4})
+        store, memory = MemoryStore(), dict[str, NDArray[np.float32]]()
+        first, second = (
+            EmbeddingService(store, rules, LetterModel(), memory, topic.publish, is_second=second)
+            for second in (False, True)
+        )
+        await store.write(store.keys.item("newest"), {EMBEDDER: b"other", TAGS: b"[]"})
+        await store.write(store.keys.item("beside"), {EMBEDDER: b"letters", TAGS: b"[]", beside(TAGS, "other"): b"[]"})
+        records = [catalog(n, item_id, "lamp") for n, item_id in enumerate(("alone", "newest", "beside"))]
+        await first.embed(records)
+        await second.embed(records)
+        own = [vector_key(item_id, "letters") for item_id in ("alone", "newest", "beside")]
+        assert [key for key, _ in topic.records] == ["alone", *own[1:], *own]
+
+    asyncio.run(run())
+
+
 def test_withdrawn_and_malformed_items_publish_nothing(memory: dict[str, NDArray[np.float32]]) -> None:
     topic = Topic()
     embed, _, _ = role(topic, memory)
@@ -213,7 +233,8 @@ class Batches:
         self.rebalances: list[bool] = []  # of the next looks
         self.closed = False
 
-    def take(self, most: int) -> list[Record]:
+    async def take(self, most: int) -> list[Record]:
+        await asyncio.sleep(0)
         if self._batches:
             return self._batches.pop(0)
         self._looks -= 1
@@ -224,10 +245,10 @@ class Batches:
     def rebalanced(self) -> bool:
         return bool(self.rebalances) and self.rebalances.pop(0)
 
-    def commit(self, offset: int) -> None:
+    async def commit(self, offset: int) -> None:
         self.committed.append(offset)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed = True
 
 
@@ -335,6 +356,15 @@ def test_a_newer_record_replaces_a_pending_one(memory: dict[str, NDArray[np.floa
     asyncio.run(embed.embed([catalog(1, "a", newer)]))
     assert embed.report()["pending"] == 0
     assert len(topic.records) == (newer is not None)
+
+
+def test_a_pending_record_that_comes_again_waits_for_its_turn(memory: dict[str, NDArray[np.float32]]) -> None:
+    embed, model, _ = role(topic := Topic(), memory)
+    model.refused = {"poison"}
+    for _ in range(3):
+        asyncio.run(embed.embed([catalog(4, "a", "poison"), catalog(5, "b", "lamp")]))
+    assert len([text for text in model.asked if "poison" in text]) == 2, "with the lamp, and alone"
+    assert embed.report()["pending"] == 1 and topic.records[0][0] == "b"
 
 
 def test_pending_items_are_forgotten_when_the_catalogue_may_be_anothers(

@@ -37,6 +37,7 @@ from streams.events import (
     VectorEntry,
     topics_of,
 )
+from streams.item_vectors import vector_key
 from streams.parsing import encode_record, faults, note_reason, parse, record_key
 from streams.pipeline.digest import read_state
 from streams.pipeline.engine import Engine
@@ -138,6 +139,17 @@ def test_a_context_and_its_removal() -> None:
         "promotions": [{"tag": "tea", "strength": 2.0, "starts_ms": TS_MS, "ends_ms": None}],
     }
     assert parse(record(CONTEXT, None, b"berlin"), RULES) == ContextEntry("berlin", None)
+
+
+def test_a_vector_record_has_the_key_of_its_item_or_of_its_item_and_embedder() -> None:
+    body = GOOD[ITEM_VECTORS]
+    keys = [vector_key(body["item_id"]), vector_key(body["item_id"], body["embedder"])]
+    assert len({str(parse(record(ITEM_VECTORS, body, key.encode()), RULES)) for key in keys}) == 1
+    for wrong_key in (vector_key(body["item_id"], "another"), vector_key("another", body["embedder"])):
+        with pytest.raises(MalformedError, match="key: differs"):
+            parse(record(ITEM_VECTORS, body, wrong_key.encode()), RULES)
+    with pytest.raises(MalformedError, match="no control or separator characters"):
+        parse(record(ITEM_VECTORS, None, keys[1].encode()), RULES)
 
 
 def _wrong() -> list[Any]:

@@ -59,6 +59,8 @@ class LlmServer:
         self._embed, self._lock = embed or MiniLM(1).embed, threading.Lock()
         self.key, self.usage = key, usage
         self.texts: Counter[str] = Counter()  # answered ones, by how often
+        self.by_model: Counter[tuple[str, str]] = Counter()  # the same by model and text
+        self.dimensions: dict[str, int] = {}  # of models whose vectors are shorter, by a divisor
         self.tagged: Counter[str] = Counter()  # items that were answered with tags
         self.requests: list[dict[str, Any]] = []  # bodies of all requests
         self.faults: deque[Fault] = deque()
@@ -110,18 +112,22 @@ class LlmServer:
         if fault.body is not None or fault.status != 200:
             return fault.status, fault.headers, fault.body or b'{"error": "as asked"}'
         with self._lock:
-            answer = self._vectors(inputs) if path.endswith("/embeddings") else self._tags(body["messages"])
+            asked = str(body.get("model"))
+            answer = self._vectors(inputs, asked) if path.endswith("/embeddings") else self._tags(body["messages"])
         if fault.change is not None:
             fault.change(answer)
         return 200, fault.headers, json.dumps(answer).encode()
 
-    def _vectors(self, inputs: list[str]) -> dict[str, Any]:
+    def _vectors(self, inputs: list[str], model: str) -> dict[str, Any]:
+        found = self._embed(inputs)
+        shorter = found.reshape(len(inputs), self.dimensions.get(model, int(found.shape[1])), -1).sum(axis=-1)
         rows = [
             {"object": "embedding", "index": place, "embedding": vector.astype(float).tolist()}
-            for place, vector in enumerate(self._embed(inputs))
+            for place, vector in enumerate(shorter)
         ]
         self.texts.update(inputs)
-        return {"object": "list", "data": rows, "model": MODEL, **self._usage(sum(map(len, inputs)) // 4 + 1)}
+        self.by_model.update((model, text) for text in inputs)
+        return {"object": "list", "data": rows, "model": model, **self._usage(sum(map(len, inputs)) // 4 + 1)}
 
     def _tags(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         offered = messages[0]["content"].partition("one tag a line:\n")[2].splitlines()

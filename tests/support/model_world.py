@@ -6,6 +6,7 @@ Text vectors are of a few random numbers, models are random and tiny. Vectors ar
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.state.keys import ITEMS_TAG, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import PROFILE, STATE, decode_vectors, load_user, vector_field
+from index.state.records import PROFILE, STATE, TEXT_VECTOR, decode_vectors, load_user, vector_field
 from index.state.store import LogIdentity
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, CLICKSTREAM, ITEM_VECTORS, USERS, Record, Rules
@@ -32,7 +33,8 @@ from streams.pipeline.engine import Engine
 from streams.pipeline.filler import VectorFiller
 from tests.support.streams_world import MemoryBroker, click
 
-RULES = Rules(embedders={"hashed": 8})
+HASHED, WIDE = "hashed", "wide"  # embedders
+RULES = Rules(embedders={HASHED: 8, WIDE: 16})
 TS_MS = 1_760_000_000_000
 PARTITIONS = 2
 LOGS = {
@@ -42,17 +44,27 @@ LOGS = {
 
 
 class HashedTexts:
-    """Text vectors [8] by a hash of the text."""
+    """Text vectors by a hash of the text. It knows what it was asked, and can refuse."""
 
-    name = "hashed"
     batch = 64
+
+    def __init__(self, name: str = HASHED) -> None:
+        self.name, self.asked = name, Counter[str]()
+        self.errors: list[OSError] = []  # of the next calls
 
     def warm_up(self) -> None:
         return None
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") for text in texts]
-        return np.stack([np.random.default_rng(seed).normal(size=8).astype(np.float32) for seed in seeds])
+        if self.errors:
+            raise self.errors.pop(0)
+        self.asked.update(texts)
+        return np.stack([self.vector(text) for text in texts])
+
+    def vector(self, text: str) -> NDArray[np.float32]:
+        """The vector of a text."""
+        seed = int.from_bytes(hashlib.sha256(f"{self.name} {text}".encode()).digest()[:4], "little")
+        return np.random.default_rng(seed).normal(size=RULES.embedders[self.name]).astype(np.float32)
 
     def tag(self, items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         return [[] for _ in items]
@@ -62,6 +74,9 @@ def new_encoder(version: str, cache_bytes: int = 1 << 22) -> EncoderThread:
     """A random model whose numbers follow from its version."""
     torch.manual_seed(int.from_bytes(version.encode(), "little") % 2**31)
     model = StarsEncoder(preset("nano", d_text=8, d_reduced=4)).eval()
+    with torch.no_grad():  # untrained item towers are all the same
+        for parameter in model.tower.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return EncoderThread(IncrementalEncoder(model, cache_bytes=cache_bytes, device="cpu"), version, "hashed")
 
 
@@ -70,7 +85,9 @@ class ModelWorld:
 
     def __init__(self) -> None:
         self.store, self.broker = MemoryStore(), MemoryBroker()
-        self.memory: MutableMapping[str, NDArray[np.float32]] = {}
+        self.memories: dict[str, MutableMapping[str, NDArray[np.float32]]] = {HASHED: {}, WIDE: {}}
+        self.texts, self.second = HashedTexts(), HashedTexts(WIDE)  # of the champion, and of another model
+        self.sent: list[Record] = []
         self.generation = self.clicks = 0
         self.now_s = 0.0
         self.engine: Engine
@@ -87,7 +104,7 @@ class ModelWorld:
 
     async def follow(self, thread: EncoderThread) -> None:
         """Makes an encoder know all items."""
-        await ItemFollower(self.store, thread.version, thread, text_vectors=True).catch_up()
+        await ItemFollower(self.store, thread.version, thread, thread.embedder or "", text_vectors=True).catch_up()
         await thread.drop_tag("nothing")  # in order behind what was taken over
 
     async def put_items(self, *item_ids: str, text: str = "") -> int:
@@ -97,15 +114,27 @@ class ModelWorld:
             body = {"item_id": item_id, "title": f"{item_id} {text}", "ts_ms": TS_MS}
             records.append(self._append(CATALOG, 0, item_id, body))
         await self.engine.apply(records)
-        sent: list[Record] = []
+        count = await self.embedding(self.texts).embed(records)
+        await self.deliver()
+        return count
+
+    async def withdraw(self, item_id: str) -> None:
+        """An item leaves the catalogue."""
+        await self.engine.apply([self._append(CATALOG, 0, item_id, None)])
+
+    def embedding(self, texts: HashedTexts) -> EmbeddingService:
+        """An embed service by `texts`, whose records `deliver` applies."""
 
         async def publish(topic: str, key: bytes, value: bytes) -> None:
-            sent.append(self._append(topic, 0, key.decode(), orjson.loads(value)))
+            self.sent.append(self._append(topic, 0, key.decode(), orjson.loads(value)))
 
-        embed = EmbeddingService(self.store, RULES, HashedTexts(), self.memory, publish)
-        count = await embed.embed(records)
-        await self.engine.apply(sent)
-        return count
+        memory = self.memories[texts.name]
+        return EmbeddingService(self.store, RULES, texts, memory, publish, is_second=texts is not self.texts)
+
+    async def deliver(self) -> None:
+        """Applies what embed services have sent."""
+        await self.engine.apply(self.sent)
+        self.sent.clear()
 
     async def click(self, user_id: str, item_id: str, ts_ms: int | None = None) -> None:
         """One click, applied."""
@@ -163,10 +192,12 @@ class ModelWorld:
                 np.testing.assert_allclose(stored, whole, atol=2e-3, err_msg=f"{user_id} of {thread.version}")
         for item_id in await self.store.scores(self.store.keys.item_index()):
             found = await self.store.read_all(self.store.keys.item(item_id))
-            assert {name for name in found if name.startswith("v:")} == (wanted if "e" in found else set()), item_id
-            for thread in threads if "e" in found else ():
+            has_text = any(name.split(":")[0] == TEXT_VECTOR for name in found)
+            assert {name for name in found if name.startswith("v:")} == (wanted if has_text else set()), item_id
+            for thread in threads if has_text else ():
                 row = np.frombuffer(found[vector_field(thread.version)], np.float32)
-                np.testing.assert_array_equal(row, thread.encoder.items.retrieval([item_id])[0], err_msg=item_id)
+                whole = thread.encoder.items.retrieval([item_id])[0]  # of another batch, so rounded otherwise
+                np.testing.assert_allclose(row, whole, atol=1e-6, err_msg=item_id)
 
     def _append(self, topic: str, partition: int, key: str, body: Mapping[str, Any] | None) -> Record:
         value = None if body is None else orjson.dumps(body)

@@ -78,6 +78,9 @@ class ModelsStatus(ApiShape):
     challenger: str | None = None
     previous: str | None = None
     loaded: dict[str, LoadedStatus] = Field(default_factory=dict)
+    embedding: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="by version, how far texts for another embedder are"
+    )
     shadow: ShadowStatus | None = None
     experiment: ExperimentStatus | None = None
 

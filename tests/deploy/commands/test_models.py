@@ -105,12 +105,17 @@ def test_a_model_is_changed_by_commands(
     async def half_filled(store: RedisStore) -> None:
         filling = {"p0": {"total": 1_000, "looked": 250, "written": 250, "seconds": 5.0}}
         worker = {"role": "worker", "beat_ms": now_ms(), "models": [a, b], "filling": filling}
-        await store.write(keys.roles(), {"w": orjson.dumps(worker)})
+        far = {"done": 1_200, "total": 3_000, "per_s": 0.5, "seconds_left": 9_000.0, "pending": 2}
+        texts = {"embedder": "large", "waiting": "8 tokens are spent", **far}
+        embed = {"role": "embed", "beat_ms": now_ms(), "embedding": {b: texts, "m-other": {"refused": "no such one"}}}
+        await store.write(keys.roles(), {"w": orjson.dumps(worker), "e": orjson.dumps(embed)})
 
     on(redis_server, keys, half_filled)
     status, said = perseid("status")
-    assert status == 1 and said.splitlines()[3:5] == [
+    assert status == 1 and said.splitlines()[3:7] == [
         "filling: 250 of 1,000 (25 %), 50/s, 0:15 left",
+        f"texts      {b}: 1,200 of 3,000 by large, 2.5 h left, 2 without a usable answer; waits: 8 tokens are spent",
+        "texts      m-other: not embedded: no such one",
         "WAIT listed items with a vector: 0 of 1",
     ]
     found = json.loads(perseid("status", "--json")[1])

@@ -15,6 +15,7 @@ from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
 from index.state.aliases import Aliases
 from tests.support.fake_servers import pages
+from tests.support.saved_models import saved_model
 
 KEY = "a-key-nobody-may-see"
 MODELS = {"data": [{"id": "small"}, {"id": "large"}]}
@@ -52,12 +53,13 @@ def test_without_one_of_its_own_the_registrys_champion_is_looked_at(
     assert (finding.state, finding.version, finding.address) == ("ok", version, str(registry.folder(version)))
 
 
-def test_a_model_of_another_embedder_is_wrong(model: Path) -> None:
-    settings = load(
-        {}, model=model, embed_url="http://127.0.0.1:1/v1", embed_model="small", embedders="small:384,minilm-l6-v2:384"
-    )
-    _, finding = check_model(settings)
-    assert "was trained on vectors of 'minilm-l6-v2', the embed role makes those of 'small'" in finding.what
+def test_a_model_of_an_embedder_that_nobody_can_ask_is_wrong(model: Path, tmp_path: Path) -> None:
+    known = {"embed_url": "http://127.0.0.1:1/v1", "embed_model": "small", "embedders": "small:384,minilm-l6-v2:384"}
+    assert [finding.state for finding in check_model(load({}, model=model, **known))] == ["ok"], "MiniLM is always here"
+    small = saved_model(tmp_path / "made", embedder="small", sizes={"d_text": 384, "d_reduced": 4})
+    assert [finding.state for finding in check_model(load({}, model=small, **known))] == ["ok"]
+    _, finding = check_model(load({}, model=small, embedders=known["embedders"]))
+    assert "was trained on vectors of 'small', the embed role makes those of 'minilm-l6-v2'" in finding.what
 
 
 def test_the_local_text_model_is_found() -> None:

@@ -155,7 +155,7 @@ def test_a_newer_model_is_made_of_all_but_the_newest_events_and_goes_into_the_re
     document, card = read_document(registry.folder(found["model"])), registry.card(found["model"])
     metadata = document["metadata"]
     assert (metadata["parent"], metadata["before_ms"]) == (before["version"], asked_ms)
-    assert (metadata["options"]["since_ms"], metadata["options"]["epochs"]) == (before["metadata"]["before_ms"], 1)
+    assert (metadata["options"]["since_ms"], metadata["options"]["epochs"]) == (None, 1)
     assert card["compared"] == found["verdict"] and card["until_ms"] == metadata["until_ms"] < asked_ms
     assert registry.aliases() == Aliases()
     assert sorted(path.name for path in (settings.state / "retrain").iterdir()) == ["lock", "state.json"]
@@ -215,7 +215,7 @@ def test_a_new_model_goes_on_from_a_retrained_one(
 ) -> None:
     first = run(replace(PLAN, champion=champion, data=shop), settings, texts)
     parent = Registry(settings.state / "registry").folder(first["model"])
-    found = run(replace(PLAN, champion=parent, data=shop), settings, texts)
+    found = run(replace(PLAN, champion=parent, data=shop, only_new=True), settings, texts)
     metadata = read_document(Registry(settings.state / "registry").folder(found["model"]))["metadata"]
     assert metadata["parent"] == first["model"] and metadata["options"]["epochs"] == 1
     assert metadata["options"]["since_ms"] == first["start_ms"] < found["start_ms"]
@@ -242,7 +242,7 @@ def test_a_champion_that_does_not_say_what_it_knows_is_refused_with_the_remedy(
     plan = replace(PLAN, champion=old, data=shop)
     with pytest.raises(ValueError, match=r"^m-\w+ does not say until when it was trained.*--known-until"):
         run(plan, settings, texts)
-    found = run(replace(plan, known_ms=known_ms), settings, texts)
+    found = run(replace(plan, known_ms=known_ms, only_new=True), settings, texts)
     metadata = read_document(Registry(settings.state / "registry").folder(found["model"]))["metadata"]
     assert (found["outcome"], metadata["options"]["since_ms"]) == (RetrainOutcome.ADDED, known_ms)
 

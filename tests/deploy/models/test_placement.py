@@ -11,18 +11,18 @@ from deploy.models import placement as placements
 from deploy.models.placement import COMPARED, KEPT, Placement
 from deploy.models.registry import Registry
 from index.state.aliases import Aliases, change_aliases, read_aliases
-from tests.deploy.models.test_rollout import Deployment, play
+from tests.support.rollout_world import RolloutWorld, play
 from tests.support.saved_models import saved_model
 
 
-def retrained(at: Deployment, folder: Path, seed: int, created_ms: int = 0) -> str:
+def retrained(at: RolloutWorld, folder: Path, seed: int, created_ms: int = 0) -> str:
     """A model that a retraining made of the deployment's first one."""
     model = saved_model(folder / "retrained", seed)
     return at.registry.add(model, {COMPARED: {}, "parent": at.a, "created_ms": created_ms})
 
 
 def test_a_newer_model_takes_the_place_of_a_retrained_one_but_of_no_other(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         place = Placement(at.rollout, at.registry, at.a)
         first, second = (retrained(at, tmp_path, seed) for seed in (10, 11))
         await place.stage(first)
@@ -38,8 +38,28 @@ def test_a_newer_model_takes_the_place_of_a_retrained_one_but_of_no_other(tmp_pa
     play(tmp_path, scene)
 
 
+def test_a_retrained_model_that_is_being_tried_keeps_its_place(tmp_path: Path) -> None:
+    async def scene(at: RolloutWorld) -> None:
+        place = Placement(at.rollout, at.registry, at.a)
+        first, second = (retrained(at, tmp_path, seed) for seed in (10, 11))
+        await place.stage(first)
+        await at.rollout.shadow(first, 0.5)
+        with pytest.raises(ValueError, match=f"{first} is staged already"):
+            await place.stage(second)
+        await at.rollout.end_shadow()
+        await at.follow()
+        await at.rollout.experiment(first, 0.5)
+        with pytest.raises(ValueError, match=f"{first} is staged already"):
+            await place.stage(second)
+        await at.rollout.end_experiment()
+        await place.stage(second)
+        assert (await read_aliases(at.world.store)).challenger == second
+
+    play(tmp_path, scene)
+
+
 def test_what_was_compared_with_another_model_than_the_served_one_is_not_staged(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         with pytest.raises(ValueError, match=f"it was compared with {at.c}, and {at.a} is served now"):
             await Placement(at.rollout, at.registry, at.c).stage(at.b)
 
@@ -49,7 +69,7 @@ def test_what_was_compared_with_another_model_than_the_served_one_is_not_staged(
 def test_promotion_waits_for_the_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placements, "_LOOK_S", 0.01)
 
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         place = Placement(at.rollout, at.registry, at.a)
         new = retrained(at, tmp_path, 10)
         await place.stage(new)
@@ -68,7 +88,7 @@ def test_promotion_waits_for_the_gates(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_model_that_was_taken_back_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placements, "_LOOK_S", 0.01)
 
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         place = Placement(at.rollout, at.registry, at.a)
         new = retrained(at, tmp_path, 10)
         await place.stage(new)
@@ -82,7 +102,7 @@ def test_a_model_that_was_taken_back_is_not_waited_for(tmp_path: Path, monkeypat
 
 
 def test_nothing_is_promoted_by_itself_after_a_rollback(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         place = Placement(at.rollout, at.registry, at.a)
         first, second = (retrained(at, tmp_path, seed) for seed in (10, 11))
         await place.stage(first)
@@ -101,7 +121,7 @@ def test_nothing_is_promoted_by_itself_after_a_rollback(tmp_path: Path) -> None:
 
 
 def test_the_registry_keeps_the_newest_retrained_models_and_all_that_others_need(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         made = [retrained(at, tmp_path, 10 + n, created_ms=n) for n in range(KEPT + 3)]
         assert await change_aliases(at.world.store, Aliases(at.a), Aliases(at.a, "", made[0], 2**60))
         await Placement(at.rollout, at.registry, at.a).forget_old()

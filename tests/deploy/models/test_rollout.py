@@ -8,96 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
-from deploy.models.registry import Registry
 from deploy.models.rollout import PREVIOUS_MS, Rollout, expire
-from deploy.models.written import WrittenModels
-from encoder.inference.incremental import IncrementalEncoder
-from encoder.model.artefact import load
 from index.state.aliases import Aliases, change_aliases, read_aliases
+from index.state.store import LogPage
 from index.state.trials import Shadow
-from streams.pipeline.encoder_thread import EncoderThread
-from streams.pipeline.filler import VectorFiller
-from tests.support.model_world import PARTITIONS, ModelWorld
+from tests.support.rollout_world import NOW_MS, RolloutWorld, play
 from tests.support.saved_models import saved_model
-
-NOW_MS = 1_800_000_000_000
-ITEMS, USERS = [f"i{n}" for n in range(12)], [f"u{n}" for n in range(15)]
-
-
-class Deployment:
-    """A registry with three models, and a worker that serves the first of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.world, self.registry = ModelWorld(), Registry(folder / "registry")
-        self.a, self.b, self.c = (self.registry.add(saved_model(folder / "made", seed)) for seed in range(3))
-        self.now_ms = NOW_MS
-        self.rollout = Rollout(self.world.store, self.registry, lambda: self.now_ms)
-        self.written: WrittenModels
-        self.filler: VectorFiller
-
-    async def start(self) -> Deployment:
-        store = self.world.store
-        await store.ensure_cluster(PARTITIONS, ["view", "cart", "purchase", "like", "dislike", "remove"])
-        await store.write(store.keys.cluster(), {"window": b"200+56"})
-        if not (await read_aliases(store)).champion:
-            assert await change_aliases(store, Aliases(), Aliases(self.a))
-        self.filler = await self.world.start()
-        engine = self.world.engine
-        self.written = WrittenModels(store, engine, self._open, 1 << 22, 4)
-        await self.written.start()
-        return self
-
-    def _open(self, version: str) -> EncoderThread:
-        model, metadata = load(self.registry.folder(version))
-        encoder = IncrementalEncoder(model, cache_bytes=1 << 22, device="cpu")
-        return EncoderThread(encoder, version, metadata["embedder"])
-
-    async def follow(self) -> None:
-        """The worker looks at the aliases, fills, and tells of itself; so does an API process."""
-        await self.written._take(await read_aliases(self.world.store))
-        await self.world.complete(self.filler)
-        await self.beat()
-
-    async def beat(self, **more: Any) -> None:
-        versions = self.written.versions
-        worker = {"role": "worker", "beat_ms": self.now_ms, "models": versions, "refused": self.written.refused}
-        api = {"role": "api", "beat_ms": self.now_ms, "models": {v: {"items": 12, "complete": True} for v in versions}}
-        fields = {"w": orjson.dumps({**worker, **more}), "a": orjson.dumps(api)}
-        await self.world.store.write(self.world.store.keys.roles(), fields)
-
-    async def open(self) -> None:
-        """Items and users are there."""
-        await self.world.put_items(*ITEMS)
-        for number, user_id in enumerate(USERS):
-            await self.world.click(user_id, ITEMS[number % 12])
-        await self.follow()
-
-    async def stored_versions(self) -> set[str]:
-        """Of all vectors and documents that the live state holds."""
-        found: set[str] = set()
-        for key, fields in self.world.store._hashes.items():
-            found |= {name[2:] for name in fields if name.startswith("v:")}
-            found |= {key.rsplit(":", 1)[1]} if ":model:" in key and fields else set()
-        return found
-
-
-def play(tmp_path: Path, scene: Callable[[Deployment], Awaitable[None]]) -> None:
-    async def run() -> None:
-        deployment = await Deployment(tmp_path).start()
-        try:
-            await deployment.open()
-            await scene(deployment)
-        finally:
-            await deployment.written.close()
-
-    asyncio.run(run())
 
 
 def test_a_model_is_staged_filled_promoted_rolled_back_and_retired_without_a_trace(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         rollout, store = at.rollout, at.world.store
         await rollout.stage(at.b)
         with pytest.raises(ValueError, match=r"listed items with a vector: 0 of 12.*users .*: 0 of 15.*workers"):
@@ -106,7 +28,9 @@ def test_a_model_is_staged_filled_promoted_rolled_back_and_retired_without_a_tra
         assert all(gate.passed for gate in await rollout.gates(at.b)), await rollout.gates(at.b)
         await rollout.promote(at.b)
         assert await read_aliases(store) == Aliases(at.b, "", at.a, NOW_MS + PREVIOUS_MS) == at.registry.aliases()
+        assert at.tidied == 2, "at the start, and when B was loaded"
         await at.follow()
+        assert at.written.versions == [at.b, at.a] and at.tidied == 2, "nothing is loaded by a promotion"
         assert await at.stored_versions() == {at.a, at.b}
         await at.world.click("u1", "i5")
         assert await rollout.rollback() == at.a
@@ -128,7 +52,7 @@ def test_a_model_is_staged_filled_promoted_rolled_back_and_retired_without_a_tra
 
 
 def test_each_refusal_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         rollout, store = at.rollout, at.world.store
         other_window = at.registry.add(saved_model(tmp_path / "made", 9, sizes={"window": 50}))
         other_kinds = at.registry.add(saved_model(tmp_path / "made", 10, sizes={"kinds": ("buy", "view")}))
@@ -181,7 +105,7 @@ def test_each_refusal_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_shadow_and_an_experiment_begin_and_end_with_what_is_staged(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         rollout, store = at.rollout, at.world.store
         await rollout.stage(at.b, shadow=0.01)
         assert (await read_aliases(store)).shadowed == Shadow(at.b, 0.01, NOW_MS)
@@ -214,7 +138,7 @@ def test_a_shadow_and_an_experiment_begin_and_end_with_what_is_staged(tmp_path: 
 
 @pytest.mark.parametrize("step", ["promote", "rollback", "unstage", "retire", "replace"])
 def test_each_step_that_changes_a_model_of_an_experiment_ends_it(tmp_path: Path, step: str) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         rollout, store = at.rollout, at.world.store
         await rollout.stage(at.c)
         await rollout.promote(at.c, force=True)
@@ -238,7 +162,7 @@ def test_each_step_that_changes_a_model_of_an_experiment_ends_it(tmp_path: Path,
 
 
 def test_a_previous_that_comes_to_its_end_leaves_an_experiment_alone(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         await at.rollout.stage(at.c)
         await at.rollout.promote(at.c, force=True)
         await at.rollout.stage(at.b, shadow=0.01)
@@ -251,7 +175,7 @@ def test_a_previous_that_comes_to_its_end_leaves_an_experiment_alone(tmp_path: P
 
 
 def test_a_rollback_to_what_no_worker_writes_any_more_is_forced_or_refused(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         rollout, store = at.rollout, at.world.store
         await rollout.stage(at.b)
         await at.follow()
@@ -275,7 +199,7 @@ def test_a_rollback_to_what_no_worker_writes_any_more_is_forced_or_refused(tmp_p
 
 
 def test_of_two_promotes_at_once_one_wins(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         await at.rollout.stage(at.b)
         await at.follow()
         before = await read_aliases(at.world.store)
@@ -287,7 +211,7 @@ def test_of_two_promotes_at_once_one_wins(tmp_path: Path) -> None:
 
 
 def test_a_command_cut_off_before_the_registry_is_mended_by_the_next(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         assert await change_aliases(at.world.store, Aliases(at.a), Aliases(at.b, "", at.a, 5))
         assert at.registry.aliases().champion != at.b
         assert (await at.rollout.aliases()).champion == at.b == at.registry.aliases().champion
@@ -296,7 +220,7 @@ def test_a_command_cut_off_before_the_registry_is_mended_by_the_next(tmp_path: P
 
 
 def test_a_worker_without_the_artefact_keeps_a_promotion_waiting(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         await at.rollout.stage(at.b)
         (at.registry.folder(at.b) / "model.json").unlink()
         await at.follow()
@@ -311,7 +235,7 @@ def test_a_worker_without_the_artefact_keeps_a_promotion_waiting(tmp_path: Path)
 
 
 def test_a_registry_that_is_away_is_waited_for_by_the_worker(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         await at.rollout.stage(at.b)
         there = at.registry.folder
 
@@ -330,12 +254,36 @@ def test_a_registry_that_is_away_is_waited_for_by_the_worker(tmp_path: Path) -> 
 
 
 def test_a_user_whom_another_worker_wrote_is_missed_by_the_gate(tmp_path: Path) -> None:
-    async def scene(at: Deployment) -> None:
+    async def scene(at: RolloutWorld) -> None:
         await at.rollout.stage(at.b)
         await at.follow()
         await at.world.start(*[thread for thread in at.world.engine.encoders if thread.version == at.a])
         await at.world.click("u3", "i1")  # by a worker that does not write the staged model
         users = (await at.rollout.gates(at.b))[1]
         assert (users.has, users.of, users.passed) == (14, 15, False)
+
+    play(tmp_path, scene)
+
+
+def test_a_worker_lets_a_model_go_whose_follower_loses_a_cancellation(tmp_path: Path) -> None:
+    """As `asyncio.wait_for` of Python 3.11 does when a Redis call is answered at that moment: it followed for ever."""
+
+    async def scene(at: RolloutWorld) -> None:
+        await at.rollout.stage(at.b)
+        await at.follow()
+        following, read_log = at.written._written[at.b].following, at.world.store.read_log
+
+        async def answered_at_that_moment(generation: str, position: int, wait_ms: int) -> LogPage:
+            try:
+                return await read_log(generation, position, wait_ms)
+            except asyncio.CancelledError:
+                at.world.store.read_log = read_log  # type: ignore[method-assign]
+                return await read_log(generation, position, 0)
+
+        at.world.store.read_log = answered_at_that_moment  # type: ignore[method-assign]
+        await asyncio.sleep(0.3)  # until the wait that is under way is one of these
+        await at.rollout.retire(at.b)
+        await asyncio.wait_for(at.follow(), 5.0)
+        assert following.done() and at.written.versions == [at.a]
 
     play(tmp_path, scene)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -29,6 +30,7 @@ from encoder.model.document import read_document
 from encoder.model.encoder import StarsEncoder
 from encoder.text.item_text import VocabularyTagger
 from encoder.text.ledger import Ledger
+from encoder.text.limits import BudgetError, EndpointError
 from streams.events import CATALOG, ITEM_VECTORS
 from streams.folder.reader import read_folder
 from tests.conftest import eventually
@@ -161,6 +163,38 @@ def test_an_embedder_that_is_not_the_models_is_refused_with_the_remedy(server: L
     with TextSource(settings) as source, pytest.raises(ValueError, match=r"minilm-l6-v2.*train a new model"):
         source.model(document)
     assert embedder_key(settings) == f"embed={MODEL};chat={CHAT_MODEL};"
+
+
+def test_the_embed_role_serves_any_known_embedder_within_a_part_of_the_limits(
+    server: LlmServer, tmp_path: Path
+) -> None:
+    known = f"minilm-l6-v2:384,{MODEL}:{DIMENSION},larger:{DIMENSION}"
+    limits = {"PERSEID_EMBEDDERS": known, "PERSEID_LLM_TOKENS_PER_DAY": "100"}
+
+    def document(name: str) -> dict[str, Any]:
+        return {"metadata": {"embedder": name}, "config": {"tags": []}}
+
+    with TextSource(load(environment(server, tmp_path, chat=False) | limits)) as source:
+        first, _ = source.model_beside(document(MODEL))
+        second, memory = source.model_beside(document("larger"), 0.5)
+        local, _ = source.model_beside(document("minilm-l6-v2"), 0.5)
+        assert (first.name, second.name, local.name) == (MODEL, "larger", "minilm-l6-v2")
+        second.embed(["lamp"])
+        assert [body["model"] for body in server.requests] == ["larger"] and len(memory) == 1
+        with pytest.raises(BudgetError, match=r"of 50 tokens of this day that the texts of a staged model may cost"):
+            second.embed(["a text that costs a little more than half of a day's tokens" * 3])
+        first.embed(["a text that costs a little less than half of a day's" * 2])
+        assert len(server.requests) == 2, "the champion's texts have the rest"
+        assert second.seconds_for(100, 1) > 0 and first.counts["llm_requests"] == second.counts["llm_requests"] == 1
+        second.close()
+        first.embed(["pot"])
+        with pytest.raises(EndpointError, match="ending"):
+            second.embed(["pot"])
+        with pytest.raises(ValueError, match=r"'unknown' is not known: add unknown:<dimension> to PERSEID_EMBEDDERS"):
+            source.model_beside(document("unknown"))
+    said = r"of 'larger' come from an endpoint: set PERSEID_EMBED_URL"
+    with TextSource(load({"PERSEID_STATE": str(tmp_path)})) as source, pytest.raises(ValueError, match=said):
+        source.model_beside(document("larger"))
 
 
 @pytest.mark.parametrize(

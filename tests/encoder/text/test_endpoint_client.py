@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from encoder.text.endpoint_client import Endpoint, EndpointClient
 from encoder.text.endpoint_models import ChatTagger, EndpointEmbedder, embed_each
 from encoder.text.item_text import MiniLM, text_hash
-from encoder.text.ledger import Ledger
+from encoder.text.ledger import DAY_S, Ledger
 from encoder.text.limits import AnswerError, BudgetError, EndpointError, Gate, Limits
 from tests.conftest import eventually
 from tests.support.llm_server import CHAT_MODEL, DIMENSION, MODEL, Fault, LlmServer, letters
@@ -361,6 +362,59 @@ def test_no_minute_has_more_than_its_limit(limits: Limits, tokens: int, count: i
     assert not limits.requests_per_minute or most <= limits.requests_per_minute
     assert not limits.tokens_per_minute or most * tokens <= max(limits.tokens_per_minute, tokens)
     assert least_s <= clock.now_s <= least_s + 1
+
+
+@pytest.mark.parametrize("limits", [Limits(requests_per_minute=10), Limits(tokens_per_minute=100)])
+def test_a_part_of_a_gate_leaves_room_for_the_whole_within_the_same_limit(limits: Limits) -> None:
+    clock = Clock()
+    gate = Gate(limits, Ledger(), lambda: clock.now_s, clock.pause)
+    part = gate.part(0.5)
+    for _ in range(5):
+        part.enter(10)
+    assert clock.now_s == 0
+    for _ in range(5):
+        gate.enter(10)
+    assert clock.now_s == 0, "what the part has left is there at once"
+    part.enter(10)
+    assert clock.now_s == pytest.approx(60, abs=0.1), "what passed through the whole counts for the part"
+    assert (gate.counts["requests"], part.counts["requests"], gate.counts["rate_waits"] > 0) == (11, 6, True)
+
+
+def test_a_part_of_a_gate_leaves_tokens_of_the_day_for_the_whole() -> None:
+    ledger = Ledger()
+    gate = Gate(Limits(tokens_per_day=100), ledger)
+    part = gate.part(0.8)
+    part.enter(80)
+    with pytest.raises(BudgetError, match=r"80 of 80 tokens of this day that the texts of a staged model may cost"):
+        part.enter(1)
+    gate.enter(20)
+    with pytest.raises(BudgetError):
+        gate.enter(1)
+    part.close()
+    with pytest.raises(BudgetError):
+        gate.enter(1)  # it is not closed
+
+
+def test_how_long_tokens_take_at_least_by_the_limits() -> None:
+    now_s = 10 * DAY_S - 3600.0
+    ledger = Ledger(now_s=lambda: now_s)
+    assert Gate(Limits(), ledger).seconds_for(1e9) == 0
+    assert Gate(Limits(tokens_per_minute=100), ledger).seconds_for(150) == 90
+    gate = Gate(Limits(tokens_per_day=1_000), ledger)
+    gate.enter(600)
+    assert [gate.seconds_for(tokens) for tokens in (400, 500, 1_500)] == [0, 3600, 3600 + DAY_S]
+
+
+def test_so_many_requests_are_under_way_through_a_gate_and_its_part(server: LlmServer) -> None:
+    gate = Gate(Limits(concurrency=2), Ledger())
+    server.faults.extend(Fault(delay_s=0.2) for _ in range(8))
+    clients = [EndpointClient(Endpoint(server.url, MODEL, KEY), "embeddings", way) for way in (gate, gate.part(0.5))]
+    with ThreadPoolExecutor(8) as pool:
+        for client in clients * 4:
+            pool.submit(client.ask, {"model": MODEL, "input": ["tea"]}, 1, lambda answer: answer)
+    assert server.most_at_once == 2 and len(server.requests) == 8
+    for client in clients:
+        client.close()
 
 
 def test_closing_ends_all_waiting(server: LlmServer) -> None:

@@ -11,7 +11,7 @@ import pytest
 from index.api.liveness import Liveness
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
-from index.state.store import Claim, Commit, LogIdentity, StoreUnavailableError
+from index.state.store import Claim, Commit, LogIdentity, Op, StoreUnavailableError
 
 LOG = LogIdentity("cluster", "topic")
 
@@ -130,6 +130,41 @@ def test_an_emptied_redis_confirms_nothing(world: World) -> None:
         assert world.liveness.lag_ms(0) == 4_000.0
         world.liveness.note(0, 1)
         assert world.liveness.lag_ms(0) == 0.0
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_an_item_log_that_goes_on_from_a_complete_one_is_complete_from_its_beginning(
+    world: World, emptied: bool
+) -> None:
+    """Its followers begin with all items; those of an emptied store have to come up to what is confirmed."""
+
+    async def appended(count: int) -> None:
+        key = world.store.keys.item("tea")
+        for _ in range(count):
+            await world.store.commit(
+                [Commit("items", "token-items", "catalog", 0, 0, [Op("log", key, names=("tea",))])]
+            )
+
+    async def scene() -> None:
+        await appended(3)
+        for _ in range(5):
+            await world.beat("items", {"catalog": 0})
+        await world.liveness.poll()
+        before = world.liveness.complete
+        assert before is not None and before[1] >= 3
+        owner = world.store._hashes[world.store.keys.owner("items")]
+        if emptied:
+            owner.clear()
+        else:
+            del owner["item_log"]  # so that the claim begins another one
+        await world.start()
+        await appended(7)
+        await world.beat("items", {"catalog": 0})
+        await world.liveness.poll()
+        assert world.liveness.complete is not None and world.liveness.complete[0] not in ("", before[0])
+        assert (world.liveness.complete[1] >= 7) == emptied and (world.liveness.complete[1] == 0) != emptied
 
     asyncio.run(scene())
 

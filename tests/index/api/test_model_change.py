@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import ref
 
 import httpx
 import numpy as np
+import orjson
 
 from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.keys import ITEMS_TAG, partition_of, partition_tag
@@ -64,6 +67,14 @@ def test_a_challenger_is_loaded_once_all_items_have_its_vectors_and_promoted_at_
         await alias(world, challenger=OTHER)
         await asyncio.sleep(0.1)
         assert list((await status(client))["loaded"]) == [MODEL]
+        texts = {"embedder": "large", "done": 5, "total": 20, "per_s": 2.0, "waiting": ""}
+        embed = orjson.dumps({"role": "embed", "beat_ms": 1, "embedding": {OTHER: texts}})
+        await world.store.write(world.store.keys.roles(), {"embed-1": embed})
+
+        async def says_texts() -> bool:
+            return bool((await status(client))["embedding"] == {OTHER: texts})
+
+        await until(says_texts, "the status says how far the texts are")
         await fill_items(world)
         await world.app.state.services.liveness.poll()
 
@@ -80,6 +91,8 @@ def test_a_challenger_is_loaded_once_all_items_have_its_vectors_and_promoted_at_
 
         await until(switched, "the challenger serves", 0.5)
         assert set((await status(client))["loaded"]) == {MODEL, OTHER}, "for a rollback"
+        assert len(world.loaded) == 2, "nothing is tidied up after a promotion, for which requests would have to wait"
+        before = ref(world.app.state.services.keeper.current.catalogue)
         await alias(world, champion=MODEL)
 
         async def back() -> bool:
@@ -90,7 +103,13 @@ def test_a_challenger_is_loaded_once_all_items_have_its_vectors_and_promoted_at_
         async def gone() -> bool:
             return list((await status(client))["loaded"]) == [MODEL]
 
-        await until(gone, "what has no alias is let go")
+        gc.disable()
+        try:
+            await until(gone, "what has no alias is let go")
+            await asyncio.sleep(0.05)
+            assert before() is None, "and needs no collection to be freed"
+        finally:
+            gc.enable()
 
     play(scene)
 

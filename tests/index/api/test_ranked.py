@@ -128,7 +128,7 @@ FAILING = Ranker({"retrieved": scorer("price", 0.0)}, MODEL)  # the same score f
 def test_whatever_is_wrong_the_first_stage_answers_and_it_is_said(
     files: Mapping[str, bytes], choice: str, said: str, broken: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def scene(_: World, client: httpx.AsyncClient) -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
         for _ in range(3):
             answer = await ask(client, count=3)
             assert ids(answer) == ["tea1", "tea3", "tea4"] and answer["ranked_by"] == FIRST_STAGE

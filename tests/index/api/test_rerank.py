@@ -92,12 +92,12 @@ def test_what_was_seen_and_what_is_sold_out_stays_in_the_callers_list() -> None:
     play(scene, None)
 
 
-def placed(**scorers: ListScorer) -> Ranker:
-    named: dict[ListSource, ListScorer] = dict(scorers)  # type: ignore[arg-type]
-    return Ranker(named, MODEL)
-
-
-BY_PLACE = placed(placed=scorer("position", -1.0), shown=scorer("price", -1.0), retrieved=scorer("price"))
+OF_EACH: dict[ListSource, ListScorer] = {
+    "placed": scorer("position", -1.0),
+    "shown": scorer("price", -1.0),
+    "retrieved": scorer("price"),
+}
+BY_PLACE = Ranker(OF_EACH, MODEL)
 
 
 def test_places_are_known_to_the_ranker_that_learned_them() -> None:
@@ -140,7 +140,7 @@ def test_a_ranker_that_learned_retrieved_lists_alone_orders_those_of_the_caller_
 
 
 def test_a_scorer_that_was_no_better_is_not_stood_in_for() -> None:
-    ranker = placed(retrieved=scorer("price"), shown=scorer("price", better=False))
+    ranker = Ranker({"retrieved": scorer("price"), "shown": scorer("price", better=False)}, MODEL)
 
     async def scene(_: World, client: httpx.AsyncClient) -> None:
         found = await rerank(client, listed(LIST))

@@ -13,8 +13,10 @@ from index.elastic.client import alias_of, index_of, pattern_of
 from index.elastic.documents import decode
 from index.elastic.indexer import ElasticWriter, sort_out
 from index.elastic.settings import ElasticSettings
+from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.keys import ITEMS_TAG, Keys
 from index.state.memory_store import MemoryStore
+from index.state.records import MODELS
 from index.state.store import Commit, LogIdentity, Op
 from tests.index.elastic.compare import compare_items, complete_up_to, read_items, served_index
 from tests.support.elastic_world import PATIENCE_S, Gate, indexing, reached, server, settings_of
@@ -128,12 +130,13 @@ def test_another_item_log_gets_an_index_of_its_own_and_the_old_one_goes(elastics
                 await reached(indexer, emptied)
                 assert await compare_items(emptied, client, settings) == []
 
-                async def is_gone() -> bool:
-                    return await complete_up_to(client, before) is None
+                kept = {index_of(await alias_now(emptied, settings)), index_of(neighbour)}
 
-                await until(is_gone, "the old index is deleted", PATIENCE_S)
-            names = set(await client.indices.get(index=pattern_of(keys.prefix)))
-            assert names == {index_of(await alias_now(emptied, settings)), index_of(neighbour)}
+                async def is_gone() -> bool:
+                    return set(await client.indices.get(index=pattern_of(keys.prefix))) == kept
+
+                await until(is_gone, "the old index is deleted, and no other", PATIENCE_S)
+            assert await complete_up_to(client, before) is None
 
     asyncio.run(scenario())
 
@@ -154,6 +157,48 @@ def test_another_served_model_gets_an_index_of_its_own(elasticsearch_url: str, k
             assert await compare_items(store, client, settings) == []
             found = await read_items(client, await alias_now(store, settings))
             assert [name for name, body in found.items() if "vector_fp32" in body] == ["tea0"]
+
+    asyncio.run(scenario())
+
+
+def test_a_staged_model_has_its_index_before_it_is_served_and_the_one_before_keeps_its_own(
+    elasticsearch_url: str, keys: Keys
+) -> None:
+    async def scenario() -> None:
+        store, settings = MemoryStore(keys), settings_of(elasticsearch_url, keys.prefix)
+        world = await World(store).start(items=2)
+        first = (await read_aliases(store)).champion
+        await world.publish_model("M-2")
+        await store.write(keys.cluster(), {"model": first.encode(), "challenger": b"M-2"})
+        generation = (await store.read_log("", 0, 0)).generation
+
+        async def indices() -> set[str]:
+            return set(await client.indices.get(index=pattern_of(keys.prefix)))
+
+        def of(*versions: str) -> set[str]:
+            return {index_of(alias_of(settings.prefix, generation, version)) for version in versions}
+
+        async with server(settings) as client, indexing(store, client, settings) as indexer:
+            await reached(indexer, store)
+            assert await indices() == of(first), "not before all items have its vectors"
+            await world.put_item("tea0", "tea", 4, model="M-2")
+            await store.write(keys.owner(ITEMS_TAG), {MODELS: f"M-2 {first}".encode()})
+
+            async def is_there() -> bool:
+                return await complete_up_to(client, alias_of(settings.prefix, generation, "M-2")) is not None
+
+            await until(is_there, "the index of the staged model is complete", PATIENCE_S)
+            aliases = Aliases(first, "M-2")
+            assert await change_aliases(store, aliases, Aliases("M-2", "", first, 1))
+            await reached(indexer, store)
+            assert await compare_items(store, client, settings) == []
+            assert await indices() == of(first, "M-2"), "it may be rolled back to"
+            assert await change_aliases(store, Aliases("M-2", "", first, 1), Aliases("M-2"))
+
+            async def is_alone() -> bool:
+                return await indices() == of("M-2")
+
+            await until(is_alone, "the index of the retired model is deleted", PATIENCE_S)
 
     asyncio.run(scenario())
 

@@ -28,9 +28,12 @@ def contents(store: SqliteStore) -> dict[str, Any]:
 
 def random_op(rng: random.Random) -> Op:
     key, names = f"kept:k{rng.randrange(4)}", [f"n{rng.randrange(6)}" for _ in range(rng.randrange(1, 4))]
-    kind = rng.choice(("hset", "hset", "hdel", "hkeep", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log"))
+    kinds = ("hset", "hset", "hdel", "hkeep", "haside", "hincr", "delete", "zadd", "zrem", "sadd", "srem", "log")
+    kind = rng.choice(kinds)
     if kind == "hset":
-        return Op("hset", f"{key}:h", {name: rng.randbytes(3) for name in names})
+        return Op("hset", f"{key}:h", {"owner": rng.choice((b"x", b"y")), **{name: rng.randbytes(3) for name in names}})
+    if kind == "haside":
+        return Op("haside", f"{key}:h", names=("owner", rng.choice("xyz"), *names))
     if kind in ("hincr", "zadd"):
         return Op(kind, f"{key}:{kind}", {name: rng.randrange(9) for name in names})  # type: ignore[arg-type]
     if kind == "log":

@@ -310,6 +310,23 @@ def test_fields_of_a_prefix_are_kept_only_where_they_are_named(check: Callable[[
     check(scenario)
 
 
+def test_what_belongs_to_somebody_else_is_laid_aside_under_their_name(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        key, other = store.keys.user("p3", "anna"), store.keys.user("p3", "nobody")
+        await store.claim("p3", "t1", 1, {"clicks": LOG})
+        fields = {"m": b"x", "e": b"1", "t": b"2", "e:y": b"3", "t:y": b"4", "h:y": b"5", "e:z": b"6", "n": b"7"}
+        asked = Op("haside", key, names=("m", "y", "e", "t", "h"))
+        aside = {"e:x": b"1", "t:x": b"2", "e:z": b"6", "n": b"7"}
+        await store.commit([commit(store, "t1", 0, 1, Op("hset", key, fields), asked)])
+        assert await store.read_all(key) == {"m": b"x", **aside}
+        await store.commit([commit(store, "t1", 1, 2, Op("hset", key, {"m": b"y", "e": b"8"}), asked)])
+        assert await store.read_all(key) == {"m": b"y", "e": b"8", **aside}, "of the same one: nothing happens"
+        await store.commit([commit(store, "t1", 2, 3, Op("haside", other, names=("m", "y", "e")))])
+        assert await store.read_all(other) == {}
+
+    check(scenario)
+
+
 def test_a_swap_happens_only_where_all_is_as_expected(check: Callable[[Scenario], None]) -> None:
     async def scenario(store: LiveStore) -> None:
         key = store.keys.cluster()

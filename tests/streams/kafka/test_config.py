@@ -128,7 +128,7 @@ async def _through_worker(access: KafkaConfig, redis_url: str, keys: Keys) -> No
                 assert not running.done(), running.exception()
                 await asyncio.sleep(0.02)
             await producer.send(CATALOG, b"tea", b"{}", timestamp_ms=TS_MS)
-            assert await asyncio.to_thread(_first_taken, KafkaCatalog(access, f"{group}-embed")) == (CATALOG, b"tea")
+            assert await _first_taken(KafkaCatalog(access, f"{group}-embed")) == (CATALOG, b"tea")
         assert set(await LogLookup(access).partition_counts()) >= {CLICKSTREAM, CATALOG}
     finally:
         worker.stop()
@@ -137,14 +137,14 @@ async def _through_worker(access: KafkaConfig, redis_url: str, keys: Keys) -> No
         await store.close()
 
 
-def _first_taken(source: KafkaCatalog) -> tuple[str, bytes | None]:
+async def _first_taken(source: KafkaCatalog) -> tuple[str, bytes | None]:
     deadline = time.monotonic() + TIMEOUT_S
     try:
-        while not (found := source.take(1)):
+        while not (found := await source.take(1)):
             assert time.monotonic() < deadline, "no record came"
         return found[0].topic, found[0].key
     finally:
-        source.close()
+        await source.close()
 
 
 @pytest.mark.parametrize("name", ["scram-512", "plain"])
@@ -165,9 +165,9 @@ def test_a_wrong_password_is_one_clear_error_and_told_nowhere(
     deadline = time.monotonic() + TIMEOUT_S
     logged = ""
     while "cannot read" not in logged:
-        assert source.take(1) == [] and time.monotonic() < deadline
+        assert asyncio.run(source.take(1)) == [] and time.monotonic() < deadline
         logged += everything_logged()
-    source.close()
+    asyncio.run(source.close())
     assert WRONG not in said + str(refused.value) + logged + everything_logged()
 
 

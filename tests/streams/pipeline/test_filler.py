@@ -183,20 +183,28 @@ def test_a_displaced_worker_fills_nothing() -> None:
     play(scene)
 
 
-def test_filling_rests_for_its_share_of_the_time() -> None:
+def test_filling_rests_for_its_share_of_the_time_but_not_for_who_waits() -> None:
     async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
         a, b = threads
         await shop(world, a)
         filler = await world.start(a, b)
-        worked = 0.0
+        step = filler.step
 
-        def tick() -> float:
-            nonlocal worked
-            worked += 0.01
-            return worked
+        async def slow_step() -> bool:
+            world.now_s += 0.5  # half of the time: as long as it worked
+            return await step()
 
-        filler._now_s = tick  # each look at the clock is 10 ms later than the one before
-        assert await filler.turn() >= 0.01, "half of the time: as long as it worked"
+        filler.step = slow_step  # type: ignore[method-assign]
+        assert await filler.turn() == pytest.approx(0.02) and world.engine.counts["fill_ms"] == 500
+        filled = world.engine.counts["filled"]
+        world.now_s += 0.48
+        assert await filler.turn() == pytest.approx(0.02) and world.engine.counts["filled"] == filled, "it rests"
+        await world.store.write(world.store.keys.wanted(), {"u1": partition_tag(partition_of("u1", 2)).encode()})
+        assert await filler.turn() == 0.0
+        assert "v:m-b" in await world.fields("u1"), "who waits is encoded meanwhile"
+        world.now_s += 0.02
+        await filler.turn()
+        assert world.engine.counts["fill_ms"] == 1000, "and then it goes on"
 
     play(scene)
 
@@ -212,6 +220,8 @@ def test_it_says_how_far_it_is_and_since_when() -> None:
             world.now_s += 0.5
             reports.append(filler.report())
         assert filler.report() == {}
+        everybody = len(await world.users()) + await world.store.count(world.store.keys.item_index())
+        assert world.engine.counts["filled"] == everybody
         of_users = [report["p0"] for report in reports if "p0" in report]
         done = [part["looked"] for part in of_users if part["written"]]
         total = of_users[0]["total"]

@@ -25,7 +25,9 @@ from index.state.records import (
     TEXT_HASH,
     TEXT_VECTOR,
     ItemRecord,
+    beside,
     canonical_json,
+    item_fields,
     load_item,
     vector_field,
 )
@@ -80,6 +82,11 @@ class Shop:
             records.append(Record(ITEM_VECTORS, 0, self.offset, TS_MS, item_id.encode(), orjson.dumps(body)))
             self.offset += 1
         await self.engine.apply(records)
+
+    async def remove(self, item_id: str) -> None:
+        """A record that takes an item's vectors away."""
+        await self.engine.apply([Record(ITEM_VECTORS, 0, self.offset, TS_MS, item_id.encode(), None)])
+        self.offset += 1
 
     async def item(self, item_id: str) -> ItemRecord:
         (values,) = await self.store.read([(self.store.keys.item(item_id), (*ITEM_FIELDS, vector_field(VERSION)))])
@@ -147,6 +154,48 @@ def test_a_model_of_the_other_embedder_does_not_use_the_first_ones(encoder: Enco
         switched.close()
         stored = await shop.store.read([(shop.store.keys.item("a"), (EMBEDDER, TEXT_VECTOR, vector_field("m-2")))])
         assert stored[0][0] == b"toy" and stored[0][2] is None
+
+    asyncio.run(run())
+
+
+def test_vectors_of_embedders_lie_beside_each_other_and_each_model_reads_its_own(encoder: EncoderThread) -> None:
+    async def run() -> None:
+        shop = await Shop(encoder).open()
+        other = EncoderThread(new_encoder(), "m-2", "same")
+        await shop.engine.replace_encoders([encoder, other])
+        await shop.vectors(("a", "toy", OWN), ("a", "same", SAME), ("b", "same", SAME), ("b", "toy", OWN))
+        await shop.vectors(("c", "toy", OWN), ("c", "same", SAME), ("c", "toy", SAME))
+        for item_id, of_toy, newest in (("a", OWN, "same"), ("b", OWN, "toy"), ("c", SAME, "toy")):
+            fields = await shop.store.read_all(shop.store.keys.item(item_id))
+            assert fields[EMBEDDER].decode() == newest
+            for thread, wanted in ((encoder, of_toy), (other, SAME)):
+                names = item_fields(thread.version, thread.embedder or "")
+                (values,) = await shop.store.read([(shop.store.keys.item(item_id), names)])
+                item = load_item(item_id, values, thread.embedder or "")
+                assert item.embedder == thread.embedder and item.text_vector is not None, item_id
+                assert item.text_vector.tolist() == wanted and item.retrieval is not None
+        again = EncoderThread(new_encoder(), VERSION, "toy")
+        await ItemFollower(shop.store, VERSION, again, "toy", text_vectors=True).catch_up()
+        await again.drop_tag("nothing")
+        found, wanted_rows = (thread.encoder.items.retrieval(["a", "b", "c"]) for thread in (again, encoder))
+        np.testing.assert_allclose(found, wanted_rows, atol=1e-6)
+        await shop.remove("c")
+        left = await shop.store.read_all(shop.store.keys.item("c"))
+        assert list(left) == ["n"], "a removal is one of all embedders"
+        again.close()
+        other.close()
+
+    asyncio.run(run())
+
+
+def test_vectors_of_an_embedder_that_no_model_reads_any_more_go_with_the_next_record(encoder: EncoderThread) -> None:
+    async def run() -> None:
+        shop = await Shop(encoder).open()
+        await shop.vectors(("a", "toy", OWN), ("a", "same", SAME))
+        assert beside(TEXT_VECTOR, "toy") in await shop.store.read_all(shop.store.keys.item("a"))
+        await shop.vectors(("a", "toy", OWN))
+        fields = await shop.store.read_all(shop.store.keys.item("a"))
+        assert set(fields) == {TEXT_VECTOR, TAGS, EMBEDDER, "n", vector_field(VERSION)}
 
     asyncio.run(run())
 
