@@ -49,7 +49,8 @@ class Lists:
         help="Share of all events, by time, at which learning ends; what comes later is asked about as a test.",
     )
     most_lists: int | None = option(
-        type=click.IntRange(min=50), help="Learn from so many lists of each kind, and ask so many.  [default: 4000]"
+        type=click.IntRange(min=50),
+        help="Learn from so many lists of each kind, and judge and test by so many.  [default: 4000]",
     )
     retrieved_only: bool = option(
         is_flag=True, help="Not from lists that were shown, which teach `POST /v1/rerank` and count places."
@@ -91,9 +92,9 @@ def train_ranker(folder: Path | None, encoder: Encoder, lists: Lists, training: 
     """Train a ranker, the second stage of a model, on a data FOLDER or on what the topics hold.
 
     It learns to order what the model retrieves, and lists that were shown where there are some, from what happened
-    after the model's own training; the artefact is OUT/<version>. On the last fifth of the lists, which a ranker made
-    in the same way has not learned, both stages are compared: where the ranker is no better it is written as off, and
-    the first stage orders.
+    after the model's own training; the artefact is OUT/<version>. Both stages are compared on the last fifth of that time,
+    which a ranker made in the same way has not learned: where it is no better the ranker is written as off, and the
+    first stage orders.
 
     Example: perseid train-ranker shop --model models/m-0a1b2c3d --add
     """

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -41,7 +42,8 @@ from streams.ranking.training import WITHOUT_POSITION, TaughtList, train_scorer,
 from streams.ranking.walk import AskedPool, ChoiceQuestion, RankingWalk, in_time
 from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 
-JUDGED = 0.2  # of the lists of the slice, the last in time say whether the ranker is better
+JUDGED = 0.2  # of the events of the slice, the last ones say whether the ranker is better
+T = TypeVar("T")
 MOST_LISTS = 4000  # of each kind: of more a network of this size learns no better, and they take 0.7 GB
 _GROUPS: Mapping[ListSource, tuple[str, ...]] = {
     "retrieved": WITHOUT_POSITION,
@@ -110,10 +112,20 @@ def train_ranker(
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The part of a timeline that a ranker learns from; what comes from `until_ms` on is the test."""
+    """The part of a timeline that a ranker learns from; what comes from `until_ms` on is the test.
+
+    What comes from `judged_ms` on says whether a ranker that has learned what came before is better.
+    """
 
     start_ms: int
+    judged_ms: int
     until_ms: int
+
+    @property
+    def spans(self) -> tuple[range, range, range]:
+        """Milliseconds to learn from, to judge by, and of the test."""
+        first, last = range(self.start_ms, self.judged_ms), range(self.judged_ms, self.until_ms)
+        return first, last, range(self.until_ms, sys.maxsize)
 
     @classmethod
     def of(cls, folder: Folder, document: Mapping[str, Any], plan: RankerPlan) -> Slice:
@@ -130,13 +142,14 @@ class Slice:
                 f"{version} was trained on what happened before {moment(known_ms)}, so the ranker must not begin at "
                 f"{moment(start_ms)}: scores of known events look better than those of new ones"
             )
-        if folder.events.before(until_ms) <= folder.events.before(start_ms):
+        begin, end = folder.events.before(start_ms), folder.events.before(until_ms)
+        if end <= begin:
             raise ValueError(
                 f"{version} was trained on all that happened before {moment(known_ms)}, and {folder.name} has no "
                 f"events from {moment(start_ms)} to {moment(until_ms)}: train the encoder on the first part alone, as "
                 "by `perseid train FOLDER --split 0.7`, or wait for new events"
             )
-        return cls(start_ms, until_ms)
+        return cls(start_ms, int(folder.events.ts_ms[end - 1 - round(JUDGED * (end - begin - 1))]), until_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +175,7 @@ class _RankerTraining:
         about = {
             "encoder": document["version"],
             "data": self.folder.name,
-            "slice": {"from_ms": part.start_ms, "until_ms": part.until_ms},
+            "slice": {"from_ms": part.start_ms, "judged_ms": part.judged_ms, "until_ms": part.until_ms},
             "features_version": VERSION,
             "options": {**asdict(self.plan.training), "most_lists": self.plan.most_lists},
             "lists": judged,
@@ -206,26 +219,32 @@ class _RankerTraining:
 
     def _learn(self, source: ListSource, asked: Sequence[AskedPool], part: Slice) -> tuple[ListScorer, dict[str, Any]]:
         """A scorer, and the verdict on one that was made in the same way without the last lists of the slice."""
-        learned = [one for one in asked if one.question.ts_ms < part.until_ms]
-        usable = [at for at, one in enumerate(learned) if one.place >= 0 and len(one.pool.item_ids) > 1]
-        cut = len(usable) - round(JUDGED * len(usable))
-        if cut < FEWEST:
+        early, last, tested = ([one for one in asked if one.question.ts_ms in span] for span in part.spans)
+        usable = [one for one in early if _teaches(one)]
+        if len(usable) < FEWEST:
             raise ValueError(
-                f"{counted(len(usable), 'list')} of {len(learned)} with a choice that was {source} between "
-                f"{moment(part.start_ms)} and {moment(part.until_ms)}: too few, {FEWEST} are needed to learn from and "
-                "a quarter as many to judge by"
+                f"{counted(len(usable), 'list')} of {len(early)} with a choice that was {source} between "
+                f"{moment(part.start_ms)} and {moment(part.judged_ms)}: {FEWEST} are needed to learn from, beside those "
+                "of the time after it, which judge"
             )
-        taught, groups = [_taught(learned[at]) for at in usable], _GROUPS[source]
+        groups, taught = _GROUPS[source], [*map(_taught, _spread([*usable, *filter(_teaches, last)], self._most))]
         with self.plan.bar("epochs") as show:
-            judged = train_scorer(taught[:cut], groups, self.plan.training, show)
-        last = learned[usable[cut] :]
+            judged = train_scorer([*map(_taught, usable)], groups, self.plan.training, show)
         gain = RankerGain.of(last, judged.scorer)
         made = train_scorer_for(taught, groups, self.plan.training, judged.epochs)
-        found: dict[str, Any] = {"lists": len(taught), "questions": len(learned), "epochs": judged.epochs}
+        found: dict[str, Any] = {"lists": len(taught), "questions": len(early) + len(last), "epochs": judged.epochs}
         found |= {"validation": gain.to_dict(), "importance": importance(last, judged.scorer, self.plan.training.seed)}
-        if tested := [one for one in asked if one.question.ts_ms >= part.until_ms]:
+        if tested:
             found["test"] = RankerGain.of(tested, made).to_dict()
         return replace(made, better=gain.better), found
+
+    @property
+    def _most(self) -> int:
+        return self.plan.most_lists
+
+
+def _teaches(asked: AskedPool) -> bool:
+    return asked.place >= 0 and len(asked.pool.item_ids) > 1
 
 
 def _taught(asked: AskedPool) -> TaughtList:
@@ -233,7 +252,7 @@ def _taught(asked: AskedPool) -> TaughtList:
 
 
 def questions_of(folder: Folder, part: Slice, shown: bool, most: int) -> dict[ListSource, list[ChoiceQuestion]]:
-    """The choices to be foreseen from a slice on, at most so many of each source before its end and after it.
+    """The choices to be foreseen from a slice on, at most so many of each source of each of its spans.
 
     From what was retrieved, each choice of an event's kind is asked about; from what was shown, each page with a click.
     """
@@ -247,13 +266,13 @@ def questions_of(folder: Folder, part: Slice, shown: bool, most: int) -> dict[Li
 
 
 def _thinned(questions: Sequence[ChoiceQuestion], part: Slice, most: int) -> list[ChoiceQuestion]:
-    """Spread evenly over each of both parts."""
-    found: list[ChoiceQuestion] = []
-    for learned in (True, False):
-        some = [one for one in questions if (one.ts_ms < part.until_ms) == learned]
-        places = np.linspace(0, len(some) - 1, min(most, len(some))).round().astype(int)
-        found += [some[at] for at in places.tolist()]
-    return found
+    return [one for span in part.spans for one in _spread([one for one in questions if one.ts_ms in span], most)]
+
+
+def _spread(found: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, evenly spread."""
+    places = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
+    return [found[at] for at in places.tolist()]
 
 
 def _choices(folder: Folder, part: Slice) -> Iterator[ChoiceQuestion]:
@@ -266,7 +285,7 @@ def _choices(folder: Folder, part: Slice) -> Iterator[ChoiceQuestion]:
 
 
 def _pages(folder: Folder, part: Slice) -> Iterator[ChoiceQuestion]:
-    """Pages with a click that lie in one of both parts."""
+    """Pages with a click, before the end of the slice or after it."""
     if not any(line.get("clicked") is not None for line in folder.impressions):
         return
     for slate in read_sessions(folder, CLICK).slates["page"]:

@@ -14,7 +14,7 @@ import torch
 
 from deploy.cli import run as perseid
 from deploy.jobs.ranker_gain import RankerGain, importance
-from deploy.jobs.train_ranker import Slice, questions_of
+from deploy.jobs.train_ranker import RankerPlan, Slice, questions_of
 from deploy.models.registry import Registry
 from deploy.servers.redis import RedisServer
 from encoder.model.artefact import save
@@ -76,7 +76,7 @@ def test_a_planted_cause_is_learned_and_the_artefact_says_how(tmp_path: Path, tr
     ranker = load_ranker(Path(found["ranker"]))
     assert ranker.version == found["version"] and Path(found["ranker"]).name == ranker.version
     assert ranker.on == found["on"] and ranker.encoder == found["encoder"]
-    assert ranker.metadata["slice"] == {"from_ms": KNOWN_MS, "until_ms": found["slice"]["until_ms"]}
+    assert ranker.metadata["slice"] == found["slice"] and found["slice"]["from_ms"] == KNOWN_MS
     assert ranker.metadata["options"]["seed"] == 3 and ranker.metadata["features_version"] == VERSION
     assert ranker.metadata["lists"]["shown"]["test"] == shown["test"]
     assert "position" in ranker.scorers["placed"].features and "position" not in ranker.scorers["shown"].features
@@ -166,21 +166,33 @@ def test_with_add_it_is_beside_its_model_in_the_registry(
 
 def test_questions_are_of_the_slice_and_spread_over_it(tmp_path: Path) -> None:
     folder = made(tmp_path, "nothing")
-    until_ms = (MIDNIGHT_S + 6 * DAY_S) * 1000
-    found = questions_of(folder, Slice(KNOWN_MS, until_ms), True, 60)
+    judged_ms, until_ms = ((MIDNIGHT_S + days * DAY_S) * 1000 for days in (5, 6))
+    part = Slice(KNOWN_MS, judged_ms, until_ms)
+    found = questions_of(folder, part, True, 36)
     assert found.keys() == {"retrieved", "shown", "placed"}
     numbers = [one.number for some in found.values() for one in some]
     assert numbers == list(range(len(numbers)))
     for some in found.values():
         times = [one.ts_ms for one in some]
         assert times == sorted(times) and times[0] >= KNOWN_MS
-        learned = [ts_ms for ts_ms in times if ts_ms < until_ms]
-        assert len(learned) == 60 and len(times) == 120
-        days = {ts_ms // 1000 // DAY_S for ts_ms in learned}
-        assert len(days) == 4, "of every day of the slice"
+        assert [sum(ts_ms in span for ts_ms in times) for span in part.spans] == [36, 36, 36]
+        days = {ts_ms // 1000 // DAY_S for ts_ms in times if ts_ms < judged_ms}
+        assert len(days) == 3, "of every day"
     assert all(one.positions is None for one in found["shown"])
     assert [one.shown for one in found["shown"]] == [one.shown for one in found["placed"]]
-    assert questions_of(folder, Slice(KNOWN_MS, until_ms), False, 60).keys() == {"retrieved"}
+    assert questions_of(folder, part, False, 60).keys() == {"retrieved"}
+
+
+def test_the_last_fifth_of_the_slice_judges(tmp_path: Path) -> None:
+    folder = made(tmp_path, "nothing", users=20)
+    metadata = {"version": "m-1", "metadata": {"before_ms": KNOWN_MS}}
+    part = Slice.of(folder, metadata, RankerPlan(tmp_path, tmp_path, split=0.75))
+    events = folder.events
+    counts = [events.before(ms) for ms in (part.start_ms, part.judged_ms, part.until_ms)]
+    assert part.start_ms == KNOWN_MS and part.until_ms == folder.split_ms(0.75)
+    assert (counts[2] - counts[1]) / (counts[2] - counts[0]) == pytest.approx(0.2, abs=0.02)
+    later = Slice.of(folder, metadata, RankerPlan(tmp_path, tmp_path, start_ms=KNOWN_MS + 1))
+    assert (later.start_ms, later.until_ms) == (KNOWN_MS + 1, folder.stop_ms)
 
 
 def asked(number: int, place: int, user: str, prices: list[float]) -> AskedPool:
