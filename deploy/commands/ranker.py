@@ -92,8 +92,8 @@ def train_ranker(folder: Path | None, encoder: Encoder, lists: Lists, training: 
     """Train a ranker, the second stage of a model, on a data FOLDER or on what the topics hold.
 
     It learns to order what the model retrieves, and lists that were shown where there are some, from what happened
-    after the model's own training; the artefact is OUT/<version>. Both stages are compared on the last fifth of that time,
-    which a ranker made in the same way has not learned: where it is no better the ranker is written as off, and the
+    after the model's own training; the artefact is OUT/<version>. Both stages are compared on the last fifth of it,
+    which a ranker made in the same way has not learned: where that is no better the ranker is written as off, and the
     first stage orders.
 
     Example: perseid train-ranker shop --model models/m-0a1b2c3d --add

@@ -224,8 +224,8 @@ class _RankerTraining:
         if len(usable) < FEWEST:
             raise ValueError(
                 f"{counted(len(usable), 'list')} of {len(early)} with a choice that was {source} between "
-                f"{moment(part.start_ms)} and {moment(part.judged_ms)}: {FEWEST} are needed to learn from, beside those "
-                "of the time after it, which judge"
+                f"{moment(part.start_ms)} and {moment(part.judged_ms)}: {FEWEST} are needed to learn from, beside "
+                "later ones that judge"
             )
         groups, taught = _GROUPS[source], [*map(_taught, _spread([*usable, *filter(_teaches, last)], self._most))]
         with self.plan.bar("epochs") as show:
