@@ -99,7 +99,8 @@ def test_where_nothing_is_to_be_learned_it_is_written_as_off(
     found = train("--split", "0.75")
     assert found["on"] == [] and load_ranker(Path(found["ranker"])).on == []
     words = ["train-ranker", str(tmp_path / "shop"), "--model", str(tmp_path / "model"), "--threads", "1"]
-    assert perseid([*words, "--out", str(tmp_path / "again"), "--retrieved-only"]) == 0
+    more = ["--out", str(tmp_path / "again"), "--retrieved-only", "--split", "0.75"]
+    assert perseid([*words, *more]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[1].startswith("retrieved lists: off, learned from ") and not any("shown" in line for line in lines)
     assert any(line.startswith("  validation: not better: NDCG@10 ") for line in lines)
