@@ -1,7 +1,7 @@
 """Checks the model artefact, the registry of models, their rankers, and who makes text vectors and tags.
 
 An endpoint is asked for its list of models, which costs nothing; many offer one and some do not, which is a note. A
-wrong key or address is seen by that as well. It does not judge a model's quality and loads no weights.
+wrong key or address is seen by that as well. It does not judge a model's quality.
 """
 
 from __future__ import annotations

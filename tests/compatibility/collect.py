@@ -146,6 +146,7 @@ def metric_names() -> dict[str, Any]:
     metrics.request("GET", "/", 200, 0.1)
     metrics.answer("personal", read=0.1)
     metrics.sources({"filters": "Elasticsearch"})
+    metrics.ranked(by_ranker=True, wanted=True)
     metrics.exposure()
     metrics.refused("overload")
     metrics.records("clickstream", "acknowledged", 1)
