@@ -97,7 +97,8 @@ def train_ranker(
         if data is None:
             data = settings.state / _DATA
             shutil.rmtree(data, ignore_errors=True)
-            facts = export_topics(data, ExportPlan(bar=plan.bar), settings)
+            embedder = read_document(plan.model)["metadata"].get("embedder")
+            facts = export_topics(data, ExportPlan(vectors=embedder, bar=plan.bar), settings)
             for line in worth_knowing(facts):
                 tell(line)
         folder = read_folder(data, settings.rules())

@@ -16,6 +16,7 @@ from deploy.cli import run as perseid
 from deploy.jobs.ranker_gain import RankerGain, importance
 from deploy.jobs.train_ranker import RankerPlan, Slice, questions_of
 from deploy.models.registry import Registry
+from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
@@ -23,8 +24,10 @@ from index.ranking.features import FEATURES, VERSION
 from index.ranking.ranker import load_ranker
 from index.state.keys import Keys
 from streams.folder.reader import Folder
+from streams.folder.records import records
 from streams.ranking.pools import ListPool
 from streams.ranking.walk import AskedPool, ChoiceQuestion
+from tests.deploy.jobs.test_export import PARTITIONS, produce
 from tests.support.folders import DAY_S, write_vectors
 from tests.support.replay_world import CONFIG, vectors_of
 from tests.support.session_world import MIDNIGHT_S, Cause, planted
@@ -163,6 +166,33 @@ def test_with_add_it_is_beside_its_model_in_the_registry(
     assert "in force when its encoder is staged or served" in found["said"]
     by_version = train("--model", found["encoder"])
     assert by_version["version"] == found["version"]
+
+
+@pytest.mark.servers
+def test_the_served_model_gets_a_ranker_of_what_the_topics_hold(
+    tmp_path: Path,
+    train: Train,
+    redis_server: RedisServer,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = made(tmp_path, "price", users=20)
+    with Broker(topic_partitions(PARTITIONS), tmp_path / "broker.log") as broker:
+        produce(broker, list(records(folder, vectors=vectors_of(folder))))
+        monkeypatch.setenv("PERSEID_KAFKA", broker.address)
+        monkeypatch.setenv("PERSEID_PARTITIONS", str(PARTITIONS))
+        monkeypatch.setenv("PERSEID_REDIS", redis_server.url)
+        monkeypatch.setenv("PERSEID_PREFIX", keys.prefix)
+        monkeypatch.setenv("PERSEID_MODEL", str(tmp_path / "model"))
+        words = ["train-ranker", "--json", "--threads", "1", "--out", str(tmp_path / "rankers")]
+        assert perseid(words) == 0
+    found, theirs = orjson.loads(capfd.readouterr().out), train("--retrieved-only")
+    assert found["encoder"] == theirs["encoder"] and found["slice"] == theirs["slice"]
+    assert found["lists"].keys() == {"retrieved"}, "nothing was exposed"
+    for name in ("lists", "questions", "seen_before"):
+        assert found["lists"]["retrieved"][name] == theirs["lists"]["retrieved"][name]
+    assert not (tmp_path / "state" / "ranker-data").exists()
 
 
 def test_questions_are_of_the_slice_and_spread_over_it(tmp_path: Path) -> None:
