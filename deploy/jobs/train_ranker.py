@@ -58,9 +58,9 @@ class RankerPlan:
     """What a ranker learns from, and how.
 
     `model` is the artefact of its encoder, which knows what happened before `known_ms` (None: as it says). `data` is a
-    folder in place of the topics. The slice begins at `start_ms` (None: where the
-    encoder's knowledge ends) and ends at a share `split` of the events; what comes later is the test. `shown`: also
-    learn from lists that were shown, where the data have some.
+    folder in place of the topics. The slice begins at `start_ms` (None: where the encoder's knowledge ends) and ends at
+    a share `split` of the events; what comes later is the test. `shown`: also learn from lists that were shown, where
+    the data have some.
     """
 
     model: Path
@@ -92,14 +92,13 @@ def train_ranker(
             it.
         OSError: Kafka or an endpoint cannot be used now.
     """
-    data, facts, began = plan.data, {}, time.monotonic()
+    data, began = plan.data, time.monotonic()
     try:
         if data is None:
             data = settings.state / _DATA
             shutil.rmtree(data, ignore_errors=True)
             embedder = read_document(plan.model)["metadata"].get("embedder")
-            facts = export_topics(data, ExportPlan(vectors=embedder, bar=plan.bar), settings)
-            for line in worth_knowing(facts):
+            for line in worth_knowing(export_topics(data, ExportPlan(vectors=embedder, bar=plan.bar), settings)):
                 tell(line)
         folder = read_folder(data, settings.rules())
         for line in folder.left_out.lines():
@@ -153,6 +152,10 @@ class Slice:
         return cls(start_ms, int(folder.events.ts_ms[end - 1 - round(JUDGED * (end - begin - 1))]), until_ms)
 
 
+class _TooFewError(ValueError):
+    """There are too few lists of one source."""
+
+
 @dataclass(frozen=True, slots=True)
 class _RankerTraining:
     """A training whose folder has been read."""
@@ -168,11 +171,16 @@ class _RankerTraining:
         document = read_document(self.plan.model)
         part = Slice.of(self.folder, document, self.plan)
         asked, seen = self._asked(questions_of(self.folder, part, self.plan.shown, self.plan.most_lists))
-        scorers, judged = {}, {}
-        for source in SOURCES:
-            if source in asked:
+        scorers, judged, too_few = {}, dict[str, Any](), []
+        for source in (source for source in SOURCES if source in asked):
+            try:
                 scorers[source], judged[source] = self._learn(source, asked[source], part)
-        judged["retrieved"]["seen_before"] = seen
+            except _TooFewError as error:
+                too_few.append(str(error))
+        if not scorers:
+            raise ValueError("; ".join(too_few))
+        for line in too_few:
+            self.tell(line)
         about = {
             "encoder": document["version"],
             "data": self.folder.name,
@@ -180,6 +188,7 @@ class _RankerTraining:
             "features_version": VERSION,
             "options": {**asdict(self.plan.training), "most_lists": self.plan.most_lists},
             "lists": judged,
+            "seen_before": seen,
         }
         made_ms = time.time_ns() // 1_000_000
         ranker = Ranker(scorers, document["version"], {**about, "created_ms": made_ms})
@@ -223,12 +232,15 @@ class _RankerTraining:
         early, last, tested = ([one for one in asked if one.question.ts_ms in span] for span in part.spans)
         usable = [one for one in early if _teaches(one)]
         if len(usable) < FEWEST:
-            raise ValueError(
+            raise _TooFewError(
                 f"{counted(len(usable), 'list')} of {len(early)} with a choice that was {source} between "
                 f"{moment(part.start_ms)} and {moment(part.judged_ms)}: {FEWEST} are needed to learn from, beside "
                 "later ones that judge"
             )
-        groups, taught = _GROUPS[source], [*map(_taught, _spread([*usable, *filter(_teaches, last)], self._most))]
+        groups, taught = (
+            _GROUPS[source],
+            [*map(_taught, _spread([*usable, *filter(_teaches, last)], self.plan.most_lists))],
+        )
         with self.plan.bar("epochs") as show:
             judged = train_scorer([*map(_taught, usable)], groups, self.plan.training, show)
         gain = RankerGain.of(last, judged.scorer)
@@ -238,10 +250,6 @@ class _RankerTraining:
         if tested:
             found["test"] = RankerGain.of(tested, made).to_dict()
         return replace(made, better=gain.better), found
-
-    @property
-    def _most(self) -> int:
-        return self.plan.most_lists
 
 
 def _teaches(asked: AskedPool) -> bool:
@@ -258,8 +266,7 @@ def questions_of(folder: Folder, part: Slice, shown: bool, most: int) -> dict[Li
     From what was retrieved, each choice of an event's kind is asked about; from what was shown, each page with a click.
     """
     found: dict[ListSource, list[ChoiceQuestion]] = {"retrieved": _thinned([*_choices(folder, part)], part, most)}
-    pages = _thinned([*_pages(folder, part)], part, most) if shown else []
-    if sum(page.ts_ms < part.until_ms for page in pages) >= FEWEST:
+    if shown and (pages := _thinned([*_pages(folder, part)], part, most)):
         found |= {"shown": [_unplaced(page) for page in pages], "placed": pages}
     every = [one for some in found.values() for one in some]
     numbers = iter(range(len(every)))
@@ -286,11 +293,11 @@ def _choices(folder: Folder, part: Slice) -> Iterator[ChoiceQuestion]:
 
 
 def _pages(folder: Folder, part: Slice) -> Iterator[ChoiceQuestion]:
-    """Pages with a click, before the end of the slice or after it."""
+    """Pages with a click; each lies in one span with all that came of it."""
     if not any(line.get("clicked") is not None for line in folder.impressions):
         return
     for slate in read_sessions(folder, CLICK).slates["page"]:
-        if part.start_ms <= slate.start_ms and (slate.end_ms < part.until_ms or slate.start_ms >= part.until_ms):
+        if any(slate.start_ms in span and slate.end_ms in span for span in part.spans):
             ids, positions = [one.item_id for one in slate.shown], [float(one.position) for one in slate.shown]
             yield ChoiceQuestion(0, slate.start_ms, slate.user_id, slate.first, slate.location, ids, positions)
 

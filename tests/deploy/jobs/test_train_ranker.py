@@ -143,6 +143,13 @@ def test_what_it_must_not_or_cannot_learn_from_is_refused_in_one_line(
     assert said in line and not list((tmp_path / "rankers").glob("*"))
 
 
+def test_what_is_too_little_of_one_kind_of_list_is_said_and_left_out(tmp_path: Path, train: Train) -> None:
+    made(tmp_path, "price", users=20)
+    found = train("--split", "0.55")  # 46 pages to learn from
+    assert found["lists"].keys() == {"retrieved"}
+    assert found["said"].count("with a choice that was shown") == 1 and "with a choice that was placed" in found["said"]
+
+
 def test_until_when_an_old_model_knows_can_be_said(tmp_path: Path, train: Train) -> None:
     made(tmp_path, "price", users=20)
     save_model(tmp_path / "old")
@@ -190,7 +197,8 @@ def test_the_served_model_gets_a_ranker_of_what_the_topics_hold(
     found, theirs = orjson.loads(capfd.readouterr().out), train("--retrieved-only")
     assert found["encoder"] == theirs["encoder"] and found["slice"] == theirs["slice"]
     assert found["lists"].keys() == {"retrieved"}, "nothing was exposed"
-    for name in ("lists", "questions", "seen_before"):
+    assert found["seen_before"] == theirs["seen_before"] > 0
+    for name in ("lists", "questions"):
         assert found["lists"]["retrieved"][name] == theirs["lists"]["retrieved"][name]
     assert not (tmp_path / "state" / "ranker-data").exists()
 
