@@ -74,7 +74,7 @@ def test_a_planted_cause_is_learned_and_the_artefact_says_how(tmp_path: Path, tr
     shown = found["lists"]["shown"]
     assert {"shown", "placed"} <= set(found["on"]) and shown["validation"]["better"]
     assert shown["test"]["ranker"] > 0.8 > 0.6 > shown["test"]["first_stage"]
-    assert shown["test"]["low"] > 0.2 and 150 < shown["lists"] <= shown["questions"] == 160
+    assert shown["test"]["low"] > 0.2 and 150 < shown["lists"] <= shown["questions"] <= 160
     assert next(iter(shown["importance"])) in ("price", "price_rank", "price_to_list", "level")
     ranker = load_ranker(Path(found["ranker"]))
     assert ranker.version == found["version"] and Path(found["ranker"]).name == ranker.version
