@@ -290,7 +290,7 @@ def checked(services: Services, shape: type[R], body: Any) -> R:
     return request.model_copy(update={"context": _given_context(services, request)})
 
 
-def _filtered(services: Services, body: Any) -> tuple[RecommendationsRequest, Filter | None]:
+def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Filter | None]:
     """A request and its filter. Raises ProblemError 400 that names what is wrong."""
     request = checked(services, RecommendationsRequest, body)
     try:
@@ -369,7 +369,7 @@ def recommend_router(services: Services) -> APIRouter:
     )
     async def post(request: Request) -> Response:
         """As the GET, and `filter` (closed grammar), `exclude`, `scenario` and `context` in the body."""
-        return json_response(await answer(services, *_filtered(services, await read_json(request))))
+        return json_response(await answer(services, *_checked(services, await read_json(request))))
 
     @router.get(
         "/v1/items/{item_id:path}/similar",
