@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "deploy.commands.convert",
     "export": "deploy.commands.data",
     "train": "deploy.commands.model",
+    "train-ranker": "deploy.commands.ranker",
     "retrain": "deploy.commands.retrain",
     "models": "deploy.commands.models",
     "evaluate": "deploy.commands.measure",
@@ -48,7 +49,7 @@ class LazyGroup(DescribedGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

@@ -25,6 +25,7 @@ from pydantic import (
 
 from context.units import MINUTE_MS
 from deploy.setting_values import kinds_text, parse_api_keys, parse_embedders, parse_kinds, parse_negative
+from index.query.served_ranker import parse_choice
 from index.state.keys import Keys
 from streams.events import DEFAULT_KINDS, Rules
 from streams.kafka.config import KafkaConfig
@@ -46,6 +47,7 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
     "embedders": parse_embedders,
     "api_keys": parse_api_keys,
     "negative": parse_negative,
+    "ranker": parse_choice,
     "device": _one_of("auto", "cpu", "cuda"),
     "log_level": _one_of("debug", "info", "warning", "error"),
     "elasticsearch_use": _one_of("filters", "knn"),
@@ -97,6 +99,11 @@ class Settings(BaseModel):
         "model",
         description="most that an item's score loses by dislikes: `model` for what its training chose, `off`, "
         "or a number up to 10 (API, `replay`, `evaluate`)",
+    )
+    ranker: str = Field(
+        "auto",
+        description="what orders lists (API): `auto` for the ranker of the served model where it beat the first stage, "
+        "`off`, or the version of a ranker, which then orders all that it can",
     )
     model: Path = Field(
         Path(".perseid/model"),
@@ -198,7 +205,7 @@ class Settings(BaseModel):
             raise ValueError("there is no such file")
         return value
 
-    @field_validator("kinds", "negative", "embedders", "api_keys", "device", "log_level", "elasticsearch_use")
+    @field_validator("kinds", "negative", "ranker", "embedders", "api_keys", "device", "log_level", "elasticsearch_use")
     @classmethod
     def _parses(cls, value: Any, info: ValidationInfo) -> Any:
         _PARSERS[str(info.field_name)](_plain(value))

@@ -18,7 +18,7 @@ from deploy.cli import cli
 from deploy.settings import PREFIX, Settings
 from index.api.app import create_app
 from index.api.metrics import ApiMetrics
-from index.api.record_schemas import BODIES
+from index.api.schemas.records import BODIES
 from index.api.settings import ApiSettings, KafkaSide
 from index.state.memory_store import MemoryStore
 from tests.support.reference import (

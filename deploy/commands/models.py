@@ -17,6 +17,9 @@ from deploy.commands.options import DescribedGroup, state_option
 from deploy.progress import clock, progress_line, show_progress
 from deploy.settings import Settings
 from deploy.state_folder import attach
+from index.ranking.ranker import DOCUMENT as RANKER_DOCUMENT
+from index.ranking.ranker import TENSORS as RANKER_TENSORS
+from index.ranking.ranker import Ranker, parse_ranker
 
 if TYPE_CHECKING:
     from deploy.models.registry import Registry
@@ -77,7 +80,7 @@ def list_models(as_json: bool, state: Path | None) -> int:
         ndcg = (card.get("metrics") or {}).get("ndcg@10")
         words = [version, f"{card.get('items', 0):,} items", f"window {card.get('window')}", str(card.get("embedder"))]
         words += [f"ndcg@10 {ndcg:.4f}"] if isinstance(ndcg, float) else []
-        click.echo("  ".join([*words, *named.get(version, [])]))
+        click.echo("  ".join([*words, *_ranker_words(registry, version), *named.get(version, [])]))
     return 0
 
 
@@ -89,7 +92,39 @@ def show(version: str, state: Path | None) -> int:
 
     Example: perseid models show m-0a1b2c3d
     """
-    click.echo(orjson.dumps(_registry(attach(os.environ, state)).card(version), option=orjson.OPT_INDENT_2).decode())
+    registry = _registry(attach(os.environ, state))
+    card, ranker = registry.card(version), registry.ranker(version)
+    if ranker is not None:
+        card["ranker"] = orjson.loads(ranker[RANKER_DOCUMENT] or b"null")
+    click.echo(orjson.dumps(card, option=orjson.OPT_INDENT_2).decode())
+    return 0
+
+
+@models.command("add-ranker")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@state_option
+def add_ranker(folder: Path, state: Path | None) -> int:
+    """Put a ranker's artefact beside its encoder in the registry, in place of the one before.
+
+    Where the encoder has an alias here, API processes order by the ranker within seconds.
+
+    Example: perseid models add-ranker rankers/r-0a1b2c3d
+    """
+    ranker, served = change_models(state, lambda rollout: rollout.add_ranker(folder))
+    click.echo(ranker_text(ranker, served))
+    return 0
+
+
+@models.command("remove-ranker")
+@version_argument
+@state_option
+def remove_ranker(version: str, state: Path | None) -> int:
+    """Take the ranker of a model VERSION away: the first stage orders its lists again.
+
+    Example: perseid models remove-ranker m-0a1b2c3d
+    """
+    change_models(state, lambda rollout: rollout.remove_ranker(version))
+    click.echo(f"{version} has no ranker any more")
     return 0
 
 
@@ -106,7 +141,7 @@ def stage(version: str, replace: bool, shadow: str | None, state: Path | None) -
     from deploy.models.trials import parse_share
 
     share = 0.0 if shadow is None else parse_share(shadow)
-    _run(state, lambda rollout: rollout.stage(version, replace_other=replace, shadow=share))
+    change_models(state, lambda rollout: rollout.stage(version, replace_other=replace, shadow=share))
     click.echo(f"{version} is staged; `perseid models status` shows how far it is")
     return 0
 
@@ -118,7 +153,7 @@ def unstage(state: Path | None) -> int:
 
     Example: perseid models unstage
     """
-    click.echo(f"{_run(state, lambda rollout: rollout.unstage())} is not staged any more")
+    click.echo(f"{change_models(state, lambda rollout: rollout.unstage())} is not staged any more")
     return 0
 
 
@@ -135,7 +170,7 @@ def shadow(trial: str, state: Path | None) -> int:
     from deploy.models.trials import parse_trial, percent
 
     version, share = parse_trial(trial)
-    _run(state, lambda rollout: rollout.shadow(version, share) if version else rollout.end_shadow())
+    change_models(state, lambda rollout: rollout.shadow(version, share) if version else rollout.end_shadow())
     click.echo(f"{version} ranks {percent(share)} of requests, too" if share else "no request is ranked twice any more")
     return 0
 
@@ -164,10 +199,10 @@ def experiment(trial: str | None, force: bool, results: bool, hours: float, as_j
         raise ValueError(f"--results shows the last experiment; leave out {trial!r}")
     version, share = parse_trial(trial)
     if not version:
-        over = _run(state, lambda rollout: rollout.end_experiment())
+        over = change_models(state, lambda rollout: rollout.end_experiment())
         click.echo(f"experiment {over.id} is over, {over.champion} answers everybody")
         return 0
-    begun = _run(state, lambda rollout: rollout.experiment(version, share, force=force))
+    begun = change_models(state, lambda rollout: rollout.experiment(version, share, force=force))
     click.echo(f"experiment {begun.id}: {version} answers {percent(share)} of users, {begun.champion} the others")
     return 0
 
@@ -184,7 +219,7 @@ def status(as_json: bool, wait: bool, state: Path | None) -> int:
     Example: perseid models status --wait
     """
     while True:
-        found = _run(state, _status)
+        found = change_models(state, _status)
         if not wait or found["passed"]:
             break
         time.sleep(1.0)
@@ -201,7 +236,7 @@ def promote(version: str, force: bool, state: Path | None) -> int:
 
     Example: perseid models promote m-0a1b2c3d
     """
-    _run(state, lambda rollout: rollout.promote(version, force=force))
+    change_models(state, lambda rollout: rollout.promote(version, force=force))
     click.echo(f"{version} is served; `perseid models rollback` takes it back within 24 hours")
     return 0
 
@@ -214,7 +249,7 @@ def rollback(force: bool, state: Path | None) -> int:
 
     Example: perseid models rollback
     """
-    click.echo(f"{_run(state, lambda rollout: rollout.rollback(force=force))} is served again")
+    click.echo(f"{change_models(state, lambda rollout: rollout.rollback(force=force))} is served again")
     return 0
 
 
@@ -226,9 +261,27 @@ def retire(version: str, state: Path | None) -> int:
 
     Example: perseid models retire m-0a1b2c3d
     """
-    _run(state, lambda rollout: rollout.retire(version))
+    change_models(state, lambda rollout: rollout.retire(version))
     click.echo(f"{version} is retired; its vectors are removed in the background")
     return 0
+
+
+def ranker_text(ranker: Ranker, served: bool) -> str:
+    """What became of a ranker that was added."""
+    where = "in force within seconds" if served else "in force when its encoder is staged or served"
+    orders = f"orders lists that were {' and '.join(ranker.on)}, {where}" if ranker.on else "is off: it is no better"
+    return f"{ranker.version} is beside {ranker.encoder} and {orders}"
+
+
+def _ranker_words(registry: Registry, version: str) -> list[str]:
+    files = registry.ranker(version)
+    if files is None:
+        return []
+    try:
+        ranker = parse_ranker(files[RANKER_DOCUMENT], files[RANKER_TENSORS], "it")
+    except ValueError:
+        return ["ranker damaged"]
+    return [f"ranker {ranker.version}{'' if ranker.on else ' (off)'}"]
 
 
 def _registry(settings: Settings) -> Registry:
@@ -237,7 +290,7 @@ def _registry(settings: Settings) -> Registry:
     return open_registry(settings)
 
 
-def _run(state: Path | None, step: Callable[[Rollout], Awaitable[T]]) -> T:
+def change_models(state: Path | None, step: Callable[[Rollout], Awaitable[T]]) -> T:
     """One step on the deployment that the state folder or the environment names."""
     from deploy.models.rollout import Rollout
     from deploy.runtime.process import open_store
@@ -268,7 +321,7 @@ def _show_experiment(state: Path | None, results: bool, hours: float, as_json: b
     """Shows the last experiment, with what came of it if that is asked for."""
     from deploy.models.trials import experiment_text, results_lines
 
-    last = _run(state, lambda rollout: rollout.aliases()).experiment
+    last = change_models(state, lambda rollout: rollout.aliases()).experiment
     if last is None:
         raise ValueError("there was no experiment; begin one by `perseid models experiment VERSION=10%`")
     found: dict[str, Any] = {"experiment": asdict(last)}

@@ -16,7 +16,7 @@ from deploy.doctor.elasticsearch import check_elasticsearch
 from deploy.doctor.finding import Finding
 from deploy.doctor.kafka import check_kafka
 from deploy.doctor.machine import check_api, check_folder, check_packages, check_python
-from deploy.doctor.models import check_model, check_registry, check_text
+from deploy.doctor.models import check_model, check_ranker, check_registry, check_text
 from deploy.doctor.redis import check_redis
 from deploy.settings import Settings
 
@@ -30,6 +30,7 @@ CHECKS: dict[str, Check] = {
     "elasticsearch": check_elasticsearch,
     "model": check_model,
     "registry": check_registry,
+    "ranker": check_ranker,
     "embedder": check_text,
     "folder": check_folder,
     "api": check_api,

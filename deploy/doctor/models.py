@@ -1,7 +1,7 @@
-"""Checks the model artefact, the registry of models, and who makes text vectors and tags.
+"""Checks the model artefact, the registry of models, their rankers, and who makes text vectors and tags.
 
 An endpoint is asked for its list of models, which costs nothing; many offer one and some do not, which is a note. A
-wrong key or address is seen by that as well. It does not judge a model's quality and loads no weights.
+wrong key or address is seen by that as well. It does not judge a model's quality.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from deploy.runtime.process import ask_redis
 from deploy.settings import Settings
 from encoder.model.document import read_document
 from encoder.text.endpoint_client import Endpoint
+from index.query.served_ranker import RANKER_FIELDS, chosen
 from index.state.aliases import ALIAS_FIELDS, Aliases
 from index.state.redis_routing import Command
 from index.state.store import StoreUnavailableError
@@ -72,6 +73,35 @@ def check_registry(settings: Settings) -> list[Finding]:
         what = f"names {_spelled(noted)}, in force is {_spelled(found)}"
         findings.append(at.note(what, "run `perseid models status`, which tells the registry"))
     return findings
+
+
+def check_ranker(settings: Settings) -> list[Finding]:
+    """What orders the lists of the served and the staged model, as API processes see it in the live state."""
+    aliases = _aliases(settings)
+    versions = [version for version in (aliases.champion, aliases.challenger) if version]
+    keys, fields = settings.keys(), RANKER_FIELDS
+    try:
+        commands = [Command(keys.model(version), ("HMGET", keys.model(version), *fields)) for version in versions]
+        files = ask_redis(settings, commands, timeout_s=ANSWER_S / 2) if commands else []
+    except (StoreUnavailableError, ValueError):
+        return []  # another check says so
+    return [
+        _ranker_of(version, settings, tensors, document)
+        for version, (tensors, document) in zip(versions, files, strict=True)
+    ]
+
+
+def _ranker_of(version: str, settings: Settings, tensors: bytes | None, document: bytes | None) -> Finding:
+    at, found = Finding("ranker", version=version), chosen(version, settings.ranker, document, tensors)
+    if found.broken:
+        remedy = (
+            "train one by `perseid train-ranker --add`, take it away by `perseid models remove-ranker "
+            f"{version}`, or set PERSEID_RANKER to auto"
+        )
+        return at.wrong(f"the first stage orders all lists: {found.summary}", remedy)
+    if found.orders and found.ranker is not None:
+        return at.ok(f"{found.ranker.version} orders lists that are {', '.join(found.orders)}")
+    return at.ok(f"the first stage orders all lists: {found.summary}")
 
 
 def check_text(settings: Settings) -> list[Finding]:

@@ -51,7 +51,7 @@ from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
 from streams.parsing import parse
 from streams.pipeline.user_state import EngineSettings, WindowLimits
-from streams.ranking.walk import ListQuestion, RankingWalk, in_time
+from streams.ranking.walk import AskedList, ListQuestion, RankingWalk, in_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +321,8 @@ def _list_features(
         log = numbered(records(folder, vectors=vectors), partitions)
         found: dict[int, NDArray[np.float32]] = {}
         async for asked in walked.run(log, in_time(questions)):
-            found[asked.question.number] = asked.features
+            if isinstance(asked, AskedList):
+                found[asked.question.number] = asked.features
             if progress is not None:
                 events, of = folder.events, len(folder.events)
                 progress(min(events.before(asked.question.ts_ms), of), of)

@@ -89,7 +89,7 @@ def retrain(
         OSError: Kafka, an endpoint or the registry cannot be used now.
     """
     with _only_one((settings.state / STATE_FILE).parent) as folder:
-        champion = plan.champion or asyncio.run(_served(settings))
+        champion = plan.champion or served_artefact(settings)
         document = read_document(champion)
         seconds = _Stopwatch()
         facts: dict[str, Any] = {}
@@ -286,6 +286,11 @@ def gaps(facts: Mapping[str, Any], last: Mapping[str, Any], first_ms: int, known
         ended = (last.get("offsets", {}).get(name) or [0, first])[1]
         if name.partition("[")[0] not in other and ended < first:
             yield f"left Kafka before any retraining read them: {counted(first - ended, 'record')} of {name}"
+
+
+def served_artefact(settings: Settings) -> Path:
+    """The artefact of the champion. Raises ValueError when the live state does not say which that is."""
+    return asyncio.run(_served(settings))
 
 
 async def _served(settings: Settings) -> Path:

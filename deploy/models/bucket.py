@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +69,7 @@ class BucketRegistry(Registry):
             for name in reversed(_FILES):  # without its card it is not there
                 with self._translated():
                     obstore.delete(self._store, f"{MODELS}/{version}/{name}")
+            self.remove_ranker(version)
 
     def _checksum(self, version: str) -> str:
         return str(self._json(version, DOCUMENT).get("sha256"))
@@ -98,6 +99,14 @@ class BucketRegistry(Registry):
 
     def _read(self, path: str) -> bytes | None:
         return self._get(path)[0]
+
+    def _put(self, path: str, content: bytes) -> None:
+        with self._translated():
+            obstore.put(self._store, path, content)
+
+    def _delete(self, path: str) -> None:
+        with self._translated(), suppress(FileNotFoundError):
+            obstore.delete(self._store, path)
 
     def _get(self, path: str) -> tuple[bytes | None, UpdateVersion]:
         """A file, and what a conditional write has to name to replace just this one."""

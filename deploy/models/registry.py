@@ -1,7 +1,8 @@
 """Keeps artefacts of models under their versions, each with a card, and the aliases as the live state has them.
 
 A registry is a folder, `models/<version>/{model.safetensors, model.json, card.json}` and `aliases.json`; a version
-appears whole or not at all. The live state decides; the aliases here are for the day when it is emptied.
+appears whole or not at all; only its ranker, `ranker.*`, may change. The live state decides; the aliases here are for
+the day when it is emptied.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from deploy.disk_space import room_in
 from deploy.settings import PREFIX, Settings
 from encoder.model.config import ModelConfig
 from encoder.model.document import DOCUMENT, TENSORS, load_serving, read_document, sync
+from index.ranking.ranker import DOCUMENT as RANKER_DOCUMENT
+from index.ranking.ranker import TENSORS as RANKER_TENSORS
+from index.ranking.ranker import Ranker, load_ranker
 from index.state.aliases import Aliases
 
 CARD = "card.json"
 ALIASES = "aliases.json"
 MODELS = "models"
+RANKER_FILES = (RANKER_TENSORS, RANKER_DOCUMENT)  # in the order in which they are written
 _LOCK = ".lock"
 _VERSION = re.compile(r"m-[0-9a-f]{8}")  # it becomes the name of a folder
 
@@ -79,6 +84,28 @@ class Registry:
     def card(self, version: str) -> dict[str, Any]:
         """What is known of a version, as of `card_of`."""
         return self._json(version, CARD)
+
+    def add_ranker(self, folder: Path) -> Ranker:
+        """Puts the ranker of an artefact beside its encoder, in place of the one before."""
+        ranker = load_ranker(folder)
+        if ranker.encoder not in self.versions():
+            raise ValueError(f"{ranker.version} belongs to {ranker.encoder}: {self._missing(ranker.encoder)}")
+        for name, content in ranker.dump().items():
+            self._put(f"{MODELS}/{ranker.encoder}/{name}", content)
+        return ranker
+
+    def ranker(self, version: str) -> dict[str, bytes] | None:
+        """The files of a version's ranker by name, unchecked; None without one."""
+        if not is_version(version):
+            return None
+        found = {name: self._read(f"{MODELS}/{version}/{name}") for name in RANKER_FILES}
+        return {name: content or b"" for name, content in found.items()} if any(found.values()) else None
+
+    def remove_ranker(self, version: str) -> None:
+        """Removes a version's ranker; nothing happens if there is none."""
+        for name in reversed(RANKER_FILES):
+            if is_version(version):
+                self._delete(f"{MODELS}/{version}/{name}")
 
     def aliases(self) -> Aliases:
         """As they were noted last; none in a registry that has none."""
@@ -137,6 +164,13 @@ class Registry:
             return (self._root / path).read_bytes()
         except FileNotFoundError:
             return None
+
+    def _put(self, path: str, content: bytes) -> None:
+        """Writes a file of a version that is there."""
+        _write(self._root / path, content)
+
+    def _delete(self, path: str) -> None:
+        (self._root / path).unlink(missing_ok=True)
 
     def _missing(self, version: str) -> str:
         has = ", ".join(self.versions()) or "none"

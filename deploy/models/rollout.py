@@ -11,15 +11,17 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from context.units import DAY_MS
-from deploy.models.documents import has_document, remove_document, write_document
+from deploy.models.documents import has_document, remove_document, remove_ranker, write_document, write_ranker
 from deploy.models.gates import PromotionGate, gates_of, live_roles, shadow_counts, unwritten
 from deploy.models.registry import Registry
 from deploy.runtime.state_sizes import FIRST_WINDOW
 from encoder.model.document import read_document
 from index.query.shadow import ShadowCounts
+from index.ranking.ranker import Ranker
 from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.store import LiveStore
 from index.state.trials import PARTS, Experiment, Shadow
@@ -102,7 +104,7 @@ class Rollout:
             )
         folder = await asyncio.to_thread(self._registry.folder, version)
         await self._check(version, read_document(folder))
-        await write_document(self._store, folder)
+        await write_document(self._store, folder, await asyncio.to_thread(self._registry.ranker, version))
         kept = replace(before, previous="", previous_until_ms=0) if version == before.previous else before
         staged = replace(kept.unstaged(self._now_ms()), challenger=version, shadow=self._shadow(version, shadow))
         await self._change(before, staged)
@@ -175,6 +177,30 @@ class Rollout:
         after = self._served(before.ended(self._now_ms()), before.previous)
         await self._change(before, after)
         return after.champion
+
+    async def add_ranker(self, folder: Path) -> tuple[Ranker, bool]:
+        """Puts a ranker beside its encoder, in the live state too where that has an alias; whether it has one."""
+        ranker = await asyncio.to_thread(self._registry.add_ranker, folder)
+        return ranker, await self._served_with(ranker.encoder, ranker.dump())
+
+    async def remove_ranker(self, version: str) -> bool:
+        """Takes the ranker of a version away; whether the version has an alias."""
+        await asyncio.to_thread(self._registry.card, version)  # says of one that is not known which ones are
+        await asyncio.to_thread(self._registry.remove_ranker, version)
+        return await self._served_with(version, None)
+
+    async def _served_with(self, version: str, files: Mapping[str, bytes] | None) -> bool:
+        """Changes the ranker that is served with a version, if it is; whether it is."""
+        if version not in (await read_aliases(self._store)).versions:
+            return False
+        if files is None:
+            await remove_ranker(self._store, version)
+        else:
+            await write_ranker(self._store, version, files)
+        if version in (await read_aliases(self._store)).versions:
+            return True
+        await remove_ranker(self._store, version)  # it has lost its alias meanwhile
+        return False
 
     async def retire(self, version: str) -> None:
         """Takes away the alias of a version that is not served; its vectors are removed."""
@@ -260,7 +286,8 @@ class Rollout:
             if there:
                 await remove_document(self._store, version)
             else:
-                await write_document(self._store, await asyncio.to_thread(self._registry.folder, version))
+                folder = await asyncio.to_thread(self._registry.folder, version)
+                await write_document(self._store, folder, await asyncio.to_thread(self._registry.ranker, version))
 
 
 async def expire(store: LiveStore, now_ms: int) -> str:

@@ -82,6 +82,8 @@ def api_settings(settings: Settings) -> ApiSettings:
         redis=public_address(settings.redis.get_secret_value()),
         keys=settings.scopes(),
         kind_weights=[kind.weight for kind in settings.rules().kinds],
+        kind_remembered=[kind.remembered for kind in settings.rules().kinds],
+        ranker=settings.ranker,
         negative=settings.negative_weight(),
         elastic=elastic_settings(settings),
         snapshots=settings.state / "snapshots",

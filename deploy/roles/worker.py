@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.models.documents import write_document
-from deploy.models.registry import artefact, first_aliases
+from deploy.models.documents import write_document, write_ranker
+from deploy.models.registry import artefact, first_aliases, open_registry
 from deploy.runtime import process
 from deploy.runtime.producer import EventProducer
 from deploy.runtime.state_sizes import engine_settings, keep_window
@@ -127,4 +127,10 @@ async def publish_models(store: LiveStore, settings: Settings, bucket_ms: int) -
             await write_document(store, artefact(settings, version))
         except (ValueError, OSError) as error:
             log.warning("model %s is not published: %s", version, error)
+            continue
+        try:
+            if ranker := open_registry(settings).ranker(version):
+                await write_ranker(store, version, ranker)
+        except (ValueError, OSError) as error:  # a registry that is away: the live state keeps the ranker it has
+            log.warning("the ranker of %s is not published: %s", version, error)
     await store.write(store.keys.cluster(), {"bucket_ms": str(bucket_ms).encode()})

@@ -6,8 +6,9 @@ number of epochs; then all lists train anew. A run is a function of data and set
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice, pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ HELD_OUT = 0.2  # of the lists, the last in time, choose the number of epochs
 FEWEST = 50  # lists to learn from
 _K = 10
 Floats = NDArray[np.float32]
+Layers = list[tuple[Floats, Floats]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,9 @@ class RankingLists:
 class TrainedNetwork:
     """Layers (weights [in, out], bias [out]); epochs, and NDCG@10 of the held-out lists after each of them."""
 
-    layers: list[tuple[Floats, Floats]]
+    layers: Layers
     epochs: int
-    validation: list[float] = field(default_factory=list)
+    validation: list[float]
 
     @property
     def best(self) -> float:
@@ -73,31 +75,49 @@ class TrainedNetwork:
         return self.validation[self.epochs - 1]
 
 
-def fit(lists: RankingLists, settings: RankerSettings) -> TrainedNetwork:
-    """A network for lists, of which every one has a chosen item.
+def fit(
+    lists: RankingLists, settings: RankerSettings, progress: Callable[[int, int], None] | None = None
+) -> TrainedNetwork:
+    """A network for lists, of which every one has a chosen item; `progress` is told of epochs done, of how many.
 
     Raises:
         ValueError: there are too few lists.
     """
-    if len(lists) < FEWEST:
-        raise ValueError(
-            f"{len(lists)} lists with a choice are too few to train a ranker on; at least {FEWEST} are needed"
-        )
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    check_count(len(lists))
+    with _threads(settings):
         cut = len(lists) - round(HELD_OUT * len(lists))
         learned, held = lists.part(0, cut), lists.part(cut, len(lists))
         validation: list[float] = []
         for network in _epochs(learned, settings):
             validation.append(ndcg(_scores(network, held.inputs), held))
+            if progress is not None:
+                progress(len(validation), settings.most_epochs)
             if len(validation) == settings.most_epochs or _stalled(validation, settings.patience):
                 break
-        epochs = 1 + int(np.argmax(validation))
-        network = next(islice(_epochs(lists, settings), epochs - 1, None))
-        return TrainedNetwork(_layers(network), epochs, [round(value, 6) for value in validation])
+    epochs = 1 + int(np.argmax(validation))
+    return TrainedNetwork(fit_for(lists, settings, epochs), epochs, [round(value, 6) for value in validation])
+
+
+def fit_for(lists: RankingLists, settings: RankerSettings, epochs: int) -> Layers:
+    """The layers after so many epochs, all lists learned."""
+    with _threads(settings):
+        return _layers(next(islice(_epochs(lists, settings), epochs - 1, None)))
+
+
+@contextmanager
+def _threads(settings: RankerSettings) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_count(lists: int) -> None:
+    """Raises ValueError when there are too few lists with a choice to learn from."""
+    if lists < FEWEST:
+        raise ValueError(f"{lists} lists with a choice are too few to train a ranker on; at least {FEWEST} are needed")
 
 
 def ndcg(scores: Floats, lists: RankingLists, k: int = _K) -> float:
@@ -163,6 +183,6 @@ def _scores(network: nn.Sequential, inputs: Floats) -> Floats:
     return found
 
 
-def _layers(network: nn.Sequential) -> list[tuple[Floats, Floats]]:
+def _layers(network: nn.Sequential) -> Layers:
     linear = [part for part in network if isinstance(part, nn.Linear)]
     return [(part.weight.detach().numpy().T.copy(), part.bias.detach().numpy().copy()) for part in linear]

@@ -26,8 +26,11 @@ from index.api.loaded_model import Background, ModelLoader, Services, follow_log
 from index.api.lookup import state_router
 from index.api.metrics import ApiMetrics
 from index.api.operations import UserCount, operations_router
+from index.api.rankers import Rankers
 from index.api.recommend import recommend_router
-from index.api.schemas import OPEN_PROBLEMS, RootAnswer
+from index.api.rerank import rerank_router
+from index.api.schemas.shapes import OPEN_PROBLEMS
+from index.api.schemas.state import RootAnswer
 from index.api.settings import ApiSettings, KafkaSide
 from index.query.popularity import Popularity
 from index.query.shadow import ShadowRanking
@@ -54,12 +57,13 @@ def create_app(
     """The application; `app.state.services` holds its parts, for the process that owns it."""
     liveness = Liveness(store, monotonic_ms)
     background = Background()
-    keeper = ModelLoader(store, liveness, settings, background, on_loaded)
     popularity = Popularity(store)
+    rankers = Rankers(store, settings, popularity)
+    keeper = ModelLoader(store, liveness, settings, background, rankers, on_loaded)
     turns = AdmissionController(settings.answers)
     shadow = ShadowRanking(lambda: turns.busy, metrics.shadow)
     services = Services(
-        store, settings, kafka, metrics, liveness, keeper, popularity, turns, background, shadow, wall_ms
+        store, settings, kafka, metrics, liveness, keeper, popularity, rankers, turns, background, shadow, wall_ms
     )
     users = UserCount(store, liveness, settings.users_ms)
     app = DocumentedApp(
@@ -76,6 +80,7 @@ def create_app(
     app.add_middleware(AdmissionMiddleware, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics, liveness.items_position)
     app.include_router(recommend_router(services))
+    app.include_router(rerank_router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))
     app.include_router(state_router(services))
     app.include_router(changes_router(services, ingest))
@@ -96,6 +101,7 @@ def _lifespan(services: Services, users: UserCount) -> Callable[[FastAPI], Any]:
         background.start("index", services.keeper.run())
         background.start("users", users.run())
         background.start("popularity", follow_popularity(services))
+        background.start("rankers", services.rankers.run(services.keeper.loaded))
         background.start("log ends", follow_log_ends(services))
         background.start("shadow", services.shadow.run())
         try:

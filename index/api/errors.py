@@ -35,9 +35,11 @@ _TYPE_ERRORS = ("type", "parsing", "parsing_size", "from_float")
 _WANTED = {  # by the first word of pydantic's names of errors
     "string": json_word(""),
     "int": "a whole number",
+    "float": json_word(0.5),
     "bool": json_word(True),
     "list": json_word([]),
     "dict": json_word({}),
+    "model": json_word({}),
 }
 
 
@@ -137,7 +139,8 @@ def problem_response(problem: ProblemError) -> Response:
 def invalid_request(errors: Sequence[Any], known: Iterable[str] = ()) -> ProblemError:
     """A 400 that names each wrong parameter or field of pydantic's `errors`; `known` are the fields of the body."""
     found = [
-        {"field": ".".join(map(str, error["loc"])), "reason": _reason(error, known)} for error in errors[:_SHOWN_ERRORS]
+        {"field": ".".join(map(str, error["loc"])), "reason": _reason(error, known if len(error["loc"]) == 1 else ())}
+        for error in errors[:_SHOWN_ERRORS]
     ]
     first = f"{found[0]['field']}: {found[0]['reason']}" if found else "the request is not valid"
     return ProblemError(400, first, members={"errors": found})
@@ -151,19 +154,23 @@ def _reason(error: Mapping[str, Any], known: Iterable[str]) -> str:
         case "missing":
             return "missing"
         case "extra_forbidden":
-            return f"unknown field; known: {', '.join(sorted(known))}"
+            return f"unknown field; known: {', '.join(sorted(known))}" if known else "unknown field"
         case "value_error":
             return str(limits["error"])
         case "literal_error":
             return f"expected {limits['expected']}, got {found}"
         case "greater_than_equal":
             return f"expected at least {limits['ge']}, got {value!s:.60}"
+        case "greater_than":
+            return f"expected more than {limits['gt']:g}, got {value!s:.60}"
         case "less_than_equal":
             return f"expected at most {limits['le']}, got {value!s:.60}"
         case "string_too_short":
             return f"has {len(value)} characters, expected at least {limits['min_length']}"
         case "string_too_long":
             return f"has {len(value)} characters, expected at most {limits['max_length']}"
+        case "too_short":
+            return f"has {len(value)} entries, expected at least {limits['min_length']}"
         case "too_long":
             return f"has {len(value)} entries, expected at most {limits['max_length']}"
     what, _, how = kind.partition("_")

@@ -19,8 +19,9 @@ from context.json_words import json_word
 from index.api.auth import require
 from index.api.errors import InvalidRecordError, ProblemError, json_response, read_json
 from index.api.metrics import ApiMetrics
-from index.api.record_schemas import ignored_fields, request_body
-from index.api.schemas import MAX_BATCH, WRITE_PROBLEMS, PublishedAnswer, UserId
+from index.api.schemas.records import ignored_fields, request_body
+from index.api.schemas.shapes import MAX_BATCH, WRITE_PROBLEMS, UserId
+from index.api.schemas.state import PublishedAnswer
 from index.api.settings import KafkaSide
 from index.state.keys import partition_of
 

@@ -23,8 +23,8 @@ from index.api.auth import require
 from index.api.errors import MERGE_PATCH, ProblemError, json_response, read_json
 from index.api.ingest import ACKNOWLEDGED, CATALOG, Ingest
 from index.api.loaded_model import Services
-from index.api.record_schemas import CatalogueBody, ignored_fields, patch_body
-from index.api.schemas import WRITE_PROBLEMS, ItemId, problems
+from index.api.schemas.records import CatalogueBody, ignored_fields, patch_body
+from index.api.schemas.shapes import WRITE_PROBLEMS, ItemId, problems
 from index.state.keys import ITEMS_TAG
 from index.state.records import CATALOGUE, POSITION
 

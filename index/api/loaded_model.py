@@ -17,6 +17,7 @@ from index.api.admission import AdmissionController
 from index.api.errors import ProblemError
 from index.api.liveness import Liveness, rounded
 from index.api.metrics import ApiMetrics
+from index.api.rankers import NOT_LOOKED, Rankers
 from index.api.settings import ApiSettings, KafkaSide
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
@@ -24,6 +25,7 @@ from index.items.snapshot import keep_snapshots, start_from_snapshot
 from index.query.live_user import UserReader
 from index.query.model import ServedModel, load_model
 from index.query.popularity import Popularity
+from index.query.served_ranker import ServedRanker
 from index.query.shadow import ShadowRanking
 from index.state.store import LiveStore, StoreUnavailableError
 from index.state.tasks import end_tasks
@@ -76,6 +78,7 @@ class LoadedModel:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)  # that keep it current
     elastic: ElasticSide | None = None
     complete_in: str = ""  # the item log whose items are all here
+    ranking: ServedRanker = NOT_LOOKED  # what orders its lists
     incomplete: bool = False  # not all items had this model's vectors when they were loaded
 
     @property
@@ -124,10 +127,11 @@ class ModelLoader:
         liveness: Liveness,
         settings: ApiSettings,
         background: Background,
+        rankers: Rankers,
         on_loaded: Callable[[], None],
     ) -> None:
         self._store, self._liveness, self._settings, self._background = store, liveness, settings, background
-        self._on_loaded = on_loaded
+        self._rankers, self._on_loaded = rankers, on_loaded
         self._refused: set[str] = set()  # versions that cannot be read: said once, not ten times a second
         self._client: AsyncElasticsearch | None = None
         self.current: LoadedModel | None = None
@@ -191,22 +195,28 @@ class ModelLoader:
         """What is loaded of a version that is not the current one."""
         return self._beside.get(version)
 
-    def _loaded(self) -> list[LoadedModel]:
+    def loaded(self) -> list[LoadedModel]:
+        """All that are, the served one first."""
         return [*filter(None, [self.current]), *self._beside.values()]
 
     def _versions(self) -> set[str]:
-        return {found.version for found in self._loaded()}
+        return {found.version for found in self.loaded()}
 
     def report(self) -> dict[str, Any]:
         """Of each loaded version how many items it has, and whether they are all."""
         return {
-            found.version: {"items": len(found.catalogue), "complete": not found.missing(self._liveness)}
-            for found in self._loaded()
+            found.version: {
+                "items": len(found.catalogue),
+                "complete": not found.missing(self._liveness),
+                "ranked_by": found.ranking.summary,
+                "ranker_broken": found.ranking.broken,
+            }
+            for found in self.loaded()
         }
 
     async def close(self) -> None:
         """Stops following."""
-        for loaded in self._loaded():
+        for loaded in self.loaded():
             await self._close(loaded)
         self.current = None
         self._beside.clear()
@@ -234,6 +244,7 @@ class ModelLoader:
             catalogue.close()
             raise
         opened = LoadedModel(model, catalogue, follower, incomplete=incomplete)
+        await self._rankers.look(opened)
         self._start(opened, "items", follower.run())
         if folder is not None:
             every_s = self._settings.snapshot_ms / 1000
@@ -298,6 +309,7 @@ class Services:
     liveness: Liveness
     keeper: ModelLoader
     popularity: Popularity
+    rankers: Rankers
     turns: AdmissionController
     background: Background
     shadow: ShadowRanking

@@ -14,7 +14,8 @@ from fastapi.responses import Response
 from index.api.auth import require
 from index.api.errors import ProblemError, json_response
 from index.api.loaded_model import Services
-from index.api.schemas import PROBLEMS, ItemAnswer, ItemId, UserAnswer, UserId, problems
+from index.api.schemas.shapes import PROBLEMS, ItemId, UserId, problems
+from index.api.schemas.state import ItemAnswer, UserAnswer
 from index.state.records import item_fields, load_item
 
 

@@ -33,6 +33,7 @@ class ApiMetrics:
         self._refused = counter("perseid_api_refused", "Requests not tried, by reason.", ["reason"])
         self._records = counter("perseid_api_records", "Records posted, by topic and outcome.", ["topic", "outcome"])
         self._sources = counter("perseid_api_sources", "Filters and searches by who did them.", ["what", "where"])
+        self._ranked = counter("perseid_api_ranked", "Lists by what ordered them.", ["ranked_by"])
         self._shadow = counter("perseid_api_shadow", "Requests to rank by two models, by outcome.", ["outcome"])
         self._shadow_times = timer("perseid_api_shadow_seconds", "Time of one such ranking, by alias.", ["model"])
         self._shadow_overlap = Histogram(
@@ -68,6 +69,12 @@ class ApiMetrics:
             if where is not None:
                 self._sources.labels(what, where).inc()
                 self._add(f"{what}_{where.replace(' ', '_')}")
+
+    def ranked(self, by_ranker: bool, wanted: bool) -> None:
+        """One list; `wanted`: a ranker was to order it, so without one it has failed."""
+        by = "ranker" if by_ranker else "first_stage_as_ranker_failed" if wanted else "first_stage"
+        self._ranked.labels(by).inc()
+        self._add(f"ranked_by_{by}")
 
     def exposure(self) -> None:
         """One exposure record was handed to Kafka's queue; how many were lost is the gauge `exposures_lost`."""

@@ -20,7 +20,8 @@ from index.api.auth import require
 from index.api.errors import ProblemError, json_response, known_parameters
 from index.api.liveness import Liveness, PartitionState, TopicState, rounded
 from index.api.loaded_model import Services
-from index.api.schemas import KEY_PROBLEMS, OPEN_PROBLEMS, StatusAnswer, problems
+from index.api.schemas.shapes import KEY_PROBLEMS, OPEN_PROBLEMS, problems
+from index.api.schemas.status import StatusAnswer
 from index.query.shadow import ShadowCounts
 from index.state.keys import partition_tag
 from index.state.store import LiveStore, StoreUnavailableError

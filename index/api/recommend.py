@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request
@@ -22,7 +22,8 @@ from context.json_words import json_word
 from index.api.auth import require
 from index.api.errors import InvalidRecordError, ProblemError, invalid_request, json_response, read_json
 from index.api.loaded_model import Assigned, LoadedModel, Services
-from index.api.schemas import (
+from index.api.schemas.lists import RecommendationsAnswer, RecommendationsRequest, SimilarAnswer, UserRequest
+from index.api.schemas.shapes import (
     DEFAULT_COUNT,
     PROBLEMS,
     WRITE_PROBLEMS,
@@ -33,9 +34,6 @@ from index.api.schemas import (
     ItemId,
     ListName,
     Location,
-    RecommendationsAnswer,
-    RecommendationsRequest,
-    SimilarAnswer,
     UserId,
     problems,
 )
@@ -50,10 +48,13 @@ from index.query.recommend import (
     answer_in_process,
     plan_searches,
 )
+from index.query.served_ranker import FIRST_STAGE
 from index.query.shadow import ShadowList, ShadowLists
+from index.ranking.ranker import ListSource
 from index.state.keys import partition_of
 from index.state.store import StoreUnavailableError
 
+R = TypeVar("R", bound=UserRequest)
 EXPOSURES = "exposures"
 _TITLE_CHARACTERS = 200  # of a title in a list; all of it is in `GET /v1/items/{item_id}`
 
@@ -62,12 +63,13 @@ async def answer(services: Services, request: RecommendationsRequest, tree: Filt
     """One recommendation among what `tree` lets pass, exposed. Raises ProblemError 503 without a usable index."""
     assigned, started = services.assigned(request.user_id), time.perf_counter()
     serving = assigned.loaded
-    user = await _read_user(services, serving, request)
+    user = await read_user(services, serving, request)
     read = time.perf_counter()
     served_by, now_ms = service_level(services, user), services.now_ms()
-    context = _context(serving, request, user, now_ms)
+    context = context_of(serving, request, user, now_ms)
     found, sources = await _rank(services, serving, request, tree, user, context, now_ms)
     services.metrics.sources(sources)
+    count_order(services, serving, "retrieved", found)
     ranked = time.perf_counter()
     body = _render(services, serving, request, user, served_by, context, found, sources)
     _expose(services, request, body, now_ms, assigned)
@@ -85,7 +87,7 @@ def service_level(services: Services, user: LiveUser | None) -> Literal["persona
     return "personal" if lag_ms is not None and lag_ms <= services.settings.stale_ms else "stale"
 
 
-async def _read_user(services: Services, serving: LoadedModel, request: RecommendationsRequest) -> LiveUser | None:
+async def read_user(services: Services, serving: LoadedModel, request: UserRequest) -> LiveUser | None:
     """The user, None when the store does not answer; while it is known to be away it is not even asked."""
     if not services.liveness.reachable:
         return None
@@ -104,14 +106,14 @@ async def _read_user(services: Services, serving: LoadedModel, request: Recommen
     return user
 
 
-def _vectors_wait_ms(services: Services, request: RecommendationsRequest) -> float:
+def _vectors_wait_ms(services: Services, request: UserRequest) -> float:
     """How long vectors are waited for that a user lacks: not at all while no worker says that it is there."""
     settings = services.settings
     lag_ms = services.liveness.lag_ms(partition_of(request.user_id, services.liveness.partitions or 1))
     return settings.vectors_wait_ms if lag_ms is not None and lag_ms <= settings.stale_ms else 0.0
 
 
-def _context(serving: LoadedModel, request: RecommendationsRequest, user: LiveUser | None, now_ms: int) -> ContextView:
+def context_of(serving: LoadedModel, request: UserRequest, user: LiveUser | None, now_ms: int) -> ContextView:
     location = user.location if user is not None else request.location or ""
     record = request.context if request.context is not None else user.context if user is not None else None
     return ContextView.at(location, record, now_ms, serving.model.offset)
@@ -127,15 +129,20 @@ async def _rank(
     now_ms: int,
 ) -> tuple[Recommendations, Mapping[str, str | None]]:
     """The list and, where there is an Elasticsearch, who filtered and who searched."""
-    kind_weights = services.settings.kind_weights
-    view = UserView(None) if user is None else UserView.of(user.vectors, user.state, kind_weights)
+    view = view_of(services, user)
     slot = request.slot or serving.model.slot
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
     weights = serving.model.weights
-    plan = partial(plan_searches, query, view, serving.catalogue, context, services.popularity, now_ms, weights)
+    about = (view, serving.catalogue, context, services.popularity, now_ms, weights)
+    plan = partial(plan_searches, query, *about, ranker=services.rankers.order(serving, "retrieved"))
     if serving.elastic is None:
         return await services.turns.take(lambda: answer_in_process(plan())), {}
     return await serving.elastic.recommend(plan, tree, context.location, now_ms)
+
+
+def view_of(services: Services, user: LiveUser | None) -> UserView:
+    """What is known of a user; nothing while the store is away."""
+    return UserView(None) if user is None else UserView.of(user.vectors, user.state, services.settings.kind_weights)
 
 
 def _shadow(services: Services, request: RecommendationsRequest, tree: Filter | None, recommendation_id: str) -> None:
@@ -167,7 +174,7 @@ async def _shadow_list(
 ) -> ShadowList:
     started, now_ms = time.perf_counter(), services.now_ms()
     user = await services.reader(loaded).read(request.user_id, request.location, vectors_wait_ms=None)
-    context = _context(loaded, request, user, now_ms)
+    context = context_of(loaded, request, user, now_ms)
     found, _ = await _rank(services, loaded, request, tree, user, context, now_ms)
     seconds = time.perf_counter() - started
     return ShadowList([entry.item_id for entry in found.items], seconds, user.vectors is None and user.has_window)
@@ -183,31 +190,59 @@ def _render(
     found: Recommendations,
     sources: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    liveness = services.liveness
-    partition = partition_of(request.user_id, liveness.partitions or 1) if user is None else user.partition
     body = {
         "recommendation_id": uuid.uuid4().hex,
+        **answered(services, serving, request, user, context, found),
+        "served_by": served_by,
+        "index": {**serving.index_state(), **sources},
+        "items": [shown_item(serving, entry, request.explain) for entry in found.items],
+    }
+    if request.scenario is not None:
+        body["scenario"] = request.scenario
+    if request.explain:
+        body["explain"] = {"retrieved": dict(found.retrieved), "removed": dict(found.removed)}
+        body["explain"] |= reason_of(serving, "retrieved", found)
+    return body
+
+
+def answered(
+    services: Services,
+    serving: LoadedModel,
+    request: UserRequest,
+    user: LiveUser | None,
+    context: ContextView,
+    found: Recommendations,
+) -> dict[str, Any]:
+    """What every answer with a user's list says beside it."""
+    liveness = services.liveness
+    partition = partition_of(request.user_id, liveness.partitions or 1) if user is None else user.partition
+    return {
         "user_id": request.user_id,
         "model": serving.model.version,
-        "served_by": served_by,
         "as_of": liveness.as_of(partition, user, None if request.after is None else False),
-        "index": {**serving.index_state(), **sources},
+        "index": serving.index_state(),
         "context": {
             "location": context.location,
             "ts_ms": context.ts_ms,
             "applied": [{"feature": name, "strength": round(norm, 6)} for name, norm in context.applied],
             "bounded": context.bounded,
         },
-        "items": [_shown(serving, entry, request.explain) for entry in found.items],
+        "ranked_by": found.ranked_by or FIRST_STAGE,
     }
-    if request.scenario is not None:
-        body["scenario"] = request.scenario
-    if request.explain:
-        body["explain"] = {"retrieved": dict(found.retrieved), "removed": dict(found.removed)}
-    return body
 
 
-def _shown(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, Any]:
+def count_order(services: Services, serving: LoadedModel, source: ListSource, found: Recommendations) -> None:
+    """Counts what ordered a list; of an empty one nobody could."""
+    services.metrics.ranked(found.ranked_by is not None, bool(found.items) and source in serving.ranking.orders)
+
+
+def reason_of(serving: LoadedModel, source: ListSource, found: Recommendations) -> dict[str, str]:
+    """Why the first stage made the order, where it did."""
+    said = serving.ranking.said(source, found.ranked_by)
+    return {"first_stage": said} if said else {}
+
+
+def shown_item(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"item_id": entry.item_id, "score": round(entry.score, 6), "slot": entry.slot}
     item = serving.catalogue.get(entry.item_id)
     if item is not None:
@@ -234,6 +269,8 @@ def _expose(
     }
     if request.scenario is not None:
         record["scenario"] = request.scenario
+    if body["ranked_by"] != FIRST_STAGE:
+        record["ranker"] = body["ranked_by"]
     if assigned.experiment:
         record |= {"experiment": assigned.experiment, "arm": assigned.arm}
     key, partition = request.user_id.encode(), body["as_of"]["partition"]
@@ -241,25 +278,31 @@ def _expose(
     services.metrics.exposure()
 
 
-def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Filter | None]:
-    """A request's body and its filter, checked. Raises ProblemError 400 that names what is wrong."""
+def checked(services: Services, shape: type[R], body: Any) -> R:
+    """A request's body with its context as a record. Raises ProblemError 400 that names what is wrong."""
     if not isinstance(body, Mapping):
         reason = f"expected an object, got {json_word(body)}"
         raise ProblemError(400, f"the body: {reason}", members={"errors": [{"field": "", "reason": reason}]})
     try:
-        request = RecommendationsRequest.model_validate(body, strict=True)
+        request = shape.model_validate(body, strict=True)
     except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False), RecommendationsRequest.model_fields) from error
+        raise invalid_request(error.errors(include_url=False), shape.model_fields) from error
+    return request.model_copy(update={"context": _given_context(services, request)})
+
+
+def _checked(services: Services, body: Any) -> tuple[RecommendationsRequest, Filter | None]:
+    """A request and its filter. Raises ProblemError 400 that names what is wrong."""
+    request = checked(services, RecommendationsRequest, body)
     try:
         tree = None if request.filter is None else parse_filter(request.filter)
     except ValueError as error:
         field, _, reason = str(error).partition(": ")  # a path holds none
         raise ProblemError(400, str(error), members={"errors": [{"field": field, "reason": reason}]}) from error
-    return request.model_copy(update={"context": _given_context(services, request)}), tree
+    return request, tree
 
 
-def _given_context(services: Services, request: RecommendationsRequest) -> Mapping[str, Any] | None:
-    """The request's own context as a record, by the rules of the topic; in force for this one answer."""
+def _given_context(services: Services, request: UserRequest) -> Mapping[str, Any] | None:
+    """The request's own context as a record, by the rules of the topic; it is in force for this one answer."""
     if request.context is None:
         return None
     now_ms = services.now_ms()
@@ -283,7 +326,7 @@ async def _similar(services: Services, item_id: str, count: int) -> dict[str, An
     else:
         found, sources = await serving.elastic.similar(item_id, count, now_ms)
         services.metrics.sources(sources)
-    items = [_shown(serving, Ranked(other, cosine, "next", {}), explain=False) for other, cosine in found]
+    items = [shown_item(serving, Ranked(other, cosine, "next", {}), explain=False) for other, cosine in found]
     for item in items:
         del item["slot"]
     index = {**serving.index_state(), **sources}

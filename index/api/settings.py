@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from index.elastic.settings import ElasticSettings
+from index.query.served_ranker import AUTO
 
 Validate = Callable[[str, Mapping[str, Any]], tuple[bytes, bytes]]
 Publish = Callable[[str, bytes, bytes | None, int | None], Awaitable[tuple[int, int]]]
@@ -48,6 +49,8 @@ class ApiSettings:
     redis: str = ""
     keys: Mapping[str, frozenset[str]] = field(default_factory=dict)
     kind_weights: Sequence[int] = ()  # of the kinds of events, by code; below 0: negative feedback
+    kind_remembered: Sequence[bool] = ()  # whether they are remembered as seen, by code; empty: none
+    ranker: str = AUTO  # what orders lists: `auto`, `off` or the version of a ranker
     negative: float | None = None  # weight of negative feedback; None: the model's own
     elastic: ElasticSettings | None = None  # for filters, or for filters and the search
     snapshots: Path | None = None  # folder of index snapshots, which shorten the start
@@ -60,4 +63,5 @@ class ApiSettings:
     poll_ms: float = 100.0  # of liveness: a tenth of what counts as stale
     snapshot_ms: float = 60_000.0  # between two snapshots; a start then reads a minute of changes
     popularity_ms: float = 3_000.0  # between two looks at the popularity buckets, which move slowly
+    ranker_ms: float = 3_000.0  # between two looks for another ranker, which is trained once a day or less
     users_ms: float = 2_000.0  # between two counts of users; longer when one takes long

@@ -6,7 +6,8 @@ process answers where Elasticsearch does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from elasticsearch import AsyncElasticsearch
@@ -53,6 +54,12 @@ class ElasticSide:
         except ElasticUnavailableError:
             return answer_in_process(plan_searches(None)), _sources(tree, False, False)
         return found, _sources(tree, True, True)
+
+    async def fetch(self, item_ids: Sequence[str], now_ms: int) -> None:
+        """Has the vectors of these items in this process, as far as Elasticsearch gives them and there is room."""
+        with suppress(ElasticUnavailableError):
+            if self._held is not None:
+                await self.search(None, now_ms).vectors(item_ids)
 
     async def similar(self, item_id: str, count: int, now_ms: int) -> tuple[list[tuple[str, float]], Sources]:
         """As `Catalogue.similar`, and who searched."""

@@ -20,15 +20,16 @@ from index.items.filters import LabelField, Mask
 from index.items.search import Labels
 from index.query.feedback import NegativeFeedback
 from index.query.popularity import Amounts, Popularity
-from index.query.second_stage import Asker, ListRanker
+from index.query.second_stage import Asker, ListOrder
 from index.state.records import Vector
 
 ListKind = Literal["next", "general", "popular"]
 Nearest = tuple[Labels, Vector]  # labels [q, m] and their inner products [q, m], best first: as `SearchIndex.search`
 Found = Mapping[str, Labels]  # source → labels [m]
 
-_DEPTH, _MARGIN = 2, 40  # candidates per source: this many per wanted item and more; re-scoring moves a few places …
 _RANKED_DEPTH = 100  # candidates per source for a ranker: what the first stage puts far below seldom comes first
+_POPULAR_SHARE = 2  # of them one popular one for so many near ones: the ranker's time is by candidates
+_DEPTH, _MARGIN = 2, 40  # candidates per source: this many per wanted item and more; re-scoring moves a few places …
 _DEEPER = 4  # … and how many times more when it could have moved an item further
 _DEEPEST = 4096  # … but no further: vectors this close to each other say nothing, and a query must stay quick
 _ROUNDING = 1e-5  # between inner products of the search and ours
@@ -75,7 +76,7 @@ class SearchPlan:
     depth: int  # how many items every search is to find
     negative: NegativeFeedback | None = None  # what it takes off scores; None without any
     away: Vector | None = None  # [d] where the disliked items lie; None until `with_feedback`
-    ranker: ListRanker | None = None  # orders what was found; None: first-stage scores do
+    ranker: ListOrder | None = None  # orders what was found; None: first-stage scores do
     asker: Asker | None = None  # for whom, where there is a ranker
 
     def with_feedback(self, vectors: Vector) -> SearchPlan:
@@ -129,9 +130,10 @@ class SearchPlan:
         edges = [self._edge(found) + group.boost for found, group in zip(nearest, self.groups, strict=True)]
         parts = sum(group.boost <= 0 for group in self.groups)  # that are together all items
         promoted = np.unique(np.concatenate([_NONE, *(labels.ravel() for labels, _ in nearest[parts:])]))
-        top = self.popularity.top(self.location, self.depth + 1)
-        popular = self._known(top[: self.depth], self.allowed)
-        rest = self.share * self._highest_share(top[self.depth :])
+        most = self.depth if self.ranker is None else self.depth // _POPULAR_SHARE
+        top = self.popularity.top(self.location, most + 1)
+        popular = self._known(top[:most], self.allowed)
+        rest = self.share * self._highest_share(top[most:])
         found = dict(zip(self.slots, np.concatenate([labels for labels, _ in nearest[:parts]], 1), strict=True))
         return {**found, "promoted": promoted, "popular": popular}, np.max(edges, axis=0) + rest
 

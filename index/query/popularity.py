@@ -48,7 +48,7 @@ class Popularity:
         self._weights: dict[str, Amounts] = {"": np.zeros(0)}  # location → [items], made when asked for
         self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
         self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
-        self._kinds = kinds  # whether counts by kind are read as well
+        self.kinds = kinds  # whether counts by kind are read as well, from the next look on
         self._kind_counts: dict[tuple[int, int], Mapping[int, _Counts]] = {}  # by (partition, bucket), then by kind
         self._by_kind: dict[int, Amounts] = {}  # kind → [items] decayed counts
 
@@ -64,16 +64,16 @@ class Popularity:
             where: self._numbered(await self._store.read_all(keys.popularity(partition_tag(where[0]), where[1])))
             for where in grown
         }
+        lacking = [where for where in present if where in read or where not in self._kind_counts] if self.kinds else []
         by_kind = {
             where: self._numbered_by_kind(await self._store.read_all(keys.kinds(partition_tag(where[0]), where[1])))
-            for where in (grown if self._kinds else ())
+            for where in lacking
         }
         began = now_ms // bucket_ms, bucket_ms
-        if present != self._totals or began != self._began:
+        if present != self._totals or began != self._began or lacking:
             self._counts = {where: read.get(where) or self._counts[where] for where in present}
-            if self._kinds:
-                known = {**self._kind_counts, **by_kind}
-                self._kind_counts = {where: known[where] for where in present if where in known}
+            known = {**self._kind_counts, **by_kind}
+            self._kind_counts = {where: known[where] for where in present} if self.kinds else {}
             self._totals, self._began = present, began
             self._decay(bucket_ms, now_ms)
         return len(grown)
@@ -111,23 +111,20 @@ class Popularity:
         """log(1 + weight) over that of the most popular item, in [0, 1], of items [m]; 0 for unknown ones."""
         weights = self._of(location)
         most = float(weights.max(initial=0.0))
-        numbers = np.array([self._items.get(item_id, -1) for item_id in item_ids], np.int64)
-        known = (numbers >= 0) & (numbers < len(weights))
-        found = np.zeros(len(numbers))
-        if most > 0:
-            found[known] = np.log1p(weights[numbers[known]]) / np.log1p(most)
+        found = _at(weights, self._numbers(item_ids))
+        return np.log1p(found) / np.log1p(most) if most > 0 else found
+
+    def kind_counts(self, kinds: Sequence[int], item_ids: Sequence[str]) -> Amounts:
+        """Decayed counts of kinds of events, by code, of items [kinds, m]: each user's first in a bucket."""
+        found, numbers = np.zeros((len(kinds), len(item_ids))), self._numbers(item_ids)
+        for row, kind in zip(found, kinds, strict=True):
+            if kind in self._by_kind:
+                row[:] = _at(self._by_kind[kind], numbers)
         return found
 
-    def kind_counts(self, kind: int, item_ids: Sequence[str]) -> Amounts:
-        """Decayed counts of one kind of event, by code, of items [m]: each user's first in a bucket."""
-        weights = self._by_kind.get(kind)
-        if weights is None:
-            return np.zeros(len(item_ids))
-        numbers = np.array([self._items.get(item_id, -1) for item_id in item_ids], np.int64)
-        known = (numbers >= 0) & (numbers < len(weights))
-        found = np.zeros(len(numbers))
-        found[known] = weights[numbers[known]]
-        return found
+    def _numbers(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Numbers of items [m]; −1 of an unknown one."""
+        return np.array([self._items.get(item_id, -1) for item_id in item_ids], np.int64)
 
     def _of(self, location: str) -> Amounts:
         where = location if location in self._places else ""
@@ -184,3 +181,11 @@ class Popularity:
         overall: Amounts = np.zeros(len(self._names))
         np.add.at(overall, np.array(self._item_of, np.int64), by_field)
         self._by_field, self._by_kind, self._weights, self._tops = by_field, by_kind, {"": overall}, {}
+
+
+def _at(weights: Amounts, numbers: NDArray[np.int64]) -> Amounts:
+    """The weights of items by number [m]; 0 of one that has none."""
+    known = (numbers >= 0) & (numbers < len(weights))
+    found = np.zeros(len(numbers))
+    found[known] = weights[numbers[known]]
+    return found

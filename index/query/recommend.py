@@ -22,7 +22,7 @@ from index.items.search import Labels
 from index.query.feedback import NegativeFeedback, Rated, rated
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.popularity import Amounts, Popularity
-from index.query.second_stage import Asker, ListRanker
+from index.query.second_stage import Asker, ListOrder
 from index.state.records import UserState, Vector
 
 MOST_NEGATIVE = 10  # weight of negative feedback: beyond, nothing that is disliked is ever shown
@@ -130,7 +130,7 @@ def recommend(
     popularity: Popularity,
     now_ms: int,
     weights: Weights | None = None,
-    ranker: ListRanker | None = None,
+    ranker: ListOrder | None = None,
 ) -> Recommendations:
     """The `query.count` best items for a user, or all that are allowed when there are fewer, found in this process.
 
@@ -165,7 +165,7 @@ def plan_searches(
     now_ms: int,
     weights: Weights | None = None,
     passing: Mask | None = None,  # what `query.tree` lets pass, where another has found that out
-    ranker: ListRanker | None = None,
+    ranker: ListOrder | None = None,
 ) -> SearchPlan:
     """The first stage of `recommend`: what is to be found, as the catalogue is now; whoever has an index answers."""
     weights = weights or Weights()
@@ -205,11 +205,11 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
     ranked = _ranked(plan, pool, vectors)
     slots = range(len(plan.slots))
     bounded = ranked is None and not plan.is_deepest
-    if bounded and any(candidates.reach[at] > pool.last(at, plan.count) for at in slots):
+    if bounded and any(candidates.reach[at] > _last(pool.sums(at), plan.count) for at in slots):
         return None
     pool, ranked_by = ranked or (pool, None)
-    places = _round_robin([pool.ranked(at, plan.count) for at in slots], plan.count)
-    items = [pool.entry(place, plan.slots[at], at) for place, at in places]
+    scores = np.stack([pool.sums(at) for at in slots], axis=1)
+    items = [pool.entry(place, plan.slots[at], at) for place, at in in_turns(scores, pool.item_ids, plan.count)]
     return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
 
 
@@ -218,14 +218,16 @@ def _ranked(plan: SearchPlan, pool: _Pool, vectors: Vector) -> tuple[_Pool, str]
     if plan.ranker is None or plan.asker is None:
         return None
     slots = range(len(plan.slots))
-    best = sorted({place for at in slots for place in pool.ranked(at, max(_MOST_RANKED, plan.count))})
-    pool = pool.part(best)
+    most = max(_MOST_RANKED, plan.count)
+    if len(pool.labels) > most:
+        best = np.flatnonzero(np.any([own >= _last(own, most) for own in map(pool.sums, slots)], axis=0))
+        pool, vectors = pool.part(best.tolist()), vectors[best]
     first = np.stack([pool.sums(at, _FIRST_PARTS) for at in slots], axis=1)
-    part = plan.ranker.part(first, pool.labels, vectors[best], plan.asker, pool.single("negative"))
+    part = plan.ranker.part(first, pool.labels, vectors, plan.asker, pool.single("negative"))
     if part is None:
         return None
     pool.add("ranker", part)
-    return pool, plan.ranker.ranker.version
+    return pool, plan.ranker.version
 
 
 def seen_items(window: Iterable[str], purchases: Mapping[str, int], now_ms: int, weights: Weights) -> frozenset[str]:
@@ -317,17 +319,6 @@ class _Pool:
         part = self._parts.get(name)
         return None if part is None else part[:, 0]
 
-    def last(self, slot: int, count: int) -> float:
-        """The score of the `count`-th best; minus infinity when there are fewer."""
-        scores = self.sums(slot)
-        return float(np.partition(scores, -count)[-count]) if len(scores) >= count else -np.inf
-
-    def ranked(self, slot: int, count: int) -> list[int]:
-        """Places of the `count` best candidates in the pool by the score of a slot, best first; ties by item id."""
-        scores = self.sums(slot)
-        places = np.flatnonzero(scores >= self.last(slot, count)).tolist()
-        return sorted(places, key=lambda place: (-scores[place], self.item_ids[place]))[:count]
-
     def sums(self, slot: int, names: Container[str] | None = None) -> Amounts:
         """Scores for a slot [m], or what summands of these names make of them."""
         found = np.zeros(len(self.labels))
@@ -340,6 +331,22 @@ class _Pool:
         """The candidate as an entry of the list."""
         parts = {name: float(part[place, min(at, part.shape[1] - 1)]) for name, part in self._parts.items()}
         return Ranked(self.item_ids[place], sum(parts.values()), slot, parts)
+
+
+def in_turns(scores: Amounts, item_ids: Sequence[str], count: int) -> list[tuple[int, int]]:
+    """(place, slot) of the `count` best of items [m] with scores [m, slots], one of each slot in turn."""
+    return _round_robin([_best(own, item_ids, count) for own in scores.T], count)
+
+
+def _best(scores: Amounts, item_ids: Sequence[str], count: int) -> list[int]:
+    """Places of the `count` highest scores [m], best first; ties by item id."""
+    places = np.flatnonzero(scores >= _last(scores, count)).tolist()
+    return sorted(places, key=lambda place: (-scores[place], item_ids[place]))[:count]
+
+
+def _last(scores: Amounts, count: int) -> float:
+    """The `count`-th best of scores [m]; minus infinity when there are fewer."""
+    return float(np.partition(scores, -count)[-count]) if len(scores) >= count else -np.inf
 
 
 def _round_robin(lists: Sequence[Sequence[int]], count: int) -> list[tuple[int, int]]:

@@ -6,12 +6,14 @@ The API, replay and the making of training data call it alike, at the time of as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.items.catalogue import Catalogue
+from index.items.columns import ItemFacts
 from index.items.search import Labels
 from index.query.popularity import Popularity
 from index.ranking.features import (
@@ -24,9 +26,10 @@ from index.ranking.features import (
     cosines,
     features_of,
 )
-from index.ranking.ranker import Ranker
+from index.ranking.ranker import ListScorer
 from index.state.records import UserState, Vector
 
+Scores = NDArray[np.float64]
 _LEAST_SPREAD = 0.01  # of first-stage scores: a list whose items are all alike is ordered all the same
 
 
@@ -39,6 +42,21 @@ class Asker:
     location: str
     delta: Vector | None  # [d] what time and place add
     now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class GivenList:
+    """What the caller says of the items of a list [m]: places from 0 and prices; NaN where nothing is said."""
+
+    positions: Floats | None = None
+    prices: Floats | None = None
+
+    def priced(self, facts: ItemFacts) -> ItemFacts:
+        """The facts with these prices in place of the catalogue's."""
+        if self.prices is None:
+            return facts
+        price = np.where(np.isnan(self.prices), facts.price, np.log(self.prices)).astype(np.float32)
+        return replace(facts, price=price, level=facts.level + (price - facts.price))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +73,13 @@ class SecondStage:
         vectors: Vector,
         asker: Asker,
         negative: Floats | None = None,
-        positions: Floats | None = None,
+        given: GivenList | None = None,
     ) -> Floats:
         """Of items [m] with vectors [m, d]; −1 is the label of one that is not known: [m, features].
 
         `negative` [m] is what negative feedback takes off first-stage scores, None for nothing.
         """
+        given = given or GivenList()
         history, has = self._history(asker.state), labels >= 0
         near = cosines(vectors, self._near(history, asker.now_ms))
         for products in near.values():
@@ -73,9 +92,9 @@ class SecondStage:
         items = RankedList(
             labels,
             {name: np.where(has, part, np.nan).astype(np.float32) for name, part in first.items()},
-            self.catalogue.facts(labels),
+            given.priced(self.catalogue.facts(labels)),
             self._amounts(labels, asker.location),
-            positions,
+            given.positions,
         )
         return features_of(items, UserEvidence(history, self.catalogue.facts(history.labels), near), asker.now_ms)
 
@@ -108,9 +127,8 @@ class SecondStage:
 
     def _amounts(self, labels: Labels, location: str) -> Amounts:
         ids = self._ids(labels)
-        counts = [np.zeros(len(ids), np.float32) for _ in EventClass]
-        for kind, event_class in enumerate(self.classes.tolist()):
-            counts[event_class] += self.popularity.kind_counts(kind, ids).astype(np.float32)
+        of_kinds = self.popularity.kind_counts(range(len(self.classes)), ids)
+        counts = [of_kinds[self.classes == event_class].sum(axis=0).astype(np.float32) for event_class in EventClass]
         popular = self.popularity.shares(ids).astype(np.float32)
         here = self.popularity.shares(ids, location).astype(np.float32) if location else popular
         return Amounts(popular, here, *(counts[of] for of in (EventClass.VIEW, EventClass.ACTED, EventClass.BOUGHT)))
@@ -121,33 +139,61 @@ class SecondStage:
         return [next(known) if label >= 0 else "" for label in labels.tolist()]
 
 
-@dataclass(frozen=True, slots=True)
-class ListRanker:
-    """A ranker with what its features are made from."""
+class ListOrder(Protocol):
+    """What orders the lists of a plan; `version` names it."""
 
-    stage: SecondStage
-    ranker: Ranker
+    @property
+    def stage(self) -> SecondStage:
+        """What its features are made from."""
+
+    @property
+    def version(self) -> str:
+        """Of the ranker."""
 
     def part(
         self,
-        first: NDArray[np.float64],
+        first: Scores,
         labels: Labels,
         vectors: Vector,
         asker: Asker,
-        negative: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.float64] | None:
-        """What is added to first-stage scores [m, slots], so that a list is ordered by the ranker; None where it fails.
+        negative: Scores | None = None,
+    ) -> Scores | None:
+        """What is added to first-stage scores [m, slots] of items [m] with vectors [m, d]; None for nothing.
 
-        Its scores are taken to mean and spread of the first stage's, so that promotions and negative feedback weigh as
-        much beside them.
+        `negative` [m] is what negative feedback takes off them.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class ListRanker:
+    """A scorer of a ranker with what its features are made from.
+
+    Of a list of the caller's, `given` [m] says places and prices, in the order of its labels.
+    """
+
+    stage: SecondStage
+    scorer: ListScorer
+    version: str
+    given: GivenList | None = None
+
+    def part(
+        self, first: Scores, labels: Labels, vectors: Vector, asker: Asker, negative: Scores | None = None
+    ) -> Scores | None:
+        """As of `part_of`; None also where a score is no number."""
         taken_off = None if negative is None else negative.astype(np.float32)
-        scores = self.ranker.scores(self.stage.features(labels, vectors, asker, taken_off))
-        if scores is None or not len(scores):
-            return None
-        spread = float(scores.std())
-        if not spread:
-            return None
-        places = (scores.astype(np.float64)[:, None] - scores.mean()) / spread
-        found: NDArray[np.float64] = places * np.maximum(first.std(axis=0), _LEAST_SPREAD) + first.mean(axis=0) - first
-        return found
+        scores = self.scorer.scores(self.stage.features(labels, vectors, asker, taken_off, self.given))
+        return None if scores is None else part_of(scores, first)
+
+
+def part_of(scores: Floats, first: Scores) -> Scores | None:
+    """What a ranker's scores [m] add to first-stage scores [m, slots], so that a list is ordered by the ranker.
+
+    They are taken to mean and spread of the first stage's, so that promotions and negative feedback weigh as much
+    beside them. None where they say nothing.
+    """
+    spread = float(scores.std()) if len(scores) else 0.0
+    if not spread:
+        return None
+    places = (scores.astype(np.float64)[:, None] - scores.mean()) / spread
+    found: Scores = places * np.maximum(first.std(axis=0), _LEAST_SPREAD) + first.mean(axis=0) - first
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,21 +212,28 @@ def _rank(values: Floats) -> Floats:
 
 
 def _own(items: RankedList, history: History, now_ms: int) -> dict[str, Floats]:
-    same = _equal(items.labels, history.labels, none=-1)
-    count = same.sum(axis=1)
-    last = np.where(same, np.arange(same.shape[1]), -1).max(axis=1, initial=-1)
-    seen = last >= 0
-    gap = np.full(len(last), np.nan, np.float32)
-    places = gap.copy()
-    gap[seen] = _log_seconds(now_ms - history.ts_ms[last[seen]])
-    places[seen] = np.log1p(same.shape[1] - 1 - last[seen])
-    acted = same @ _acted(history).astype(np.float32)
-    return {
-        "own_events": np.log1p(count).astype(np.float32),
-        "own_gap": gap,
-        "own_places": places,
-        "own_acted": np.log1p(acted),
-    }
+    known = history.labels >= 0
+    places = np.flatnonzero(known)[::-1]  # newest first
+    own, newest, of = np.unique(history.labels[places], return_index=True, return_inverse=True)
+    acted = np.bincount(of, _acted(history)[places], len(own))
+    count = np.bincount(of, minlength=len(own))
+    at, seen = _found(own, items.labels)
+    gap = np.full(len(seen), np.nan, np.float32)
+    events, since, liked = np.zeros(len(seen), np.float32), gap.copy(), np.zeros(len(seen), np.float32)
+    if seen.any():
+        last = places[newest[at[seen]]]
+        gap[seen] = _log_seconds(now_ms - history.ts_ms[last])
+        since[seen] = np.log1p(len(known) - 1 - last)
+        events[seen], liked[seen] = count[at[seen]], acted[at[seen]]
+    return {"own_events": np.log1p(events), "own_gap": gap, "own_places": since, "own_acted": np.log1p(liked)}
+
+
+def _found(values: NDArray[Any], wanted: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Places [m] of wanted values among rising ones, and which of them are there."""
+    at = np.searchsorted(values, wanted)
+    at[at == len(values)] = 0
+    there: NDArray[np.bool_] = values[at] == wanted if len(values) else np.zeros(len(wanted), np.bool_)
+    return at, there
 
 
 def _labels(items: RankedList, user: UserEvidence, now_ms: int) -> dict[str, Floats]:
@@ -236,8 +244,12 @@ def _labels(items: RankedList, user: UserEvidence, now_ms: int) -> dict[str, Flo
     totals = weights.sum(axis=0)
     found: dict[str, Floats] = {}
     for name in ("brand", "subclass", "category"):
-        of = getattr(items.facts, name)
-        counts = _equal(of, getattr(user.facts, name), none=0) @ weights  # [m, 4]
+        of, codes = getattr(items.facts, name), getattr(user.facts, name)
+        own, places = np.unique(codes, return_inverse=True)
+        sums = np.column_stack([np.bincount(places, column, len(own)) for column in weights.T])  # [codes, 4]
+        at, there = _found(own, of)
+        counts = np.zeros((len(of), weights.shape[1]), np.float32)
+        counts[there] = sums[at[there]]
         counts[of == 0] = np.nan
         shares = (counts / np.where(totals > 0, totals, np.nan)).astype(np.float32)
         found |= {f"{name}{part}": shares[:, at] for at, part in enumerate(parts)}
@@ -248,12 +260,6 @@ def _labels(items: RankedList, user: UserEvidence, now_ms: int) -> dict[str, Flo
 def _acted(history: History) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = (history.classes == EventClass.ACTED) | (history.classes == EventClass.BOUGHT)
     return found
-
-
-def _equal(values: NDArray[np.int32 | np.int64], others: NDArray[np.int32 | np.int64], none: int) -> Floats:
-    """[m, t] 1 where both are the same, and something."""
-    same: NDArray[np.bool_] = (values[:, None] == others[None]) & (values[:, None] != none)
-    return same.astype(np.float32)
 
 
 def _price(items: RankedList, user: UserEvidence) -> dict[str, Floats]:
@@ -292,7 +298,8 @@ def _list(items: RankedList) -> dict[str, Floats]:
     found = {}
     for name in ("brand", "subclass"):
         of = getattr(items.facts, name)
-        share = _equal(of, of, none=0).mean(axis=1) if len(of) else np.zeros(0, np.float32)
+        _, places, counts = np.unique(of, return_inverse=True, return_counts=True)
+        share = (counts / max(1, len(of))).astype(np.float32)[places]
         found[f"list_{name}"] = np.where(of == 0, np.nan, share)
     return {**found, "list_size": np.full(len(items.labels), np.log1p(len(items.labels)), np.float32)}
 

@@ -7,7 +7,7 @@ less the list's mean, and whether the value is missing. Trained by `encoder.rank
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from index.ranking.features import Floats
 
 QUANTILES = 65
-_GELU = np.float32(np.sqrt(2 / np.pi))
+_GELU, _CUBE, _HALF = np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715), np.float32(0.5)
+Grid = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,10 @@ class Scaling:
     """Rising quantiles [F, QUANTILES] of each feature's training values."""
 
     edges: Floats
+    _places: list[tuple[Floats, Grid] | None] = field(init=False, repr=False, compare=False)  # None: always the same
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_places", [_places_of(edges) for edges in self.edges])
 
     @classmethod
     def of(cls, features: Floats) -> Scaling:
@@ -41,10 +46,9 @@ class Scaling:
         missing = np.isnan(features)
         found = np.zeros((len(features), 3 * count), np.float32)
         scaled = found[:, :count]
-        grid = np.linspace(-1, 1, QUANTILES, dtype=np.float32)
-        for at, edges in enumerate(self.edges):
-            if edges[0] < edges[-1]:
-                scaled[:, at] = _between(features[:, at], edges, grid)
+        for at, places in enumerate(self._places):
+            if places is not None:
+                scaled[:, at] = np.interp(features[:, at], *places)
         scaled[missing] = 0
         start = 0
         for end in ends:
@@ -56,10 +60,20 @@ class Scaling:
         return found
 
 
-def _between(values: Floats, edges: Floats, grid: Floats) -> Floats:
-    """Places of values on the grid; of a value that many edges equal, the middle of theirs."""
-    low, high = np.interp(values, edges, grid), -np.interp(-values, -edges[::-1], grid)
-    return np.asarray((low + high) / 2, np.float32)
+def _places_of(edges: Floats) -> tuple[Floats, Grid] | None:
+    """Values [p] and their places in [−1, 1], between which there are straight lines; None where all are one value.
+
+    A value that many edges equal has the middle of their places; what lies beside it has the first or the last.
+    """
+    if not edges[0] < edges[-1]:
+        return None
+    grid = np.linspace(-1, 1, QUANTILES)
+    values, first, counts = np.unique(edges, return_index=True, return_counts=True)
+    low, high = grid[first], grid[first + counts - 1]
+    beside = [np.nextafter(values, np.float32(-np.inf)), values, np.nextafter(values, np.float32(np.inf))]
+    found = np.stack(beside, axis=1).ravel(), np.stack([low, (low + high) / 2, high], axis=1).ravel()
+    one = np.repeat(counts == 1, 3) & (np.arange(len(found[0])) % 3 != 1)  # of a single edge its own place is enough
+    return found[0][~one], found[1][~one]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +120,14 @@ class Network:
 
 
 def _gelu(rows: Floats) -> Floats:
-    return np.asarray(0.5 * rows * (1 + np.tanh(_GELU * (rows + 0.044715 * rows**3))), np.float32)
+    """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))); a power would take most of the time of a network."""
+    found = rows * rows
+    found *= _CUBE
+    found += 1
+    found *= rows
+    found *= _GELU
+    np.tanh(found, out=found)
+    found += 1
+    found *= rows
+    found *= _HALF
+    return found

@@ -19,9 +19,20 @@ from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.items.search import Labels
 from index.query.feedback import NegativeFeedback, rated
+from index.query.live_user import profile_location
+from index.query.model import RequestedList
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Weights
-from index.query.second_stage import Asker, SecondStage
+from index.query.recommend import (
+    ContextView,
+    Query,
+    UserView,
+    Weights,
+    answer_in_process,
+    plan_searches,
+    seen_items,
+)
+from index.query.rerank import known_labels, plan_list, rank_list
+from index.query.second_stage import Asker, GivenList, SecondStage
 from index.ranking.features import Floats, event_classes
 from index.state.keys import partition_of, partition_tag
 from index.state.records import PROFILE, STATE, ItemRecord, UserState, Vector, load_context, load_user
@@ -29,6 +40,7 @@ from index.state.store import LiveStore
 from streams.events import CATALOG, CONTEXT, ITEM_VECTORS, TOPIC_ORDER, Record, Rules
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.user_state import BUCKET_MS
+from streams.ranking.pools import ListPool, PoolRecorder
 
 _CHUNK = 512  # records applied at once while nothing is asked
 _REFRESH_MS = 60_000  # an API process sums popularity every few seconds; here: not more often than this …
@@ -52,6 +64,25 @@ class ListQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoiceQuestion:
+    """An item that a user is about to choose: from what list, just before `ts_ms`?
+
+    From what is retrieved for them, or from what they are `shown`, at these `positions`.
+    """
+
+    number: int
+    ts_ms: int
+    user_id: str
+    item_id: str
+    location: str = ""
+    shown: Sequence[str] | None = None
+    positions: Sequence[float] | None = None
+
+
+Question = ListQuestion | ChoiceQuestion
+
+
+@dataclass(frozen=True, slots=True)
 class AskedList:
     """A question with its features [m, F]; `cold`: nothing at all was known of the user."""
 
@@ -60,16 +91,32 @@ class AskedList:
     cold: bool
 
 
+@dataclass(frozen=True, slots=True)
+class AskedPool:
+    """A question with its list, as far as items are known; `place` is that of the choice, −1 where it is not there."""
+
+    question: ChoiceQuestion
+    pool: ListPool
+    place: int
+
+
 class RankingWalk:
-    """One pass over a log.
+    """One pass over a log; `seen` counts choices of what their users had seen, which no list holds.
 
     Args:
         engine: applies records; it needs no encoder.
         encoder: of the model whose vectors are features; it is given the items.
+        slot: which list is asked for.
     """
 
     def __init__(
-        self, engine: Engine, encoder: IncrementalEncoder, offset: ContextOffset, weights: Weights, rules: Rules
+        self,
+        engine: Engine,
+        encoder: IncrementalEncoder,
+        offset: ContextOffset,
+        weights: Weights,
+        rules: Rules,
+        slot: RequestedList = "mixed",
     ) -> None:
         self._engine, self._encoder, self._offset = engine, encoder, offset
         self._store: LiveStore = engine.store
@@ -81,42 +128,67 @@ class RankingWalk:
         self._stage = SecondStage(self._catalogue, self._popularity, classes)
         self._pending: list[Record] = []
         self._refreshed_ms, self._since = -1, 0
+        self._slot: RequestedList = slot
+        self._query, self.seen = Query(slot=slot), 0
 
     async def run(
         self,
         records: Iterable[Record],
-        questions: Iterable[ListQuestion],
+        questions: Iterable[Question],
         progress: Callable[[int], None] | None = None,
-    ) -> AsyncIterator[AskedList]:
+    ) -> AsyncIterator[AskedList | AskedPool]:
         """The lists with their features, in the order of time; both come sorted by it.
 
-        Records after the last question are not read.
+        Records after the last question are not read. `progress` is told how many questions are done.
         """
-        coming, done = iter(records), 0
+        coming = iter(records)
         record = next(coming, None)
-        for question in questions:
+        for done, question in enumerate(questions):
             while record is not None and record.timestamp_ms < question.ts_ms:
                 self._pending.append(record)
-                done += 1
                 if len(self._pending) >= _CHUNK:
                     await self._flush()
-                    if progress is not None:
-                        progress(done)
                 record = next(coming, None)
             await self._flush()
-            yield await self._ask(question)
+            await self._refresh(question.ts_ms)
+            state, context = await self._read(question)
+            if isinstance(question, ListQuestion):
+                yield self._ask(question, state, context)
+            elif question.shown is None and self._has_seen(state, question):
+                self.seen += 1
+            else:
+                yield self._pool(question, state, context)
+            if progress is not None:
+                progress(done + 1)
 
-    async def _ask(self, question: ListQuestion) -> AskedList:
-        await self._refresh(question.ts_ms)
-        state, context = await self._read(question)
-        known = bool(state.items or state.profile)
+    def _ask(self, question: ListQuestion, state: UserState, context: ContextView) -> AskedList:
+        known = _is_known(state)
         labels = self._catalogue.places(question.item_ids)
-        positions = None if question.positions is None else np.array(question.positions, np.float32)
+        given = GivenList(None if question.positions is None else np.array(question.positions, np.float32))
         user = self._vectors(state) if known else None
         asker = Asker(state, user, question.location, context.delta, question.ts_ms)
         vectors = self._stage.vectors_of(labels)
         negative = self._negative(labels, vectors, asker)
-        return AskedList(question, self._stage.features(labels, vectors, asker, negative, positions), not known)
+        return AskedList(question, self._stage.features(labels, vectors, asker, negative, given), not known)
+
+    def _pool(self, question: ChoiceQuestion, state: UserState, context: ContextView) -> AskedPool:
+        user = UserView.of(self._vectors(state) if _is_known(state) else None, state, self._kind_weights)
+        about = user, self._catalogue, context, self._popularity, question.ts_ms, self._weights
+        if question.shown is None:
+            recorder = PoolRecorder(self._stage)
+            plan = plan_searches(self._query, *about, ranker=recorder)
+            answer_in_process(plan)
+        else:
+            labels, places = known_labels(self._catalogue, question.shown)
+            positions = None if question.positions is None else np.array(question.positions, np.float32)[places]
+            recorder = PoolRecorder(self._stage, GivenList(positions))
+            plan = plan_list(labels, self._slot, *about, recorder)
+            rank_list(plan, labels)
+        pool = recorder.pool(plan)
+        return AskedPool(question, pool, pool.place(question.item_id))
+
+    def _has_seen(self, state: UserState, question: ChoiceQuestion) -> bool:
+        return question.item_id in seen_items(state.items, state.purchases, question.ts_ms, self._weights)
 
     def _negative(self, labels: Labels, vectors: Vector, asker: Asker) -> Floats | None:
         """What negative feedback takes off first-stage scores [m]."""
@@ -131,13 +203,16 @@ class RankingWalk:
         away = feedback.away(self._catalogue.search.vectors(feedback.labels))
         return np.asarray(feedback.part(vectors @ away, labels), np.float32)
 
-    async def _read(self, question: ListQuestion) -> tuple[UserState, ContextView]:
+    async def _read(self, question: Question) -> tuple[UserState, ContextView]:
+        """The user, and the context where they are: as the question says, of a choice else as the profile says."""
         keys = self._store.keys
         tag = partition_tag(partition_of(question.user_id, self._engine.partitions))
-        requests = [(keys.user(tag, question.user_id), (STATE, PROFILE)), (keys.contexts(), [question.location])]
-        fields, (record,) = await self._store.read(requests)
-        context = ContextView.at(question.location, load_context(record), question.ts_ms, self._offset)
-        return load_user(fields), context
+        (fields,) = await self._store.read([(keys.user(tag, question.user_id), (STATE, PROFILE))])
+        state, location = load_user(fields), question.location
+        if isinstance(question, ChoiceQuestion):
+            location = location or profile_location(state.profile)
+        ((record,),) = await self._store.read([(keys.contexts(), [location])])
+        return state, ContextView.at(location, load_context(record), question.ts_ms, self._offset)
 
     def _vectors(self, state: UserState) -> Vector:
         profile = orjson.loads(state.profile) if state.profile else None
@@ -167,6 +242,10 @@ class RankingWalk:
             await self._follower.catch_up()
 
 
+def _is_known(state: UserState) -> bool:
+    return bool(state.items or state.profile)
+
+
 class _Tower:
     """Fills catalogue and encoder alike: retrieval vectors are made of the stored text vectors."""
 
@@ -186,6 +265,6 @@ class _Tower:
         self._catalogue.reset(item_ids)
 
 
-def in_time(questions: Iterable[ListQuestion]) -> Iterator[ListQuestion]:
+def in_time(questions: Iterable[Question]) -> Iterator[Question]:
     """Questions by time, as `RankingWalk.run` wants them."""
     return iter(sorted(questions, key=lambda question: (question.ts_ms, question.number)))

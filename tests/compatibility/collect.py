@@ -19,7 +19,7 @@ from deploy.traffic.plan import TrafficPlan
 from deploy.traffic.traffic import Traffic
 from index.api.app import create_app
 from index.api.metrics import ApiMetrics
-from index.api.schemas import ServedBy
+from index.api.schemas.shapes import ServedBy
 from index.api.settings import ApiSettings, KafkaSide
 from index.query.shadow import ShadowList, ShadowLists
 from index.state.keys import Keys
@@ -146,6 +146,7 @@ def metric_names() -> dict[str, Any]:
     metrics.request("GET", "/", 200, 0.1)
     metrics.answer("personal", read=0.1)
     metrics.sources({"filters": "Elasticsearch"})
+    metrics.ranked(by_ranker=True, wanted=True)
     metrics.exposure()
     metrics.refused("overload")
     metrics.records("clickstream", "acknowledged", 1)

@@ -13,7 +13,7 @@ from tests.compatibility.world import assert_same, expected, made
 
 ADDED_CALLS = (
     ("/", "get"), ("/", "head"), ("/healthz", "head"), ("/readyz", "head"), ("/metrics", "head"),
-    ("/v1/items/{item_id}", "patch"), ("/v1/items/{item_id}", "delete"),
+    ("/v1/items/{item_id}", "patch"), ("/v1/items/{item_id}", "delete"), ("/v1/rerank", "post"),
 )  # fmt: skip
 ADDED_STATUSES = {  # that were answered before and not documented
     "get /healthz": ["400", "405"], "get /readyz": ["400", "405"], "get /metrics": ["400", "401", "403", "405"],
@@ -23,10 +23,13 @@ ADDED_STATUSES = {  # that were answered before and not documented
     "get /v1/items/{item_id}/similar": ["405", "413"], "get /v1/users/{user_id}": ["405", "413"],
 }  # fmt: skip
 ADDED_LINKS = ("post /v1/events", "post /v1/items", "post /v1/users")
-ADDED_SCHEMAS = ("ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "RootAnswer", "ShadowStatus")
+ADDED_SCHEMAS = (
+    "ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "RerankAnswer", "RerankedItem", "RootAnswer",
+    "ShadowStatus",
+)  # fmt: skip
 ADDED_FIELDS = (
     ("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"),
-    ("PublishedAnswer", "ignored"),
+    ("PublishedAnswer", "ignored"), ("RecommendationsAnswer", "ranked_by"),
 )  # fmt: skip
 EMPTY_IS_NONE = ("session_id", "location", "recommendation_id", "page_id")  # of a click; "" was always taken
 ADDED_METRICS = {  # kind, and labels
@@ -34,16 +37,17 @@ ADDED_METRICS = {  # kind, and labels
     "perseid_api_shadow": ("counter", ("outcome",)),
     "perseid_api_shadow_seconds": ("histogram", ("model",)),
     "perseid_api_shadow_overlap": ("histogram", ()),
+    "perseid_api_ranked": ("counter", ("ranked_by",)),
     "perseid_api_experiment_answers": ("counter", ("answered_by", "arm")),
 }
-ADDED_COUNTERS = ("filled", "fill_ms")  # of a worker
-ADDED_API_COUNTERS = ("arm_challenger",)  # beside arm_champion and arm_challenger_by_champion
+ADDED_COUNTERS = ("filled", "fill_ms", "ranked_by_{}")  # of a worker; of an API process, as below
+ADDED_API_COUNTERS = ("arm_challenger", "ranked_by_ranker")  # beside arm_champion and arm_challenger_by_champion
 _SAMPLES = {"gauge": ("",), "counter": ("_created", "_total"), "histogram": ("_bucket", "_count", "_created", "_sum")}
 ADDED_SETTINGS = (
-    "`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`",
+    "`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`", "`PERSEID_RANKER`",
 )  # fmt: skip
 ADDED_KEYS = {"kinds": "shop:{p1}:kinds:7"}  # field: code of a kind, \x1f, item
-ADDED_COMMANDS = ("models", "retrain")
+ADDED_COMMANDS = ("models", "retrain", "train-ranker")
 CHANGED_COUNTS = {
     "applied", "encoded", "idle", "idle_swept", "late",  # a clock that few clicks do not move
     "malformed:context:promotions", "malformed:context:valid_until_ms", "malformed:context:weather",  # another reason
@@ -56,7 +60,7 @@ def test_the_openapi_document_is_the_same() -> None:
     found, wanted = collect.openapi(), expected("openapi.json")
     for path, method in ADDED_CALLS:
         del found["paths"][path][method]
-    del found["paths"]["/"]
+    del found["paths"]["/"], found["paths"]["/v1/rerank"]
     for call, operation in _operations(found):
         for status in ADDED_STATUSES.get(call, ()):
             assert operation["responses"].pop(status)["content"] == PROBLEM

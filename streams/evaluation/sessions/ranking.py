@@ -26,7 +26,6 @@ from streams.evaluation.sessions.sessions import LABELS, VIEWS, Label, Slate, Vi
 from streams.evaluation.sessions.timeline import SessionQuestion, session_questions
 from streams.evaluation.sessions.two_stage import (
     ListFeatures,
-    TrainedRanker,
     question_of,
     taught_slates,
     train_rankers,
@@ -36,6 +35,7 @@ from streams.evaluation.tables import moment
 from streams.events import Rules
 from streams.folder.reader import Folder
 from streams.item_vectors import ItemVectors
+from streams.ranking.training import TrainedScorer
 
 PERSEID = ("round robin", "h_next", "h_gen")
 LEARNED: Mapping[str, tuple[str, ...]] = {  # name → groups of features
@@ -138,7 +138,7 @@ def _part(slate: Slate, plan: SessionPlan) -> str:
 class _SecondStage:
     """Rankers that were trained on slates of one view, or why there are none, and features by test slate and label."""
 
-    rankers: Mapping[str, TrainedRanker]
+    rankers: Mapping[str, TrainedScorer]
     features: Mapping[tuple[int, Label], NDArray[np.float32]]
     missing: str | None = None
 

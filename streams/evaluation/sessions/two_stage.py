@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from context.counting import counted
-from encoder.ranking.training import FEWEST, RankerSettings, RankingLists, fit
-from index.ranking.features import FEATURES, GROUPS, Floats
-from index.ranking.network import Network, Scaling
+from encoder.ranking.training import FEWEST, RankerSettings
+from index.ranking.features import GROUPS, Floats
 from streams.evaluation.sessions.sessions import CLICK, Label, Slate, View, read_sessions
 from streams.events import Rules
 from streams.folder.reader import Folder
+from streams.ranking.training import WITHOUT_POSITION, TaughtList, TrainedScorer, train_scorer
 from streams.ranking.walk import ListQuestion
 
 TWO_STAGE: Mapping[str, tuple[str, ...]] = {  # name → groups of features
-    "two-stage": tuple(name for name in GROUPS if name != "position"),
+    "two-stage": WITHOUT_POSITION,
     "two-stage + position": tuple(GROUPS),
 }
 _ACTED, _BOUGHT = 1.0, 3.0  # what a cart or like, and a purchase, teach beside each other
@@ -80,38 +79,13 @@ def question_of(number: int, slate: Slate, label: Label | None = None) -> ListQu
     return ListQuestion(number, slate.start_ms, slate.user_id, ids, slate.location, positions)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedRanker:
-    """A ranker's network, the columns of the features that it reads, and how it came to be."""
-
-    network: Network
-    columns: Sequence[int]
-    facts: Mapping[str, Any]
-
-    def scores(self, features: Floats) -> Floats:
-        """Of one list's items [m], from all features."""
-        return self.network.scores(features[:, self.columns])
-
-
 def train_rankers(
     taught: Sequence[TaughtSlate], features: Sequence[Floats], seed: int = 0, threads: int = 1
-) -> dict[str, TrainedRanker]:
+) -> dict[str, TrainedScorer]:
     """The rankers of `TWO_STAGE`. Raises ValueError when there are too few slates."""
     if len(taught) < FEWEST:
         found = counted(len(taught), "list")
         raise ValueError(f"{found} between the encoder's training and the split; {FEWEST} are needed")
-    return {name: _train(taught, features, groups, seed, threads) for name, groups in TWO_STAGE.items()}
-
-
-def _train(
-    taught: Sequence[TaughtSlate], features: Sequence[Floats], groups: Sequence[str], seed: int, threads: int
-) -> TrainedRanker:
-    columns = [FEATURES.index(name) for group in groups for name in GROUPS[group]]
-    rows, gains = np.concatenate(features)[:, columns], np.concatenate([slate.gains for slate in taught])
-    sizes = [len(slate.gains) for slate in taught]
-    scaling = Scaling.of(rows)
-    lists = RankingLists(scaling.inputs(rows, np.cumsum(sizes).tolist()), gains, sizes)
-    trained = fit(lists, RankerSettings(seed=seed, threads=threads))
-    network = Network(scaling, trained.layers)
-    facts = {"lists": len(taught), "epochs": trained.epochs, "validation_ndcg@10": round(trained.best, 6)}
-    return TrainedRanker(network, columns, facts)
+    lists = [TaughtList(found, slate.gains) for found, slate in zip(features, taught, strict=True)]
+    settings = RankerSettings(seed=seed, threads=threads)
+    return {name: train_scorer(lists, groups, settings) for name, groups in TWO_STAGE.items()}

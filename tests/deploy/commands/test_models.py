@@ -11,14 +11,17 @@ import orjson
 import pytest
 
 from deploy.cli import run
+from deploy.doctor.models import check_ranker
 from deploy.models.registry import Registry
 from deploy.runtime.process import now_ms
 from deploy.servers.redis import RedisServer
+from deploy.settings import load
 from index.state.aliases import Aliases, change_aliases
 from index.state.keys import ITEMS_TAG, Keys
 from index.state.redis_store import RedisStore
 from index.state.store import Commit, LogIdentity, Op
 from tests.support.saved_models import saved_model
+from tests.support.simple_rankers import ranker_of
 
 Perseid = Callable[..., tuple[int, str]]
 
@@ -214,3 +217,47 @@ def test_a_live_state_that_is_away_is_one_line(perseid: Perseid, monkeypatch: py
     monkeypatch.setenv("PERSEID_REDIS", "redis://127.0.0.1:1/0")
     status, said = perseid("rollback")
     assert status == 1 and said.startswith("perseid: the live state does not answer") and "\n" not in said
+
+
+def test_a_ranker_is_added_shown_and_removed(
+    perseid: Perseid, redis_server: RedisServer, keys: Keys, tmp_path: Path
+) -> None:
+    version, other = (saved_model(tmp_path / "made", seed).name for seed in range(2))
+    assert perseid("add", str(tmp_path / "made" / version), "--champion") == (0, version)
+
+    async def serve(store: RedisStore) -> None:
+        assert await change_aliases(store, Aliases(), Aliases(version))
+
+    on(redis_server, keys, serve)
+    good, idle = ranker_of(version, sources=("retrieved", "placed")), ranker_of(version, better=False)
+    for ranker in (good, idle, ranker_of(other)):
+        ranker.save(tmp_path / ranker.version)
+    status, said = perseid("add-ranker", str(tmp_path / good.version))
+    assert status == 0
+    assert said == (
+        f"{good.version} is beside {version} and orders lists that were retrieved and placed, in force within seconds"
+    )
+    assert f"ranker {good.version}" in perseid("list")[1]
+    shown = json.loads(perseid("show", version)[1])["ranker"]
+    assert shown["version"] == good.version and shown["encoder"] == version
+    (finding,) = check_ranker(load({}, redis=redis_server.url, prefix=keys.prefix))
+    assert (finding.state, finding.version) == ("ok", version) and good.version in finding.what
+    (finding,) = check_ranker(load({}, redis=redis_server.url, prefix=keys.prefix, ranker="r-00000000"))
+    assert finding.state == "wrong" and "PERSEID_RANKER names r-00000000" in finding.what
+    assert perseid("add-ranker", str(tmp_path / idle.version))[1].endswith("is off: it is no better")
+    assert f"ranker {idle.version} (off)" in perseid("list")[1]
+    status, said = perseid("add-ranker", str(tmp_path / ranker_of(other).version))
+    assert status == 1 and f"belongs to {other}" in said and "\n" not in said
+    (tmp_path / "registry" / "models" / version / "ranker.safetensors").write_bytes(b"half")
+    assert "ranker damaged" in perseid("list")[1]
+    assert perseid("remove-ranker", version) == (0, f"{version} has no ranker any more")
+    assert "ranker" not in perseid("list")[1]
+    (finding,) = check_ranker(load({}, redis=redis_server.url, prefix=keys.prefix))
+    assert finding.state == "ok" and "has no ranker" in finding.what
+
+    async def spoil(store: RedisStore) -> None:
+        await store.write(store.keys.model(version), {**good.dump(), "ranker.safetensors": b"half"})
+
+    on(redis_server, keys, spoil)
+    (finding,) = check_ranker(load({}, redis=redis_server.url, prefix=keys.prefix))
+    assert finding.state == "wrong" and f"perseid models remove-ranker {version}" in finding.remedy

@@ -20,8 +20,9 @@ from index.api.admission import MAX_BODY_BYTES, AdmissionController, AdmissionMi
 from index.api.errors import install_handlers
 from index.api.ingest import Ingest, ingest_router
 from index.api.metrics import ApiMetrics
-from index.api.record_schemas import BODIES
-from index.api.schemas import Problem, PublishedAnswer
+from index.api.schemas.records import BODIES
+from index.api.schemas.shapes import Problem
+from index.api.schemas.state import PublishedAnswer
 from index.api.settings import KafkaSide
 from index.state.keys import partition_of
 from streams.events import Rules

@@ -80,7 +80,7 @@ def test_a_challenger_is_loaded_once_all_items_have_its_vectors_and_promoted_at_
 
         async def loaded() -> bool:
             found = (await status(client))["loaded"]
-            return OTHER in found and found[OTHER] == {"items": 20, "complete": True}
+            return OTHER in found and (found[OTHER]["items"], found[OTHER]["complete"]) == (20, True)
 
         await until(loaded, "the challenger is loaded")
         assert (await ask(client))["model"] == MODEL

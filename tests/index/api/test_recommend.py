@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from deploy.servers.redis import RedisServer
-from index.api.schemas import Problem, RecommendationsAnswer, SimilarAnswer
+from index.api.schemas.lists import RecommendationsAnswer, SimilarAnswer
+from index.api.schemas.shapes import Problem
 from index.query.model import own_weights
 from index.state.keys import Keys, partition_of
 from index.state.memory_store import MemoryStore
@@ -289,7 +290,7 @@ KNOWN = "after, context, count, exclude, explain, filter, include_seen, location
         ({"user_id": "u1", "include_seen": 1}, ["include_seen: expected true or false, got 1"]),
         (
             {"user_id": "u1", "filter": [], "context": True},
-            ["filter: expected an object, got a list", "context: expected an object, got true or false"],
+            ["context: expected an object, got true or false", "filter: expected an object, got a list"],
         ),
         ({"user_id": "u1", "slot": {}}, [f"slot: expected {SLOTS}, got an object"]),
         ({"user_id": "u1", "scenario": "x" * 65}, ["scenario: has 65 characters, expected at most 64"]),

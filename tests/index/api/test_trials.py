@@ -13,7 +13,7 @@ import orjson
 import pytest
 from prometheus_client import generate_latest
 
-from index.api.schemas import StatusAnswer
+from index.api.schemas.status import StatusAnswer
 from index.state.aliases import change_aliases, read_aliases
 from index.state.keys import partition_of, partition_tag
 from index.state.records import encode_vectors, vector_field

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from index.api.schemas import SimilarAnswer, StatusAnswer
+from index.api.schemas.lists import SimilarAnswer
+from index.api.schemas.status import StatusAnswer
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from tests.index.api.test_recommend import ask, ask_by_post, ids

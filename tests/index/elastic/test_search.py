@@ -28,7 +28,7 @@ from index.query.recommend import ContextView, Query, UserView, answer_in_proces
 from index.query.second_stage import ListRanker, SecondStage
 from index.ranking.features import event_classes
 from index.ranking.network import Network, Scaling
-from index.ranking.ranker import Ranker
+from index.ranking.ranker import ListScorer
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, UserState, Vector
@@ -181,12 +181,11 @@ def test_a_filter_inside_the_search_and_the_mask_agree(index: Indexed) -> None:
         assert len(labels[row]) == 100 and allowed[labels[row]].all()
 
 
-def by_nearness() -> Ranker:
-    """A ranker that wants what is near to what the user looked at."""
+def by_nearness() -> ListScorer:
+    """A scorer that wants what is near to what the user looked at."""
     scaling = Scaling.of(np.linspace(-1, 1, 500, dtype=np.float32)[:, None])
-    return Ranker(
-        Network(scaling, [(np.array([[1], [0], [0]], np.float32), np.zeros(1, np.float32))]), ("near_recent",), MODEL
-    )
+    layers = [(np.array([[1], [0], [0]], np.float32), np.zeros(1, np.float32))]
+    return ListScorer(Network(scaling, layers), ("near_recent",))
 
 
 @pytest.mark.parametrize("ranked", [False, True])
@@ -205,7 +204,8 @@ def test_a_plan_gets_the_list_of_a_process_that_keeps_all_vectors(
 
     def plan(catalogue: Catalogue) -> SearchPlan:
         popularity = Popularity(MemoryStore())
-        ranker = ListRanker(SecondStage(catalogue, popularity, event_classes((1, -2), (False, False))), by_nearness())
+        stage = SecondStage(catalogue, popularity, event_classes((1, -2), (False, False)))
+        ranker = ListRanker(stage, by_nearness(), "r-1")
         asked = Query(20), user, catalogue, ContextView(), popularity, 0
         return plan_searches(*asked, ranker=ranker if ranked else None)
 

@@ -16,7 +16,7 @@ from index.query.recommend import ContextView, Query, UserView, Weights, recomme
 from index.query.second_stage import ListRanker, SecondStage
 from index.ranking.features import FEATURES, event_classes
 from index.ranking.network import Network, Scaling
-from index.ranking.ranker import Ranker
+from index.ranking.ranker import ListScorer
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, UserState, Vector
@@ -74,15 +74,15 @@ def counted(clicks: Mapping[str, int], kinds: Mapping[str, int] | None = None) -
 NOBODY = counted({})
 
 
-def by(feature: str, weight: float = 1.0) -> Ranker:
-    """A ranker that scores by one feature, over values from 0 to 5."""
+def by(feature: str, weight: float = 1.0) -> ListScorer:
+    """A scorer that scores by one feature, over values from 0 to 5."""
     scaling = Scaling.of(np.linspace(0, 5, 500, dtype=np.float32)[:, None])
     layers = [(np.array([[weight], [0], [0]], np.float32), np.zeros(1, np.float32))]
-    return Ranker(Network(scaling, layers), (feature,), "m-1")
+    return ListScorer(Network(scaling, layers), (feature,))
 
 
-def on(catalogue: Catalogue, ranker: Ranker, popularity: Popularity = NOBODY) -> ListRanker:
-    return ListRanker(SecondStage(catalogue, popularity, CLASSES), ranker)
+def on(catalogue: Catalogue, scorer: ListScorer, popularity: Popularity = NOBODY) -> ListRanker:
+    return ListRanker(SecondStage(catalogue, popularity, CLASSES), scorer, "r-1")
 
 
 def view(state: UserState | None = None) -> UserView:
@@ -94,7 +94,7 @@ def test_the_ranker_orders_what_was_found_and_parts_sum_up(shop: Catalogue) -> N
     ranker = on(shop, by("price", -1.0))
     found = recommend(Query(10), view(), shop, ContextView(), NOBODY, NOW_MS, ranker=ranker)
     assert [entry.item_id for entry in found.items] == [f"i{number:02d}" for number in range(10)]
-    assert found.ranked_by == ranker.ranker.version
+    assert found.ranked_by == "r-1"
     for entry in found.items:
         assert entry.score == pytest.approx(sum(entry.parts.values()))
         assert entry.parts.keys() >= {"cosine", "popularity", "ranker"}

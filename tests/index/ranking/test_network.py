@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from index.ranking.features import FEATURES
 from index.ranking.network import QUANTILES, Network, Scaling
-from index.ranking.ranker import DOCUMENT, TENSORS, Ranker, load_ranker
+from index.ranking.ranker import DOCUMENT, TENSORS, ListScorer, ListSource, Ranker, load_ranker
 
 
 def network(features: int, seed: int = 0) -> Network:
@@ -62,7 +63,15 @@ def test_scores_of_a_list_are_those_of_its_rows_in_any_order() -> None:
 
 
 def ranker() -> Ranker:
-    return Ranker(network(3), FEATURES[:3], "m-00000000", {"span": [1, 2]})
+    scorers: dict[ListSource, ListScorer] = {
+        "retrieved": ListScorer(network(3), FEATURES[:3]),
+        "placed": ListScorer(network(2, 1), FEATURES[-2:], better=False),
+    }
+    return Ranker(scorers, "m-00000000", {"span": [1, 2]})
+
+
+def scorer_of(made: Ranker) -> ListScorer:
+    return made.scorers["retrieved"]
 
 
 def test_an_artefact_is_read_back_as_it_was(tmp_path: Path) -> None:
@@ -70,31 +79,37 @@ def test_an_artefact_is_read_back_as_it_was(tmp_path: Path) -> None:
     made.save(tmp_path / "r")
     found = load_ranker(tmp_path / "r")
     rows = np.random.default_rng(0).normal(size=(7, len(FEATURES))).astype(np.float32)
-    assert (found.features, found.encoder, found.metadata) == (made.features, made.encoder, made.metadata)
+    assert (found.encoder, found.metadata, found.scorers.keys()) == (made.encoder, made.metadata, made.scorers.keys())
     assert found.version == made.version and found.version.startswith("r-")
-    scores, before = found.scores(rows), made.scores(rows)
-    assert scores is not None and before is not None and scores.tolist() == before.tolist()
+    for source in made.scorers:
+        ours, theirs = made.scorers[source], found.scorers[source]
+        assert (theirs.features, theirs.better) == (ours.features, ours.better)
+        scores, before = theirs.scores(rows), ours.scores(rows)
+        assert scores is not None and before is not None and scores.tolist() == before.tolist()
 
 
 def test_other_numbers_or_words_have_another_version() -> None:
     made = ranker()
-    assert (
-        len(
-            {
-                made.version,
-                Ranker(network(3, 1), made.features, made.encoder).version,
-                Ranker(made.network, made.features, "m-1").version,
-                Ranker(made.network, FEATURES[1:4], made.encoder).version,
-            }
-        )
-        == 4
-    )
+    one, features = scorer_of(made), FEATURES[:3]
+    others: list[Ranker] = [
+        Ranker({"retrieved": ListScorer(network(3, 1), features)}, made.encoder),
+        Ranker({"retrieved": one}, made.encoder),
+        Ranker({"retrieved": one}, "m-1"),
+        Ranker({"shown": one}, made.encoder),
+        Ranker({"retrieved": ListScorer(one.network, FEATURES[1:4])}, made.encoder),
+        Ranker({"retrieved": ListScorer(one.network, features, better=False)}, made.encoder),
+    ]
+    assert len({made.version, *(other.version for other in others)}) == 7
+    assert Ranker({"retrieved": one}, made.encoder, {"said": "otherwise"}).version == others[1].version
 
 
 def test_a_score_that_is_no_number_gives_none() -> None:
-    made = ranker()
+    made = scorer_of(ranker())
     made.network.layers[0][0][:] = np.inf
     assert made.scores(np.ones((2, len(FEATURES)), np.float32)) is None
+
+
+ONE = {"features": list(FEATURES[:3]), "better": True}
 
 
 @pytest.mark.parametrize(
@@ -102,11 +117,16 @@ def test_a_score_that_is_no_number_gives_none() -> None:
     [
         ("format", 9, "this build reads"),
         ("features_version", 0, "this build reads"),
-        ("features", ["next", "general", "unheard-of"], "does not compute: unheard-of"),
-        ("features", ["next"], "1 are named"),
         ("sha256", "0", "does not belong"),
-        ("encoder", "m-1", "copy it again"),
-        ("version", "r-00000000", "copy it again"),
+        ("scorers", {"retrieved": {**ONE, "features": ["next", "general", "unheard-of"]}}, "not compute: unheard-of"),
+        ("scorers", {"retrieved": {**ONE, "features": ["next"]}}, "1 are named"),
+        ("scorers", {"retrieved": {}}, "no ranker's numbers and words"),
+        ("scorers", ["retrieved"], "no ranker's numbers and words"),
+        ("scorers", {}, "was changed"),
+        ("scorers", {"shown": ONE}, "lacks 'edges'"),
+        ("scorers", {"retrieved": {**ONE, "better": False}}, "was changed"),
+        ("encoder", "m-11111111", "was changed"),
+        ("version", "r-00000000", "was changed"),
     ],
 )
 def test_an_artefact_that_does_not_fit_is_refused_in_one_line(
@@ -118,6 +138,31 @@ def test_an_artefact_that_does_not_fit_is_refused_in_one_line(
     with pytest.raises(ValueError, match=said) as refused:
         load_ranker(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "null", "{", '"words"'])
+def test_a_document_of_something_else_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    ranker().save(tmp_path)
+    (tmp_path / DOCUMENT).write_text(content)
+    with pytest.raises(ValueError, match=r"copy the folder again|this build reads") as refused:
+        load_ranker(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_tensors_that_are_cut_or_no_numbers_are_refused(tmp_path: Path) -> None:
+    made = ranker()
+    scorer_of(made).network.layers[0][0][0, 0] = np.nan
+    made.save(tmp_path)
+    with pytest.raises(ValueError, match="no number"):
+        load_ranker(tmp_path)
+    document = json.loads((tmp_path / DOCUMENT).read_text())
+    content = (tmp_path / TENSORS).read_bytes()[:200]
+    (tmp_path / TENSORS).write_bytes(content)
+    with pytest.raises(ValueError, match="does not belong"):
+        load_ranker(tmp_path)
+    (tmp_path / DOCUMENT).write_text(json.dumps({**document, "sha256": hashlib.sha256(content).hexdigest()}))
+    with pytest.raises(ValueError, match="no ranker's numbers"):
+        load_ranker(tmp_path)
 
 
 def test_a_folder_without_or_with_half_an_artefact_is_refused(tmp_path: Path) -> None:

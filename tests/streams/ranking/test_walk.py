@@ -16,7 +16,7 @@ from streams.folder.reader import Folder
 from streams.folder.records import SourceRecord, records
 from streams.pipeline.user_state import BUCKET_MS, EngineSettings, WindowLimits
 from streams.ranking import walk as walking
-from streams.ranking.walk import ListQuestion, RankingWalk, in_time
+from streams.ranking.walk import AskedList, ListQuestion, RankingWalk, in_time
 from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 from tests.support.replay_world import CONFIG, RULES, encoder, offline, shop, vectors_of
 
@@ -28,7 +28,7 @@ def walked(log: Sequence[SourceRecord], questions: Sequence[ListQuestion], parti
         model = offline()
         walk = RankingWalk(engine, encoder(), model.offset, model.weights, RULES)
         found = walk.run(numbered(log, partitions), in_time(questions))
-        return {asked.question.number: asked.features async for asked in found}
+        return {one.question.number: one.features async for one in found if isinstance(one, AskedList)}
 
     return asyncio.run(run())
 

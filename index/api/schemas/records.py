@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from index.api.schemas import MAX_BATCH, MAX_ID_BYTES, Identifier, example
+from index.api.schemas.shapes import MAX_BATCH, MAX_ID_BYTES, Identifier, example
 
 _MOST_IGNORED = 20  # fields that are named, each cut: senders may make up any number of any length
 _SHOWN_CHARACTERS = 60
