@@ -29,6 +29,7 @@ from index.state.aliases import Aliases
 
 CARD = "card.json"
 ALIASES = "aliases.json"
+NAMED = "named.json"
 MODELS = "models"
 RANKER_FILES = (RANKER_TENSORS, RANKER_DOCUMENT)  # in the order in which they are written
 _LOCK = ".lock"
@@ -147,6 +148,18 @@ class Registry:
             raise ValueError(f"{where} holds no complete model; remove that folder and add it again") from error
         sync(self._models)
 
+    def named(self) -> str:
+        """The version that PERSEID_MODEL named when a live state began with it; "" where that is not noted."""
+        try:
+            return str(json.loads(self._read(NAMED) or b"{}").get("version", ""))
+        except (ValueError, AttributeError):
+            return ""
+
+    def note_named(self, version: str) -> None:
+        """Notes it, so that what was promoted since is told apart from another model that somebody names."""
+        if self.named() != version:
+            self._put(NAMED, json.dumps({"version": version}).encode() + b"\n")
+
     def _json(self, version: str, name: str) -> dict[str, Any]:
         path = f"{MODELS}/{version}/{name}"
         content = self._read(path) if is_version(version) else None
@@ -166,7 +179,8 @@ class Registry:
             return None
 
     def _put(self, path: str, content: bytes) -> None:
-        """Writes a file of a version that is there."""
+        """Writes a file of a version that is there, or one beside all versions."""
+        self._root.mkdir(parents=True, exist_ok=True)
         _write(self._root / path, content)
 
     def _delete(self, path: str) -> None:
@@ -208,11 +222,13 @@ def first_champion(settings: Settings) -> Path:
 def first_aliases(settings: Settings) -> Aliases:
     """The aliases of a live state that has none: the registry's, or what `first_champion` finds alone.
 
+    Another champion of the registry was promoted since, unless PERSEID_MODEL names another model than it did then.
     Raises ValueError when there is no model to begin with.
     """
-    champion = str(read_document(first_champion(settings))["version"])
-    noted = open_registry(settings).aliases()
-    return noted if noted.champion == champion else Aliases(champion)
+    champion, registry = str(read_document(first_champion(settings))["version"]), open_registry(settings)
+    noted = registry.aliases()
+    promoted = registry.named() == champion and noted.champion in registry.versions()
+    return noted if promoted or noted.champion == champion else Aliases(champion)
 
 
 def artefact(settings: Settings, version: str) -> Path:

@@ -16,7 +16,7 @@ from deploy.runtime import process
 from deploy.runtime.producer import EventProducer
 from deploy.runtime.state_sizes import engine_settings, keep_window
 from deploy.settings import Settings
-from encoder.model.document import read_document
+from encoder.model.document import DOCUMENT, read_document
 from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.store import LiveStore
 
@@ -110,7 +110,16 @@ async def name_champion(store: LiveStore, settings: Settings) -> Aliases:
     if not aliases.champion:
         await change_aliases(store, aliases, first_aliases(settings))
         aliases = await read_aliases(store)  # another process may have been first
+        _note_named(settings, aliases.champion)
     return aliases
+
+
+def _note_named(settings: Settings, champion: str) -> None:
+    if (settings.model / DOCUMENT).is_file() and read_document(settings.model)["version"] == champion:
+        try:
+            open_registry(settings).note_named(champion)
+        except OSError as error:
+            log.warning("the registry does not take a note of the model that this deployment began with: %s", error)
 
 
 def worker_report(engine: Engine) -> dict[str, Any]:

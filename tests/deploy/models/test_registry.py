@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.models.registry import Registry, first_champion, open_registry
+from deploy.models.registry import Registry, first_aliases, first_champion, open_registry
+from deploy.roles.worker import name_champion
 from deploy.settings import load
 from encoder.model.artefact import load as load_model
 from index.state.aliases import Aliases
+from index.state.memory_store import MemoryStore
 from tests.support.saved_models import saved_model
 
 
@@ -201,6 +204,24 @@ def test_an_empty_state_begins_with_the_named_model_else_with_the_registrys_cham
     assert first_champion(load(settings.environment(), model=other)) == other, "also where it is not there: it is said"
     Path(".perseid/model").mkdir(parents=True)
     assert first_champion(settings) == Path(".perseid/model")
+
+
+def test_an_emptied_state_goes_on_with_what_was_promoted_unless_another_model_is_named(tmp_path: Path) -> None:
+    first, second, third = (saved_model(tmp_path, seed) for seed in range(3))
+    settings = load({"PERSEID_STATE": str(tmp_path / "state")}, model=first)
+    registry = open_registry(settings)
+    begun = asyncio.run(name_champion(MemoryStore(), settings))
+    assert begun == Aliases(first.name) == first_aliases(settings)
+    promoted = Aliases(registry.add(second), "", first.name)
+    registry.set_aliases(registry.aliases(), promoted)
+    assert first_aliases(settings) == promoted
+    assert asyncio.run(name_champion(MemoryStore(), settings)) == promoted, "FLUSHALL, or another Redis"
+    assert first_aliases(settings) == promoted, "the note stays"
+    another = load(settings.environment(), model=third)
+    assert first_aliases(another) == Aliases(third.name)
+    shutil.rmtree(tmp_path / "state" / "registry" / "models" / second.name)
+    assert first_aliases(settings) == Aliases(first.name), "what is gone cannot be served"
+    assert asyncio.run(name_champion(MemoryStore(), another)) == Aliases(third.name)
 
 
 def test_the_registry_is_where_the_setting_says(tmp_path: Path) -> None:
