@@ -94,6 +94,8 @@ class Liveness:
         self.reachable = False
         self.log_ends: Mapping[tuple[str, int], int] = {}  # by topic and partition, where no worker tells of them
         self.item_log = ""  # as of the last poll
+        self.item_logs: set[str] = set()  # with those that it goes on from: the items were not emptied in between
+        self._items_position = 0
         # The item log and its position when it was first seen that the items' topics had been applied to their ends;
         # None as long as they were not. A log that goes on from a complete one begins with all items: position 0.
         self.complete: tuple[str, int] | None = None
@@ -210,12 +212,17 @@ class Liveness:
         beat, log, position, models = found
         self.filled = complete_models(models.decode()) if models else None
         self.item_log = (log or b"").decode()
+        end = int(position or 0)
+        if not self.item_log or end < self._items_position:
+            self.item_logs.clear()
+        self.item_logs |= {self.item_log} - {""}
+        self._items_position = end
         before, self._items_beat = self._items_beat, int(beat or 0)
         if not self._items_beat:  # an emptied store, or another log of the items: confirmed is nothing yet
             self.complete = None
         elif self.complete is None or self.complete[0] != self.item_log:
             goes_on = self.complete is not None and self._items_beat >= before  # as after a restart of Redis
-            self.complete = self.item_log, 0 if goes_on else int(position or 0)
+            self.complete = self.item_log, 0 if goes_on else end
 
     def _take(self, tags: Mapping[str, tuple[str, ...]], owners: list[list[bytes | None]]) -> None:
         now_ms = self._now_ms()

@@ -93,7 +93,8 @@ class LoadedModel:
         """
         log, known = self.follower.generation, liveness.complete
         another = liveness.item_log != log and known is not None  # which is being read, or seen by one of the two only
-        if self.complete_in and len(self.catalogue.search) and (log == self.complete_in or another):
+        goes_on = log == self.complete_in or another or self.complete_in in liveness.item_logs
+        if self.complete_in and len(self.catalogue.search) and goes_on:
             return ""
         self.complete_in = ""
         if known is None or known[0] != log:

@@ -172,8 +172,11 @@ def test_another_log_of_the_items_is_applied_before_a_process_that_starts_is_rea
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("emptied", [True, False])
-def test_an_emptied_store_is_waited_for_and_a_restarted_one_is_not(emptied: bool) -> None:
+@pytest.mark.parametrize(
+    "emptied, log", [(True, LOG), (False, LOG), (True, LogIdentity("another")), (False, LogIdentity("another"))]
+)
+def test_an_emptied_store_is_waited_for_and_a_restarted_one_is_not(emptied: bool, log: LogIdentity) -> None:
+    """Also where Kafka was started anew with it."""
     async def run() -> None:
         world = await World(MemoryStore()).start()
         async with world.running() as client:
@@ -195,7 +198,7 @@ def test_an_emptied_store_is_waited_for_and_a_restarted_one_is_not(emptied: bool
                 await waits(client, "the items in Kafka are not applied yet")
             else:
                 del store._hashes[store.keys.owner(ITEMS_TAG)]["item_log"]  # so that the claim begins another one
-            await claim(world)
+            await claim(world, log)
             unready = 0
 
             async def followed() -> bool:
