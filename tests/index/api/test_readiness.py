@@ -177,6 +177,7 @@ def test_another_log_of_the_items_is_applied_before_a_process_that_starts_is_rea
 )
 def test_an_emptied_store_is_waited_for_and_a_restarted_one_is_not(emptied: bool, log: LogIdentity) -> None:
     """Also where Kafka was started anew with it."""
+
     async def run() -> None:
         world = await World(MemoryStore()).start()
         async with world.running() as client:
