@@ -192,8 +192,10 @@ def _render(
 ) -> dict[str, Any]:
     body = {
         "recommendation_id": uuid.uuid4().hex,
+        "user_id": request.user_id,
+        "model": serving.model.version,
+        "served_by": served_by,  # stands where it always stood
         **answered(services, serving, request, user, context, found),
-        "served_by": served_by,
         "index": {**serving.index_state(), **sources},
         "items": [shown_item(serving, entry, request.explain) for entry in found.items],
     }

@@ -125,13 +125,19 @@ def test_a_state_of_rules_2_goes_on_with_all_it_holds_and_counts_by_kind_from_th
 def test_the_api_answers_from_the_stored_state_as_it_did(redis_server: RedisServer) -> None:
     found = in_redis(redis_server, expected("state.json"), lambda store: collect.api_answers(Shown(store)))
     wanted, shown = expected("answers.json"), as_json(found)
-    # Added since: what the rule of a location's regions took out, what time it is, and whether Redis takes writes.
+    # Added since: what the rule of a location's regions took out, what time it is, whether Redis takes writes, and what
+    # orders lists.
+    for call, (*_, body) in shown["answers"].items():
+        if "/v1/recommendations" in call and "items" in body:
+            assert body.pop("ranked_by") == "first stage"
+            assert body.get("explain", {}).pop("first_stage", "no ranker").endswith("ranker") or "explain" not in body
     for path in ("/v1/recommendations/user-1?count=5&explain=true",):
         assert shown["answers"][f"GET {path}"][3]["explain"]["removed"].pop("region") == 0
     assert shown["answers"]["GET /v1/status"][3].pop("now")["clock"] == "wall"
     assert "redis_writes" in shown["answers"]["GET /v1/status"][3]
     assert shown["answers"]["GET /v1/status"][3].pop("models")["champion"]
     del shown["answers"]["GET /v1/status"][3]["redis_writes"]
+    assert shown["answers"]["GET /v1/status"][3]["counters"].pop("ranked_by_first_stage") == 6
     for name in ADDED_METRICS:
         del shown["metrics"][name]
     assert wanted["answers"]["GET /v1/items/item-5"][3]["catalogue"] is None, "withdrawn, and so no longer indexed"

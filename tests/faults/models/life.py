@@ -120,7 +120,7 @@ class Life:
         command = begin.get(name, lambda: None)
         if fault is None:
             command()
-            self.dwell(_AFTER_S)
+            self.dwell(0.0 if self.stage.options.mutation == EARLY else _AFTER_S)
         else:
             with ThreadPoolExecutor(1) as beside:
                 given = beside.submit(self._late, command)
