@@ -72,11 +72,6 @@ def produce(
     knows_redis = state is not None or f"{PREFIX}REDIS" in os.environ
     clock = {"clock_ms": timeline_clock(settings)} if knows_redis else {}
     producer = EventProducer(settings.kafka_config())
-
-    def show(number: int, name: str, acknowledged: tuple[int, int]) -> None:
-        partition, offset = acknowledged
-        click.echo(orjson.dumps({"line": number, "topic": name, "partition": partition, "offset": offset}).decode())
-
     size = os.fstat(file.fileno()).st_size if file is not sys.stdin.buffer else 0
     bar = click.progressbar(
         length=size or 1, label="producing", file=sys.stderr, hidden=not (size and sys.stderr.isatty())
@@ -91,7 +86,7 @@ def produce(
                     topic=topic,
                     stamp=stamp,
                     **clock,
-                    on_each=show if each else None,
+                    on_each=_show if each else None,
                     refused=out,
                     on_progress=lambda _: bar.update(max(0, file.tell() - bar.pos)) if size else None,
                 )
@@ -104,6 +99,11 @@ def produce(
         producer.close()
     _tell(result, refused)
     return 1 if result.rejected else 0
+
+
+def _show(number: int, name: str, acknowledged: tuple[int, int]) -> None:
+    partition, offset = acknowledged
+    click.echo(orjson.dumps({"line": number, "topic": name, "partition": partition, "offset": offset}).decode())
 
 
 def _tell(result: Produced, refused: Path | None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.models.rollout import expire
-from index.items.follower import ItemFollower
+from index.items.follower import SHARE_BESIDE, ItemFollower
 from index.state.aliases import Aliases, read_aliases
 from index.state.keys import ITEMS_TAG
 from index.state.records import MODELS, complete_models
@@ -21,7 +21,6 @@ from index.state.tasks import end_tasks
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.engine import Engine
 
-_SHARE_BESIDE = 0.2  # of the time, for loading a model's items beside those that are written
 _LOOK_S = 0.5  # between two looks at the aliases
 _AGAIN_S = 30.0  # before a model that could not be opened is tried once more
 
@@ -145,9 +144,8 @@ class WrittenModels:
         follower = ItemFollower(self._store, version, thread, thread.embedder or "", text_vectors=True)
         try:
             await thread.prepare(self._max_batch)
-            await follower.catch_up(
-                _SHARE_BESIDE if self.versions else 1.0
-            )  # a window encoded before its items are known would be encoded again
+            # A window encoded before its items are known would be encoded again.
+            await follower.catch_up(SHARE_BESIDE if self.versions else 1.0)
         except BaseException:
             thread.close()
             del self._tried_s[version]  # nothing is wrong with the model: the store was away, or all ends

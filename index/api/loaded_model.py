@@ -20,7 +20,7 @@ from index.api.metrics import ApiMetrics
 from index.api.rankers import NOT_LOOKED, Rankers
 from index.api.settings import ApiSettings, KafkaSide
 from index.items.catalogue import Catalogue
-from index.items.follower import ItemFollower
+from index.items.follower import SHARE_BESIDE, ItemFollower
 from index.items.snapshot import keep_snapshots, start_from_snapshot
 from index.query.live_user import UserReader
 from index.query.model import ServedModel, load_model
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package 
     from index.elastic.catalogue import ElasticSide
 
 _log = logging.getLogger("perseid.api")
-_SHARE_BESIDE = 0.2  # of the time, for loading a model's items beside the one that answers
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
 _LOG_ENDS_S = 1.0  # one request to Kafka each, and only while no worker confirms
 _LATE = "this process has not seen item changes for too long"
@@ -284,7 +283,7 @@ class ModelLoader:
     async def _catch_up(self, follower: ItemFollower) -> None:
         while True:
             try:
-                return await follower.catch_up(1.0 if self.current is None else _SHARE_BESIDE)
+                return await follower.catch_up(1.0 if self.current is None else SHARE_BESIDE)
             except StoreUnavailableError as error:
                 _log.warning("the items are not loaded yet: %s", error)
                 await asyncio.sleep(self._settings.poll_ms / 1000)

@@ -19,6 +19,7 @@ from index.state.store import LiveStore, StoreUnavailableError
 
 _CHUNK = 250  # items read in one round trip and handed over at once: that takes some 15 ms, then others get a turn
 _PIECE = 50  # … where others are served meanwhile
+SHARE_BESIDE = 0.2  # of the time, for loading a model's items beside one that answers or is written
 _WAIT_MS = 200  # how long one look at the log may wait for a change; bounds how old `age_ms` gets on a quiet log
 _RETRY_S = 0.2
 
