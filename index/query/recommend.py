@@ -204,11 +204,11 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
         pool.add("negative", plan.negative.part(_products(vectors, plan.away[None])[:, 0], pool.labels))
     ranked = _ranked(plan, pool, vectors)
     slots = range(len(plan.slots))
-    bounded = ranked is None and not plan.is_deepest
-    if bounded and any(candidates.reach[at] > _last(pool.sums(at), plan.count) for at in slots):
-        return None
     pool, ranked_by = ranked or (pool, None)
     scores = np.stack([pool.sums(at) for at in slots], axis=1)
+    bounded = ranked is None and not plan.is_deepest
+    if bounded and any(candidates.reach[at] > _last(scores[:, at], plan.count) for at in slots):
+        return None
     items = [pool.entry(place, plan.slots[at], at) for place, at in in_turns(scores, pool.item_ids, plan.count)]
     return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
 
