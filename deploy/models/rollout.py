@@ -278,28 +278,33 @@ class Rollout:
             raise ValueError("somebody else has just changed the models of this deployment; look and try again")
 
     async def settle(self, version: str) -> None:
-        """Makes a version's document be there if and only if it has an alias, whatever others do at the same time."""
-        while True:
-            there = await has_document(self._store, version)
-            if there == (version in (await read_aliases(self._store)).versions):
-                return
-            if there:
-                await remove_document(self._store, version)
-            else:
-                folder = await asyncio.to_thread(self._registry.folder, version)
-                await write_document(self._store, folder, await asyncio.to_thread(self._registry.ranker, version))
+        """As `settle_document`, of this deployment."""
+        await settle_document(self._store, self._registry, version)
+
+
+async def settle_document(store: LiveStore, registry: Registry, version: str) -> None:
+    """Makes a version's document be there if and only if it has an alias, whatever others do at the same time.
+
+    Raises StoreUnavailableError; ValueError or OSError when it has to come from a registry that lacks it or is away.
+    """
+    while True:
+        there = await has_document(store, version)
+        if there == (version in (await read_aliases(store)).versions):
+            return
+        if there:
+            await remove_document(store, version)
+        else:
+            folder = await asyncio.to_thread(registry.folder, version)
+            await write_document(store, folder, await asyncio.to_thread(registry.ranker, version))
 
 
 async def expire(store: LiveStore, now_ms: int) -> str:
-    """Lets the previous champion go when its time is over; its version, "" if there was nothing to do."""
+    """Takes the previous champion's alias when its time is over; its version, "" if there was nothing to do."""
     before = await read_aliases(store)
     if not before.previous or now_ms < before.previous_until_ms:
         return ""
-    if not await change_aliases(store, before, replace(before, previous="", previous_until_ms=0)):
-        return ""
-    if before.previous not in (await read_aliases(store)).versions:
-        await remove_document(store, before.previous)
-    return before.previous
+    done = await change_aliases(store, before, replace(before, previous="", previous_until_ms=0))
+    return before.previous if done else ""
 
 
 def _name_of(aliases: Aliases, version: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.models.rollout import expire
@@ -39,7 +39,8 @@ class _Written:
 class WrittenModels:
     """What an engine encodes by: the models that have an alias, as far as they can be opened.
 
-    They share `cache_bytes`. `refused` says why others are missing, by version.
+    They share `cache_bytes`. `settle` clears up behind a version that has lost its alias, as of `settle_document`.
+    `refused` says why others are missing, by version.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class WrittenModels:
         open_model: OpenModel,
         cache_bytes: int,
         max_batch: int,
+        settle: Callable[[str], Awaitable[None]],
         on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
-        self._store, self._engine, self._open = store, engine, open_model
+        self._store, self._engine, self._open, self._settle = store, engine, open_model, settle
         self._cache_bytes, self._max_batch, self._on_loaded = cache_bytes, max_batch, on_loaded
         self._written: dict[str, _Written] = {}
         self._tried_s: dict[str, float] = {}
@@ -93,6 +95,8 @@ class WrittenModels:
 
     async def _take(self, aliases: Aliases) -> None:
         """Writes what has an alias now, and what was written before if the champion is not among it."""
+        for version in (self._written.keys() | self.refused.keys()) - set(aliases.versions):
+            await self._clear_up(version)
         for version in self.refused.keys() - set(aliases.versions):
             del self.refused[version], self._tried_s[version]
         for version in aliases.versions:
@@ -114,6 +118,13 @@ class WrittenModels:
             self._tried_s.pop(version, None)  # staged again, it is opened at once
         if {*wanted} != before:  # a promotion loads nothing: what follows would keep events and users waiting
             self._on_loaded()
+
+    async def _clear_up(self, version: str) -> None:
+        """Does for a version that has lost its alias what a command that was cut off has not come to."""
+        try:
+            await self._settle(version)
+        except (ValueError, OSError) as error:
+            log.warning("the document of model %s, which was staged again, is not published: %s", version, error)
 
     async def _held(self, wanted: Sequence[str]) -> list[str]:
         """Those of another embedder than the first one's whose items are not all there.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.models.documents import write_document, write_ranker
 from deploy.models.registry import artefact, first_aliases, open_registry
+from deploy.models.rollout import settle_document
 from deploy.runtime import process
 from deploy.runtime.producer import EventProducer
 from deploy.runtime.state_sizes import engine_settings, keep_window
@@ -68,6 +69,7 @@ async def _worker(settings: Settings) -> None:
         lambda version: open_model(artefact(settings, version), settings).thread(),
         settings.cache_mb * 1024 * 1024,
         options.max_batch,
+        lambda version: settle_document(store, open_registry(settings), version),
         process.settle,
     )
     filler = VectorFiller(engine, settings.fill_share)
@@ -131,7 +133,8 @@ def worker_report(engine: Engine) -> dict[str, Any]:
 
 async def publish_models(store: LiveStore, settings: Settings, bucket_ms: int) -> None:
     """Writes what API processes need of the models that have an alias, and how wide popularity buckets are."""
-    for version in (await name_champion(store, settings)).versions:
+    published = (await name_champion(store, settings)).versions
+    for version in published:
         try:
             await write_document(store, artefact(settings, version))
         except (ValueError, OSError) as error:
@@ -142,4 +145,6 @@ async def publish_models(store: LiveStore, settings: Settings, bucket_ms: int) -
                 await write_ranker(store, version, ranker)
         except (ValueError, OSError) as error:  # a registry that is away: the live state keeps the ranker it has
             log.warning("the ranker of %s is not published: %s", version, error)
+    for version in set(published) - set((await read_aliases(store)).versions):
+        await settle_document(store, open_registry(settings), version)  # it lost its alias meanwhile
     await store.write(store.keys.cluster(), {"bucket_ms": str(bucket_ms).encode()})

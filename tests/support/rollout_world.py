@@ -49,7 +49,7 @@ class RolloutWorld:
             assert await change_aliases(store, Aliases(), Aliases(self.a))
         self.filler = await self.world.start()
         engine = self.world.engine
-        self.written = WrittenModels(store, engine, self._open, 1 << 22, 4, self._tidy)
+        self.written = WrittenModels(store, engine, self._open, 1 << 22, 4, self.rollout.settle, self._tidy)
         await self.written.start()
         return self
 

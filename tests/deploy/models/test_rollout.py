@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from deploy.models import rollout
 from deploy.models.rollout import PREVIOUS_MS, Rollout, expire
 from index.state.aliases import Aliases, change_aliases, read_aliases
-from index.state.store import LogPage
+from index.state.store import LiveStore, LogPage, StoreUnavailableError
 from index.state.trials import Shadow
 from tests.support.rollout_world import NOW_MS, RolloutWorld, play
 from tests.support.saved_models import saved_model
@@ -47,6 +48,33 @@ def test_a_model_is_staged_filled_promoted_rolled_back_and_retired_without_a_tra
         assert await at.stored_versions() == {at.c}
         (thread,) = at.world.engine.encoders
         await at.world.check(thread)
+
+    play(tmp_path, scene)
+
+
+def test_a_worker_clears_up_behind_a_command_whose_answer_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(at: RolloutWorld) -> None:
+        await at.rollout.settle(at.a)
+        for version in (at.b, at.c):
+            await at.rollout.stage(version)
+            await at.follow()
+            if version == at.b:
+                await at.rollout.promote(version)
+
+        async def lost(store: LiveStore, before: Aliases, after: Aliases) -> bool:
+            assert await change_aliases(store, before, after)
+            raise StoreUnavailableError("killed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rollout, "change_aliases", lost)
+            with pytest.raises(StoreUnavailableError):
+                await at.rollout.promote(at.c)
+        assert await read_aliases(at.world.store) == Aliases(at.c, "", at.b, NOW_MS + PREVIOUS_MS)
+        assert at.a in await at.stored_versions()
+        await at.follow()
+        assert await at.stored_versions() == {at.c, at.b}
 
     play(tmp_path, scene)
 

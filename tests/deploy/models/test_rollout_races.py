@@ -14,7 +14,9 @@ import pytest
 from deploy.models.documents import has_document, remove_document
 from deploy.models.registry import Registry
 from deploy.models.rollout import Rollout
+from deploy.roles.worker import publish_models
 from deploy.servers.redis import RedisServer
+from deploy.settings import load
 from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
@@ -230,6 +232,11 @@ class Interrupted(MemoryStore):
         await self._first("swap")
         return await super().swap(key, expected, fields)
 
+    async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
+        if key.startswith(self.keys.model("")):
+            await self._first("write")
+        await super().write(key, fields)
+
     async def remove(self, key: str, fields: Sequence[str]) -> None:
         if key.startswith(self.keys.model("")):
             await self._first("remove")
@@ -250,6 +257,22 @@ def test_a_staged_model_keeps_its_document_while_others_take_it_back(registry: R
             store.before["remove"] = lambda: other.stage(second)
             await one.unstage()
         assert not store.before and (await read_aliases(store)).challenger == second
+        await check(store, registry)
+
+    run(Interrupted, scene)
+
+
+def test_a_worker_that_starts_publishes_nothing_that_is_retired_meanwhile(registry: Registry, tmp_path: Path) -> None:
+    settings = load({}, state=tmp_path, models=registry.name)
+
+    async def scene(store: LiveStore) -> None:
+        assert isinstance(store, Interrupted)
+        _, second, _, _ = await begin(store, registry)
+        rollout = Rollout(store, registry)
+        await rollout.stage(second)
+        store.before["write"] = rollout.unstage
+        await publish_models(store, settings, 1000)
+        assert not store.before and (await read_aliases(store)).challenger == ""
         await check(store, registry)
 
     run(Interrupted, scene)

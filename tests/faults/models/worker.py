@@ -11,7 +11,8 @@ import signal
 from typing import Any
 
 from deploy.models.open_model import open_model
-from deploy.models.registry import artefact
+from deploy.models.registry import artefact, open_registry
+from deploy.models.rollout import settle_document
 from deploy.models.written import WrittenModels
 from deploy.roles.worker import name_champion, publish_models
 from deploy.runtime.process import running
@@ -57,6 +58,7 @@ async def _serve(options: WorkerOptions) -> None:
         lambda version: open_model(artefact(settings, version), settings).thread(),
         settings.cache_mb << 20,
         options.max_batch,
+        lambda version: settle_document(store, open_registry(settings), version),
     )
     filler = VectorFiller(engine, options.fill_share)
     reading = WorkerSettings(
