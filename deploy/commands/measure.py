@@ -182,13 +182,29 @@ class SessionQuestions(AskedModel):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class SecondStage:
+    """How rankers are trained whose rows are called two-stage."""
+
+    heading: ClassVar = "Second stage"
+    trainings: int = option(
+        type=click.IntRange(min=1), default=3, help="Train each ranker so often; its row is the mean of each question."
+    )
+    without: str = option(
+        default="",
+        help="Also train it without these groups of features, one at a time, with commas between them: vectors, own, "
+        "labels, price, popularity, negative, list, or each.",
+    )
+
+
 @evaluate.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=SessionQuestions, running=Running, output=Output)
-def sessions(folder: Path, asked: SessionQuestions, running: Running, output: Output) -> None:
+@options(asked=SessionQuestions, second=SecondStage, running=Running, output=Output)
+def sessions(folder: Path, asked: SessionQuestions, second: SecondStage, running: Running, output: Output) -> None:
     """Rank what was shown on a user's day, and on each page, anew, beside LambdaMART.
 
-    LambdaMART learns from the days, or the pages, before the split.
+    LambdaMART learns from the days, or the pages, before the split. Where the model's training ended before the split,
+    the second stage learns from those between.
 
     Example: perseid evaluate sessions shop-3 --model models/m-1234abcd --choice click --question page --every 8
     """
@@ -199,9 +215,9 @@ def sessions(folder: Path, asked: SessionQuestions, running: Running, output: Ou
     _threads(running)
     with _session(running) as (settings, memory, progress):
         model, split, choice = _model(asked.model, settings), asked.split, asked.choice
-        found = evaluate_sessions_of(
-            folder, model, settings, memory, split, choice, 0, progress, asked.question, asked.every
-        )
+        without = [name.strip() for name in second.without.split(",") if name.strip()]
+        about = settings, memory, split, choice, 0, progress, asked.question, asked.every
+        found = evaluate_sessions_of(folder, model, *about, second.trainings, without)
     _tell(facts, "sessions", found, lambda: sessions_table(found), output)
 
 

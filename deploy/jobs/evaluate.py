@@ -259,10 +259,13 @@ def evaluate_sessions_of(
     progress: Callable[[int, int], None] | None = None,
     view: View | None = None,
     every: int = 1,
+    trainings: int | None = None,
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Every ranker on the folder's sessions and pages after `split` (None: after what the model was trained on).
 
     `choice` is "click" or a kind of event; None: purchases where there are some, else clicks. `view` None: both.
+    `trainings` and `without` as of `SessionPlan`; "each" is every group of features in turn.
 
     Raises:
         ValueError: LightGBM is not installed, folder or model cannot be read, the model knows the sessions that would
@@ -273,6 +276,8 @@ def evaluate_sessions_of(
             "sessions are ranked by LambdaMART too, which needs LightGBM: pip install 'perseid[baselines]'"
         )
     from streams.evaluation.sessions.ranking import SessionPlan, evaluate_sessions
+    from streams.evaluation.sessions.two_stage import TRAININGS
+    from streams.ranking.training import WITHOUT_POSITION
 
     opened, folder = open_model(model, settings), read_folder(path, settings.rules())
     start_ms = first_question_ms(folder, opened.metadata, split or None)
@@ -280,7 +285,17 @@ def evaluate_sessions_of(
     views, choice = VIEWS if view is None else (view,), choice or _usual_choice(folder)
     known_ms = opened.metadata.get("before_ms") if opened.metadata.get("data") == folder.name else None
     known_ms = None if known_ms is None or known_ms >= start_ms else int(known_ms)
-    plan = SessionPlan(start_ms, choice, seed, settings.threads, views=views, every=every, known_ms=known_ms)
+    plan = SessionPlan(
+        start_ms,
+        choice,
+        seed,
+        settings.threads,
+        views=views,
+        every=every,
+        known_ms=known_ms,
+        trainings=trainings or TRAININGS,
+        without=WITHOUT_POSITION if "each" in without else without,
+    )
     found = evaluate_sessions(
         folder,
         vectors,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from streams.left_out import LeftOut
 
 Result = Mapping[str, Any]
 _SLICE_CHART_LISTS = 4  # more dots in a row cannot be told apart
+_SHOWN_FEATURES = 15  # of a ranker, those that count most
 _PARTS = {
     "user": "the user's window, what was seen included",
     "user-vectors": "the user's window; seen items are left out at once",
@@ -161,7 +162,29 @@ def _sessions(result: Result) -> list[str]:
             ]
             parts += [heading(title), *_lists(found)]
             parts += [dot_chart("hr@5 by number of candidates", list(asked), series), *_verdicts(found)]
+            parts += _worth({name: one["importance"] for name, one in _rankers(found) if "importance" in one})
     return parts
+
+
+def _rankers(found: Result) -> Iterator[tuple[str, Result]]:
+    """Second stages by name; none where something says why there are none."""
+    for name, one in found.get("two_stage", {}).items():
+        if isinstance(one, Mapping):
+            yield name, one
+
+
+def _worth(rankers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """What groups of features, and single ones, are worth to each ranker."""
+    if not rankers:
+        return []
+    parts, plots = [heading("What the rankers look at")], []
+    for part in dict.fromkeys(part for found in rankers.values() for part in found):
+        best = {name: found[part] for name, found in rankers.items() if part in found}
+        rows = list(dict.fromkeys(row for found in best.values() for row in list(found)[:_SHOWN_FEATURES]))
+        series = [Series(name, [Mark(found.get(row, math.nan)) for row in rows]) for name, found in best.items()]
+        plots.append(dot_chart(f"NDCG@10 lost without: {part}", rows, series, signed=True))
+    note = "Permutation importance: what is lost when values change places within each list. The rest is in the JSON."
+    return [*parts, charts(plots), paragraph(note, note=True)]
 
 
 def _staleness(result: Result) -> list[str]:
