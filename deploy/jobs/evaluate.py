@@ -6,7 +6,6 @@ torch. Baselines are trained on what a model of the same protocol is trained on,
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
+from deploy.jobs.ranking_walk import list_features
 from deploy.jobs.replay import folder_vectors
-from deploy.models.open_model import OpenedModel, open_model
+from deploy.models.open_model import open_model
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items
 from deploy.texts.models import TextSource
@@ -28,7 +27,6 @@ from encoder.baselines.recipes import recipes
 from encoder.text.item_text import VocabularyTagger
 from index.query.model import own_list
 from index.query.recommend import Weights
-from index.state.memory_store import MemoryStore
 from streams.evaluation.baselines import (
     TrainedBaselines,
     Training,
@@ -45,13 +43,10 @@ from streams.evaluation.sessions.sessions import CLICK, VIEWS, View
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
 from streams.folder.reader import Folder, read_folder, without_vector
-from streams.folder.records import records
 from streams.folder.training import training_data
 from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
 from streams.parsing import parse
-from streams.pipeline.user_state import EngineSettings, WindowLimits
-from streams.ranking.walk import AskedList, ListQuestion, RankingWalk, in_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +298,7 @@ def evaluate_sessions_of(
         settings.rules(),
         plan,
         progress,
-        None if known_ms is None else partial(_list_features, folder, vectors, opened, settings, progress),
+        None if known_ms is None else partial(list_features, folder, vectors, opened, settings, progress),
     )
     shown = found["views"][views[0]]["label_pre"]
     facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
@@ -312,38 +307,6 @@ def evaluate_sessions_of(
         left_out.add(f"sessions: {reason}", count=count)
     asked = {name: shown[name] for name in ("questions", "metrics", "resamples")}
     return {**facts, **asked, **found, "left_out": left_out.to_dict()}
-
-
-def _list_features(
-    folder: Folder,
-    vectors: ItemVectors,
-    opened: OpenedModel,
-    settings: Settings,
-    progress: Callable[[int, int], None] | None,
-    questions: Sequence[ListQuestion],
-) -> dict[int, NDArray[np.float32]]:
-    """What the serving code knows of each list, by the number of its question; `progress` as of `evaluate_sessions`."""
-    from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
-
-    rules, offline, partitions = settings.rules(), opened.offline(), 1
-    config = opened.encoder.model.config
-    sizes = EngineSettings(WindowLimits(config.window, config.slack))
-
-    async def walk() -> dict[int, NDArray[np.float32]]:
-        store, logs = MemoryStore(), folder_logs(folder.name)
-        engine = await open_engine(store, rules, partitions, SilentSink(), None, logs, sizes)
-        walked = RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules)
-        log = numbered(records(folder, vectors=vectors), partitions)
-        found: dict[int, NDArray[np.float32]] = {}
-        async for asked in walked.run(log, in_time(questions)):
-            if isinstance(asked, AskedList):
-                found[asked.question.number] = asked.features
-            if progress is not None:
-                events, of = folder.events, len(folder.events)
-                progress(min(events.before(asked.question.ts_ms), of), of)
-        return found
-
-    return asyncio.run(walk())
 
 
 def _usual_choice(folder: Folder) -> str:

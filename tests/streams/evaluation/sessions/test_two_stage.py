@@ -149,13 +149,46 @@ def test_a_row_is_the_mean_of_its_trainings(tmp_path: Path, monkeypatch: pytest.
 
     def first_places(*trained: TrainedScorer) -> float:
         plan = SessionPlan(SPLIT_MS, "click", resamples=10, views=("page",), known_ms=KNOWN_MS)
-        made = dict.fromkeys(TWO_STAGE, list(trained))
+        made = {name: list(trained) for name in TWO_STAGE}
         monkeypatch.setattr("streams.evaluation.sessions.ranking.train_rankers", lambda *about: made)
         found = evaluate_sessions(folder, vectors_of(folder), offline(), RULES, plan, None, features)
         return float(found["views"]["page"]["label_pre"]["lists"]["two-stage"]["hr@1"])
 
     good, bad = first_places(cheap), first_places(dear)
     assert first_places(cheap, dear, dear) == pytest.approx((good + 2 * bad) / 3, abs=1e-5) and good > 0.8 > 0.1 > bad
+
+
+def remembering(folder: Folder, known_ms: int) -> Any:
+    """Prices as they are, and scores of an encoder that knows the answers of what it learned from, and no others."""
+    price, rng = prices(folder), np.random.default_rng(0)
+    chosen = {slate.start_ms: slate.first for slate in read_sessions(folder, "click").slates["page"]}
+
+    def features(questions: Sequence[ListQuestion]) -> dict[int, Floats]:
+        found = knowing_prices(folder, [], price)(questions)
+        for question in questions:
+            scores = rng.normal(size=len(question.item_ids))
+            if question.ts_ms < known_ms:
+                scores[question.item_ids.index(chosen[question.ts_ms])] += 10
+            found[question.number][:, FEATURES.index("next")] = scores
+        return found
+
+    return features
+
+
+def test_scores_of_what_the_encoder_has_learned_are_never_learned_from(tmp_path: Path) -> None:
+    folder = planted(tmp_path, "price")
+
+    def found(known_ms: int) -> dict[str, Any]:
+        plan = SessionPlan(SPLIT_MS, "click", resamples=10, views=("page",), known_ms=known_ms, trainings=1)
+        features = remembering(folder, KNOWN_MS)
+        result = evaluate_sessions(folder, vectors_of(folder), offline(), RULES, plan, None, features)["views"]["page"]
+        return dict(result["label_pre"])
+
+    clean, planted_leak = found(KNOWN_MS), found(0)
+    worth, leaked = (one["two_stage"]["two-stage"]["importance"]["features"] for one in (clean, planted_leak))
+    assert clean["lists"]["two-stage"]["hr@1"] > 0.7 and worth["next"] < 0.1 < 0.3 < worth["price_rank"]
+    assert planted_leak["lists"]["two-stage"]["hr@1"] < clean["lists"]["two-stage"]["hr@1"] - 0.1
+    assert leaked["next"] > worth["next"], "it would believe what it was told"
 
 
 @pytest.mark.parametrize("group", ["position", "colour"])
