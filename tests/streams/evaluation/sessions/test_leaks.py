@@ -75,15 +75,16 @@ def several_pages(path: Path) -> Folder:
 
 
 def herd(path: Path, click_s: int = CLICK_S) -> Folder:
-    """Two users are shown the same items a second apart and click on the same one, each three seconds later."""
-    shop = Shop(click_s)
+    """Two users are shown the same new items a second apart and click on the same one, each three seconds later."""
+    shop, made = Shop(click_s), 0
     for day in range(DAYS):
         for pair in range(USERS // 2):
-            at, shown = shop.moment(day), [f"i{n}" for n in shop.rng.sample(range(60), PAGE)]
+            at, shown = shop.moment(day), [f"i{n}" for n in range(made, made + PAGE)]
+            made += PAGE
             clicked = shop.rng.choice(shown)
             for second, user in enumerate((2 * pair, 2 * pair + 1)):
                 shop.show(f"u{user}", at + second, shop.rng.sample(shown, PAGE), clicked)
-    return shop.written(path, 60)
+    return shop.written(path, made)
 
 
 def new_items(path: Path) -> Folder:
