@@ -18,6 +18,7 @@ from deploy.commands.options import (
     DescribedGroup,
     Output,
     Questions,
+    Rankers,
     Running,
     SectionedCommand,
     Texts,
@@ -120,8 +121,10 @@ class Baselines:
 
 @evaluate.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=TimelineQuestions, beside=Baselines, running=Running, output=Output)
-def timeline(folder: Path, asked: TimelineQuestions, beside: Baselines, running: Running, output: Output) -> None:
+@options(asked=TimelineQuestions, second=Rankers, beside=Baselines, running=Running, output=Output)
+def timeline(
+    folder: Path, asked: TimelineQuestions, second: Rankers, beside: Baselines, running: Running, output: Output
+) -> None:
     """Ask about each choice of the later part of FOLDER, from all events before it, next to recent popularity.
 
     `--baselines` are trained on the earlier part and asked the same; with them, no --model and none in PERSEID_MODEL,
@@ -134,7 +137,8 @@ def timeline(folder: Path, asked: TimelineQuestions, beside: Baselines, running:
     facts, plan, ask = started(), beside.plan(_threads(running)), asked.settings()
     with _session(running) as (settings, memory, progress):
         model = _model_or_none(asked.model, settings, plan)
-        found = evaluate_folder(folder, model, settings, memory, asked.split, ask, progress, plan, asked.baskets)
+        about = settings, memory, asked.split, ask, progress, plan, asked.baskets
+        found = evaluate_folder(folder, model, *about, second.rankers)
     _tell(facts, "evaluate", found, lambda: _evaluated(found, counted(found["questions"], "question")), output)
 
 
@@ -246,8 +250,10 @@ class Delays:
 
 @click.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=HeldOutQuestions, late=Delays, texts=Texts, output=Output)
-def staleness(folder: Path, asked: HeldOutQuestions, late: Delays, texts: Texts, output: Output) -> None:
+@options(asked=HeldOutQuestions, late=Delays, second=Rankers, texts=Texts, output=Output)
+def staleness(
+    folder: Path, asked: HeldOutQuestions, late: Delays, second: Rankers, texts: Texts, output: Output
+) -> None:
     """Measure what delay costs: the same held-out stream, answered with parts of the state known late.
 
     Each question is answered once for every part and delay, in one pass; the differences from no delay are paired, with
@@ -261,7 +267,8 @@ def staleness(folder: Path, asked: HeldOutQuestions, late: Delays, texts: Texts,
     facts, ask = started(), asked.settings()
     with _session(texts) as (settings, memory, progress):
         model, split = _model(asked.model, settings), asked.split
-        found = measure_staleness(folder, model, settings, memory, split, ask, late.parts, late.delays, progress)
+        about = settings, memory, split, ask, late.parts, late.delays, progress
+        found = measure_staleness(folder, model, *about, second.rankers)
     title = f"model {found['model']} on {found['data']}: {_size(found)}"
     _tell(facts, "staleness", found, lambda: f"{title}\n\n{curves_table(found)}", output)
 
@@ -278,8 +285,8 @@ class SharedQuestions(Questions):
 
 @click.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=SharedQuestions, texts=Texts, output=Output)
-def compare(folder: Path, asked: SharedQuestions, texts: Texts, output: Output) -> None:
+@options(asked=SharedQuestions, second=Rankers, texts=Texts, output=Output)
+def compare(folder: Path, asked: SharedQuestions, second: Rankers, texts: Texts, output: Output) -> None:
     """Answer the same traffic with two models, side by side: intervals, paired tests, differences by slice.
 
     Example: perseid compare ml_latest_small --model models/m-1234abcd --model models/m-5678cdef --report what-if.html
@@ -290,7 +297,8 @@ def compare(folder: Path, asked: SharedQuestions, texts: Texts, output: Output) 
         raise click.UsageError(f"--model is given {counted(len(asked.models), 'time')}; a comparison is between two")
     facts, models = started(), dict(zip("AB", asked.models, strict=True))
     with _session(texts) as (settings, memory, progress):
-        found = compare_models(folder, models, settings, memory, asked.split, asked.settings(), progress)
+        about = settings, memory, asked.split, asked.settings(), progress
+        found = compare_models(folder, models, *about, second.rankers)
     named = ", ".join(f"{name} = {version}" for name, version in found["models"].items())
     title = f"{named} on {found['data']}: {_size(found)}"
     _tell(facts, "compare", found, lambda: f"{title}\n\n{_shown(found)}", output)

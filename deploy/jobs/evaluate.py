@@ -19,6 +19,7 @@ import orjson
 
 from deploy.jobs.ranking_walk import list_features
 from deploy.jobs.replay import folder_vectors
+from deploy.jobs.second_stage import SecondStageRow, open_second_stage
 from deploy.models.open_model import open_model
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items
@@ -86,12 +87,14 @@ def evaluate_folder(
     progress: Callable[[int, int], None] | None = None,
     plan: BaselinePlan | None = None,
     baskets: bool = False,
+    rankers: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Metrics of a model, and of baselines, on what a folder holds after `split` (None: after the model's training).
 
     `metrics` are those of the list that was best when the model was trained, with the weights that were
     best, unless `ask.plain` wants vectors alone. Without a model only baselines are measured; these are trained on what
-    lies before the first question. `baskets` as in `streams.evaluation.timeline`.
+    lies before the first question. `baskets` as in `streams.evaluation.timeline`. `rankers` are artefacts of a second
+    stage; without one, that beside the model stands beside its lists.
 
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on everything and no split is given.
@@ -101,6 +104,9 @@ def evaluate_folder(
     opened = None if model is None else open_model(model, settings)
     metadata = {"version": None} if opened is None else opened.metadata
     ask = led_by(replace(ask, start_ms=first_question_ms(folder, metadata, split)), own_list(metadata))
+    second = SecondStageRow()
+    if model is not None:
+        second = open_second_stage(model, rankers, folder.name, ask.start_ms, ask.plain)
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
     choices = [kind.weight > 0 for kind in rules.kinds]
 
@@ -110,7 +116,9 @@ def evaluate_folder(
     made = plan.make(part, vectors, sys.stderr.isatty(), settings.device)
     offline = None if opened is None else opened.offline(ask.plain)
     weights = Weights(popularity=0.0, negative=0.0) if offline is None else offline.weights
-    found = evaluate(HeldOut(folder, vectors, rules, ask, weights), offline, made.rankers, baskets, progress)
+    held = HeldOut(folder, vectors, rules, ask, weights)
+    asks = None if offline is None else second.asks(held, offline, progress)
+    found = evaluate(held, offline, made.rankers, baskets, progress, asks)
     return {
         "data": folder.name,
         "model": metadata["version"],
@@ -118,6 +126,7 @@ def evaluate_folder(
         "negative_weight": weights.negative,
         "start_ms": ask.start_ms,
         **found,
+        **second.described(),
         **_trained(made, plan),
         "left_out": folder.left_out.to_dict(),
     }

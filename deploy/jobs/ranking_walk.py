@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 from deploy.models.open_model import OpenedModel
 from deploy.settings import Settings
+from encoder.model.config import ModelConfig
 from index.query.model import RequestedList
 from index.ranking.features import Floats
 from index.state.memory_store import MemoryStore
+from streams.events import Rules
 from streams.folder.reader import Folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
+from streams.pipeline.engine import Engine
 from streams.pipeline.user_state import EngineSettings, WindowLimits
 from streams.ranking.walk import AskedList, AskedPool, ListQuestion, Question, RankingWalk, in_time
 from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
@@ -40,9 +43,8 @@ def walk_folder(
     """
 
     async def run() -> int:
-        rules, offline, config = settings.rules(), opened.offline(), opened.encoder.model.config
-        sizes, logs = EngineSettings(WindowLimits(config.window, config.slack)), folder_logs(folder.name)
-        engine = await open_engine(MemoryStore(), rules, 1, SilentSink(), None, logs, sizes)
+        rules, offline = settings.rules(), opened.offline()
+        engine = await memory_engine(folder, rules, opened.encoder.model.config)
         walk = RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules, slot)
         log = numbered(records(folder.undated_from_start(), vectors=vectors), 1)
         async for one in walk.run(log, in_time(questions), progress):
@@ -50,6 +52,12 @@ def walk_folder(
         return walk.seen
 
     return asyncio.run(run())
+
+
+async def memory_engine(folder: Folder, rules: Rules, config: ModelConfig) -> Engine:
+    """An engine without an encoder, on an empty live state in memory with windows of a model's length."""
+    sizes, logs = EngineSettings(WindowLimits(config.window, config.slack)), folder_logs(folder.name)
+    return await open_engine(MemoryStore(), rules, 1, SilentSink(), None, logs, sizes)
 
 
 def list_features(
