@@ -366,6 +366,9 @@ def _session(given: Texts) -> Iterator[tuple[Settings, TextMemory, Progress]]:
 def _tell(facts: RunFacts, kind: str, found: dict[str, Any], text: Callable[[], str], output: Output) -> None:
     for line in LeftOut.from_dict(found["left_out"]).lines():
         click.echo(line, err=True)
+    for name, said in found.get("two_stage", {}).items():
+        if name.endswith("missing"):
+            click.echo(f"no row two-stage: {said}", err=True)
     if output.report is not None:
         from deploy.reports.report import write_report
 

@@ -40,11 +40,15 @@ class SecondStageRow:
         scorers = [ranker.scorers["retrieved"] for ranker in self.rankers]
         object.__setattr__(self, "row", RankedRow(scorers) if scorers else None)
 
-    def described(self) -> dict[str, Any]:
-        """Which rankers and what they said of themselves, as plain values for JSON; nothing where nobody asked."""
+    def rows(self) -> dict[str, Any]:
+        """Which rankers and what they said of themselves, or why there is none, as plain values for JSON."""
         if self.missing is not None:
-            return {"two_stage": {"missing": self.missing}}
-        return {"two_stage": {ranker.version: _described(ranker) for ranker in self.rankers}} if self.rankers else {}
+            return {"missing": self.missing}
+        return {ranker.version: _described(ranker) for ranker in self.rankers}
+
+    def described(self) -> dict[str, Any]:
+        """`rows` as a field of a result; nothing where nobody asked."""
+        return {"two_stage": found} if (found := self.rows()) else {}
 
     def asks(
         self, held: HeldOut, model: OfflineModel, progress: Callable[[int, int], None] | None = None

@@ -64,14 +64,14 @@ def compare_models(
     split: float | None,
     ask: QuestionSettings,
     progress: Progress | None = None,
-    rankers: Sequence[Path] = (),
+    rankers: Sequence[Path] | None = (),
 ) -> dict[str, Any]:
     """Models by name over the same traffic, from `ask.start_ms` on, else from `split`, else from where the last of them
     was trained to.
 
     The first model says which list is held against the others; `own` are the lists that each is served with, which are
     held against each other too. `rankers` are artefacts of second stages of either; without one of a model, that beside
-    it stands beside its lists.
+    it stands beside its lists; None: no second stage.
 
     Raises:
         ValueError: folder or a model cannot be read, or there is nothing that a model has not seen.
@@ -84,8 +84,11 @@ def compare_models(
     own = {name: own_list(each) or ask.slots[0] for name, each in metadata.items()}
     slots = tuple(dict.fromkeys([*own.values(), *ask.slots]))
     asked = replace(ask, start_ms=start_ms, slots=slots)
-    given = rankers_by_model(models, rankers)
-    second = {name: open_second_stage(m, given[name], folder.name, start_ms, ask.plain) for name, m in models.items()}
+    second = dict.fromkeys(models, SecondStageRow())
+    if rankers is not None:
+        given = rankers_by_model(models, rankers)
+        about = folder.name, start_ms, ask.plain
+        second = {name: open_second_stage(m, given[name], *about) for name, m in models.items()}
     led = {name: replace(asked, slots=(own[name], *(slot for slot in slots if slot != own[name]))) for name in models}
     runs = {
         name: _sweep(folder, m, settings, memory, led[name], [FRESH], progress, second[name])
@@ -101,8 +104,8 @@ def compare_models(
         "start_ms": start_ms,
         "every": ask.every,
     }
-    staged = {name: each.described() for name, each in second.items()}
-    more = {"two_stage": {n: said["two_stage"] for n, said in staged.items() if said}} if any(staged.values()) else {}
+    staged = {f"{n} {said}": one for n, each in second.items() for said, one in each.rows().items()}
+    more = {"two_stage": staged} if staged else {}
     return {**about, **found, **more, "skipped": dict(first.skipped), "left_out": folder.left_out.to_dict()}
 
 

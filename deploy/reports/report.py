@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -73,8 +73,8 @@ def _about(result: Result, facts: RunFacts) -> str:
 
 
 def _comparison(result: Result) -> list[str]:
-    """Lists side by side, verdicts, slices."""
-    return [heading("All questions"), *_lists(result), *_verdicts(result), *_slices(result)]
+    """Lists side by side, verdicts, what the second stage looks at, slices."""
+    return [heading("All questions"), *_lists(result), *_verdicts(result), *_second_stage(result), *_slices(result)]
 
 
 def _retrained(result: Result) -> list[str]:
@@ -162,22 +162,20 @@ def _sessions(result: Result) -> list[str]:
             ]
             parts += [heading(title), *_lists(found)]
             parts += [dot_chart("hr@5 by number of candidates", list(asked), series), *_verdicts(found)]
-            parts += _worth({name: one["importance"] for name, one in _rankers(found) if "importance" in one})
+            parts += _second_stage(found)
     return parts
 
 
-def _rankers(found: Result) -> Iterator[tuple[str, Result]]:
-    """Second stages by name; none where something says why there are none."""
-    for name, one in found.get("two_stage", {}).items():
-        if isinstance(one, Mapping):
-            yield name, one
-
-
-def _worth(rankers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """What groups of features, and single ones, are worth to each ranker."""
+def _second_stage(result: Result) -> list[str]:
+    """What groups of features, and single ones, are worth to each ranker; else why there is none."""
+    found = result.get("two_stage", {})
+    missing = [paragraph(f"No row two-stage: {said}.") for name, said in found.items() if name.endswith("missing")]
+    rankers = {
+        name: one["importance"] for name, one in found.items() if isinstance(one, Mapping) and "importance" in one
+    }
     if not rankers:
-        return []
-    parts, plots = [heading("What the rankers look at")], []
+        return missing
+    parts, plots = [*missing, heading("What the rankers look at")], []
     for part in dict.fromkeys(part for found in rankers.values() for part in found):
         best = {name: found[part] for name, found in rankers.items() if part in found}
         rows = list(dict.fromkeys(row for found in best.values() for row in list(found)[:_SHOWN_FEATURES]))
@@ -208,7 +206,8 @@ def _staleness(result: Result) -> list[str]:
         "popular ones. The model's weights are never late."
     )
     said = [paragraph(f"No delay changed any list: {', '.join(_PARTS[part] for part in still)}.")] if still else []
-    return [heading("What delay costs"), charts(plots), paragraph(note, note=True), *said, *tables]
+    parts = [heading("What delay costs"), charts(plots), paragraph(note, note=True), *said, *tables]
+    return [*parts, *_verdicts(result), *_second_stage(result)]
 
 
 def _curve_table(way: str, curve: Sequence[Result], k: int) -> str:
