@@ -18,7 +18,7 @@ from deploy.commands.options import (
     DescribedGroup,
     Output,
     Questions,
-    Rankers,
+    RankerArtefacts,
     Running,
     SectionedCommand,
     Texts,
@@ -121,9 +121,9 @@ class Baselines:
 
 @evaluate.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=TimelineQuestions, second=Rankers, beside=Baselines, running=Running, output=Output)
+@options(asked=TimelineQuestions, second=RankerArtefacts, beside=Baselines, running=Running, output=Output)
 def timeline(
-    folder: Path, asked: TimelineQuestions, second: Rankers, beside: Baselines, running: Running, output: Output
+    folder: Path, asked: TimelineQuestions, second: RankerArtefacts, beside: Baselines, running: Running, output: Output
 ) -> None:
     """Ask about each choice of the later part of FOLDER, from all events before it, next to recent popularity.
 
@@ -187,7 +187,7 @@ class SessionQuestions(AskedModel):
 
 
 @dataclass(frozen=True, slots=True)
-class SecondStage:
+class RankerTrainings:
     """How rankers are trained whose rows are called two-stage."""
 
     heading: ClassVar = "Second stage"
@@ -203,8 +203,8 @@ class SecondStage:
 
 @evaluate.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=SessionQuestions, second=SecondStage, running=Running, output=Output)
-def sessions(folder: Path, asked: SessionQuestions, second: SecondStage, running: Running, output: Output) -> None:
+@options(asked=SessionQuestions, second=RankerTrainings, running=Running, output=Output)
+def sessions(folder: Path, asked: SessionQuestions, second: RankerTrainings, running: Running, output: Output) -> None:
     """Rank what was shown on a user's day, and on each page, anew, beside LambdaMART.
 
     LambdaMART learns from the days, or the pages, before the split. Where the model's training ended before the split,
@@ -250,9 +250,9 @@ class Delays:
 
 @click.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=HeldOutQuestions, late=Delays, second=Rankers, texts=Texts, output=Output)
+@options(asked=HeldOutQuestions, late=Delays, second=RankerArtefacts, texts=Texts, output=Output)
 def staleness(
-    folder: Path, asked: HeldOutQuestions, late: Delays, second: Rankers, texts: Texts, output: Output
+    folder: Path, asked: HeldOutQuestions, late: Delays, second: RankerArtefacts, texts: Texts, output: Output
 ) -> None:
     """Measure what delay costs: the same held-out stream, answered with parts of the state known late.
 
@@ -285,8 +285,8 @@ class SharedQuestions(Questions):
 
 @click.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=SharedQuestions, second=Rankers, texts=Texts, output=Output)
-def compare(folder: Path, asked: SharedQuestions, second: Rankers, texts: Texts, output: Output) -> None:
+@options(asked=SharedQuestions, second=RankerArtefacts, texts=Texts, output=Output)
+def compare(folder: Path, asked: SharedQuestions, second: RankerArtefacts, texts: Texts, output: Output) -> None:
     """Answer the same traffic with two models, side by side: intervals, paired tests, differences by slice.
 
     Example: perseid compare ml_latest_small --model models/m-1234abcd --model models/m-5678cdef --report what-if.html

@@ -139,7 +139,7 @@ class Questions:
 
 
 @dataclass(frozen=True, slots=True)
-class Rankers:
+class RankerArtefacts:
     """What orders lists a second time."""
 
     heading: ClassVar = "Second stage"

@@ -17,7 +17,7 @@ from deploy.commands.options import (
     FOLDER,
     Output,
     Questions,
-    Rankers,
+    RankerArtefacts,
     SectionedCommand,
     Texts,
     option,
@@ -87,13 +87,15 @@ class RebuiltState:
 
 @click.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER, required=False)
-@options(span=ReplayedPart, asked=ModelQuestions, second=Rankers, rebuilt=RebuiltState, texts=Texts, output=Output)
+@options(
+    span=ReplayedPart, asked=ModelQuestions, second=RankerArtefacts, rebuilt=RebuiltState, texts=Texts, output=Output
+)
 @state_option
 def replay(
     folder: Path | None,
     span: ReplayedPart,
     asked: ModelQuestions,
-    second: Rankers,
+    second: RankerArtefacts,
     rebuilt: RebuiltState,
     texts: Texts,
     output: Output,

@@ -19,7 +19,7 @@ from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.rankers import OfflineModel
 from streams.evaluation.staleness.delays import Arm
 from streams.evaluation.staleness.second_stage import SecondStageSweep
-from streams.evaluation.staleness.sweep import SecondStage, SweptQuestion
+from streams.evaluation.staleness.sweep import SecondStageAnswers, SweptQuestion
 from streams.evaluation.tables import moment
 from streams.events import Record
 from streams.folder.records import records
@@ -52,7 +52,7 @@ class SecondStageRow:
 
     def asks(
         self, held: HeldOut, model: OfflineModel, progress: Callable[[int, int], None] | None = None
-    ) -> SecondStage | None:
+    ) -> SecondStageAnswers | None:
         """What answers the questions of a sweep; None where nothing orders lists.
 
         `progress` is told how many of the questions are done, of how many.

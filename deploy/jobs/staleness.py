@@ -87,8 +87,9 @@ def compare_models(
     second = dict.fromkeys(models, SecondStageRow())
     if rankers is not None:
         given = rankers_by_model(models, rankers)
-        about = folder.name, start_ms, ask.plain
-        second = {name: open_second_stage(m, given[name], *about) for name, m in models.items()}
+        second = {
+            name: open_second_stage(m, given[name], folder.name, start_ms, ask.plain) for name, m in models.items()
+        }
     led = {name: replace(asked, slots=(own[name], *(slot for slot in slots if slot != own[name]))) for name in models}
     runs = {
         name: _sweep(folder, m, settings, memory, led[name], [FRESH], progress, second[name])

@@ -1,8 +1,7 @@
 """Keeps where each list had the targets of each question, and what is known of the question, as columns.
 
 Ranks decide every metric (`streams.evaluation.metrics`), so means, intervals, tests and slices are computed afterwards.
-What was trained several times has a list from each training; its metrics are their means, question by question. About 2
-bytes a question and list, 25 a question. A checkpoint keeps the columns as they are.
+About 2 bytes a question and list, 25 a question. A checkpoint keeps the columns as they are.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from streams.evaluation.held_out import HeldOut
 from streams.evaluation.popularity import PopularityLists
 from streams.evaluation.rankers import OfflineModel, OfflineRanker
 from streams.evaluation.staleness.delays import FRESH
-from streams.evaluation.staleness.sweep import SecondStage, Sweep
+from streams.evaluation.staleness.sweep import SecondStageAnswers, Sweep
 
 
 def evaluate(
@@ -23,7 +23,7 @@ def evaluate(
     rankers: Sequence[OfflineRanker] = (),
     baskets: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    second: SecondStage | None = None,
+    second: SecondStageAnswers | None = None,
 ) -> dict[str, Any]:
     """Metrics of the model's lists, of `rankers` and of popularity, as `PrequentialEvaluator.result`.
 
@@ -44,6 +44,6 @@ def evaluate(
     run = Sweep(held, model, [FRESH], Comparison(names, baselines, held.ask.ks), rankers, baskets)
     run.run(progress)
     if second is not None:
-        run.stand_beside(second(run.asked, run.arms), names[0])
+        run.stand_beside(second(run.questions, run.arms), names[0])
     found = run.comparison.result(run.catalogue_size)
     return {**found, "skipped": run.skipped, "targets_out_of_reach": dict(run.targets)}

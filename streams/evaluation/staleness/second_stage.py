@@ -34,7 +34,7 @@ _UNKNOWN_ITEM = ""  # no item has this id: its token is one without a vector
 Log = Callable[[], Iterable[Record]]
 
 
-class _Lane(RankingWalk):
+class _LateState(RankingWalk):
     """A live state that knows the log up to some place."""
 
     def __init__(self, engine: Engine, log: Iterable[Record], held: HeldOut, model: OfflineModel) -> None:
@@ -91,7 +91,7 @@ class SecondStageSweep:
     ) -> None:
         self._held, self._model, self._row, self._log, self._engine = held, model, row, log, engine
         self._kind_weights = [kind.weight for kind in held.rules.kinds]
-        self._lanes: dict[Delay, _Lane] = {}
+        self._lanes: dict[Delay, _LateState] = {}
         self._made: dict[Hashable, object] = {}  # of one question, by what it was made from
 
     async def run(
@@ -105,7 +105,7 @@ class SecondStageSweep:
         names = [list_name(arm, TWO_STAGE) for arm in arms]
         trainings = {name: own for each in names for name, own in self._row.trainings(each).items()}
         parts = dict.fromkeys(delay for arm in arms for delay in _delays(arm))
-        self._lanes = {delay: _Lane(await self._engine(), self._log(), self._held, self._model) for delay in parts}
+        self._lanes = {delay: _LateState(await self._engine(), self._log(), self._held, self._model) for delay in parts}
         found: dict[int, dict[str, list[str]]] = {}
         for done, at in enumerate(sorted(range(len(questions)), key=lambda at: questions[at].place)):
             found[at] = await self._ask(questions[at], arms)
@@ -119,7 +119,7 @@ class SecondStageSweep:
     async def _ask(self, question: SweptQuestion, arms: Sequence[Arm]) -> dict[str, list[str]]:
         for delay, lane in self._lanes.items():
             await lane.advance(delay, question)
-        self._made, found = {}, {}
+        self._made, found = {}, dict[str, list[str]]()
         for arm in arms:
             pool = await self._pool(question, arm)
             found |= self._row.lists(pool, max(self._held.ask.ks), list_name(arm, TWO_STAGE))

@@ -48,7 +48,7 @@ def sweep(
     model: OfflineModel,
     arms: Sequence[Arm],
     progress: Callable[[int, int], None] | None = None,
-    second: SecondStage | None = None,
+    second: SecondStageAnswers | None = None,
 ) -> Sweep:
     """Asks every question in every arm; the lists of all late arms are compared with the fresh one's.
 
@@ -60,7 +60,7 @@ def sweep(
     run = Sweep(held, model, arms, Comparison([first], others, held.ask.ks, pairs=pairs, sliced=False))
     run.run(progress)
     if second is not None:
-        run.stand_beside(second(run.asked, run.arms), held.ask.slots[0])
+        run.stand_beside(second(run.questions, run.arms), held.ask.slots[0])
     return run
 
 
@@ -81,7 +81,9 @@ class SweptQuestion:
     facts: Facts
 
 
-SecondStage = Callable[[Sequence[SweptQuestion], Sequence[Arm]], Outcomes]  # its lists by arm, the fresh one first
+SecondStageAnswers = Callable[
+    [Sequence[SweptQuestion], Sequence[Arm]], Outcomes
+]  # its lists by arm, the fresh one first
 
 
 class Sweep:
@@ -123,7 +125,7 @@ class Sweep:
         self._sources = Sources(held, self._apply, self._popularity, contexts)
         self._batch: dict[str, HeldOutQuestion] = {}  # by user
         self._place = 0  # number of the event
-        self.asked: list[SweptQuestion] = []  # in the order of the comparison
+        self.questions: list[SweptQuestion] = []  # in the order of the comparison
         self.targets: Counter[str] = Counter()  # those that no list could hold, by reason
 
     @property
@@ -244,7 +246,7 @@ class Sweep:
             if question.facts is not None:  # else nothing in the basket was new
                 self.comparison.add(ranked | self._lists(question), question.targets, question.facts)
                 about = question.place, question.now_ms, question.user_id, question.location
-                self.asked.append(SweptQuestion(*about, frozenset(question.targets), question.facts))
+                self.questions.append(SweptQuestion(*about, frozenset(question.targets), question.facts))
 
     def _rank_fresh(self, questions: Sequence[HeldOutQuestion]) -> list[dict[str, list[str]]]:
         """The lists of rankers that know everything, by question; a cold user gets the recently popular one."""

@@ -129,7 +129,7 @@ def test_the_ranker_beside_the_model_stands_beside_it(tmp_path: Path, folder: Fo
 def test_a_ranker_that_may_not_or_cannot_order_is_refused(
     tmp_path: Path, model: Path, more: dict[str, Any], data: str | None, start_ms: int | None, said: str
 ) -> None:
-    given = {"data": "shop", "slice": {"until_ms": 1000}}
+    given: dict[str, Any] = {"data": "shop", "slice": {"until_ms": 1000}}
     sources = more.get("sources", ("retrieved",))
     ranker_of(more.get("encoder", version_of(model)), sources=sources, **given).save(tmp_path / "r")
     with pytest.raises(ValueError, match=said):

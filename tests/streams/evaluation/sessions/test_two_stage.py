@@ -160,11 +160,11 @@ def test_a_row_is_the_mean_of_its_trainings(tmp_path: Path, monkeypatch: pytest.
 
 def remembering(folder: Folder, known_ms: int) -> Any:
     """Prices as they are, and scores of an encoder that knows the answers of what it learned from, and no others."""
-    price, rng = prices(folder), np.random.default_rng(0)
+    priced, rng = knowing_prices(folder, [], prices(folder)), np.random.default_rng(0)
     chosen = {slate.start_ms: slate.first for slate in read_sessions(folder, "click").slates["page"]}
 
     def features(questions: Sequence[ListQuestion]) -> dict[int, Floats]:
-        found = knowing_prices(folder, [], price)(questions)
+        found: dict[int, Floats] = priced(questions)
         for question in questions:
             scores = rng.normal(size=len(question.item_ids))
             if question.ts_ms < known_ms:

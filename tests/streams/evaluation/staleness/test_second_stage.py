@@ -61,7 +61,7 @@ def staged(
 
 
 def asked(folder: Folder, ask: QuestionSettings = ASK) -> list[SweptQuestion]:
-    return sweep(held(folder, ask), offline(0.02), [FRESH]).asked
+    return sweep(held(folder, ask), offline(0.02), [FRESH]).questions
 
 
 def test_one_pass_over_late_logs_gives_what_a_pass_for_each_question_gives(folder: Folder) -> None:
@@ -83,9 +83,9 @@ def test_rows_of_several_trainings_are_means_and_the_fresh_one_is_held_against_t
     late = list_name(chosen[1], TWO_STAGE)
     pairs = {(pair["list"], pair["baseline"]) for pair in found["versus"]}
     assert {(TWO_STAGE, "mixed"), (late, TWO_STAGE)} < pairs and (late, "mixed") not in pairs
-    alone = [staged(folder, run.asked, [FRESH], [one]).scores(TWO_STAGE, (10,))["hr@10"].mean() for one in by]
+    alone = [staged(folder, run.questions, [FRESH], [one]).scores(TWO_STAGE, (10,))["hr@10"].mean() for one in by]
     assert found["lists"][TWO_STAGE]["hr@10"] == pytest.approx(np.mean(alone), abs=1e-6)
-    assert found["questions"] == len(run.asked) > 15
+    assert found["questions"] == len(run.questions) > 15
 
 
 def test_what_never_comes_to_be_known_is_as_nothing(folder: Folder) -> None:
