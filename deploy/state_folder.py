@@ -76,15 +76,25 @@ def attach(environ: Mapping[str, str], state: Path | None = None, **overrides: A
 
     Raises ValueError when nothing runs with that state folder, or a setting is wrong.
     """
-    found: dict[str, str] = {}
-    if state is not None:
-        if absence := _absence(state):
-            raise ValueError(absence)
-        for line in (state / FILE).read_text().splitlines():
-            name, _, value = line.partition("=")
-            found[name] = value.strip("'")
-    given = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
-    return load({**found, **given}, **overrides)
+    if state is not None and (absence := _absence(state)):
+        raise ValueError(absence)
+    return load({**_noted(state), **_given(environ)}, **overrides)
+
+
+def attach_files(environ: Mapping[str, str], state: Path | None = None) -> Settings:
+    """As `attach`, for a command that needs the files of a state folder alone: nothing has to run, or ever have run."""
+    place = {} if state is None else {f"{PREFIX}STATE": str(state)}
+    return load({**place, **_noted(state), **_given(environ)})
+
+
+def _noted(state: Path | None) -> dict[str, str]:
+    """What an `up` wrote into the folder for whoever attaches; nothing if there was none."""
+    lines = (state / FILE).read_text().splitlines() if state is not None and (state / FILE).is_file() else []
+    return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+
+
+def _given(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name.startswith(PREFIX)}
 
 
 def _absence(state: Path) -> str:

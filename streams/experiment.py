@@ -166,8 +166,12 @@ def results_of(log: ExperimentLog) -> dict[str, Any]:
 
 
 def differences(champion: Mapping[str, Estimate], challenger: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
-    """Challenger minus champion, with interval and p-value; nothing where an arm has too few users."""
-    found = {name: challenger[name].minus(champion[name]) for name in champion if name in challenger}
+    """Challenger minus champion, with interval and p-value; nothing where an arm has too few users.
+
+    Nor for a metric that is the same for all users of an arm, as when none of them has clicked: that is too few events.
+    """
+    both = [name for name in champion if name in challenger and champion[name].error and challenger[name].error]
+    found = {name: challenger[name].minus(champion[name]) for name in both}
     return {name: {**_shown(estimate), "p": estimate.p} for name, estimate in found.items()}
 
 

@@ -22,8 +22,8 @@ from tests.support import process_logs, services, shared_servers
 from tests.support.redis_cluster import ClusterOfServers
 from tests.support.secured_kafka import SecuredKafka
 
-INTEGRATION = "tests/integration/"
-LONGEST = (INTEGRATION, "tests/faults/", "tests/streams/kafka/", "tests/deploy/stack/", "tests/streams/evaluation/")
+INTEGRATION, MODELS = "tests/integration/", "tests/integration/models/"
+LONGEST = (f"{INTEGRATION}test_", "tests/faults/", MODELS, "tests/streams/kafka/", "tests/deploy/stack/")
 # Tests that use one of these need a server or several processes; others that do carry the mark themselves.
 SERVERS = {
     "redis_server",
@@ -74,11 +74,11 @@ def pytest_runtest_makereport(
 
 
 class WholeFiles(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
-    """Of several processes (`pytest -n`) each runs whole files, and one all of `integration`: they share a model."""
+    """Of several processes (`pytest -n`) each runs whole files, and one all that share the trained model of `live`."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return INTEGRATION if file.startswith(INTEGRATION) else file
+        return INTEGRATION if file.startswith(INTEGRATION) and not file.startswith(MODELS) else file
 
 
 @pytest.hookimpl(optionalhook=True)

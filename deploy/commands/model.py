@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import click
 import orjson
 
+from context.counting import counted
 from deploy.commands.options import FOLDER, Running, SectionedCommand, checked, option, options
 from deploy.commands.train_settings import INPUTS, changed, left_out
 from deploy.disk_space import room_in
@@ -157,6 +158,9 @@ def train(folder: Path, data: Data, choice: ModelChoice, training: TrainingRun, 
     ):
         chosen = replace(plan, refit=choice.refit, texts=source)
         result = train_folder(chosen, settings.rules(), source.memory, lambda found: _tell(found, left))
+    if result.cut_short:
+        steps = counted(int(result.metrics["steps"]), "step")
+        click.echo(f"the time was over in the first epoch, after {steps}: give it more than --max-seconds", err=True)
     if output.quiet:
         quality = ", ".join(f"{name} {value:.3g}" for name, value in result.metrics.items())
         click.echo(f"Model {result.version} after {result.seconds:.0f} s: {quality}")

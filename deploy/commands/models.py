@@ -16,7 +16,7 @@ import orjson
 from deploy.commands.options import DescribedGroup, state_option
 from deploy.progress import clock, progress_line, show_progress
 from deploy.settings import Settings
-from deploy.state_folder import attach
+from deploy.state_folder import attach, attach_files
 from index.ranking.ranker import DOCUMENT as RANKER_DOCUMENT
 from index.ranking.ranker import TENSORS as RANKER_TENSORS
 from index.ranking.ranker import Ranker, parse_ranker
@@ -51,13 +51,16 @@ def add(folder: Path, champion: bool, state: Path | None) -> int:
     """
     from index.state.aliases import Aliases
 
-    registry = _registry(attach(os.environ, state))
+    registry = _registry(attach_files(os.environ, state))
     if champion and registry.aliases().champion:
         raise ValueError(f"registry {registry.name} has a champion, {registry.aliases().champion}: stage and promote")
+    already = registry.versions()
     version = registry.add(folder)
     if champion and not registry.set_aliases(registry.aliases(), Aliases(version)):
         raise ValueError(f"somebody else has just changed the aliases of registry {registry.name}; look and try again")
     click.echo(version)
+    if version in already:
+        click.echo(f"it was there already, with the same weights; its card stays as it was: {registry.name}", err=True)
     return 0
 
 
@@ -65,11 +68,13 @@ def add(folder: Path, champion: bool, state: Path | None) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of cards, with `aliases`.")
 @state_option
 def list_models(as_json: bool, state: Path | None) -> int:
-    """Show what the registry holds, one line a version.
+    """Show what the registry holds, one line a version, with the aliases that it was told last.
+
+    Those in force are what `perseid models status` shows.
 
     Example: perseid models list
     """
-    registry = _registry(attach(os.environ, state))
+    registry = _registry(attach_files(os.environ, state))
     named = registry.aliases().names()
     cards = {version: registry.card(version) for version in registry.versions()}
     if as_json:
@@ -92,7 +97,7 @@ def show(version: str, state: Path | None) -> int:
 
     Example: perseid models show m-0a1b2c3d
     """
-    registry = _registry(attach(os.environ, state))
+    registry = _registry(attach_files(os.environ, state))
     card, ranker = registry.card(version), registry.ranker(version)
     if ranker is not None:
         card["ranker"] = orjson.loads(ranker[RANKER_DOCUMENT] or b"null")
@@ -249,7 +254,8 @@ def rollback(force: bool, state: Path | None) -> int:
 
     Example: perseid models rollback
     """
-    click.echo(f"{change_models(state, lambda rollout: rollout.rollback(force=force))} is served again")
+    version = change_models(state, lambda rollout: rollout.rollback(force=force))
+    click.echo(f"{version} is served again; `perseid models rollback` undoes that within 24 hours")
     return 0
 
 

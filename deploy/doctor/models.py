@@ -7,6 +7,7 @@ wrong key or address is seen by that as well. It does not judge a model's qualit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import httpx
 
 from context.counting import counted
 from deploy.doctor.finding import ANSWER_S, CONNECT_S, Finding
-from deploy.models.registry import first_champion, open_registry
+from deploy.models.registry import Registry, first_champion, open_registry
 from deploy.runtime.process import ask_redis
 from deploy.settings import Settings
 from encoder.model.document import read_document
@@ -63,10 +64,13 @@ def check_registry(settings: Settings) -> list[Finding]:
         return [at.wrong(str(error), "set PERSEID_MODELS to a folder or object store that this machine reaches")]
     found = _aliases(settings)
     named = found.names() if found.champion else noted.names()
-    lost = {version: names for version, names in named.items() if not _can_be_had(settings, version, versions)}
     remedy = "add each by `perseid models add FOLDER`, or take its alias by `perseid models retire`"
     findings = at.all_wrong(
-        *((True, f"has no model {version}, the {' and '.join(names)}", remedy) for version, names in lost.items())
+        *(
+            (True, f"{why}, the {' and '.join(names)}", remedy)
+            for version, names in named.items()
+            if (why := _missing(settings, registry, version, versions))
+        )
     ) or [at.ok(counted(len(versions), "model"))]
     differs = (noted.champion, noted.challenger) != (found.champion, found.challenger)
     if differs and noted.champion and found.champion:
@@ -129,13 +133,20 @@ def _aliases(settings: Settings) -> Aliases:
     return Aliases.of({name: value.decode() for name, value in zip(ALIAS_FIELDS, values, strict=True) if value})
 
 
-def _can_be_had(settings: Settings, version: str, versions: Sequence[str]) -> bool:
-    if version in versions:
-        return True
+def _missing(settings: Settings, registry: Registry, version: str, versions: Sequence[str]) -> str:
+    """Why a process that needs a version cannot have it; "" if it can."""
+    with suppress(ValueError):
+        if read_document(settings.model)["version"] == version:
+            return ""
+    if version not in versions:
+        return f"has no model {version}"
+    if "://" in settings.registry:
+        return ""  # whole when it was added; to look at it would fetch it
     try:
-        return bool(read_document(settings.model)["version"] == version)
-    except ValueError:
-        return False
+        registry.folder(version)
+    except (ValueError, OSError) as error:
+        return f"has a damaged model {version} ({error})"
+    return ""
 
 
 def _spelled(aliases: Aliases) -> str:

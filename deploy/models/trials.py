@@ -106,8 +106,12 @@ def results_lines(found: Mapping[str, Any]) -> Iterator[str]:
         parts += [f"{counted(sums['bought'], 'purchase')} of {counted(sums['buyers'], 'user')}"]
         parts += [f"{sums['stands_in']:,} lists by the champion in its place"] if sums["stands_in"] else []
         yield f"{arm:<10} {', '.join(parts)}"
-    if not found["differences"]:
+    measured = [name for name in _METRICS if all(name in found["arms"][arm]["metrics"] for arm in ARMS)]
+    if not measured:
         yield "too few users in an arm to compare them"
+    for name in measured:
+        if name not in found["differences"]:
+            yield f"{_METRICS[name]:<18} the same for all users of an arm: too few events to compare them"
     for name, difference in found["differences"].items():
         values = [f"{found['arms'][arm]['metrics'][name]['value']:.4f}" for arm in ARMS]
         low, high = difference["interval"]

@@ -141,7 +141,7 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     early = int((rows["us"] < YEAR_2000_MS * 1000).sum())
     if early:
         early_ones = counted(early, "event before 2000 is", "events before 2000 are")
-        report.note(f"{place}: {early_ones} written, but no reader of the folder uses them")
+        report.note(f"{place}: {early_ones} written, but no reader of the folder uses them; `shift_days` moves them")
     strange = sorted(set(rows["event_type"].unique()) & {str(w) for w in own if w} - set(DEFAULT_KIND_OF) - {FORGET})
     if strange:
         report.note(f"{place}: kinds that PERSEID_KINDS has to name: {', '.join(strange)}")

@@ -18,6 +18,7 @@ import polars as pl
 from context.counting import counted
 from context.labels import CONTROL, fold_label
 from context.times import NO_END_MS, YEAR_2000_MS
+from context.units import DAY_MS
 from deploy.tables.maps import FieldMap, TableMap
 from deploy.tables.moments import as_us
 from deploy.tables.nested import listed
@@ -203,7 +204,7 @@ class Fields:
                 self._report.note(f"{self._place} {name}: {times} skipped by the clock; the offset before is meant")
             whole = read.us if whole is None else whole.fill_null(read.us)
         assert whole is not None
-        return whole.alias(name)
+        return (whole + field.shift_days * DAY_MS * 1000).alias(name)
 
     def time(self, name: str, *, earliest_ms: int = YEAR_2000_MS, zero: bool = False) -> pl.Series:
         """As `moment`; what is no time up to 9999, nor 0 where that means "always", is null and counted."""

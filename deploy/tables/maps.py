@@ -48,6 +48,7 @@ class FieldMap:
     format: str | None = None  # of times, as for strptime
     zone: str | None = None  # of times that name none
     unit: str | None = None  # of times that are numbers
+    shift_days: int = 0  # added to times: those before 2000 are none of a live shop
     decimal: str | None = None
     strip: str = ""  # characters that a number or an id has around it
     separator: str | None = None  # between the labels of one cell
@@ -195,9 +196,12 @@ def _field(said: Any, place: str) -> FieldMap:
         raise ValueError(f"{place} names neither a column nor a constant")
     if made.zone:
         _zone(made.zone, place)
+    if abs(made.shift_days) > _MOST_SHIFT_DAYS:
+        raise ValueError(f"{place} shift_days {made.shift_days} is more than a hundred years")
     return made
 
 
+_MOST_SHIFT_DAYS = 36_525
 _LISTS = {"files", "may_lack", "header", "nulls", "json", "fill", "column", "columns", "drop", "flags", "true", "false"}
 _TABLES = {"where", "unless", "anchor", "pivot", "values", "at_least", "at_most", "replace"}
 
@@ -209,8 +213,8 @@ def _typed(name: str, value: Any, place: str) -> Any:
             raise ValueError(f"{place} {name} has to be a text or a list of texts, not {value!r}")
         return tuple(value)
     wanted: type = dict if name in _TABLES else bool if name in ("optional", "merge", "html", "lower") else str
-    wanted = int if name == "most" else wanted
-    if not isinstance(value, wanted):
+    wanted = int if name in ("most", "shift_days") else wanted
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise ValueError(f"{place} {name} has to be {_WORDS[wanted]}, not {value!r}")
     entries = value.values() if isinstance(value, dict) else ()
     if name in ("values", "anchor", "pivot") and not all(isinstance(each, str) for each in entries):

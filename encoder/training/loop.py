@@ -43,12 +43,16 @@ Progress = Callable[[int, int, str], None]  # steps done, how many there will be
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """Where the artefact is, its version, what was measured and how long the run took."""
+    """Where the artefact is, its version, what was measured and how long the run took.
+
+    `cut_short` says that the time was over in the first epoch, so that most of the data were not learned.
+    """
 
     folder: Path
     version: str
     metrics: dict[str, float]
     seconds: float
+    cut_short: bool = False
 
 
 def train(
@@ -120,6 +124,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=options.lr, betas=(0.9, 0.98), fused=True)
         self.step = 0
         self.loss = math.nan
+        self.cut_short = False
         self.validate = validate
         self.best = Best(options.patience)
         self.saved = self.began
@@ -137,6 +142,7 @@ class _Run:
         for epoch, group, total in self._schedule():
             done = self._done(total)
             if done >= 1:
+                self.cut_short = epoch == 0
                 break
             if epoch >= self.best.epochs + self.options.validate_every:
                 self._validate(epoch)
@@ -266,7 +272,7 @@ class _Run:
             document |= {} if measured.negative is None else {"negative": measured.negative}
         folder, version = artefact.save_version(self._exported({}), self.out, document)
         checkpoint.remove(self.out)
-        return TrainResult(folder, version, metrics, time.monotonic() - self.began)
+        return TrainResult(folder, version, metrics, time.monotonic() - self.began, self.cut_short)
 
     def _offsets(self, unit: Tensor) -> Tensor:
         context, weight = self.data.context, self.targets.weight

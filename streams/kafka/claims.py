@@ -40,6 +40,7 @@ class Claims:
         self._identities: dict[str, LogIdentity] = {}
         self.unsettled: set[str] = set()  # tags to claim or seek; nothing of them is read or applied meanwhile
         self._seek_only: set[str] = set()
+        self._requested: set[str] = set()  # since settling began: what was refused then is not settled by it
         self._assignment: set[TP] = set()  # as of the last rebalance, with its generation
         self._generation, self._takes = 0, 0
         self._wake, self._taken = asyncio.Event(), asyncio.Event()
@@ -79,6 +80,7 @@ class Claims:
         if claim:
             self._seek_only.discard(tag)
         self.unsettled.add(tag)
+        self._requested.add(tag)
         self._wake.set()
 
     def busy_tags(self) -> set[str]:
@@ -102,6 +104,7 @@ class Claims:
 
     async def _settle(self, consumer: StateConsumer) -> None:
         take, assignment, generation = self._takes, self._assignment, self._generation
+        self._requested.clear()
         gone = set(self._engine.leases) - _tags(assignment)
         self.unsettled &= _tags(assignment)
         by_tag: dict[str, set[TP]] = defaultdict(set)
@@ -129,8 +132,8 @@ class Claims:
                 "reading on at %s", " ".join(f"{tp.topic}[{tp.partition}]@{at}" for tp, at in sorted(positions.items()))
             )
         if take == self._takes:  # else this was the assignment before, which says nothing about the present one
-            self.unsettled -= settled
-            self._seek_only -= settled
+            self.unsettled -= settled - self._requested
+            self._seek_only -= settled - self._requested
 
     async def _are_same_logs(self, tags: Iterable[str]) -> bool:
         """Whether the tags' topics are still those they were claimed with: one recreated since is claimed anew."""

@@ -181,6 +181,12 @@ def test_an_experiment_of_a_model_with_itself_finds_nothing_but_one_time_in_twen
         assert covered == 400 - surprises, "an interval without 0 and a p below .05 are one thing"
 
 
+def test_an_arm_without_an_event_is_not_compared() -> None:
+    sums = generated(np.random.default_rng(4), 500, 0.5, 1.0)
+    sums["challenger"]["bought"] = 0
+    assert set(compared(sums)) == {"click_through"}
+
+
 def test_a_planted_effect_is_found_and_its_size() -> None:
     rng = np.random.default_rng(2)
     found = [compared(generated(rng, 4_000, 0.5, 1.3))["click_through"] for _ in range(40)]

@@ -59,6 +59,20 @@ def on(redis_server: RedisServer, keys: Keys, work: Callable[[RedisStore], Await
     asyncio.run(main())
 
 
+def test_a_registry_is_filled_where_nothing_has_run_yet(
+    perseid: Perseid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PERSEID_MODELS")
+    model, state = saved_model(tmp_path / "made", 0), tmp_path / "state"
+    assert perseid("add", str(model), "--champion", "--state", str(state)) == (0, model.name)
+    status, said = perseid("list", "--state", str(state))
+    assert status == 0 and said.startswith(model.name) and said.endswith("champion")
+    assert load({}, state=state).registry == str(state / "registry")
+    assert Registry(state / "registry").aliases() == Aliases(model.name)
+    status, said = perseid("stage", model.name, "--state", str(state))
+    assert status == 1 and "no `perseid up` runs with" in said
+
+
 def test_a_registry_is_filled_listed_and_shown(perseid: Perseid, tmp_path: Path) -> None:
     first, second = (saved_model(tmp_path / "made", seed) for seed in range(2))
     assert perseid("add", str(first), "--champion") == (0, first.name)
@@ -66,6 +80,11 @@ def test_a_registry_is_filled_listed_and_shown(perseid: Perseid, tmp_path: Path)
     assert (status, said.partition(" has a champion, ")[2]) == (1, f"{first.name}: stage and promote")
     assert perseid("add", str(second)) == (0, second.name)
     assert Registry(tmp_path / "registry").aliases() == Aliases(first.name)
+    status, said = perseid("add", str(second))
+    assert (status, said.partition("\n")[2].partition(":")[0]) == (
+        0,
+        "it was there already, with the same weights; its card stays as it was",
+    )
     status, said = perseid("list")
     assert status == 0 and len(said.splitlines()) == 2
     (line,) = (line for line in said.splitlines() if line.startswith(first.name))
@@ -133,7 +152,7 @@ def test_a_model_is_changed_by_commands(
     assert perseid("status", "--wait")[0] == 0
     assert perseid("promote", b)[1].startswith(f"{b} is served")
     assert perseid("promote", b) == (1, f"perseid: {b} is served already")
-    assert perseid("rollback") == (0, f"{a} is served again")
+    assert perseid("rollback") == (0, f"{a} is served again; `perseid models rollback` undoes that within 24 hours")
     assert perseid("retire", b) == (0, f"{b} is retired; its vectors are removed in the background")
     status, said = perseid("rollback")
     assert status == 1 and said.startswith("perseid: there is no previous model") and "\n" not in said
@@ -202,7 +221,10 @@ def test_a_registry_that_could_not_be_told_is_said_and_told_later(
     aliases = tmp_path / "registry" / "aliases.json"
     aliases.write_text("{")
     status, said = perseid("rollback")
-    assert status == 0 and said.splitlines()[0] == f"{b} is served again"
+    assert (
+        status == 0
+        and said.splitlines()[0] == f"{b} is served again; `perseid models rollback` undoes that within 24 hours"
+    )
     assert said.splitlines()[1].startswith("the registry was not told, the next command tells it: aliases.json of")
     aliases.unlink()
     assert perseid("status")[0] == 0

@@ -21,11 +21,12 @@ from deploy.servers.redis import RedisServer
 from deploy.settings import Settings, load
 from encoder.model.artefact import save
 from encoder.model.config import preset
-from encoder.model.document import read_document
+from encoder.model.document import TENSORS, read_document
 from encoder.model.encoder import StarsEncoder
 from index.state.aliases import Aliases, change_aliases
 from index.state.redis_store import RedisStore
 from streams.events import DEFAULT_KINDS
+from tests.support.saved_models import saved_model
 
 pytestmark = pytest.mark.servers
 
@@ -164,6 +165,15 @@ def test_a_model_with_an_alias_that_cannot_be_had_is_named(settings: Settings, m
     asyncio.run(put(in_force, Aliases(served)))
     assert [(finding.state, finding.what) for finding in found()] == [("ok", "0 models")]
     registry.add(model)
+    other = registry.add(saved_model(tmp_path / "made", 7))
+    asyncio.run(put(Aliases(served), Aliases(served, other)))
+    weights = registry.folder(other) / TENSORS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (damaged,) = found()
+    assert damaged.state == "wrong" and damaged.what.startswith(f"has a damaged model {other} ("), damaged
+    assert damaged.what.endswith("), the challenger")
+    asyncio.run(put(Aliases(served, other), Aliases(served)))
+    registry.remove(other)
     registry.set_aliases(Aliases(), Aliases("m-00000003", served))
     told, differs = found()
     assert (told.state, told.what) == ("ok", "1 model")

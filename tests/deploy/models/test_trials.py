@@ -78,8 +78,12 @@ def test_results_warn_first_of_arms_that_cannot_be_compared() -> None:
         "challenger 100 users, 200 lists, 100 clicked, 7 purchases of 5 users",
         "clicked lists      0.1000 → 0.1200  +0.0200 (95 %: +0.0100 to +0.0300; p 0.000)",
     ]
+    quiet = {**found, "differences": {}}
+    assert list(results_lines(quiet))[-1] == (
+        "clicked lists      the same for all users of an arm: too few events to compare them"
+    )
     wrong = {**found, "sample_ratio": sample_ratio(100, 900, 0.2), "crossed": 2, "differences": {}}
-    wrong["arms"] = {**found["arms"], "challenger": {**arm(20, 0.1), "stands_in": 4}}  # type: ignore[dict-item]
+    wrong["arms"] = {**found["arms"], "challenger": {**arm(20, 0.1), "stands_in": 4, "metrics": {}}}  # type: ignore[dict-item]
     lines = list(results_lines(wrong))
     assert lines[0].startswith("WARNING: the challenger's arm has 10 % of the users and should have 20 % (p 3e-15)")
     assert lines[1] == "WARNING: 2 users were in both arms and count in none"

@@ -69,10 +69,10 @@ def test_movielens_100k(tmp_path: Path) -> None:
     flags = ["0"] * 19
     flags[3] = flags[5] = "1"  # Animation, Comedy; the first is `unknown`
     item = "|".join(["1", "Toy (1995)", "01-Jan-1995", "", "http://example.org/?a=1", *flags])
-    source = write(tmp_path / "ml", u__data="196\t1\t3\t981250949\n", u__item=f"{item}\n")
+    source = write(tmp_path / "ml", u__data="196\t1\t3\t881250949\n", u__item=f"{item}\n")
     events, items = converted("movielens", source, tmp_path / "out")
     assert preset("movielens-100k").items[0].header[9] == "Children's"
-    assert events == [("196", "1", "rating", "981250949")]
+    assert events == [("196", "1", "rating", str(881250949 + 3654 * 86_400))], "all of its times are before 2000"
     assert items == {"1": {"title": "Toy (1995)", "category": ["Animation", "Comedy"]}}
 
 

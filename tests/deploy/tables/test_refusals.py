@@ -33,6 +33,8 @@ BAD_MAPS = {
         "field kind replace has to map texts to texts",
     ),
     "bound": (with_kind('at_least = { like = "4" }'), "field kind at_least has to map kinds to numbers"),
+    "shift": (with_kind("shift_days = 36526"), "field kind shift_days 36526 is more than a hundred years"),
+    "shift-flag": (with_kind("shift_days = true"), "field kind shift_days has to be a whole number, not True"),
     "join": ("[events]\njoin = 3\n" + PLAIN, "[events] join has to be a table, not 3"),
     "match": ("[events]\nwhere = { user = { match = 3 } }\n" + PLAIN, "events where user: 3 is no pattern"),
     "start": (

@@ -212,7 +212,10 @@ def test_a_column_that_mixes_units_is_refused_with_both_lines(tmp_path: Path) ->
 def test_times_that_no_event_can_have_are_counted(tmp_path: Path) -> None:
     report = run(tmp_path, PLAIN, "user,item,time\nu,i,1600000000\nu,i,-5\nu,i,0\nu,i,99999999999999999999\nu,i,\n")
     assert counts(report) == {"no time": 1, "time is outside 1970 to 2100": 2}
-    assert "events: 1 event before 2000 is written, but no reader of the folder uses them" in report.notes
+    assert (
+        "events: 1 event before 2000 is written, but no reader of the folder uses them; `shift_days` moves them"
+        in report.notes
+    )
 
 
 def test_local_times_at_the_change_of_the_clock(tmp_path: Path) -> None:

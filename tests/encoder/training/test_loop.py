@@ -185,6 +185,7 @@ def test_a_run_that_ends_before_its_first_step_can_be_read_again(tmp_path: Path)
     data = shop(60, 10, checkerboard)
     result = train(data, CONFIG, replace(OPTIONS, max_seconds=1e-9), out=tmp_path)
     document = orjson.loads((result.folder / DOCUMENT).read_bytes())  # refuses what is not JSON
+    assert result.cut_short and not train(data, CONFIG, replace(OPTIONS, epochs=1), out=tmp_path).cut_short
     assert document["metadata"]["metrics"]["steps"] == 0 and "loss" not in document["metadata"]["metrics"]
 
 

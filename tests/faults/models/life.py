@@ -215,6 +215,11 @@ class Life:
         self.stage.wait(lambda: judge.filled(self.stage, version) >= share, f"{share:.0%} are filled")
 
     @property
+    def is_filled(self) -> bool:
+        """Whether all users have vectors of the staged model."""
+        return judge.filled(self.stage, self.names.second) >= 1
+
+    @property
     def workers(self) -> list[Worker]:
         """Those that live."""
         return [worker for worker in self.stage.workers if worker.alive]

@@ -35,13 +35,15 @@ def worker_killed(life: Life, step: str) -> None:
 
 
 def filler_killed(life: Life, step: str) -> None:
-    """SIGKILL of a worker that completes or removes vectors at that very time."""
+    """SIGKILL of a worker that completes or removes vectors at that very time, or has just completed them all."""
     if step == "fill":
         life.moment(step)
     found: list[Worker] = []
 
     def filling() -> bool:
         found[:] = [worker for worker in life.workers if worker.status().get("filling")]
+        if not found and step == "fill" and life.is_filled:  # the last of them took less than a look
+            found[:] = life.workers
         return bool(found)
 
     life.stage.wait(filling, f"a worker has something to fill or to remove in {step}")

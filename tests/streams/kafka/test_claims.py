@@ -110,6 +110,29 @@ def test_a_new_assignment_is_sought_although_the_former_one_was_settled_when_it_
     asyncio.run(scenario())
 
 
+def test_what_is_refused_while_its_tag_is_claimed_is_claimed_once_more() -> None:
+    async def scenario() -> None:
+        consumer = SoughtConsumer(BOTH)
+        claims, moves = _claims(), list[set[TP]]()
+        move = consumer.move
+
+        async def and_a_write_was_refused(positions: dict[TP, int]) -> None:
+            await move(positions)
+            moves.append(set(positions))
+            if len(moves) == 1:  # it had begun before the claim, beside the stream, and knew the token of before
+                claims._engine.leases["p0"].unsure = True
+                claims.request_reclaim("p0", claim=True)
+
+        consumer.move = and_a_write_was_refused  # type: ignore[method-assign]
+        async with _keeping(claims, consumer):
+            claims.on_assignment(BOTH, 1)
+            await asyncio.wait_for(_settled(claims), 5.0)
+            assert not claims._engine.leases["p0"].unsure, "without a record nobody else would ask"
+            assert moves == [BOTH, BOTH]
+
+    asyncio.run(scenario())
+
+
 def test_a_partition_that_is_lost_while_it_is_sought_ends_nothing() -> None:
     async def scenario() -> None:
         consumer = SoughtConsumer(BOTH)

@@ -16,7 +16,7 @@ from deploy.settings import load
 from streams.events import EXPOSURES
 from streams.kafka.topic_reader import TopicReader
 from tests.integration.live import Live, click
-from tests.integration.test_model_change import COUNT, Asking, folder, perseid  # noqa: F401
+from tests.integration.models.asking import COUNT, Asking, perseid_models, small_shop
 from tests.support.saved_models import varied
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -25,15 +25,15 @@ USERS = [f"u{number}" for number in range(30)] + [f"guest-{number}" for number i
 
 
 @pytest.fixture(scope="module")
-def tried(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:  # noqa: F811
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Two API processes, and a second model that ranks each request, too, and has passed its gates."""
     place = Path(tmp_path_factory.mktemp("live"))
-    found = Live(place / "state", "--data", str(folder), "--speed", "1000", "--apis", "2")
+    found = Live(place / "state", "--data", str(small_shop(place)), "--speed", "1000", "--apis", "2")
     try:
         found.wait_ready(320)
         served = Path(found.settings()["PERSEID_MODEL"]).parent / models(found)["champion"]
-        second = perseid(found.state, "add", str(varied(served, place / "made"))).strip()
-        perseid(found.state, "stage", second, "--shadow", "100%")
+        second = perseid_models(found.state, "add", str(varied(served, place / "made"))).strip()
+        perseid_models(found.state, "stage", second, "--shadow", "100%")
         yield found
     finally:
         found.stop()
@@ -45,7 +45,7 @@ def models(live: Live) -> dict[str, Any]:
 
 def status(live: Live) -> str:
     """What the command shows, whether gates are passed or not."""
-    shown = json.loads(perseid(live.state, "status", "--json", code=None))
+    shown = json.loads(perseid_models(live.state, "status", "--json", code=None))
     return "\n".join(shown["lines"])
 
 
@@ -93,17 +93,17 @@ def test_a_shadow_ranks_what_both_processes_have_answered_and_is_a_gate(tried: L
     said = status(tried)  # whether p99 is within the budget is a matter of who else is busy here
     assert "shadowed requests: 200 of 200" in said and "shadow     100 % of requests, " in said
     assert "shorter" not in said and "failed" not in said
-    perseid(tried.state, "shadow", "off")
+    perseid_models(tried.state, "shadow", "off")
     tried.until(lambda: models(tried)["shadow"] is None, 5, "no request is ranked twice")
 
 
 def test_an_experiment_splits_users_alike_in_both_processes_and_ends_without_a_short_list(tried: Live) -> None:
     tried.until(lambda: models(tried)["challenger"] in models(tried)["loaded"], 60, "the challenger is loaded")
     champion, challenger = models(tried)["champion"], models(tried)["challenger"]
-    assert "is no share" in perseid(tried.state, "experiment", f"{challenger}=half", code=1)
-    with Asking(tried) as asking:
-        name = perseid(tried.state, "experiment", f"{challenger}=50%").split()[1].rstrip(":")
-        assert f"experiment {name} is running" in perseid(tried.state, "experiment", f"{challenger}=20%", code=1)
+    assert "is no share" in perseid_models(tried.state, "experiment", f"{challenger}=half", code=1)
+    with Asking(lambda number: tried.recommend(f"u{number % 30}", count=COUNT)) as asking:
+        name = perseid_models(tried.state, "experiment", f"{challenger}=50%").split()[1].rstrip(":")
+        assert f"experiment {name} is running" in perseid_models(tried.state, "experiment", f"{challenger}=20%", code=1)
         tried.until(lambda: (models(tried)["experiment"] or {}).get("id") == name, 5, "both processes know of it")
         answers = ask_everywhere(tried)
         arms = {user: {answer["model"] for answer in found} for user, found in answers.items()}
@@ -112,12 +112,12 @@ def test_an_experiment_splits_users_alike_in_both_processes_and_ends_without_a_s
         assert abs(len(chosen) - len(USERS) / 2) < 5 * sqrt(len(USERS) / 4)
         act_on(tried, answers, set(chosen))
         found = results(tried, sum(map(len, answers.values())))
-        perseid(tried.state, "experiment", "off")
+        perseid_models(tried.state, "experiment", "off")
         tried.until(lambda: models(tried)["experiment"] is None, 5, "both processes know that it is over")
         again = ask_everywhere(tried)
         assert {answer["model"] for found in again.values() for answer in found} == {champion}
     assert not asking.errors, asking.errors[:3]
-    assert {count for _, _, count in asking.answers} == {COUNT}
+    assert {len(answer["items"]) for answer in asking.answers} == {COUNT}
     check(found, chosen)
     named = exposures(tried, answers, again)
     for user, shown in answers.items():
@@ -144,7 +144,7 @@ def results(live: Live, lists: int) -> dict[str, Any]:
     """As soon as the topics hold what was shown to whom."""
     deadline = time.monotonic() + 60
     while True:
-        found = json.loads(perseid(live.state, "experiment", "--results", "--json"))
+        found = json.loads(perseid_models(live.state, "experiment", "--results", "--json"))
         if sum(arm["lists"] for arm in found["arms"].values()) >= lists:
             return dict(found)
         assert time.monotonic() < deadline, found["arms"]
@@ -162,12 +162,12 @@ def check(found: dict[str, Any], chosen: list[str]) -> None:
 
 def test_an_experiment_ends_with_what_was_staged(tried: Live) -> None:
     champion, challenger = models(tried)["champion"], models(tried)["challenger"]
-    perseid(tried.state, "experiment", f"{challenger}=50%", "--force")
+    perseid_models(tried.state, "experiment", f"{challenger}=50%", "--force")
     tried.until(lambda: models(tried)["experiment"] is not None, 5, "both processes know of it")
-    with Asking(tried) as asking:
-        perseid(tried.state, "unstage")
+    with Asking(lambda number: tried.recommend(f"u{number % 30}", count=COUNT)) as asking:
+        perseid_models(tried.state, "unstage")
         tried.until(lambda: models(tried)["experiment"] is None, 5, "both processes know that it is over")
         answers = ask_everywhere(tried)
     assert {answer["model"] for found in answers.values() for answer in found} == {champion}
-    assert not asking.errors and {count for _, _, count in asking.answers} == {COUNT}
-    assert "answers 50 % of users" in perseid(tried.state, "experiment")
+    assert not asking.errors and {len(answer["items"]) for answer in asking.answers} == {COUNT}
+    assert "answers 50 % of users" in perseid_models(tried.state, "experiment")

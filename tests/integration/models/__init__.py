@@ -1,0 +1,1 @@
+"""The life of a model in running processes; each file starts its own."""
