@@ -31,6 +31,7 @@ from deploy.reports.run_facts import RunFacts, started
 from deploy.state_folder import attach
 from encoder.baselines.recipes import recipe_sets
 from encoder.model.document import DOCUMENT
+from index.ranking.features import GROUPS
 from streams.evaluation.sessions.sessions import VIEWS, View
 from streams.evaluation.staleness.delays import DELAYS, Delay, Part, parse_delay, parse_part
 from streams.left_out import LeftOut
@@ -196,8 +197,8 @@ class RankerTrainings:
     )
     without: str = option(
         default="",
-        help="Also train it without these groups of features, one at a time, with commas between them: vectors, own, "
-        "labels, price, popularity, negative, list, or each.",
+        help="Also train it without these groups of features, one at a time, with commas between them: "
+        f"{', '.join(name for name in GROUPS if name != 'position')}, or each.",
     )
 
 
