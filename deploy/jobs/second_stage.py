@@ -55,7 +55,7 @@ class SecondStageRow:
     ) -> SecondStageAnswers | None:
         """What answers the questions of a sweep; None where nothing orders lists.
 
-        `progress` is told how many of the questions are done, of how many.
+        `progress` is told how many of the folder's events are done, of how many.
         """
         row, folder = self.row, held.folder
         if row is None:

@@ -91,7 +91,7 @@ class SecondStageSweep:
     ) -> None:
         self._held, self._model, self._row, self._log, self._engine = held, model, row, log, engine
         self._kind_weights = [kind.weight for kind in held.rules.kinds]
-        self._lanes: dict[Delay, _LateState] = {}
+        self._states: dict[Delay, _LateState] = {}
         self._made: dict[Hashable, object] = {}  # of one question, by what it was made from
 
     async def run(
@@ -100,25 +100,30 @@ class SecondStageSweep:
         arms: Sequence[Arm],
         progress: Callable[[int, int], None] | None = None,
     ) -> Outcomes:
-        """Outcomes of `questions` in their order, a list for each arm; `progress` is told how many are done, of how
-        many."""
+        """Outcomes of `questions` in their order, a list for each arm.
+
+        `progress` is told how many of the folder's events are done, of how many.
+        """
         names = [list_name(arm, TWO_STAGE) for arm in arms]
         trainings = {name: own for each in names for name, own in self._row.trainings(each).items()}
         parts = dict.fromkeys(delay for arm in arms for delay in _delays(arm))
-        self._lanes = {delay: _LateState(await self._engine(), self._log(), self._held, self._model) for delay in parts}
+        self._states = {
+            delay: _LateState(await self._engine(), self._log(), self._held, self._model) for delay in parts
+        }
         found: dict[int, dict[str, list[str]]] = {}
-        for done, at in enumerate(sorted(range(len(questions)), key=lambda at: questions[at].place)):
+        events = self._held.folder.events
+        for at in sorted(range(len(questions)), key=lambda at: questions[at].place):
             found[at] = await self._ask(questions[at], arms)
             if progress is not None:
-                progress(done + 1, len(questions))
+                progress(events.before(questions[at].now_ms), len(events))
         outcomes = Outcomes(names, trainings)
         for at, question in enumerate(questions):
             outcomes.add(found[at], question.targets, question.facts)
         return outcomes
 
     async def _ask(self, question: SweptQuestion, arms: Sequence[Arm]) -> dict[str, list[str]]:
-        for delay, lane in self._lanes.items():
-            await lane.advance(delay, question)
+        for delay, state in self._states.items():
+            await state.advance(delay, question)
         self._made, found = {}, dict[str, list[str]]()
         for arm in arms:
             pool = await self._pool(question, arm)
@@ -128,11 +133,11 @@ class SecondStageSweep:
     async def _pool(self, question: SweptQuestion, arm: Arm) -> ListPool:
         """What the list of an arm is made of; arms that know the same share it."""
         now_ms, ask, weights = question.now_ms, self._held.ask, self._model.weights
-        state = await self._lanes[arm.user].user(question)
-        seen = self._held.left_out(await self._lanes[arm.seen].user(question), now_ms)
+        state = await self._states[arm.user].user(question)
+        seen = self._held.left_out(await self._states[arm.seen].user(question), now_ms)
         location = question.location or profile_location(state.profile)
-        context = await self._lanes[arm.context].context(question, location)
-        items, counts = self._lanes[arm.vectors].stage, self._lanes[arm.popularity].stage
+        context = await self._states[arm.context].context(question, location)
+        items, counts = self._states[arm.vectors].stage, self._states[arm.popularity].stage
         known = _known(state), seen, location, context.ts_ms, arm.vectors, arm.popularity
         if known not in self._made:
             stage = replace(items, popularity=counts.popularity)
