@@ -189,7 +189,7 @@ def _second(
         return _SecondStage({}, {}, "the encoder has learned from all that lies before the split")
     taught = taught_slates(folder, rules, plan.choice, view, plan.known_ms, plan.split_ms, plan.every)
     test = [question for question in questions if question.slate.start_ms >= plan.split_ms]
-    asked = [(number, label) for number in range(len(test)) for label in LABELS]
+    asked = [(at, label) for at, one in enumerate(test) for label in (LABELS[:1] if one.slate.one_label else LABELS)]
     found = list_features(
         [
             *(question_of(number, one.slate) for number, one in enumerate(taught)),
@@ -201,7 +201,9 @@ def _second(
         rankers = train_rankers(taught, lists, plan.seed, plan.threads, plan.trainings, plan.without)
     except ValueError as error:
         return _SecondStage({}, {}, str(error))
-    return _SecondStage(rankers, {which: found[len(taught) + at] for at, which in enumerate(asked)})
+    features = {which: found[len(taught) + at] for at, which in enumerate(asked)}
+    alike = {(at, label): features[at, LABELS[0]] for at in range(len(test)) for label in LABELS}
+    return _SecondStage(rankers, alike | features)
 
 
 def _ranked(
