@@ -59,6 +59,8 @@ class ProgressLines:
         now_s = self._monotonic_s()
         if self._points and now_s - self._points[-1][0] < EVERY_S:
             return
+        if self._points and done < self._points[-1][1]:
+            self._points.clear()  # another pass over the same
         self._points.append((now_s, done))
         (then_s, before) = self._points[0]
         if now_s > then_s:
@@ -111,13 +113,13 @@ def _bar(unit: str) -> Iterator[Show]:
     )
     with bars.Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=30) as bar:
         task = bar.add_task(unit, total=None, of="", note="", most_s=math.inf)
-        began = False
+        last: int | None = None
 
         def show(done: int, total: int | None, note: str = "", most_s: float = math.inf) -> None:
-            nonlocal began
-            if not began:
+            nonlocal last
+            if last is None or done < last:  # the first, or another pass over the same
                 bar.reset(task, total=total, completed=done)
-                began = True
+            last = done
             of = f" of {total:,}" if total is not None else ""
             bar.update(task, completed=done, total=total, of=of, note=note, most_s=most_s)
 

@@ -18,6 +18,7 @@ from deploy.commands.options import (
     DescribedGroup,
     Output,
     Questions,
+    RankerArtefacts,
     Running,
     SectionedCommand,
     Texts,
@@ -30,6 +31,7 @@ from deploy.reports.run_facts import RunFacts, started
 from deploy.state_folder import attach
 from encoder.baselines.recipes import recipe_sets
 from encoder.model.document import DOCUMENT
+from index.ranking.features import GROUPS
 from streams.evaluation.sessions.sessions import VIEWS, View
 from streams.evaluation.staleness.delays import DELAYS, Delay, Part, parse_delay, parse_part
 from streams.left_out import LeftOut
@@ -120,8 +122,10 @@ class Baselines:
 
 @evaluate.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=TimelineQuestions, beside=Baselines, running=Running, output=Output)
-def timeline(folder: Path, asked: TimelineQuestions, beside: Baselines, running: Running, output: Output) -> None:
+@options(asked=TimelineQuestions, second=RankerArtefacts, beside=Baselines, running=Running, output=Output)
+def timeline(
+    folder: Path, asked: TimelineQuestions, second: RankerArtefacts, beside: Baselines, running: Running, output: Output
+) -> None:
     """Ask about each choice of the later part of FOLDER, from all events before it, next to recent popularity.
 
     `--baselines` are trained on the earlier part and asked the same; with them, no --model and none in PERSEID_MODEL,
@@ -134,7 +138,8 @@ def timeline(folder: Path, asked: TimelineQuestions, beside: Baselines, running:
     facts, plan, ask = started(), beside.plan(_threads(running)), asked.settings()
     with _session(running) as (settings, memory, progress):
         model = _model_or_none(asked.model, settings, plan)
-        found = evaluate_folder(folder, model, settings, memory, asked.split, ask, progress, plan, asked.baskets)
+        about = settings, memory, asked.split, ask, progress, plan, asked.baskets
+        found = evaluate_folder(folder, model, *about, second.rankers)
     _tell(facts, "evaluate", found, lambda: _evaluated(found, counted(found["questions"], "question")), output)
 
 
@@ -182,13 +187,29 @@ class SessionQuestions(AskedModel):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RankerTrainings:
+    """How rankers are trained whose rows are called two-stage."""
+
+    heading: ClassVar = "Second stage"
+    trainings: int = option(
+        type=click.IntRange(min=1), default=3, help="Train each ranker so often; its row is the mean of each question."
+    )
+    without: str = option(
+        default="",
+        help="Also train it without these groups of features, one at a time, with commas between them: "
+        f"{', '.join(name for name in GROUPS if name != 'position')}, or each.",
+    )
+
+
 @evaluate.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=SessionQuestions, running=Running, output=Output)
-def sessions(folder: Path, asked: SessionQuestions, running: Running, output: Output) -> None:
+@options(asked=SessionQuestions, second=RankerTrainings, running=Running, output=Output)
+def sessions(folder: Path, asked: SessionQuestions, second: RankerTrainings, running: Running, output: Output) -> None:
     """Rank what was shown on a user's day, and on each page, anew, beside LambdaMART.
 
-    LambdaMART learns from the days, or the pages, before the split.
+    LambdaMART learns from the days, or the pages, before the split. Where the model's training ended before the split,
+    the second stage learns from those between.
 
     Example: perseid evaluate sessions shop-3 --model models/m-1234abcd --choice click --question page --every 8
     """
@@ -199,9 +220,9 @@ def sessions(folder: Path, asked: SessionQuestions, running: Running, output: Ou
     _threads(running)
     with _session(running) as (settings, memory, progress):
         model, split, choice = _model(asked.model, settings), asked.split, asked.choice
-        found = evaluate_sessions_of(
-            folder, model, settings, memory, split, choice, 0, progress, asked.question, asked.every
-        )
+        without = [name.strip() for name in second.without.split(",") if name.strip()]
+        about = settings, memory, split, choice, 0, progress, asked.question, asked.every
+        found = evaluate_sessions_of(folder, model, *about, second.trainings, without)
     _tell(facts, "sessions", found, lambda: sessions_table(found), output)
 
 
@@ -230,8 +251,10 @@ class Delays:
 
 @click.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=HeldOutQuestions, late=Delays, texts=Texts, output=Output)
-def staleness(folder: Path, asked: HeldOutQuestions, late: Delays, texts: Texts, output: Output) -> None:
+@options(asked=HeldOutQuestions, late=Delays, second=RankerArtefacts, texts=Texts, output=Output)
+def staleness(
+    folder: Path, asked: HeldOutQuestions, late: Delays, second: RankerArtefacts, texts: Texts, output: Output
+) -> None:
     """Measure what delay costs: the same held-out stream, answered with parts of the state known late.
 
     Each question is answered once for every part and delay, in one pass; the differences from no delay are paired, with
@@ -245,7 +268,8 @@ def staleness(folder: Path, asked: HeldOutQuestions, late: Delays, texts: Texts,
     facts, ask = started(), asked.settings()
     with _session(texts) as (settings, memory, progress):
         model, split = _model(asked.model, settings), asked.split
-        found = measure_staleness(folder, model, settings, memory, split, ask, late.parts, late.delays, progress)
+        about = settings, memory, split, ask, late.parts, late.delays, progress
+        found = measure_staleness(folder, model, *about, second.rankers)
     title = f"model {found['model']} on {found['data']}: {_size(found)}"
     _tell(facts, "staleness", found, lambda: f"{title}\n\n{curves_table(found)}", output)
 
@@ -262,8 +286,8 @@ class SharedQuestions(Questions):
 
 @click.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER)
-@options(asked=SharedQuestions, texts=Texts, output=Output)
-def compare(folder: Path, asked: SharedQuestions, texts: Texts, output: Output) -> None:
+@options(asked=SharedQuestions, second=RankerArtefacts, texts=Texts, output=Output)
+def compare(folder: Path, asked: SharedQuestions, second: RankerArtefacts, texts: Texts, output: Output) -> None:
     """Answer the same traffic with two models, side by side: intervals, paired tests, differences by slice.
 
     Example: perseid compare ml_latest_small --model models/m-1234abcd --model models/m-5678cdef --report what-if.html
@@ -274,7 +298,8 @@ def compare(folder: Path, asked: SharedQuestions, texts: Texts, output: Output) 
         raise click.UsageError(f"--model is given {counted(len(asked.models), 'time')}; a comparison is between two")
     facts, models = started(), dict(zip("AB", asked.models, strict=True))
     with _session(texts) as (settings, memory, progress):
-        found = compare_models(folder, models, settings, memory, asked.split, asked.settings(), progress)
+        about = settings, memory, asked.split, asked.settings(), progress
+        found = compare_models(folder, models, *about, second.rankers)
     named = ", ".join(f"{name} = {version}" for name, version in found["models"].items())
     title = f"{named} on {found['data']}: {_size(found)}"
     _tell(facts, "compare", found, lambda: f"{title}\n\n{_shown(found)}", output)
@@ -342,6 +367,9 @@ def _session(given: Texts) -> Iterator[tuple[Settings, TextMemory, Progress]]:
 def _tell(facts: RunFacts, kind: str, found: dict[str, Any], text: Callable[[], str], output: Output) -> None:
     for line in LeftOut.from_dict(found["left_out"]).lines():
         click.echo(line, err=True)
+    for name, said in found.get("two_stage", {}).items():
+        if name.endswith("missing"):
+            click.echo(f"no row two-stage: {said}", err=True)
     if output.report is not None:
         from deploy.reports.report import write_report
 

@@ -139,6 +139,20 @@ class Questions:
 
 
 @dataclass(frozen=True, slots=True)
+class RankerArtefacts:
+    """What orders lists a second time."""
+
+    heading: ClassVar = "Second stage"
+    rankers: tuple[Path, ...] = option(
+        "--ranker",
+        type=FOLDER,
+        multiple=True,
+        help="Artefact of train-ranker, for the row two-stage; of several trainings the mean of each question.  "
+        "[default: the one beside the model]",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Texts:
     """Where texts are remembered."""
 

@@ -13,7 +13,17 @@ import click
 import orjson
 
 from context.counting import counted
-from deploy.commands.options import FOLDER, Output, Questions, SectionedCommand, Texts, option, options, state_option
+from deploy.commands.options import (
+    FOLDER,
+    Output,
+    Questions,
+    RankerArtefacts,
+    SectionedCommand,
+    Texts,
+    option,
+    options,
+    state_option,
+)
 from deploy.commands.replay_arguments import TimeParam, parse_offsets
 from deploy.disk_space import room_in
 from deploy.progress import show_progress
@@ -77,12 +87,15 @@ class RebuiltState:
 
 @click.command(cls=SectionedCommand)
 @click.argument("folder", type=FOLDER, required=False)
-@options(span=ReplayedPart, asked=ModelQuestions, rebuilt=RebuiltState, texts=Texts, output=Output)
+@options(
+    span=ReplayedPart, asked=ModelQuestions, second=RankerArtefacts, rebuilt=RebuiltState, texts=Texts, output=Output
+)
 @state_option
 def replay(
     folder: Path | None,
     span: ReplayedPart,
     asked: ModelQuestions,
+    second: RankerArtefacts,
     rebuilt: RebuiltState,
     texts: Texts,
     output: Output,
@@ -99,6 +112,8 @@ def replay(
     from deploy.jobs.replay_checkpoint import ReplayPlan
 
     _refuse_what_does_not_fit(folder, span, rebuilt.compare)
+    if second.rankers and rebuilt.state_only:
+        raise click.UsageError("--ranker is about answers; --state-only asks nothing")
     if output.report is not None and rebuilt.state_only:
         raise click.UsageError("--report is about answers; --state-only asks nothing")
     facts, settings = started(), attach(os.environ, state)
@@ -109,7 +124,8 @@ def replay(
         model = settings.model
     kept = [rebuilt.checkpoint] if rebuilt.checkpoint else []
     with room_in(*kept), show_progress("records") as show, new_store(settings, rebuilt.prefix) as store:
-        plan = ReplayPlan(model, asked.settings(span.ask_ms), store, show, rebuilt.checkpoint, rebuilt.part)
+        ask = asked.settings(span.ask_ms)
+        plan = ReplayPlan(model, ask, store, show, rebuilt.checkpoint, rebuilt.part, second.rankers)
         report = _topics(plan, settings, span) if folder is None else _folder(folder, plan, settings, texts, span)
     if output.report is not None and report.error is None:
         from deploy.reports.report import write_report

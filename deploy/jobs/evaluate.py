@@ -6,7 +6,6 @@ torch. Baselines are trained on what a model of the same protocol is trained on,
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
+from deploy.jobs.ranking_walk import list_features
 from deploy.jobs.replay import folder_vectors
-from deploy.models.open_model import OpenedModel, open_model
+from deploy.jobs.second_stage import SecondStageRow, open_second_stage
+from deploy.models.open_model import open_model
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items
 from deploy.texts.models import TextSource
@@ -28,7 +28,6 @@ from encoder.baselines.recipes import recipes
 from encoder.text.item_text import VocabularyTagger
 from index.query.model import own_list
 from index.query.recommend import Weights
-from index.state.memory_store import MemoryStore
 from streams.evaluation.baselines import (
     TrainedBaselines,
     Training,
@@ -45,13 +44,10 @@ from streams.evaluation.sessions.sessions import CLICK, VIEWS, View
 from streams.evaluation.timeline import evaluate
 from streams.events import ITEM_VECTORS, MalformedError, Record, Rules, VectorEntry
 from streams.folder.reader import Folder, read_folder, without_vector
-from streams.folder.records import records
 from streams.folder.training import training_data
 from streams.item_vectors import ItemVectors
 from streams.left_out import LeftOut
 from streams.parsing import parse
-from streams.pipeline.user_state import EngineSettings, WindowLimits
-from streams.ranking.walk import AskedList, ListQuestion, RankingWalk, in_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +87,14 @@ def evaluate_folder(
     progress: Callable[[int, int], None] | None = None,
     plan: BaselinePlan | None = None,
     baskets: bool = False,
+    rankers: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Metrics of a model, and of baselines, on what a folder holds after `split` (None: after the model's training).
 
     `metrics` are those of the list that was best when the model was trained, with the weights that were
     best, unless `ask.plain` wants vectors alone. Without a model only baselines are measured; these are trained on what
-    lies before the first question. `baskets` as in `streams.evaluation.timeline`.
+    lies before the first question. `baskets` as in `streams.evaluation.timeline`. `rankers` are artefacts of a second
+    stage; without one, that beside the model stands beside its lists.
 
     Raises:
         ValueError: folder or model cannot be read, or the model was trained on everything and no split is given.
@@ -106,6 +104,9 @@ def evaluate_folder(
     opened = None if model is None else open_model(model, settings)
     metadata = {"version": None} if opened is None else opened.metadata
     ask = led_by(replace(ask, start_ms=first_question_ms(folder, metadata, split)), own_list(metadata))
+    second = SecondStageRow()
+    if model is not None:
+        second = open_second_stage(model, rankers, folder.name, ask.start_ms, ask.plain)
     vectors = _vectors(folder, model, plan, settings, memory, progress is not None)
     choices = [kind.weight > 0 for kind in rules.kinds]
 
@@ -115,7 +116,9 @@ def evaluate_folder(
     made = plan.make(part, vectors, sys.stderr.isatty(), settings.device)
     offline = None if opened is None else opened.offline(ask.plain)
     weights = Weights(popularity=0.0, negative=0.0) if offline is None else offline.weights
-    found = evaluate(HeldOut(folder, vectors, rules, ask, weights), offline, made.rankers, baskets, progress)
+    held = HeldOut(folder, vectors, rules, ask, weights)
+    asks = None if offline is None else second.asks(held, offline, progress)
+    found = evaluate(held, offline, made.rankers, baskets, progress, asks)
     return {
         "data": folder.name,
         "model": metadata["version"],
@@ -123,6 +126,7 @@ def evaluate_folder(
         "negative_weight": weights.negative,
         "start_ms": ask.start_ms,
         **found,
+        **second.described(),
         **_trained(made, plan),
         "left_out": folder.left_out.to_dict(),
     }
@@ -259,10 +263,13 @@ def evaluate_sessions_of(
     progress: Callable[[int, int], None] | None = None,
     view: View | None = None,
     every: int = 1,
+    trainings: int | None = None,
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Every ranker on the folder's sessions and pages after `split` (None: after what the model was trained on).
 
     `choice` is "click" or a kind of event; None: purchases where there are some, else clicks. `view` None: both.
+    `trainings` and `without` as of `SessionPlan`; "each" is every group of features in turn.
 
     Raises:
         ValueError: LightGBM is not installed, folder or model cannot be read, the model knows the sessions that would
@@ -273,6 +280,8 @@ def evaluate_sessions_of(
             "sessions are ranked by LambdaMART too, which needs LightGBM: pip install 'perseid[baselines]'"
         )
     from streams.evaluation.sessions.ranking import SessionPlan, evaluate_sessions
+    from streams.evaluation.sessions.two_stage import TRAININGS
+    from streams.ranking.training import WITHOUT_POSITION
 
     opened, folder = open_model(model, settings), read_folder(path, settings.rules())
     start_ms = first_question_ms(folder, opened.metadata, split or None)
@@ -280,7 +289,17 @@ def evaluate_sessions_of(
     views, choice = VIEWS if view is None else (view,), choice or _usual_choice(folder)
     known_ms = opened.metadata.get("before_ms") if opened.metadata.get("data") == folder.name else None
     known_ms = None if known_ms is None or known_ms >= start_ms else int(known_ms)
-    plan = SessionPlan(start_ms, choice, seed, settings.threads, views=views, every=every, known_ms=known_ms)
+    plan = SessionPlan(
+        start_ms,
+        choice,
+        seed,
+        settings.threads,
+        views=views,
+        every=every,
+        known_ms=known_ms,
+        trainings=trainings or TRAININGS,
+        without=WITHOUT_POSITION if "each" in without else without,
+    )
     found = evaluate_sessions(
         folder,
         vectors,
@@ -288,7 +307,7 @@ def evaluate_sessions_of(
         settings.rules(),
         plan,
         progress,
-        None if known_ms is None else partial(_list_features, folder, vectors, opened, settings, progress),
+        None if known_ms is None else partial(list_features, folder, vectors, opened, settings, progress),
     )
     shown = found["views"][views[0]]["label_pre"]
     facts = {"data": folder.name, "model": opened.version, "start_ms": start_ms, "seed": seed}
@@ -297,38 +316,6 @@ def evaluate_sessions_of(
         left_out.add(f"sessions: {reason}", count=count)
     asked = {name: shown[name] for name in ("questions", "metrics", "resamples")}
     return {**facts, **asked, **found, "left_out": left_out.to_dict()}
-
-
-def _list_features(
-    folder: Folder,
-    vectors: ItemVectors,
-    opened: OpenedModel,
-    settings: Settings,
-    progress: Callable[[int, int], None] | None,
-    questions: Sequence[ListQuestion],
-) -> dict[int, NDArray[np.float32]]:
-    """What the serving code knows of each list, by the number of its question; `progress` as of `evaluate_sessions`."""
-    from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
-
-    rules, offline, partitions = settings.rules(), opened.offline(), 1
-    config = opened.encoder.model.config
-    sizes = EngineSettings(WindowLimits(config.window, config.slack))
-
-    async def walk() -> dict[int, NDArray[np.float32]]:
-        store, logs = MemoryStore(), folder_logs(folder.name)
-        engine = await open_engine(store, rules, partitions, SilentSink(), None, logs, sizes)
-        walked = RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules)
-        log = numbered(records(folder, vectors=vectors), partitions)
-        found: dict[int, NDArray[np.float32]] = {}
-        async for asked in walked.run(log, in_time(questions)):
-            if isinstance(asked, AskedList):
-                found[asked.question.number] = asked.features
-            if progress is not None:
-                events, of = folder.events, len(folder.events)
-                progress(min(events.before(asked.question.ts_ms), of), of)
-        return found
-
-    return asyncio.run(walk())
 
 
 def _usual_choice(folder: Folder) -> str:

@@ -38,6 +38,7 @@ _SHOWN_PARTS = 10  # whose reasons are told
 
 if TYPE_CHECKING:
     from deploy.jobs.replay_checkpoint import Checkpoint, ReplayPlan
+    from deploy.jobs.second_stage import SecondStageRow
     from streams.replay.report import ReplayReport
 
 
@@ -57,13 +58,14 @@ def replay_folder(
     folder = read_folder(path, settings.rules())
     vectors = folder_vectors(folder, plan.model, settings, memory, plan.progress is not None) if plan.model else None
     ask = replace(plan.ask, start_ms=asked_from(folder, plan.model, split))
+    second = second_stage_of(plan, folder.name, ask.start_ms)
     found = numbered(records(folder, None, stop_ms, vectors=vectors), settings.partitions)
-    logs = folder_logs(folder.name)
-    with _checkpoint(replace(plan, ask=ask), settings, {"source": folder.name, "until": stop_ms}) as checkpoint:
+    logs, facts = folder_logs(folder.name), {"source": folder.name, "until": stop_ms}
+    with _checkpoint(replace(plan, ask=ask), settings, facts, second) as checkpoint:
         done = checkpoint.replayed.done if checkpoint is not None else 0
         total = None if stop_ms is not None else _count(folder, vectors)
         source = Source(folder.name, logs, islice(found, done, None), total=total)
-        report = asyncio.run(replay_parts(source, plan, ask, settings, checkpoint))
+        report = asyncio.run(replay_parts(source, plan, ask, settings, checkpoint, second))
     return replace(report, left_out_of_folder=folder.left_out)
 
 
@@ -95,6 +97,7 @@ def replay_topics(
     """
     from deploy.jobs.replay_checkpoint import Source, replay_parts
 
+    second = second_stage_of(plan, None, plan.ask.start_ms)
     logs = asyncio.run(history_logs(settings))
     named = {f"{topic}[{partition}]": list(span) for (topic, partition), span in sorted((spans or {}).items())}
     facts = {
@@ -103,7 +106,7 @@ def replay_topics(
         "logs": {topic: str(identity) for topic, identity in logs.items()},
     }
     with (
-        _checkpoint(plan, settings, facts) as checkpoint,
+        _checkpoint(plan, settings, facts, second) as checkpoint,
         TopicReader(
             settings.kafka_config(),
             embedded=is_embedded(logs),
@@ -119,15 +122,24 @@ def replay_topics(
         source = Source(
             "topics", logs, reader.records(), lambda: reader.covers, lambda: reader.resume_state, reader.total
         )
-        return replace(asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint)), logs=logs)
+        return replace(asyncio.run(replay_parts(source, plan, plan.ask, settings, checkpoint, second)), logs=logs)
+
+
+def second_stage_of(plan: ReplayPlan, data: str | None, start_ms: int | None) -> SecondStageRow:
+    """What stands as "two-stage" beside the model of a replay. Raises ValueError as `open_second_stage`."""
+    from deploy.jobs.second_stage import SecondStageRow, open_second_stage
+
+    if plan.model is None:
+        return SecondStageRow()
+    return open_second_stage(plan.model, plan.rankers, data, start_ms, plan.ask.plain)
 
 
 def _checkpoint(
-    plan: ReplayPlan, settings: Settings, facts: Mapping[str, Any]
+    plan: ReplayPlan, settings: Settings, facts: Mapping[str, Any], second: SecondStageRow
 ) -> AbstractContextManager[Checkpoint | None]:
     from deploy.jobs.replay_checkpoint import Checkpoint
 
-    return nullcontext() if plan.checkpoint is None else closing(Checkpoint(plan, settings, facts))
+    return nullcontext() if plan.checkpoint is None else closing(Checkpoint(plan, settings, facts, second))
 
 
 @dataclass(frozen=True, slots=True)

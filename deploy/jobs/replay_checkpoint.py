@@ -6,7 +6,7 @@ has the same digest and the same metrics as one that ran through. Torch is loade
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from deploy.jobs.second_stage import SecondStageRow
 from deploy.runtime.state_sizes import engine_settings
 from deploy.settings import Settings
 from encoder.model.document import read_document
@@ -27,6 +28,7 @@ from streams.evaluation.prequential import PrequentialEvaluator
 from streams.events import Record
 from streams.kafka.topic_merge import Covers
 from streams.pipeline.engine import Engine
+from streams.ranking.rows import RankedRow
 from streams.replay.replay import SilentSink, feed, open_engine, report
 from streams.replay.report import ReplayCounts, ReplayReport
 
@@ -50,6 +52,7 @@ class ReplayPlan:
     progress: Callable[[int, int | None], None] | None = None  # records done, and how many there will be
     checkpoint: Path | None = None
     part: int = 100_000
+    rankers: Sequence[Path] = ()  # artefacts for the row "two-stage"; none: the one beside the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +72,23 @@ class Checkpoint:
 
     Args:
         facts: what has to be the same in every run of this replay, as plain values.
+        second: whose lists stand beside the model's.
 
     Raises:
         ValueError: the folder holds another replay, or another process uses it.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, plan: ReplayPlan, settings: Settings, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, plan: ReplayPlan, settings: Settings, facts: Mapping[str, Any], second: SecondStageRow | None = None
+    ) -> None:
         assert plan.checkpoint is not None
         if plan.store is not None:
             raise ValueError("a checkpoint keeps its own live state; leave the prefix in Redis out")
         if plan.part < 1:
             raise ValueError(f"a part of {plan.part} records is none; 100000 is a good size")
         self.store = SqliteStore(plan.checkpoint / FILE, settings.keys())
-        self._facts = orjson.loads(orjson.dumps({**facts, **_facts(plan, settings)}))
+        self._facts = orjson.loads(orjson.dumps({**facts, **_facts(plan, settings, second or SecondStageRow())}))
         found = self.store.document
         if found is not None and found["facts"] != self._facts:
             self.close()
@@ -103,7 +109,7 @@ class Checkpoint:
         self.store.close_file()
 
 
-def _facts(plan: ReplayPlan, settings: Settings) -> dict[str, Any]:
+def _facts(plan: ReplayPlan, settings: Settings, second: SecondStageRow) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "partitions": settings.partitions,
@@ -114,11 +120,17 @@ def _facts(plan: ReplayPlan, settings: Settings) -> dict[str, Any]:
         "questions": asdict(plan.ask),
         "part": plan.part,
         **({} if settings.negative_weight() is None else {"negative": settings.negative}),
+        **({} if not second.rankers else {"rankers": [ranker.version for ranker in second.rankers]}),
     }
 
 
 async def replay_parts(
-    source: Source, plan: ReplayPlan, ask: QuestionSettings, settings: Settings, checkpoint: Checkpoint | None = None
+    source: Source,
+    plan: ReplayPlan,
+    ask: QuestionSettings,
+    settings: Settings,
+    checkpoint: Checkpoint | None = None,
+    second: SecondStageRow | None = None,
 ) -> ReplayReport:
     """Replays all records, in parts when there is a checkpoint, and reports; the model's own list leads.
 
@@ -135,13 +147,16 @@ async def replay_parts(
     store = store or MemoryStore(settings.keys())
     try:
         while True:
-            async with _opened(store, plan.model, ask, settings, source.logs, replayed) as (engine, evaluator):
+            row = None if second is None else second.row
+            async with _opened(store, plan.model, ask, settings, source.logs, replayed, row) as (engine, evaluator):
                 fed = await feed(islice(source.records, part), engine, replayed, evaluator, tell)
                 replayed.resume_state = source.resume_state()
                 if checkpoint is not None and fed:
                     checkpoint.keep(replayed)
                 if part is None or fed < part:
-                    return await report(source.name, engine, replayed, evaluator, source.covers())
+                    found = await report(source.name, engine, replayed, evaluator, source.covers())
+                    more = {} if second is None else second.described()
+                    return found if found.answers is None else replace(found, answers={**found.answers, **more})
     finally:
         await store.close()
 
@@ -154,6 +169,7 @@ async def _opened(
     settings: Settings,
     logs: Mapping[str, LogIdentity],
     replayed: ReplayCounts,
+    row: RankedRow | None,
 ) -> AsyncIterator[tuple[Engine, PrequentialEvaluator | None]]:
     """An engine on a live state of its own and, with a model, someone who asks; closed afterwards."""
     encoder = None
@@ -171,9 +187,8 @@ async def _opened(
         sink = SilentSink(replayed.dead_letters)
         engine = await open_engine(store, rules, settings.partitions, sink, encoder, logs, writes)
         if model is not None:
-            evaluator = PrequentialEvaluator(
-                store, served_model(model, settings), rules, settings.partitions, writes.bucket_ms, ask, encoder
-            )
+            about = store, served_model(model, settings), rules, settings.partitions, writes.bucket_ms, ask, encoder
+            evaluator = PrequentialEvaluator(*about, second=row)
         yield engine, evaluator
     finally:
         if evaluator is not None:

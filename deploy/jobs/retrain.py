@@ -194,7 +194,7 @@ class _Retraining:
         ask = QuestionSettings(start_ms=stretch.asked_ms, every=every)
         models = {"champion": self.champion, "new": model}
         with self.plan.bar("events") as show:
-            return compare_models(data, models, self.settings, self.memory, None, ask, show)
+            return compare_models(data, models, self.settings, self.memory, None, ask, show, rankers=None)
 
     def _place(self, version: str, verdict: Verdict) -> tuple[RetrainOutcome, str | None]:
         """Stages and promotes as far as that is asked for; the outcome, and why it is not what was asked for."""

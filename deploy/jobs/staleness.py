@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.jobs.evaluate import first_question_ms, model_vectors
+from deploy.jobs.second_stage import SecondStageRow, open_second_stage, rankers_by_model
 from deploy.models.open_model import open_model
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory
@@ -36,6 +37,7 @@ def measure_staleness(
     parts: Sequence[Part],
     delays: Sequence[Delay],
     progress: Progress | None = None,
+    rankers: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Curves of what each delay costs on what a folder holds after `split` (None: after the model's training).
 
@@ -47,10 +49,11 @@ def measure_staleness(
     metadata = _metadata(model)
     start_ms = first_question_ms(folder, metadata, split)
     asked = led_by(replace(ask, start_ms=start_ms), own_list(metadata))
-    run = _sweep(folder, model, settings, memory, asked, chosen, progress)
+    second = open_second_stage(model, rankers, folder.name, start_ms, ask.plain)
+    run = _sweep(folder, model, settings, memory, asked, chosen, progress, second)
     found = curves(run, parts, delays, asked.slots)
     about = {"data": folder.name, "model": metadata["version"], "start_ms": start_ms, "every": ask.every}
-    return {**about, **found, "left_out": folder.left_out.to_dict()}
+    return {**about, **found, **second.described(), "left_out": folder.left_out.to_dict()}
 
 
 def compare_models(
@@ -61,12 +64,14 @@ def compare_models(
     split: float | None,
     ask: QuestionSettings,
     progress: Progress | None = None,
+    rankers: Sequence[Path] | None = (),
 ) -> dict[str, Any]:
     """Models by name over the same traffic, from `ask.start_ms` on, else from `split`, else from where the last of them
     was trained to.
 
     The first model says which list is held against the others; `own` are the lists that each is served with, which are
-    held against each other too.
+    held against each other too. `rankers` are artefacts of second stages of either; without one of a model, that beside
+    it stands beside its lists; None: no second stage.
 
     Raises:
         ValueError: folder or a model cannot be read, or there is nothing that a model has not seen.
@@ -79,7 +84,17 @@ def compare_models(
     own = {name: own_list(each) or ask.slots[0] for name, each in metadata.items()}
     slots = tuple(dict.fromkeys([*own.values(), *ask.slots]))
     asked = replace(ask, start_ms=start_ms, slots=slots)
-    runs = {name: _sweep(folder, m, settings, memory, asked, [FRESH], progress) for name, m in models.items()}
+    second = dict.fromkeys(models, SecondStageRow())
+    if rankers is not None:
+        given = rankers_by_model(models, rankers)
+        second = {
+            name: open_second_stage(m, given[name], folder.name, start_ms, ask.plain) for name, m in models.items()
+        }
+    led = {name: replace(asked, slots=(own[name], *(slot for slot in slots if slot != own[name]))) for name in models}
+    runs = {
+        name: _sweep(folder, m, settings, memory, led[name], [FRESH], progress, second[name])
+        for name, m in models.items()
+    }
     comparison = side_by_side({name: run.comparison.outcomes for name, run in runs.items()}, slots, ask.ks, own)
     first = next(iter(runs.values()))
     found = comparison.result(first.catalogue_size)
@@ -90,7 +105,9 @@ def compare_models(
         "start_ms": start_ms,
         "every": ask.every,
     }
-    return {**about, **found, "skipped": dict(first.skipped), "left_out": folder.left_out.to_dict()}
+    staged = {f"{n} {said}": one for n, each in second.items() for said, one in each.rows().items()}
+    more = {"two_stage": staged} if staged else {}
+    return {**about, **found, **more, "skipped": dict(first.skipped), "left_out": folder.left_out.to_dict()}
 
 
 def _metadata(model: Path) -> dict[str, Any]:
@@ -107,8 +124,10 @@ def _sweep(
     ask: QuestionSettings,
     chosen: Sequence[Arm],
     progress: Progress | None,
+    second: SecondStageRow,
 ) -> Sweep:
     use_threads(settings.threads)
     vectors = model_vectors(folder, model, settings, memory, progress is not None)
     offline = open_model(model, settings).offline(ask.plain)
-    return sweep(HeldOut(folder, vectors, settings.rules(), ask, offline.weights), offline, chosen, progress)
+    held = HeldOut(folder, vectors, settings.rules(), ask, offline.weights)
+    return sweep(held, offline, chosen, progress, second.asks(held, offline, progress))

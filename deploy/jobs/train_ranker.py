@@ -6,7 +6,6 @@ from the serving code (`streams.ranking.walk`), each as of just before its quest
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
 import time
@@ -22,8 +21,9 @@ from context.counting import counted
 from deploy.jobs.evaluate import model_vectors
 from deploy.jobs.export import ExportPlan, export_topics, worth_knowing
 from deploy.jobs.ranker_gain import RankerGain, importance
+from deploy.jobs.ranking_walk import Asked, walk_folder
 from deploy.jobs.train import seen_until
-from deploy.models.open_model import OpenedModel, open_model
+from deploy.models.open_model import open_model
 from deploy.progress import Show, show_progress
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory
@@ -32,15 +32,11 @@ from encoder.ranking.training import FEWEST, RankerSettings
 from index.query.model import own_list
 from index.ranking.features import GROUPS, VERSION
 from index.ranking.ranker import SOURCES, ListScorer, ListSource, Ranker
-from index.state.memory_store import MemoryStore
 from streams.evaluation.sessions.sessions import CLICK, read_sessions
 from streams.evaluation.tables import moment
 from streams.folder.reader import Folder, read_folder
-from streams.folder.records import records
-from streams.pipeline.user_state import EngineSettings, WindowLimits
 from streams.ranking.training import WITHOUT_POSITION, TaughtList, train_scorer, train_scorer_for
-from streams.ranking.walk import AskedPool, ChoiceQuestion, RankingWalk, in_time
-from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
+from streams.ranking.walk import AskedPool, ChoiceQuestion
 
 JUDGED = 0.2  # of the events of the slice, the last ones say whether the ranker is better
 T = TypeVar("T")
@@ -206,26 +202,15 @@ class _RankerTraining:
         source_of = {one.number: source for source, some in questions.items() for one in some}
         found: dict[ListSource, list[AskedPool]] = {source: [] for source in questions}
 
-        async def ask(show: Show | None) -> int:
-            walk = await self._walk(opened)
-            log = numbered(records(self.folder, vectors=vectors), 1)
-            wanted = in_time(one for some in questions.values() for one in some)
-            progress = None if show is None else lambda done: show(done, len(source_of))
-            async for one in walk.run(log, wanted, progress):
-                if isinstance(one, AskedPool):
-                    found[source_of[one.question.number]].append(one)
-            return walk.seen
+        def take(one: Asked) -> None:
+            if isinstance(one, AskedPool):
+                found[source_of[one.question.number]].append(one)
 
         with self.plan.bar("lists") as show:
-            return found, asyncio.run(ask(show))
-
-    async def _walk(self, opened: OpenedModel) -> RankingWalk:
-        rules, offline, config = self.settings.rules(), opened.offline(), opened.encoder.model.config
-        sizes = EngineSettings(WindowLimits(config.window, config.slack))
-        logs = folder_logs(self.folder.name)
-        engine = await open_engine(MemoryStore(), rules, 1, SilentSink(), None, logs, sizes)
-        slot = own_list(opened.metadata) or "mixed"
-        return RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules, slot)
+            progress = None if show is None else lambda done: show(done, len(source_of))
+            wanted, slot = (one for some in questions.values() for one in some), own_list(opened.metadata) or "mixed"
+            seen = walk_folder(self.folder, vectors, opened, self.settings, wanted, take, slot, progress)
+        return found, seen
 
     def _learn(self, source: ListSource, asked: Sequence[AskedPool], part: Slice) -> tuple[ListScorer, dict[str, Any]]:
         """A scorer, and the verdict on one that was made in the same way without the last lists of the slice."""

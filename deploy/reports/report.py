@@ -21,6 +21,7 @@ from streams.left_out import LeftOut
 
 Result = Mapping[str, Any]
 _SLICE_CHART_LISTS = 4  # more dots in a row cannot be told apart
+_SHOWN_FEATURES = 15  # of a ranker, those that count most
 _PARTS = {
     "user": "the user's window, what was seen included",
     "user-vectors": "the user's window; seen items are left out at once",
@@ -72,8 +73,8 @@ def _about(result: Result, facts: RunFacts) -> str:
 
 
 def _comparison(result: Result) -> list[str]:
-    """Lists side by side, verdicts, slices."""
-    return [heading("All questions"), *_lists(result), *_verdicts(result), *_slices(result)]
+    """Lists side by side, verdicts, what the second stage looks at, slices."""
+    return [heading("All questions"), *_lists(result), *_verdicts(result), *_second_stage(result), *_slices(result)]
 
 
 def _retrained(result: Result) -> list[str]:
@@ -161,7 +162,27 @@ def _sessions(result: Result) -> list[str]:
             ]
             parts += [heading(title), *_lists(found)]
             parts += [dot_chart("hr@5 by number of candidates", list(asked), series), *_verdicts(found)]
+            parts += _second_stage(found)
     return parts
+
+
+def _second_stage(result: Result) -> list[str]:
+    """What groups of features, and single ones, are worth to each ranker; else why there is none."""
+    found = result.get("two_stage", {})
+    missing = [paragraph(f"No row two-stage: {said}.") for name, said in found.items() if name.endswith("missing")]
+    rankers = {
+        name: one["importance"] for name, one in found.items() if isinstance(one, Mapping) and "importance" in one
+    }
+    if not rankers:
+        return missing
+    parts, plots = [*missing, heading("What the rankers look at")], []
+    for part in dict.fromkeys(part for found in rankers.values() for part in found):
+        best = {name: found[part] for name, found in rankers.items() if part in found}
+        rows = list(dict.fromkeys(row for found in best.values() for row in list(found)[:_SHOWN_FEATURES]))
+        series = [Series(name, [Mark(found.get(row, math.nan)) for row in rows]) for name, found in best.items()]
+        plots.append(dot_chart(f"NDCG@10 lost without: {part}", rows, series, signed=True))
+    note = "Permutation importance: what is lost when values change places within each list. The rest is in the JSON."
+    return [*parts, charts(plots), paragraph(note, note=True)]
 
 
 def _staleness(result: Result) -> list[str]:
@@ -185,7 +206,8 @@ def _staleness(result: Result) -> list[str]:
         "popular ones. The model's weights are never late."
     )
     said = [paragraph(f"No delay changed any list: {', '.join(_PARTS[part] for part in still)}.")] if still else []
-    return [heading("What delay costs"), charts(plots), paragraph(note, note=True), *said, *tables]
+    parts = [heading("What delay costs"), charts(plots), paragraph(note, note=True), *said, *tables]
+    return [*parts, *_verdicts(result), *_second_stage(result)]
 
 
 def _curve_table(way: str, curve: Sequence[Result], k: int) -> str:

@@ -83,11 +83,11 @@ class Network:
     scaling: Scaling
     layers: Sequence[tuple[Floats, Floats]]
 
-    def scores(self, features: Floats) -> Floats:
-        """Of the items of one list [m, F], [m]; higher is better."""
+    def scores(self, features: Floats, ends: Sequence[int] | None = None) -> Floats:
+        """Of the items of one list [m, F], or of several that end at rows `ends`, [m]; higher is better."""
         if not len(features):
             return np.zeros(0, np.float32)
-        rows = self.scaling.inputs(features, [len(features)])
+        rows = self.scaling.inputs(features, [len(features)] if ends is None else ends)
         with np.errstate(all="ignore"):  # whoever uses scores looks at whether they are numbers
             for at, (weights, bias) in enumerate(self.layers):
                 rows = rows @ weights + bias

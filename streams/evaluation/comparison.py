@@ -30,6 +30,7 @@ class Comparison:
     """Scores of lists by name at cut-offs `ks`, each of `names` measured against every one of `baselines`.
 
     `pairs` names other pairs to measure against each other instead; `sliced` says whether slices are wanted.
+    `trainings` as of `Outcomes`: of a list that was made several times, the mean of each question is compared.
     """
 
     names: Sequence[str]
@@ -38,13 +39,14 @@ class Comparison:
     pairs: Sequence[tuple[str, str]] | None = None
     seed: int = 0
     sliced: bool = True
+    trainings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     outcomes: Outcomes = field(init=False)
     measured: Sequence[tuple[str, str]] = field(init=False)  # which list against which
 
     def __post_init__(self) -> None:
         if not self.names or not self.ks:
             raise ValueError(f"a comparison needs names and cut-offs, got {self.names!r} and {self.ks!r}")
-        self.outcomes = Outcomes([*self.names, *self.baselines])
+        self.outcomes = Outcomes([*self.names, *self.baselines], self.trainings)
         self.measured = list(product(self.names, self.baselines)) if self.pairs is None else self.pairs
 
     @property
@@ -53,7 +55,7 @@ class Comparison:
         return min(self.ks, key=lambda k: (abs(k - 10), k))
 
     def add(self, lists: Mapping[str, Sequence[str]], targets: Set[str], facts: Facts) -> None:
-        """Scores one question's lists, one for every name and baseline."""
+        """Scores one question's lists, one for every name and baseline, or for each of its trainings."""
         self.outcomes.add(lists, targets, facts)
 
     def result(self, catalogue_size: int, resamples: int = RESAMPLES) -> dict[str, Any]:

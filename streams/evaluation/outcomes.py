@@ -22,15 +22,20 @@ _FACTS = {"user": "i", "history": "i", "age": "q", "popularity": "i", "category"
 
 
 class Outcomes:
-    """Ranks of the targets in the lists `names`, question by question."""
+    """Ranks of the targets in the lists `names`, question by question.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
+    Args:
+        trainings: of a name whose metrics are means of several lists, the names of these.
+    """
+
+    def __init__(self, names: Sequence[str], trainings: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.names, self._trainings = list(names), dict(trainings or {})
+        self._kept = [own for name in names for own in self._of(name)]
         self._facts = {name: array(code) for name, code in _FACTS.items()}
-        self._ranks = {name: array("H") for name in self.names}
+        self._ranks = {name: array("H") for name in self._kept}
         self._users: dict[str, int] = {}
         self._categories: dict[str, int] = {}
-        self._best: dict[str, dict[str, int]] = {name: {} for name in self.names}  # list → item → best place it had
+        self._best: dict[str, dict[str, int]] = {name: {} for name in self._kept}  # list → item → best place it had
 
     def __len__(self) -> int:
         return len(self._facts["targets"])
@@ -46,13 +51,13 @@ class Outcomes:
         return list(self._categories)
 
     def add(self, lists: Mapping[str, Sequence[str]], targets: Set[str], facts: Facts) -> None:
-        """Takes one question's lists, one for every name.
+        """Takes one question's lists, one for every name, or for each of its trainings.
 
         Raises:
             ValueError: a list holds an item twice or more than 65,535 items, or there is no target.
         """
-        ranks = {name: ranks_in(lists[name], targets) for name in self.names}
-        if max(len(lists[name]) for name in self.names) > DEEPEST:
+        ranks = {name: ranks_in(lists[name], targets) for name in self._kept}
+        if max(len(lists[name]) for name in self._kept) > DEEPEST:
             raise ValueError(f"a list has more than {DEEPEST} items; cut it")
         for name, found in ranks.items():
             self._ranks[name].extend(found)
@@ -78,15 +83,21 @@ class Outcomes:
 
     def scores(self, name: str, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Every metric of a list for every question [n] (see `streams.evaluation.metrics.scores`)."""
-        return scores(np.array(self._ranks[name]), self.facts("targets"), ks)
+        first, *others = [scores(np.array(self._ranks[own]), self.facts("targets"), ks) for own in self._of(name)]
+        return {column: np.mean([values, *(o[column] for o in others)], axis=0) for column, values in first.items()}
 
     def ranks(self, name: str) -> NDArray[Any]:
-        """Places of all questions' targets in a list, in turn; MISSED where they are not in it."""
-        return np.array(self._ranks[name])
+        """Places of all questions' targets in a list of one training, in turn; MISSED where they are not in it."""
+        (own,) = self._of(name)
+        return np.array(self._ranks[own])
 
     def coverage(self, name: str, k: int, catalogue_size: int) -> float:
         """Share of the catalogue that the list's first k ever held."""
-        return coverage(self._best[name].values(), k, catalogue_size)
+        return float(np.mean([coverage(self._best[own].values(), k, catalogue_size) for own in self._of(name)]))
+
+    def _of(self, name: str) -> Sequence[str]:
+        """The lists that a name stands for."""
+        return self._trainings.get(name, (name,))
 
     @classmethod
     def joined(cls, parts: Mapping[str, Outcomes], names: Mapping[str, tuple[str, str]]) -> Outcomes:
@@ -103,10 +114,14 @@ class Outcomes:
             )
             if not same or list(found._users) != list(first._users):
                 raise ValueError(f"{part} was asked {len(found)} questions, not the {len(first)} of the first")
-        whole = cls(list(names))
+        kept = {
+            name: {f"{name}\0{one}": (part, one) for one in parts[part]._of(own)} for name, (part, own) in names.items()
+        }
+        whole = cls(list(names), {name: list(some) for name, some in kept.items()})
         whole._facts, whole._users, whole._categories = first._facts, first._users, first._categories
-        whole._ranks = {name: parts[part]._ranks[own] for name, (part, own) in names.items()}
-        whole._best = {name: parts[part]._best[own] for name, (part, own) in names.items()}
+        for some in kept.values():
+            whole._ranks |= {name: parts[part]._ranks[one] for name, (part, one) in some.items()}
+            whole._best |= {name: parts[part]._best[one] for name, (part, one) in some.items()}
         return whole
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,10 +137,10 @@ class Outcomes:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` said of outcomes with the same names."""
         self._facts = {name: _unpacked(code, state["facts"][name]) for name, code in _FACTS.items()}
-        self._ranks = {name: _unpacked("H", state["ranks"][name]) for name in self.names}
+        self._ranks = {name: _unpacked("H", state["ranks"][name]) for name in self._kept}
         self._users = {user_id: code for code, user_id in enumerate(state["users"])}
         self._categories = {category: code for code, category in enumerate(state["categories"])}
-        self._best = {name: dict(zip(*state["best"][name], strict=True)) for name in self.names}
+        self._best = {name: dict(zip(*state["best"][name], strict=True)) for name in self._kept}
 
 
 def _packed(column: array[int]) -> str:

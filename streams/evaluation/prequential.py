@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from itertools import product
 from typing import Any
 
 from context.features import is_active
@@ -16,7 +17,18 @@ from index.items.follower import ItemFollower
 from index.query.live_user import LiveUser, UserReader
 from index.query.model import ServedModel
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend, seen_items
+from index.query.recommend import (
+    ContextView,
+    Query,
+    UserView,
+    Weights,
+    answer_in_process,
+    plan_searches,
+    recommend,
+    seen_items,
+)
+from index.query.second_stage import SecondStage
+from index.ranking.features import event_classes
 from index.state.records import ItemRecord, event_hash
 from index.state.store import LiveStore
 from streams.evaluation.comparison import Comparison
@@ -25,6 +37,8 @@ from streams.evaluation.popularity import PopularityLists
 from streams.evaluation.slices import UNKNOWN, Facts
 from streams.events import Click, Rules
 from streams.pipeline.encoder_thread import EncoderThread
+from streams.ranking.pools import PoolRecorder
+from streams.ranking.rows import TWO_STAGE, RankedRow
 
 
 class CatalogueSink:
@@ -74,6 +88,7 @@ class PrequentialEvaluator:
     Args:
         model: what is served; its vectors are read.
         encoder: told of items that lose their vector, as a worker's would be.
+        second: what orders the row "two-stage", the list of the first slot.
     """
 
     def __init__(
@@ -86,21 +101,33 @@ class PrequentialEvaluator:
         settings: QuestionSettings,
         encoder: EncoderThread | None,
         weights: Weights | None = None,
+        second: RankedRow | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._second = settings, second
         self._selection = Selection(rules, self.settings.start_ms, self.settings.every)
         self._model, self._partitions, self._bucket_ms = model, partitions, bucket_ms
         self._weights = weights or (Weights(popularity=0, promotion=0, negative=0) if settings.plain else model.weights)
         self._kind_weights = [kind.weight for kind in rules.kinds]
         self._reader = UserReader(store, partitions, model.version, model.dim)
-        self._popularity = Popularity(store)
+        self._popularity = Popularity(store, kinds=second is not None)
         self._baselines = PopularityLists(self.settings.baseline_ms)
         self._candidates = CatalogueSink(Catalogue(model.version, model.dim), self._baselines, encoder)
+        classes = event_classes(self._kind_weights, [kind.remembered for kind in rules.kinds])
+        self._stage = SecondStage(self._candidates.catalogue, self._popularity, classes)
         self._follower = ItemFollower(store, model.version, self._candidates, model.embedder)
         self._arrived_ms: dict[str, int] = {}  # when each item became known
         self._refreshed_ms, self._since_refresh = -1, 0
         self.targets: Counter[str] = Counter()  # questions whose target no list could hold
-        self.comparison = Comparison(self.settings.slots, PopularityLists.names, self.settings.ks)
+        self.comparison = self._compared()
+
+    def _compared(self) -> Comparison:
+        """Every list against popularity, and the second stage against the first."""
+        slots, ks = self.settings.slots, self.settings.ks
+        if self._second is None:
+            return Comparison(slots, PopularityLists.names, ks)
+        names, trainings = (*slots, TWO_STAGE), self._second.trainings()
+        pairs = [(TWO_STAGE, slots[0]), *product(names, PopularityLists.names)]
+        return Comparison(names, PopularityLists.names, ks, pairs, trainings=trainings)
 
     def wants(self, click: Click, now_ms: int) -> bool:
         """Whether to ask about a click that arrives at `now_ms`; counts it as skipped otherwise."""
@@ -214,7 +241,18 @@ class PrequentialEvaluator:
                 query, view, self._candidates.catalogue, context, self._popularity, now_ms, self._weights
             )
             found[slot] = [entry.item_id for entry in answer.items]
-        return found
+        return found | self._ranked(view, context, now_ms)
+
+    def _ranked(self, view: UserView, context: ContextView, now_ms: int) -> dict[str, Sequence[str]]:
+        """The lists of the second stage."""
+        if self._second is None:
+            return {}
+        count, recorder = max(self.settings.ks), PoolRecorder(self._stage)
+        query = Query(count, self.settings.slots[0], include_seen=self.settings.repeats)
+        about = view, self._candidates.catalogue, context, self._popularity, now_ms, self._weights
+        plan = plan_searches(query, *about, ranker=recorder)
+        answer_in_process(plan)
+        return {**self._second.lists(recorder.pool(plan), count)}
 
     async def _refresh(self, now_ms: int) -> None:
         elapsed = self._refreshed_ms < 0 or now_ms - self._refreshed_ms >= self.settings.popularity_ms

@@ -8,7 +8,7 @@ would refuse, or that are dated in the future, are left out and counted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,16 @@ class Folder:
     def stop_ms(self) -> int:
         """Just after the last event."""
         return int(self.events.ts_ms[-1]) + 1
+
+    def undated_from_start(self) -> Folder:
+        """The same, but items that do not say since when are known from the start.
+
+        Whoever learns from what an item lacks would else learn that it is chosen now: its first event is its beginning.
+        """
+        dated = np.array([arrival_ms(item) is not None for item in self.items], bool)
+        arrivals_ms = np.full_like(self.arrivals_ms, self.start_ms)
+        arrivals_ms[: len(dated)][dated] = self.arrivals_ms[: len(dated)][dated]
+        return replace(self, arrivals_ms=arrivals_ms)
 
     def split_ms(self, fraction: float) -> int:
         """The time before which about `fraction` of the events lie. Raises ValueError for one outside [0, 1]."""

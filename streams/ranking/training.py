@@ -35,9 +35,9 @@ class TrainedScorer:
     epochs: int
     facts: Mapping[str, Any]
 
-    def scores(self, features: Floats) -> Floats:
-        """Of one list's items [m], from all features."""
-        return self.scorer.network.scores(features[:, self.scorer.columns])
+    def scores(self, features: Floats, ends: Sequence[int] | None = None) -> Floats:
+        """Of one list's items [m], or those of lists that end at rows `ends`, from all features."""
+        return self.scorer.network.scores(features[:, self.scorer.columns], ends)
 
 
 def train_scorer(
@@ -50,7 +50,12 @@ def train_scorer(
     check_count(len(taught))
     names, scaling, lists = _prepared(taught, groups)
     trained = fit(lists, settings, progress)
-    facts = {"lists": len(taught), "epochs": trained.epochs, "validation_ndcg@10": round(trained.best, 6)}
+    facts = {
+        "seed": settings.seed,
+        "lists": len(taught),
+        "epochs": trained.epochs,
+        "validation_ndcg@10": round(trained.best, 6),
+    }
     return TrainedScorer(ListScorer(Network(scaling, trained.layers), names), trained.epochs, facts)
 
 

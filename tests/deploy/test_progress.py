@@ -46,6 +46,11 @@ def test_what_was_done_before_a_resumed_run_does_not_count_as_speed() -> None:
     assert lines_of([(0.0, 9_000, 10_000), (10.0, 9_500, 10_000)])[0].endswith("(95 %), 50/s, 0:10 left")
 
 
+def test_another_pass_over_the_same_has_a_speed_of_its_own() -> None:
+    calls = [(0.0, 0, 1_000), (10.0, 900, 1_000), (20.0, 100, 1_000), (30.0, 300, 1_000)]
+    assert lines_of(calls)[1:] == ["texts: 300 of 1,000 (30 %), 20/s, 0:35 left"]
+
+
 def test_the_time_left_has_no_sixtieth_second() -> None:
     assert progress_line("texts", 0, 1_196, 10.0).endswith("2:00 left")
 

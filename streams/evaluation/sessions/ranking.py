@@ -25,8 +25,12 @@ from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_l
 from streams.evaluation.sessions.sessions import LABELS, VIEWS, Label, Slate, View, read_sessions
 from streams.evaluation.sessions.timeline import SessionQuestion, session_questions
 from streams.evaluation.sessions.two_stage import (
+    TRAININGS,
+    TWO_STAGE,
     ListFeatures,
+    importance,
     question_of,
+    rankers_of,
     taught_slates,
     train_rankers,
 )
@@ -35,7 +39,7 @@ from streams.evaluation.tables import moment
 from streams.events import Rules
 from streams.folder.reader import Folder
 from streams.item_vectors import ItemVectors
-from streams.ranking.training import TrainedScorer
+from streams.ranking.training import TaughtList, TrainedScorer
 
 PERSEID = ("round robin", "h_next", "h_gen")
 LEARNED: Mapping[str, tuple[str, ...]] = {  # name → groups of features
@@ -56,7 +60,8 @@ Floats = NDArray[np.float64]
 class SessionPlan:
     """What is measured: slates after `split_ms`, with a `choice` as in `read_sessions`.
 
-    Of the slates of each view every `every`-th is taken, to learn from and to ask about.
+    Of the slates of each view every `every`-th is taken, to learn from and to ask about. Every ranker is trained
+    `trainings` times; there is also one without each group of features of `without`.
     """
 
     split_ms: int
@@ -67,6 +72,8 @@ class SessionPlan:
     views: Sequence[View] = VIEWS
     every: int = 1
     known_ms: int | None = None  # the encoder has learned from what came before; None: from all before the split
+    trainings: int = TRAININGS
+    without: Sequence[str] = ()
 
 
 def evaluate_sessions(
@@ -85,6 +92,7 @@ def evaluate_sessions(
     Raises:
         ValueError: the folder has no impressions or choices, or too few slates lie before or none after the split.
     """
+    rankers_of(plan.without)  # refuses an unknown group before anything is computed
     found = read_sessions(folder, plan.choice)
     drawn = {view: _drawn(found.slates[view], plan) for view in plan.views}
     for view, slates in drawn.items():
@@ -138,13 +146,35 @@ def _part(slate: Slate, plan: SessionPlan) -> str:
 class _SecondStage:
     """Rankers that were trained on slates of one view, or why there are none, and features by test slate and label."""
 
-    rankers: Mapping[str, TrainedScorer]
+    rankers: Mapping[str, Sequence[TrainedScorer]]  # of each its trainings
     features: Mapping[tuple[int, Label], NDArray[np.float32]]
     missing: str | None = None
 
-    def described(self) -> dict[str, Any]:
-        found: dict[str, Any] = {name: dict(ranker.facts) for name, ranker in self.rankers.items()}
-        return found if self.missing is None else {"missing": self.missing}
+    @property
+    def trainings(self) -> dict[str, list[str]]:
+        """Of each ranker what its lists are called."""
+        return {name: [f"{name}, training {n}" for n in range(len(made))] for name, made in self.rankers.items()}
+
+    def scores(self, number: int, label: Label) -> dict[str, Floats]:
+        """Of one slate's candidates [m], by training."""
+        features, called = self.features[number, label], self.trainings
+        return {
+            own: trained.scores(features).astype(np.float64)
+            for name, made in self.rankers.items()
+            for own, trained in zip(called[name], made, strict=True)
+        }
+
+    def described(self, asked: Sequence[TaughtList], seed: int) -> dict[str, Any]:
+        """How each came to be and, of those with all groups, what each feature is worth on lists that were asked."""
+        if self.missing is not None:
+            return {"missing": self.missing}
+        found: dict[str, Any] = {}
+        for name, made in self.rankers.items():
+            trainings = [{key: value for key, value in one.facts.items() if key != "lists"} for one in made]
+            found[name] = {"lists": made[0].facts["lists"], "trainings": trainings}
+            if name in TWO_STAGE and asked:
+                found[name]["importance"] = importance(asked, made, seed)
+        return found
 
 
 def _second(
@@ -167,7 +197,8 @@ def _second(
         ]
     )
     try:
-        rankers = train_rankers(taught, [found[number] for number in range(len(taught))], plan.seed, plan.threads)
+        lists = [found[number] for number in range(len(taught))]
+        rankers = train_rankers(taught, lists, plan.seed, plan.threads, plan.trainings, plan.without)
     except ValueError as error:
         return _SecondStage({}, {}, str(error))
     return _SecondStage(rankers, {which: found[len(taught) + at] for at, which in enumerate(asked)})
@@ -254,14 +285,22 @@ class _Ranking:
         plan: SessionPlan,
     ) -> None:
         self.label, self.items, self.learned, self.second, self.plan = label, items, learned, second, plan
-        ours = (*PERSEID, *second.rankers)
-        pairs = [(name, other) for name in ours for other in LEARNED]
-        pairs += [(name, "h_next") for name in second.rankers]
-        self.comparison = Comparison(ours, BASELINES, pairs=pairs, seed=plan.seed)
+        ours, whole = (*PERSEID, *second.rankers), [name for name in second.rankers if name in TWO_STAGE]
+        pairs = [(name, other) for name in (*PERSEID, *whole) for other in LEARNED]
+        pairs += [(name, "h_next") for name in whole]
+        pairs += [("two-stage", name) for name in second.rankers if name not in TWO_STAGE]
+        pairs += [("two-stage + position", "two-stage")] if whole else []
+        trainings = second.trainings
+        self.comparison = Comparison(ours, BASELINES, pairs=pairs, seed=plan.seed, trainings=trainings)
         self.candidates: set[str] = set()
         self._by_size = {
-            name: (Comparison(ours, BASELINES, pairs=(), seed=plan.seed, sliced=False), set[str]()) for _, name in SIZES
+            name: (
+                Comparison(ours, BASELINES, pairs=(), seed=plan.seed, sliced=False, trainings=trainings),
+                set[str](),
+            )
+            for _, name in SIZES
         }
+        self._asked: list[TaughtList] = []  # with features, for what each of them is worth
         self._cold_users = 0
 
     def take(self, question: SessionQuestion, number: int, pair: NDArray[np.float32]) -> None:
@@ -269,13 +308,16 @@ class _Ranking:
         ids = [shown.item_id for shown in question.slate.candidates(self.label)]
         rng = np.random.default_rng([self.plan.seed, question.slate.start_ms, len(ids)])
         scores = self._scores(question, ids, pair)
-        for name, ranker in self.second.rankers.items():
-            scores[name] = ranker.scores(self.second.features[number, self.label]).astype(np.float64)
+        targets = question.slate.targets(self.label)
+        if self.second.rankers:
+            scores |= self.second.scores(number, self.label)
+            gains = np.array([item_id in targets for item_id in ids], np.float32)
+            self._asked.append(TaughtList(self.second.features[number, self.label], gains))
         lists = rank_all(ids, scores, rng.permutation(len(ids)))
         facts = Facts(question.slate.user_id, history=len(question.request.items))
         size = next(name for least, name in reversed(SIZES) if len(ids) >= least)
         for comparison, candidates in ((self.comparison, self.candidates), self._by_size[size]):
-            comparison.add(lists, question.slate.targets(self.label), facts)
+            comparison.add(lists, targets, facts)
             candidates.update(ids)
         self._cold_users += question.cold
 
@@ -289,7 +331,7 @@ class _Ranking:
                 for name, (comparison, candidates) in self._by_size.items()
             },
             "lambdamart": {name: _described(learned) for name, learned in self.learned.items()},
-            "two_stage": self.second.described(),
+            "two_stage": self.second.described(self._asked, self.plan.seed),
         }
 
     def _scores(self, question: SessionQuestion, ids: Sequence[str], pair: NDArray[np.float32]) -> dict[str, Floats]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from context.counting import counted
-from encoder.ranking.training import FEWEST, RankerSettings
+from encoder.ranking.training import FEWEST, RankerSettings, RankingLists, ndcg
 from index.ranking.features import GROUPS, Floats
+from index.ranking.ranker import columns_of
 from streams.evaluation.sessions.sessions import CLICK, Label, Slate, View, read_sessions
 from streams.events import Rules
 from streams.folder.reader import Folder
@@ -24,6 +26,8 @@ TWO_STAGE: Mapping[str, tuple[str, ...]] = {  # name → groups of features
     "two-stage": WITHOUT_POSITION,
     "two-stage + position": tuple(GROUPS),
 }
+TRAININGS = 3  # of each ranker, from seeds that follow each other: single ones differ by .005 in NDCG@10
+_PERMUTED = 500  # lists in which features are permuted
 _ACTED, _BOUGHT = 1.0, 3.0  # what a cart or like, and a purchase, teach beside each other
 ListFeatures = Callable[[Sequence[ListQuestion]], Mapping[int, Floats]]  # features [m, F] by number of the question
 
@@ -79,13 +83,68 @@ def question_of(number: int, slate: Slate, label: Label | None = None) -> ListQu
     return ListQuestion(number, slate.start_ms, slate.user_id, ids, slate.location, positions)
 
 
+def without(group: str) -> str:
+    """What the ranker is called that never sees a group of features."""
+    return f"two-stage without {group}"
+
+
+def rankers_of(left_out: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """The rankers of `TWO_STAGE`, and one without each of these groups; name → groups of features.
+
+    Raises:
+        ValueError: there is no such group, or it is that of positions, which "two-stage" lacks anyway.
+    """
+    found = dict(TWO_STAGE)
+    for group in left_out:
+        if group not in WITHOUT_POSITION:
+            raise ValueError(f"group {group!r} cannot be left out; give some of {', '.join(WITHOUT_POSITION)}")
+        found[without(group)] = tuple(name for name in WITHOUT_POSITION if name != group)
+    return found
+
+
 def train_rankers(
-    taught: Sequence[TaughtSlate], features: Sequence[Floats], seed: int = 0, threads: int = 1
-) -> dict[str, TrainedScorer]:
-    """The rankers of `TWO_STAGE`. Raises ValueError when there are too few slates."""
+    taught: Sequence[TaughtSlate],
+    features: Sequence[Floats],
+    seed: int = 0,
+    threads: int = 1,
+    trainings: int = 1,
+    left_out: Sequence[str] = (),
+) -> dict[str, list[TrainedScorer]]:
+    """The rankers of `rankers_of`, each trained so many times. Raises ValueError when there are too few slates."""
     if len(taught) < FEWEST:
         found = counted(len(taught), "list")
         raise ValueError(f"{found} between the encoder's training and the split; {FEWEST} are needed")
     lists = [TaughtList(found, slate.gains) for found, slate in zip(features, taught, strict=True)]
-    settings = RankerSettings(seed=seed, threads=threads)
-    return {name: train_scorer(lists, groups, settings) for name, groups in TWO_STAGE.items()}
+    settings = [RankerSettings(seed=seed + number, threads=threads) for number in range(trainings)]
+    return {
+        name: [train_scorer(lists, groups, each) for each in settings] for name, groups in rankers_of(left_out).items()
+    }
+
+
+def importance(asked: Sequence[TaughtList], trained: Sequence[TrainedScorer], seed: int = 0) -> dict[str, Any]:
+    """NDCG@10 that is lost when the values of a group, or of one feature, change places within each list.
+
+    Means over trainings; highest first. What is alike for all items of a list loses nothing.
+    """
+    places = np.linspace(0, len(asked) - 1, min(_PERMUTED, len(asked))).round().astype(int)
+    some = [asked[at] for at in places.tolist()]
+    rows, sizes = np.concatenate([one.features for one in some]), [len(one.gains) for one in some]
+    ends = np.cumsum(sizes).tolist()
+    lists = RankingLists(rows, np.concatenate([one.gains for one in some]), sizes)
+    order = np.lexsort((np.random.default_rng(seed).random(len(rows)), np.repeat(np.arange(len(sizes)), sizes)))
+
+    def reached(features: Floats) -> float:
+        return float(np.mean([ndcg(one.scores(features, ends), lists) for one in trained]))
+
+    def lost(names: Sequence[str]) -> float:
+        columns, permuted = columns_of(names), rows.copy()
+        permuted[:, columns] = rows[order][:, columns]
+        return round(whole - reached(permuted), 6)
+
+    whole, read = reached(rows), trained[0].scorer.features
+    groups = {group: [name for name in names if name in read] for group, names in GROUPS.items()}
+    parts = {"groups": {group: names for group, names in groups.items() if names}, "features": {n: [n] for n in read}}
+    return {
+        part: dict(sorted(((name, lost(names)) for name, names in named.items()), key=lambda pair: -pair[1]))
+        for part, named in parts.items()
+    }

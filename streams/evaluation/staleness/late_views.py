@@ -181,8 +181,11 @@ class Knowledge:
 
 @dataclass(slots=True)
 class HeldOutQuestion:
-    """A question, what each arm knows, and what was chosen."""
+    """A question, what each arm knows, and what was chosen; `place` is the number of the event that it comes before."""
 
+    place: int
+    user_id: str
+    location: str
     now_ms: int
     events: int  # of the user's window
     known: list[Knowledge | None]  # one for each arm, None of a cold user

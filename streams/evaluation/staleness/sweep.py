@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -20,8 +21,10 @@ from index.query.feedback import NegativeFeedback
 from index.state.records import UserState
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut, all_out_of_reach, applier, window_rules
+from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.popularity import PopularityLists, RecentPopularity
 from streams.evaluation.rankers import ModelRanker, OfflineModel, OfflineRanker, best_lists, masked_scores
+from streams.evaluation.slices import Facts
 from streams.evaluation.staleness.delays import FRESH, NOW, Arm
 from streams.evaluation.staleness.late_views import (
     Choice,
@@ -41,23 +44,46 @@ _BATCH = 64  # questions, and states of knowledge, that are encoded and ranked t
 
 
 def sweep(
-    held: HeldOut, model: OfflineModel, arms: Sequence[Arm], progress: Callable[[int, int], None] | None = None
+    held: HeldOut,
+    model: OfflineModel,
+    arms: Sequence[Arm],
+    progress: Callable[[int, int], None] | None = None,
+    second: SecondStageAnswers | None = None,
 ) -> Sweep:
     """Asks every question in every arm; the lists of all late arms are compared with the fresh one's.
 
-    `progress` is told how many of the folder's events are done, of how many.
+    `progress` is told how many of the folder's events are done, of how many. `second` asks the same of a second stage.
     """
     ways, late = [*held.ask.slots, POPULAR], [arm for arm in arms if arm != FRESH]
     first, *others = [*ways, *(list_name(arm, way) for arm, way in product(late, ways))]
     pairs = [(list_name(arm, way), way) for arm, way in product(late, ways)]
     run = Sweep(held, model, arms, Comparison([first], others, held.ask.ks, pairs=pairs, sliced=False))
     run.run(progress)
+    if second is not None:
+        run.stand_beside(second(run.questions, run.arms), held.ask.slots[0])
     return run
 
 
 def list_name(arm: Arm, way: str) -> str:
     """How an arm's list is called in the comparison: `user 10s: next`, and `next` with no delay."""
     return way if arm == FRESH else f"{arm.name}: {way}"
+
+
+@dataclass(frozen=True, slots=True)
+class SweptQuestion:
+    """A question of a sweep, asked just before the record of users and clicks that has number `place`."""
+
+    place: int
+    now_ms: int
+    user_id: str
+    location: str
+    targets: frozenset[str]
+    facts: Facts
+
+
+SecondStageAnswers = Callable[
+    [Sequence[SweptQuestion], Sequence[Arm]], Outcomes
+]  # its lists by arm, the fresh one first
 
 
 class Sweep:
@@ -98,6 +124,8 @@ class Sweep:
         self._all_time = RecentPopularity(None)
         self._sources = Sources(held, self._apply, self._popularity, contexts)
         self._batch: dict[str, HeldOutQuestion] = {}  # by user
+        self._place = 0  # number of the event
+        self.questions: list[SweptQuestion] = []  # in the order of the comparison
         self.targets: Counter[str] = Counter()  # those that no list could hold, by reason
 
     @property
@@ -116,13 +144,27 @@ class Sweep:
         Raises:
             ValueError: no list could hold a single target, so that all metrics would be 0 for this reason alone.
         """
-        for now_ms, event in self._held.events(progress):
+        for place, (now_ms, event) in enumerate(self._held.events(progress)):
+            self._place = place
             self._take(now_ms, event)
         self._answer()
         targets = int(self.comparison.outcomes.facts("targets").sum())
         reason = all_out_of_reach(self.targets, targets, self._held.folder.left_out)
         if reason is not None:
             raise ValueError(reason)
+
+    def stand_beside(self, second: Outcomes, own: str) -> None:
+        """Puts the lists of a second stage into the comparison, held against the list `own` that they re-order.
+
+        The list of a late arm is held against that without delay instead, as of the first stage.
+        """
+        mine = self.comparison
+        names = {name: ("first", name) for name in mine.outcomes.names} | {n: ("second", n) for n in second.names}
+        fresh, *late = second.names
+        pairs = [*mine.measured, *((name, fresh) for name in late), (fresh, own)]
+        baselines = [*mine.baselines, *second.names]
+        self.comparison = Comparison(mine.names, baselines, mine.ks, pairs, mine.seed, mine.sliced)
+        self.comparison.outcomes = Outcomes.joined({"first": mine.outcomes, "second": second}, names)
 
     def _take(self, now_ms: int, event: UserEvent) -> None:
         """Asks about a click, then applies it; profiles and forgets are only applied."""
@@ -178,6 +220,9 @@ class Sweep:
         if ALL_TIME in self.comparison.outcomes.names:
             all_time = self._all_time.top(max(self._held.ask.ks), now_ms, seen | moment.outside)
         question = self._batch[click.user_id] = HeldOutQuestion(
+            self._place,
+            click.user_id,
+            click.location,
             now_ms,
             len(moment.state.items),
             [None if self._answers is None else moment.knowledge(arm) for arm in self.arms],
@@ -200,6 +245,8 @@ class Sweep:
                     self.targets["not to be shown" if target in self._items.row else "not in the catalogue"] += 1
             if question.facts is not None:  # else nothing in the basket was new
                 self.comparison.add(ranked | self._lists(question), question.targets, question.facts)
+                about = question.place, question.now_ms, question.user_id, question.location
+                self.questions.append(SweptQuestion(*about, frozenset(question.targets), question.facts))
 
     def _rank_fresh(self, questions: Sequence[HeldOutQuestion]) -> list[dict[str, list[str]]]:
         """The lists of rankers that know everything, by question; a cold user gets the recently popular one."""

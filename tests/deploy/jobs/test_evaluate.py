@@ -153,14 +153,18 @@ def test_a_second_stage_stands_beside_what_the_encoder_does_not_know(command: li
     model, metadata = StarsEncoder(replace(CONFIG, window=200, slack=56)).eval(), {"embedder": "toy", "data": "shop"}
     known_ms = (MIDNIGHT_S + 2 * DAY_S) * 1000
     save(model, tmp_path / "early", {**metadata, "context_features": [], "before_ms": known_ms})
-    asked = [command[0], "--model", str(tmp_path / "early"), "--split", "0.75", "--question", "before", "--json"]
-    found: dict[str, Any] = orjson.loads(CliRunner().invoke(sessions, asked, catch_exceptions=False).stdout)
-    result = found["views"]["before"]["label_pre"]
-    assert {name: facts["lists"] for name, facts in result["two_stage"].items()} == {
-        "two-stage": 80,
-        "two-stage + position": 80,
-    }
-    assert result["lists"]["two-stage"]["hr@1"] > 0.5 > result["lists"]["as shown"]["hr@1"]
+    asked = [command[0], "--model", str(tmp_path / "early"), "--split", "0.75", "--trainings", "2", "--json"]
+    more = ["--without", "price, own", "--report", str(tmp_path / "page.html")]
+    found: dict[str, Any] = orjson.loads(CliRunner().invoke(sessions, [*asked, *more], catch_exceptions=False).stdout)
+    for result in (found["views"][view]["label_pre"] for view in ("before", "page")):
+        names = ["two-stage", "two-stage + position", "two-stage without price", "two-stage without own"]
+        assert {name: facts["lists"] for name, facts in result["two_stage"].items()} == dict.fromkeys(names, 80)
+        assert {len(facts["trainings"]) for facts in result["two_stage"].values()} == {2}
+        assert result["lists"]["two-stage"]["hr@1"] > 0.5 > result["lists"]["as shown"]["hr@1"]
+        assert result["lists"]["two-stage"]["hr@1"] > result["lists"]["two-stage without price"]["hr@1"]
+    page = (tmp_path / "page.html").read_text()
+    assert "NDCG@10 lost without: groups" in page and "price_rank" in page
+    assert "two-stage − two-stage without price" in page
 
 
 def test_the_tables_name_what_was_known(command: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 
 import orjson
 import pytest
@@ -82,6 +83,39 @@ def test_several_targets_count_as_found_by_their_share() -> None:
     metrics = comparison.result(3)["metrics"]
     assert metrics["hr@2"] == 1 and metrics["recall@2"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-6)
     assert "recall@2" in table(comparison.result(3)).splitlines()[0]
+
+
+def trained_twice() -> Comparison:
+    made = {"ours": ["ours 1", "ours 2"]}
+    comparison = Comparison(("ours",), ("older",), (1, 2), trainings=made)
+    comparison.add({"ours 1": ["a"], "ours 2": ["b", "a"], "older": ["c"]}, {"a"}, Facts("u"))
+    comparison.add({"ours 1": ["b"], "ours 2": ["b"], "older": ["b"]}, {"b"}, Facts("v"))
+    return comparison
+
+
+def test_what_was_trained_twice_has_the_mean_of_each_question() -> None:
+    result = trained_twice().result(4)
+    assert result["lists"].keys() == {"ours", "older"}
+    assert result["metrics"]["hr@1"] == 0.75 and result["metrics"]["hr@2"] == 1
+    assert result["metrics"]["coverage@1"] == 0.5 * (2 / 4 + 1 / 4) and result["metrics"]["mrr@2"] == 0.875
+    (versus,) = result["versus"]
+    found = versus["differences"]["ndcg@2"] if "ndcg@2" in versus["differences"] else versus["differences"]["ndcg@1"]
+    assert found["mean"] == pytest.approx((1 + 1 / math.log2(3)) / 4, abs=1e-6)
+    assert found["interval"] == pytest.approx([0, (1 + 1 / math.log2(3)) / 2], abs=1e-6)
+    again = Comparison(("ours",), ("older",), (1, 2), trainings={"ours": ["ours 1", "ours 2"]})
+    again.outcomes.load_state_dict(orjson.loads(orjson.dumps(trained_twice().outcomes.state_dict())))
+    assert again.result(4) == result
+
+
+def test_lists_that_were_trained_twice_stand_beside_others() -> None:
+    names = {"A ours": ("A", "ours"), "B ours": ("B", "ours"), "older": ("A", "older")}
+    other = Comparison(("ours",), (), (1, 2))
+    other.add({"ours": ["a"]}, {"a"}, Facts("u"))
+    other.add({"ours": ["c"]}, {"b"}, Facts("v"))
+    joined = Comparison(list(names), (), (1, 2))
+    joined.outcomes = Outcomes.joined({"A": trained_twice().outcomes, "B": other.outcomes}, names)
+    lists = joined.result(4)["lists"]
+    assert (lists["A ours"]["hr@1"], lists["B ours"]["hr@1"], lists["older"]["hr@1"]) == (0.75, 0.5, 0.5)
 
 
 def test_pairs_say_who_is_measured_against_whom() -> None:
