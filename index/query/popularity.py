@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,28 @@ HALF_LIFE_MS = 3.0 * DAY_MS
 
 Amounts = NDArray[np.float64]
 _Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
+_LOOKS = 4  # at a partition whose counts grow while they are read, until none has: each takes a millisecond or two
 _FIRST = 256  # items ordered at first
 _NEXT = -2  # age in buckets of the next one: clocks may run ahead a little; what lies beyond does not count yet
 _NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing anybody sees
+
+
+@dataclass(frozen=True, slots=True)
+class CountsRead:
+    """From which positions counts come, by topic of each partition, and at what time they were decayed."""
+
+    positions: Sequence[Mapping[str, int]]
+    now_ms: int
+
+
+@dataclass(slots=True)
+class _Look:
+    """Of one partition the totals of its buckets, and the counts of those that grew."""
+
+    totals: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    counts: dict[tuple[int, int], _Counts] = field(default_factory=dict)
+    by_kind: dict[tuple[int, int], Mapping[int, _Counts]] = field(default_factory=dict)
+    positions: Mapping[str, int] | None = None
 
 
 class Popularity:
@@ -33,7 +53,9 @@ class Popularity:
     click there, so that they order what the location does not know.
     """
 
-    def __init__(self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS, kinds: bool = False) -> None:
+    def __init__(
+        self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS, kinds: bool = False, placed: bool = False
+    ) -> None:
         if half_life_ms <= 0:
             raise ValueError(f"half life {half_life_ms} ms must be positive")
         self._store, self._half_life_ms = store, half_life_ms
@@ -49,34 +71,56 @@ class Popularity:
         self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
         self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
         self.kinds = kinds  # whether counts by kind are read as well, from the next look on
+        self._placed = placed  # whether `read` is to be known: one more look at what grew
+        self.read: CountsRead | None = None  # where these counts come from, if that is one position of each partition
         self._kind_counts: dict[tuple[int, int], Mapping[int, _Counts]] = {}  # by (partition, bucket), then by kind
         self._by_kind: dict[int, Amounts] = {}  # kind → [items] decayed counts
 
     async def refresh(self, partitions: int, bucket_ms: int, now_ms: int) -> int:
         """Reads what grew, weighs anew; returns how many buckets it read. StoreUnavailableError changes nothing."""
-        keys = self._store.keys
-        present: dict[tuple[int, int], bytes] = {}
-        for partition in range(partitions):
-            totals = await self._store.read_all(keys.popularity_buckets(partition_tag(partition)))
-            present.update({(partition, int(bucket)): total for bucket, total in totals.items()})
-        grown = [where for where, total in present.items() if self._totals.get(where) != total]
-        read = {
-            where: self._numbered(await self._store.read_all(keys.popularity(partition_tag(where[0]), where[1])))
-            for where in grown
-        }
-        lacking = [where for where in present if where in read or where not in self._kind_counts] if self.kinds else []
-        by_kind = {
-            where: self._numbered_by_kind(await self._store.read_all(keys.kinds(partition_tag(where[0]), where[1])))
-            for where in lacking
-        }
+        kinds = self.kinds  # which may be wanted while this waits for Redis
+        looks = [await self._look(partition, kinds) for partition in range(partitions)]
+        present = {where: total for look in looks for where, total in look.totals.items()}
+        read = {where: counts for look in looks for where, counts in look.counts.items()}
+        by_kind = {where: counts for look in looks for where, counts in look.by_kind.items()}
         began = now_ms // bucket_ms, bucket_ms
-        if present != self._totals or began != self._began or lacking:
+        if present != self._totals or began != self._began or read or by_kind:
             self._counts = {where: read.get(where) or self._counts[where] for where in present}
             known = {**self._kind_counts, **by_kind}
-            self._kind_counts = {where: known[where] for where in present} if self.kinds else {}
+            self._kind_counts = {where: known[where] for where in present} if kinds else {}
             self._totals, self._began = present, began
             self._decay(bucket_ms, now_ms)
-        return len(grown)
+        places = [look.positions for look in looks if look.positions is not None]
+        self.read = CountsRead(places, now_ms) if len(places) == partitions else None
+        return len(read)
+
+    async def _look(self, partition: int, kinds: bool) -> _Look:
+        """What grew of one partition."""
+        keys, tag, look = self._store.keys, partition_tag(partition), _Look()
+        for _ in range(_LOOKS if self._placed else 1):
+            before, totals = look.totals, await self._totals_of(tag, look)
+            look.totals = {(partition, int(bucket)): total for bucket, total in totals.items()}
+            grown = {
+                where for where, total in look.totals.items() if (before.get(where) or self._totals.get(where)) != total
+            }
+            unread = {where for where in look.totals if where not in self._kind_counts and where not in look.by_kind}
+            if not grown and not (kinds and unread):
+                return look
+            for where in sorted(grown):
+                look.counts[where] = self._numbered(await self._store.read_all(keys.popularity(tag, where[1])))
+            for where in sorted(grown | unread if kinds else ()):
+                look.by_kind[where] = self._numbered_by_kind(await self._store.read_all(keys.kinds(tag, where[1])))
+        look.positions = None
+        return look
+
+    async def _totals_of(self, tag: str, look: _Look) -> Mapping[str, bytes]:
+        """Increments of the buckets; counts that have not grown since were those of the positions noted with them."""
+        buckets = self._store.keys.popularity_buckets(tag)
+        if not self._placed:
+            return await self._store.read_all(buckets)
+        found = await self._store.read_at(tag, [(buckets, None)])
+        look.positions = found.positions
+        return found.hashes[0]
 
     def top(self, location: str = "", count: int | None = None) -> Sequence[str]:
         """The `count` items of the highest positive weight, or all; most popular first, ties by id."""

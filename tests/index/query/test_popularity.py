@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.query.popularity import Popularity
+from index.query.popularity import CountsRead, Popularity
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.store import StoreUnavailableError
+from index.state.store import Commit, LogIdentity, Op, StoreUnavailableError
 
 HOUR_MS = 3_600_000
 Shop = Mapping[tuple[int, int], Mapping[tuple[str, str], int]]  # (partition, bucket) → (location, item) → count
@@ -214,3 +214,61 @@ def test_what_lies_in_the_future_does_not_count_yet() -> None:
     counts: Shop = {(0, bucket): {("", item): bucket + 1} for bucket, item in buckets.items()}
     assert list(popularity(counts, now_ms=0).top()) == ["soon", "now"]
     assert list(popularity(counts, now_ms=HOUR_MS).top()) == ["later", "soon", "now"]
+
+
+class GrowingStore(MemoryStore):
+    """Whose counts grow between two reads, as often as it was told; each time the position moves by one."""
+
+    def __init__(self, growths: int) -> None:
+        super().__init__()
+        self._growths, self.position = growths, 0
+
+    async def read_all(self, key: str) -> dict[str, bytes]:
+        if self._growths:
+            self._growths -= 1
+            await self.grow()
+        return await super().read_all(key)
+
+    async def grow(self) -> None:
+        """One more click on item a, as a worker writes it."""
+        tag = partition_tag(0)
+        self.position += 1
+        ops = [
+            Op("hincr", self.keys.popularity(tag, 0), {f"{LOCATION_SEPARATOR}a": 1}),
+            Op("hincr", self.keys.kinds(tag, 0), {f"0{LOCATION_SEPARATOR}a": 1}),
+            Op("hincr", self.keys.popularity_buckets(tag), {"0": 1}),
+        ]
+        if self.position == 1:
+            await self.claim(tag, "token", 1, {"clickstream": LogIdentity("cluster")})
+        await self.commit([Commit(tag, "token", "clickstream", self.position - 1, self.position, ops)])
+
+
+@pytest.mark.parametrize("growths", [0, 1, 2, 3])
+def test_counts_are_said_to_be_of_one_position_of_each_partition(growths: int) -> None:
+    async def scenario() -> None:
+        store = GrowingStore(growths)
+        await store.grow()
+        found = Popularity(store, half_life_ms=HOUR_MS, kinds=True, placed=True)
+        await found.refresh(1, HOUR_MS, HOUR_MS - 5)
+        assert found.read == CountsRead([{"clickstream": 1 + growths}], HOUR_MS - 5)
+        assert found.weight("a") == found.kind_counts([0], ["a"])[0, 0] == 1 + growths
+        await store.grow()
+        await found.refresh(1, HOUR_MS, HOUR_MS - 3)
+        assert found.read == CountsRead([{"clickstream": 2 + growths}], HOUR_MS - 3)
+        assert found.weight("a") == found.kind_counts([0], ["a"])[0, 0] == 2 + growths
+
+    asyncio.run(scenario())
+
+
+def test_no_position_is_said_of_counts_that_never_stand_still() -> None:
+    async def scenario() -> None:
+        store = GrowingStore(50)
+        await store.grow()
+        found = Popularity(store, half_life_ms=HOUR_MS, kinds=True, placed=True)
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        assert found.read is None and found.weight("a") > 0
+        unplaced = Popularity(store)
+        await unplaced.refresh(1, HOUR_MS, HOUR_MS)
+        assert unplaced.read is None and unplaced.weight("a") > 0
+
+    asyncio.run(scenario())
