@@ -356,12 +356,12 @@ class Services:
         age_ms = loaded.follower.age_ms
         return _LATE if age_ms is None or age_ms > self.settings.index_limit_ms else ""
 
-    def reader(self, serving: LoadedModel, placed: bool = False) -> UserReader:
+    def reader(self, serving: LoadedModel) -> UserReader:
         """Reads users for the model of `serving`. Raises ProblemError 503 as long as no worker has ever started."""
         partitions = self.liveness.partitions
         if partitions is None:
             raise ProblemError(503, "no worker has started yet", retry_after_s=_NOT_READY_RETRY_S)
-        return UserReader(self.store, partitions, serving.model.version, serving.model.dim, placed)
+        return UserReader(self.store, partitions, serving.model.version, serving.model.dim)
 
 
 async def follow_log_ends(services: Services) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -96,7 +97,7 @@ async def read_user(
     """The user, None when the store does not answer; while it is known to be away it is not even asked."""
     if not services.liveness.reachable:
         return None
-    reader = services.reader(serving, placed)
+    reader = replace(services.reader(serving), placed=placed)
     try:
         waits_ms, idle = (services.settings.after_wait_ms, _vectors_wait_ms(services, request)), services.turns.idle
         if request.after is None:
@@ -135,11 +136,10 @@ async def _rank(
     sample: ListSample | None = None,
 ) -> tuple[Recommendations, Mapping[str, str | None]]:
     """The list and, where there is an Elasticsearch, who filtered and who searched."""
-    view = view_of(services, user)
     slot = request.slot or serving.model.slot
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
-    weights = serving.model.weights
-    about = (view, serving.catalogue, context, services.popularity, now_ms, weights)
+    user_view, weights = view_of(services, user), serving.model.weights
+    about = (user_view, serving.catalogue, context, services.popularity, now_ms, weights)
     plan = partial(plan_searches, query, *about, ranker=services.rankers.order(serving, "retrieved", sample=sample))
     if serving.elastic is None:
         return await services.turns.take(lambda: answer_in_process(plan())), {}

@@ -75,7 +75,7 @@ class RedisStore:
             (answer,) = await self._nodes.run([Command(key, (name, key, *words), reading)])
         return answer
 
-    async def _script(self, keys: Sequence[str], args: Sequence[bytes | int | str]) -> list[Any]:
+    async def _script(self, keys: Sequence[str], args: Sequence[bytes | int | str]) -> list[bytes]:
         rest = (len(keys), *keys, *args)
         async with self._translated():
             try:
@@ -127,8 +127,11 @@ class RedisStore:
 
     async def read_at(self, tag: str, requests: Sequence[tuple[str, Sequence[str] | None]]) -> TagState:
         keys = [self.keys.owner(tag), *(key for key, _ in requests)]
-        asked = [part for _, fields in requests for part in ((-1,) if fields is None else (len(fields), *fields))]
-        owner, *hashes = [_pairs(flat) for flat in await self._script(keys, ["read", *asked])]
+        asked: list[bytes | int | str] = ["read"]
+        for _, fields in requests:
+            asked += [-1] if fields is None else [len(fields), *fields]
+        answer: Sequence[Any] = await self._script(keys, asked)
+        owner, *hashes = map(_pairs, answer)
         return TagState(positions_of(owner), hashes)
 
     async def write(self, key: str, fields: Mapping[str, bytes]) -> None:

@@ -100,7 +100,7 @@ def test_about_the_share_of_lists_is_sampled() -> None:
 
 
 def test_features_survive_an_exposure_and_what_is_none_is_refused() -> None:
-    values = np.arange(2 * len(FEATURES), dtype=np.float32).reshape(2, -1) / 8
+    values = (np.arange(2 * len(FEATURES)) / 8).astype(np.float32).reshape(2, -1)
     values[0, 3] = np.nan
     read: dict[str, Any] = {"user": {"clickstream": 3}, "context": {}, "items": {}, "popularity": {"at_ms": HOUR_MS}}
     body = SampledFeatures(["a", "b"], values, read).to_dict()
