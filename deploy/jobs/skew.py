@@ -96,8 +96,7 @@ def _sampled(
 ) -> Sequence[SampledList]:
     found: deque[SampledList] = deque(maxlen=plan.most_lists)
     kafka, embedded = settings.kafka_config(), is_embedded(logs)
-    span = {"start_ms": plan.start_ms, "stop_ms": plan.stop_ms}
-    with TopicReader(kafka, (EXPOSURES,), embedded=embedded, **span) as reader:
+    with TopicReader(kafka, (EXPOSURES,), embedded=embedded, start_ms=plan.start_ms, stop_ms=plan.stop_ms) as reader:
         for record in reader.records():
             try:
                 one = SampledList.of(record)
@@ -154,7 +153,7 @@ async def _compare(
         again, offline = open_model(plan.model, settings), opened.offline()
         return RankingWalk(of, again.encoder, offline.offset, offline.weights, rules, stored=True)
 
-    async for one, features, behind in SkewReplay(tape, rules, engine, walk).run(lists):
-        report.add(one, features, behind)
+    async for one, features, unsettled in SkewReplay(tape, rules, engine, walk).run(lists):
+        report.add(one, features, unsettled)
         if progress is not None:
             progress(report.compared, len(lists))

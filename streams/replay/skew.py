@@ -6,6 +6,7 @@ the worker's engine, and the features are made by the function that the API call
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ class SkewReport:
     compared: int = 0
     items: int = 0  # of these lists
     differing: int = 0
-    behind: int = 0  # user vectors may be of a former text or profile, and nothing else differs
+    unsettled: int = 0  # differ in user vectors alone, of which no position says what they were made of
     features: Counter[str] = field(default_factory=Counter)  # lists that differ in it
     largest: dict[str, float] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -99,15 +100,15 @@ class SkewReport:
         """Whether there was something to compare, and nothing differs."""
         return self.compared > 0 and not self.differing
 
-    def add(self, one: SampledList, replayed: Floats, behind: bool) -> None:
-        """Compares one list; `behind`: its user's vectors may be of a former text or profile."""
+    def add(self, one: SampledList, replayed: Floats, unsettled: bool) -> None:
+        """Compares one list; `unsettled`: no position says what its user's vectors were made of."""
         live = one.features.values
         different = differing(live, replayed)
         self.compared += 1
         self.items += len(live)
         names = [FEATURES[at] for at in np.flatnonzero(different.any(axis=0)).tolist()]
-        if names and behind and OF_USER_VECTORS.issuperset(names):
-            self.behind += 1
+        if names and unsettled and OF_USER_VECTORS.issuperset(names):
+            self.unsettled += 1
             return
         self.differing += bool(names)
         for name in names:
@@ -125,7 +126,7 @@ class SkewReport:
             "lists": self.compared,
             "items": self.items,
             "differing": self.differing,
-            "behind": self.behind,
+            "unsettled": self.unsettled,
             "features": {
                 name: {"lists": count, "largest": self.largest[name]} for name, count in self.features.most_common()
             },
@@ -136,8 +137,8 @@ class SkewReport:
     def lines(self) -> Iterator[str]:
         """For people."""
         yield f"{self.differing} of {counted(self.compared, 'list')} differ by more than half precision"
-        if self.behind:
-            yield f"{self.behind} more have user vectors from before a text or profile changed"
+        if self.unsettled:
+            yield f"{self.unsettled} more have user vectors of another text or profile, which acts at the next encoding"
         for name, count in self.features.most_common():
             yield f"  {name}: {counted(count, 'list')}, at most by {self.largest[name]:.4g}"
         for one in self.examples:
@@ -172,9 +173,9 @@ class SkewReplay:
         self._open_engine, self._open_walk = open_engine, open_walk
 
     async def run(self, lists: Sequence[SampledList]) -> AsyncIterator[tuple[SampledList, Floats, bool]]:
-        """Each list with its features, and whether its user's vectors may be of a former text or profile."""
+        """Each list with its features, and whether no position says what its user's vectors were made of."""
         users, contexts = await self._users(lists), await self._contexts(lists)
-        texts = self._texts(max((one.targets(ITEMS_PART).get((ITEM_VECTORS, 0), 0) for one in lists), default=0))
+        texts = self._texts()
         for chain in chains(lists, *SHARED_PARTS):
             engine = await self._open_engine()
             state, walk, before = _PlacedState(engine, self._tape), self._open_walk(engine), None
@@ -188,7 +189,7 @@ class SkewReplay:
                 record = load_context(contexts[id(one)]) if given is None else given
                 question = ListQuestion(number, one.ts_ms, one.user_id, one.features.item_ids, one.location)
                 asked = walk.ask(question, user, walk.context(one.location, record, one.ts_ms))
-                yield one, asked.features, _is_behind(user, texts, one.targets(ITEMS_PART).get((ITEM_VECTORS, 0), 0))
+                yield one, asked.features, _is_unsettled(user, texts, one.targets(ITEMS_PART).get((ITEM_VECTORS, 0), 0))
 
     async def _users(self, lists: Sequence[SampledList]) -> dict[int, UserState]:
         """The user of each list, by identity of the list."""
@@ -214,10 +215,10 @@ class SkewReplay:
                 ((found[id(one)],),) = await engine.store.read([(engine.store.keys.contexts(), [one.location])])
         return found
 
-    def _texts(self, end: int) -> dict[str, list[int]]:
+    def _texts(self) -> dict[str, list[int]]:
         """Offsets at which each item got another vector or tags than before."""
         found, last = dict[str, list[int]](), dict[str, bytes]()
-        for record in self._tape.records((ITEM_VECTORS, 0), 0, end):
+        for record in self._tape.records((ITEM_VECTORS, 0), 0, sys.maxsize):
             try:
                 event = parse(record, self._rules)
             except MalformedError:
@@ -231,11 +232,14 @@ class SkewReplay:
         return found
 
 
-def _is_behind(user: UserState, texts: Mapping[str, Sequence[int]], end: int) -> bool:
-    """Whether something that a window was encoded from has changed: a text or profile acts when it is encoded anew."""
+def _is_unsettled(user: UserState, texts: Mapping[str, Sequence[int]], end: int) -> bool:
+    """Whether no position says of which texts and profile the user's vectors are.
+
+    A new text or profile acts when the window is encoded anew, and a worker may know items before the API does.
+    """
     if user.profile_ms >= 0 and user.ts_ms and user.profile_ms > user.ts_ms[0]:
         return True
-    return any(len(texts.get(item, ())) > 1 and texts[item][1] < end for item in {*user.items})
+    return any(len(texts[item]) > 1 or texts[item][0] >= end for item in {*user.items} & texts.keys())
 
 
 class _PlacedState:
@@ -268,14 +272,14 @@ def chains(lists: Sequence[SampledList], *parts: str) -> list[list[SampledList]]
     aimed.sort(key=lambda pair: (sum(pair[0].values()), pair[1].ts_ms))
     found: list[tuple[dict[Place, int], list[SampledList]]] = []
     for targets, one in aimed:
-        for reached, chain in found:
-            if all(reached.get(place, 0) <= at for place, at in targets.items()):
+        for chain in found:
+            if all(chain[0].get(place, 0) <= at for place, at in targets.items()):
                 break
         else:
-            reached, chain = {}, []
-            found.append((reached, chain))
-        reached.update(targets)
-        chain.append(one)
+            chain = ({}, [])
+            found.append(chain)
+        chain[0].update(targets)
+        chain[1].append(one)
     return [chain for _, chain in found]
 
 
