@@ -23,7 +23,7 @@ from encoder.model.document import read_document
 from index.query.list_sample import PARTS
 from index.state.memory_store import MemoryStore
 from index.state.store import LogIdentity
-from streams.events import CONSUMED, EXPOSURES, PARTITIONED, tag_of
+from streams.events import CONSUMED, EXPOSURES, ITEM_VECTORS, PARTITIONED, tag_of
 from streams.kafka.log_identity import is_embedded
 from streams.kafka.topic_merge import Place
 from streams.kafka.topic_reader import Span, TopicReader
@@ -127,7 +127,8 @@ def _reader(settings: Settings, logs: Mapping[str, LogIdentity], ends: Mapping[P
     topics = [topic for topic in CONSUMED if any(place[0] == topic for place in ends)]
     counts = {topic: settings.partitions if topic in PARTITIONED else 1 for topic in topics}
     places = [(topic, number) for topic in topics for number in range(counts[topic])]
-    spans = {place: Span(0, ends.get(place, 0)) for place in places}
+    # All vectors: a worker may have encoded with one that the API did not know yet.
+    spans = {place: Span(0, None if place[0] == ITEM_VECTORS else ends.get(place, 0)) for place in places}
     try:
         return TopicReader(settings.kafka_config(), topics, embedded=is_embedded(logs), spans=spans)
     except ValueError as error:

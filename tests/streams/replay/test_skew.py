@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import numpy as np
 import orjson
 import pytest
 
-from index.query.list_sample import CONTEXT_PART, ITEMS_PART, PARTS, POPULARITY_PART, USER_PART
+from index.query.list_sample import ITEMS_PART, PARTS, POPULARITY_PART
+from index.query.live_user import CONTEXT_PART, USER_PART
 from index.ranking.features import FEATURES
 from streams.events import CATALOG, CLICKSTREAM, Record
 from streams.replay.skew import SampledList, SkewReport, chains, usable
 from streams.replay.tape import LogTape
+from tests.support.moved_lists import moved
 from tests.support.replay_world import VERSION, shop
 from tests.support.sampled_world import compared, lived, log_of
 
@@ -54,18 +56,6 @@ def changed(log: Sequence[Record], rng: random.Random) -> list[Record]:
         found[at] = replace(record, offset=offsets.setdefault(place, 0))
         offsets[place] += 1
     return found
-
-
-def moved(one: SampledList, part: str, by: int) -> SampledList:
-    """As if a part had been read so many positions later."""
-    read: Mapping[str, Any] = one.features.read[part]
-    shifted = {
-        topic: at + by if isinstance(at, int) else [max(0, place + by) for place in at] for topic, at in read.items()
-    }
-    if "at_ms" in read:
-        shifted["at_ms"] = read["at_ms"]
-    shifted = {topic: max(0, at) if isinstance(at, int) else at for topic, at in shifted.items()}
-    return replace(one, features=replace(one.features, read={**one.features.read, part: shifted}))
 
 
 def test_no_list_differs(world: tuple[list[Record], list[SampledList]], tmp_path: Path) -> None:
