@@ -86,8 +86,9 @@ def furthest(lists: Sequence[SampledList]) -> dict[Place, int]:
     """The highest position of each partition that a list was made at."""
     found: dict[Place, int] = {}
     for one in lists:
-        for place, at in one.targets(*PARTS).items():
-            found[place] = max(at, found.get(place, 0))
+        for part in PARTS:
+            for place, at in one.targets(part).items():
+                found[place] = max(at, found.get(place, 0))
     return found
 
 

@@ -29,10 +29,14 @@ _NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing 
 
 @dataclass(frozen=True, slots=True)
 class CountsRead:
-    """From which positions counts come, by topic of each partition, and at what time they were decayed."""
+    """From which positions counts come, by topic of each partition, and at what time they were decayed.
+
+    `kinds`: counts by kind are among them.
+    """
 
     positions: Sequence[Mapping[str, int]]
     now_ms: int
+    kinds: bool
 
 
 @dataclass(slots=True)
@@ -91,7 +95,7 @@ class Popularity:
             self._totals, self._began = present, began
             self._decay(bucket_ms, now_ms)
         places = [look.positions for look in looks if look.positions is not None]
-        self.read = CountsRead(places, now_ms) if len(places) == partitions else None
+        self.read = CountsRead(places, now_ms, kinds) if len(places) == partitions else None
         return len(read)
 
     async def _look(self, partition: int, kinds: bool) -> _Look:

@@ -65,14 +65,19 @@ class SampledList:
         return cls(*named, str(body.get("ranker", "")), features)
 
     def targets(self, *parts: str) -> dict[Place, int]:
-        """Where the log of each partition stood that these parts were made of."""
+        """Where the log of each partition stood that these parts were made of.
+
+        Raises ValueError for parts that stood elsewhere in the same log: one state cannot be at both.
+        """
         found: dict[Place, int] = {}
         for part in parts:
             for topic, at in self.features.read[part].items():
-                if isinstance(at, int):
-                    found |= {} if topic == AT_MS else {(topic, self.partition if topic in PARTITIONED else 0): at}
-                else:
-                    found |= {(topic, number): end for number, end in enumerate(at)}
+                if topic == AT_MS:
+                    continue
+                home = self.partition if topic in PARTITIONED else 0
+                for place, end in {(topic, home): at}.items() if isinstance(at, int) else _numbered(topic, at):
+                    if found.setdefault(place, end) != end:
+                        raise ValueError(f"{' and '.join(parts)} were read at {found[place]} and {end} of {place}")
         return found
 
     @property
@@ -80,6 +85,10 @@ class SampledList:
         """When counts were decayed."""
         at_ms = self.features.read[POPULARITY_PART][AT_MS]
         return at_ms if isinstance(at_ms, int) else 0
+
+
+def _numbered(topic: str, ends: Sequence[int]) -> Iterator[tuple[Place, int]]:
+    return (((topic, number), end) for number, end in enumerate(ends))
 
 
 @dataclass(slots=True)
