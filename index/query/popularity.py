@@ -70,6 +70,9 @@ class Popularity:
         self._names: list[str] = []  # item by number
         self._places: dict[str, list[tuple[int, int]]] = {}  # location → its (field, item) pairs
         self._item_of: list[int] = []  # item by field
+        self._place_of: list[int] = []  # number of the location by field
+        self._place_numbers: dict[str, int] = {"": 0}
+        self._counted: frozenset[str] = frozenset()  # locations where anything has weight now, in all processes alike
         self._by_field: Amounts = np.zeros(0)  # [fields] decayed weights
         self._weights: dict[str, Amounts] = {"": np.zeros(0)}  # location → [items], made when asked for
         self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
@@ -128,7 +131,7 @@ class Popularity:
 
     def top(self, location: str = "", count: int | None = None) -> Sequence[str]:
         """The `count` items of the highest positive weight, or all; most popular first, ties by id."""
-        where = location if location in self._places else ""
+        where = location if location in self._counted else ""
         weights = self._of(where)
         wanted = len(weights) if count is None else min(count, len(weights))
         known = self._tops.get(where)
@@ -175,7 +178,7 @@ class Popularity:
         return np.array([self._items.get(item_id, -1) for item_id in item_ids], np.int64)
 
     def _of(self, location: str) -> Amounts:
-        where = location if location in self._places else ""
+        where = location if location in self._counted else ""
         if where not in self._weights:
             overall = self._weights[""]
             local = overall / max(1.0, float(overall.sum()))
@@ -215,6 +218,7 @@ class Popularity:
             self._item_of.append(item)
             if location:
                 self._places.setdefault(location, []).append((number, item))
+            self._place_of.append(self._place_numbers.setdefault(location, len(self._place_numbers)))
         return number
 
     def _decay(self, bucket_ms: int, now_ms: int) -> None:
@@ -226,6 +230,8 @@ class Popularity:
                 by_field[fields] += decay * counts
                 for kind, (items, amounts) in self._kind_counts.get(where, {}).items():
                     by_kind.setdefault(kind, np.zeros(len(self._names)))[items] += decay * amounts
+        names, weighty = list(self._place_numbers), np.array(self._place_of, np.int64)[by_field > 0]
+        self._counted = frozenset(names[number] for number in np.unique(weighty).tolist()) - {""}
         overall: Amounts = np.zeros(len(self._names))
         np.add.at(overall, np.array(self._item_of, np.int64), by_field)
         self._by_field, self._by_kind, self._weights, self._tops = by_field, by_kind, {"": overall}, {}

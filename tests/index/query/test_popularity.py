@@ -183,10 +183,10 @@ def test_weights_equal_the_sum_spelled_out(counts: Shop, now_ms: int) -> None:
         )
 
     everything = sum(spelled(item, None) for item in "abcd")
-    places = {where for fields in counts.values() for where, _ in fields}
+    known = any(spelled(item, "oslo") for item in "abcd")  # what lies too far ahead does not count yet
     for item in "abcd":
         assert found.weight(item) == pytest.approx(spelled(item, None))
-        if "oslo" in places:
+        if known:
             wanted = spelled(item, "oslo") + spelled(item, None) / max(1.0, everything)
             assert found.weight(item, "oslo") == pytest.approx(wanted)
 
@@ -270,5 +270,54 @@ def test_no_position_is_said_of_counts_that_never_stand_still() -> None:
         unplaced = Popularity(store)
         await unplaced.refresh(1, HOUR_MS, HOUR_MS)
         assert unplaced.read is None and unplaced.weight("a") > 0
+
+    asyncio.run(scenario())
+
+
+def test_a_location_counts_as_in_a_process_that_has_just_begun() -> None:
+    """Not while its first clicks are read, not by what lies too far ahead, and no longer when all has faded."""
+
+    async def shares(found: Popularity) -> list[float]:
+        return [float(share) for share in found.shares(["a", "b"], "oslo")]
+
+    async def scenario() -> None:
+        store = CountingStore()
+        await put(store, {(0, 0): {("", "a"): 60, ("", "b"): 3}})
+        found = Popularity(store, half_life_ms=HOUR_MS)
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        overall = await shares(found)
+        await put(store, {(0, 9): {("oslo", "b"): 2}})
+        for hour in (1, 10, 80):
+            await found.refresh(1, HOUR_MS, hour * HOUR_MS)
+            fresh = Popularity(store, half_life_ms=HOUR_MS)
+            await fresh.refresh(1, HOUR_MS, hour * HOUR_MS)
+            assert await shares(found) == await shares(fresh)
+            assert (await shares(found) == overall) is (hour == 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_list_that_is_made_while_a_location_is_read_for_the_first_time_does_not_know_it() -> None:
+    class Asking(MemoryStore):
+        """Asks for a list between the reads of two buckets."""
+
+        seen: list[float]
+
+        async def read_all(self, key: str) -> dict[str, bytes]:
+            self.seen.append(float(found.shares(["b"], "oslo")[0]))
+            return await super().read_all(key)
+
+    store = Asking()
+    store.seen = []
+    found = Popularity(store, half_life_ms=HOUR_MS)
+
+    async def scenario() -> None:
+        await put(store, {(0, 0): {("", "a"): 60, ("", "b"): 3}})
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        store.seen.clear()
+        await put(store, {(0, 1): {("oslo", "b"): 2}, (0, 2): {("rome", "b"): 2}})
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        assert len(store.seen) == 3 and len({*store.seen}) == 1
+        assert found.shares(["b"], "oslo")[0] == 1
 
     asyncio.run(scenario())
