@@ -110,9 +110,9 @@ def test_features_of_live_lists_are_those_of_a_replay_and_a_planted_position_is_
     use(live, random.Random(1))
 
     def exposed() -> bool:
-        return int(orjson.loads(perseid(live, "skew", "--json"))["lists"]) >= LISTS
+        return int(orjson.loads(perseid(live, "skew", "--json"))["lists"]) > 0.9 * LISTS
 
-    live.until(exposed, 60, "all exposures have reached Kafka")
+    live.until(exposed, 60, "nearly all lists are sampled: not those made while counts or items changed")
     found: dict[str, Any] = orjson.loads(perseid(live, "skew", "--json"))
     assert found["differing"] == 0 and found["unsettled"] == 0 and not found["left_out"], found
     settings = attach(os.environ, live.state)
