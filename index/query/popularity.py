@@ -21,7 +21,7 @@ HALF_LIFE_MS = 3.0 * DAY_MS
 
 Amounts = NDArray[np.float64]
 _Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
-_LOOKS = 4  # at a partition whose counts grow while they are read, until none has: each takes a millisecond or two
+_LOOKS = 3  # at a partition whose counts grow while they are read, until none has: each takes a millisecond or two
 _FIRST = 256  # items ordered at first
 _NEXT = -2  # age in buckets of the next one: clocks may run ahead a little; what lies beyond does not count yet
 _NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing anybody sees
@@ -104,6 +104,7 @@ class Popularity:
     async def _look(self, partition: int, kinds: bool) -> _Look:
         """What grew of one partition."""
         keys, tag, look = self._store.keys, partition_tag(partition), _Look()
+        changed: set[tuple[int, int]] = set()
         for _ in range(_LOOKS if self._placed else 1):
             before, totals = look.totals, await self._totals_of(tag, look)
             look.totals = {(partition, int(bucket)): total for bucket, total in totals.items()}
@@ -111,14 +112,30 @@ class Popularity:
                 where for where, total in look.totals.items() if (before.get(where) or self._totals.get(where)) != total
             }
             unread = {where for where in look.totals if where not in self._kind_counts and where not in look.by_kind}
-            if not grown and not (kinds and unread):
+            changed = grown | unread if kinds else grown
+            if not changed:
                 return look
             for where in sorted(grown):
                 look.counts[where] = self._numbered(await self._store.read_all(keys.popularity(tag, where[1])))
-            for where in sorted(grown | unread if kinds else ()):
+            for where in sorted(changed if kinds else ()):
                 look.by_kind[where] = self._numbered_by_kind(await self._store.read_all(keys.kinds(tag, where[1])))
-        look.positions = None
+        if self._placed:
+            await self._settle(partition, kinds, look, sorted(changed))
         return look
+
+    async def _settle(self, partition: int, kinds: bool, look: _Look, growing: Sequence[tuple[int, int]]) -> None:
+        """Reads buckets that grow all the time at once with the position, which keeps Redis from everybody else."""
+        keys, tag = self._store.keys, partition_tag(partition)
+        counts = [(keys.popularity(tag, bucket), None) for _, bucket in growing]
+        by_kind = [(keys.kinds(tag, bucket), None) for _, bucket in growing if kinds]
+        found = await self._store.read_at(tag, [(keys.popularity_buckets(tag), None), *counts, *by_kind])
+        before, (totals, *hashes) = look.totals, found.hashes
+        look.totals = {(partition, int(bucket)): total for bucket, total in totals.items()}
+        look.counts.update(zip(growing, map(self._numbered, hashes[: len(counts)]), strict=True))
+        if kinds:
+            look.by_kind.update(zip(growing, map(self._numbered_by_kind, hashes[len(counts) :]), strict=True))
+        settled = all(where in growing or before.get(where) == total for where, total in look.totals.items())
+        look.positions = found.positions if settled else None
 
     async def _totals_of(self, tag: str, look: _Look) -> Mapping[str, bytes]:
         """Increments of the buckets; counts that have not grown since were those of the positions noted with them."""

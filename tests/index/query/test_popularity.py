@@ -243,7 +243,7 @@ class GrowingStore(MemoryStore):
         await self.commit([Commit(tag, "token", "clickstream", self.position - 1, self.position, ops)])
 
 
-@pytest.mark.parametrize("growths", [0, 1, 2, 3])
+@pytest.mark.parametrize("growths", [0, 1, 2, 3, 4, 5, 6])
 def test_counts_are_said_to_be_of_one_position_of_each_partition(growths: int) -> None:
     async def scenario() -> None:
         store = GrowingStore(growths)
@@ -260,13 +260,14 @@ def test_counts_are_said_to_be_of_one_position_of_each_partition(growths: int) -
     asyncio.run(scenario())
 
 
-def test_no_position_is_said_of_counts_that_never_stand_still() -> None:
+def test_counts_that_never_stand_still_are_read_at_once_with_their_position() -> None:
     async def scenario() -> None:
         store = GrowingStore(50)
         await store.grow()
         found = Popularity(store, half_life_ms=HOUR_MS, kinds=True, placed=True)
         await found.refresh(1, HOUR_MS, HOUR_MS)
-        assert found.read is None and found.weight("a") > 0
+        assert found.read == CountsRead([{"clickstream": store.position}], HOUR_MS, kinds=True)
+        assert found.weight("a") == found.kind_counts([0], ["a"])[0, 0] == store.position
         unplaced = Popularity(store)
         await unplaced.refresh(1, HOUR_MS, HOUR_MS)
         assert unplaced.read is None and unplaced.weight("a") > 0
