@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,18 +79,25 @@ class Changes:
     def _run(self) -> None:
         rng = random.Random(2)
         while not self._stop.wait(_CHANGES_S):
-            item = rng.choice(self._items)
-            price = float(self._live.get(f"/v1/items/{item}")["catalogue"]["price"])
-            band = 2.0 ** math.floor(math.log2(price))
-            change = {"price": round(band * rng.uniform(1.05, 1.95), 2), "available": rng.random() < 0.9}
-            self._live.call("PATCH", f"/v1/items/{item}", body=change)
-            self.items += 1
-            if self.items % _WEATHER_EVERY == 0:
-                now_ms, heat = int(time.time() * 1000), rng.random() < 0.5
-                record = {"location": rng.choice(_PLACES[:2]), "ts_ms": now_ms, "valid_until_ms": now_ms + 3_600_000}
-                weather = {"heat_wave": heat, "temperature": rng.uniform(-5, 35)}
-                self._live.call("POST", "/v1/context", body={**record, "weather": weather})
-                self.weather += 1
+            with suppress(OSError):  # also 503, under overload
+                self._item(rng)
+                if self.items % _WEATHER_EVERY == 0:
+                    self._weather(rng)
+
+    def _item(self, rng: random.Random) -> None:
+        item = rng.choice(self._items)
+        price = float(self._live.get(f"/v1/items/{item}")["catalogue"]["price"])
+        band = 2.0 ** math.floor(math.log2(price))
+        change = {"price": round(band * rng.uniform(1.05, 1.95), 2), "available": rng.random() < 0.9}
+        self._live.call("PATCH", f"/v1/items/{item}", body=change)
+        self.items += 1
+
+    def _weather(self, rng: random.Random) -> None:
+        now_ms = int(time.time() * 1000)
+        record = {"location": rng.choice(_PLACES[:2]), "ts_ms": now_ms, "valid_until_ms": now_ms + 3_600_000}
+        weather = {"heat_wave": rng.random() < 0.5, "temperature": rng.uniform(-5, 35)}
+        self._live.call("POST", "/v1/context", body={**record, "weather": weather})
+        self.weather += 1
 
 
 def ranked(live: Live, folder: Path) -> None:
@@ -118,7 +126,8 @@ def used(live: Live, rate: float, queries: float, lists: int) -> tuple[Report, C
     ports = [int(url.rpartition(":")[2]) for url in live.urls]
     seconds = _SPARE * lists / queries
     load = QueryLoad("127.0.0.1", ports, [*map(get_request, paths)], queries, seconds, WARM_UP_S)
-    with generator() as begin, Clicks(live, users, items, rate) as clicks, Changes(live, items) as changes:
+    clicks, changes = Clicks(live, users, items, rate), Changes(live, items)
+    with generator() as begin, clicks, changes:
         report = begin(load)()
     applied(live)
     return report, clicks, changes
