@@ -1,8 +1,7 @@
 """Compares the features that a list was ordered by with those that a replay makes of the same list.
 
-Exposures carry them in half precision, so a feature differs where half precision does not explain it. User vectors are
-stored in half precision too, and are summed in another order by a replay, so products of vectors are known no better
-than numbers of their length, and places among nearly equal products are either's.
+A feature differs where half precision, in which exposures carry it, does not explain it. Products of vectors, which are
+stored in it, are known as well as numbers from 1 to 2, and places among nearly equal ones are either's.
 """
 
 from __future__ import annotations
