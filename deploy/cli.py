@@ -35,6 +35,7 @@ COMMANDS = {
     "staleness": "deploy.commands.measure",
     "compare": "deploy.commands.measure",
     "replay": "deploy.commands.replay",
+    "skew": "deploy.commands.skew",
     "doctor": "deploy.commands.stack",
     "stack": "deploy.commands.stack",
 }

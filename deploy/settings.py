@@ -105,6 +105,13 @@ class Settings(BaseModel):
         description="what orders lists (API): `auto` for the ranker of the served model where it beat the first stage, "
         "`off`, or the version of a ranker, which then orders all that it can",
     )
+    feature_share: float = Field(
+        0.01,
+        description="share of the lists ordered by a ranker whose exposures carry the features, for `perseid skew` "
+        "(API); 0 = none",
+        ge=0,
+        le=1,
+    )
     model: Path = Field(
         Path(".perseid/model"),
         description="folder of a model artefact: what a live state without a model begins with, before the champion "

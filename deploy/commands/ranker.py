@@ -106,7 +106,7 @@ def train_ranker(folder: Path | None, encoder: Encoder, lists: Lists, training: 
     from encoder.ranking.training import RankerSettings
     from encoder.text.cache import TextMemory
 
-    model = _model(encoder.model, settings)
+    model = model_named(encoder.model, settings)
     plan = RankerPlan(
         model=model,
         out=output.out,
@@ -129,7 +129,7 @@ def train_ranker(folder: Path | None, encoder: Encoder, lists: Lists, training: 
     return 0
 
 
-def _model(named: str | None, settings: Settings) -> Path:
+def model_named(named: str | None, settings: Settings) -> Path:
     """The artefact that is meant. Raises ValueError when there is none."""
     from deploy.jobs.retrain import served_artefact
     from deploy.models.registry import artefact, is_version

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from index.api.settings import ApiSettings
+from index.query.list_sample import ListSample, shared_parts
 from index.query.popularity import Popularity
 from index.query.second_stage import GivenList, ListRanker, SecondStage
 from index.query.served_ranker import ServedRanker, load_served_ranker, no_ranker
@@ -55,10 +58,29 @@ class Rankers:
             level = logging.WARNING if found.broken else logging.INFO
             _log.log(level, "lists of %s are ordered by %s", loaded.version, _spelled(found))
 
-    def order(self, loaded: LoadedModel, source: ListSource, given: GivenList | None = None) -> ListRanker | None:
-        """What orders one list; None: the first stage."""
+    def order(
+        self,
+        loaded: LoadedModel,
+        source: ListSource,
+        given: GivenList | None = None,
+        sample: ListSample | None = None,
+    ) -> ListRanker | None:
+        """What orders one list, and tells a `sample` of it; None: the first stage."""
         stage = SecondStage(loaded.catalogue, self._popularity, self._classes)
-        return loaded.ranking.order(source, stage, given)
+        ranker = loaded.ranking.order(source, stage, given)
+        return ranker if ranker is None or sample is None else replace(ranker, note=sample.note)
+
+    def sample(self, loaded: LoadedModel) -> ListSample | None:
+        """For a share of the lists that a ranker orders what notes their features, as their exposures carry them.
+
+        None of them where vectors come from Elasticsearch, whose position is not known.
+        """
+        share, elastic = self._settings.feature_share, self._settings.elastic
+        if "retrieved" not in loaded.ranking.orders or loaded.incomplete or (elastic and elastic.use == "knn"):
+            return None
+        if random.random() >= share:
+            return None
+        return ListSample(lambda: shared_parts(loaded.follower.applied, self._popularity.read))
 
 
 def _spelled(found: ServedRanker) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -38,6 +39,7 @@ from index.api.schemas.shapes import (
     problems,
 )
 from index.items.filters import Filter, parse_filter
+from index.query.list_sample import ListSample, SampledFeatures
 from index.query.live_user import LiveUser
 from index.query.recommend import (
     ContextView,
@@ -63,16 +65,18 @@ async def answer(services: Services, request: RecommendationsRequest, tree: Filt
     """One recommendation among what `tree` lets pass, exposed. Raises ProblemError 503 without a usable index."""
     assigned, started = services.assigned(request.user_id), time.perf_counter()
     serving = assigned.loaded
-    user = await read_user(services, serving, request)
+    sample = services.rankers.sample(serving)
+    user = await read_user(services, serving, request, placed=sample is not None)
     read = time.perf_counter()
     served_by, now_ms = service_level(services, user), services.now_ms()
     context = context_of(serving, request, user, now_ms)
-    found, sources = await _rank(services, serving, request, tree, user, context, now_ms)
+    found, sources = await _rank(services, serving, request, tree, user, context, now_ms, sample)
     services.metrics.sources(sources)
     count_order(services, serving, "retrieved", found)
     ranked = time.perf_counter()
     body = _render(services, serving, request, user, served_by, context, found, sources)
-    _expose(services, request, body, now_ms, assigned)
+    features = None if sample is None else sample.found(user, serving.catalogue.ids_of, request.context)
+    _expose(services, request, body, now_ms, assigned, features)
     _shadow(services, request, tree, body["recommendation_id"])
     rendered = time.perf_counter()
     services.metrics.answer(served_by, read=read - started, rank=ranked - read, render=rendered - ranked)
@@ -87,11 +91,13 @@ def service_level(services: Services, user: LiveUser | None) -> Literal["persona
     return "personal" if lag_ms is not None and lag_ms <= services.settings.stale_ms else "stale"
 
 
-async def read_user(services: Services, serving: LoadedModel, request: UserRequest) -> LiveUser | None:
+async def read_user(
+    services: Services, serving: LoadedModel, request: UserRequest, placed: bool = False
+) -> LiveUser | None:
     """The user, None when the store does not answer; while it is known to be away it is not even asked."""
     if not services.liveness.reachable:
         return None
-    reader = services.reader(serving)
+    reader = replace(services.reader(serving), placed=placed)
     try:
         waits_ms, idle = (services.settings.after_wait_ms, _vectors_wait_ms(services, request)), services.turns.idle
         if request.after is None:
@@ -127,14 +133,14 @@ async def _rank(
     user: LiveUser | None,
     context: ContextView,
     now_ms: int,
+    sample: ListSample | None = None,
 ) -> tuple[Recommendations, Mapping[str, str | None]]:
     """The list and, where there is an Elasticsearch, who filtered and who searched."""
-    view = view_of(services, user)
     slot = request.slot or serving.model.slot
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
-    weights = serving.model.weights
-    about = (view, serving.catalogue, context, services.popularity, now_ms, weights)
-    plan = partial(plan_searches, query, *about, ranker=services.rankers.order(serving, "retrieved"))
+    user_view, weights = view_of(services, user), serving.model.weights
+    about = (user_view, serving.catalogue, context, services.popularity, now_ms, weights)
+    plan = partial(plan_searches, query, *about, ranker=services.rankers.order(serving, "retrieved", sample=sample))
     if serving.elastic is None:
         return await services.turns.take(lambda: answer_in_process(plan())), {}
     return await serving.elastic.recommend(plan, tree, context.location, now_ms)
@@ -256,7 +262,12 @@ def shown_item(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, 
 
 
 def _expose(
-    services: Services, request: RecommendationsRequest, body: Mapping[str, Any], now_ms: int, assigned: Assigned
+    services: Services,
+    request: RecommendationsRequest,
+    body: Mapping[str, Any],
+    now_ms: int,
+    assigned: Assigned,
+    features: SampledFeatures | None,
 ) -> None:
     """Sends what was shown to Kafka without waiting: negatives for training, attribution of later clicks."""
     record = {
@@ -273,6 +284,8 @@ def _expose(
         record["scenario"] = request.scenario
     if body["ranked_by"] != FIRST_STAGE:
         record["ranker"] = body["ranked_by"]
+        if features is not None:
+            record["features"] = features.to_dict()
     if assigned.experiment:
         record |= {"experiment": assigned.experiment, "arm": assigned.arm}
     key, partition = request.user_id.encode(), body["as_of"]["partition"]

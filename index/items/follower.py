@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from typing import Protocol
 
 from index.state.keys import ITEMS_TAG
 from index.state.records import TEXT_VECTOR, ItemRecord, beside, item_fields, load_item
-from index.state.store import LiveStore, StoreUnavailableError
+from index.state.store import LiveStore, StoreUnavailableError, positions_of
 
+_ENDS = ("item_position", "pos:catalog", "pos:item-vectors")  # of the log and of the topics that make it
 _CHUNK = 250  # items read in one round trip and handed over at once: that takes some 15 ms, then others get a turn
 _PIECE = 50  # … where others are served meanwhile
 SHARE_BESIDE = 0.2  # of the time, for loading a model's items beside one that answers or is written
@@ -56,6 +57,8 @@ class ItemFollower:
         self._fields = ["-" if name in large else name for name in item_fields(model, embedder)]
         self.generation, self.position = "", 0
         self.loading = ""  # the log whose items are being read
+        # What the sink has of the log, as positions of its topics; None while it has some of what is behind them.
+        self.applied: Mapping[str, int] | None = None
         self._seen_s: float | None = None  # when the end of the log, as it was then, is known to have been applied
         self._ahead: tuple[int, float] | None = None  # an end of the log that may not be applied yet, seen when
 
@@ -83,7 +86,7 @@ class ItemFollower:
         if self.generation and self.generation != start.generation:
             log.info("item log %s begins, %d items are read again", start.generation, len(item_ids))
         self.generation = ""  # until all are read: the sink's positions count in no log
-        self.loading = start.generation
+        self.loading, self.applied = start.generation, None
         self._sink.reset(set(item_ids))
         await self._read(item_ids, share)
         self.generation, self.position = start.generation, start.position
@@ -96,9 +99,10 @@ class ItemFollower:
         if page.reload:
             return await self.load()
         changed, end, now_s = list(dict.fromkeys(page.items)), page.position, self._now_s()
+        applied = page.positions or self.applied
         if changed:
-            end = await self._read(changed)
-        self.position = page.position
+            end, applied = await self._read(changed)
+        self.position, self.applied = page.position, applied if end == page.position else None
         self._note(end, now_s)
         return len(changed)
 
@@ -129,18 +133,20 @@ class ItemFollower:
                 log.warning("cannot follow the items: %s", error)
                 await asyncio.sleep(_RETRY_S)
 
-    async def _read(self, item_ids: Sequence[str], share: float = 1.0) -> int:
-        """Hands items to the sink; returns the end of the log when the last ones were read."""
+    async def _read(self, item_ids: Sequence[str], share: float = 1.0) -> tuple[int, Mapping[str, int]]:
+        """Hands items to the sink; returns the end of the log, and positions, when the last ones were read."""
         keys, end, at_once = self._store.keys, 0, _CHUNK if share == 1.0 else _PIECE
+        positions, self.applied = dict[str, int](), None
         for at in range(0, len(item_ids), at_once):
             began_s, part = self._now_s(), item_ids[at : at + at_once]
             requests = [(keys.item(item_id), self._fields) for item_id in part]
-            *rows, (position,) = await self._store.read([*requests, (keys.owner(ITEMS_TAG), ["item_position"])])
+            *rows, (position, *applied) = await self._store.read([*requests, (keys.owner(ITEMS_TAG), _ENDS)])
             found = [load_item(item_id, row, self._embedder) for item_id, row in zip(part, rows, strict=True)]
             self._sink.apply(found)
             if self._taken is not None:
                 await self._taken()
-            end = int(position or 0)
+            end, found_at = int(position or 0), zip(_ENDS[1:], applied, strict=True)
+            positions = positions_of({name: value for name, value in found_at if value is not None})
             if share < 1.0:
                 await asyncio.sleep((self._now_s() - began_s) * (1 / share - 1))
-        return end
+        return end, positions

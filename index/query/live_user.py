@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from index.state.keys import partition_of, partition_tag
+from index.state.keys import CONTEXT_TAG, partition_of, partition_tag
 from index.state.records import (
     PROFILE,
     STATE,
@@ -32,8 +32,11 @@ from index.state.store import LiveStore, StoreUnavailableError
 # How an event is waited for, which becomes visible some milliseconds after Kafka has it: each look is one round trip,
 # so the pauses grow with the time already waited. What is seen is at most a fifth of it late.
 _LOOK_S, _LOOK_SHARE = 0.001, 0.2
+USER_PART, CONTEXT_PART = "user", "context"  # of `LiveUser.read`
 _POSITION, _BEAT = "pos:clickstream", "beat"
 _Raw = tuple[bytes | None, bytes | None]  # state and profile as stored
+_Request = tuple[str, Sequence[str]]  # fields of a hash
+_Read = Mapping[str, Mapping[str, int]]  # part → topic → position
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class LiveUser:
     """What one answer knows about its user.
 
     `vectors` is [2, d] (h_next, h_gen) of the model asked for, None while there are none. `offset` is the partition's
-    applied position, `beat` its confirmation counter. `includes_after` is None when no event was waited for.
+    applied position, `beat` its confirmation counter. `includes_after` is None when no event was waited for. `read`
+    says from which positions of which topics user and context are, where that was asked for.
     """
 
     user_id: str
@@ -53,6 +57,7 @@ class LiveUser:
     location: str
     context: Mapping[str, Any] | None
     includes_after: bool | None = None
+    read: Mapping[str, Mapping[str, int]] | None = None
 
     @property
     def known(self) -> bool:
@@ -72,12 +77,16 @@ class LiveUser:
 
 @dataclass(frozen=True, slots=True)
 class UserReader:
-    """Reads users of a deployment with `partitions` user partitions, for a model with vectors of `dim` numbers."""
+    """Reads users of a deployment with `partitions` user partitions, for a model with vectors of `dim` numbers.
+
+    With `placed` users know which positions they are of, as each part is read in one step with its positions.
+    """
 
     store: LiveStore
     partitions: int
     model: str
     dim: int
+    placed: bool = False
 
     async def read(
         self,
@@ -131,7 +140,8 @@ class UserReader:
         tag = partition_tag(partition)
         owner, wanted = (keys.owner(tag), [_POSITION, _BEAT]), [STATE, PROFILE, vector_field(self.model)]
         requests = [owner, (keys.user(tag, user_id), wanted), (keys.contexts(), [location or ""])]
-        (position, beat), (state, profile, vectors), (context,) = await self.store.read(requests)
+        rows, read = (await self._at_once(tag, requests)) if self.placed else (await self.store.read(requests), None)
+        (position, beat), (state, profile, vectors), (context,) = rows
         raw = (state, profile)
         user = LiveUser(
             user_id=user_id,
@@ -142,17 +152,32 @@ class UserReader:
             beat=int(beat or 0),
             location=location or "",
             context=load_context(context),
+            read=read,
         )
         return user, raw
 
+    async def _at_once(self, tag: str, requests: Sequence[_Request]) -> tuple[list[list[bytes | None]], _Read]:
+        """As `read`, the last request of contexts and the others of `tag`, with the positions of either."""
+        user, context = await asyncio.gather(
+            self.store.read_at(tag, requests[:-1]), self.store.read_at(CONTEXT_TAG, requests[-1:])
+        )
+        found = zip((*user.hashes, *context.hashes), requests, strict=True)
+        rows = [[fields.get(name) for name in names] for fields, (_, names) in found]
+        return rows, {USER_PART: user.positions, CONTEXT_PART: context.positions}
+
     async def _placed(self, user: LiveUser, includes_after: bool | None, asked: str | None) -> LiveUser:
         """The user at the location that counts: the one asked for, else the profile's."""
-        location, context = user.location, user.context
+        location, context, read = user.location, user.context, user.read
         counts = profile_location(user.state.profile) if asked is None else asked
         if counts != location:
-            ((found,),) = await self.store.read([(self.store.keys.contexts(), [counts])])
+            request = (self.store.keys.contexts(), [counts])
+            if read is None:
+                ((found,),) = await self.store.read([request])
+            else:
+                state = await self.store.read_at(CONTEXT_TAG, [request])
+                found, read = state.hashes[0].get(counts), {**read, CONTEXT_PART: state.positions}
             location, context = counts, load_context(found)
-        return replace(user, location=location, context=context, includes_after=includes_after)
+        return replace(user, location=location, context=context, includes_after=includes_after, read=read)
 
 
 def profile_location(profile: bytes | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,32 @@ HALF_LIFE_MS = 3.0 * DAY_MS
 
 Amounts = NDArray[np.float64]
 _Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
+_LOOKS = 3  # at a partition whose counts grow while they are read, until none has: each takes a millisecond or two
 _FIRST = 256  # items ordered at first
 _NEXT = -2  # age in buckets of the next one: clocks may run ahead a little; what lies beyond does not count yet
 _NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing anybody sees
+
+
+@dataclass(frozen=True, slots=True)
+class CountsRead:
+    """From which positions counts come, by topic of each partition, and at what time they were decayed.
+
+    `kinds`: counts by kind are among them.
+    """
+
+    positions: Sequence[Mapping[str, int]]
+    now_ms: int
+    kinds: bool
+
+
+@dataclass(slots=True)
+class _Look:
+    """Of one partition the totals of its buckets, and the counts of those that grew."""
+
+    totals: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    counts: dict[tuple[int, int], _Counts] = field(default_factory=dict)
+    by_kind: dict[tuple[int, int], Mapping[int, _Counts]] = field(default_factory=dict)
+    positions: Mapping[str, int] | None = None
 
 
 class Popularity:
@@ -33,7 +57,9 @@ class Popularity:
     click there, so that they order what the location does not know.
     """
 
-    def __init__(self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS, kinds: bool = False) -> None:
+    def __init__(
+        self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS, kinds: bool = False, placed: bool = False
+    ) -> None:
         if half_life_ms <= 0:
             raise ValueError(f"half life {half_life_ms} ms must be positive")
         self._store, self._half_life_ms = store, half_life_ms
@@ -44,43 +70,85 @@ class Popularity:
         self._names: list[str] = []  # item by number
         self._places: dict[str, list[tuple[int, int]]] = {}  # location → its (field, item) pairs
         self._item_of: list[int] = []  # item by field
+        self._place_of: list[int] = []  # number of the location by field
+        self._place_numbers: dict[str, int] = {"": 0}
+        self._counted: frozenset[str] = frozenset()  # locations where anything has weight now, in all processes alike
         self._by_field: Amounts = np.zeros(0)  # [fields] decayed weights
         self._weights: dict[str, Amounts] = {"": np.zeros(0)}  # location → [items], made when asked for
         self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
         self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
         self.kinds = kinds  # whether counts by kind are read as well, from the next look on
+        self._placed = placed  # whether `read` is to be known: one more look at what grew
+        self.read: CountsRead | None = None  # where these counts come from, if that is one position of each partition
         self._kind_counts: dict[tuple[int, int], Mapping[int, _Counts]] = {}  # by (partition, bucket), then by kind
         self._by_kind: dict[int, Amounts] = {}  # kind → [items] decayed counts
 
     async def refresh(self, partitions: int, bucket_ms: int, now_ms: int) -> int:
         """Reads what grew, weighs anew; returns how many buckets it read. StoreUnavailableError changes nothing."""
-        keys = self._store.keys
-        present: dict[tuple[int, int], bytes] = {}
-        for partition in range(partitions):
-            totals = await self._store.read_all(keys.popularity_buckets(partition_tag(partition)))
-            present.update({(partition, int(bucket)): total for bucket, total in totals.items()})
-        grown = [where for where, total in present.items() if self._totals.get(where) != total]
-        read = {
-            where: self._numbered(await self._store.read_all(keys.popularity(partition_tag(where[0]), where[1])))
-            for where in grown
-        }
-        lacking = [where for where in present if where in read or where not in self._kind_counts] if self.kinds else []
-        by_kind = {
-            where: self._numbered_by_kind(await self._store.read_all(keys.kinds(partition_tag(where[0]), where[1])))
-            for where in lacking
-        }
+        kinds = self.kinds  # which may be wanted while this waits for Redis
+        looks = [await self._look(partition, kinds) for partition in range(partitions)]
+        present = {where: total for look in looks for where, total in look.totals.items()}
+        read = {where: counts for look in looks for where, counts in look.counts.items()}
+        by_kind = {where: counts for look in looks for where, counts in look.by_kind.items()}
         began = now_ms // bucket_ms, bucket_ms
-        if present != self._totals or began != self._began or lacking:
+        if present != self._totals or began != self._began or read or by_kind:
             self._counts = {where: read.get(where) or self._counts[where] for where in present}
             known = {**self._kind_counts, **by_kind}
-            self._kind_counts = {where: known[where] for where in present} if self.kinds else {}
+            self._kind_counts = {where: known[where] for where in present} if kinds else {}
             self._totals, self._began = present, began
             self._decay(bucket_ms, now_ms)
-        return len(grown)
+        places = [look.positions for look in looks if look.positions is not None]
+        self.read = CountsRead(places, now_ms, kinds) if len(places) == partitions else None
+        return len(read)
+
+    async def _look(self, partition: int, kinds: bool) -> _Look:
+        """What grew of one partition."""
+        keys, tag, look = self._store.keys, partition_tag(partition), _Look()
+        changed: set[tuple[int, int]] = set()
+        for _ in range(_LOOKS if self._placed else 1):
+            before, totals = look.totals, await self._totals_of(tag, look)
+            look.totals = {(partition, int(bucket)): total for bucket, total in totals.items()}
+            grown = {
+                where for where, total in look.totals.items() if (before.get(where) or self._totals.get(where)) != total
+            }
+            unread = {where for where in look.totals if where not in self._kind_counts and where not in look.by_kind}
+            changed = grown | unread if kinds else grown
+            if not changed:
+                return look
+            for where in sorted(grown):
+                look.counts[where] = self._numbered(await self._store.read_all(keys.popularity(tag, where[1])))
+            for where in sorted(changed if kinds else ()):
+                look.by_kind[where] = self._numbered_by_kind(await self._store.read_all(keys.kinds(tag, where[1])))
+        if self._placed:
+            await self._settle(partition, kinds, look, sorted(changed))
+        return look
+
+    async def _settle(self, partition: int, kinds: bool, look: _Look, growing: Sequence[tuple[int, int]]) -> None:
+        """Reads buckets that grow all the time at once with the position, which keeps Redis from everybody else."""
+        keys, tag = self._store.keys, partition_tag(partition)
+        counts = [(keys.popularity(tag, bucket), None) for _, bucket in growing]
+        by_kind = [(keys.kinds(tag, bucket), None) for _, bucket in growing if kinds]
+        found = await self._store.read_at(tag, [(keys.popularity_buckets(tag), None), *counts, *by_kind])
+        before, (totals, *hashes) = look.totals, found.hashes
+        look.totals = {(partition, int(bucket)): total for bucket, total in totals.items()}
+        look.counts.update(zip(growing, map(self._numbered, hashes[: len(counts)]), strict=True))
+        if kinds:
+            look.by_kind.update(zip(growing, map(self._numbered_by_kind, hashes[len(counts) :]), strict=True))
+        settled = all(where in growing or before.get(where) == total for where, total in look.totals.items())
+        look.positions = found.positions if settled else None
+
+    async def _totals_of(self, tag: str, look: _Look) -> Mapping[str, bytes]:
+        """Increments of the buckets; counts that have not grown since were those of the positions noted with them."""
+        buckets = self._store.keys.popularity_buckets(tag)
+        if not self._placed:
+            return await self._store.read_all(buckets)
+        found = await self._store.read_at(tag, [(buckets, None)])
+        look.positions = found.positions
+        return found.hashes[0]
 
     def top(self, location: str = "", count: int | None = None) -> Sequence[str]:
         """The `count` items of the highest positive weight, or all; most popular first, ties by id."""
-        where = location if location in self._places else ""
+        where = location if location in self._counted else ""
         weights = self._of(where)
         wanted = len(weights) if count is None else min(count, len(weights))
         known = self._tops.get(where)
@@ -127,7 +195,7 @@ class Popularity:
         return np.array([self._items.get(item_id, -1) for item_id in item_ids], np.int64)
 
     def _of(self, location: str) -> Amounts:
-        where = location if location in self._places else ""
+        where = location if location in self._counted else ""
         if where not in self._weights:
             overall = self._weights[""]
             local = overall / max(1.0, float(overall.sum()))
@@ -167,6 +235,7 @@ class Popularity:
             self._item_of.append(item)
             if location:
                 self._places.setdefault(location, []).append((number, item))
+            self._place_of.append(self._place_numbers.setdefault(location, len(self._place_numbers)))
         return number
 
     def _decay(self, bucket_ms: int, now_ms: int) -> None:
@@ -178,6 +247,8 @@ class Popularity:
                 by_field[fields] += decay * counts
                 for kind, (items, amounts) in self._kind_counts.get(where, {}).items():
                     by_kind.setdefault(kind, np.zeros(len(self._names)))[items] += decay * amounts
+        names, weighty = list(self._place_numbers), np.array(self._place_of, np.int64)[by_field > 0]
+        self._counted = frozenset(names[number] for number in np.unique(weighty).tolist()) - {""}
         overall: Amounts = np.zeros(len(self._names))
         np.add.at(overall, np.array(self._item_of, np.int64), by_field)
         self._by_field, self._by_kind, self._weights, self._tops = by_field, by_kind, {"": overall}, {}

@@ -5,7 +5,7 @@ The API, replay and the making of training data call it alike, at the time of as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -168,20 +168,25 @@ class ListOrder(Protocol):
 class ListRanker:
     """A scorer of a ranker with what its features are made from.
 
-    Of a list of the caller's, `given` [m] says places and prices, in the order of its labels.
+    Of a list of the caller's, `given` [m] says places and prices, in the order of its labels. `note` is told of
+    labels and features.
     """
 
     stage: SecondStage
     scorer: ListScorer
     version: str
     given: GivenList | None = None
+    note: Callable[[Labels, Floats], None] | None = None
 
     def part(
         self, first: Scores, labels: Labels, vectors: Vector, asker: Asker, negative: Scores | None = None
     ) -> Scores | None:
         """As of `part_of`; None also where a score is no number."""
         taken_off = None if negative is None else negative.astype(np.float32)
-        scores = self.scorer.scores(self.stage.features(labels, vectors, asker, taken_off, self.given))
+        features = self.stage.features(labels, vectors, asker, taken_off, self.given)
+        if self.note is not None:
+            self.note(labels, features)
+        scores = self.scorer.scores(features)
         return None if scores is None else part_of(scores, first)
 
 

@@ -20,7 +20,9 @@ from index.state.store import (
     LogPage,
     Logs,
     Op,
+    TagState,
     check_cluster,
+    positions_of,
     raise_if_refused,
 )
 
@@ -99,6 +101,15 @@ class MemoryStore:
     async def read_all(self, key: str) -> dict[str, bytes]:
         return dict(self._hashes.get(key, {}))
 
+    async def read_at(self, tag: str, requests: Sequence[tuple[str, Sequence[str] | None]]) -> TagState:
+        owner = self._hashes.get(self.keys.owner(tag), {})
+        found = [(self._hashes.get(key, {}), fields) for key, fields in requests]
+        hashes = [
+            dict(stored) if fields is None else {name: stored[name] for name in fields if name in stored}
+            for stored, fields in found
+        ]
+        return TagState(positions_of(owner), hashes)
+
     async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
         self._hashes[key].update(fields)
 
@@ -149,7 +160,8 @@ class MemoryStore:
         if log != generation or (entries and entries[0][0] != position + 1):
             return LogPage(log, end, (), reload=True)
         reached = entries[-1][0] if entries else position
-        return LogPage(log, reached, tuple(item for _, item in entries if item), reload=False)
+        items = tuple(item for _, item in entries if item)
+        return LogPage(log, reached, items, reload=False, positions=positions_of(owner))
 
     async def close(self) -> None:
         return None

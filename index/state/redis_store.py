@@ -25,13 +25,18 @@ from index.state.store import (
     LogPage,
     Logs,
     StoreUnavailableError,
+    TagState,
     check_cluster,
+    positions_of,
     raise_if_refused,
 )
 
 _SCAN_PAGE = 5000  # members of a sorted set asked for at once: some two milliseconds of the server
 _LOG_PAGE = 2000  # entries of the item log fetched at once: a few hundred KB of records at most
 _FOLLOW_MARGIN_S = 5.0  # a blocking log read may take this much longer than asked before the connection counts as dead
+
+_LOG_FACTS = ("item_log", "item_position")
+_LOG_TOPICS = ("pos:catalog", "pos:item-vectors")  # of an owner hash
 
 
 class RedisStore:
@@ -120,6 +125,15 @@ class RedisStore:
         found: dict[bytes, bytes] = await self._run(key, "HGETALL")
         return {name.decode(): value for name, value in found.items()}
 
+    async def read_at(self, tag: str, requests: Sequence[tuple[str, Sequence[str] | None]]) -> TagState:
+        keys = [self.keys.owner(tag), *(key for key, _ in requests)]
+        asked: list[bytes | int | str] = ["read"]
+        for _, fields in requests:
+            asked += [-1] if fields is None else [len(fields), *fields]
+        answer: Sequence[Any] = await self._script(keys, asked)
+        owner, *hashes = map(_pairs, answer)
+        return TagState(positions_of(owner), hashes)
+
     async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
         try:
             await self._run(key, "HSET", *(part for field in fields.items() for part in field))
@@ -175,7 +189,7 @@ class RedisStore:
         read = Command(log_key, ("XREAD", "COUNT", _LOG_PAGE, *wait, "STREAMS", log_key, f"{position}-0"))
         async with self._translated():
             (found,) = await self._follow.run([read])
-            (facts,) = await self._follow.run([Command(owner, ("HMGET", owner, "item_log", "item_position"))])
+            (facts,) = await self._follow.run([Command(owner, ("HMGET", owner, *_LOG_FACTS, *_LOG_TOPICS))])
         entries = found[0][1] if found else []
         log, end = (facts[0] or b"").decode(), int(facts[1] or 0)
         positions = [int(entry.split(b"-")[0]) for entry, _ in entries]
@@ -183,11 +197,17 @@ class RedisStore:
         if log != generation or is_trimmed:
             return LogPage(log, end, (), reload=True)
         items = tuple(fields[b"i"].decode() for _, fields in entries if fields[b"i"])
-        return LogPage(log, positions[-1] if positions else position, items, reload=False)
+        reached, applied = positions[-1] if positions else position, zip(_LOG_TOPICS, facts[2:], strict=True)
+        known = positions_of({name: value for name, value in applied if value is not None})
+        return LogPage(log, reached, items, reload=False, positions=known if reached == end else None)
 
     async def close(self) -> None:
         await self._nodes.close()
         await self._follow.close()
+
+
+def _pairs(flat: Sequence[bytes]) -> dict[str, bytes]:
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _optional(name: str, value: bytes | None) -> tuple[str, int, bytes]:

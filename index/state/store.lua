@@ -4,6 +4,8 @@
 --   commit token topic expected position n (other_topic its_position)*n nops (op)*
 --                                                                          -> {"ok"} | {"token"|"position"|"beside", stored}
 --   beat   token caught_up n (topic end_offset)*n                              -> {"ok"} | {"token"}
+--   read   (count (name)*)* -> {positions, (fields)*}, each {(name, value)*}; count -1 asks for all fields of a hash
+--                             KEYS[2] and later ones are the hashes
 --   swap   n (name is_there value)*n m (name is_there value)*m                 -> {"ok"} | {"differs"}
 --                             KEYS[1] is no owner but the hash whose n fields must be as given and whose m fields are set
 -- An op is: code, index of its key in KEYS, count, arguments. See index/store.py for their meaning.
@@ -112,6 +114,31 @@ local function beat()
   return {'ok'}
 end
 
+local function read()
+  local answer, positions, at = {}, {}, 2
+  for _, name in ipairs(redis.call('HKEYS', owner)) do
+    if string.sub(name, 1, 4) == 'pos:' then
+      positions[#positions + 1] = name
+      positions[#positions + 1] = redis.call('HGET', owner, name)
+    end
+  end
+  answer[1] = positions
+  for i = 2, #KEYS do
+    local count, found = tonumber(ARGV[at]), {}
+    if count < 0 then found = redis.call('HGETALL', KEYS[i]) end
+    for j = at + 1, at + count do
+      local value = redis.call('HGET', KEYS[i], ARGV[j])
+      if value then
+        found[#found + 1] = ARGV[j]
+        found[#found + 1] = value
+      end
+    end
+    at = at + 1 + math.max(0, count)
+    answer[i] = found
+  end
+  return answer
+end
+
 local function swap()
   local at = 3
   for _ = 1, tonumber(ARGV[2]) do
@@ -129,5 +156,6 @@ end
 if command == 'claim' then return claim() end
 if command == 'commit' then return commit() end
 if command == 'swap' then return swap() end
+if command == 'read' then return read() end
 if command == 'beat' then return beat() end
 return redis.error_reply('unknown command ' .. tostring(command))

@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 from index.state.keys import Keys
 
+_POSITION = "pos:"  # of a topic, in a tag's owner hash
+
 
 class StoreUnavailableError(Exception):
     """The store did not answer. The write may or may not have happened; the same write can be repeated safely."""
@@ -96,12 +98,22 @@ class LogPage:
     """A piece of the item log: `items` changed up to `position` of log `generation`.
 
     `reload` is true when following is impossible from where the reader stood (new generation, trimmed tail).
+    `positions` are the applied ones of the items' topics, if nothing was behind the page when they were read.
     """
 
     generation: str
     position: int
     items: tuple[str, ...]
     reload: bool
+    positions: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TagState:
+    """Some hashes of a tag as they were at one moment, and which positions the tag's topics had reached then."""
+
+    positions: Mapping[str, int]  # by topic: next offset to apply
+    hashes: Sequence[Mapping[str, bytes]]  # what is there of the fields that were asked for
 
 
 class LiveStore(Protocol):
@@ -141,6 +153,9 @@ class LiveStore(Protocol):
     async def read_all(self, key: str) -> dict[str, bytes]:
         """All fields of one hash."""
 
+    async def read_at(self, tag: str, requests: Sequence[tuple[str, Sequence[str] | None]]) -> TagState:
+        """Fields of hashes of one tag, or by None all of a hash, with the tag's positions, in one atomic step."""
+
     async def write(self, key: str, fields: Mapping[str, bytes]) -> None:
         """Sets fields of a hash that no claim guards (cluster facts, models, heartbeats)."""
 
@@ -176,6 +191,11 @@ class LiveStore(Protocol):
 
     async def close(self) -> None:
         """Releases connections."""
+
+
+def positions_of(owner: Mapping[str, bytes]) -> dict[str, int]:
+    """Next offsets by topic, from the fields of a tag's owner hash."""
+    return {name.removeprefix(_POSITION): int(value) for name, value in owner.items() if name.startswith(_POSITION)}
 
 
 def raise_if_refused(commit: Commit, verdict: str, stored: int) -> None:

@@ -6,8 +6,9 @@ when they are asked about, so that a long log costs no encoding.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import orjson
@@ -35,7 +36,17 @@ from index.query.rerank import known_labels, plan_list, rank_list
 from index.query.second_stage import Asker, GivenList, SecondStage
 from index.ranking.features import Floats, event_classes
 from index.state.keys import partition_of, partition_tag
-from index.state.records import PROFILE, STATE, ItemRecord, UserState, Vector, load_context, load_user
+from index.state.records import (
+    PROFILE,
+    STATE,
+    ItemRecord,
+    UserState,
+    Vector,
+    decode_vectors,
+    encode_vectors,
+    load_context,
+    load_user,
+)
 from index.state.store import LiveStore
 from streams.events import CATALOG, CONTEXT, ITEM_VECTORS, TOPIC_ORDER, Record, Rules
 from streams.pipeline.engine import Engine, GapError
@@ -107,6 +118,7 @@ class RankingWalk:
         engine: applies records; it needs no encoder.
         encoder: of the model whose vectors are features; it is given the items.
         slot: which list is asked for.
+        stored: user vectors are those of the live state, in half precision where it has them so.
     """
 
     def __init__(
@@ -117,6 +129,7 @@ class RankingWalk:
         weights: Weights,
         rules: Rules,
         slot: RequestedList = "mixed",
+        stored: bool = False,
     ) -> None:
         self._engine, self._encoder, self._offset = engine, encoder, offset
         self._store: LiveStore = engine.store
@@ -130,6 +143,7 @@ class RankingWalk:
         self._refreshed_ms, self._since = -1, 0
         self._slot: RequestedList = slot
         self._query, self.seen = Query(slot=slot), 0
+        self._rounded = stored and engine.settings.half_vectors
 
     async def run(
         self,
@@ -153,7 +167,7 @@ class RankingWalk:
             await self._refresh(question.ts_ms)
             state, context = await self._read(question)
             if isinstance(question, ListQuestion):
-                yield self._ask(question, state, context)
+                yield self.ask(question, state, context)
             elif question.shown is None and self._has_seen(state, question):
                 self.seen += 1
             else:
@@ -161,7 +175,17 @@ class RankingWalk:
             if progress is not None:
                 progress(done + 1)
 
-    def _ask(self, question: ListQuestion, state: UserState, context: ContextView) -> AskedList:
+    async def look(self, now_ms: int) -> None:
+        """Takes over all items and counts that the engine has written, and weighs these as of `now_ms`."""
+        await self._follower.catch_up()
+        await self._popularity.refresh(self._engine.partitions, self._engine.settings.bucket_ms, now_ms)
+
+    def context(self, location: str, record: Mapping[str, Any] | None, now_ms: int) -> ContextView:
+        """What the model makes of a location's record."""
+        return ContextView.at(location, record, now_ms, self._offset)
+
+    def ask(self, question: ListQuestion, state: UserState, context: ContextView) -> AskedList:
+        """The features of a list for a user in this state, by the items and counts that were taken over."""
         known = _is_known(state)
         labels = self._catalogue.places(question.item_ids)
         given = GivenList(None if question.positions is None else np.array(question.positions, np.float32))
@@ -212,13 +236,13 @@ class RankingWalk:
         if isinstance(question, ChoiceQuestion):
             location = location or profile_location(state.profile)
         ((record,),) = await self._store.read([(keys.contexts(), [location])])
-        return state, ContextView.at(location, load_context(record), question.ts_ms, self._offset)
+        return state, self.context(location, load_context(record), question.ts_ms)
 
     def _vectors(self, state: UserState) -> Vector:
         profile = orjson.loads(state.profile) if state.profile else None
         request = EncodeRequest(0, state.items, state.kinds, state.ts_ms, profile, 0)
         found: Vector = self._encoder.encode_whole([request]).vectors[0]
-        return found
+        return decode_vectors(encode_vectors(found), *found.shape) if self._rounded else found
 
     async def _refresh(self, now_ms: int) -> None:
         elapsed = self._refreshed_ms < 0 or now_ms - self._refreshed_ms >= _REFRESH_MS

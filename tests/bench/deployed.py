@@ -11,9 +11,10 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import orjson
 from confluent_kafka import Producer
@@ -33,7 +34,7 @@ class Load:
     def __init__(self, live: Live, users: list[str], items: list[str], rate: float) -> None:
         self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 1})
         self._topic = live.topic("clickstream")
-        self._users, self._items, self.rate = users, items, rate
+        self.users, self.items, self.rate = users, items, rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.sent = 0
@@ -48,6 +49,10 @@ class Load:
         self._thread.join()
         self._producer.flush(10)
 
+    def event(self, rng: random.Random) -> dict[str, Any]:
+        """The next click."""
+        return click(rng.choice(self.users), rng.choice(self.items))
+
     def _run(self) -> None:
         rng, due, last = random.Random(1), 0.0, time.monotonic()
         while not self._stop.is_set():
@@ -55,7 +60,7 @@ class Load:
             self.late_s.append(now - last)
             due, last = due + (now - last) * self.rate, now
             while self.sent < int(due):
-                event = click(rng.choice(self._users), rng.choice(self._items))
+                event = self.event(rng)
                 self._producer.produce(self._topic, orjson.dumps(event), event["user_id"].encode())
                 self.sent += 1
             self._producer.poll(0)
@@ -68,10 +73,12 @@ async def known_users(store: LiveStore, partitions: int) -> list[str]:
 
 
 @contextmanager
-def started(on: str, state: Path | None, *, two: bool = False) -> Iterator[Live]:
+def started(
+    on: str, state: Path | None, *, two: bool = False, variables: Mapping[str, str] | None = None
+) -> Iterator[Live]:
     """A running deployment without traffic, on real Kafka and Redis or the embedded ones, which SIGTERM ends too.
 
-    `two` workers and API processes are on real servers.
+    `two` workers and API processes are on real servers. `variables` are further settings.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
@@ -79,7 +86,7 @@ def started(on: str, state: Path | None, *, two: bool = False) -> Iterator[Live]
         fixtures = {"kafka_server": stack.enter_context(services.kafka())} if on == "kafka" else {}
         name = EMBEDDED if on == "embedded" else TWO_BY_TWO if two else REAL
         source = prepared(state or folder / "prepared")
-        yield stack.enter_context(deployment(name, source, folder / "live", fixtures.__getitem__))
+        yield stack.enter_context(deployment(name, source, folder / "live", fixtures.__getitem__, variables))
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -43,14 +43,17 @@ def prepared(folder: Path) -> Path:
 
 
 @contextmanager
-def deployment(name: str, source: Path, folder: Path, fixture: Fixture) -> Iterator[Live]:
-    """A running, loaded deployment; its servers and topics end with the block."""
+def deployment(
+    name: str, source: Path, folder: Path, fixture: Fixture, more: Mapping[str, str] | None = None
+) -> Iterator[Live]:
+    """A running, loaded deployment, with `more` settings; its servers and topics end with the block."""
     state = folder / "state"
     for pattern in _PREPARED:
         for path in source.glob(pattern):
             shutil.copytree(path, state / path.name) if path.is_dir() else _copy(path, state / path.name)
     with ExitStack() as stack:
         variables = {} if name == EMBEDDED else _servers(name, folder, fixture, stack)
+        variables |= more or {}
         live = Live(state, "--no-traffic", "--seed", str(SEED), *_OPTIONS.get(name, ()), variables=variables)
         stack.callback(live.stop)
         live.wait_ready()

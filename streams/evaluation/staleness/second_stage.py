@@ -63,7 +63,7 @@ class _LateState(RankingWalk):
         state, _ = await self._read(ChoiceQuestion(0, question.now_ms, question.user_id, ""))
         return state
 
-    async def context(self, question: SweptQuestion, location: str) -> ContextView:
+    async def context_known(self, question: SweptQuestion, location: str) -> ContextView:
         """The context of a place as known here; what has expired is always known to have. No promotions."""
         _, found = await self._read(ListQuestion(0, question.now_ms, question.user_id, (), location))
         return replace(found, promotions=())
@@ -136,7 +136,7 @@ class SecondStageSweep:
         state = await self._states[arm.user].user(question)
         seen = self._held.left_out(await self._states[arm.seen].user(question), now_ms)
         location = question.location or profile_location(state.profile)
-        context = await self._states[arm.context].context(question, location)
+        context = await self._states[arm.context].context_known(question, location)
         items, counts = self._states[arm.vectors].stage, self._states[arm.popularity].stage
         known = _known(state), seen, location, context.ts_ms, arm.vectors, arm.popularity
         if known not in self._made:

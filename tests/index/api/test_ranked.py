@@ -85,6 +85,37 @@ def test_a_ranker_orders_the_list_and_all_say_so() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("slot", ["next", "general"])
+def test_parts_without_the_rankers_sum_up_to_the_first_stages_score(slot: str) -> None:
+    """A network has no parts of its own: what it adds to the first stage's score is one, so that all sum up."""
+    first: dict[str, float] = {}
+
+    async def by_first_stage(world: World, client: httpx.AsyncClient) -> None:
+        await dislike(world)
+        for item in (await ask(client, "u2", count=20, slot=slot, location="oslo"))["items"]:
+            first[item["item_id"]] = item["score"]
+            assert item["score"] == pytest.approx(sum(item["explain"].values()), abs=1e-5)
+
+    async def by_ranker(world: World, client: httpx.AsyncClient) -> None:
+        await dislike(world)
+        answer = await ask(client, "u2", count=20, slot=slot, location="oslo")
+        assert answer["ranked_by"] == DEAREST.version and len(answer["items"]) > 10
+        parts = [item["explain"] for item in answer["items"]]
+        assert {name for found in parts for name in found} >= {"cosine", "context", "popularity", "negative", "ranker"}
+        for item, found in zip(answer["items"], parts, strict=True):
+            assert item["score"] == pytest.approx(sum(found.values()), abs=1e-5)
+            without = sum(part for name, part in found.items() if name != "ranker")
+            assert without == pytest.approx(first[item["item_id"]], abs=1e-5)
+
+    async def dislike(world: World) -> None:
+        await world.put_user("u2", ["tea0", "tea2", "fan1"], kinds=[0, 0, 3])
+        await world.put_context("oslo", weather={"heat_wave": True})
+
+    disliking: dict[str, Any] = {"kind_weights": [1, 3, 5, -2], "kind_remembered": [False, False, True, False]}
+    play(by_first_stage, ranker="off", **disliking)
+    play(by_ranker, **disliking)
+
+
 def test_without_a_ranker_the_first_stage_answers_and_says_why() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         answer = await ask(client, count=3)

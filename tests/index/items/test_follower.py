@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import suppress
 
 import numpy as np
@@ -57,6 +57,9 @@ class Owner:
     async def withdraw(self, item_id: str) -> None:
         key = self.store.keys.item(item_id)
         await self._commit([Op("hdel", key, names=(CATALOGUE,)), Op("log", key, names=(item_id,))])
+
+    async def pass_over(self) -> None:
+        await self._commit([])
 
     async def _commit(self, ops: list[Op]) -> None:
         await self.store.commit([Commit(ITEMS_TAG, "token", TOPIC, self.offset, self.offset + 1, ops)])
@@ -300,3 +303,54 @@ def test_age_counts_from_the_last_time_the_end_was_reached() -> None:
         assert len(sink.records) == 10
 
     asyncio.run(scenario())
+
+
+class BusyStore(MemoryStore):
+    """Whose items change while they are read."""
+
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def read(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[bytes | None]]:
+        call, self.meanwhile = self.meanwhile, None
+        if call is not None:
+            await call()
+        return await super().read(requests)
+
+
+def test_the_topics_positions_are_said_as_of_what_the_sink_has(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        owner = await Owner(store).start()
+        await owner.put("a", "b")
+        follower = ItemFollower(store, MODEL, Catalogue(MODEL, 2))
+        await follower.catch_up()
+        assert follower.applied == {TOPIC: owner.offset}
+        await owner.put("c")
+        assert follower.applied == {TOPIC: owner.offset - 1}
+        await follower.poll(0)
+        assert follower.applied == {TOPIC: owner.offset}
+        await owner.pass_over()  # what changes no item
+        await follower.poll(0)
+        assert follower.applied == {TOPIC: owner.offset}
+
+    check(scenario)
+
+
+def test_no_position_is_said_while_some_items_are_newer_than_others() -> None:
+    async def scenario(store: BusyStore) -> None:
+        owner = await Owner(store).start()
+        await owner.put("a", "b")
+        catalogue = Catalogue(MODEL, 2)
+        follower = ItemFollower(store, MODEL, catalogue)
+        await follower.catch_up()
+        await owner.put("a", title="newer")
+        store.meanwhile = lambda: owner.put("a", "b", title="newest")
+        await follower.poll(0)
+        assert [item.title for name in "ab" if (item := catalogue.get(name))] == ["newest", "b"]
+        assert follower.applied is None
+        await follower.poll(0)
+        assert follower.applied == {TOPIC: owner.offset}
+
+    async def main() -> None:
+        await scenario(BusyStore())
+
+    asyncio.run(main())

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.servers.redis import RedisServer
 from index.query.live_user import UserReader, profile_location
-from index.state.keys import Keys, partition_of, partition_tag
+from index.state.keys import CONTEXT_TAG, Keys, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import (
     PROFILE,
@@ -192,5 +192,28 @@ def test_no_answer_claims_a_position_that_its_window_lacks(redis_server: RedisSe
         assert reads[-1].offset > 0
         await store.close()
         await other.close()
+
+    asyncio.run(scene())
+
+
+def test_a_placed_reader_says_from_which_positions_user_and_context_are() -> None:
+    async def scene() -> None:
+        store = MemoryStore()
+        await put(store, ["e1"], 17, PROFILE_BODY)
+        await store.claim(CONTEXT_TAG, "c", 1, {"context": LogIdentity("c")})
+        record = Op("hset", store.keys.contexts(), {"berlin": b'{"ts_ms": 5}'})
+        await store.commit([Commit(CONTEXT_TAG, "c", "context", 0, 3, [record])])
+        plain, placed = (UserReader(store, PARTITIONS, MODEL, DIM, placed=flag) for flag in (False, True))
+        for location in (None, "berlin", "oslo"):
+            user, other = await placed.read(USER, location), await plain.read(USER, location)
+            assert user.read == {"user": {"clickstream": 17}, "context": {"context": 3}} and other.read is None
+            assert (user.offset, user.location, user.context, user.state) == (
+                other.offset,
+                other.location,
+                other.context,
+                other.state,
+            )
+        nobody = await placed.read("nobody")
+        assert nobody.read == {"user": {}, "context": {"context": 3}}
 
     asyncio.run(scene())

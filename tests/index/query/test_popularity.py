@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.query.popularity import Popularity
+from index.query.popularity import CountsRead, Popularity
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.store import StoreUnavailableError
+from index.state.store import Commit, LogIdentity, Op, StoreUnavailableError
 
 HOUR_MS = 3_600_000
 Shop = Mapping[tuple[int, int], Mapping[tuple[str, str], int]]  # (partition, bucket) → (location, item) → count
@@ -183,10 +183,10 @@ def test_weights_equal_the_sum_spelled_out(counts: Shop, now_ms: int) -> None:
         )
 
     everything = sum(spelled(item, None) for item in "abcd")
-    places = {where for fields in counts.values() for where, _ in fields}
+    known = any(spelled(item, "oslo") for item in "abcd")  # what lies too far ahead does not count yet
     for item in "abcd":
         assert found.weight(item) == pytest.approx(spelled(item, None))
-        if "oslo" in places:
+        if known:
             wanted = spelled(item, "oslo") + spelled(item, None) / max(1.0, everything)
             assert found.weight(item, "oslo") == pytest.approx(wanted)
 
@@ -214,3 +214,111 @@ def test_what_lies_in_the_future_does_not_count_yet() -> None:
     counts: Shop = {(0, bucket): {("", item): bucket + 1} for bucket, item in buckets.items()}
     assert list(popularity(counts, now_ms=0).top()) == ["soon", "now"]
     assert list(popularity(counts, now_ms=HOUR_MS).top()) == ["later", "soon", "now"]
+
+
+class GrowingStore(MemoryStore):
+    """Whose counts grow between two reads, as often as it was told; each time the position moves by one."""
+
+    def __init__(self, growths: int) -> None:
+        super().__init__()
+        self._growths, self.position = growths, 0
+
+    async def read_all(self, key: str) -> dict[str, bytes]:
+        if self._growths:
+            self._growths -= 1
+            await self.grow()
+        return await super().read_all(key)
+
+    async def grow(self) -> None:
+        """One more click on item a, as a worker writes it."""
+        tag = partition_tag(0)
+        self.position += 1
+        ops = [
+            Op("hincr", self.keys.popularity(tag, 0), {f"{LOCATION_SEPARATOR}a": 1}),
+            Op("hincr", self.keys.kinds(tag, 0), {f"0{LOCATION_SEPARATOR}a": 1}),
+            Op("hincr", self.keys.popularity_buckets(tag), {"0": 1}),
+        ]
+        if self.position == 1:
+            await self.claim(tag, "token", 1, {"clickstream": LogIdentity("cluster")})
+        await self.commit([Commit(tag, "token", "clickstream", self.position - 1, self.position, ops)])
+
+
+@pytest.mark.parametrize("growths", [0, 1, 2, 3, 4, 5, 6])
+def test_counts_are_said_to_be_of_one_position_of_each_partition(growths: int) -> None:
+    async def scenario() -> None:
+        store = GrowingStore(growths)
+        await store.grow()
+        found = Popularity(store, half_life_ms=HOUR_MS, kinds=True, placed=True)
+        await found.refresh(1, HOUR_MS, HOUR_MS - 5)
+        assert found.read == CountsRead([{"clickstream": 1 + growths}], HOUR_MS - 5, kinds=True)
+        assert found.weight("a") == found.kind_counts([0], ["a"])[0, 0] == 1 + growths
+        await store.grow()
+        await found.refresh(1, HOUR_MS, HOUR_MS - 3)
+        assert found.read == CountsRead([{"clickstream": 2 + growths}], HOUR_MS - 3, kinds=True)
+        assert found.weight("a") == found.kind_counts([0], ["a"])[0, 0] == 2 + growths
+
+    asyncio.run(scenario())
+
+
+def test_counts_that_never_stand_still_are_read_at_once_with_their_position() -> None:
+    async def scenario() -> None:
+        store = GrowingStore(50)
+        await store.grow()
+        found = Popularity(store, half_life_ms=HOUR_MS, kinds=True, placed=True)
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        assert found.read == CountsRead([{"clickstream": store.position}], HOUR_MS, kinds=True)
+        assert found.weight("a") == found.kind_counts([0], ["a"])[0, 0] == store.position
+        unplaced = Popularity(store)
+        await unplaced.refresh(1, HOUR_MS, HOUR_MS)
+        assert unplaced.read is None and unplaced.weight("a") > 0
+
+    asyncio.run(scenario())
+
+
+def test_a_location_counts_as_in_a_process_that_has_just_begun() -> None:
+    """Not while its first clicks are read, not by what lies too far ahead, and no longer when all has faded."""
+
+    async def shares(found: Popularity) -> list[float]:
+        return [float(share) for share in found.shares(["a", "b"], "oslo")]
+
+    async def scenario() -> None:
+        store = CountingStore()
+        await put(store, {(0, 0): {("", "a"): 60, ("", "b"): 3}})
+        found = Popularity(store, half_life_ms=HOUR_MS)
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        overall = await shares(found)
+        await put(store, {(0, 9): {("oslo", "b"): 2}})
+        for hour in (1, 10, 80):
+            await found.refresh(1, HOUR_MS, hour * HOUR_MS)
+            fresh = Popularity(store, half_life_ms=HOUR_MS)
+            await fresh.refresh(1, HOUR_MS, hour * HOUR_MS)
+            assert await shares(found) == await shares(fresh)
+            assert (await shares(found) == overall) is (hour == 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_list_that_is_made_while_a_location_is_read_for_the_first_time_does_not_know_it() -> None:
+    class Asking(MemoryStore):
+        """Asks for a list between the reads of two buckets."""
+
+        seen: list[float]
+
+        async def read_all(self, key: str) -> dict[str, bytes]:
+            self.seen.append(float(found.shares(["b"], "oslo")[0]))
+            return await super().read_all(key)
+
+    store = Asking()
+    store.seen = []
+    found = Popularity(store, half_life_ms=HOUR_MS)
+
+    async def scenario() -> None:
+        await put(store, {(0, 0): {("", "a"): 60, ("", "b"): 3}})
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        store.seen.clear()
+        await put(store, {(0, 1): {("oslo", "b"): 2}, (0, 2): {("rome", "b"): 2}})
+        await found.refresh(1, HOUR_MS, HOUR_MS)
+        assert len(store.seen) == 3 and len({*store.seen}) == 1
+        assert found.shares(["b"], "oslo")[0] == 1
+
+    asyncio.run(scenario())

@@ -368,3 +368,18 @@ def test_the_highest_come_first(check: Callable[[Scenario], None]) -> None:
         assert await store.highest(key, 5, 2) == [] == await store.highest(store.keys.users("p4"), 0, 9)
 
     check(scenario)
+
+
+def test_a_tag_is_read_at_one_moment_with_the_positions_of_its_topics(check: Callable[[Scenario], None]) -> None:
+    async def scenario(store: LiveStore) -> None:
+        user, counts = store.keys.user("p3", "anna"), store.keys.popularity("p3", 7)
+        empty = await store.read_at("p3", [(user, ["s"]), (counts, None)])
+        assert (empty.positions, list(empty.hashes)) == ({}, [{}, {}])
+        await store.claim("p3", "t1", 1, {"clicks": LOG, "users": LOG})
+        written = Op("hset", user, {"s": b"\x00\xff", "v:m": b"x", "p": b""}), Op("hincr", counts, {"a": 2, "b": 3})
+        await store.commit([commit(store, "t1", 0, 5, *written)])
+        found = await store.read_at("p3", [(user, ["s", "q", "p"]), (counts, None), (user, []), (user, ["v:m"])])
+        assert found.positions == {"clicks": 5, "users": 0}
+        assert list(found.hashes) == [{"s": b"\x00\xff", "p": b""}, {"a": b"2", "b": b"3"}, {}, {"v:m": b"x"}]
+
+    check(scenario)
