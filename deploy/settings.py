@@ -105,6 +105,11 @@ class Settings(BaseModel):
         description="what orders lists (API): `auto` for the ranker of the served model where it beat the first stage, "
         "`off`, or the version of a ranker, which then orders all that it can",
     )
+    showings: bool = Field(
+        False,
+        description="whether workers count how often items are shown, from `exposures`, as rankers may read it "
+        "(worker, API, `replay`, `train-ranker`)",
+    )
     model: Path = Field(
         Path(".perseid/model"),
         description="folder of a model artefact: what a live state without a model begins with, before the champion "
@@ -255,7 +260,9 @@ class Settings(BaseModel):
 
     def rules(self) -> Rules:
         """What records this deployment accepts."""
-        return Rules(parse_kinds(self.kinds), parse_embedders(self.embedders), self.reload_minutes * MINUTE_MS)
+        return Rules(
+            parse_kinds(self.kinds), parse_embedders(self.embedders), self.reload_minutes * MINUTE_MS, self.showings
+        )
 
     def negative_weight(self) -> float | None:
         """The weight of negative feedback; None for the model's own."""

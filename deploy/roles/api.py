@@ -84,6 +84,7 @@ def api_settings(settings: Settings) -> ApiSettings:
         kind_weights=[kind.weight for kind in settings.rules().kinds],
         kind_remembered=[kind.remembered for kind in settings.rules().kinds],
         ranker=settings.ranker,
+        showings=settings.showings,
         negative=settings.negative_weight(),
         elastic=elastic_settings(settings),
         snapshots=settings.state / "snapshots",

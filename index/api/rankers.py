@@ -46,7 +46,8 @@ class Rankers:
     async def look(self, loaded: LoadedModel) -> None:
         """Looks what orders the lists of a model now, and logs what is another than before."""
         try:
-            found = await load_served_ranker(self._store, loaded.version, self._settings.ranker, loaded.ranking)
+            choice, showings = self._settings.ranker, self._settings.showings
+            found = await load_served_ranker(self._store, loaded.version, choice, loaded.ranking, showings)
         except StoreUnavailableError:
             return
         before, loaded.ranking = loaded.ranking, found

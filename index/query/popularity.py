@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context.units import DAY_MS
+from index.query.showings import Showings
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.store import LiveStore
 
@@ -33,10 +34,13 @@ class Popularity:
     click there, so that they order what the location does not know.
     """
 
-    def __init__(self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS, kinds: bool = False) -> None:
+    def __init__(
+        self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS, kinds: bool = False, showings: bool = False
+    ) -> None:
         if half_life_ms <= 0:
             raise ValueError(f"half life {half_life_ms} ms must be positive")
         self._store, self._half_life_ms = store, half_life_ms
+        self.showings = Showings(store, half_life_ms) if showings else None  # read as counts by kind are
         self._totals: dict[tuple[int, int], bytes] = {}  # (partition, bucket) → increments when it was read
         self._counts: dict[tuple[int, int], _Counts] = {}
         self._fields: dict[str, int] = {}  # "location \x1f item" → number of the field
@@ -69,6 +73,8 @@ class Popularity:
             where: self._numbered_by_kind(await self._store.read_all(keys.kinds(partition_tag(where[0]), where[1])))
             for where in lacking
         }
+        if self.kinds and self.showings is not None:
+            await self.showings.refresh(partitions, bucket_ms, now_ms)
         began = now_ms // bucket_ms, bucket_ms
         if present != self._totals or began != self._began or lacking:
             self._counts = {where: read.get(where) or self._counts[where] for where in present}

@@ -37,7 +37,7 @@ from index.ranking.features import Floats, event_classes
 from index.state.keys import partition_of, partition_tag
 from index.state.records import PROFILE, STATE, ItemRecord, UserState, Vector, load_context, load_user
 from index.state.store import LiveStore
-from streams.events import CATALOG, CONTEXT, ITEM_VECTORS, TOPIC_ORDER, Record, Rules
+from streams.events import CATALOG, CONTEXT, EXPOSURES, ITEM_VECTORS, TOPIC_ORDER, Record, Rules
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.user_state import BUCKET_MS
 from streams.ranking.pools import ListPool, PoolRecorder
@@ -45,7 +45,7 @@ from streams.ranking.pools import ListPool, PoolRecorder
 _CHUNK = 512  # records applied at once while nothing is asked
 _REFRESH_MS = 60_000  # an API process sums popularity every few seconds; here: not more often than this …
 _REFRESH_EVENTS = 25  # … or than after so many events
-_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, *TOPIC_ORDER))}
+_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, *TOPIC_ORDER, EXPOSURES))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class RankingWalk:
         self._engine, self._encoder, self._offset = engine, encoder, offset
         self._store: LiveStore = engine.store
         self._catalogue = Catalogue("", encoder.model.config.d_model)
-        self._popularity = Popularity(self._store, kinds=True)
+        self._popularity = Popularity(self._store, kinds=True, showings=rules.showings)
         self._follower = ItemFollower(self._store, "", _Tower(self._catalogue, encoder), text_vectors=True)
         self._weights, self._kind_weights = weights, [kind.weight for kind in rules.kinds]
         classes = event_classes(self._kind_weights, [kind.remembered for kind in rules.kinds])

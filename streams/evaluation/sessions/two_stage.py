@@ -13,16 +13,16 @@ import numpy as np
 
 from context.counting import counted
 from encoder.ranking.training import FEWEST, RankerSettings
-from index.ranking.features import GROUPS, Floats
+from index.ranking.features import Floats
 from streams.evaluation.sessions.sessions import CLICK, Label, Slate, View, read_sessions
 from streams.events import Rules
 from streams.folder.reader import Folder
-from streams.ranking.training import WITHOUT_POSITION, TaughtList, TrainedScorer, train_scorer
+from streams.ranking.training import ANYWHERE, WITHOUT_POSITION, TaughtList, TrainedScorer, train_scorer
 from streams.ranking.walk import ListQuestion
 
 TWO_STAGE: Mapping[str, tuple[str, ...]] = {  # name → groups of features
     "two-stage": WITHOUT_POSITION,
-    "two-stage + position": tuple(GROUPS),
+    "two-stage + position": ANYWHERE,
 }
 _ACTED, _BOUGHT = 1.0, 3.0  # what a cart or like, and a purchase, teach beside each other
 ListFeatures = Callable[[Sequence[ListQuestion]], Mapping[int, Floats]]  # features [m, F] by number of the question
