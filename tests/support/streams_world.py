@@ -82,7 +82,7 @@ def show(broker: MemoryBroker, partitions: int, seed: int, lists: int, users: in
         else:
             size = 150 if roll > 0.99 else rng.randrange(12)
             items = [{"item_id": f"item-{int(rng.paretovariate(0.6)) % 300}"} for _ in range(size)]
-            ts_ms = now - rng.choice((0, 0, 0, 1000, 40 * 86_400_000)) + (400_000 if roll > 0.98 else 0)
+            ts_ms = now - rng.choice((*[0] * 30, 1000, 40 * 86_400_000)) + (400_000 if roll > 0.98 else 0)
             user = f"user-{int(rng.paretovariate(0.7)) % users}"
             body = {"recommendation_id": f"list-{seed}-{n}", "user_id": user, "items": items, "ts_ms": ts_ms}
             sent.append(body)
