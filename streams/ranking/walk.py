@@ -229,7 +229,7 @@ class RankingWalk:
     async def _flush(self) -> None:
         """Applies what is pending, items first, as they would be known by then."""
         batch, self._pending = sorted(self._pending, key=lambda record: _ORDER[record.topic]), []
-        self._since += len(batch)
+        self._since += sum(record.topic != EXPOSURES for record in batch)
         items = [record for record in batch if record.topic in (CATALOG, ITEM_VECTORS)]
         for part in (items, batch[len(items) :]):
             while part:
