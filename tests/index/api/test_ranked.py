@@ -148,18 +148,22 @@ def test_whatever_is_wrong_the_first_stage_answers_and_it_is_said(
 
 
 def test_a_ranker_that_reads_showings_orders_where_they_are_counted() -> None:
-    async def scene(world: World, client: httpx.AsyncClient) -> None:
-        async def so() -> bool:
-            return ids(await ask(client, count=2)) == ["fan7", "tea8"]
-
-        keys, width = world.store.keys, HOUR_MS * 6
-        bucket = NOW_MS // width - 1
+    async def run() -> None:
+        world = await World(MemoryStore(), **SETTINGS, showings=True, popularity_ms=10.0).start(10)
+        await world.put_user("u1", ["tea0", "tea2"])
+        await put(world, BY_SHOWINGS)
+        keys, bucket = world.store.keys, NOW_MS // HOUR_MS - 1
+        await world.store.write(keys.cluster(), {"bucket_ms": str(HOUR_MS).encode()})
         await world.store.write(keys.showings("x1", bucket), {"fan7": b"9000", "tea8": b"5000", "tea1": b"1000"})
         await world.store.write(keys.showing_buckets("x1"), {str(bucket): b"9"})
-        await until(so, "lists are ordered by showings")
-        assert (await ask(client))["ranked_by"] == BY_SHOWINGS.version
+        async with world.running() as client:
+            await until(lambda: ordered(client), "lists are ordered by showings")
+            assert (await ask(client))["ranked_by"] == BY_SHOWINGS.version
 
-    play(scene, BY_SHOWINGS, showings=True, popularity_ms=10.0)
+    async def ordered(client: httpx.AsyncClient) -> bool:
+        return ids(await ask(client, count=2)) == ["fan7", "tea8"]
+
+    asyncio.run(run())
 
 
 def test_a_ranker_that_is_named_orders_also_what_it_was_no_better_at() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,11 +14,28 @@ from context.units import DAY_MS
 from index.state.keys import partition_tag, showings_tag
 from index.state.memory_store import MemoryStore
 from index.state.store import FencedError, LogIdentity, StoreUnavailableError
-from streams.events import CLICKSTREAM, CONSUMED, EXPOSURES, Record, Rules, is_showings, tag_of, topics_of
+from streams.events import (
+    CLICKSTREAM,
+    CONSUMED,
+    EXPOSURES,
+    Exposure,
+    MalformedError,
+    Record,
+    Rules,
+    is_showings,
+    tag_of,
+    topics_of,
+)
+from streams.folder.reader import read_folder
+from streams.folder.records import records
+from streams.parsing import parse
 from streams.pipeline.digest import digest, read_state
 from streams.pipeline.engine import Engine
 from streams.pipeline.showings import MOST_PLACES, REMEMBERED_LISTS, place_thousandths
+from streams.replay.replay import SilentSink, feed, folder_logs, numbered, open_engine
+from streams.replay.report import ReplayCounts
 from tests.streams.pipeline.test_engine import FailingStore
+from tests.support.folders import START_S, item, write_folder
 from tests.support.oracle import ShowingsOracle
 from tests.support.streams_world import NOW_MS, MemoryBroker, click, show
 
@@ -186,3 +204,40 @@ def test_a_state_without_showings_has_the_digest_that_it_had() -> None:
         assert partition_tag(0) in (await digest(plain, 1)).parts
 
     asyncio.run(scenario())
+
+
+def test_a_replay_of_the_log_counts_what_the_worker_counted() -> None:
+    async def scenario() -> None:
+        broker, store = MemoryBroker(), MemoryStore()
+        show(broker, PARTITIONS, 7, lists=1500)
+        await drain(store, broker, random.Random(7))
+        log = sorted((record for part in broker.logs.values() for record in part), key=lambda one: one.timestamp_ms)
+        replayed = MemoryStore()
+        engine = await open_engine(replayed, RULES, PARTITIONS, SilentSink(), None, folder_logs("shop"))
+        assert await feed(log, engine, ReplayCounts()) == len(log)
+        state, again = await read_state(store, PARTITIONS), await read_state(replayed, PARTITIONS)
+        assert [state[name] for name in ("x0", "x1")] == [again[name] for name in ("x0", "x1")]
+
+    asyncio.run(scenario())
+
+
+def test_pages_of_a_folder_are_lists_as_the_api_writes_them(tmp_path: Path) -> None:
+    pages = [
+        {"user_id": "u1", "timestamp": START_S + 9, "shown": ["a", "b"], "page_id": "p"},
+        {"user_id": "u2", "ts_ms": START_S * 1000 + 1, "shown": ["b"], "page_id": "p"},
+        {"user_id": "u1", "timestamp": START_S + 9, "shown": [], "recommendation_id": "r1"},
+        {"user_id": "u1", "shown": ["a"]},
+    ]
+    rows = [("u1", "a", "view", START_S + 9)]
+    folder = read_folder(write_folder(tmp_path / "shop", rows, [item("a"), item("b")], impressions=pages))
+    assert EXPOSURES not in {record.topic for record in records(folder)}
+    found = [record for record in numbered(records(folder, topics=RULES.consumed), 1) if record.topic == EXPOSURES]
+    with pytest.raises(MalformedError):
+        parse(found[0], RULES)  # nothing says when it was shown
+    lists = [event for record in found[1:] if isinstance(event := parse(record, RULES), Exposure)]
+    assert [(one.user_id, one.shown, one.ts_ms - START_S * 1000) for one in lists] == [
+        ("u2", ("b",), 1),
+        ("u1", ("a", "b"), 9000),
+        ("u1", (), 9000),
+    ]
+    assert len({one.recommendation_id for one in lists}) == 3 and lists[2].recommendation_id == "r1"
