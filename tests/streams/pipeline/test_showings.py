@@ -32,6 +32,7 @@ from streams.parsing import parse
 from streams.pipeline.digest import digest, read_state
 from streams.pipeline.engine import Engine
 from streams.pipeline.showings import MOST_PLACES, REMEMBERED_LISTS, place_thousandths
+from streams.pipeline.user_state import RULES_VERSION
 from streams.replay.replay import SilentSink, feed, folder_logs, numbered, open_engine
 from streams.replay.report import ReplayCounts
 from tests.streams.pipeline.test_engine import FailingStore
@@ -122,7 +123,7 @@ def test_what_lies_beyond_the_horizon_is_removed_and_counts_no_more() -> None:
 
 def listed(number: int, items: list[str], name: str = "", ts_ms: int = NOW_MS, user: str = "u") -> Record:
     body = {"recommendation_id": name or f"r{number}", "user_id": user, "ts_ms": ts_ms}
-    body["items"] = [{"item_id": item} for item in items]  # type: ignore[assignment]
+    body["items"] = [{"item_id": item} for item in items]
     return Record(EXPOSURES, 0, number, ts_ms, user.encode(), orjson.dumps(body))
 
 
@@ -190,6 +191,34 @@ def test_a_displaced_engine_counts_nothing() -> None:
     asyncio.run(scenario())
 
 
+def test_a_recreated_topic_is_read_from_its_beginning_and_what_was_counted_stays() -> None:
+    async def scenario() -> None:
+        broker, store = MemoryBroker(), MemoryStore()
+        await (await claimed(store, broker)).apply([listed(0, ["a"]), listed(1, ["b"])])
+        engine = Engine(store, RULES, PARTITIONS, broker)
+        lease = await engine.claim("x0", 1, {EXPOSURES: LogIdentity("c2")})
+        assert lease.positions == {EXPOSURES: 0} and engine.counts["new_logs"] == 1
+        await engine.apply([listed(0, ["a"], "r1"), listed(1, ["a"], "new")])  # the first one was counted before
+        part = (await read_state(store, PARTITIONS))["x0"]
+        (counts,) = part["showings"].values()
+        assert counts == {"a": 2000, "b": 1000} and part["positions"] == {EXPOSURES: 2}
+
+    asyncio.run(scenario())
+
+
+def test_a_state_of_later_rules_is_refused() -> None:
+    async def scenario() -> None:
+        broker, store = MemoryBroker(), MemoryStore()
+        await (await claimed(store, broker)).apply([listed(0, ["a"])])
+        ((rules,),) = await store.read([(store.keys.owner("x0"), ["rules"])])
+        assert rules == str(RULES_VERSION).encode()
+        await store.write(store.keys.owner("x0"), {"rules": b"99"})
+        with pytest.raises(ValueError, match="this build knows up to"):
+            await claimed(store, broker)
+
+    asyncio.run(scenario())
+
+
 def test_a_state_without_showings_has_the_digest_that_it_had() -> None:
     async def scenario() -> None:
         broker, plain, counted = MemoryBroker(), MemoryStore(), MemoryStore()
@@ -222,7 +251,7 @@ def test_a_replay_of_the_log_counts_what_the_worker_counted() -> None:
 
 
 def test_pages_of_a_folder_are_lists_as_the_api_writes_them(tmp_path: Path) -> None:
-    pages = [
+    pages: list[dict[str, Any]] = [
         {"user_id": "u1", "timestamp": START_S + 9, "shown": ["a", "b"], "page_id": "p"},
         {"user_id": "u2", "ts_ms": START_S * 1000 + 1, "shown": ["b"], "page_id": "p"},
         {"user_id": "u1", "timestamp": START_S + 9, "shown": [], "recommendation_id": "r1"},

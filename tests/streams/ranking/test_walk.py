@@ -126,7 +126,7 @@ def test_counts_are_of_each_users_first_event_in_a_bucket(folder: Folder) -> Non
 
 def shown(number: int, ts_ms: int, item_ids: Sequence[str]) -> SourceRecord:
     body = {"recommendation_id": f"r{number}", "user_id": "u1", "ts_ms": ts_ms}
-    body["items"] = [{"item_id": item_id} for item_id in item_ids]  # type: ignore[assignment]
+    body["items"] = [{"item_id": item_id} for item_id in item_ids]
     return SourceRecord(EXPOSURES, b"u1", orjson.dumps(body), ts_ms)
 
 
