@@ -1,5 +1,4 @@
-"""Queues fetched records on their way to one serial agent, in a lane each for users, items,
-contexts and showings.
+"""Queues fetched records on their way to a serial agent, in a lane each for users, items, contexts and showings.
 
 A flood of clicks thus does not delay a stock-out. Lanes are bounded in number and in bytes; a full one's partitions are
 not read, which is all the back pressure there is: Kafka keeps the rest.

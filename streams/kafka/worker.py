@@ -19,7 +19,7 @@ import faust
 from context.times import unit_of
 from index.state.store import FencedError, StoreUnavailableError
 from index.state.tasks import end_tasks
-from streams.events import CLICKSTREAM, SENT_MS, MalformedError, Record, tag_of
+from streams.events import CLICKSTREAM, SENT_MS, MalformedError, Record, is_showings, tag_of
 from streams.kafka.claims import Claims
 from streams.kafka.config import KafkaConfig
 from streams.kafka.consumer import PatientAssignor, StateApp, StateConsumer, wake
@@ -123,8 +123,12 @@ class StreamWorker:
 
     @property
     def ready(self) -> bool:
-        """Whether everything assigned is claimed, and applied up to the logs' ends as last seen."""
-        return self.settled and all(lease.caught_up for lease in self.engine.leases.values())
+        """Whether everything assigned is claimed, and applied up to the logs' ends as last seen.
+
+        Nobody waits for showings: a log of some weeks may have to be counted first.
+        """
+        leases = self.engine.leases.items()
+        return self.settled and all(lease.caught_up for tag, lease in leases if not is_showings(tag))
 
     def _ended(self, task: asyncio.Future[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:

@@ -1,7 +1,7 @@
 """Counts how far items were seen on the lists that users were shown, as a pure function of one partition's lists.
 
-A list is looked at from its first place on, so a place counts 1 / log2(2 + place), in whole thousandths. Nothing is
-kept of the user. It reads no wall clock: a partition's time is that of its lists.
+A list is looked at from the top, so a place counts 1 / log2(2 + place), in whole thousandths. Nothing is kept of the
+user. A partition's time is that of its lists.
 """
 
 from __future__ import annotations
