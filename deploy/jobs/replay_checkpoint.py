@@ -114,6 +114,7 @@ def _facts(plan: ReplayPlan, settings: Settings) -> dict[str, Any]:
         "questions": asdict(plan.ask),
         "part": plan.part,
         **({} if settings.negative_weight() is None else {"negative": settings.negative}),
+        **({"showings": True} if settings.showings else {}),
     }
 
 
