@@ -108,9 +108,14 @@ class Settings(BaseModel):
     feature_share: float = Field(
         0.01,
         description="share of the lists ordered by a ranker whose exposures carry the features, for `perseid skew` "
-        "(API); 0 = none",
+        "(API); 0 = none, as where showings are counted",
         ge=0,
         le=1,
+    )
+    showings: bool = Field(
+        False,
+        description="whether workers count how often items are shown, from `exposures`, as rankers may read it "
+        "(worker, API, `replay`, `train-ranker`)",
     )
     model: Path = Field(
         Path(".perseid/model"),
@@ -262,7 +267,9 @@ class Settings(BaseModel):
 
     def rules(self) -> Rules:
         """What records this deployment accepts."""
-        return Rules(parse_kinds(self.kinds), parse_embedders(self.embedders), self.reload_minutes * MINUTE_MS)
+        return Rules(
+            parse_kinds(self.kinds), parse_embedders(self.embedders), self.reload_minutes * MINUTE_MS, self.showings
+        )
 
     def negative_weight(self) -> float | None:
         """The weight of negative feedback; None for the model's own."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from context.times import unit_of
 from context.units import MINUTE_MS
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag, showings_tag
 from index.state.records import Vector
 
 CLICKSTREAM = "clickstream"
@@ -56,6 +56,12 @@ class Rules:
     kinds: tuple[Kind, ...] = DEFAULT_KINDS
     embedders: Mapping[str, int] = field(default_factory=dict)
     reload_ms: int = RELOAD_MS  # a reload folds this long after the view before it; 0: never
+    showings: bool = False  # whether lists that were shown are counted
+
+    @property
+    def consumed(self) -> tuple[str, ...]:
+        """The topics that are applied to the live state."""
+        return (*CONSUMED, EXPOSURES) if self.showings else CONSUMED
 
     def kind_code(self, name: str) -> int | None:
         return next((code for code, kind in enumerate(self.kinds) if kind.name == name), None)
@@ -162,9 +168,6 @@ class ContextEntry:
     content: bytes | None
 
 
-Event = Click | Forget | Profile | CatalogueEntry | VectorEntry | ContextEntry
-
-
 @dataclass(frozen=True, slots=True)
 class Exposure:
     """One list as a user was shown it, best first; `ts_ms` is clamped as that of clicks.
@@ -184,6 +187,8 @@ class Exposure:
     arm: str = ""
 
 
+Event = Click | Forget | Profile | CatalogueEntry | VectorEntry | ContextEntry | Exposure
+
 TAG_TOPICS: Mapping[str, tuple[str, ...]] = {ITEMS_TAG: (CATALOG, ITEM_VECTORS), CONTEXT_TAG: (CONTEXT,)}
 USER_TOPICS = (USERS, CLICKSTREAM)  # the order in which one batch applies them: a profile before the clicks
 
@@ -192,12 +197,19 @@ def tag_of(topic: str, partition: int) -> str:
     """The unit of atomic writing that a topic's partition belongs to."""
     if topic in (CATALOG, ITEM_VECTORS):
         return ITEMS_TAG
+    if topic == EXPOSURES:
+        return showings_tag(partition)
     return CONTEXT_TAG if topic == CONTEXT else partition_tag(partition)
 
 
 def topics_of(tag: str) -> tuple[str, ...]:
     """The topics whose positions are kept under a tag."""
-    return TAG_TOPICS.get(tag, USER_TOPICS)
+    return (EXPOSURES,) if is_showings(tag) else TAG_TOPICS.get(tag, USER_TOPICS)
+
+
+def is_showings(tag: str) -> bool:
+    """Whether a tag is that of a partition of `exposures`."""
+    return tag.startswith(showings_tag(0)[:-1]) and tag[1:].isdecimal()
 
 
 TOPIC_ORDER = (USERS, CATALOG, ITEM_VECTORS, CONTEXT, CLICKSTREAM)  # ties of the record timestamp, first to last

@@ -25,6 +25,7 @@ from streams.events import (
     CATALOG,
     CLICKSTREAM,
     CONTEXT,
+    EXPOSURES,
     FORGET,
     ITEM_VECTORS,
     USERS,
@@ -49,8 +50,11 @@ FORGET_HAS_NO_ITEM = f"a {FORGET} has none, it is about the whole user"
 def parse(record: Record, rules: Rules) -> Event:
     """The event a record carries.
 
-    Raises MalformedError with field and reason when it cannot be accepted, KeyError for a topic that is not `CONSUMED`.
+    Raises MalformedError with field and reason when it cannot be accepted, KeyError for a topic that no
+    worker applies.
     """
+    if record.topic == EXPOSURES:
+        return parse_exposure(record)
     parser = _PARSERS[record.topic]
     if record.value is None:
         check_timestamp(record)
@@ -112,7 +116,7 @@ def faults(record: Record, rules: Rules) -> list[MalformedError]:
 def record_key(event: Event) -> str:
     """The id that is the record's key."""
     match event:
-        case Click() | Forget() | Profile():
+        case Click() | Forget() | Profile() | Exposure():
             return event.user_id
         case CatalogueEntry() | VectorEntry():
             return event.item_id

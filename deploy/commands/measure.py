@@ -198,7 +198,7 @@ class RankerTrainings:
     without: str = option(
         default="",
         help="Also train it without these groups of features, one at a time, with commas between them: "
-        f"{', '.join(name for name in GROUPS if name != 'position')}, or each.",
+        f"{', '.join(name for name in GROUPS if name not in ('position', 'showings'))}, or each.",
     )
 
 

@@ -96,7 +96,10 @@ def check_ranker(settings: Settings) -> list[Finding]:
 
 
 def _ranker_of(version: str, settings: Settings, tensors: bytes | None, document: bytes | None) -> Finding:
-    at, found = Finding("ranker", version=version), chosen(version, settings.ranker, document, tensors)
+    at, found = (
+        Finding("ranker", version=version),
+        chosen(version, settings.ranker, document, tensors, settings.showings),
+    )
     if found.broken:
         remedy = (
             "train one by `perseid train-ranker --add`, take it away by `perseid models remove-ranker "

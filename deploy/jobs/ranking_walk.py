@@ -46,7 +46,7 @@ def walk_folder(
         rules, offline = settings.rules(), opened.offline()
         engine = await memory_engine(folder, rules, opened.encoder.model.config)
         walk = RankingWalk(engine, opened.encoder, offline.offset, offline.weights, rules, slot)
-        log = numbered(records(folder.undated_from_start(), vectors=vectors), 1)
+        log = numbered(records(folder.undated_from_start(), vectors=vectors, topics=rules.consumed), 1)
         async for one in walk.run(log, in_time(questions), progress):
             take(one)
         return walk.seen

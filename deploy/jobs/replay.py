@@ -59,20 +59,22 @@ def replay_folder(
     vectors = folder_vectors(folder, plan.model, settings, memory, plan.progress is not None) if plan.model else None
     ask = replace(plan.ask, start_ms=asked_from(folder, plan.model, split))
     second = second_stage_of(plan, folder.name, ask.start_ms)
-    found = numbered(records(folder, None, stop_ms, vectors=vectors), settings.partitions)
+    topics = settings.rules().consumed
+    found = numbered(records(folder, None, stop_ms, vectors=vectors, topics=topics), settings.partitions)
     logs, facts = folder_logs(folder.name), {"source": folder.name, "until": stop_ms}
     with _checkpoint(replace(plan, ask=ask), settings, facts, second) as checkpoint:
         done = checkpoint.replayed.done if checkpoint is not None else 0
-        total = None if stop_ms is not None else _count(folder, vectors)
+        total = None if stop_ms is not None else _count(folder, vectors, settings.showings)
         source = Source(folder.name, logs, islice(found, done, None), total=total)
         report = asyncio.run(replay_parts(source, plan, ask, settings, checkpoint, second))
     return replace(report, left_out_of_folder=folder.left_out)
 
 
-def _count(folder: Folder, vectors: ItemVectors | None) -> int:
+def _count(folder: Folder, vectors: ItemVectors | None, showings: bool) -> int:
     """How many records a folder stands for."""
     vectored = len(folder.vectors) if vectors is None else len(vectors.item_ids)
-    return len(folder.events) + len(folder.items) + len(folder.contexts) + len(folder.profiles) + vectored
+    shown = len(folder.impressions) if showings else 0
+    return len(folder.events) + len(folder.items) + len(folder.contexts) + len(folder.profiles) + vectored + shown
 
 
 def replay_topics(
@@ -109,6 +111,7 @@ def replay_topics(
         _checkpoint(plan, settings, facts, second) as checkpoint,
         TopicReader(
             settings.kafka_config(),
+            settings.rules().consumed,
             embedded=is_embedded(logs),
             spans=spans,
             start_ms=start_ms,
@@ -166,7 +169,7 @@ def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, lis
             for part in report.digest.differences(await digest(store, settings.partitions)):
                 tag = CONTEXT_TAG if part == "contexts" else part
                 owner = await store.read_all(store.keys.owner(tag))
-                place = 0 if tag in (ITEMS_TAG, CONTEXT_TAG) else int(tag.removeprefix("p"))
+                place = 0 if tag in (ITEMS_TAG, CONTEXT_TAG) else int(tag[1:])
                 found[part] = list(apart(report, owner, topics_of(tag), place))
             return found
         finally:
@@ -264,7 +267,8 @@ async def history_logs(settings: Settings, optional: Collection[str] = ()) -> di
     """
     lookup = LogLookup(settings.kafka_config())
     counts = await lookup.partition_counts()
-    for topic in CONSUMED:
+    consumed = settings.rules().consumed
+    for topic in consumed:
         if topic not in counts:
             raise ValueError(f"topic {topic!r} does not exist on this broker, which has {sorted(counts)}")
         if topic in PARTITIONED and counts[topic] != settings.partitions:
@@ -272,4 +276,6 @@ async def history_logs(settings: Settings, optional: Collection[str] = ()) -> di
                 f"topic {topic!r} has {counted(counts[topic], 'partition')}, PERSEID_PARTITIONS says "
                 f"{settings.partitions}: a user's place follows from the count; set PERSEID_PARTITIONS={counts[topic]}"
             )
-    return await lookup.identities([*CONSUMED, *(topic for topic in optional if topic in counts)])
+    return await lookup.identities(
+        [*consumed, *(topic for topic in optional if topic in counts and topic not in consumed)]
+    )

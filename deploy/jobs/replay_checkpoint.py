@@ -121,6 +121,7 @@ def _facts(plan: ReplayPlan, settings: Settings, second: SecondStageRow) -> dict
         "part": plan.part,
         **({} if settings.negative_weight() is None else {"negative": settings.negative}),
         **({} if not second.rankers else {"rankers": [ranker.version for ranker in second.rankers]}),
+        **({"showings": True} if settings.showings else {}),
     }
 
 

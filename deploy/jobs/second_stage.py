@@ -63,7 +63,7 @@ class SecondStageRow:
 
         def ask(questions: Sequence[SweptQuestion], arms: Sequence[Arm]) -> Outcomes:
             def log() -> Iterator[Record]:
-                return numbered(records(folder, vectors=held.vectors), 1)
+                return numbered(records(folder, vectors=held.vectors, topics=held.rules.consumed), 1)
 
             def engine() -> Awaitable[Engine]:
                 return memory_engine(folder, held.rules, model.encoder.model.config)

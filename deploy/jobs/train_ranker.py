@@ -30,12 +30,12 @@ from deploy.texts.item_vectors import Memory
 from encoder.model.document import read_document
 from encoder.ranking.training import FEWEST, RankerSettings
 from index.query.model import own_list
-from index.ranking.features import GROUPS, VERSION
+from index.ranking.features import features_version
 from index.ranking.ranker import SOURCES, ListScorer, ListSource, Ranker
 from streams.evaluation.sessions.sessions import CLICK, read_sessions
 from streams.evaluation.tables import moment
 from streams.folder.reader import Folder, read_folder
-from streams.ranking.training import WITHOUT_POSITION, TaughtList, train_scorer, train_scorer_for
+from streams.ranking.training import ANYWHERE, WITHOUT_POSITION, TaughtList, train_scorer, train_scorer_for
 from streams.ranking.walk import AskedPool, ChoiceQuestion
 
 JUDGED = 0.2  # of the events of the slice, the last ones say whether the ranker is better
@@ -44,8 +44,15 @@ MOST_LISTS = 4000  # of each kind: of more a network of this size learns no bett
 _GROUPS: Mapping[ListSource, tuple[str, ...]] = {
     "retrieved": WITHOUT_POSITION,
     "shown": WITHOUT_POSITION,
-    "placed": tuple(GROUPS),
+    "placed": ANYWHERE,
 }
+
+
+def groups_of(source: ListSource, showings: bool) -> tuple[str, ...]:
+    """What a scorer reads. Showings say something of what is retrieved; lists that were shown gain nothing by them."""
+    return (*_GROUPS[source], "showings") if showings and source == "retrieved" else _GROUPS[source]
+
+
 _DATA = "ranker-data"  # in the state folder
 
 
@@ -181,7 +188,7 @@ class _RankerTraining:
             "encoder": document["version"],
             "data": self.folder.name,
             "slice": {"from_ms": part.start_ms, "judged_ms": part.judged_ms, "until_ms": part.until_ms},
-            "features_version": VERSION,
+            "features_version": max(features_version(scorer.features) for scorer in scorers.values()),
             "options": {**asdict(self.plan.training), "most_lists": self.plan.most_lists},
             "lists": judged,
             "seen_before": seen,
@@ -223,7 +230,7 @@ class _RankerTraining:
                 "later ones that judge"
             )
         groups, taught = (
-            _GROUPS[source],
+            groups_of(source, self.settings.showings),
             [*map(_taught, _spread([*usable, *filter(_teaches, last)], self.plan.most_lists))],
         )
         with self.plan.bar("epochs") as show:

@@ -85,6 +85,7 @@ def api_settings(settings: Settings) -> ApiSettings:
         kind_remembered=[kind.remembered for kind in settings.rules().kinds],
         ranker=settings.ranker,
         feature_share=settings.feature_share,
+        showings=settings.showings,
         negative=settings.negative_weight(),
         elastic=elastic_settings(settings),
         snapshots=settings.state / "snapshots",

@@ -57,7 +57,7 @@ def create_app(
     """The application; `app.state.services` holds its parts, for the process that owns it."""
     liveness = Liveness(store, monotonic_ms)
     background = Background()
-    popularity = Popularity(store, placed=settings.feature_share > 0)
+    popularity = Popularity(store, placed=settings.feature_share > 0, showings=settings.showings)
     rankers = Rankers(store, settings, popularity)
     keeper = ModelLoader(store, liveness, settings, background, rankers, on_loaded)
     turns = AdmissionController(settings.answers)

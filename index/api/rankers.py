@@ -49,7 +49,8 @@ class Rankers:
     async def look(self, loaded: LoadedModel) -> None:
         """Looks what orders the lists of a model now, and logs what is another than before."""
         try:
-            found = await load_served_ranker(self._store, loaded.version, self._settings.ranker, loaded.ranking)
+            choice, showings = self._settings.ranker, self._settings.showings
+            found = await load_served_ranker(self._store, loaded.version, choice, loaded.ranking, showings)
         except StoreUnavailableError:
             return
         before, loaded.ranking = loaded.ranking, found
@@ -73,10 +74,11 @@ class Rankers:
     def sample(self, loaded: LoadedModel) -> ListSample | None:
         """For a share of the lists that a ranker orders what notes their features, as their exposures carry them.
 
-        None of them where vectors come from Elasticsearch, whose position is not known.
+        None of them where vectors come from Elasticsearch, or showings are counted: their positions are not known.
         """
         share, elastic = self._settings.feature_share, self._settings.elastic
-        if "retrieved" not in loaded.ranking.orders or loaded.incomplete or (elastic and elastic.use == "knn"):
+        unplaced = self._settings.showings or (elastic is not None and elastic.use == "knn")
+        if "retrieved" not in loaded.ranking.orders or loaded.incomplete or unplaced:
             return None
         if random.random() >= share:
             return None

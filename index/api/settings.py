@@ -52,6 +52,7 @@ class ApiSettings:
     kind_remembered: Sequence[bool] = ()  # whether they are remembered as seen, by code; empty: none
     ranker: str = AUTO  # what orders lists: `auto`, `off` or the version of a ranker
     feature_share: float = 0.0  # of the lists that a ranker has ordered: their exposures carry the features
+    showings: bool = False  # whether workers count lists that were shown
     negative: float | None = None  # weight of negative feedback; None: the model's own
     elastic: ElasticSettings | None = None  # for filters, or for filters and the search
     snapshots: Path | None = None  # folder of index snapshots, which shorten the start

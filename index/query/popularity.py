@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context.units import DAY_MS
+from index.query.showings import Showings
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.store import LiveStore
 
@@ -58,11 +59,18 @@ class Popularity:
     """
 
     def __init__(
-        self, store: LiveStore, *, half_life_ms: float = HALF_LIFE_MS, kinds: bool = False, placed: bool = False
+        self,
+        store: LiveStore,
+        *,
+        half_life_ms: float = HALF_LIFE_MS,
+        kinds: bool = False,
+        placed: bool = False,
+        showings: bool = False,
     ) -> None:
         if half_life_ms <= 0:
             raise ValueError(f"half life {half_life_ms} ms must be positive")
         self._store, self._half_life_ms = store, half_life_ms
+        self.showings = Showings(store, half_life_ms) if showings else None  # read as counts by kind are
         self._totals: dict[tuple[int, int], bytes] = {}  # (partition, bucket) → increments when it was read
         self._counts: dict[tuple[int, int], _Counts] = {}
         self._fields: dict[str, int] = {}  # "location \x1f item" → number of the field
@@ -90,6 +98,8 @@ class Popularity:
         present = {where: total for look in looks for where, total in look.totals.items()}
         read = {where: counts for look in looks for where, counts in look.counts.items()}
         by_kind = {where: counts for look in looks for where, counts in look.by_kind.items()}
+        if kinds and self.showings is not None:
+            await self.showings.refresh(partitions, bucket_ms, now_ms)
         began = now_ms // bucket_ms, bucket_ms
         if present != self._totals or began != self._began or read or by_kind:
             self._counts = {where: read.get(where) or self._counts[where] for where in present}

@@ -131,7 +131,10 @@ class SecondStage:
         counts = [of_kinds[self.classes == event_class].sum(axis=0).astype(np.float32) for event_class in EventClass]
         popular = self.popularity.shares(ids).astype(np.float32)
         here = self.popularity.shares(ids, location).astype(np.float32) if location else popular
-        return Amounts(popular, here, *(counts[of] for of in (EventClass.VIEW, EventClass.ACTED, EventClass.BOUGHT)))
+        views, carts, purchases = (counts[of] for of in (EventClass.VIEW, EventClass.ACTED, EventClass.BOUGHT))
+        showings = self.popularity.showings
+        shown = None if showings is None else showings.seen(ids).astype(np.float32)
+        return Amounts(popular, here, views, carts, purchases, shown)
 
     def _ids(self, labels: Labels) -> Sequence[str]:
         """Item ids [m], "" of label −1."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from index.query.second_stage import GivenList, ListRanker, SecondStage
+from index.ranking.features import GROUPS
 from index.ranking.ranker import DOCUMENT, TENSORS, ListSource, Ranker, is_ranker_version, parse_ranker
 from index.state.store import LiveStore
 
@@ -61,8 +62,13 @@ def no_ranker(reason: str, broken: bool = False) -> ServedRanker:
     return ServedRanker(None, {}, dict.fromkeys(("retrieved", "shown", "placed"), reason), broken)
 
 
-def chosen(version: str, choice: str, document: bytes | None, tensors: bytes | None) -> ServedRanker:
-    """What orders the lists of model `version`, by PERSEID_RANKER and the stored files of its ranker."""
+def chosen(
+    version: str, choice: str, document: bytes | None, tensors: bytes | None, showings: bool = False
+) -> ServedRanker:
+    """What orders the lists of model `version`, by PERSEID_RANKER and the stored files of its ranker.
+
+    `showings` says whether they are counted here.
+    """
     if choice == OFF:
         return no_ranker("PERSEID_RANKER is off")
     if document is None or tensors is None:
@@ -77,11 +83,11 @@ def chosen(version: str, choice: str, document: bytes | None, tensors: bytes | N
     if choice not in (AUTO, ranker.version):
         said = f"PERSEID_RANKER names {choice}, {version} has {ranker.version}"
         return no_ranker(said, broken=True)
-    return _by_source(ranker, forced=choice == ranker.version)
+    return _by_source(ranker, forced=choice == ranker.version, showings=showings)
 
 
-def _by_source(ranker: Ranker, forced: bool) -> ServedRanker:
-    """A ranker orders what it was better at, or `forced` all that it can.
+def _by_source(ranker: Ranker, forced: bool, showings: bool) -> ServedRanker:
+    """A ranker orders what it was better at, or `forced` all that it can, where what it reads is counted.
 
     Lists of the caller's that it never learned are ordered as those without places, else as what is retrieved.
     """
@@ -96,6 +102,8 @@ def _by_source(ranker: Ranker, forced: bool) -> ServedRanker:
         learned = next((other for other in others if other in ranker.scorers), None)
         if learned is None:
             reasons[source] = f"{ranker.version} has not learned lists that were {source}"
+        elif not showings and GROUPS["showings"].keys() & set(ranker.scorers[learned].features):
+            reasons[source] = f"{ranker.version} reads showings, and PERSEID_SHOWINGS is off"
         elif forced or ranker.scorers[learned].better:
             orders[source] = learned
         else:
@@ -104,7 +112,7 @@ def _by_source(ranker: Ranker, forced: bool) -> ServedRanker:
 
 
 async def load_served_ranker(
-    store: LiveStore, version: str, choice: str, before: ServedRanker | None = None
+    store: LiveStore, version: str, choice: str, before: ServedRanker | None = None, showings: bool = False
 ) -> ServedRanker:
     """What orders the lists of a model now, the same object while its stored document is. Raises StoreUnavailableError.
 
@@ -118,4 +126,4 @@ async def load_served_ranker(
         if document == before.document:
             return before
     ((tensors, document),) = await store.read([(key, RANKER_FIELDS)])
-    return replace(chosen(version, choice, document, tensors), document=document)
+    return replace(chosen(version, choice, document, tensors, showings), document=document)

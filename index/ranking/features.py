@@ -6,7 +6,7 @@ counts are log(1 + count), prices are natural logarithms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -19,7 +19,7 @@ from index.items.columns import ItemFacts
 from index.items.search import Labels
 from index.state.records import Vector
 
-VERSION = 1  # of what the names below mean; a ranker of another version is not used
+VERSION = 2  # of what the names below mean; a ranker of a later version is not used
 SESSION_GAP_MS = 30 * MINUTE_MS  # a longer silence ends a session
 RECENT = 10  # distinct items whose vectors and prices stand for what the user looks at now
 Floats = NDArray[np.float32]
@@ -70,6 +70,10 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "carts_per_view": "their ratio, smoothed",
         "purchases_per_view": "their ratio, smoothed",
     },
+    "showings": {
+        "shown": "decayed count of showings, by place; the present six hours do not count",
+        "clicks_per_shown": "views per showing, smoothed",
+    },
     "negative": {
         "negative": "what negative feedback takes off the first-stage score",
         "brand_negative": "count of dislikes and removals of items of this brand",
@@ -88,6 +92,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
 FEATURES: tuple[str, ...] = tuple(name for names in GROUPS.values() for name in names)
 _PRIOR_VIEWS = 20.0  # an item counts as if it had been viewed so often …
 _PRIOR_ACTED = 1.0  # … and acted on once
+_PRIOR_SHOWN = 10.0  # … and as if it had been shown so often, and viewed once
+_LATER = {"showings": 2}  # groups that came with a later version than 1
 
 
 class EventClass(IntEnum):
@@ -135,6 +141,7 @@ class Amounts:
     views: Floats
     carts: Floats
     purchases: Floats
+    shown: Floats | None = None  # None: showings are not counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +298,18 @@ def _popularity(amounts: Amounts) -> dict[str, Floats]:
         "purchases": np.log1p(amounts.purchases),
         "carts_per_view": np.log((amounts.carts + _PRIOR_ACTED) / views),
         "purchases_per_view": np.log((amounts.purchases + _PRIOR_ACTED) / views),
+        **({} if amounts.shown is None else _showings(amounts.views, amounts.shown)),
     }
+
+
+def _showings(views: Floats, shown: Floats) -> dict[str, Floats]:
+    return {"shown": np.log1p(shown), "clicks_per_shown": np.log((views + 1) / (shown + _PRIOR_SHOWN))}
+
+
+def features_version(names: Iterable[str]) -> int:
+    """The first version that had all of these features."""
+    wanted = set(names)
+    return max((since for group, since in _LATER.items() if wanted & GROUPS[group].keys()), default=1)
 
 
 def _list(items: RankedList) -> dict[str, Floats]:

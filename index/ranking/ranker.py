@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as deserialize
 from safetensors.numpy import save as serialize
 
-from index.ranking.features import FEATURES, VERSION, Floats
+from index.ranking.features import FEATURES, VERSION, Floats, features_version
 from index.ranking.network import Network
 
 DOCUMENT, TENSORS, FORMAT = "ranker.json", "ranker.safetensors", 1
@@ -74,7 +74,12 @@ class Ranker:
             source: {"features": list(scorer.features), "better": scorer.better}
             for source, scorer in sorted(self.scorers.items())
         }
-        return {"features_version": VERSION, "encoder": self.encoder, "scorers": scorers}
+        return {"features_version": self.features_version, "encoder": self.encoder, "scorers": scorers}
+
+    @property
+    def features_version(self) -> int:
+        """The first version of features that had all that it reads."""
+        return features_version(name for scorer in self.scorers.values() for name in scorer.features)
 
     def _arrays(self) -> dict[str, Floats]:
         return {
@@ -125,10 +130,11 @@ def parse_ranker(document: bytes, tensors: bytes, where: str) -> Ranker:
         body: dict[str, Any] = dict(json.loads(document))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {DOCUMENT} is no ranker's ({error}); copy the folder again") from error
-    if body.get("format") != FORMAT or body.get("features_version") != VERSION:
+    if body.get("format") != FORMAT or body.get("features_version") not in range(1, VERSION + 1):
         found = body.get("format"), body.get("features_version")
         raise ValueError(
-            f"{where} has ranker format and features {found}, this build reads {(FORMAT, VERSION)}; train it again"
+            f"{where} has ranker format and features {found}, this build reads {FORMAT} and up to {VERSION}; "
+            "train it again"
         )
     if body.get("sha256") != hashlib.sha256(tensors).hexdigest():
         raise ValueError(f"{where}: {TENSORS} does not belong to its {DOCUMENT}; copy the folder again")

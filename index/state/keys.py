@@ -19,11 +19,16 @@ def partition_tag(partition: int) -> str:
     return f"p{partition}"
 
 
+def showings_tag(partition: int) -> str:
+    """Hash tag of what a partition of shown lists adds up to, e.g. `x17`."""
+    return f"x{partition}"
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """Builds the keys of one deployment (or one replay) below `prefix`.
 
-    A *tag* names a unit of atomic writing: `p<partition>`, `items` or `context`.
+    A *tag* names a unit of atomic writing: `p<partition>`, `x<partition>`, `items` or `context`.
     """
 
     prefix: str = "perseid"
@@ -71,6 +76,18 @@ class Keys:
     def popularity_buckets(self, tag: str) -> str:
         """Hash bucket → number of increments, so that a reader re-reads only what changed."""
         return f"{self.prefix}:{{{tag}}}:pops"
+
+    def showings(self, tag: str, bucket: int) -> str:
+        """Hash item → how far it was seen on lists of one time bucket of one partition, in thousandths."""
+        return f"{self.prefix}:{{{tag}}}:shown:{bucket}"
+
+    def showing_buckets(self, tag: str) -> str:
+        """Hash bucket → number of lists, so that a reader re-reads only what changed."""
+        return f"{self.prefix}:{{{tag}}}:shows"
+
+    def shown_lists(self, tag: str) -> str:
+        """Hash of the latest lists that were counted: hash of the recommendation id → its number."""
+        return f"{self.prefix}:{{{tag}}}:lists"
 
     def item(self, item_id: str) -> str:
         """Hash of one item: catalogue record, text vector, tags, and one retrieval vector per model version."""

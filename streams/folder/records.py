@@ -1,7 +1,8 @@
 """`records` turns a data folder into the records that its shop would have produced, in time order.
 
-At equal times the order is users, catalog, item-vectors, context, clickstream: what an event may depend on comes first.
-An item enters `catalog` when it becomes known. Events without an id of their own are named `<folder name>:<row>`.
+At equal times the order is users, catalog, item-vectors, context, clickstream, exposures: what an event may depend on
+comes first. An item enters `catalog` when it becomes known. Events without an id of their own are named
+`<folder name>:<row>`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, FORGET, ITEM_VECTORS, TOPIC_ORDER, USERS
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, FORGET, ITEM_VECTORS, TOPIC_ORDER, USERS
 from streams.folder.items import catalogue_body
 from streams.folder.reader import DETAILS, FORGET_CODE, Folder
 from streams.item_vectors import ItemVectors
@@ -46,9 +47,10 @@ def records(
         ITEM_VECTORS: lambda: _vectors(folder, vectors),
         CONTEXT: lambda: _given(CONTEXT, "location", folder.contexts),
         CLICKSTREAM: lambda: _clicks(folder, start_ms, stop_ms),
+        EXPOSURES: lambda: _exposures(folder),
     }
-    # heapq.merge is stable: at equal times the earlier iterator of TOPIC_ORDER wins.
-    merged = heapq.merge(*(sources[name]() for name in TOPIC_ORDER if name in topics), key=lambda r: r.timestamp_ms)
+    # heapq.merge is stable: at equal times the earlier of these iterators wins.
+    merged = heapq.merge(*(sources[name]() for name in sources if name in topics), key=lambda r: r.timestamp_ms)
     for record in merged:
         if stop_ms is not None and record.timestamp_ms >= stop_ms:
             return
@@ -86,6 +88,22 @@ def _vectors(folder: Folder, vectors: ItemVectors | None) -> Iterator[SourceReco
         if item_id in rows:
             body = vectors.body(rows[item_id], ts_ms)
             yield SourceRecord(ITEM_VECTORS, item_id.encode(), orjson.dumps(body), ts_ms)
+
+
+def _exposures(folder: Folder) -> Iterator[SourceRecord]:
+    """What was shown, as lists that the API would have written; one without an id is named after folder and line."""
+    lists = [(_shown_ms(line), number, line) for number, line in enumerate(folder.impressions)]
+    for ts_ms, number, line in sorted(lists, key=lambda entry: entry[:2]):
+        name = line.get("recommendation_id") or f"{folder.name}:list:{number}"
+        body = {"recommendation_id": name, "user_id": line.get("user_id"), "ts_ms": ts_ms}
+        body["items"] = [{"item_id": item_id} for item_id in line.get("shown") or ()]
+        yield SourceRecord(EXPOSURES, str(line.get("user_id")).encode(), orjson.dumps(body), ts_ms)
+
+
+def _shown_ms(line: Mapping[str, Any]) -> int:
+    """When a list was shown; 0, which the topic refuses, where it does not say so."""
+    found = line.get("ts_ms", 1000 * line["timestamp"] if isinstance(line.get("timestamp"), int | float) else 0)
+    return int(found) if isinstance(found, int | float) else 0
 
 
 def _arrival_order(folder: Folder, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Queues fetched records on their way to one serial agent, in a lane each for users, items and contexts.
+"""Queues fetched records on their way to a serial agent, in a lane each for users, items, contexts and showings.
 
 A flood of clicks thus does not delay a stock-out. Lanes are bounded in number and in bytes; a full one's partitions are
 not read, which is all the back pressure there is: Kafka keeps the rest.
@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, tag_of
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, USERS, Record, tag_of
 
-LANES = (frozenset({USERS, CLICKSTREAM}), frozenset({CATALOG, ITEM_VECTORS}), frozenset({CONTEXT}))
+LANES = (
+    frozenset({USERS, CLICKSTREAM}),
+    frozenset({CATALOG, ITEM_VECTORS}),
+    frozenset({CONTEXT}),
+    frozenset({EXPOSURES}),
+)
 MAX_BYTES = 32 << 20  # of waiting records: some thousand usual ones, or some dozen of the largest
 USUAL_BATCH = 512  # records: a few hundred users for the encoder
 BATCH_S = 0.5  # a larger batch may take so long: what it delays would have waited for the backlog before it anyway

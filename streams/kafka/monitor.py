@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import faust
 from faust.types import TP
 
 from context.counting import counted
 from index.state.store import FencedError, StoreUnavailableError
-from streams.events import CLICKSTREAM, CONSUMED, USERS, tag_of
+from streams.events import CONSUMED, PARTITIONED, tag_of
 from streams.kafka.claims import Claims
 from streams.kafka.consumer import StateConsumer
 from streams.kafka.log_identity import LogLookup
@@ -28,10 +28,10 @@ _REPORT_EVERY = 10  # beats between commits of offsets to Kafka, which are only 
 log = logging.getLogger(__name__)
 
 
-def partition_count_error(counts: Mapping[str, int], partitions: int) -> str:
+def partition_count_error(counts: Mapping[str, int], partitions: int, topics: Iterable[str] = CONSUMED) -> str:
     """What is wrong with the topics' partition counts, with the remedy; "" when they fit."""
-    for topic in CONSUMED:
-        wanted = partitions if topic in (CLICKSTREAM, USERS) else 1
+    for topic in topics:
+        wanted = partitions if topic in PARTITIONED else 1
         if counts.get(topic) != wanted:
             found = f"has {counted(counts[topic], 'partition')}" if topic in counts else "does not exist"
             return (
@@ -134,12 +134,13 @@ class LogMonitor:
 
     async def _look_at_logs(self) -> None:
         counts = await self._lookup.partition_counts()
-        wrong = partition_count_error(counts, self._engine.partitions)
-        if wrong and all(topic in counts for topic in CONSUMED):
+        topics = self._engine.rules.consumed
+        wrong = partition_count_error(counts, self._engine.partitions, topics)
+        if wrong and all(topic in counts for topic in topics):
             raise ValueError(wrong)
         if wrong:
             log.warning("%s", wrong)
-        identities = await self._lookup.identities([topic for topic in CONSUMED if topic in counts])
+        identities = await self._lookup.identities([topic for topic in topics if topic in counts])
         for tag, lease in self._settled().items():
             others = [t for t, known in lease.logs.items() if t in identities and identities[t] != known]
             if others:

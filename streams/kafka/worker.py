@@ -19,7 +19,7 @@ import faust
 from context.times import unit_of
 from index.state.store import FencedError, StoreUnavailableError
 from index.state.tasks import end_tasks
-from streams.events import CLICKSTREAM, CONSUMED, SENT_MS, MalformedError, Record, tag_of
+from streams.events import CLICKSTREAM, SENT_MS, MalformedError, Record, is_showings, tag_of
 from streams.kafka.claims import Claims
 from streams.kafka.config import KafkaConfig
 from streams.kafka.consumer import PatientAssignor, StateApp, StateConsumer, wake
@@ -71,7 +71,8 @@ class StreamWorker:
         self.lanes = [self._build_lane(topics) for topics in LANES]
         self._lookup = LogLookup(settings.access)
         self.claims = Claims(engine, self._lookup, settings.group, self.lanes)
-        self.app.read_for(self.claims, settings.access, CONSUMED, settings.fetch_wait_ms)
+        self._topics = engine.rules.consumed
+        self.app.read_for(self.claims, settings.access, self._topics, settings.fetch_wait_ms)
         self._monitor = LogMonitor(engine, self.claims, self._lookup)
 
     async def run(self) -> None:
@@ -79,7 +80,7 @@ class StreamWorker:
 
         Raises PositionBeyondLogError, and ValueError when the broker's topics do not fit the live state.
         """
-        if wrong := partition_count_error(await self._lookup.partition_counts(), self.engine.partitions):
+        if wrong := partition_count_error(await self._lookup.partition_counts(), self.engine.partitions, self._topics):
             raise ValueError(wrong)
         consumer = self.app.state_consumer
         # Not simply awaited: a broker that is silent must not keep a worker from ending that is asked to stop.
@@ -122,8 +123,12 @@ class StreamWorker:
 
     @property
     def ready(self) -> bool:
-        """Whether everything assigned is claimed, and applied up to the logs' ends as last seen."""
-        return self.settled and all(lease.caught_up for lease in self.engine.leases.values())
+        """Whether everything assigned is claimed, and applied up to the logs' ends as last seen.
+
+        Nobody waits for showings: a log of some weeks may have to be counted first.
+        """
+        leases = self.engine.leases.items()
+        return self.settled and all(lease.caught_up for tag, lease in leases if not is_showings(tag))
 
     def _ended(self, task: asyncio.Future[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from encoder.text.item_text import canonical_text, text_hash
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag, showings_tag
 from index.state.records import (
     ITEM_FIELDS,
     PROFILE,
@@ -36,7 +36,10 @@ _CHUNK = 500  # users or items read in one round trip
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """Hashes by part, so that a difference names where it is: one per user partition, `items`, `contexts`."""
+    """Hashes by part, so that a difference names where it is: one per user partition, `items`, `contexts`.
+
+    And one per partition of `exposures` where these are applied.
+    """
 
     parts: dict[str, str]
 
@@ -73,6 +76,7 @@ async def read_state(store: LiveStore, partitions: int) -> dict[str, Any]:
             "positions": await _positions(store, tag),
             **await _rules(store, tag),
         }
+        parts |= await _showings(store, partition)
     parts["items"] = {"items": await _items(store), "positions": await _positions(store, ITEMS_TAG)}
     contexts = await store.read_all(store.keys.contexts())
     parts["contexts"] = {
@@ -113,6 +117,20 @@ async def _kinds(store: LiveStore, tag: str) -> dict[str, Any]:
     """Counts by kind; nothing of a state that was applied before there were any."""
     found = {bucket: counts for bucket, counts in (await _counts(store, tag, store.keys.kinds)).items() if counts}
     return {"kinds": found} if found else {}
+
+
+async def _showings(store: LiveStore, partition: int) -> dict[str, Any]:
+    """What a partition of `exposures` adds up to; nothing where none is applied."""
+    keys, tag = store.keys, showings_tag(partition)
+    positions = await _positions(store, tag)
+    if not any(positions.values()):
+        return {}
+    buckets = sorted(await store.read_all(keys.showing_buckets(tag)))
+    found = {bucket: await store.read_all(keys.showings(tag, int(bucket))) for bucket in buckets}
+    counts = {bucket: {name: int(count) for name, count in items.items()} for bucket, items in found.items()}
+    numbers = {name: int(number) for name, number in (await store.read_all(keys.shown_lists(tag))).items()}
+    latest = [name for name, _ in sorted(numbers.items(), key=lambda entry: entry[1])]
+    return {tag: {"showings": counts, "lists": latest, "positions": positions}}
 
 
 async def _positions(store: LiveStore, tag: str) -> dict[str, int]:

@@ -21,11 +21,14 @@ from streams.events import (
     CATALOG,
     CLICKSTREAM,
     CONTEXT,
+    EXPOSURES,
     ITEM_VECTORS,
     USER_TOPICS,
+    Exposure,
     MalformedError,
     Record,
     Rules,
+    is_showings,
     tag_of,
 )
 from streams.pipeline.encoder_thread import EncoderThread
@@ -34,6 +37,7 @@ from streams.pipeline.intake import DeadLetterSink, Intake
 from streams.pipeline.item_ops import Completed, complete_items, context_ops, item_ops
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
+from streams.pipeline.showings import ShowingsWriter
 from streams.pipeline.user_state import EngineSettings
 from streams.pipeline.user_writer import UserWriter
 from streams.pipeline.write_plan import UserPlan, UserPlanner
@@ -77,6 +81,7 @@ class Engine:
         planner = UserPlanner(store.keys, rules, self.encoders, self.settings, self.counts, self.metrics)
         self._one_at_a_time: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # of items and contexts, by tag
         self._users = UserWriter(store, planner, self.encoders, self.settings, self.counts)
+        self._showings = ShowingsWriter(store, self.settings, self.counts)
 
     async def claim(
         self, tag: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
@@ -95,7 +100,7 @@ class Engine:
             lease.token = claim.token
         else:
             lease = PartitionLease(tag, claim.token, dict(claim.positions), self.settings.cached_users)
-            await self._users.open(lease)
+            await (self._showings if is_showings(tag) else self._users).open(lease)
             await self.release(tag)
         lease.generation, lease.logs, lease.group = generation, logs, group
         lease.fresh, lease.reread, lease.unsure = set(logs), set(), False
@@ -130,6 +135,9 @@ class Engine:
             tag = tag_of(topic, 0)
             if (topic, tag) in batches:
                 await self._apply_single(topic, tag, self._next(topic, tag, batches[topic, tag]))
+        for (topic, tag), part in batches.items():
+            if topic == EXPOSURES:
+                await self._apply_showings(tag, self._next(topic, tag, part))
 
     async def _apply_users(self, topic: str, parts: Mapping[str, Sequence[Record]]) -> None:
         """Clicks and profiles: validated, planned and written by partition, encoded in one batch."""
@@ -257,6 +265,12 @@ class Engine:
             ops = context_ops(events, keys) if topic == CONTEXT else await item_ops(events, keys, self.item_encoders)
             await self._commit(lease, topic, records[-1].offset + 1, ops)
         self.counts.add_applied(topic, len(events))
+
+    async def _apply_showings(self, tag: str, records: Sequence[Record]) -> None:
+        """Lists that were shown: counted where they lie, as nothing is kept of their users."""
+        if records:
+            shown = [event for _, event in await self.intake.accept(records) if isinstance(event, Exposure)]
+            await self._showings.apply(self.leases[tag], shown, records[-1].offset + 1)
 
     async def _commit(
         self, lease: PartitionLease, topic: str, offset: int, ops: Sequence[Op], models: str | None = None

@@ -16,7 +16,8 @@ from index.ranking.features import GROUPS, Floats
 from index.ranking.network import Network, Scaling
 from index.ranking.ranker import ListScorer, columns_of
 
-WITHOUT_POSITION = tuple(name for name in GROUPS if name != "position")
+ANYWHERE = tuple(name for name in GROUPS if name != "showings")  # of which every live state knows
+WITHOUT_POSITION = tuple(name for name in ANYWHERE if name != "position")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from index.state.records import (
     load_user,
 )
 from index.state.store import LiveStore
-from streams.events import CATALOG, CONTEXT, ITEM_VECTORS, TOPIC_ORDER, Record, Rules
+from streams.events import CATALOG, CONTEXT, EXPOSURES, ITEM_VECTORS, TOPIC_ORDER, Record, Rules
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.user_state import BUCKET_MS
 from streams.ranking.pools import ListPool, PoolRecorder
@@ -56,7 +56,7 @@ from streams.ranking.pools import ListPool, PoolRecorder
 _CHUNK = 512  # records applied at once while nothing is asked
 _REFRESH_MS = 60_000  # an API process sums popularity every few seconds; here: not more often than this …
 _REFRESH_EVENTS = 25  # … or than after so many events
-_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, *TOPIC_ORDER))}
+_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, *TOPIC_ORDER, EXPOSURES))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class RankingWalk:
         self._engine, self._encoder, self._offset = engine, encoder, offset
         self._store: LiveStore = engine.store
         self._catalogue = Catalogue("", encoder.model.config.d_model)
-        self._popularity = Popularity(self._store, kinds=True)
+        self._popularity = Popularity(self._store, kinds=True, showings=rules.showings)
         self._follower = ItemFollower(self._store, "", _Tower(self._catalogue, encoder), text_vectors=True)
         self._weights, self._kind_weights = weights, [kind.weight for kind in rules.kinds]
         classes = event_classes(self._kind_weights, [kind.remembered for kind in rules.kinds])
@@ -253,7 +253,7 @@ class RankingWalk:
     async def _flush(self) -> None:
         """Applies what is pending, items first, as they would be known by then."""
         batch, self._pending = sorted(self._pending, key=lambda record: _ORDER[record.topic]), []
-        self._since += len(batch)
+        self._since += sum(record.topic != EXPOSURES for record in batch)
         items = [record for record in batch if record.topic in (CATALOG, ITEM_VECTORS)]
         for part in (items, batch[len(items) :]):
             while part:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from index.items.follower import ItemFollower
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag, showings_tag
 from index.state.store import LiveStore, LogIdentity
 from streams.evaluation.prequential import PrequentialEvaluator
 from streams.events import (
     CATALOG,
     CLICKSTREAM,
     CONTEXT,
+    EXPOSURES,
     ITEM_VECTORS,
     PARTITIONED,
     TOPIC_ORDER,
@@ -45,7 +46,9 @@ _CHUNK = 512
 _PENDING = 64
 _ITEM_TOPICS = (CATALOG, ITEM_VECTORS)
 # Within a chunk of the warm-up items come first, so that no window is encoded before its items are known.
-_CHUNK_ORDER = {topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, USERS, CLICKSTREAM))}
+_CHUNK_ORDER = {
+    topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, USERS, CLICKSTREAM, EXPOSURES))
+}
 
 
 class SilentSink:
@@ -77,14 +80,17 @@ async def open_engine(
     await store.ensure_cluster(partitions, [kind.name for kind in rules.kinds])
     encoders = Encoders(*([] if encoder is None else [encoder]))
     engine = Engine(store, rules, partitions, sink, encoders, settings or EngineSettings(half_vectors=False))
-    for tag in (*(partition_tag(partition) for partition in range(partitions)), ITEMS_TAG, CONTEXT_TAG):
+    tags = [
+        tag(partition) for tag in (partition_tag, *([showings_tag] * rules.showings)) for partition in range(partitions)
+    ]
+    for tag in (*tags, ITEMS_TAG, CONTEXT_TAG):
         await engine.claim(tag, 0, {topic: logs[topic] for topic in topics_of(tag)}, "replay")
     return engine
 
 
 def folder_logs(name: str) -> dict[str, LogIdentity]:
     """Identities of the logs that a data folder stands for."""
-    return {topic: LogIdentity(f"folder:{name}") for topic in TOPIC_ORDER}
+    return {topic: LogIdentity(f"folder:{name}") for topic in (*TOPIC_ORDER, EXPOSURES)}
 
 
 def numbered(records: Iterable[SourceRecord], partitions: int) -> Iterator[Record]:

@@ -86,7 +86,7 @@ async def measure(world: Synthetic, count: int) -> list[Row]:
     await writer.open(world.dim)
     await writer.put_items(world.records(world.item_vectors()))
     await writer.put_users(world, range(world.users), now_ms)
-    catalogue, popularity = Catalogue(MODEL, world.dim), Popularity(store, kinds=True)
+    catalogue, popularity = Catalogue(MODEL, world.dim), Popularity(store, kinds=True, showings=True)
     await ItemFollower(store, MODEL, catalogue).catch_up()
     await popularity.refresh(PARTITIONS, BUCKET_MS, now_ms)
     _settle(catalogue, world.items)

@@ -22,7 +22,7 @@ from index.api.metrics import ApiMetrics
 from index.api.schemas.shapes import ServedBy
 from index.api.settings import ApiSettings, KafkaSide
 from index.query.shadow import ShadowList, ShadowLists
-from index.state.keys import Keys
+from index.state.keys import Keys, showings_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import (
     CATALOGUE,
@@ -132,6 +132,8 @@ def redis_keys() -> dict[str, Any]:
         "cluster": keys.cluster(), "model": keys.model("m-1"), "roles": keys.roles(), "owner": keys.owner("p1"),
         "user": keys.user("p1", "me"), "users": keys.users("p1"), "waiting": keys.waiting("p1"),
         "popularity": keys.popularity("p1", 7), "kinds": keys.kinds("p1", 7), "buckets": keys.popularity_buckets("p1"),
+        "showings": keys.showings(showings_tag(1), 7), "showing buckets": keys.showing_buckets(showings_tag(1)),
+        "shown lists": keys.shown_lists(showings_tag(1)),
         "item": keys.item("tea"),
         "item index": keys.item_index(), "item log": keys.item_log(), "contexts": keys.contexts(),
         "user fields": [STATE, PROFILE, vector_field("m-1")],

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, USERS
 
 BIG = 900_000  # bytes: near the 1 MB at which Kafka refuses a record
 TS_MS = 1_760_000_000_000
@@ -32,6 +32,7 @@ _TIMES: list[Any] = [*_INTEGERS, *_UNITS, 1.76e12, "1760000000000", 0, -1, 946_6
 _STARTS: list[Any] = [time for time in _TIMES if time != 0]
 _ENDS: list[Any] = [time for time in _TIMES if time != 4_102_444_800_001] + [253_402_300_800_000]
 _OBJECTS: list[Any] = ["x", 3, True, [], [1]]
+_LISTED: list[Any] = ["x", 3, True, {}, ["i1"], [None], [{}], [{"item_id": ""}], [{"item_id": 3}]]
 
 
 def _base64(*numbers: float) -> str:
@@ -63,6 +64,7 @@ REQUIRED: Mapping[str, Mapping[str, list[Any]]] = {
     CATALOG: {"item_id": _IDS, "title": [*_TEXTS, *_CONTROL], "ts_ms": _TIMES},
     ITEM_VECTORS: {"item_id": _IDS, "embedder": [*_IDS, "other"], "vector": _VECTORS, "ts_ms": _TIMES},
     CONTEXT: {"location": _IDS, "ts_ms": _TIMES, "valid_until_ms": _ENDS},
+    EXPOSURES: {"recommendation_id": _IDS, "user_id": _IDS, "items": _LISTED, "ts_ms": _TIMES},
 }
 OPTIONAL: Mapping[str, Mapping[str, list[Any]]] = {
     CLICKSTREAM: dict.fromkeys(("session_id", "location", "recommendation_id", "page_id"), _OPTIONAL_IDS),
@@ -86,6 +88,7 @@ OPTIONAL: Mapping[str, Mapping[str, list[Any]]] = {
         "events": _LISTS,
         "promotions": _PROMOTIONS,
     },
+    EXPOSURES: dict.fromkeys(("page_id", "location", "model", "served_by"), _OPTIONAL_IDS),
 }
 GOOD: Mapping[str, dict[str, Any]] = {
     CLICKSTREAM: {"event_id": "e1", "user_id": "u1", "item_id": "i1", "kind": "view", "ts_ms": TS_MS},
@@ -93,6 +96,7 @@ GOOD: Mapping[str, dict[str, Any]] = {
     CATALOG: {"item_id": "i1", "title": "Tea", "price": 2.5, "ts_ms": TS_MS},
     ITEM_VECTORS: {"item_id": "i1", "embedder": "toy", "vector": [1, 0, 0.5, 0], "tags": ["t"], "ts_ms": TS_MS},
     CONTEXT: {"location": "berlin", "ts_ms": TS_MS, "valid_until_ms": TS_MS + 1, "weather": {"heat_wave": True}},
+    EXPOSURES: {"recommendation_id": "r1", "user_id": "u1", "items": [{"item_id": "i1"}], "ts_ms": TS_MS},
 }
 # Of the right type, and yet wrong: topic, what is changed in a good record, field, reason.
 SENSELESS: tuple[tuple[str, dict[str, Any], str, str], ...] = (

@@ -19,13 +19,13 @@ from confluent_kafka.cimpl import NewTopic
 from deploy.servers.kafka import KafkaServer
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.topics import AHEAD
-from streams.events import CONSUMED, DEAD_LETTERS
+from streams.events import CONSUMED, DEAD_LETTERS, EXPOSURES
 from streams.kafka.config import KafkaConfig
 from tests.faults.main_thread import in_main_thread
 
 _ANSWER_S = 30.0  # a Kafka that has just been restarted on busy cores may need as long
 _POLL_S = 0.02
-_TOPICS = (*CONSUMED, DEAD_LETTERS)
+_TOPICS = (*CONSUMED, EXPOSURES, DEAD_LETTERS)
 
 
 class RealBroker:

@@ -19,11 +19,11 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from context.times import YEAR_2000_MS, YEAR_2100_MS
 from index.state.keys import partition_of
-from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, USERS
+from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, EXPOSURES, ITEM_VECTORS, PARTITIONED, USERS
 from streams.kafka.config import KafkaConfig
 from tests.faults.malformed import malformed
 from tests.faults.vectors import ITEMS, item_vector
-from tests.support.streams_world import NOW_MS, MemoryBroker, click, fill
+from tests.support.streams_world import NOW_MS, MemoryBroker, click, fill, show
 
 BURST_USER = "burst-user-"
 POISON = "poison"  # header of records that must not be accepted; nobody but the harness looks at it
@@ -48,14 +48,16 @@ class Sent:
 class Mix:
     """What the traffic is made of, as shares of the clicks.
 
-    `resends` come once more a little later. `shop` are records of items and contexts. `odd` clicks are, in equal parts,
-    late by hours or days, at the very time of the click before, of a clock that is far ahead, and in another partition.
-    With `steady` the items' vectors come first and never change, and nobody has a profile: what is left decides a
-    user's vectors. `poison` is how many malformed records each topic gets. `burst` are clicks of one producer, all to
-    partition 0, with any times that are accepted. `users` per partition.
+    `resends` come once more a little later. `shown` are lists, of which some come again. `shop` are records of items
+    and contexts. `odd` clicks are, in equal parts, late by hours or days, at the very time of the click before, of a
+    clock that is far ahead, and in another partition. With `steady` the items' vectors come first and never change,
+    and nobody has a profile: what is left decides a user's vectors. `poison` is how many malformed records each topic
+    gets. `burst` are clicks of one producer, all to partition 0, with any times that are accepted. `users` per
+    partition.
     """
 
     resends: float = 0.05
+    shown: float = 0.15
     shop: float = 0.02
     odd: float = 0.0
     poison: int = 0
@@ -97,7 +99,25 @@ def generate(seed: int, partitions: int, events: int, mix: Mix) -> list[Sent]:
             out.append(_shop_record(rng, len(out), mix.items))
     at = rng.randrange(len(out))
     out[at:at] = burst(rng, mix.burst, partitions, 1 if seed % 2 else mix.burst)
+    out = _mixed(rng, out, _lists(seed, partitions, int(mix.shown * events), mix.users))
     return _poisoned(rng, out, partitions, mix.poison, seed)
+
+
+def _lists(seed: int, partitions: int, count: int, users: int) -> list[Sent]:
+    """Lists as shown to users, in sending order."""
+    broker = _InOrder()
+    show(broker, partitions, seed, count, users=users * partitions)
+    return broker.sent
+
+
+def _mixed(rng: random.Random, records: list[Sent], others: list[Sent]) -> list[Sent]:
+    """Both, each in its order, the others at random places."""
+    places = sorted(rng.randrange(len(records)) for _ in others)
+    out, at = [], 0
+    for place, other in zip(places, others, strict=True):
+        out += [*records[at:place], other]
+        at = place
+    return out + records[at:]
 
 
 def burst(rng: random.Random, clicks: int, partitions: int, users: int) -> list[Sent]:
@@ -132,20 +152,15 @@ def _poisoned(rng: random.Random, records: list[Sent], partitions: int, count: i
     """Malformed records of every topic at random places."""
     poison = [
         Sent(topic, _place(rng, topic, partitions), key, value, NOW_MS, poison=True)
-        for topic in CONSUMED
+        for topic in (*CONSUMED, EXPOSURES)
         for key, value in (malformed(topic, count, seed, large=0) if count else ())
     ]
-    places = sorted(rng.randrange(len(records)) for _ in poison)
     rng.shuffle(poison)
-    out, at = [], 0
-    for place, bad in zip(places, poison, strict=True):
-        out += [*records[at:place], bad]
-        at = place
-    return out + records[at:]
+    return _mixed(rng, records, poison)
 
 
 def _place(rng: random.Random, topic: str, partitions: int) -> int:
-    return rng.randrange(partitions) if topic in (CLICKSTREAM, USERS) else 0
+    return rng.randrange(partitions) if topic in PARTITIONED else 0
 
 
 def item_record(number: int) -> Sent:

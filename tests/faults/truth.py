@@ -19,12 +19,12 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from encoder.text.item_text import canonical_text, text_hash
-from index.state.keys import partition_of, partition_tag
+from index.state.keys import partition_of, partition_tag, showings_tag
 from index.state.records import event_hash
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, ITEM_VECTORS, USERS, Record
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, EXPOSURES, ITEM_VECTORS, USERS, Record
 from streams.kafka.config import KafkaConfig
 from tests.faults.traffic import BURST_USER, POISON, Sent
-from tests.support.oracle import Oracle
+from tests.support.oracle import Oracle, ShowingsOracle
 
 Logs = dict[tuple[str, int], list[Record]]
 _READ_TIMEOUT_S = 30.0  # without a single record
@@ -38,7 +38,7 @@ DEAD = [(DEAD_LETTERS, 0)]
 
 def log_partitions(partitions: int) -> list[tuple[str, int]]:
     """Every consumed partition."""
-    by_user = [(topic, p) for topic in (CLICKSTREAM, USERS) for p in range(partitions)]
+    by_user = [(topic, p) for topic in (CLICKSTREAM, USERS, EXPOSURES) for p in range(partitions)]
     return by_user + [(CATALOG, 0), (ITEM_VECTORS, 0), (CONTEXT, 0)]
 
 
@@ -136,6 +136,7 @@ def expect(logs: Logs, partitions: int, former: Logs | None = None, oracle: Orac
             _click(oracle, partition, partitions, record)
         positions = {topic: len(logs[topic, partition]) for topic in (USERS, CLICKSTREAM)}
         parts[partition_tag(partition)] = oracle.part(partition, positions)
+    parts |= _showings(logs, partitions)
     positions = {topic: len(logs[topic, 0]) for topic in (CATALOG, ITEM_VECTORS)}
     parts["items"] = {"items": _items(logs), "positions": positions}
     parts["contexts"] = {"contexts": _last(logs[CONTEXT, 0]), "positions": {CONTEXT: len(logs[CONTEXT, 0])}}
@@ -180,6 +181,18 @@ def _profile(oracle: Oracle, partition: int, partitions: int, record: Record) ->
     numeric = {name: float(value) for name, value in body["numeric"].items()}
     content = {"numeric": numeric, "categorical": body["categorical"]}
     oracle.profile(partition, body["user_id"], content, body["ts_ms"])
+
+
+def _showings(logs: Logs, partitions: int) -> dict[str, Any]:
+    oracle, parts = ShowingsOracle(partitions), dict[str, Any]()
+    for partition in range(partitions):
+        log = logs.get((EXPOSURES, partition), [])
+        for record in log:
+            if not is_poison(record):
+                oracle.shown(partition, orjson.loads(record.value or b""), record.timestamp_ms)
+        if log:
+            parts[showings_tag(partition)] = oracle.part(partition, len(log))
+    return parts
 
 
 def _forwarding(logs: Logs, partitions: int) -> tuple[int, int]:
@@ -272,7 +285,7 @@ def compare(state: Mapping[str, Any], expected: Mapping[str, Any]) -> Difference
     """What the state lacks and what it has too much of, against the oracle's."""
     lost: Counter[str] = Counter()
     for name, part in expected.items():
-        if "users" in part:
+        if "users" in part or "showings" in part:
             lost.update(_counted(part))
             lost.subtract(_counted(state[name]))
     differing = tuple(sorted(name for name in expected if state[name] != expected[name]))
@@ -299,9 +312,9 @@ def lost_clicks(logs: Logs, state: Mapping[str, Any], partitions: int) -> list[s
 
 def _counted(part: Mapping[str, Any]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for user, content in part["users"].items():
+    for user, content in part.get("users", {}).items():
         counts.update(f"event {user} {event[0]}" for event in content["window"])
-    for counted in ("popularity", "kinds"):
+    for counted in ("popularity", "kinds", "showings"):
         for bucket, names in part.get(counted, {}).items():
             for name, count in names.items():
                 counts[f"{counted} {bucket} {name}"] += count

@@ -45,7 +45,7 @@ def two_workers(stage: Stage) -> None:
 
 def _wait_for_all(stage: Stage, worker: Worker) -> float:
     """Waits until a worker holds every tag; returns the seconds."""
-    everything = stage.options.partitions + 2
+    everything = 2 * stage.options.partitions + 2
     return stage.wait(lambda: len(worker.tags) == everything, "one worker holds everything")
 
 

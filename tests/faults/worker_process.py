@@ -29,7 +29,7 @@ from tests.faults.mutations import mutate_worker, mutated_store
 from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION, new_encoder, publish
 
-RULES = Rules(embedders={"toy": 4})
+RULES = Rules(embedders={"toy": 4}, showings=True)
 _BATCH, _PENDING = 2048, 4096  # as in production, unless a run is dragged
 SELDOM_S = 0.1  # where more processes than usual share the cores
 STATUS_S = 0.02  # how often the status file is renewed; a case that waits for it polls at the same pace

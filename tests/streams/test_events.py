@@ -23,7 +23,7 @@ from streams.events import (
     CLICKSTREAM,
     CONSUMED,
     CONTEXT,
-    EXPOSURES,
+    DEAD_LETTERS,
     ITEM_VECTORS,
     USERS,
     CatalogueEntry,
@@ -348,7 +348,7 @@ def test_a_null_click_is_refused() -> None:
 
 def test_a_topic_that_is_not_consumed_is_a_defect_and_not_a_bad_record() -> None:
     with pytest.raises(KeyError):
-        parse(record(EXPOSURES, {}), RULES)
+        parse(record(DEAD_LETTERS, {}), RULES)
 
 
 @pytest.mark.parametrize("topic", CONSUMED)

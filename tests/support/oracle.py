@@ -7,6 +7,7 @@ Takes the records of every partition in offset order, after forwarding, and retu
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,3 +148,34 @@ class Oracle:
             if bucket > self.clocks[partition] // HOUR6 - HORIZON and count:
                 found.setdefault(str(bucket), {})[name] = count
         return found
+
+
+class ShowingsOracle:
+    """What shown lists add up to: feed it lists already known to be well-formed, in offset order of their partition."""
+
+    def __init__(self, partitions: int, remembered: int = 1024, places: int = 100) -> None:
+        self.remembered, self.places = remembered, places
+        self.lists: list[list[str]] = [[] for _ in range(partitions)]  # all ids that were new, in order
+        self.counted: list[list[tuple[int, list[str]]]] = [[] for _ in range(partitions)]  # bucket, items
+        self.clocks = [Oracle(1) for _ in range(partitions)]
+
+    def shown(self, partition: int, body: dict[str, Any], timestamp_ms: int) -> None:
+        ts_ms = body["ts_ms"] if body["ts_ms"] <= timestamp_ms + 300_000 else timestamp_ms
+        name = f"{hashed(body['recommendation_id']):x}"
+        if name in self.lists[partition][-self.remembered :]:
+            return
+        self.lists[partition].append(name)
+        self.clocks[partition]._tick(0, ts_ms)
+        if ts_ms // HOUR6 > self.clocks[partition].clocks[0] // HOUR6 - HORIZON:
+            self.counted[partition].append((ts_ms // HOUR6, [item["item_id"] for item in body["items"]]))
+
+    def part(self, partition: int, position: int) -> dict[str, Any]:
+        showings: dict[str, dict[str, int]] = {}
+        for bucket, items in self.counted[partition]:
+            if bucket > self.clocks[partition].clocks[0] // HOUR6 - HORIZON:
+                counts = showings.setdefault(str(bucket), defaultdict(int))
+                distinct = [item for place, item in enumerate(items) if item not in items[:place]]
+                for place, item in enumerate(distinct[: self.places]):
+                    counts[item] += round(1000 / math.log2(place + 2))
+        latest = self.lists[partition][-self.remembered :]
+        return {"showings": showings, "lists": latest, "positions": {"exposures": position}}

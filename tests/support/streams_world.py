@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from index.state.keys import partition_of
-from streams.events import CLICKSTREAM, USERS, MalformedError, Record
+from streams.events import CLICKSTREAM, EXPOSURES, USERS, MalformedError, Record
 
 NOW_MS = 1_760_000_000_000
 
@@ -69,3 +69,24 @@ def fill(broker: MemoryBroker, partitions: int, seed: int, events: int, users: i
         if rng.random() < 0.1:
             partition = rng.randrange(partitions)
         broker.append(CLICKSTREAM, partition, body["user_id"].encode(), orjson.dumps(body), now)
+
+
+def show(broker: MemoryBroker, partitions: int, seed: int, lists: int, users: int = 12, step_ms: int = 60_000) -> None:
+    """Lists as shown: resends at once and later, late and fast clocks, long and empty ones, items named twice."""
+    rng, now, sent = random.Random(seed), NOW_MS, list[dict[str, Any]]()
+    for n in range(lists):
+        now += rng.choice((0, 1, step_ms))
+        roll = rng.random()
+        if sent and roll < 0.1:
+            body = sent[-1] if roll < 0.05 else rng.choice(sent)
+        else:
+            size = 150 if roll > 0.99 else rng.randrange(12)
+            items = [{"item_id": f"item-{int(rng.paretovariate(0.6)) % 300}"} for _ in range(size)]
+            ts_ms = now - rng.choice((*[0] * 30, 1000, 40 * 86_400_000)) + (400_000 if roll > 0.98 else 0)
+            user = f"user-{int(rng.paretovariate(0.7)) % users}"
+            body = {"recommendation_id": f"list-{seed}-{n}", "user_id": user, "items": items, "ts_ms": ts_ms}
+            sent.append(body)
+        partition = partition_of(body["user_id"], partitions)
+        if roll > 0.95:
+            partition = rng.randrange(partitions)
+        broker.append(EXPOSURES, partition, body["user_id"].encode(), orjson.dumps(body), now)

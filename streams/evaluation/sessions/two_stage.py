@@ -19,12 +19,12 @@ from index.ranking.ranker import columns_of
 from streams.evaluation.sessions.sessions import CLICK, Label, Slate, View, read_sessions
 from streams.events import Rules
 from streams.folder.reader import Folder
-from streams.ranking.training import WITHOUT_POSITION, TaughtList, TrainedScorer, train_scorer
+from streams.ranking.training import ANYWHERE, WITHOUT_POSITION, TaughtList, TrainedScorer, train_scorer
 from streams.ranking.walk import ListQuestion
 
 TWO_STAGE: Mapping[str, tuple[str, ...]] = {  # name → groups of features
     "two-stage": WITHOUT_POSITION,
-    "two-stage + position": tuple(GROUPS),
+    "two-stage + position": ANYWHERE,
 }
 TRAININGS = 3  # of each ranker, from seeds that follow each other: single ones differ by .005 in NDCG@10
 _PERMUTED = 500  # lists in which features are permuted

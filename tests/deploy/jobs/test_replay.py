@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import torch
 
@@ -176,6 +178,32 @@ def test_a_difference_from_the_live_state_is_explained(path: Path, monkeypatch: 
     first = next(differences(found, embedded=False))
     assert first == "the live state differs in 5 parts: contexts, items, p0, p1 and 1 more"
     assert found["p0"] == []  # nothing is known of what was read
+
+
+def test_lists_that_were_shown_are_replayed_where_they_are_counted(
+    path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users, times = folder.user_ids, folder.events.ts_ms.tolist()
+    pages = [{"user_id": users[n % 7], "ts_ms": times[n], "shown": folder.item_ids[n % 9 : 12]} for n in range(60)]
+    with gzip.open(path / "impressions.jsonl.gz", "wb") as file:
+        file.writelines(orjson.dumps(page) + b"\n" for page in pages)
+    counting, live = replace_showings(True), MemoryStore(SETTINGS.keys())
+    whole = replay_folder(path, ReplayPlan(store=live), counting, {})
+    plain = replay_folder(path, ReplayPlan(), replace_showings(False), {})
+    shown = {name for name in whole.digest.parts if name.startswith("x")}
+    assert whole.records["exposures"] == 60 and "exposures" not in plain.records and shown
+    assert whole.digest.differences(plain.digest) == sorted(shown)
+    parts = ReplayPlan(checkpoint=path / "kept", part=77)
+    assert replay_folder(path, parts, counting, {}).digest == whole.digest
+    with pytest.raises(ValueError, match="its showings was True"):
+        replay_folder(path, parts, replace_showings(False), {})
+    monkeypatch.setattr("deploy.jobs.replay.open_store", lambda settings: live)
+    assert compare_with_live(whole, counting) == {}
+    assert compare_with_live(plain, counting) == {name: [] for name in sorted(shown)}
+
+
+def replace_showings(showings: bool) -> Settings:
+    return load({}, partitions=PARTITIONS, embedders="toy:4", device="cpu", cache_mb=4, showings=showings)
 
 
 BEGINNING = "the topics do not hold the beginning of what the live state was built from: "

@@ -20,7 +20,7 @@ from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
-from index.ranking.features import FEATURES, VERSION
+from index.ranking.features import FEATURES, GROUPS
 from index.ranking.ranker import load_ranker
 from index.state.keys import Keys
 from streams.folder.reader import Folder
@@ -80,9 +80,25 @@ def test_a_planted_cause_is_learned_and_the_artefact_says_how(tmp_path: Path, tr
     assert ranker.version == found["version"] and Path(found["ranker"]).name == ranker.version
     assert ranker.on == found["on"] and ranker.encoder == found["encoder"]
     assert ranker.metadata["slice"] == found["slice"] and found["slice"]["from_ms"] == KNOWN_MS
-    assert ranker.metadata["options"]["seed"] == 3 and ranker.metadata["features_version"] == VERSION
+    assert ranker.metadata["options"]["seed"] == 3 and ranker.metadata["features_version"] == 1
     assert ranker.metadata["lists"]["shown"]["test"] == shown["test"]
     assert "position" in ranker.scorers["placed"].features and "position" not in ranker.scorers["shown"].features
+
+
+def test_showings_are_read_where_they_are_counted(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, "price")
+    plain = train()
+    monkeypatch.setenv("PERSEID_SHOWINGS", "true")
+    found = train()
+    ranker, before = (load_ranker(Path(one["ranker"])) for one in (found, plain))
+    assert ranker.scorers["retrieved"].features == (*before.scorers["retrieved"].features, *GROUPS["showings"])
+    assert ranker.metadata["features_version"] == 2 and before.metadata["features_version"] == 1
+    assert found["lists"]["retrieved"]["importance"].keys() >= GROUPS["showings"].keys()
+    for source in ("shown", "placed"):
+        assert ranker.scorers[source].features == before.scorers[source].features
+        assert found["lists"][source] == plain["lists"][source], "what else is learned stays as it is"
 
 
 def test_places_decide_where_they_are_the_cause(tmp_path: Path, train: Train) -> None:

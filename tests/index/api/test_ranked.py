@@ -17,7 +17,7 @@ from index.ranking.ranker import DOCUMENT, TENSORS, Ranker
 from index.state.aliases import Aliases, change_aliases, read_aliases
 from index.state.memory_store import MemoryStore
 from tests.index.api.test_model_change import OTHER, fill_items
-from tests.support.index_api_world import MODEL, World, until
+from tests.support.index_api_world import HOUR_MS, MODEL, NOW_MS, World, until
 from tests.support.simple_rankers import ranker_of, scorer
 
 Scene = Callable[[World, httpx.AsyncClient], Awaitable[None]]
@@ -140,6 +140,7 @@ OLD = {**DEAREST.dump(), DOCUMENT: DEAREST.dump()[DOCUMENT].replace(b'"features_
 HALF = {**DEAREST.dump(), TENSORS: DEAREST.dump()[TENSORS][:-9]}
 ANOTHERS = ranker_of("m-99999999").dump()
 WORSE = ranker_of(MODEL, better=False)
+BY_SHOWINGS = ranker_of(MODEL, "shown")
 FAILING = Ranker({"retrieved": scorer("price", 0.0)}, MODEL)  # the same score for everything
 
 
@@ -152,6 +153,9 @@ FAILING = Ranker({"retrieved": scorer("price", 0.0)}, MODEL)  # the same score f
         pytest.param({TENSORS: b"", DOCUMENT: b"{"}, "auto", "is no ranker's", True, id="no ranker"),
         pytest.param(ANOTHERS, "auto", f"was trained with m-99999999, not with {MODEL}", True, id="of another model"),
         pytest.param(WORSE.dump(), "auto", "no better than the first stage", False, id="no better"),
+        pytest.param(
+            BY_SHOWINGS.dump(), "auto", "reads showings, and PERSEID_SHOWINGS is off", False, id="not counted"
+        ),
         pytest.param(DEAREST.dump(), "r-00000000", f"{MODEL} has {DEAREST.version}", True, id="another is named"),
         pytest.param(FAILING.dump(), "auto", "no numbers, or all alike", False, id="scores alike"),
     ],
@@ -172,6 +176,25 @@ def test_whatever_is_wrong_the_first_stage_answers_and_it_is_said(
     lines = [record for record in caplog.records if "are ordered by" in record.getMessage()]
     assert len(lines) == 1, "once"
     assert lines[0].levelno == (logging.WARNING if broken else logging.INFO)
+
+
+def test_a_ranker_that_reads_showings_orders_where_they_are_counted() -> None:
+    async def run() -> None:
+        world = await World(MemoryStore(), **SETTINGS, showings=True, popularity_ms=10.0).start(10)
+        await world.put_user("u1", ["tea0", "tea2"])
+        await put(world, BY_SHOWINGS)
+        keys, bucket = world.store.keys, NOW_MS // HOUR_MS - 1
+        await world.store.write(keys.cluster(), {"bucket_ms": str(HOUR_MS).encode()})
+        await world.store.write(keys.showings("x1", bucket), {"fan7": b"9000", "tea8": b"5000", "tea1": b"1000"})
+        await world.store.write(keys.showing_buckets("x1"), {str(bucket): b"9"})
+        async with world.running() as client:
+            await until(lambda: ordered(client), "lists are ordered by showings")
+            assert (await ask(client))["ranked_by"] == BY_SHOWINGS.version
+
+    async def ordered(client: httpx.AsyncClient) -> bool:
+        return ids(await ask(client, count=2)) == ["fan7", "tea8"]
+
+    asyncio.run(run())
 
 
 def test_a_ranker_that_is_named_orders_also_what_it_was_no_better_at() -> None:

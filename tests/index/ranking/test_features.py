@@ -22,6 +22,7 @@ from index.ranking.features import (
     cosines,
     event_classes,
     features_of,
+    features_version,
 )
 
 NOW_MS = 1_790_000_000_000
@@ -49,6 +50,7 @@ class Drawn:
         self.next, self.general = rng.normal(size=(2, items)).astype(np.float32)
         self.views, self.carts, self.purchases = rng.integers(0, 50, (3, items)).astype(np.float32)
         self.positions = rng.permutation(items).astype(np.float32)
+        self.shown: np.ndarray[Any, Any] | None = rng.integers(0, 900, items).astype(np.float32)
 
     def facts(self, labels: np.ndarray[Any, np.dtype[np.int64]]) -> ItemFacts:
         def codes(column: Any) -> Any:
@@ -74,7 +76,7 @@ class Drawn:
             "acted": history.acted(),
         }
         near = cosines(self.vectors[self.labels], {name: self.vectors[labels] for name, labels in wanted.items()})
-        amounts = Amounts(self.views / 50, self.views / 60, self.views, self.carts, self.purchases)
+        amounts = Amounts(self.views / 50, self.views / 60, self.views, self.carts, self.purchases, self.shown)
         products = {"next": self.next, "general": self.general, "negative": np.zeros(len(self.labels), np.float32)}
         items = RankedList(self.labels, products, self.facts(self.labels), amounts, self.positions)
         return features_of(items, UserEvidence(history, self.facts(self.window), near), NOW_MS)
@@ -123,7 +125,9 @@ class Drawn:
                 return math.nan
             return math.log1p(sum(item >= 0 and column[item] == column[label] for item, _, _ in disliked))
 
-        views, carts, purchases = (float(values[at]) for values in (self.views, self.carts, self.purchases))
+        assert self.shown is not None
+        counts = self.views, self.carts, self.purchases, self.shown
+        views, carts, purchases, shown = (float(values[at]) for values in counts)
         return {
             "next": float(self.next[at]),
             "general": float(self.general[at]),
@@ -160,6 +164,8 @@ class Drawn:
             "purchases": math.log1p(purchases),
             "carts_per_view": math.log((carts + 1) / (views + 20)),
             "purchases_per_view": math.log((purchases + 1) / (views + 20)),
+            "shown": math.log1p(shown),
+            "clicks_per_shown": math.log((views + 1) / (shown + 10)),
             "negative": 0.0,
             "brand_negative": against(self.brand),
             "subclass_negative": against(self.subclass),
@@ -197,7 +203,7 @@ def test_rows_follow_their_items_whatever_the_order_of_the_list() -> None:
     drawn = Drawn(3, 40, 9)
     before = drawn.features()
     order = np.random.default_rng(0).permutation(9)
-    for name in ("labels", "next", "general", "views", "carts", "purchases", "positions"):
+    for name in ("labels", "next", "general", "views", "carts", "purchases", "positions", "shown"):
         setattr(drawn, name, getattr(drawn, name)[order])
     np.testing.assert_allclose(drawn.features(), before[order], rtol=1e-5, atol=1e-6)
 
@@ -213,6 +219,23 @@ def test_an_item_without_a_vector_takes_nothing_from_the_others() -> None:
     assert not np.isnan(ranks[others]).any()
     drawn.next[:] = np.nan
     assert np.isnan(drawn.features()[:, FEATURES.index("next_gap")]).all()
+
+
+def test_showings_are_known_where_they_are_counted() -> None:
+    drawn, at = Drawn(5, 20, 9), [FEATURES.index(name) for name in ("shown", "clicks_per_shown")]
+    drawn.shown = None
+    before = drawn.features()
+    assert np.isnan(before[:, at]).all()
+    drawn.shown = np.arange(9, dtype=np.float32) * 20
+    found = drawn.features()
+    np.testing.assert_allclose(found[:, at[0]], np.log1p(drawn.shown), rtol=1e-6)
+    np.testing.assert_allclose(found[:, at[1]], np.log((drawn.views + 1) / (drawn.shown + 10)), rtol=1e-5)
+    np.testing.assert_array_equal(np.delete(found, at, axis=1), np.delete(before, at, axis=1))
+
+
+def test_a_version_is_that_of_the_latest_feature_that_is_read() -> None:
+    assert features_version(GROUPS["vectors"]) == features_version([]) == 1
+    assert features_version([*GROUPS["vectors"], "shown"]) == features_version(FEATURES) == 2
 
 
 def test_every_feature_belongs_to_one_group() -> None:

@@ -7,11 +7,12 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+import orjson
 import pytest
 
 from index.ranking.features import FEATURES, Floats
 from index.state.memory_store import MemoryStore
-from streams.events import CATALOG, CLICKSTREAM
+from streams.events import CATALOG, CLICKSTREAM, EXPOSURES, Rules
 from streams.folder.reader import Folder
 from streams.folder.records import SourceRecord, records
 from streams.pipeline.user_state import BUCKET_MS, EngineSettings, WindowLimits
@@ -21,12 +22,14 @@ from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine
 from tests.support.replay_world import CONFIG, RULES, encoder, offline, shop, vectors_of
 
 
-def walked(log: Sequence[SourceRecord], questions: Sequence[ListQuestion], partitions: int = 1) -> dict[int, Floats]:
+def walked(
+    log: Sequence[SourceRecord], questions: Sequence[ListQuestion], partitions: int = 1, rules: Rules = RULES
+) -> dict[int, Floats]:
     async def run() -> dict[int, Floats]:
         sizes = EngineSettings(WindowLimits(CONFIG.window, CONFIG.slack))
-        engine = await open_engine(MemoryStore(), RULES, partitions, SilentSink(), None, folder_logs("shop"), sizes)
+        engine = await open_engine(MemoryStore(), rules, partitions, SilentSink(), None, folder_logs("shop"), sizes)
         model = offline()
-        walk = RankingWalk(engine, encoder(), model.offset, model.weights, RULES)
+        walk = RankingWalk(engine, encoder(), model.offset, model.weights, rules)
         found = walk.run(numbered(log, partitions), in_time(questions))
         return {one.question.number: one.features async for one in found if isinstance(one, AskedList)}
 
@@ -119,3 +122,27 @@ def test_counts_are_of_each_users_first_event_in_a_bucket(folder: Folder) -> Non
     ages = [max(0, asked_ms // BUCKET_MS - bucket - 1) for _, bucket in set(views)]
     assert np.expm1(found) == pytest.approx(sum(2.0 ** (-age / half_life_buckets) for age in ages), rel=1e-4)
     assert CATALOG in {record.topic for record in log}
+
+
+def shown(number: int, ts_ms: int, item_ids: Sequence[str]) -> SourceRecord:
+    body = {"recommendation_id": f"r{number}", "user_id": "u1", "ts_ms": ts_ms}
+    body["items"] = [{"item_id": item_id} for item_id in item_ids]
+    return SourceRecord(EXPOSURES, b"u1", orjson.dumps(body), ts_ms)
+
+
+def test_showings_of_ended_buckets_are_known_and_the_page_that_is_asked_about_is_not(folder: Folder) -> None:
+    counting = Rules(embedders={"toy": 4}, showings=True)
+    log, ids = [*records(folder, vectors=vectors_of(folder))], folder.item_ids[:3]
+    asked_ms = (folder.stop_ms // BUCKET_MS + 3) * BUCKET_MS + BUCKET_MS // 2
+    before_ms = asked_ms - BUCKET_MS
+    question = [ListQuestion(0, asked_ms, folder.user_ids[0], ids)]
+    earlier = [shown(n, before_ms + n, [ids[1], ids[0]]) for n in range(4)]
+    now = [shown(9 + n, asked_ms - gap, ids) for n, gap in enumerate((1, 1000, BUCKET_MS // 2))]
+    at = [column(name) for name in ("shown", "clicks_per_shown")]
+    assert np.isnan(walked(log, question)[0][:, at]).all(), "they are counted nowhere else"
+    known = walked([*log, *earlier], question, rules=counting)[0]
+    np.testing.assert_allclose(np.expm1(known[:, at[0]]), [4 * 0.631, 4.0, 0.0], rtol=1e-5)
+    np.testing.assert_array_equal(walked([*log, *earlier, *now], question, rules=counting)[0], known)
+    views = np.expm1(known[:, column("views")])
+    rates = np.log((views + 1) / (np.expm1(known[:, at[0]]) + 10))
+    np.testing.assert_allclose(known[:, at[1]], rates, rtol=1e-4)
