@@ -111,7 +111,7 @@ def test_parts_without_the_rankers_sum_up_to_the_first_stages_score(slot: str) -
         await world.put_user("u2", ["tea0", "tea2", "fan1"], kinds=[0, 0, 3])
         await world.put_context("oslo", weather={"heat_wave": True})
 
-    disliking = {"kind_weights": [1, 3, 5, -2], "kind_remembered": [False, False, True, False]}
+    disliking: dict[str, Any] = {"kind_weights": [1, 3, 5, -2], "kind_remembered": [False, False, True, False]}
     play(by_first_stage, ranker="off", **disliking)
     play(by_ranker, **disliking)
 
