@@ -33,8 +33,6 @@ from streams.replay.replay import SilentSink, open_engine
 from streams.replay.skew import SampledList, SkewReplay, SkewReport, usable
 from streams.replay.tape import LogTape
 
-MOST_LISTS = 10_000
-
 
 @dataclass(frozen=True, slots=True)
 class SkewPlan:
@@ -43,7 +41,7 @@ class SkewPlan:
     model: Path
     start_ms: int | None = None
     stop_ms: int | None = None
-    most_lists: int = MOST_LISTS
+    most_lists: int = 10_000
 
 
 def check_skew(

@@ -136,12 +136,13 @@ class ItemFollower:
     async def _read(self, item_ids: Sequence[str], share: float = 1.0) -> tuple[int, Mapping[str, int]]:
         """Hands items to the sink; returns the end of the log, and positions, when the last ones were read."""
         keys, end, at_once = self._store.keys, 0, _CHUNK if share == 1.0 else _PIECE
-        positions, self.applied = dict[str, int](), None
+        positions = dict[str, int]()
         for at in range(0, len(item_ids), at_once):
             began_s, part = self._now_s(), item_ids[at : at + at_once]
             requests = [(keys.item(item_id), self._fields) for item_id in part]
             *rows, (position, *applied) = await self._store.read([*requests, (keys.owner(ITEMS_TAG), _ENDS)])
             found = [load_item(item_id, row, self._embedder) for item_id, row in zip(part, rows, strict=True)]
+            self.applied = None
             self._sink.apply(found)
             if self._taken is not None:
                 await self._taken()

@@ -86,7 +86,7 @@ class ListSample:
 
 def shared_parts(items: Mapping[str, int] | None, counts: CountsRead | None) -> dict[str, Read] | None:
     """What is read of parts that all users share; None where that is not known."""
-    if items is None or counts is None or not counts.kinds:
+    if items is None or counts is None:
         return None
     topics = {topic for positions in counts.positions for topic in positions}
     by_topic = {topic: [positions.get(topic, 0) for positions in counts.positions] for topic in sorted(topics)}

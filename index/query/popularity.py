@@ -30,14 +30,10 @@ _NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing 
 
 @dataclass(frozen=True, slots=True)
 class CountsRead:
-    """From which positions counts come, by topic of each partition, and at what time they were decayed.
-
-    `kinds`: counts by kind are among them.
-    """
+    """From which positions counts come, by topic of each partition, and at what time they were decayed."""
 
     positions: Sequence[Mapping[str, int]]
     now_ms: int
-    kinds: bool
 
 
 @dataclass(slots=True)
@@ -86,7 +82,7 @@ class Popularity:
         self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
         self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
         self.kinds = kinds  # whether counts by kind are read as well, from the next look on
-        self._placed = placed  # whether `read` is to be known: one more look at what grew
+        self._placed = placed  # whether `read` is to be known where counts by kind are read: one more look at what grew
         self.read: CountsRead | None = None  # where these counts come from, if that is one position of each partition
         self._kind_counts: dict[tuple[int, int], Mapping[int, _Counts]] = {}  # by (partition, bucket), then by kind
         self._by_kind: dict[int, Amounts] = {}  # kind → [items] decayed counts
@@ -108,15 +104,16 @@ class Popularity:
             self._totals, self._began = present, began
             self._decay(bucket_ms, now_ms)
         places = [look.positions for look in looks if look.positions is not None]
-        self.read = CountsRead(places, now_ms, kinds) if len(places) == partitions else None
+        self.read = CountsRead(places, now_ms) if kinds and len(places) == partitions else None
         return len(read)
 
     async def _look(self, partition: int, kinds: bool) -> _Look:
         """What grew of one partition."""
         keys, tag, look = self._store.keys, partition_tag(partition), _Look()
         changed: set[tuple[int, int]] = set()
-        for _ in range(_LOOKS if self._placed else 1):
-            before, totals = look.totals, await self._totals_of(tag, look)
+        placed = self._placed and kinds
+        for _ in range(_LOOKS if placed else 1):
+            before, totals = look.totals, await self._totals_of(tag, look, placed)
             look.totals = {(partition, int(bucket)): total for bucket, total in totals.items()}
             grown = {
                 where for where, total in look.totals.items() if (before.get(where) or self._totals.get(where)) != total
@@ -129,28 +126,27 @@ class Popularity:
                 look.counts[where] = self._numbered(await self._store.read_all(keys.popularity(tag, where[1])))
             for where in sorted(changed if kinds else ()):
                 look.by_kind[where] = self._numbered_by_kind(await self._store.read_all(keys.kinds(tag, where[1])))
-        if self._placed:
-            await self._settle(partition, kinds, look, sorted(changed))
+        if placed:
+            await self._settle(partition, look, sorted(changed))
         return look
 
-    async def _settle(self, partition: int, kinds: bool, look: _Look, growing: Sequence[tuple[int, int]]) -> None:
+    async def _settle(self, partition: int, look: _Look, growing: Sequence[tuple[int, int]]) -> None:
         """Reads buckets that grow all the time at once with the position, which keeps Redis from everybody else."""
         keys, tag = self._store.keys, partition_tag(partition)
         counts = [(keys.popularity(tag, bucket), None) for _, bucket in growing]
-        by_kind = [(keys.kinds(tag, bucket), None) for _, bucket in growing if kinds]
+        by_kind = [(keys.kinds(tag, bucket), None) for _, bucket in growing]
         found = await self._store.read_at(tag, [(keys.popularity_buckets(tag), None), *counts, *by_kind])
         before, (totals, *hashes) = look.totals, found.hashes
         look.totals = {(partition, int(bucket)): total for bucket, total in totals.items()}
         look.counts.update(zip(growing, map(self._numbered, hashes[: len(counts)]), strict=True))
-        if kinds:
-            look.by_kind.update(zip(growing, map(self._numbered_by_kind, hashes[len(counts) :]), strict=True))
+        look.by_kind.update(zip(growing, map(self._numbered_by_kind, hashes[len(counts) :]), strict=True))
         settled = all(where in growing or before.get(where) == total for where, total in look.totals.items())
         look.positions = found.positions if settled else None
 
-    async def _totals_of(self, tag: str, look: _Look) -> Mapping[str, bytes]:
+    async def _totals_of(self, tag: str, look: _Look, placed: bool) -> Mapping[str, bytes]:
         """Increments of the buckets; counts that have not grown since were those of the positions noted with them."""
         buckets = self._store.keys.popularity_buckets(tag)
-        if not self._placed:
+        if not placed:
             return await self._store.read_all(buckets)
         found = await self._store.read_at(tag, [(buckets, None)])
         look.positions = found.positions

@@ -18,7 +18,8 @@ import pytest
 from deploy.jobs.retrain import served_artefact
 from deploy.jobs.skew import SkewPlan, check_skew
 from deploy.state_folder import attach
-from index.query.list_sample import PARTS
+from index.query.list_sample import ITEMS_PART
+from index.query.live_user import USER_PART
 from tests.integration.live import ROOT, Live, click
 from tests.support.folders import START_S, item, write_folder
 from tests.support.moved_lists import moved
@@ -117,6 +118,8 @@ def test_features_of_live_lists_are_those_of_a_replay_and_a_planted_position_is_
     assert found["differing"] == 0 and found["unsettled"] == 0 and not found["left_out"], found
     settings = attach(os.environ, live.state)
     plan = SkewPlan(served_artefact(settings), most_lists=120)
-    for part in PARTS:
+    # Events of today lie beyond this timeline's buckets, and its model has learned no weather: mistakes of counts and
+    # contexts are planted in tests/streams/replay and by the bench.
+    for part in (USER_PART, ITEMS_PART):
         report = check_skew(plan, settings, altered=partial(moved, part=part, by=-1))
         assert report.differing, (part, report.to_dict())

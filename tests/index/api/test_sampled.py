@@ -26,7 +26,7 @@ async def settled(world: World) -> None:
         services = world.app.state.services
         read, applied = services.popularity.read, services.keeper.current.follower.applied
         wanted = [world.positions[partition_tag(number), "clickstream"] for number in range(PARTITIONS)]
-        there = read is not None and read.kinds and [found["clickstream"] for found in read.positions] == wanted
+        there = read is not None and [found["clickstream"] for found in read.positions] == wanted
         return there and applied == {name: world.positions["items", name] for name in ("catalog", "item-vectors")}
 
     await until(so, "all positions are reached")

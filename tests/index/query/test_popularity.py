@@ -250,11 +250,11 @@ def test_counts_are_said_to_be_of_one_position_of_each_partition(growths: int) -
         await store.grow()
         found = Popularity(store, half_life_ms=HOUR_MS, kinds=True, placed=True)
         await found.refresh(1, HOUR_MS, HOUR_MS - 5)
-        assert found.read == CountsRead([{"clickstream": 1 + growths}], HOUR_MS - 5, kinds=True)
+        assert found.read == CountsRead([{"clickstream": 1 + growths}], HOUR_MS - 5)
         assert found.weight("a") == found.kind_counts([0], ["a"])[0, 0] == 1 + growths
         await store.grow()
         await found.refresh(1, HOUR_MS, HOUR_MS - 3)
-        assert found.read == CountsRead([{"clickstream": 2 + growths}], HOUR_MS - 3, kinds=True)
+        assert found.read == CountsRead([{"clickstream": 2 + growths}], HOUR_MS - 3)
         assert found.weight("a") == found.kind_counts([0], ["a"])[0, 0] == 2 + growths
 
     asyncio.run(scenario())
@@ -266,7 +266,7 @@ def test_counts_that_never_stand_still_are_read_at_once_with_their_position() ->
         await store.grow()
         found = Popularity(store, half_life_ms=HOUR_MS, kinds=True, placed=True)
         await found.refresh(1, HOUR_MS, HOUR_MS)
-        assert found.read == CountsRead([{"clickstream": store.position}], HOUR_MS, kinds=True)
+        assert found.read == CountsRead([{"clickstream": store.position}], HOUR_MS)
         assert found.weight("a") == found.kind_counts([0], ["a"])[0, 0] == store.position
         unplaced = Popularity(store)
         await unplaced.refresh(1, HOUR_MS, HOUR_MS)
