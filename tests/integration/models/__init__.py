@@ -1,1 +1,1 @@
-"""The life of a model in running processes; each file starts its own."""
+"""The life of a model in running processes, and what it knows; each file starts its own."""

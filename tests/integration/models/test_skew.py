@@ -21,13 +21,13 @@ from deploy.state_folder import attach
 from index.query.list_sample import ITEMS_PART
 from index.query.live_user import USER_PART
 from tests.integration.live import ROOT, Live, click
+from tests.integration.models.asking import WORDS
 from tests.support.folders import START_S, item, write_folder
 from tests.support.moved_lists import moved
 from tests.support.simple_rankers import ranker_of
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
-WORDS = ("lamp", "chair", "kettle", "novel")
 KINDS = ("view", "view", "view", "cart", "purchase", "dislike")
 USERS, LISTS = 30, 300
 
