@@ -33,7 +33,7 @@ USERS, LISTS = 30, 300
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Thirty users, each with a favourite kind of thing, and two API processes of which all lists are sampled."""
     folder = tmp_path_factory.mktemp("skew")
     rows = [
@@ -107,16 +107,16 @@ def use(live: Live, rng: random.Random) -> None:
         producer.flush()
 
 
-def test_features_of_live_lists_are_those_of_a_replay_and_a_planted_position_is_found(live: Live) -> None:
-    use(live, random.Random(1))
+def test_features_of_live_lists_are_those_of_a_replay_and_a_planted_position_is_found(sampled: Live) -> None:
+    use(sampled, random.Random(1))
 
     def exposed() -> bool:
-        return int(orjson.loads(perseid(live, "skew", "--json"))["lists"]) > 0.9 * LISTS
+        return int(orjson.loads(perseid(sampled, "skew", "--json"))["lists"]) > 0.9 * LISTS
 
-    live.until(exposed, 60, "nearly all lists are sampled: not those made while counts or items changed")
-    found: dict[str, Any] = orjson.loads(perseid(live, "skew", "--json"))
+    sampled.until(exposed, 60, "nearly all lists are sampled: not those made while counts or items changed")
+    found: dict[str, Any] = orjson.loads(perseid(sampled, "skew", "--json"))
     assert found["differing"] == 0 and found["unsettled"] == 0 and not found["left_out"], found
-    settings = attach(os.environ, live.state)
+    settings = attach(os.environ, sampled.state)
     plan = SkewPlan(served_artefact(settings), most_lists=120)
     # Events of today lie beyond this timeline's buckets, and its model has learned no weather: mistakes of counts and
     # contexts are planted in tests/streams/replay and by the bench.
