@@ -96,7 +96,9 @@ class Engine:
             await self._announce()
         self._unannounced = False
         lease = self.leases.get(tag)
-        if lease is not None and claim.previous_token == lease.token and lease.positions == claim.positions:
+        # What was written without moving a position, and whose answer was lost, may be there: the mark of models.
+        is_known = lease is not None and not lease.unsure and lease.positions == claim.positions
+        if lease is not None and is_known and claim.previous_token == lease.token:
             lease.token = claim.token
         else:
             lease = PartitionLease(tag, claim.token, dict(claim.positions), self.settings.cached_users)

@@ -64,11 +64,15 @@ class Life:
             self._stage()
             self.wait_gates(self.names.second)
             self._retire()
-            self.stage.wait(lambda: not any(map(self._writes_second, self.workers)), "no worker writes it any more")
+            self._wait_unwritten()
             self.stage.wait_applied(len(self.stage.records) // 20)
             self._stage()
             self.stage.wait(lambda: all(map(self._writes_second, self.workers)), "all workers write it again")
             self.wait_gates(self.names.second)
+
+    def _wait_unwritten(self) -> None:
+        """Until all workers know that it is retired; who has just started may write it for a moment."""
+        self.stage.wait(lambda: not any(map(self._writes_second, self.workers)), "no worker writes it any more")
 
     def _writes_second(self, worker: Worker) -> bool:
         return self.names.second in worker.status().get("models", ())
@@ -135,6 +139,7 @@ class Life:
         if name in ("promote", "rollback"):
             self.stage.wrong += judge.unfilled(self.stage, USERS_SHARE)
         if name == "retire":
+            self._wait_unwritten()
             judge.wait_complete(self.stage)
             self.stage.wrong += judge.left_behind(self.stage)
 
@@ -213,11 +218,6 @@ class Life:
         """Until so many of the users have vectors of the staged model."""
         version = self.names.second
         self.stage.wait(lambda: judge.filled(self.stage, version) >= share, f"{share:.0%} are filled")
-
-    @property
-    def is_filled(self) -> bool:
-        """Whether all users have vectors of the staged model."""
-        return judge.filled(self.stage, self.names.second) >= 1
 
     @property
     def workers(self) -> list[Worker]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -10,6 +11,7 @@ from tests.faults.models.life import Life
 from tests.faults.stage import Stage
 
 _AWAY_S = 1.0  # the longest that Redis is away
+_SEEN_S = 5.0  # within which a worker is seen to fill, or there was too little
 _FILLING_S = 0.3  # from when a worker is seen to fill until it is killed, at most
 
 
@@ -35,14 +37,14 @@ def worker_killed(life: Life, step: str) -> None:
 
 
 def filler_killed(life: Life, step: str) -> None:
-    """SIGKILL of a worker that completes or removes vectors at that very time, or has just completed them all."""
+    """SIGKILL of a worker that completes or removes vectors at that very time, or a while after there was anything."""
     if step == "fill":
         life.moment(step)
-    found: list[Worker] = []
+    found, until_s = list[Worker](), time.monotonic() + _SEEN_S
 
     def filling() -> bool:
         found[:] = [worker for worker in life.workers if worker.status().get("filling")]
-        if not found and step == "fill" and life.is_filled:  # the last of them took less than a look
+        if not found and time.monotonic() > until_s:  # all that there was took less than a look
             found[:] = life.workers
         return bool(found)
 

@@ -15,7 +15,8 @@ from index.state.store import FencedError, StoreUnavailableError
 from streams.pipeline import filler as filling
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.filler import VectorFiller
-from tests.support.model_world import PARTITIONS, ModelWorld, new_encoder
+from streams.pipeline.lease import PartitionLease
+from tests.support.model_world import LOGS, PARTITIONS, ModelWorld, new_encoder
 
 ITEMS = [f"i{number}" for number in range(20)]
 USERS = [f"u{number}" for number in range(20)]
@@ -301,6 +302,39 @@ def test_what_an_outage_keeps_from_being_looked_at_is_found_again(
         left = [key for key, fields in world.store._hashes.items() if "v:m-b" in fields]
         assert not (removing and left), left
         await world.check(*([a] if removing else [a, b]))
+
+    play(scene)
+
+
+def test_vectors_whose_write_was_not_confirmed_are_removed_with_their_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(world: ModelWorld, threads: list[EncoderThread]) -> None:
+        a, b = threads
+        await shop(world, a)
+        filler = await world.start(a)
+        await world.follow(b)
+        await world.engine.replace_encoders([a, b])
+        commit = PartitionLease.commit
+
+        async def lost(lease: PartitionLease, *written: Any) -> None:
+            await commit(lease, *written)
+            if lease.tag != ITEMS_TAG and any(op.kind == "hset" and "v:m-b" in op.values for op in written[-1]):
+                raise StoreUnavailableError("killed with its answer")
+
+        def has_b() -> list[str]:
+            return [key for key, fields in world.store._hashes.items() if "v:m-b" in fields and ":u:" in key]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PartitionLease, "commit", lost)
+            with pytest.raises(StoreUnavailableError):
+                while await filler.step():
+                    pass
+        assert has_b()
+        for tag in [tag for tag, lease in world.engine.leases.items() if lease.unsure]:
+            await world.engine.claim(tag, world.generation, LOGS[tag])
+        await world.engine.replace_encoders([a])
+        await world.complete(filler)
+        assert not has_b()
+        await world.check(a)
 
     play(scene)
 
