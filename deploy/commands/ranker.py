@@ -100,8 +100,8 @@ def train_ranker(folder: Path | None, encoder: Encoder, lists: Lists, training: 
     """
     threads = training.threads or os.cpu_count() or 1
     settings = attach(os.environ, lists.state, threads=threads)
-    from deploy.jobs.train_ranker import MOST_LISTS, RankerPlan
-    from deploy.jobs.train_ranker import train_ranker as run
+    from deploy.jobs.ranking.train_ranker import MOST_LISTS, RankerPlan
+    from deploy.jobs.ranking.train_ranker import train_ranker as run
     from deploy.runtime.process import stoppable
     from encoder.ranking.training import RankerSettings
     from encoder.text.cache import TextMemory

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from deploy.jobs.ranking_walk import list_features
+from deploy.jobs.ranking.folder_walk import list_features
+from deploy.jobs.ranking.second_stage import SecondStageRow, open_second_stage
 from deploy.jobs.replay import folder_vectors
-from deploy.jobs.second_stage import SecondStageRow, open_second_stage
 from deploy.models.open_model import open_model
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items

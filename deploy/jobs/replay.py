@@ -37,8 +37,8 @@ _BEGINNING = "the topics do not hold the beginning of what the live state was bu
 _SHOWN_PARTS = 10  # whose reasons are told
 
 if TYPE_CHECKING:
+    from deploy.jobs.ranking.second_stage import SecondStageRow
     from deploy.jobs.replay_checkpoint import Checkpoint, ReplayPlan
-    from deploy.jobs.second_stage import SecondStageRow
     from streams.replay.report import ReplayReport
 
 
@@ -130,7 +130,7 @@ def replay_topics(
 
 def second_stage_of(plan: ReplayPlan, data: str | None, start_ms: int | None) -> SecondStageRow:
     """What stands as "two-stage" beside the model of a replay. Raises ValueError as `open_second_stage`."""
-    from deploy.jobs.second_stage import SecondStageRow, open_second_stage
+    from deploy.jobs.ranking.second_stage import SecondStageRow, open_second_stage
 
     if plan.model is None:
         return SecondStageRow()

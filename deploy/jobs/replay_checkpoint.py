@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from deploy.jobs.second_stage import SecondStageRow
+from deploy.jobs.ranking.second_stage import SecondStageRow
 from deploy.runtime.state_sizes import engine_settings
 from deploy.settings import Settings
 from encoder.model.document import read_document

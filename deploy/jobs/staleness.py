@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.jobs.evaluate import first_question_ms, model_vectors
-from deploy.jobs.second_stage import SecondStageRow, open_second_stage, rankers_by_model
+from deploy.jobs.ranking.second_stage import SecondStageRow, open_second_stage, rankers_by_model
 from deploy.models.open_model import open_model
 from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deploy.jobs.ranking_walk import list_features
+from deploy.jobs.ranking.folder_walk import list_features
 from deploy.models.open_model import OpenedModel
 from deploy.settings import load
 from index.ranking.features import Floats

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.jobs.ranking_walk import memory_engine
+from deploy.jobs.ranking.folder_walk import memory_engine
 from index.query.recommend import Weights
 from index.ranking.ranker import ListScorer
 from streams.evaluation.held_out import HeldOut, QuestionSettings

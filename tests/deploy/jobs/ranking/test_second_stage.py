@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from deploy.cli import cli
 from deploy.jobs.evaluate import evaluate_folder
+from deploy.jobs.ranking.second_stage import open_second_stage
 from deploy.jobs.replay import replay_folder
 from deploy.jobs.replay_checkpoint import ReplayPlan
-from deploy.jobs.second_stage import open_second_stage
 from deploy.settings import load
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder

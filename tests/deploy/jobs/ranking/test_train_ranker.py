@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from deploy.cli import run as perseid
-from deploy.jobs.ranker_gain import RankerGain, importance
-from deploy.jobs.train_ranker import RankerPlan, Slice, questions_of
+from deploy.jobs.ranking.ranker_gain import RankerGain, importance
+from deploy.jobs.ranking.train_ranker import RankerPlan, Slice, questions_of
 from deploy.models.registry import Registry
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
@@ -202,7 +202,7 @@ def test_the_served_model_gets_a_ranker_of_what_the_topics_hold(
 ) -> None:
     folder = made(tmp_path, "price", users=20)
     with Broker(topic_partitions(PARTITIONS), tmp_path / "broker.log") as broker:
-        produce(broker, list(records(folder, vectors=vectors_of(folder))))
+        produce(broker, list(records(folder.undated_from_start(), vectors=vectors_of(folder))))
         monkeypatch.setenv("PERSEID_KAFKA", broker.address)
         monkeypatch.setenv("PERSEID_PARTITIONS", str(PARTITIONS))
         monkeypatch.setenv("PERSEID_REDIS", redis_server.url)

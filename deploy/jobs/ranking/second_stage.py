@@ -1,6 +1,6 @@
 """Opens the rankers whose lists stand as "two-stage" beside those of a model.
 
-Assumes artefacts of `deploy.jobs.train_ranker`. One that has learned from what is asked about is not used.
+Assumes artefacts of `deploy.jobs.ranking.train_ranker`. One that has learned from what is asked about is not used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.jobs.ranking_walk import memory_engine
+from deploy.jobs.ranking.folder_walk import memory_engine
 from encoder.model.document import read_document
 from index.ranking.ranker import DOCUMENT, Ranker, load_ranker
 from streams.evaluation.held_out import HeldOut

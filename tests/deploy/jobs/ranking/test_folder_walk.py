@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.jobs.ranking_walk import Asked, walk_folder
+from deploy.jobs.ranking.folder_walk import Asked, walk_folder
 from deploy.models.open_model import OpenedModel
 from index.ranking.features import FEATURES, Floats
 from streams.evaluation.sessions.sessions import read_sessions

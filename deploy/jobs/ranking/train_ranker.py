@@ -20,8 +20,8 @@ import numpy as np
 from context.counting import counted
 from deploy.jobs.evaluate import model_vectors
 from deploy.jobs.export import ExportPlan, export_topics, worth_knowing
-from deploy.jobs.ranker_gain import RankerGain, importance
-from deploy.jobs.ranking_walk import Asked, walk_folder
+from deploy.jobs.ranking.folder_walk import Asked, walk_folder
+from deploy.jobs.ranking.ranker_gain import RankerGain, importance
 from deploy.jobs.train import seen_until
 from deploy.models.open_model import open_model
 from deploy.progress import Show, show_progress

@@ -1,0 +1,1 @@
+"""Training and asking of second-stage rankers, from a data folder or the topics."""
