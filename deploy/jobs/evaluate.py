@@ -275,10 +275,7 @@ def evaluate_sessions_of(
         ValueError: LightGBM is not installed, folder or model cannot be read, the model knows the sessions that would
             be asked about, or there is nothing to ask.
     """
-    if find_spec("lightgbm") is None:
-        raise ValueError(
-            "sessions are ranked by LambdaMART too, which needs LightGBM: pip install 'perseid[baselines]'"
-        )
+    _need_lightgbm()
     from streams.evaluation.sessions.ranking import SessionPlan, evaluate_sessions
     from streams.evaluation.sessions.two_stage import TRAININGS
     from streams.ranking.training import WITHOUT_POSITION
@@ -287,8 +284,7 @@ def evaluate_sessions_of(
     start_ms = first_question_ms(folder, opened.metadata, split or None)
     vectors = model_vectors(folder, model, settings, memory, progress is not None)
     views, choice = VIEWS if view is None else (view,), choice or _usual_choice(folder)
-    known_ms = opened.metadata.get("before_ms") if opened.metadata.get("data") == folder.name else None
-    known_ms = None if known_ms is None or known_ms >= start_ms else int(known_ms)
+    known_ms = _known_ms(folder, opened.metadata, start_ms)
     plan = SessionPlan(
         start_ms,
         choice,
@@ -316,6 +312,19 @@ def evaluate_sessions_of(
         left_out.add(f"sessions: {reason}", count=count)
     asked = {name: shown[name] for name in ("questions", "metrics", "resamples")}
     return {**facts, **asked, **found, "left_out": left_out.to_dict()}
+
+
+def _need_lightgbm() -> None:
+    if find_spec("lightgbm") is None:
+        raise ValueError(
+            "sessions are ranked by LambdaMART too, which needs LightGBM: pip install 'perseid[baselines]'"
+        )
+
+
+def _known_ms(folder: Folder, metadata: Mapping[str, Any], start_ms: int) -> int | None:
+    """Until when the encoder has learned from this folder; None where that is not before the first question."""
+    known_ms = metadata.get("before_ms") if metadata.get("data") == folder.name else None
+    return None if known_ms is None or known_ms >= start_ms else int(known_ms)
 
 
 def _usual_choice(folder: Folder) -> str:

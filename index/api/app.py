@@ -57,7 +57,8 @@ def create_app(
     """The application; `app.state.services` holds its parts, for the process that owns it."""
     liveness = Liveness(store, monotonic_ms)
     background = Background()
-    popularity = Popularity(store, placed=settings.feature_share > 0, showings=settings.showings)
+    sampled = settings.feature_share > 0 and not settings.showings  # as `Rankers.sample` says
+    popularity = Popularity(store, placed=sampled, showings=settings.showings)
     rankers = Rankers(store, settings, popularity)
     keeper = ModelLoader(store, liveness, settings, background, rankers, on_loaded)
     turns = AdmissionController(settings.answers)

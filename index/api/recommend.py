@@ -97,7 +97,7 @@ async def read_user(
     """The user, None when the store does not answer; while it is known to be away it is not even asked."""
     if not services.liveness.reachable:
         return None
-    reader = replace(services.reader(serving), placed=placed)
+    reader = replace(services.reader(serving), placed=True) if placed else services.reader(serving)
     try:
         waits_ms, idle = (services.settings.after_wait_ms, _vectors_wait_ms(services, request)), services.turns.idle
         if request.after is None:
