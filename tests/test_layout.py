@@ -23,8 +23,8 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "encoder": ({"model"}, {"inference"}, {"training"}, {"ranking", "baselines"}),  # `text` stands apart
     "index": ({"state"}, {"items"}, {"ranking"}, {"query"}, {"elastic"}, {"api"}),
     "deploy": (
-        {"runtime", "servers", "shop", "reports", "tables"},
-        {"stack", "models"},
+        {"runtime", "servers", "shop", "tables"},
+        {"reports", "stack", "models"},
         {"traffic"},
         {"texts"},
         {"jobs"},

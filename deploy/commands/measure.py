@@ -28,6 +28,7 @@ from deploy.commands.options import (
 )
 from deploy.progress import show_progress
 from deploy.reports.run_facts import RunFacts, started
+from deploy.runtime.cores import thread_count
 from deploy.state_folder import attach
 from encoder.baselines.recipes import recipe_sets
 from encoder.model.document import DOCUMENT
@@ -310,10 +311,10 @@ def _size(found: dict[str, Any]) -> str:
 
 
 def _threads(running: Running) -> int:
-    """Lets torch use so many threads, or one for each core."""
+    """Lets torch use so many threads, or as many as usual."""
     from encoder.device import use_threads
 
-    use_threads(count := running.threads or os.cpu_count() or 1)
+    use_threads(count := thread_count(running.threads))
     return count
 
 

@@ -16,6 +16,7 @@ from context.counting import counted
 from deploy.commands.options import FOLDER, Running, SectionedCommand, checked, option, options
 from deploy.commands.train_settings import INPUTS, changed, left_out
 from deploy.disk_space import room_in
+from deploy.runtime.cores import thread_count
 from deploy.state_folder import attach
 from encoder.model.config import PARTS, preset_names, preset_training
 from encoder.model.document import read_document
@@ -190,7 +191,7 @@ def _options(choice: ModelChoice, training: TrainingRun, changes: dict[str, Any]
         **{**recipe, **changes, **said},
         seed=training.seed,
         max_seconds=training.max_seconds,
-        threads=training.threads or os.cpu_count() or 1,
+        threads=thread_count(training.threads),
         device=training.device,
     )
 

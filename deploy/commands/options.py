@@ -166,7 +166,9 @@ class Texts:
 class Running(Texts):
     """What a run may use."""
 
-    threads: int | None = option(type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
+    threads: int | None = option(
+        type=click.IntRange(min=1), help="CPU threads.  [default: OMP_NUM_THREADS, else all cores]"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from deploy.commands.models import change_models, ranker_text
 from deploy.commands.options import FOLDER, Running, SectionedCommand, option, options
 from deploy.commands.replay_arguments import TimeParam
 from deploy.disk_space import room_in
+from deploy.runtime.cores import thread_count
 from deploy.settings import Settings
 from deploy.state_folder import attach
 from streams.evaluation.tables import moment
@@ -98,7 +99,7 @@ def train_ranker(folder: Path | None, encoder: Encoder, lists: Lists, training: 
 
     Example: perseid train-ranker shop --model models/m-0a1b2c3d --add
     """
-    threads = training.threads or os.cpu_count() or 1
+    threads = thread_count(training.threads)
     settings = attach(os.environ, lists.state, threads=threads)
     from deploy.jobs.ranking.train_ranker import MOST_LISTS, RankerPlan
     from deploy.jobs.ranking.train_ranker import train_ranker as run

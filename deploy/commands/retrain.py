@@ -18,6 +18,7 @@ from deploy.commands.replay_arguments import TimeParam
 from deploy.disk_space import room_in
 from deploy.jobs.verdict import RetrainOutcome
 from deploy.reports.run_facts import started
+from deploy.runtime.cores import thread_count
 from deploy.state_folder import attach
 from streams.evaluation.tables import moment
 
@@ -122,7 +123,7 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
     """
     from deploy.runtime.process import leave_processor, stoppable
 
-    facts, threads = started(), training.threads or os.cpu_count() or 1
+    facts, threads = started(), thread_count(training.threads)
     settings = attach(os.environ, source.state, threads=threads)
     leave_processor(training.nice)
     os.environ |= {f"{library}_THREADS": str(threads) for library in ("POLARS_MAX", "RAYON_NUM")}  # before they load

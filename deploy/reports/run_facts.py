@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from context.counting import counted
+from deploy.runtime.cores import usable_cores
 
 _PACKAGES = ("perseid", "torch", "numpy", "polars")
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -48,8 +49,7 @@ def started() -> RunFacts:
 def hardware() -> str:
     """Processor, usable cores, memory and, where torch sees one, the GPU."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ", ".join([_processor(), counted(cores or 1, "core"), f"{memory:.0f} GiB", *_accelerators()])
+    return ", ".join([_processor(), counted(usable_cores(), "core"), f"{memory:.0f} GiB", *_accelerators()])
 
 
 def software() -> str:
