@@ -4,10 +4,10 @@
 FROM python:3.11.13-bookworm AS build
 RUN python -m pip install --no-cache-dir "uv==0.13.9"
 WORKDIR /build
-COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY pyproject.toml setup.py requirements.lock README.md LICENSE ./
 # Dependencies first: they change rarely, and this layer is then reused.
 RUN uv venv /venv \
- && uv pip install --python /venv/bin/python --no-cache "setuptools>=77" \
+ && uv pip install --python /venv/bin/python --no-cache "setuptools>=77" "pybind11>=3" \
  && uv pip install --python /venv/bin/python --no-cache --constraint requirements.lock --requirements pyproject.toml --extra remote
 COPY context context
 COPY deploy deploy

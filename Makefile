@@ -31,7 +31,7 @@ bench: $(STAMP)
 	for name in $(BENCH); do $(BIN)/python -m tests.bench.$$name || exit 1; done
 
 # Exact versions with hashes; the project itself is installed in place, without its dependencies.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml setup.py $(wildcard */*/*.cpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "uv>=0.9"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock

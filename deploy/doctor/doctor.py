@@ -15,7 +15,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from deploy.doctor.elasticsearch import check_elasticsearch
 from deploy.doctor.finding import Finding
 from deploy.doctor.kafka import check_kafka
-from deploy.doctor.machine import check_api, check_folder, check_packages, check_python
+from deploy.doctor.machine import check_api, check_folder, check_native, check_packages, check_python
 from deploy.doctor.models import check_model, check_ranker, check_registry, check_text
 from deploy.doctor.redis import check_redis
 from deploy.settings import Settings
@@ -25,6 +25,7 @@ Check = Callable[[Settings], list[Finding]]
 CHECKS: dict[str, Check] = {
     "python": check_python,
     "packages": check_packages,
+    "native": check_native,
     "kafka": check_kafka,
     "redis": check_redis,
     "elasticsearch": check_elasticsearch,

@@ -16,6 +16,7 @@ import httpx
 from deploy.disk_space import free_bytes
 from deploy.doctor.finding import CONNECT_S, Finding
 from deploy.settings import Settings
+from index.ranking import native
 
 OLDEST_PYTHON = (3, 11)
 PACKAGES = (
@@ -46,6 +47,16 @@ def check_packages(_: Settings) -> list[Finding]:
     if missing:
         return [at.wrong(f"missing: {', '.join(missing)}", "run `make test` once: it installs them")]
     return [at.ok(", ".join(found))]
+
+
+def check_native(_: Settings) -> list[Finding]:
+    """Whether what is native was compiled for this version."""
+    at = Finding("native")
+    if native.COMPILED is None:
+        return [
+            at.note("not compiled: numpy computes what a ranker reads", "install a C++ compiler and run make again")
+        ]
+    return [at.ok("second stage")]
 
 
 def check_folder(settings: Settings) -> list[Finding]:

@@ -24,8 +24,8 @@ from index.ranking.features import (
     RankedList,
     UserEvidence,
     cosines,
-    features_of,
 )
+from index.ranking.native import features_of
 from index.ranking.ranker import ListScorer
 from index.state.records import UserState, Vector
 

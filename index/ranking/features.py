@@ -90,9 +90,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
 }
 FEATURES: tuple[str, ...] = tuple(name for names in GROUPS.values() for name in names)
-_PRIOR_VIEWS = 20.0  # an item counts as if it had been viewed so often …
-_PRIOR_ACTED = 1.0  # … and acted on once
-_PRIOR_SHOWN = 10.0  # … and as if it had been shown so often, and viewed once
+PRIOR_VIEWS = 20.0  # an item counts as if it had been viewed so often …
+PRIOR_ACTED = 1.0  # … and acted on once
+PRIOR_SHOWN = 10.0  # … and as if it had been shown so often, and viewed once
 _LATER = {"showings": 2}  # groups that came with a later version than 1
 
 
@@ -289,21 +289,21 @@ def _mean(values: Floats, of: Callable[[Floats], np.floating] = np.nanmean) -> n
 
 
 def _popularity(amounts: Amounts) -> dict[str, Floats]:
-    views = amounts.views + _PRIOR_VIEWS
+    views = amounts.views + PRIOR_VIEWS
     return {
         "popular": amounts.popular,
         "popular_here": amounts.popular_here,
         "views": np.log1p(amounts.views),
         "carts": np.log1p(amounts.carts),
         "purchases": np.log1p(amounts.purchases),
-        "carts_per_view": np.log((amounts.carts + _PRIOR_ACTED) / views),
-        "purchases_per_view": np.log((amounts.purchases + _PRIOR_ACTED) / views),
+        "carts_per_view": np.log((amounts.carts + PRIOR_ACTED) / views),
+        "purchases_per_view": np.log((amounts.purchases + PRIOR_ACTED) / views),
         **({} if amounts.shown is None else _showings(amounts.views, amounts.shown)),
     }
 
 
 def _showings(views: Floats, shown: Floats) -> dict[str, Floats]:
-    return {"shown": np.log1p(shown), "clicks_per_shown": np.log((views + 1) / (shown + _PRIOR_SHOWN))}
+    return {"shown": np.log1p(shown), "clicks_per_shown": np.log((views + 1) / (shown + PRIOR_SHOWN))}
 
 
 def features_version(names: Iterable[str]) -> int:

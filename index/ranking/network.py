@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from index.ranking import native
 from index.ranking.features import Floats
 
 QUANTILES = 65
@@ -25,9 +26,14 @@ class Scaling:
 
     edges: Floats
     _places: list[tuple[Floats, Grid] | None] = field(init=False, repr=False, compare=False)  # None: always the same
+    _row: tuple[Floats, Grid, NDArray[np.int64]] = field(init=False, repr=False, compare=False)  # all of them, and ends
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_places", [_places_of(edges) for edges in self.edges])
+        places = [_places_of(edges) for edges in self.edges]
+        values, grids = zip(*(one or (np.zeros(0, np.float32), np.zeros(0)) for one in places), strict=True)
+        ends = np.cumsum([len(one) for one in values])
+        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "_row", (np.concatenate(values), np.concatenate(grids), ends))
 
     @classmethod
     def of(cls, features: Floats) -> Scaling:
@@ -42,6 +48,9 @@ class Scaling:
 
     def inputs(self, features: Floats, ends: Sequence[int]) -> Floats:
         """What the network sees of lists that end at rows `ends` [n, 3 F]; within a list, means are over its rows."""
+        if native.COMPILED is not None and len(ends) == 1:
+            seen: Floats = native.COMPILED.inputs(features, *self._row)
+            return seen
         count = features.shape[1]
         missing = np.isnan(features)
         found = np.zeros((len(features), 3 * count), np.float32)
@@ -73,7 +82,9 @@ def _places_of(edges: Floats) -> tuple[Floats, Grid] | None:
     beside = [np.nextafter(values, np.float32(-np.inf)), values, np.nextafter(values, np.float32(np.inf))]
     found = np.stack(beside, axis=1).ravel(), np.stack([low, (low + high) / 2, high], axis=1).ravel()
     one = np.repeat(counts == 1, 3) & (np.arange(len(found[0])) % 3 != 1)  # of a single edge its own place is enough
-    return found[0][~one], found[1][~one]
+    found = found[0][~one], found[1][~one]
+    rising = found[0] > np.maximum.accumulate(np.concatenate([[-np.inf], found[0][:-1]]))  # edges may be that close
+    return found[0][rising], found[1][rising]
 
 
 @dataclass(frozen=True, slots=True)

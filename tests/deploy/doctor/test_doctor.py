@@ -70,7 +70,7 @@ def test_a_healthy_installation_has_nothing_wrong(settings: Settings) -> None:
     assert by_name(findings, "redis")[0].version.startswith("Redis ")
     assert by_name(findings, "model")[0].version.startswith("m-")
     assert [finding.name for finding in findings if finding.state == "ok"] == [
-        *("python", "packages", "kafka", "topics", "redis", "elasticsearch"),
+        *("python", "packages", "native", "kafka", "topics", "redis", "elasticsearch"),
         *("model", "registry", "embedder", "folder", "api"),
     ]
 

@@ -21,9 +21,9 @@ from index.ranking.features import (
     UserEvidence,
     cosines,
     event_classes,
-    features_of,
     features_version,
 )
+from index.ranking.native import features_of
 
 NOW_MS = 1_790_000_000_000
 DIM = 4
@@ -66,7 +66,7 @@ class Drawn:
     def history(self) -> History:
         return History(self.window, self.classes, self.ts_ms)
 
-    def features(self) -> np.ndarray[Any, Any]:
+    def evidence(self) -> tuple[RankedList, UserEvidence]:
         history = self.history()
         recent = history.recent()
         wanted = {
@@ -79,7 +79,10 @@ class Drawn:
         amounts = Amounts(self.views / 50, self.views / 60, self.views, self.carts, self.purchases, self.shown)
         products = {"next": self.next, "general": self.general, "negative": np.zeros(len(self.labels), np.float32)}
         items = RankedList(self.labels, products, self.facts(self.labels), amounts, self.positions)
-        return features_of(items, UserEvidence(history, self.facts(self.window), near), NOW_MS)
+        return items, UserEvidence(history, self.facts(self.window), near)
+
+    def features(self) -> np.ndarray[Any, Any]:
+        return features_of(*self.evidence(), NOW_MS)
 
     def oracle(self, at: int) -> dict[str, float]:
         """Every feature of the item at a place of the list, one event at a time."""
