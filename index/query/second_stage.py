@@ -81,9 +81,7 @@ class SecondStage:
         """
         given = given or GivenList()
         history, has = self._history(asker.state), labels >= 0
-        near = cosines(vectors, self._near(history, asker.now_ms))
-        for products in near.values():
-            products[~has] = np.nan
+        near = self._near(vectors, has, history, asker.now_ms)
         first: dict[str, Floats] = {"negative": np.zeros(len(labels), np.float32) if negative is None else negative}
         if asker.vectors is not None:
             first["next"], first["general"] = asker.vectors @ vectors.T
@@ -107,7 +105,7 @@ class SecondStage:
     def looked_at(self, asker: Asker) -> Labels:
         """Labels of the user's items whose vectors are looked at."""
         history = self._history(asker.state)
-        return np.unique(np.concatenate([*self._looked_at(history, asker.now_ms).values()]))
+        return np.union1d(history.recent(), history.acted())
 
     def _history(self, state: UserState) -> History:
         kinds = np.frombuffer(bytes(state.kinds), np.uint8)
@@ -115,15 +113,19 @@ class SecondStage:
         classes = np.where(known, self.classes[np.where(known, kinds, 0)], EventClass.VIEW).astype(np.uint8)
         return History(self.catalogue.places(state.items), classes, np.array(state.ts_ms, np.int64))
 
-    def _near(self, history: History, now_ms: int) -> dict[str, Vector]:
-        """Vectors of what the user did last, by name of `UserEvidence.near`."""
-        wanted = self._looked_at(history, now_ms)
-        return {name: self.catalogue.search.vectors(labels) for name, labels in wanted.items() if len(labels)}
-
-    def _looked_at(self, history: History, now_ms: int) -> dict[str, Labels]:
-        recent = history.recent()
-        session, acted = history.recent_in_session(now_ms), history.acted()
-        return {"last": recent[:1], "recent": recent, "session": session, "acted": acted}
+    def _near(self, vectors: Vector, has: NDArray[np.bool_], history: History, now_ms: int) -> dict[str, Floats]:
+        """`UserEvidence.near` of items with vectors [m, d]; the last items of all begin with those of the session."""
+        wanted = {"recent": history.recent(), "acted": history.acted()}
+        near = cosines(
+            vectors, {n: self.catalogue.search.vectors(labels) for n, labels in wanted.items() if len(labels)}
+        )
+        for products in near.values():
+            products[~has] = np.nan
+        if len(wanted["recent"]):
+            near["last"] = near["recent"][:, :1]
+        if session := len(history.recent_in_session(now_ms)):
+            near["session"] = near["recent"][:, :session]
+        return near
 
     def _amounts(self, labels: Labels, location: str) -> Amounts:
         ids = self._ids(labels)

@@ -192,7 +192,13 @@ def cosines(vectors: Vector, history: Mapping[str, Vector]) -> dict[str, Floats]
 
 
 def _newest(labels: Labels) -> Labels:
-    return np.array([*dict.fromkeys(label for label in labels[::-1].tolist() if label >= 0)][:RECENT], np.int64)
+    distinct: dict[int, None] = {}
+    for label in labels[::-1].tolist():
+        if label >= 0:
+            distinct[label] = None
+            if len(distinct) == RECENT:
+                break
+    return np.array([*distinct], np.int64)
 
 
 def _vectors(items: RankedList, user: UserEvidence) -> dict[str, Floats]:
