@@ -4,12 +4,20 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
 # No flag of the building machine's own processor: images and wheels travel.
-SECOND_STAGE = Pybind11Extension(
-    "index.ranking._native",
-    ["index/ranking/second_stage.cpp"],
-    cxx_std=17,
-    extra_compile_args=["-O3", "-fno-math-errno"],
-    optional=True,
-)
+FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast"]
 
-setup(ext_modules=[SECOND_STAGE])
+
+def native(name: str, source: str, *macros: tuple[str, str]) -> Pybind11Extension:
+    """A module that may be missing."""
+    return Pybind11Extension(
+        name, [source], cxx_std=17, extra_compile_args=FLAGS, define_macros=[*macros], optional=True
+    )
+
+
+setup(
+    ext_modules=[
+        native("encoder.inference._native", "encoder/inference/forward.cpp"),
+        native("encoder.inference._native_wide", "encoder/inference/forward.cpp", ("WIDE", "1")),
+        native("index.ranking._native", "index/ranking/second_stage.cpp"),
+    ]
+)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from encoder.inference.batching import Embedded, EncodeRequest, EncodeResult, Ro
 from encoder.inference.cuda_append import AppendStep, AttendInPlace
 from encoder.inference.item_table import ItemTable
 from encoder.inference.kv_cache import PAGE, CachedWindow, KVCache
+from encoder.inference.native_forward import native_forward
 from encoder.model.attention_bias import Relations
 from encoder.model.blocks import Block
 from encoder.model.encoder import StarsEncoder
@@ -87,6 +89,7 @@ class IncrementalEncoder:
         most = max(GATHER_BYTES // layer_bytes, self._cache.needed(1 + model.config.capacity))
         self._gather = most if on_cpu else self._cache.count
         self._scratch = torch.empty(most * layer_bytes // dtype.itemsize if on_cpu else 0, dtype=dtype)
+        self._native = native_forward(self.model, self._cache.storage)
         self._step = None if on_cpu else AppendStep(self.model, self._cache, _in_place(self.model))
 
     @torch.inference_mode()
@@ -206,6 +209,8 @@ class IncrementalEncoder:
         pages = np.asarray([*zip_longest(*held, fillvalue=held[0][0])], dtype=np.int64).T  # [B, most pages]
         if self._step is not None and rows.most == 1:
             return self._step(x, embedded.ts_ms, pages, rows.position)
+        if self._native is not None:
+            return self._compiled(self._native, x, rows, pages)
         row_page, offset = self._send(pages[rows.owner, rows.position // size]), self._send(rows.position % size)
         if self._config.bias == "time":
             self._cache.times[row_page, offset] = embedded.ts_ms
@@ -222,6 +227,11 @@ class IncrementalEncoder:
         following = self.model.next_vector(z[self._send(rows.last)])
         vectors: NDArray[np.float32] = torch.stack([following, self.model.general_vector(z[new:])], dim=1).cpu().numpy()
         return vectors
+
+    def _compiled(self, native: Any, x: Tensor, rows: Rows, pages: NDArray[np.int64]) -> NDArray[np.float32]:
+        cells = self._cache.storage.numpy()
+        found: NDArray[np.float32] = native.run(x.numpy(), rows.owner, rows.position, rows.last, pages, cells)
+        return found
 
     def _attend(self, block: Block, stored: Tensor, queries: Tensor, piece: _Piece) -> Tensor:
         """What each query of a piece reads from its request's keys and values; [c, R + 1, d]."""

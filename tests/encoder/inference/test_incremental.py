@@ -28,6 +28,7 @@ D_TEXT = 6
 ITEMS = [f"item-{number}" for number in range(30)]
 LATER = [f"later-{number}" for number in range(5)]  # items whose vector arrives after their events
 START_MS = 1_700_000_000_000
+PATHS = ("torch", "step", "compiled", "wide")
 PROFILES: list[dict[str, Any] | None] = [
     None,
     {"numeric": {"age": 31.0, "spend": -4.5}, "categorical": {"plan": "gold"}},
@@ -35,9 +36,9 @@ PROFILES: list[dict[str, Any] | None] = [
 ]
 
 
-def config(block: str, window: int = 12, slack: int = 6, bias: str = "none") -> ModelConfig:
+def config(block: str, window: int = 12, slack: int = 6, bias: str = "none", d_model: int = 16) -> ModelConfig:
     return ModelConfig(
-        d_model=16,
+        d_model=d_model,
         n_layers=3,
         n_heads=2,
         d_ff=24,
@@ -59,20 +60,22 @@ def encoder(
     slack: int = 6,
     bias: str = "none",
     page: int = 4,
-    step: bool = False,
+    path: str = "torch",
 ) -> IncrementalEncoder:
-    """Whose cache holds so many full windows. With `step` single rows go the way that they go on CUDA, where there is
-    one; then the tests run there.
+    """Whose cache holds so many full windows. On the path "step" single rows go the way that they go on CUDA, where
+    there is one; then the tests run there. "compiled" and "wide" are for AVX2 and AVX-512, where a processor has that.
     """
     torch.manual_seed(3)
-    model = StarsEncoder(config(block, window, slack, bias), ITEMS[:10])
+    model = StarsEncoder(config(block, window, slack, bias, 64 if path == "wide" else 16), ITEMS[:10])
     with torch.no_grad():  # trained models are not near zero: make every part count
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     cache = IncrementalEncoder(model, cache_bytes=10**7, cache_dtype=torch.float32, page=page)._cache
     one = cache.needed(1 + model.config.capacity) * cache.page_bytes
     made = IncrementalEncoder(model, cache_bytes=users * one, cache_dtype=torch.float32, page=page)
-    if step and made._step is None:
+    if path in ("torch", "step"):
+        made._native = None
+    if path == "step" and made._step is None:
         made._step = AppendStep(model, made._cache, None)
     made.items.put(ITEMS, vectors(len(ITEMS)), [["red"], ["blue", "unknown"], []] * 10)
     return made
@@ -145,13 +148,13 @@ STEPS = st.one_of(
     bias=st.sampled_from(BIASES),
     slots=st.integers(1, 8),
     page=st.sampled_from([1, 4, 32]),
-    step=st.booleans(),
+    path=st.sampled_from(PATHS),
     steps=st.lists(STEPS, max_size=14),
 )
 def test_append_equals_whole_window(
-    block: str, bias: str, slots: int, page: int, step: bool, steps: list[tuple[str, Any]]
+    block: str, bias: str, slots: int, page: int, path: str, steps: list[tuple[str, Any]]
 ) -> None:
-    shop = Shop(encoder(block, users=slots, bias=bias, page=page, step=step))
+    shop = Shop(encoder(block, users=slots, bias=bias, page=page, path=path))
     for action, value in steps:
         if action == "events":
             for user, item, kind, offset_ms in value:
@@ -186,7 +189,7 @@ def test_window_of_two_hundred_one_by_one() -> None:
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_single_rows_of_batches_of_any_size(block: str, bias: str) -> None:
-    made = encoder(block, users=9, bias=bias, step=True)
+    made = encoder(block, users=9, bias=bias, path="step")
     steps = count_steps(made)
     lengths = dict.fromkeys(range(9), 0)
     for users in (range(9), [3], range(8), range(2, 5), range(9), range(5), range(9)):
@@ -197,7 +200,7 @@ def test_single_rows_of_batches_of_any_size(block: str, bias: str) -> None:
 
 
 def test_prepared_sizes_are_those_that_batches_need() -> None:
-    made = encoder(step=True)
+    made = encoder(path="step")
     assert made._step is not None
     made.prepare(5)
     assert list(made._step._recorded) == ([1, 2, 4, 8] if DEVICE == "cuda" else [])  # a CPU has nothing to record
