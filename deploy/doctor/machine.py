@@ -6,6 +6,7 @@ only when it is free. Whether a taken port is ours, `/healthz` tells.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import socket
 import sys
@@ -16,13 +17,16 @@ import httpx
 from deploy.disk_space import free_bytes
 from deploy.doctor.finding import CONNECT_S, Finding
 from deploy.settings import Settings
-from index.ranking import native
 
 OLDEST_PYTHON = (3, 11)
 PACKAGES = (
     "faust-streaming", "aiokafka", "confluent-kafka", "kafka-python", "torch", "redis", "hnswlib", "elasticsearch",
     "fastapi", "uvicorn", "httpx", "orjson", "safetensors", "tokenizers",
 )  # fmt: skip
+NATIVE = {
+    "encoder": ("encoder.inference._native_wide", "encoder.inference._native"),
+    "second stage": ("index.ranking._native",),
+}
 _FREE_MB = 1_000.0  # snapshots of a million items, texts and logs
 _FULL_MB = 1.0  # less is what nothing can be written into
 
@@ -50,13 +54,20 @@ def check_packages(_: Settings) -> list[Finding]:
 
 
 def check_native(_: Settings) -> list[Finding]:
-    """Whether what is native was compiled for this version."""
-    at = Finding("native")
-    if native.COMPILED is None:
-        return [
-            at.note("not compiled: numpy computes what a ranker reads", "install a C++ compiler and run make again")
-        ]
-    return [at.ok("second stage")]
+    """What is native and was compiled for this version and processor."""
+    at, missing = Finding("native"), [part for part, names in NATIVE.items() if not any(map(_loads, names))]
+    if missing:
+        slower = f"not compiled: {', '.join(missing)}; torch and numpy do the same, two to four times slower"
+        return [at.note(slower, "install a C++ compiler and run make again")]
+    return [at.ok(", ".join(name for names in NATIVE.values() for name in names if _loads(name)))]
+
+
+def _loads(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 def check_folder(settings: Settings) -> list[Finding]:

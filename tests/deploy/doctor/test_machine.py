@@ -12,7 +12,6 @@ from deploy.doctor import machine as doctor_machine
 from deploy.doctor.finding import Finding
 from deploy.doctor.machine import check_api, check_folder, check_native, check_packages, check_python
 from deploy.settings import load
-from index.ranking import native
 from tests.support.disks import small_disk
 from tests.support.fake_servers import pages
 
@@ -37,11 +36,12 @@ def test_an_old_python_and_missing_packages_are_named(monkeypatch: pytest.Monkey
 
 
 def test_without_a_compiler_the_doctor_says_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "COMPILED", object())
-    assert only(check_native(load({}))).state == "ok"
-    monkeypatch.setattr(native, "COMPILED", None)
+    monkeypatch.setattr(doctor_machine, "NATIVE", {"first": ("no_such_module", "json"), "second": ("string",)})
     found = only(check_native(load({})))
-    assert (found.state, "not compiled" in found.what, "compiler" in found.remedy) == ("note", True, True)
+    assert (found.state, found.what) == ("ok", "json, string")
+    monkeypatch.setattr(doctor_machine, "NATIVE", {"first": ("json",), "second": ("no_such_module",)})
+    found = only(check_native(load({})))
+    assert (found.state, "not compiled: second;" in found.what, "compiler" in found.remedy) == ("note", True, True)
 
 
 def test_a_folder_that_can_be_written_or_made_is_well(tmp_path: Path) -> None:
