@@ -11,7 +11,7 @@ under the same server and load, and Redis' own benchmark.
 With `--against` one API process of this commit and two of another one answer the same requests over the same data in
 turn, without a ranker; only ratios are of use then.
 
-    python -m tests.bench.query --against [REF] [--rounds 6] [--rate 100] [--seconds 5]
+    python -m tests.bench.query --against [REF] [--rounds 6] [--rate 60] [--seconds 20]
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _READY_S = 240.0
 _RISE, _FIRST = 1.5, 200.0  # rates tried for capacity: 200/s, 300/s, …
 _REQUESTS = 2000
 GOAL_CPU = 0.25  # of 9afcd80's CPU time per query
-_WINDOW_WARM_UP_S = 0.5  # between two windows a process only rests for seconds
+BUSY_RATE = 60.0  # of a comparison: three API processes and what else runs must not keep anybody waiting
 _COMPARED = 100  # lists
 # How a commit writes the data; both names have been there since 9afcd80.
 _FILL = """
@@ -69,20 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--users", type=int, default=20_000)
-    parser.add_argument("--rate", type=float, default=GOAL_RATE)
+    parser.add_argument("--rate", type=float, help=f"requests a second; {GOAL_RATE:g}, or {BUSY_RATE:g} to compare")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--against", metavar="REF", nargs="?", const=REF)
     parser.add_argument("--rounds", type=int, default=6)
     given = parser.parse_args(arguments)
     world = Synthetic(given.items, given.users)
     if given.against:
-        compare(world, given.against, given.rounds, given.rate, given.seconds)
+        compare(world, given.against, given.rounds, given.rate or BUSY_RATE, given.seconds)
         return
+    rate = given.rate or GOAL_RATE
     with tempfile.TemporaryDirectory(prefix="perseid-bench-") as folder, deployment(Path(folder), world) as ports:
         requests = asked(world)
-        results = latency(ports, requests, given.rate, given.seconds)
+        results = latency(ports, requests, rate, given.seconds)
         results += capacity(ports, requests, given.seconds)
-    results += references(given.rate, given.seconds)
+    results += references(rate, given.seconds)
     for row in results:
         print(f"{row['name']:34} {row['value']:10.3f} {row['unit']}", file=sys.stderr)
     show("query", results, "generator, Redis, broker and API processes share these cores")
@@ -98,11 +99,10 @@ def compare(world: Synthetic, ref: str, count: int, rate: float, seconds: float)
         def window(side: str) -> dict[str, float]:
             port, pid = ports[side]
             used = cpu_seconds(pid)
-            report = begin(Load(HOST, [port], requests, rate, seconds, _WINDOW_WARM_UP_S))()
+            report = begin(Load(HOST, [port], requests, rate, seconds, warm_up_s=0))()
+            spent, answered = cpu_seconds(pid) - used, report.statuses[200]
             found = {f"p{share}": report.percentile(share) for share in (50, 99)}
-            spent = (cpu_seconds(pid) - used) / (rate * (seconds + _WINDOW_WARM_UP_S))
-            refused = report.sent - report.statuses[200]
-            return {"cpu_ms": spent * 1e3, **found, "refused": float(refused)}
+            return {"cpu_ms": spent / max(1, answered) * 1e3, **found, "refused": float(report.sent - answered)}
 
         found = rounds(count, window)
     rows = compared(found, {"cpu_ms": GOAL_CPU, "p50": None, "p99": None})
@@ -110,7 +110,8 @@ def compare(world: Synthetic, ref: str, count: int, rate: float, seconds: float)
     rows += [result("lists_differ", different, f"of {_COMPARED}", 0, at_most=True)]
     for row in rows:
         print(f"{row['name']:34} {row['value']:10.3f} {row['unit']}", file=sys.stderr)
-    if names := noisy(rows):
+    names = noisy(rows) + ["all, as it is too busy"] * any(row["value"] for row in rows if "not_200" in row["name"])
+    if names:
         print(f"the machine was too noisy for: {', '.join(names)}", file=sys.stderr)
     show("query", rows, f"against {ref}; generator, Redis, broker and three API processes share these cores")
 
@@ -203,11 +204,12 @@ def start_beats(supervisor: Supervisor, folder: Path, redis: str, partitions: in
 
 def wait_for_graphs(processes: dict[int, int]) -> None:
     """Until the API processes have built their search graphs and rest."""
-    while True:
+    quiet = 0
+    while quiet < 2:  # on a busy machine a graph grows in spurts
         before = [cpu_seconds(pid) for pid in processes.values()]
         time.sleep(2.0)
-        if all(cpu_seconds(pid) - used < 0.5 for pid, used in zip(processes.values(), before, strict=True)):
-            return
+        used = [cpu_seconds(pid) - was for pid, was in zip(processes.values(), before, strict=True)]
+        quiet = quiet + 1 if max(used) < 0.2 else 0
 
 
 async def _fill(url: str, world: Synthetic) -> None:
