@@ -15,6 +15,8 @@ import numpy.typing as npt
 from context.features import CYCLES, ContextFeatures, FloatArray
 
 DEFAULT_MAX_NORM = 0.5  # half of a user vector's length
+_SECOND_MS = 1000
+_MOST_KEPT = 256  # records whose last offset is kept
 MIN_SHOWN = 1e-6  # contributions shorter than this are rounding
 
 
@@ -50,9 +52,29 @@ class ContextOffset:
         self._calendar = {name: np.array(groups.pop(name)) for name in CYCLES if name in groups}
         self._single = list(groups.items())
         self._length = np.linalg.norm(matrix, axis=0)  # [F]
+        self._kept: dict[int, tuple[Mapping[str, Any] | None, int, Offset]] = {}  # by identity of the record
 
     def offset(self, ts_ms: int, record: Mapping[str, Any] | None) -> Offset:
-        """Δ at `ts_ms` under the location's last `record` (None: the calendar alone)."""
+        """Δ at `ts_ms` under the location's last `record` (None: the calendar alone).
+
+        The calendar is that of the whole second, so that all queries of a second and a record share what is made of
+        them; what begins or ends within the second does so to the millisecond.
+        """
+        second = ts_ms // _SECOND_MS
+        kept = self._kept.get(id(record))
+        if kept is not None and kept[0] is record and kept[1] == second:
+            return kept[2]
+        began_ms = second * _SECOND_MS
+        bounds = [bound for entry in self.features.entries(record) for bound in (entry.starts_ms, entry.ends_ms)]
+        if any(began_ms < bound < began_ms + _SECOND_MS for bound in bounds):
+            return self._offset(ts_ms, record)
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
+        found = self._offset(began_ms, record)
+        self._kept[id(record)] = record, second, found  # with the record, whose identity is its own as long as it lives
+        return found
+
+    def _offset(self, ts_ms: int, record: Mapping[str, Any] | None) -> Offset:
         values = self.features.encode(ts_ms, record)  # [F]
         delta = self._weight @ values  # [d]
         norm = float(np.linalg.norm(delta))

@@ -33,6 +33,7 @@ OWNERS = {
     "sentence_transformers": {"encoder"},
     "lightgbm": {"streams"},
     "redis": {"index", "deploy"},
+    "hiredis": {"index"},
     "hnswlib": {"index"},
     "elasticsearch": {"index"},
     "fastapi": {"index"},

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from deploy.roles.indexer import elastic_settings
 from deploy.runtime.process import log_to_stderr, now_ms, open_store, running, settle_once
-from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
+from deploy.runtime.producer import Acknowledged, EventProducer, ExposureProducer, Extras, at_time
 from deploy.settings import Settings, public_address
 from index.api.app import create_app
 from index.api.errors import InvalidRecordError
@@ -29,7 +29,6 @@ from streams.kafka.log_identity import LogLookup
 from streams.parsing import encode_record
 
 _TIMEOUT_S = 0.1  # of one Redis call: a list from memory in time is worth more than a personal one too late
-_LINGER_MS = 100  # of exposures, which nobody waits for: one request to Kafka for many instead of one for each
 _SHUTDOWN_S = 5  # requests under way may end within this
 _KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: one that is closed under a request fails it
 
@@ -44,7 +43,7 @@ def run_api(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     store = open_store(settings, timeout_s=_TIMEOUT_S, retries=1)
     producer, metrics = EventProducer(settings.kafka_config()), ApiMetrics(CollectorRegistry())
-    exposures = EventProducer(settings.kafka_config(), linger_ms=_LINGER_MS)
+    exposures = ExposureProducer(settings.kafka_config())
     kafka = kafka_side(settings, producer, exposures, lambda: app.state.services.liveness.clock_ms)
     app = create_app(store, api_settings(settings), kafka, metrics, on_loaded=settle_once())
     server = uvicorn.Server(
@@ -95,7 +94,7 @@ def api_settings(settings: Settings) -> ApiSettings:
 
 
 def kafka_side(
-    settings: Settings, producer: EventProducer, exposures: EventProducer, clock_ms: Callable[[], int | None]
+    settings: Settings, producer: EventProducer, exposures: ExposureProducer, clock_ms: Callable[[], int | None]
 ) -> KafkaSide:
     """The application's way to Kafka: the worker's rules, a producer for what is posted and one for what is shown.
 

@@ -16,9 +16,19 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 from fastapi.telemetry import TelemetryConfig
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from index.api.admission import AdmissionController, AdmissionMiddleware
-from index.api.errors import PROBLEM_JSON, install_handlers, json_response, known_parameters
+from index.api.auth import scopes_of
+from index.api.errors import (
+    PROBLEM_JSON,
+    ProblemError,
+    install_handlers,
+    json_response,
+    known_parameters,
+    problem_response,
+    store_away,
+)
 from index.api.ingest import Ingest, ingest_router
 from index.api.item_changes import changes_router
 from index.api.liveness import Liveness
@@ -27,16 +37,19 @@ from index.api.lookup import state_router
 from index.api.metrics import ApiMetrics
 from index.api.operations import UserCount, operations_router
 from index.api.rankers import Rankers
-from index.api.recommend import recommend_router
+from index.api.recommend import answer, recommend_router
 from index.api.rerank import rerank_router
+from index.api.schemas.lists import RecommendationsRequest
+from index.api.schemas.plain import plain_request
 from index.api.schemas.shapes import OPEN_PROBLEMS
 from index.api.schemas.state import RootAnswer
 from index.api.settings import ApiSettings, KafkaSide
 from index.query.popularity import Popularity
 from index.query.shadow import ShadowRanking
-from index.state.store import LiveStore
+from index.state.store import LiveStore, StoreUnavailableError
 
 VERSION = "1"
+LIST_PATH = "/v1/recommendations/"
 _STATIC = "/docs/static"
 _VALIDATION = ("HTTPValidationError", "ValidationError")  # schemas of FastAPI's 422
 _DESCRIPTION = "Live recommendations: events go into Kafka, the next answer knows them and says how old that is."
@@ -78,6 +91,7 @@ def create_app(
     )
     app.state.services = services
     install_handlers(app)
+    app.add_middleware(PlainListRoute, services=services)  # inside the next one
     app.add_middleware(AdmissionMiddleware, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics, liveness.items_position)
     app.include_router(recommend_router(services))
@@ -112,6 +126,48 @@ def _lifespan(services: Services, users: UserCount) -> Callable[[FastAPI], Any]:
             await services.keeper.close()
 
     return lifespan
+
+
+class PlainListRoute:
+    """ASGI layer that answers the plain `GET /v1/recommendations/{user_id}`, in a fifth of the framework's time.
+
+    Anything unusual goes on to the framework's route, which judges bad input and missing keys, and describes the call.
+    """
+
+    path_format = f"{LIST_PATH}{{user_id}}"  # by which a route is counted
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app, self._services = app, services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = self._request(scope)
+        if request is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = self
+        try:
+            response = json_response(await answer(self._services, request))
+        except ProblemError as error:
+            response = problem_response(error)
+        except StoreUnavailableError as error:
+            response = store_away(error)
+        await response(scope, receive, send)
+
+    def _request(self, scope: Scope) -> RecommendationsRequest | None:
+        """What is asked, None where the framework is to look at it."""
+        if scope["type"] != "http" or scope["method"] != "GET" or scope.get("root_path"):
+            return None
+        path: str = scope["path"]
+        if not path.startswith(LIST_PATH) or not self._may_read(scope):
+            return None
+        return plain_request(path[len(LIST_PATH) :], scope["query_string"])
+
+    def _may_read(self, scope: Scope) -> bool:
+        keys = self._services.settings.keys
+        if not keys:
+            return True
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-api-key"]
+        return len(given) == 1 and "read" in (scopes_of(given[0], keys) or ())
 
 
 class DocumentedApp(FastAPI):

@@ -202,9 +202,13 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(StoreUnavailableError)
     async def unavailable(_: Request, error: StoreUnavailableError) -> Response:
-        _log.warning("live state: %s", error)
-        away = ProblemError(503, "the live state does not answer; try again in a moment", retry_after_s=1)
-        return problem_response(away)
+        return store_away(error)
+
+
+def store_away(error: StoreUnavailableError) -> Response:
+    """The answer while the live state does not answer."""
+    _log.warning("live state: %s", error)
+    return problem_response(ProblemError(503, "the live state does not answer; try again in a moment", retry_after_s=1))
 
 
 def allowed_methods(request: Request) -> list[str]:

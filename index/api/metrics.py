@@ -6,10 +6,15 @@ become label values. `/v1/status` sums the heartbeats' numbers over processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from index.query.shadow import ShadowLists
 from index.state.trials import Arm
@@ -19,6 +24,57 @@ TENTHS = tuple(number / 10 for number in range(11))
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.5, 1, 5, 60)
 
 
+class HotCounter(Collector):
+    """A counter for what happens with every answer: a number in a dictionary, read out when it is scraped."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._about = name, text, labels
+        self._counts: dict[tuple[str, ...], int] = {} if labels else {(): 0}
+        registry.register(self)
+
+    def add(self, *labels: str) -> None:
+        """One more."""
+        self._counts[labels] = self._counts.get(labels, 0) + 1
+
+    def describe(self) -> Iterator[CounterMetricFamily]:
+        name, text, labels = self._about
+        yield CounterMetricFamily(name, text, labels=labels)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        for family in self.describe():
+            for labels, count in self._counts.items():
+                family.add_metric(labels, count)
+            yield family
+
+
+class HotTimer(Collector):
+    """A histogram likewise: of each label a list of counts by bucket, and their sum at its end."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._about = name, text, labels
+        self._counts: dict[tuple[str, ...], list[float]] = {}
+        registry.register(self)
+
+    def add(self, seconds: float, *labels: str) -> None:
+        """One more that took so long."""
+        counts = self._counts.get(labels)
+        if counts is None:
+            counts = self._counts[labels] = [0.0] * (len(SECONDS) + 2)
+        counts[bisect_left(SECONDS, seconds)] += 1
+        counts[-1] += seconds
+
+    def describe(self) -> Iterator[HistogramMetricFamily]:
+        name, text, labels = self._about
+        yield HistogramMetricFamily(name, text, labels=labels)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        bounds = [*map(floatToGoString, SECONDS), "+Inf"]
+        for family in self.describe():
+            for labels, (*counts, total) in self._counts.items():
+                family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
+            yield family
+
+
 class ApiMetrics:
     """What an API process counts, and gauges of the whole deployment that it sets when it is scraped."""
 
@@ -26,14 +82,15 @@ class ApiMetrics:
         self.registry = registry
         timer = partial(Histogram, buckets=SECONDS, registry=registry)
         counter = partial(Counter, registry=registry)
-        self._requests = timer("perseid_api_request_seconds", "Time of one request.", ["method", "route", "status"])
-        self._stages = timer("perseid_api_stage_seconds", "Time of one stage of a recommendation.", ["stage"])
-        self._answers = counter("perseid_api_answers", "Recommendations by service level.", ["served_by"])
-        self._exposures = counter("perseid_api_exposures", "Exposure records handed over.")
+        hot_timer, hot = partial(HotTimer, registry=registry), partial(HotCounter, registry=registry)
+        self._requests = hot_timer("perseid_api_request_seconds", "Time of one request.", ["method", "route", "status"])
+        self._stages = hot_timer("perseid_api_stage_seconds", "Time of one stage of a recommendation.", ["stage"])
+        self._answers = hot("perseid_api_answers", "Recommendations by service level.", ["served_by"])
+        self._exposures = hot("perseid_api_exposures", "Exposure records handed over.", [])
         self._refused = counter("perseid_api_refused", "Requests not tried, by reason.", ["reason"])
         self._records = counter("perseid_api_records", "Records posted, by topic and outcome.", ["topic", "outcome"])
         self._sources = counter("perseid_api_sources", "Filters and searches by who did them.", ["what", "where"])
-        self._ranked = counter("perseid_api_ranked", "Lists by what ordered them.", ["ranked_by"])
+        self._ranked = hot("perseid_api_ranked", "Lists by what ordered them.", ["ranked_by"])
         self._shadow = counter("perseid_api_shadow", "Requests to rank by two models, by outcome.", ["outcome"])
         self._shadow_times = timer("perseid_api_shadow_seconds", "Time of one such ranking, by alias.", ["model"])
         self._shadow_overlap = Histogram(
@@ -53,14 +110,14 @@ class ApiMetrics:
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """One request; `route` is the path template, never the path."""
-        self._requests.labels(method, route, str(status)).observe(seconds)
+        self._requests.add(seconds, method, route, str(status))
         self._add("requests")
 
     def answer(self, served_by: str, **seconds: float) -> None:
         """One recommendation at this service level, and how long its stages took (`read`, `rank`, `render`)."""
         for stage, duration in seconds.items():
-            self._stages.labels(stage).observe(duration)
-        self._answers.labels(served_by).inc()
+            self._stages.add(duration, stage)
+        self._answers.add(served_by)
         self._add(served_by)
 
     def sources(self, found: Mapping[str, str | None]) -> None:
@@ -73,12 +130,12 @@ class ApiMetrics:
     def ranked(self, by_ranker: bool, wanted: bool) -> None:
         """One list; `wanted`: a ranker was to order it, so without one it has failed."""
         by = "ranker" if by_ranker else "first_stage_as_ranker_failed" if wanted else "first_stage"
-        self._ranked.labels(by).inc()
+        self._ranked.add(by)
         self._add(f"ranked_by_{by}")
 
     def exposure(self) -> None:
         """One exposure record was handed to Kafka's queue; how many were lost is the gauge `exposures_lost`."""
-        self._exposures.inc()
+        self._exposures.add()
         self._add("exposures")
 
     def shadow(self, found: ShadowLists | str) -> None:

@@ -252,9 +252,8 @@ def reason_of(serving: LoadedModel, source: ListSource, found: Recommendations) 
 
 def shown_item(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"item_id": entry.item_id, "score": round(entry.score, 6), "slot": entry.slot}
-    item = serving.catalogue.get(entry.item_id)
-    if item is not None:
-        title = item.title
+    title = serving.catalogue.title_of(entry.item_id)
+    if title is not None:
         shown["title"] = title if len(title) <= _TITLE_CHARACTERS else f"{title[: _TITLE_CHARACTERS - 1]}…"
     if explain:
         shown["explain"] = {name: round(part, 6) for name, part in entry.parts.items()}

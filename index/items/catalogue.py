@@ -16,14 +16,16 @@ import orjson
 from numpy.typing import NDArray
 
 from context.labels import folded_or_same
-from index.items.columns import FieldValue, ItemColumns, ItemFacts, count_classes, values_of
+from index.items.columns import FieldValue, ItemColumns, ItemFacts, Posting, count_classes, values_of
 from index.items.filters import Filter, Label, LabelField, Mask, NumberField, mask, sold_at
 from index.items.hnsw import HnswIndex
+from index.items.masks import KeptMasks
 from index.items.search import Labels, SearchIndex
 from index.state.records import ItemRecord, Vector, fold_item
 
 _FIRST_CAPACITY = 1024
 _MOST_LOCATIONS = 64  # whose masks are kept, a byte for each item; at a million items one takes 5 ms
+_MOST_TITLES = 20_000  # kept decoded: some two megabytes
 _APPLY_RECORDS = 64  # per lock, about two milliseconds: how long a query in another thread may have to wait
 
 
@@ -66,18 +68,27 @@ class Catalogue:
         self.model, self.dim = model, dim
         self.search: SearchIndex = HnswIndex(dim) if search is None else search  # an empty index is falsy
         self.position = 0  # highest item-log position applied
+        self.version = 0  # grows with every change of any item …
+        self.named = 0  # … and this when a label is given to an item, or taken away
         self._lock = threading.RLock()
         self._label: dict[str, int] = {}
         self._ids: list[str] = []  # by label; "" is free
         self._bodies: list[bytes | None] = []  # by label
         self._free: list[int] = []
-        self._postings: dict[FieldValue, _Posting] = {}
+        self._postings: dict[FieldValue, Posting] = {}
         self._columns = ItemColumns(_FIRST_CAPACITY)
         self._sold_at: dict[str, Mask] = {}  # by location, until an item's regions change
+        self._masks, self._listed = KeptMasks(), (-1, 0)  # the version that was counted, and how many it lists
+        self._titles: dict[str, str] = {}  # of items that were shown lately
 
     def __len__(self) -> int:
         """Items with a catalogue record."""
-        return int(np.count_nonzero(self._columns.listed[: self.size]))
+        version, listed = self._listed
+        if version != self.version:
+            version = self.version  # read first: what changes meanwhile has another one
+            listed = int(np.count_nonzero(self._columns.listed[: self.size]))
+            self._listed = version, listed
+        return listed
 
     def __contains__(self, item_id: object) -> bool:
         return item_id in self._label
@@ -106,6 +117,7 @@ class Catalogue:
             self._take([StoredItem(item_id, 0, None, None) for item_id in gone])
             self._columns.position[: self.size] = -1
             self.position = 0
+            self.version += 1
 
     def stored(self) -> Iterator[list[StoredItem]]:
         """All items in pieces, for a snapshot; items that change meanwhile may be as before or after the change."""
@@ -132,6 +144,20 @@ class Catalogue:
         catalogue, tags, embedder, pending = orjson.loads(body) if body else (None, (), None, True)
         return Item(item_id, position, catalogue, tuple(tags), embedder, has_vector, pending)
 
+    def title_of(self, item_id: str) -> str | None:
+        """The item's title, "" without one; None when this process has never heard of it."""
+        title = self._titles.get(item_id)
+        if title is not None:
+            return title
+        with self._lock:
+            item = self.get(item_id)
+            if item is None:
+                return None
+            if len(self._titles) >= _MOST_TITLES:
+                self._titles.clear()
+            self._titles[item_id] = item.title
+            return item.title
+
     def position_of(self, item_id: str) -> int:
         """Item-log position of the item's record; −1 when unknown."""
         label = self._label.get(item_id)
@@ -152,9 +178,7 @@ class Catalogue:
     def hard_mask(self, now_ms: int) -> Mask:
         """[size] items that may be shown at all: listed, in stock, inside their time window and with a vector."""
         with self._lock:
-            shown = self._columns.may_show(self.size, now_ms)
-            shown &= self._columns.vector[: self.size]
-            return shown
+            return self._masks.hard(self.version, self._columns, self.size, now_ms).copy()
 
     def can_show(self) -> bool:
         """Whether any item is listed and has a vector."""
@@ -167,9 +191,9 @@ class Catalogue:
             return set(self.ids_of(timed[~self._columns.is_open(timed, now_ms)]))
 
     def filter_mask(self, tree: Filter) -> Mask:
-        """[size] items that a client's filter lets pass."""
+        """[size] items that a client's filter lets pass; shared, to be read only."""
         with self._lock:
-            return mask(tree, self)
+            return self._masks.passing(self.version, tree, lambda: mask(tree, self))
 
     def sold_at(self, location: str) -> Mask:
         """[size or less] items that the hard rule of a location lets pass; shared, to be read only."""
@@ -199,6 +223,10 @@ class Catalogue:
     def labels_of(self, item_ids: Iterable[str]) -> Labels:
         """Labels [m] of those of the items that are known."""
         return np.array([label for label in map(self._label.get, item_ids) if label is not None], np.int64)
+
+    def id_of(self, label: int) -> str:
+        """The item's id."""
+        return self._ids[label]
 
     def places(self, item_ids: Iterable[str]) -> Labels:
         """Labels [n] of the items, each in its place; −1 of one that is not known or has no vector."""
@@ -280,6 +308,7 @@ class Catalogue:
             self.search.remove(absent)
         self.position = max([self.position, *(item.position for item in items)])
         self._release(items)
+        self.version += 1
 
     def _replace(self, item: StoredItem) -> int:
         label = self._label.get(item.item_id)
@@ -289,6 +318,7 @@ class Catalogue:
         columns.position[label], columns.vector[label] = item.position, item.vector is not None
         if item.body != before:
             self._bodies[label] = item.body
+            self._titles.pop(item.item_id, None)
             had, has, was_regionless = _values_of(before), _values_of(item.body), columns.regionless[label]
             self._post(label, had, has)
             columns.classes[label] = count_classes(has)
@@ -304,7 +334,7 @@ class Catalogue:
             if not len(self._postings[key].labels()):
                 del self._postings[key]
         for key in after - before:
-            self._postings.setdefault(key, _Posting()).add(label)
+            self._postings.setdefault(key, Posting()).add(label)
 
     def _new_label(self, item_id: str) -> int:
         if self._free:
@@ -316,6 +346,7 @@ class Catalogue:
             self._ids.append(item_id)
             self._bodies.append(None)
         self._label[item_id] = label
+        self.named += 1
         return label
 
     def _release(self, items: Sequence[StoredItem]) -> None:
@@ -325,30 +356,7 @@ class Catalogue:
                 label = self._label.pop(item.item_id)
                 self._ids[label] = ""
                 self._free.append(label)
-
-
-class _Posting:
-    """Labels of the items that share one value: an int32 array with room, four bytes per item."""
-
-    __slots__ = ("_count", "_labels")
-
-    def __init__(self) -> None:
-        self._labels: Label = np.zeros(4, np.int32)
-        self._count = 0
-
-    def labels(self) -> Label:
-        return self._labels[: self._count]
-
-    def add(self, label: int) -> None:
-        if self._count == len(self._labels):
-            self._labels = np.concatenate((self._labels, np.zeros(max(4, self._count // 2), np.int32)))
-        self._labels[self._count] = label
-        self._count += 1
-
-    def remove(self, label: int) -> None:
-        at = int(np.flatnonzero(self.labels() == label)[0])
-        self._count -= 1
-        self._labels[at] = self._labels[self._count]
+                self.named += 1
 
 
 def _stored(record: ItemRecord) -> StoredItem:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.items.filters import LabelField, Mask
+from index.items.filters import Label, LabelField, Mask
 from index.items.search import Labels
 
 FieldValue = tuple[LabelField, str]
@@ -115,9 +115,43 @@ class ItemColumns:
         found &= self.ends[labels] > now_ms
         return found
 
+    def unchanged(self, size: int, now_ms: int) -> tuple[int, int]:
+        """From when, and until just before when, all time windows are open or closed as they are at `now_ms`."""
+        timed = self.timed(size)
+        times = np.concatenate((self.starts[timed], self.ends[timed]))
+        before, after = times[times <= now_ms], times[times > now_ms]
+        return int(before.max(initial=ALWAYS_MS)), int(after.min(initial=NEVER_MS))
+
     def timed(self, size: int) -> Labels:
         """Labels below `size` whose window has a start or an end."""
         return np.flatnonzero(self.window[:size])
+
+
+class Posting:
+    """Labels of the items that share one value: an int32 array with room, four bytes per item."""
+
+    __slots__ = ("_count", "_labels")
+
+    def __init__(self) -> None:
+        self._labels: Label = np.zeros(4, np.int32)
+        self._count = 0
+
+    def labels(self) -> Label:
+        """Of all items that have it now."""
+        return self._labels[: self._count]
+
+    def add(self, label: int) -> None:
+        """One more item has it."""
+        if self._count == len(self._labels):
+            self._labels = np.concatenate((self._labels, np.zeros(max(4, self._count // 2), np.int32)))
+        self._labels[self._count] = label
+        self._count += 1
+
+    def remove(self, label: int) -> None:
+        """An item that had it has it no more."""
+        at = int(np.flatnonzero(self.labels() == label)[0])
+        self._count -= 1
+        self._labels[at] = self._labels[self._count]
 
 
 def values_of(catalogue: Mapping[str, Any], tags: Iterable[str] = ()) -> set[FieldValue]:

@@ -162,8 +162,11 @@ class HnswIndex(ExactIndex):
         wanted = min(k, inside)
         if int(good.sum(axis=1).min()) < wanted:
             return None
-        first = np.argsort(~good, axis=1, kind="stable")[:, :wanted]  # the good ones, in order of similarity
-        labels, similar = np.take_along_axis(labels, first, 1), np.take_along_axis(similar, first, 1)
+        if not good[:, :wanted].all():
+            first = np.stack([np.flatnonzero(row)[:wanted] for row in good])  # the good ones, in order of similarity
+            row = np.arange(len(queries))[:, None]
+            labels, similar = labels[row, first], similar[row, first]
+        labels, similar = labels[:, :wanted], similar[:, :wanted]
         if not len(rows):
             return labels, similar
         beside = self._matrix[rows] @ queries.T  # [delta, q]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -34,6 +35,7 @@ from index.state.store import LiveStore, StoreUnavailableError
 _LOOK_S, _LOOK_SHARE = 0.001, 0.2
 USER_PART, CONTEXT_PART = "user", "context"  # of `LiveUser.read`
 _POSITION, _BEAT = "pos:clickstream", "beat"
+_load_context = lru_cache(256)(load_context)  # one object for each content: most locations change once an hour
 _Raw = tuple[bytes | None, bytes | None]  # state and profile as stored
 _Request = tuple[str, Sequence[str]]  # fields of a hash
 _Read = Mapping[str, Mapping[str, int]]  # part → topic → position
@@ -151,7 +153,7 @@ class UserReader:
             offset=int(position or 0),
             beat=int(beat or 0),
             location=location or "",
-            context=load_context(context),
+            context=_load_context(context),
             read=read,
         )
         return user, raw
@@ -176,7 +178,7 @@ class UserReader:
             else:
                 state = await self.store.read_at(CONTEXT_TAG, [request])
                 found, read = state.hashes[0].get(counts), {**read, CONTEXT_PART: state.positions}
-            location, context = counts, load_context(found)
+            location, context = counts, _load_context(found)
         return replace(user, location=location, context=context, includes_after=includes_after, read=read)
 
 

@@ -129,11 +129,12 @@ class SearchPlan:
         """The nearest of each slot, promoted items and the most popular; reach [slots]."""
         edges = [self._edge(found) + group.boost for found, group in zip(nearest, self.groups, strict=True)]
         parts = sum(group.boost <= 0 for group in self.groups)  # that are together all items
-        promoted = np.unique(np.concatenate([_NONE, *(labels.ravel() for labels, _ in nearest[parts:])]))
+        others = [labels.ravel() for labels, _ in nearest[parts:]]
+        promoted = np.unique(np.concatenate(others)) if others else _NONE
         most = self.depth if self.ranker is None else self.depth // _POPULAR_SHARE
-        top = self.popularity.top(self.location, most + 1)
-        popular = self._known(top[:most], self.allowed)
-        rest = self.share * self._highest_share(top[most:])
+        top, next_share = self.popularity.top_of(self.catalogue, self.location, most)
+        popular = _within(top, self.allowed)
+        rest = self.share * next_share
         found = dict(zip(self.slots, np.concatenate([labels for labels, _ in nearest[:parts]], 1), strict=True))
         return {**found, "promoted": promoted, "popular": popular}, np.max(edges, axis=0) + rest
 
@@ -178,12 +179,15 @@ class SearchPlan:
         return self.catalogue.labels_of(heapq.nsmallest(self.depth - len(found), ids))
 
     def _known(self, item_ids: Sequence[str], items: Mask) -> Labels:
-        labels = self.catalogue.labels_of(item_ids)
-        labels = labels[labels < len(items)]
-        return labels[items[labels]]
+        return _within(self.catalogue.labels_of(item_ids), items)
 
     def _highest_share(self, item_ids: Sequence[str]) -> float:
         return float(self.popularity.shares(item_ids, self.location).max(initial=0.0))
+
+
+def _within(labels: Labels, items: Mask) -> Labels:
+    labels = labels[labels < len(items)]
+    return labels[items[labels]]
 
 
 def first_depth(count: int, ranked: bool = False) -> int:

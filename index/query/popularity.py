@@ -9,11 +9,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from context.units import DAY_MS
+from index.items.catalogue import Catalogue
+from index.items.search import Labels
 from index.query.showings import Showings
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.store import LiveStore
@@ -24,6 +27,8 @@ Amounts = NDArray[np.float64]
 _Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
 _LOOKS = 3  # at a partition whose counts grow while they are read, until none has: each takes a millisecond or two
 _FIRST = 256  # items ordered at first
+_MOST_TOPS = 64  # kept as labels, of locations and lengths of lists
+_UNKNOWN = -2  # number of an item that nobody has looked up yet
 _NEXT = -2  # age in buckets of the next one: clocks may run ahead a little; what lies beyond does not count yet
 _NEGLIGIBLE = 1e-6  # a bucket that weighs less (20 half-lives) changes nothing anybody sees
 
@@ -44,6 +49,15 @@ class _Look:
     counts: dict[tuple[int, int], _Counts] = field(default_factory=dict)
     by_kind: dict[tuple[int, int], Mapping[int, _Counts]] = field(default_factory=dict)
     positions: Mapping[str, int] | None = None
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is known of a catalogue's labels, as long as `of` is what it was: names of either side, and weights."""
+
+    of: tuple[int, int, int]
+    numbers: Labels = field(default_factory=lambda: np.zeros(0, np.int64))  # [size] of the item, −1: it has none
+    tops: dict[tuple[str, int], tuple[Labels, float]] = field(default_factory=dict)  # by location and how many
 
 
 class Popularity:
@@ -80,6 +94,9 @@ class Popularity:
         self._by_field: Amounts = np.zeros(0)  # [fields] decayed weights
         self._weights: dict[str, Amounts] = {"": np.zeros(0)}  # location → [items], made when asked for
         self._tops: dict[str, tuple[int, list[str]]] = {}  # location → how many were asked for, and these
+        self._most: dict[str, float] = {}  # location → the highest weight
+        self._version = 0  # grows when weights change
+        self._kept = WeakKeyDictionary[Catalogue, _Kept]()
         self._began: tuple[int, int] | None = None  # bucket that had begun at the last look, and its width
         self.kinds = kinds  # whether counts by kind are read as well, from the next look on
         self._placed = placed  # whether `read` is to be known where counts by kind are read: one more look at what grew
@@ -176,6 +193,35 @@ class Popularity:
         first = sorted(items.tolist(), key=lambda item: (-weights[item], names[item]))
         return [names[item] for item in first + last]
 
+    def top_of(self, catalogue: Catalogue, location: str, count: int) -> tuple[Labels, float]:
+        """Labels of those of the `top` that the catalogue knows, and the share of the next one."""
+        kept, wanted = self._kept_of(catalogue), (location, count)
+        if wanted not in kept.tops:
+            if len(kept.tops) >= _MOST_TOPS:
+                kept.tops.clear()
+            top = self.top(location, count + 1)
+            kept.tops[wanted] = (
+                catalogue.labels_of(top[:count]),
+                float(self.shares(top[count:], location).max(initial=0)),
+            )
+        return kept.tops[wanted]
+
+    def shares_of(self, catalogue: Catalogue, labels: Labels, location: str) -> Amounts:
+        """`shares` of items [m] of a catalogue by label."""
+        kept = self._kept_of(catalogue)
+        if len(kept.numbers) < catalogue.size:
+            kept.numbers = np.full(catalogue.size * 5 // 4 + 64, _UNKNOWN, np.int64)
+        unknown = labels[kept.numbers[labels] == _UNKNOWN]
+        if len(unknown):
+            kept.numbers[unknown] = self._numbers(catalogue.ids_of(unknown))
+        return self._shares(kept.numbers[labels], location)
+
+    def _kept_of(self, catalogue: Catalogue) -> _Kept:
+        kept, present = self._kept.get(catalogue), (catalogue.named, self._version, len(self._names))
+        if kept is None or kept.of != present:
+            kept = self._kept[catalogue] = _Kept(present)
+        return kept
+
     def weight(self, item_id: str, location: str = "") -> float:
         """Decayed count of an item; at a location plus its share of all clicks anywhere."""
         number, weights = self._items.get(item_id, -1), self._of(location)
@@ -183,9 +229,14 @@ class Popularity:
 
     def shares(self, item_ids: Sequence[str], location: str = "") -> Amounts:
         """log(1 + weight) over that of the most popular item, in [0, 1], of items [m]; 0 for unknown ones."""
-        weights = self._of(location)
-        most = float(weights.max(initial=0.0))
-        found = _at(weights, self._numbers(item_ids))
+        return self._shares(self._numbers(item_ids), location)
+
+    def _shares(self, numbers: NDArray[np.int64], location: str) -> Amounts:
+        where = location if location in self._counted else ""
+        found = _at(self._of(where), numbers)
+        if where not in self._most:
+            self._most[where] = float(self._of(where).max(initial=0.0))
+        most = self._most[where]
         return np.log1p(found) / np.log1p(most) if most > 0 else found
 
     def kind_counts(self, kinds: Sequence[int], item_ids: Sequence[str]) -> Amounts:
@@ -258,6 +309,8 @@ class Popularity:
         overall: Amounts = np.zeros(len(self._names))
         np.add.at(overall, np.array(self._item_of, np.int64), by_field)
         self._by_field, self._by_kind, self._weights, self._tops = by_field, by_kind, {"": overall}, {}
+        self._most = {}
+        self._version += 1
 
 
 def _at(weights: Amounts, numbers: NDArray[np.int64]) -> Amounts:

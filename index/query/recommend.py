@@ -6,10 +6,11 @@ after the search, which goes as deep as makes the list that of scoring every all
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class UserView:
     """What is known of the user: h_next and h_gen [2, d], what they have seen (item → time), what they disliked."""
 
     vectors: Vector | None
-    window: AbstractSet[str] = frozenset()
+    window: Collection[str] = ()
     purchases: Mapping[str, int] = field(default_factory=dict)
     rated: Rated | None = None  # the window's events, where negative feedback is among them
     state: UserState = field(default_factory=UserState)
@@ -61,7 +62,7 @@ class UserView:
     @classmethod
     def of(cls, vectors: Vector | None, state: UserState, kind_weights: Sequence[int]) -> UserView:
         """Of a user's state, with the weights of kinds of events by code."""
-        return cls(vectors, frozenset(state.items), state.purchases, rated(state, kind_weights), state)
+        return cls(vectors, state.items, state.purchases, rated(state, kind_weights), state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +196,10 @@ def plan_searches(
 
 def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommendations | None:
     """The second stage: the best of the candidates with vectors [m, d]; None when a deeper round could find better."""
-    pool = _Pool(candidates.labels, plan.catalogue.ids_of(candidates.labels))
+    pool = _Pool(candidates.labels, plan.catalogue)
     pool.add("cosine", _products(vectors, plan.users))
     pool.add("context", None if plan.delta is None else _products(vectors, plan.delta[None]))
-    pool.add("popularity", plan.share * plan.popularity.shares(pool.item_ids, plan.location))
+    pool.add("popularity", plan.share * plan.popularity.shares_of(plan.catalogue, pool.labels, plan.location))
     pool.add("promotion", None if plan.boosts is None else plan.boosts[pool.labels])
     if plan.negative is not None and plan.away is not None:
         pool.add("negative", plan.negative.part(_products(vectors, plan.away[None])[:, 0], pool.labels))
@@ -209,7 +210,7 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
     bounded = ranked is None and not plan.is_deepest
     if bounded and any(candidates.reach[at] > _last(scores[:, at], plan.count) for at in slots):
         return None
-    items = [pool.entry(place, plan.slots[at], at) for place, at in in_turns(scores, pool.item_ids, plan.count)]
+    items = pool.entries(in_turns(scores, pool, plan.count), plan.slots)
     return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
 
 
@@ -232,8 +233,12 @@ def _ranked(plan: SearchPlan, pool: _Pool, vectors: Vector) -> tuple[_Pool, str]
 
 def seen_items(window: Iterable[str], purchases: Mapping[str, int], now_ms: int, weights: Weights) -> frozenset[str]:
     """What counts as seen: the window's items, and purchases (item → time in ms) of the last `weights.purchase_ms`."""
+    return frozenset(window).union(_bought(purchases, now_ms, weights))
+
+
+def _bought(purchases: Mapping[str, int], now_ms: int, weights: Weights) -> Iterator[str]:
     since_ms = now_ms - weights.purchase_ms
-    return frozenset(window).union(item for item, ts_ms in purchases.items() if ts_ms > since_ms)
+    return (item for item, ts_ms in purchases.items() if ts_ms > since_ms)
 
 
 def _negative(
@@ -267,7 +272,7 @@ def _allowed(
     left = int(np.count_nonzero(allowed))
     removed = {"rules": max(0, len(catalogue) - left)}
 
-    def take_out(name: str, items: AbstractSet[str]) -> None:
+    def take_out(name: str, items: Iterable[str]) -> None:
         nonlocal left
         labels = catalogue.labels_of(items)
         allowed[labels[labels < len(allowed)]] = False
@@ -276,13 +281,13 @@ def _allowed(
 
     if location:
         allowed &= fitted(catalogue.sold_at(location), len(allowed))
-        take_out("region", frozenset())
+        take_out("region", ())
     if query.tree is not None:
         passing = catalogue.filter_mask(query.tree) if passing is None else passing
         allowed &= fitted(passing, len(allowed))  # items may have come since it was made
-        take_out("filter", frozenset())
+        take_out("filter", ())
     if not query.include_seen:
-        take_out("seen", seen_items(user.window, user.purchases, now_ms, weights))
+        take_out("seen", chain(user.window, _bought(user.purchases, now_ms, weights)))
     if query.exclude:
         take_out("excluded", query.exclude)
     return allowed, removed
@@ -299,9 +304,13 @@ def _products(vectors: Vector, users: Vector) -> Amounts:
 class _Pool:
     """All candidates of one query with the parts of their scores, for every slot."""
 
-    def __init__(self, labels: Labels, item_ids: Sequence[str]) -> None:
-        self.labels, self.item_ids = labels, item_ids  # [m]
+    def __init__(self, labels: Labels, catalogue: Catalogue) -> None:
+        self.labels, self._catalogue = labels, catalogue  # [m]
         self._parts: dict[str, Any] = {}  # each [m] or [m, slots]
+
+    def __getitem__(self, place: int) -> str:
+        """The candidate's item id: few are ever looked at."""
+        return self._catalogue.id_of(int(self.labels[place]))
 
     def add(self, name: str, part: Any) -> None:
         """A summand of every score, [m] or [m, slots]; None is left out."""
@@ -310,7 +319,7 @@ class _Pool:
 
     def part(self, places: Sequence[int]) -> _Pool:
         """Some of the candidates."""
-        found = _Pool(self.labels[places], [self.item_ids[place] for place in places])
+        found = _Pool(self.labels[places], self._catalogue)
         found._parts = {name: part[places] for name, part in self._parts.items()}
         return found
 
@@ -327,18 +336,32 @@ class _Pool:
                 found += part[:, min(slot, part.shape[1] - 1)]
         return found
 
-    def entry(self, place: int, slot: ListKind, at: int) -> Ranked:
-        """The candidate as an entry of the list."""
-        parts = {name: float(part[place, min(at, part.shape[1] - 1)]) for name, part in self._parts.items()}
-        return Ranked(self.item_ids[place], sum(parts.values()), slot, parts)
+    def entries(self, chosen: Sequence[tuple[int, int]], slots: Sequence[ListKind]) -> list[Ranked]:
+        """Candidates (place, slot) as entries of the list."""
+        if not chosen:
+            return []
+        places, at = np.array(chosen).T
+        columns = [part[places, np.minimum(at, part.shape[1] - 1)].tolist() for part in self._parts.values()]
+        rows = [dict(zip(self._parts, parts, strict=True)) for parts in zip(*columns, strict=True)]
+        return [
+            Ranked(self[place], sum(parts.values()), slots[slot], parts)
+            for (place, slot), parts in zip(chosen, rows, strict=True)
+        ]
 
 
-def in_turns(scores: Amounts, item_ids: Sequence[str], count: int) -> list[tuple[int, int]]:
+class Names(Protocol):
+    """Item ids by place."""
+
+    def __getitem__(self, place: int, /) -> str:
+        """Of one item."""
+
+
+def in_turns(scores: Amounts, item_ids: Names, count: int) -> list[tuple[int, int]]:
     """(place, slot) of the `count` best of items [m] with scores [m, slots], one of each slot in turn."""
     return _round_robin([_best(own, item_ids, count) for own in scores.T], count)
 
 
-def _best(scores: Amounts, item_ids: Sequence[str], count: int) -> list[int]:
+def _best(scores: Amounts, item_ids: Names, count: int) -> list[int]:
     """Places of the `count` highest scores [m], best first; ties by item id."""
     places = np.flatnonzero(scores >= _last(scores, count)).tolist()
     return sorted(places, key=lambda place: (-scores[place], item_ids[place]))[:count]

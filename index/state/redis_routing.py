@@ -21,9 +21,9 @@ from redis.backoff import ConstantBackoff
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from index.state.address import host_of, hosts_of, node_name, with_host
+from index.state.pipelined import RESP, PipelinedServer, can_pipeline
 
 _REDIRECTS = 5  # a command is sent so often before its last refusal counts: a slot moves once or twice at most
 _TRY_AGAIN_S = 0.01  # keys of a script are on two nodes while their slot moves, for milliseconds
@@ -31,7 +31,6 @@ _REFRESH_S = 0.25  # the slot map is read at most so often: a failover takes sec
 _SLOTS = 16384
 _REFUSED = (AskError, TryAgainError)  # MovedError is an AskError
 _FAILURES = (RedisError, OSError, TimeoutError)
-_CUT = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
 
 Connect = Callable[[str], Any]  # URL → client. Any: the client's stubs mix sync and async answers.
 
@@ -67,51 +66,19 @@ class OneServer:
         await self._client.aclose()
 
 
-class Coalesced(OneServer):
-    """Those commands to one server that are given in one turn of the event loop share a round trip.
+class Pipelined:
+    """All commands go to one server, over one connection. Not for commands that block."""
 
-    A client's own work for a command is several times Redis': a worker writes some dozen partitions at once, each by a
-    call of its own. Not for commands that block, which would hold up the others, nor for a cluster, where a node that
-    is away would take the commands to the others with it.
-    """
-
-    def __init__(self, url: str, connect: Connect) -> None:
-        super().__init__(url, connect)
-        self._waiting: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
-        self._trips = set[asyncio.Task[None]]()
+    def __init__(self, url: str, **patience: Any) -> None:
+        # The client itself never connects: it knows how answers are to be read.
+        readings: Any = aioredis.Redis.from_url(url, protocol=RESP).response_callbacks
+        self._server = PipelinedServer(url, readings, **patience)
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._start)
-        answers: asyncio.Future[list[Any]] = loop.create_future()
-        self._waiting.append((commands, answers))
-        return _of_one_server(await answers)
+        return _of_one_server(await self._server.run(commands))
 
-    def _start(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        trip = asyncio.ensure_future(self._make(waiting))
-        self._trips.add(trip)  # the loop itself remembers tasks only weakly
-        trip.add_done_callback(self._trips.discard)
-
-    async def _make(self, waiting: Sequence[tuple[Sequence[Command], asyncio.Future[list[Any]]]]) -> None:
-        """One round trip; whoever was cancelled meanwhile gets no answer, and its commands may have run."""
-        try:
-            found = iter(await _send(self._client, [command for commands, _ in waiting for command in commands]))
-            for commands, answers in waiting:
-                mine = [next(found) for _ in commands]
-                if not answers.done():
-                    answers.set_result(mine)
-        except Exception as error:
-            if isinstance(error, _CUT):  # so are the others in the pool: each would be an error of its own
-                with suppress(*_FAILURES):
-                    await self._client.connection_pool.disconnect(inuse_connections=False)
-            for _, answers in waiting:
-                if not answers.done():
-                    answers.set_exception(error)
-        finally:
-            for _, answers in waiting:
-                answers.cancel()  # without effect on those that have theirs; the loop ends
+    async def close(self) -> None:
+        await self._server.close()
 
 
 class ClusterNodes:
@@ -236,13 +203,13 @@ class ClusterNodes:
 
 
 def nodes(
-    url: str, *, cluster: bool, timeout_s: float, retries: int, ca_file: str = "", coalesce: bool = False
+    url: str, *, cluster: bool, timeout_s: float, retries: int, ca_file: str = "", pipelined: bool = False
 ) -> Nodes:
     """Redis behind `url`: `redis://[[user]:password@]host:port/db`, `rediss://…` or `unix://…`.
 
     With `cluster` several hosts may be named, `host:port,host:port`. `timeout_s` bounds connecting and each answer,
     `retries` repeats a call that failed by either. `ca_file` (PEM) replaces the system's authorities for `rediss://`.
-    With `coalesce` commands to one server share round trips, so none of them may block. Raises ValueError for an
+    With `pipelined` all commands to one server share a connection, so none of them may block. Raises ValueError for an
     address that cannot be used; the message does not repeat it.
     """
     scheme = urlsplit(url).scheme
@@ -258,7 +225,9 @@ def nodes(
     if not cluster:
         if scheme != "unix" and len(hosts_of(url)) > 1:
             raise ValueError("several Redis hosts make sense for a cluster only: name one, or turn cluster on")
-        return Coalesced(url, connect) if coalesce else OneServer(url, connect)
+        if pipelined and can_pipeline(url):
+            return Pipelined(url, timeout_s=timeout_s, retries=retries, ca_file=ca_file)
+        return OneServer(url, connect)
     if scheme == "unix" or urlsplit(url).path.strip("/") not in ("", "0"):
         raise ValueError("a Redis Cluster is reached by redis:// or rediss:// and has database 0 only")
     return ClusterNodes(url, connect)

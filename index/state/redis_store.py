@@ -55,7 +55,7 @@ class RedisStore:
         self.keys = keys
         self.refusal: str | None = None
         access: dict[str, Any] = {"cluster": cluster, "ca_file": ca_file}
-        self._nodes = nodes(url, timeout_s=timeout_s, retries=retries, coalesce=True, **access)
+        self._nodes = nodes(url, timeout_s=timeout_s, retries=retries, pipelined=True, **access)
         self._follow = nodes(url, timeout_s=_FOLLOW_MARGIN_S, retries=max(1, retries), **access)
         self._source = resources.files("index.state").joinpath("store.lua").read_text()
         # How Redis names a script that it has seen.

@@ -7,6 +7,11 @@ its own; what it uses of the machine is named beside the figures. References in 
 under the same server and load, and Redis' own benchmark.
 
     python -m tests.bench.query [--items 50000] [--users 20000] [--rate 250] [--seconds 20]
+
+With `--against` one API process of this commit and two of another one answer the same requests over the same data in
+turn, without a ranker; only ratios are of use then.
+
+    python -m tests.bench.query --against [REF] [--rounds 6] [--rate 60] [--seconds 20]
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -35,7 +40,8 @@ from deploy.servers.supervisor import Role, Supervisor
 from deploy.settings import load as load_settings
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
-from tests.bench.open_loop import Load, Report, get_request, post_request, run
+from tests.bench.against import AGAIN, OURS, REF, THEIRS, compared, noisy, python_in, rounds, worktree
+from tests.bench.open_loop import Load, Report, generator, get_request, post_request, run
 from tests.bench.process_usage import cpu_seconds, resident_bytes
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import PARTITIONS, Synthetic, Writer, user_id
@@ -47,33 +53,108 @@ OVERLOAD_SHARE, OVERLOAD_P99 = 0.8, 3 * 15.0
 _READY_S = 240.0
 _RISE, _FIRST = 1.5, 200.0  # rates tried for capacity: 200/s, 300/s, …
 _REQUESTS = 2000
+GOAL_CPU = 0.25  # of 9afcd80's CPU time per query
+BUSY_RATE = 60.0  # of a comparison: three API processes and what else runs must not keep anybody waiting
+_COMPARED = 100  # lists
+# How a commit writes the data; both names have been there since 9afcd80.
+_FILL = """
+import asyncio, sys
+from tests.bench.query import _fill
+from tests.bench.synthetic import Synthetic
+asyncio.run(_fill(sys.argv[1], Synthetic(int(sys.argv[2]), int(sys.argv[3]))))
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--users", type=int, default=20_000)
-    parser.add_argument("--rate", type=float, default=GOAL_RATE)
+    parser.add_argument("--rate", type=float, help=f"requests a second; {GOAL_RATE:g}, or {BUSY_RATE:g} to compare")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--against", metavar="REF", nargs="?", const=REF)
+    parser.add_argument("--rounds", type=int, default=6)
     given = parser.parse_args(arguments)
     world = Synthetic(given.items, given.users)
+    if given.against:
+        compare(world, given.against, given.rounds, given.rate or BUSY_RATE, given.seconds)
+        return
+    rate = given.rate or GOAL_RATE
     with tempfile.TemporaryDirectory(prefix="perseid-bench-") as folder, deployment(Path(folder), world) as ports:
         requests = asked(world)
-        results = latency(ports, requests, given.rate, given.seconds)
+        results = latency(ports, requests, rate, given.seconds)
         results += capacity(ports, requests, given.seconds)
-    results += references(given.rate, given.seconds)
+    results += references(rate, given.seconds)
     for row in results:
         print(f"{row['name']:34} {row['value']:10.3f} {row['unit']}", file=sys.stderr)
     show("query", results, "generator, Redis, broker and API processes share these cores")
 
 
+def compare(world: Synthetic, ref: str, count: int, rate: float, seconds: float) -> None:
+    """Prints what this commit's API takes beside that of `ref`, and whether the machine let it be told."""
+    with against(world, ref) as ports, generator() as begin:
+        processes, requests = dict(ports.values()), asked(world)
+        wait_for_graphs(processes)
+        different = differing(ports, world)
+
+        def window(side: str) -> dict[str, float]:
+            port, pid = ports[side]
+            used = cpu_seconds(pid)
+            report = begin(Load(HOST, [port], requests, rate, seconds, warm_up_s=0))()
+            spent, answered = cpu_seconds(pid) - used, report.statuses[200]
+            found = {f"p{share}": report.percentile(share) for share in (50, 99)}
+            return {"cpu_ms": spent / max(1, answered) * 1e3, **found, "refused": float(report.sent - answered)}
+
+        found = rounds(count, window)
+    rows = compared(found, {"cpu_ms": GOAL_CPU, "p50": None, "p99": None})
+    rows += [result(f"not_200_{side}", sum(one["refused"] for one in found[side]), "answers") for side in found]
+    rows += [result("lists_differ", different, f"of {_COMPARED}", 0, at_most=True)]
+    for row in rows:
+        print(f"{row['name']:34} {row['value']:10.3f} {row['unit']}", file=sys.stderr)
+    names = noisy(rows) + ["all, as it is too busy"] * any(row["value"] for row in rows if "not_200" in row["name"])
+    if names:
+        print(f"the machine was too noisy for: {', '.join(names)}", file=sys.stderr)
+    show("query", rows, f"against {ref}; generator, Redis, broker and three API processes share these cores")
+
+
+@contextmanager
+def against(world: Synthetic, ref: str) -> Iterator[dict[str, tuple[int, int]]]:
+    """One API process of this commit and two of `ref` over data that `ref` has written: side → port, process id."""
+    with (
+        tempfile.TemporaryDirectory(prefix="perseid-bench-") as name,
+        worktree(ref, folder := Path(name)) as tree,
+        Broker(topic_partitions(PARTITIONS), folder / "broker.log") as broker,
+        _redis(folder) as redis,
+        Supervisor() as supervisor,
+    ):
+        subprocess.run(python_in(tree, "-c", _FILL, redis.url, str(world.items), str(world.users)), check=True)
+        first, found = free_ports(3), dict[str, tuple[int, int]]()
+        for port, side in enumerate((OURS, THEIRS, AGAIN), first):
+            at = broker.address, redis.url, port
+            pid = start_api(supervisor, folder, *at, tree=None if side == OURS else tree)
+            found[side] = port, pid
+        start_beats(supervisor, folder, redis.url)
+        for port, _ in found.values():
+            _await_ready(supervisor, port)
+        yield found
+
+
+def differing(ports: Mapping[str, tuple[int, int]], world: Synthetic) -> int:
+    """Of how many users the lists of both commits differ."""
+    found = 0
+    for number in range(_COMPARED):
+        path = f"/v1/recommendations/{user_id(number % world.users)}?count=10"
+        answers = [fetch(f"http://{HOST}:{ports[side][0]}{path}") for side in (OURS, THEIRS)]
+        lists = [[(item["item_id"], item["slot"]) for item in (answer or {}).get("items", [])] for answer in answers]
+        found += lists[0] != lists[1] or len(lists[0]) != 10
+    return found
+
+
 @contextmanager
 def deployment(folder: Path, world: Synthetic) -> Iterator[dict[int, int]]:
     """Two API processes over a filled Redis, with a beating worker in their place: port → process id."""
-    own = shutil.which("redis-server")
     with (
         Broker(topic_partitions(PARTITIONS), folder / "broker.log") as broker,
-        RedisServer(folder / "redis", executable=Path(own) if own else None) as redis,
+        _redis(folder) as redis,
         Supervisor() as supervisor,
     ):
         asyncio.run(_fill(redis.url, world))
@@ -83,15 +164,24 @@ def deployment(folder: Path, world: Synthetic) -> Iterator[dict[int, int]]:
             found[port] = start_api(supervisor, folder, broker.address, redis.url, port)
         start_beats(supervisor, folder, redis.url)
         for port in found:
-            supervisor.wait_ready(f"api-{port}", lambda port=port: is_ok(f"http://{HOST}:{port}/readyz"), _READY_S)  # type: ignore[misc]
+            _await_ready(supervisor, port)
         wait_for_graphs(found)
         answer = fetch(f"http://{HOST}:{first}/v1/recommendations/{user_id(0)}?count=10")
         assert answer and answer["served_by"] == "personal" and len(answer["items"]) == 10, answer
         yield found
 
 
-def start_api(supervisor: Supervisor, folder: Path, kafka: str, redis: str, port: int) -> int:
-    """Starts the API process `api-PORT`; its process id."""
+def _redis(folder: Path) -> RedisServer:
+    own = shutil.which("redis-server")
+    return RedisServer(folder / "redis", executable=Path(own) if own else None)
+
+
+def _await_ready(supervisor: Supervisor, port: int) -> None:
+    supervisor.wait_ready(f"api-{port}", lambda: is_ok(f"http://{HOST}:{port}/readyz"), _READY_S)
+
+
+def start_api(supervisor: Supervisor, folder: Path, kafka: str, redis: str, port: int, tree: Path | None = None) -> int:
+    """Starts the API process `api-PORT`, with the code of a worktree where one is named; its process id."""
     variables = {
         "PERSEID_KAFKA": kafka,
         "PERSEID_REDIS": redis,
@@ -99,8 +189,11 @@ def start_api(supervisor: Supervisor, folder: Path, kafka: str, redis: str, port
         "PERSEID_STATE": str(folder / str(port)),
         "PERSEID_API_PORT": str(port),
     }
-    env = environment(load_settings(variables), os.environ)
-    return supervisor.start(Role(f"api-{port}", command("api"), folder / f"api-{port}.log", env))
+    if tree is None:
+        argv, env = command("api"), environment(load_settings(variables), os.environ)
+    else:  # its settings are its own, and an unknown name is an error
+        argv, env = python_in(tree, "-m", "deploy.cli", "api"), {"OMP_NUM_THREADS": "1", **os.environ, **variables}
+    return supervisor.start(Role(f"api-{port}", argv, folder / f"api-{port}.log", env))
 
 
 def start_beats(supervisor: Supervisor, folder: Path, redis: str, partitions: int = PARTITIONS) -> None:
@@ -111,11 +204,12 @@ def start_beats(supervisor: Supervisor, folder: Path, redis: str, partitions: in
 
 def wait_for_graphs(processes: dict[int, int]) -> None:
     """Until the API processes have built their search graphs and rest."""
-    while True:
+    quiet = 0
+    while quiet < 2:  # on a busy machine a graph grows in spurts
         before = [cpu_seconds(pid) for pid in processes.values()]
         time.sleep(2.0)
-        if all(cpu_seconds(pid) - used < 0.5 for pid, used in zip(processes.values(), before, strict=True)):
-            return
+        used = [cpu_seconds(pid) - was for pid, was in zip(processes.values(), before, strict=True)]
+        quiet = quiet + 1 if max(used) < 0.2 else 0
 
 
 async def _fill(url: str, world: Synthetic) -> None:

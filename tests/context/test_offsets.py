@@ -84,3 +84,35 @@ def test_no_weight_gets_past_the_bound(weight: npt.NDArray[np.float32], ts_ms: i
     assert all(math.isfinite(norm) and norm > 0 for _, norm in applied)
     free = weight.astype(np.float64) @ FEATURES.encode(ts_ms, HEAT | {"valid_until_ms": None})
     assert bounded or np.allclose(delta, free, rtol=1e-4, atol=1e-5)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> dict[str, object]:
+    """A promotion, an event and a validity that begin and end within three seconds."""
+    at = st.integers(SIX_MS, SIX_MS + 3000)
+    starts, ends = sorted((draw(at), draw(at)))
+    promotion = {"tag": "blue", "strength": 0.5, "starts_ms": starts, "ends_ms": ends}
+    return {"valid_until_ms": draw(at), "weather": {"heat_wave": True}, "promotions": [promotion]}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(records(), min_size=1, max_size=3), st.lists(st.integers(0, 3000), min_size=1, max_size=20), st.data())
+def test_what_is_kept_of_a_second_is_what_is_made_anew(
+    known: list[dict[str, object]], moments: list[int], data: st.DataObject
+) -> None:
+    """To the millisecond for what a record says, to the second for the calendar, whatever was asked before."""
+    offset = ContextOffset(WEIGHT, FEATURES, max_norm=9.0)
+    for moment in moments:
+        ts_ms, record = SIX_MS + moment, data.draw(st.sampled_from([None, *known]))
+        delta, applied, _ = offset.offset(ts_ms, record)
+        np.testing.assert_allclose(delta, WEIGHT @ FEATURES.encode(ts_ms, record), atol=1e-4)
+        anew, same, _ = ContextOffset(WEIGHT, FEATURES, max_norm=9.0).offset(ts_ms, record)
+        np.testing.assert_array_equal(delta, anew)
+        assert applied == same
+
+
+def test_few_records_are_kept() -> None:
+    offset = ContextOffset(WEIGHT, FEATURES)
+    for _ in range(1000):
+        offset.offset(SIX_MS, {**HEAT})
+    assert len(offset._kept) <= 256

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from deploy.models.documents import write_document
 from deploy.roles.api import checked_record
 from deploy.runtime.process import now_ms, running
-from deploy.runtime.producer import EventProducer
+from deploy.runtime.producer import EventProducer, ExposureProducer
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.ports import free_port
 from deploy.servers.redis import RedisServer
@@ -88,7 +88,7 @@ def _is_ready(address: str) -> bool:
 async def _serve(
     access: KafkaConfig, redis_url: str, keys: Mapping[str, frozenset[str]], port: int, stop: threading.Event
 ) -> None:
-    store, producer = RedisStore(redis_url, Keys("fuzzed")), EventProducer(access)
+    store, producer, exposures = RedisStore(redis_url, Keys("fuzzed")), EventProducer(access), ExposureProducer(access)
     await store.ensure_cluster(PARTITIONS, [kind.name for kind in RULES.kinds])
     version = await write_document(store, MODEL)
     await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(SIZES.bucket_ms).encode()})
@@ -100,7 +100,7 @@ async def _serve(
     api_store = RedisStore(redis_url, Keys("fuzzed"), timeout_s=1.0, retries=1)  # cores are shared with the tests
     ends = partial(LogLookup(access).log_ends, CONSUMED)
     side = KafkaSide(
-        partial(checked_record, RULES, now_ms), producer.send, lambda *record: producer.expose(*record), log_ends=ends
+        partial(checked_record, RULES, now_ms), producer.send, lambda *record: exposures.expose(*record), log_ends=ends
     )
     app = create_app(api_store, ApiSettings(keys=keys), side, ApiMetrics(CollectorRegistry()))
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, access_log=False, server_header=False))
@@ -116,6 +116,7 @@ async def _serve(
         await asyncio.wait(tasks, timeout=_START_S)
         encoder.close()
         producer.close()
+        exposures.close()
         await store.close()
         await api_store.close()
     for task in tasks:

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.items.catalogue import Catalogue
+from index.items.search import ExactIndex
 from index.query.popularity import CountsRead, Popularity
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
+from index.state.records import ItemRecord
 from index.state.store import Commit, LogIdentity, Op, StoreUnavailableError
 
 HOUR_MS = 3_600_000
@@ -89,6 +92,42 @@ def test_shares_are_logarithmic_and_one_for_the_most_popular() -> None:
 
 def test_equal_weights_are_ordered_by_id() -> None:
     assert popularity({(0, 0): {("", name): 2 for name in "cab"}}, HOUR_MS).top() == ["a", "b", "c"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["count", "come", "go"]), st.sampled_from("abcdef"), st.sampled_from(["", "oslo"])),
+        max_size=12,
+    )
+)
+def test_what_is_kept_by_label_follows_items_and_counts(steps: list[tuple[str, str, str]]) -> None:
+    """Items that come and go, taking labels of others, and counts that grow."""
+    catalogue, store, counts = Catalogue("m-1", 2, ExactIndex(2)), MemoryStore(), dict[tuple[str, str], int]()
+
+    async def run() -> None:
+        found = Popularity(store)
+        for position, (what, item_id, place) in enumerate(steps, 1):
+            if what == "count":
+                counts[place, item_id] = counts.get((place, item_id), 0) + position
+                await put(store, {(0, 0): counts})
+                await found.refresh(1, HOUR_MS, 0)
+            elif what == "come":
+                fields, vector = {"title": item_id}, np.ones(2, np.float32)
+                catalogue.apply([ItemRecord(item_id, position, fields, None, (), "e", None, None, vector)])
+            else:
+                catalogue.reset(set(catalogue.item_ids()) - {item_id})
+            labels = catalogue.labels_of("abcdef")
+            for where in ("", "oslo", "bergen"):
+                shares = found.shares(catalogue.ids_of(labels), where)
+                np.testing.assert_array_equal(found.shares_of(catalogue, labels, where), shares)
+                for most in (1, 3):
+                    top, rest = found.top_of(catalogue, where, most)
+                    first = found.top(where, most + 1)
+                    assert top.tolist() == catalogue.labels_of(first[:most]).tolist()
+                    assert rest == found.shares(first[most:], where).max(initial=0.0)
+
+    asyncio.run(run())
 
 
 def test_without_counts_nothing_is_popular() -> None:

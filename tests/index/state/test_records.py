@@ -137,3 +137,9 @@ def test_a_context_of_an_older_build_is_read_with_folded_labels() -> None:
         {"category": "Café"},
     ]
     assert load_context(None) is None and load_context(b"{}") == {}
+
+
+@pytest.mark.parametrize("ids", [["ab", "cd"], ["é1", "2é"], ["a\0", "\0b"], ["x", "yz"], ["a", "é"]])
+def test_ids_of_any_kind_are_read_as_they_were_written(ids: list[str]) -> None:
+    state = UserState(hashes=[1, 2], items=ids, kinds=[0, 1], ts_ms=[5, 6], purchases={ids[0]: 7})
+    assert decode_state(encode_state(state)) == state

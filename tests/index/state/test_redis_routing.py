@@ -13,7 +13,7 @@ from index.state.redis_routing import Command, Nodes, nodes
 
 
 def connected(server: RedisServer, timeout_s: float = 5.0) -> Nodes:
-    return nodes(server.url, cluster=False, timeout_s=timeout_s, retries=0, coalesce=True)
+    return nodes(server.url, cluster=False, timeout_s=timeout_s, retries=0, pipelined=True)
 
 
 def command(*words: str) -> Command:
