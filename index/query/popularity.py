@@ -208,13 +208,17 @@ class Popularity:
 
     def shares_of(self, catalogue: Catalogue, labels: Labels, location: str) -> Amounts:
         """`shares` of items [m] of a catalogue by label."""
+        return self.shares_at(self.numbers_of(catalogue, labels), location)
+
+    def numbers_of(self, catalogue: Catalogue, labels: Labels) -> NDArray[np.int64]:
+        """Numbers, for `shares_at` and `kind_counts_at`, of items [m] of a catalogue by label; −1 of label −1."""
         kept = self._kept_of(catalogue)
         if len(kept.numbers) < catalogue.size:
             kept.numbers = np.full(catalogue.size * 5 // 4 + 64, _UNKNOWN, np.int64)
-        unknown = labels[kept.numbers[labels] == _UNKNOWN]
+        unknown = labels[(labels >= 0) & (kept.numbers[labels] == _UNKNOWN)]
         if len(unknown):
             kept.numbers[unknown] = self._numbers(catalogue.ids_of(unknown))
-        return self._shares(kept.numbers[labels], location)
+        return np.where(labels >= 0, kept.numbers[labels], -1)
 
     def _kept_of(self, catalogue: Catalogue) -> _Kept:
         kept, present = self._kept.get(catalogue), (catalogue.named, self._version, len(self._names))
@@ -229,9 +233,10 @@ class Popularity:
 
     def shares(self, item_ids: Sequence[str], location: str = "") -> Amounts:
         """log(1 + weight) over that of the most popular item, in [0, 1], of items [m]; 0 for unknown ones."""
-        return self._shares(self._numbers(item_ids), location)
+        return self.shares_at(self._numbers(item_ids), location)
 
-    def _shares(self, numbers: NDArray[np.int64], location: str) -> Amounts:
+    def shares_at(self, numbers: NDArray[np.int64], location: str = "") -> Amounts:
+        """`shares` of items by number."""
         where = location if location in self._counted else ""
         found = _at(self._of(where), numbers)
         if where not in self._most:
@@ -241,7 +246,11 @@ class Popularity:
 
     def kind_counts(self, kinds: Sequence[int], item_ids: Sequence[str]) -> Amounts:
         """Decayed counts of kinds of events, by code, of items [kinds, m]: each user's first in a bucket."""
-        found, numbers = np.zeros((len(kinds), len(item_ids))), self._numbers(item_ids)
+        return self.kind_counts_at(kinds, self._numbers(item_ids))
+
+    def kind_counts_at(self, kinds: Sequence[int], numbers: NDArray[np.int64]) -> Amounts:
+        """`kind_counts` of items by number."""
+        found = np.zeros((len(kinds), len(numbers)))
         for row, kind in zip(found, kinds, strict=True):
             if kind in self._by_kind:
                 row[:] = _at(self._by_kind[kind], numbers)

@@ -5,7 +5,7 @@ The API, replay and the making of training data call it alike, at the time of as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -128,20 +128,22 @@ class SecondStage:
         return near
 
     def _amounts(self, labels: Labels, location: str) -> Amounts:
-        ids = self._ids(labels)
-        of_kinds = self.popularity.kind_counts(range(len(self.classes)), ids)
+        numbers = self.popularity.numbers_of(self.catalogue, labels)
+        of_kinds = self.popularity.kind_counts_at(range(len(self.classes)), numbers)
         counts = [of_kinds[self.classes == event_class].sum(axis=0).astype(np.float32) for event_class in EventClass]
-        popular = self.popularity.shares(ids).astype(np.float32)
-        here = self.popularity.shares(ids, location).astype(np.float32) if location else popular
+        popular = self.popularity.shares_at(numbers).astype(np.float32)
+        here = self.popularity.shares_at(numbers, location).astype(np.float32) if location else popular
         views, carts, purchases = (counts[of] for of in (EventClass.VIEW, EventClass.ACTED, EventClass.BOUGHT))
-        showings = self.popularity.showings
-        shown = None if showings is None else showings.seen(ids).astype(np.float32)
-        return Amounts(popular, here, views, carts, purchases, shown)
+        return Amounts(popular, here, views, carts, purchases, self._shown(labels))
 
-    def _ids(self, labels: Labels) -> Sequence[str]:
-        """Item ids [m], "" of label −1."""
-        known = iter(self.catalogue.ids_of(labels[labels >= 0]))
-        return [next(known) if label >= 0 else "" for label in labels.tolist()]
+    def _shown(self, labels: Labels) -> Floats | None:
+        showings = self.popularity.showings
+        if showings is None:
+            return None
+        known = labels >= 0
+        found = np.zeros(len(labels), np.float32)
+        found[known] = showings.seen(self.catalogue.ids_of(labels[known]))
+        return found
 
 
 class ListOrder(Protocol):
