@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,7 @@ def features(
     recent: int,
     priors: tuple[float, float, float],
 ) -> NDArray[np.float32]: ...
-def inputs(
-    features: NDArray[np.float32],
-    values: NDArray[np.float32],
-    grid: NDArray[np.float64],
-    ends: NDArray[np.int64],
-) -> Any: ...
+
+class Scaling:
+    def __init__(self, values: NDArray[np.float32], places: NDArray[np.float64], ends: NDArray[np.int64]) -> None: ...
+    def inputs(self, features: NDArray[np.float32]) -> NDArray[np.float32]: ...

@@ -6,7 +6,12 @@ features than this version's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from index.items.columns import ItemFacts
 from index.ranking import features
@@ -46,6 +51,17 @@ def features_of(items: RankedList, user: UserEvidence, now_ms: int) -> Floats:
         (features.PRIOR_VIEWS, features.PRIOR_ACTED, features.PRIOR_SHOWN),
     )
     return found
+
+
+def scaling(places: Sequence[tuple[Floats, NDArray[np.float64]] | None]) -> Any | None:
+    """Compiled `network.Scaling` of values and places by feature, None of one that is always the same."""
+    if COMPILED is None:
+        return None
+    none = np.zeros(0, np.float32), np.zeros(0)
+    values = [(one or none)[0] for one in places]
+    ends = np.cumsum([len(one) for one in values], dtype=np.int64)
+    joined = np.concatenate([none[0], *values]), np.concatenate([none[1], *((one or none)[1] for one in places)])
+    return COMPILED.Scaling(*joined, ends)
 
 
 def _columns(facts: ItemFacts) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,12 @@ class Scaling:
 
     edges: Floats
     _places: list[tuple[Floats, Grid] | None] = field(init=False, repr=False, compare=False)  # None: always the same
-    _row: tuple[Floats, Grid, NDArray[np.int64]] = field(init=False, repr=False, compare=False)  # all of them, and ends
+    _compiled: Any = field(init=False, repr=False, compare=False)  # the same, where there is a compiler
 
     def __post_init__(self) -> None:
         places = [_places_of(edges) for edges in self.edges]
-        values, grids = zip(*(one or (np.zeros(0, np.float32), np.zeros(0)) for one in places), strict=True)
-        ends = np.cumsum([len(one) for one in values])
         object.__setattr__(self, "_places", places)
-        object.__setattr__(self, "_row", (np.concatenate(values), np.concatenate(grids), ends))
+        object.__setattr__(self, "_compiled", native.scaling(places))
 
     @classmethod
     def of(cls, features: Floats) -> Scaling:
@@ -48,8 +47,8 @@ class Scaling:
 
     def inputs(self, features: Floats, ends: Sequence[int]) -> Floats:
         """What the network sees of lists that end at rows `ends` [n, 3 F]; within a list, means are over its rows."""
-        if native.COMPILED is not None and len(ends) == 1:
-            seen: Floats = native.COMPILED.inputs(features, *self._row)
+        if self._compiled is not None and len(ends) == 1:
+            seen: Floats = self._compiled.inputs(features)
             return seen
         count = features.shape[1]
         missing = np.isnan(features)

@@ -14,7 +14,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 namespace py = pybind11;
@@ -156,6 +155,35 @@ struct History {
     }
 };
 
+// Something for each of at most `most` distinct numbers, found by open addressing.
+template <typename T> class ByNumber {
+  public:
+    explicit ByNumber(size_t most) {
+        while ((size_t(1) << bits_) < 2 * most) bits_++;
+        slots_.resize(size_t(1) << bits_);
+    }
+    T& of(int64_t number) {
+        Slot& slot = slots_[place(number)];
+        slot.number = number;
+        return slot.what;
+    }
+    const T* find(int64_t number) const {
+        const Slot& slot = slots_[place(number)];
+        return slot.number == number ? &slot.what : nullptr;
+    }
+
+  private:
+    struct Slot { int64_t number = NONE; T what{}; };
+    static constexpr int64_t NONE = std::numeric_limits<int64_t>::min();
+    size_t place(int64_t number) const {
+        size_t at = (static_cast<uint64_t>(number) * 0x9E3779B97F4A7C15u) >> (64 - bits_);
+        while (slots_[at].number != NONE && slots_[at].number != number) at = (at + 1) & (slots_.size() - 1);
+        return at;
+    }
+    int bits_ = 4;
+    std::vector<Slot> slots_;
+};
+
 void products(Table& table, const std::vector<std::pair<std::string, Optional>>& given) {
     for (const auto& [name, values] : given) {
         if (!values) continue;
@@ -191,13 +219,12 @@ void nearest(Table& table, const std::vector<std::pair<std::string, Strided<floa
 
 void own(Table& table, const int64_t* labels, const History& history, int64_t now_ms) {
     struct Seen { float events = 0, acted = 0; size_t last = 0; };
-    std::unordered_map<int64_t, Seen> seen;
-    seen.reserve(history.size());
+    ByNumber<Seen> seen(history.size());
     const int64_t* of = history.labels.data();
     const uint8_t* classes = history.classes.data();
     for (size_t at = 0; at < history.size(); at++) {
         if (of[at] < 0) continue;
-        Seen& one = seen[of[at]];
+        Seen& one = seen.of(of[at]);
         one.events++;
         one.acted += acted(classes[at]);
         one.last = at;
@@ -205,14 +232,13 @@ void own(Table& table, const int64_t* labels, const History& history, int64_t no
     const size_t events = column("own_events"), gap = column("own_gap"), places = column("own_places"),
                  kept = column("own_acted");
     for (size_t item = 0; item < table.items(); item++) {
-        const auto found = seen.find(labels[item]);
-        const bool there = found != seen.end();
-        table.at(item, events) = there ? std::log1p(found->second.events) : 0.0f;
-        table.at(item, kept) = there ? std::log1p(found->second.acted) : 0.0f;
-        if (!there) continue;
-        const double silent_s = std::max<int64_t>(0, now_ms - history.ts_ms.at(found->second.last)) / 1000.0;
+        const Seen* found = seen.find(labels[item]);
+        table.at(item, events) = found ? std::log1p(found->events) : 0.0f;
+        table.at(item, kept) = found ? std::log1p(found->acted) : 0.0f;
+        if (!found) continue;
+        const double silent_s = std::max<int64_t>(0, now_ms - history.ts_ms.at(found->last)) / 1000.0;
         table.at(item, gap) = static_cast<float>(std::log1p(silent_s));
-        table.at(item, places) = static_cast<float>(std::log1p(double(history.size() - 1 - found->second.last)));
+        table.at(item, places) = static_cast<float>(std::log1p(double(history.size() - 1 - found->last)));
     }
 }
 
@@ -227,13 +253,14 @@ void labels_of(Table& table, const Facts& items, const Facts& events, const Hist
         to.negative += negative;
     };
     Counts total;
+    const Counts none;
     for (size_t at = 0; at < history.size(); at++) add(total, at);
     const auto share = [](float count, float of) { return of > 0 ? count / of : NaN; };
     const std::string names[] = {"brand", "subclass", "category"};
     for (int which = 0; which < 3; which++) {
-        std::unordered_map<int32_t, Counts> by_code;
         const int32_t* code = events.code(which).data();
-        for (size_t at = 0; at < history.size(); at++) add(by_code[code[at]], at);
+        ByNumber<Counts> by_code(history.size());
+        for (size_t at = 0; at < history.size(); at++) add(by_code.of(code[at]), at);
         const std::string& name = names[which];
         const bool more = which < 2;  // categories have fewer features
         const size_t all = column(name.c_str()), session = column((name + "_session").c_str()),
@@ -242,8 +269,8 @@ void labels_of(Table& table, const Facts& items, const Facts& events, const Hist
         const int32_t* own = items.code(which).data();
         for (size_t item = 0; item < table.items(); item++) {
             if (!own[item]) continue;
-            const auto found = by_code.find(own[item]);
-            const Counts counts = found == by_code.end() ? Counts{} : found->second;
+            const Counts* found = by_code.find(own[item]);
+            const Counts& counts = found ? *found : none;
             table.at(item, all) = share(counts.all, total.all);
             table.at(item, session) = share(counts.session, total.session);
             if (!more) continue;
@@ -301,11 +328,11 @@ void popularity(Table& table, const std::vector<Optional>& amounts, const py::tu
 void list_shares(Table& table, const Facts& items) {
     const float count = std::max<size_t>(1, table.items());
     for (int which = 0; which < 2; which++) {
-        std::unordered_map<int32_t, float> held;
         const int32_t* code = items.code(which).data();
-        for (size_t item = 0; item < table.items(); item++) held[code[item]]++;
+        ByNumber<float> held(table.items());
+        for (size_t item = 0; item < table.items(); item++) held.of(code[item])++;
         table.fill(which ? "list_subclass" : "list_brand",
-                   [&](size_t item) { return code[item] ? held[code[item]] / count : NaN; });
+                   [&](size_t item) { return code[item] ? *held.find(code[item]) / count : NaN; });
     }
     const float size = std::log1p(double(table.items()));
     table.fill("list_size", [=](size_t) { return size; });
@@ -316,13 +343,13 @@ void positions(Table& table, const int64_t* labels, const Optional& given, const
     sized(*given, table.items(), "positions");
     const float* place = given->data();
     table.fill("position", [=](size_t item) { return place[item]; });
-    std::unordered_map<int64_t, float> of;
-    for (size_t item = 0; item < table.items(); item++) of[labels[item]] = place[item];
+    ByNumber<float> of(table.items());
+    for (size_t item = 0; item < table.items(); item++) of.of(labels[item]) = place[item];
     for (size_t at = history.size(); at-- > 0;) {
         const int64_t label = history.labels.at(at);
-        const auto found = of.find(label);
-        if (label < 0 || found == of.end()) continue;
-        table.fill("position_to_last", [=](size_t item) { return place[item] - found->second; });
+        const float* found = label < 0 ? nullptr : of.find(label);
+        if (!found) continue;
+        table.fill("position_to_last", [=](size_t item) { return place[item] - *found; });
         return;
     }
 }
@@ -350,56 +377,92 @@ py::array_t<float> features(
     return table.take();
 }
 
-// As `np.interp` of one value among rising ones; beside them it has the first or the last place.
-double place_of(double value, const float* values, const double* grid, size_t size) {
-    if (value <= values[0]) return grid[0];
-    if (value >= values[size - 1]) return grid[size - 1];
-    const size_t at = std::upper_bound(values, values + size, static_cast<float>(value)) - values - 1;
-    const double low = values[at], slope = (grid[at + 1] - grid[at]) / (static_cast<double>(values[at + 1]) - low);
-    return slope * (value - low) + grid[at];
-}
-
-// What the network sees of one list [items, 3 F]: `values` have places `grid`, those of each feature up to its `ends`; a
-// feature without any is always the same.
-py::array_t<float> inputs(const Array<float>& features, const Array<float>& values, const Array<double>& grid,
-                          const Array<int64_t>& ends) {
-    if (features.ndim() != 2) throw py::value_error("features are a table");
-    const size_t items = features.shape(0), count = features.shape(1);
-    sized(ends, count, "ends");
-    sized(values, values.size(), "values");
-    sized(grid, values.size(), "places");
-    const float* cells = features.data();
-    py::array_t<float> found({items, 3 * count});
-    float* row = found.mutable_data();
-    std::fill(row, row + items * 3 * count, 0.0f);
-    int64_t begin = 0;
-    for (size_t at = 0; at < count; at++) {
-        const int64_t end = ends.at(at);
-        if (end < begin || end > values.size())
-            throw py::value_error("places do not fit their features");
-        const size_t size = end - begin;
-        float sum = 0;
-        size_t known = 0;
-        for (size_t item = 0; item < items; item++) {
-            const float value = cells[item * count + at];
-            float* to = row + item * 3 * count + at;
-            if (std::isnan(value)) {
-                to[2 * count] = 1;
-                continue;
-            }
-            known++;
-            if (size) *to = static_cast<float>(place_of(value, values.data() + begin, grid.data() + begin, size));
-            sum += *to;
+// As `network.Scaling`: the places of values among those of training, and what the network sees of them.
+class Scaling {
+  public:
+    // Values of all features with their places, those of each up to its end; one without any is always the same.
+    Scaling(const Array<float>& values, const Array<double>& places, const Array<int64_t>& ends) {
+        sized(values, values.size(), "values");
+        sized(places, values.size(), "places");
+        int64_t begin = 0;
+        for (py::ssize_t at = 0; at < ends.size(); at++) {
+            const int64_t end = ends.at(at);
+            if (end < begin || end > values.size()) throw py::value_error("places do not fit their features");
+            columns_.emplace_back(values.data() + begin, places.data() + begin, end - begin);
+            begin = end;
         }
-        const double mean = static_cast<double>(sum) / std::max<size_t>(1, known);
-        for (size_t item = 0; item < items; item++) {
-            float* to = row + item * 3 * count + at;
-            if (!to[2 * count]) to[count] = static_cast<float>(*to - mean);
-        }
-        begin = end;
     }
-    return found;
-}
+
+    // Of one list [items, F]: places, the same less the list's mean, and what is missing [items, 3 F].
+    py::array_t<float> inputs(const Array<float>& features) const {
+        const size_t count = columns_.size();
+        if (features.ndim() != 2 || static_cast<size_t>(features.shape(1)) != count)
+            throw py::value_error("features are not those of the scaling");
+        const size_t items = features.shape(0);
+        const float* cells = features.data();
+        py::array_t<float> found({items, 3 * count});
+        float* row = found.mutable_data();
+        std::fill(row, row + items * 3 * count, 0.0f);
+        for (size_t at = 0; at < count; at++) {
+            float sum = 0;
+            size_t known = 0;
+            for (size_t item = 0; item < items; item++) {
+                const float value = cells[item * count + at];
+                float* to = row + item * 3 * count + at;
+                if (std::isnan(value)) {
+                    to[2 * count] = 1;
+                    continue;
+                }
+                known++;
+                *to = columns_[at].place(value);
+                sum += *to;
+            }
+            const double mean = static_cast<double>(sum) / std::max<size_t>(1, known);
+            for (size_t item = 0; item < items; item++) {
+                float* to = row + item * 3 * count + at;
+                if (!to[2 * count]) to[count] = static_cast<float>(*to - mean);
+            }
+        }
+        return found;
+    }
+
+  private:
+    // Straight lines between rising values, as `np.interp`; beside them it is the first or the last place.
+    class Column {
+      public:
+        Column(const float* values, const double* places, size_t size)
+            : values_(values, values + size), places_(places, places + size) {
+            if (!size) return;
+            cells_ = CELLS / (static_cast<double>(values_.back()) - values_.front());
+            size_t at = 0;
+            for (size_t cell = 0; cell < CELLS; cell++) {
+                while (at + 1 < size && cell_of(values_[at + 1]) < cell) at++;
+                first_.push_back(static_cast<uint16_t>(at));
+            }
+        }
+        float place(float value) const {
+            if (values_.empty()) return 0;
+            if (value <= values_.front()) return static_cast<float>(places_.front());
+            if (value >= values_.back()) return static_cast<float>(places_.back());
+            size_t at = first_[cell_of(value)];
+            while (values_[at + 1] <= value) at++;
+            const double low = values_[at], slope = (places_[at + 1] - places_[at]) / (values_[at + 1] - low);
+            return static_cast<float>(slope * (value - low) + places_[at]);
+        }
+
+      private:
+        static constexpr size_t CELLS = 512;  // of equal width, each with the first value to look at
+        size_t cell_of(float value) const {
+            return std::min<size_t>(CELLS - 1, static_cast<size_t>((static_cast<double>(value) - values_.front()) * cells_));
+        }
+        std::vector<float> values_;
+        std::vector<double> places_;
+        double cells_ = 0;
+        std::vector<uint16_t> first_;
+    };
+
+    std::vector<Column> columns_;
+};
 
 }  // namespace
 
@@ -407,5 +470,7 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "The second stage's features and inputs, as index.ranking.features and index.ranking.network.";
     module.attr("NAMES") = py::tuple(py::cast(NAMES));
     module.def("features", &features);
-    module.def("inputs", &inputs);
+    py::class_<Scaling>(module, "Scaling")
+        .def(py::init<const Array<float>&, const Array<double>&, const Array<int64_t>&>())
+        .def("inputs", &Scaling::inputs);
 }
