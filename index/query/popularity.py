@@ -213,7 +213,7 @@ class Popularity:
     def numbers_of(self, catalogue: Catalogue, labels: Labels) -> NDArray[np.int64]:
         """Numbers, for `shares_at` and `kind_counts_at`, of items [m] of a catalogue by label; −1 of label −1."""
         kept = self._kept_of(catalogue)
-        if len(kept.numbers) < catalogue.size:
+        if len(kept.numbers) <= catalogue.size:  # one more: label −1 is looked up like the others
             kept.numbers = np.full(catalogue.size * 5 // 4 + 64, _UNKNOWN, np.int64)
         unknown = labels[(labels >= 0) & (kept.numbers[labels] == _UNKNOWN)]
         if len(unknown):

@@ -26,8 +26,10 @@ from streams.evaluation.sessions.sessions import LABELS, VIEWS, Label, Slate, Vi
 from streams.evaluation.sessions.timeline import SessionQuestion, session_questions
 from streams.evaluation.sessions.two_stage import (
     TRAININGS,
+    TREES,
     TWO_STAGE,
     ListFeatures,
+    TrainedTrees,
     importance,
     question_of,
     rankers_of,
@@ -146,7 +148,7 @@ def _part(slate: Slate, plan: SessionPlan) -> str:
 class _SecondStage:
     """Rankers that were trained on slates of one view, or why there are none, and features by test slate and label."""
 
-    rankers: Mapping[str, Sequence[TrainedScorer]]  # of each its trainings
+    rankers: Mapping[str, Sequence[TrainedScorer | TrainedTrees]]  # of each its trainings
     features: Mapping[tuple[int, Label], NDArray[np.float32]]
     missing: str | None = None
 
@@ -173,7 +175,8 @@ class _SecondStage:
             trainings = [{key: value for key, value in one.facts.items() if key != "lists"} for one in made]
             found[name] = {"lists": made[0].facts["lists"], "trainings": trainings}
             if name in TWO_STAGE and asked:
-                found[name]["importance"] = importance(asked, made, seed)
+                networks = [one for one in made if isinstance(one, TrainedScorer)]
+                found[name]["importance"] = importance(asked, networks, seed)
         return found
 
 
@@ -290,7 +293,8 @@ class _Ranking:
         ours, whole = (*PERSEID, *second.rankers), [name for name in second.rankers if name in TWO_STAGE]
         pairs = [(name, other) for name in (*PERSEID, *whole) for other in LEARNED]
         pairs += [(name, "h_next") for name in whole]
-        pairs += [("two-stage", name) for name in second.rankers if name not in TWO_STAGE]
+        pairs += [("two-stage", name) for name in second.rankers if name not in (*TWO_STAGE, *TREES)]
+        pairs += [(name, trees) for name, trees in zip(TWO_STAGE, TREES, strict=True) if trees in second.rankers]
         pairs += [("two-stage + position", "two-stage")] if whole else []
         trainings = second.trainings
         self.comparison = Comparison(ours, BASELINES, pairs=pairs, seed=plan.seed, trainings=trainings)

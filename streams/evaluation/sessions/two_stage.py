@@ -16,6 +16,7 @@ from context.counting import counted
 from encoder.ranking.training import FEWEST, RankerSettings, RankingLists, ndcg
 from index.ranking.features import GROUPS, Floats
 from index.ranking.ranker import columns_of
+from streams.evaluation.sessions.lambdamart import Examples, LambdaMart, train_lambdamart
 from streams.evaluation.sessions.sessions import CLICK, Label, Slate, View, read_sessions
 from streams.events import Rules
 from streams.folder.reader import Folder
@@ -25,6 +26,10 @@ from streams.ranking.walk import ListQuestion
 TWO_STAGE: Mapping[str, tuple[str, ...]] = {  # name → groups of features
     "two-stage": WITHOUT_POSITION,
     "two-stage + position": ANYWHERE,
+}
+TREES: Mapping[str, tuple[str, ...]] = {  # the same by LambdaMART instead of a network
+    "two-stage trees": WITHOUT_POSITION,
+    "two-stage trees + position": ANYWHERE,
 }
 TRAININGS = 3  # of each ranker, from seeds that follow each other: single ones differ by .005 in NDCG@10
 _PERMUTED = 500  # lists in which features are permuted
@@ -89,7 +94,7 @@ def without(group: str) -> str:
 
 
 def rankers_of(left_out: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
-    """The rankers of `TWO_STAGE`, and one without each of these groups; name → groups of features.
+    """The networks of `TWO_STAGE`, and one without each of these groups; name → groups of features.
 
     Raises:
         ValueError: there is no such group, or it is that of positions, which "two-stage" lacks anyway.
@@ -102,6 +107,18 @@ def rankers_of(left_out: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedTrees:
+    """LambdaMART over features of the second stage, and how it came to be."""
+
+    learned: LambdaMart
+    facts: Mapping[str, Any]
+
+    def scores(self, features: Floats) -> Floats:
+        """Of one list's items [m], from all features."""
+        return self.learned.scores(features).astype(np.float32)
+
+
 def train_rankers(
     taught: Sequence[TaughtSlate],
     features: Sequence[Floats],
@@ -109,16 +126,38 @@ def train_rankers(
     threads: int = 1,
     trainings: int = 1,
     left_out: Sequence[str] = (),
-) -> dict[str, list[TrainedScorer]]:
-    """The rankers of `rankers_of`, each trained so many times. Raises ValueError when there are too few slates."""
+) -> dict[str, Sequence[TrainedScorer | TrainedTrees]]:
+    """The rankers of `rankers_of`, each trained so many times, and those of `TREES`.
+
+    Raises:
+        ValueError: there are too few slates.
+    """
     if len(taught) < FEWEST:
         found = counted(len(taught), "list")
         raise ValueError(f"{found} between the encoder's training and the split; {FEWEST} are needed")
     lists = [TaughtList(found, slate.gains) for found, slate in zip(features, taught, strict=True)]
     settings = [RankerSettings(seed=seed + number, threads=threads) for number in range(trainings)]
-    return {
+    networks = {
         name: [train_scorer(lists, groups, each) for each in settings] for name, groups in rankers_of(left_out).items()
     }
+    examples = _examples(lists, seed)
+    return {**networks, **{name: [_trees(examples, groups, seed, threads)] for name, groups in TREES.items()}}
+
+
+def _trees(examples: Examples, groups: Sequence[str], seed: int, threads: int) -> TrainedTrees:
+    columns = columns_of([name for group in groups for name in GROUPS[group]])
+    learned = train_lambdamart(examples, columns, seed, threads)
+    facts = {"trees": learned.trees, "leaves": learned.leaves, "validation_ndcg@10": max(learned.tried.values())}
+    return TrainedTrees(learned, {"seed": seed, "lists": len(examples.sizes), **facts})
+
+
+def _examples(lists: Sequence[TaughtList], seed: int) -> Examples:
+    """The items of all lists in turn, each list's in a random order; what a choice gained becomes its rank."""
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(one.gains)) for one in lists]
+    gains = np.concatenate([one.gains[order] for one, order in zip(lists, orders, strict=True)])
+    features = np.concatenate([one.features[order] for one, order in zip(lists, orders, strict=True)])
+    return Examples(features, np.unique(gains, return_inverse=True)[1].astype(np.int64), [len(one) for one in orders])
 
 
 def importance(asked: Sequence[TaughtList], trained: Sequence[TrainedScorer], seed: int = 0) -> dict[str, Any]:

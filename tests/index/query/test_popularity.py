@@ -121,6 +121,8 @@ def test_what_is_kept_by_label_follows_items_and_counts(steps: list[tuple[str, s
             for where in ("", "oslo", "bergen"):
                 shares = found.shares(catalogue.ids_of(labels), where)
                 np.testing.assert_array_equal(found.shares_of(catalogue, labels, where), shares)
+                some = np.concatenate([[-1], labels, [-1]])
+                np.testing.assert_array_equal(found.shares_of(catalogue, some, where), [0, *shares, 0])
                 for most in (1, 3):
                     top, rest = found.top_of(catalogue, where, most)
                     first = found.top(where, most + 1)

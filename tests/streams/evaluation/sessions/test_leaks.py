@@ -17,7 +17,7 @@ from streams.evaluation.sessions.lambdamart import Examples, train_lambdamart
 from streams.evaluation.sessions.ranking import BASELINES, PERSEID, SessionPlan, evaluate_sessions
 from streams.evaluation.sessions.sessions import Slate, read_sessions
 from streams.evaluation.sessions.timeline import SessionQuestion, session_questions
-from streams.evaluation.sessions.two_stage import TWO_STAGE
+from streams.evaluation.sessions.two_stage import TREES, TWO_STAGE
 from streams.folder.reader import Folder
 from streams.ranking import walk as walking
 from tests.support.folders import DAY_S
@@ -103,7 +103,7 @@ def first_places(folder: Folder) -> dict[str, float]:
     plan = SessionPlan(SPLIT_MS, "click", resamples=10, views=("page",), known_ms=MIDNIGHT_S * 1000)
     found = evaluate_sessions(folder, vectors_of(folder), offline(), RULES, plan, None, walked_features(folder))
     lists = found["views"]["page"]["label_pre"]["lists"]
-    assert lists.keys() == {*PERSEID, *BASELINES, *TWO_STAGE}
+    assert lists.keys() == {*PERSEID, *BASELINES, *TWO_STAGE, *TREES}
     return {ranker: metrics["hr@1"] for ranker, metrics in lists.items()}
 
 

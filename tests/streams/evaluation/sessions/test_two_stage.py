@@ -13,7 +13,7 @@ import pytest
 from index.ranking.features import FEATURES, Floats
 from streams.evaluation.sessions.ranking import SessionPlan, evaluate_sessions
 from streams.evaluation.sessions.sessions import VIEWS, View, read_sessions
-from streams.evaluation.sessions.two_stage import TWO_STAGE, taught_slates, without
+from streams.evaluation.sessions.two_stage import TREES, TWO_STAGE, taught_slates, without
 from streams.folder.reader import Folder
 from streams.ranking.training import TrainedScorer
 from streams.ranking.walk import ListQuestion
@@ -95,7 +95,9 @@ def test_its_rows_find_a_planted_cause_and_positions_only_where_they_may(tmp_pat
     first = {name: result["lists"][name]["hr@1"] for name in TWO_STAGE}
     assert first["two-stage + position"] > 0.5
     assert first["two-stage"] > 0.5 if cause == "price" else first["two-stage"] < 0.25
-    assert {name: facts["lists"] for name, facts in result["two_stage"].items()} == dict.fromkeys(TWO_STAGE, 160)
+    assert {name: facts["lists"] for name, facts in result["two_stage"].items()} == dict.fromkeys(
+        [*TWO_STAGE, *TREES], 160
+    )
     pairs = {(pair["list"], pair["baseline"]) for pair in result["versus"]}
     assert pairs >= {(name, other) for name in TWO_STAGE for other in ("LambdaMART", "h_next")}
     assert len({question.number for question in asked}) == len(asked)
