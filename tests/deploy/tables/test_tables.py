@@ -135,6 +135,7 @@ def zipped(text: bytes) -> bytes:
     [
         str.encode,
         lambda text: text.encode("utf-8-sig"),
+        lambda text: f"\ufeff\ufeff{text}".encode(),
         lambda text: text.encode("utf-16"),
         lambda text: text.encode("utf-16-le"),
         lambda text: gzip.compress(text.encode()),
