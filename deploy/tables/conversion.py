@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -134,9 +135,11 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, unknown, "kind is unknown (the map's `values` give it a meaning)", _said(rows, "_kind"))
     if "_time" in rows.columns:
         rows = report.leave(rows, rows["us"].is_null() & rows["_time"].is_null(), "no time")
-    rows = report.leave(rows, rows["us"].is_null(), _NO_TIME, _said(rows, "_time"), _form_hint)
+    given = bool(table.fields["time"].format or table.fields["time"].unit)
+    hint = partial(_form_hint, given=given)
+    rows = report.leave(rows, rows["us"].is_null(), _NO_TIME, _said(rows, "_time"), hint)
     out = ~rows["us"].is_between(0, YEAR_2100_MS * 1000)
-    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"), _form_hint)
+    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"), hint)
     rows = report.leave(rows, rows["us"] > latest_ms() * 1000, f"time {IN_FUTURE}", _said(rows, "_time"))
     early = int((rows["us"] < YEAR_2000_MS * 1000).sum())
     if early:
@@ -148,13 +151,15 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     return rows
 
 
-def _form_hint(cells: pl.Series) -> str:
-    """The `format` that reads times which were not understood, where one does."""
+def _form_hint(cells: pl.Series, given: bool) -> str:
+    """The `format` that reads times that were not understood, where one does; `given`: the map names one or a unit."""
     own = forms_of(cells[:1])
     forms = [form for form in forms_of(cells) if form in own] or own
     if not forms:
         return ""
-    return f'; format = "{forms[0]}" reads it' if forms[0] else "; without `format` and `unit` it is read"
+    if forms[0]:
+        return f'; format = "{forms[0]}" reads it'
+    return "; without `format` and `unit` it is read" if given else "; most of the column are numbers"
 
 
 def _said(rows: pl.DataFrame, name: str) -> pl.Series | None:

@@ -553,6 +553,11 @@ def test_a_time_that_is_not_understood_says_which_format_reads_it(
     assert found == {"count": len(times), "first": f"{tmp_path / 'events.csv'} line 3: {times[0]!r}{hint}"}
 
 
+def test_a_text_among_times_that_are_numbers_is_told_as_such(tmp_path: Path) -> None:
+    report = run(tmp_path, PLAIN, "user,item,time\nu,i,1600000000\nu,i,1600000001\nu,i,2025-12-31 23:59:01\n")
+    assert report.left_out.to_dict()[NO_TIME]["first"].endswith("'2025-12-31 23:59:01'; most of the column are numbers")
+
+
 def test_years_of_two_digits_read_as_four_say_so(tmp_path: Path) -> None:
     text = PLAIN.replace('"time"', '{ column = "time", format = "%d.%m.%Y" }')
     report = run(tmp_path, text, "user,item,time\nu,i,31.12.2025\nu,i,31.12.25\n")
