@@ -212,16 +212,18 @@ def _read_events(path: Path) -> pl.DataFrame:
 
 
 def _no_row(text: bytes) -> str:
-    """The first row of a CSV that is none, and why; empty where each is one."""
-    rows, number = csv.reader(io.StringIO(text.decode(), newline=""), strict=True), 0
+    """The first row of a CSV that is none, else the first that looks like it, and why; empty where all are well."""
+    rows, number, odd = csv.reader(io.StringIO(text.decode(), newline=""), strict=True), 0, ""
     try:
         width = len(next(rows, []))
         for number, cells in enumerate(rows, 1):
             if len(cells) > width:
                 return f"row {number} {cells!r:.99}: has {len(cells)} cells, the header has {width}"
+            if not odd and '"' in "".join(cells):
+                odd = f"row {number} {cells!r:.99}: has a quote inside a cell; quote the cell and double the quote"
     except csv.Error as error:
         return f"row {number + 1} cannot be read: {error}"
-    return ""
+    return odd
 
 
 def _time_column(table: pl.DataFrame) -> str:

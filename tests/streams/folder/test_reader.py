@@ -84,6 +84,7 @@ def test_a_column_of_milliseconds_wins_over_seconds(tmp_path: Path) -> None:
         ([("u", "", "view", START_S)], "row 1 .*has no item_id"),
         ([("", "a", "view", START_S)], "no usable event"),
         ([*ROWS, ("u", "a", "view", START_S, "extra")], "row 4 .*'extra'.*has 5 cells, the header has 4"),
+        ([*ROWS, ('27"-tv', "a", "view", START_S), *ROWS], "row 4 .*has a quote inside a cell; quote the cell"),
         ([*ROWS, ('"u', "a", "view", START_S), *ROWS], "row 4 cannot be read: unexpected end of data"),
     ],
 )
