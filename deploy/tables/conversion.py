@@ -33,7 +33,7 @@ from streams.parsing import FORGET_HAS_NO_ITEM
 _ALWAYS = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value")  # columns of every folder's events
 _MORE = ("location", "event_id", "page_id", "recommendation_id")  # those that a map may add
 _SHOWN = 5  # first rows of a dry run
-_MANY = 1_000_000  # events that take long to write
+_MANY = 1_000_000  # events that take long to write, and of which a part is looked at for repeats
 _NO_TIME = "time is not understood (the map's `format` says how it is written)"
 
 
@@ -114,7 +114,24 @@ def _events(table: TableMap, given: Sequence[TableFile], report: Report, place: 
     whole = pl.DataFrame([column.alias(name) for name, column in {**columns, **said}.items()]).with_columns(
         frame[FILE], frame[LINE]
     )
-    return _usable(whole, table, report, place).drop(said)
+    rows = _usable(whole, table, report, place).drop(said)
+    _note_repeats(rows, report)
+    return rows
+
+
+def _note_repeats(rows: pl.DataFrame, report: Report) -> None:
+    """Says that events of one file stand in another one too, as in exports that overlap."""
+    if rows[FILE].n_unique() < 2:
+        return
+    part = rows.height // _MANY + 1
+    same = ["user_id", "item_id", "event_type", "us"]
+    looked_at = rows.filter(pl.col("user_id").hash() % part == 0).unique([*same, FILE], maintain_order=True)
+    again = looked_at.filter(~pl.struct(same).is_first_distinct())
+    if again.height:
+        told = "in an earlier file too, and"
+        count = counted(again.height, f"event stands {told} stays", f"events stand {told} stay")
+        first = f"{report.place(again.row(0, named=True))}, user_id {again['user_id'][0]!r}"
+        report.note(f"{'at least ' * (part > 1)}{count} (first: {first})")
 
 
 def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> pl.DataFrame:

@@ -116,8 +116,8 @@ def list_files(paths: Sequence[Path], report: Report) -> list[TableFile]:
 
 
 def _is_data(file: Path) -> bool:
-    """Whether a file of a folder is looked at; what macOS and editors put beside others is hidden."""
-    return file.is_file() and not file.name.startswith(".")
+    """Whether a file of a folder is looked at: not those that macOS and office programs put beside others."""
+    return file.is_file() and not file.name.startswith((".", "~$"))
 
 
 def _unpacked(name: str) -> str:
@@ -136,7 +136,7 @@ def _members(file: TableFile) -> Iterator[TableFile]:
 
 
 def _once(files: Iterable[TableFile], report: Report) -> Iterator[TableFile]:
-    """Each file once: of `x.csv` and `x.csv.gz` in one folder, and of copies, the one that needs no unpacking."""
+    """Each file once: of `x.csv` and `x.csv.gz` in one folder the one that needs no unpacking."""
     kept: dict[tuple[Path, str, str], TableFile] = {}
     for file in sorted(files, key=_last_to_read):
         place = (file.path if file.member else file.path.parent).resolve()
@@ -144,24 +144,12 @@ def _once(files: Iterable[TableFile], report: Report) -> Iterator[TableFile]:
         first = kept.setdefault(key, file)
         if first.path != file.path:
             report.note(f"{file} is not read: {first} beside it is the same file")
-    yield from sorted(_without_copies(sorted(kept.values(), key=_last_to_read), report), key=str)
+    yield from sorted(kept.values(), key=str)
 
 
 def _last_to_read(file: TableFile) -> tuple[bool, bool, int]:
     """Sorts files that are to be unpacked behind others, and `a (1).csv` behind `a.csv`."""
     return bool(file.member), file.path.name.lower().endswith(_PACKED), len(str(file))
-
-
-def _without_copies(files: Sequence[TableFile], report: Report) -> Iterator[TableFile]:
-    """Those of the files that hold other bytes than all before them."""
-    sizes = [file.unpacked_size for file in files]
-    often = Counter(sizes)
-    kept: dict[tuple[int, int], TableFile] = {}
-    for file, size in zip(files, sizes, strict=True):
-        if size and often[size] > 1 and (first := kept.setdefault((size, file.checksum()), file)) is not file:
-            report.note(f"{file} is not read: {first} holds the same")
-        else:
-            yield file
 
 
 def files_of(table: TableMap, given: Sequence[TableFile]) -> list[TableFile]:
@@ -176,6 +164,19 @@ def files_of(table: TableMap, given: Sequence[TableFile]) -> list[TableFile]:
             if fnmatch.fnmatchcase(name, wanted.lower()) and not (but and fnmatch.fnmatchcase(name, but.lower())):
                 found[file] = None
     return list(found)
+
+
+def without_copies(files: Sequence[TableFile], report: Report) -> list[TableFile]:
+    """Those of a table's files that hold other bytes than all of the others."""
+    often = Counter(file.unpacked_size for file in files)
+    kept: dict[tuple[int, int], TableFile] = {}
+    copies: set[TableFile] = set()
+    for file in sorted(files, key=_last_to_read):
+        size = file.unpacked_size
+        if size and often[size] > 1 and (first := kept.setdefault((size, file.checksum()), file)) is not file:
+            report.note(f"{file} is not read: {first} holds the same")
+            copies.add(file)
+    return [file for file in files if file not in copies]
 
 
 def kind_of_file(file: TableFile) -> str:
