@@ -150,10 +150,10 @@ def problem_response(problem: ProblemError) -> Response:
 
 def invalid_request(errors: Sequence[Any], known: Iterable[str] = ()) -> ProblemError:
     """A 400 that names each wrong parameter or field of pydantic's `errors`; `known` are the fields of the body."""
-    found = [
-        {"field": ".".join(map(str, error["loc"])), "reason": _reason(error, known if len(error["loc"]) == 1 else ())}
-        for error in errors[:_SHOWN_ERRORS]
-    ]
+    found = []
+    for error in errors[:_SHOWN_ERRORS]:
+        place = [str(part) for part in error["loc"] if part != "[key]"]  # as pydantic says that a name itself is wrong
+        found.append({"field": ".".join(place), "reason": _reason(error, known if len(place) == 1 else ())})
     first = f"{found[0]['field']}: {found[0]['reason']}" if found else "the request is not valid"
     return ProblemError(400, first, members={"errors": found})
 
