@@ -57,7 +57,7 @@ class Body:
         """As `prose`, of at most `MAX_TITLE` characters."""
         title = self.prose("title", required=True)
         if len(title) > MAX_TITLE:
-            self.refuse("title", f"{len(title)} characters, a title has at most {MAX_TITLE:,}")
+            self.refuse("title", f"a title has at most {MAX_TITLE:,} characters, got {len(title):,}")
         return title
 
     def labels(self, name: str) -> list[str]:
@@ -66,7 +66,7 @@ class Body:
             return []
         items = self._typed(name, value, list, "a list of strings")
         if len(items) > MAX_LABELS:
-            raise MalformedError(name, f"{len(items)} entries, a list has at most {MAX_LABELS:,}")
+            raise MalformedError(name, f"a list has at most {MAX_LABELS:,} entries, got {len(items):,}")
         return [self.named_label(f"{name}[{i}]", item) for i, item in enumerate(items)]
 
     def named_label(self, name: str, value: Any) -> str:

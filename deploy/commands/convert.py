@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -145,5 +146,8 @@ def _show(report: Report, dry_run: bool) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    text = orjson.dumps({name: value for name, value in row.items() if value not in (None, "", [])}).decode()
+    said = {name: value for name, value in row.items() if value not in (None, "", [])}
+    if "timestamp" in said:  # seconds tell nobody whether the zone is right
+        said["timestamp"] = f"{said['timestamp']} ({datetime.fromtimestamp(float(said['timestamp']), UTC):%F %T} UTC)"
+    text = orjson.dumps(said).decode()
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

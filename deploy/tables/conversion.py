@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -32,7 +33,7 @@ from streams.parsing import FORGET_HAS_NO_ITEM
 _ALWAYS = ("user_id", "item_id", "event_type", "timestamp", "session_id", "value")  # columns of every folder's events
 _MORE = ("location", "event_id", "page_id", "recommendation_id")  # those that a map may add
 _SHOWN = 5  # first rows of a dry run
-_MANY = 1_000_000  # events that take long to write
+_MANY = 1_000_000  # events that take long to write, and of which a part is looked at for repeats
 _NO_TIME = "time is not understood (the map's `format` says how it is written)"
 
 
@@ -113,7 +114,24 @@ def _events(table: TableMap, given: Sequence[TableFile], report: Report, place: 
     whole = pl.DataFrame([column.alias(name) for name, column in {**columns, **said}.items()]).with_columns(
         frame[FILE], frame[LINE]
     )
-    return _usable(whole, table, report, place).drop(said)
+    rows = _usable(whole, table, report, place).drop(said)
+    _note_repeats(rows, report)
+    return rows
+
+
+def _note_repeats(rows: pl.DataFrame, report: Report) -> None:
+    """Says that events of one file stand in another one too, as in exports that overlap."""
+    if rows[FILE].n_unique() < 2:
+        return
+    part = rows.height // _MANY + 1
+    same = ["user_id", "item_id", "event_type", "us"]
+    looked_at = rows.filter(pl.col("user_id").hash() % part == 0).unique([*same, FILE], maintain_order=True)
+    again = looked_at.filter(~pl.struct(same).is_first_distinct())
+    if again.height:
+        told = "in an earlier file too, and"
+        count = counted(again.height, f"event stands {told} stays", f"events stand {told} stay")
+        first = f"{report.place(again.row(0, named=True))}, user_id {again['user_id'][0]!r}"
+        report.note(f"{'at least ' * (part > 1)}{count} (first: {first})")
 
 
 def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> pl.DataFrame:
@@ -134,9 +152,11 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     rows = report.leave(rows, unknown, "kind is unknown (the map's `values` give it a meaning)", _said(rows, "_kind"))
     if "_time" in rows.columns:
         rows = report.leave(rows, rows["us"].is_null() & rows["_time"].is_null(), "no time")
-    rows = report.leave(rows, rows["us"].is_null(), _NO_TIME, _said(rows, "_time"), _form_hint)
+    given = bool(table.fields["time"].format or table.fields["time"].unit)
+    hint = partial(_form_hint, given=given)
+    rows = report.leave(rows, rows["us"].is_null(), _NO_TIME, _said(rows, "_time"), hint)
     out = ~rows["us"].is_between(0, YEAR_2100_MS * 1000)
-    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"), _form_hint)
+    rows = report.leave(rows, out, "time is outside 1970 to 2100", _said(rows, "_time"), hint)
     rows = report.leave(rows, rows["us"] > latest_ms() * 1000, f"time {IN_FUTURE}", _said(rows, "_time"))
     early = int((rows["us"] < YEAR_2000_MS * 1000).sum())
     if early:
@@ -148,13 +168,15 @@ def _usable(rows: pl.DataFrame, table: TableMap, report: Report, place: str) -> 
     return rows
 
 
-def _form_hint(cells: pl.Series) -> str:
-    """The `format` that reads times which were not understood, where one does."""
+def _form_hint(cells: pl.Series, given: bool) -> str:
+    """The `format` that reads times that were not understood, where one does; `given`: the map names one or a unit."""
     own = forms_of(cells[:1])
     forms = [form for form in forms_of(cells) if form in own] or own
     if not forms:
         return ""
-    return f'; format = "{forms[0]}" reads it' if forms[0] else "; without `format` and `unit` it is read"
+    if forms[0]:
+        return f'; format = "{forms[0]}" reads it'
+    return "; without `format` and `unit` it is read" if given else "; most of the column are numbers"
 
 
 def _said(rows: pl.DataFrame, name: str) -> pl.Series | None:

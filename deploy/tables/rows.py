@@ -14,7 +14,7 @@ import orjson
 import polars as pl
 
 from deploy.tables.delimited import delimited
-from deploy.tables.inputs import TableFile, files_of, kind_of_file
+from deploy.tables.inputs import TableFile, files_of, kind_of_file, without_copies
 from deploy.tables.maps import TableMap
 from deploy.tables.moments import as_us
 from deploy.tables.nested import frames, head, json_records
@@ -25,7 +25,7 @@ _LARGE = 100_000_000  # bytes of a file that is worth a line
 
 def read_table(table: TableMap, given: Sequence[TableFile], report: Report, place: str) -> pl.DataFrame | None:
     """All rows, as text columns with file and line; None when an optional table has no file."""
-    files = files_of(table, given)
+    files = without_copies(files_of(table, given), report)
     if not files:
         if table.optional:
             return None

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from fastapi import FastAPI, Request
@@ -98,18 +99,29 @@ def _misread(body: bytes) -> str | None:
         return "it is UTF-16; send UTF-8"
     if body.startswith(codecs.BOM_UTF8):
         return "it begins with a byte order mark; leave that out"
+    return _not_utf8(body)
+
+
+def _not_utf8(text: bytes) -> str | None:
     try:
-        body.decode()
+        text.decode()
     except UnicodeDecodeError as error:
-        return f"byte {error.start} is {body[error.start]:#x}, which is no UTF-8, but may be Latin-1; send UTF-8"
+        return f"byte {error.start} is {text[error.start]:#x}, which is no UTF-8, but may be Latin-1; send UTF-8"
     return None
 
 
 async def known_parameters(request: Request) -> None:
-    """Dependency of every call. Raises ProblemError 400 that names the parameter and those that there are."""
+    """Dependency of every call. Raises ProblemError 400 that names the parameter and those that there are.
+
+    Also for what is not UTF-8, in place of which the framework would read U+FFFD: another user than was meant.
+    """
     known = sorted(field.alias for field in request.scope["route"].dependant.query_params)
     has = f"this call has {', '.join(known)}" if known else "this call has none"
-    errors = []
+    errors = [
+        {"field": part, "reason": f"{reason} and percent-encode its bytes"}
+        for part, raw in (("path", request.scope.get("raw_path")), ("query", request.scope["query_string"]))
+        if (reason := _not_utf8(unquote_to_bytes(raw or b"")))
+    ]
     for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
         field = f"query.{name[:_SHOWN_CHARACTERS]}"
         if name not in known:
@@ -138,10 +150,10 @@ def problem_response(problem: ProblemError) -> Response:
 
 def invalid_request(errors: Sequence[Any], known: Iterable[str] = ()) -> ProblemError:
     """A 400 that names each wrong parameter or field of pydantic's `errors`; `known` are the fields of the body."""
-    found = [
-        {"field": ".".join(map(str, error["loc"])), "reason": _reason(error, known if len(error["loc"]) == 1 else ())}
-        for error in errors[:_SHOWN_ERRORS]
-    ]
+    found = []
+    for error in errors[:_SHOWN_ERRORS]:
+        place = [str(part) for part in error["loc"] if part != "[key]"]  # as pydantic says that a name itself is wrong
+        found.append({"field": ".".join(place), "reason": _reason(error, known if len(place) == 1 else ())})
     first = f"{found[0]['field']}: {found[0]['reason']}" if found else "the request is not valid"
     return ProblemError(400, first, members={"errors": found})
 

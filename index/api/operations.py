@@ -221,9 +221,13 @@ def operations_router(services: Services, users: UserCount) -> APIRouter:
         return PlainTextResponse("ok\n")
 
     async def readiness() -> Response:
-        """503 until the items are loaded, and later while this process has not followed their changes for a minute."""
+        """503 until the items are loaded, and later while this process has not followed their changes for a minute.
+
+        A live state that refuses writes is said: lists are answered still, from what was known before.
+        """
         services.serving()
-        return PlainTextResponse("ready\n")
+        refusal = services.store.refusal
+        return PlainTextResponse(f"ready; the live state refuses writes: {refusal}\n" if refusal else "ready\n")
 
     async def prometheus() -> Response:
         """This process's metrics, and gauges of the whole deployment."""

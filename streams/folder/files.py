@@ -107,7 +107,9 @@ class Utf8File(io.RawIOBase):
                 block = self._file.read1(_BLOCK)
             yield decoder.decode(b"", final=True).encode()
             return
-        rest, block = b"", first.removeprefix(codecs.BOM_UTF8)
+        rest, block = b"", first
+        while block.startswith(codecs.BOM_UTF8):  # a file that was saved again may begin with several
+            block = block.removeprefix(codecs.BOM_UTF8)
         while block:
             *whole, rest = (rest + block).rpartition(b"\n")
             yield from self._checked(b"".join(whole))

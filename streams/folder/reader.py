@@ -7,6 +7,8 @@ would refuse, or that are dated in the future, are left out and counted.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +149,7 @@ def read_folder(
     named = [item for item in table["item_id"].unique(maintain_order=True).to_list() if item]
     described = {item["item_id"] for item in items}
     item_ids = [item["item_id"] for item in items] + [item for item in named if item not in described]
-    kinds = _kind_codes(table["event_type"], rules, kind_of or {})
+    kinds = _kind_codes(table, rules, kind_of or {}, path / EVENTS)
     events = _columns(table, kinds, user_ids, item_ids, path / EVENTS)
     _note_unknown_items(events, item_ids, len(items), left_out)
     first_ms = int(events.ts_ms[0])
@@ -188,21 +190,40 @@ def _read_events(path: Path) -> pl.DataFrame:
     """Rows of the file as strings plus `row` (from 1) and `time`, a number in the unit of its column."""
     try:
         with open_utf8(path) as file:
-            table = pl.read_csv(file, infer_schema=False).fill_null("")
+            text = file.read()  # polars would read a file whole too, and panic where it is damaged
+        header = next(csv.reader([text.partition(b"\n")[0].decode()]), [])
+        missing = [name for name in REQUIRED if name not in header]
+        if missing and text.strip():
+            raise ValueError(f"{path} has no column {missing[0]!r}; its header needs {','.join(REQUIRED)}")
+        table = pl.read_csv(text, infer_schema=False).fill_null("")
     except FileNotFoundError as error:
         raise ValueError(
             f"{path.parent} is no data folder: it has no {EVENTS}; `perseid convert` or `export` writes one"
         ) from error
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path} is not a CSV file: {str(error).splitlines()[0]}") from error
-    missing = [name for name in REQUIRED if name not in table.columns]
-    if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}; its header needs {','.join(REQUIRED)}")
+        wrong = _no_row(text) if isinstance(error, pl.exceptions.PolarsError) else ""
+        raise ValueError(f"{path} {wrong or f'is not a CSV file: {str(error).splitlines()[0]}'}") from error
+    del text
     table = table.with_row_index("row", offset=1)
     table = table.with_columns(pl.col(_time_column(table)).cast(pl.Float64, strict=False).alias("time"))
     untimed = table.filter(~pl.col("time").is_finite().fill_null(False))
     _refuse(untimed, path, "has a timestamp that is no number", "unix seconds are expected")
     return table
+
+
+def _no_row(text: bytes) -> str:
+    """The first row of a CSV that is none, else the first that looks like it, and why; empty where all are well."""
+    rows, number, odd = csv.reader(io.StringIO(text.decode(), newline=""), strict=True), 0, ""
+    try:
+        width = len(next(rows, []))
+        for number, cells in enumerate(rows, 1):
+            if len(cells) > width:
+                return f"row {number} {cells!r:.99}: has {len(cells)} cells, the header has {width}"
+            if not odd and '"' in "".join(cells):
+                odd = f"row {number} {cells!r:.99}: has a quote inside a cell; quote the cell and double the quote"
+    except csv.Error as error:
+        return f"row {number + 1} cannot be read: {error}"
+    return odd
 
 
 def _time_column(table: pl.DataFrame) -> str:
@@ -270,20 +291,25 @@ def _note_unknown_items(events: Events, item_ids: Sequence[str], described: int,
         left_out.add(f"{EVENTS}: {NO_RECORD}", first, len(unknown))
 
 
-def _kind_codes(types: pl.Series, rules: Rules, kind_of: Mapping[str, str]) -> NDArray[np.int16]:
-    """The kind code of each event type."""
+def _kind_codes(table: pl.DataFrame, rules: Rules, kind_of: Mapping[str, str], path: Path) -> NDArray[np.int16]:
+    """The kind code of each event's type."""
+    types = table["event_type"]
     own = {kind.name.lower(): kind.name for kind in rules.kinds}
     known = {**DEFAULT_KIND_OF, **own, FORGET: FORGET, **{name.lower(): kind for name, kind in kind_of.items()}}
     codes: dict[str, int] = {}
-    for name in types.unique().to_list():
+    for name in types.unique(maintain_order=True).to_list():
         kind = known.get(name.lower())
         code = FORGET_CODE if kind == FORGET else rules.kind_code(kind) if kind is not None else None
         if code is None:
-            raise ValueError(
-                f"event type {name!r} means no kind of this deployment; write one of {', '.join(own)} in its place, or "
-                f"append it to PERSEID_KINDS with a weight, as in {name.lower()}:1"
+            _refuse(
+                table.filter(types == name),
+                path,
+                f"event type {name!r} means no kind of this deployment",
+                f"write one of {', '.join(own)} in its place, or append it to PERSEID_KINDS with a weight, as in "
+                f"{name.lower()}:1",
             )
-        codes[name] = code
+        else:
+            codes[name] = code
     return types.replace_strict(codes, return_dtype=pl.Int16).to_numpy()
 
 

@@ -101,10 +101,10 @@ GOOD: Mapping[str, dict[str, Any]] = {
 # Of the right type, and yet wrong: topic, what is changed in a good record, field, reason.
 SENSELESS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
     (CATALOG, {"price": -0.01}, "price", "-0.01 is below 0"),
-    (CATALOG, {"title": "é" * 10_001}, "title", "10001 characters, a title has at most 10,000"),
-    (CATALOG, {"tags": ["t"] * 1_001}, "tags", "1001 entries, a list has at most 1,000"),
-    (CATALOG, {"category": ["t"] * 20_000}, "category", "20000 entries, a list has at most 1,000"),
-    (CONTEXT, {"events": ["t"] * 1_001}, "events", "1001 entries, a list has at most 1,000"),
+    (CATALOG, {"title": "é" * 10_001}, "title", "a title has at most 10,000 characters, got 10,001"),
+    (CATALOG, {"tags": ["t"] * 1_001}, "tags", "a list has at most 1,000 entries, got 1,001"),
+    (CATALOG, {"category": ["t"] * 20_000}, "category", "a list has at most 1,000 entries, got 20,000"),
+    (CONTEXT, {"events": ["t"] * 1_001}, "events", "a list has at most 1,000 entries, got 1,001"),
     (CATALOG, {"title": "a\x07"}, "title", "holds the control character U+0007"),
     (CATALOG, {"description": "line\n\x1b[0m"}, "description", "holds the control character U+001B"),
     (CATALOG, {"starts_ms": TS_MS + 1, "ends_ms": TS_MS}, "ends_ms", "is before starts_ms"),

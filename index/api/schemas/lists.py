@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from index.api.schemas.records import ContextBody
 from index.api.schemas.shapes import DEFAULT_COUNT, MAX_COUNT, ApiShape, AsOf, Identifier, IndexState, ServedBy, example
 from index.query.model import RequestedList
 
@@ -71,6 +72,16 @@ class RecommendationsAnswer(ApiShape):
     )
 
 
+def _known_part(name: str) -> str:
+    if name not in ContextBody.model_fields:
+        raise ValueError(f"unknown field; known: {', '.join(sorted(ContextBody.model_fields))}")
+    return name
+
+
+# Names of a whole record of `context` are known, too; where and when it holds is the request's matter.
+ContextPart = Annotated[str, AfterValidator(_known_part)]
+
+
 class UserRequest(ApiShape):
     """What every request for a user's list may say."""
 
@@ -79,7 +90,7 @@ class UserRequest(ApiShape):
     location: Identifier | None = Field(None, description="default: the profile's categorical `location`")
     explain: bool = False
     after: Identifier | None = Field(None, description="event id to wait for, up to 100 ms")
-    context: dict[str, Any] | None = Field(
+    context: dict[ContextPart, Any] | None = Field(
         None, description="`weather`, `events`, `promotions` in place of the location's record"
     )
 

@@ -47,6 +47,7 @@ def test_a_dry_run_shows_the_first_rows(tmp_path: Path, shop: list[str], capsys:
     assert run(["convert", "table", *shop, "--dry-run"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "first events:" and orjson.loads(shown[1])["user_id"] == "u"
+    assert orjson.loads(shown[1])["timestamp"] == "1600000000 (2020-09-13 12:26:40 UTC)", "a wrong zone is seen here"
     assert shown[2] == "first items:" and orjson.loads(shown[3]) == {"item_id": "i"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.csv", "shop.toml"]
 

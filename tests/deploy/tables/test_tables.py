@@ -135,6 +135,7 @@ def zipped(text: bytes) -> bytes:
     [
         str.encode,
         lambda text: text.encode("utf-8-sig"),
+        lambda text: f"\ufeff\ufeff{text}".encode(),
         lambda text: text.encode("utf-16"),
         lambda text: text.encode("utf-16-le"),
         lambda text: gzip.compress(text.encode()),
@@ -550,6 +551,11 @@ def test_a_time_that_is_not_understood_says_which_format_reads_it(
     report = run(tmp_path, text, "user,item,time\n" + "".join(f"u,i,{time}\n" for time in [good, *times]))
     found = report.left_out.to_dict()[NO_TIME]
     assert found == {"count": len(times), "first": f"{tmp_path / 'events.csv'} line 3: {times[0]!r}{hint}"}
+
+
+def test_a_text_among_times_that_are_numbers_is_told_as_such(tmp_path: Path) -> None:
+    report = run(tmp_path, PLAIN, "user,item,time\nu,i,1600000000\nu,i,1600000001\nu,i,2025-12-31 23:59:01\n")
+    assert report.left_out.to_dict()[NO_TIME]["first"].endswith("'2025-12-31 23:59:01'; most of the column are numbers")
 
 
 def test_years_of_two_digits_read_as_four_say_so(tmp_path: Path) -> None:

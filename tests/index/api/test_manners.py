@@ -59,6 +59,26 @@ def test_an_unknown_parameter_is_named_with_the_known_ones(path: str, name: str,
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/recommendations/K%F6ln", "path"),
+        ("/v1/users/%FF", "path"),
+        ("/v1/items/K%C3%B6%F6", "path"),
+        ("/v1/items/caf%E9/similar", "path"),
+        ("/v1/recommendations/u1?location=K%F6ln", "query"),
+    ],
+)
+def test_a_parameter_that_is_not_utf8_is_refused_and_no_other_user_is_answered(path: str, field: str) -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        error, *_ = problem(await client.get(path), 400)["errors"]
+        assert error["field"] == field and "no UTF-8, but may be Latin-1; send UTF-8" in error["reason"]
+        for good in ("/v1/recommendations/K%C3%B6ln?location=K%C3%B6ln", "/v1/users/%EF%BF%BD", "/v1/users/a%2Fb"):
+            assert (await client.get(good)).status_code == 200, good
+
+    play(scene)
+
+
 def test_no_call_takes_an_unknown_parameter_or_one_twice() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         for path, operations in world.app.openapi()["paths"].items():

@@ -117,6 +117,22 @@ def test_an_empty_catalogue_that_is_really_empty_is_ready() -> None:
     play(scene)
 
 
+def test_a_process_whose_store_refuses_writes_is_ready_and_says_so() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        await claim(world)
+        await world.beat()
+        await is_ready(client)
+        assert (await client.get("/readyz")).text == "ready\n"
+        world.store.refusal = "OOM command not allowed"
+        response = await client.get("/readyz")
+        assert response.text == "ready; the live state refuses writes: OOM command not allowed\n"
+        assert response.status_code == 200
+        status = (await client.get("/v1/status")).json()
+        assert (status["redis_up"], status["redis_writes"]) == (True, "refused: OOM command not allowed")
+
+    play(scene)
+
+
 def test_an_empty_catalogue_is_not_ready_while_a_process_is_about_to_send_it() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         await heartbeat(world, "traffic", phase="loading items")

@@ -212,6 +212,13 @@ def test_a_request_may_bring_its_own_context() -> None:
         bad = problem(await client.post("/v1/recommendations", json={"user_id": "u1", "context": wrong}), 400)
         assert bad["detail"] == "context.weather: expected an object, got 'hot'"
         assert [each["field"] for each in bad["errors"]] == ["context.weather", "context.promotions[0].strength"]
+        whole = {"location": "x", "ts_ms": 1, "valid_until_ms": 2, "weather": {"heat_wave": True}}
+        assert (await ask_by_post(client, location="berlin", context=whole))["context"] == answer["context"]
+        for path, more in (("/v1/recommendations", {}), ("/v1/rerank", {"items": [{"item_id": "tea1"}]})):
+            body = {"user_id": "u1", "context": {"weathr": {"heat_wave": True}}, **more}
+            (error,) = problem(await client.post(path, json=body), 400)["errors"]
+            known = "events, location, promotions, ts_ms, valid_until_ms, weather"
+            assert error == {"field": "context.weathr", "reason": f"unknown field; known: {known}"}
 
     play(scene)
 

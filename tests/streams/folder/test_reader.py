@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.folder.reader import DEFAULT_KIND_OF, EVENT_TYPES, FORGET_CODE, read_folder
+from streams.folder.reader import DEFAULT_KIND_OF, EVENT_TYPES, EVENTS, FORGET_CODE, read_folder
 from streams.folder.records import SourceRecord, records
 from streams.item_vectors import ItemVectors
 from streams.parsing import parse
@@ -73,7 +74,7 @@ def test_a_column_of_milliseconds_wins_over_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("u", "a", "teleport", START_S)], "event type 'teleport' means no kind"),
+        ([*ROWS, ("u", "a", "teleport", START_S + 3)], "row 4 .*event type 'teleport' means no kind"),
         ([("u", "a", "view", "yesterday")], "row 1 .*has a timestamp that is no number"),
         ([*ROWS, ("u", "a", "view", START_S)], "row 4 .*is earlier than the row above.*sort the file"),
         (
@@ -82,7 +83,9 @@ def test_a_column_of_milliseconds_wins_over_seconds(tmp_path: Path) -> None:
         ),
         ([("u", "", "view", START_S)], "row 1 .*has no item_id"),
         ([("", "a", "view", START_S)], "no usable event"),
-        ([("u", "a", "view", START_S, "extra")], "is not a CSV file"),
+        ([*ROWS, ("u", "a", "view", START_S, "extra")], "row 4 .*'extra'.*has 5 cells, the header has 4"),
+        ([*ROWS, ('27"-tv', "a", "view", START_S), *ROWS], "row 4 .*has a quote inside a cell; quote the cell"),
+        ([*ROWS, ('"u', "a", "view", START_S), *ROWS], "row 4 cannot be read: unexpected end of data"),
     ],
 )
 def test_a_wrong_row_is_named_with_what_to_do(tmp_path: Path, rows: list[Any], message: str) -> None:
@@ -117,6 +120,14 @@ def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
         read_folder(path)
     (path / "items.jsonl.gz").write_bytes(gzip.compress(b"".join(b'{"item_id": "%d"}\n' % n for n in range(9)))[:-9])
     with pytest.raises(ValueError, match=r"items.jsonl.gz is cut or damaged"):
+        read_folder(path)
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: packed[:90] + b"????" + packed[94:]])
+def test_a_damaged_file_of_events_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = write_folder(tmp_path / "shop", [("u", f"item-{n * n}", "view", START_S + n) for n in range(99)], [])
+    (path / EVENTS).write_bytes(damage((path / EVENTS).read_bytes()))
+    with pytest.raises(ValueError, match=r"shop/events.csv.gz is cut or damaged"):
         read_folder(path)
 
 
