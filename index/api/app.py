@@ -7,9 +7,9 @@ no environment and starts no process. `/docs` asks no other host, as its scripts
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -37,7 +37,7 @@ from index.api.lookup import state_router
 from index.api.metrics import ApiMetrics
 from index.api.operations import UserCount, operations_router
 from index.api.rankers import Rankers
-from index.api.recommend import answer, recommend_router
+from index.api.recommend import answer, answer_posted, recommend_router
 from index.api.rerank import rerank_router
 from index.api.schemas.lists import RecommendationsRequest
 from index.api.schemas.plain import plain_request
@@ -49,7 +49,7 @@ from index.query.shadow import ShadowRanking
 from index.state.store import LiveStore, StoreUnavailableError
 
 VERSION = "1"
-LIST_PATH = "/v1/recommendations/"
+LISTS = "/v1/recommendations"
 _STATIC = "/docs/static"
 _VALIDATION = ("HTTPValidationError", "ValidationError")  # schemas of FastAPI's 422
 _DESCRIPTION = "Live recommendations: events go into Kafka, the next answer knows them and says how old that is."
@@ -128,39 +128,56 @@ def _lifespan(services: Services, users: UserCount) -> Callable[[FastAPI], Any]:
     return lifespan
 
 
+class Counted(NamedTuple):
+    """What a request is counted as."""
+
+    path_format: str
+
+
+_PLAIN, _POSTED = Counted(f"{LISTS}/{{user_id}}"), Counted(LISTS)
+
+
 class PlainListRoute:
-    """ASGI layer that answers the plain `GET /v1/recommendations/{user_id}`, in a fifth of the framework's time.
+    """ASGI layer that answers requests for a user's list, in a fifth of the framework's time.
 
-    Anything unusual goes on to the framework's route, which judges bad input and missing keys, and describes the call.
+    A GET with anything unusual goes on to the framework's route, which judges bad input and missing keys; so does a
+    POST with parameters. Bodies are judged by the functions that it calls, too.
     """
-
-    path_format = f"{LIST_PATH}{{user_id}}"  # by which a route is counted
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app, self._services = app, services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = self._request(scope)
-        if request is None:
+        answering = self._answering(scope, receive)
+        if answering is None:
             await self._app(scope, receive, send)
             return
-        scope["route"] = self
         try:
-            response = json_response(await answer(self._services, request))
+            response = await answering
         except ProblemError as error:
             response = problem_response(error)
         except StoreUnavailableError as error:
             response = store_away(error)
         await response(scope, receive, send)
 
-    def _request(self, scope: Scope) -> RecommendationsRequest | None:
-        """What is asked, None where the framework is to look at it."""
-        if scope["type"] != "http" or scope["method"] != "GET" or scope.get("root_path"):
+    def _answering(self, scope: Scope, receive: Receive) -> Coroutine[Any, Any, Response] | None:
+        """What answers the request, None where the framework is to look at it."""
+        if scope["type"] != "http" or scope.get("root_path"):
             return None
-        path: str = scope["path"]
-        if not path.startswith(LIST_PATH) or not self._may_read(scope):
+        path, method, query = scope["path"], scope["method"], scope["query_string"]
+        if method == "POST" and path == LISTS and not query and self._may_read(scope):
+            scope["route"] = _POSTED
+            return answer_posted(self._services, Request(scope, receive))
+        if method != "GET" or not path.startswith(f"{LISTS}/") or not self._may_read(scope):
             return None
-        return plain_request(path[len(LIST_PATH) :], scope["query_string"])
+        request = plain_request(path[len(LISTS) + 1 :], query)
+        if request is None:
+            return None
+        scope["route"] = _PLAIN
+        return self._answer(request)
+
+    async def _answer(self, request: RecommendationsRequest) -> Response:
+        return json_response(await answer(self._services, request))
 
     def _may_read(self, scope: Scope) -> bool:
         keys = self._services.settings.keys

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import orjson
 from fastapi import APIRouter, Request
@@ -78,9 +78,13 @@ async def answer(services: Services, request: RecommendationsRequest, tree: Filt
     features = None if sample is None else sample.found(user, serving.catalogue.ids_of, request.context)
     _expose(services, request, body, now_ms, assigned, features)
     _shadow(services, request, tree, body["recommendation_id"])
-    rendered = time.perf_counter()
-    services.metrics.answer(served_by, read=read - started, rank=ranked - read, render=rendered - ranked)
+    services.metrics.answer(served_by, read=read - started, rank=ranked - read, render=time.perf_counter() - ranked)
     return body
+
+
+async def answer_posted(services: Services, request: Request) -> Response:
+    """The answer to a request in a body. Raises as `answer`, and ProblemError 400 or 415 for the body."""
+    return json_response(await answer(services, *_checked(services, await read_json(request))))
 
 
 def service_level(services: Services, user: LiveUser | None) -> Literal["personal", "stale", "popular"]:
@@ -136,9 +140,8 @@ async def _rank(
     sample: ListSample | None = None,
 ) -> tuple[Recommendations, Mapping[str, str | None]]:
     """The list and, where there is an Elasticsearch, who filtered and who searched."""
-    slot = request.slot or serving.model.slot
+    slot, user_view, weights = request.slot or serving.model.slot, view_of(services, user), serving.model.weights
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
-    user_view, weights = view_of(services, user), serving.model.weights
     about = (user_view, serving.catalogue, context, services.popularity, now_ms, weights)
     plan = partial(plan_searches, query, *about, ranker=services.rankers.order(serving, "retrieved", sample=sample))
     if serving.elastic is None:
@@ -182,8 +185,8 @@ async def _shadow_list(
     user = await services.reader(loaded).read(request.user_id, request.location, vectors_wait_ms=None)
     context = context_of(loaded, request, user, now_ms)
     found, _ = await _rank(services, loaded, request, tree, user, context, now_ms)
-    seconds = time.perf_counter() - started
-    return ShadowList([entry.item_id for entry in found.items], seconds, user.vectors is None and user.has_window)
+    listed, seconds = [entry.item_id for entry in found.items], time.perf_counter() - started
+    return ShadowList(listed, seconds, user.vectors is None and user.has_window)
 
 
 def _render(
@@ -252,8 +255,7 @@ def reason_of(serving: LoadedModel, source: ListSource, found: Recommendations) 
 
 def shown_item(serving: LoadedModel, entry: Ranked, explain: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"item_id": entry.item_id, "score": round(entry.score, 6), "slot": entry.slot}
-    title = serving.catalogue.title_of(entry.item_id)
-    if title is not None:
+    if (title := serving.catalogue.title_of(entry.item_id)) is not None:
         shown["title"] = title if len(title) <= _TITLE_CHARACTERS else f"{title[: _TITLE_CHARACTERS - 1]}…"
     if explain:
         shown["explain"] = {name: round(part, 6) for name, part in entry.parts.items()}
@@ -326,8 +328,7 @@ def _given_context(services: Services, request: UserRequest) -> Mapping[str, Any
     except InvalidRecordError as error:
         errors = [{"field": f"context.{field}", "reason": reason} for field, reason in error.errors]
         raise ProblemError(400, f"context.{error}", members={"errors": errors}) from error
-    record: Mapping[str, Any] = orjson.loads(value)
-    return record
+    return cast(Mapping[str, Any], orjson.loads(value))
 
 
 async def _similar(services: Services, item_id: str, count: int) -> dict[str, Any]:
@@ -339,12 +340,12 @@ async def _similar(services: Services, item_id: str, count: int) -> dict[str, An
         found = await services.turns.take(lambda: serving.catalogue.similar(item_id, count, now_ms))
     else:
         found, sources = await serving.elastic.similar(item_id, count, now_ms)
-        services.metrics.sources(sources)
+    services.metrics.sources(sources)
     items = [shown_item(serving, Ranked(other, cosine, "next", {}), explain=False) for other, cosine in found]
     for item in items:
         del item["slot"]
-    index = {**serving.index_state(), **sources}
-    return {"item_id": item_id, "model": serving.model.version, "index": index, "items": items}
+    known = {"item_id": item_id, "model": serving.model.version, "index": {**serving.index_state(), **sources}}
+    return {**known, "items": items}
 
 
 def recommend_router(services: Services) -> APIRouter:
@@ -383,7 +384,7 @@ def recommend_router(services: Services) -> APIRouter:
     )
     async def post(request: Request) -> Response:
         """As the GET, and `filter` (closed grammar), `exclude`, `scenario` and `context` in the body."""
-        return json_response(await answer(services, *_checked(services, await read_json(request))))
+        return await answer_posted(services, request)
 
     @router.get(
         "/v1/items/{item_id:path}/similar",

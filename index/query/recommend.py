@@ -363,8 +363,13 @@ def in_turns(scores: Amounts, item_ids: Names, count: int) -> list[tuple[int, in
 
 def _best(scores: Amounts, item_ids: Names, count: int) -> list[int]:
     """Places of the `count` highest scores [m], best first; ties by item id."""
-    places = np.flatnonzero(scores >= _last(scores, count)).tolist()
-    return sorted(places, key=lambda place: (-scores[place], item_ids[place]))[:count]
+    places = np.flatnonzero(scores >= _last(scores, count))
+    order = np.argsort(-scores[places], kind="stable")
+    best = places[order]
+    ordered: list[int] = best.tolist()
+    if len(ordered) <= count and not (np.diff(scores[best]) == 0).any():
+        return ordered
+    return sorted(ordered, key=lambda place: (-scores[place], item_ids[place]))[:count]
 
 
 def _last(scores: Amounts, count: int) -> float:
@@ -376,10 +381,12 @@ def _round_robin(lists: Sequence[Sequence[int]], count: int) -> list[tuple[int, 
     """(place, list) of one candidate of each list in turn, each once (STARS, arXiv 2512.10149, serving)."""
     chosen: dict[int, int] = {}
     left = [iter(ranked) for ranked in lists]
-    for _ in range(count):
+    while len(chosen) < count:
         turn = len(chosen) % len(lists)
-        place = next((place for place in left[turn] if place not in chosen), None)
-        if place is None:
+        for place in left[turn]:
+            if place not in chosen:
+                chosen[place] = turn
+                break
+        else:
             break
-        chosen[place] = turn
     return list(chosen.items())

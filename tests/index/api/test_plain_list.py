@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
 import httpx
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.api.app import PlainListRoute
 from index.api.schemas.plain import plain_request
 from index.state.memory_store import MemoryStore
-from tests.support.index_api_world import World
+from tests.support.index_api_world import World, until
 
 KEYS = {"reader": frozenset({"read"}), "writer": frozenset({"write"})}
 PER_REQUEST = re.compile(rb'"(recommendation_id|lag_ms|age_ms)":("[0-9a-f]{32}"|[0-9.]+|null)')
@@ -61,12 +63,15 @@ def odd_queries(draw: st.DrawFn) -> bytes:
     return joint.join(parts).encode("latin-1", "replace")
 
 
-async def ask(world: World, path: str, query: bytes, headers: Mapping[str, str]) -> tuple[Any, ...]:
-    """Status, headers and body of a GET, as the application sends them."""
+async def ask(
+    world: World, path: str, query: bytes, headers: Mapping[str, str], body: bytes | None = None
+) -> tuple[Any, ...]:
+    """Status, headers and body of the answer to a GET, or a POST of a body, as the application sends them."""
     messages: list[dict[str, Any]] = []
+    pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": body or b"", "more_body": False}
 
     async def send(message: Any) -> None:
         messages.append(message)
@@ -75,41 +80,43 @@ async def ask(world: World, path: str, query: bytes, headers: Mapping[str, str])
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
-        "method": "GET",
+        "method": "GET" if body is None else "POST",
         "scheme": "http",
         "path": path,
         "raw_path": quote(path).encode(),
         "query_string": query,
         "root_path": "",
-        "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
+        "headers": pairs,
         "client": ("127.0.0.1", 1),
         "server": ("api", 80),
     }
     await world.app(scope, receive, send)
     start, *rest = messages
-    body = PER_REQUEST.sub(rb'"\1":0', b"".join(message["body"] for message in rest))
+    content = PER_REQUEST.sub(rb'"\1":0', b"".join(message["body"] for message in rest))
     sent = [(name, value) for name, value in start["headers"] if name != b"content-length"]
-    return start["status"], sent, body
+    return start["status"], sent, content
 
 
 @contextmanager
 def framework_only() -> Iterator[None]:
-    """Nothing counts as plain."""
+    """Nothing is answered beside it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("index.api.app.plain_request", lambda *_: None)
+        patch.setattr(PlainListRoute, "_answering", lambda *_: None)
         yield
 
 
-async def both(world: World, path: str, query: bytes, headers: Mapping[str, str]) -> list[tuple[Any, ...]]:
+async def both(
+    world: World, path: str, query: bytes, headers: Mapping[str, str], body: bytes | None = None
+) -> list[tuple[Any, ...]]:
     """The answers of both routes, each with what was counted and exposed meanwhile."""
     found = []
     for context in (None, framework_only()):
         counted, shown = dict(world.metrics.counters()), len(world.exposed)
         if context is None:
-            answer = await ask(world, path, query, headers)
+            answer = await ask(world, path, query, headers, body)
         else:
             with context:
-                answer = await ask(world, path, query, headers)
+                answer = await ask(world, path, query, headers, body)
         now = world.metrics.counters()
         counts = {name: number - counted.get(name, 0) for name, number in now.items() if number != counted.get(name, 0)}
         exposed = [
@@ -130,16 +137,25 @@ async def prepared(**given: Any) -> World:
     return world
 
 
+async def compared(
+    check: Callable[[World, asyncio.AbstractEventLoop], None], keys: Mapping[str, frozenset[str]]
+) -> None:
+    """Runs `check` in another thread while nothing in a world changes."""
+    world = await prepared(keys=keys, after_wait_ms=0.0, vectors_wait_ms=0.0, stale_ms=1e9)
+    async with world.running():
+        popularity = world.app.state.services.popularity
+        await until(lambda: asyncio.sleep(0, bool(popularity.top())), "popularity is read")
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, check, world, loop)
+
+
 @pytest.mark.parametrize("keys", [{}, KEYS], ids=["open", "with keys"])
 def test_both_routes_give_the_same_answer_to_any_request(keys: dict[str, frozenset[str]]) -> None:
     given_keys = st.sampled_from(["", "reader", "writer", "nobody"])
     plain = 0
 
     async def run() -> None:
-        world = await prepared(keys=keys, after_wait_ms=0.0, vectors_wait_ms=0.0)
-        async with world.running():
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, check, world, loop)
+        await compared(check, keys)
 
     def check(world: World, loop: asyncio.AbstractEventLoop) -> None:
         @settings(max_examples=300, deadline=None)
@@ -159,6 +175,49 @@ def test_both_routes_give_the_same_answer_to_any_request(keys: dict[str, frozens
     assert plain > 60, "else nothing was compared"
 
 
+BODIES = st.fixed_dictionaries(
+    {"user_id": st.sampled_from([*USERS, "", 5])},
+    optional={
+        "count": st.integers(-1, 210) | st.just("5"),
+        "slot": st.sampled_from(["next", "popular"]),
+        "filter": st.sampled_from([{"field": "category", "in": ["tea"]}, {"field": "colour", "in": ["x"]}, [], None]),
+        "exclude": st.lists(st.sampled_from(["tea0", "fan0", ""]), max_size=2),
+        "context": st.sampled_from([{"weather": {"heat_wave": True}}, {"weather": 5}]),
+        "scenario": st.sampled_from(["basket", "x" * 65]),
+        "explain": st.booleans(),
+        "unknown": st.just(1),
+    },
+).map(orjson.dumps) | st.sampled_from([b"", b"[]", b"null", b"{", b"\xff", b"\x1f\x8b"])
+HEADERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "content-type": st.sampled_from(["application/json", "application/json; charset=utf-8", "text/plain"]),
+        "content-encoding": st.sampled_from(["identity", "gzip"]),
+        "content-length": st.sampled_from(["10", "9999999"]),
+        "x-api-key": st.sampled_from(["reader", "writer"]),
+    },
+)
+
+
+def test_both_routes_give_the_same_answer_to_any_body() -> None:
+    good = {"content-type": "application/json", "x-api-key": "reader"}
+
+    async def run() -> None:
+        await compared(check, KEYS)
+
+    def check(world: World, loop: asyncio.AbstractEventLoop) -> None:
+        @settings(max_examples=200, deadline=None)
+        @given(BODIES, st.just(good) | HEADERS, st.sampled_from([b"", b"", b"x=1"]))
+        def equal(body: bytes, headers: dict[str, str], query: bytes) -> None:
+            asked = both(world, "/v1/recommendations", query, headers, body)
+            mine, theirs = asyncio.run_coroutine_threadsafe(asked, loop).result()
+            assert mine == theirs
+
+        equal()
+
+    asyncio.run(run())
+
+
 def test_a_plain_request_is_answered_without_the_framework() -> None:
     async def run() -> None:
         world = await prepared(keys=KEYS)
@@ -171,6 +230,8 @@ def test_a_plain_request_is_answered_without_the_framework() -> None:
             assert (await client.get("/v1/recommendations/u1?explain=true", headers=key)).status_code == 404
             assert (await client.get("/v1/recommendations/u1", headers={"X-API-Key": "writer"})).status_code == 404
             assert services.metrics.counters()["personal"] == 1
+            posted = await client.post("/v1/recommendations", json={"user_id": "u1", "count": 2}, headers=key)
+            assert posted.status_code == 200 and len(posted.json()["items"]) == 2
 
     asyncio.run(run())
 
