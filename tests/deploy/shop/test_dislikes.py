@@ -28,6 +28,8 @@ from index.items.catalogue import Catalogue
 from index.query.model import own_weights
 from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.second_stage import ListRanker, SecondStage
+from index.ranking.features import event_classes
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, UserState
@@ -39,12 +41,14 @@ from streams.folder.training import training_data
 from streams.item_vectors import ItemVectors
 from tests.support.folders import write_folder
 from tests.support.known_shop import KnownShop
+from tests.support.simple_rankers import scorer
 
 END_MS = 1_760_054_400_000
 CATEGORIES, WORDS, OF = 10, 64, 20
 RULES = Rules()
 CODE = {kind.name: code for code, kind in enumerate(RULES.kinds)}
 KIND_WEIGHTS = [kind.weight for kind in RULES.kinds]
+REMEMBERED = [kind.remembered for kind in RULES.kinds]
 
 
 def words_of(record: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -64,6 +68,11 @@ def sessions_of(folder: Path, out: Path, item_ids: Sequence[str]) -> Path:
     return write_folder(out, rows, items, header="user_id,item_id,event_type,timestamp,ts_ms")
 
 
+def viewed(events: Sequence[tuple[str, str]]) -> bool:
+    """Whether something was looked at and not only disliked."""
+    return any(kind == "view" for _, kind in events)
+
+
 @dataclass
 class Served:
     """A trained model with its items, as an API process serves them."""
@@ -75,7 +84,13 @@ class Served:
     weights: Weights
     metadata: dict[str, Any]
 
-    def share(self, category: str, events: Sequence[tuple[str, str]], weights: Weights | None = None) -> int:
+    def share(
+        self,
+        category: str,
+        events: Sequence[tuple[str, str]],
+        weights: Weights | None = None,
+        ranker: ListRanker | None = None,
+    ) -> int:
         """How many of the next OF items are of a category, after (item, kind) one a minute; a cold user has none."""
         state = UserState(
             items=[item for item, _ in events],
@@ -87,9 +102,9 @@ class Served:
             request = EncodeRequest("u", state.items, state.kinds, state.ts_ms, None, 0)
             vectors = self.encoder.encode_whole([request]).vectors[0]
         view = UserView.of(vectors, state, KIND_WEIGHTS)
-        found = recommend(
-            Query(OF), view, self.catalogue, ContextView(), self.popularity, END_MS, weights or self.weights
-        )
+        served = view, self.catalogue, ContextView(), self.popularity, END_MS, weights or self.weights
+        found = recommend(Query(OF), *served, ranker)
+        assert ranker is None or not viewed(events) or found.ranked_by == ranker.version
         return sum(self.shop.category_of(entry.item_id) == category for entry in found.items)
 
 
@@ -136,22 +151,40 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("kind", ["dislike", "remove"])
-@pytest.mark.parametrize("viewed", [0, 5])
-def test_five_dislikes_turn_the_list_away_from_a_category(served: Served, kind: str, viewed: int) -> None:
+@pytest.mark.parametrize("views_before", [0, 5])
+def test_five_dislikes_turn_the_list_away_from_a_category(served: Served, kind: str, views_before: int) -> None:
     """Less of it than after views alone, without the weight, and than whoever has no history gets."""
     table = []
     for category in served.shop.categories:
         items = served.shop.items_of(category)
         views = [(item, "view") for item in items[5:10]]
-        events = [*views[:viewed], *((item, kind) for item in items[:5])]
+        events = [*views[:views_before], *((item, kind) for item in items[:5])]
         off = served.share(category, events, replace(served.weights, negative=0))
         before, nobody = served.share(category, views), served.share(category, [])
         table.append((before, off, nobody, served.share(category, events)))
     assert sum(min(before, off) for before, off, _, _ in table) > 2 * sum(nobody for _, _, nobody, _ in table), table
     assert sum(after < before for before, _, _, after in table) >= CATEGORIES - 1, table
     assert sum(after < off for _, off, _, after in table) >= CATEGORIES - 1, table
-    if kind == "dislike" and not viewed:
+    if kind == "dislike" and not views_before:
         assert sum(after < nobody or not after for _, _, nobody, after in table) >= CATEGORIES - 1, table
+
+
+@pytest.mark.parametrize("feature", ["near_recent", "next"])
+@pytest.mark.parametrize("views_before", [0, 5])
+def test_a_list_that_is_ranked_turns_away_too(served: Served, feature: str, views_before: int) -> None:
+    """Also by a ranker that knows nothing of dislikes and wants more of whatever was touched last."""
+    stage = SecondStage(served.catalogue, served.popularity, event_classes(KIND_WEIGHTS, REMEMBERED))
+    ranker = ListRanker(stage, scorer(feature, low=-1.0, high=1.0), "r-1")
+    table = []
+    for category in served.shop.categories:
+        items = served.shop.items_of(category)
+        views = [(item, "view") for item in items[5:10]]
+        events = [*views[:views_before], *((item, "dislike") for item in items[:5])]
+        before, after = (served.share(category, some, ranker=ranker) for some in (views, events))
+        table.append((before, after, served.share(category, [])))
+    assert sum(before for before, _, _ in table) > 2 * sum(nobody for _, _, nobody in table), table
+    assert sum(after < before for before, after, _ in table) >= CATEGORIES - 1, table
+    assert views_before or sum(after < nobody or not after for _, after, nobody in table) >= CATEGORIES - 1, table
 
 
 def test_five_dislikes_of_somebody_with_a_long_history_bring_no_more_of_a_category(served: Served) -> None:
