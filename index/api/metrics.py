@@ -6,6 +6,7 @@ become label values. `/v1/status` sums the heartbeats' numbers over processes.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -30,11 +31,14 @@ class HotCounter(Collector):
     def __init__(self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
         self._about = name, text, labels
         self._counts: dict[tuple[str, ...], int] = {} if labels else {(): 0}
+        self._created = dict.fromkeys(self._counts, time.time())
         registry.register(self)
 
     def add(self, *labels: str) -> None:
         """One more."""
-        self._counts[labels] = self._counts.get(labels, 0) + 1
+        if labels not in self._counts:
+            self._counts[labels], self._created[labels] = 0, time.time()
+        self._counts[labels] += 1
 
     def describe(self) -> Iterator[CounterMetricFamily]:
         name, text, labels = self._about
@@ -43,7 +47,7 @@ class HotCounter(Collector):
     def collect(self) -> Iterator[CounterMetricFamily]:
         for family in self.describe():
             for labels, count in self._counts.items():
-                family.add_metric(labels, count)
+                family.add_metric(labels, count, created=self._created[labels])
             yield family
 
 
@@ -53,6 +57,7 @@ class HotTimer(Collector):
     def __init__(self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
         self._about = name, text, labels
         self._counts: dict[tuple[str, ...], list[float]] = {}
+        self._created = dict[tuple[str, ...], float]()
         registry.register(self)
 
     def add(self, seconds: float, *labels: str) -> None:
@@ -60,6 +65,7 @@ class HotTimer(Collector):
         counts = self._counts.get(labels)
         if counts is None:
             counts = self._counts[labels] = [0.0] * (len(SECONDS) + 2)
+            self._created[labels] = time.time()
         counts[bisect_left(SECONDS, seconds)] += 1
         counts[-1] += seconds
 
@@ -68,10 +74,12 @@ class HotTimer(Collector):
         yield HistogramMetricFamily(name, text, labels=labels)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        bounds = [*map(floatToGoString, SECONDS), "+Inf"]
+        bounds, (_, _, names) = [*map(floatToGoString, SECONDS), "+Inf"], self._about
         for family in self.describe():
             for labels, (*counts, total) in self._counts.items():
                 family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
+                named = dict(zip(names, labels, strict=True))
+                family.add_sample(f"{family.name}_created", named, self._created[labels])
             yield family
 
 
