@@ -143,6 +143,8 @@ class PipelinedServer:
 
     async def run(self, commands: Sequence[Any]) -> list[Any]:
         """The answers in order, errors among them. Raises ConnectionError or TimeoutError as redis-py names them."""
+        if not commands:
+            return []
         packed = b"".join([hiredis.pack_command(tuple(command.words)) for command in commands])
         for left in range(self._retries, -1, -1):
             try:

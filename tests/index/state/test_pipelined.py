@@ -106,6 +106,18 @@ def test_a_pause_of_this_process_is_no_silence_of_the_server(redis_server: Redis
     loops(run())
 
 
+def test_who_asks_nothing_waits_for_nothing_and_takes_no_answer_of_others(
+    redis_server: RedisServer, loops: Loops
+) -> None:
+    async def run() -> None:
+        server = connected(redis_server.url, timeout_s=1.0)
+        found = await asyncio.gather(*(server.run(words) for words in ([], echo("a"), [], echo("b"))))
+        assert found == [[], [b"a"], [], [b"b"]]
+        await server.close()
+
+    loops(run())
+
+
 def test_a_silent_server_ends_every_wait_in_time_and_the_next_call_connects_anew(loops: Loops) -> None:
     connections = 0
 
