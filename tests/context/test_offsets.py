@@ -82,7 +82,7 @@ def test_no_weight_gets_past_the_bound(weight: npt.NDArray[np.float32], ts_ms: i
     assert np.isfinite(delta).all()
     assert np.linalg.norm(delta) <= max_norm * (1 + 1e-5)
     assert all(math.isfinite(norm) and norm > 0 for _, norm in applied)
-    free = weight.astype(np.float64) @ FEATURES.encode(ts_ms, HEAT | {"valid_until_ms": None})
+    free = weight.astype(np.float64) @ FEATURES.encode(ts_ms - ts_ms % 1000, HEAT | {"valid_until_ms": None})
     assert bounded or np.allclose(delta, free, rtol=1e-4, atol=1e-5)
 
 
