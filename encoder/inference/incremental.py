@@ -61,6 +61,8 @@ class _Piece:
 class IncrementalEncoder:
     """A model, moved into evaluation mode, its items and its cache on one device ("auto": CUDA when there, else CPU).
 
+    Its weights must not change any more: the compiled blocks (`native_forward`) have a copy of them.
+
     Keys and values are kept in `cache_dtype`; None: in float32 on a CPU, which would have to convert them, and for
     "hstu", whose sums no softmax bounds, else in float16. `cache_bytes` and `page` are those of `KVCache`.
     """
