@@ -134,10 +134,11 @@ def lists(seen: Recorded, bodies: Sequence[Mapping[str, Any]], count: int) -> li
     forced = seen.during("forced")
     popular = sum(not is_personal(answer) for answer in seen.answers if answer.status == 200)
     popular -= sum(not is_personal(answer) for answer in forced if answer.status == 200)
-    failed = sum(seen.statuses.values()) - seen.statuses[200]
+    failed = {status: count for status, count in sorted(seen.statuses.items()) if status != 200 and count}
     return [
         result("answers", len(bodies), "answers"),
-        result("answers_not_200", failed, "answers", 0, at_most=True),
+        result("answers_not_200", sum(failed.values()), "answers", 0, at_most=True),
+        *(result(f"answers_{status or 'none'}", count, "answers") for status, count in failed.items()),
         result("empty_lists", sum(not body["items"] for body in bodies), "answers", 0, at_most=True),
         result("short_lists", sum(0 < len(body["items"]) < count for body in bodies), "answers", 0, at_most=True),
         *(result(f"answers_{level}", levels[level], "answers") for level in ("personal", "stale", "popular")),

@@ -68,7 +68,7 @@ def test_empty_short_and_refused_answers_are_counted_each_as_what_it_is() -> Non
     forced = lists(recorded(answers, phases=[Phase("forced", 2.5, 3.5)]), bodies, 10)
     assert values(forced)["popular_before_the_forced_promotion"] == 0
     assert values(rows) == {
-        "answers": 4, "answers_not_200": 1, "empty_lists": 1, "short_lists": 1,
+        "answers": 4, "answers_not_200": 1, "answers_503": 1, "empty_lists": 1, "short_lists": 1,
         "answers_personal": 3, "answers_stale": 0, "answers_popular": 1, "popular_before_the_forced_promotion": 1,
     }  # fmt: skip
     assert missed(rows) == {
