@@ -34,17 +34,36 @@ from deploy.state_folder import attach
     show_default=True,
     help="Folder for caches, logs and the live state.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the generated shop.")
-@click.option(
-    "--fashion",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    help="Of the generated shop: how much brands in fashion draw everybody, 2 more than a favourite brand. They come "
-    "and go, so its last fifth is played as that of a data folder, and a retrained model knows better.",
-)
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of workers.")
 @click.option(
     "--apis", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes, ports ascending."
+)
+@click.option(
+    "--seed",
+    cls=HeadedOption,
+    heading="The generated shop",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Another seed is another shop.",
+)
+@click.option(
+    "--days",
+    cls=HeadedOption,
+    heading="The generated shop",
+    type=click.IntRange(1, 1000),
+    default=60,
+    show_default=True,
+    help="Length of its history. A shorter one is there sooner, and its model knows less.",
+)
+@click.option(
+    "--fashion",
+    cls=HeadedOption,
+    heading="The generated shop",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="How much brands in fashion draw everybody, 2 more than a favourite brand. They come and go, so its last "
+    "fifth is played as that of a data folder, and a retrained model knows better.",
 )
 @click.option(
     "--retrain-every",
@@ -76,9 +95,10 @@ def up(
     no_traffic: bool,
     api_port: int | None,
     state: Path,
-    seed: int,
     workers: int,
     apis: int,
+    seed: int,
+    days: int,
     fashion: float,
     retrain_every: int | None,
     retrain_promote: bool,
@@ -102,16 +122,16 @@ def up(
     """
     from deploy.local.retraining import RetrainSchedule
     from deploy.local.status_line import StatusLine
-    from deploy.local.up import UpOptions
+    from deploy.local.up import HISTORY_DAYS, UpOptions
     from deploy.local.up import up as run_up
 
     if retrain_promote and retrain_every is None:
         raise click.UsageError("--retrain-promote needs --retrain-every, as in --retrain-every 6h")
     schedule = None if retrain_every is None else RetrainSchedule(retrain_every, retrain_promote, retrain_threads)
-    if fashion and data is not None:
-        raise click.UsageError("--fashion is of the generated shop: leave out --data")
+    if (fashion or days != HISTORY_DAYS) and data is not None:
+        raise click.UsageError("--days and --fashion are of the generated shop: leave out --data")
     line = StatusLine()
-    options = UpOptions(state, data, speed, not no_traffic, api_port, seed, workers, apis, schedule, fashion)
+    options = UpOptions(state, data, speed, not no_traffic, api_port, seed, workers, apis, schedule, fashion, days)
     try:
         run_up(options, os.environ, line)
     except KeyboardInterrupt:

@@ -60,6 +60,7 @@ class UpOptions:
     apis: int = 1  # on consecutive ports
     retrain: RetrainSchedule | None = None
     fashion: float = 0.0  # how much a brand in fashion draws everybody: taste drifts, so the shop is played as a folder
+    days: int = HISTORY_DAYS  # of the generated shop's history
 
 
 def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None:
@@ -127,13 +128,13 @@ def _history(options: UpOptions, state: Path, line: StatusLine) -> tuple[Path, i
         return options.data.resolve(), 0
     shop = Shop(options.seed, ShopConfig(fashion=options.fashion))
     drift = [options.fashion] if options.fashion else []
-    folder = state / f"shop-{options.seed}-{_key(repr(shop.config), HISTORY_DAYS, *drift)}"
+    folder = state / f"shop-{options.seed}-{_key(repr(shop.config), options.days, *drift)}"
     marker = folder / "complete.json"
     if not marker.exists():
         note_phase(state, "generating a shop and its history")
         line.say("Generating the shop and its history …")
         end_ms = int(time.time() * 1000) // HOUR_MS * HOUR_MS
-        shop.write_history(folder, end_ms, HISTORY_DAYS)
+        shop.write_history(folder, end_ms, options.days)
         marker.write_bytes(orjson.dumps({"end_ms": end_ms}))
     return folder, int(orjson.loads(marker.read_bytes())["end_ms"])
 

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 from confluent_kafka import Producer
 
+from deploy.local.up import HISTORY_DAYS
 from index.state.keys import partition_tag
 from index.state.store import LiveStore
 from tests.integration.deployments import EMBEDDED, REAL, TWO_BY_TWO, deployment, prepared
@@ -85,8 +86,9 @@ def started(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perseid-bench-")))
         fixtures = {"kafka_server": stack.enter_context(services.kafka())} if on == "kafka" else {}
         name = EMBEDDED if on == "embedded" else TWO_BY_TWO if two else REAL
-        source = prepared(state or folder / "prepared")
-        yield stack.enter_context(deployment(name, source, folder / "live", fixtures.__getitem__, variables))
+        source = prepared(state or folder / "prepared", HISTORY_DAYS)
+        live = deployment(name, source, folder / "live", fixtures.__getitem__, variables, HISTORY_DAYS)
+        yield stack.enter_context(live)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from tests.support import services
 from tests.support.redis_cluster import ClusterOfServers
 
 SEED = 3
+DAYS = 20  # of history, which every deployment of the scenarios loads
 EMBEDDED = "embedded"
 REAL = "kafka and redis"
 CLUSTER, TWO_BY_TWO = "redis cluster", "two workers and two apis"
@@ -34,19 +35,24 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {TWO_BY_TWO: ("--workers", "2", "--api
 Fixture = Callable[[str], str]  # name of a session fixture → its value
 
 
-def prepared(folder: Path) -> Path:
+def prepared(folder: Path, days: int = DAYS) -> Path:
     """Makes the shop, its history and a model in the folder, or finds them there."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "prepare.log").open("w") as out:
-        prepare(UpOptions(folder, seed=SEED), load({}, state=folder), os.environ, StatusLine(out))
+        prepare(UpOptions(folder, seed=SEED, days=days), load({}, state=folder), os.environ, StatusLine(out))
     return folder
 
 
 @contextmanager
 def deployment(
-    name: str, source: Path, folder: Path, fixture: Fixture, more: Mapping[str, str] | None = None
+    name: str,
+    source: Path,
+    folder: Path,
+    fixture: Fixture,
+    more: Mapping[str, str] | None = None,
+    days: int = DAYS,
 ) -> Iterator[Live]:
-    """A running, loaded deployment, with `more` settings; its servers and topics end with the block."""
+    """A running, loaded deployment of what was prepared, with `more` settings; its servers end with the block."""
     state = folder / "state"
     for pattern in _PREPARED:
         for path in source.glob(pattern):
@@ -54,7 +60,8 @@ def deployment(
     with ExitStack() as stack:
         variables = {} if name == EMBEDDED else _servers(name, folder, fixture, stack)
         variables |= more or {}
-        live = Live(state, "--no-traffic", "--seed", str(SEED), *_OPTIONS.get(name, ()), variables=variables)
+        options = ("--seed", str(SEED), "--days", str(days), *_OPTIONS.get(name, ()))
+        live = Live(state, "--no-traffic", *options, variables=variables)
         stack.callback(live.stop)
         live.wait_ready()
         yield live

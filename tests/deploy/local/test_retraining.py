@@ -159,7 +159,9 @@ def test_the_status_line_shows_the_last_and_the_next(more: dict[str, object], sh
     [
         (["--retrain-every", "daily"], "is no length of time"),
         (["--retrain-promote"], "--retrain-promote needs --retrain-every"),
-        (["--fashion", "2", "--data", "."], "--fashion is of the generated shop"),
+        (["--fashion", "2", "--data", "."], "--days and --fashion are of the generated shop"),
+        (["--days", "9", "--data", "."], "--days and --fashion are of the generated shop"),
+        (["--days", "0"], "0 is not in the range 1<=x<=1000"),
     ],
 )
 def test_a_wrong_schedule_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

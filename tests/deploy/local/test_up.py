@@ -241,9 +241,8 @@ def test_a_shop_with_fashion_is_another_one_and_its_end_is_played(tmp_path: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deploy.local.up.subprocess.run", train)
-        patch.setattr("deploy.local.up.HISTORY_DAYS", 1)
-        usual = prepare(UpOptions(tmp_path), settings, {}, line)
-        drifting = prepare(UpOptions(tmp_path, fashion=2.0), settings, {}, line)
+        usual = prepare(UpOptions(tmp_path, days=1), settings, {}, line)
+        drifting = prepare(UpOptions(tmp_path, days=1, fashion=2.0), settings, {}, line)
     assert (usual.kind, drifting.kind, drifting.split_ms) == ("shop", "data", 1_600_009_600_000)
     assert Path(usual.folder).name != Path(drifting.folder).name and usual.key != drifting.key
     assert made == [(Path(usual.folder).name, "1.0", False), (Path(drifting.folder).name, "0.8", False)]
