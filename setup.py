@@ -1,5 +1,7 @@
 """Compiles what is native; where that fails, perseid is installed all the same and runs in Python alone."""
 
+import os
+
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
@@ -15,6 +17,7 @@ def native(name: str, source: str, *macros: tuple[str, str]) -> Pybind11Extensio
 
 
 setup(
+    options={"build_ext": {"parallel": os.cpu_count()}},
     ext_modules=[
         native("encoder.inference._native", "encoder/inference/forward.cpp"),
         native("encoder.inference._native_wide", "encoder/inference/forward.cpp", ("WIDE", "1")),

@@ -31,14 +31,15 @@ from index.api.errors import (
 )
 from index.api.ingest import Ingest, ingest_router
 from index.api.item_changes import changes_router
+from index.api.lists.recommend import answer, answer_posted, recommend_router
+from index.api.lists.rerank import rerank_router
+from index.api.lists.similar import similar_router
 from index.api.liveness import Liveness
 from index.api.loaded_model import Background, ModelLoader, Services, follow_log_ends, follow_popularity
 from index.api.lookup import state_router
 from index.api.metrics import ApiMetrics
 from index.api.operations import UserCount, operations_router
 from index.api.rankers import Rankers
-from index.api.recommend import answer, answer_posted, recommend_router
-from index.api.rerank import rerank_router
 from index.api.schemas.lists import RecommendationsRequest
 from index.api.schemas.plain import plain_request
 from index.api.schemas.shapes import OPEN_PROBLEMS
@@ -95,6 +96,7 @@ def create_app(
     app.add_middleware(AdmissionMiddleware, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics, liveness.items_position)
     app.include_router(recommend_router(services))
+    app.include_router(similar_router(services))
     app.include_router(rerank_router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))
     app.include_router(state_router(services))

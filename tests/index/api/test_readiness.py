@@ -10,6 +10,7 @@ import httpx
 import orjson
 import pytest
 
+from index.query.live_user import UserReader
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.store import LogIdentity
@@ -233,6 +234,29 @@ def test_an_emptied_store_is_waited_for_and_a_restarted_one_is_not(emptied: bool
             else:
                 assert not unready
                 await is_ready(client, items=20)
+
+    asyncio.run(run())
+
+
+def test_a_store_that_is_emptied_while_a_user_is_read_gives_no_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        world = await World(MemoryStore()).start()
+        async with world.running() as client:
+            store, services = world.store, world.app.state.services
+            assert isinstance(store, MemoryStore)
+            read = UserReader.read
+
+            async def emptied(*given: Any) -> Any:
+                store._hashes.clear()
+                store._sorted.clear()
+                found = await read(*given)
+                await services.keeper.current.follower.load()
+                return found
+
+            monkeypatch.setattr(UserReader, "read", emptied)
+            response = await client.get("/v1/recommendations/u1")
+            assert response.status_code == 503, response.json()
+            assert int(response.headers["retry-after"]) > 0
 
     asyncio.run(run())
 

@@ -12,7 +12,7 @@ from index.query.list_sample import ITEMS_PART, POPULARITY_PART, SampledFeatures
 from index.query.live_user import CONTEXT_PART, USER_PART
 from index.ranking.features import FEATURES, VERSION
 from index.state.keys import partition_of, partition_tag
-from tests.index.api.test_ranked import DEAREST, ask, play
+from tests.index.api.lists.test_ranked import DEAREST, ask, play
 from tests.support.index_api_world import HOUR_MS, MODEL, NOW_MS, PARTITIONS, World, until
 
 HOME = partition_of("u1", PARTITIONS)

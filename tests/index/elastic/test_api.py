@@ -13,7 +13,7 @@ from index.api.schemas.lists import SimilarAnswer
 from index.api.schemas.status import StatusAnswer
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
-from tests.index.api.test_recommend import ask, ask_by_post, ids
+from tests.index.api.lists.test_recommend import ask, ask_by_post, ids
 from tests.support.elastic_world import Gate, indexing, reached, server, settings_of
 from tests.support.index_api_world import NOW_MS, World, until
 

@@ -12,8 +12,8 @@ import pytest
 from index.api.schemas.lists import MAX_LISTED, RerankAnswer
 from index.query.served_ranker import FIRST_STAGE
 from index.ranking.ranker import ListScorer, ListSource, Ranker
-from tests.index.api.test_ranked import DEAREST, ids, play
-from tests.index.api.test_recommend import problem
+from tests.index.api.lists.test_ranked import DEAREST, ids, play
+from tests.index.api.lists.test_recommend import problem
 from tests.support.index_api_world import MODEL, World
 from tests.support.simple_rankers import ranker_of, scorer
 

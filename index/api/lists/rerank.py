@@ -14,18 +14,9 @@ from fastapi.responses import Response
 
 from index.api.auth import require
 from index.api.errors import json_response, read_json
+from index.api.lists.answers import answered, count_order, reason_of, shown_item
+from index.api.lists.requests import checked, context_of, read_user, service_level, view_of
 from index.api.loaded_model import LoadedModel, Services
-from index.api.recommend import (
-    answered,
-    checked,
-    context_of,
-    count_order,
-    read_user,
-    reason_of,
-    service_level,
-    shown_item,
-    view_of,
-)
 from index.api.schemas.lists import ListedItem, RerankAnswer, RerankRequest
 from index.api.schemas.shapes import WRITE_PROBLEMS
 from index.query.recommend import ContextView, Recommendations, UserView

@@ -1,0 +1,1 @@
+"""Lists for one user or beside one item, from the request in HTTP to the answer."""
