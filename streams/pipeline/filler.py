@@ -21,7 +21,7 @@ from streams.pipeline.lease import PartitionLease
 
 _LOOK = 200  # users looked at in one round trip
 _ITEMS = 50  # looked at and written at once
-_PIECE_S = 0.02  # of encoding users at once, for which clicks may have to wait
+_PIECE_S = 0.008  # of encoding users at once, for which clicks may have to wait
 _MOST_USERS = 64  # encoded at once
 _IDLE_S = 0.1  # between two looks for users who are waited for, when nothing is to fill; else …
 _MOST_REST_S = 1.0  # a step of seconds has waited for the batch in work, on a machine that is busy with other things

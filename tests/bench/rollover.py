@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -209,9 +210,16 @@ class Rollover:
         return bool(loaded.get(version, {}).get("complete"))
 
     def _ask(self, user: str) -> Answered:
-        """One request on a connection of its own, as of a visitor who comes."""
+        """One request on a connection of its own, as of a visitor who comes; a busy process is asked again."""
         began = time.perf_counter()
-        body = self.live.recommend(user, count=COUNT, explain="true")
+        try:
+            body = self.live.recommend(user, count=COUNT, explain="true")
+        except urllib.error.HTTPError as refused:
+            if refused.code != 503:
+                raise
+            print(f"refused, asked again: {refused.read().decode(errors='replace')}", file=sys.stderr)
+            time.sleep(float(refused.headers["retry-after"]))
+            return self._ask(user)
         return Answered(began, began, time.perf_counter(), 0, 200, orjson.dumps(body))
 
     def _quiet(self) -> None:
