@@ -215,9 +215,8 @@ class Rollover:
         try:
             body = self.live.recommend(user, count=COUNT, explain="true")
         except urllib.error.HTTPError as refused:
-            if refused.code != 503:
-                raise
-            print(f"refused, asked again: {refused.read().decode(errors='replace')}", file=sys.stderr)
+            assert refused.code == 503
+            print(f"refused: {refused.read().decode()}", file=sys.stderr)
             time.sleep(float(refused.headers["retry-after"]))
             return self._ask(user)
         return Answered(began, began, time.perf_counter(), 0, 200, orjson.dumps(body))
