@@ -155,6 +155,21 @@ class Settings(BaseModel):
     )
     api_answers: int = Field(10, description="answers in work before 503, half of it in a standing queue (API)", ge=1)
     api_in_flight: int = Field(64, description="writes, or answers that wait for an event, before 503 (API)", ge=1)
+    console_host: str = Field("127.0.0.1", description="address the console listens on")
+    console_port: int = Field(8600, description="port the console listens on; 0 takes a free one", ge=0, le=65535)
+    console_hosts: str = Field(
+        "",
+        description="names by which browsers reach the console, `name,…`, beside `localhost`, `127.0.0.1` and the "
+        "address it listens on; it answers to no other",
+    )
+    console_api: str = Field(
+        "", description="address of the API that the console asks; empty = the API of these settings on this machine"
+    )
+    console_api_key: SecretStr = Field(
+        SecretStr(""),
+        description="API key of scopes read and admin with which the console reads for everybody who reaches it; "
+        "empty = where the API has keys, visitors sign in with theirs. Changing anything always needs their own",
+    )
     state: Path = Field(Path(".perseid"), description="folder for caches, logs and snapshots")
     embed_url: SecretStr = Field(
         SecretStr(""), description="OpenAI-compatible API for text vectors, like `http://host/v1`; empty = MiniLM here"
@@ -201,6 +216,14 @@ class Settings(BaseModel):
         ):
             raise ValueError("expected http://host:port or https://host:port")
         return value
+
+    @field_validator("console_api")
+    @classmethod
+    def _is_api(cls, value: str) -> str:
+        address = urlsplit(value)
+        if value and (address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc):
+            raise ValueError("expected http://host:port or https://host:port, without user and password")
+        return value.rstrip("/")
 
     @field_validator("models")
     @classmethod

@@ -223,8 +223,10 @@ def status(as_json: bool, wait: bool, state: Path | None) -> int:
 
     Example: perseid models status --wait
     """
+    from deploy.models.summary import rollout_status
+
     while True:
-        found = change_models(state, _status)
+        found = change_models(state, rollout_status)
         if not wait or found["passed"]:
             break
         time.sleep(1.0)
@@ -338,33 +340,6 @@ def _show_experiment(state: Path | None, results: bool, hours: float, as_json: b
     lines = [experiment_text(last), *(results_lines(found) if results else ())]
     click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() if as_json else "\n".join(lines))
     return 0
-
-
-async def _status(rollout: Rollout) -> dict[str, Any]:
-    from deploy.models.gates import FillProgress
-    from deploy.models.trials import trial_lines
-
-    aliases = await rollout.aliases()
-    gates = await rollout.gates(aliases.challenger) if aliases.challenger else []
-    filling = await rollout.filling()
-    progress, counts = FillProgress.of(filling), await rollout.shadowed()
-    shadow = None if counts is None else counts.summary()
-    experiment = aliases.running
-    shown = [{"name": g.name, "has": g.has, "of": g.of, "passed": g.passed, "said": g.said} for g in gates]
-    return {
-        "champion": aliases.champion or None,
-        "challenger": aliases.challenger or None,
-        "previous": aliases.previous or None,
-        "previous_until_ms": aliases.previous_until_ms or None,
-        "gates": shown,
-        "lines": [*trial_lines(aliases, shadow), *map(str, gates)],
-        "shadow": None if aliases.shadowed is None else {**asdict(aliases.shadowed), **(shadow or {})},
-        "experiment": None if experiment is None else asdict(experiment),
-        "filling": filling,
-        "embedding": await rollout.embedding(),
-        "progress": None if progress is None else {**asdict(progress), "seconds_left": progress.seconds_left},
-        "passed": all(gate.passed for gate in gates),
-    }
 
 
 def _status_lines(found: dict[str, Any]) -> str:

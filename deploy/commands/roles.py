@@ -1,6 +1,6 @@
 """Runs everything on this machine (`perseid up`), or one process of a role.
 
-The roles are `worker`, `embed`, `api`, `indexer` and `traffic`, configured by PERSEID_* variables.
+The roles are `worker`, `embed`, `api`, `indexer`, `console` and `traffic`, configured by PERSEID_* variables.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from deploy.state_folder import attach
 )
 @click.option("--no-traffic", is_flag=True, help="Load items and histories, but send no live events: bring your own.")
 @click.option("--api-port", type=click.IntRange(1, 65535), help="Port of the API on 127.0.0.1.  [default: 8000]")
+@click.option("--console-port", type=click.IntRange(1, 65535), help="Port of the console.  [default: 8600, or a free one]")
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
@@ -94,6 +95,7 @@ def up(
     speed: float | None,
     no_traffic: bool,
     api_port: int | None,
+    console_port: int | None,
     state: Path,
     workers: int,
     apis: int,
@@ -104,7 +106,9 @@ def up(
     retrain_promote: bool,
     retrain_threads: int,
 ) -> int:
-    """Run everything on this machine: broker, Redis, worker, embed, API and traffic. Ctrl-C stops it.
+    """Run everything on this machine: broker, Redis, worker, embed, API, console and traffic. Ctrl-C stops it.
+
+    The console is a web page that shows what goes on; its address comes first.
 
     Servers that PERSEID_KAFKA, PERSEID_REDIS or PERSEID_ELASTICSEARCH name are used instead of embedded ones; `perseid
     stack up` starts real ones. Topics that are missing there are created.
@@ -131,7 +135,9 @@ def up(
     if (fashion or days != HISTORY_DAYS) and data is not None:
         raise click.UsageError("--days and --fashion are of the generated shop: leave out --data")
     line = StatusLine()
-    options = UpOptions(state, data, speed, not no_traffic, api_port, seed, workers, apis, schedule, fashion, days)
+    options = UpOptions(
+        state, data, speed, not no_traffic, api_port, seed, workers, apis, schedule, fashion, days, console_port
+    )
     try:
         run_up(options, os.environ, line)
     except KeyboardInterrupt:
@@ -190,6 +196,20 @@ def indexer(state: Path | None) -> None:
     from deploy.roles.indexer import run_indexer
 
     run_indexer(attach(os.environ, state))
+
+
+@click.command()
+@click.option("--port", "console_port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@click.option("--host", "console_host", help="Address to listen on; the default is reachable from this machine only.")
+@state_option
+def console(console_port: int | None, console_host: str | None, state: Path | None) -> None:
+    """Run the console: web pages that show a deployment at work, and change it with an API key of scope admin.
+
+    Example: PERSEID_KAFKA=kafka:9092 PERSEID_REDIS=redis://redis:6379/0 PERSEID_CONSOLE_API=http://api:8000 perseid console
+    """
+    from deploy.console.server import run_console
+
+    run_console(attach(os.environ, state, console_port=console_port, console_host=console_host))
 
 
 @click.command(hidden=True)

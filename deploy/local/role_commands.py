@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from deploy.servers.ports import is_free
+from deploy.servers.ports import free_port, is_free
 from deploy.servers.supervisor import Role, importable
 from deploy.settings import PREFIX, Settings
 
@@ -32,6 +32,7 @@ def roles(
         yield role("indexer", "indexer")
     for number, port in enumerate(ports):
         yield role(_numbered("api", number), "api", **{f"{PREFIX}API_PORT": str(port)})
+    yield role("console", "console")
     yield role("traffic", "traffic", str(plan_file))
 
 
@@ -53,6 +54,17 @@ def api_ports(settings: Settings, count: int) -> range:
         if port > _LAST_PORT or not is_free(settings.api_host, port):
             raise ValueError(f"port {port} of {settings.api_host} is taken; choose another by --api-port")
     return ports
+
+
+def console_port(settings: Settings, wanted: int | None) -> int:
+    """The port of the console: the wanted one, else the configured one or a free one where that is taken.
+
+    Raises ValueError when the wanted one is taken.
+    """
+    if wanted is not None and not is_free(settings.console_host, wanted):
+        raise ValueError(f"port {wanted} of {settings.console_host} is taken; choose another by --console-port")
+    port = settings.console_port if wanted is None else wanted
+    return port if port and is_free(settings.console_host, port) else free_port()
 
 
 def _numbered(name: str, number: int) -> str:

@@ -22,7 +22,7 @@ from context.units import HOUR_MS
 from deploy.disk_space import room_in
 from deploy.local.news import News
 from deploy.local.retraining import RetrainSchedule, ScheduledRetraining
-from deploy.local.role_commands import api_ports, command, environment, roles
+from deploy.local.role_commands import api_ports, command, console_port, environment, roles
 from deploy.local.status_line import StatusLine, describe, fetch, is_ok
 from deploy.runtime.process import stoppable
 from deploy.servers.mock_kafka import Broker, topic_partitions
@@ -61,6 +61,7 @@ class UpOptions:
     retrain: RetrainSchedule | None = None
     fashion: float = 0.0  # how much a brand in fashion draws everybody: taste drifts, so the shop is played as a folder
     days: int = HISTORY_DAYS  # of the generated shop's history
+    console_port: int | None = None
 
 
 def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None:
@@ -77,10 +78,11 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         settings = load(environ, state=state, api_port=options.api_port)
         _check_embedded(settings, environ)
         ports = api_ports(settings, options.apis)
+        settings = settings.model_copy(update={"console_port": console_port(settings, options.console_port)})
         plan = prepare(options, settings, environ, line)
         settings = settings.model_copy(update={"model": Path(plan.model)})
         note_phase(state, "starting its servers")
-        settings = _servers(settings, environ, plan, stack, line)
+        settings, servers = _servers(settings, environ, plan, stack, line)
         write_addresses(state, settings)
         note_phase(state, "running")
         stack.callback((state / FILE).unlink, missing_ok=True)
@@ -94,7 +96,7 @@ def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None
         if options.retrain is not None:
             retraining = ScheduledRetraining(options.retrain, settings, environ)
             stack.callback(retraining.stop)
-        _watch(supervisor, settings, line, retraining)
+        _watch(supervisor, settings, servers, line, retraining)
 
 
 def prepare(options: UpOptions, settings: Settings, environ: Mapping[str, str], line: StatusLine) -> TrafficPlan:
@@ -178,8 +180,8 @@ def _check_embedded(settings: Settings, environ: Mapping[str, str]) -> None:
 
 def _servers(
     settings: Settings, environ: Mapping[str, str], plan: TrafficPlan, stack: ExitStack, line: StatusLine
-) -> Settings:
-    """Starts what the environment does not name, and says where everything is."""
+) -> tuple[Settings, str]:
+    """Starts what the environment does not name, and tells where everything is."""
     found: dict[str, str] = {}
     if f"{PREFIX}KAFKA" not in environ:
         counts = topic_partitions(settings.partitions)
@@ -199,17 +201,24 @@ def _servers(
     settings = load(settings.environment() | {f"{PREFIX}{name.upper()}": value for name, value in found.items()})
     kafka, live = (public_address(address.get_secret_value()) for address in (settings.kafka, settings.redis))
     marks = {name: " (embedded)" if name in found else "" for name in ("kafka", "redis")}
-    line.say(f"Kafka {kafka}{marks['kafka']}, live state {live}{marks['redis']}")
-    return settings
+    return settings, f"Kafka {kafka}{marks['kafka']}, live state {live}{marks['redis']}"
 
 
 def _watch(
-    supervisor: Supervisor, settings: Settings, line: StatusLine, retraining: ScheduledRetraining | None
+    supervisor: Supervisor,
+    settings: Settings,
+    servers: str,
+    line: StatusLine,
+    retraining: ScheduledRetraining | None,
 ) -> None:
-    """Waits for the first answer, then shows the status until a signal comes or a role ends."""
+    """Waits for the first answers, says where everything is, and shows the status until a signal or a role's end."""
     url = f"http://{settings.api_host}:{settings.api_port}"
+    pages = f"http://{settings.console_host}:{settings.console_port}"
     supervisor.wait_ready("api", lambda: is_ok(f"{url}/healthz"), _READY_S)
+    supervisor.wait_ready("console", lambda: is_ok(f"{pages}/healthz"), _READY_S)
+    line.say(f"Console {pages}  (open it in a browser: it shows a click change a list)")
     line.say(f"API {url}  (documentation: {url}/docs)  logs: {settings.state / 'logs'}")
+    line.say(servers)
     news = News(settings, url, line)
     while (crash := supervisor.crash()) is None:
         if retraining is not None:

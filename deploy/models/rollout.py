@@ -47,6 +47,11 @@ class Rollout:
         self._store, self._registry, self._now_ms, self._embedders = store, registry, now_ms, embedders
         self.untold = ""
 
+    @property
+    def registry(self) -> Registry:
+        """Where this deployment's models are kept."""
+        return self._registry
+
     async def aliases(self) -> Aliases:
         """The aliases in force, which the registry is told; an emptied live state has none, and the registry keeps its.
 

@@ -1,0 +1,52 @@
+"""Puts times, numbers and JSON into words for people."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+_UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
+
+
+def ago(ts_ms: float | None, now_ms: float) -> str:
+    """How long ago a time was.
+
+    >>> ago(0, 90_000), ago(5, 4), ago(None, 0), ago(0, 86_400_000)
+    ('1 min ago', 'now', '–', '1 d ago')
+    """
+    if ts_ms is None:
+        return "–"
+    for size, unit in _UNITS:
+        if now_ms - ts_ms >= size:
+            return f"{int((now_ms - ts_ms) // size)} {unit} ago"
+    return "now"
+
+
+def clock_time(ts_ms: float | None) -> str:
+    """A time in UTC.
+
+    >>> clock_time(1_760_000_000_000)
+    '2025-10-09 08:53:20'
+    """
+    if ts_ms is None:
+        return "–"
+    try:
+        return f"{datetime.fromtimestamp(ts_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, ValueError, OSError):
+        return str(ts_ms)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number with separators, – for none.
+
+    >>> number(12345.67), number(0.5, 2), number(None)
+    ('12,346', '0.50', '–')
+    """
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def shown_json(value: Any) -> str:
+    """JSON over several lines, for people."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
