@@ -37,7 +37,8 @@ OWNERS = {
     "hnswlib": {"index"},
     "elasticsearch": {"index"},
     "fastapi": {"index"},
-    "starlette": {"index"},
+    "starlette": {"index", "deploy"},  # the console has pages and no schemas
+    "jinja2": {"deploy"},
     "uvicorn": {"deploy"},
     "click": {"deploy"},
     "obstore": {"deploy"},
@@ -101,6 +102,7 @@ def test_only_deploy_reads_the_environment_or_starts_processes(package: str) -> 
     [
         ("index.api.app", {"torch", "faust", "confluent_kafka", "encoder"}),
         ("deploy.roles.api", {"torch", "faust", "polars"}),
+        ("deploy.console.server", {"torch", "faust", "polars"}),
         ("deploy.roles.traffic, deploy.texts.models, deploy.traffic.traffic", {"torch", "faust"}),
     ],
 )

@@ -28,7 +28,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"traffic"},
         {"texts"},
         {"jobs"},
-        {"roles"},
+        {"roles", "console"},
         {"doctor"},
         {"local"},
         {"commands"},

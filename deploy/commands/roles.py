@@ -27,7 +27,9 @@ from deploy.state_folder import attach
 )
 @click.option("--no-traffic", is_flag=True, help="Load items and histories, but send no live events: bring your own.")
 @click.option("--api-port", type=click.IntRange(1, 65535), help="Port of the API on 127.0.0.1.  [default: 8000]")
-@click.option("--console-port", type=click.IntRange(1, 65535), help="Port of the console.  [default: 8600, or a free one]")
+@click.option(
+    "--console-port", type=click.IntRange(1, 65535), help="Port of the console.  [default: 8600, or a free one]"
+)
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
@@ -205,7 +207,7 @@ def indexer(state: Path | None) -> None:
 def console(console_port: int | None, console_host: str | None, state: Path | None) -> None:
     """Run the console: web pages that show a deployment at work, and change it with an API key of scope admin.
 
-    Example: PERSEID_KAFKA=kafka:9092 PERSEID_REDIS=redis://redis:6379/0 PERSEID_CONSOLE_API=http://api:8000 perseid console
+    Example: PERSEID_REDIS=redis://redis:6379/0 PERSEID_CONSOLE_API=http://api:8000 perseid console
     """
     from deploy.console.server import run_console
 

@@ -65,7 +65,7 @@ class ApiClient:
         return answer.text
 
     async def allows_admin(self, key: str) -> bool:
-        """Whether a key, or no key at all by "", has the scope admin. Raises ApiRefusalError where that is not known."""
+        """Whether a key, or by "" none at all, has the scope admin. Raises ApiRefusalError where that is not known."""
         answer = await self._send("GET", "/v1/status", key, None, None)
         if answer.status_code in (401, 403):
             return False

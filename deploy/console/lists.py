@@ -72,7 +72,12 @@ async def ask(console: Console, key: str, user_id: str, **wanted: Any) -> dict[s
 
 
 async def ask_until(
-    console: Console, key: str, user_id: str, is_there: Callable[[Mapping[str, Any]], bool], most_s: float, **wanted: Any
+    console: Console,
+    key: str,
+    user_id: str,
+    is_there: Callable[[Mapping[str, Any]], bool],
+    most_s: float,
+    **wanted: Any,
 ) -> dict[str, Any]:
     """The first list of which `is_there` is true, or the last one after `most_s` seconds."""
     deadline = time.monotonic() + most_s

@@ -6,7 +6,7 @@ Values are escaped wherever they are shown, since titles, ids and reasons come f
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -23,7 +23,7 @@ from deploy.console.catalogue import ItemMirror
 from deploy.console.feed import RecordFeed
 from deploy.console.history import StatusHistory
 from deploy.console.security import COOKIE, TOKEN_FIELD, TOKEN_HEADER, VisitorSessions
-from deploy.console.words import ago, clock_time, number, shown_json
+from deploy.console.words import ago, clock_time, number, shown_json, time_of_day
 from index.state.store import LiveStore, StoreUnavailableError
 from streams.kafka.config import KafkaConfig
 
@@ -43,16 +43,15 @@ _MOST_FORM_BYTES = 2 << 20  # a dead letter of half a MiB, each byte of it as %X
 _MOST_FIELDS = 50
 
 
-
-class Fields(dict[str, str]):
-    """Fields of a form. Raises ValueError for one that is missing."""
+class FormFields(dict[str, str]):
+    """FormFields of a form. Raises ValueError for one that is missing."""
 
     def __missing__(self, name: str) -> str:
         raise ValueError(f"this form needs {name}")
 
 
 Shown = Callable[[Request], Awaitable[Response]]
-Changed = Callable[[Request, Fields], Awaitable[Response]]
+Changed = Callable[[Request, FormFields], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +125,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "ago": ago,
         "clock": clock_time,
+        "day_time": time_of_day,
         "number": number,
         "counted": counted,
         "shown_json": shown_json,
@@ -142,7 +142,9 @@ def fragment(template: str, **values: Any) -> str:
     return TEMPLATES.get_template(template).render(values)
 
 
-def page(request: Request, template: str, *, status: int = 200, visitor: Visitor | None = None, **values: Any) -> Response:
+def page(
+    request: Request, template: str, *, status: int = 200, visitor: Visitor | None = None, **values: Any
+) -> Response:
     """A page, or its content alone for a script; what a script asked for is always shown, so its status is 200."""
     console, partial = console_of(request), is_partial(request)
     visitor = visitor or console.visitor(request)
@@ -228,20 +230,22 @@ def writes(handler: Changed) -> Shown:
     return changed
 
 
-def has_token(request: Request, session: str, fields: Fields) -> bool:
+def has_token(request: Request, session: str, fields: FormFields) -> bool:
     """Whether a request comes from a page that this process gave to the session."""
     given = request.headers.get(TOKEN_HEADER) or fields.get(TOKEN_FIELD, "")
     return console_of(request).sessions.is_token(session, given)
 
 
-async def form(request: Request) -> Fields | None:
-    """Fields of a form that is sent as an address; None for one that is too large. Of a name's values the last one."""
+async def form(request: Request) -> FormFields | None:
+    """FormFields of a form that is sent as an address; None for one that is too large. Of a name's values the last one."""
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > _MOST_FORM_BYTES:
             return None
     try:
-        return Fields(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+        return FormFields(
+            parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+        )
     except ValueError:  # more fields than any form of ours has
         return None

@@ -23,7 +23,9 @@ async def active_users(console: Console, most: int) -> list[str]:
     """Users with the newest events and some history. Raises StoreUnavailableError."""
     store, partitions = console.store, partitions_of(console)
     tags = [partition_tag(number) for number in range(min(partitions, _LOOKED_AT))]
-    found = [[(score, user, tag) for user, score in await store.highest(store.keys.users(tag), 0, most)] for tag in tags]
+    found = [
+        [(score, user, tag) for user, score in await store.highest(store.keys.users(tag), 0, most)] for tag in tags
+    ]
     newest = sorted((entry for some in found for entry in some), reverse=True)[: 4 * most]
     states = await store.read([(store.keys.user(tag, user), [STATE]) for _, user, tag in newest])
     windows = [len(decode_state(state).items) for (state,) in states]

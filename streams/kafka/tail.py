@@ -1,6 +1,6 @@
 """Reads the newest records of topics and what follows, for a reader that may miss some, and single places of a log.
 
-Belongs to no consumer group and commits nothing. Where the log does not reach back so far, reading begins where it does.
+Belongs to no consumer group and commits nothing. Where a log does not reach back so far, reading begins where it does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class TopicTail:
         try:
             existing = self._consumer.list_topics(timeout=_TIMEOUT_S).topics
             self.topics = tuple(topic for topic in backs if kafka.topic(topic) in existing)
-            self._places = [(kafka.topic(t), number) for t in self.topics for number in existing[kafka.topic(t)].partitions]
+            self._places = [
+                (kafka.topic(t), number) for t in self.topics for number in existing[kafka.topic(t)].partitions
+            ]
             backs_of = {kafka.topic(topic): back for topic, back in backs.items()}
             self._consumer.assign([TopicPartition(t, n, _TAIL_BASE - backs_of[t]) for t, n in self._places])
         except KafkaException as error:

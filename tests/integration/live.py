@@ -39,14 +39,16 @@ class Live:
         self.state = state
         state.mkdir(parents=True, exist_ok=True)
         count = int(arguments[arguments.index("--apis") + 1]) if "--apis" in arguments else 1
-        port = free_ports(count)
+        port = free_ports(count + 1)
         self.urls = [f"http://127.0.0.1:{port + n}" for n in range(count)]
+        self.console_url = f"http://127.0.0.1:{port + count}"
         self._turn = itertools.count()
         self._pinned: str | None = None
         self._log = (state.parent / "up.log").open("ab")
-        command = [sys.executable, "-m", "deploy.cli", "up", "--state", str(state), "--api-port", str(port)]
+        command = [sys.executable, "-m", "deploy.cli", "up", "--state", str(state)]
+        ports = ["--api-port", str(port), "--console-port", str(port + count)]
         self.process = subprocess.Popen(
-            [*command, *arguments],
+            [*command, *ports, *arguments],
             cwd=ROOT,
             env={**os.environ, **(variables or {})},
             stdout=self._log,

@@ -1,1 +1,1 @@
-"""The screens of the console, one module and one template each"""
+"""The screens of the console, one module and one template each."""

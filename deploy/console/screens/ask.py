@@ -24,7 +24,20 @@ _BESIDE = {
     "with what was seen": {"include_seen": "on"},
     "without the filter": {"filter": "", "category": "", "most": ""},
 }
-_FIELDS = ("user", "count", "slot", "location", "weather", "category", "most", "filter", "include_seen", "beside", "place", "kept")
+_FIELDS = (
+    "user",
+    "count",
+    "slot",
+    "location",
+    "weather",
+    "category",
+    "most",
+    "filter",
+    "include_seen",
+    "beside",
+    "place",
+    "kept",
+)
 
 
 @reads
@@ -33,7 +46,12 @@ async def _ask(request: Request) -> Response:
     wanted = {name: request.query_params.get(name, "").strip() for name in _FIELDS}
     known = [place.location for place in await places(console)]
     values: dict[str, Any] = {"wanted": wanted, "places": known, "weathers": WEATHERS, "slots": SLOTS}
-    values |= {"beside": [*_BESIDE, *(f"place: {place}" for place in known)], "first": None, "second": None, "refused": ""}
+    values |= {
+        "beside": [*_BESIDE, *(f"place: {place}" for place in known)],
+        "first": None,
+        "second": None,
+        "refused": "",
+    }
     values["users"] = await active_users(console, 4) if not wanted["user"] else []
     if wanted["user"]:
         try:
@@ -49,7 +67,12 @@ async def _lists(console: Console, key: str, wanted: Mapping[str, str]) -> dict[
     """One list; with `beside` a second one, or with `kept` the list that was there before."""
     first = await ask(console, key, wanted["user"], **request_of(wanted))
     kept = [item_id for item_id in wanted["kept"].split("\n") if item_id]
-    found: dict[str, Any] = {"first": first, "shown": shown(console, first, kept or None), "second_shown": None, "change": None}
+    found: dict[str, Any] = {
+        "first": first,
+        "shown": shown(console, first, kept or None),
+        "second_shown": None,
+        "change": None,
+    }
     found["kept"] = [console.items.title(item_id) for item_id in kept]
     if kept:
         found["change"] = change(console, kept, ids_of(first))

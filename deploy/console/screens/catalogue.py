@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from deploy.console.api_client import segment
 from deploy.console.catalogue import ItemsOfState
-from deploy.console.pages import Fields, console_of, page, reads, writes
+from deploy.console.pages import FormFields, console_of, page, reads, writes
 
 STATES = {"any": "all", "listed": "can be listed", "unavailable": "hidden or sold out", "waiting": "wait for a vector"}
 _SHOWN = 50
@@ -25,12 +25,19 @@ async def _catalogue(request: Request) -> Response:
     state = state if state in STATES else "any"
     found, total = await asyncio.to_thread(console.items.search, text, cast(ItemsOfState, state), _SHOWN)
     counts = await asyncio.to_thread(console.items.counts)
-    values = {"text": text, "state": state, "states": STATES, "found": found, "total": total, "counts": counts}
+    values: dict[str, Any] = {
+        "text": text,
+        "state": state,
+        "states": STATES,
+        "found": found,
+        "total": total,
+        "counts": counts,
+    }
     return page(request, "catalogue.html", **values)
 
 
 @writes
-async def _available(request: Request, fields: Fields) -> Response:
+async def _available(request: Request, fields: FormFields) -> Response:
     """Hides an item from all lists, or shows it again; the row as it is then."""
     console, key = console_of(request), console_of(request).visitor(request).key
     item_id, available = fields["item"], fields["available"] == "yes"

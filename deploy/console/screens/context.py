@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from context.units import MINUTE_MS
 from deploy.console.feed import SeenRecord
-from deploy.console.pages import Fields, console_of, page, reads, writes
+from deploy.console.pages import FormFields, console_of, page, reads, writes
 from deploy.console.places import place_of, places
 from streams.events import CONTEXT
 
@@ -36,7 +36,7 @@ async def _context(request: Request) -> Response:
 
 
 @writes
-async def _set(request: Request, fields: Fields) -> Response:
+async def _set(request: Request, fields: FormFields) -> Response:
     """Sends a record for a place, for so many minutes."""
     console, key = console_of(request), console_of(request).visitor(request).key
     try:

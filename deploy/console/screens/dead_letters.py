@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deploy.console.feed import SeenRecord
-from deploy.console.pages import Console, Fields, asked, console_of, page, problem, reads, writes
+from deploy.console.pages import Console, FormFields, asked, console_of, page, problem, reads, writes
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, USERS
 from streams.kafka.tail import records_between
 
@@ -51,7 +51,12 @@ async def _letters(request: Request) -> Response:
     letters = [letter_of(console, seen) for seen in console.feed.newest(DEAD_LETTERS, 10_000)]
     groups = Counter((letter.topic, letter.field, letter.reason) for letter in letters)
     found = [letter for letter in letters if not reason or letter.reason == reason]
-    values = {"groups": groups.most_common(30), "letters": found[:_SHOWN], "total": len(found), "reason": reason}
+    values: dict[str, Any] = {
+        "groups": groups.most_common(30),
+        "letters": found[:_SHOWN],
+        "total": len(found),
+        "reason": reason,
+    }
     return page(request, "dead_letters.html", **values)
 
 
@@ -68,7 +73,7 @@ async def _letter(request: Request) -> Response:
 
 
 @writes
-async def _send(request: Request, fields: Fields) -> Response:
+async def _send(request: Request, fields: FormFields) -> Response:
     """Sends a record again as it was edited. What is still wrong with it the API says, and nothing is published."""
     console, topic = console_of(request), fields["topic"]
     if topic not in PATHS:

@@ -28,7 +28,7 @@ async def _events(request: Request) -> Response:
     found = [seen for topic in _topics(wanted) for seen in console.feed.newest(topic, _ROWS, matcher(wanted))]
     found.sort(key=lambda seen: -seen.number)
     rows = [row_of(console, seen) for seen in found[:_ROWS]]
-    values = {"rows": rows, "wanted": wanted, "topics": TOPICS, "kinds": console.kinds}
+    values: dict[str, Any] = {"rows": rows, "wanted": wanted, "topics": TOPICS, "kinds": console.kinds}
     return page(request, "events.html", feed=console.feed, query=str(request.url.query), **values)
 
 
@@ -67,7 +67,12 @@ async def _change(request: Request) -> Response:
     before = shown_before(console, user_id, seen)
     answer = await ask(console, visitor.key, user_id, after=event_id)
     known = None if before is None else before["shown"]
-    values = {"answer": answer, "shown": shown(console, answer, known), "before": before, "user_id": user_id}
+    values: dict[str, Any] = {
+        "answer": answer,
+        "shown": shown(console, answer, known),
+        "before": before,
+        "user_id": user_id,
+    }
     values["change"] = None if known is None else change(console, known, ids_of(answer))
     return page(request, "events_change.html", body=body, **values)
 
@@ -128,7 +133,7 @@ def row_of(console: Console, seen: SeenRecord) -> dict[str, Any]:
     """What a row says of a record."""
     body, topic = seen.body, seen.record.topic
     item_id = body.get("item_id")
-    row = {
+    row: dict[str, Any] = {
         "topic": topic,
         "partition": seen.record.partition,
         "offset": seen.record.offset,
@@ -154,10 +159,11 @@ def _said(seen: SeenRecord, body: Mapping[str, Any]) -> str:
         return str(body.get("kind", ""))
     if topic == EXPOSURES:
         items = body.get("items")
-        return f"{len(items) if isinstance(items, list) else 0} shown, {body.get('scenario') or body.get('served_by') or body.get('model', '')}"
+        by = body.get("scenario") or body.get("served_by") or body.get("model", "")
+        return f"{len(items) if isinstance(items, list) else 0} shown, {by}"
     if topic == "context":
-        weather = body.get("weather") or {}
-        return f"{body.get('location', '')}: " + ", ".join(f"{name} {value}" for name, value in list(weather.items())[:4])
+        weather = body["weather"] if isinstance(body.get("weather"), dict) else {}
+        return f"{body.get('location', '')}: " + ", ".join(f"{name} {value}" for name, value in [*weather.items()][:4])
     if topic == "catalog":
         return ("available" if body.get("available", True) else "not available") + f", {body.get('price', 'no price')}"
     return "profile"

@@ -1,4 +1,4 @@
-"""Shows one item: its record, the state of its vector, and its neighbours; hides it and shows it again."""
+"""Shows one item with its record, the state of its vector, and its neighbours; hides it and shows it again."""
 
 from __future__ import annotations
 
@@ -29,12 +29,17 @@ async def _item(request: Request) -> Response:
             values["neighbours"] = similar["items"]
 
         def matches(seen: SeenRecord) -> bool:
-            return seen.body.get("item_id") == item_id
+            return item_id.encode() in (seen.record.value or b"") and _is_of(seen.body, item_id)
 
         values["events"] = [seen.body for seen in console.feed.newest(CLICKSTREAM, _EVENTS, matches)]
     else:
         values["found"], _ = console.items.search("", "any", 12)
     return page(request, "item.html", **values)
+
+
+def _is_of(body: dict[str, Any], item_id: str) -> bool:
+    """Whether a record is an event of an item, whatever else producers wrote."""
+    return body.get("item_id") == item_id and all(isinstance(body.get(name), str) for name in ("user_id", "kind"))
 
 
 ROUTES = [Route("/item", _item)]

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from deploy.console.pages import Console, Fields, console_of, page, reads, writes
+from deploy.console.pages import Console, FormFields, console_of, page, reads, writes
 from deploy.models.registry import Registry
 from deploy.models.rollout import Rollout
 from deploy.models.summary import rollout_status
@@ -31,7 +31,14 @@ async def _values(console: Console) -> dict[str, Any]:
         cards, unread = [], str(error)
     aliases = {found[name]: name for name in ("previous", "challenger", "champion") if found[name]}
     texts = {version: _texts(said) for version, said in found["embedding"].items()}
-    return {"found": found, "cards": cards, "unread": unread, "aliases": aliases, "texts": texts, "untold": rollout.untold}
+    return {
+        "found": found,
+        "cards": cards,
+        "unread": unread,
+        "aliases": aliases,
+        "texts": texts,
+        "untold": rollout.untold,
+    }
 
 
 def cards_of(registry: Registry) -> list[dict[str, Any]]:
@@ -52,7 +59,7 @@ def _texts(said: Mapping[str, Any]) -> str:
 
 
 @writes
-async def _change(request: Request, fields: Fields) -> Response:
+async def _change(request: Request, fields: FormFields) -> Response:
     """One step, as of `perseid models`; a promotion has to be meant, so its version is said again by the form."""
     console, step, version = console_of(request), fields["step"], fields.get("version", "")
     rollout: Rollout = console.rollouts()

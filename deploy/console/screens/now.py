@@ -1,4 +1,4 @@
-"""Shows what a deployment does now: rates, freshness, lag, service levels, topics and processes."""
+"""Shows what a deployment does now, as rates, freshness, lag, service levels, topics and processes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from deploy.console.api_client import ApiRefusalError
-from deploy.console.pages import console_of, form, has_token, keep_session, page, problem, refused
+from deploy.console.pages import FormFields, console_of, form, has_token, keep_session, page, problem, refused
 
 _PAUSE_S = 0.5  # after a wrong key: guessing is slow, also by many at a time
 _TURN = asyncio.Lock()
@@ -20,7 +20,7 @@ async def _ask(request: Request) -> Response:
 
 
 async def _sign_in(request: Request) -> Response:
-    console, fields = console_of(request), await form(request) or {}
+    console, fields = console_of(request), await form(request) or FormFields()
     visitor, key = console.visitor(request), fields.get("key", "").strip()
     if visitor.is_new or not has_token(request, visitor.session, fields):
         return problem(request, 403, "Not sent from here", "This form is out of date: load the page again.")
@@ -31,7 +31,9 @@ async def _sign_in(request: Request) -> Response:
             return refused(request, error)
         if not is_admin:
             await asyncio.sleep(_PAUSE_S)
-            return page(request, "sign_in.html", status=403, wrong="The API does not know this key as one of scope admin.")
+            return page(
+                request, "sign_in.html", status=403, wrong="The API does not know this key as one of scope admin."
+            )
     console.sessions.sign_out(visitor.session)
     response = RedirectResponse("/", 303)
     keep_session(request, response, console.sessions.sign_in(key))
@@ -39,7 +41,7 @@ async def _sign_in(request: Request) -> Response:
 
 
 async def _sign_out(request: Request) -> Response:
-    console, fields = console_of(request), await form(request) or {}
+    console, fields = console_of(request), await form(request) or FormFields()
     visitor = console.visitor(request)
     if not visitor.is_new and has_token(request, visitor.session, fields):
         console.sessions.sign_out(visitor.session)

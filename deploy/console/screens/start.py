@@ -1,4 +1,4 @@
-"""Guides a first visit: pick a user, click as that user, add an item, change the weather, bring data of one's own."""
+"""Guides a first visit. Pick a user, click as that user, add an item, change the weather, bring data of one's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from deploy.console.api_client import ApiRefusalError, segment
 from deploy.console.lists import ask, ask_until, change, ids_of, shown
-from deploy.console.pages import Console, Fields, console_of, page, reads, writes
+from deploy.console.pages import Console, FormFields, console_of, page, reads, writes
 from deploy.console.people import active_users
 from deploy.console.places import WEATHERS, place_of, places, record_with
 from index.state.store import StoreUnavailableError
@@ -39,6 +39,7 @@ async def _start(request: Request) -> Response:
     except StoreUnavailableError:
         values["users"] = []
     if user_id:
+        values["users"] = [user_id, *(user for user in values["users"] if user != user_id)][:_FEW]
         answer = await ask(console, visitor.key, user_id, count=_LISTED)
         state = await console.api.call("GET", f"/v1/users/{segment(user_id)}", key=visitor.key)
         known = await places(console)
@@ -49,7 +50,7 @@ async def _start(request: Request) -> Response:
 
 
 @writes
-async def _click(request: Request, fields: Fields) -> Response:
+async def _click(request: Request, fields: FormFields) -> Response:
     """Sends an event as the user, and waits for the list that knows it."""
     console, key = console_of(request), console_of(request).visitor(request).key
     user_id, event_id = fields["user"], f"console-{uuid.uuid4().hex[:16]}"
@@ -73,7 +74,7 @@ async def _click(request: Request, fields: Fields) -> Response:
 
 
 @writes
-async def _item(request: Request, fields: Fields) -> Response:
+async def _item(request: Request, fields: FormFields) -> Response:
     """Adds an item like one that the user knows, and waits until it can be recommended."""
     console, key = console_of(request), console_of(request).visitor(request).key
     user_id, like = fields["user"], fields["like"]
@@ -95,7 +96,13 @@ async def _item(request: Request, fields: Fields) -> Response:
     took = {"all_ms": 1000 * (time.perf_counter() - began), "is_in": is_in}
     listed = shown(console, answer)
     place = next((entry for entry in listed if entry.item_id == item_id), None)
-    values = {"item_id": item_id, "title": title, "took": took, "place": place, "shown": listed[:_LISTED]}
+    values: dict[str, Any] = {
+        "item_id": item_id,
+        "title": title,
+        "took": took,
+        "place": place,
+        "shown": listed[:_LISTED],
+    }
     return page(request, "start_item.html", user_id=user_id, answer=answer, **values)
 
 
@@ -115,7 +122,7 @@ async def _indexed(console: Console, key: str, item_id: str) -> int | None:
 
 
 @writes
-async def _withdraw(request: Request, fields: Fields) -> Response:
+async def _withdraw(request: Request, fields: FormFields) -> Response:
     """Takes an item out again, and waits until no list has it."""
     console, key = console_of(request), console_of(request).visitor(request).key
     user_id, item_id = fields["user"], fields["item"]
@@ -131,7 +138,7 @@ async def _withdraw(request: Request, fields: Fields) -> Response:
 
 
 @writes
-async def _weather(request: Request, fields: Fields) -> Response:
+async def _weather(request: Request, fields: FormFields) -> Response:
     """Changes the weather at a place, and waits for the list that knows it."""
     console, key = console_of(request), console_of(request).visitor(request).key
     user_id, location = fields["user"], fields["location"]
@@ -163,12 +170,12 @@ def _changed(
     before: list[str],
     took: Mapping[str, Any],
     user_id: str,
-    fields: Fields,
+    fields: FormFields,
 ) -> Response:
     """A list beside the one before, with the milliseconds."""
     console = console_of(request)
     after = ids_of(answer)
-    values = {"answer": answer, "shown": shown(console, answer, before), "before": after, "took": took}
+    values: dict[str, Any] = {"answer": answer, "shown": shown(console, answer, before), "before": after, "took": took}
     values |= {"change": change(console, before, after), "user_id": user_id, "kinds": console.kinds}
     values |= {"fields": fields, "weathers": WEATHERS}
     return page(request, template, **values)

@@ -1,4 +1,4 @@
-"""Shows one user: window, profile, and what was shown and chosen, and forgets the user."""
+"""Shows one user with window, profile, and what was shown and chosen, and forgets the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.routing import Route
 from context.units import MINUTE_MS
 from deploy.console.api_client import segment
 from deploy.console.feed import SeenRecord
-from deploy.console.pages import Fields, console_of, page, reads, writes
+from deploy.console.pages import FormFields, console_of, page, reads, writes
 from deploy.console.people import active_users, lists_of
 from deploy.console.streams import StreamSlots
 from streams.events import CLICKSTREAM, USERS
@@ -71,7 +71,7 @@ async def _stream(request: Request) -> Response:
 
 
 @writes
-async def _forget(request: Request, fields: Fields) -> Response:
+async def _forget(request: Request, fields: FormFields) -> Response:
     """Forgets a user for good, when the id was typed once more."""
     console, user_id = console_of(request), fields["user"]
     if fields["again"].strip() != user_id:

@@ -30,6 +30,10 @@ function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
+function timeOfDay(seconds) {
+  return new Date(1000 * seconds).toLocaleTimeString("en-GB");
+}
+
 function chart(element, names, labels, columns) {
   const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   const plot = new window.uPlot(
@@ -37,10 +41,11 @@ function chart(element, names, labels, columns) {
       width: element.clientWidth,
       height: 160,
       cursor: { y: false, drag: { x: false, y: false } },
-      axes: [axis, { ...axis, size: 46 }],
+      axes: [{ ...axis, space: 70, values: (_, splits) => splits.map(timeOfDay) }, { ...axis, size: 46 }],
+      legend: { show: names.length > 1, live: false },
       scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
       series: [
-        { value: "{HH}:{mm}:{ss}" },
+        {},
         ...names.map((name, at) => ({ label: labels[at], stroke: colour(SERIES_COLOURS[at]), width: 1.6, spanGaps: true, points: { show: false } })),
       ],
     },
@@ -93,7 +98,7 @@ function showRows(body) {
       if (!isPaused()) put();
       if (said !== null) {
         const held = isPaused() && waiting.length > 0 ? `${waiting.length} wait. ` : "";
-        said.textContent = held + (left > 0 ? `${left} were left out, as more came than can be read.` : "");
+        said.textContent = held + (left > 0 ? `More came than anybody reads: ${left} left out.` : "");
       }
     },
   });
