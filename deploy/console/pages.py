@@ -237,7 +237,7 @@ def has_token(request: Request, session: str, fields: FormFields) -> bool:
 
 
 async def form(request: Request) -> FormFields | None:
-    """FormFields of a form that is sent as an address; None for one that is too large. Of a name's values the last one."""
+    """What a form brings; None for one that is too large. Of a name's values the last one counts."""
     body = bytearray()
     async for part in request.stream():
         body += part

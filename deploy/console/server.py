@@ -37,7 +37,7 @@ def run_console(settings: Settings) -> None:
         runner.run(_serve(settings))
 
 
-class _Server(uvicorn.Server):
+class ConsoleServer(uvicorn.Server):
     """A server that ends its streams before it waits for requests to end."""
 
     async def shutdown(self, sockets: Any = None) -> None:
@@ -67,7 +67,7 @@ async def _serve(settings: Settings) -> None:
 
     try:
         async with running(store, "console", report):
-            await _Server(config).serve()
+            await ConsoleServer(config).serve()
     finally:
         await store.close()
 

@@ -10,20 +10,21 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
 import orjson
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, ViewportSize, expect, sync_playwright
 
 from deploy.console.pages import SCREENS
 from tests.integration.live import Live, click, new_id
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DESKTOP: ViewportSize = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 SECOND_MS = 1_000
 WAIT_MS = 15_000  # for what has no promise: cores are shared with other tests
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -97,6 +98,12 @@ def known_user(live: Live) -> str:
         live.call("POST", "/v1/events", body=click(user, entry["item_id"]))
     live.until(lambda: len(live.get(f"/v1/users/{user}")["events"]) == 3, 20, "the user is known")
     return user
+
+
+@pytest.fixture(scope="module")
+def user_of_all(live: Live) -> str:
+    """A user of whom nothing changes."""
+    return known_user(live)
 
 
 # --- the guided first visit ---------------------------------------------------------------------------------------
@@ -348,27 +355,26 @@ LOOKS: list[tuple[str, dict[str, str]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("path", "query"), LOOKS, ids=lambda value: value if isinstance(value, str) else "+".join(value)
-)
+SCHEMES: list[tuple[ViewportSize, Literal["light", "dark"]]] = [(DESKTOP, "light"), (PHONE, "dark")]
+
+
+@pytest.mark.parametrize(("path", "query"), LOOKS, ids=[path for path, _ in LOOKS])
 def test_a_screen_is_accessible_and_fits_desktop_and_phone(
-    browser: Browser, live: Live, path: str, query: dict[str, str]
+    page: Page, live: Live, user_of_all: str, path: str, query: dict[str, str]
 ) -> None:
-    for viewport, scheme in ((DESKTOP, "light"), (PHONE, "dark")):
-        for page in opened(browser, live, viewport=viewport, color_scheme=scheme):
-            visit(page, "/")
-            user = page.locator("button.chip").first.inner_text()
-            visit(page, path, **{name: value.replace("USER", user) for name, value in query.items()})
-            page.locator("main").wait_for()
-            found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-            serious = [
-                (each["id"], [node["html"] for node in each["nodes"]][:3])
-                for each in found
-                if each["impact"] in ("serious", "critical")
-            ]
-            assert serious == []
-            too_wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            assert too_wide <= 0
+    visit(page, path, **{name: value.replace("USER", user_of_all) for name, value in query.items()})
+    for viewport, scheme in SCHEMES:
+        page.set_viewport_size(viewport)
+        page.emulate_media(color_scheme=scheme)
+        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        serious = [
+            (each["id"], [node["html"] for node in each["nodes"]][:3])
+            for each in found
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+        too_wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert too_wide <= 0
 
 
 def test_the_keyboard_is_enough(page: Page, live: Live) -> None:

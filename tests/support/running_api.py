@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -47,12 +48,29 @@ from streams.pipeline.intake import KafkaDeadLetterSink
 from tests.compatibility.world import MODEL, PARTITIONS, RULES, SIZES
 
 ITEMS, USERS = 12, 3
+PREFIX = "fuzzed"
 _START_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDeployment:
+    """Where the parts of a deployment are."""
+
+    api: str
+    kafka: str
+    redis: str
 
 
 @contextmanager
 def running_api(folder: Path, keys: Mapping[str, frozenset[str]]) -> Iterator[str]:
     """The address of a ready deployment with items `i0` … and users `u0` …; `keys` as in `ApiSettings`."""
+    with running_deployment(folder, keys) as found:
+        yield found.api
+
+
+@contextmanager
+def running_deployment(folder: Path, keys: Mapping[str, frozenset[str]]) -> Iterator[RunningDeployment]:
+    """The same, with the addresses of its servers; keys of its live state begin with `PREFIX`."""
     port, stop = free_port(), threading.Event()
     with Broker(topic_partitions(PARTITIONS), folder / "broker.log") as broker, RedisServer(folder) as redis:
         failed: list[BaseException] = []
@@ -71,7 +89,7 @@ def running_api(folder: Path, keys: Mapping[str, frozenset[str]]) -> Iterator[st
                 assert not failed, failed
                 assert time.monotonic() < deadline, f"not ready within {_START_S:g} s"
                 time.sleep(0.05)
-            yield address
+            yield RunningDeployment(address, broker.address, redis.url)
         finally:
             stop.set()
             thread.join(_START_S)
@@ -88,7 +106,7 @@ def _is_ready(address: str) -> bool:
 async def _serve(
     access: KafkaConfig, redis_url: str, keys: Mapping[str, frozenset[str]], port: int, stop: threading.Event
 ) -> None:
-    store, producer, exposures = RedisStore(redis_url, Keys("fuzzed")), EventProducer(access), ExposureProducer(access)
+    store, producer, exposures = RedisStore(redis_url, Keys(PREFIX)), EventProducer(access), ExposureProducer(access)
     await store.ensure_cluster(PARTITIONS, [kind.name for kind in RULES.kinds])
     version = await write_document(store, MODEL)
     await store.write(store.keys.cluster(), {"model": version.encode(), "bucket_ms": str(SIZES.bucket_ms).encode()})
@@ -97,7 +115,7 @@ async def _serve(
     engine = Engine(store, RULES, PARTITIONS, KafkaDeadLetterSink(producer.send), Encoders(encoder), SIZES)
     follower = ItemFollower(store, version, encoder, text_vectors=True)
     worker = StreamWorker(engine, WorkerSettings(access, session_s=3.0), follower.run)
-    api_store = RedisStore(redis_url, Keys("fuzzed"), timeout_s=1.0, retries=1)  # cores are shared with the tests
+    api_store = RedisStore(redis_url, Keys(PREFIX), timeout_s=1.0, retries=1)  # cores are shared with the tests
     ends = partial(LogLookup(access).log_ends, CONSUMED)
     side = KafkaSide(
         partial(checked_record, RULES, now_ms), producer.send, lambda *record: exposures.expose(*record), log_ends=ends
