@@ -33,6 +33,6 @@ ENV PATH=/venv/bin:$PATH \
 USER 10001:10001
 WORKDIR /state
 VOLUME /state
-EXPOSE 8000
+EXPOSE 8000 8600
 ENTRYPOINT ["perseid"]
 CMD ["--help"]

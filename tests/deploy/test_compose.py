@@ -47,7 +47,7 @@ def ours(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_every_role_has_a_service_and_every_command_exists(compose: dict[str, Any]) -> None:
     commands = {name: service["command"] for name, service in ours(compose).items()}
-    assert {"worker", "embed", "indexer", "api"} <= set(commands)
+    assert {"worker", "embed", "indexer", "api", "console"} <= set(commands)
     for name, command in commands.items():
         assert command[0] in COMMANDS, (name, command)
         done = subprocess.run(
