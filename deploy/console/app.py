@@ -85,12 +85,12 @@ async def _pulse(request: Request) -> Response:
     """The newest numbers, once a second."""
     history, sent = console_of(request).history, 0
 
-    def look() -> tuple[str, object] | None:
+    def look() -> tuple[str, object, int] | None:
         nonlocal sent
         if history.number == sent:
             return None
         sent = history.number
-        return "point", history.last()
+        return "point", history.last(), sent
 
     streams: StreamSlots = request.app.state.streams
     return streams.response(request, look)

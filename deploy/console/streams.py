@@ -15,8 +15,15 @@ EVERY_S = 0.25  # between two looks at what is new
 _ALIVE = 40  # looks without news, after which a comment shows that the connection lives
 _AGAIN_MS = 2_000  # after which a browser connects again
 
-# What is new since the last look, as (name, data); None where nothing is.
-Look = Callable[[], "tuple[str, Any] | None"]
+# What is new since the last look, as (name, data, number); None where nothing is. A browser that connects again tells
+# the last number.
+Look = Callable[[], "tuple[str, Any, int] | None"]
+
+
+def begin_after(request: Request, newest: int) -> int:
+    """The number after which a stream begins: where it broke off, or where the page was made, else the newest one."""
+    said = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    return min(int(said), newest) if said.isdecimal() and len(said) < 18 else newest
 
 
 class StreamSlots:
@@ -44,8 +51,8 @@ class StreamSlots:
             while not self._ending.is_set() and not await request.is_disconnected():
                 quiet += 1
                 if (found := look()) is not None:
-                    name, data = found
-                    yield b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(data))
+                    name, data, number = found
+                    yield b"id: %d\nevent: %s\ndata: %s\n\n" % (number, name.encode(), orjson.dumps(data))
                     quiet = 0
                 elif quiet >= _ALIVE:
                     yield b": alive\n\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -12,7 +13,7 @@ from starlette.routing import Route
 from deploy.console.feed import BACKS, SeenRecord
 from deploy.console.lists import ask, change, ids_of, shown
 from deploy.console.pages import Console, asked, console_of, fragment, page, reads
-from deploy.console.streams import StreamSlots
+from deploy.console.streams import StreamSlots, begin_after
 from streams.events import CLICKSTREAM, DEAD_LETTERS, EXPOSURES
 
 _ROWS = 60  # that a page begins with
@@ -25,20 +26,21 @@ _FIELDS = ("topic", "user", "item", "kind")
 @reads
 async def _events(request: Request) -> Response:
     console, wanted = console_of(request), _wanted(request)
+    number = console.feed.number  # what comes from here on is the stream's
     found = [seen for topic in _topics(wanted) for seen in console.feed.newest(topic, _ROWS, matcher(wanted))]
-    found.sort(key=lambda seen: -seen.number)
+    found = sorted((seen for seen in found if seen.number <= number), key=lambda seen: -seen.number)
     rows = [row_of(console, seen) for seen in found[:_ROWS]]
     values: dict[str, Any] = {"rows": rows, "wanted": wanted, "topics": TOPICS, "kinds": console.kinds}
-    return page(request, "events.html", feed=console.feed, query=str(request.url.query), **values)
+    return page(request, "events.html", feed=console.feed, query=urlencode({**wanted, "after": number}), **values)
 
 
 @reads
 async def _stream(request: Request) -> Response:
     """New rows that match, at most so many at a time, and how many were left out."""
     console, wanted = console_of(request), _wanted(request)
-    topics, matches, last = _topics(wanted), matcher(wanted), console.feed.number
+    topics, matches, last = _topics(wanted), matcher(wanted), begin_after(request, console.feed.number)
 
-    def look() -> tuple[str, Any] | None:
+    def look() -> tuple[str, Any, int] | None:
         nonlocal last
         newest = console.feed.number
         if newest == last:
@@ -48,7 +50,7 @@ async def _stream(request: Request) -> Response:
         if not found:
             return None
         rows = [fragment("events_row.html", row=row_of(console, seen)) for seen in found]
-        return "rows", {"rows": rows, "left_out": left_out}
+        return "rows", {"rows": rows, "left_out": left_out}, newest
 
     streams: StreamSlots = request.app.state.streams
     return streams.response(request, look)

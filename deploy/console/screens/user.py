@@ -14,7 +14,7 @@ from deploy.console.api_client import segment
 from deploy.console.feed import SeenRecord
 from deploy.console.pages import FormFields, console_of, page, reads, writes
 from deploy.console.people import active_users, lists_of
-from deploy.console.streams import StreamSlots
+from deploy.console.streams import StreamSlots, begin_after
 from streams.events import CLICKSTREAM, USERS
 
 _PAUSE_MS = 30 * MINUTE_MS  # between two events, after which another visit begins
@@ -24,7 +24,14 @@ _PAUSE_MS = 30 * MINUTE_MS  # between two events, after which another visit begi
 async def _user(request: Request) -> Response:
     console, visitor = console_of(request), console_of(request).visitor(request)
     user_id = request.query_params.get("user", "").strip()
-    values: dict[str, Any] = {"user_id": user_id, "state": None, "lists": [], "unread": "", "visits": []}
+    values: dict[str, Any] = {
+        "number": console.feed.number,
+        "user_id": user_id,
+        "state": None,
+        "lists": [],
+        "unread": "",
+        "visits": [],
+    }
     values["users"] = await active_users(console, 8) if not user_id else []
     if user_id:
         values["state"] = await console.api.call("GET", f"/v1/users/{segment(user_id)}", key=visitor.key)
@@ -52,19 +59,19 @@ def visits_of(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 async def _stream(request: Request) -> Response:
     """Says that something of the user has come, so that the page asks anew."""
     console, user_id = console_of(request), request.query_params.get("user", "")
-    last = console.feed.number
+    last = begin_after(request, console.feed.number)
 
     def matches(seen: SeenRecord) -> bool:
         return seen.key == user_id
 
-    def look() -> tuple[str, Any] | None:
+    def look() -> tuple[str, Any, int] | None:
         nonlocal last
         newest = console.feed.number
         if newest == last:
             return None
         found, _ = console.feed.since(last, (CLICKSTREAM, USERS), 1, matches)
         last = newest
-        return ("changed", {}) if found else None
+        return ("changed", {}, newest) if found else None
 
     streams: StreamSlots = request.app.state.streams
     return streams.response(request, look)
