@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +19,7 @@ from deploy.console.people import active_users, lists_of
 from deploy.console.streams import StreamSlots, begin_after
 from streams.events import CLICKSTREAM, USERS
 
+_AGAIN_S = 1.5
 _PAUSE_MS = 30 * MINUTE_MS  # between two events, after which another visit begins
 
 
@@ -64,14 +67,20 @@ async def _stream(request: Request) -> Response:
     def matches(seen: SeenRecord) -> bool:
         return seen.key == user_id
 
+    again_s = math.inf  # the page may have asked before a worker had applied what came
+
     def look() -> tuple[str, Any, int] | None:
-        nonlocal last
-        newest = console.feed.number
-        if newest == last:
-            return None
-        found, _ = console.feed.since(last, (CLICKSTREAM, USERS), 1, matches)
+        nonlocal last, again_s
+        newest, now_s = console.feed.number, time.monotonic()
+        found, _ = console.feed.since(last, (CLICKSTREAM, USERS), 1, matches) if newest != last else ([], 0)
         last = newest
-        return ("changed", {}, newest) if found else None
+        if found:
+            again_s = now_s + _AGAIN_S
+        elif now_s < again_s:
+            return None
+        else:
+            again_s = math.inf
+        return "changed", {}, newest
 
     streams: StreamSlots = request.app.state.streams
     return streams.response(request, look)
