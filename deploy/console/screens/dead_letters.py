@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from streams.kafka.tail import records_between
 
 PATHS = {CLICKSTREAM: "/v1/events", CATALOG: "/v1/items", CONTEXT: "/v1/context", USERS: "/v1/users"}
 _SHOWN = 100
+_VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9][0-9.]*\b")  # quoted, or a number
 _MOST_REMEMBERED = 1_000
 
 
@@ -39,6 +41,11 @@ class DeadLetter:
     sent: str  # where it went when it was sent again, "" if it was not
 
     @property
+    def gist(self) -> str:
+        """The reason without the values in it, so that letters with the same fault are one group."""
+        return _VALUE.sub("…", self.reason)
+
+    @property
     def can_be_sent(self) -> bool:
         """Whether the API takes records of its topic, and the value is text."""
         return self.topic in PATHS and self.is_text
@@ -49,8 +56,8 @@ async def _letters(request: Request) -> Response:
     console = console_of(request)
     reason = request.query_params.get("reason", "")
     letters = [letter_of(console, seen) for seen in console.feed.newest(DEAD_LETTERS, 10_000)]
-    groups = Counter((letter.topic, letter.field, letter.reason) for letter in letters)
-    found = [letter for letter in letters if not reason or letter.reason == reason]
+    groups = Counter((letter.topic, letter.field, letter.gist) for letter in letters)
+    found = [letter for letter in letters if not reason or letter.gist == reason]
     values: dict[str, Any] = {
         "groups": groups.most_common(30),
         "letters": found[:_SHOWN],

@@ -36,10 +36,11 @@ function timeOfDay(seconds) {
 
 function chart(element, names, labels, columns) {
   const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+  const tall = names.length > 1 ? 160 : 186; // a legend needs the difference
   const plot = new window.uPlot(
     {
       width: element.clientWidth,
-      height: 160,
+      height: tall,
       cursor: { y: false, drag: { x: false, y: false } },
       axes: [{ ...axis, space: 70, values: (_, splits) => splits.map(timeOfDay) }, { ...axis, size: 46 }],
       legend: { show: names.length > 1, live: false },
@@ -52,7 +53,7 @@ function chart(element, names, labels, columns) {
     [columns.time_s, ...names.map((name) => columns[name])],
     element,
   );
-  new ResizeObserver(() => plot.setSize({ width: element.clientWidth, height: 160 })).observe(element);
+  new ResizeObserver(() => plot.setSize({ width: element.clientWidth, height: tall })).observe(element);
   return (all) => plot.setData([all.time_s, ...names.map((name) => all[name])]);
 }
 
@@ -115,6 +116,7 @@ function refreshOn(element) {
 }
 
 function start() {
+  document.querySelector(".screens [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
   const pulse = document.querySelector("[data-stream]");
   if (pulse !== null) {
     follow(pulse.dataset.stream, {

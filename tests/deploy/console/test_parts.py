@@ -23,6 +23,7 @@ from deploy.console.api_latency import buckets_of
 from deploy.console.catalogue import ItemMirror
 from deploy.console.history import SERIES, StatusHistory
 from deploy.console.screens.ask import request_of
+from deploy.console.screens.dead_letters import DeadLetter
 from deploy.console.screens.user import visits_of
 from deploy.console.security import VisitorSessions
 from index.state.memory_store import MemoryStore
@@ -172,6 +173,15 @@ def test_a_form_becomes_a_request() -> None:
     for bad in ({"count": "x"}, {"most": "cheap"}, {"filter": "{"}):
         with pytest.raises(ValueError):
             request_of(wanted(**bad))
+
+
+def test_dead_letters_of_one_fault_are_one_group() -> None:
+    def gist(reason: str) -> str:
+        return DeadLetter(0, 0, "clickstream", reason, "ts_ms", "", 0, 0, "", True, "").gist
+
+    assert gist("1795993853 looks like seconds") == gist("17.5 looks like seconds") == "… looks like seconds"
+    assert gist("expected view, got 'veiw'") == gist("expected view, got 'x y'")
+    assert gist("m2 is no unit") == "m2 is no unit"
 
 
 def test_visits_end_with_a_long_pause() -> None:
