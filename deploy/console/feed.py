@@ -25,7 +25,8 @@ KEPT_BYTES = 32 * 1024  # of a value; a list of 200 items is shorter
 _MOST_RECORDS = 1_000  # of a topic
 _MOST_BYTES = 8 * 1024 * 1024  # of a topic
 _BATCH, _WAIT_S = 250, 0.1  # so at most 2,500 records are looked at in a second, a twentieth of a core
-_FULL_BATCHES = 20  # two seconds in which more came than that: what is left is skipped
+_FULL_BATCHES = 10  # a second in which more came than that: what is left is skipped,
+_SKIPPED = (CLICKSTREAM, EXPOSURES, USERS)  # of these topics; of the others everything is shown
 _AGAIN_S = 2.0  # after a broker that did not answer
 
 log = logging.getLogger(__name__)
@@ -188,6 +189,6 @@ class RecordFeed:
                 continue
             full += caught_up
             if full > _FULL_BATCHES:
-                tail.skip()
+                tail.skip(_SKIPPED)
                 self.skipped, full = self.skipped + 1, 0
             self._stop.wait(_WAIT_S)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
@@ -23,7 +23,6 @@ _CONFIG = {
     "enable.auto.offset.store": False,
     "auto.offset.reset": "earliest",  # of what retention has removed meanwhile, or of a log made anew
     "isolation.level": "read_committed",
-    "enable.partition.eof": True,
     "fetch.wait.max.ms": 50,  # what is new is to be seen within a tenth of a second
     "fetch.message.max.bytes": 256 * 1024,  # of one partition, at once; a larger record comes alone
     "queued.min.messages": 500,
@@ -40,15 +39,16 @@ class TopicTail:
     """
 
     def __init__(self, kafka: KafkaConfig, backs: Mapping[str, int]) -> None:
-        self._kafka, self._consumer, self._reasons = kafka, *_open(kafka)
+        self._consumer, self._reasons = _open(kafka)
+        self._kafka = kafka
         try:
             existing = self._consumer.list_topics(timeout=_TIMEOUT_S).topics
             self.topics = tuple(topic for topic in backs if kafka.topic(topic) in existing)
             self._places = [
                 (kafka.topic(t), number) for t in self.topics for number in existing[kafka.topic(t)].partitions
             ]
-            backs_of = {kafka.topic(topic): back for topic, back in backs.items()}
-            self._consumer.assign([TopicPartition(t, n, _TAIL_BASE - backs_of[t]) for t, n in self._places])
+            self._begins = {kafka.topic(topic): _TAIL_BASE - back for topic, back in backs.items()}
+            self._consumer.assign([TopicPartition(t, n, self._begins[t]) for t, n in self._places])
         except KafkaException as error:
             self._consumer.close()
             raise ConnectionError(self._reasons.explain("Kafka does not answer")) from error
@@ -66,9 +66,16 @@ class TopicTail:
                 found.append(message_to_record(message, self._kafka.name(message.topic() or "")))
         return found
 
-    def skip(self) -> None:
-        """Goes on at the ends: what is between here and there is left out."""
-        self._consumer.assign([TopicPartition(topic, number, OFFSET_END) for topic, number in self._places])
+    def skip(self, topics: Collection[str]) -> None:
+        """Goes on at the ends of some topics: what is between here and there is left out."""
+        left_out = set(map(self._kafka.topic, topics))
+        places = self._consumer.position([TopicPartition(topic, number) for topic, number in self._places])
+        for place in places:
+            if place.topic in left_out:
+                place.offset = OFFSET_END
+            elif place.offset < 0:  # nothing of it has been read yet
+                place.offset = self._begins[place.topic]
+        self._consumer.assign(places)
 
     def close(self) -> None:
         """Leaves the broker."""
@@ -83,7 +90,7 @@ def records_between(
     Those that are there now; none where the log does not hold them any more. Raises ConnectionError when the broker
     does not answer within `timeout_s`.
     """
-    consumer, reasons = _open(kafka)
+    consumer, reasons = _open(kafka, **{"enable.partition.eof": True})  # the last offsets may be markers
     try:
         place = TopicPartition(kafka.topic(topic), partition)
         first, end = consumer.get_watermark_offsets(place, timeout=timeout_s) or (0, 0)
@@ -104,7 +111,7 @@ def _until_end(consumer: Any, topic: str, most: int, end: int, timeout_s: float)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         for message in consumer.consume(most, _POLL_S):
-            if message.error() is not None:  # its end: the last offsets may be markers of transactions
+            if message.error() is not None:  # its end
                 return found
             record = message_to_record(message, topic)
             if record.offset < end:
@@ -114,8 +121,8 @@ def _until_end(consumer: Any, topic: str, most: int, end: int, timeout_s: float)
     raise ConnectionError(f"Kafka did not send all of {topic} within {timeout_s:g} s")
 
 
-def _open(kafka: KafkaConfig) -> tuple[Any, Reasons]:
+def _open(kafka: KafkaConfig, **more: Any) -> tuple[Any, Reasons]:
     """A consumer, which joins no group as long as partitions are assigned by hand: the name is only needed."""
     reasons = Reasons()
-    config: dict[str, Any] = {**kafka.librdkafka(), **_CONFIG, "group.id": f"perseid-tail-{uuid.uuid4().hex}"}
+    config: dict[str, Any] = {**kafka.librdkafka(), **_CONFIG, **more, "group.id": f"perseid-tail-{uuid.uuid4().hex}"}
     return Consumer({**config, "error_cb": reasons}), reasons
