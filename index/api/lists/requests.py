@@ -14,6 +14,7 @@ import orjson
 from pydantic import ValidationError
 
 from context.json_words import json_word
+from context.units import MINUTE_MS
 from index.api.errors import InvalidRecordError, ProblemError, invalid_request
 from index.api.loaded_model import LoadedModel, Services
 from index.api.schemas.lists import RecommendationsRequest, UserRequest
@@ -54,7 +55,8 @@ def _given_context(services: Services, request: UserRequest) -> Mapping[str, Any
     if request.context is None:
         return None
     now_ms = services.now_ms()
-    defaults = {"location": request.location or "-", "ts_ms": now_ms, "valid_until_ms": now_ms + 1}
+    until_ms = now_ms + MINUTE_MS  # in force for longer than reading the user may take
+    defaults = {"location": request.location or "-", "ts_ms": now_ms, "valid_until_ms": until_ms}
     try:
         _, value = services.kafka.validate("context", {**request.context, **defaults})
     except InvalidRecordError as error:

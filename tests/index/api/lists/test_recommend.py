@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,16 @@ def test_the_players_clock_is_the_clock_of_meaning_where_it_is_published() -> No
         await world.app.state.services.liveness.poll()
         assert (await ask(client, location="berlin"))["context"]["applied"] == []
         assert world.exposed[-1][2]["ts_ms"] == NOW_MS + HOUR_MS
+
+    play(scene)
+
+
+def test_a_context_of_a_request_is_in_force_however_long_reading_takes() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        services = world.app.state.services
+        object.__setattr__(services, "wall_ms", count(NOW_MS, 700).__next__)  # of each look at the clock
+        answer = await ask_by_post(client, location="berlin", context={"weather": {"heat_wave": True}})
+        assert [part["feature"] for part in answer["context"]["applied"]] == ["weather.heat_wave=true"]
 
     play(scene)
 
