@@ -7,9 +7,9 @@ dense small integers that stay inside `index`. Records are kept as JSON bytes, a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from context.labels import folded_or_same
 from index.items.columns import FieldValue, ItemColumns, ItemFacts, Posting, count_classes, values_of
-from index.items.filters import Filter, Label, LabelField, Mask, NumberField, mask, sold_at
+from index.items.filters import Filter, Label, LabelField, Mask, NumberField, fitted, mask, sold_at
 from index.items.hnsw import HnswIndex
-from index.items.masks import KeptMasks
+from index.items.masks import Allowed, KeptMasks
 from index.items.search import Labels, SearchIndex
 from index.state.records import ItemRecord, Vector, fold_item
 
@@ -58,6 +58,16 @@ class StoredItem(NamedTuple):
     vector: Vector | None
 
 
+class NameTable(Protocol):
+    """Labels by id outside of Python."""
+
+    def set(self, item_id: str, label: int, /) -> None:
+        """An item has a label."""
+
+    def drop(self, item_id: str, /) -> None:
+        """It has none any more."""
+
+
 class Catalogue:
     """Items of one model version, with retrieval vectors of length `dim`.
 
@@ -79,6 +89,7 @@ class Catalogue:
         self._columns = ItemColumns(_FIRST_CAPACITY)
         self._sold_at: dict[str, Mask] = {}  # by location, until an item's regions change
         self._masks, self._listed = KeptMasks(), (-1, 0)  # the version that was counted, and how many it lists
+        self._table: NameTable | None = None
         self._titles: dict[str, str] = {}  # of items that were shown lately
 
     def __len__(self) -> int:
@@ -180,6 +191,24 @@ class Catalogue:
         with self._lock:
             return self._masks.hard(self.version, self._columns, self.size, now_ms).copy()
 
+    def allowed(self, now_ms: int, location: str, tree: Filter | None) -> Allowed:
+        """What the hard rules, a location and a filter let pass; shared, to be read only."""
+        with self._lock:
+            hard = self._masks.hard(self.version, self._columns, self.size, now_ms)
+            return self._masks.allowed(location, tree, lambda: self._allowed(hard, location, tree))
+
+    def _allowed(self, hard: Mask, location: str, tree: Filter | None) -> Allowed:
+        found, left = hard.copy(), int(np.count_nonzero(hard))
+        removed = {"rules": max(0, len(self) - left)}
+        rules = {"region": self.sold_at(location) if location else None}
+        rules["filter"] = None if tree is None else self.filter_mask(tree)
+        for name, passing in rules.items():
+            if passing is not None:
+                found &= fitted(passing, len(found))
+                before, left = left, int(np.count_nonzero(found))
+                removed[name] = before - left
+        return Allowed.of(found, removed)
+
     def can_show(self) -> bool:
         """Whether any item is listed and has a vector."""
         return bool(np.any(self._columns.listed[: self.size] & self._columns.vector[: self.size]))
@@ -223,6 +252,21 @@ class Catalogue:
     def labels_of(self, item_ids: Iterable[str]) -> Labels:
         """Labels [m] of those of the items that are known."""
         return np.array([label for label in map(self._label.get, item_ids) if label is not None], np.int64)
+
+    def named_by(self, make: Callable[[], NameTable]) -> NameTable:
+        """What knows every item's label by its id, kept current; it is made and filled at the first call."""
+        if self._table is None:
+            with self._lock:
+                table = make()
+                for item_id, label in self._label.items():
+                    table.set(item_id, label)
+                self._table = table
+        return self._table
+
+    @property
+    def ids(self) -> list[str]:
+        """Item ids by label, "" of a free one; shared, to be read only."""
+        return self._ids
 
     def id_of(self, label: int) -> str:
         """The item's id."""
@@ -346,6 +390,8 @@ class Catalogue:
             self._ids.append(item_id)
             self._bodies.append(None)
         self._label[item_id] = label
+        if self._table is not None:
+            self._table.set(item_id, label)
         self.named += 1
         return label
 
@@ -354,6 +400,8 @@ class Catalogue:
         for item in items:
             if item.body is None and item.vector is None:
                 label = self._label.pop(item.item_id)
+                if self._table is not None:
+                    self._table.drop(item.item_id)
                 self._ids[label] = ""
                 self._free.append(label)
                 self.named += 1

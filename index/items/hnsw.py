@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.items.filters import Mask, fitted
-from index.items.search import ExactIndex, Labels, best, checked_queries
+from index.items.search import ExactIndex, Labels, Walk, best, checked_queries
 from index.state.records import Vector
 
 EXACT_BYTES = 10_000_000  # vectors that a scan reads in about half a millisecond: below, it is as fast as the graph
@@ -29,10 +29,12 @@ _ROOM = 1.5  # nodes of a new graph per row: changed vectors take new nodes
 _MAX_DEAD = 0.2  # share of dead nodes at which a graph is built anew
 _MAX_FETCH = 0.25  # of the graph; to walk more of it costs more than a scan
 _OVER_FETCH = 1.3  # beyond what the share of allowed nodes suggests, so that a second try is rare
-_WALK_ROWS = 12  # rows gathered and multiplied in the time that a walk takes per candidate (at d=256, more below)
+_WALK_ROWS = 12  # rows gathered and multiplied in the time that a walk takes per candidate (at d=256, more below) …
+_COMPILED_ROWS = 40  # … and where that is compiled, for both vectors of a user at once
 _SCANNED = 2  # times `exact_bytes` of allowed vectors are scanned at most
 _EF_SHARE = 1.5  # candidates kept while walking, per node wanted: the last of so many would be missed with fewer
 _CANARY_QUERIES = 32  # remembered to measure recall with
+_NONE: Labels = np.zeros(0, np.int64)
 _CANARY_S = 60.0  # a scan per remembered query a minute is less than a thousandth of one core
 
 
@@ -84,6 +86,18 @@ class HnswIndex(ExactIndex):
                 return self._scan(asked, k, usable, count)
             self._recent.append(asked[0])
             return self._walk(self.graph, asked, k, usable, count) or self._scan(asked, k, usable, count)
+
+    def walk(self, queries: Vector, k: int, count: int) -> Walk | None:
+        graph = self.graph
+        if graph is None or count <= min(_SCANNED * self._exact_rows, self._scan_rows(k, count, _COMPILED_ROWS)):
+            return None
+        beside = np.flatnonzero(self._outside[: self._end]) if self.delta else _NONE
+        fetch = _fetch(graph, k, count - len(beside))
+        found = None if fetch is None else graph.walk(queries, fetch)
+        if found is None:
+            return None
+        self._recent.append(queries[0])
+        return Walk(*found, graph.labels, self._node, beside)
 
     def maintain(self) -> None:
         """Does all the work there is on the graph; the keeper's job, or the caller's without a keeper."""
@@ -142,16 +156,16 @@ class HnswIndex(ExactIndex):
             else:
                 self.canary()
 
-    def _scan_rows(self, k: int, count: int) -> float:
+    def _scan_rows(self, k: int, count: int, rows: int = _WALK_ROWS) -> float:
         """Rows that can be scanned in the time of a walk that ends with k of `count` allowed labels."""
-        return _WALK_ROWS * max(self._ef, _EF_SHARE * _OVER_FETCH * k * self._count / max(1, count))
+        return rows * max(self._ef, _EF_SHARE * _OVER_FETCH * k * self._count / max(1, count))
 
     def _walk(self, graph: _Graph, queries: Vector, k: int, usable: Mask, count: int) -> tuple[Labels, Vector] | None:
         """Graph and delta together; None when the graph would have to be walked too far, or came back short."""
-        rows = np.flatnonzero(usable & self._outside[: self._end]) if self.delta else np.zeros(0, np.int64)
+        rows = np.flatnonzero(usable & self._outside[: self._end]) if self.delta else _NONE
         inside = count - len(rows)
-        fetch = k if inside == graph.used else math.ceil(k * _OVER_FETCH * graph.used / max(1, inside)) + 8
-        if not inside or fetch > max(k, _MAX_FETCH * graph.used):
+        fetch = _fetch(graph, k, inside)
+        if fetch is None:
             return None
         found = graph.nearest(queries, fetch)
         if found is None:
@@ -243,6 +257,12 @@ class HnswIndex(ExactIndex):
             self.graph, self._changed = graph, None
 
 
+def _fetch(graph: _Graph, k: int, inside: int) -> int | None:
+    """How many nodes a walk is to bring for k of `inside` allowed ones; None: too many."""
+    fetch = k if inside == graph.used else math.ceil(k * _OVER_FETCH * graph.used / max(1, inside)) + 8
+    return None if inside <= 0 or fetch > max(k, _MAX_FETCH * graph.used) else fetch
+
+
 class _Graph:
     """One hnswlib index whose nodes are numbered in order of insertion and never reused."""
 
@@ -264,9 +284,14 @@ class _Graph:
 
     def nearest(self, queries: Vector, count: int) -> tuple[Labels, Vector] | None:
         """Nodes [q, count] and inner products [q, count], best first; None if the walk does not reach so many."""
+        found = self.walk(queries, count)
+        return None if found is None else (found[0].astype(np.int64), 1.0 - found[1])
+
+    def walk(self, queries: Vector, count: int) -> tuple[NDArray[np.uint64], Vector] | None:
+        """As `nearest`, with distances in place of products."""
         self._index.set_ef(max(self._ef, math.ceil(_EF_SHARE * count)))
         try:
             nodes, distances = self._index.knn_query(queries, k=min(count, self.used), num_threads=1)
         except RuntimeError:  # hnswlib's way to say that it found fewer
             return None
-        return nodes.astype(np.int64), 1.0 - distances
+        return nodes, distances

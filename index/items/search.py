@@ -8,8 +8,9 @@ allowed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,24 @@ _GROWTH = 1.5  # room beyond what is needed now, so that growing stays rare; unt
 _UPSERT_ROWS = 2048  # rows written per lock: under a millisecond, which is how long a search may have to wait
 _BLOCK_BYTES = 1 << 19  # of vectors that stay in a core's own cache while all queries use them
 _SCAN_SHARE = 0.4  # of all rows: to scan more than this, reading everything is cheaper than gathering
+
+
+class Rows(NamedTuple):
+    """What an index has by label: which labels have a vector [capacity], and vectors [capacity, d]; all below `end`."""
+
+    live: Mask
+    vectors: Vector
+    end: int
+
+
+class Walk(NamedTuple):
+    """Nodes of a graph [q, m] with their distances, nearest first; labels by node, nodes by label, and the delta."""
+
+    nodes: NDArray[np.uint64]
+    distances: Vector
+    labels: Labels
+    node: NDArray[np.int32]
+    beside: Labels
 
 
 class SearchIndex(Protocol):
@@ -89,6 +108,16 @@ class ExactIndex:
         rows = np.asarray(labels, np.int64)
         with self._lock:
             return np.asarray(self._matrix[rows])
+
+    @contextmanager
+    def held(self) -> Iterator[Rows]:
+        """Its rows, which do not change meanwhile."""
+        with self._lock:
+            yield Rows(self._live, self._matrix, self._end)
+
+    def walk(self, queries: Vector, k: int, count: int) -> Walk | None:
+        """A walk that should find k of `count` allowed labels; None where a scan does as well. For use while `held`."""
+        return None
 
     def close(self) -> None:
         return None

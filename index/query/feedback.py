@@ -76,12 +76,17 @@ class Rated:
 
 def rated(state: UserState, kind_weights: Sequence[int]) -> Rated | None:
     """The window with the weights of its kinds, by code, when there is negative feedback in it."""
-    kinds = bytes(state.kinds)  # which is searched in no time: most windows hold no negative feedback
-    if not any(weight < 0 and code in kinds for code, weight in enumerate(kind_weights)):
+    kinds = bytes(state.kinds)
+    if not has_negative(kinds, kind_weights):
         return None
     strongest = -min(kind_weights)
     known = dict(enumerate(weight / strongest for weight in kind_weights))
     return Rated(state.items, [known.get(kind, 0.0) for kind in kinds], state.ts_ms)
+
+
+def has_negative(kinds: bytes, kind_weights: Sequence[int]) -> bool:
+    """Whether there is negative feedback among kinds of events: most windows hold none, which is found in no time."""
+    return any(weight < 0 and code in kinds for code, weight in enumerate(kind_weights))
 
 
 @dataclass(frozen=True, slots=True)

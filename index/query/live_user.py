@@ -20,12 +20,12 @@ from index.state.keys import CONTEXT_TAG, partition_of, partition_tag
 from index.state.records import (
     PROFILE,
     STATE,
+    StoredUser,
     UserState,
     Vector,
     decode_vectors,
     event_hash,
     load_context,
-    load_user,
     vector_field,
 )
 from index.state.store import LiveStore, StoreUnavailableError
@@ -51,7 +51,7 @@ class LiveUser:
     """
 
     user_id: str
-    state: UserState
+    stored: StoredUser
     vectors: Vector | None
     partition: int
     offset: int
@@ -62,19 +62,24 @@ class LiveUser:
     read: Mapping[str, Mapping[str, int]] | None = None
 
     @property
+    def state(self) -> UserState:
+        """The user's state, decoded."""
+        return self.stored.state
+
+    @property
     def known(self) -> bool:
         """Whether anything is stored about the user, a forget mark aside."""
-        return bool(self.state.hashes or self.state.purchases or self.state.profile)
+        return bool(self.stored.kinds or self.stored.bought or self.stored.profile)
 
     @property
     def has_window(self) -> bool:
         """Whether there is something that vectors can be made of."""
-        return bool(self.state.hashes or self.state.profile)
+        return bool(self.stored.kinds or self.stored.profile)
 
     @property
     def newest_ms(self) -> int | None:
         """Time of the newest event of the window."""
-        return self.state.ts_ms[-1] if self.state.ts_ms else None
+        return self.stored.newest_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ class UserReader:
         found = wanted is not None and user.state.remembers(wanted)
         while wanted is not None and not found and time.monotonic() < deadline:
             await asyncio.sleep(max(_LOOK_S, _LOOK_SHARE * (time.monotonic() - began)))
-            place = location if location is not None else profile_location(user.state.profile)
+            place = location if location is not None else profile_location(user.stored.profile)
             user, raw = await self._look(user_id, place, user, raw)
             found = user.state.remembers(wanted)
         if vectors_wait_ms is not None and user.vectors is None and user.has_window:
@@ -147,7 +152,7 @@ class UserReader:
         raw = (state, profile)
         user = LiveUser(
             user_id=user_id,
-            state=last.state if last is not None and raw == last_raw else load_user(raw),
+            stored=last.stored if last is not None and raw == last_raw else StoredUser(*raw),
             vectors=decode_vectors(vectors, 2, self.dim) if vectors else None,
             partition=partition,
             offset=int(position or 0),
@@ -170,7 +175,7 @@ class UserReader:
     async def _placed(self, user: LiveUser, includes_after: bool | None, asked: str | None) -> LiveUser:
         """The user at the location that counts: the one asked for, else the profile's."""
         location, context, read = user.location, user.context, user.read
-        counts = profile_location(user.state.profile) if asked is None else asked
+        counts = profile_location(user.stored.profile) if asked is None else asked
         if counts != location:
             request = (self.store.keys.contexts(), [counts])
             if read is None:

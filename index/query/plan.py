@@ -109,11 +109,11 @@ class SearchPlan:
     @property
     def is_deepest(self) -> bool:
         """Whether no deeper round follows."""
-        return self.depth >= _DEEPEST
+        return is_deepest(self.depth)
 
     def deeper(self, rounds: int = 1) -> SearchPlan:
         """The plan of a later round."""
-        return replace(self, depth=_DEEPER**rounds * self.depth)
+        return replace(self, depth=next_depth(self.depth, rounds))
 
     def candidates(self, nearest: Sequence[Nearest]) -> Candidates:
         """All that was found: the answers to `searches`, in their order, and what is popular."""
@@ -131,7 +131,7 @@ class SearchPlan:
         parts = sum(group.boost <= 0 for group in self.groups)  # that are together all items
         others = [labels.ravel() for labels, _ in nearest[parts:]]
         promoted = np.unique(np.concatenate(others)) if others else _NONE
-        most = self.depth if self.ranker is None else self.depth // _POPULAR_SHARE
+        most = popular_depth(self.depth, self.ranker is not None)
         top, next_share = self.popularity.top_of(self.catalogue, self.location, most)
         popular = _within(top, self.allowed)
         rest = self.share * next_share
@@ -193,6 +193,21 @@ def _within(labels: Labels, items: Mask) -> Labels:
 def first_depth(count: int, ranked: bool = False) -> int:
     """How deep the first round of a list of `count` items searches; what a ranker orders was found in it."""
     return max(_DEPTH * count + _MARGIN, _RANKED_DEPTH if ranked else 0)
+
+
+def next_depth(depth: int, rounds: int = 1) -> int:
+    """How deep a later round searches."""
+    return _DEEPER**rounds * depth
+
+
+def is_deepest(depth: int) -> bool:
+    """Whether no round follows one that searched so deep."""
+    return depth >= _DEEPEST
+
+
+def popular_depth(depth: int, ranked: bool) -> int:
+    """How many popular items are candidates in a round that searches so deep."""
+    return depth // _POPULAR_SHARE if ranked else depth
 
 
 def groups_of(allowed: Mask, boosts: Vector | None, penalties: Vector | None = None) -> tuple[Group, ...]:

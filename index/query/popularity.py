@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -58,6 +59,15 @@ class _Kept:
     of: tuple[int, int, int]
     numbers: Labels = field(default_factory=lambda: np.zeros(0, np.int64))  # [size] of the item, −1: it has none
     tops: dict[tuple[str, int], tuple[Labels, float]] = field(default_factory=dict)  # by location and how many
+
+
+class Columns(NamedTuple):
+    """Numbers of items by label (−2: look it up in `items`; −1: it has none), weights by number, and the highest."""
+
+    numbers: NDArray[np.int64]
+    items: dict[str, int]
+    weights: Amounts
+    most: float
 
 
 class Popularity:
@@ -210,15 +220,26 @@ class Popularity:
         """`shares` of items [m] of a catalogue by label."""
         return self.shares_at(self.numbers_of(catalogue, labels), location)
 
+    def columns(self, catalogue: Catalogue, location: str) -> Columns:
+        """What `shares_of` is made from."""
+        where = location if location in self._counted else ""
+        weights = self._of(where)
+        return Columns(self._numbers_by_label(catalogue), self._items, weights, self._highest(where))
+
+    def _numbers_by_label(self, catalogue: Catalogue) -> NDArray[np.int64]:
+        """Numbers by label, one more than there are labels: label −1 is looked up like the others."""
+        kept = self._kept_of(catalogue)
+        if len(kept.numbers) <= catalogue.size:
+            kept.numbers = np.full(catalogue.size * 5 // 4 + 64, _UNKNOWN, np.int64)
+        return kept.numbers
+
     def numbers_of(self, catalogue: Catalogue, labels: Labels) -> NDArray[np.int64]:
         """Numbers, for `shares_at` and `kind_counts_at`, of items [m] of a catalogue by label; −1 of label −1."""
-        kept = self._kept_of(catalogue)
-        if len(kept.numbers) <= catalogue.size:  # one more: label −1 is looked up like the others
-            kept.numbers = np.full(catalogue.size * 5 // 4 + 64, _UNKNOWN, np.int64)
-        unknown = labels[(labels >= 0) & (kept.numbers[labels] == _UNKNOWN)]
+        numbers = self._numbers_by_label(catalogue)
+        unknown = labels[(labels >= 0) & (numbers[labels] == _UNKNOWN)]
         if len(unknown):
-            kept.numbers[unknown] = self._numbers(catalogue.ids_of(unknown))
-        return np.where(labels >= 0, kept.numbers[labels], -1)
+            numbers[unknown] = self._numbers(catalogue.ids_of(unknown))
+        return np.where(labels >= 0, numbers[labels], -1)
 
     def _kept_of(self, catalogue: Catalogue) -> _Kept:
         kept, present = self._kept.get(catalogue), (catalogue.named, self._version, len(self._names))
@@ -239,10 +260,14 @@ class Popularity:
         """`shares` of items by number."""
         where = location if location in self._counted else ""
         found = _at(self._of(where), numbers)
+        most = self._highest(where)
+        return np.log1p(found) / np.log1p(most) if most > 0 else found
+
+    def _highest(self, where: str) -> float:
+        """The highest weight at a location that counts."""
         if where not in self._most:
             self._most[where] = float(self._of(where).max(initial=0.0))
-        most = self._most[where]
-        return np.log1p(found) / np.log1p(most) if most > 0 else found
+        return self._most[where]
 
     def kind_counts(self, kinds: Sequence[int], item_ids: Sequence[str]) -> Amounts:
         """Decayed counts of kinds of events, by code, of items [kinds, m]: each user's first in a bucket."""

@@ -6,11 +6,11 @@ after the search, which goes as deep as makes the list that of scoring every all
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from context.offsets import ContextOffset
 from context.units import DAY_MS
 from index.items.catalogue import Catalogue
 from index.items.filters import Filter, Mask, fitted
-from index.items.search import Labels
-from index.query.feedback import NegativeFeedback, Rated, rated
+from index.query import first_stage
+from index.query.feedback import NegativeFeedback, Rated, has_negative, rated
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
-from index.query.popularity import Amounts, Popularity
+from index.query.pool import Pool, Ranked, in_turns, last, products
+from index.query.popularity import Popularity
 from index.query.second_stage import Asker, ListOrder
-from index.state.records import UserState, Vector
+from index.state.records import StoredUser, UserState, Vector
 
 MOST_NEGATIVE = 10  # weight of negative feedback: beyond, nothing that is disliked is ever shown
 _FIRST_PARTS = ("cosine", "context", "popularity")  # of a score: a ranker's order takes their place
@@ -58,6 +59,21 @@ class UserView:
     purchases: Mapping[str, int] = field(default_factory=dict)
     rated: Rated | None = None  # the window's events, where negative feedback is among them
     state: UserState = field(default_factory=UserState)
+    stored: StoredUser | None = None  # in place of all but the vectors, and without negative feedback
+
+    @classmethod
+    def of_stored(cls, vectors: Vector | None, stored: StoredUser, kind_weights: Sequence[int]) -> UserView:
+        """As `of`; what is stored is decoded when it is needed."""
+        if has_negative(stored.kinds, kind_weights):
+            return cls.of(vectors, stored.state, kind_weights)
+        return cls(vectors, stored=stored)
+
+    def decoded(self) -> UserView:
+        """With all of what is stored."""
+        if self.stored is None:
+            return self
+        state = self.stored.state
+        return UserView(self.vectors, state.items, state.purchases, None, state)
 
     @classmethod
     def of(cls, vectors: Vector | None, state: UserState, kind_weights: Sequence[int]) -> UserView:
@@ -101,16 +117,6 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """One place of the list; `parts` sum up to `score`."""
-
-    item_id: str
-    score: float
-    slot: ListKind
-    parts: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
 class Recommendations:
     """The list, how many items each rule removed, how many candidates each source found, and the ranker's version.
 
@@ -139,8 +145,43 @@ def recommend(
     the slot. Without user vectors h is zero and popularity counts in full. Ties are broken by item id. A `ranker` adds
     what makes its own order of the first three; promotions and negative feedback count beside it.
     """
-    plan = plan_searches(query, user, catalogue, context, popularity, now_ms, weights, ranker=ranker)
-    return answer_in_process(plan)
+    about = user, catalogue, context, popularity, now_ms, weights or Weights()
+    return _compiled(query, *about, ranker) or answer_in_process(plan_searches(query, *about, ranker=ranker))
+
+
+def _compiled(
+    query: Query,
+    user: UserView,
+    catalogue: Catalogue,
+    context: ContextView,
+    popularity: Popularity,
+    now_ms: int,
+    weights: Weights,
+    ranker: ListOrder | None,
+) -> Recommendations | None:
+    """The list by what is compiled; None where the query is one for Python."""
+    if user.vectors is None or user.rated is not None:
+        return None
+    slots, users = _users(query, user, catalogue.dim)
+    seen = chain(user.window, _bought(user.purchases, now_ms, weights))
+    about = catalogue, context, popularity, now_ms, weights
+    found = first_stage.find(query, user, users, *about, seen, ranked=ranker is not None)
+    if found is None:
+        return None
+    retrieved = dict(zip((*slots, "promoted", "popular"), found.retrieved, strict=True))
+    if ranker is None:
+        chosen = [Ranked(item, sum(parts), slots[at], dict(zip(found.names, parts))) for item, at, parts in found.chosen]
+        return Recommendations(chosen, found.removed, retrieved)
+    pool = Pool(found.labels, catalogue)
+    for name, part in found.parts.items():
+        pool.add(name, part)
+    asker = Asker(user.decoded().state, user.vectors, context.location, context.delta, now_ms)
+    ranked = _ranked(pool, found.vectors, query.count, slots, ranker, asker)
+    if ranked is None:  # the first stage orders the list after all, which may look deeper
+        return None
+    pool, version = ranked
+    scores = np.stack([pool.sums(at) for at in range(len(slots))], axis=1)
+    return Recommendations(pool.entries(in_turns(scores, pool, query.count), slots), found.removed, retrieved, version)
 
 
 def answer_in_process(plan: SearchPlan) -> Recommendations:
@@ -169,7 +210,7 @@ def plan_searches(
     ranker: ListOrder | None = None,
 ) -> SearchPlan:
     """The first stage of `recommend`: what is to be found, as the catalogue is now; whoever has an index answers."""
-    weights = weights or Weights()
+    weights, user = weights or Weights(), user.decoded()
     allowed, removed = _allowed(query, user, catalogue, context.location, now_ms, weights, passing)
     boosts = boosts_of(catalogue, context.promotions, len(allowed), now_ms, weights.promotion, weights.promotion_limit)
     negative = _negative(user, catalogue, len(allowed), now_ms, weights)
@@ -196,39 +237,41 @@ def plan_searches(
 
 def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommendations | None:
     """The second stage: the best of the candidates with vectors [m, d]; None when a deeper round could find better."""
-    pool = _Pool(candidates.labels, plan.catalogue)
-    pool.add("cosine", _products(vectors, plan.users))
-    pool.add("context", None if plan.delta is None else _products(vectors, plan.delta[None]))
+    pool = Pool(candidates.labels, plan.catalogue)
+    pool.add("cosine", products(vectors, plan.users))
+    pool.add("context", None if plan.delta is None else products(vectors, plan.delta[None]))
     pool.add("popularity", plan.share * plan.popularity.shares_of(plan.catalogue, pool.labels, plan.location))
     pool.add("promotion", None if plan.boosts is None else plan.boosts[pool.labels])
     if plan.negative is not None and plan.away is not None:
-        pool.add("negative", plan.negative.part(_products(vectors, plan.away[None])[:, 0], pool.labels))
-    ranked = _ranked(plan, pool, vectors)
+        pool.add("negative", plan.negative.part(products(vectors, plan.away[None])[:, 0], pool.labels))
+    ranked = None
+    if plan.ranker is not None and plan.asker is not None:
+        ranked = _ranked(pool, vectors, plan.count, plan.slots, plan.ranker, plan.asker)
     slots = range(len(plan.slots))
     pool, ranked_by = ranked or (pool, None)
     scores = np.stack([pool.sums(at) for at in slots], axis=1)
     bounded = ranked is None and not plan.is_deepest
-    if bounded and any(candidates.reach[at] > _last(scores[:, at], plan.count) for at in slots):
+    if bounded and any(candidates.reach[at] > last(scores[:, at], plan.count) for at in slots):
         return None
     items = pool.entries(in_turns(scores, pool, plan.count), plan.slots)
     return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
 
 
-def _ranked(plan: SearchPlan, pool: _Pool, vectors: Vector) -> tuple[_Pool, str] | None:
-    """The best of the pool, with the part that the plan's ranker adds, and its version; None where it says nothing."""
-    if plan.ranker is None or plan.asker is None:
-        return None
-    slots = range(len(plan.slots))
-    most = max(_MOST_RANKED, plan.count)
+def _ranked(
+    pool: Pool, vectors: Vector, count: int, kinds: Sequence[ListKind], ranker: ListOrder, asker: Asker
+) -> tuple[Pool, str] | None:
+    """The best of the pool, with the part that a ranker adds, and its version; None where it says nothing."""
+    slots = range(len(kinds))
+    most = max(_MOST_RANKED, count)
     if len(pool.labels) > most:
-        best = np.flatnonzero(np.any([own >= _last(own, most) for own in map(pool.sums, slots)], axis=0))
+        best = np.flatnonzero(np.any([own >= last(own, most) for own in map(pool.sums, slots)], axis=0))
         pool, vectors = pool.part(best.tolist()), vectors[best]
     first = np.stack([pool.sums(at, _FIRST_PARTS) for at in slots], axis=1)
-    part = plan.ranker.part(first, pool.labels, vectors, plan.asker, pool.single("negative"))
+    part = ranker.part(first, pool.labels, vectors, asker, pool.single("negative"))
     if part is None:
         return None
     pool.add("ranker", part)
-    return pool, plan.ranker.version
+    return pool, ranker.version
 
 
 def seen_items(window: Iterable[str], purchases: Mapping[str, int], now_ms: int, weights: Weights) -> frozenset[str]:
@@ -291,102 +334,3 @@ def _allowed(
     if query.exclude:
         take_out("excluded", query.exclude)
     return allowed, removed
-
-
-def _products(vectors: Vector, users: Vector) -> Amounts:
-    """Inner products [m, q] of vectors [m, d] and users [q, d].
-
-    Summed row by row, so that equal vectors get equal scores wherever they lie and whichever search found them.
-    """
-    return np.asarray(np.einsum("md,qd->mq", vectors, users), np.float64)
-
-
-class _Pool:
-    """All candidates of one query with the parts of their scores, for every slot."""
-
-    def __init__(self, labels: Labels, catalogue: Catalogue) -> None:
-        self.labels, self._catalogue = labels, catalogue  # [m]
-        self._parts: dict[str, Any] = {}  # each [m] or [m, slots]
-
-    def __getitem__(self, place: int) -> str:
-        """The candidate's item id: few are ever looked at."""
-        return self._catalogue.id_of(int(self.labels[place]))
-
-    def add(self, name: str, part: Any) -> None:
-        """A summand of every score, [m] or [m, slots]; None is left out."""
-        if part is not None:
-            self._parts[name] = part if part.ndim == 2 else part[:, None]
-
-    def part(self, places: Sequence[int]) -> _Pool:
-        """Some of the candidates."""
-        found = _Pool(self.labels[places], self._catalogue)
-        found._parts = {name: part[places] for name, part in self._parts.items()}
-        return found
-
-    def single(self, name: str) -> Amounts | None:
-        """A summand [m] that is the same in every slot; None where there is none."""
-        part = self._parts.get(name)
-        return None if part is None else part[:, 0]
-
-    def sums(self, slot: int, names: Container[str] | None = None) -> Amounts:
-        """Scores for a slot [m], or what summands of these names make of them."""
-        found = np.zeros(len(self.labels))
-        for name, part in self._parts.items():
-            if names is None or name in names:
-                found += part[:, min(slot, part.shape[1] - 1)]
-        return found
-
-    def entries(self, chosen: Sequence[tuple[int, int]], slots: Sequence[ListKind]) -> list[Ranked]:
-        """Candidates (place, slot) as entries of the list."""
-        if not chosen:
-            return []
-        places, at = np.array(chosen).T
-        columns = [part[places, np.minimum(at, part.shape[1] - 1)].tolist() for part in self._parts.values()]
-        rows = [dict(zip(self._parts, parts, strict=True)) for parts in zip(*columns, strict=True)]
-        return [
-            Ranked(self[place], sum(parts.values()), slots[slot], parts)
-            for (place, slot), parts in zip(chosen, rows, strict=True)
-        ]
-
-
-class Names(Protocol):
-    """Item ids by place."""
-
-    def __getitem__(self, place: int, /) -> str:
-        """Of one item."""
-
-
-def in_turns(scores: Amounts, item_ids: Names, count: int) -> list[tuple[int, int]]:
-    """(place, slot) of the `count` best of items [m] with scores [m, slots], one of each slot in turn."""
-    return _round_robin([_best(own, item_ids, count) for own in scores.T], count)
-
-
-def _best(scores: Amounts, item_ids: Names, count: int) -> list[int]:
-    """Places of the `count` highest scores [m], best first; ties by item id."""
-    places = np.flatnonzero(scores >= _last(scores, count))
-    order = np.argsort(-scores[places], kind="stable")
-    best = places[order]
-    ordered: list[int] = best.tolist()
-    if len(ordered) <= count and not (np.diff(scores[best]) == 0).any():
-        return ordered
-    return sorted(ordered, key=lambda place: (-scores[place], item_ids[place]))[:count]
-
-
-def _last(scores: Amounts, count: int) -> float:
-    """The `count`-th best of scores [m]; minus infinity when there are fewer."""
-    return float(np.partition(scores, -count)[-count]) if len(scores) >= count else -np.inf
-
-
-def _round_robin(lists: Sequence[Sequence[int]], count: int) -> list[tuple[int, int]]:
-    """(place, list) of one candidate of each list in turn, each once (STARS, arXiv 2512.10149, serving)."""
-    chosen: dict[int, int] = {}
-    left = [iter(ranked) for ranked in lists]
-    while len(chosen) < count:
-        turn = len(chosen) % len(lists)
-        for place in left[turn]:
-            if place not in chosen:
-                chosen[place] = turn
-                break
-        else:
-            break
-    return list(chosen.items())

@@ -119,15 +119,20 @@ def encode_state(state: UserState) -> bytes:
     return b"".join(parts)
 
 
-def decode_state(data: bytes | None) -> UserState:
-    """Inverse of `encode_state`, also of version 2; ValueError for another. None, no such user, gives an empty one."""
-    if not data:
-        return UserState()
+def check_state_version(data: bytes) -> None:
+    """Raises ValueError for a user's state of a version that this build cannot read."""
     if data[0] not in (2, _STATE_VERSION):
         raise ValueError(
             f"user state has codec version {data[0]}, this build reads up to {_STATE_VERSION}: run the build that "
             "wrote it, or let this one rebuild the state from the topics in an empty Redis"
         )
+
+
+def decode_state(data: bytes | None) -> UserState:
+    """Inverse of `encode_state`, also of version 2; ValueError for another. None, no such user, gives an empty one."""
+    if not data:
+        return UserState()
+    check_state_version(data)
     _, flags, count, evicted, bought, evicted_ms, forgotten_ms, first_ms = _HEADER.unpack_from(data)
     at, folded, folded_ms = _HEADER.size, 0, -1
     if data[0] == _STATE_VERSION:
@@ -158,6 +163,47 @@ def decode_state(data: bytes | None) -> UserState:
         forgotten_ms=forgotten_ms,
         purchases=dict(zip(names[count:], bought_ms, strict=True)),
     )
+
+
+class StoredUser:
+    """A user's state and profile as they are stored; all of the state is decoded when it is first asked for.
+
+    Raises ValueError as `decode_state`, for a state of another version at once.
+    """
+
+    __slots__ = ("_state", "bought", "data", "kinds", "newest_ms", "profile", "profile_ms")
+
+    def __init__(self, data: bytes | None = None, profile: bytes | None = None) -> None:
+        self.data, self._state = data or b"", None if data else UserState()
+        self.profile, self.profile_ms = decode_profile(profile)
+        self.kinds, self.bought = b"", 0  # codes of the window's events, and how many evicted purchases there are
+        self.newest_ms: int | None = None  # of the window's events
+        if data:
+            self._glance(data)
+
+    @property
+    def state(self) -> UserState:
+        """All of it."""
+        if self._state is None:
+            self._state = decode_state(self.data)
+        self._state.profile, self._state.profile_ms = self.profile, self.profile_ms
+        return self._state
+
+    def _glance(self, data: bytes) -> None:
+        check_state_version(data)
+        _, flags, count, evicted, self.bought, _, _, first_ms = _HEADER.unpack_from(data)
+        at, folded = _HEADER.size, 0
+        if data[0] == _STATE_VERSION:
+            folded, _ = _FOLDED.unpack_from(data, at)
+            at += _FOLDED.size
+        if not count:
+            return
+        gaps = array(_WIDE if flags & _U64_GAPS else _NARROW)
+        size = gaps.itemsize * (count - 1)
+        gaps.frombytes(data[at : at + size])
+        self.newest_ms = first_ms + sum(gaps)
+        at += size + (count + evicted + folded) * _HASH_BYTES
+        self.kinds = data[at : at + count]
 
 
 def _gaps(times_ms: Sequence[int]) -> array[int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from index.items.search import Labels
 from index.query.plan import SearchPlan
-from index.query.recommend import in_turns
+from index.query.pool import in_turns
 from index.query.second_stage import Asker, GivenList, Scores, SecondStage, part_of
 from index.ranking.features import FEATURES, Floats
 from index.state.records import Vector

@@ -36,7 +36,7 @@ from index.api.schemas.shapes import (
 from index.items.filters import Filter
 from index.query.list_sample import ListSample, SampledFeatures
 from index.query.live_user import LiveUser
-from index.query.recommend import ContextView, Query, Recommendations, answer_in_process, plan_searches
+from index.query.recommend import ContextView, Query, Recommendations, plan_searches, recommend
 from index.query.served_ranker import FIRST_STAGE
 from index.query.shadow import ShadowList, ShadowLists
 
@@ -85,9 +85,10 @@ async def _rank(
     slot, user_view, weights = request.slot or serving.model.slot, view_of(services, user), serving.model.weights
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
     about = (user_view, serving.catalogue, context, services.popularity, now_ms, weights)
-    plan = partial(plan_searches, query, *about, ranker=services.rankers.order(serving, "retrieved", sample=sample))
+    ranker = services.rankers.order(serving, "retrieved", sample=sample)
     if serving.elastic is None:
-        return await services.turns.take(lambda: answer_in_process(plan())), {}
+        return await services.turns.take(lambda: recommend(query, *about, ranker)), {}
+    plan = partial(plan_searches, query, *about, ranker=ranker)
     return await serving.elastic.recommend(plan, tree, context.location, now_ms)
 
 

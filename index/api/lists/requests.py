@@ -109,4 +109,6 @@ def context_of(serving: LoadedModel, request: UserRequest, user: LiveUser | None
 
 def view_of(services: Services, user: LiveUser | None) -> UserView:
     """What is known of a user; nothing while the store is away."""
-    return UserView(None) if user is None else UserView.of(user.vectors, user.state, services.settings.kind_weights)
+    if user is None:
+        return UserView(None)
+    return UserView.of_stored(user.vectors, user.stored, services.settings.kind_weights)

@@ -14,7 +14,7 @@ from index.api.lists.answers import shown_item
 from index.api.loaded_model import Services
 from index.api.schemas.lists import SimilarAnswer
 from index.api.schemas.shapes import DEFAULT_COUNT, PROBLEMS, Count, ItemId, problems
-from index.query.recommend import Ranked
+from index.query.pool import Ranked
 
 
 def similar_router(services: Services) -> APIRouter:

@@ -1,0 +1,61 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Names:
+    def set(self, item_id: str, label: int, /) -> None: ...
+    def drop(self, item_id: str, /) -> None: ...
+
+class List:
+    def __init__(
+        self,
+        allowed: NDArray[np.bool_],
+        live: NDArray[np.bool_],
+        vectors: NDArray[np.float32],
+        end: int,
+        ids: list[str],
+        targets: NDArray[np.float32],
+        /,
+    ) -> None: ...
+    def see(self, names: Names, stored: bytes, since_ms: int, /) -> int: ...
+    def leave_out(self, labels: NDArray[np.int64], /) -> int: ...
+    def walked(
+        self,
+        depth: int,
+        count: int,
+        nodes: NDArray[np.uint64],
+        distances: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        node: NDArray[np.int32],
+        beside: NDArray[np.int64],
+        /,
+    ) -> bool: ...
+    def scan(self, depth: int, rows: NDArray[np.int32] | None, /) -> None: ...
+    def promote(self, depth: int, rows: NDArray[np.int32], boost: float, /) -> None: ...
+    def gather(
+        self,
+        popular: NDArray[np.int64],
+        users: NDArray[np.float32],
+        delta: NDArray[np.float32] | None,
+        numbers: NDArray[np.int64],
+        items: dict[str, int],
+        weights: NDArray[np.float64],
+        most: float,
+        share: float,
+        boosts: NDArray[np.float32] | None,
+        /,
+    ) -> None: ...
+    def parts(
+        self,
+    ) -> tuple[
+        NDArray[np.int64],
+        NDArray[np.float64],
+        NDArray[np.float64] | None,
+        NDArray[np.float64],
+        NDArray[np.float64] | None,
+    ]: ...
+    def retrieved(self) -> tuple[int, ...]: ...
+    def choose(
+        self, count: int, rest: float, deepest: bool, /
+    ) -> list[tuple[str, int, Sequence[float]]] | None: ...

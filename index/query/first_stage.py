@@ -1,0 +1,129 @@
+"""Finds one list's candidates, or the list, by what is compiled (`first_stage.cpp`), where there is a compiler.
+
+It knows users with vectors and without negative feedback. All other queries are answered in Python, which says what a
+list is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.items.catalogue import Catalogue
+from index.items.masks import Allowed
+from index.items.search import ExactIndex, Labels
+from index.query.plan import Group, boosts_of, first_depth, groups_of, is_deepest, next_depth, popular_depth
+from index.query.popularity import Popularity
+from index.state.records import Vector
+
+if TYPE_CHECKING:
+    from index.query.recommend import ContextView, Query, UserView, Weights
+
+_MOST_PROMOTED = 20_000  # items that a promotion may push up: of more, a walk is faster than a scan
+
+
+def _compiled() -> ModuleType | None:
+    try:
+        from index.query import _native
+    except ImportError:
+        return None
+    return _native
+
+
+COMPILED = _compiled()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The list as (id, place of the slot, parts by `names`), or for a ranker the candidates: labels [m], vectors, parts.
+
+    `removed` and `retrieved` are counts, the latter of each slot, promotions and popularity.
+    """
+
+    removed: Mapping[str, int]
+    retrieved: Sequence[int]
+    names: Sequence[str]
+    chosen: Sequence[tuple[str, int, Sequence[float]]] = ()
+    labels: Labels | None = None
+    vectors: Vector | None = None
+    parts: Mapping[str, Any] | None = None
+
+
+def find(
+    query: Query,
+    user: UserView,
+    users: Vector,
+    catalogue: Catalogue,
+    context: ContextView,
+    popularity: Popularity,
+    now_ms: int,
+    weights: Weights,
+    seen: Iterable[str],
+    ranked: bool,
+) -> Found | None:
+    """The list of a user with vectors [slots, d], or with `ranked` its candidates; None where Python has to.
+
+    `seen` is what counts as such where the user's stored state does not say it.
+    """
+    search = catalogue.search
+    if COMPILED is None or not isinstance(search, ExactIndex):
+        return None
+    allowed = catalogue.allowed(now_ms, context.location, query.tree)
+    boosts, promoted = _promoted(catalogue, context, allowed, now_ms, weights)
+    if sum(len(rows) for rows, _ in promoted) > _MOST_PROMOTED:
+        return None
+    names = catalogue.named_by(COMPILED.Names)
+    targets = users if context.delta is None else users + context.delta
+    numbers, items, amounts, most = popularity.columns(catalogue, context.location)
+    depth = first_depth(query.count, ranked)
+    with search.held() as rows:
+        one = COMPILED.List(allowed.mask, rows.live, rows.vectors, rows.end, catalogue.ids, targets)
+        removed = dict(allowed.removed)
+        if not query.include_seen:
+            if user.stored is None:
+                removed["seen"] = one.leave_out(catalogue.labels_of(seen))
+            else:
+                removed["seen"] = one.see(names, user.stored.data, now_ms - weights.purchase_ms)
+        if query.exclude:
+            removed["excluded"] = one.leave_out(catalogue.labels_of(query.exclude))
+        left = allowed.count - removed.get("seen", 0) - removed.get("excluded", 0)
+        while True:
+            walk = search.walk(targets, depth, left)
+            if walk is None or not one.walked(depth, left, *walk):
+                one.scan(depth, allowed.rows)
+            for labels, boost in promoted:
+                one.promote(depth, labels, boost)
+            top, next_share = popularity.top_of(catalogue, context.location, popular_depth(depth, ranked))
+            share = weights.popularity
+            one.gather(top, users, context.delta, numbers, items, amounts, most, share, boosts)
+            if ranked:
+                return _candidates(one, rows.vectors, removed)
+            chosen = one.choose(query.count, share * next_share, is_deepest(depth))
+            if chosen is not None:
+                parts = {"context": context.delta, "popularity": share, "promotion": boosts}
+                named = ["cosine", *(name for name, part in parts.items() if part is not None)]
+                return Found(removed, one.retrieved(), named, chosen)
+            depth = next_depth(depth)
+
+
+def _candidates(one: Any, vectors: Vector, removed: Mapping[str, int]) -> Found:
+    labels, cosines, context, popularity, promotion = one.parts()
+    parts = {"cosine": cosines, "context": context, "popularity": popularity, "promotion": promotion}
+    return Found(removed, one.retrieved(), [*parts], labels=labels, vectors=vectors[labels], parts=parts)
+
+
+def _promoted(
+    catalogue: Catalogue, context: ContextView, allowed: Allowed, now_ms: int, weights: Weights
+) -> tuple[NDArray[np.float32] | None, list[tuple[NDArray[np.int32], float]]]:
+    """What promotions add to each item [size], and labels of the items that one pushes up with how far at most."""
+    size = len(allowed.mask)
+    boosts = boosts_of(catalogue, context.promotions, size, now_ms, weights.promotion, weights.promotion_limit)
+    if boosts is None:
+        return None, []
+    groups: Sequence[Group] = groups_of(allowed.mask, boosts)[1:]
+    return boosts, [(np.flatnonzero(group.items).astype(np.int32), group.boost) for group in groups]
