@@ -21,7 +21,7 @@ setup(
     ext_modules=[
         native("encoder.inference._native", "encoder/inference/forward.cpp"),
         native("encoder.inference._native_wide", "encoder/inference/forward.cpp", ("WIDE", "1")),
+        native("index.items._native", "index/items/first_stage.cpp"),
         native("index.ranking._native", "index/ranking/second_stage.cpp"),
-        native("index.query._native", "index/query/first_stage.cpp"),
     ],
 )

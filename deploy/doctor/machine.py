@@ -25,7 +25,7 @@ PACKAGES = (
 )  # fmt: skip
 NATIVE = {
     "encoder": ("encoder.inference._native_wide", "encoder.inference._native"),
-    "first stage": ("index.query._native",),
+    "first stage": ("index.items._native",),
     "second stage": ("index.ranking._native",),
 }
 _FREE_MB = 1_000.0  # snapshots of a million items, texts and logs

@@ -7,15 +7,16 @@ dense small integers that stay inside `index`. Records are kept as JSON bytes, a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from context.labels import folded_or_same
+from index.items import native
 from index.items.columns import FieldValue, ItemColumns, ItemFacts, Posting, count_classes, values_of
 from index.items.filters import Filter, Label, LabelField, Mask, NumberField, fitted, mask, sold_at
 from index.items.hnsw import HnswIndex
@@ -58,16 +59,6 @@ class StoredItem(NamedTuple):
     vector: Vector | None
 
 
-class NameTable(Protocol):
-    """Labels by id outside of Python."""
-
-    def set(self, item_id: str, label: int, /) -> None:
-        """An item has a label."""
-
-    def drop(self, item_id: str, /) -> None:
-        """It has none any more."""
-
-
 class Catalogue:
     """Items of one model version, with retrieval vectors of length `dim`.
 
@@ -89,7 +80,7 @@ class Catalogue:
         self._columns = ItemColumns(_FIRST_CAPACITY)
         self._sold_at: dict[str, Mask] = {}  # by location, until an item's regions change
         self._masks, self._listed = KeptMasks(), (-1, 0)  # the version that was counted, and how many it lists
-        self._table: NameTable | None = None
+        self.names: Any = None if native.COMPILED is None else native.COMPILED.Names()  # labels by id once more
         self._titles: dict[str, str] = {}  # of items that were shown lately
 
     def __len__(self) -> int:
@@ -253,16 +244,6 @@ class Catalogue:
         """Labels [m] of those of the items that are known."""
         return np.array([label for label in map(self._label.get, item_ids) if label is not None], np.int64)
 
-    def named_by(self, make: Callable[[], NameTable]) -> NameTable:
-        """What knows every item's label by its id, kept current; it is made and filled at the first call."""
-        if self._table is None:
-            with self._lock:
-                table = make()
-                for item_id, label in self._label.items():
-                    table.set(item_id, label)
-                self._table = table
-        return self._table
-
     @property
     def ids(self) -> list[str]:
         """Item ids by label, "" of a free one; shared, to be read only."""
@@ -390,8 +371,8 @@ class Catalogue:
             self._ids.append(item_id)
             self._bodies.append(None)
         self._label[item_id] = label
-        if self._table is not None:
-            self._table.set(item_id, label)
+        if self.names is not None:
+            self.names.set(item_id, label)
         self.named += 1
         return label
 
@@ -400,8 +381,8 @@ class Catalogue:
         for item in items:
             if item.body is None and item.vector is None:
                 label = self._label.pop(item.item_id)
-                if self._table is not None:
-                    self._table.drop(item.item_id)
+                if self.names is not None:
+                    self.names.drop(item.item_id)
                 self._ids[label] = ""
                 self._free.append(label)
                 self.named += 1

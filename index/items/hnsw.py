@@ -1,7 +1,8 @@
 """Finds approximate nearest items in large catalogues, by an hnswlib graph and a scan of what it lacks.
 
 `upsert` writes the matrix and is visible at once; rows that the graph lacks make the delta, which is scanned. One
-keeper thread owns the graph, as hnswlib allows no change beside a search, and builds the next one beside it.
+keeper thread owns the graph, as none may change beside a search, and builds the next one beside it. Where there is a
+compiled walk, it takes the graph over from hnswlib.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
+from index.items import native
 from index.items.filters import Mask, fitted
-from index.items.search import ExactIndex, Labels, Walk, best, checked_queries
+from index.items.search import ExactIndex, Labels, Rows, Walk, best, checked_queries
 from index.state.records import Vector
 
 EXACT_BYTES = 10_000_000  # vectors that a scan reads in about half a millisecond: below, it is as fast as the graph
@@ -30,7 +34,7 @@ _MAX_DEAD = 0.2  # share of dead nodes at which a graph is built anew
 _MAX_FETCH = 0.25  # of the graph; to walk more of it costs more than a scan
 _OVER_FETCH = 1.3  # beyond what the share of allowed nodes suggests, so that a second try is rare
 _WALK_ROWS = 12  # rows gathered and multiplied in the time that a walk takes per candidate (at d=256, more below) …
-_COMPILED_ROWS = 40  # … and where that is compiled, for both vectors of a user at once
+_COMPILED_ROWS = 30  # … and where both are compiled, for both vectors of a user at once
 _SCANNED = 2  # times `exact_bytes` of allowed vectors are scanned at most
 _EF_SHARE = 1.5  # candidates kept while walking, per node wanted: the last of so many would be missed with fewer
 _CANARY_QUERIES = 32  # remembered to measure recall with
@@ -87,17 +91,19 @@ class HnswIndex(ExactIndex):
             self._recent.append(asked[0])
             return self._walk(self.graph, asked, k, usable, count) or self._scan(asked, k, usable, count)
 
+    @contextmanager
+    def held(self) -> Iterator[Rows]:
+        with self._lock:
+            graph = self.graph
+            compiled = None if graph is None or graph.compiled is None else (graph.compiled, graph.labels, self._node)
+            yield Rows(self._live, self._matrix, self._end, compiled)
+
     def walk(self, queries: Vector, k: int, count: int) -> Walk | None:
         graph = self.graph
         if graph is None or count <= min(_SCANNED * self._exact_rows, self._scan_rows(k, count, _COMPILED_ROWS)):
             return None
-        beside = np.flatnonzero(self._outside[: self._end]) if self.delta else _NONE
-        fetch = _fetch(graph, k, count - len(beside))
-        found = None if fetch is None else graph.walk(queries, fetch)
-        if found is None:
-            return None
         self._recent.append(queries[0])
-        return Walk(*found, graph.labels, self._node, beside)
+        return Walk(graph.wide(k), _steps(count), np.flatnonzero(self._outside[: self._end]) if self.delta else _NONE)
 
     def maintain(self) -> None:
         """Does all the work there is on the graph; the keeper's job, or the caller's without a keeper."""
@@ -164,8 +170,27 @@ class HnswIndex(ExactIndex):
         """Graph and delta together; None when the graph would have to be walked too far, or came back short."""
         rows = np.flatnonzero(usable & self._outside[: self._end]) if self.delta else _NONE
         inside = count - len(rows)
-        fetch = _fetch(graph, k, inside)
-        if fetch is None:
+        found = self._inside(graph, queries, k, usable, inside) if inside > 0 else None
+        if found is None or not len(rows):
+            return found
+        labels, similar = found
+        beside = self._matrix[rows] @ queries.T  # [delta, q]
+        labels = np.concatenate((labels, np.broadcast_to(rows, (len(queries), len(rows)))), axis=1)
+        column, scores = best(np.concatenate((similar, beside.T), axis=1), k)
+        return np.take_along_axis(labels, column, 1), scores
+
+    def _inside(
+        self, graph: _Graph, queries: Vector, k: int, usable: Mask, inside: int
+    ) -> tuple[Labels, Vector] | None:
+        """The nearest of `inside` usable labels that the graph has."""
+        if graph.compiled is not None:
+            about = usable, graph.labels, self._node, self._matrix
+            walked: tuple[Labels, Vector] | None = graph.compiled.nearest(
+                queries, min(k, inside), graph.wide(k), _steps(inside), *about
+            )
+            return walked
+        fetch = k if inside == graph.used else math.ceil(k * _OVER_FETCH * graph.used / inside) + 8
+        if fetch > max(k, _MAX_FETCH * graph.used):
             return None
         found = graph.nearest(queries, fetch)
         if found is None:
@@ -180,13 +205,7 @@ class HnswIndex(ExactIndex):
             first = np.stack([np.flatnonzero(row)[:wanted] for row in good])  # the good ones, in order of similarity
             row = np.arange(len(queries))[:, None]
             labels, similar = labels[row, first], similar[row, first]
-        labels, similar = labels[:, :wanted], similar[:, :wanted]
-        if not len(rows):
-            return labels, similar
-        beside = self._matrix[rows] @ queries.T  # [delta, q]
-        labels = np.concatenate((labels, np.broadcast_to(rows, (len(queries), len(rows)))), axis=1)
-        column, scores = best(np.concatenate((similar, beside.T), axis=1), k)
-        return np.take_along_axis(labels, column, 1), scores
+        return labels[:, :wanted], similar[:, :wanted]
 
     def _set(self, rows: Labels, values: Vector) -> None:
         end = min(self._end, int(rows.max()) + 1)
@@ -248,6 +267,7 @@ class HnswIndex(ExactIndex):
                 return
             part = rows[at : at + _BUILD_NODES]
             nodes[at : at + _BUILD_NODES] = graph.add(part, self.vectors(part))
+        graph.compile()
         with self._lock:
             kept = ~self._changed[rows]  # the others were written or removed meanwhile: their nodes are dead
             self._node[: self._end] = -1
@@ -257,14 +277,13 @@ class HnswIndex(ExactIndex):
             self.graph, self._changed = graph, None
 
 
-def _fetch(graph: _Graph, k: int, inside: int) -> int | None:
-    """How many nodes a walk is to bring for k of `inside` allowed ones; None: too many."""
-    fetch = k if inside == graph.used else math.ceil(k * _OVER_FETCH * graph.used / max(1, inside)) + 8
-    return None if inside <= 0 or fetch > max(k, _MAX_FETCH * graph.used) else fetch
+def _steps(count: int) -> int:
+    """To how many nodes a walk may go that a scan of `count` rows could replace."""
+    return count * 3 // 2
 
 
 class _Graph:
-    """One hnswlib index whose nodes are numbered in order of insertion and never reused."""
+    """One hnswlib index whose nodes are numbered in order of insertion and never reused, or what was made of it."""
 
     def __init__(self, dim: int, capacity: int, ef: int, links: int, ef_construction: int) -> None:
         self.capacity, self.used = capacity, 0
@@ -272,26 +291,38 @@ class _Graph:
         self._index = hnswlib.Index("ip", dim)
         self._index.init_index(capacity, M=links, ef_construction=ef_construction, random_seed=1)
         self._ef = ef
+        self.compiled: Any = None  # walks with any mask, and takes further nodes
+
+    def compile(self) -> None:
+        """Hands the nodes over to a compiled graph with vectors in halves, where there is one."""
+        if native.COMPILED is None or not self.used:
+            return
+        built = self._index.__getstate__()[0]
+        begin, rows = built["offset_data"], built["data_level0"].reshape(self.used, -1)
+        vectors = np.ascontiguousarray(rows[:, begin : begin + 4 * self._index.dim]).view(np.float32)
+        self.compiled = native.COMPILED.Graph(built, vectors.astype(np.float16).view(np.uint16), self.capacity)
+        del self._index
+
+    def wide(self, k: int) -> int:
+        """How many nodes to keep on the way to k."""
+        return max(self._ef, math.ceil(_EF_SHARE * k))
 
     def add(self, labels: Labels, vectors: Vector) -> NDArray[np.int32]:
         """Inserts vectors [n, d]; returns their nodes [n]."""
         nodes = np.arange(self.used, self.used + len(labels))
-        # One thread: the other cores belong to the queries.
-        self._index.add_items(vectors, nodes, num_threads=1)
+        if self.compiled is not None:
+            self.compiled.add(vectors, vectors.astype(np.float16).view(np.uint16))
+        else:  # by one thread: the other cores belong to the queries
+            self._index.add_items(vectors, nodes, num_threads=1)
         self.labels[nodes] = labels
         self.used += len(labels)
         return nodes.astype(np.int32)
 
     def nearest(self, queries: Vector, count: int) -> tuple[Labels, Vector] | None:
         """Nodes [q, count] and inner products [q, count], best first; None if the walk does not reach so many."""
-        found = self.walk(queries, count)
-        return None if found is None else (found[0].astype(np.int64), 1.0 - found[1])
-
-    def walk(self, queries: Vector, count: int) -> tuple[NDArray[np.uint64], Vector] | None:
-        """As `nearest`, with distances in place of products."""
-        self._index.set_ef(max(self._ef, math.ceil(_EF_SHARE * count)))
+        self._index.set_ef(self.wide(count))
         try:
             nodes, distances = self._index.knn_query(queries, k=min(count, self.used), num_threads=1)
         except RuntimeError:  # hnswlib's way to say that it found fewer
             return None
-        return nodes, distances
+        return nodes.astype(np.int64), 1.0 - distances

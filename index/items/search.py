@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,20 +27,22 @@ _SCAN_SHARE = 0.4  # of all rows: to scan more than this, reading everything is 
 
 
 class Rows(NamedTuple):
-    """What an index has by label: which labels have a vector [capacity], and vectors [capacity, d]; all below `end`."""
+    """What an index has by label: which labels have a vector [capacity], and vectors [capacity, d]; all below `end`.
+
+    `graph` is a compiled one with its labels by node and its nodes by label, None where there is none.
+    """
 
     live: Mask
     vectors: Vector
     end: int
+    graph: tuple[Any, Labels, NDArray[np.int32]] | None = None
 
 
 class Walk(NamedTuple):
-    """Nodes of a graph [q, m] with their distances, nearest first; labels by node, nodes by label, and the delta."""
+    """How many nodes a walk is to keep on its way, to how many it may go, and labels [n] beside the graph."""
 
-    nodes: NDArray[np.uint64]
-    distances: Vector
-    labels: Labels
-    node: NDArray[np.int32]
+    wide: int
+    steps: int
     beside: Labels
 
 
@@ -116,7 +118,7 @@ class ExactIndex:
             yield Rows(self._live, self._matrix, self._end)
 
     def walk(self, queries: Vector, k: int, count: int) -> Walk | None:
-        """A walk that should find k of `count` allowed labels; None where a scan does as well. For use while `held`."""
+        """How to walk for k of `count` allowed labels; None where a scan does as well. For use while `held`."""
         return None
 
     def close(self) -> None:

@@ -7,13 +7,13 @@ list is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.items import native
 from index.items.catalogue import Catalogue
 from index.items.masks import Allowed
 from index.items.search import ExactIndex, Labels
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
 _MOST_PROMOTED = 20_000  # items that a promotion may push up: of more, a walk is faster than a scan
 
 
-def _compiled() -> ModuleType | None:
-    try:
-        from index.query import _native
-    except ImportError:
-        return None
-    return _native
-
-
-COMPILED = _compiled()
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """The list as (id, place of the slot, parts by `names`), or for a ranker the candidates: labels [m], vectors, parts.
@@ -49,9 +38,9 @@ class Found:
     retrieved: Sequence[int]
     names: Sequence[str]
     chosen: Sequence[tuple[str, int, Sequence[float]]] = ()
-    labels: Labels | None = None
-    vectors: Vector | None = None
-    parts: Mapping[str, Any] | None = None
+    labels: Labels = field(default_factory=lambda: np.zeros(0, np.int64))
+    vectors: Vector = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find(
@@ -71,30 +60,31 @@ def find(
     `seen` is what counts as such where the user's stored state does not say it.
     """
     search = catalogue.search
-    if COMPILED is None or not isinstance(search, ExactIndex):
+    if native.COMPILED is None or catalogue.names is None or not isinstance(search, ExactIndex):
         return None
     allowed = catalogue.allowed(now_ms, context.location, query.tree)
     boosts, promoted = _promoted(catalogue, context, allowed, now_ms, weights)
     if sum(len(rows) for rows, _ in promoted) > _MOST_PROMOTED:
         return None
-    names = catalogue.named_by(COMPILED.Names)
     targets = users if context.delta is None else users + context.delta
     numbers, items, amounts, most = popularity.columns(catalogue, context.location)
     depth = first_depth(query.count, ranked)
     with search.held() as rows:
-        one = COMPILED.List(allowed.mask, rows.live, rows.vectors, rows.end, catalogue.ids, targets)
+        one = native.COMPILED.List(allowed.mask, rows.live, rows.vectors, rows.end, catalogue.ids, targets)
+        if rows.graph is not None:
+            one.placed(*rows.graph)
         removed = dict(allowed.removed)
         if not query.include_seen:
             if user.stored is None:
                 removed["seen"] = one.leave_out(catalogue.labels_of(seen))
             else:
-                removed["seen"] = one.see(names, user.stored.data, now_ms - weights.purchase_ms)
+                removed["seen"] = one.see(catalogue.names, user.stored.data, now_ms - weights.purchase_ms)
         if query.exclude:
             removed["excluded"] = one.leave_out(catalogue.labels_of(query.exclude))
         left = allowed.count - removed.get("seen", 0) - removed.get("excluded", 0)
         while True:
             walk = search.walk(targets, depth, left)
-            if walk is None or not one.walked(depth, left, *walk):
+            if walk is None or not one.walk(depth, left, *walk):
                 one.scan(depth, allowed.rows)
             for labels, boost in promoted:
                 one.promote(depth, labels, boost)

@@ -197,7 +197,7 @@ def first_depth(count: int, ranked: bool = False) -> int:
 
 def next_depth(depth: int, rounds: int = 1) -> int:
     """How deep a later round searches."""
-    return _DEEPER**rounds * depth
+    return int(_DEEPER**rounds) * depth
 
 
 def is_deepest(depth: int) -> bool:

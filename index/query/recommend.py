@@ -170,7 +170,9 @@ def _compiled(
         return None
     retrieved = dict(zip((*slots, "promoted", "popular"), found.retrieved, strict=True))
     if ranker is None:
-        chosen = [Ranked(item, sum(parts), slots[at], dict(zip(found.names, parts))) for item, at, parts in found.chosen]
+        chosen = [
+            Ranked(item, sum(parts), slots[at], dict(zip(found.names, parts, strict=True))) for item, at, parts in found.chosen
+        ]
         return Recommendations(chosen, found.removed, retrieved)
     pool = Pool(found.labels, catalogue)
     for name, part in found.parts.items():

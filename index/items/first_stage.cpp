@@ -1,9 +1,10 @@
-// The first stage of one list as `recommend.py` and `plan.py` compute it: what the user has seen, the nearest items by a
-// walk's answer or a scan, promoted and popular ones, their scores, and the list, or all candidates for a ranker. Both of
-// those stay, as the oracle of the tests and for machines without a compiler.
+// The first stage of one list as `index/query/recommend.py` and `plan.py` compute it: what the user has seen, the nearest
+// items by a walk or a scan, promoted and popular ones, their scores, and the list, or all candidates for a ranker. Both
+// of those stay, as the oracle of the tests and for machines without a compiler.
 //
 // Every array is checked for its shape before it is read, every label before it is used, and a stored state byte by
-// byte. No pointer outlives a call but those into arrays that a `List` holds. All of it runs under Python's lock.
+// byte. No pointer outlives a call but those into arrays that a `List` holds. All of it runs under Python's lock, but for
+// nodes that are added to a graph; nobody may walk it meanwhile.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -12,8 +13,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <new>
 #include <optional>
 #include <random>
 #include <string>
@@ -22,8 +26,9 @@
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #define INTEL 1
 #endif
 
@@ -35,30 +40,60 @@ template <typename T> using Array = py::array_t<T, py::array::c_style>;  // neve
 using Mask = Array<bool>;
 
 constexpr double LOWEST = -std::numeric_limits<double>::infinity();
-constexpr size_t AHEAD = 8;  // rows that are fetched from memory before they are multiplied
+constexpr size_t LINE = 64;  // bytes that memory brings at once
+constexpr size_t AHEAD = 4;  // rows that are fetched from memory before they are multiplied
 
 template <typename A> void shaped(const A& array, py::ssize_t dimensions, const char* name) {
     if (array.ndim() != dimensions) throw py::value_error(std::string(name) + " has another number of dimensions");
 }
 
+typedef uint16_t Half;  // a float of 16 bits as stored
 typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline float one(const float* from) { return *from; }
+inline float one(const Half* from) {
+    _Float16 value;
+    std::memcpy(&value, from, sizeof value);
+    return static_cast<float>(value);
+}
+#ifdef INTEL
+inline Vector load(const Half* from) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); }
+#else
+inline Vector load(const Half* from) {
+    Vector found;
+    for (size_t lane = 0; lane < 8; lane++) found[lane] = one(from + lane);
+    return found;
+}
+#endif
 
 // Always in the same order, so that equal vectors have equal products; what is no number counts as least.
-float product(const float* a, const float* b, size_t dim) {
+template <typename T> float product(const float* a, const T* b, size_t dim) {
     Vector sums[4] = {};
     size_t at = 0;
     for (; at + 32 <= dim; at += 32)
         for (size_t part = 0; part < 4; part++) sums[part] += load(a + at + 8 * part) * load(b + at + 8 * part);
     const Vector all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    float found = 0;
-    for (size_t lane = 0; lane < 8; lane++) found += all[lane];
-    for (; at < dim; at++) found += a[at] * b[at];
+    float found = ((all[0] + all[4]) + (all[1] + all[5])) + ((all[2] + all[6]) + (all[3] + all[7]));
+    for (; at < dim; at++) found += a[at] * one(b + at);
     return std::isnan(found) ? static_cast<float>(LOWEST) : found;
 }
 
-void fetch(const float* row, size_t dim) {
-    for (size_t at = 0; at < dim; at += 16) __builtin_prefetch(row + at);
+template <typename T> void fetch(const T* row, size_t dim) {
+    for (size_t at = 0; at < dim; at += LINE / sizeof(T)) __builtin_prefetch(row + at);
+    __builtin_prefetch(row + dim - 1);  // a row need not begin with a line
+}
+
+struct Near { float product; int32_t label; };  // the label of an item, or of a node
+bool nearer(const Near& a, const Near& b) { return a.product > b.product || (a.product == b.product && a.label < b.label); }
+using Nearest = std::vector<Near>;
+
+// Keeps the `most` nearest as a heap, the furthest in front.
+void keep(Nearest& heap, const Near& one, size_t most) {
+    heap.push_back(one);
+    std::push_heap(heap.begin(), heap.end(), nearer);
+    if (heap.size() <= most) return;
+    std::pop_heap(heap.begin(), heap.end(), nearer);
+    heap.pop_back();
 }
 
 // A user's state as `records.encode_state` writes it: who was seen and when. Raises ValueError where it is cut off.
@@ -201,8 +236,269 @@ class Marks {
     std::vector<int32_t> slots_;
 };
 
-struct Near { float product; int32_t label; };
-bool nearer(const Near& a, const Near& b) { return a.product > b.product || (a.product == b.product && a.label < b.label); }
+// A graph of nearest neighbours (HNSW, Malkov and Yashunin, 2018) that hnswlib has built, with vectors in halves. Nodes are
+// numbered as they came; later ones are added here, by the same rules.
+class Graph {
+  public:
+    // hnswlib's parameters as `Index.__getstate__` gives them, and the vectors [nodes, d] of its nodes in halves.
+    Graph(const py::dict& built, const Array<Half>& halves, size_t capacity) {
+        shaped(halves, 2, "halves");
+        const auto number = [&](const char* name) { return built[name].cast<size_t>(); };
+        const auto ground = built["data_level0"].cast<Array<int8_t>>();
+        const auto upper = built["link_lists"].cast<Array<int8_t>>();
+        const auto levels = built["element_levels"].cast<Array<int32_t>>();
+        const size_t stride = number("size_data_per_element"), above = number("size_links_per_element");
+        used_ = number("cur_element_count"), links_ = number("M"), wide_ = number("ef_construction"), dim_ = halves.shape(1);
+        top_ = static_cast<int>(number("max_level")), entry_ = static_cast<uint32_t>(number("enterpoint_node"));
+        if (!used_ || !links_ || size_t(halves.shape(0)) != used_ || size_t(levels.size()) < used_ || entry_ >= used_ ||
+            size_t(ground.size()) < used_ * stride || stride < 4 * row() || above < 4 * (links_ + 1) || capacity < used_)
+            throw py::value_error("no graph of hnswlib's");
+        const size_t bytes = (capacity * dim_ * sizeof(Half) + LINE) / LINE * LINE;
+        halves_.reset(static_cast<Half*>(std::aligned_alloc(LINE, bytes)));
+        if (!halves_) throw std::bad_alloc();
+        capacity_ = capacity;
+        std::copy(halves.data(), halves.data() + halves.size(), halves_.get());
+        ground_.reserve(capacity * row()), ground_.resize(used_ * row());
+        upper_.resize(used_);
+        size_t begin = 0;
+        for (size_t node = 0; node < used_; node++) {
+            copy(ground.data() + node * stride, 2 * links_, &ground_[node * row()]);
+            const size_t height = levels.data()[node] < 0 ? 0 : levels.data()[node];
+            if (begin + height * above > size_t(upper.size())) throw py::value_error("links are cut off");
+            upper_[node].resize(height * (links_ + 1));
+            for (size_t level = 0; level < height; level++, begin += above)
+                copy(upper.data() + begin, links_, &upper_[node][level * (links_ + 1)]);
+        }
+        for (size_t node = 0; node < used_; node++)  // a walk goes where links lead, and at this height
+            for (int level = 0; level <= height(node); level++)
+                for (size_t at = 1; at <= links(node, level)[0]; at++)
+                    if (links(node, level)[at] >= used_ || height(links(node, level)[at]) < level)
+                        throw py::value_error("a link that leads nowhere");
+        if (height(entry_) < top_) throw py::value_error("an entry that is too low");
+    }
+
+    // Inserts vectors [n, d]; returns the first one's node.
+    size_t add(const Array<float>& vectors, const Array<Half>& halves) {
+        shaped(vectors, 2, "vectors"), shaped(halves, 2, "halves");
+        if (size_t(vectors.shape(1)) != dim_ || halves.shape(1) != vectors.shape(1) || halves.shape(0) != vectors.shape(0))
+            throw py::value_error("vectors are not as wide as the graph's");
+        const float* rows = vectors.data();
+        const size_t count = vectors.shape(0), first = used_;
+        if (used_ + count > capacity_) throw py::value_error("no room for so many nodes");
+        std::copy(halves.data(), halves.data() + halves.size(), halves_.get() + used_ * dim_);
+        const py::gil_scoped_release others_may_run;
+        for (size_t at = 0; at < count; at++) insert(rows + at * dim_);
+        return first;
+    }
+
+    size_t dim() const { return dim_; }
+    size_t used() const { return used_; }
+    const Half* vector(size_t node) const { return halves_.get() + node * dim_; }
+
+    // About the `most` nearest nodes that `may` be found, in no order; false where it would go to more than `steps` nodes.
+    template <typename May> bool walk(const float* query, size_t most, size_t steps, May may, Nearest& found) {
+        uint32_t at = entry_;
+        for (int level = top_; level > 0; level--) at = nearest(query, at, level);
+        return search(query, at, most, 0, steps, may, found);
+    }
+
+  private:
+    size_t row() const { return 2 * links_ + 1; }
+    int height(size_t node) const { return static_cast<int>(upper_[node].size() / (links_ + 1)); }
+    // How many links a node has at a level, and these.
+    const uint32_t* links(size_t node, int level) const {
+        return level ? &upper_[node][(level - 1) * (links_ + 1)] : &ground_[node * row()];
+    }
+    uint32_t* links(size_t node, int level) { return const_cast<uint32_t*>(std::as_const(*this).links(node, level)); }
+
+    static void copy(const int8_t* from, size_t most, uint32_t* to) {
+        uint16_t count;
+        std::memcpy(&count, from, sizeof count);
+        if (count > most) throw py::value_error("more links than there is room for");
+        to[0] = count;
+        std::memcpy(to + 1, from + 4, 4 * count);
+    }
+
+    // The nearest node that steps to nearer neighbours lead to.
+    uint32_t nearest(const float* query, uint32_t at, int level) const {
+        float best = product(query, vector(at), dim_);
+        for (bool moved = true; moved;) {
+            moved = false;
+            const uint32_t* of = links(at, level);
+            for (size_t n = 1; n <= of[0]; n++) fetch(vector(of[n]), dim_);
+            for (size_t n = 1; n <= of[0]; n++) {
+                const float near = product(query, vector(of[n]), dim_);
+                if (near > best) best = near, at = of[n], moved = true;
+            }
+        }
+        return at;
+    }
+
+    template <typename May>
+    bool search(const float* query, uint32_t from, size_t most, int level, size_t steps, May may, Nearest& found) {
+        if (seen_.size() < used_) seen_.resize(used_ + used_ / 8 + 64);
+        if (!++tag_) std::fill(seen_.begin(), seen_.end(), 0), tag_ = 1;
+        const auto further = [](const Near& a, const Near& b) { return a.product < b.product; };
+        Nearest& open = open_;
+        open.clear(), found.clear();
+        const auto look = [&](uint32_t node) {
+            const Near one{product(query, vector(node), dim_), static_cast<int32_t>(node)};
+            if (found.size() >= most && one.product <= found.front().product) return;
+            open.push_back(one);
+            std::push_heap(open.begin(), open.end(), further);
+            if (may(node)) keep(found, one, most);
+        };
+        seen_[from] = tag_;
+        look(from);
+        std::vector<uint32_t>& next = next_;
+        while (!open.empty()) {
+            const Near best = open.front();
+            if (found.size() >= most && best.product < found.front().product) break;
+            std::pop_heap(open.begin(), open.end(), further);
+            open.pop_back();
+            const uint32_t* of = links(best.label, level);
+            next.clear();
+            for (size_t n = 1; n <= of[0]; n++) {
+                if (seen_[of[n]] == tag_) continue;
+                seen_[of[n]] = tag_;
+                next.push_back(of[n]);
+                fetch(vector(of[n]), dim_);  // all of them are on their way before the first is multiplied
+            }
+            if (!open.empty()) __builtin_prefetch(links(open.front().label, level));
+            if (next.size() > steps) return false;
+            steps -= next.size();
+            for (const uint32_t node : next) look(node);
+        }
+        return true;
+    }
+
+    // Of nodes, those that no other chosen one is nearer to than the middle is; `most` at most.
+    void choose(Nearest& nodes, size_t most, uint32_t* links) {
+        std::sort(nodes.begin(), nodes.end(), nearer);
+        links[0] = 0;
+        for (const Near& node : nodes) {
+            if (links[0] == most) break;
+            const float* own = floats(node.label, other_);
+            bool apart = true;
+            for (size_t at = 1; apart && at <= links[0]; at++) apart = product(own, vector(links[at]), dim_) <= node.product;
+            if (apart) links[++links[0]] = node.label;
+        }
+    }
+
+    const float* floats(size_t node, std::vector<float>& room) const {
+        room.resize(dim_);
+        for (size_t at = 0; at < dim_; at++) room[at] = one(vector(node) + at);
+        return room.data();
+    }
+
+    // Links the last vector, which is already there.
+    void insert(const float* query) {
+        const uint32_t node = static_cast<uint32_t>(used_);
+        const double drawn = std::uniform_real_distribution<double>(1e-12, 1.0)(random_);
+        const int level = links_ < 2 ? 0 : static_cast<int>(-std::log(drawn) / std::log(double(links_)));
+        upper_.emplace_back(level * (links_ + 1));
+        ground_.resize(ground_.size() + row());
+        used_++;
+        uint32_t at = entry_;
+        for (int high = top_; high > level; high--) at = nearest(query, at, high);
+        for (int low = std::min(level, top_); low >= 0; low--) {
+            const auto others = [node](uint32_t one) { return one != node; };
+            search(query, at, wide_, low, used_, others, around_);
+            choose(around_, links_, links(node, low));
+            if (!around_.empty()) at = around_.front().label;
+            const uint32_t* chosen = links(node, low);
+            for (size_t n = 1; n <= chosen[0]; n++) back(chosen[n], node, low);
+        }
+        if (level > top_) top_ = level, entry_ = node;
+    }
+
+    // Links a node back to a new one.
+    void back(uint32_t node, uint32_t added, int level) {
+        const size_t most = level ? links_ : 2 * links_;
+        uint32_t* of = links(node, level);
+        if (of[0] < most) {
+            of[++of[0]] = added;
+            return;
+        }
+        const float* own = floats(node, middle_);
+        back_.clear();
+        for (size_t n = 1; n <= of[0]; n++) back_.push_back({product(own, vector(of[n]), dim_), int32_t(of[n])});
+        back_.push_back({product(own, vector(added), dim_), int32_t(added)});
+        choose(back_, most, of);
+    }
+
+    struct Free {
+        void operator()(Half* memory) const { std::free(memory); }
+    };
+    size_t used_, capacity_, dim_, links_, wide_;
+    int top_;
+    uint32_t entry_;
+    std::unique_ptr<Half[], Free> halves_;      // [capacity, d]
+    std::vector<uint32_t> ground_;              // [nodes, 1 + 2 links] how many links, and these
+    std::vector<std::vector<uint32_t>> upper_;  // the same of each level above
+    std::vector<uint16_t> seen_;                // [nodes] tag of the last search that came by
+    uint16_t tag_ = 0;
+    Nearest open_, around_, back_;
+    std::vector<uint32_t> next_;
+    std::vector<float> middle_, other_;
+    std::mt19937_64 random_{1};
+};
+
+// Where items lie in a graph: labels by node, and the node of each label's present vector.
+class Places {
+  public:
+    Places(const Graph& graph, const Array<int64_t>& labels, const Array<int32_t>& node)
+        : labels_(labels.data()), node_(node.data()), size_(node.size()) {
+        shaped(labels, 1, "labels"), shaped(node, 1, "nodes");
+        if (size_t(labels.size()) < graph.used()) throw py::value_error("nodes without a label");
+    }
+    int64_t label(size_t node) const {  // −1 of a node whose label has another one
+        const int64_t found = labels_[node];
+        return found >= 0 && found < int64_t(size_) && node_[found] == int32_t(node) ? found : -1;
+    }
+
+  private:
+    const int64_t* labels_;
+    const int32_t* node_;
+    size_t size_;
+};
+
+// Nodes that were found become labels, with products in full precision; the nearest first, `most` at most.
+void settle(Nearest& found, const Places& places, const float* query, const float* vectors, size_t dim, size_t most) {
+    for (Near& one : found) one.label = static_cast<int32_t>(places.label(one.label));
+    for (const Near& one : found) fetch(vectors + size_t(one.label) * dim, dim);
+    for (Near& one : found) one.product = product(query, vectors + size_t(one.label) * dim, dim);
+    std::sort(found.begin(), found.end(), nearer);
+    if (found.size() > most) found.resize(most);
+}
+
+// The `k` nearest of usable labels [size] to queries [q, d]; None where some query has not found so many. Vectors
+// [at least size, d] are by label; `wide` nodes are kept on the way, and `steps` are gone at most.
+py::object nearest(Graph& graph, const Array<float>& queries, size_t k, size_t wide, size_t steps, const Mask& usable,
+                   const Array<int64_t>& labels, const Array<int32_t>& node, const Array<float>& vectors) {
+    shaped(queries, 2, "queries"), shaped(usable, 1, "usable"), shaped(vectors, 2, "vectors");
+    const size_t dim = graph.dim(), count = queries.shape(0);
+    if (size_t(queries.shape(1)) != dim || size_t(vectors.shape(1)) != dim || vectors.shape(0) < usable.size())
+        throw py::value_error("queries, vectors and graph do not fit each other");
+    const Places places(graph, labels, node);
+    py::array_t<int64_t> found({count, k});
+    py::array_t<float> products({count, k});
+    Nearest near;
+    for (size_t at = 0; at < count; at++) {
+        const float* query = queries.data() + at * dim;
+        const auto may = [&](size_t one) {
+            const int64_t label = places.label(one);
+            return label >= 0 && label < usable.size() && usable.data()[label];
+        };
+        if (!graph.walk(query, std::max(k, wide), steps, may, near) || near.size() < k) return py::none();
+        settle(near, places, query, vectors.data(), dim, k);
+        for (size_t n = 0; n < k; n++) {
+            found.mutable_data()[at * k + n] = near[n].label;
+            products.mutable_data()[at * k + n] = near[n].product;
+        }
+    }
+    return py::make_tuple(found, products);
+}
 
 // One list while it is made. Holds the arrays that it reads.
 class List {
@@ -238,32 +534,32 @@ class List {
         return found;
     }
 
-    // The nearest `depth` of `count` allowed items, from nodes [q, m] of a walk with their distances, labels by node,
-    // nodes by label, and labels beside the graph; false where the walk did not find so many.
-    bool walked(size_t depth, size_t count, const Array<uint64_t>& nodes, const Array<float>& distances,
-                const Array<int64_t>& labels, const Array<int32_t>& node, const Array<int64_t>& beside) {
-        shaped(nodes, 2, "nodes"), shaped(distances, 2, "distances"), shaped(beside, 1, "labels");
-        shaped(labels, 1, "labels"), shaped(node, 1, "nodes");
+    // Where a graph has the items, with labels by node and nodes by label.
+    void placed(Graph& graph, Array<int64_t> labels, Array<int32_t> node) {
+        if (graph.dim() != dim_) throw py::value_error("a graph of another width");
+        graph_ = &graph, labels_ = std::move(labels), node_ = std::move(node);
+        places_.emplace(graph, labels_, node_);
+    }
+
+    // The nearest `depth` of about `count` allowed items, by a walk that keeps `wide` nodes, and of labels beside the
+    // graph; false where it did not find so many in so many steps.
+    bool walk(size_t depth, size_t count, size_t wide, size_t steps, const Array<int64_t>& beside) {
+        shaped(beside, 1, "labels");
+        if (!graph_) return false;
         begin(depth);
-        const size_t width = nodes.shape(1);
-        if (size_t(nodes.shape(0)) != near_.size() || distances.shape(0) != nodes.shape(0) || distances.shape(1) != nodes.shape(1))
-            throw py::value_error("a walk has another shape");
         std::vector<int32_t> others;
         for (py::ssize_t at = 0; at < beside.size(); at++)
             if (may(beside.at(at))) others.push_back(static_cast<int32_t>(beside.at(at)));
         const size_t wanted = std::min(depth, count - std::min(count, others.size()));
+        const auto found = [this](size_t node) {
+            const int64_t label = places_->label(node);
+            return label >= 0 && may(label);
+        };
         for (size_t slot = 0; slot < near_.size(); slot++) {
             auto& near = near_[slot];
-            near.clear();
-            for (size_t at = 0; at < width && near.size() < wanted; at++) {
-                const uint64_t of = nodes.data()[slot * width + at];
-                if (of >= size_t(labels.size())) throw py::value_error("a node that the graph does not have");
-                const int64_t label = labels.data()[of];
-                if (may(label) && label < node.size() && node.data()[label] == int32_t(of))
-                    near.push_back({1.0f - distances.data()[slot * width + at], int32_t(label)});
-            }
-            if (near.size() < wanted) return false;
-            for (const int32_t label : others) near.push_back({product(row(label), target(slot), dim_), label});
+            if (!graph_->walk(target(slot), std::max(wide, depth), steps, found, near) || near.size() < wanted) return false;
+            settle(near, *places_, target(slot), matrix_.data(), dim_, depth);
+            for (const int32_t label : others) near.push_back({product(target(slot), row(label), dim_), label});
             if (others.empty()) continue;
             std::sort(near.begin(), near.end(), nearer);
             near.resize(std::min(near.size(), depth));
@@ -279,7 +575,7 @@ class List {
 
     // The nearest `depth` of rows that a promotion pushes up by `boost`.
     void promote(size_t depth, const Array<int32_t>& rows, double boost) {
-        std::vector<std::vector<Near>> found(near_.size());
+        std::vector<Nearest> found(near_.size());
         scan(found, depth, rows);
         edges_.resize(near_.size(), LOWEST);
         for (size_t slot = 0; slot < found.size(); slot++) {
@@ -318,8 +614,8 @@ class List {
         cosines_.clear(), context_.clear(), popularity_.clear(), promotion_.clear();
         for (const int32_t label : pool_) {
             for (size_t slot = 0; slot < slots_; slot++)
-                cosines_.push_back(product(row(label), users.data() + slot * dim_, dim_));
-            if (delta) context_.push_back(product(row(label), delta->data(), dim_));
+                cosines_.push_back(product(users.data() + slot * dim_, row(label), dim_));
+            if (delta) context_.push_back(product(delta->data(), row(label), dim_));
             if (boosts) promotion_.push_back(boosts->data()[label]);
             int64_t& number = numbers.mutable_data()[label];
             if (number == UNKNOWN) number = number_of(items, label);
@@ -409,11 +705,11 @@ class List {
     const float* row(int32_t label) const { return matrix_.data() + size_t(label) * dim_; }
     const float* target(size_t slot) const { return targets_.data() + slot * dim_; }
 
-    static double edge(const std::vector<Near>& near, size_t depth) {
+    static double edge(const Nearest& near, size_t depth) {
         return near.size() < depth || near.empty() ? LOWEST : double(near.back().product) + ROUNDING;
     }
 
-    void scan(std::vector<std::vector<Near>>& found, size_t depth, const std::optional<Array<int32_t>>& rows) const {
+    void scan(std::vector<Nearest>& found, size_t depth, const std::optional<Array<int32_t>>& rows) const {
         if (rows) shaped(*rows, 1, "rows");
         const size_t count = rows ? rows->size() : end_;
         const int32_t* given = rows ? rows->data() : nullptr;
@@ -424,15 +720,11 @@ class List {
                 fetch(row(given[at + AHEAD]), dim_);
             if (label < 0 || label >= int64_t(end_) || !allowed_.data()[label] || !live_.data()[label]) continue;
             for (size_t slot = 0; slot < found.size(); slot++) {
-                auto& near = found[slot];
-                const Near one{product(row(int32_t(label)), target(slot), dim_), int32_t(label)};
-                if (near.size() == depth && !nearer(one, near.front())) continue;
+                const float* own = row(static_cast<int32_t>(label));
+                const Near one{product(target(slot), own, dim_), static_cast<int32_t>(label)};
+                if (found[slot].size() == depth && !nearer(one, found[slot].front())) continue;
                 if (seen_.has(one.label)) break;
-                near.push_back(one);
-                std::push_heap(near.begin(), near.end(), nearer);
-                if (near.size() <= depth) continue;
-                std::pop_heap(near.begin(), near.end(), nearer);
-                near.pop_back();
+                keep(found[slot], one, depth);
             }
         }
         for (auto& near : found) std::sort(near.begin(), near.end(), nearer);
@@ -463,10 +755,14 @@ class List {
     Mask allowed_, live_;
     Array<float> matrix_, targets_;
     py::list ids_;
+    Graph* graph_ = nullptr;
+    Array<int64_t> labels_;
+    Array<int32_t> node_;
+    std::optional<Places> places_;
     size_t dim_, end_, depth_ = 0, slots_ = 0, popular_ = 0;
     Marks seen_;
-    std::vector<std::vector<Near>> near_;  // by target
-    std::vector<double> edges_;            // of promoted items, by target
+    std::vector<Nearest> near_;  // by target
+    std::vector<double> edges_;  // of promoted items, by target
     std::vector<int32_t> promoted_, pool_;
     std::vector<double> cosines_, context_, popularity_, promotion_;  // of the pool; [m, q], then [m] or none
 };
@@ -479,16 +775,21 @@ class List {
 
 PYBIND11_MODULE(_native, module) {
 #ifdef INTEL
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
-        throw py::import_error("this processor lacks AVX2 or FMA");
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
+        throw py::import_error("this processor lacks AVX2, FMA or F16C");
 #endif
-    module.doc() = "The first stage of one list, as index.query.recommend and index.query.plan.";
+    module.doc() = "The first stage of one list, as index.query.recommend and index.query.plan, and what it walks.";
     py::class_<Names>(module, "Names").def(py::init<>()).def("set", &Names::set).def("drop", &Names::drop);
+    py::class_<Graph>(module, "Graph")
+        .def(py::init<const py::dict&, const Array<Half>&, size_t>())
+        .def("add", &Graph::add)
+        .def("nearest", &nearest);
     py::class_<List>(module, "List")
         .def(py::init<Mask, Mask, Array<float>, size_t, py::list, Array<float>>())
         .def("see", &List::see)
         .def("leave_out", &List::leave_out)
-        .def("walked", &List::walked)
+        .def("placed", &List::placed, py::keep_alive<1, 2>())
+        .def("walk", &List::walk)
         .def("scan", py::overload_cast<size_t, const std::optional<Array<int32_t>>&>(&List::scan))
         .def("promote", &List::promote)
         .def("gather", &List::gather)

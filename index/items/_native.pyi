@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,6 +7,22 @@ from numpy.typing import NDArray
 class Names:
     def set(self, item_id: str, label: int, /) -> None: ...
     def drop(self, item_id: str, /) -> None: ...
+
+class Graph:
+    def __init__(self, built: Mapping[str, Any], halves: NDArray[np.uint16], capacity: int, /) -> None: ...
+    def add(self, vectors: NDArray[np.float32], halves: NDArray[np.uint16], /) -> int: ...
+    def nearest(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        wide: int,
+        steps: int,
+        usable: NDArray[np.bool_],
+        labels: NDArray[np.int64],
+        node: NDArray[np.int32],
+        vectors: NDArray[np.float32],
+        /,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None: ...
 
 class List:
     def __init__(
@@ -20,17 +37,8 @@ class List:
     ) -> None: ...
     def see(self, names: Names, stored: bytes, since_ms: int, /) -> int: ...
     def leave_out(self, labels: NDArray[np.int64], /) -> int: ...
-    def walked(
-        self,
-        depth: int,
-        count: int,
-        nodes: NDArray[np.uint64],
-        distances: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        node: NDArray[np.int32],
-        beside: NDArray[np.int64],
-        /,
-    ) -> bool: ...
+    def placed(self, graph: Graph, labels: NDArray[np.int64], node: NDArray[np.int32], /) -> None: ...
+    def walk(self, depth: int, count: int, wide: int, steps: int, beside: NDArray[np.int64], /) -> bool: ...
     def scan(self, depth: int, rows: NDArray[np.int32] | None, /) -> None: ...
     def promote(self, depth: int, rows: NDArray[np.int32], boost: float, /) -> None: ...
     def gather(
@@ -56,6 +64,4 @@ class List:
         NDArray[np.float64] | None,
     ]: ...
     def retrieved(self) -> tuple[int, ...]: ...
-    def choose(
-        self, count: int, rest: float, deepest: bool, /
-    ) -> list[tuple[str, int, Sequence[float]]] | None: ...
+    def choose(self, count: int, rest: float, deepest: bool, /) -> list[tuple[str, int, Sequence[float]]] | None: ...
