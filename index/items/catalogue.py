@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from context.labels import folded_or_same
 from index.items import native
-from index.items.columns import FieldValue, ItemColumns, ItemFacts, Posting, count_classes, values_of
+from index.items.columns import FieldValue, ItemColumns, ItemFacts, Posting, count_classes
 from index.items.filters import Filter, Label, LabelField, Mask, NumberField, fitted, mask, sold_at
 from index.items.hnsw import HnswIndex
 from index.items.masks import Allowed, KeptMasks
 from index.items.search import Labels, SearchIndex
-from index.state.records import ItemRecord, Vector, fold_item
+from index.items.stored_item import StoredItem, folded_item, stored_item, values_in
+from index.state.records import ItemRecord, Vector
 
 _FIRST_CAPACITY = 1024
 _MOST_LOCATIONS = 64  # whose masks are kept, a byte for each item; at a million items one takes 5 ms
@@ -48,15 +49,6 @@ class Item:
     @property
     def title(self) -> str:
         return str(self.catalogue.get("title", "")) if self.catalogue else ""
-
-
-class StoredItem(NamedTuple):
-    """One item as it is kept: JSON of (record, tags, embedder, whether its vector is pending), and its vector [d]."""
-
-    item_id: str
-    position: int
-    body: bytes | None
-    vector: Vector | None
 
 
 class Catalogue:
@@ -110,7 +102,7 @@ class Catalogue:
         newer = [record for record in latest.values() if record.position > self.position_of(record.item_id)]
         for at in range(0, len(newer), _APPLY_RECORDS):
             with self._lock:
-                self._take([_stored(record) for record in newer[at : at + _APPLY_RECORDS]])
+                self._take([stored_item(record) for record in newer[at : at + _APPLY_RECORDS]])
 
     def reset(self, item_ids: Set[str]) -> None:
         """A new item log begins, whose positions are not comparable: drops all items but these, which stay usable."""
@@ -133,7 +125,7 @@ class Catalogue:
         """Takes over items of a snapshot of this model version; they replace what is known of them."""
         for at in range(0, len(items), _APPLY_RECORDS):
             with self._lock:
-                self._take([_folded(item) for item in items[at : at + _APPLY_RECORDS]])
+                self._take([folded_item(item) for item in items[at : at + _APPLY_RECORDS]])
 
     def get(self, item_id: str) -> Item | None:
         """The item, or None when this process has never heard of it."""
@@ -277,7 +269,7 @@ class Catalogue:
 
     def values_at(self, label: int) -> set[FieldValue]:
         """What the item is found by; empty of a withdrawn one."""
-        return _values_of(self._bodies[label])
+        return values_in(self._bodies[label])
 
     def class_counts(self) -> NDArray[np.int32]:
         """[size] how many categories and subclasses each item has."""
@@ -344,7 +336,7 @@ class Catalogue:
         if item.body != before:
             self._bodies[label] = item.body
             self._titles.pop(item.item_id, None)
-            had, has, was_regionless = _values_of(before), _values_of(item.body), columns.regionless[label]
+            had, has, was_regionless = values_in(before), values_in(item.body), columns.regionless[label]
             self._post(label, had, has)
             columns.classes[label] = count_classes(has)
             columns.describe(label, orjson.loads(item.body)[0] if item.body else None)
@@ -386,29 +378,3 @@ class Catalogue:
                 self._ids[label] = ""
                 self._free.append(label)
                 self.named += 1
-
-
-def _stored(record: ItemRecord) -> StoredItem:
-    if record.catalogue is None and record.embedder is None and not record.tags:
-        return StoredItem(record.item_id, record.position, None, record.retrieval)
-    # A record read without its text vector cannot tell by itself whether it has one.
-    pending = record.retrieval is None or record.text_differs
-    body = orjson.dumps((record.catalogue, record.tags, record.embedder, pending))
-    # A copy of exact size: orjson's own bytes keep its buffer of some kilobytes.
-    return StoredItem(record.item_id, record.position, bytes(memoryview(body)), record.retrieval)
-
-
-def _folded(item: StoredItem) -> StoredItem:
-    """An item of a snapshot, which a build that did not fold labels may have saved."""
-    if item.body is None:
-        return item
-    fields, tags, embedder, pending = orjson.loads(item.body)
-    fields = fields and fold_item(fields)
-    body = orjson.dumps((fields, [*map(folded_or_same, tags)], embedder, pending))
-    return item if body == item.body else item._replace(body=bytes(memoryview(body)))
-
-
-def _values_of(body: bytes | None) -> set[FieldValue]:
-    """What a stored item is found by; tags of the catalogue and those that came with the vector."""
-    catalogue, tags, *_ = orjson.loads(body) if body else (None, ())
-    return values_of(catalogue or {}, tags)

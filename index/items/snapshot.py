@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from index.items.catalogue import Catalogue, StoredItem
+from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
+from index.items.stored_item import StoredItem
 
 _MAGIC = b"perseid items 1\n"
 _LENGTH = struct.Struct("<I")

@@ -171,7 +171,8 @@ def _compiled(
     retrieved = dict(zip((*slots, "promoted", "popular"), found.retrieved, strict=True))
     if ranker is None:
         chosen = [
-            Ranked(item, sum(parts), slots[at], dict(zip(found.names, parts, strict=True))) for item, at, parts in found.chosen
+            Ranked(item, sum(parts), slots[at], dict(zip(found.names, parts, strict=True)))
+            for item, at, parts in found.chosen
         ]
         return Recommendations(chosen, found.removed, retrieved)
     pool = Pool(found.labels, catalogue)
