@@ -1,8 +1,7 @@
 """Finds approximate nearest items in large catalogues, by an hnswlib graph and a scan of what it lacks.
 
-`upsert` writes the matrix and is visible at once; rows that the graph lacks make the delta, which is scanned. One
-keeper thread owns the graph, as none may change beside a search, and builds the next one beside it. Where there is a
-compiled walk, it takes the graph over from hnswlib.
+`upsert` writes the matrix and is visible at once; rows that the graph lacks make the delta, which is scanned. A keeper
+thread owns the graph, which no search sees change, and builds the next. A compiled walk takes it over.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from index.items import native
 from index.items.filters import Mask, fitted
-from index.items.search import ExactIndex, Labels, Rows, Walk, best, checked_queries
+from index.items.search import ExactIndex, HeldRows, Labels, Walk, best, checked_queries
 from index.state.records import Vector
 
 EXACT_BYTES = 10_000_000  # vectors that a scan reads in about half a millisecond: below, it is as fast as the graph
@@ -92,11 +91,11 @@ class HnswIndex(ExactIndex):
             return self._walk(self.graph, asked, k, usable, count) or self._scan(asked, k, usable, count)
 
     @contextmanager
-    def held(self) -> Iterator[Rows]:
+    def held(self) -> Iterator[HeldRows]:
         with self._lock:
             graph = self.graph
             compiled = None if graph is None or graph.compiled is None else (graph.compiled, graph.labels, self._node)
-            yield Rows(self._live, self._matrix, self._end, compiled)
+            yield HeldRows(self._live, self._matrix, self._end, compiled)
 
     def walk(self, queries: Vector, k: int, count: int) -> Walk | None:
         graph = self.graph
@@ -163,7 +162,7 @@ class HnswIndex(ExactIndex):
                 self.canary()
 
     def _scan_rows(self, k: int, count: int, rows: int = _WALK_ROWS) -> float:
-        """Rows that can be scanned in the time of a walk that ends with k of `count` allowed labels."""
+        """HeldRows that can be scanned in the time of a walk that ends with k of `count` allowed labels."""
         return rows * max(self._ef, _EF_SHARE * _OVER_FETCH * k * self._count / max(1, count))
 
     def _walk(self, graph: _Graph, queries: Vector, k: int, usable: Mask, count: int) -> tuple[Labels, Vector] | None:

@@ -26,7 +26,7 @@ _BLOCK_BYTES = 1 << 19  # of vectors that stay in a core's own cache while all q
 _SCAN_SHARE = 0.4  # of all rows: to scan more than this, reading everything is cheaper than gathering
 
 
-class Rows(NamedTuple):
+class HeldRows(NamedTuple):
     """What an index has by label: which labels have a vector [capacity], and vectors [capacity, d]; all below `end`.
 
     `graph` is a compiled one with its labels by node and its nodes by label, None where there is none.
@@ -112,10 +112,10 @@ class ExactIndex:
             return np.asarray(self._matrix[rows])
 
     @contextmanager
-    def held(self) -> Iterator[Rows]:
+    def held(self) -> Iterator[HeldRows]:
         """Its rows, which do not change meanwhile."""
         with self._lock:
-            yield Rows(self._live, self._matrix, self._end)
+            yield HeldRows(self._live, self._matrix, self._end)
 
     def walk(self, queries: Vector, k: int, count: int) -> Walk | None:
         """How to walk for k of `count` allowed labels; None where a scan does as well. For use while `held`."""

@@ -29,7 +29,7 @@ _MOST_PROMOTED = 20_000  # items that a promotion may push up: of more, a walk i
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The list as (id, place of the slot, parts by `names`), or for a ranker the candidates: labels [m], vectors, parts.
+    """The list as (id, place of the slot, parts by `names`), or a ranker's candidates: labels [m], vectors, parts.
 
     `removed` and `retrieved` are counts, the latter of each slot, promotions and popularity.
     """

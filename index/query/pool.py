@@ -6,8 +6,7 @@ Scores are summed part by part. Ties are broken by item id; of several lists one
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,8 +17,7 @@ from index.query.popularity import Amounts
 from index.state.records import Vector
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(NamedTuple):
     """One place of the list; `parts` sum up to `score`."""
 
     item_id: str

@@ -61,7 +61,7 @@ class _Kept:
     tops: dict[tuple[str, int], tuple[Labels, float]] = field(default_factory=dict)  # by location and how many
 
 
-class Columns(NamedTuple):
+class WeightColumns(NamedTuple):
     """Numbers of items by label (−2: look it up in `items`; −1: it has none), weights by number, and the highest."""
 
     numbers: NDArray[np.int64]
@@ -220,11 +220,11 @@ class Popularity:
         """`shares` of items [m] of a catalogue by label."""
         return self.shares_at(self.numbers_of(catalogue, labels), location)
 
-    def columns(self, catalogue: Catalogue, location: str) -> Columns:
+    def columns(self, catalogue: Catalogue, location: str) -> WeightColumns:
         """What `shares_of` is made from."""
         where = location if location in self._counted else ""
         weights = self._of(where)
-        return Columns(self._numbers_by_label(catalogue), self._items, weights, self._highest(where))
+        return WeightColumns(self._numbers_by_label(catalogue), self._items, weights, self._highest(where))
 
     def _numbers_by_label(self, catalogue: Catalogue) -> NDArray[np.int64]:
         """Numbers by label, one more than there are labels: label −1 is looked up like the others."""

@@ -170,11 +170,9 @@ def _compiled(
         return None
     retrieved = dict(zip((*slots, "promoted", "popular"), found.retrieved, strict=True))
     if ranker is None:
-        chosen = [
-            Ranked(item, sum(parts), slots[at], dict(zip(found.names, parts, strict=True)))
-            for item, at, parts in found.chosen
-        ]
-        return Recommendations(chosen, found.removed, retrieved)
+        names = found.names
+        items = [Ranked(item, sum(of), slots[at], dict(zip(names, of, strict=True))) for item, at, of in found.chosen]
+        return Recommendations(items, found.removed, retrieved)
     pool = Pool(found.labels, catalogue)
     for name, part in found.parts.items():
         pool.add(name, part)

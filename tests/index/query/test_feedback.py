@@ -11,8 +11,9 @@ import pytest
 from context.units import DAY_MS
 from index.items.catalogue import Catalogue
 from index.query.feedback import rated
+from index.query.pool import Ranked
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, Ranked, UserView, Weights, recommend
+from index.query.recommend import ContextView, Query, UserView, Weights, recommend
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, UserState, Vector
 
