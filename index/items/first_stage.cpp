@@ -10,6 +10,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -40,7 +44,7 @@ template <typename T> using Array = py::array_t<T, py::array::c_style>;  // neve
 using Mask = Array<bool>;
 
 constexpr double LOWEST = -std::numeric_limits<double>::infinity();
-constexpr size_t LINE = 64;  // bytes that memory brings at once
+constexpr size_t LINE = 64, PAGE = 1 << 21;  // bytes that memory brings at once, and a large page's
 constexpr size_t AHEAD = 4;  // rows that are fetched from memory before they are multiplied
 
 template <typename A> void shaped(const A& array, py::ssize_t dimensions, const char* name) {
@@ -253,9 +257,12 @@ class Graph {
         if (!used_ || !links_ || size_t(halves.shape(0)) != used_ || size_t(levels.size()) < used_ || entry_ >= used_ ||
             size_t(ground.size()) < used_ * stride || stride < 4 * row() || above < 4 * (links_ + 1) || capacity < used_)
             throw py::value_error("no graph of hnswlib's");
-        const size_t bytes = (capacity * dim_ * sizeof(Half) + LINE) / LINE * LINE;
-        halves_.reset(static_cast<Half*>(std::aligned_alloc(LINE, bytes)));
+        const size_t bytes = (capacity * dim_ * sizeof(Half) + PAGE) / PAGE * PAGE;
+        halves_.reset(static_cast<Half*>(std::aligned_alloc(PAGE, bytes)));
         if (!halves_) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+        madvise(halves_.get(), bytes, MADV_HUGEPAGE);
+#endif
         capacity_ = capacity;
         std::copy(halves.data(), halves.data() + halves.size(), halves_.get());
         ground_.reserve(capacity * row()), ground_.resize(used_ * row());
