@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.items import native
 from index.items.filters import Mask
 from index.items.hnsw import HnswIndex
 from index.items.search import ExactIndex, SearchIndex
@@ -23,6 +24,7 @@ DIM = 16
 MAKERS: dict[str, Callable[[], SearchIndex]] = {
     "exact": lambda: ExactIndex(DIM),
     "hnsw": lambda: HnswIndex(DIM, exact_bytes=0, background=False),
+    "hnsw, not compiled": lambda: HnswIndex(DIM, exact_bytes=0, background=False),
     "hnsw over some rows": lambda: HnswIndex(DIM, exact_bytes=50 * DIM * 4, background=False),
 }
 
@@ -33,7 +35,9 @@ def unit(rows: int, seed: int = 0, dim: int = DIM) -> Vector:
 
 
 @pytest.fixture(params=MAKERS)
-def index(request: pytest.FixtureRequest) -> Iterator[SearchIndex]:
+def index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SearchIndex]:
+    if "not compiled" in request.param:
+        monkeypatch.setattr(native, "COMPILED", None)
     made = MAKERS[request.param]()
     yield made
     made.close()
