@@ -246,7 +246,8 @@ class HnswIndex(ExactIndex):
     def _insert(self, graph: _Graph) -> None:
         """Moves a few rows from the delta into the graph."""
         with self._lock:
-            rows = np.flatnonzero(self._outside[: self._end])[:_INSERT_NODES]
+            room = min(_INSERT_NODES, graph.capacity - graph.used)  # the delta may have grown meanwhile
+            rows = np.flatnonzero(self._outside[: self._end])[:room]
             if len(rows):
                 self._node[rows] = graph.add(rows, self._matrix[rows])
                 self._outside[rows] = False
