@@ -31,6 +31,7 @@ from index.query.recommend import (
     recommend,
 )
 from index.state.records import ItemRecord, StoredUser, UserState, Vector, decode_state, encode_state, event_hash
+from tests.conftest import eventually
 from tests.index.query.test_recommend import NOW_MS, counted
 
 ITEMS, DIM, MOST = 1500, 24, 1e-5  # differences of scores that are rounding
@@ -225,7 +226,7 @@ def changing() -> Iterator[tuple[Catalogue, threading.Event]]:
     search = HnswIndex(DIM, exact_bytes=0)
     catalogue, rng = Catalogue("m", DIM, search), np.random.default_rng(5)
     catalogue.apply([item(n, vector, available=n >= 20) for n, vector in enumerate(unit(rng, 600))])
-    search.maintain()
+    eventually(lambda: search.graph is not None, 20, "the keeper builds the graph")
     stop = threading.Event()
 
     def change() -> None:
