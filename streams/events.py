@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from context.times import unit_of
 from context.units import MINUTE_MS
@@ -57,6 +57,11 @@ class Rules:
     embedders: Mapping[str, int] = field(default_factory=dict)
     reload_ms: int = RELOAD_MS  # a reload folds this long after the view before it; 0: never
     showings: bool = False  # whether lists that were shown are counted
+    codes: Mapping[str, int] = field(init=False, compare=False, repr=False)  # by name of the kind
+
+    def __post_init__(self) -> None:
+        codes = {kind.name: code for code, kind in reversed([*enumerate(self.kinds)])}
+        object.__setattr__(self, "codes", codes)
 
     @property
     def consumed(self) -> tuple[str, ...]:
@@ -64,11 +69,10 @@ class Rules:
         return (*CONSUMED, EXPOSURES) if self.showings else CONSUMED
 
     def kind_code(self, name: str) -> int | None:
-        return next((code for code, kind in enumerate(self.kinds) if kind.name == name), None)
+        return self.codes.get(name)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A Kafka record as consumed; `timestamp_ms` is the broker's or producer's record timestamp."""
 
     topic: str
@@ -101,8 +105,7 @@ class MalformedError(Exception):
         self.field, self.reason, self.others = field, reason, others
 
 
-@dataclass(frozen=True, slots=True)
-class Click:
+class Click(NamedTuple):
     """An applied kind of interaction; `ts_ms` is the clamped event time, `raw_ts_ms` what the producer said."""
 
     event_id: str

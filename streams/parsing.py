@@ -19,13 +19,14 @@ import orjson
 from numpy.typing import NDArray
 
 from context.json_words import found_value, json_word
-from context.times import check_ms
+from context.times import YEAR_2000_MS, YEAR_2100_MS, check_ms
 from index.state.records import canonical_json
 from streams.events import (
     CATALOG,
     CLICKSTREAM,
     CONTEXT,
     EXPOSURES,
+    FAST_CLOCK_MS,
     FORGET,
     ITEM_VECTORS,
     USERS,
@@ -41,7 +42,7 @@ from streams.events import (
     Rules,
     VectorEntry,
 )
-from streams.fields import Body, NotingBody, checked, identifier
+from streams.fields import MAX_ID_BYTES, Body, NotingBody, checked, identifier
 from streams.item_vectors import vector_key
 
 FORGET_HAS_NO_ITEM = f"a {FORGET} has none, it is about the whole user"
@@ -53,6 +54,8 @@ def parse(record: Record, rules: Rules) -> Event:
     Raises MalformedError with field and reason when it cannot be accepted, KeyError for a topic that no
     worker applies.
     """
+    if record.topic == CLICKSTREAM and (click := _plain_click(record, rules)) is not None:
+        return click
     if record.topic == EXPOSURES:
         return parse_exposure(record)
     parser = _PARSERS[record.topic]
@@ -151,6 +154,39 @@ def _null(record: Record) -> Event:
     if record.topic == CONTEXT:
         return ContextEntry(key, None)
     return Profile(key, None, record.timestamp_ms)
+
+
+def _plain_click(record: Record, rules: Rules) -> Click | None:
+    """The click that a record plainly carries; None for whatever has to be looked at more closely.
+
+    Takes a quarter of the time of `_click`, which accepts all of these as they are here.
+    """
+    latest_ms = record.timestamp_ms + FAST_CLOCK_MS
+    if record.value is None or not YEAR_2000_MS <= record.timestamp_ms <= YEAR_2100_MS:
+        return None
+    try:
+        body = orjson.loads(record.value)
+    except orjson.JSONDecodeError:
+        return None
+    if type(body) is not dict:
+        return None
+    get = body.get
+    event_id, user_id, item_id, name, ts_ms = get("event_id"), get("user_id"), get("item_id"), get("kind"), get("ts_ms")
+    optional = ["" if (value := get(field)) is None else value for field in _OF_CLICKS]
+    for value in (event_id, user_id, item_id, *(value for value in optional if value != "")):
+        if type(value) is not str or not _is_plain(value):
+            return None
+    kind = rules.codes.get(name) if type(name) is str and name != FORGET else None
+    if kind is None or type(ts_ms) is not int or not YEAR_2000_MS <= ts_ms <= min(latest_ms, YEAR_2100_MS):
+        return None
+    if record.key is not None and record.key != user_id.encode():
+        return None
+    return Click(event_id, user_id, item_id, kind, ts_ms, ts_ms, *optional)
+
+
+def _is_plain(value: str) -> bool:
+    """Whether a string is an id of one byte a character."""
+    return 0 < len(value) <= MAX_ID_BYTES and value.isascii() and value.isprintable() and not value.isspace()
 
 
 def _click(body: Body, rules: Rules) -> Event:
@@ -286,6 +322,7 @@ _PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
 }
 
 
+_OF_CLICKS = ("location", "session_id", "recommendation_id", "page_id")  # which may be missing, in this order
 _OF_EXPOSURES = ("page_id", "location", "model", "served_by", "experiment", "arm")  # which may be missing
 
 

@@ -11,9 +11,10 @@ from deploy.local.status_line import StatusLine, heartbeat, phase, texts, traffi
 from deploy.runtime.process import ask_redis
 from deploy.settings import Settings
 from index.state.keys import partition_tag
-from index.state.records import STATE, decode_state
+from index.state.records import STATE
 from index.state.redis_routing import Command
 from index.state.store import StoreUnavailableError
+from index.state.user_columns import decode_state
 from streams.events import CLICKSTREAM
 
 _LOOKED_AT = 8  # partitions, and users of each, among which the example is found

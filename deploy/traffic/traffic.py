@@ -29,8 +29,9 @@ from deploy.traffic.plan import TrafficPlan
 from deploy.traffic.player import Clock, Pacer, Player, Timeline
 from deploy.traffic.share import Share
 from index.state.keys import partition_of, partition_tag
-from index.state.records import STATE, decode_state
+from index.state.records import STATE
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.user_columns import decode_state
 from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, ITEM_VECTORS, PARTITIONED, USERS
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import SourceRecord, popular_first, records

@@ -18,7 +18,8 @@ from index.items.columns import FieldValue
 from index.items.filters import LabelField
 from index.items.search import Labels
 from index.query.popularity import Amounts
-from index.state.records import UserState, Vector
+from index.state.records import Vector
+from index.state.user_columns import UserState
 
 _COSINE = 0.5  # of the weight, where disliked items have labels, which have the rest
 _SHARES = {"category": 1.0, "subclass": 1.0, "brand": 0.5}  # of a label's evidence

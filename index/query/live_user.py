@@ -17,18 +17,9 @@ from typing import Any
 import orjson
 
 from index.state.keys import CONTEXT_TAG, partition_of, partition_tag
-from index.state.records import (
-    PROFILE,
-    STATE,
-    StoredUser,
-    UserState,
-    Vector,
-    decode_vectors,
-    event_hash,
-    load_context,
-    vector_field,
-)
+from index.state.records import PROFILE, STATE, Vector, decode_vectors, load_context, vector_field
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.user_columns import StoredUser, UserState, event_key
 
 # How an event is waited for, which becomes visible some milliseconds after Kafka has it: each look is one round trip,
 # so the pauses grow with the time already waited. What is seen is at most a fifth of it late.
@@ -114,7 +105,7 @@ class UserReader:
         """
         began = time.monotonic()
         deadline = began + wait_ms / 1000
-        wanted = None if after is None else event_hash(after)
+        wanted = None if after is None else event_key(after)
         user, raw = await self._look(user_id, location)
         found = wanted is not None and user.state.remembers(wanted)
         while wanted is not None and not found and time.monotonic() < deadline:

@@ -27,7 +27,8 @@ from index.ranking.features import (
 )
 from index.ranking.native import features_of
 from index.ranking.ranker import ListScorer
-from index.state.records import UserState, Vector
+from index.state.records import Vector
+from index.state.user_columns import UserState
 
 Scores = NDArray[np.float64]
 _LEAST_SPREAD = 0.01  # of first-stage scores: a list whose items are all alike is ordered all the same

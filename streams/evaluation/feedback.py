@@ -19,7 +19,8 @@ from index.items.filters import LabelField
 from index.items.search import Labels
 from index.query.feedback import NegativeFeedback, rated
 from index.query.recommend import Weights
-from index.state.records import UserState, Vector
+from index.state.records import Vector
+from index.state.user_columns import UserState
 
 
 class ItemLabels:

@@ -21,7 +21,7 @@ from index.items.filters import Mask
 from index.query.feedback import NegativeFeedback, rated
 from index.query.model import RequestedList
 from index.query.recommend import Weights, seen_items
-from index.state.records import UserState
+from index.state.user_columns import UserState
 from streams.evaluation.comparison import KS
 from streams.evaluation.feedback import ItemLabels
 from streams.evaluation.slices import UNKNOWN, Facts

@@ -29,8 +29,9 @@ from index.query.recommend import (
 )
 from index.query.second_stage import SecondStage
 from index.ranking.features import event_classes
-from index.state.records import ItemRecord, event_hash
+from index.state.records import ItemRecord
 from index.state.store import LiveStore
+from index.state.user_columns import event_key
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import QuestionSettings, Selection, all_out_of_reach
 from streams.evaluation.popularity import PopularityLists
@@ -213,7 +214,7 @@ class PrequentialEvaluator:
     def _not_new(self, click: Click, user: LiveUser, seen: Set[str]) -> str | None:
         if click.ts_ms <= user.state.forgotten_ms:
             return "forgotten"
-        if user.state.remembers(event_hash(click.event_id)):
+        if user.state.remembers(event_key(click.event_id)):
             return "sent before"
         return "seen before" if not self.settings.repeats and click.item_id in seen else None
 

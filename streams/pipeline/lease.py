@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from index.state.records import UserState
 from index.state.store import Commit, LiveStore, LogIdentity, Op
+from index.state.user_columns import UserState
 from streams.pipeline.partition_clock import PartitionClock
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from index.state.keys import Keys
-from index.state.records import event_hash
 from index.state.store import LiveStore, Op
+from index.state.user_columns import event_hash
 from streams.events import EXPOSURES, Exposure
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters

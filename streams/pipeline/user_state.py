@@ -6,13 +6,13 @@ state, whatever was restarted in between. It reads no wall clock: a partition's 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from context.units import DAY_MS, HOUR_MS
-from index.state.records import UserState, event_hash
+from index.state.user_columns import UserState, event_key
 from streams.events import RELOAD_MS, Click, Forget, Profile, Rules
 
 # Of what is decided here. Version 1 counted every click alike, folded none, and had a clock that 32 clicks moved;
@@ -63,8 +63,7 @@ class Outcome(StrEnum):
     OUTDATED = "outdated"  # a profile older than the stored one
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """`keep` leading events of the window are as before; 0 means that everything after it is to be encoded anew."""
 
     outcome: Outcome
@@ -102,7 +101,7 @@ def apply_event(state: UserState, event: UserEvent, rules: WindowRules, horizon_
         change = apply_click(state, event, rules, horizon_ms)
     else:
         change = apply_forget(state, event) if isinstance(event, Forget) else apply_profile(state, event)
-    return replace(change, was_idle=True) if was_idle else change
+    return change._replace(was_idle=True) if was_idle else change
 
 
 def leave_if_idle(state: UserState, horizon_ms: int) -> bool:
@@ -111,16 +110,10 @@ def leave_if_idle(state: UserState, horizon_ms: int) -> bool:
     Whoever touches a user calls this first, so it makes no difference when the removal reaches the store. The profile
     and the forget mark stay: one is the shop's to remove, the other is for ever.
     """
-    if not state.ts_ms or state.ts_ms[-1] >= horizon_ms:
+    if state.last_ms >= horizon_ms or not len(state):
         return False
-    _clear(state)
+    state.clear()
     return True
-
-
-def _clear(state: UserState) -> None:
-    state.hashes, state.items, state.kinds, state.ts_ms = [], [], [], []
-    state.evicted, state.evicted_ms, state.purchases = [], -1, {}
-    state.folded, state.folded_ms = [], -1
 
 
 def apply_click(state: UserState, click: Click, rules: WindowRules, horizon_ms: int = -1) -> Change:
@@ -130,22 +123,18 @@ def apply_click(state: UserState, click: Click, rules: WindowRules, horizon_ms: 
     """
     if click.ts_ms <= state.forgotten_ms:
         return Change(Outcome.FORGOTTEN)
-    hashed = event_hash(click.event_id)
-    if state.remembers(hashed):
+    key = event_key(click.event_id)
+    if state.remembers(key):
         return Change(Outcome.DUPLICATE)
     if click.ts_ms < max(state.evicted_ms, horizon_ms):
         return Change(Outcome.LATE)
-    place = bisect_right(state.ts_ms, click.ts_ms)
+    place = state.place_of(click.ts_ms)
     if _is_reload(state, place, click, rules):
-        state.folded = [*state.folded, hashed][-MAX_FOLDED:]
-        state.folded_ms = max(state.folded_ms, click.ts_ms)
-        return Change(Outcome.FOLDED, len(state.ts_ms))
+        state.fold(key, click.ts_ms, MAX_FOLDED)
+        return Change(Outcome.FOLDED, len(state))
     repeats = _repeats(state, click, rules.bucket_ms)
-    state.hashes.insert(place, hashed)
-    state.items.insert(place, click.item_id)
-    state.kinds.insert(place, click.kind)
-    state.ts_ms.insert(place, click.ts_ms)
-    if len(state.ts_ms) >= rules.limits.size + rules.limits.slack:
+    state.insert(place, key, click.item_id, click.kind, click.ts_ms)
+    if len(state) >= rules.limits.size + rules.limits.slack:
         _cut(state, rules)
         place = 0
     return Change(Outcome.APPLIED, place, repeats=repeats)
@@ -153,16 +142,14 @@ def apply_click(state: UserState, click: Click, rules: WindowRules, horizon_ms: 
 
 def _is_reload(state: UserState, place: int, click: Click, rules: WindowRules) -> bool:
     """Whether a click that belongs at `place` is one more view of the item that was viewed just before, as of now."""
-    first = place - MAX_IN_A_ROW
-    if first < 0 or click.kind != rules.view or not click.ts_ms - state.ts_ms[place - 1] <= rules.reload_ms > 0:
+    if click.kind != rules.view or not state.repeated(place, MAX_IN_A_ROW, click.item_id, click.kind):
         return False
-    row = zip(state.items[first:place], state.kinds[first:place], strict=True)
-    return all(item == click.item_id and kind == click.kind for item, kind in row)
+    return click.ts_ms - state.ts_ms[place - 1] <= rules.reload_ms > 0
 
 
 def _repeats(state: UserState, click: Click, bucket_ms: int) -> int:
     """How many clicks of the same kind, item and popularity bucket the window holds."""
-    if click.item_id not in state.items:
+    if not state.has_item(click.item_id):
         return 0
     same, bucket = (click.item_id, click.kind), click.ts_ms // bucket_ms
     rows = zip(state.items, state.kinds, state.ts_ms, strict=True)
@@ -182,23 +169,20 @@ def voice(weight: int, repeats: int) -> int:
 
 def counted(state: UserState, click: Click, weight: int, rules: WindowRules) -> int:
     """What a click of this weight will count for popularity when it is applied to `state`."""
-    if _is_reload(state, bisect_right(state.ts_ms, click.ts_ms), click, rules):
+    if _is_reload(state, state.place_of(click.ts_ms), click, rules):
         return 0
     return voice(weight, _repeats(state, click, rules.bucket_ms))
 
 
 def _cut(state: UserState, rules: WindowRules) -> None:
-    out = len(state.ts_ms) - rules.limits.size
+    out = len(state) - rules.limits.size
     for item, kind, ts_ms in zip(state.items[:out], state.kinds[:out], state.ts_ms[:out], strict=True):
         if kind in rules.remembered:
             state.purchases[item] = max(ts_ms, state.purchases.get(item, ts_ms))
     if len(state.purchases) > MAX_PURCHASES:
         newest = sorted(state.purchases.items(), key=lambda entry: (-entry[1], entry[0]))
         state.purchases = dict(newest[:MAX_PURCHASES])
-    state.evicted = (state.evicted + state.hashes[:out])[-rules.limits.slack :]
-    state.evicted_ms = state.ts_ms[out - 1]
-    for column in (state.hashes, state.items, state.kinds, state.ts_ms):
-        del column[:out]
+    state.evict(out, rules.limits.slack)
 
 
 def apply_forget(state: UserState, forget: Forget) -> Change:
@@ -208,8 +192,8 @@ def apply_forget(state: UserState, forget: Forget) -> Change:
     """
     if forget.ts_ms <= state.forgotten_ms:
         return Change(Outcome.DUPLICATE)
-    state.forgotten_ms = max([forget.ts_ms, state.evicted_ms, state.folded_ms, *state.ts_ms[-1:]])
-    _clear(state)
+    state.forgotten_ms = max(forget.ts_ms, state.evicted_ms, state.folded_ms, state.last_ms)
+    state.clear()
     return Change(Outcome.APPLIED)
 
 
@@ -219,7 +203,7 @@ def apply_profile(state: UserState, profile: Profile) -> Change:
         return Change(Outcome.OUTDATED)
     state.profile, state.profile_ms = profile.content, profile.ts_ms
     # The window's cached tokens stay valid under the old prefix; the profile acts from the next rebuild on.
-    return Change(Outcome.APPLIED, keep=len(state.ts_ms))
+    return Change(Outcome.APPLIED, keep=len(state))
 
 
 @dataclass(frozen=True, slots=True)

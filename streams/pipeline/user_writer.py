@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from index.state.records import MODELS, PROFILE, STATE, UserState, load_user
+from index.state.records import MODELS, PROFILE, STATE
 from index.state.store import LiveStore, Op
+from index.state.user_columns import UserState, load_user
 from streams.events import CLICKSTREAM
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders

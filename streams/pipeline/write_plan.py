@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,17 +15,9 @@ import orjson
 
 from encoder.inference.batching import EncodeRequest
 from index.state.keys import LOCATION_SEPARATOR, Keys
-from index.state.records import (
-    MODELS,
-    PROFILE,
-    STATE,
-    UserState,
-    encode_profile,
-    encode_state,
-    encode_vectors,
-    vector_field,
-)
+from index.state.records import MODELS, PROFILE, STATE, encode_vectors, vector_field
 from index.state.store import Op
+from index.state.user_columns import UserState, encode_profile, encode_state
 from streams.events import Click, Forget, Rules
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders
@@ -74,8 +66,9 @@ class UserPlan:
     filling: bool = False  # vectors are completed, for nobody who waits
     events: Sequence[UserEvent] = ()  # to be applied; or none, and …
     touched: dict[str, Touched] = field(default_factory=dict)  # … users to be written as they are by now
-    popularity: dict[int, Counter[str]] = field(default_factory=dict)
-    kinds: dict[int, Counter[str]] = field(default_factory=dict)  # by bucket: kind and item → first events of users
+    popularity: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    # By bucket: kind and item → first events of users.
+    kinds: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     expired: list[int] = field(default_factory=list)  # popularity buckets that lie beyond the horizon now
     clock: PartitionClock = field(default_factory=PartitionClock)
     ticked: bool = False  # a click was applied
@@ -125,26 +118,32 @@ class UserPlanner:
             touched.state = plan.lease.users[user_id]
             if leave_if_idle(touched.state, horizon_ms):
                 touched.only = None
-            touched.keep = 0 if touched.emptied else len(touched.state.ts_ms)
-            touched.encode = bool(touched.state.ts_ms) or touched.state.profile is not None
+            touched.keep = 0 if touched.emptied else len(touched.state)
+            touched.encode = bool(len(touched.state)) or touched.state.profile is not None
 
     def _change(self, plan: UserPlan) -> None:
+        outcomes, users, idle_ms = Counter[Outcome](), plan.lease.users, self._settings.idle_ms
         for event in plan.events:
-            state = plan.lease.users[event.user_id]
-            plan.lease.remember(event.user_id, state)
-            horizon_ms = plan.clock.before(self._settings.idle_ms)
+            state = users[event.user_id]
+            users.move_to_end(event.user_id)
+            horizon_ms = plan.clock.before(idle_ms)
             change = apply_event(state, event, self._rules, horizon_ms)
             if change.was_idle:
                 self._counts.add("idle")
                 if event.user_id in plan.touched:  # while this very batch was applied
                     plan.touched[event.user_id] = Touched(state, 0, emptied=True, encode=state.profile is not None)
-            self._counts.add(change.outcome)
-            if change.outcome in (Outcome.APPLIED, Outcome.FOLDED):
+            outcomes[change.outcome] += 1
+            if change.outcome is Outcome.APPLIED or change.outcome is Outcome.FOLDED:
                 self._touch(plan, event, state, change)
+        for outcome, count in outcomes.items():
+            self._counts.add(outcome, count)
 
     def _touch(self, plan: UserPlan, event: UserEvent, state: UserState, change: Change) -> None:
-        touched = plan.touched.setdefault(event.user_id, Touched(state, change.keep))
-        touched.keep = min(touched.keep, change.keep)
+        touched = plan.touched.get(event.user_id)
+        if touched is None:
+            touched = plan.touched[event.user_id] = Touched(state, change.keep)
+        elif change.keep < touched.keep:
+            touched.keep = change.keep
         if isinstance(event, Click):
             plan.ticked = True
             plan.clock.observe(event.ts_ms)
@@ -155,7 +154,7 @@ class UserPlanner:
             touched.emptied = True
         else:
             touched.profiled = True
-        if not state.ts_ms:
+        if not len(state):
             touched.encode = state.profile is not None
 
     def _count_popularity(self, plan: UserPlan, click: Click, repeats: int) -> None:
@@ -163,9 +162,9 @@ class UserPlanner:
         bucket, weight = click.ts_ms // width, voice(self._weights[click.kind], repeats)
         if weight > 0 and bucket > plan.clock.now_ms // width - horizon:
             name = f"{click.location}{LOCATION_SEPARATOR}{click.item_id}"
-            plan.popularity.setdefault(bucket, Counter())[name] += weight
+            plan.popularity[bucket][name] += weight
             if not repeats:
-                plan.kinds.setdefault(bucket, Counter())[f"{click.kind}{LOCATION_SEPARATOR}{click.item_id}"] += 1
+                plan.kinds[bucket][f"{click.kind}{LOCATION_SEPARATOR}{click.item_id}"] += 1
 
     async def _encode(self, plans: Sequence[UserPlan]) -> None:
         for plan in plans:
@@ -243,7 +242,7 @@ def _user_ops(key: str, touched: Touched, encoders: Encoders) -> list[Op]:
         fields[PROFILE] = encode_profile(state.profile, state.profile_ms)
     ops = [Op("delete", key)] if touched.emptied else []
     fields |= {vector_field(version): vectors for version, vectors in touched.vectors.items()}
-    if encoders and not touched.emptied and (touched.encode or not state.ts_ms):
+    if encoders and not touched.emptied and (touched.encode or not len(state)):
         # Vectors of a model that is not among ours would be those of a former window from now on.
         ops.append(Op("hkeep", key, names=encoders.kept_fields if touched.encode else encoders.kept_fields[:1]))
     return [*ops, Op("hset", key, fields)]
@@ -252,7 +251,7 @@ def _user_ops(key: str, touched: Touched, encoders: Encoders) -> list[Op]:
 def _index_ops(keys: Keys, plan: UserPlan) -> list[Op]:
     """Users by the time of their newest event; 0 for those of whom only a profile or a forget mark is left."""
     index = keys.users(plan.lease.tag)
-    times = {user: t.state.ts_ms[-1] if t.state.ts_ms else 0 for user, t in plan.touched.items() if not t.state.empty}
+    times = {user: t.state.last_ms if len(t.state) else 0 for user, t in plan.touched.items() if not t.state.empty}
     gone = [user for user, touched in plan.touched.items() if touched.state.empty]
     return ([Op("zadd", index, times)] if times else []) + ([Op("zrem", index, names=gone)] if gone else [])
 

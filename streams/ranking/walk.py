@@ -40,14 +40,13 @@ from index.state.records import (
     PROFILE,
     STATE,
     ItemRecord,
-    UserState,
     Vector,
     decode_vectors,
     encode_vectors,
     load_context,
-    load_user,
 )
 from index.state.store import LiveStore
+from index.state.user_columns import UserState, load_user
 from streams.events import CATALOG, CONTEXT, EXPOSURES, ITEM_VECTORS, TOPIC_ORDER, Record, Rules
 from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.user_state import BUCKET_MS

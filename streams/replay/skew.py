@@ -21,7 +21,8 @@ from index.query.list_sample import AT_MS, ITEMS_PART, POPULARITY_PART, SampledF
 from index.query.live_user import CONTEXT_PART, USER_PART
 from index.ranking.features import FEATURES, VERSION, Floats
 from index.state.keys import partition_of, partition_tag
-from index.state.records import PROFILE, STATE, UserState, load_context, load_user
+from index.state.records import PROFILE, STATE, load_context
+from index.state.user_columns import UserState, load_user
 from streams.events import ITEM_VECTORS, PARTITIONED, MalformedError, Record, Rules, VectorEntry
 from streams.kafka.topic_merge import Place
 from streams.parsing import parse, parse_exposure

@@ -24,15 +24,13 @@ from index.state.records import (
     TAGS,
     TEXT_VECTOR,
     ItemRecord,
-    UserState,
     Vector,
     canonical_json,
-    encode_state,
     encode_vectors,
-    event_hash,
     vector_field,
 )
 from index.state.store import Commit, LiveStore, LogIdentity, Op
+from index.state.user_columns import UserState, encode_state, event_hash
 from streams.events import DEFAULT_KINDS
 
 MODEL, DIM, PARTITIONS = "m-00000001", 256, 32

@@ -40,14 +40,12 @@ from index.state.records import (
     STATE,
     canonical_json,
     decode_vectors,
-    encode_profile,
-    encode_state,
     load_item,
-    load_user,
     vector_field,
 )
 from index.state.sqlite_store import SqliteStore
 from index.state.store import LiveStore
+from index.state.user_columns import encode_profile, encode_state, load_user
 from streams.evaluation.held_out import QuestionSettings
 from streams.events import CLICKSTREAM, CONSUMED, Record
 from streams.folder.export import TopicExport, write_files

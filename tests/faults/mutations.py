@@ -15,9 +15,9 @@ from typing import Any
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from index.state.keys import Keys
-from index.state.records import UserState
 from index.state.redis_store import RedisStore
 from index.state.store import Commit
+from index.state.user_columns import UserState
 from streams.events import CLICKSTREAM, Record, tag_of
 from streams.kafka.consumer import StateConsumer
 from streams.kafka.worker import StreamWorker
@@ -45,7 +45,7 @@ _SCRIPT: dict[str, dict[str, str]] = {
 def mutated_store(mutation: str, url: str, keys: Keys) -> RedisStore:
     """The store of a worker process with one defect, or without any ("")."""
     if mutation in (STATE_FIRST, NO_DEDUPE):
-        UserState.remembers = lambda self, hashed_event_id: False  # type: ignore[method-assign]
+        UserState.remembers = lambda self, key: False  # type: ignore[method-assign]
     if mutation in (POSITION_FIRST, STATE_FIRST):
         return _TwoHalves(url, keys, position_first=mutation == POSITION_FIRST)
     store = RedisStore(url, keys)

@@ -20,7 +20,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import partition_of, partition_tag, showings_tag
-from index.state.records import event_hash
+from index.state.user_columns import event_hash
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, EXPOSURES, ITEM_VECTORS, USERS, Record
 from streams.kafka.config import KafkaConfig
 from tests.faults.traffic import BURST_USER, POISON, Sent

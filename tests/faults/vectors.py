@@ -17,9 +17,10 @@ from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 from index.state.keys import partition_tag
-from index.state.records import STATE, decode_state, decode_vectors, vector_field
+from index.state.records import STATE, decode_vectors, vector_field
 from index.state.redis_store import RedisStore
 from index.state.store import LiveStore
+from index.state.user_columns import decode_state
 
 VERSION = "m-00000001"
 ITEMS = 50

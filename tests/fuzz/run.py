@@ -10,7 +10,7 @@ import asyncio
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -94,7 +94,7 @@ class KafkaLog(Sending):
     def numbered(self, record: Record) -> Record:
         place = record.topic, record.partition
         self.ends[place] += 1
-        return replace(record, offset=self.ends[place] - 1)
+        return record._replace(offset=self.ends[place] - 1)
 
 
 class Fuzzer:

@@ -32,16 +32,13 @@ from index.state.records import (
     STATE,
     TAGS,
     TEXT_VECTOR,
-    UserState,
     Vector,
     canonical_json,
-    encode_profile,
-    encode_state,
     encode_vectors,
-    event_hash,
     vector_field,
 )
 from index.state.store import Commit, LiveStore, LogIdentity, Op
+from index.state.user_columns import UserState, encode_profile, encode_state, event_hash
 from streams.events import Rules
 
 PARTITIONS, DIM, MODEL = 4, 4, "m-00000001"

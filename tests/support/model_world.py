@@ -23,8 +23,9 @@ from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.state.keys import ITEMS_TAG, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import PROFILE, STATE, TEXT_VECTOR, decode_vectors, load_user, vector_field
+from index.state.records import PROFILE, STATE, TEXT_VECTOR, decode_vectors, vector_field
 from index.state.store import LogIdentity
+from index.state.user_columns import load_user
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, CLICKSTREAM, ITEM_VECTORS, USERS, Record, Rules
 from streams.pipeline.encoder_thread import EncoderThread

@@ -24,7 +24,7 @@ from context.offsets import ContextOffset
 from encoder.inference.batching import EncodeRequest
 from encoder.training.popularity import HALF_LIFE_MS
 from index.query.recommend import Weights
-from index.state.records import UserState
+from index.state.user_columns import UserState
 from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.staleness.delays import Arm, Delay
 from streams.events import CLICKSTREAM, RELOAD_MS, USERS, Click, Profile, Record

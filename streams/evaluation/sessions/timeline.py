@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from encoder.inference.batching import EncodeRequest
 from encoder.model.config import ModelConfig
-from index.state.records import UserState
+from index.state.user_columns import UserState
 from streams.evaluation.held_out import Apply, applier, window_rules
 from streams.evaluation.sessions.features import ItemCounters, Known, features_of
 from streams.evaluation.sessions.sessions import LABELS, Label, Sessions, Slate, View

@@ -22,7 +22,7 @@ from encoder.training.popularity import DecayedCounts
 from index.items.filters import Mask
 from index.query.feedback import NegativeFeedback
 from index.query.live_user import profile_location
-from index.state.records import UserState
+from index.state.user_columns import UserState
 from streams.evaluation.held_out import Apply, HeldOut
 from streams.evaluation.popularity import RecentPopularity
 from streams.evaluation.rankers import Question

@@ -17,7 +17,8 @@ from index.query.feedback import rated
 from index.query.live_user import profile_location
 from index.query.recommend import ContextView, Query, UserView, answer_in_process, plan_searches
 from index.query.second_stage import SecondStage
-from index.state.records import UserState, Vector
+from index.state.records import Vector
+from index.state.user_columns import UserState
 from streams.evaluation.held_out import HeldOut
 from streams.evaluation.outcomes import Outcomes
 from streams.evaluation.rankers import OfflineModel

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from context.timeline import ContextTimeline
 from encoder.model.config import ModelConfig
 from index.query.feedback import NegativeFeedback
-from index.state.records import UserState
+from index.state.user_columns import UserState
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut, all_out_of_reach, applier, window_rules
 from streams.evaluation.outcomes import Outcomes

@@ -32,7 +32,8 @@ from index.query.second_stage import ListRanker, SecondStage
 from index.ranking.features import event_classes
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import ItemRecord, UserState
+from index.state.records import ItemRecord
+from index.state.user_columns import UserState
 from streams.evaluation.feedback import penalties_of
 from streams.evaluation.rankers import retrieval_vectors
 from streams.events import Rules

@@ -17,8 +17,9 @@ from deploy.traffic.plan import TrafficPlan
 from deploy.traffic.traffic import RECENT_MS, Traffic
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import CATALOGUE, EMBEDDER, POSITION, STATE, UserState, encode_state
+from index.state.records import CATALOGUE, EMBEDDER, POSITION, STATE
 from index.state.store import StoreUnavailableError
+from index.state.user_columns import UserState, encode_state
 from streams.folder.records import SourceRecord
 from streams.item_vectors import ItemVectors
 from tests.deploy.traffic.test_player import LogInMemory, write_folder

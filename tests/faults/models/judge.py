@@ -19,17 +19,9 @@ from deploy.models.registry import Registry
 from index.query.model import DOCUMENT
 from index.state.aliases import read_aliases
 from index.state.keys import ITEMS_TAG, partition_tag
-from index.state.records import (
-    MODELS,
-    STATE,
-    TAGS,
-    TEXT_VECTOR,
-    UserState,
-    decode_state,
-    decode_vectors,
-    vector_field,
-)
+from index.state.records import MODELS, STATE, TAGS, TEXT_VECTOR, decode_vectors, vector_field
 from index.state.store import LiveStore, StoreUnavailableError
+from index.state.user_columns import UserState, decode_state
 from tests.faults.models.asks import Known, wrong_answers
 from tests.faults.models.toys import REGISTRY, TOLERANCE, ToyModel, steady_vectors
 from tests.faults.models.traffic import ASKED, SLEEPERS

@@ -10,8 +10,9 @@ from dataclasses import replace
 from encoder.inference.batching import EncodeRequest
 from index.api.loaded_model import LoadedModel, Services
 from index.query.live_user import UserReader
-from index.state.records import STATE, decode_state, encode_vectors, vector_field
+from index.state.records import STATE, encode_vectors, vector_field
 from index.state.store import FencedError, Op, StoreUnavailableError
+from index.state.user_columns import decode_state
 from streams.pipeline import user_writer, write_plan
 from streams.pipeline.encoders import Encoders
 from streams.pipeline.lease import PartitionLease

@@ -21,7 +21,7 @@ from encoder.inference.incremental import IncrementalEncoder
 from encoder.model import artefact
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
-from index.state.records import UserState
+from index.state.user_columns import UserState
 from tests.faults.vectors import ITEMS, item_vector
 
 REGISTRY = "registry"

@@ -31,7 +31,8 @@ from index.ranking.network import Network, Scaling
 from index.ranking.ranker import ListScorer
 from index.state.keys import Keys
 from index.state.memory_store import MemoryStore
-from index.state.records import ItemRecord, UserState, Vector
+from index.state.records import ItemRecord, Vector
+from index.state.user_columns import UserState
 from tests.index.items import test_search as contract
 from tests.index.items.test_search import DIM, agree, brute, unit
 from tests.support.elastic_world import PATIENCE_S, settings_of

@@ -15,7 +15,8 @@ from index.query.pool import Ranked
 from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, Weights, recommend
 from index.state.memory_store import MemoryStore
-from index.state.records import ItemRecord, UserState, Vector
+from index.state.records import ItemRecord, Vector
+from index.state.user_columns import UserState
 
 NOW_MS = 1_760_000_000_000
 KINDS = ("view", "cart", "like", "dislike", "remove", "note")

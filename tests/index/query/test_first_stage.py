@@ -30,7 +30,8 @@ from index.query.recommend import (
     plan_searches,
     recommend,
 )
-from index.state.records import ItemRecord, StoredUser, UserState, Vector, decode_state, encode_state, event_hash
+from index.state.records import ItemRecord, Vector
+from index.state.user_columns import StoredUser, UserState, decode_state, encode_state, event_hash
 from tests.conftest import eventually
 from tests.index.query.test_recommend import NOW_MS, counted
 

@@ -13,18 +13,10 @@ from deploy.servers.redis import RedisServer
 from index.query.live_user import UserReader, profile_location
 from index.state.keys import CONTEXT_TAG, Keys, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import (
-    PROFILE,
-    STATE,
-    UserState,
-    encode_profile,
-    encode_state,
-    encode_vectors,
-    event_hash,
-    vector_field,
-)
+from index.state.records import PROFILE, STATE, encode_vectors, vector_field
 from index.state.redis_store import RedisStore
 from index.state.store import Commit, LiveStore, LogIdentity, Op
+from index.state.user_columns import UserState, encode_profile, encode_state, event_hash
 
 PARTITIONS, MODEL, DIM = 4, "m-00000001", 8
 USER = "u42"

@@ -20,7 +20,8 @@ from index.query.popularity import Popularity
 from index.query.recommend import ContextView, Query, UserView, Weights, recommend, seen_items
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import ItemRecord, UserState, Vector
+from index.state.records import ItemRecord, Vector
+from index.state.user_columns import UserState
 from tests.support.feedback_oracle import taken_off
 
 NOW_MS, DIM = 1_000_000, 4

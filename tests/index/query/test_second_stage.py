@@ -19,7 +19,8 @@ from index.ranking.network import Network, Scaling
 from index.ranking.ranker import ListScorer
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import ItemRecord, UserState, Vector
+from index.state.records import ItemRecord, Vector
+from index.state.user_columns import UserState
 
 NOW_MS, DIM, ITEMS = 1_000_000_000, 4, 60
 KIND_WEIGHTS = [1, 3, 5, 2, -2, -1]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.state.records import UserState
+from index.state.user_columns import UserState
 from streams.events import Click
 from streams.folder.reloads import reloads, repeats
 from streams.pipeline.user_state import Outcome, WindowLimits, WindowRules, apply_click

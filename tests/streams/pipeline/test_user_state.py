@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.state.records import UserState, decode_state, encode_state, event_hash
+from index.state.user_columns import UserState, decode_state, encode_state, event_hash, event_key
 from streams.events import Click, Forget, Profile
 from streams.pipeline.user_state import (
     MAX_FOLDED,
@@ -174,7 +174,7 @@ def test_a_reload_folds_and_is_remembered() -> None:
     assert window(state)[-2:] == [("i", 100), ("i", 131)]  # that one is more than 30 ms after the stored view
     assert apply(state, [click("b", 120), click("c", 130)], RELOADS) == ["duplicate", "duplicate"]
     assert apply_click(state, click("f", 141), RELOADS).keep == len(state.items)  # all that was encoded stays
-    assert _through_the_codec(state).remembers(event_hash("f"))
+    assert _through_the_codec(state).remembers(event_key("f"))
 
 
 def viewed(times: int = MAX_IN_A_ROW) -> UserState:
@@ -225,7 +225,7 @@ def test_reloads_forget_no_other_id_and_are_forgotten_with_the_user() -> None:
     state = UserState()
     reloads = [click(f"r{n}", 102) for n in range(MAX_FOLDED + 9)]
     apply(state, [click("a", 100, "j"), *(click(f"b{n}", 101) for n in range(10))] + reloads, RELOADS)
-    assert len(state.folded) == MAX_FOLDED and state.remembers(event_hash("a")) and len(state.items) == 11
+    assert len(state.folded) == MAX_FOLDED and state.remembers(event_key("a")) and len(state.items) == 11
     apply_forget(state, Forget("f", "u", 101, 101))
     assert state.folded == [] and state.forgotten_ms == 102  # a resent reload stays forgotten
     assert apply(state, [click(f"r{MAX_FOLDED}", 102)], RELOADS) == ["forgotten"]

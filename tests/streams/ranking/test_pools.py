@@ -16,7 +16,7 @@ from index.query.rerank import known_labels, plan_list, rank_list
 from index.query.second_stage import GivenList, ListRanker, SecondStage
 from index.ranking.features import FEATURES
 from index.state.memory_store import MemoryStore
-from index.state.records import UserState
+from index.state.user_columns import UserState
 from streams.folder.reader import Folder
 from streams.folder.records import SourceRecord, records
 from streams.pipeline.user_state import EngineSettings, WindowLimits

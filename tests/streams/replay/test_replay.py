@@ -15,7 +15,8 @@ import pytest
 from index.query.recommend import Weights
 from index.state.keys import Keys, partition_tag
 from index.state.memory_store import MemoryStore
-from index.state.records import STATE, decode_state
+from index.state.records import STATE
+from index.state.user_columns import decode_state
 from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.prequential import PrequentialEvaluator
 from streams.evaluation.timeline import evaluate

@@ -44,7 +44,7 @@ def changed(log: Sequence[Record], rng: random.Random) -> list[Record]:
     def described(record: Record, ts_ms: int) -> Record:
         number = items.index(record)
         more = {"brand": f"b{number % 3}", "subclass": f"s{number % 5}", "price": rng.randrange(1, 90) + 0.5}
-        return replace(record, timestamp_ms=ts_ms, value=orjson.dumps({**orjson.loads(record.value or b""), **more}))
+        return record._replace(timestamp_ms=ts_ms, value=orjson.dumps({**orjson.loads(record.value or b""), **more}))
 
     for record in log:
         if record.topic == CLICKSTREAM and rng.random() < 0.3:
@@ -53,7 +53,7 @@ def changed(log: Sequence[Record], rng: random.Random) -> list[Record]:
     offsets: dict[Any, int] = {}
     for at, record in enumerate(found):
         place = record.topic, record.partition
-        found[at] = replace(record, offset=offsets.setdefault(place, 0))
+        found[at] = record._replace(offset=offsets.setdefault(place, 0))
         offsets[place] += 1
     return found
 
@@ -114,7 +114,7 @@ def test_lists_that_cannot_be_made_again_are_counted(world: tuple[list[Record], 
 
 def test_a_tape_gives_back_what_it_was_given(world: tuple[list[Record], list[SampledList]], tmp_path: Path) -> None:
     log = [
-        replace(record, headers=(("a", b"\x00"), ("b", b""))) if not n % 7 else record
+        record._replace(headers=(("a", b"\x00"), ("b", b""))) if not n % 7 else record
         for n, record in enumerate(world[0])
     ]
     with LogTape(tmp_path, log) as tape:
