@@ -50,6 +50,8 @@ class UserState:
         "_items",
         "_keys",
         "_kinds",
+        "_recent",
+        "_recent_ms",
         "_sizes",
         "_times",
         "_width",
@@ -86,6 +88,9 @@ class UserState:
         self.purchases = dict(purchases or {})
         self.profile, self.profile_ms = profile, profile_ms
         self._items: list[str] | None = None
+        # How often the events from a time on are of an item and kind; None until somebody asks.
+        self._recent: dict[tuple[str, int], int] | None = None
+        self._recent_ms = 0
         self._set_times(list(ts_ms))
 
     def __len__(self) -> int:
@@ -150,9 +155,13 @@ class UserState:
         """Where an event of this time belongs, behind those of the same time."""
         return len(self._sizes) if ts_ms >= self.last_ms else bisect_right(self.ts_ms, ts_ms)
 
-    def has_item(self, item_id: str) -> bool:
-        """Whether the window may hold an item: False is certain."""
-        return item_id.encode() in self._ids
+    def count(self, item_id: str, kind: int, since_ms: int) -> int:
+        """How many events from `since_ms` on are of this item and kind."""
+        if self.last_ms < since_ms:
+            return 0
+        if self._recent is None or self._recent_ms != since_ms:
+            self._recent, self._recent_ms = self._counts(since_ms), since_ms
+        return self._recent.get((item_id, kind), 0)
 
     def repeated(self, place: int, count: int, item_id: str, kind: int) -> bool:
         """Whether the `count` events before `place` are all of this item and kind."""
@@ -169,7 +178,7 @@ class UserState:
         """Puts an event before the one at `place`, which `place_of` has found."""
         name, count = item_id.encode(), len(self._sizes)
         if place < count:
-            times = self.ts_ms
+            times, self._recent = self.ts_ms, None
             times.insert(place, ts_ms)
             self._set_times(times)
             at = sum(self._sizes[:place]) + place
@@ -177,6 +186,8 @@ class UserState:
         else:
             self._append_time(count, ts_ms)
             self._ids += name
+            if self._recent is not None:
+                self._recent[item_id, kind] = self._recent.get((item_id, kind), 0) + 1
         self._keys[_KEY_BYTES * place : _KEY_BYTES * place] = key
         self._sizes.insert(place, len(name) - 1)
         self._kinds.insert(place, kind)
@@ -195,6 +206,7 @@ class UserState:
         del self._kinds[:count]
         self._set_times(times[count:])
         self._items = self._items[count:] if self._items is not None else None
+        self._recent = None
 
     def fold(self, key: bytes, ts_ms: int, most: int) -> None:
         """Remembers a reload, of `most` the latest ones."""
@@ -206,6 +218,20 @@ class UserState:
         self.__init__(  # type: ignore[misc]
             forgotten_ms=self.forgotten_ms, profile=self.profile, profile_ms=self.profile_ms
         )
+
+    def _counts(self, since_ms: int) -> dict[tuple[str, int], int]:
+        """By item and kind, of the events from a time on."""
+        found, end, ts_ms = dict[tuple[str, int], int](), len(self._ids), self.last_ms
+        for at in range(len(self._sizes) - 1, -1, -1):
+            if ts_ms < since_ms:
+                break
+            start = end - self._sizes[at] - 1
+            same = self._ids[start:end].decode(), self._kinds[at]
+            found[same] = found.get(same, 0) + 1
+            gap_at = self._width * (at - 1)
+            ts_ms -= int.from_bytes(self._gaps[gap_at : gap_at + self._width], "little") if at else 0
+            end = start
+        return found
 
     def _append_time(self, count: int, ts_ms: int) -> None:
         if count:

@@ -132,7 +132,7 @@ def apply_click(state: UserState, click: Click, rules: WindowRules, horizon_ms: 
     if _is_reload(state, place, click, rules):
         state.fold(key, click.ts_ms, MAX_FOLDED)
         return Change(Outcome.FOLDED, len(state))
-    repeats = _repeats(state, click, rules.bucket_ms)
+    repeats = _repeats(state, place, click, rules.bucket_ms)
     state.insert(place, key, click.item_id, click.kind, click.ts_ms)
     if len(state) >= rules.limits.size + rules.limits.slack:
         _cut(state, rules)
@@ -147,12 +147,12 @@ def _is_reload(state: UserState, place: int, click: Click, rules: WindowRules) -
     return click.ts_ms - state.ts_ms[place - 1] <= rules.reload_ms > 0
 
 
-def _repeats(state: UserState, click: Click, bucket_ms: int) -> int:
-    """How many clicks of the same kind, item and popularity bucket the window holds."""
-    if not state.has_item(click.item_id):
-        return 0
-    same, bucket = (click.item_id, click.kind), click.ts_ms // bucket_ms
-    rows = zip(state.items, state.kinds, state.ts_ms, strict=True)
+def _repeats(state: UserState, place: int, click: Click, bucket_ms: int) -> int:
+    """How many clicks of the same kind, item and popularity bucket the window holds; `click` belongs at `place`."""
+    bucket = click.ts_ms // bucket_ms
+    if place == len(state):
+        return state.count(click.item_id, click.kind, bucket * bucket_ms)
+    same, rows = (click.item_id, click.kind), zip(state.items, state.kinds, state.ts_ms, strict=True)
     return sum((item, kind) == same and ts_ms // bucket_ms == bucket for item, kind, ts_ms in rows)
 
 
@@ -169,9 +169,10 @@ def voice(weight: int, repeats: int) -> int:
 
 def counted(state: UserState, click: Click, weight: int, rules: WindowRules) -> int:
     """What a click of this weight will count for popularity when it is applied to `state`."""
-    if _is_reload(state, state.place_of(click.ts_ms), click, rules):
+    place = state.place_of(click.ts_ms)
+    if _is_reload(state, place, click, rules):
         return 0
-    return voice(weight, _repeats(state, click, rules.bucket_ms))
+    return voice(weight, _repeats(state, place, click, rules.bucket_ms))
 
 
 def _cut(state: UserState, rules: WindowRules) -> None:

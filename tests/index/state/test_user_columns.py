@@ -13,7 +13,11 @@ from streams.pipeline.user_state import WindowLimits, WindowRules, apply_click, 
 from tests.support import list_state
 
 MOST_GAP_MS = 2**33  # some gaps take more than four bytes
-NAMES = st.one_of(st.sampled_from(["a", "b", "cc", "ä", "a\U0001f600", "x" * 256, "\0"]), st.text("abcd", min_size=1))
+NAMES = st.one_of(
+    st.sampled_from(["a", "b", "cc", "ä", "a\U0001f600", "x" * 256, "\0", "abab"]), st.text("abcd", min_size=1)
+)
+    st.sampled_from(["a", "b", "cc", "ä", "a\U0001f600", "x" * 256, "\0", "abab"]), st.text("abcd", min_size=1)
+)
 
 
 @st.composite
