@@ -16,8 +16,6 @@ MOST_GAP_MS = 2**33  # some gaps take more than four bytes
 NAMES = st.one_of(
     st.sampled_from(["a", "b", "cc", "ä", "a\U0001f600", "x" * 256, "\0", "abab"]), st.text("abcd", min_size=1)
 )
-    st.sampled_from(["a", "b", "cc", "ä", "a\U0001f600", "x" * 256, "\0", "abab"]), st.text("abcd", min_size=1)
-)
 
 
 @st.composite
