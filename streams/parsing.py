@@ -171,14 +171,16 @@ def _plain_click(record: Record, rules: Rules) -> Click | None:
     if type(body) is not dict:
         return None
     get = body.get
-    event_id, user_id, item_id, name, ts_ms = get("event_id"), get("user_id"), get("item_id"), get("kind"), get("ts_ms")
+    ids: list[Any] = [get("event_id"), get("user_id"), get("item_id")]
     optional = ["" if (value := get(field)) is None else value for field in _OF_CLICKS]
-    for value in (event_id, user_id, item_id, *(value for value in optional if value != "")):
+    for value in (*ids, *(value for value in optional if value != "")):
         if type(value) is not str or not _is_plain(value):
             return None
+    name, ts_ms = get("kind"), get("ts_ms")
     kind = rules.codes.get(name) if type(name) is str and name != FORGET else None
     if kind is None or type(ts_ms) is not int or not YEAR_2000_MS <= ts_ms <= min(latest_ms, YEAR_2100_MS):
         return None
+    event_id, user_id, item_id = ids
     if record.key is not None and record.key != user_id.encode():
         return None
     return Click(event_id, user_id, item_id, kind, ts_ms, ts_ms, *optional)

@@ -91,6 +91,8 @@ class UserState:
         # How often the events from a time on are of an item and kind; None until somebody asks.
         self._recent: dict[tuple[str, int], int] | None = None
         self._recent_ms = 0
+        self._times: list[int] | None = None
+        self.first_ms, self.last_ms = 0, -1
         self._set_times(list(ts_ms))
 
     def __len__(self) -> int:
@@ -249,9 +251,8 @@ class UserState:
     def _set_times(self, times: list[int]) -> None:
         gaps = _gaps(times)
         self._gaps, self._width = bytearray(gaps.tobytes()), gaps.itemsize
-        self._times: list[int] | None = times
-        self.first_ms: int = times[0] if times else 0
-        self.last_ms: int = times[-1] if times else -1
+        self._times = times
+        self.first_ms, self.last_ms = (times[0], times[-1]) if times else (0, -1)
 
     @classmethod
     def of_stored(cls, data: bytes) -> UserState:

@@ -11,7 +11,7 @@ import itertools
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -137,7 +137,7 @@ def burst(rng: random.Random, clicks: int, partitions: int, users: int) -> list[
 def _odd(rng: random.Random, record: Sent, before: Sent, partitions: int) -> Sent:
     way = rng.randrange(4)
     if way == 0:
-        return record._replace(partition=rng.randrange(partitions))
+        return replace(record, partition=rng.randrange(partitions))
     body = orjson.loads(record.value or b"")
     if way == 1:
         body["ts_ms"] -= rng.choice((3_600_000, 7_200_000, _DAY_MS, 3 * _DAY_MS))
@@ -145,7 +145,7 @@ def _odd(rng: random.Random, record: Sent, before: Sent, partitions: int) -> Sen
         body["ts_ms"] = orjson.loads(before.value or b"")["ts_ms"]
     else:
         body["ts_ms"] += rng.choice((299_999, 300_001, 3_600_000, 30 * _DAY_MS))
-    return record._replace(value=orjson.dumps(body))
+    return replace(record, value=orjson.dumps(body))
 
 
 def _poisoned(rng: random.Random, records: list[Sent], partitions: int, count: int, seed: int) -> list[Sent]:

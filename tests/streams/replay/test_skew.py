@@ -121,5 +121,5 @@ def test_a_tape_gives_back_what_it_was_given(world: tuple[list[Record], list[Sam
         for place in {(record.topic, record.partition) for record in log}:
             wanted = [record for record in log if (record.topic, record.partition) == place]
             found = tape.records(place, 0, len(wanted))
-            assert [replace(one, headers=tuple(one.headers)) for one in found] == wanted
+            assert [one._replace(headers=tuple(one.headers)) for one in found] == wanted
             assert tape.records(place, 3, 5) == found[3:5]
