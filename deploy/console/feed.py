@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -111,7 +111,7 @@ class RecordFeed:
     def take(self, record: Record) -> None:
         """Notes one record."""
         value, size = record.value, len(record.value or b"")
-        kept = record if size <= KEPT_BYTES else replace(record, value=(value or b"")[:KEPT_BYTES])
+        kept = record if size <= KEPT_BYTES else record._replace(value=(value or b"")[:KEPT_BYTES])
         with self._lock:
             self.number += 1
             self._rings[record.topic].add(SeenRecord(self.number, kept, self._now_ms(), size))

@@ -10,7 +10,8 @@ import orjson
 
 from deploy.console.pages import Console
 from index.state.keys import partition_of, partition_tag
-from index.state.records import STATE, decode_state
+from index.state.records import STATE
+from index.state.user_columns import decode_state
 from streams.events import CLICKSTREAM, EXPOSURES, Record
 from streams.kafka.tail import records_between
 

@@ -19,7 +19,8 @@ import orjson
 from index.state.keys import CONTEXT_TAG, partition_of, partition_tag
 from index.state.records import PROFILE, STATE, Vector, decode_vectors, load_context, vector_field
 from index.state.store import LiveStore, StoreUnavailableError
-from index.state.user_columns import StoredUser, UserState, event_key
+from index.state.stored_user import StoredUser
+from index.state.user_columns import UserState, event_key
 
 # How an event is waited for, which becomes visible some milliseconds after Kafka has it: each look is one round trip,
 # so the pauses grow with the time already waited. What is seen is at most a fifth of it late.

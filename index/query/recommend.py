@@ -26,7 +26,8 @@ from index.query.pool import Pool, Ranked, in_turns, last, products
 from index.query.popularity import Popularity
 from index.query.second_stage import Asker, ListOrder
 from index.state.records import Vector
-from index.state.user_columns import StoredUser, UserState
+from index.state.stored_user import StoredUser
+from index.state.user_columns import UserState
 
 MOST_NEGATIVE = 10  # weight of negative feedback: beyond, nothing that is disliked is ever shown
 _FIRST_PARTS = ("cosine", "context", "popularity")  # of a score: a ranker's order takes their place

@@ -26,7 +26,7 @@ from index.state.records import (
     vector_field,
 )
 from index.state.store import LiveStore
-from index.state.user_columns import load_user
+from index.state.stored_user import load_user
 from streams.events import topics_of
 from streams.pipeline.partition_clock import PartitionClock
 from streams.pipeline.user_state import leave_if_idle

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from index.state.records import MODELS, PROFILE, STATE
 from index.state.store import LiveStore, Op
-from index.state.user_columns import UserState, load_user
+from index.state.stored_user import load_user
+from index.state.user_columns import UserState
 from streams.events import CLICKSTREAM
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders

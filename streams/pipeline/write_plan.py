@@ -17,7 +17,8 @@ from encoder.inference.batching import EncodeRequest
 from index.state.keys import LOCATION_SEPARATOR, Keys
 from index.state.records import MODELS, PROFILE, STATE, encode_vectors, vector_field
 from index.state.store import Op
-from index.state.user_columns import UserState, encode_profile, encode_state
+from index.state.stored_user import encode_profile
+from index.state.user_columns import UserState, encode_state
 from streams.events import Click, Forget, Rules
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders

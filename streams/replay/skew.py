@@ -22,7 +22,8 @@ from index.query.live_user import CONTEXT_PART, USER_PART
 from index.ranking.features import FEATURES, VERSION, Floats
 from index.state.keys import partition_of, partition_tag
 from index.state.records import PROFILE, STATE, load_context
-from index.state.user_columns import UserState, load_user
+from index.state.stored_user import load_user
+from index.state.user_columns import UserState
 from streams.events import ITEM_VECTORS, PARTITIONED, MalformedError, Record, Rules, VectorEntry
 from streams.kafka.topic_merge import Place
 from streams.parsing import parse, parse_exposure

@@ -45,7 +45,8 @@ from index.state.records import (
 )
 from index.state.sqlite_store import SqliteStore
 from index.state.store import LiveStore
-from index.state.user_columns import encode_profile, encode_state, load_user
+from index.state.stored_user import encode_profile, load_user
+from index.state.user_columns import encode_state
 from streams.evaluation.held_out import QuestionSettings
 from streams.events import CLICKSTREAM, CONSUMED, Record
 from streams.folder.export import TopicExport, write_files

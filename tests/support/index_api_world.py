@@ -38,7 +38,8 @@ from index.state.records import (
     vector_field,
 )
 from index.state.store import Commit, LiveStore, LogIdentity, Op
-from index.state.user_columns import UserState, encode_profile, encode_state, event_hash
+from index.state.stored_user import encode_profile
+from index.state.user_columns import UserState, encode_state, event_hash
 from streams.events import Rules
 
 PARTITIONS, DIM, MODEL = 4, 4, "m-00000001"

@@ -25,7 +25,7 @@ from index.state.keys import ITEMS_TAG, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import PROFILE, STATE, TEXT_VECTOR, decode_vectors, vector_field
 from index.state.store import LogIdentity
-from index.state.user_columns import load_user
+from index.state.stored_user import load_user
 from streams.embedding import EmbeddingService
 from streams.events import CATALOG, CLICKSTREAM, ITEM_VECTORS, USERS, Record, Rules
 from streams.pipeline.encoder_thread import EncoderThread

@@ -31,7 +31,8 @@ from index.query.recommend import (
     recommend,
 )
 from index.state.records import ItemRecord, Vector
-from index.state.user_columns import StoredUser, UserState, decode_state, encode_state, event_hash
+from index.state.stored_user import StoredUser
+from index.state.user_columns import UserState, decode_state, encode_state, event_hash
 from tests.conftest import eventually
 from tests.index.query.test_recommend import NOW_MS, counted
 

@@ -16,7 +16,8 @@ from index.state.memory_store import MemoryStore
 from index.state.records import PROFILE, STATE, encode_vectors, vector_field
 from index.state.redis_store import RedisStore
 from index.state.store import Commit, LiveStore, LogIdentity, Op
-from index.state.user_columns import UserState, encode_profile, encode_state, event_hash
+from index.state.stored_user import encode_profile
+from index.state.user_columns import UserState, encode_state, event_hash
 
 PARTITIONS, MODEL, DIM = 4, "m-00000001", 8
 USER = "u42"

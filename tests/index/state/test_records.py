@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.state.records import canonical_json, decode_vectors, encode_vectors, load_context, load_item
-from index.state.user_columns import UserState, decode_profile, decode_state, encode_profile, encode_state, event_hash
+from index.state.stored_user import decode_profile, encode_profile
+from index.state.user_columns import UserState, decode_state, encode_state, event_hash
 
 IDS = st.text(min_size=1, max_size=60).filter(lambda text: len(text.encode()) <= 256)
 EQUAL_IDS = st.text("abä", min_size=4, max_size=4)
