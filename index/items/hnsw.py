@@ -162,7 +162,7 @@ class HnswIndex(ExactIndex):
                 self.canary()
 
     def _scan_rows(self, k: int, count: int, rows: int = _WALK_ROWS) -> float:
-        """HeldRows that can be scanned in the time of a walk that ends with k of `count` allowed labels."""
+        """Rows that can be scanned in the time of a walk that ends with k of `count` allowed labels."""
         return rows * max(self._ef, _EF_SHARE * _OVER_FETCH * k * self._count / max(1, count))
 
     def _walk(self, graph: _Graph, queries: Vector, k: int, usable: Mask, count: int) -> tuple[Labels, Vector] | None:
