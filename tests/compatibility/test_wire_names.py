@@ -46,12 +46,14 @@ _SAMPLES = {"gauge": ("",), "counter": ("_created", "_total"), "histogram": ("_b
 ADDED_SETTINGS = (
     "`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`", "`PERSEID_RANKER`",
     "`PERSEID_SHOWINGS`", "`PERSEID_FEATURE_SHARE`",
+    "`PERSEID_CONSOLE_HOST`", "`PERSEID_CONSOLE_PORT`", "`PERSEID_CONSOLE_HOSTS`", "`PERSEID_CONSOLE_API`",
+    "`PERSEID_CONSOLE_API_KEY`",
 )  # fmt: skip
 ADDED_KEYS = {
     "kinds": "shop:{p1}:kinds:7",  # field: code of a kind, \x1f, item
     "showings": "shop:{x1}:shown:7", "showing buckets": "shop:{x1}:shows", "shown lists": "shop:{x1}:lists",
 }  # fmt: skip
-ADDED_COMMANDS = ("models", "retrain", "skew", "train-ranker")
+ADDED_COMMANDS = ("console", "models", "retrain", "skew", "train-ranker")
 CHANGED_COUNTS = {
     "applied", "encoded", "idle", "idle_swept", "late",  # a clock that few clicks do not move
     "malformed:context:promotions", "malformed:context:valid_until_ms", "malformed:context:weather",  # another reason

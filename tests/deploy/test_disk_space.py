@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from deploy.cli import run
 from deploy.disk_space import room_in
+from deploy.servers.ports import free_port
 from streams.folder.spool import Spool
-from tests.integration.live import free_port
 from tests.support.disks import SmallDisk, small_disk
 from tests.support.folders import START_S, item, write_folder
 

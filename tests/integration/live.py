@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from zlib import crc32
 
 import orjson
 from kafka import KafkaProducer
+
+from deploy.servers.ports import HOST, free_port, is_free
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 READY_S = 280.0  # generating, embedding 3,000 texts and training on two busy cores
@@ -149,23 +150,12 @@ class Live:
         self._log.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def free_ports(count: int) -> int:
-    """The first of some consecutive free ports."""
+    """The first of some consecutive free ports, which no outgoing connection takes."""
     while True:
         first = free_port()
-        try:
-            for port in range(first + 1, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
+        if all(is_free(HOST, port) for port in range(first, first + count)):
+            return first
 
 
 def new_id(kind: str) -> str:

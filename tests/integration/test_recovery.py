@@ -17,8 +17,9 @@ import orjson
 import pytest
 import redis
 
+from deploy.servers.ports import free_port
 from tests.integration.deployments import EMBEDDED, REAL
-from tests.integration.live import ROOT, Live, click, free_port, new_id
+from tests.integration.live import ROOT, Live, click, new_id
 from tests.integration.test_scenarios import after, available, recommended, send
 from tests.support.known_shop import KnownShop
 

@@ -23,7 +23,7 @@ def test_no_description_is_cut(group: list[str]) -> None:
     assert max(map(len, shown.splitlines())) <= 80
     if not group:
         words = " ".join(shown.split())
-        assert len(COMMANDS) > 10 and "worker, embed, API and traffic" in words and "in force" not in words
+        assert len(COMMANDS) > 10 and "worker, embed, API, console and traffic" in words and "in force" not in words
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ def test_a_data_folder_becomes_live_answers_and_everything_ends_with_the_command
     try:
         live.wait_ready()
         live.until(lambda: _indexed(live, "late-0"), 60, "an item that appears later is embedded")
+        live.until(lambda: live.get("/v1/status")["users"] == 20, 60, "all users are counted")
         status = live.get("/v1/status")
-        assert status["users"] == 20
         answer = live.get("/v1/recommendations/u1", count=5)
         assert answer["served_by"] in ("personal", "stale")
         assert len(answer["items"]) == 5

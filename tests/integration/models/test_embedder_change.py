@@ -21,8 +21,9 @@ import redis
 from confluent_kafka import Producer
 
 from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.ports import free_port
 from deploy.servers.redis import RedisServer
-from tests.integration.live import READY_S, ROOT, click, free_port
+from tests.integration.live import READY_S, ROOT, click
 from tests.integration.models.asking import COUNT, Asking
 from tests.support.llm_server import DIMENSION, MODEL, LlmServer, letters
 from tests.support.saved_models import saved_model

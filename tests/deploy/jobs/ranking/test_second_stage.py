@@ -98,7 +98,9 @@ def test_a_replay_in_parts_has_the_same_row(tmp_path: Path, folder: Folder, mode
     parts = replace(plan, checkpoint=tmp_path / "kept", part=150)
     again = replay_folder(tmp_path / "shop", parts, SETTINGS, {}, 0.6)
     assert whole.answers is not None and again.answers is not None
-    assert again.answers["lists"]["two-stage"] == whole.answers["lists"]["two-stage"]
+    # What goes on encodes windows anew, which differs in the last digits: one of 78 items may be another one.
+    expected = pytest.approx(whole.answers["lists"]["two-stage"], abs=1.5 / 78)
+    assert again.answers["lists"]["two-stage"] == expected
     with pytest.raises(ValueError, match="holds another replay: its rankers was"):
         replay_folder(tmp_path / "shop", replace(parts, rankers=rankers[:1]), SETTINGS, {}, 0.6)
 
