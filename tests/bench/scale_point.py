@@ -25,6 +25,7 @@ from pathlib import Path
 from deploy.local.role_commands import command, environment
 from deploy.local.status_line import is_ok
 from deploy.servers.mock_kafka import Broker, topic_partitions
+from deploy.servers.ports import free_port
 from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import Role, StartError, Supervisor
 from deploy.settings import load as load_settings
@@ -36,7 +37,6 @@ from tests.bench.process_usage import redis_bytes, resident_bytes
 from tests.bench.query import HOST, PREFIX, asked, latency, start_api, start_beats, wait_for_graphs
 from tests.bench.report import Row, result
 from tests.bench.synthetic import Synthetic, Writer
-from tests.integration.live import free_port
 
 FEW = 10  # items of the deployment whose API process tells what one takes without any
 READY_S = 3600.0  # a million items are read, and their graph is built, at some hundred a second on a busy machine
