@@ -205,8 +205,9 @@ class Shown:
             self.app.router.lifespan_context(self.app),
             httpx.AsyncClient(transport=transport, base_url="http://api") as client,
         ):
-            deadline = time.monotonic() + 20
-            while not await self._loaded(client):
+            deadline, services = time.monotonic() + 20, self.app.state.services
+            await client.get("/readyz")  # before anything is loaded: one refusal is counted, however long that takes
+            while services._unready(services.keeper.current) or not await self._loaded(client):
                 assert time.monotonic() < deadline, "the API does not become ready"
                 await beat(self.store)
                 await asyncio.sleep(0.02)

@@ -62,14 +62,7 @@ async def _click(request: Request, fields: FormFields) -> Response:
     await console.api.call("POST", "/v1/events", key=key, body={**event, "ts_ms": time.time_ns() // 1_000_000})
     acknowledged = time.perf_counter()
     answer = await ask_until(console, key, user_id, _includes, _SEEN_S, count=_LISTED, after=event_id)
-    done = time.perf_counter()
-    took = {
-        "event": "the click",
-        "all_ms": 1000 * (done - began),
-        "kafka_ms": 1000 * (acknowledged - began),
-        "list_ms": 1000 * (done - acknowledged),
-        "is_in": _includes(answer),
-    }
+    took = _took("the click", began, acknowledged, _includes(answer))
     return _changed(request, "start_list.html", answer, before, took, user_id, fields)
 
 
@@ -152,15 +145,20 @@ async def _weather(request: Request, fields: FormFields) -> Response:
         return bool(answer["context"]["ts_ms"] == record["ts_ms"])
 
     answer = await ask_until(console, key, user_id, knows, _SEEN_S, count=_LISTED, location=location)
+    took = _took("the weather", began, acknowledged, knows(answer))
+    return _changed(request, "start_weather.html", answer, before, took, user_id, fields)
+
+
+def _took(event: str, began: float, acknowledged: float, is_in: bool) -> dict[str, Any]:
+    """What an event took until now, in milliseconds, and whether the list has it."""
     done = time.perf_counter()
-    took = {
-        "event": "the weather",
+    return {
+        "event": event,
         "all_ms": 1000 * (done - began),
         "kafka_ms": 1000 * (acknowledged - began),
         "list_ms": 1000 * (done - acknowledged),
-        "is_in": knows(answer),
+        "is_in": is_in,
     }
-    return _changed(request, "start_weather.html", answer, before, took, user_id, fields)
 
 
 def _changed(
