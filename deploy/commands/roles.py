@@ -51,6 +51,11 @@ from deploy.state_folder import attach
     help="Another seed is another shop.",
 )
 @click.option(
+    "--model",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Artefact of a model that is there, as of `perseid train`.  [default: one is trained]",
+)
+@click.option(
     "--days",
     cls=HeadedOption,
     heading="The generated shop",
@@ -101,6 +106,7 @@ def up(
     state: Path,
     workers: int,
     apis: int,
+    model: Path | None,
     seed: int,
     days: int,
     fashion: float,
@@ -138,7 +144,7 @@ def up(
         raise click.UsageError("--days and --fashion are of the generated shop: leave out --data")
     line = StatusLine()
     options = UpOptions(
-        state, data, speed, not no_traffic, api_port, seed, workers, apis, schedule, fashion, days, console_port
+        state, data, speed, not no_traffic, api_port, seed, workers, apis, schedule, fashion, days, console_port, model
     )
     try:
         run_up(options, os.environ, line)

@@ -35,7 +35,7 @@ from deploy.state_folder import FILE, STOPPING, note_phase, only_one, write_addr
 from deploy.texts.models import embedder_key
 from deploy.traffic.plan import TrafficPlan
 from encoder.model.document import read_document
-from streams.folder.reader import EVENTS
+from streams.folder.reader import EVENTS, read_folder
 
 TRAIN_EPOCHS = 6  # about 35 s on two idle cores; so many steps whatever else runs, so the model is always the same
 # Bounds for data folders of any size: useful answers have to come within four minutes.
@@ -62,6 +62,7 @@ class UpOptions:
     fashion: float = 0.0  # how much a brand in fashion draws everybody: taste drifts, so the shop is played as a folder
     days: int = HISTORY_DAYS  # of the generated shop's history
     console_port: int | None = None
+    model: Path | None = None  # an artefact in place of one that is trained here
 
 
 def up(options: UpOptions, environ: Mapping[str, str], line: StatusLine) -> None:
@@ -105,10 +106,13 @@ def prepare(options: UpOptions, settings: Settings, environ: Mapping[str, str], 
     lives_on = options.data is None and not options.fashion  # at wall time; else a timeline is played
     # The generated shop is of one size: without a bound a busy machine takes longer and gets the same model.
     bound_s = None if options.data is None else TRAIN_SECONDS
-    model = _model(folder, 1.0 if lives_on else DATA_SPLIT, bound_s, settings, environ, line)
+    model = options.model and options.model.resolve()
+    if model is None:
+        model = _model(folder, 1.0 if lives_on else DATA_SPLIT, bound_s, settings, environ, line)
     document = read_document(model)
     if not lives_on:
-        split_ms = int(document["metadata"]["before_ms"])
+        learned_ms = document["metadata"].get("before_ms")  # of a model of the whole folder: nothing is left to play
+        split_ms = read_folder(folder).stop_ms if learned_ms is None else int(learned_ms)
     return TrafficPlan(
         kind="shop" if lives_on else "data",
         folder=str(folder),

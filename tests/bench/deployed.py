@@ -86,8 +86,8 @@ def started(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perseid-bench-")))
         fixtures = {"kafka_server": stack.enter_context(services.kafka())} if on == "kafka" else {}
         name = EMBEDDED if on == "embedded" else TWO_BY_TWO if two else REAL
-        source = prepared(state or folder / "prepared", HISTORY_DAYS)
-        live = deployment(name, source, folder / "live", fixtures.__getitem__, variables, HISTORY_DAYS)
+        source = prepared(state or folder / "prepared", HISTORY_DAYS, HISTORY_DAYS)
+        live = deployment(name, source, folder / "live", fixtures.__getitem__, variables)
         yield stack.enter_context(live)
 
 

@@ -189,7 +189,7 @@ class _Generator:
         port = self._load.ports[number % len(self._load.ports)]
         request = self._load.requests[number % len(self._load.requests)]
         try:
-            reader, writer = self._idle[port].pop() if self._idle[port] else await self._connect(port)
+            reader, writer = await self._connection(port)
             sent = time.perf_counter()
             self._late.append(sent - due)
             writer.write(request)
@@ -205,7 +205,13 @@ class _Generator:
             self._answers.append(Answered(due, sent, done, port, status, body))
         self._idle[port].append((reader, writer))
 
-    async def _connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connection(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """An idle one, or a new one; servers close those that were idle for long."""
+        while self._idle[port]:
+            reader, writer = self._idle[port].pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
         return await asyncio.open_connection(self._load.host, port)
 
 

@@ -8,7 +8,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from tests.bench.open_loop import Load, generator, get_request, run
@@ -19,12 +19,20 @@ BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 
 
 @contextmanager
-def server(stall_at: int | None = None, busy_every: int = 0) -> Iterator[int]:
-    """Answers at once, but for one stall during which nobody is answered; every n-th request is refused."""
+def server(stall_at: int | None = None, busy_every: int = 0, idle_s: float | None = None) -> Iterator[int]:
+    """Answers at once, but for one stall during which nobody is answered; every n-th request is refused.
+
+    A connection that is idle for `idle_s` is closed.
+    """
     count, one_at_a_time = 0, threading.Lock()
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
+            self.request.settimeout(idle_s)
+            with suppress(TimeoutError):
+                self._serve()
+
+        def _serve(self) -> None:
             nonlocal count
             while self.request.recv(4096):
                 with one_at_a_time:
@@ -55,6 +63,12 @@ def test_requests_that_were_due_during_a_stall_are_late_by_what_was_left_of_it()
     waited = int((report.latency_ms > 1000 * STALL_S / 2).sum())
     assert 20 <= waited <= 60, sorted(report.latency_ms)
     assert report.percentile(99) > 1000 * STALL_S * 0.8
+
+
+def test_a_connection_that_the_server_closed_while_it_was_idle_is_no_failed_request() -> None:
+    with server(idle_s=0.05) as port:
+        report = run(replace(load(port), rate=5.0))
+    assert report.statuses == {200: 7, 0: 0}
 
 
 def test_refusals_are_counted_and_have_no_latency() -> None:

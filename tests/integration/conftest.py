@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.deployments import DEPLOYMENTS, EMBEDDED, SEED, deployment, prepared
+from tests.integration.deployments import DEPLOYMENTS, EMBEDDED, SEED, Prepared, deployment, prepared
 from tests.integration.live import Live
 from tests.support.known_shop import KnownShop
 
@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def prepared_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_state(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """A folder with the shop's history and a model trained on it."""
     # LIVE_STATE names a folder that is kept between runs: while developing, it saves the training.
     kept = os.environ.get("LIVE_STATE")
@@ -31,7 +31,7 @@ def prepared_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def live(
-    request: pytest.FixtureRequest, prepared_state: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, prepared_state: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Live]:
     """A deployment of the name that the test is parametrised with."""
     folder = tmp_path_factory.mktemp("up")

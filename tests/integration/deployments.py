@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.local.status_line import StatusLine
@@ -23,45 +24,57 @@ from tests.support import services
 from tests.support.redis_cluster import ClusterOfServers
 
 SEED = 3
-DAYS = 20  # of history, which every deployment of the scenarios loads
+DAYS = 20  # of history that the model is trained on
+RECENT_DAYS = 3  # of history that a deployment loads: what scenarios need is popularity, as their users are new
 EMBEDDED = "embedded"
 REAL = "kafka and redis"
 CLUSTER, TWO_BY_TWO = "redis cluster", "two workers and two apis"
 FILTERS, KNN = "elasticsearch filters", "elasticsearch knn"
 DEPLOYMENTS = (EMBEDDED, REAL, FILTERS, KNN, CLUSTER, TWO_BY_TWO)
-_PREPARED = ("shop-*", "models", "texts*")
+_PREPARED = ("shop-*", "texts*")
 _OPTIONS: Mapping[str, tuple[str, ...]] = {TWO_BY_TWO: ("--workers", "2", "--apis", "2")}
 
 Fixture = Callable[[str], str]  # name of a session fixture → its value
 
 
-def prepared(folder: Path, days: int = DAYS) -> Path:
-    """Makes the shop, its history and a model in the folder, or finds them there."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A state folder with a shop whose history has `days`, and the model to begin with."""
+
+    folder: Path
+    days: int
+    model: Path
+
+
+def prepared(folder: Path, days: int = DAYS, recent_days: int = RECENT_DAYS) -> Prepared:
+    """Makes the shop, a model of `days` and a history of `recent_days` in the folder, or finds them there."""
     folder.mkdir(parents=True, exist_ok=True)
+    settings, options = load({}, state=folder), UpOptions(folder, seed=SEED, days=days)
     with (folder / "prepare.log").open("w") as out:
-        prepare(UpOptions(folder, seed=SEED, days=days), load({}, state=folder), os.environ, StatusLine(out))
-    return folder
+        line = StatusLine(out)
+        model = Path(prepare(options, settings, os.environ, line).model)
+        prepare(replace(options, days=recent_days, model=model), settings, os.environ, line)
+    return Prepared(folder, recent_days, model)
 
 
 @contextmanager
 def deployment(
     name: str,
-    source: Path,
+    source: Prepared,
     folder: Path,
     fixture: Fixture,
     more: Mapping[str, str] | None = None,
-    days: int = DAYS,
 ) -> Iterator[Live]:
     """A running, loaded deployment of what was prepared, with `more` settings; its servers end with the block."""
     state = folder / "state"
     for pattern in _PREPARED:
-        for path in source.glob(pattern):
+        for path in source.folder.glob(pattern):
             shutil.copytree(path, state / path.name) if path.is_dir() else _copy(path, state / path.name)
     with ExitStack() as stack:
         variables = {} if name == EMBEDDED else _servers(name, folder, fixture, stack)
         variables |= more or {}
-        options = ("--seed", str(SEED), "--days", str(days), *_OPTIONS.get(name, ()))
-        live = Live(state, "--no-traffic", *options, variables=variables)
+        options = ("--seed", str(SEED), "--days", str(source.days), "--model", str(source.model))
+        live = Live(state, "--no-traffic", *options, *_OPTIONS.get(name, ()), variables=variables)
         stack.callback(live.stop)
         live.wait_ready()
         yield live

@@ -248,6 +248,22 @@ def test_a_shop_with_fashion_is_another_one_and_its_end_is_played(tmp_path: Path
     assert made == [(Path(usual.folder).name, "1.0", False), (Path(drifting.folder).name, "0.8", False)]
 
 
+def test_a_model_that_is_there_is_taken_in_place_of_training(folder: Path, tmp_path: Path) -> None:
+    settings, line = load({}, state=tmp_path), StatusLine()
+    artefact(tmp_path, before_ms=1_600_009_600_000)
+    model = tmp_path / "m-12345678"
+    played = prepare(UpOptions(tmp_path, data=folder, model=model), settings, {}, line)
+    assert (played.model, played.split_ms) == (str(model), 1_600_009_600_000)
+    shop = prepare(UpOptions(tmp_path, days=1, model=model), settings, {}, line)
+    assert (shop.model, shop.kind) == (str(model), "shop")
+    assert not (tmp_path / "models").exists()
+    artefact(tmp_path / "whole", before_ms=None)
+    whole = prepare(UpOptions(tmp_path, data=folder, model=tmp_path / "whole" / "m-12345678"), settings, {}, line)
+    assert whole.split_ms == (START_S + 19 * 600 + 19) * 1000 + 1, "all of the folder is history"
+    with pytest.raises(ValueError, match="holds no model"):
+        prepare(UpOptions(tmp_path, data=folder, model=folder), settings, {}, line)
+
+
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     plan = TrafficPlan("shop", "/f", 5, "k", "/m", "/t", seed=3, speed=2.0, live=False)
     plan.write(tmp_path / "plan.json")

@@ -11,8 +11,11 @@ from typing import Any
 
 from tests.integration.live import ROOT
 from tests.support.folders import START_S, item, write_folder
+from tests.support.saved_models import saved_model
 
 COUNT = 5
+MINILM = "minilm-l6-v2"
+LEARNED_MS = (START_S + 9 * 600) * 1000  # where three quarters of the small shop have happened
 WORDS = ("lamp", "chair", "kettle", "novel")
 
 
@@ -43,15 +46,20 @@ class Asking:
                 self.errors.append(repr(error))
 
 
-def small_shop(place: Path) -> Path:
-    """A data folder with thirty users, each of whom has a favourite kind of thing."""
+def small_shop(place: Path) -> list[str]:
+    """Options of `up` for a folder with thirty users, each of whom has a favourite kind of thing, and a model."""
     rows = [
         (f"u{user}", f"{WORDS[user % 4]}-{(user + step) % 6}", "view", START_S + step * 600 + user)
         for step in range(12)
         for user in range(30)
     ]
     items = [item(f"{word}-{n}", title=f"{word} number {n}", category=[word]) for word in WORDS for n in range(6)]
-    return write_folder(place / "small", rows, items)
+    return ["--data", str(write_folder(place / "small", rows, items)), "--model", str(small_model(place))]
+
+
+def small_model(place: Path, before_ms: int = LEARNED_MS) -> Path:
+    """A random model that a data folder can be played with: its texts are MiniLM's, and it knows what is before."""
+    return saved_model(place / "first", embedder=MINILM, sizes={"d_text": 384}, before_ms=before_ms)
 
 
 def perseid_models(state: Path, *words: str, code: int | None = 0) -> str:

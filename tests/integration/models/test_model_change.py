@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 
 def test_a_to_b_to_a_and_again_without_an_empty_a_short_or_a_lost_list(tmp_path: Path) -> None:
-    folder = small_shop(tmp_path)
-    live = Live(tmp_path / "state", "--data", str(folder), "--speed", "1000", "--apis", "2")
+    shop = small_shop(tmp_path)
+    live = Live(tmp_path / "state", *shop, "--speed", "1000", "--apis", "2")
     try:
         live.wait_ready(320)
         first = str(live.get("/v1/status")["models"]["champion"])
@@ -52,7 +52,7 @@ def test_a_to_b_to_a_and_again_without_an_empty_a_short_or_a_lost_list(tmp_path:
         live.until(lambda: live.get("/v1/status")["models"]["previous"] is None, 5, "the first has no alias")
     finally:
         live.stop()
-    again = Live(live.state, "--data", str(folder), "--no-traffic")
+    again = Live(live.state, *shop, "--no-traffic")
     try:
         again.wait_ready()
         assert again.get("/v1/status")["models"]["champion"] == second, "a start changes nothing"

@@ -21,7 +21,7 @@ from deploy.state_folder import attach
 from index.query.list_sample import ITEMS_PART
 from index.query.live_user import USER_PART
 from tests.integration.live import ROOT, Live, click
-from tests.integration.models.asking import WORDS
+from tests.integration.models.asking import WORDS, small_model
 from tests.support.folders import START_S, item, write_folder
 from tests.support.moved_lists import moved
 from tests.support.simple_rankers import ranker_of
@@ -50,8 +50,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     data = write_folder(folder / "small", rows, items, context=[weather])
     found = Live(
         folder / "state",
-        "--data",
-        str(data),
+        *("--data", str(data), "--model", str(small_model(folder))),
         "--speed",
         "1000",
         "--apis",

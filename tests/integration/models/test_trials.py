@@ -28,7 +28,7 @@ USERS = [f"u{number}" for number in range(30)] + [f"guest-{number}" for number i
 def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Two API processes, and a second model that ranks each request, too, and has passed its gates."""
     place = Path(tmp_path_factory.mktemp("live"))
-    found = Live(place / "state", "--data", str(small_shop(place)), "--speed", "1000", "--apis", "2")
+    found = Live(place / "state", *small_shop(place), "--speed", "1000", "--apis", "2")
     try:
         found.wait_ready(320)
         served = Path(found.settings()["PERSEID_MODEL"]).parent / models(found)["champion"]
