@@ -21,6 +21,7 @@ from encoder.model.artefact import save
 from encoder.model.config import preset
 from encoder.model.encoder import StarsEncoder
 from tests.integration.live import Live, click
+from tests.integration.models.asking import small_model
 from tests.support.folders import START_S, item, write_folder
 
 pytestmark = pytest.mark.servers
@@ -85,7 +86,8 @@ def _first_for(live: Live, user: str) -> str:
 def test_an_old_timeline_runs_on_after_its_end_and_what_a_visitor_does_now_counts(folder: Path, tmp_path: Path) -> None:
     """The folder is of 2020: by the wall clock it would have no popularity."""
     end_ms = (START_S + 19 * 600 + 19) * 1000
-    live = Live(tmp_path / "state", "--data", str(folder), "--speed", "1000")
+    model = small_model(tmp_path, before_ms=(START_S + 16 * 600) * 1000)
+    live = Live(tmp_path / "state", "--data", str(folder), "--model", str(model), "--speed", "1000")
     try:
         live.wait_ready()
         before = live.until(lambda: _ended(live), 120, "the timeline has ended")

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.integration.live import ROOT, Live
+from tests.integration.models.asking import small_model
 from tests.support.folders import START_S, item, write_folder
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -63,7 +64,9 @@ def phases(live: Live) -> set[Any]:
 
 
 def test_a_schedule_beside_the_shop_survives_a_killed_run_and_ends_with_the_shop(folder: Path, tmp_path: Path) -> None:
-    live = Live(tmp_path / "state", "--data", str(folder), "--speed", "1000", "--retrain-every", "5s")
+    model = small_model(tmp_path, before_ms=(START_S + STEPS * 4 // 5 * 600) * 1000)
+    shop = ["--data", str(folder), "--model", str(model)]
+    live = Live(tmp_path / "state", *shop, "--speed", "1000", "--retrain-every", "5s")
     try:
         live.wait_ready(320)
         live.until(lambda: schedule(live).get("phase") == "retraining", 60, "a retraining runs")
