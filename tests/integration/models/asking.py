@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.integration.live import ROOT
+from tests.support.commands import perseid
 from tests.support.folders import START_S, item, write_folder
 from tests.support.saved_models import saved_model
 
@@ -64,7 +62,6 @@ def small_model(place: Path, before_ms: int = LEARNED_MS) -> Path:
 
 def perseid_models(state: Path, *words: str, code: int | None = 0) -> str:
     """What `perseid models` prints; it has to end with `code`, unless that is None."""
-    command = [sys.executable, "-m", "deploy.cli", "models", *words, "--state", str(state)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert code in (None, done.returncode), done.stdout + done.stderr
-    return done.stdout + done.stderr
+    done = perseid("models", *words, "--state", str(state))
+    assert code in (None, done.status), done.out + done.err
+    return done.out + done.err

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.integration.live import ROOT, Live
+from tests.integration.live import Live
 from tests.integration.models.asking import small_model
+from tests.support import commands
 from tests.support.folders import START_S, item, write_folder
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -33,10 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def perseid(*words: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "deploy.cli", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+    done = commands.perseid(*words)
+    assert done.status == code, done.out + done.err
+    return done.out
 
 
 def test_the_topics_of_a_running_deployment_end_as_a_model_that_is_served(folder: Path, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,8 +18,9 @@ from deploy.jobs.skew import SkewPlan, check_skew
 from deploy.state_folder import attach
 from index.query.list_sample import ITEMS_PART
 from index.query.live_user import USER_PART
-from tests.integration.live import ROOT, Live, click
+from tests.integration.live import Live, click
 from tests.integration.models.asking import WORDS, small_model
+from tests.support import commands
 from tests.support.folders import START_S, item, write_folder
 from tests.support.moved_lists import moved
 from tests.support.simple_rankers import ranker_of
@@ -66,10 +65,9 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 def perseid(live: Live, *words: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "deploy.cli", *words, "--state", str(live.state)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stdout + done.stderr
+    done = commands.perseid(*words, "--state", str(live.state))
+    assert done.status == code, done.out + done.err
+    return done.out if code == 0 else done.out + done.err
 
 
 def add_ranker(live: Live, folder: Path) -> None:
