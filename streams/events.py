@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from context.times import unit_of
 from context.units import MINUTE_MS
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag, showings_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, RULES_TAG, partition_tag, showings_tag
 from index.state.records import Vector
 
 CLICKSTREAM = "clickstream"
@@ -16,11 +16,12 @@ EXPOSURES = "exposures"
 CATALOG = "catalog"
 ITEM_VECTORS = "item-vectors"
 CONTEXT = "context"
+SCENARIO_RULES = "rules"  # of lists, by scenario; `Rules` are a deployment's own
 USERS = "users"
 DEAD_LETTERS = "dead-letters"
-CONSUMED = (CLICKSTREAM, USERS, CATALOG, ITEM_VECTORS, CONTEXT)
+CONSUMED = (CLICKSTREAM, USERS, CATALOG, ITEM_VECTORS, CONTEXT, SCENARIO_RULES)
 PARTITIONED = (CLICKSTREAM, USERS, EXPOSURES)  # by user; the other topics have one partition
-COMPACTED = (CATALOG, ITEM_VECTORS, CONTEXT, USERS)
+COMPACTED = (CATALOG, ITEM_VECTORS, CONTEXT, SCENARIO_RULES, USERS)
 
 FORGET = "forget"
 SENT_MS = "sent-ms"  # header: when a player sent a record whose timestamp is another time
@@ -172,6 +173,14 @@ class ContextEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class ScenarioEntry:
+    """The rule of one scenario's lists as canonical JSON; None = removed."""
+
+    scenario: str
+    content: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class Exposure:
     """One list as a user was shown it, best first; `ts_ms` is clamped as that of clicks.
 
@@ -190,19 +199,22 @@ class Exposure:
     arm: str = ""
 
 
-Event = Click | Forget | Profile | CatalogueEntry | VectorEntry | ContextEntry | Exposure
+Event = Click | Forget | Profile | CatalogueEntry | VectorEntry | ContextEntry | ScenarioEntry | Exposure
 
-TAG_TOPICS: Mapping[str, tuple[str, ...]] = {ITEMS_TAG: (CATALOG, ITEM_VECTORS), CONTEXT_TAG: (CONTEXT,)}
+TAG_TOPICS: Mapping[str, tuple[str, ...]] = {
+    ITEMS_TAG: (CATALOG, ITEM_VECTORS),
+    CONTEXT_TAG: (CONTEXT,),
+    RULES_TAG: (SCENARIO_RULES,),
+}
+_TAG_OF = {topic: tag for tag, topics in TAG_TOPICS.items() for topic in topics}  # of topics with one partition
 USER_TOPICS = (USERS, CLICKSTREAM)  # the order in which one batch applies them: a profile before the clicks
 
 
 def tag_of(topic: str, partition: int) -> str:
     """The unit of atomic writing that a topic's partition belongs to."""
-    if topic in (CATALOG, ITEM_VECTORS):
-        return ITEMS_TAG
     if topic == EXPOSURES:
         return showings_tag(partition)
-    return CONTEXT_TAG if topic == CONTEXT else partition_tag(partition)
+    return _TAG_OF.get(topic) or partition_tag(partition)
 
 
 def topics_of(tag: str) -> tuple[str, ...]:
@@ -215,4 +227,11 @@ def is_showings(tag: str) -> bool:
     return tag.startswith(showings_tag(0)[:-1]) and tag[1:].isdecimal()
 
 
-TOPIC_ORDER = (USERS, CATALOG, ITEM_VECTORS, CONTEXT, CLICKSTREAM)  # ties of the record timestamp, first to last
+TOPIC_ORDER = (
+    USERS,
+    CATALOG,
+    ITEM_VECTORS,
+    CONTEXT,
+    SCENARIO_RULES,
+    CLICKSTREAM,
+)  # ties of the record timestamp, first to last

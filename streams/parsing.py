@@ -29,6 +29,7 @@ from streams.events import (
     FAST_CLOCK_MS,
     FORGET,
     ITEM_VECTORS,
+    SCENARIO_RULES,
     USERS,
     CatalogueEntry,
     Click,
@@ -40,10 +41,12 @@ from streams.events import (
     Profile,
     Record,
     Rules,
+    ScenarioEntry,
     VectorEntry,
 )
 from streams.fields import MAX_ID_BYTES, Body, NotingBody, checked, identifier
 from streams.item_vectors import vector_key
+from streams.scenario_rules import scenario_entry
 
 FORGET_HAS_NO_ITEM = f"a {FORGET} has none, it is about the whole user"
 
@@ -125,6 +128,8 @@ def record_key(event: Event) -> str:
             return event.item_id
         case ContextEntry():
             return event.location
+        case ScenarioEntry():
+            return event.scenario
 
 
 def check_key(record: Record, *keys: str) -> None:
@@ -153,6 +158,8 @@ def _null(record: Record) -> Event:
         return VectorEntry(key, "", None, (), None)
     if record.topic == CONTEXT:
         return ContextEntry(key, None)
+    if record.topic == SCENARIO_RULES:
+        return ScenarioEntry(key, None)
     return Profile(key, None, record.timestamp_ms)
 
 
@@ -239,6 +246,8 @@ def _catalogue_entry(body: Body, rules: Rules) -> Event:
     }
     fields["starts_ms"], fields["ends_ms"] = body.window()
     fields["ts_ms"] = ts_ms
+    if group_id := body.optional_identifier("group_id"):  # few items have one: records of others stay as they were
+        fields["group_id"] = group_id
     sent = fields | {name: body.body.get(name) or fields[name] for name in ("brand", "category", "subclass", "tags")}
     return CatalogueEntry(item_id, fields, sent if sent != fields else None)
 
@@ -321,6 +330,7 @@ _PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
     CATALOG: _catalogue_entry,
     ITEM_VECTORS: _vector_entry,
     CONTEXT: _context_entry,
+    SCENARIO_RULES: scenario_entry,
 }
 
 

@@ -20,9 +20,9 @@ from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory, item_vectors, known_items, untexted_vectors
 from encoder.model.config import PARTS
 from encoder.model.document import load_serving
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG
+from index.state.keys import CONTEXT_TAG
 from index.state.store import LogIdentity
-from streams.events import CLICKSTREAM, CONSUMED, PARTITIONED, topics_of
+from streams.events import CLICKSTREAM, CONSUMED, PARTITIONED, TAG_TOPICS, topics_of
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.item_vectors import ItemVectors
@@ -74,7 +74,8 @@ def _count(folder: Folder, vectors: ItemVectors | None, showings: bool) -> int:
     """How many records a folder stands for."""
     vectored = len(folder.vectors) if vectors is None else len(vectors.item_ids)
     shown = len(folder.impressions) if showings else 0
-    return len(folder.events) + len(folder.items) + len(folder.contexts) + len(folder.profiles) + vectored + shown
+    given = (folder.contexts, folder.scenario_rules, folder.profiles)
+    return len(folder.events) + len(folder.items) + sum(map(len, given)) + vectored + shown
 
 
 def replay_topics(
@@ -89,8 +90,8 @@ def replay_topics(
     """Replays the consumed topics of the broker in `settings` as they are now.
 
     Clicks are read from `start_ms` on; what they are applied to and answered from (users, catalog, item-vectors,
-    context) from the start of its log. `stop_ms` ends all. `spans` gives offsets instead, for the partitions it names.
-    `resumed` is told how many records a checkpoint had done already.
+    context, rules) from the start of its log. `stop_ms` ends all. `spans` gives offsets instead, for the partitions it
+    names. `resumed` is told how many records a checkpoint had done already.
 
     Raises:
         ValueError: a topic is missing or has another partition count, a span lies outside its log, the checkpoint
@@ -169,7 +170,7 @@ def compare_with_live(report: ReplayReport, settings: Settings) -> dict[str, lis
             for part in report.digest.differences(await digest(store, settings.partitions)):
                 tag = CONTEXT_TAG if part == "contexts" else part
                 owner = await store.read_all(store.keys.owner(tag))
-                place = 0 if tag in (ITEMS_TAG, CONTEXT_TAG) else int(tag[1:])
+                place = 0 if tag in TAG_TOPICS else int(tag[1:])
                 found[part] = list(apart(report, owner, topics_of(tag), place))
             return found
         finally:

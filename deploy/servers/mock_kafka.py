@@ -27,9 +27,9 @@ _REBALANCE_DELAY_MS = 100  # a first member waits this long for others; the libr
 
 
 def topic_partitions(partitions: int = DEFAULT_PARTITIONS) -> dict[str, int]:
-    """The seven topics and their partition counts: the ones keyed by user have `partitions`, the others one."""
+    """The eight topics and their partition counts: the ones keyed by user have `partitions`, the others one."""
     by_user = dict.fromkeys(("clickstream", "users", "exposures"), partitions)
-    return by_user | dict.fromkeys(("catalog", "item-vectors", "context", "dead-letters"), 1)
+    return by_user | dict.fromkeys(("catalog", "item-vectors", "context", "rules", "dead-letters"), 1)
 
 
 def find_librdkafka() -> Path:

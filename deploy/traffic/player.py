@@ -14,9 +14,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from deploy.runtime.producer import Acknowledged, EventProducer, Extras, at_time
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
 from index.state.store import LiveStore, StoreUnavailableError
-from streams.events import CATALOG, CONSUMED, CONTEXT, ITEM_VECTORS
+from streams.events import CONSUMED, tag_of
 from streams.folder.records import SourceRecord
 
 PARTITION_BYTES = 1_500_000  # unapplied bytes per partition: a third of what the embedded broker keeps
@@ -25,7 +24,6 @@ _POLL_S = 0.02  # a look at the positions costs one round trip
 _CLOCK_S = 0.2  # the published clock may be behind by this much
 LONGEST_PAUSE_S = 2.0  # empty stretches of a timeline are skipped: nobody watches a shop at night
 _RUN_ON_S = 1.0  # nothing is sent any more
-_SINGLE_TAGS = {CATALOG: ITEMS_TAG, ITEM_VECTORS: ITEMS_TAG, CONTEXT: CONTEXT_TAG}  # where positions are kept
 _BURST = 500  # records sent between two looks at clock and stop signal
 
 
@@ -102,7 +100,7 @@ class Pacer:
         self._looked_s = time.monotonic()
         waiting = [where for where, flight in self._flights.items() if flight.records]
         keys = self._store.keys
-        tags = [_SINGLE_TAGS.get(topic, partition_tag(partition)) for topic, partition in waiting]
+        tags = [tag_of(topic, partition) for topic, partition in waiting]
         try:
             found = await self._store.read(
                 [(keys.owner(tag), [f"pos:{t}", f"log:{t}"]) for tag, (t, _) in zip(tags, waiting, strict=True)]

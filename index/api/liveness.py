@@ -16,7 +16,7 @@ import orjson
 
 from index.query.live_user import LiveUser
 from index.state.aliases import ALIAS_FIELDS, Aliases
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, RULES_TAG, partition_tag
 from index.state.records import MODELS, complete_models
 from index.state.store import LiveStore, StoreUnavailableError
 
@@ -24,6 +24,7 @@ CLICKSTREAM = "clickstream"
 TOPICS_OF_USERS = (CLICKSTREAM, "users")
 TOPICS_OF_ITEMS = ("catalog", "item-vectors")
 TOPICS_OF_CONTEXT = ("context",)
+TOPICS_OF_RULES = ("rules",)
 _RATE_MS = 5_000.0  # events/s over so long: short enough to follow a burst, long enough to be steady
 _ROLES_EVERY = 10  # heartbeats are written once a second, so one poll in ten looks at them
 _ROLE_GONE_MS = 5_000.0  # five missed heartbeats
@@ -206,7 +207,7 @@ class Liveness:
 
     def _tags(self) -> dict[str, tuple[str, ...]]:
         users = {partition_tag(number): TOPICS_OF_USERS for number in range(self.partitions or 0)}
-        return {**users, ITEMS_TAG: TOPICS_OF_ITEMS, CONTEXT_TAG: TOPICS_OF_CONTEXT}
+        return {**users, ITEMS_TAG: TOPICS_OF_ITEMS, CONTEXT_TAG: TOPICS_OF_CONTEXT, RULES_TAG: TOPICS_OF_RULES}
 
     def _take_items(self, found: Sequence[bytes | None]) -> None:
         beat, log, position, models = found

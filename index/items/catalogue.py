@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from context.labels import folded_or_same
 from index.items import native
-from index.items.columns import FieldValue, ItemColumns, ItemFacts, Posting, count_classes
+from index.items.columns import ClassField, FieldValue, ItemColumns, ItemFacts, Posting, count_classes
 from index.items.filters import Filter, Label, LabelField, Mask, NumberField, fitted, mask, sold_at
 from index.items.hnsw import HnswIndex
 from index.items.masks import Allowed, KeptMasks
@@ -274,6 +274,11 @@ class Catalogue:
     def class_counts(self) -> NDArray[np.int32]:
         """[size] how many categories and subclasses each item has."""
         return self._columns.classes[: self.size]
+
+    def class_codes(self, field: ClassField) -> NDArray[np.int32]:
+        """[size] code of each item's value, 0 of one without; to be read only."""
+        codes: NDArray[np.int32] = getattr(self._columns, field)
+        return codes[: self.size]
 
     def facts(self, labels: Labels) -> ItemFacts:
         """What is known of items [n], nothing of label −1."""

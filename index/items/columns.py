@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from index.items.filters import Label, LabelField, Mask
 from index.items.search import Labels
 
 FieldValue = tuple[LabelField, str]
+ClassField = Literal["brand", "subclass", "category", "group"]  # what an item has one code of
 
 ALWAYS_MS, NEVER_MS = -(2**63), 2**63 - 1  # missing starts, missing ends
 
@@ -44,8 +45,9 @@ class ItemColumns:
         self.starts = np.full(capacity, ALWAYS_MS, np.int64)
         self.ends = np.full(capacity, NEVER_MS, np.int64)
         self.classes = np.zeros(capacity, np.int32)  # how many categories and subclasses
-        self.brand, self.subclass, self.category = np.zeros((3, capacity), np.int32)  # codes of labels, 0: none
-        self._codes: dict[str, int] = {"": 0}  # of brands, subclasses and categories alike
+        # Codes of labels, 0: none; of a category the first of its path.
+        self.brand, self.subclass, self.category, self.group = np.zeros((4, capacity), np.int32)
+        self._codes: dict[str, int] = {"": 0}  # of brands, subclasses, categories and groups alike
         self._usual: dict[int, float] = {}  # code of a subclass → median of its log prices, until one of them changes
         self.listed, self.stock, self.vector, self.regionless, self.window = np.zeros((5, capacity), np.bool_)
 
@@ -75,6 +77,8 @@ class ItemColumns:
         named = fields.get("brand"), fields.get("subclass"), next(iter(fields.get("category") or ()), None)
         codes = [self._codes.setdefault(name or "", len(self._codes)) for name in named]
         self.brand[label], self.subclass[label], self.category[label] = codes
+        group = str(fields.get("group_id") or "")
+        self.group[label] = self._codes.setdefault(group, len(self._codes))
         self._usual.pop(codes[1], None)
 
     def facts(self, labels: Labels) -> ItemFacts:

@@ -20,6 +20,7 @@ from index.items.filters import LabelField, Mask
 from index.items.search import Labels
 from index.query.feedback import NegativeFeedback
 from index.query.popularity import Amounts, Popularity
+from index.query.rules.scenario import MOST_BOOSTED, MOST_PROMOTIONS, Arrangement
 from index.query.second_stage import Asker, ListOrder
 from index.state.records import Vector
 
@@ -35,8 +36,12 @@ _DEEPEST = 4096  # … but no further: vectors this close to each other say noth
 _ROUNDING = 1e-5  # between inner products of the search and ours
 _FEW = 1000  # allowed items that are cheaper to rank one by one than to look for in the popular list
 _MOST_GROUPS = 6  # searches for promoted items, one for each strength; beyond, one for all
-_TARGETS: Mapping[str, LabelField] = {"item": "item_id", "category": "category", "tag": "tags"}
-_MAX_PROMOTIONS = 256  # read from one context record, as for its features
+_TARGETS: Mapping[str, LabelField] = {
+    "item": "item_id",
+    "category": "category",
+    "tag": "tags",
+    "brand": "brand",
+}
 _NONE: Labels = np.zeros(0, np.int64)
 
 
@@ -78,6 +83,7 @@ class SearchPlan:
     away: Vector | None = None  # [d] where the disliked items lie; None until `with_feedback`
     ranker: ListOrder | None = None  # orders what was found; None: first-stage scores do
     asker: Asker | None = None  # for whom, where there is a ranker
+    arrangement: Arrangement | None = None  # how a rule gives the places away; None: by turns of the slots
 
     def with_feedback(self, vectors: Vector) -> SearchPlan:
         """The plan, once the vectors [n, d] of `negative.labels` are known."""
@@ -119,7 +125,17 @@ class SearchPlan:
         """All that was found: the answers to `searches`, in their order, and what is popular."""
         found, reach = self._for_cold_user(nearest) if self._is_cold else self._for_user(nearest)
         retrieved = {name: len(labels) for name, labels in found.items()}
-        return Candidates(np.unique(np.concatenate(list(found.values()))), retrieved, reach)
+        return Candidates(np.unique(np.concatenate([*found.values(), self._pinned()])), retrieved, reach)
+
+    def popular_among(self, items: Mask) -> Labels:
+        """Labels [m] of the most popular of some items [size], as deep as a search goes; the rest by id."""
+        return self._popular(items)[0]
+
+    def _pinned(self) -> Labels:
+        """Items that a rule pins and that may be listed; no search need find them."""
+        if self.arrangement is None or not self.arrangement.pins:
+            return _NONE
+        return self._known([item_id for _, item_id in self.arrangement.pins], self.allowed)
 
     @property
     def _is_cold(self) -> bool:
@@ -235,12 +251,12 @@ def _parts(allowed: Mask, penalties: Vector) -> tuple[Group, ...]:
 def boosts_of(
     catalogue: Catalogue, promotions: Sequence[Mapping[str, Any]], size: int, now_ms: int, weight: float, limit: float
 ) -> Vector | None:
-    """[size] what the promotions of items, categories and tags that run now add; None without any.
+    """[size] what the promotions of items, categories, tags and brands that run now add; None without any.
 
     `weight` is that of a promotion of strength 1, `limit` of all promotions of one item together.
     """
     boosts = None
-    for promotion in islice(promotions, _MAX_PROMOTIONS):
+    for promotion in islice(promotions, MOST_PROMOTIONS + MOST_BOOSTED):
         if not _is_running(promotion, now_ms):
             continue
         boosts = np.zeros(size, np.float32) if boosts is None else boosts

@@ -24,6 +24,8 @@ from index.query.feedback import NegativeFeedback, Rated, has_negative, rated
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.pool import Pool, Ranked, in_turns, last, products
 from index.query.popularity import Popularity
+from index.query.rules.arrange import arranged
+from index.query.rules.scenario import MOST_PROMOTIONS, Arrangement
 from index.query.second_stage import Asker, ListOrder
 from index.state.records import Vector
 from index.state.stored_user import StoredUser
@@ -103,7 +105,7 @@ class ContextView:
         active = record if record is not None and is_active(record, now_ms) else None
         delta, applied, bounded = model.offset(now_ms, active)
         known = active or {}
-        promotions = known.get("promotions") or ()
+        promotions = (known.get("promotions") or ())[:MOST_PROMOTIONS]
         return cls(location, delta if applied else None, promotions, known.get("ts_ms"), applied, bounded)
 
 
@@ -116,6 +118,7 @@ class Query:
     tree: Filter | None = None
     exclude: AbstractSet[str] = frozenset()
     include_seen: bool = False
+    arrangement: Arrangement | None = None  # of the scenario's rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,7 @@ def _compiled(
     ranker: ListOrder | None,
 ) -> Recommendations | None:
     """The list by what is compiled; None where the query is one for Python."""
-    if user.vectors is None or user.rated is not None:
+    if user.vectors is None or user.rated is not None or query.arrangement is not None:
         return None
     slots, users = _users(query, user, catalogue.dim)
     seen = chain(user.window, _bought(user.purchases, now_ms, weights))
@@ -231,10 +234,11 @@ def plan_searches(
         boosts=boosts,
         share=1.0 if user.vectors is None else weights.popularity,
         removed=removed,
-        depth=first_depth(query.count, ranker is not None),
+        depth=first_depth(query.count if query.arrangement is None else 2 * query.count, ranker is not None),
         negative=negative,
         ranker=ranker,
         asker=None if ranker is None else Asker(user.state, user.vectors, context.location, context.delta, now_ms),
+        arrangement=query.arrangement,
     )
 
 
@@ -250,6 +254,8 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
     ranked = None
     if plan.ranker is not None and plan.asker is not None:
         ranked = _ranked(pool, vectors, plan.count, plan.slots, plan.ranker, plan.asker)
+    if plan.arrangement is not None:
+        return _arranged(plan, plan.arrangement, candidates, vectors, pool, ranked)
     slots = range(len(plan.slots))
     pool, ranked_by = ranked or (pool, None)
     scores = np.stack([pool.sums(at) for at in slots], axis=1)
@@ -258,6 +264,23 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
         return None
     items = pool.entries(in_turns(scores, pool, plan.count), plan.slots)
     return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
+
+
+def _arranged(
+    plan: SearchPlan,
+    arrangement: Arrangement,
+    candidates: Candidates,
+    vectors: Vector,
+    pool: Pool,
+    ranked: tuple[Pool, str] | None,
+) -> Recommendations | None:
+    """The list under a rule's arrangement; behind what a ranker has ordered comes the rest of the pool."""
+    pools, ranked_by = [pool], None
+    if ranked is not None:
+        first, ranked_by = ranked
+        pools = [first, pool.part(np.flatnonzero(~np.isin(pool.labels, first.labels)).tolist())]
+    items = arranged(plan, arrangement, candidates, vectors, pools)
+    return None if items is None else Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
 
 
 def _ranked(

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 ITEMS_TAG = "items"
 CONTEXT_TAG = "context"
+RULES_TAG = "rules"
 LOCATION_SEPARATOR = "\x1f"  # between location, or kind, and item in a field of counts; ids never hold it
 
 
@@ -28,7 +29,8 @@ def showings_tag(partition: int) -> str:
 class Keys:
     """Builds the keys of one deployment (or one replay) below `prefix`.
 
-    A *tag* names a unit of atomic writing: `p<partition>`, `x<partition>`, `items` or `context`.
+    A *tag* names a unit of atomic writing: `p<partition>`, `x<partition>`, `items`, `context` or
+    `rules`.
     """
 
     prefix: str = "perseid"
@@ -104,6 +106,10 @@ class Keys:
     def contexts(self) -> str:
         """Hash location → context record (JSON)."""
         return f"{self.prefix}:{{{CONTEXT_TAG}}}:records"
+
+    def scenario_rules(self) -> str:
+        """Hash scenario → rule of its lists (JSON, with `version`)."""
+        return f"{self.prefix}:{{{RULES_TAG}}}:records"
 
 
 @lru_cache(maxsize=65536)

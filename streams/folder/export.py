@@ -28,9 +28,10 @@ from streams.events import (
     Profile,
     Record,
     Rules,
+    ScenarioEntry,
     VectorEntry,
 )
-from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, PROFILES, VECTORS
+from streams.folder.reader import CONTEXTS, EVENTS, IMPRESSIONS, ITEMS, PROFILES, SCENARIOS, VECTORS
 from streams.folder.spool import Spool
 from streams.folder.writer import csv_lines, write_lines
 from streams.item_vectors import ItemVectors
@@ -135,9 +136,9 @@ class TopicExport:
                 spool.put("items", item_id, fields["ts_ms"], orjson.dumps(fields), 0)
             case VectorEntry():
                 self._keep_vector(record, event)
-            case ContextEntry(location, content):
+            case ContextEntry(name, content) | ScenarioEntry(name, content):
                 ts_ms = record.timestamp_ms if content is None else orjson.loads(content)["ts_ms"]
-                spool.add("contexts", self._taken, location, ts_ms, content)
+                spool.add("contexts" if isinstance(event, ContextEntry) else "rules", self._taken, name, ts_ms, content)
 
     def _turn(self, record: Record, user_id: str) -> int:
         """The place among a user's records: the offset at home; a forwarded record would come behind all of them."""
@@ -185,6 +186,7 @@ def write_files(spool: Spool, folder: Path, progress: Callable[[int, int], None]
     more = {
         "impressions": (IMPRESSIONS, _impressions(spool)),
         "contexts": (CONTEXTS, _contexts(spool)),
+        "rules": (SCENARIOS, _scenario_rules(spool)),
         "profiles": (PROFILES, _profiles(spool)),
         "vectors": (VECTORS, _vectors(spool)),
     }
@@ -238,6 +240,13 @@ def _contexts(spool: Spool) -> Iterator[bytes]:
         else:
             body = {**orjson.loads(content), "ts_ms": since_ms}
         yield orjson.dumps(body)
+
+
+def _scenario_rules(spool: Spool) -> Iterator[bytes]:
+    for scenario, since_ms, content in spool.scenario_rules():
+        # As of contexts: what was removed is a rule that is over when it begins.
+        said = {"valid_until_ms": since_ms} if content is None else orjson.loads(content)
+        yield orjson.dumps({"scenario": scenario, **said, "ts_ms": since_ms})
 
 
 def _profiles(spool: Spool) -> Iterator[bytes]:

@@ -34,6 +34,7 @@ _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "regions": ((list,), "a list of strings"),
     "starts_ms": ((int,), "a whole number of milliseconds"),
     "ends_ms": ((int,), "a whole number of milliseconds"),
+    "group_id": ((str,), "a string"),
     "first_seen": ((int, float), "a number of unix seconds"),
     "ts_ms": ((int,), "a whole number of milliseconds"),
 }

@@ -1,4 +1,4 @@
-"""`read_folder` loads a data folder's events, items, impressions, contexts, profiles and item vectors.
+"""`read_folder` loads a data folder's events, items, impressions, contexts, rules, profiles and item vectors.
 
 It needs `events.csv.gz` (header `user_id,item_id,event_type,timestamp[,…]`, unix seconds, sorted; a column `ts_ms`
 wins) and `items.jsonl.gz`. Mistakes of form are refused with file and row; single rows and records that the topics
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from context.counting import counted
 from context.times import YEAR_2000_MS, YEAR_2100_MS, check_ms, check_seconds, unit_of
-from streams.events import CONTEXT, FORGET, ITEM_VECTORS, RELOAD_MS, USERS, MalformedError, Record, Rules
+from streams.events import CONTEXT, FORGET, ITEM_VECTORS, SCENARIO_RULES, USERS, MalformedError, Record, Rules
 from streams.fields import checked
 from streams.folder.files import open_utf8
 from streams.folder.future import IN_FUTURE, check_past, latest_ms
@@ -35,6 +35,7 @@ EVENTS = "events.csv.gz"
 ITEMS = "items.jsonl.gz"
 IMPRESSIONS = "impressions.jsonl.gz"
 CONTEXTS = "context.jsonl.gz"
+SCENARIOS = "rules.jsonl.gz"
 PROFILES = "users.jsonl.gz"
 VECTORS = "item-vectors.jsonl.gz"
 REQUIRED = ("user_id", "item_id", "event_type", "timestamp")
@@ -42,7 +43,8 @@ DETAILS = ("event_id", "session_id", "location", "page_id", "recommendation_id")
 
 FORGET_CODE = -1
 NO_RECORD = "its item has no usable record in items.jsonl.gz"
-_LISTS: Mapping[str, Sequence[str]] = {CONTEXT: ("events", "promotions"), USERS: (), ITEM_VECTORS: ("tags",)}
+_RULE_LISTS = ("exclude", "boosts", "buries", "pins")
+_LISTS = {CONTEXT: ("events", "promotions"), SCENARIO_RULES: _RULE_LISTS, USERS: (), ITEM_VECTORS: ("tags",)}
 
 # What the words of public data sets mean here. A rating says that the item was consumed, not that it was liked; a
 # review stands for the purchase it follows; a return undoes one. A configured kind's own name always means itself.
@@ -101,12 +103,13 @@ class Folder:
     arrivals_ms: NDArray[np.int64]  # [item_ids] when each becomes known
     impressions: list[dict[str, Any]]
     contexts: list[dict[str, Any]]  # by ts_ms
+    scenario_rules: list[dict[str, Any]]  # by ts_ms
     profiles: list[dict[str, Any]]  # by ts_ms
     vectors: list[dict[str, Any]]  # by ts_ms
     kind_names: tuple[str, ...]
     kind_weights: tuple[int, ...]  # by code, as they count for popularity
     left_out: LeftOut  # what topics would refuse or is of the future, and events that name no item of `items`
-    reload_ms: int = RELOAD_MS  # as of the rules it was read with
+    reload_ms: int = Rules().reload_ms  # as of the rules it was read with
 
     @property
     def stop_ms(self) -> int:
@@ -154,9 +157,11 @@ def read_folder(
     _note_unknown_items(events, item_ids, len(items), left_out)
     first_ms = int(events.ts_ms[0])
     contexts = _timed(path / CONTEXTS, CONTEXT, "location", first_ms, rules, left_out, until_ms)
+    scenario_rules = _timed(path / SCENARIOS, SCENARIO_RULES, "scenario", first_ms, rules, left_out, until_ms)
     profiles = _timed(path / PROFILES, USERS, "user_id", first_ms, rules, left_out, until_ms)
     arrivals_ms = _arrivals(items, events, len(item_ids))
-    start_ms = min([first_ms, *(row["ts_ms"] for row in contexts + profiles), *arrivals_ms[arrivals_ms >= 0].tolist()])
+    times = [row["ts_ms"] for row in contexts + scenario_rules + profiles]
+    start_ms = min([first_ms, *times, *arrivals_ms[arrivals_ms >= 0].tolist()])
     return Folder(
         name=path.resolve().name,
         start_ms=start_ms,
@@ -167,6 +172,7 @@ def read_folder(
         arrivals_ms=np.where(arrivals_ms < 0, start_ms, arrivals_ms),
         impressions=_impressions(path / IMPRESSIONS, left_out, until_ms),
         contexts=contexts,
+        scenario_rules=scenario_rules,
         profiles=profiles,
         vectors=_timed(path / VECTORS, ITEM_VECTORS, "item_id", start_ms, rules, left_out, until_ms),
         kind_names=tuple(kind.name for kind in rules.kinds),

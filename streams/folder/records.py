@@ -1,7 +1,7 @@
 """`records` turns a data folder into the records that its shop would have produced, in time order.
 
-At equal times the order is users, catalog, item-vectors, context, clickstream, exposures: what an event may depend on
-comes first. An item enters `catalog` when it becomes known. Events without an id of their own are named
+At equal times the order is users, catalog, item-vectors, context, rules, clickstream, exposures: what an event may
+depend on comes first. An item enters `catalog` when it becomes known. Events without an id of their own are named
 `<folder name>:<row>`.
 """
 
@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, FORGET, ITEM_VECTORS, TOPIC_ORDER, USERS
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONTEXT,
+    EXPOSURES,
+    FORGET,
+    ITEM_VECTORS,
+    SCENARIO_RULES,
+    TOPIC_ORDER,
+    USERS,
+)
 from streams.folder.items import catalogue_body
 from streams.folder.reader import DETAILS, FORGET_CODE, Folder
 from streams.item_vectors import ItemVectors
@@ -46,6 +56,7 @@ def records(
         CATALOG: lambda: _catalogue(folder),
         ITEM_VECTORS: lambda: _vectors(folder, vectors),
         CONTEXT: lambda: _given(CONTEXT, "location", folder.contexts),
+        SCENARIO_RULES: lambda: _given(SCENARIO_RULES, "scenario", folder.scenario_rules),
         CLICKSTREAM: lambda: _clicks(folder, start_ms, stop_ms),
         EXPOSURES: lambda: _exposures(folder),
     }

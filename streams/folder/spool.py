@@ -24,6 +24,7 @@ CREATE TABLE exposures (number INTEGER PRIMARY KEY, user TEXT, recommendation TE
                         location TEXT, model TEXT, served_by TEXT, shown TEXT);
 CREATE TABLE profiles (user TEXT, turn INTEGER, ts_ms INTEGER, content BLOB);
 CREATE TABLE contexts (number INTEGER PRIMARY KEY, location TEXT, ts_ms INTEGER, content BLOB);
+CREATE TABLE rules (number INTEGER PRIMARY KEY, scenario TEXT, ts_ms INTEGER, content BLOB);
 CREATE TABLE items (item TEXT PRIMARY KEY, known_ms INTEGER, fields BLOB, withdrawn INTEGER);
 CREATE TABLE vectors (item TEXT PRIMARY KEY, known_ms INTEGER, body BLOB);
 CREATE TABLE marks (user TEXT PRIMARY KEY, turn INTEGER, event TEXT, ts_ms INTEGER, inside INTEGER) WITHOUT ROWID;
@@ -85,8 +86,8 @@ SELECT p.user, p.ts_ms, p.content, MIN(p.turn) AS first FROM profiles p LEFT JOI
 WHERE p.content IS NOT NULL AND (g.user IS NULL OR (p.ts_ms, p.turn) > (g.ts_ms, g.turn))
 GROUP BY p.user, p.ts_ms, p.content ORDER BY p.ts_ms, p.user, first
 """
-_CONTEXTS = """
-SELECT location, MAX(ts_ms) OVER (PARTITION BY location ORDER BY number) AS since_ms, content FROM contexts
+_RECORDS = """
+SELECT {key}, MAX(ts_ms) OVER (PARTITION BY {key} ORDER BY number) AS since_ms, content FROM {table}
 ORDER BY since_ms, number
 """
 _ITEMS = """
@@ -116,7 +117,7 @@ class Spool:
             self._file.executescript(_SCHEMA + "BEGIN")
 
     def add(self, table: str, *values: Any) -> None:
-        """A row of clicks, forgets, exposures, profiles or contexts, with the columns of the schema."""
+        """A row of clicks, forgets, exposures, profiles, contexts or rules, with the columns of the schema."""
         rows = self._rows[table]
         rows.append(values)
         if len(rows) >= _BATCH:
@@ -198,7 +199,11 @@ class Spool:
 
     def contexts(self) -> Iterator[tuple[str, int, bytes | None]]:
         """(location, in force since, content or None for a removal) by time, which follows arrival in each location."""
-        return self._read(_CONTEXTS)
+        return self._read(_RECORDS.format(key="location", table="contexts"))
+
+    def scenario_rules(self) -> Iterator[tuple[str, int, bytes | None]]:
+        """(scenario, in force since, content or None for a removal), as `contexts`."""
+        return self._read(_RECORDS.format(key="scenario", table="rules"))
 
     def items(self) -> Iterator[tuple[str, int, bytes, int]]:
         """(item, known since, newest fields, whether withdrawn) in the order of their first records."""

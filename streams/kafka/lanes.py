@@ -1,4 +1,5 @@
-"""Queues fetched records on their way to a serial agent, in a lane each for users, items, contexts and showings.
+"""Queues fetched records on their way to a serial agent, in a lane each for users, items, contexts, rules
+and showings.
 
 A flood of clicks thus does not delay a stock-out. Lanes are bounded in number and in bytes; a full one's partitions are
 not read, which is all the back pressure there is: Kafka keeps the rest.
@@ -9,12 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, USERS, Record, tag_of
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONTEXT,
+    EXPOSURES,
+    ITEM_VECTORS,
+    SCENARIO_RULES,
+    USERS,
+    Record,
+    tag_of,
+)
 
 LANES = (
     frozenset({USERS, CLICKSTREAM}),
     frozenset({CATALOG, ITEM_VECTORS}),
     frozenset({CONTEXT}),
+    frozenset({SCENARIO_RULES}),
     frozenset({EXPOSURES}),
 )
 MAX_BYTES = 32 << 20  # of waiting records: some thousand usual ones, or some dozen of the largest

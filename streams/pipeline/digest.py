@@ -1,7 +1,7 @@
 """Hashes a live state, so that equal digests mean the same events applied in the same order.
 
-Covers every user's window, profile and forget mark, popularity, positions, items and contexts; no floats, no caches,
-no counters. Reads the whole state, so it is for tests, replay and audits, not for the hot path.
+Covers every user's window, profile and forget mark, popularity, positions, items, contexts and rules; no
+floats, no caches, no counters. Reads the whole state, so it is for tests, replay and audits, not for the hot path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from encoder.text.item_text import canonical_text, text_hash
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag, showings_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, RULES_TAG, partition_tag, showings_tag
 from index.state.records import (
     ITEM_FIELDS,
     PROFILE,
@@ -38,7 +38,7 @@ _CHUNK = 500  # users or items read in one round trip
 class Digest:
     """Hashes by part, so that a difference names where it is: one per user partition, `items`, `contexts`.
 
-    And one per partition of `exposures` where these are applied.
+    And one per partition of `exposures` where these are applied, and `rules` where there was a record of them.
     """
 
     parts: dict[str, str]
@@ -83,7 +83,7 @@ async def read_state(store: LiveStore, partitions: int) -> dict[str, Any]:
         "contexts": {name: load_context(content) for name, content in contexts.items()},
         "positions": await _positions(store, CONTEXT_TAG),
     }
-    return parts
+    return parts | await _scenarios(store)
 
 
 async def _users(store: LiveStore, tag: str) -> dict[str, Any]:
@@ -131,6 +131,15 @@ async def _showings(store: LiveStore, partition: int) -> dict[str, Any]:
     numbers = {name: int(number) for name, number in (await store.read_all(keys.shown_lists(tag))).items()}
     latest = [name for name, _ in sorted(numbers.items(), key=lambda entry: entry[1])]
     return {tag: {"showings": counts, "lists": latest, "positions": positions}}
+
+
+async def _scenarios(store: LiveStore) -> dict[str, Any]:
+    """Rules of scenarios; nothing where there never was a record, as in a state of a build that knew none."""
+    positions = await _positions(store, RULES_TAG)
+    if not any(positions.values()):
+        return {}
+    stored = await store.read_all(store.keys.scenario_rules())
+    return {RULES_TAG: {"rules": {name: orjson.loads(rule) for name, rule in stored.items()}, "positions": positions}}
 
 
 async def _positions(store: LiveStore, tag: str) -> dict[str, int]:

@@ -23,6 +23,7 @@ from streams.events import (
     CONTEXT,
     EXPOSURES,
     ITEM_VECTORS,
+    SCENARIO_RULES,
     USER_TOPICS,
     Exposure,
     MalformedError,
@@ -34,7 +35,7 @@ from streams.events import (
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders
 from streams.pipeline.intake import DeadLetterSink, Intake
-from streams.pipeline.item_ops import Completed, complete_items, context_ops, item_ops
+from streams.pipeline.item_ops import Completed, complete_items, context_ops, item_ops, scenario_ops
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
 from streams.pipeline.showings import ShowingsWriter
@@ -79,7 +80,7 @@ class Engine:
         self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
         self.intake = Intake(rules, partitions, sink, self.counts)
         planner = UserPlanner(store.keys, rules, self.encoders, self.settings, self.counts, self.metrics)
-        self._one_at_a_time: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # of items and contexts, by tag
+        self._one_at_a_time: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # of items, contexts and rules, by tag
         self._users = UserWriter(store, planner, self.encoders, self.settings, self.counts)
         self._showings = ShowingsWriter(store, self.settings, self.counts)
 
@@ -133,7 +134,7 @@ class Engine:
                 await self._renew(tag)
         for topic in USER_TOPICS:
             await self._apply_users(topic, {tag: part for (name, tag), part in batches.items() if name == topic})
-        for topic in (CATALOG, ITEM_VECTORS, CONTEXT):
+        for topic in (CATALOG, ITEM_VECTORS, CONTEXT, SCENARIO_RULES):
             tag = tag_of(topic, 0)
             if (topic, tag) in batches:
                 await self._apply_single(topic, tag, self._next(topic, tag, batches[topic, tag]))
@@ -257,14 +258,20 @@ class Engine:
         return due
 
     async def _apply_single(self, topic: str, tag: str, records: Sequence[Record]) -> None:
-        """Items and contexts: last write wins by offset, one commit for the batch."""
+        """Items, contexts and rules: last write wins by offset, one commit for the batch."""
         if not records:
             return
-        events = [event for _, event in await self.intake.accept(records)]
+        accepted = await self.intake.accept(records)
+        events = [event for _, event in accepted]
         lease = self.leases[tag]
         async with self._one_at_a_time[tag]:
             keys = self.store.keys
-            ops = context_ops(events, keys) if topic == CONTEXT else await item_ops(events, keys, self.item_encoders)
+            if topic == CONTEXT:
+                ops = context_ops(events, keys)
+            elif topic == SCENARIO_RULES:
+                ops = scenario_ops(accepted, keys)
+            else:
+                ops = await item_ops(events, keys, self.item_encoders)
             await self._commit(lease, topic, records[-1].offset + 1, ops)
         self.counts.add_applied(topic, len(events))
 
@@ -277,7 +284,7 @@ class Engine:
     async def _commit(
         self, lease: PartitionLease, topic: str, offset: int, ops: Sequence[Op], models: str | None = None
     ) -> None:
-        """Writes items or contexts; `models` is the mark to be kept, else what becomes of it by writing items."""
+        """Writes items, contexts or rules; `models` is the mark to be kept, else what becomes of it by writing."""
         if models is None:
             models = self.item_encoders.written(lease.models)
             noted = [Op("hset", self.store.keys.owner(lease.tag), {MODELS: models.encode()})]

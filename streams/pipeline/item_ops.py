@@ -1,4 +1,4 @@
-"""Turns catalogue, vector and context records into the operations of one atomic write.
+"""Turns catalogue, vector, context and rules records into the operations of one atomic write.
 
 The last write wins, by offset; of vectors that of each embedder, which lie beside each other. A withdrawn item keeps
 its vectors. A model uses those of its own embedder: the retrieval vector stays until one of these comes.
@@ -29,7 +29,7 @@ from index.state.records import (
     vector_field,
 )
 from index.state.store import LiveStore, Op
-from streams.events import CatalogueEntry, ContextEntry, Event, VectorEntry
+from streams.events import CatalogueEntry, ContextEntry, Event, Record, ScenarioEntry, VectorEntry
 from streams.pipeline.encoders import Encoders
 
 
@@ -42,6 +42,19 @@ def context_ops(events: Sequence[Event], keys: Keys) -> list[Op]:
             ops.append(Op("hdel", keys.contexts(), names=(event.location,)))
         else:
             ops.append(Op("hset", keys.contexts(), {event.location: event.content}))
+    return ops
+
+
+def scenario_ops(accepted: Sequence[tuple[Record, Event]], keys: Keys) -> list[Op]:
+    """Sets or removes the rule of each scenario; its version is the offset of its record."""
+    ops = []
+    for record, event in accepted:
+        assert isinstance(event, ScenarioEntry)
+        if event.content is None:
+            ops.append(Op("hdel", keys.scenario_rules(), names=(event.scenario,)))
+        else:
+            stored = canonical_json({**orjson.loads(event.content), "version": record.offset})
+            ops.append(Op("hset", keys.scenario_rules(), {event.scenario: stored}))
     return ops
 
 

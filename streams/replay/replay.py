@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from index.items.follower import ItemFollower
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag, showings_tag
+from index.state.keys import partition_of, partition_tag, showings_tag
 from index.state.store import LiveStore, LogIdentity
 from streams.evaluation.prequential import PrequentialEvaluator
 from streams.events import (
@@ -22,6 +22,8 @@ from streams.events import (
     EXPOSURES,
     ITEM_VECTORS,
     PARTITIONED,
+    SCENARIO_RULES,
+    TAG_TOPICS,
     TOPIC_ORDER,
     USERS,
     Click,
@@ -47,7 +49,8 @@ _PENDING = 64
 _ITEM_TOPICS = (CATALOG, ITEM_VECTORS)
 # Within a chunk of the warm-up items come first, so that no window is encoded before its items are known.
 _CHUNK_ORDER = {
-    topic: rank for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, USERS, CLICKSTREAM, EXPOSURES))
+    topic: rank
+    for rank, topic in enumerate((CATALOG, ITEM_VECTORS, CONTEXT, SCENARIO_RULES, USERS, CLICKSTREAM, EXPOSURES))
 }
 
 
@@ -83,7 +86,7 @@ async def open_engine(
     tags = [
         tag(partition) for tag in (partition_tag, *([showings_tag] * rules.showings)) for partition in range(partitions)
     ]
-    for tag in (*tags, ITEMS_TAG, CONTEXT_TAG):
+    for tag in (*tags, *TAG_TOPICS):
         await engine.claim(tag, 0, {topic: logs[topic] for topic in topics_of(tag)}, "replay")
     return engine
 

@@ -32,7 +32,7 @@ from encoder.training.options import TrainOptions
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.items.snapshot import restore_snapshot, save_snapshot, snapshot_path
-from index.state.keys import partition_of, partition_tag
+from index.state.keys import RULES_TAG, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import (
     ITEM_FIELDS,
@@ -163,7 +163,7 @@ def merged(broker: Broker) -> Iterator[Record]:
 async def replayed(broker: Broker) -> Json:
     """What a replay of all logs comes to, forwarded records included."""
     outlet, store = SilentSink(), MemoryStore(KEYS)
-    logs = {topic: identity for tag in TAGS for topic, identity in logs_of(tag).items()}
+    logs = {topic: identity for tag in (*TAGS, RULES_TAG) for topic, identity in logs_of(tag).items()}
     engine = await open_engine(store, RULES, PARTITIONS, outlet, None, logs, SIZES)
     records = [record for record in merged(broker) if record.topic in CONSUMED]
     covers, counts = {"clickstream[0]": Covers(0, 0, 9, 9)}, ReplayCounts(dead_letters=outlet.dead_letters)

@@ -137,6 +137,7 @@ def test_the_api_answers_from_the_stored_state_as_it_did(redis_server: RedisServ
     assert "redis_writes" in shown["answers"]["GET /v1/status"][3]
     assert shown["answers"]["GET /v1/status"][3].pop("models")["champion"]
     del shown["answers"]["GET /v1/status"][3]["redis_writes"]
+    assert shown["answers"]["GET /v1/status"][3]["topics"].pop("rules")["position"] == 0
     assert shown["answers"]["GET /v1/status"][3]["counters"].pop("ranked_by_first_stage") == 6
     for name in ADDED_METRICS:
         del shown["metrics"][name]

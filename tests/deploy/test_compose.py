@@ -126,7 +126,7 @@ def test_kafka_creates_no_topic_by_itself_but_topics_does(compose: dict[str, Any
     assert compose["services"]["topics"]["command"] == ["stack", "topics"]
     for name in ("worker", "embed", "api"):
         assert "topics" in compose["services"][name]["depends_on"], name
-    assert len(topic_partitions()) == 7
+    assert len(topic_partitions()) == 8
 
 
 def test_the_image_has_every_package_and_no_root(dockerfile: list[tuple[str, str]]) -> None:

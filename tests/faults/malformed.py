@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import orjson
 
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, USERS
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONTEXT,
+    EXPOSURES,
+    ITEM_VECTORS,
+    SCENARIO_RULES,
+    USERS,
+)
 
 BIG = 900_000  # bytes: near the 1 MB at which Kafka refuses a record
 TS_MS = 1_760_000_000_000
@@ -58,12 +66,26 @@ _PROMOTIONS: list[Any] = [
     [{"item": "a", "starts_ms": TS_MS + 1, "ends_ms": TS_MS}],
 ]
 
+_DAYS: list[Any] = [0, -1, 1.5, 3_651, True, "often", []]
+_BOOSTS: list[Any] = [
+    *("x", 3, True, {}, {"a": 1}, [3], [None], [{}], [{"item": ""}], [{"item": 3}], [{"item": "a", "tag": "b"}]),
+    *([{"brand": "a", "strength": much}] for much in ("x", 0, -1, 10.1, True)),
+    *([{"tag": "a\x00"}], [{"category": "\u3000"}], [{"item": "a\u3000b"}], [{"brand": "a"}] * 101),
+]
+_PINS: list[Any] = [
+    *("x", 3, True, {}, {"a": 1}, [3], [None], [{}], [{"item": "a"}], [{"place": 1}], [{"item": "", "place": 1}]),
+    *([{"item": "a", "place": place}] for place in (0, 201, 1.5, "1", True)),
+    [{"item": "a", "place": 1}, {"item": "b", "place": 1}],
+    [{"item": "a", "place": 1}, {"item": "a", "place": 2}],
+]
+
 REQUIRED: Mapping[str, Mapping[str, list[Any]]] = {
     CLICKSTREAM: {"event_id": _IDS, "user_id": _IDS, "item_id": _IDS, "kind": [*_TEXTS, "", "sneeze"], "ts_ms": _TIMES},
     USERS: {"user_id": _IDS, "ts_ms": _TIMES},
     CATALOG: {"item_id": _IDS, "title": [*_TEXTS, *_CONTROL], "ts_ms": _TIMES},
     ITEM_VECTORS: {"item_id": _IDS, "embedder": [*_IDS, "other"], "vector": _VECTORS, "ts_ms": _TIMES},
     CONTEXT: {"location": _IDS, "ts_ms": _TIMES, "valid_until_ms": _ENDS},
+    SCENARIO_RULES: {"scenario": _IDS, "ts_ms": _TIMES},
     EXPOSURES: {"recommendation_id": _IDS, "user_id": _IDS, "items": _LISTED, "ts_ms": _TIMES},
 }
 OPTIONAL: Mapping[str, Mapping[str, list[Any]]] = {
@@ -81,12 +103,26 @@ OPTIONAL: Mapping[str, Mapping[str, list[Any]]] = {
         **dict.fromkeys(("category", "tags", "regions"), _LISTS),
         "starts_ms": _STARTS,
         "ends_ms": _ENDS,
+        "group_id": _OPTIONAL_IDS,
     },
     ITEM_VECTORS: {"tags": _LISTS, "text_hash": _OPTIONAL_IDS},
     CONTEXT: {
         "weather": [*_OBJECTS, {"t": []}, {"t": None}, {"t": {}}],
         "events": _LISTS,
         "promotions": _PROMOTIONS,
+    },
+    SCENARIO_RULES: {
+        "slot": ["", "popular", 3, True, [], {}],
+        "filter": [*("x", 3, True, [], {}, {"field": "nothing", "in": ["a"]}, {"and": []}), {"field": "price"}],
+        "exclude": [*("x", 3, True, {}, {"a": 1}, [3], [None], [""], ["a\x00"], [["a"]])],
+        **dict.fromkeys(("boosts", "buries"), _BOOSTS),
+        "pins": _PINS,
+        "caps": [*_OBJECTS, {"price": 3}, {"brand": 0}, {"brand": 201}, {"brand": 1.5}, {"brand": True}],
+        "diversity": [*_NUMBERS, -0.1, 1.1],
+        "group": ["yes", 1, 0, [], {}],
+        "repeat": [*_OBJECTS, {"sneeze": 3}, *({"view": value} for value in _DAYS)],
+        "starts_ms": _STARTS,
+        "valid_until_ms": _ENDS,
     },
     EXPOSURES: dict.fromkeys(("page_id", "location", "model", "served_by"), _OPTIONAL_IDS),
 }
@@ -96,6 +132,7 @@ GOOD: Mapping[str, dict[str, Any]] = {
     CATALOG: {"item_id": "i1", "title": "Tea", "price": 2.5, "ts_ms": TS_MS},
     ITEM_VECTORS: {"item_id": "i1", "embedder": "toy", "vector": [1, 0, 0.5, 0], "tags": ["t"], "ts_ms": TS_MS},
     CONTEXT: {"location": "berlin", "ts_ms": TS_MS, "valid_until_ms": TS_MS + 1, "weather": {"heat_wave": True}},
+    SCENARIO_RULES: {"scenario": "home", "ts_ms": TS_MS, "caps": {"brand": 2}, "repeat": {"view": "allowed"}},
     EXPOSURES: {"recommendation_id": "r1", "user_id": "u1", "items": [{"item_id": "i1"}], "ts_ms": TS_MS},
 }
 # Of the right type, and yet wrong: topic, what is changed in a good record, field, reason.
@@ -108,6 +145,31 @@ SENSELESS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
     (CATALOG, {"title": "a\x07"}, "title", "holds the control character U+0007"),
     (CATALOG, {"description": "line\n\x1b[0m"}, "description", "holds the control character U+001B"),
     (CATALOG, {"starts_ms": TS_MS + 1, "ends_ms": TS_MS}, "ends_ms", "is before starts_ms"),
+    (SCENARIO_RULES, {"scenario": "x" * 65}, "scenario", "has 65 characters, a scenario has at most 64"),
+    (
+        SCENARIO_RULES,
+        {"starts_ms": TS_MS + 1, "valid_until_ms": TS_MS},
+        "valid_until_ms",
+        "is before starts_ms",
+    ),
+    (
+        SCENARIO_RULES,
+        {"pins": [{"item": "a", "place": 1}, {"item": "b", "place": 1}]},
+        "pins",
+        "place 1 is there 2 times; name each once",
+    ),
+    (
+        SCENARIO_RULES,
+        {"exclude": ["x" * 256] * 300},
+        "value",
+        "a rule has at most 65,536 bytes, got 77,800",
+    ),
+    (
+        SCENARIO_RULES,
+        {"filter": {"and": [{"field": "price", "in": [3]}]}},
+        "filter.and[0]",
+        "price has no operator 'in'; it has gte, lte",
+    ),
     (
         CONTEXT,
         {"promotions": [{"tag": "t"}, {"tag": "t", "starts_ms": TS_MS + 1, "ends_ms": TS_MS}]},

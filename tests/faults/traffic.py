@@ -19,7 +19,17 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from context.times import YEAR_2000_MS, YEAR_2100_MS
 from index.state.keys import partition_of
-from streams.events import CATALOG, CLICKSTREAM, CONSUMED, CONTEXT, EXPOSURES, ITEM_VECTORS, PARTITIONED, USERS
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONSUMED,
+    CONTEXT,
+    EXPOSURES,
+    ITEM_VECTORS,
+    PARTITIONED,
+    SCENARIO_RULES,
+    USERS,
+)
 from streams.kafka.config import KafkaConfig
 from tests.faults.malformed import malformed
 from tests.faults.vectors import ITEMS, item_vector
@@ -180,6 +190,9 @@ def _shop_record(rng: random.Random, number: int, items: int) -> Sent:
     elif roll < 0.8:
         topic, key = ITEM_VECTORS, item
         body = {"item_id": item, "embedder": "toy", "vector": [1, number, 0, 2], "tags": [str(number)], "ts_ms": ts_ms}
+    elif roll < 0.9:
+        topic, key = SCENARIO_RULES, rng.choice(("home", "basket", "mail"))
+        body = {"scenario": key, "ts_ms": ts_ms, "exclude": [item], "caps": {"brand": 1 + number % 3}}
     else:
         topic, key = CONTEXT, rng.choice(("berlin", "paris", "oslo"))
         body = {"location": key, "ts_ms": ts_ms, "valid_until_ms": ts_ms + 1, "weather": {"t": number}}

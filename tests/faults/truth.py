@@ -21,7 +21,17 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import partition_of, partition_tag, showings_tag
 from index.state.user_columns import event_hash
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, EXPOSURES, ITEM_VECTORS, USERS, Record
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONTEXT,
+    DEAD_LETTERS,
+    EXPOSURES,
+    ITEM_VECTORS,
+    SCENARIO_RULES,
+    USERS,
+    Record,
+)
 from streams.kafka.config import KafkaConfig
 from tests.faults.traffic import BURST_USER, POISON, Sent
 from tests.support.oracle import Oracle, ShowingsOracle
@@ -39,7 +49,7 @@ DEAD = [(DEAD_LETTERS, 0)]
 def log_partitions(partitions: int) -> list[tuple[str, int]]:
     """Every consumed partition."""
     by_user = [(topic, p) for topic in (CLICKSTREAM, USERS, EXPOSURES) for p in range(partitions)]
-    return by_user + [(CATALOG, 0), (ITEM_VECTORS, 0), (CONTEXT, 0)]
+    return by_user + [(CATALOG, 0), (ITEM_VECTORS, 0), (CONTEXT, 0), (SCENARIO_RULES, 0)]
 
 
 class LogReader:
@@ -140,6 +150,10 @@ def expect(logs: Logs, partitions: int, former: Logs | None = None, oracle: Orac
     positions = {topic: len(logs[topic, 0]) for topic in (CATALOG, ITEM_VECTORS)}
     parts["items"] = {"items": _items(logs), "positions": positions}
     parts["contexts"] = {"contexts": _last(logs[CONTEXT, 0]), "positions": {CONTEXT: len(logs[CONTEXT, 0])}}
+    if log := logs.get((SCENARIO_RULES, 0)):
+        versions = {record.key.decode(): record.offset for record in log if record.key and not is_poison(record)}
+        rules = {name: {**rule, "version": versions[name]} for name, rule in _last(log).items()}
+        parts["rules"] = {"rules": rules, "positions": {SCENARIO_RULES: len(log)}}
     return Expected(parts, oracle.arrivals, *_forwarding(logs, partitions))
 
 

@@ -64,11 +64,11 @@ def cluster_id(address: str) -> str:
     return str(AdminClient({"bootstrap.servers": address}).list_topics(timeout=10).cluster_id)
 
 
-def test_the_seven_topics_have_their_partitions(broker: Broker) -> None:
+def test_the_eight_topics_have_their_partitions(broker: Broker) -> None:
     topics = AdminClient({"bootstrap.servers": broker.address}).list_topics(timeout=10).topics
     assert {name: len(topic.partitions) for name, topic in topics.items()} == {
         **dict.fromkeys(("clickstream", "users", "exposures"), PARTITIONS),
-        **dict.fromkeys(("catalog", "item-vectors", "context", "dead-letters"), 1),
+        **dict.fromkeys(("catalog", "item-vectors", "context", "rules", "dead-letters"), 1),
     }
 
 

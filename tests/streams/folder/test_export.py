@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from index.state.keys import partition_of
 from index.state.memory_store import MemoryStore
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, USERS, Record, Rules
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, SCENARIO_RULES, USERS, Record, Rules
 from streams.folder.export import TopicExport, write_files
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
@@ -247,6 +247,25 @@ def test_contexts_follow_arrival_and_a_removal_ends_one(tmp_path: Path) -> None:
     assert read_folder(tmp_path).contexts[-1]["valid_until_ms"] == NOW_MS + 20
 
 
+def test_rules_follow_arrival_and_a_removal_ends_one(tmp_path: Path) -> None:
+    def rule(most: int, ts_ms: int, at_ms: int) -> Any:
+        body = {"scenario": "home", "ts_ms": NOW_MS + ts_ms, "caps": {"brand": most}, "starts_ms": 0}
+        return sent(SCENARIO_RULES, body, "home", NOW_MS + at_ms)
+
+    found = log_of(
+        rule(1, 10, 10),
+        rule(2, 5, 12),
+        sent(SCENARIO_RULES, None, "home", NOW_MS + 20),
+        sent(CLICKSTREAM, click("u", "a", NOW_MS, "e"), "u"),
+    )
+    assert exported(tmp_path, found)[2]["rules"] == 3
+    first, second, last = read_folder(tmp_path).scenario_rules
+    assert [first["caps"], second["caps"], second["ts_ms"]] == [{"brand": 1}, {"brand": 2}, NOW_MS + 10]
+    assert last == {"scenario": "home", "ts_ms": NOW_MS + 20, "valid_until_ms": NOW_MS + 20}
+    topics = [record.topic for record in records(read_folder(tmp_path), topics={SCENARIO_RULES})]
+    assert topics == [SCENARIO_RULES] * 3
+
+
 def test_profiles_are_kept_as_they_changed_but_for_removed_ones(tmp_path: Path) -> None:
     def profile(user: str, age: int, ts_ms: int, at_ms: int) -> Any:
         return sent(USERS, {"user_id": user, "ts_ms": NOW_MS + ts_ms, "numeric": {"age": age}}, user, NOW_MS + at_ms)
@@ -283,7 +302,8 @@ def test_vectors_of_one_embedder_stand_from_when_their_item_was_known(tmp_path: 
     assert exported(tmp_path, found)[2]["vectors"] == 0 and not (tmp_path / "item-vectors.jsonl.gz").exists()
 
 
-IDS = st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "), min_size=1, max_size=20)
+_LETTERS = st.characters(exclude_categories=("C", "Z"), include_characters=" ")
+IDS = st.text(_LETTERS, min_size=1, max_size=20).filter(lambda name: not name.isspace())
 
 
 @settings(max_examples=40, deadline=None)

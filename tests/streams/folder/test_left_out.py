@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streams.events import CATALOG, MalformedError, Record, Rules
+from streams.events import CATALOG, SCENARIO_RULES, MalformedError, Record, Rules
 from streams.folder.reader import Folder, read_folder
 from streams.folder.records import records
 from streams.left_out import LeftOut
@@ -104,6 +104,10 @@ def test_what_is_of_the_right_type_and_yet_wrong_is_left_out_with_file_and_line(
         folder = folder_of(tmp_path, items=[item("a"), item("b", **change), item("c")])
         assert [each["item_id"] for each in folder.items] == ["a", "c"]
         left_out, first = f"items.jsonl.gz: {field}: {reason}", "line 2, item_id 'b'"
+    elif topic == SCENARIO_RULES:
+        folder = folder_of(tmp_path, rules=[GOOD[topic], {**GOOD[topic], **change}, GOOD[topic]])
+        assert folder.scenario_rules == [GOOD[topic]] * 2
+        left_out, first = f"rules.jsonl.gz: {field}: {reason}", f"line 2, scenario {change.get('scenario', 'home')!r}"
     else:
         folder = folder_of(tmp_path, context=[GOOD[topic], {**GOOD[topic], **change}, GOOD[topic]])
         assert folder.contexts == [GOOD[topic]] * 2

@@ -18,6 +18,7 @@ from streams.events import (
     CONSUMED,
     CONTEXT,
     ITEM_VECTORS,
+    SCENARIO_RULES,
     USERS,
     Click,
     Forget,
@@ -161,6 +162,7 @@ def test_records_come_merged_with_users_first_and_clicks_last(tmp_path: Path) ->
             [item("a", category=["x", ""], brand=None, price=2.5), item("b"), item("c")],
             context=[{"location": "oslo", "ts_ms": at_ms, "valid_until_ms": at_ms + 5000}],
             users=[{"user_id": "u1", "numeric": {"age": 3}}],
+            rules=[{"scenario": "home", "caps": {"brand": 2}}],
             item_vectors=[{"item_id": "a", "embedder": "toy", "vector": [1, 2], "ts_ms": at_ms}],
         )
     )
@@ -171,13 +173,14 @@ def test_records_come_merged_with_users_first_and_clicks_last(tmp_path: Path) ->
         (CATALOG, "c", 0),  # nothing says when it came: it is there from the start
         (ITEM_VECTORS, "a", 0),
         (CONTEXT, "oslo", 0),
+        (SCENARIO_RULES, "home", 0),
         (CLICKSTREAM, "u1", 0),
         (CATALOG, "b", 1000),
         (CLICKSTREAM, "u2", 1000),
         (CLICKSTREAM, "u1", 2000),
     ]
     events = [parsed(record) for record in found]
-    assert isinstance(events[5], Click) and events[5].event_id == "shop:1" and events[5].kind == 0
+    assert isinstance(events[6], Click) and events[6].event_id == "shop:1" and events[6].kind == 0
     assert events[1].fields["category"] == ["x"] and events[1].fields["price"] == 2.5
     assert {record.topic for record in found} == set(CONSUMED)
 
