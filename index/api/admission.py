@@ -23,7 +23,8 @@ _OVERLOAD = ProblemError(503, "this process has more requests than it can answer
 _STANDING_S = 0.1  # a queue that a pause of the loop made is gone by then, unless more comes than can be answered
 _RECOVERY_S = 1.0  # after a queue that stood; a moment without one is no end of an overload
 _UNCOUNTED = ("/", "/healthz", "/readyz", "/metrics", "/v1/status")  # must answer when nothing else does
-_WRITES = ("/v1/events", "/v1/items", "/v1/context", "/v1/users")
+_WRITES = ("/v1/events", "/v1/items", "/v1/context", "/v1/rules", "/v1/users")
+_PREVIEW = "/v1/rules/preview"  # ranks lists and writes nothing
 T = TypeVar("T")
 
 
@@ -109,7 +110,8 @@ def _declared_length(scope: Scope) -> int:
 def _kind(scope: Scope) -> str | None:
     if scope["path"] in _UNCOUNTED:
         return None
-    writes = scope["method"] not in ("GET", "HEAD") and scope["path"].startswith(_WRITES)
+    path = scope["path"]
+    writes = scope["method"] not in ("GET", "HEAD") and path.startswith(_WRITES) and path != _PREVIEW
     return "write" if writes else "answer"
 
 

@@ -40,6 +40,7 @@ from index.api.lookup import state_router
 from index.api.metrics import ApiMetrics
 from index.api.operations import UserCount, operations_router
 from index.api.rankers import Rankers
+from index.api.rules import rules_router
 from index.api.schemas.lists import RecommendationsRequest
 from index.api.schemas.plain import plain_request
 from index.api.schemas.shapes import OPEN_PROBLEMS
@@ -101,6 +102,7 @@ def create_app(
     app.include_router(ingest_router(ingest, settings.keys, metrics))
     app.include_router(state_router(services))
     app.include_router(changes_router(services, ingest))
+    app.include_router(rules_router(services, ingest))
     app.include_router(operations_router(services, users))
     install_documentation(app)
     return app

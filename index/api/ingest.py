@@ -29,11 +29,12 @@ from index.state.keys import partition_of
 _ACKNOWLEDGE_S = 11.0
 _CHECKED_AT_ONCE = 64  # about a millisecond; then other requests have their turn
 _SHOWN_RECORDS = 100  # of those refused; all of them would make an answer as large as the batch
-CATALOG = "catalog"
+CATALOG, RULES = "catalog", "rules"
 _POSTS = {  # below /v1/ → topic and what a post does there
     "events": ("clickstream", "Send clicks, one or a batch"),
     "items": (CATALOG, "Add or change items, one or a batch"),
     "context": ("context", "Say what holds at a location, one or a batch"),
+    "rules": (RULES, "Set what the lists of a scenario obey, one or a batch"),
     "users": ("users", "Set user profiles, one or a batch"),
 }
 _BY_USER = ("clickstream", "users")
@@ -109,6 +110,10 @@ class Ingest:
         """Publishes the end of the item's record."""
         return await self._publish(CATALOG, [(item_id.encode(), None)])
 
+    async def remove_rule(self, scenario: str) -> list[dict[str, Any]]:
+        """Publishes the end of the scenario's rule."""
+        return await self._publish(RULES, [(scenario.encode(), None)])
+
     async def _check(
         self, topic: str, records: Sequence[Any], *, forget: bool = False
     ) -> list[tuple[bytes, bytes | None]]:
@@ -179,7 +184,7 @@ class Ingest:
 
 
 def ingest_router(ingest: Ingest, keys: Mapping[str, frozenset[str]], metrics: ApiMetrics) -> APIRouter:
-    """`POST /v1/events`, `/v1/items`, `/v1/context`, `/v1/users`, and `DELETE /v1/users/{user_id}`."""
+    """`POST /v1/events`, `/v1/items`, `/v1/context`, `/v1/rules`, `/v1/users`, and `DELETE /v1/users/{user_id}`."""
     router = APIRouter(tags=["records"])
     for name, (topic, summary) in _POSTS.items():
         router.add_api_route(

@@ -25,6 +25,7 @@ from index.items.snapshot import keep_snapshots, start_from_snapshot
 from index.query.live_user import UserReader
 from index.query.model import ServedModel, load_model
 from index.query.popularity import Popularity
+from index.query.rules.scenario import KnownRules
 from index.query.served_ranker import ServedRanker
 from index.query.shadow import ShadowRanking
 from index.state.store import LiveStore, StoreUnavailableError
@@ -314,6 +315,7 @@ class Services:
     background: Background
     shadow: ShadowRanking
     wall_ms: Callable[[], int]
+    known_rules: KnownRules = field(default_factory=KnownRules)
 
     def now_ms(self) -> int:
         """The clock of meaning: the replayed timeline's where there is one, else wall time."""

@@ -52,6 +52,7 @@ class LiveUser:
     context: Mapping[str, Any] | None
     includes_after: bool | None = None
     read: Mapping[str, Mapping[str, int]] | None = None
+    rule: bytes | None = None  # of the scenario that was asked for, as it is stored
 
     @property
     def state(self) -> UserState:
@@ -78,7 +79,8 @@ class LiveUser:
 class UserReader:
     """Reads users of a deployment with `partitions` user partitions, for a model with vectors of `dim` numbers.
 
-    With `placed` users know which positions they are of, as each part is read in one step with its positions.
+    With `placed` users know which positions they are of, as each part is read in one step with its positions. With
+    a `scenario` its rule is read beside them.
     """
 
     store: LiveStore
@@ -86,6 +88,7 @@ class UserReader:
     model: str
     dim: int
     placed: bool = False
+    scenario: str = ""
 
     async def read(
         self,
@@ -139,8 +142,10 @@ class UserReader:
         tag = partition_tag(partition)
         owner, wanted = (keys.owner(tag), [_POSITION, _BEAT]), [STATE, PROFILE, vector_field(self.model)]
         requests = [owner, (keys.user(tag, user_id), wanted), (keys.contexts(), [location or ""])]
+        if self.scenario:
+            requests.append((keys.scenario_rules(), [self.scenario]))
         rows, read = (await self._at_once(tag, requests)) if self.placed else (await self.store.read(requests), None)
-        (position, beat), (state, profile, vectors), (context,) = rows
+        (position, beat), (state, profile, vectors), (context,), *others = rows
         raw = (state, profile)
         user = LiveUser(
             user_id=user_id,
@@ -152,16 +157,19 @@ class UserReader:
             location=location or "",
             context=_load_context(context),
             read=read,
+            rule=others[0][0] if others else None,
         )
         return user, raw
 
     async def _at_once(self, tag: str, requests: Sequence[_Request]) -> tuple[list[list[bytes | None]], _Read]:
-        """As `read`, the last request of contexts and the others of `tag`, with the positions of either."""
-        user, context = await asyncio.gather(
-            self.store.read_at(tag, requests[:-1]), self.store.read_at(CONTEXT_TAG, requests[-1:])
+        """As `read`, two requests of `tag`, one of contexts and others, with the positions of tag and contexts."""
+        user, context, others = await asyncio.gather(
+            self.store.read_at(tag, requests[:2]),
+            self.store.read_at(CONTEXT_TAG, requests[2:3]),
+            self.store.read(requests[3:]),
         )
-        found = zip((*user.hashes, *context.hashes), requests, strict=True)
-        rows = [[fields.get(name) for name in names] for fields, (_, names) in found]
+        found = zip((*user.hashes, *context.hashes), requests[:3], strict=True)
+        rows = [[fields.get(name) for name in names] for fields, (_, names) in found] + others
         return rows, {USER_PART: user.positions, CONTEXT_PART: context.positions}
 
     async def _placed(self, user: LiveUser, includes_after: bool | None, asked: str | None) -> LiveUser:

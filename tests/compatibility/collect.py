@@ -136,6 +136,7 @@ def redis_keys() -> dict[str, Any]:
         "shown lists": keys.shown_lists(showings_tag(1)),
         "item": keys.item("tea"),
         "item index": keys.item_index(), "item log": keys.item_log(), "contexts": keys.contexts(),
+        "scenario rules": keys.scenario_rules(),
         "user fields": [STATE, PROFILE, vector_field("m-1")],
         "item fields": [CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH, POSITION],
     }  # fmt: skip

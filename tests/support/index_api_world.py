@@ -24,7 +24,7 @@ from deploy.roles.api import checked_record
 from index.api.app import create_app
 from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, RULES_TAG, partition_of, partition_tag
 from index.state.records import (
     CATALOGUE,
     EMBEDDER,
@@ -96,7 +96,8 @@ class World:
         """A deployment with a model, `items` teas and fans each, and all partitions claimed."""
         await self.store.ensure_cluster(PARTITIONS, KINDS)
         tags = {partition_tag(number): ["clickstream", "users"] for number in range(PARTITIONS)}
-        for tag, topics in {**tags, ITEMS_TAG: ["catalog", "item-vectors"], CONTEXT_TAG: ["context"]}.items():
+        single = {ITEMS_TAG: ["catalog", "item-vectors"], CONTEXT_TAG: ["context"], RULES_TAG: ["rules"]}
+        for tag, topics in {**tags, **single}.items():
             self.tokens[tag] = f"token-{tag}"
             claim = await self.store.claim(tag, self.tokens[tag], 1, dict.fromkeys(topics, LOG))
             self.positions.update({(tag, topic): position for topic, position in claim.positions.items()})
@@ -176,6 +177,18 @@ class World:
         record = {"location": location, "ts_ms": NOW_MS - 1, "valid_until_ms": NOW_MS + HOUR_MS, **fields}
         op = Op("hset", self.store.keys.contexts(), {location: canonical_json(record)})
         await self._commit(CONTEXT_TAG, "context", [op])
+
+    async def put_rule(self, scenario: str, **fields: Any) -> int:
+        """The rule of a scenario; its version."""
+        version = self.positions[RULES_TAG, "rules"]
+        rule = {"scenario": scenario, "ts_ms": NOW_MS - 1, "version": version, **fields}
+        op = Op("hset", self.store.keys.scenario_rules(), {scenario: canonical_json(rule)})
+        await self._commit(RULES_TAG, "rules", [op])
+        return version
+
+    async def remove_rule(self, scenario: str) -> None:
+        op = Op("hdel", self.store.keys.scenario_rules(), names=(scenario,))
+        await self._commit(RULES_TAG, "rules", [op])
 
     async def count(self, user_partition: int, location: str, item_id: str, weight: int) -> None:
         """Popularity in the present bucket."""

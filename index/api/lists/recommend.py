@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from index.api.auth import require
 from index.api.errors import json_response, read_json
 from index.api.lists.answers import answered, count_order, reason_of, shown_item
 from index.api.lists.requests import checked_with_filter, context_of, read_user, service_level, view_of
+from index.api.lists.ruled import rule_of, under
 from index.api.loaded_model import Assigned, LoadedModel, Services
 from index.api.schemas.lists import RecommendationsAnswer, RecommendationsRequest
 from index.api.schemas.shapes import (
@@ -31,12 +33,14 @@ from index.api.schemas.shapes import (
     IncludeSeen,
     ListName,
     Location,
+    Scenario,
     UserId,
 )
 from index.items.filters import Filter
 from index.query.list_sample import ListSample, SampledFeatures
 from index.query.live_user import LiveUser
 from index.query.recommend import ContextView, Query, Recommendations, plan_searches, recommend
+from index.query.rules.scenario import ScenarioRule
 from index.query.served_ranker import FIRST_STAGE
 from index.query.shadow import ShadowList, ShadowLists
 
@@ -48,17 +52,20 @@ async def answer(services: Services, request: RecommendationsRequest, tree: Filt
     assigned, started = services.assigned(request.user_id), time.perf_counter()
     serving = assigned.loaded
     sample = services.rankers.sample(serving)
-    user = await read_user(services, serving, request, placed=sample is not None)
+    user = await read_user(services, serving, request, sample is not None, request.scenario)
     read = time.perf_counter()
     served_by, now_ms = service_level(services, user), services.now_ms()
     context = context_of(serving, request, user, now_ms)
-    found, sources = await _rank(services, serving, request, tree, user, context, now_ms, sample)
+    rule = rule_of(services, request, user, now_ms)
+    found, sources = await rank(services, serving, request, tree, user, context, now_ms, sample, rule)
     if not found.items:
         services.serving()  # the store may have been emptied meanwhile
     services.metrics.sources(sources)
     count_order(services, serving, "retrieved", found)
     ranked = time.perf_counter()
     body = _render(services, serving, request, user, served_by, context, found, sources)
+    if rule is not None:
+        body["rules"] = rule.said
     features = None if sample is None else sample.found(user, serving.catalogue.ids_of, request.context)
     _expose(services, request, body, now_ms, assigned, features)
     _shadow(services, request, tree, body["recommendation_id"])
@@ -71,7 +78,7 @@ async def answer_posted(services: Services, request: Request) -> Response:
     return json_response(await answer(services, *checked_with_filter(services, await read_json(request))))
 
 
-async def _rank(
+async def rank(
     services: Services,
     serving: LoadedModel,
     request: RecommendationsRequest,
@@ -80,16 +87,19 @@ async def _rank(
     context: ContextView,
     now_ms: int,
     sample: ListSample | None = None,
+    rule: ScenarioRule | None = None,
 ) -> tuple[Recommendations, Mapping[str, str | None]]:
-    """The list and, where there is an Elasticsearch, who filtered and who searched."""
-    slot, user_view, weights = request.slot or serving.model.slot, view_of(services, user), serving.model.weights
+    """The list under a rule and, where there is an Elasticsearch, who filtered and who searched."""
+    user_view, weights = view_of(services, user), serving.model.weights
+    slot = request.slot or (rule and rule.slot) or serving.model.slot
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
+    query, user_view, context = under(services, serving, rule, query, user_view, context, now_ms)
     about = (user_view, serving.catalogue, context, services.popularity, now_ms, weights)
     ranker = services.rankers.order(serving, "retrieved", sample=sample)
     if serving.elastic is None:
         return await services.turns.take(lambda: recommend(query, *about, ranker)), {}
     plan = partial(plan_searches, query, *about, ranker=ranker)
-    return await serving.elastic.recommend(plan, tree, context.location, now_ms)
+    return await serving.elastic.recommend(plan, query.tree, context.location, now_ms)
 
 
 def _shadow(services: Services, request: RecommendationsRequest, tree: Filter | None, recommendation_id: str) -> None:
@@ -120,9 +130,10 @@ async def _shadow_list(
     services: Services, loaded: LoadedModel, request: RecommendationsRequest, tree: Filter | None
 ) -> ShadowList:
     started, now_ms = time.perf_counter(), services.now_ms()
-    user = await services.reader(loaded).read(request.user_id, request.location, vectors_wait_ms=None)
-    context = context_of(loaded, request, user, now_ms)
-    found, _ = await _rank(services, loaded, request, tree, user, context, now_ms)
+    reader = replace(services.reader(loaded), scenario=request.scenario or "")
+    user = await reader.read(request.user_id, request.location, vectors_wait_ms=None)
+    context, rule = context_of(loaded, request, user, now_ms), rule_of(services, request, user, now_ms)
+    found, _ = await rank(services, loaded, request, tree, user, context, now_ms, rule=rule)
     listed, seconds = [entry.item_id for entry in found.items], time.perf_counter() - started
     return ShadowList(listed, seconds, user.vectors is None and user.has_window)
 
@@ -175,6 +186,8 @@ def _expose(
     }
     if request.scenario is not None:
         record["scenario"] = request.scenario
+    if "rules" in body:
+        record["rules"] = body["rules"]
     if body["ranked_by"] != FIRST_STAGE:
         record["ranker"] = body["ranked_by"]
         if features is not None:
@@ -206,10 +219,11 @@ def recommend_router(services: Services) -> APIRouter:
         include_seen: IncludeSeen = False,
         explain: Explain = False,
         after: After = None,
+        scenario: Scenario = None,
     ) -> Response:
         """A list for anybody, also for cold users. `served_by` names the service level."""
         asked = {"user_id": user_id, "count": count, "slot": slot, "location": location}
-        asked |= {"include_seen": include_seen, "explain": explain, "after": after}
+        asked |= {"include_seen": include_seen, "explain": explain, "after": after, "scenario": scenario}
         return json_response(await answer(services, RecommendationsRequest.model_validate(asked)))
 
     @router.post(

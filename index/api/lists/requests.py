@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from context.json_words import json_word
 from context.units import MINUTE_MS
@@ -25,18 +25,24 @@ from index.state.keys import partition_of
 from index.state.store import StoreUnavailableError
 
 R = TypeVar("R", bound=UserRequest)
+S = TypeVar("S", bound=BaseModel)
 
 
 def checked(services: Services, shape: type[R], body: Any) -> R:
     """A request's body with its context as a record. Raises ProblemError 400 that names what is wrong."""
+    request = checked_shape(shape, body)
+    return request.model_copy(update={"context": _given_context(services, request)})
+
+
+def checked_shape(shape: type[S], body: Any) -> S:
+    """A body of this shape. Raises ProblemError 400 that names what is wrong."""
     if not isinstance(body, Mapping):
         reason = f"expected an object, got {json_word(body)}"
         raise ProblemError(400, f"the body: {reason}", members={"errors": [{"field": "", "reason": reason}]})
     try:
-        request = shape.model_validate(body, strict=True)
+        return shape.model_validate(body, strict=True)
     except ValidationError as error:
         raise invalid_request(error.errors(include_url=False), shape.model_fields) from error
-    return request.model_copy(update={"context": _given_context(services, request)})
 
 
 def checked_with_filter(services: Services, body: Any) -> tuple[RecommendationsRequest, Filter | None]:
@@ -66,12 +72,17 @@ def _given_context(services: Services, request: UserRequest) -> Mapping[str, Any
 
 
 async def read_user(
-    services: Services, serving: LoadedModel, request: UserRequest, placed: bool = False
+    services: Services, serving: LoadedModel, request: UserRequest, placed: bool = False, scenario: str | None = None
 ) -> LiveUser | None:
-    """The user, None when the store does not answer; while it is known to be away it is not even asked."""
+    """The user, None when the store does not answer; while it is known to be away it is not even asked.
+
+    With the rule of `scenario`, where one is named.
+    """
     if not services.liveness.reachable:
         return None
-    reader = replace(services.reader(serving), placed=True) if placed else services.reader(serving)
+    reader = services.reader(serving)
+    if placed or scenario:
+        reader = replace(reader, placed=placed, scenario=scenario or "")
     try:
         waits_ms, idle = (services.settings.after_wait_ms, _vectors_wait_ms(services, request)), services.turns.idle
         if request.after is None:

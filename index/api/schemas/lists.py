@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from index.api.schemas.records import ContextBody
-from index.api.schemas.shapes import DEFAULT_COUNT, MAX_COUNT, ApiShape, AsOf, Identifier, IndexState, ServedBy, example
+from index.api.schemas.shapes import (
+    DEFAULT_COUNT,
+    MAX_COUNT,
+    ApiShape,
+    AsOf,
+    Identifier,
+    IndexState,
+    RuleVersion,
+    ServedBy,
+    example,
+)
 from index.query.model import RequestedList
 
 MAX_LISTED = 500  # items of a list to order: some 2 ms
@@ -50,6 +60,7 @@ class RecommendationsAnswer(ApiShape):
     ranked_by: str = Field(description="version of the ranker that made the order, or `first stage`")
     items: list[Recommended]
     scenario: str | None = None
+    rules: RuleVersion | None = Field(None, description="of the scenario; absent where none is in force")
     explain: dict[str, Any] | None = Field(
         None, description="what was retrieved, what the filters removed, and why the first stage made the order"
     )
@@ -101,7 +112,7 @@ class RecommendationsRequest(UserRequest):
     exclude: list[Identifier] = Field(default_factory=list, max_length=1_000, description="items never to show")
     include_seen: bool = Field(False, description="also items of the user's window and recent purchases")
     scenario: Annotated[str, StringConstraints(max_length=64)] | None = Field(
-        None, description="name of the surface that asks; travels with the exposure"
+        None, description="name of the surface that asks: its rule applies; travels with the exposure"
     )
     page_id: Identifier | None = Field(None, description="what was shown together; default: the recommendation id")
 

@@ -20,6 +20,7 @@ _FORMS = {
     b"include_seen": re.compile(rb"true|false"),
     b"location": _WORD,
     b"after": _WORD,
+    b"scenario": _WORD,
 }
 
 

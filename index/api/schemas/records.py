@@ -7,7 +7,7 @@ against it. Unknown fields are ignored, so the shapes allow them; `ignored_field
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
@@ -62,6 +62,7 @@ class CatalogueBody(BaseModel):
     regions: list[str] | None = Field(None, description="where it is sold; none = everywhere")
     starts_ms: int | None = _START
     ends_ms: int | None = _END
+    group_id: _Optional | None = Field(None, description="the family that an item is a variant of")
 
     model_config = example(
         item_id="i7",
@@ -98,6 +99,45 @@ class ContextBody(BaseModel):
     )
 
 
+class RuleBody(BaseModel):
+    """What the lists of a scenario obey; the newest record of a scenario replaces the one before."""
+
+    scenario: Annotated[Identifier, StringConstraints(max_length=64)]
+    ts_ms: int = _TIME
+    slot: Literal["next", "general", "mixed"] | None = Field(None, description="for requests that name none")
+    filter: dict[str, Any] | None = Field(None, description="closed grammar; holds beside the request's")
+    exclude: list[Identifier] | None = Field(None, description="items never to show, at most 1,000")
+    boosts: list[dict[str, Any]] | None = Field(
+        None, description="each names one item, tag, category or brand, with a strength above 0 (1); bounded"
+    )
+    buries: list[dict[str, Any]] | None = Field(None, description="likewise, downwards")
+    pins: list[dict[str, Any]] | None = Field(None, description="each an item and its place, from 1")
+    caps: dict[Literal["brand", "category", "subclass"], int] | None = Field(
+        None, description="most items of one value; of a category the first of its path counts"
+    )
+    diversity: float | None = Field(None, description="0 (default): by score alone, to 1: by what the list lacks")
+    group: bool | None = Field(None, description="of items with one `group_id` only one is shown")
+    repeat: dict[str, int | str] | None = Field(
+        None, description="by kind of event: `allowed`, `never`, or for how many days its item is left out"
+    )
+    starts_ms: int | None = _START
+    valid_until_ms: int | None = _END
+
+    model_config = example(
+        scenario="home",
+        filter={"field": "price", "gte": 5},
+        boosts=[{"brand": "Larkspur", "strength": 0.5}],
+        buries=[{"tag": "clearance"}],
+        pins=[{"item": "i7", "place": 1}],
+        caps={"brand": 2, "subclass": 4},
+        diversity=0.2,
+        group=True,
+        repeat={"view": "allowed", "purchase": "never", "cart": 7},
+        valid_until_ms=1760086400000,
+        ts_ms=1760000000000,
+    )
+
+
 class ProfileBody(BaseModel):
     """What is known about a user beside the clicks; the newest record of a user replaces the one before."""
 
@@ -113,6 +153,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "clickstream": ClickBody,
     "catalog": CatalogueBody,
     "context": ContextBody,
+    "rules": RuleBody,
     "users": ProfileBody,
 }
 

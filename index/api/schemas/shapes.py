@@ -58,6 +58,13 @@ class IndexState(ApiShape):
     search: Source | None = Field(None, description="who found the nearest items, where there is Elasticsearch")
 
 
+class RuleVersion(ApiShape):
+    """The rule that a list obeys."""
+
+    scenario: str
+    version: int = Field(description="offset of its record in the topic: a later one is larger")
+
+
 class Problem(BaseModel, extra="allow"):
     """RFC 9457. `errors` names each bad field or record."""
 
@@ -88,6 +95,10 @@ ListName = Annotated[
         "default: what was best when the model was trained"
     ),
 ]
+Scenario = Annotated[
+    str | None, Query(max_length=64, description="name of the surface that asks; the rule of that name applies")
+]
+ScenarioName = Annotated[Identifier, Path(max_length=64, description="the scenario's name", examples=["home"])]
 IncludeSeen = Annotated[bool, Query(description="also items the user has seen")]
 Explain = Annotated[bool, Query(description="show the parts of each score")]
 

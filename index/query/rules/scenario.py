@@ -6,6 +6,7 @@ question's filter and exclusions, and to the promotions of the context; what is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -29,6 +30,9 @@ MOST_PLACES = 200  # of a list
 MOST_DAYS = 3_650
 MOST_PROMOTIONS = 256  # read from one context record, as for its features
 MOST_BOOSTED = 200  # boosts and buries of one rule
+_MOST_KNOWN = 1_000  # rules that are remembered
+
+_log = logging.getLogger("perseid.api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,31 @@ class ScenarioRule:
 
 @lru_cache(256)
 def load_rule(content: bytes | None) -> ScenarioRule | None:
-    """A rule as it is stored, one object for each content; None for none. Raises ValueError as `ScenarioRule.of`."""
-    return ScenarioRule.of(orjson.loads(content)) if content else None
+    """A rule as it is stored, one object for each content; None for none, or one that this build cannot read."""
+    try:
+        return ScenarioRule.of(orjson.loads(content)) if content else None
+    except (KeyError, TypeError, ValueError) as error:
+        _log.error("a rule cannot be read and does not count: %s in %.200r", error, content)
+        return None
+
+
+class KnownRules:
+    """Rules by scenario as they were last read, for when the store is away."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, ScenarioRule | None] = {}
+
+    def note(self, scenario: str, rule: ScenarioRule | None) -> None:
+        """What was read; scenarios without a rule are not remembered, of which requests may name any number."""
+        if rule is None:
+            self._rules.pop(scenario, None)
+        elif self._rules.get(scenario) is not rule:
+            if len(self._rules) >= _MOST_KNOWN:
+                self._rules.clear()
+            self._rules[scenario] = rule
+
+    def get(self, scenario: str) -> ScenarioRule | None:
+        return self._rules.get(scenario)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,13 @@ from tests.faults.malformed import GOOD, SENSELESS
 
 NOW_MS = 1_760_000_000_000
 RULES = Rules()
-PATHS = {"clickstream": "/v1/events", "catalog": "/v1/items", "context": "/v1/context", "users": "/v1/users"}
+PATHS = {
+    "clickstream": "/v1/events",
+    "catalog": "/v1/items",
+    "context": "/v1/context",
+    "rules": "/v1/rules",
+    "users": "/v1/users",
+}
 
 
 def example_of(topic: str) -> dict[str, Any]:

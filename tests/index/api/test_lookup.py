@@ -118,7 +118,7 @@ def test_status_shows_the_deployment_without_secrets() -> None:
         lag = {"lag": 0, "position": 20, "lag_ms": catalog["lag_ms"]}
         assert catalog == {**lag, "partitions": [lag]}
         assert len(body["topics"]["clickstream"]["partitions"]) == 4
-        assert set(body["topics"]) == {"clickstream", "users", "catalog", "item-vectors", "context"}
+        assert set(body["topics"]) == {"clickstream", "users", "catalog", "item-vectors", "context", "rules"}
         assert body["freshness_ms"] == {"p50": 3.5, "p99": 19.0}
         assert (body["counters"]["applied"], body["counters"]["resent"]) == (14, 4)
 
@@ -201,6 +201,11 @@ OPERATIONS = {
     ("post", "/v1/items"): "post_items",
     ("post", "/v1/context"): "post_context",
     ("post", "/v1/users"): "post_users",
+    ("get", "/v1/rules"): "get_rules",
+    ("post", "/v1/rules"): "post_rules",
+    ("get", "/v1/rules/{scenario}"): "get_rule",
+    ("delete", "/v1/rules/{scenario}"): "remove_rule",
+    ("post", "/v1/rules/preview"): "preview_rule",
     ("delete", "/v1/users/{user_id}"): "forget_user",
     ("patch", "/v1/items/{item_id}"): "patch_item",
     ("delete", "/v1/items/{item_id}"): "withdraw_item",

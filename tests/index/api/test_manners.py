@@ -33,12 +33,15 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     return found
 
 
+OF_LISTS = "after, count, explain, include_seen, location, scenario, slot"
+
+
 @pytest.mark.parametrize(
     ("path", "name", "known"),
     [
-        ("/v1/recommendations/u1?offset=3", "offset", "after, count, explain, include_seen, location, slot"),
-        ("/v1/recommendations/u1?n=3&count=2", "n", "after, count, explain, include_seen, location, slot"),
-        ("/v1/recommendations/u1?category=Toys", "category", "after, count, explain, include_seen, location, slot"),
+        ("/v1/recommendations/u1?offset=3", "offset", OF_LISTS),
+        ("/v1/recommendations/u1?n=3&count=2", "n", OF_LISTS),
+        ("/v1/recommendations/u1?category=Toys", "category", OF_LISTS),
         ("/v1/items/tea0/similar?Count=3", "Count", "count"),
         ("/v1/items/tea0?full=1", "full", ""),
         ("/v1/users/u1?location=oslo", "location", ""),

@@ -33,6 +33,7 @@ VALUES: Mapping[str, st.SearchStrategy[str]] = {
     "explain": st.sampled_from(["true", "false", "1", ""]),
     "location": TEXTS,
     "after": TEXTS,
+    "scenario": TEXTS,
     "offset": TEXTS,
     "Count": DIGITS,
 }
@@ -42,7 +43,7 @@ VALUES: Mapping[str, st.SearchStrategy[str]] = {
 def plain_queries(draw: st.DrawFn) -> bytes:
     """Well-formed query strings."""
     count, slot = draw(st.integers(1, 200)), draw(st.sampled_from(["next", "general", "mixed"]))
-    rest = ["include_seen=true", "include_seen=false", "location=oslo", "after=e0", "after=unknown"]
+    rest = ["include_seen=true", "include_seen=false", "location=oslo", "after=e0", "after=unknown", "scenario=home"]
     chosen = draw(
         st.permutations([f"count={count}", f"slot={slot}", *draw(st.lists(st.sampled_from(rest), unique=True))])
     )

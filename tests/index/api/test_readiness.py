@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from index.query.live_user import UserReader
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, RULES_TAG, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.store import LogIdentity
 from tests.support.index_api_world import KINDS, LOG, MODEL, PARTITIONS, World, until
@@ -36,7 +36,8 @@ def play(scene: Scene) -> None:
 
 async def claim(world: World, log: LogIdentity = LOG) -> None:
     tags = {partition_tag(number): ["clickstream", "users"] for number in range(PARTITIONS)}
-    for tag, topics in {**tags, ITEMS_TAG: ["catalog", "item-vectors"], CONTEXT_TAG: ["context"]}.items():
+    single = {ITEMS_TAG: ["catalog", "item-vectors"], CONTEXT_TAG: ["context"], RULES_TAG: ["rules"]}
+    for tag, topics in {**tags, **single}.items():
         world.tokens[tag] = f"token-{tag}"
         claimed = await world.store.claim(tag, world.tokens[tag], 1, dict.fromkeys(topics, log))
         world.positions.update({(tag, topic): position for topic, position in claimed.positions.items()})
