@@ -140,7 +140,7 @@ def _caps(body: Body) -> dict[str, Any]:
     for name in caps:
         if name not in CAPPED:
             body.refuse(f"caps.{name:.60}", f"expected one of {', '.join(CAPPED)}")
-    return {name: value for name, value in caps.items() if value is not None and name in CAPPED}
+    return {name: value for name, value in caps.items() if name in CAPPED}
 
 
 def _count(body: Body, name: str, value: Any) -> int:

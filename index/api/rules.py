@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from index.api.auth import require
 from index.api.errors import InvalidRecordError, ProblemError, json_response, read_json
@@ -25,6 +26,15 @@ from index.api.schemas.rules import PreviewAnswer, PreviewRequest, RuleAnswer, R
 from index.api.schemas.shapes import PROBLEMS, WRITE_PROBLEMS, ScenarioName, problems
 from index.query.live_user import LiveUser
 from index.query.rules.scenario import ScenarioRule, load_rule
+
+
+class _ScenarioPath(PathConvertor):
+    """A scenario's name, which may hold slashes; `preview` names a call."""
+
+    regex = "(?!preview$).*"
+
+
+register_url_convertor("scenario", _ScenarioPath())
 
 
 async def preview(services: Services, request: PreviewRequest) -> dict[str, Any]:
@@ -113,7 +123,7 @@ def rules_router(services: Services, ingest: Ingest) -> APIRouter:
         return json_response({"rules": [_described(services, found[name]) for name in sorted(found)]})
 
     @router.get(
-        "/v1/rules/{scenario:path}",
+        "/v1/rules/{scenario:scenario}",
         operation_id="get_rule",
         summary="The rule of a scenario",
         response_model=RuleAnswer,
@@ -125,7 +135,7 @@ def rules_router(services: Services, ingest: Ingest) -> APIRouter:
         return json_response(await _stored(services, scenario))
 
     @router.delete(
-        "/v1/rules/{scenario:path}",
+        "/v1/rules/{scenario:scenario}",
         status_code=202,
         operation_id="remove_rule",
         summary="Remove the rule of a scenario",

@@ -245,3 +245,33 @@ def test_a_filter_holds_for_every_item_and_the_answer_says_who_applied_it(live: 
     for item in recommended(found):
         record = live.get(f"/v1/items/{item}")["catalogue"]
         assert category in record["category"] and record["price"] >= 1
+
+
+def test_a_rule_is_in_the_very_next_answer_with_its_version_and_its_removal_likewise(live: Live) -> None:
+    user, scenario = new_id("visitor"), new_id("home")
+    usual = live.recommend(user, count=10, scenario=scenario)
+    assert usual["scenario"] == scenario and "rules" not in usual
+    gone, pinned = recommended(usual)[0], recommended(usual)[7]
+    body = {"scenario": scenario, "exclude": [gone], "pins": [{"item": pinned, "place": 1}], "caps": {"subclass": 1}}
+
+    def shown(version: int | None) -> Any:
+        answer = live.recommend(user, count=10, scenario=scenario)
+        return answer if answer.get("rules", {}).get("version") == version else None
+
+    sent = [send(live, "rules", scenario, {**body, "ts_ms": int(time.time() * 1000)})[0] for _ in range(2)]
+    answer = live.until(lambda: shown(sent[-1].offset), 5.0, "the last of two rules is in the answer")
+    items = recommended(answer)
+    assert items[0] == pinned and gone not in items and len(items) == 10
+    assert answer["rules"] == {"scenario": scenario, "version": sent[-1].offset}
+    kinds = [live.get(f"/v1/items/{item}")["catalogue"]["subclass"] for item in items]
+    assert len(set(kinds)) == 10, "one of each subclass, and no list is short for it"
+    draft = {"rule": {**body, "pins": [{"item": items[9], "place": 1}]}, "users": [user], "count": 10}
+    (change,) = live.call("POST", "/v1/rules/preview", body=draft)["users"]
+    assert recommended({"items": change["before"]})[0] == pinned
+    assert recommended({"items": change["after"]})[0] == items[9]
+    assert live.get(f"/v1/rules/{scenario}")["rule"]["exclude"] == [gone]
+    send(live, "rules", scenario, None)
+    live.until(lambda: shown(None), 5.0, "the rule is gone")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        live.get(f"/v1/rules/{scenario}")
+    assert caught.value.code == 404 and orjson.loads(caught.value.read())["title"]

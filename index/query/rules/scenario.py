@@ -71,7 +71,7 @@ class ScenarioRule:
         buries = ({**bury, "strength": -_strength(bury)} for bury in said.get("buries", ()))
         boosts = ({**boost, "strength": _strength(boost)} for boost in said.get("boosts", ()))
         pins = sorted((int(pin["place"]) - 1, str(pin["item"])) for pin in said.get("pins", ()))
-        caps = tuple(sorted((name, most) for name, most in said.get("caps", {}).items() if most is not None))
+        caps = tuple(sorted(said.get("caps", {}).items()))
         found = Arrangement(tuple(pins), caps, float(said.get("diversity", 0.0)), bool(said.get("group", False)))
         return cls(
             scenario=said["scenario"],

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.servers.redis import RedisServer
 from index.query.live_user import UserReader, profile_location
-from index.state.keys import CONTEXT_TAG, Keys, partition_of, partition_tag
+from index.state.keys import CONTEXT_TAG, RULES_TAG, Keys, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import PROFILE, STATE, encode_vectors, vector_field
 from index.state.redis_store import RedisStore
@@ -208,5 +208,23 @@ def test_a_placed_reader_says_from_which_positions_user_and_context_are() -> Non
             )
         nobody = await placed.read("nobody")
         assert nobody.read == {"user": {}, "context": {"context": 3}}
+
+    asyncio.run(scene())
+
+
+def test_the_rule_of_a_scenario_is_read_with_the_user(redis_server: RedisServer, keys: Keys) -> None:
+    async def scene() -> None:
+        for store in (MemoryStore(), RedisStore(redis_server.url, keys)):
+            await store.claim(RULES_TAG, "r", 1, {"rules": LogIdentity("c")})
+            await store.commit(
+                [Commit(RULES_TAG, "r", "rules", 0, 1, [Op("hset", store.keys.scenario_rules(), {"home": b"{}"})])]
+            )
+            for placed in (False, True):
+                found = [
+                    (await UserReader(store, PARTITIONS, MODEL, DIM, placed, scenario).read(USER, "berlin")).rule
+                    for scenario in ("home", "mail", "")
+                ]
+                assert found == [b"{}", None, None]
+            await store.close()
 
     asyncio.run(scene())

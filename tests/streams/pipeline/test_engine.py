@@ -6,14 +6,26 @@ import asyncio
 import copy
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 import pytest
 
-from index.state.keys import ITEMS_TAG, partition_of, partition_tag
+from index.state.keys import partition_of, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.store import Commit, FencedError, LogIdentity, StoreUnavailableError
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, ITEM_VECTORS, USERS, Record, Rules, topics_of
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONTEXT,
+    ITEM_VECTORS,
+    SCENARIO_RULES,
+    TAG_TOPICS,
+    USERS,
+    Record,
+    Rules,
+    topics_of,
+)
 from streams.pipeline.digest import digest, digest_of, read_state
 from streams.pipeline.engine import Engine, GapError
 from tests.support.oracle import Oracle
@@ -154,7 +166,7 @@ def test_the_traffic_holds_what_it_claims_to_hold() -> None:
 async def _engine(partitions: int = 1) -> tuple[Engine, MemoryBroker, MemoryStore]:
     broker, store = MemoryBroker(), MemoryStore()
     engine = Engine(store, RULES, partitions, broker)
-    for tag in ("p0", ITEMS_TAG, "context"):
+    for tag in ("p0", *TAG_TOPICS):
         await engine.claim(tag, 1, dict.fromkeys(topics_of(tag), LOG))
     return engine, broker, store
 
@@ -218,6 +230,7 @@ BODIES: dict[str, tuple[str, dict[str, object]]] = {  # topic → key and body w
     CATALOG: ("i", {"item_id": "i", "title": "Tea"}),
     ITEM_VECTORS: ("i", {"item_id": "i", "embedder": "toy", "vector": [0, 1, 0, 0]}),
     CONTEXT: ("x", {"location": "x", "valid_until_ms": NOW_MS}),
+    SCENARIO_RULES: ("x", {"scenario": "x", "caps": {"brand": 1}}),
 }
 
 
@@ -278,6 +291,31 @@ def test_contexts_are_set_and_removed() -> None:
         assert (await read_state(store, 1))["contexts"]["contexts"]["berlin"]["weather"] == {"heat_wave": True}
         await engine.apply([record(CONTEXT, 1, None, "berlin")])
         assert (await read_state(store, 1))["contexts"]["contexts"] == {}
+
+    asyncio.run(scenario())
+
+
+def test_of_rules_the_last_offset_wins_whatever_their_times_and_is_their_version() -> None:
+    async def scenario() -> None:
+        engine, broker, store = await _engine()
+
+        async def rules() -> Any:
+            return (await read_state(store, 1))["rules"]
+
+        assert "rules" not in await read_state(store, 1)  # as of a state before there were any
+        body = {"scenario": "home", "ts_ms": NOW_MS, "boosts": [{"brand": " Acme\u00a0"}], "starts_ms": 0, "color": 1}
+        older = {"scenario": "home", "ts_ms": NOW_MS - 9, "diversity": 1, "slot": "next", "group": False, "caps": {}}
+        mail = {"scenario": "mail", "ts_ms": NOW_MS, "filter": {"field": "price", "lte": 5}}
+        await engine.apply([record(SCENARIO_RULES, 0, body, "home"), record(SCENARIO_RULES, 1, mail, "mail")])
+        home = {"scenario": "home", "ts_ms": NOW_MS, "starts_ms": 0, "boosts": [{"brand": "Acme", "strength": 1.0}]}
+        assert (await rules())["rules"] == {"home": {**home, "version": 0}, "mail": {**mail, "version": 1}}
+        bad = {**mail, "filter": {"field": "colour", "in": ["red"]}}
+        await engine.apply([record(SCENARIO_RULES, 2, older, "home"), record(SCENARIO_RULES, 3, bad, "mail")])
+        newest = {"scenario": "home", "ts_ms": NOW_MS - 9, "diversity": 1.0, "slot": "next", "version": 2}
+        assert (await rules())["rules"]["home"] == newest and (await rules())["rules"]["mail"]["version"] == 1
+        assert [(dead.topic, error.field) for dead, error in broker.dead] == [(SCENARIO_RULES, "filter.field")]
+        await engine.apply([record(SCENARIO_RULES, 4, None, "home"), record(SCENARIO_RULES, 5, None, "nothing")])
+        assert list((await rules())["rules"]) == ["mail"] and (await rules())["positions"] == {SCENARIO_RULES: 6}
 
     asyncio.run(scenario())
 
