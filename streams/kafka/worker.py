@@ -1,6 +1,6 @@
 """Runs a Faust app whose agents apply micro-batches from Kafka to the live state.
 
-Three lanes (users, items, contexts) each have one serial agent, so a flood of clicks does not delay a stock-out. A
+Lanes of users, items, contexts and rules have one serial agent each, so a flood of clicks does not delay a stock-out. A
 lone record is applied at once; what arrives meanwhile is the next batch. No exception leaves an agent.
 """
 
