@@ -26,6 +26,7 @@ from deploy.console.screens import (
     item,
     models,
     now,
+    rules,
     sign_in,
     start,
     user,
@@ -34,7 +35,7 @@ from deploy.console.security import HEALTH, GuardMiddleware
 from deploy.console.streams import StreamSlots
 from index.state.tasks import end_tasks
 
-_SCREENS = (start, now, events, ask, user, item, catalogue, context, dead_letters, models, sign_in)
+_SCREENS = (start, now, events, ask, user, item, catalogue, context, rules, dead_letters, models, sign_in)
 
 
 def create_console(console: Console, hosts: Sequence[str] = ()) -> Starlette:

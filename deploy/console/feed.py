@@ -16,11 +16,11 @@ from typing import Any
 
 import orjson
 
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, EXPOSURES, USERS, Record
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, EXPOSURES, SCENARIO_RULES, USERS, Record
 from streams.kafka.config import KafkaConfig
 from streams.kafka.tail import TopicTail
 
-BACKS = {CLICKSTREAM: 20, EXPOSURES: 10, USERS: 2, CATALOG: 100, CONTEXT: 200, DEAD_LETTERS: 1_000}
+BACKS = {CLICKSTREAM: 20, EXPOSURES: 10, USERS: 2, CATALOG: 100, CONTEXT: 200, SCENARIO_RULES: 200, DEAD_LETTERS: 1_000}
 KEPT_BYTES = 32 * 1024  # of a value; a list of 200 items is shorter
 _MOST_RECORDS = 1_000  # of a topic
 _MOST_BYTES = 8 * 1024 * 1024  # of a topic

@@ -36,6 +36,7 @@ SCREENS = (
     ("/item", "Item"),
     ("/catalogue", "Catalogue"),
     ("/context", "Context"),
+    ("/rules", "Rules"),
     ("/dead-letters", "Dead letters"),
     ("/models", "Models"),
 )
@@ -80,6 +81,7 @@ class Console:
     latency: LatencyScraper = field(default_factory=LatencyScraper)
     sessions: VisitorSessions = field(default_factory=VisitorSessions)
     replaced: dict[str, dict[str, Any]] = field(default_factory=dict)  # location → its record before ours
+    former_rules: dict[str, dict[str, Any] | None] = field(default_factory=dict)  # scenario → its rule before ours
     sent_again: dict[tuple[int, int], str] = field(default_factory=dict)  # place of a dead letter → where it went
 
     def visitor(self, request: Request) -> Visitor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+from streams.events import TAG_TOPICS
 from tests.faults.children import Worker
 from tests.faults.stage import Stage
 
@@ -45,7 +46,7 @@ def two_workers(stage: Stage) -> None:
 
 def _wait_for_all(stage: Stage, worker: Worker) -> float:
     """Waits until a worker holds every tag; returns the seconds."""
-    everything = 2 * stage.options.partitions + 2
+    everything = 2 * stage.options.partitions + len(TAG_TOPICS)
     return stage.wait(lambda: len(worker.tags) == everything, "one worker holds everything")
 
 

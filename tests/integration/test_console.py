@@ -349,6 +349,42 @@ def test_a_record_is_set_at_a_place(page: Page, live: Live) -> None:
     expect(page.get_by_role("row").filter(has_text=place)).to_contain_text("7 °C, <b>grey</b>")
 
 
+def test_a_rule_is_previewed_published_and_undone(page: Page, live: Live) -> None:
+    scenario = new_id("home")
+    usual = [entry["item_id"] for entry in live.recommend("nobody", count=10)["items"]]
+    visit(page, "/rules")
+    page.get_by_label("scenario", exact=True).fill(scenario)
+    page.get_by_label("rule", exact=True).fill(orjson.dumps({"pins": [{"item": usual[4], "place": 0}]}).decode())
+    page.get_by_label("users to preview, up to five").fill("nobody")
+    page.get_by_role("button", name="Preview").click()
+    expect(page.get_by_role("alert")).to_contain_text("pins[0].place")
+    page.get_by_label("rule", exact=True).fill(orjson.dumps({"pins": [{"item": usual[4], "place": 1}]}).decode())
+    page.get_by_role("button", name="Preview").click()
+    preview = page.get_by_role("region", name="Preview for nobody")
+    link = preview.get_by_role("list", name="with the draft").locator(".what > a").first
+    expect(link).to_have_attribute("href", f"/item?item={usual[4]}")
+    assert "rules" not in live.recommend("nobody", scenario=scenario)  # nothing was published
+    page.get_by_role("button", name="Publish").click()
+    expect(page.locator(".done")).to_contain_text("Published")
+
+    def first() -> Any:
+        answer = live.recommend("nobody", count=10, scenario=scenario)
+        return answer["items"][0]["item_id"] if "rules" in answer else None
+
+    live.until(lambda: first() == usual[4], 10, "the rule is in the next answer")
+    page.locator("#rule-done").get_by_role("button", name="Undo").click()
+    expect(page.locator(".done")).to_contain_text("has no rule again")
+    live.until(lambda: first() is None, 10, "it is as before")
+    visit(page, "/rules", scenario=scenario)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".done")).to_contain_text("is as before, at version")
+    live.until(lambda: first() == usual[4], 10, "what was undone is there again")
+    visit(page, "/rules", scenario=scenario)
+    expect(page.get_by_role("row").filter(has_text=scenario)).to_contain_text("pins")
+    page.get_by_role("button", name="Remove").click()
+    live.until(lambda: first() is None, 10, "the rule is removed")
+
+
 # --- every screen -------------------------------------------------------------------------------------------------
 
 LOOKS: list[tuple[str, dict[str, str]]] = [

@@ -15,10 +15,16 @@ from starlette.routing import Route
 
 from deploy.console.feed import SeenRecord
 from deploy.console.pages import Console, FormFields, asked, console_of, page, problem, reads, writes
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, USERS
+from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, SCENARIO_RULES, USERS
 from streams.kafka.tail import records_between
 
-PATHS = {CLICKSTREAM: "/v1/events", CATALOG: "/v1/items", CONTEXT: "/v1/context", USERS: "/v1/users"}
+PATHS = {
+    CLICKSTREAM: "/v1/events",
+    CATALOG: "/v1/items",
+    CONTEXT: "/v1/context",
+    SCENARIO_RULES: "/v1/rules",
+    USERS: "/v1/users",
+}
 _SHOWN = 100
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9][0-9.]*\b")  # quoted, or a number
 _MOST_REMEMBERED = 1_000

@@ -166,6 +166,8 @@ def _said(seen: SeenRecord, body: Mapping[str, Any]) -> str:
     if topic == "context":
         weather = body["weather"] if isinstance(body.get("weather"), dict) else {}
         return f"{body.get('location', '')}: " + ", ".join(f"{name} {value}" for name, value in [*weather.items()][:4])
+    if topic == "rules":
+        return f"{seen.key}: " + ", ".join(name for name in body if name not in ("scenario", "ts_ms"))
     if topic == "catalog":
         return ("available" if body.get("available", True) else "not available") + f", {body.get('price', 'no price')}"
     return "profile"

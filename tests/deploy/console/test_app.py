@@ -251,6 +251,7 @@ def test_a_page_has_nothing_inline_and_nothing_from_elsewhere(reader: Visitor, p
         "/user?user={}",
         "/catalogue?text={}",
         "/context?location={}",
+        "/rules?scenario={}",
     ],
 )
 def test_what_others_wrote_is_shown_and_never_run(reader: Visitor, path: str) -> None:
@@ -360,6 +361,36 @@ def test_weather_is_set_and_put_back(reader: Visitor) -> None:
     assert reader.post("/visit/weather", data={**fields, "weather": "before"}).status_code == 200
     until(lambda: "9.0" not in reader.get("/context", params={"location": "oslo"}).text.partition("Latest records")[0])
     assert reader.post("/visit/weather", data={**fields, "weather": "hail"}).status_code == 400
+
+
+def test_a_rule_is_previewed_published_undone_and_removed(reader: Visitor) -> None:
+    scenario, rule = a_user(), {"caps": {"subclass": 1}, "exclude": ["<b>"], "other": 1}
+    fields = {
+        "csrf": token(reader, "/rules"),
+        "scenario": scenario,
+        "rule": orjson.dumps(rule).decode(),
+        "users": "u0 x",
+    }
+
+    def versions() -> list[int]:
+        page = reader.get("/rules", params={"scenario": scenario}).text
+        row = rf'{scenario}</a></td><td>yes</td><td class="n">([0-9]+)'
+        return [int(found) for found in re.findall(row, page)]
+
+    preview = reader.post("/rules/preview", data=fields).text
+    assert "Preview for u0" in preview and "Preview for x" in preview and "no rule is in force" in preview
+    assert versions() == []
+    said = reader.post("/rules/publish", data=fields).text
+    assert f"Published: {scenario} is at version" in said and "left out: other" in said
+    until(lambda: len(versions()) == 1)
+    page = reader.get("/rules", params={"scenario": scenario}).text
+    assert "caps, exclude" in page and "&lt;b&gt;" in page and "Remove" in page
+    for change, count in (("undo", 0), ("undo", 1), ("remove", 0), ("undo", 1)):
+        assert reader.post(f"/rules/{change}", data=fields).status_code == 200
+        until(lambda count=count: len(versions()) == count)  # type: ignore[misc]
+    for wrong in ({**fields, "rule": "[]"}, {**fields, "rule": "{"}, {**fields, "scenario": ""}):
+        assert reader.post("/rules/publish", data=wrong).status_code == 400
+    assert reader.post("/rules/undo", data={**fields, "scenario": "nobody's"}).status_code == 400
 
 
 def test_models_say_what_is_refused(reader: Visitor) -> None:
