@@ -37,8 +37,8 @@ class Probe:
         self._producer = Producer({"bootstrap.servers": live.kafka, "partitioner": "murmur2_random", "linger.ms": 0})
         self._http = http.client.HTTPConnection(live.urls[0].removeprefix("http://"), timeout=_TIMEOUT_S)
 
-    def send(self, topic: str, key: str, body: dict[str, Any]) -> Acknowledged:
-        """Produces to our topic of that name and waits. Raises ValueError when Kafka refuses the record."""
+    def send(self, topic: str, key: str, body: dict[str, Any] | None) -> Acknowledged:
+        """Produces to our topic of that name, without a body a removal, and waits. Raises ValueError when refused."""
         found: list[Acknowledged] = []
 
         def delivered(error: Any, message: Any) -> None:
@@ -46,7 +46,8 @@ class Probe:
                 raise ValueError(f"Kafka refused a record of {topic}: {error}")
             found.append(Acknowledged(time.perf_counter(), message.partition(), message.offset()))
 
-        self._producer.produce(self._live.topic(topic), orjson.dumps(body), key.encode(), on_delivery=delivered)
+        value = None if body is None else orjson.dumps(body)
+        self._producer.produce(self._live.topic(topic), value, key.encode(), on_delivery=delivered)
         deadline = time.monotonic() + _ACKNOWLEDGED_S
         while not found:
             self._producer.poll(0.001)

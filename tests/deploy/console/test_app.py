@@ -387,7 +387,7 @@ def test_a_rule_is_previewed_published_undone_and_removed(reader: Visitor) -> No
     assert "caps, exclude" in page and "&lt;b&gt;" in page and "Remove" in page
     for change, count in (("undo", 0), ("undo", 1), ("remove", 0), ("undo", 1)):
         assert reader.post(f"/rules/{change}", data=fields).status_code == 200
-        until(lambda count=count: len(versions()) == count)  # type: ignore[misc]
+        until(lambda count=count: len(versions()) == count)
     for wrong in ({**fields, "rule": "[]"}, {**fields, "rule": "{"}, {**fields, "scenario": ""}):
         assert reader.post("/rules/publish", data=wrong).status_code == 400
     assert reader.post("/rules/undo", data={**fields, "scenario": "nobody's"}).status_code == 400
