@@ -65,6 +65,32 @@ class _Limits:
         return found
 
 
+class _Others:
+    """Items that may be listed and are no candidates, of which those count that could still be added."""
+
+    def __init__(self, plan: SearchPlan, known: Labels, limits: _Limits) -> None:
+        self._allowed, self._known, self._limits = plan.allowed, known, limits
+        self._left: Mask | None = None
+
+    def left(self) -> Mask:
+        """[size] these items now."""
+        if self._left is None:
+            self._left = self._allowed.copy()
+            self.forget(self._known)
+        if self._left.any():
+            self._left &= self._limits.open(np.arange(len(self._left)))
+        return self._left
+
+    def any(self) -> bool:
+        """Whether there is one: of several questions only the first may take long."""
+        return bool(self.left().any())
+
+    def forget(self, labels: Labels) -> None:
+        """These are known."""
+        if self._left is not None:
+            self._left[labels[labels < len(self._left)]] = False
+
+
 class _OpenCandidates:
     """Candidates [m] of which some are taken one after the other."""
 
@@ -101,15 +127,16 @@ def arranged(
     pinned = _pinned(arrangement, plan, labels, choice)
     need = plan.count - len(pinned)
     certain = np.full(len(slots), -np.inf) if is_ranked or plan.is_deepest else candidates.reach
-    picks = _greedy(choice, arrangement, vectors, need, certain, [*pinned.values()])
-    short = picks is not None and len(picks) < need and bool((candidates.reach > -np.inf).any())
+    others = _Others(plan, labels, limits)
+    picks = _greedy(choice, arrangement, vectors, need, certain, [*pinned.values()], others)
+    short = picks is not None and len(picks) < need and bool((candidates.reach > -np.inf).any()) and others.any()
     if picks is None or (short and not plan.is_deepest):
         return None
     shown = _entries(pools, [*pinned.values(), *picks], plan)
-    at_place, others = dict(zip(pinned, shown, strict=False)), shown[len(pinned) :]
+    at_place, listed = dict(zip(pinned, shown, strict=False)), shown[len(pinned) :]
     if short:
-        others += _rest(plan, limits, labels, need - len(picks))
-    queue = iter(others)
+        listed += _rest(plan, others, limits, need - len(picks))
+    queue = iter(listed)
     places = (at_place[place] if place in at_place else next(queue, None) for place in range(plan.count))
     return [entry for entry in places if entry is not None]
 
@@ -121,6 +148,7 @@ def _greedy(
     need: int,
     reach: Amounts,  # [slots] how high an item can score that is no candidate
     pinned: Sequence[_Place],
+    others: _Others | None = None,  # None: there are none
 ) -> list[_Place] | None:
     """Up to `need` picks, each slot in turn; None when an item that is no candidate could have been one of them.
 
@@ -135,7 +163,8 @@ def _greedy(
     for turn in range(need):
         slot = turn % slots
         best = choice.best(slot, among)
-        if reach[slot] > (scores[best[-1], slot] if len(best) == among else -np.inf):
+        edge = scores[best[-1], slot] if len(best) == among else -np.inf
+        if reach[slot] > edge and others is not None and others.any():
             return None
         if not len(best):
             break
@@ -202,12 +231,11 @@ def _entries(pools: Sequence[Pool], places: Sequence[_Place], plan: SearchPlan) 
     return [found[number] for number in range(len(places))]
 
 
-def _rest(plan: SearchPlan, limits: _Limits, known: Labels, need: int) -> list[Ranked]:
+def _rest(plan: SearchPlan, others: _Others, limits: _Limits, need: int) -> list[Ranked]:
     """What fills a list whose caps shut out all that the deepest search has found: by popularity and promotions."""
-    left, found = plan.allowed.copy(), list[Ranked]()
-    left[known[known < len(left)]] = False
+    found = list[Ranked]()
     while need > 0:
-        left &= limits.open(np.arange(len(left)))
+        left = others.left()
         labels = np.sort(plan.popular_among(left))
         if not len(labels):
             break
@@ -218,5 +246,5 @@ def _rest(plan: SearchPlan, limits: _Limits, known: Labels, need: int) -> list[R
         picks = _greedy(choice, Arrangement(), np.zeros((0, 0), np.float32), need, np.full(1, -np.inf), ())
         found += pool.entries(picks or [], plan.slots)
         need -= len(picks or [])
-        left[labels] = False
+        others.forget(labels)
     return found
