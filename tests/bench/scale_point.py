@@ -29,7 +29,7 @@ from deploy.servers.ports import free_port
 from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import Role, StartError, Supervisor
 from deploy.settings import load as load_settings
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, Keys, partition_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, RULES_TAG, Keys, partition_tag
 from index.state.redis_store import RedisStore
 from tests.bench.engine_cost import BATCH, TEXT_DIM, Point, Task, run_engine
 from tests.bench.ingest import untrained, window_lengths
@@ -188,7 +188,7 @@ class Stage:
             "PERSEID_STATE": str(self.folder / "state"),
         }
         store, env = RedisStore(self.redis.url, Keys(PREFIX)), environment(load_settings(variables), os.environ)
-        tags = [*map(partition_tag, range(self.point.partitions)), ITEMS_TAG, CONTEXT_TAG]
+        tags = [*map(partition_tag, range(self.point.partitions)), ITEMS_TAG, CONTEXT_TAG, RULES_TAG]
         wanted = [(store.keys.owner(tag), ["token", "beat"]) for tag in tags]
         before = await store.read(wanted)
         began = time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
+from index.state.keys import CONTEXT_TAG, ITEMS_TAG, RULES_TAG, partition_of, partition_tag
 from index.state.records import (
     CATALOGUE,
     EMBEDDER,
@@ -152,6 +152,7 @@ class Writer:
         await self.store.claim(ITEMS_TAG, "bench", 1, dict.fromkeys(("catalog", "item-vectors"), LOG))
         await self.store.beat(ITEMS_TAG, "bench", {}, True)  # else API processes would wait for the catalogue
         await self.store.claim(CONTEXT_TAG, "bench", 1, {"context": LOG})
+        await self.store.claim(RULES_TAG, "bench", 1, {"rules": LOG})
         document = {"version": self.model, "config": {"d_model": dim}, "metadata": {"embedder": "bench"}}
         await self.store.write(
             self.store.keys.model(self.model), {"json": orjson.dumps(document), "context.weight": b""}

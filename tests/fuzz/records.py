@@ -16,11 +16,23 @@ import numpy as np
 import orjson
 
 from index.state.keys import partition_of
-from streams.events import CATALOG, CLICKSTREAM, CONTEXT, EXPOSURES, ITEM_VECTORS, PARTITIONED, USERS, Record
+from streams.events import (
+    CATALOG,
+    CLICKSTREAM,
+    CONTEXT,
+    EXPOSURES,
+    ITEM_VECTORS,
+    PARTITIONED,
+    SCENARIO_RULES,
+    USERS,
+    Record,
+)
 from tests.faults.malformed import WRONG_TIMESTAMPS, malformed, wrong
 
 NOW_MS = 1_760_000_000_000
-TOPICS = {CLICKSTREAM: 40, USERS: 15, CATALOG: 15, ITEM_VECTORS: 10, CONTEXT: 12, EXPOSURES: 8}  # topic → weight
+TOPICS = {  # topic → weight
+    CLICKSTREAM: 40, USERS: 15, CATALOG: 15, ITEM_VECTORS: 10, CONTEXT: 12, SCENARIO_RULES: 10, EXPOSURES: 8
+}  # fmt: skip
 KINDS = ("view", "cart", "purchase", "like", "dislike", "remove")
 DAY_MS = 86_400_000
 
@@ -128,12 +140,21 @@ class RecordMaker:
             promotion = {rng.choice(["item", "tag", "category"]): "x", "strength": rng.random(), "ends_ms": ts_ms}
             more = {"weather": {"t": rng.random()}, "events": self._labels(), "promotions": [promotion]}
             return {"location": self._id("l"), "ts_ms": ts_ms, "valid_until_ms": ts_ms + DAY_MS, **more}
+        if topic == SCENARIO_RULES:
+            condition = {"field": rng.choice(["brand", "tags", "price"]), rng.choice(["in", "not_in", "gte"]): ["x"]}
+            body = {"scenario": self._id("s"), "ts_ms": ts_ms, "caps": {"brand": rng.randrange(1, 9)}, "group": True}
+            body |= {"boosts": [{rng.choice(["item", "tag", "brand"]): "x"}], "exclude": [item], "diversity": 0.5}
+            body |= {
+                "pins": [{"item": item, "place": rng.randrange(1, 9)}],
+                "repeat": {"view": rng.choice([3, "never"])},
+            }
+            return body if rng.random() < 0.7 else {**body, "filter": {"and": [condition]}, "starts_ms": ts_ms}
         shown = [{"item_id": self._id("i"), "slot": "next", "score": rng.random()} for _ in range(3)]
         return {"recommendation_id": f"r{self._made}", "user_id": user, "items": shown, "ts_ms": ts_ms}
 
     def _good(self, topic: str) -> tuple[bytes | None, bytes | None]:
         body = self._body(topic)
-        key = body.get("user_id") or body.get("item_id") or body["location"]
+        key = body.get("user_id") or body.get("item_id") or body.get("location") or body["scenario"]
         return key.encode() if self._rng.random() < 0.9 else None, orjson.dumps(body)
 
     def _wrong(self, topic: str) -> tuple[bytes | None, bytes | None]:
@@ -199,7 +220,7 @@ class RecordMaker:
         return None, bytes(value)
 
     def _null(self, topic: str) -> tuple[bytes | None, bytes | None]:
-        kind = {CATALOG: "i", ITEM_VECTORS: "i", CONTEXT: "l"}.get(topic, "u")
+        kind = {CATALOG: "i", ITEM_VECTORS: "i", CONTEXT: "l", SCENARIO_RULES: "s"}.get(topic, "u")
         key = self._id(kind).encode() if self._rng.random() < 0.6 else self._rng.choice((None, b"", b"\xff", b"a\nb"))
         return key, None
 

@@ -18,7 +18,8 @@ import orjson
 from context.features import ContextFeatures
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
-from index.state.keys import CONTEXT_TAG, ITEMS_TAG, partition_of, partition_tag
+from index.query.rules.scenario import ScenarioRule
+from index.state.keys import partition_of, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import load_context
 from index.state.store import LogIdentity
@@ -29,6 +30,7 @@ from streams.events import (
     DEAD_LETTERS,
     EXPOSURES,
     ITEM_VECTORS,
+    TAG_TOPICS,
     USERS,
     MalformedError,
     Record,
@@ -106,7 +108,7 @@ class Fuzzer:
 
     async def run(self, records: int, seed: int) -> FuzzResult:
         """Sends so many records and looks at what is left of the promises."""
-        for tag in (*map(partition_tag, range(PARTITIONS)), ITEMS_TAG, CONTEXT_TAG):
+        for tag in (*map(partition_tag, range(PARTITIONS)), *TAG_TOPICS):
             await self.engine.claim(tag, 1, dict.fromkeys(topics_of(tag), LogIdentity("c")))
         await self.engine.apply([self.kafka.numbered(record) for record in controls()])
         before, counted = self._controls(), Counter(self.engine.counts.totals)
@@ -181,7 +183,7 @@ class Fuzzer:
         return found | {name: dict(hashes[keys.user(tag, name)]) for name, tag in homes.items()}
 
     async def _read_everything(self) -> None:
-        """What is stored can be read by the digest, by an API process, and by whoever encodes contexts."""
+        """What is stored can be read by the digest, by an API process, and by whoever encodes contexts, rules too."""
         try:
             await read_state(self.store, PARTITIONS)
             catalogue = Catalogue("m-1", 4)
@@ -191,6 +193,8 @@ class Fuzzer:
             features = ContextFeatures.build([context for context in contexts if context is not None])
             features.encode(NOW_MS, contexts[0])
             catalogue.close()
+            for rule in self.store._hashes[self.store.keys.scenario_rules()].values():
+                assert ScenarioRule.of(orjson.loads(rule)).version is not None
         except Exception:
             self._defect()
 

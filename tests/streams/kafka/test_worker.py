@@ -214,7 +214,7 @@ def test_a_new_broker_starts_new_logs_and_keeps_the_users(
             async with shop.worker() as worker:
                 await shop.send("anna", event_id, event_id)
                 await shop.until(lambda: worker.engine.counts["applied"] == 1, "it is applied")
-                assert worker.engine.counts["new_logs"] == (0 if event_id == "e1" else 2 * PARTITIONS + 3)
+                assert worker.engine.counts["new_logs"] == (0 if event_id == "e1" else 2 * PARTITIONS + 4)
             assert await shop.window("anna") == expected
             home = partition_tag(partition_of("anna", PARTITIONS))
             assert (await shop.owner(home))["pos:clickstream"] == 1
