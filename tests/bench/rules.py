@@ -46,7 +46,9 @@ def bench(live: Live, rate: float, probes: int) -> list[Row]:
     with Load(live, users, items, rate):
         time.sleep(WARM_UP_S)
         for number in range(probes):
-            user, pinned = rng.choice(users), rng.choice(items)
+            user = rng.choice(users)
+            own = probe.get(f"/v1/recommendations/{user}?count=50&include_seen=true")["items"]
+            pinned = rng.choice(own)["item_id"]  # sold where the user is
             body: dict[str, Any] = {"scenario": SCENARIO, "pins": [{"item": pinned, "place": 1}], "repeat": _REPEAT}
             body |= {"ts_ms": int(time.time() * 1000)}
             sent = probe.send("rules", SCENARIO, body if number % 3 < 2 else None)
