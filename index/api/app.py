@@ -35,6 +35,7 @@ from index.api.lists.named import answer_list, answer_posted_list, lists_router
 from index.api.lists.recommend import answer, answer_posted, recommend_router
 from index.api.lists.rerank import rerank_router
 from index.api.lists.similar import similar_router
+from index.api.lists.why import why_router
 from index.api.liveness import Liveness
 from index.api.loaded_model import Background, ModelLoader, Services, follow_log_ends, follow_popularity
 from index.api.lookup import state_router
@@ -111,6 +112,7 @@ def create_app(
     app.add_middleware(AdmissionMiddleware, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics, liveness.items_position)
     app.include_router(recommend_router(services))
+    app.include_router(why_router(services))
     app.include_router(similar_router(services))
     app.include_router(lists_router(services))
     app.include_router(rerank_router(services))

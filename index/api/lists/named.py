@@ -15,7 +15,7 @@ from index.api.auth import require
 from index.api.errors import ProblemError, json_response, read_json
 from index.api.lists.answers import reason_of, shown_item
 from index.api.lists.kinds import MadeList, WantedList, make
-from index.api.lists.moment import ListMoment, read_moment
+from index.api.lists.moment import ListMoment, Sources, read_moment
 from index.api.lists.requests import checked, read_filter
 from index.api.loaded_model import Services
 from index.api.schemas.named_lists import (
@@ -41,6 +41,7 @@ from index.api.schemas.shapes import (
     Location,
 )
 from index.items.filters import And, AnyOf, Filter
+from index.query.recommend import ContextView
 from index.query.served_ranker import FIRST_STAGE
 
 EXPOSURES = "exposures"
@@ -56,7 +57,7 @@ async def answer_list(services: Services, name: NamedList, request: ListRequest)
     if not made.found.items:
         services.serving()  # the store may have been emptied meanwhile
     ranked = time.perf_counter()
-    body = {**render(moment, request, made), **of_moment(moment, made)}
+    body = {**render(moment, request, made), **said_once(moment, made.context, made.sources)}
     expose(moment, request, made, body)
     rendered = time.perf_counter() - ranked
     services.metrics.answer(made.served_by, read=read - started, rank=ranked - read, render=rendered)
@@ -99,14 +100,13 @@ def _refusal(field: str, reason: str) -> ProblemError:
     return ProblemError(400, f"{field}: {reason}", members={"errors": [{"field": field, "reason": reason}]})
 
 
-def of_moment(moment: ListMoment, made: MadeList) -> dict[str, Any]:
-    """What is said once of all lists of an answer."""
-    context = made.context
+def said_once(moment: ListMoment, context: ContextView, sources: Sources) -> dict[str, Any]:
+    """What an answer says of all its lists."""
     return {
         "user_id": moment.user_id,
         "model": moment.serving.model.version,
         "as_of": moment.as_of(),
-        "index": {**moment.serving.index_state(), **made.sources},
+        "index": {**moment.serving.index_state(), **sources},
         "context": {
             "location": context.location,
             "ts_ms": context.ts_ms,
