@@ -32,6 +32,7 @@ from index.api.errors import (
 from index.api.ingest import Ingest, ingest_router
 from index.api.item_changes import changes_router
 from index.api.lists.named import answer_list, answer_posted_list, lists_router
+from index.api.lists.pages import pages_router
 from index.api.lists.recommend import answer, answer_posted, recommend_router
 from index.api.lists.rerank import rerank_router
 from index.api.lists.similar import similar_router
@@ -115,6 +116,7 @@ def create_app(
     app.include_router(why_router(services))
     app.include_router(similar_router(services))
     app.include_router(lists_router(services))
+    app.include_router(pages_router(services))
     app.include_router(rerank_router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))
     app.include_router(state_router(services))

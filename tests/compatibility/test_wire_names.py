@@ -15,6 +15,7 @@ ADDED_CALLS = (
     ("/", "get"), ("/", "head"), ("/healthz", "head"), ("/readyz", "head"), ("/metrics", "head"),
     ("/v1/items/{item_id}", "patch"), ("/v1/items/{item_id}", "delete"), ("/v1/rerank", "post"),
     ("/v1/lists/{list}", "get"), ("/v1/lists/{list}", "post"), ("/v1/recommendations/why", "post"),
+    ("/v1/pages", "post"),
 )  # fmt: skip
 ADDED_STATUSES = {  # that were answered before and not documented
     "get /healthz": ["400", "405"], "get /readyz": ["400", "405"], "get /metrics": ["400", "401", "403", "405"],
@@ -26,7 +27,7 @@ ADDED_STATUSES = {  # that were answered before and not documented
 ADDED_LINKS = ("post /v1/events", "post /v1/items", "post /v1/users")
 ADDED_SCHEMAS = (
     "ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "RerankAnswer", "RerankedItem", "RootAnswer",
-    "ShadowStatus", "LastPlace", "ListAnswer", "ListEntry", "WhyAnswer", "WhyReason",
+    "ShadowStatus", "LastPlace", "ListAnswer", "ListEntry", "ListOfPage", "PageAnswer", "WhyAnswer", "WhyReason",
 )  # fmt: skip
 ADDED_FIELDS = (
     ("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"),

@@ -74,13 +74,13 @@ def wanted_list(
 ) -> WantedList:
     """A list as it is asked for at `place` of a body. Raises ProblemError 400 that names what it cannot be made of."""
     if user_id is None and name in OF_USER:
-        raise _refusal("user_id", f"missing; {name} lists what a user did")
+        raise refusal("user_id", f"missing; {name} lists what a user did")
     if user_id is None and shape.after is not None:
-        raise _refusal("after", "names an event of a user; give the user_id, too")
+        raise refusal("after", "names an event of a user; give the user_id, too")
     if shape.items and name not in FROM_ITEMS:
-        raise _refusal(f"{place}items", f"{name} is not made from items; leave them out")
+        raise refusal(f"{place}items", f"{name} is not made from items; leave them out")
     if user_id is None and not shape.items and name == "similar":
-        raise _refusal(f"{place}items", "missing; name an item, or a user whose last viewed item is taken")
+        raise refusal(f"{place}items", "missing; name an item, or a user whose last viewed item is taken")
     tree, parts = read_filter(shape.filter, place), list[Filter]()
     parts += [] if shape.category is None else [AnyOf("category", (shape.category,))]
     parts += [] if tree is None else [tree]
@@ -96,7 +96,8 @@ def wanted_list(
     )
 
 
-def _refusal(field: str, reason: str) -> ProblemError:
+def refusal(field: str, reason: str) -> ProblemError:
+    """A 400 that names a field."""
     return ProblemError(400, f"{field}: {reason}", members={"errors": [{"field": field, "reason": reason}]})
 
 
