@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,10 @@ async def _similar(moment: ListMoment, wanted: WantedList) -> MadeList:
 def _last_viewed(moment: ListMoment) -> list[str]:
     """The user's last viewed item that may be shown here; none of a user without one."""
     state, catalogue = moment.view.decoded().state, moment.serving.catalogue
-    viewed = [seen.item_id for seen in recently_viewed(state, moment.services.settings.kind_weights)]
+    viewed = recently_viewed(state, moment.services.settings.kind_weights)
     allowed = catalogue.allowed(moment.now_ms, moment.context.location, None).mask
-    return _passing(viewed, catalogue.places(viewed), allowed)[:1]
+    names = (seen.item_id for seen in viewed)
+    return [*islice((name for name in names if _passing([name], catalogue.places([name]), allowed)), 1)]
 
 
 async def _recommended(moment: ListMoment, wanted: WantedList) -> MadeList:
@@ -136,7 +138,7 @@ def _rising(moment: ListMoment, wanted: WantedList) -> list[tuple[str, float]]:
 
 async def _recently_viewed(moment: ListMoment, wanted: WantedList) -> MadeList:
     state = moment.view.decoded().state
-    viewed = recently_viewed(state, moment.services.settings.kind_weights)
+    viewed = [*recently_viewed(state, moment.services.settings.kind_weights)]
     about = {seen.item_id: {"ts_ms": seen.ts_ms} for seen in viewed}
 
     def entry(item_id: str) -> Ranked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
@@ -37,17 +37,17 @@ class Due(NamedTuple):
         return self.share * math.exp(1 - self.share)
 
 
-def recently_viewed(state: UserState, kind_weights: Sequence[int]) -> list[Viewed]:
+def recently_viewed(state: UserState, kind_weights: Sequence[int]) -> Iterator[Viewed]:
     """The window's items, newest first, each once; one whose latest event is of a negative kind is left out.
 
     `kind_weights` are by code; without one a kind is not negative.
     """
-    found: dict[str, Viewed | None] = {}
+    met = set[str]()
     for item_id, kind, ts_ms in zip(reversed(state.items), reversed(state.kinds), reversed(state.ts_ms), strict=True):
-        if item_id not in found:
-            negative = kind < len(kind_weights) and kind_weights[kind] < 0
-            found[item_id] = None if negative else Viewed(item_id, ts_ms)
-    return [viewed for viewed in found.values() if viewed is not None]
+        if item_id not in met:
+            met.add(item_id)
+            if kind >= len(kind_weights) or kind_weights[kind] >= 0:
+                yield Viewed(item_id, ts_ms)
 
 
 def buy_again(state: UserState, bought: Collection[int], now_ms: int) -> list[Due]:
