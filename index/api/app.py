@@ -49,6 +49,7 @@ from index.api.schemas.plain import plain_list_request, plain_request
 from index.api.schemas.shapes import OPEN_PROBLEMS
 from index.api.schemas.state import RootAnswer
 from index.api.settings import ApiSettings, KafkaSide
+from index.query.lists.together import Together
 from index.query.lists.trending import Trends
 from index.query.popularity import Popularity
 from index.query.shadow import ShadowRanking
@@ -91,6 +92,7 @@ def create_app(
         keeper,
         popularity,
         trends,
+        Together(store),
         rankers,
         turns,
         background,

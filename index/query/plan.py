@@ -23,7 +23,7 @@ from index.query.popularity import Amounts, Popularity
 from index.query.second_stage import Asker, ListOrder
 from index.state.records import Vector
 
-ListKind = Literal["next", "general", "popular", "similar", "trending", "viewed", "bought"]
+ListKind = Literal["next", "general", "popular", "similar", "trending", "viewed", "bought", "together"]
 Nearest = tuple[Labels, Vector]  # labels [q, m] and their inner products [q, m], best first: as `SearchIndex.search`
 Found = Mapping[str, Labels]  # source → labels [m]
 

@@ -29,6 +29,7 @@ from index.api.metrics import ApiMetrics
 from index.api.settings import ApiSettings, KafkaSide
 from index.state.keys import partition_tag
 from index.state.memory_store import MemoryStore
+from index.state.pair_rows import PAIR_BUCKET_MS, PAIR_BUCKETS, PairRow
 from streams.events import DEFAULT_KINDS
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import BUCKET_MS, PARTITIONS, Synthetic, Writer, user_id
@@ -36,6 +37,7 @@ from tests.bench.synthetic import BUCKET_MS, PARTITIONS, Synthetic, Writer, user
 RECOMMENDATION = "recommendation"
 _WARM = 30  # rounds that are not counted
 _COUNT = 10
+_BOUGHT = 1000  # items that were bought with others: far more than are kept of ten seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,6 +87,7 @@ def _asked(world: Synthetic, rng: random.Random) -> dict[str, tuple[str, dict[st
         "trending of a category": (f"{lists}/trending?{about}&category=shelf-{rng.randrange(300)}", None),
         "recently viewed": (f"{lists}/recently-viewed?{about}", None),
         "buy again": (f"{lists}/buy-again?{about}", None),
+        "bought together": (f"{lists}/bought-together?{about}&item_id={rng.choice(world.item_ids[:_BOUGHT])}", None),
         "recommended to a guest": (f"{lists}/recommended?count={_COUNT}&item_id={item}", None),
         "recommendation, filtered": ("/v1/recommendations", {"user_id": user, "count": _COUNT, "filter": cheap}),
         "similar, filtered": (f"{lists}/similar", {"user_id": user, "items": [item], "count": _COUNT, "filter": cheap}),
@@ -146,6 +149,12 @@ async def _fill(store: MemoryStore, world: Synthetic, now_ms: int, rng: random.R
         counts = {f"\x1f{rng.choice(world.item_ids)}": str(rng.randint(1, 9)).encode() for _ in range(300)}
         await store.write(store.keys.popularity(tag, bucket), counts)
         await store.write(store.keys.popularity_buckets(tag), {str(bucket): b"300"})
+    for partition, age in itertools.product(range(PARTITIONS), range(PAIR_BUCKETS)):
+        rows = {
+            item: PairRow(20, dict.fromkeys(rng.sample(world.item_ids, 20), 1)) for item in world.item_ids[:_BOUGHT]
+        }
+        key = store.keys.pairs(partition_tag(partition), now_ms // PAIR_BUCKET_MS - age)
+        await store.write(key, {item: row.stored() for item, row in rows.items()})
 
 
 async def _published(*_: Any) -> tuple[int, int]:

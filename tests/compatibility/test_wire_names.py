@@ -53,6 +53,7 @@ ADDED_SETTINGS = (
 )  # fmt: skip
 ADDED_KEYS = {
     "kinds": "shop:{p1}:kinds:7",  # field: code of a kind, \x1f, item
+    "pairs": "shop:{p1}:pairs:7", "pair buckets": "shop:{p1}:paired",
     "showings": "shop:{x1}:shown:7", "showing buckets": "shop:{x1}:shows", "shown lists": "shop:{x1}:lists",
 }  # fmt: skip
 ADDED_COMMANDS = ("console", "models", "retrain", "skew", "train-ranker")

@@ -68,6 +68,21 @@ def test_what_many_look_at_now_is_trending_at_their_place(live: Live, shop: Know
     live.until(trending, COUNTED_S, "what was clicked is trending where it was")
 
 
+def test_what_was_bought_together_completes_a_basket(live: Live, shop: KnownShop) -> None:
+    rng = random.Random(14)
+    (item,) = available(live, shop.items_of(shop.categories[0]), 1, rng)
+    (other,) = available(live, shop.items_of(shop.categories[1]), 1, rng)
+    for _ in range(4):
+        user = new_id("buyer")
+        events = [click(user, one, "purchase") for one in (item, other)]
+        send(live, "clickstream", user, *events)
+        after(live, user, events[-1]["event_id"])
+    answer = post(live, "/v1/lists/bought-together", items=[item], count=10)
+    slots = {entry["item_id"]: entry["slot"] for entry in answer["items"]}
+    assert slots.get(other) == "together" and len(slots) == 10, answer
+    assert [entry["slot"] for entry in answer["items"]] == sorted(slots.values(), reverse=True), "counts come first"
+
+
 def test_pages_go_on_without_repeats_while_the_catalogue_changes(live: Live, shop: KnownShop) -> None:
     lists = [{"list": "trending", "count": 6}, {"list": "recommended", "count": 6}]
     lists.append({"list": "similar", "items": recommended(live.recommend("anybody", count=1)), "count": 6})

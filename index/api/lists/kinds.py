@@ -6,6 +6,7 @@ before are filled up while items are left.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,9 +21,11 @@ from index.items.filters import Filter, Mask
 from index.items.search import Labels
 from index.query.lists.history import buy_again, recently_viewed
 from index.query.lists.seeds import seeds_view, similar_view, split_parts
+from index.query.lists.together import MOST_BASKET, Companions, together_scores
 from index.query.model import RequestedList
 from index.query.pool import Ranked
 from index.query.recommend import ContextView, Query, Recommendations, seen_items
+from index.state.store import StoreUnavailableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,13 @@ async def _trending(moment: ListMoment, wanted: WantedList) -> MadeList:
 
 def _rising(moment: ListMoment, wanted: WantedList) -> list[tuple[str, float]]:
     catalogue, location = moment.serving.catalogue, moment.context.location
-    allowed = catalogue.allowed(moment.now_ms, location, wanted.tree).mask
+    return moment.services.trends.top(catalogue, _mask(moment, wanted), wanted.count, location)
+
+
+def _mask(moment: ListMoment, wanted: WantedList) -> Mask:
+    """[size] items that a list may hold; to be read only."""
+    catalogue = moment.serving.catalogue
+    allowed = catalogue.allowed(moment.now_ms, moment.context.location, wanted.tree).mask
     hidden = set(wanted.exclude)
     if not wanted.include_seen and moment.user is not None:
         view, weights = moment.view.decoded(), moment.serving.model.weights
@@ -133,7 +142,45 @@ def _rising(moment: ListMoment, wanted: WantedList) -> list[tuple[str, float]]:
         allowed = allowed.copy()
         labels = catalogue.labels_of(hidden)
         allowed[labels[labels < len(allowed)]] = False
-    return moment.services.trends.top(catalogue, allowed, wanted.count, location)
+    return allowed
+
+
+async def _bought_together(moment: ListMoment, wanted: WantedList) -> MadeList:
+    """What the counts of pairs say of the basket, filled up with what is similar to it."""
+    named = [*(wanted.items or _last_viewed(moment))][-MOST_BASKET:]
+    companions = await _companions(moment, named)
+    top = await moment.services.turns.take(lambda: _joining(moment, wanted, companions))
+    items = [Ranked(item_id, score, "together", {"together": score}) for item_id, score in top]
+    level = "given" if wanted.items else moment.state_level
+    found = Recommendations(items, {}, {"together": len(items)})
+    made = MadeList(wanted, found, level, moment.place, named)
+    if len(items) == wanted.count:
+        return made
+    others = wanted.exclude.union(named, (entry.item_id for entry in items))
+    rest = await _similar(moment, replace(wanted, items=named, count=wanted.count - len(items), exclude=others))
+    retrieved = {**found.retrieved, **rest.found.retrieved}
+    filled = replace(rest.found, items=[*items, *rest.found.items], retrieved=retrieved)
+    return replace(made, found=filled, sources=rest.sources, served_by=level if items else rest.served_by)
+
+
+async def _companions(moment: ListMoment, item_ids: Sequence[str]) -> Mapping[str, Companions]:
+    """Of the basket's items; of none while the store does not answer."""
+    services = moment.services
+    if not services.liveness.reachable or services.liveness.partitions is None:
+        return {}
+    try:
+        now_ms = time.monotonic() * 1000
+        return await services.together.companions(item_ids, services.liveness.partitions, moment.now_ms, now_ms)
+    except StoreUnavailableError:
+        services.liveness.reachable = False  # until the next poll finds it
+        return {}
+
+
+def _joining(moment: ListMoment, wanted: WantedList, companions: Mapping[str, Companions]) -> list[tuple[str, float]]:
+    scores = together_scores(companions, moment.services.popularity)
+    best = sorted(scores, key=lambda item_id: (-scores[item_id], item_id))
+    passing = _passing(best, moment.serving.catalogue.places(best), _mask(moment, wanted))
+    return [(item_id, scores[item_id]) for item_id in passing[: wanted.count]]
 
 
 async def _recently_viewed(moment: ListMoment, wanted: WantedList) -> MadeList:
@@ -200,5 +247,6 @@ _MAKERS: Mapping[NamedList, Callable[[ListMoment, WantedList], Awaitable[MadeLis
     "trending": _trending,
     "recently-viewed": _recently_viewed,
     "buy-again": _buy_again,
+    "bought-together": _bought_together,
     "recommended": _recommended,
 }

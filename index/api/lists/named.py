@@ -21,6 +21,7 @@ from index.api.loaded_model import Services
 from index.api.schemas.named_lists import (
     FROM_ITEMS,
     OF_USER,
+    SEEDED,
     ItemIds,
     ListAnswer,
     ListRequest,
@@ -79,7 +80,7 @@ def wanted_list(
         raise refusal("after", "names an event of a user; give the user_id, too")
     if shape.items and name not in FROM_ITEMS:
         raise refusal(f"{place}items", f"{name} is not made from items; leave them out")
-    if user_id is None and not shape.items and name == "similar":
+    if user_id is None and not shape.items and name in SEEDED:
         raise refusal(f"{place}items", "missing; name an item, or a user whose last viewed item is taken")
     tree, parts = read_filter(shape.filter, place), list[Filter]()
     parts += [] if shape.category is None else [AnyOf("category", (shape.category,))]

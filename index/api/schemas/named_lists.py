@@ -12,14 +12,15 @@ from context.labels import fold_label
 from index.api.schemas.lists import AnyListRequest, AppliedContext
 from index.api.schemas.shapes import DEFAULT_COUNT, MAX_COUNT, ApiShape, AsOf, Identifier, IndexState, example
 
-NamedList = Literal["similar", "trending", "recently-viewed", "buy-again", "recommended"]
+NamedList = Literal["similar", "trending", "recently-viewed", "buy-again", "bought-together", "recommended"]
 NAMED_LISTS: tuple[NamedList, ...] = get_args(NamedList)
 MAX_NAMED = 100  # items that a list may be made from: more say nothing more of what is wanted
-ListSlot = Literal["next", "general", "popular", "similar", "trending", "viewed", "bought"]
+ListSlot = Literal["next", "general", "popular", "similar", "trending", "viewed", "bought", "together"]
 MadeBy = Literal["personal", "stale", "popular", "given"]
 
 OF_USER: tuple[NamedList, ...] = ("recently-viewed", "buy-again")  # nobody else has one
-FROM_ITEMS: tuple[NamedList, ...] = ("similar", "recommended")
+SEEDED: tuple[NamedList, ...] = ("similar", "bought-together")  # by a user's last viewed item, where none is named
+FROM_ITEMS: tuple[NamedList, ...] = ("similar", "bought-together", "recommended")
 
 Category = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(fold_label)]
 SomeCategory = Annotated[Category | None, Query(description="only items of this category")]
@@ -36,7 +37,8 @@ class ListShape(AnyListRequest):
     items: list[Identifier] = Field(
         default_factory=list,
         max_length=MAX_NAMED,
-        description="items to start from (`similar`), or what a guest looked at, newest last (`recommended`)",
+        description="items to start from (`similar`), a basket (`bought-together`), or what a guest looked at, newest "
+        "last (`recommended`)",
     )
     count: int = Field(DEFAULT_COUNT, ge=1, le=MAX_COUNT)
     category: Category | None = Field(None, description="only items of this category")

@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from index.api.schemas.named_lists import NAMED_LISTS, OF_USER, ListAnswer
+from index.api.schemas.named_lists import FROM_ITEMS, NAMED_LISTS, OF_USER, SEEDED, ListAnswer
 from index.api.schemas.shapes import Problem
 from index.state.keys import partition_of
 from index.state.memory_store import MemoryStore
+from index.state.pair_rows import PAIR_BUCKET_MS, PairRow
 from index.state.store import StoreUnavailableError
 from streams.events import Record
 from streams.parsing import parse_exposure
@@ -29,6 +30,7 @@ BAD = [
     ("recently-viewed", {}, "user_id", "missing; recently-viewed lists what a user did"),
     ("buy-again", {}, "user_id", "missing; buy-again lists what a user did"),
     ("similar", {}, "items", "missing; name an item"),
+    ("bought-together", {}, "items", "missing; name an item"),
     ("trending", {"items": ["tea0"]}, "items", "trending is not made from items"),
     ("trending", {"after": "e1"}, "after", "give the user_id"),
     ("trending", {"count": 0}, "count", "expected at least 1, got 0"),
@@ -171,6 +173,34 @@ def test_what_was_viewed_and_bought_is_listed_with_its_time_as_long_as_it_may_be
     play(scene, prepare=prepare)
 
 
+def test_what_was_bought_with_a_basket_comes_first_and_what_is_similar_fills_up() -> None:
+    async def prepare(world: World) -> None:
+        bucket, keys = NOW_MS // PAIR_BUCKET_MS, world.store.keys
+        rows = {"tea4": PairRow(4, {"fan4": 2, "fan5": 4, "tea3": 4, "gone": 4}), "fan4": PairRow(2, {"tea4": 2})}
+        stored = {item: row.stored() for item, row in rows.items()}
+        await world.store.write(keys.pairs("p1", bucket), stored)
+        await world.store.write(keys.pairs("p2", bucket - 1), {"tea4": PairRow(2, {"fan6": 2}).stored()})
+
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        guest = await post(client, "bought-together", items=["tea4"], count=6, explain=True)
+        assert ids(guest) == ["fan5", "tea3", "fan4", "fan6", "tea5", "tea6"]
+        assert slots(guest) == ["together"] * 4 + ["similar"] * 2 and guest["served_by"] == "given"
+        scores = {item["item_id"]: item["score"] for item in guest["items"]}
+        assert scores["fan5"] == pytest.approx(4 / 5**0.5, abs=1e-6)  # of 4 baskets and half of 2
+        assert scores["fan6"] == pytest.approx(1 / 5**0.5, abs=1e-6)
+        own = await get(client, "bought-together?item_id=tea4&user_id=u1&count=4")
+        assert ids(own)[:3] == ["fan5", "fan4", "fan6"], "tea3 was bought"
+        cheap = {"field": "price", "lte": 4}
+        both = await post(client, "bought-together", items=["tea4", "fan5"], count=2, filter=cheap)
+        assert ids(both) == ["tea3", "fan4"]
+        nothing = await get(client, "bought-together?item_id=fan9&count=3")
+        assert set(slots(nothing)) == {"similar"} and nothing["seeds"] == ["fan9"]
+        viewed = await get(client, "bought-together?user_id=u1&count=3")
+        assert viewed["seeds"] == ["fan1"] and viewed["served_by"] == "personal"
+
+    play(scene, prepare=prepare)
+
+
 def test_a_guest_gets_a_list_for_what_they_looked_at_and_it_is_in_no_log() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         answer = await post(client, "recommended", items=["fan3", "fan0", "unknown"], slot="next", count=3)
@@ -213,7 +243,7 @@ def test_rules_regions_filters_and_exclusions_hold_in_every_list() -> None:
 
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         for name in NAMED_LISTS:
-            items = {"items": ["fan0"]} if name in ("similar", "recommended") else {}
+            items = {"items": ["fan0"]} if name in FROM_ITEMS else {}
             about = {"user_id": "u1", "count": 50, "include_seen": True, **items}
             everywhere = ids(await post(client, name, **about))
             assert len(everywhere) == len(set(everywhere)), name
@@ -251,7 +281,7 @@ def test_lists_that_need_no_user_go_on_while_the_store_is_away() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         store.down = True
         for name in NAMED_LISTS:
-            answer = await post(client, name, user_id="u1", **({"items": ["tea0"]} if name == "similar" else {}))
+            answer = await post(client, name, user_id="u1", **({"items": ["tea0"]} if name in SEEDED else {}))
             assert answer["as_of"]["ts_ms"] is None and answer["served_by"] in ("popular", "given"), name
             assert len(ids(answer)) == (0 if name in OF_USER else 10), name
         assert len(ids(await get(client, "recommended?location=oslo"))) == 10

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.api.schemas.named_lists import OF_USER
+from index.api.schemas.named_lists import FROM_ITEMS, NAMED_LISTS, OF_USER, SEEDED
 from index.api.schemas.pages import PageAnswer
 from index.api.schemas.shapes import Problem
 from index.state.memory_store import MemoryStore
@@ -72,13 +72,13 @@ def shop() -> Iterator[Shop]:
     found.close()
 
 
-LISTS = st.sampled_from(["similar", "trending", "recently-viewed", "buy-again", "recommended"]).flatmap(
+LISTS = st.sampled_from(NAMED_LISTS).flatmap(
     lambda name: st.fixed_dictionaries(
         {"list": st.just(name), "count": st.integers(1, 6), "include_seen": st.booleans()},
         optional={
             "category": st.sampled_from(KINDS),
             "filter": st.just({"field": "price", "lte": 5}),
-            **({"items": st.just(["tea4", "fan4"])} if name in ("similar", "recommended") else {}),
+            **({"items": st.just(["tea4", "fan4"])} if name in FROM_ITEMS else {}),
         },
     )
 )
@@ -94,9 +94,9 @@ def allowed(shop: Shop, one: dict[str, Any], user: str | None) -> set[str]:
     if one["list"] in OF_USER:
         return found & (set(SEEN[user]) & {"tea2"} if one["list"] == "buy-again" else set(SEEN[user]))
     named = one.get("items", [])
-    if one["list"] == "similar" and not named and user == "u1":
+    if one["list"] in SEEDED and not named and user == "u1":
         named = [next((item for item in reversed(SEEN["u1"]) if shop.items[item]), "")]
-    if one["list"] == "similar" or not one["include_seen"]:
+    if one["list"] in SEEDED or not one["include_seen"]:
         found -= set(named)
     return found if one["include_seen"] else found - set(SEEN[user])
 
@@ -107,7 +107,7 @@ def test_pages_repeat_nothing_and_are_never_short_while_items_are_left(
     shop: Shop, lists: list[dict[str, Any]], user: str | None, data: st.DataObject
 ) -> None:
     if user is None:
-        lists = [one for one in lists if one["list"] not in OF_USER and (one["list"] != "similar" or "items" in one)]
+        lists = [one for one in lists if one["list"] not in OF_USER and (one["list"] not in SEEDED or "items" in one)]
     if not lists:
         return
     about = {"lists": lists, **({} if user is None else {"user_id": user})}
