@@ -75,7 +75,10 @@ class ListMoment:
         known = [item_id for item_id, label in zip(item_ids, labels.tolist(), strict=True) if label >= 0]
         if not known:
             return [], np.zeros((0, catalogue.dim), np.float32)
-        return known, catalogue.search.vectors(labels[labels >= 0])
+        vectors = catalogue.search.vectors(labels[labels >= 0])
+        # One that Elasticsearch keeps and did not give is zero.
+        there = np.flatnonzero(vectors.any(axis=1))
+        return [known[at] for at in there.tolist()], vectors[there]
 
     async def ranked(
         self,
