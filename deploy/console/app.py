@@ -30,12 +30,13 @@ from deploy.console.screens import (
     sign_in,
     start,
     user,
+    why,
 )
 from deploy.console.security import HEALTH, GuardMiddleware
 from deploy.console.streams import StreamSlots
 from index.state.tasks import end_tasks
 
-_SCREENS = (start, now, events, ask, user, item, catalogue, context, rules, dead_letters, models, sign_in)
+_SCREENS = (start, now, events, ask, why, user, item, catalogue, context, rules, dead_letters, models, sign_in)
 
 
 def create_console(console: Console, hosts: Sequence[str] = ()) -> Starlette:

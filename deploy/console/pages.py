@@ -32,6 +32,7 @@ SCREENS = (
     ("/now", "Now"),
     ("/events", "Live events"),
     ("/ask", "Ask as a user"),
+    ("/why", "Why not"),
     ("/user", "User"),
     ("/item", "Item"),
     ("/catalogue", "Catalogue"),

@@ -31,9 +31,12 @@ from index.api.errors import (
 )
 from index.api.ingest import Ingest, ingest_router
 from index.api.item_changes import changes_router
+from index.api.lists.named import answer_list, answer_posted_list, lists_router
+from index.api.lists.pages import pages_router
 from index.api.lists.recommend import answer, answer_posted, recommend_router
 from index.api.lists.rerank import rerank_router
 from index.api.lists.similar import similar_router
+from index.api.lists.why import why_router
 from index.api.liveness import Liveness
 from index.api.loaded_model import Background, ModelLoader, Services, follow_log_ends, follow_popularity
 from index.api.lookup import state_router
@@ -42,16 +45,19 @@ from index.api.operations import UserCount, operations_router
 from index.api.rankers import Rankers
 from index.api.rules import rules_router
 from index.api.schemas.lists import RecommendationsRequest
-from index.api.schemas.plain import plain_request
+from index.api.schemas.named_lists import NAMED_LISTS, ListRequest, NamedList
+from index.api.schemas.plain import plain_list_request, plain_request
 from index.api.schemas.shapes import OPEN_PROBLEMS
 from index.api.schemas.state import RootAnswer
 from index.api.settings import ApiSettings, KafkaSide
+from index.query.lists.together import Together
+from index.query.lists.trending import Trends
 from index.query.popularity import Popularity
 from index.query.shadow import ShadowRanking
 from index.state.store import LiveStore, StoreUnavailableError
 
 VERSION = "1"
-LISTS = "/v1/recommendations"
+LISTS, NAMED = "/v1/recommendations", "/v1/lists"
 _STATIC = "/docs/static"
 _VALIDATION = ("HTTPValidationError", "ValidationError")  # schemas of FastAPI's 422
 _DESCRIPTION = "Live recommendations: events go into Kafka, the next answer knows them and says how old that is."
@@ -74,12 +80,25 @@ def create_app(
     background = Background()
     sampled = settings.feature_share > 0 and not settings.showings  # as `Rankers.sample` says
     popularity = Popularity(store, placed=sampled, showings=settings.showings)
-    rankers = Rankers(store, settings, popularity)
+    rankers, trends = Rankers(store, settings, popularity), Trends(popularity)
     keeper = ModelLoader(store, liveness, settings, background, rankers, on_loaded)
     turns = AdmissionController(settings.answers)
     shadow = ShadowRanking(lambda: turns.busy, metrics.shadow)
     services = Services(
-        store, settings, kafka, metrics, liveness, keeper, popularity, rankers, turns, background, shadow, wall_ms
+        store,
+        settings,
+        kafka,
+        metrics,
+        liveness,
+        keeper,
+        popularity,
+        trends,
+        Together(store),
+        rankers,
+        turns,
+        background,
+        shadow,
+        wall_ms,
     )
     users = UserCount(store, liveness, settings.users_ms)
     app = DocumentedApp(
@@ -97,7 +116,10 @@ def create_app(
     app.add_middleware(AdmissionMiddleware, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics, liveness.items_position)
     app.include_router(recommend_router(services))
+    app.include_router(why_router(services))
     app.include_router(similar_router(services))
+    app.include_router(lists_router(services))
+    app.include_router(pages_router(services))
     app.include_router(rerank_router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))
     app.include_router(state_router(services))
@@ -138,11 +160,11 @@ class Counted(NamedTuple):
     path_format: str
 
 
-_PLAIN, _POSTED = Counted(f"{LISTS}/{{user_id}}"), Counted(LISTS)
+_PLAIN, _POSTED, _NAMED = Counted(f"{LISTS}/{{user_id}}"), Counted(LISTS), Counted(f"{NAMED}/{{list}}")
 
 
 class PlainListRoute:
-    """ASGI layer that answers requests for a user's list, in a fifth of the framework's time.
+    """ASGI layer that answers requests for a user's or a named list, in a fifth of the framework's time.
 
     A GET with anything unusual goes on to the framework's route, which judges bad input and missing keys; so does a
     POST with parameters. Bodies are judged by the functions that it calls, too.
@@ -172,6 +194,8 @@ class PlainListRoute:
         if method == "POST" and path == LISTS and not query and self._may_read(scope):
             scope["route"] = _POSTED
             return answer_posted(self._services, Request(scope, receive))
+        if path.startswith(f"{NAMED}/") and self._may_read(scope):
+            return self._named(scope, receive, path[len(NAMED) + 1 :])
         if method != "GET" or not path.startswith(f"{LISTS}/") or not self._may_read(scope):
             return None
         request = plain_request(path[len(LISTS) + 1 :], query)
@@ -179,6 +203,23 @@ class PlainListRoute:
             return None
         scope["route"] = _PLAIN
         return self._answer(request)
+
+    def _named(self, scope: Scope, receive: Receive, name: str) -> Coroutine[Any, Any, Response] | None:
+        """Likewise, of a path of a named list."""
+        known = next((one for one in NAMED_LISTS if one == name), None)
+        method, query = scope["method"], scope["query_string"]
+        if known is None or (query and method == "POST") or method not in ("GET", "POST"):
+            return None
+        request = plain_list_request(query)
+        if request is None:
+            return None
+        scope["route"] = _NAMED
+        if method == "POST":
+            return answer_posted_list(self._services, known, Request(scope, receive))
+        return self._list(known, request)
+
+    async def _list(self, name: NamedList, request: ListRequest) -> Response:
+        return json_response(await answer_list(self._services, name, request))
 
     async def _answer(self, request: RecommendationsRequest) -> Response:
         return json_response(await answer(self._services, request))

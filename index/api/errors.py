@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args, get_origin
 from urllib.parse import unquote_to_bytes
 
 import orjson
@@ -115,7 +115,8 @@ async def known_parameters(request: Request) -> None:
 
     Also for what is not UTF-8, in place of which the framework would read U+FFFD: another user than was meant.
     """
-    known = sorted(field.alias for field in request.scope["route"].dependant.query_params)
+    fields = {field.alias: field for field in request.scope["route"].dependant.query_params}
+    known = sorted(fields)
     has = f"this call has {', '.join(known)}" if known else "this call has none"
     errors = [
         {"field": part, "reason": f"{reason} and percent-encode its bytes"}
@@ -126,11 +127,16 @@ async def known_parameters(request: Request) -> None:
         field = f"query.{name[:_SHOWN_CHARACTERS]}"
         if name not in known:
             errors.append({"field": field, "reason": f"unknown parameter; {has}"})
-        elif count > 1:
+        elif count > 1 and not _is_list(fields[name].field_info.annotation):
             errors.append({"field": field, "reason": f"given {count} times; give it once"})
     if errors:
         detail = f"{errors[0]['field']}: {errors[0]['reason']}"
         raise ProblemError(400, detail, members={"errors": errors[:_SHOWN_ERRORS]})
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a parameter takes several values: `list[…]`, or that and None."""
+    return any(get_origin(part) is list for part in (annotation, *get_args(annotation)))
 
 
 def problem_response(problem: ProblemError) -> Response:

@@ -22,6 +22,8 @@ from index.api.settings import ApiSettings, KafkaSide
 from index.items.catalogue import Catalogue
 from index.items.follower import SHARE_BESIDE, ItemFollower
 from index.items.snapshot import keep_snapshots, start_from_snapshot
+from index.query.lists.together import Together
+from index.query.lists.trending import Trends
 from index.query.live_user import UserReader
 from index.query.model import ServedModel, load_model
 from index.query.popularity import Popularity
@@ -310,6 +312,8 @@ class Services:
     liveness: Liveness
     keeper: ModelLoader
     popularity: Popularity
+    trends: Trends
+    together: Together
     rankers: Rankers
     turns: AdmissionController
     background: Background

@@ -24,7 +24,7 @@ from index.query.rules.scenario import MOST_BOOSTED, MOST_PROMOTIONS, Arrangemen
 from index.query.second_stage import Asker, ListOrder
 from index.state.records import Vector
 
-ListKind = Literal["next", "general", "popular"]
+ListKind = Literal["next", "general", "popular", "similar", "trending", "viewed", "bought", "together"]
 Nearest = tuple[Labels, Vector]  # labels [q, m] and their inner products [q, m], best first: as `SearchIndex.search`
 Found = Mapping[str, Labels]  # source → labels [m]
 

@@ -114,6 +114,11 @@ class Popularity:
         self._kind_counts: dict[tuple[int, int], Mapping[int, _Counts]] = {}  # by (partition, bucket), then by kind
         self._by_kind: dict[int, Amounts] = {}  # kind → [items] decayed counts
 
+    @property
+    def version(self) -> int:
+        """Grows when weights change."""
+        return self._version
+
     async def refresh(self, partitions: int, bucket_ms: int, now_ms: int) -> int:
         """Reads what grew, weighs anew; returns how many buckets it read. StoreUnavailableError changes nothing."""
         kinds = self.kinds  # which may be wanted while this waits for Redis
@@ -188,11 +193,11 @@ class Popularity:
         if known is None or known[0] < wanted:
             # Some more than asked for: ordering all of a large catalogue would take longer than the query.
             ordered = min(len(weights), max(_FIRST, 2 * wanted))
-            known = self._tops[where] = ordered, self._best(weights, ordered)
+            known = self._tops[where] = ordered, self.best(weights, ordered)
         return known[1][:wanted]
 
-    def _best(self, weights: Amounts, count: int) -> list[str]:
-        """Names of the `count` items of the highest positive weight, in order."""
+    def best(self, weights: Amounts, count: int) -> list[str]:
+        """Names of the `count` items [items] of the highest positive weight, in order; ties by id."""
         items, names = np.flatnonzero(weights > 0), self._names
         last: list[int] = []
         if len(items) > count:
@@ -262,6 +267,26 @@ class Popularity:
         found = _at(self._of(where), numbers)
         most = self._highest(where)
         return np.log1p(found) / np.log1p(most) if most > 0 else found
+
+    def pace(self, half_life_ms: float, location: str = "") -> tuple[Amounts, Amounts]:
+        """Counts of items by number, decayed by this half-life and by the usual one, at a location that counts."""
+        by_field = np.zeros(len(self._by_field))
+        began, bucket_ms = self._began or (0, 1)
+        for (_, bucket), (fields, counts) in self._counts.items():
+            age = began - bucket - 1
+            decay = 2.0 ** (-max(0, age) * bucket_ms / half_life_ms)
+            if age >= _NEXT and decay >= _NEGLIGIBLE:
+                by_field[fields] += decay * counts
+        where, items = location if location in self._counted else "", np.array(self._item_of, np.int64)
+        found = np.zeros((2, len(self._weights[""])))
+        for counts, decayed in zip(found, (by_field, self._by_field), strict=True):
+            if not where:
+                np.add.at(counts, items[: len(decayed)], decayed)
+                continue
+            fields, places = np.array(self._places[where], np.int64).T
+            known = fields < len(decayed)
+            counts[places[known]] += decayed[fields[known]]
+        return found[0], found[1]
 
     def _highest(self, where: str) -> float:
         """The highest weight at a location that counts."""

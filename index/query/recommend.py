@@ -19,6 +19,7 @@ from context.offsets import ContextOffset
 from context.units import DAY_MS
 from index.items.catalogue import Catalogue
 from index.items.filters import Filter, Mask, fitted
+from index.items.search import Labels
 from index.query import first_stage
 from index.query.feedback import NegativeFeedback, Rated, has_negative, rated
 from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
@@ -244,14 +245,7 @@ def plan_searches(
 
 def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommendations | None:
     """The second stage: the best of the candidates with vectors [m, d]; None when a deeper round could find better."""
-    pool = Pool(candidates.labels, plan.catalogue)
-    pool.add("cosine", products(vectors, plan.users))
-    pool.add("context", None if plan.delta is None else products(vectors, plan.delta[None]))
-    pool.add("popularity", plan.share * plan.popularity.shares_of(plan.catalogue, pool.labels, plan.location))
-    pool.add("promotion", None if plan.boosts is None else plan.boosts[pool.labels])
-    if plan.negative is not None and plan.away is not None:
-        pool.add("negative", plan.negative.part(products(vectors, plan.away[None])[:, 0], pool.labels))
-    ranked = None
+    pool, ranked = first_stage_pool(plan, candidates.labels, vectors), None
     if plan.ranker is not None and plan.asker is not None:
         ranked = _ranked(pool, vectors, plan.count, plan.slots, plan.ranker, plan.asker)
     if plan.arrangement is not None:
@@ -281,6 +275,18 @@ def _arranged(
         pools = [first, pool.part(np.flatnonzero(~np.isin(pool.labels, first.labels)).tolist())]
     items = arranged(plan, arrangement, candidates, vectors, pools)
     return None if items is None else Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
+
+
+def first_stage_pool(plan: SearchPlan, labels: Labels, vectors: Vector) -> Pool:
+    """Items [m] with vectors [m, d] and the parts of their first-stage scores."""
+    pool = Pool(labels, plan.catalogue)
+    pool.add("cosine", products(vectors, plan.users))
+    pool.add("context", None if plan.delta is None else products(vectors, plan.delta[None]))
+    pool.add("popularity", plan.share * plan.popularity.shares_of(plan.catalogue, labels, plan.location))
+    pool.add("promotion", None if plan.boosts is None else plan.boosts[labels])
+    if plan.negative is not None and plan.away is not None:
+        pool.add("negative", plan.negative.part(products(vectors, plan.away[None])[:, 0], labels))
+    return pool
 
 
 def _ranked(

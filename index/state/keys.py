@@ -79,6 +79,14 @@ class Keys:
         """Hash bucket → number of increments, so that a reader re-reads only what changed."""
         return f"{self.prefix}:{{{tag}}}:pops"
 
+    def pairs(self, tag: str, bucket: int) -> str:
+        """Hash item → what was bought together with it (`PairRow`), of one time bucket of one partition."""
+        return f"{self.prefix}:{{{tag}}}:pairs:{bucket}"
+
+    def pair_buckets(self, tag: str) -> str:
+        """Hash bucket → number of purchases that were counted in pairs."""
+        return f"{self.prefix}:{{{tag}}}:paired"
+
     def showings(self, tag: str, bucket: int) -> str:
         """Hash item → how far it was seen on lists of one time bucket of one partition, in thousandths."""
         return f"{self.prefix}:{{{tag}}}:shown:{bucket}"

@@ -15,6 +15,7 @@ import orjson
 
 from encoder.text.item_text import canonical_text, text_hash
 from index.state.keys import CONTEXT_TAG, ITEMS_TAG, RULES_TAG, partition_tag, showings_tag
+from index.state.pair_rows import PairRow
 from index.state.records import (
     ITEM_FIELDS,
     PROFILE,
@@ -73,6 +74,7 @@ async def read_state(store: LiveStore, partitions: int) -> dict[str, Any]:
             "users": await _users(store, tag),
             "popularity": await _counts(store, tag, store.keys.popularity),
             **await _kinds(store, tag),
+            **await _pairs(store, tag),
             "positions": await _positions(store, tag),
             **await _rules(store, tag),
         }
@@ -117,6 +119,18 @@ async def _kinds(store: LiveStore, tag: str) -> dict[str, Any]:
     """Counts by kind; nothing of a state that was applied before there were any."""
     found = {bucket: counts for bucket, counts in (await _counts(store, tag, store.keys.kinds)).items() if counts}
     return {"kinds": found} if found else {}
+
+
+async def _pairs(store: LiveStore, tag: str) -> dict[str, Any]:
+    """What was bought together, in the rows' order; nothing of a state that was applied before that was counted."""
+    keys = store.keys
+    found: dict[str, Any] = {}
+    for bucket, purchases in sorted((await store.read_all(keys.pair_buckets(tag))).items()):
+        stored = await store.read_all(keys.pairs(tag, int(bucket)))
+        rows = {item_id: PairRow.of_stored(data) for item_id, data in stored.items()}
+        items = {item_id: [row.baskets, [*map(list, row.others.items())]] for item_id, row in rows.items()}
+        found[bucket] = {"purchases": int(purchases), "items": items}
+    return {"pairs": found} if found else {}
 
 
 async def _showings(store: LiveStore, partition: int) -> dict[str, Any]:

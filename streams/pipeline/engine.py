@@ -79,7 +79,7 @@ class Engine:
         self.counts = PipelineCounters()
         self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
         self.intake = Intake(rules, partitions, sink, self.counts)
-        planner = UserPlanner(store.keys, rules, self.encoders, self.settings, self.counts, self.metrics)
+        planner = UserPlanner(store, rules, self.encoders, self.settings, self.counts, self.metrics)
         self._one_at_a_time: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # of items, contexts and rules, by tag
         self._users = UserWriter(store, planner, self.encoders, self.settings, self.counts)
         self._showings = ShowingsWriter(store, self.settings, self.counts)

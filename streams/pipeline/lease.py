@@ -35,6 +35,7 @@ class PartitionLease:
     clock: PartitionClock = field(default_factory=PartitionClock)
     idle_ms: int = -1  # for how long users are kept, as stored beside the clock; -1 while it is not
     buckets: set[int] = field(default_factory=set)  # buckets of popularity, or of showings, that exist
+    pair_buckets: set[int] = field(default_factory=set)  # buckets of what was bought together that exist
     lists: dict[str, int] = field(default_factory=dict)  # of showings: hashes of the latest lists and their numbers
     models: str = ""  # whose vectors all users or items of the tag have, and, after `~`, some; "" is not known
     rules: str = ""  # versions of the rules that the partition's events were applied under, as stored

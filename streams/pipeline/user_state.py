@@ -16,8 +16,8 @@ from index.state.user_columns import UserState, event_key
 from streams.events import RELOAD_MS, Click, Forget, Profile, Rules
 
 # Of what is decided here. Version 1 counted every click alike, folded none, and had a clock that 32 clicks moved;
-# version 2 did not count by kind.
-RULES_VERSION = 3
+# version 2 did not count by kind, version 3 not what is bought together.
+RULES_VERSION = 4
 MAX_PURCHASES = 64  # evicted purchases remembered per user, newest first
 MAX_IN_A_ROW = 10  # views of one item; further ones are reloads. Fewer would fold what people look at again (trivago)
 MAX_FOLDED = 256  # event ids of folded reloads remembered per user, so that a resend of one is known
@@ -83,7 +83,7 @@ def rules_applied(stored: str) -> str:
     `stored` are those so far, "" for a new partition. Raises ValueError for a version that this build does not know.
 
     >>> rules_applied(""), rules_applied("1"), rules_applied("1,2")
-    ('3', '1,3', '1,2,3')
+    ('4', '1,4', '1,2,4')
     """
     versions = {int(version) for version in stored.split(",") if version}
     if max(versions, default=0) > RULES_VERSION:

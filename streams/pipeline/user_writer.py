@@ -50,6 +50,7 @@ class UserWriter:
         rules_applied(lease.rules)
         lease.models = (models or b"").decode()
         lease.buckets = {int(bucket) for bucket in await self._store.read_all(keys.popularity_buckets(tag))}
+        lease.pair_buckets = {int(bucket) for bucket in await self._store.read_all(keys.pair_buckets(tag))}
         lease.waiting = {user_id: {} for user_id in sorted(await self._store.members(keys.waiting(tag)))}
 
     async def apply(self, plans: Sequence[UserPlan]) -> None:
@@ -94,6 +95,8 @@ class UserWriter:
         lease = plan.lease
         lease.buckets.update(plan.popularity)
         lease.buckets.difference_update(plan.expired)
+        lease.pair_buckets.update(plan.pairs)
+        lease.pair_buckets.difference_update(plan.expired_pairs)
         lease.clock, lease.idle_ms = plan.clock, self._settings.idle_ms
         lease.rules, lease.models = plan.rules, plan.models
         for user_id, touched in plan.touched.items():

@@ -15,8 +15,9 @@ import orjson
 
 from encoder.inference.batching import EncodeRequest
 from index.state.keys import LOCATION_SEPARATOR, Keys
+from index.state.pair_rows import PairRow
 from index.state.records import MODELS, PROFILE, STATE, encode_vectors, vector_field
-from index.state.store import Op
+from index.state.store import LiveStore, Op
 from index.state.stored_user import encode_profile
 from index.state.user_columns import UserState, encode_state
 from streams.events import Click, Forget, Rules
@@ -25,6 +26,7 @@ from streams.pipeline.encoders import Encoders
 from streams.pipeline.lease import PartitionLease
 from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
 from streams.pipeline.partition_clock import PartitionClock
+from streams.pipeline.together import Purchase, add_purchase, last_expired, purchase_of
 from streams.pipeline.user_state import (
     Change,
     EngineSettings,
@@ -70,6 +72,9 @@ class UserPlan:
     popularity: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     # By bucket: kind and item → first events of users.
     kinds: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    purchases: list[Purchase] = field(default_factory=list)  # that were applied, in their order
+    pairs: dict[int, dict[str, PairRow]] = field(default_factory=dict)  # rows that they change, by bucket and item
+    expired_pairs: list[int] = field(default_factory=list)  # buckets of pairs that lie beyond the horizon now
     expired: list[int] = field(default_factory=list)  # popularity buckets that lie beyond the horizon now
     clock: PartitionClock = field(default_factory=PartitionClock)
     ticked: bool = False  # a click was applied
@@ -89,14 +94,14 @@ class UserPlanner:
 
     def __init__(
         self,
-        keys: Keys,
+        store: LiveStore,
         rules: Rules,
         encoders: Encoders,
         settings: EngineSettings,
         counts: PipelineCounters,
         metrics: WorkerMetrics,
     ) -> None:
-        self._keys, self._encoders, self._settings = keys, encoders, settings
+        self._store, self._keys, self._encoders, self._settings = store, store.keys, encoders, settings
         self._counts, self._metrics = counts, metrics
         self._weights = [kind.weight for kind in rules.kinds]
         self._rules = WindowRules.of(rules, settings.limits, settings.bucket_ms)
@@ -108,6 +113,7 @@ class UserPlanner:
             plan.models = self._encoders.written(plan.lease.models)
             self._revisit(plan)
             self._change(plan)
+        await self._pair(plans)
         await self._encode(plans)
         for plan in plans:
             plan.ops = self._ops(plan)
@@ -151,6 +157,9 @@ class UserPlanner:
             if change.outcome is Outcome.APPLIED:
                 touched.encode = True
                 self._count_popularity(plan, event, change.repeats)
+                purchase = purchase_of(state, event, self._rules.remembered, plan.clock)
+                if purchase is not None:
+                    plan.purchases.append(purchase)
         elif isinstance(event, Forget):
             touched.emptied = True
         else:
@@ -166,6 +175,24 @@ class UserPlanner:
             plan.popularity[bucket][name] += weight
             if not repeats:
                 plan.kinds[bucket][f"{click.kind}{LOCATION_SEPARATOR}{click.item_id}"] += 1
+
+    async def _pair(self, plans: Sequence[UserPlan]) -> None:
+        """Counts what was bought together in the rows as they are stored, which are read in one round trip."""
+        wanted = []
+        for plan in plans:
+            for purchase in plan.purchases:
+                rows = plan.pairs.setdefault(purchase.bucket, {})
+                rows.update((item_id, PairRow()) for item_id in purchase.items if item_id not in rows)
+            wanted += [(plan, bucket, [*rows]) for bucket, rows in plan.pairs.items()]
+        if not wanted:
+            return
+        keys = self._keys
+        found = await self._store.read([(keys.pairs(plan.lease.tag, bucket), names) for plan, bucket, names in wanted])
+        for (plan, bucket, names), stored in zip(wanted, found, strict=True):
+            plan.pairs[bucket].update(zip(names, map(PairRow.of_stored, stored), strict=True))
+        for plan in plans:
+            for purchase in plan.purchases:
+                add_purchase(plan.pairs[purchase.bucket], purchase)
 
     async def _encode(self, plans: Sequence[UserPlan]) -> None:
         for plan in plans:
@@ -201,7 +228,7 @@ class UserPlanner:
         ops: list[Op] = []
         for user_id, touched in plan.touched.items():
             ops += _user_ops(keys.user(tag, user_id), touched, self._encoders)
-        ops += _index_ops(keys, plan) + _waiting_ops(keys, plan) + self._popularity_ops(plan)
+        ops += _index_ops(keys, plan) + _waiting_ops(keys, plan) + self._popularity_ops(plan) + self._pair_ops(plan)
         idle_ms = self._settings.idle_ms
         if plan.ticked or plan.lease.idle_ms != idle_ms:
             if plan.ticked or not plan.rules:
@@ -210,6 +237,22 @@ class UserPlanner:
             ops.append(Op("hset", keys.owner(tag), facts))
         if plan.models != plan.lease.models:
             ops.append(Op("hset", keys.owner(tag), {MODELS: plan.models.encode()}))
+        return ops
+
+    def _pair_ops(self, plan: UserPlan) -> list[Op]:
+        keys, tag, ops = self._keys, plan.lease.tag, list[Op]()
+        for bucket, rows in plan.pairs.items():
+            ops.append(Op("hset", keys.pairs(tag, bucket), {item_id: row.stored() for item_id, row in rows.items()}))
+        if plan.purchases:
+            counts = Counter(str(purchase.bucket) for purchase in plan.purchases)
+            ops.append(Op("hincr", keys.pair_buckets(tag), dict(counts)))
+        last = last_expired(plan.clock)
+        if last != last_expired(plan.lease.clock):
+            plan.expired_pairs = sorted(
+                bucket for bucket in plan.lease.pair_buckets.union(plan.pairs) if bucket <= last
+            )
+        for bucket in plan.expired_pairs:
+            ops += [Op("delete", keys.pairs(tag, bucket)), Op("hdel", keys.pair_buckets(tag), names=(str(bucket),))]
         return ops
 
     def _popularity_ops(self, plan: UserPlan) -> list[Op]:

@@ -132,6 +132,7 @@ def redis_keys() -> dict[str, Any]:
         "cluster": keys.cluster(), "model": keys.model("m-1"), "roles": keys.roles(), "owner": keys.owner("p1"),
         "user": keys.user("p1", "me"), "users": keys.users("p1"), "waiting": keys.waiting("p1"),
         "popularity": keys.popularity("p1", 7), "kinds": keys.kinds("p1", 7), "buckets": keys.popularity_buckets("p1"),
+        "pairs": keys.pairs("p1", 7), "pair buckets": keys.pair_buckets("p1"),
         "showings": keys.showings(showings_tag(1), 7), "showing buckets": keys.showing_buckets(showings_tag(1)),
         "shown lists": keys.shown_lists(showings_tag(1)),
         "item": keys.item("tea"),

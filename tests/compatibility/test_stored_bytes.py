@@ -32,6 +32,7 @@ from tests.compatibility.world import (
     NOW_MS,
     PARTITIONS,
     RULES_2,
+    RULES_3,
     SIZES,
     Shown,
     assert_same,
@@ -99,26 +100,37 @@ def test_one_more_event_goes_on_top_of_the_stored_state(redis_server: RedisServe
     assert_same(as_json(found), wanted)
 
 
-def test_a_state_of_rules_2_goes_on_with_all_it_holds_and_counts_by_kind_from_then_on(
-    redis_server: RedisServer,
+@pytest.mark.parametrize(("former", "rules"), [(RULES_2, "2,4"), (RULES_3, "3,4")])
+def test_a_state_of_former_rules_goes_on_with_all_it_holds_and_counts_all_from_then_on(
+    redis_server: RedisServer, former: Path, rules: str
 ) -> None:
-    """The click changes what it changes in a state of the present rules, which alone has earlier counts by kind."""
+    """The click changes what it changes in a state of the present rules, which has all earlier counts.
+
+    Those by kind came with version 3, those of pairs with version 4.
+    """
 
     async def before_and_after(store: LiveStore) -> list[Any]:
         found = [await read_state(store, PARTITIONS)]
         await stored.one_more(store)
         return [*found, await read_state(store, PARTITIONS)]
 
-    old, gone_on = in_redis(redis_server, expected("state.json", RULES_2), before_and_after)
+    old, gone_on = in_redis(redis_server, expected("state.json", former), before_and_after)
     new, as_new = in_redis(redis_server, made("state.json"), before_and_after)
     tag, bucket = partition_tag(partition_of("user-1", PARTITIONS)), str(NOW_MS // SIZES.bucket_ms)
-    assert gone_on[tag].pop("kinds") == {bucket: {f"1{LOCATION_SEPARATOR}item-3": 1}}
-    assert gone_on[tag].pop("rules") == "2,3"
+    counted_now = {bucket: {f"1{LOCATION_SEPARATOR}item-3": 1}}
+    assert former != RULES_2 or gone_on[tag]["kinds"] == counted_now
+    assert gone_on[tag].pop("rules") == rules
+    for state in (old, gone_on):
+        assert not any("pairs" in part for part in state.values())
+        for part in state.values():
+            part.pop("kinds", None)
     for state in (new, as_new):
         counted = [
             sorted(part.pop("kinds")) == sorted(part["popularity"]) for part in state.values() if "users" in part
         ]
         assert counted == [True] * PARTITIONS
+        pairs = [part.pop("pairs", None) for part in state.values()]
+        assert any(pairs), "the log has purchases"
     assert (old, gone_on) == (new, as_new)
 
 

@@ -16,6 +16,8 @@ ADDED_CALLS = (
     ("/v1/items/{item_id}", "patch"), ("/v1/items/{item_id}", "delete"), ("/v1/rerank", "post"),
     ("/v1/rules", "get"), ("/v1/rules", "post"), ("/v1/rules/{scenario}", "get"),
     ("/v1/rules/{scenario}", "delete"), ("/v1/rules/preview", "post"),
+    ("/v1/lists/{list}", "get"), ("/v1/lists/{list}", "post"), ("/v1/recommendations/why", "post"),
+    ("/v1/pages", "post"),
 )  # fmt: skip
 ADDED_STATUSES = {  # that were answered before and not documented
     "get /healthz": ["400", "405"], "get /readyz": ["400", "405"], "get /metrics": ["400", "401", "403", "405"],
@@ -28,6 +30,7 @@ ADDED_LINKS = ("post /v1/events", "post /v1/items", "post /v1/users")
 ADDED_SCHEMAS = (
     "ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "MovedItem", "PreviewAnswer", "RerankAnswer",
     "RerankedItem", "RootAnswer", "RuleAnswer", "RuleVersion", "RulesAnswer", "ShadowStatus", "UserPreview",
+    "LastPlace", "ListAnswer", "ListEntry", "ListOfPage", "PageAnswer", "WhyAnswer", "WhyReason",
 )  # fmt: skip
 ADDED_FIELDS = (
     ("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"),
@@ -56,6 +59,7 @@ ADDED_RECORD_FIELDS = (("/v1/items", "group_id"),)  # of a body that is posted
 ADDED_KEYS = {
     "scenario rules": "shop:{rules}:records",
     "kinds": "shop:{p1}:kinds:7",  # field: code of a kind, \x1f, item
+    "pairs": "shop:{p1}:pairs:7", "pair buckets": "shop:{p1}:paired",
     "showings": "shop:{x1}:shown:7", "showing buckets": "shop:{x1}:shows", "shown lists": "shop:{x1}:lists",
 }  # fmt: skip
 ADDED_COMMANDS = ("console", "models", "retrain", "skew", "train-ranker")

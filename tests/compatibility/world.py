@@ -1,8 +1,8 @@
 """A small deployment that lives through a fixed log: engine, tiny model, live state, and the API on top of it.
 
-The log, the model and everything else that is read here lie in `9afcd80/`, what the rules of version 2 left of it in
-`rules_2/`. What the present rules make of it and of both states lies in a folder named after their version. What the
-log says is told in `log_maker`.
+The log, the model and everything else that is read here lie in `9afcd80/`, what the rules of versions 2 and 3 left of
+it in `rules_2/` and `rules_3/`. What the present rules make of it and of these states lies in a folder named after
+their version. What the log says is told in `log_maker`.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ from streams.pipeline.user_state import RULES_VERSION, EngineSettings, WindowLim
 from tests.support.sent import Sending, SentRecord
 
 FIXTURES = Path(__file__).parent / "9afcd80"
-RULES_2 = Path(__file__).parent / "rules_2"
+RULES_2, RULES_3 = Path(__file__).parent / "rules_2", Path(__file__).parent / "rules_3"
 MADE = Path(__file__).parent / f"rules_{RULES_VERSION}"
-FORMER = {"9afcd80": FIXTURES, "rules_2": RULES_2}  # what holds a `state.json`, what it says, and a `replay.sqlite.gz`
+# What holds a `state.json`, what it says, and a `replay.sqlite.gz`.
+FORMER = {"9afcd80": FIXTURES, "rules_2": RULES_2, "rules_3": RULES_3}
 MODEL = FIXTURES / "model"
 LOG = FIXTURES / "log.jsonl"
 NOW_MS = 1_763_600_000_000  # just after the last record of the log

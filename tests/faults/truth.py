@@ -332,4 +332,8 @@ def _counted(part: Mapping[str, Any]) -> Counter[str]:
         for bucket, names in part.get(counted, {}).items():
             for name, count in names.items():
                 counts[f"{counted} {bucket} {name}"] += count
+    for bucket, pairs in part.get("pairs", {}).items():
+        for name, (baskets, others) in pairs["items"].items():
+            counts[f"baskets {bucket} {name}"] += baskets
+            counts.update({f"pair {bucket} {name} {other}": count for other, count in others})
     return counts

@@ -231,6 +231,15 @@ def test_two_lists_stand_side_by_side_with_the_parts_of_their_scores(page: Page,
     expect(page.get_by_role("alert")).to_contain_text("no JSON")
 
 
+def test_why_not_names_the_rule_that_removes_an_item(page: Page, live: Live) -> None:
+    item = live.recommend("nobody", count=1)["items"][0]["item_id"]
+    visit(page, "/why", user="nobody", item=item)
+    expect(page.locator("#answer")).to_contain_text("It is on the list, at place 1")
+    page.get_by_label("filter, as of the API").fill(orjson.dumps({"field": "item_id", "not_in": [item]}).decode())
+    page.get_by_role("button", name="Why not?").click()
+    expect(page.locator("#answer")).to_contain_text("filter.not_in does not let it pass")
+
+
 def test_a_user_shows_events_as_they_come_and_what_was_chosen_from_a_list(page: Page, live: Live) -> None:
     user = known_user(live)
     answer = live.recommend(user)
@@ -388,9 +397,10 @@ def test_a_rule_is_previewed_published_and_undone(page: Page, live: Live) -> Non
 # --- every screen -------------------------------------------------------------------------------------------------
 
 LOOKS: list[tuple[str, dict[str, str]]] = [
-    *((path, {}) for path, _ in SCREENS if path not in ("/", "/ask", "/user", "/item", "/context")),
+    *((path, {}) for path, _ in SCREENS if path not in ("/", "/ask", "/why", "/user", "/item", "/context")),
     ("/", {"user": "USER"}),
     ("/ask", {"user": "USER", "beside": "list: general"}),
+    ("/why", {"user": "USER", "item": "item-00042"}),
     ("/user", {"user": "USER"}),
     ("/item", {"item": "item-00042"}),
     ("/context", {"location": "oslo"}),

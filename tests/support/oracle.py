@@ -15,6 +15,7 @@ from typing import Any
 W, S = 200, 56
 HOUR6 = 6 * 3600 * 1000
 HORIZON = 120
+HOUR, DAY28 = 3600 * 1000, 28 * 24 * 3600 * 1000
 IDLE_MS = 400 * 24 * 3600 * 1000
 RELOAD_MS = 30 * 60 * 1000
 KINDS = ["view", "cart", "purchase", "like", "dislike", "remove"]
@@ -50,6 +51,7 @@ class Oracle:
         self.users: list[dict[str, OracleUser]] = [defaultdict(OracleUser) for _ in range(partitions)]
         self.counts: list[dict[tuple[int, str], int]] = [defaultdict(int) for _ in range(partitions)]
         self.firsts: list[dict[tuple[int, str], int]] = [defaultdict(int) for _ in range(partitions)]  # by kind
+        self.purchases: list[list[tuple[int, str, list[str]]]] = [[] for _ in range(partitions)]  # bucket, item, others
         self.applied_ms: list[list[int]] = [[] for _ in range(partitions)]  # times of all applied clicks
         self.clocks = [-1] * partitions
         self.arrivals = 0
@@ -93,10 +95,34 @@ class Oracle:
             out, user.window = user.window[:S], user.window[S:]
             user.evicted = (user.evicted + [event[2] for event in out])[-S:]
             user.evicted_ms = out[-1][0]
+        if kind == 2:
+            self._buy(partition, user, ts_ms, body["item_id"])
         if weight and bucket > self.clocks[partition] // HOUR6 - HORIZON:
             name = f"{body.get('location') or ''}\x1f{body['item_id']}"
             self.counts[partition][bucket, name] += weight
             self.firsts[partition][bucket, f"{kind}\x1f{body['item_id']}"] += 0 if repeats else 1
+
+    def _buy(self, partition: int, user: OracleUser, ts_ms: int, item: str) -> None:
+        """What else the user bought within an hour, by the latest purchase of each; nothing the second time."""
+        bought = [event[3] for event in user.window if event[4] == 2 and abs(event[0] - ts_ms) <= HOUR]
+        if bought.count(item) <= 1 and ts_ms // DAY28 > self.clocks[partition] // DAY28 - 3:
+            others = [one for at, one in enumerate(bought) if one != item and one not in bought[at + 1 :]]
+            self.purchases[partition].append((ts_ms // DAY28, item, others[-20:]))
+
+    def _pairs(self, partition: int) -> dict[str, Any]:
+        """The rows of what was bought together, made anew from all purchases of buckets within the horizon."""
+        found: dict[str, Any] = {}
+        for bucket, item, others in self.purchases[partition]:
+            if bucket <= self.clocks[partition] // DAY28 - 3:
+                continue
+            part = found.setdefault(str(bucket), {"purchases": 0, "items": {}})
+            part["purchases"] += 1
+            for name in (item, *others):
+                part["items"].setdefault(name, [0, []])
+            part["items"][item][0] += 1
+            for name, other in [*((item, other) for other in others), *((other, item) for other in others)]:
+                _pair(part["items"][name][1], other)
+        return found
 
     def _tick(self, partition: int, ts_ms: int) -> None:
         """After each block of clicks the time is looked up anew, among all clicks so far."""
@@ -139,7 +165,8 @@ class Oracle:
             for user_id, user in self.users[partition].items()
         }
         found = {"users": users, "popularity": popularity, "kinds": kinds, "positions": positions}
-        return {name: values for name, values in found.items() if values or name != "kinds"}
+        found["pairs"] = self._pairs(partition)
+        return {name: values for name, values in found.items() if values or name not in ("kinds", "pairs")}
 
     def _recent(self, partition: int, counted: list[dict[tuple[int, str], int]]) -> dict[str, dict[str, int]]:
         """Counts by bucket and name, of buckets within the horizon."""
@@ -148,6 +175,20 @@ class Oracle:
             if bucket > self.clocks[partition] // HOUR6 - HORIZON and count:
                 found.setdefault(str(bucket), {})[name] = count
         return found
+
+
+def _pair(row: list[list[Any]], other: str) -> None:
+    """One more of [item, count] in a row of at most 64; the first of the least counted gives way."""
+    for entry in row:
+        if entry[0] == other:
+            entry[1] += 1
+            return
+    count = 0
+    if len(row) == 64:
+        least = min(row, key=lambda entry: int(entry[1]))
+        row.remove(least)
+        count = int(least[1])
+    row.append([other, count + 1])
 
 
 class ShowingsOracle:

@@ -17,14 +17,14 @@ from context.json_words import json_word
 from context.units import MINUTE_MS
 from index.api.errors import InvalidRecordError, ProblemError, invalid_request
 from index.api.loaded_model import LoadedModel, Services
-from index.api.schemas.lists import RecommendationsRequest, UserRequest
+from index.api.schemas.lists import AnyListRequest, RecommendationsRequest, UserRequest
 from index.items.filters import Filter, parse_filter
 from index.query.live_user import LiveUser
 from index.query.recommend import ContextView, UserView
 from index.state.keys import partition_of
 from index.state.store import StoreUnavailableError
 
-R = TypeVar("R", bound=UserRequest)
+R = TypeVar("R", bound=AnyListRequest)
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -48,15 +48,20 @@ def checked_shape(shape: type[S], body: Any) -> S:
 def checked_with_filter(services: Services, body: Any) -> tuple[RecommendationsRequest, Filter | None]:
     """A request and its filter. Raises ProblemError 400 that names what is wrong."""
     request = checked(services, RecommendationsRequest, body)
+    return request, read_filter(request.filter)
+
+
+def read_filter(body: Any, place: str = "") -> Filter | None:
+    """A request's filter, which stands at `place` of its body. Raises ProblemError 400 that names what is wrong."""
     try:
-        tree = None if request.filter is None else parse_filter(request.filter)
+        return None if body is None else parse_filter(body)
     except ValueError as error:
-        field, _, reason = str(error).partition(": ")  # a path holds none
-        raise ProblemError(400, str(error), members={"errors": [{"field": field, "reason": reason}]}) from error
-    return request, tree
+        field, _, reason = f"{place}{error}".partition(": ")  # a path holds none
+        members = {"errors": [{"field": field, "reason": reason}]}
+        raise ProblemError(400, f"{place}{error}", members=members) from error
 
 
-def _given_context(services: Services, request: UserRequest) -> Mapping[str, Any] | None:
+def _given_context(services: Services, request: AnyListRequest) -> Mapping[str, Any] | None:
     """The request's own context as a record, by the rules of the topic; it is in force for this one answer."""
     if request.context is None:
         return None
@@ -112,7 +117,7 @@ def service_level(services: Services, user: LiveUser | None) -> Literal["persona
     return "personal" if lag_ms is not None and lag_ms <= services.settings.stale_ms else "stale"
 
 
-def context_of(serving: LoadedModel, request: UserRequest, user: LiveUser | None, now_ms: int) -> ContextView:
+def context_of(serving: LoadedModel, request: AnyListRequest, user: LiveUser | None, now_ms: int) -> ContextView:
     location = user.location if user is not None else request.location or ""
     record = request.context if request.context is not None else user.context if user is not None else None
     return ContextView.at(location, record, now_ms, serving.model.offset)

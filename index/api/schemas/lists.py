@@ -93,10 +93,9 @@ def _known_part(name: str) -> str:
 ContextPart = Annotated[str, AfterValidator(_known_part)]
 
 
-class UserRequest(ApiShape):
-    """What every request for a user's list may say."""
+class AnyListRequest(ApiShape):
+    """What every request for a list may say."""
 
-    user_id: Identifier
     slot: RequestedList | None = Field(None, description="default: the list that was best when the model was trained")
     location: Identifier | None = Field(None, description="default: the profile's categorical `location`")
     explain: bool = False
@@ -104,6 +103,12 @@ class UserRequest(ApiShape):
     context: dict[ContextPart, Any] | None = Field(
         None, description="`weather`, `events`, `promotions` in place of the location's record"
     )
+
+
+class UserRequest(AnyListRequest):
+    """What every request for a user's list says."""
+
+    user_id: Identifier
 
 
 class RecommendationsRequest(UserRequest):

@@ -1,4 +1,4 @@
-"""Reads the parameters of a request for a user's list that are plainly well-formed, without the framework.
+"""Reads the parameters of a request for a list that are plainly well-formed, without the framework.
 
 Everything else is left to the framework, the only judge of what is wrong.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from index.api.schemas.lists import RecommendationsRequest
+from index.api.schemas.named_lists import ListRequest
+
+R = TypeVar("R", RecommendationsRequest, ListRequest)
 
 _WORD = re.compile(rb"[\w.~:/-]+", re.ASCII)  # without an escape, a `+` or a space
 _FORMS = {
@@ -24,6 +27,9 @@ _FORMS = {
 }
 
 
+_OF_LISTS = {**_FORMS, b"user_id": _WORD, b"item_id": _WORD, b"category": _WORD}
+
+
 def plain_request(user_id: str, query: bytes) -> RecommendationsRequest | None:
     """The request of a user's id and a query string, None where anything about them is unusual.
 
@@ -34,22 +40,45 @@ def plain_request(user_id: str, query: bytes) -> RecommendationsRequest | None:
     """
     if not user_id.isascii():
         return None
-    asked: dict[str, Any] = {"user_id": user_id}
+    asked = _asked(query, _FORMS)
+    return None if asked is None else _validated(RecommendationsRequest, {"user_id": user_id, **asked})
+
+
+def plain_list_request(query: bytes) -> ListRequest | None:
+    """Of a query string of a named list, likewise; `item_id` may be there several times.
+
+    >>> plain_list_request(b"item_id=i1&item_id=i2&count=5").items
+    ['i1', 'i2']
+    """
+    asked = _asked(query, _OF_LISTS)
+    if asked is None:
+        return None
+    asked["items"] = asked.pop("item_id", [])
+    return _validated(ListRequest, asked)
+
+
+def _asked(query: bytes, forms: Mapping[bytes, re.Pattern[bytes]]) -> dict[str, Any] | None:
+    asked: dict[str, Any] = {}
     for part in query.split(b"&") if query else ():
         name, _, value = part.partition(b"=")
-        form, known = _FORMS.get(name), name.decode("latin-1")
-        if form is None or known in asked or not form.fullmatch(value):
+        form, known = forms.get(name), name.decode("latin-1")
+        if form is None or not form.fullmatch(value):
             return None
-        asked[known] = _read(known, value.decode())
-    return _validated(asked)
+        if known == "item_id":
+            asked.setdefault(known, []).append(value.decode())
+        elif known in asked:
+            return None
+        else:
+            asked[known] = _read(known, value.decode())
+    return asked
 
 
 def _read(name: str, value: str) -> Any:
     return int(value) if name == "count" else value == "true" if name == "include_seen" else value
 
 
-def _validated(asked: Mapping[str, Any]) -> RecommendationsRequest | None:
+def _validated(shape: type[R], asked: Mapping[str, Any]) -> R | None:
     try:
-        return RecommendationsRequest.model_validate(asked)
+        return shape.model_validate(asked)
     except ValidationError:
         return None

@@ -226,10 +226,26 @@ PAGES = [
     "/sign-in",
     "/?user=u0",
     "/ask?user=u0&beside=list: general",
+    "/why?user=u0&item=i1",
     "/user?user=u0",
     "/item?item=i1",
     "/nowhere",
 ]
+
+
+def test_why_not_names_the_rule_or_the_place(reader: Visitor) -> None:
+    def asked(**fields: str) -> str:
+        text = reader.get("/why", params={"user": "u0", **fields}).text
+        return " ".join(re.sub("<[^>]+>", " ", text.partition('id="answer"')[2]).split())
+
+    assert "1 rule removes it: unknown" in asked(item="unheard of")
+    seen = asked(item="i1", category="other")
+    assert "2 rules remove it: filter : filter.in does not let it pass seen :" in seen
+    assert "It is on the list, at place" in asked(item="i5", count="12")
+    lacking = asked(item="i9", count="1")
+    assert "Nothing removes it. It is at place" in lacking or "It is on the list" in lacking
+    assert "the filter is no JSON" in asked(item="i1", filter="{")
+    assert "expected at most 200" in asked(item="i1", count="201")
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -248,6 +264,7 @@ def test_a_page_has_nothing_inline_and_nothing_from_elsewhere(reader: Visitor, p
     [
         "/?user={}",
         "/ask?user={}",
+        "/why?user={0}&item={0}",
         "/user?user={}",
         "/catalogue?text={}",
         "/context?location={}",

@@ -20,6 +20,13 @@ from tests.support.index_api_world import NOW_MS, World, until
 USES = ("filters", "knn")
 FILTER = {"and": [{"field": "category", "in": ["tea"]}, {"not": {"field": "price", "lte": 3}}]}
 PROMOTED = [{"category": "fan", "strength": 0.9, "tag": None, "item": None}]
+NAMED: list[tuple[str, dict[str, Any]]] = [
+    ("similar", {"items": ["tea3", "fan2"], "user_id": "u1", "count": 6}),
+    ("similar", {"items": ["fan2"], "filter": FILTER, "count": 4}),
+    ("recommended", {"items": ["fan5", "tea2"], "count": 6}),
+    ("trending", {"user_id": "u1", "filter": FILTER}),
+    ("recently-viewed", {"user_id": "u1"}),
+]
 Scene = Callable[[World, httpx.AsyncClient, Gate], Awaitable[None]]
 
 
@@ -34,6 +41,7 @@ async def every_list(client: httpx.AsyncClient) -> list[list[tuple[str, float]]]
         await ask_by_post(client, user_id="stranger", filter=FILTER, exclude=["tea5"], count=20),
         await ask_by_post(client, user_id="u2", slot="general", filter={"field": "price", "gte": 5}),
         (await client.get("/v1/items/tea3/similar", params={"count": 6})).json(),
+        *[(await client.post(f"/v1/lists/{name}", json=body)).json() for name, body in NAMED],
     ]
     return [[(item["item_id"], round(item["score"], 4)) for item in answer["items"]] for answer in answers]
 
@@ -99,6 +107,10 @@ def test_every_list_is_the_one_of_a_process_alone(elasticsearch_url: str, keys: 
         SimilarAnswer.model_validate(similar, strict=True)
         assert similar["index"]["search"] == searched
         assert world.metrics.counters()["filters_elasticsearch"] > 0
+        about = {"user_id": "u1", "item_id": "fan9", "count": 3}
+        why = (await client.post("/v1/recommendations/why", json=about)).json()
+        assert why["reasons"] == [] and not why["listed"] and why["lacks"] > 0
+        assert (why["rank"] is None) == (use == "knn"), "only Elasticsearch could tell"
         metrics = (await client.get("/metrics")).text
         assert "perseid_elasticsearch_up 1.0" in metrics and 'where="elasticsearch"' in metrics
 

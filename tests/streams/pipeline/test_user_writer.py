@@ -245,7 +245,7 @@ def test_all_counts_of_a_bucket_beyond_the_horizon_are_removed() -> None:
     play(scenario)
 
 
-@pytest.mark.parametrize(("stored", "then"), [(None, "3"), ("1", "1,3"), ("1,2", "1,2,3"), ("2", "2,3"), ("3", "3")])
+@pytest.mark.parametrize(("stored", "then"), [(None, "4"), ("1", "1,4"), ("1,2", "1,2,4"), ("3", "3,4"), ("4", "4")])
 def test_a_partition_says_under_which_rules_it_was_applied(stored: str | None, then: str) -> None:
     async def scenario(world: Partition) -> None:
         if stored is not None:
@@ -268,8 +268,8 @@ def test_a_partition_says_under_which_rules_it_was_applied(stored: str | None, t
 
 def test_a_state_of_a_later_build_is_refused_with_the_remedy() -> None:
     async def scenario(world: Partition) -> None:
-        await world.store.write(world.store.keys.owner(TAG), {"clock": PartitionClock().encode(), "rules": b"3,4"})
-        with pytest.raises(ValueError, match="rules 3,4, this build knows up to 3: run the build that wrote it, or"):
+        await world.store.write(world.store.keys.owner(TAG), {"clock": PartitionClock().encode(), "rules": b"4,5"})
+        with pytest.raises(ValueError, match="rules 4,5, this build knows up to 4: run the build that wrote it, or"):
             await world.start()
 
     play(scenario)
