@@ -97,8 +97,10 @@ class ListMoment:
         return await serving.elastic.recommend(plan, query.tree, context.location, self.now_ms)
 
 
-async def read_moment(services: Services, request: AnyListRequest, user_id: str | None) -> ListMoment:
-    """Who asks, read anew. Raises ProblemError 503 without a usable index."""
+async def read_moment(
+    services: Services, request: AnyListRequest, user_id: str | None, scenario: str | None = None
+) -> ListMoment:
+    """Who asks, read anew, with the rule of `scenario`. Raises ProblemError 503 without a usable index."""
     if user_id is None:
         assigned, record, now_ms = Assigned(services.serving()), await _record_at(services, request), services.now_ms()
         context = ContextView.at(request.location or "", record, now_ms, assigned.loaded.model.offset)
@@ -107,7 +109,8 @@ async def read_moment(services: Services, request: AnyListRequest, user_id: str 
     asked = UserRequest.model_construct(
         user_id=user_id, location=request.location, after=request.after, context=request.context
     )
-    user, now_ms = await read_user(services, assigned.loaded, asked), services.now_ms()
+    user = await read_user(services, assigned.loaded, asked, scenario=scenario)
+    now_ms = services.now_ms()
     context = context_of(assigned.loaded, request, user, now_ms)
     included = None if request.after is None else False
     return ListMoment(services, assigned, user_id, user, view_of(services, user), context, now_ms, included)

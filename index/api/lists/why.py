@@ -17,12 +17,14 @@ from index.api.errors import json_response, read_json
 from index.api.lists.moment import ListMoment, read_moment
 from index.api.lists.named import said_once
 from index.api.lists.requests import checked, read_filter
+from index.api.lists.ruled import rule_of, under
 from index.api.loaded_model import Services
 from index.api.schemas.shapes import WRITE_PROBLEMS
 from index.api.schemas.why import WhyAnswer, WhyRequest
 from index.items.search import ExactIndex
-from index.query.lists.why import Standing, listed_standing, off_list_standing, reasons, score_all
+from index.query.lists.why import Reason, Standing, listed_standing, off_list_standing, reasons, score_all, shut_out
 from index.query.recommend import Query, Recommendations, plan_searches
+from index.query.rules.scenario import ScenarioRule
 from index.query.served_ranker import FIRST_STAGE
 
 _RANKED = 256  # places that a ranker orders, at most
@@ -31,37 +33,49 @@ _RANKED = 256  # places that a ranker orders, at most
 async def answer_why(services: Services, request: WhyRequest) -> dict[str, Any]:
     """Where the item stands and why. Raises ProblemError 400 for a bad filter, 503 without a usable index."""
     tree = read_filter(request.filter)
-    moment = await read_moment(services, request, request.user_id)
-    slot = request.slot or moment.serving.model.slot
+    moment = await read_moment(services, request, request.user_id, request.scenario)
+    rule = rule_of(services, request, moment.user, moment.now_ms)
+    slot = request.slot or (rule and rule.slot) or moment.serving.model.slot
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
+    asked = under(services, moment.serving, rule, query, moment.view, moment.context, moment.now_ms)
+    query, moment = asked[0], replace(moment, view=asked[1], context=asked[2])
     ranker = services.rankers.order(moment.serving, "retrieved")
     found, sources = await moment.ranked(query, moment.view, moment.context, ranker=ranker)
     standing = listed_standing(request.item_id, found.items, request.count)
-    removed = []
+    removed, listed = [], standing is not None
     if standing is None:
-        removed = reasons(
-            request.item_id,
-            moment.serving.catalogue,
-            moment.view,
-            moment.context.location,
-            request.filter,
-            query.exclude,
-            request.include_seen,
-            moment.now_ms,
-            moment.serving.model.weights,
-        )
+        removed = _reasons(moment, request, query, rule)
         if not removed:
             standing = await _off_list(moment, query, request.item_id, found)
+            if query.arrangement is not None:
+                removed = shut_out(request.item_id, found.items, moment.serving.catalogue, query.arrangement)
     return {
+        **({} if rule is None else {"rules": rule.said}),
         **said_once(moment, moment.context, sources),
         "item_id": request.item_id,
         "served_by": moment.level,
         "ranked_by": found.ranked_by or FIRST_STAGE,
         "count": request.count,
-        "listed": standing is not None and standing.rank is not None and standing.rank <= request.count,
+        "listed": listed,
         "reasons": [{"rule": one.rule, "text": one.text, **one.about} for one in removed],
         **_shown(standing),
     }
+
+
+def _reasons(moment: ListMoment, request: WhyRequest, query: Query, rule: ScenarioRule | None) -> list[Reason]:
+    """What removes the item."""
+    return reasons(
+        request.item_id,
+        moment.serving.catalogue,
+        moment.view,
+        moment.context.location,
+        request.filter,
+        request.exclude,
+        query.include_seen,
+        moment.now_ms,
+        moment.serving.model.weights,
+        rule,
+    )
 
 
 async def _off_list(moment: ListMoment, query: Query, item_id: str, found: Recommendations) -> Standing | None:

@@ -7,9 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from index.api.schemas.lists import AppliedContext, RecommendationsRequest
-from index.api.schemas.shapes import ApiShape, AsOf, Identifier, IndexState, ServedBy, example
+from index.api.schemas.shapes import ApiShape, AsOf, Identifier, IndexState, RuleVersion, ServedBy, example
 
-Rule = Literal["unknown", "withdrawn", "stock", "window", "vector", "region", "filter", "seen", "excluded"]
+Rule = Literal[
+    "unknown", "withdrawn", "stock", "window", "vector", "region", "filter", "seen", "excluded", "cap", "group"
+]
 
 
 class WhyRequest(RecommendationsRequest):
@@ -25,7 +27,9 @@ class WhyReason(ApiShape):
 
     rule: Rule
     text: str
-    path: str | None = Field(None, description="of the branch of the filter that the item fails")
+    path: str | None = Field(
+        None, description="of what the item fails in the request's filter, or in the scenario's rule"
+    )
     because: Literal["window", "purchase"] | None = Field(None, description="why it counts as seen")
     ts_ms: int | None = Field(None, description="when it was seen last")
     until_ms: int | None = Field(None, description="until when a purchase counts as seen")
@@ -51,6 +55,7 @@ class WhyAnswer(ApiShape):
     context: AppliedContext
     count: int
     listed: bool = Field(description="whether the item is on the list")
+    rules: RuleVersion | None = Field(None, description="of the scenario; absent where none is in force")
     reasons: list[WhyReason] = Field(description="all rules that remove it, in the order in which they are asked")
     rank: int | None = Field(description="place from 1; null for one that a rule removes, and beyond 10,000")
     slot: Literal["next", "general", "popular"] | None = Field(description="the list kind that it is nearest to")

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from context.counting import counted
 from index.items.catalogue import Catalogue, Item
-from index.items.columns import ALWAYS_MS, NEVER_MS
+from index.items.columns import ALWAYS_MS, NEVER_MS, ClassField
 from index.items.filters import fitted, mask, parse_filter
 from index.items.search import Labels
 from index.query.plan import ListKind, SearchPlan
 from index.query.pool import Ranked, in_turns
 from index.query.popularity import Amounts
 from index.query.recommend import UserView, Weights, first_stage_pool
+from index.query.rules.scenario import Arrangement, ScenarioRule
 
 MOST_PLACES = 10_000  # that a rank is worked out for; nobody looks at a longer list
 _ROWS = 8192  # scored at once: some five milliseconds
@@ -55,23 +57,41 @@ def reasons(
     include_seen: bool,
     now_ms: int,
     weights: Weights,
+    rule: ScenarioRule | None = None,
 ) -> list[Reason]:
     """The rules that remove an item, in the order in which a search asks them; none for one that is allowed.
 
-    `filter_body` is a client's filter, checked, or None.
+    `filter_body` is a client's filter, checked, or None. Under a scenario's `rule`, `user` is as it makes them.
     """
     item = catalogue.get(item_id)
     if item is None:
         return [Reason("unknown", "no record and no vector of it is known here")]
     found = [*_hard(item, now_ms), *_region(item, catalogue, location)]
-    if filter_body is not None and item.catalogue is not None:
-        label = int(catalogue.labels_of([item_id])[0])
-        if (path := failing(filter_body, "filter", label, catalogue)) is not None:
-            found.append(Reason("filter", f"{path} does not let it pass", {"path": path}))
+    for body, name in ((filter_body, "filter"), (rule and rule.filter_body, "rule.filter")):
+        if body is not None and item.catalogue is not None:
+            label = int(catalogue.labels_of([item_id])[0])
+            if (path := failing(body, name, label, catalogue)) is not None:
+                found.append(Reason("filter", f"{path} does not let it pass", {"path": path}))
     if not include_seen:
         found += _seen(item_id, user, now_ms, weights)
     if item_id in exclude:
         found.append(Reason("excluded", "the request excludes it"))
+    if rule is not None and item_id in rule.exclude:
+        found.append(Reason("excluded", "the rule of the scenario excludes it", {"path": "rule.exclude"}))
+    return found
+
+
+def shut_out(item_id: str, items: Sequence[Ranked], catalogue: Catalogue, arrangement: Arrangement) -> list[Reason]:
+    """What a rule's arrangement says against an allowed item that is not among the `items` of its list."""
+    label, listed = int(catalogue.labels_of([item_id])[0]), catalogue.labels_of([entry.item_id for entry in items])
+    found = []
+    limits = [("cap", name, most) for name, most in arrangement.caps]
+    for reason, name, most in [*limits, *([("group", "group", 1)] if arrangement.group else [])]:
+        codes = catalogue.class_codes(cast(ClassField, name))
+        there = int(np.count_nonzero(codes[listed] == codes[label]))
+        if codes[label] and there >= most:
+            text = f"{counted(there, 'item')} of its {name} on the list, where the rule of the scenario lets in {most}"
+            found.append(Reason(reason, text, {"path": "rule.group" if name == "group" else f"rule.caps.{name}"}))
     return found
 
 

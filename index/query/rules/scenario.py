@@ -59,6 +59,7 @@ class ScenarioRule:
     until_ms: int | None = None  # it is over from here on
     slot: Slot | None = None
     tree: Filter | None = None
+    filter_body: Mapping[str, Any] | None = None  # what `tree` was read from
     exclude: frozenset[str] = frozenset()
     promotions: tuple[Mapping[str, Any], ...] = ()  # boosts, and buries with strengths below 0
     arrangement: Arrangement | None = None
@@ -80,6 +81,7 @@ class ScenarioRule:
             until_ms=said.get("valid_until_ms"),
             slot=said.get("slot"),
             tree=parse_filter(said["filter"]) if "filter" in said else None,
+            filter_body=said.get("filter"),
             exclude=frozenset(said.get("exclude", ())),
             promotions=(*boosts, *buries),
             arrangement=None if found == Arrangement() else found,

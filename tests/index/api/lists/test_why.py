@@ -79,6 +79,28 @@ async def listed(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]
     return found
 
 
+def test_under_the_rule_of_a_scenario_it_says_what_the_rule_does() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        teas = {"and": [{"field": "price", "lte": 100}, TEAS]}
+        await world.put_rule("home", filter=teas, exclude=["tea1"], caps={"category": 2}, repeat={"view": "allowed"})
+        version = await world.put_rule("mail", caps={"category": 2}, pins=[{"item": "tea4", "place": 2}])
+        shown = await listed(client, scenario="home")
+        assert [entry["item_id"] for entry in shown] == ["tea0", "tea2"]
+        answer = await why(client, "tea0", scenario="home")
+        assert answer["listed"] and answer["rank"] == 1 and answer["rules"] == {"scenario": "home", "version": 0}
+        for item_id, wanted in (("fan2", ("filter", "rule.filter.and[1].in")), ("tea1", ("excluded", "rule.exclude"))):
+            (reason,) = (await why(client, item_id, scenario="home"))["reasons"]
+            assert (reason["rule"], reason["path"]) == wanted
+        answer = await why(client, "tea3", scenario="home")
+        assert [(reason["rule"], reason["path"]) for reason in answer["reasons"]] == [("cap", "rule.caps.category")]
+        assert not answer["listed"] and answer["rank"] > 2
+        answer = await why(client, "tea4", scenario="mail")
+        assert (answer["rank"], answer["rules"]) == (2, {"scenario": "mail", "version": version})
+        assert "rules" not in await why(client, "tea4") and (await why(client, "tea0"))["reasons"][0]["rule"] == "seen"
+
+    play(scene)
+
+
 def test_an_item_is_on_the_list_exactly_when_its_rank_says_so() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         for body in REQUESTS:
