@@ -230,8 +230,11 @@ def store_away(error: StoreUnavailableError) -> Response:
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """The methods that the request's path takes."""
-    routes, scope = request.app.router.routes, request.scope
+    """The methods that the request's path takes; of a path without parameters as it is documented."""
+    scope, known = request.scope, request.app.router.routes
+    every = [one for route in known for one in getattr(getattr(route, "original_router", None), "routes", [route])]
+    # A path such as `/v1/recommendations/why` is that of a user's list, too, for whom `why` may be.
+    routes = [route for route in every if getattr(route, "path", "") == scope["path"]] or every
     return [
         method
         for method in _METHODS

@@ -134,6 +134,8 @@ def test_head_says_that_the_process_is_not_ready() -> None:
         ("GET", "/v1/recommendations", "POST"),
         ("POST", "/healthz", "GET, HEAD"),
         ("DELETE", "/v1/items/tea0/similar", "GET"),
+        ("DELETE", "/v1/recommendations/why", "POST"),
+        ("DELETE", "/v1/lists/similar", "GET, POST"),
         ("PATCH", "/v1/items/tea0/similar", "GET"),
         ("DELETE", "/docs", "GET, HEAD"),
     ],
