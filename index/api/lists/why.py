@@ -49,6 +49,8 @@ async def answer_why(services: Services, request: WhyRequest) -> dict[str, Any]:
             standing = await _off_list(moment, query, request.item_id, found)
             if query.arrangement is not None:
                 removed = shut_out(request.item_id, found.items, moment.serving.catalogue, query.arrangement)
+            if standing is not None and standing.rank is not None:  # a rule can make a list shorter than its count
+                standing = replace(standing, rank=max(standing.rank, request.count + 1))
     return {
         **({} if rule is None else {"rules": rule.said}),
         **said_once(moment, moment.context, sources),

@@ -149,6 +149,30 @@ def test_with_a_ranker_too(ranker: Ranker) -> None:
     play(scene)
 
 
+SCENARIOS: list[dict[str, Any]] = [
+    {"filter": {"field": "price", "gte": 2}, "exclude": ["tea2"], "boosts": [{"item": "fan6"}], "slot": "general"},
+    {"repeat": {"view": "allowed", "cart": "never"}},
+    {"caps": {"category": 2}, "pins": [{"item": "fan7", "place": 1}]},
+]
+
+
+def test_under_the_rule_of_a_scenario_too() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        for number, rule in enumerate(SCENARIOS):
+            await world.put_rule(f"s{number}", **rule)
+            about: dict[str, Any] = {"count": 6, "scenario": f"s{number}"}
+            shown = [entry["item_id"] for entry in await listed(client, **about)]
+            for item_id in world.app.state.services.serving().catalogue.item_ids():
+                answer = await why(client, item_id, **about)
+                places = {name: rank for rank, name in enumerate(shown, 1)}
+                assert answer["listed"] == (item_id in places), (rule, answer)
+                assert bool(answer["rank"] and answer["rank"] <= 6) == answer["listed"], (rule, answer)
+                assert item_id not in places or answer["rank"] == places[item_id]
+                assert answer["reasons"] or answer["rank"] is not None, (rule, answer)
+
+    play(scene)
+
+
 def rules(answer: dict[str, Any]) -> list[str]:
     return [reason["rule"] for reason in answer["reasons"]]
 
