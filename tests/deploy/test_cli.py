@@ -184,7 +184,7 @@ def test_what_is_no_piece_of_an_object_is_told_as_what_it_is(line: bytes) -> Non
 
 
 def test_a_line_without_a_topic_says_where_to_name_one() -> None:
-    known = "known are catalog, item-vectors, context, users, clickstream"
+    known = "known are catalog, item-vectors, context, rules, users, clickstream"
     for body, found in [
         ({"user_id": "u"}, "the line names none and --topic is not given"),
         ({"topic": None, "user_id": "u"}, "the line names none and --topic is not given"),

@@ -398,7 +398,8 @@ def test_a_retraining_that_is_stopped_leaves_the_processor_to_others_and_nothing
         time.sleep(0.005)
     assert os.getpriority(os.PRIO_PROCESS, running.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 7, 19)
     running.send_signal(signal.SIGTERM)
-    assert running.communicate(timeout=60)[1].endswith(b"interrupted\n") and running.returncode == 130
+    # Where an event loop was just being opened, asyncio adds a word about it.
+    assert b"interrupted\n" in running.communicate(timeout=60)[1] and running.returncode == 130
     assert [path.name for path in kept.iterdir()] == ["lock"]
 
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from index.api.schemas import lists, state
+from index.api.schemas import lists, named_lists, pages, rules, state, why
 from index.api.schemas import shapes as shapes_of_all
 from index.api.schemas import status as status_shapes
 from index.api.schemas.state import ItemAnswer, UserAnswer
@@ -190,9 +190,14 @@ def openapi(**settings: Any) -> dict[str, Any]:
     return World(MemoryStore(), **settings).app.openapi()
 
 
+OF_LISTS = (lists, named_lists, pages, rules, why)
 OPERATIONS = {
     ("get", "/v1/recommendations/{user_id}"): "get_recommendations",
     ("post", "/v1/recommendations"): "post_recommendations",
+    ("post", "/v1/recommendations/why"): "post_why",
+    ("get", "/v1/lists/{list}"): "get_list",
+    ("post", "/v1/lists/{list}"): "post_list",
+    ("post", "/v1/pages"): "post_page",
     ("post", "/v1/rerank"): "post_rerank",
     ("get", "/v1/items/{item_id}/similar"): "get_similar_items",
     ("get", "/v1/items/{item_id}"): "get_item",
@@ -259,12 +264,12 @@ def test_a_deployment_with_keys_says_in_the_document_how_they_come() -> None:
 
 
 def test_every_json_answer_has_an_example_of_its_shape() -> None:
-    shapes = {
-        name: value for module in (lists, shapes_of_all, state, status_shapes) for name, value in vars(module).items()
-    }
+    modules = (*OF_LISTS, shapes_of_all, state, status_shapes)
+    shapes = {name: value for module in modules for name, value in vars(module).items()}
     answers = [value for name, value in shapes.items() if name.endswith(("Answer", "Request", "Problem"))]
-    answers.remove(lists.UserRequest)  # which no call takes as it is
-    assert len(answers) == 11
+    for part in (lists.UserRequest, lists.AnyListRequest):  # which no call takes as they are
+        answers.remove(part)
+    assert len(answers) == 21
     for model in answers:
         assert issubclass(model, BaseModel)
         (example,) = model.model_json_schema()["examples"]
