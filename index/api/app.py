@@ -115,12 +115,8 @@ def create_app(
     app.add_middleware(PlainListRoute, services=services)  # inside the next one
     app.add_middleware(AdmissionMiddleware, metrics=metrics, in_flight=settings.in_flight, turns=services.turns)
     ingest = Ingest(kafka, lambda: liveness.partitions, services.now_ms, metrics, liveness.items_position)
-    app.include_router(recommend_router(services))
-    app.include_router(why_router(services))
-    app.include_router(similar_router(services))
-    app.include_router(lists_router(services))
-    app.include_router(pages_router(services))
-    app.include_router(rerank_router(services))
+    for router in (recommend_router, why_router, similar_router, lists_router, pages_router, rerank_router):
+        app.include_router(router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))
     app.include_router(state_router(services))
     app.include_router(changes_router(services, ingest))
