@@ -57,7 +57,7 @@ UNJUDGED = ("kafka", "broker")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how much: seconds, clicks a second (None: half the limit), queries a second, seconds an interval.
+    """How long and how much: seconds, clicks a second (None: `share` of the limit), queries a second, an interval in s.
 
     `backlog` clicks measure the limit; `users` make them.
     """
@@ -68,6 +68,7 @@ class Plan:
     every_s: float = 15.0
     backlog: int = BACKLOG
     users: int = USERS
+    share: float = 0.5
 
 
 @dataclass(slots=True)
@@ -125,7 +126,7 @@ class Soak:
         if rate is None:
             most = limit(self._live, users, self._world.items, plan.backlog)
             self._findings.rows.append(result("limit", most, "events/s"))
-            rate = most / 2
+            rate = most * plan.share
         self._findings.rows += [result("rate", rate, "events/s"), result("users", len(users), "users")]
         requests = [get_request(f"/v1/recommendations/{user}?count=10") for user in self._sample(2000)]
         host, port = self._live.urls[0].removeprefix("http://").split(":")
