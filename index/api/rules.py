@@ -45,8 +45,8 @@ async def preview(services: Services, request: PreviewRequest) -> dict[str, Any]
     for user_id in request.users:
         asked = RecommendationsRequest.model_validate({"user_id": user_id, "scenario": draft.scenario, **about})
         serving = services.assigned(user_id).loaded
-        user = await read_user(services, serving, asked, scenario=draft.scenario)
-        current = rule_of(services, asked, user, services.now_ms())
+        user = await read_user(services, serving, asked, scenarios=[draft.scenario])
+        current = rule_of(services, draft.scenario, user, services.now_ms())
         before, after = [await _shown(services, serving, asked, user, rule) for rule in (current, draft)]
         users.append({"user_id": user_id, "served_by": service_level(services, user), **_change(before, after)})
     return {"scenario": draft.scenario, "rules": None if current is None else current.said, "users": users}

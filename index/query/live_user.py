@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -52,7 +52,7 @@ class LiveUser:
     context: Mapping[str, Any] | None
     includes_after: bool | None = None
     read: Mapping[str, Mapping[str, int]] | None = None
-    rule: bytes | None = None  # of the scenario that was asked for, as it is stored
+    rules: Mapping[str, bytes | None] = field(default_factory=dict)  # of the scenarios asked for, as they are stored
 
     @property
     def state(self) -> UserState:
@@ -80,7 +80,7 @@ class UserReader:
     """Reads users of a deployment with `partitions` user partitions, for a model with vectors of `dim` numbers.
 
     With `placed` users know which positions they are of, as each part is read in one step with its positions. With
-    a `scenario` its rule is read beside them.
+    `scenarios` their rules are read beside them.
     """
 
     store: LiveStore
@@ -88,7 +88,7 @@ class UserReader:
     model: str
     dim: int
     placed: bool = False
-    scenario: str = ""
+    scenarios: tuple[str, ...] = ()
 
     async def read(
         self,
@@ -142,8 +142,8 @@ class UserReader:
         tag = partition_tag(partition)
         owner, wanted = (keys.owner(tag), [_POSITION, _BEAT]), [STATE, PROFILE, vector_field(self.model)]
         requests = [owner, (keys.user(tag, user_id), wanted), (keys.contexts(), [location or ""])]
-        if self.scenario:
-            requests.append((keys.scenario_rules(), [self.scenario]))
+        if self.scenarios:
+            requests.append((keys.scenario_rules(), [*self.scenarios]))
         rows, read = (await self._at_once(tag, requests)) if self.placed else (await self.store.read(requests), None)
         (position, beat), (state, profile, vectors), (context,), *others = rows
         raw = (state, profile)
@@ -157,7 +157,7 @@ class UserReader:
             location=location or "",
             context=_load_context(context),
             read=read,
-            rule=others[0][0] if others else None,
+            rules=dict(zip(self.scenarios, others[0], strict=True)) if others else {},
         )
         return user, raw
 

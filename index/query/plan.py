@@ -63,6 +63,19 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """What comes before all else on a list: scores above 0 by item id, best first; `name` says what they are."""
+
+    name: ListKind
+    scores: Mapping[str, float]
+
+    def parts(self, names: Sequence[str], boosts: Vector | None) -> dict[str, Amounts]:
+        """Parts of the scores [m] of its items; promotions of 1 add as much as the best of them has."""
+        own = np.array([self.scores[name] for name in names])
+        return {self.name: own, **({} if boosts is None else {"promotion": boosts * own.max(initial=0.0)})}
+
+
+@dataclass(frozen=True, slots=True)
 class SearchPlan:
     """What is to be found for one list of `count` items, and what their scores are made of."""
 
@@ -84,6 +97,7 @@ class SearchPlan:
     ranker: ListOrder | None = None  # orders what was found; None: first-stage scores do
     asker: Asker | None = None  # for whom, where there is a ranker
     arrangement: Arrangement | None = None  # how a rule gives the places away; None: by turns of the slots
+    lead: Lead | None = None  # comes before what is searched
 
     def with_feedback(self, vectors: Vector) -> SearchPlan:
         """The plan, once the vectors [n, d] of `negative.labels` are known."""
@@ -124,6 +138,8 @@ class SearchPlan:
     def candidates(self, nearest: Sequence[Nearest]) -> Candidates:
         """All that was found: the answers to `searches`, in their order, and what is popular."""
         found, reach = self._for_cold_user(nearest) if self._is_cold else self._for_user(nearest)
+        if self.lead is not None:
+            found = {self.lead.name: self._known([*self.lead.scores], self.allowed), **found}
         retrieved = {name: len(labels) for name, labels in found.items()}
         return Candidates(np.unique(np.concatenate([*found.values(), self._pinned()])), retrieved, reach)
 
@@ -133,9 +149,8 @@ class SearchPlan:
 
     def _pinned(self) -> Labels:
         """Items that a rule pins and that may be listed; no search need find them."""
-        if self.arrangement is None or not self.arrangement.pins:
-            return _NONE
-        return self._known([item_id for _, item_id in self.arrangement.pins], self.allowed)
+        pinned = self.arrangement.pinned if self.arrangement is not None else ()
+        return self._known(pinned, self.allowed) if pinned else _NONE
 
     @property
     def _is_cold(self) -> bool:

@@ -56,6 +56,10 @@ class Pool:
         found._parts = {name: part[places] for name, part in self._parts.items()}
         return found
 
+    def without(self, labels: Labels) -> Pool:
+        """All but these items."""
+        return self.part(np.flatnonzero(~np.isin(self.labels, labels)).tolist())
+
     def single(self, name: str) -> Amounts | None:
         """A summand [m] that is the same in every slot; None where there is none."""
         part = self._parts.get(name)

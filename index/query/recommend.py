@@ -22,7 +22,7 @@ from index.items.filters import Filter, Mask, fitted
 from index.items.search import Labels
 from index.query import first_stage
 from index.query.feedback import NegativeFeedback, Rated, has_negative, rated
-from index.query.plan import Candidates, ListKind, SearchPlan, boosts_of, first_depth, groups_of
+from index.query.plan import Candidates, Lead, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.pool import Pool, Ranked, in_turns, last, products
 from index.query.popularity import Popularity
 from index.query.rules.arrange import arranged
@@ -120,6 +120,7 @@ class Query:
     exclude: AbstractSet[str] = frozenset()
     include_seen: bool = False
     arrangement: Arrangement | None = None  # of the scenario's rule
+    lead: Lead | None = None  # what comes before what is searched
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,8 @@ def _compiled(
     ranker: ListOrder | None,
 ) -> Recommendations | None:
     """The list by what is compiled; None where the query is one for Python."""
-    if user.vectors is None or user.rated is not None or query.arrangement is not None:
+    is_plain = query.arrangement is None and query.lead is None
+    if user.vectors is None or user.rated is not None or not is_plain:
         return None
     slots, users = _users(query, user, catalogue.dim)
     seen = chain(user.window, _bought(user.purchases, now_ms, weights))
@@ -240,6 +242,7 @@ def plan_searches(
         ranker=ranker,
         asker=None if ranker is None else Asker(user.state, user.vectors, context.location, context.delta, now_ms),
         arrangement=query.arrangement,
+        lead=query.lead,
     )
 
 
@@ -248,8 +251,8 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
     pool, ranked = first_stage_pool(plan, candidates.labels, vectors), None
     if plan.ranker is not None and plan.asker is not None:
         ranked = _ranked(pool, vectors, plan.count, plan.slots, plan.ranker, plan.asker)
-    if plan.arrangement is not None:
-        return _arranged(plan, plan.arrangement, candidates, vectors, pool, ranked)
+    if plan.arrangement is not None or plan.lead is not None:
+        return _arranged(plan, candidates, vectors, pool, ranked)
     slots = range(len(plan.slots))
     pool, ranked_by = ranked or (pool, None)
     scores = np.stack([pool.sums(at) for at in slots], axis=1)
@@ -261,20 +264,34 @@ def score(plan: SearchPlan, candidates: Candidates, vectors: Vector) -> Recommen
 
 
 def _arranged(
-    plan: SearchPlan,
-    arrangement: Arrangement,
-    candidates: Candidates,
-    vectors: Vector,
-    pool: Pool,
-    ranked: tuple[Pool, str] | None,
+    plan: SearchPlan, candidates: Candidates, vectors: Vector, pool: Pool, ranked: tuple[Pool, str] | None
 ) -> Recommendations | None:
-    """The list under a rule's arrangement; behind what a ranker has ordered comes the rest of the pool."""
+    """The list under a rule's arrangement: what leads it, what a ranker has ordered, and the rest of the pool."""
     pools, ranked_by = [pool], None
     if ranked is not None:
         first, ranked_by = ranked
-        pools = [first, pool.part(np.flatnonzero(~np.isin(pool.labels, first.labels)).tolist())]
-    items = arranged(plan, arrangement, candidates, vectors, pools)
-    return None if items is None else Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
+        pools = [first, pool.without(first.labels)]
+    if plan.lead is not None:
+        first = _leading(plan, plan.lead, pool.labels)
+        pools = [first, *(one.without(first.labels) for one in pools)]
+    items = arranged(plan, plan.arrangement or Arrangement(), candidates, vectors, pools, ranked is not None)
+    if items is None:
+        return None
+    if plan.lead is not None:
+        name = plan.lead.name
+        items = [entry._replace(slot=name) if name in entry.parts else entry for entry in items]
+    return Recommendations(items, plan.removed, candidates.retrieved, ranked_by)
+
+
+def _leading(plan: SearchPlan, lead: Lead, labels: Labels) -> Pool:
+    """Those of some items that lead a list."""
+    names = plan.catalogue.ids_of(labels)
+    places = [place for place, name in enumerate(names) if name in lead.scores]
+    pool = Pool(labels[places], plan.catalogue)
+    boosts = None if plan.boosts is None else plan.boosts[pool.labels]
+    for name, part in lead.parts([names[place] for place in places], boosts).items():
+        pool.add(name, part)
+    return pool
 
 
 def first_stage_pool(plan: SearchPlan, labels: Labels, vectors: Vector) -> Pool:

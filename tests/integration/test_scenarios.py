@@ -265,6 +265,7 @@ def test_a_rule_is_in_the_very_next_answer_with_its_version_and_its_removal_like
     assert answer["rules"] == {"scenario": scenario, "version": sent[-1].offset}
     kinds = [live.get(f"/v1/items/{item}")["catalogue"]["subclass"] for item in items]
     assert len(set(kinds)) == 10, "one of each subclass, and no list is short for it"
+    _acts_on_lists_and_pages(live, user, answer["rules"], gone, pinned)
     draft = {"rule": {**body, "pins": [{"item": items[9], "place": 1}]}, "users": [user], "count": 10}
     (change,) = live.call("POST", "/v1/rules/preview", body=draft)["users"]
     assert recommended({"items": change["before"]})[0] == pinned
@@ -275,3 +276,28 @@ def test_a_rule_is_in_the_very_next_answer_with_its_version_and_its_removal_like
     with pytest.raises(urllib.error.HTTPError) as caught:
         live.get(f"/v1/rules/{scenario}")
     assert caught.value.code == 404 and orjson.loads(caught.value.read())["title"]
+
+
+def _acts_on_lists_and_pages(live: Live, user: str, rules: Any, gone: str, pinned: str) -> None:
+    """A rule that pins and excludes an item and lets in one of each subclass."""
+    scenario = rules["scenario"]
+    about: dict[str, Any] = {"scenario": scenario, "count": 5}
+    for answer in (
+        live.get("/v1/lists/trending", **about),
+        live.get("/v1/lists/similar", user_id=user, item_id=gone, **about),
+        live.get("/v1/lists/bought-together", user_id=user, item_id=gone, **about),
+        live.get("/v1/lists/recommended", user_id=user, **about),
+    ):
+        items = recommended(answer)
+        assert answer["rules"] == rules and items[0] == pinned and gone not in items, answer
+        kinds = {live.get(f"/v1/items/{item}")["catalogue"]["subclass"] for item in items}
+        assert len(kinds) == 5 == len(items), "one of each subclass, and no list is short for it"
+    lists = [{"list": "recommended", "count": 3}, {"list": "trending", "count": 3, "scenario": ""}]
+    body: dict[str, Any] = {"user_id": user, "scenario": scenario, "lists": [*lists, {"list": "trending", "count": 3}]}
+    page = live.call("POST", "/v1/pages", body=body)
+    after = live.call("POST", "/v1/pages", body={**body, "page_token": page["page_token"]})
+    shown = [recommended(one) for one in (*page["lists"], *after["lists"])]
+    items = [item for one in shown for item in one]
+    assert shown[0][0] == pinned and len(items) == 18 == len({*items}), shown
+    assert [one.get("rules") for one in page["lists"]] == [rules, None, rules]
+    assert gone not in {*shown[0], *shown[2], *shown[3], *shown[5]}

@@ -1,7 +1,7 @@
 """Makes each of the named lists for one moment.
 
-Every list obeys the hard rules, the location's region, the filter and the exclusions. All but those of what a user did
-before are filled up while items are left.
+Every list obeys the hard rules, the location's region, the filter and the exclusions, and the rule of its scenario. All
+but those of what a user did before are filled up while items are left.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ from index.query.lists.history import buy_again, recently_viewed
 from index.query.lists.seeds import seeds_view, similar_view, split_parts
 from index.query.lists.together import MOST_BASKET, Companions, together_scores
 from index.query.model import RequestedList
+from index.query.plan import Lead, boosts_of
 from index.query.pool import Ranked
 from index.query.recommend import ContextView, Query, Recommendations, seen_items
+from index.query.rules.arrange import arranged_alone
+from index.query.rules.scenario import Arrangement, ScenarioRule
+from index.state.records import Vector
 from index.state.store import StoreUnavailableError
+
+_MOST_LEADING = 1_000  # items that rise, or join a basket, among which a rule chooses
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +46,35 @@ class WantedList:
     include_seen: bool = False
     slot: RequestedList | None = None
     explain: bool = False
+    scenario: str | None = None
+    begins: Sequence[str] = ()  # items that stand before it, and count for the rule's caps and groups
+    arrangement: Arrangement | None = None  # of the scenario's rule
+    lead: Lead | None = None  # comes before what is ranked
 
-    def query(self, *others: str, slot: RequestedList = "mixed", seen: bool | None = None) -> Query:
+    def query(self, *others: str, slot: RequestedList = "mixed") -> Query:
         """What is to be ranked, without further items."""
-        include = self.include_seen if seen is None else seen
-        return Query(self.count, slot, self.tree, self.exclude.union(others), include)
+        exclude = self.exclude.union(others)
+        return Query(self.count, slot, self.tree, exclude, self.include_seen, self.arrangement, self.lead)
+
+    def under(self, query: Query, rule: ScenarioRule) -> WantedList:
+        """The list under a rule, which has made `query` of it."""
+        arrangement = query.arrangement
+        return replace(
+            self,
+            tree=query.tree,
+            exclude=frozenset(query.exclude),
+            include_seen=query.include_seen,
+            slot=self.slot or rule.slot,
+            arrangement=arrangement.after(self.begins) if arrangement is not None and self.begins else arrangement,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class MadeList:
-    """One list; `about` says more of its items by id, `seeds` are the items that it was made from."""
+    """One list; `about` says more of its items by id, `seeds` are the items that it was made from.
+
+    `rule` is the one that it obeys.
+    """
 
     wanted: WantedList
     found: Recommendations
@@ -58,11 +83,16 @@ class MadeList:
     seeds: Sequence[str] = ()
     about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sources: Sources = field(default_factory=dict)
+    rule: ScenarioRule | None = None
 
 
 async def make(moment: ListMoment, wanted: WantedList) -> MadeList:
-    """The list. Raises ProblemError 503 as the admission of answers does."""
-    return await _MAKERS[wanted.name](moment, wanted)
+    """The list, under the rule of its scenario. Raises ProblemError 503 as the admission of answers does."""
+    rule = moment.rules.get(wanted.scenario or "")
+    if rule is None:
+        return await _MAKERS[wanted.name](moment, wanted)
+    moment, query = moment.under(rule, wanted.query())
+    return replace(await _MAKERS[wanted.name](moment, wanted.under(query, rule)), rule=rule)
 
 
 async def _similar(moment: ListMoment, wanted: WantedList) -> MadeList:
@@ -76,7 +106,7 @@ async def _similar(moment: ListMoment, wanted: WantedList) -> MadeList:
     weights = replace(moment.serving.model.weights, popularity=0.0)
     query = wanted.query(*named, slot="next")
     found, sources = await moment.ranked(query, view, moment.place, weights)
-    items = [entry._replace(slot="similar") for entry in found.items]
+    items = [entry._replace(slot="similar") if entry.slot == "next" else entry for entry in found.items]
     if wanted.explain and moment.view.vectors is not None:
         names, near = await moment.vectors([entry.item_id for entry in items])
         if len(names) == len(items):
@@ -112,12 +142,18 @@ async def _recommended(moment: ListMoment, wanted: WantedList) -> MadeList:
 
 async def _trending(moment: ListMoment, wanted: WantedList) -> MadeList:
     """What rises most, filled up with what is popular."""
-    top = await moment.services.turns.take(lambda: _rising(moment, wanted))
+    most = wanted.count if moment.rule is None else max(_MOST_LEADING, wanted.count)
+    top = await moment.services.turns.take(lambda: _rising(moment, wanted, most))
+    view = replace(moment.view, vectors=None, rated=None)
+    sources: Sources = {}
+    if moment.rule is not None:
+        led = replace(wanted, lead=Lead("trending", dict(top)))
+        found, sources = await moment.ranked(led.query(), view, moment.place)
+        return MadeList(wanted, found, "popular", moment.place, sources=sources)
     items = [Ranked(item_id, rise, "trending", {"trending": rise}) for item_id, rise in top]
     found = Recommendations(items, {}, {"trending": len(items)})
-    sources: Sources = {}
     if len(items) < wanted.count:
-        view, names = replace(moment.view, vectors=None, rated=None), [entry.item_id for entry in items]
+        names = [entry.item_id for entry in items]
         query = replace(wanted, count=wanted.count - len(items)).query(*names)
         rest, sources = await moment.ranked(query, view, moment.place)
         removed = {**rest.removed, "excluded": rest.removed.get("excluded", 0) - len(items)}
@@ -125,9 +161,9 @@ async def _trending(moment: ListMoment, wanted: WantedList) -> MadeList:
     return MadeList(wanted, found, "popular", moment.place, sources=sources)
 
 
-def _rising(moment: ListMoment, wanted: WantedList) -> list[tuple[str, float]]:
+def _rising(moment: ListMoment, wanted: WantedList, most: int) -> list[tuple[str, float]]:
     catalogue, location = moment.serving.catalogue, moment.context.location
-    return moment.services.trends.top(catalogue, _mask(moment, wanted), wanted.count, location)
+    return moment.services.trends.top(catalogue, _mask(moment, wanted), most, location)
 
 
 def _mask(moment: ListMoment, wanted: WantedList) -> Mask:
@@ -150,8 +186,11 @@ async def _bought_together(moment: ListMoment, wanted: WantedList) -> MadeList:
     named = [*(wanted.items or _last_viewed(moment))][-MOST_BASKET:]
     companions = await _companions(moment, named)
     top = await moment.services.turns.take(lambda: _joining(moment, wanted, companions))
-    items = [Ranked(item_id, score, "together", {"together": score}) for item_id, score in top]
     level = "given" if wanted.items else moment.state_level
+    if moment.rule is not None:
+        made = await _similar(moment, replace(wanted, items=named, lead=Lead("together", dict(top))))
+        return replace(made, wanted=wanted, seeds=named, served_by=level if top else made.served_by)
+    items = [Ranked(item_id, score, "together", {"together": score}) for item_id, score in top[: wanted.count]]
     found = Recommendations(items, {}, {"together": len(items)})
     made = MadeList(wanted, found, level, moment.place, named)
     if len(items) == wanted.count:
@@ -180,7 +219,7 @@ def _joining(moment: ListMoment, wanted: WantedList, companions: Mapping[str, Co
     scores = together_scores(companions, moment.services.popularity)
     best = sorted(scores, key=lambda item_id: (-scores[item_id], item_id))
     passing = _passing(best, moment.serving.catalogue.places(best), _mask(moment, wanted))
-    return [(item_id, scores[item_id]) for item_id in passing[: wanted.count]]
+    return [(item_id, scores[item_id]) for item_id in passing[: max(_MOST_LEADING, wanted.count)]]
 
 
 async def _recently_viewed(moment: ListMoment, wanted: WantedList) -> MadeList:
@@ -192,6 +231,9 @@ async def _recently_viewed(moment: ListMoment, wanted: WantedList) -> MadeList:
         days = max(0, moment.now_ms - about[item_id]["ts_ms"]) / DAY_MS
         return Ranked(item_id, 1 / (1 + days), "viewed", {"recency": 1 / (1 + days)})
 
+    # Whoever looks for what they saw last looks by time: a rule leaves out, and moves nothing.
+    arrangement = None if wanted.arrangement is None else replace(wanted.arrangement, pins=(), diversity=0.0)
+    moment, wanted = replace(moment, rule=None), replace(wanted, arrangement=arrangement)
     return await _of_history(moment, wanted, [seen.item_id for seen in viewed], entry, about)
 
 
@@ -221,18 +263,53 @@ async def _of_history(
     entry: Callable[[str], Ranked],
     about: Mapping[str, Mapping[str, Any]],
 ) -> MadeList:
-    """Those of the items, in their order, that may be shown; filled up with nothing."""
+    """Those of the items, in their order, that may be shown, as a rule arranges them; filled up with nothing."""
+    near: dict[str, Vector] = {}
+    if wanted.arrangement is not None and wanted.arrangement.diversity:
+        known, vectors = await moment.vectors(names)
+        near = dict(zip(known, vectors, strict=True))
 
     def made() -> Recommendations:
         catalogue = moment.serving.catalogue
         left = [name for name in names if name not in wanted.exclude]
-        allowed = catalogue.allowed(moment.now_ms, moment.context.location, wanted.tree).mask
-        passing = _passing(left, catalogue.places(left), allowed)
-        removed = {"rules": len(left) - len(passing), "excluded": len(names) - len(left)}
-        return Recommendations([*map(entry, passing[: wanted.count])], removed, {"history": len(names)})
+        sold = _passing(left, catalogue.places(left), catalogue.allowed(moment.now_ms, location, None).mask)
+        allowed = catalogue.allowed(moment.now_ms, location, wanted.tree).mask
+        passing = _passing(sold, catalogue.places(sold), allowed)
+        removed = {"rules": len(left) - len(sold), "excluded": len(names) - len(left)}
+        removed |= {} if wanted.tree is None else {"filter": len(sold) - len(passing)}
+        items = [entry(name) for name in passing]
+        if moment.rule is not None or wanted.arrangement is not None:
+            items = _arranged(moment, wanted, items, near)
+        return Recommendations(items[: wanted.count], removed, {"history": len(names)})
 
+    location = moment.context.location
     found = await moment.services.turns.take(made)
     return MadeList(wanted, found, moment.state_level, moment.place, about=about)
+
+
+def _arranged(
+    moment: ListMoment, wanted: WantedList, items: Sequence[Ranked], near: Mapping[str, Vector]
+) -> list[Ranked]:
+    """What a user did before, best first, moved by a rule's promotions; `near` has vectors where diversity counts."""
+    catalogue, weights = moment.serving.catalogue, moment.serving.model.weights
+    limits = weights.promotion, weights.promotion_limit
+    boosts = boosts_of(catalogue, moment.place.promotions, catalogue.size, moment.now_ms, *limits)
+    if boosts is not None and items:
+        most = max(entry.score for entry in items)
+        parts = (boosts[catalogue.places([entry.item_id for entry in items])] * most).tolist()
+        moved = [
+            entry._replace(score=entry.score + part, parts={**entry.parts, "promotion": part})
+            for entry, part in zip(items, parts, strict=True)
+        ]
+        items = sorted(moved, key=lambda entry: (-entry.score, entry.item_id))
+    names, nowhere = [entry.item_id for entry in items], np.zeros(catalogue.dim, np.float32)
+    scores = -np.arange(len(items), dtype=np.float64)  # in order of time equal ones keep their order
+    if moment.rule is not None:
+        scores = np.array([entry.score for entry in items])
+    vectors = np.stack([nowhere, *(near.get(name, nowhere) for name in names)])[1:]
+    arrangement = wanted.arrangement or Arrangement()
+    places = arranged_alone(arrangement, catalogue, names, scores, vectors, wanted.count)
+    return [items[place] for place in places]
 
 
 def _passing(names: Sequence[str], labels: Labels, allowed: Mask) -> list[str]:

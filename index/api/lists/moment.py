@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from index.api.lists.requests import context_of, read_user, service_level, view_of
+from index.api.lists.requests import Scenarios, context_of, read_user, service_level, view_of
+from index.api.lists.ruled import Stored, rules_of, under
 from index.api.loaded_model import Assigned, LoadedModel, Services
 from index.api.schemas.lists import AnyListRequest, UserRequest
 from index.query.live_user import LiveUser
 from index.query.recommend import ContextView, Query, Recommendations, UserView, Weights, plan_searches, recommend
+from index.query.rules.scenario import ScenarioRule
 from index.query.second_stage import ListOrder
 from index.state.keys import partition_of
 from index.state.records import Vector, load_context
@@ -24,7 +26,10 @@ Sources = Mapping[str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class ListMoment:
-    """For whom, by which model and when; `user` is None for a guest, and while the store does not answer."""
+    """For whom, by which model and when; `user` is None for a guest, and while the store does not answer.
+
+    `rules` are those in force, by scenario; `rule` is the one that the view is under.
+    """
 
     services: Services
     assigned: Assigned
@@ -34,6 +39,8 @@ class ListMoment:
     context: ContextView
     now_ms: int
     includes_after: bool | None = None  # said where there is no user
+    rules: Mapping[str, ScenarioRule] = field(default_factory=dict)
+    rule: ScenarioRule | None = None
 
     @property
     def serving(self) -> LoadedModel:
@@ -42,8 +49,8 @@ class ListMoment:
 
     @property
     def place(self) -> ContextView:
-        """The location, without what moves lists there."""
-        return ContextView(self.context.location)
+        """The location, without what moves lists there but the rule."""
+        return ContextView(self.context.location, promotions=() if self.rule is None else self.rule.promotions)
 
     @property
     def level(self) -> str:
@@ -65,6 +72,12 @@ class ListMoment:
         liveness, user = self.services.liveness, self.user
         partition = partition_of(self.user_id, liveness.partitions or 1) if user is None else user.partition
         return liveness.as_of(partition, user, self.includes_after)
+
+    def under(self, rule: ScenarioRule, query: Query) -> tuple[ListMoment, Query]:
+        """The moment and a question under a rule."""
+        about = self.serving, rule, query, self.view, self.context, self.now_ms
+        query, view, context = under(self.services, *about)
+        return replace(self, view=view, context=context, rule=rule), query
 
     async def vectors(self, item_ids: Sequence[str]) -> tuple[list[str], Vector]:
         """Those of the items that have a vector here, and the vectors [n, d]."""
@@ -98,31 +111,45 @@ class ListMoment:
 
 
 async def read_moment(
-    services: Services, request: AnyListRequest, user_id: str | None, scenario: str | None = None
+    services: Services, request: AnyListRequest, user_id: str | None, scenarios: Scenarios = ()
 ) -> ListMoment:
-    """Who asks, read anew, with the rule of `scenario`. Raises ProblemError 503 without a usable index."""
+    """Who asks, read anew, with the rules of the scenarios. Raises ProblemError 503 without a usable index."""
     if user_id is None:
-        assigned, record, now_ms = Assigned(services.serving()), await _record_at(services, request), services.now_ms()
+        assigned, (record, stored) = Assigned(services.serving()), await _read_guest(services, request, scenarios)
+        now_ms = services.now_ms()
         context = ContextView.at(request.location or "", record, now_ms, assigned.loaded.model.offset)
-        return ListMoment(services, assigned, None, None, UserView(None), context, now_ms)
+        rules = rules_of(services, scenarios, stored, now_ms)
+        return ListMoment(services, assigned, None, None, UserView(None), context, now_ms, rules=rules)
     assigned = services.assigned(user_id)
     asked = UserRequest.model_construct(
         user_id=user_id, location=request.location, after=request.after, context=request.context
     )
-    user = await read_user(services, assigned.loaded, asked, scenario=scenario)
+    user = await read_user(services, assigned.loaded, asked, scenarios=scenarios)
     now_ms = services.now_ms()
     context = context_of(assigned.loaded, request, user, now_ms)
     included = None if request.after is None else False
-    return ListMoment(services, assigned, user_id, user, view_of(services, user), context, now_ms, included)
+    rules = rules_of(services, scenarios, None if user is None else user.rules, now_ms)
+    return ListMoment(services, assigned, user_id, user, view_of(services, user), context, now_ms, included, rules)
 
 
-async def _record_at(services: Services, request: AnyListRequest) -> Mapping[str, Any] | None:
-    """The context record for a guest, the request's own or the location's; None while the store does not answer."""
-    if request.context is not None or not request.location or not services.liveness.reachable:
-        return request.context
+async def _read_guest(
+    services: Services, request: AnyListRequest, scenarios: Scenarios
+) -> tuple[Mapping[str, Any] | None, Stored | None]:
+    """The context record for a guest, the request's own or the location's, and the scenarios' rules.
+
+    In at most one round trip; without what the store has while it does not answer.
+    """
+    named, keys = list(dict.fromkeys(filter(None, scenarios))), services.store.keys
+    place = "" if request.context is not None or not request.location else request.location
+    if not named and not place:
+        return request.context, {}
+    if not services.liveness.reachable:
+        return request.context, None
     try:
-        ((found,),) = await services.store.read([(services.store.keys.contexts(), [request.location])])
+        wanted = [(keys.contexts(), [place]), *([(keys.scenario_rules(), named)] if named else [])]
+        (found,), *rules = await services.store.read(wanted)
     except StoreUnavailableError:
         services.liveness.reachable = False  # until the next poll finds it
-        return None
-    return load_context(found)
+        return request.context, None
+    stored = dict(zip(named, rules[0], strict=True)) if named else {}
+    return load_context(found) if place else request.context, stored

@@ -40,6 +40,7 @@ from index.api.schemas.shapes import (
     IncludeSeen,
     ListName,
     Location,
+    Scenario,
 )
 from index.items.filters import And, AnyOf, Filter
 from index.query.recommend import ContextView
@@ -52,7 +53,7 @@ ListPath = Annotated[NamedList, Path(alias="list", description="which list", exa
 async def answer_list(services: Services, name: NamedList, request: ListRequest) -> dict[str, Any]:
     """One list, exposed. Raises ProblemError 400 for what the list cannot be made of, 503 without a usable index."""
     wanted, started = wanted_list(name, request, request.user_id), time.perf_counter()
-    moment = await read_moment(services, request, request.user_id)
+    moment = await read_moment(services, request, request.user_id, [request.scenario])
     read = time.perf_counter()
     made = await make(moment, wanted)
     if not made.found.items:
@@ -94,6 +95,7 @@ def wanted_list(
         shape.include_seen,
         shape.slot,
         shape.explain,
+        shape.scenario,
     )
 
 
@@ -137,6 +139,8 @@ def render(moment: ListMoment, request: ListShape, made: MadeList) -> dict[str, 
             item["explain"] |= more.get("explain", {})
     if request.scenario is not None:
         body["scenario"] = request.scenario
+    if made.rule is not None:
+        body["rules"] = made.rule.said
     if request.explain:
         body["explain"] = {"retrieved": dict(found.retrieved), "removed": dict(found.removed)}
         if made.wanted.name == "recommended":
@@ -162,6 +166,8 @@ def expose(moment: ListMoment, request: ListShape, made: MadeList, body: Mapping
     }
     if request.scenario is not None:
         record["scenario"] = request.scenario
+    if made.rule is not None:
+        record["rules"] = made.rule.said
     if body["ranked_by"] != FIRST_STAGE:
         record["ranker"] = body["ranked_by"]
     if moment.assigned.experiment:
@@ -188,11 +194,13 @@ def lists_router(services: Services) -> APIRouter:
         include_seen: IncludeSeen = False,
         explain: Explain = False,
         after: After = None,
+        scenario: Scenario = None,
     ) -> Response:
         """Similar, trending, recently viewed, to buy again, or recommended, also for a guest."""
         asked: dict[str, Any] = {"user_id": user_id, "items": item_id or [], "count": count, "slot": slot}
         asked |= {"location": location, "category": category, "include_seen": include_seen}
-        request = ListRequest.model_validate({**asked, "explain": explain, "after": after})
+        asked |= {"explain": explain, "after": after, "scenario": scenario}
+        request = ListRequest.model_validate(asked)
         return json_response(await answer_list(services, name, request))
 
     @router.post(

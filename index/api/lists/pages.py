@@ -22,6 +22,7 @@ from index.api.schemas.pages import PageAnswer, PageList, PageRequest
 from index.api.schemas.shapes import WRITE_PROBLEMS
 from index.query.lists.page import decode_token, encode_token, shown_last
 from index.query.recommend import Recommendations
+from index.query.rules.arrange import placed
 
 
 async def answer_page(services: Services, request: PageRequest) -> dict[str, Any]:
@@ -32,7 +33,7 @@ async def answer_page(services: Services, request: PageRequest) -> dict[str, Any
     before = [] if request.page_token is None else _items(request.page_token, request.user_id, "page_token")
     visits = [_items(token, request.user_id, f"rotate.{at}") for at, token in enumerate(request.rotate)]
     started = time.perf_counter()
-    moment = await read_moment(services, request, request.user_id)
+    moment = await read_moment(services, request, request.user_id, [shape.scenario for shape in shapes])
     last = shown_last(visits, set(moment.view.decoded().window))
     read = time.perf_counter()
     made = await make_page(moment, wanted, before, last)
@@ -41,19 +42,19 @@ async def answer_page(services: Services, request: PageRequest) -> dict[str, Any
         services.serving()  # the store may have been emptied meanwhile
     ranked, page_id = time.perf_counter(), uuid.uuid4().hex
     lists = []
-    for one, shape in zip(made, shapes, strict=True):
+    for asked, shape, one in zip(request.lists, shapes, made, strict=True):
         body = render(moment, shape, one)
         expose(moment, shape.model_copy(update={"page_id": page_id}), one, body)
-        body.pop("scenario", None)
+        if asked.scenario is None:
+            body.pop("scenario", None)
         lists.append(body)
-    full = any(len(one.found.items) == one.wanted.count for one in made)
     rendered = time.perf_counter() - ranked
     services.metrics.answer(moment.level, read=read - started, rank=ranked - read, render=rendered)
     return {
         "page_id": page_id,
         **said_once(moment, moment.context, {}),
         "lists": lists,
-        "page_token": encode_token(shown, request.user_id) if full else None,
+        "page_token": encode_token(shown, request.user_id) if any(map(_goes_on, made)) else None,
         **({} if request.scenario is None else {"scenario": request.scenario}),
     }
 
@@ -61,7 +62,7 @@ async def answer_page(services: Services, request: PageRequest) -> dict[str, Any
 async def make_page(
     moment: ListMoment, wanted: list[WantedList], before: list[str], last: frozenset[str] = frozenset()
 ) -> list[MadeList]:
-    """Lists that share no item with each other and with `before`; items of `last` come after all others."""
+    """Lists that share no item with each other and with `before`; items of `last` come after all others but pins."""
     shown, found = set(before), list[MadeList]()
     for one in wanted:
         one = replace(one, exclude=one.exclude.union(shown))
@@ -71,18 +72,32 @@ async def make_page(
     return found
 
 
+def _goes_on(made: MadeList) -> bool:
+    """Whether a next page may have more: of a list that was full, or that caps or groups cut short."""
+    arrangement = None if made.rule is None else made.rule.arrangement
+    is_cut = arrangement is not None and arrangement.limits
+    return len(made.found.items) == made.wanted.count or bool(is_cut and made.found.items)
+
+
 async def _rotated(moment: ListMoment, wanted: WantedList, last: frozenset[str]) -> MadeList:
-    """The list without these items, and they at its end where it is short."""
-    made = await make(moment, replace(wanted, exclude=wanted.exclude.union(last)))
+    """The list without these items, but for pinned ones, and they at its end where it is short."""
+    rule = moment.rules.get(wanted.scenario or "")
+    pins = {} if rule is None or rule.arrangement is None else dict(rule.arrangement.pins)
+    made = await make(moment, replace(wanted, exclude=wanted.exclude.union(last.difference(pins.values()))))
     listed = made.found.items
     left = wanted.count - len(listed)
     if not left:
         return replace(made, wanted=wanted)
-    others = wanted.exclude.union(entry.item_id for entry in listed)
-    rest = (await make(moment, replace(wanted, count=left, exclude=others))).found
+    names = tuple(entry.item_id for entry in listed)
+    others = wanted.exclude.union(names)
+    rest = (await make(moment, replace(wanted, count=left, exclude=others, begins=names))).found
     retrieved = {**made.found.retrieved, "rotated": len(rest.items)}
-    items = Recommendations([*listed, *rest.items], made.found.removed, retrieved, made.found.ranked_by)
-    return replace(made, wanted=wanted, found=items)
+    at = {name: place for place, name in pins.items() if place < wanted.count}
+    pinned = {at[entry.item_id]: entry for entry in listed if entry.item_id in at}
+    queue = (entry for entry in [*listed, *rest.items] if entry.item_id not in at)
+    items = placed(pinned, queue, wanted.count)
+    found = Recommendations(items, made.found.removed, retrieved, made.found.ranked_by)
+    return replace(made, wanted=wanted, found=found)
 
 
 def _shape(request: PageRequest, one: PageList) -> ListRequest:
@@ -98,7 +113,7 @@ def _shape(request: PageRequest, one: PageList) -> ListRequest:
         include_seen=one.include_seen,
         explain=request.explain,
         after=request.after,
-        scenario=request.scenario,
+        scenario=request.scenario if one.scenario is None else one.scenario,
     )
 
 

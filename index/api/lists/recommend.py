@@ -52,11 +52,11 @@ async def answer(services: Services, request: RecommendationsRequest, tree: Filt
     assigned, started = services.assigned(request.user_id), time.perf_counter()
     serving = assigned.loaded
     sample = services.rankers.sample(serving)
-    user = await read_user(services, serving, request, sample is not None, request.scenario)
+    user = await read_user(services, serving, request, sample is not None, [request.scenario])
     read = time.perf_counter()
     served_by, now_ms = service_level(services, user), services.now_ms()
     context = context_of(serving, request, user, now_ms)
-    rule = rule_of(services, request, user, now_ms)
+    rule = rule_of(services, request.scenario, user, now_ms)
     found, sources = await rank(services, serving, request, tree, user, context, now_ms, sample, rule)
     if not found.items:
         services.serving()  # the store may have been emptied meanwhile
@@ -130,9 +130,9 @@ async def _shadow_list(
     services: Services, loaded: LoadedModel, request: RecommendationsRequest, tree: Filter | None
 ) -> ShadowList:
     started, now_ms = time.perf_counter(), services.now_ms()
-    reader = replace(services.reader(loaded), scenario=request.scenario or "")
+    reader = replace(services.reader(loaded), scenarios=(request.scenario,) if request.scenario else ())
     user = await reader.read(request.user_id, request.location, vectors_wait_ms=None)
-    context, rule = context_of(loaded, request, user, now_ms), rule_of(services, request, user, now_ms)
+    context, rule = context_of(loaded, request, user, now_ms), rule_of(services, request.scenario, user, now_ms)
     found, _ = await rank(services, loaded, request, tree, user, context, now_ms, rule=rule)
     listed, seconds = [entry.item_id for entry in found.items], time.perf_counter() - started
     return ShadowList(listed, seconds, user.vectors is None and user.has_window)

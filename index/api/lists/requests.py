@@ -6,7 +6,7 @@ currency nobody confirmed lately, `popular` without vectors or without Redis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast
 
@@ -26,6 +26,7 @@ from index.state.store import StoreUnavailableError
 
 R = TypeVar("R", bound=AnyListRequest)
 S = TypeVar("S", bound=BaseModel)
+Scenarios = Sequence[str | None]
 
 
 def checked(services: Services, shape: type[R], body: Any) -> R:
@@ -77,17 +78,18 @@ def _given_context(services: Services, request: AnyListRequest) -> Mapping[str, 
 
 
 async def read_user(
-    services: Services, serving: LoadedModel, request: UserRequest, placed: bool = False, scenario: str | None = None
+    services: Services, serving: LoadedModel, request: UserRequest, placed: bool = False, scenarios: Scenarios = ()
 ) -> LiveUser | None:
     """The user, None when the store does not answer; while it is known to be away it is not even asked.
 
-    With the rule of `scenario`, where one is named.
+    With the rules of the `scenarios` that are named.
     """
     if not services.liveness.reachable:
         return None
     reader = services.reader(serving)
-    if placed or scenario:
-        reader = replace(reader, placed=placed, scenario=scenario or "")
+    named = tuple(dict.fromkeys(filter(None, scenarios)))
+    if placed or named:
+        reader = replace(reader, placed=placed, scenarios=named)
     try:
         waits_ms, idle = (services.settings.after_wait_ms, _vectors_wait_ms(services, request)), services.turns.idle
         if request.after is None:

@@ -1,29 +1,39 @@
-"""Finds the rule that a request's scenario has, and puts a question under it.
+"""Finds the rules that a request's scenarios have, and puts a question under one of them.
 
-The rule is read with the user, in the same round trip. While the store is away, the one that was last read counts.
+Rules are read with the user, in the same round trip. While the store is away, those that were last read count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from index.api.loaded_model import LoadedModel, Services
-from index.api.schemas.lists import RecommendationsRequest
 from index.query.live_user import LiveUser
 from index.query.recommend import ContextView, Query, UserView
 from index.query.rules.scenario import Kinds, ScenarioRule, load_rule, ruled
 
+Stored = Mapping[str, bytes | None]  # scenario → its rule
 
-def rule_of(
-    services: Services, request: RecommendationsRequest, user: LiveUser | None, now_ms: int
-) -> ScenarioRule | None:
+
+def rule_of(services: Services, scenario: str | None, user: LiveUser | None, now_ms: int) -> ScenarioRule | None:
     """The rule that is in force for a request; None without a scenario, or one that has none now."""
-    if not request.scenario:
-        return None
-    if user is None:
-        rule = services.known_rules.get(request.scenario)
-    else:
-        rule = load_rule(user.rule)
-        services.known_rules.note(request.scenario, rule)
-    return rule if rule is not None and rule.in_force(now_ms) else None
+    return rules_of(services, [scenario], None if user is None else user.rules, now_ms).get(scenario or "")
+
+
+def rules_of(
+    services: Services, scenarios: Iterable[str | None], stored: Stored | None, now_ms: int
+) -> dict[str, ScenarioRule]:
+    """The rules that are in force, by scenario; `stored` is None while the store does not answer."""
+    found = {}
+    for scenario in filter(None, scenarios):
+        if stored is None:
+            rule = services.known_rules.get(scenario)
+        else:
+            rule = load_rule(stored[scenario])
+            services.known_rules.note(scenario, rule)
+        if rule is not None and rule.in_force(now_ms):
+            found[scenario] = rule
+    return found
 
 
 def under(

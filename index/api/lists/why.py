@@ -17,7 +17,7 @@ from index.api.errors import json_response, read_json
 from index.api.lists.moment import ListMoment, read_moment
 from index.api.lists.named import said_once
 from index.api.lists.requests import checked, read_filter
-from index.api.lists.ruled import rule_of, under
+from index.api.lists.ruled import under
 from index.api.loaded_model import Services
 from index.api.schemas.shapes import WRITE_PROBLEMS
 from index.api.schemas.why import WhyAnswer, WhyRequest
@@ -33,8 +33,8 @@ _RANKED = 256  # places that a ranker orders, at most
 async def answer_why(services: Services, request: WhyRequest) -> dict[str, Any]:
     """Where the item stands and why. Raises ProblemError 400 for a bad filter, 503 without a usable index."""
     tree = read_filter(request.filter)
-    moment = await read_moment(services, request, request.user_id, request.scenario)
-    rule = rule_of(services, request, moment.user, moment.now_ms)
+    moment = await read_moment(services, request, request.user_id, [request.scenario])
+    rule = moment.rules.get(request.scenario or "")
     slot = request.slot or (rule and rule.slot) or moment.serving.model.slot
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
     asked = under(services, moment.serving, rule, query, moment.view, moment.context, moment.now_ms)

@@ -10,7 +10,16 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from context.labels import fold_label
 from index.api.schemas.lists import AnyListRequest, AppliedContext
-from index.api.schemas.shapes import DEFAULT_COUNT, MAX_COUNT, ApiShape, AsOf, Identifier, IndexState, example
+from index.api.schemas.shapes import (
+    DEFAULT_COUNT,
+    MAX_COUNT,
+    ApiShape,
+    AsOf,
+    Identifier,
+    IndexState,
+    RuleVersion,
+    example,
+)
 
 NamedList = Literal["similar", "trending", "recently-viewed", "buy-again", "bought-together", "recommended"]
 NAMED_LISTS: tuple[NamedList, ...] = get_args(NamedList)
@@ -46,7 +55,7 @@ class ListShape(AnyListRequest):
     exclude: list[Identifier] = Field(default_factory=list, max_length=1_000, description="items never to show")
     include_seen: bool = Field(False, description="also items of the user's window and recent purchases")
     scenario: Annotated[str, StringConstraints(max_length=64)] | None = Field(
-        None, description="name of the surface that asks; travels with the exposure"
+        None, description="name of the surface that asks: its rule applies; travels with the exposure"
     )
     page_id: Identifier | None = Field(None, description="what was shown together; default: the recommendation id")
 
@@ -81,6 +90,7 @@ class ListAnswer(ApiShape):
     seeds: Sequence[str] = Field(description="the items that the list was made from, as for “because you viewed”")
     items: Sequence[ListEntry]
     scenario: str | None = None
+    rules: RuleVersion | None = Field(None, description="of the scenario; absent where none is in force")
     explain: dict[str, Any] | None = Field(None, description="what was found, what was left out, and what filled up")
 
     model_config = example(
@@ -95,4 +105,6 @@ class ListAnswer(ApiShape):
         ranked_by="first stage",
         seeds=["i7"],
         items=[{"item_id": "i9", "score": 0.91, "slot": "similar", "title": "Iced coffee, 6 bottles"}],
+        scenario="home",
+        rules={"scenario": "home", "version": 4},
     )

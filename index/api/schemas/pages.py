@@ -9,12 +9,22 @@ from pydantic import Field, StringConstraints
 
 from index.api.schemas.lists import AnyListRequest, AppliedContext
 from index.api.schemas.named_lists import MAX_NAMED, Category, ListEntry, MadeBy, NamedList
-from index.api.schemas.shapes import DEFAULT_COUNT, MAX_COUNT, ApiShape, AsOf, Identifier, IndexState, example
+from index.api.schemas.shapes import (
+    DEFAULT_COUNT,
+    MAX_COUNT,
+    ApiShape,
+    AsOf,
+    Identifier,
+    IndexState,
+    RuleVersion,
+    example,
+)
 from index.query.lists.page import MOST_CHARACTERS
 from index.query.model import RequestedList
 
 MAX_LISTS = 12
 MAX_VISITS = 20
+ScenarioOfList = Annotated[str, StringConstraints(max_length=64)]
 Token = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
 
 
@@ -26,6 +36,7 @@ class PageList(ApiShape):
     filter: dict[str, Any] | None = Field(None, description="closed grammar: field conditions, `and`, `or`, `not`")
     slot: RequestedList | None = Field(None, description="of `similar` and `recommended`")
     include_seen: bool = Field(False, description="also items of the user's window and recent purchases")
+    scenario: ScenarioOfList | None = Field(None, description="default: the page's")
 
 
 class PageRequest(AnyListRequest):
@@ -34,8 +45,8 @@ class PageRequest(AnyListRequest):
         min_length=1, max_length=MAX_LISTS, description="in the order in which they choose their items"
     )
     exclude: list[Identifier] = Field(default_factory=list, max_length=1_000, description="items never to show")
-    scenario: Annotated[str, StringConstraints(max_length=64)] | None = Field(
-        None, description="name of the surface that asks; travels with the exposures"
+    scenario: ScenarioOfList | None = Field(
+        None, description="name of the surface that asks: its rule applies to each list; travels with the exposures"
     )
     page_token: Token | None = Field(None, description="of the page before: its items are not shown again")
     rotate: list[Token] = Field(
@@ -63,6 +74,8 @@ class ListOfPage(ApiShape):
     ranked_by: str
     seeds: Sequence[str]
     items: Sequence[ListEntry]
+    scenario: str | None = Field(None, description="of a list that named its own")
+    rules: RuleVersion | None = Field(None, description="of the list's scenario; absent where none is in force")
     explain: dict[str, Any] | None = None
 
 

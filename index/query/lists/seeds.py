@@ -53,6 +53,8 @@ def split_parts(found: Sequence[Ranked], vectors: Vector, own: Vector) -> list[R
     personal = products(vectors, personal_part(own[None]))[:, 0].tolist()
     return [
         entry._replace(parts={**entry.parts, "cosine": entry.parts["cosine"] - part, "personal": part})
+        if "cosine" in entry.parts
+        else entry
         for entry, part in zip(found, personal, strict=True)
     ]
 

@@ -7,9 +7,10 @@ rest is greedy by scores, each slot in turn. A list is short only where caps let
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from index.query.rules.scenario import Arrangement
 from index.state.records import Vector
 
 DIVERSE_AMONG = 50  # the best items of a slot that a place is chosen among where diversity counts
+T = TypeVar("T")
 _Place = tuple[int, int]  # a candidate and the slot that it stands for
 
 
@@ -43,7 +45,10 @@ class _Limits:
     @classmethod
     def of(cls, arrangement: Arrangement, catalogue: Catalogue) -> _Limits:
         most: dict[Any, int] = dict(arrangement.caps)
-        return cls(catalogue, most | ({"group": 1} if arrangement.group else {}))
+        found = cls(catalogue, most | ({"group": 1} if arrangement.group else {}))
+        for label in catalogue.labels_of(arrangement.beside).tolist():
+            found.add(label)
+        return found
 
     def add(self, label: int) -> list[tuple[ClassField, int]]:
         """One more item is on the list; which values are full by it. Items without a value are not limited."""
@@ -112,21 +117,26 @@ class _OpenCandidates:
 
 
 def arranged(
-    plan: SearchPlan, arrangement: Arrangement, candidates: Candidates, vectors: Vector, pools: Sequence[Pool]
+    plan: SearchPlan,
+    arrangement: Arrangement,
+    candidates: Candidates,
+    vectors: Vector,
+    pools: Sequence[Pool],
+    is_ranked: bool = False,
 ) -> list[Ranked] | None:
     """The list; None when a deeper round could find better.
 
-    `candidates` have vectors [m, d]. `pools` hold them with the parts of their scores: the only one, or those that a
-    ranker has ordered and then all others, which come behind them.
+    `candidates` have vectors [m, d]. `pools` hold them with the parts of their scores, those of a later one behind all
+    of an earlier one. What is no candidate belongs to the last, and is not looked for where a ranker made the order.
     """
     labels, slots = np.concatenate([pool.labels for pool in pools]), range(len(plan.slots))
-    scores, is_ranked = _in_tiers([np.stack([pool.sums(at) for at in slots], axis=1) for pool in pools]), len(pools) > 1
+    scores, moved = _in_tiers([np.stack([pool.sums(at) for at in slots], axis=1) for pool in pools])
     vectors = vectors[np.searchsorted(candidates.labels, labels)]  # their labels are sorted
     limits = _Limits.of(arrangement, plan.catalogue)
     choice = _OpenCandidates(labels, scores, plan.catalogue.ids_of(labels), limits)
-    pinned = _pinned(arrangement, plan, labels, choice)
+    pinned = _pinned(arrangement, plan.catalogue, plan.count, labels, choice)
     need = plan.count - len(pinned)
-    certain = np.full(len(slots), -np.inf) if is_ranked or plan.is_deepest else candidates.reach
+    certain = np.full(len(slots), -np.inf) if is_ranked or plan.is_deepest else candidates.reach + moved
     others = _Others(plan, labels, limits)
     picks = _greedy(choice, arrangement, vectors, need, certain, [*pinned.values()], others)
     short = picks is not None and len(picks) < need and bool((candidates.reach > -np.inf).any()) and others.any()
@@ -136,9 +146,31 @@ def arranged(
     at_place, listed = dict(zip(pinned, shown, strict=False)), shown[len(pinned) :]
     if short:
         listed += _rest(plan, others, limits, need - len(picks))
-    queue = iter(listed)
-    places = (at_place[place] if place in at_place else next(queue, None) for place in range(plan.count))
-    return [entry for entry in places if entry is not None]
+    return placed(at_place, listed, plan.count)
+
+
+def arranged_alone(
+    arrangement: Arrangement, catalogue: Catalogue, names: Sequence[str], scores: Amounts, vectors: Vector, count: int
+) -> list[int]:
+    """Places of the list's items among [m] with scores [m] and vectors [m, d], to which nothing can be added."""
+    labels, limits = catalogue.places(names), _Limits.of(arrangement, catalogue)
+    choice = _OpenCandidates(labels, scores[:, None], names, limits)
+    pinned = _pinned(arrangement, catalogue, count, labels, choice)
+    need, nothing = count - len(pinned), np.full(1, -np.inf)
+    picks = _greedy(choice, arrangement, vectors, need, nothing, [*pinned.values()])
+    found = placed(pinned, picks or [], count)
+    return [place for place, _ in found]
+
+
+def placed(pinned: Mapping[int, T], listed: Iterable[T], count: int) -> list[T]:
+    """A list of up to `count` with what is pinned at its places; behind a list that is too short it comes last."""
+    queue, found = iter(listed), list[T]()
+    for place in range(count):
+        if place in pinned:
+            found.append(pinned[place])
+        else:
+            found.extend(islice(queue, 1))
+    return found
 
 
 def _greedy(
@@ -187,27 +219,34 @@ def _scale(scores: Amounts) -> tuple[float, float]:
     return float(scores[-1]), float(scores[0] - scores[-1])
 
 
-def _pinned(arrangement: Arrangement, plan: SearchPlan, labels: Labels, choice: _OpenCandidates) -> dict[int, _Place]:
+def _pinned(
+    arrangement: Arrangement, catalogue: Catalogue, count: int, labels: Labels, choice: _OpenCandidates
+) -> dict[int, _Place]:
     """Pins whose items may be listed, by their place; each stands for the slot where it scores best."""
     found = {}
     at = {label: place for place, label in enumerate(labels.tolist())} if arrangement.pins else {}
     for place, item_id in arrangement.pins:
-        known = plan.catalogue.labels_of([item_id]).tolist()
-        if place < plan.count and known and known[0] in at:
+        known = catalogue.labels_of([item_id]).tolist()
+        if place < count and known and known[0] in at:
             one = at[known[0]]
             choice.take(one)
             found[place] = one, int(np.argmax(choice.scores[one]))
     return found
 
 
-def _in_tiers(scores: Sequence[Amounts]) -> Amounts:
-    """Scores [m, slots] of several pools, those of a later one below all of an earlier one."""
-    found = [scores[0]]
+def _in_tiers(scores: Sequence[Amounts]) -> tuple[Amounts, float]:
+    """Scores [m, slots] of several pools, those of a later one below all of an earlier one, and how far the last fell.
+
+    What is no candidate falls as far: its scores may be above the last pool's, but never above an earlier one's.
+    """
+    found, moved, lowest = [scores[0]], 0.0, scores[0].min(initial=np.inf)
     for own in scores[1:]:
-        if len(own) and len(found[-1]):
-            own = own - own.max() + found[-1].min() - 1
-        found.append(own)
-    return np.concatenate(found)
+        moved = 0.0
+        if len(own):
+            moved = 0.0 if lowest == np.inf else float(lowest - own.max() - 1)
+            lowest = (own + moved).min()
+        found.append(own + moved)
+    return np.concatenate(found), moved
 
 
 def _ordered(scores: Amounts, names: Sequence[str]) -> NDArray[np.intp]:

@@ -212,7 +212,7 @@ def test_a_placed_reader_says_from_which_positions_user_and_context_are() -> Non
     asyncio.run(scene())
 
 
-def test_the_rule_of_a_scenario_is_read_with_the_user(redis_server: RedisServer, keys: Keys) -> None:
+def test_the_rules_of_scenarios_are_read_with_the_user(redis_server: RedisServer, keys: Keys) -> None:
     async def scene() -> None:
         for store in (MemoryStore(), RedisStore(redis_server.url, keys)):
             await store.claim(RULES_TAG, "r", 1, {"rules": LogIdentity("c")})
@@ -220,11 +220,9 @@ def test_the_rule_of_a_scenario_is_read_with_the_user(redis_server: RedisServer,
                 [Commit(RULES_TAG, "r", "rules", 0, 1, [Op("hset", store.keys.scenario_rules(), {"home": b"{}"})])]
             )
             for placed in (False, True):
-                found = [
-                    (await UserReader(store, PARTITIONS, MODEL, DIM, placed, scenario).read(USER, "berlin")).rule
-                    for scenario in ("home", "mail", "")
-                ]
-                assert found == [b"{}", None, None]
+                for scenarios in ((), ("home",), ("mail", "home")):
+                    user = await UserReader(store, PARTITIONS, MODEL, DIM, placed, scenarios).read(USER, "berlin")
+                    assert user.rules == {name: b"{}" if name == "home" else None for name in scenarios}
             await store.close()
 
     asyncio.run(scene())
