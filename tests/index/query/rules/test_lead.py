@@ -6,12 +6,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.items.catalogue import Catalogue
 from index.query.plan import Lead
 from index.query.recommend import ContextView, Query, UserView, Weights, recommend
 from index.query.rules.arrange import DIVERSE_AMONG, arranged_alone, placed
 from index.query.rules.scenario import Arrangement
 from tests.index.query.rules.test_arrange import ITEMS, NAMES, POPULAR, RULES, SHOP, VECTORS, greedy
-from tests.index.query.test_recommend import DIM, NOW_MS
+from tests.index.query.test_recommend import DIM, NOW_MS, counted, record, unit
 
 LEADS = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 400).map(lambda n: n / 8), max_size=40)
 
@@ -69,3 +70,15 @@ def test_what_stands_before_a_list_counts_for_its_caps_and_groups() -> None:
 def test_pins_have_their_places_and_come_last_behind_a_short_list() -> None:
     assert placed({1: "p", 3: "q"}, "abc", 4) == ["a", "p", "b", "q"]
     assert placed({7: "p"}, "ab", 9) == ["a", "b", "p"]
+
+
+def test_behind_what_leads_a_search_goes_as_deep_as_caps_make_it() -> None:
+    catalogue = Catalogue("m-1", DIM)
+    many = [record(f"near{n:03d}", unit(1, 0.001 * n, 0, 0), brand="Near") for n in range(300)]
+    mid, far = record("mid", unit(1, 1, 0, 0), brand="Mid"), record("far", unit(-1, 0, 0, 0), brand="Far")
+    catalogue.apply([*many, mid, far])
+    user = UserView(np.stack([unit(1, 0, 0, 0)] * 2))
+    query = Query(2, "next", arrangement=Arrangement(caps=(("brand", 1),)), lead=Lead("together", {"near007": 0.5}))
+    found = recommend(query, user, catalogue, ContextView(), counted({"far": 9}), NOW_MS).items
+    assert [(entry.item_id, entry.slot) for entry in found] == [("near007", "together"), ("mid", "next")]
+    catalogue.close()
