@@ -23,7 +23,7 @@ from index.api.lists.ruled import rule_of
 from index.api.loaded_model import LoadedModel, Services
 from index.api.schemas.lists import RecommendationsRequest
 from index.api.schemas.rules import PreviewAnswer, PreviewRequest, RuleAnswer, RulesAnswer
-from index.api.schemas.shapes import PROBLEMS, WRITE_PROBLEMS, ScenarioName, problems
+from index.api.schemas.shapes import PROBLEMS, WRITE_PROBLEMS, ScenarioName, json_body, problems
 from index.query.live_user import LiveUser
 from index.query.rules.scenario import ScenarioRule, load_rule
 
@@ -107,7 +107,6 @@ def rules_router(services: Services, ingest: Ingest) -> APIRouter:
     keys, metrics = services.settings.keys, services.metrics
     read, write = require("read", keys, metrics), require("write", keys, metrics)
     router = APIRouter(tags=["rules"])
-    schema = PreviewRequest.model_json_schema()
 
     @router.get(
         "/v1/rules",
@@ -153,7 +152,7 @@ def rules_router(services: Services, ingest: Ingest) -> APIRouter:
         response_model=PreviewAnswer,
         responses=WRITE_PROBLEMS,
         dependencies=write,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        openapi_extra=json_body(PreviewRequest),
     )
     async def draft(request: Request) -> Response:
         """Lists of some users now and with the draft, which is neither published nor exposed."""

@@ -41,6 +41,7 @@ from index.api.schemas.shapes import (
     ListName,
     Location,
     Scenario,
+    json_body,
 )
 from index.items.filters import And, AnyOf, Filter
 from index.query.recommend import ContextView
@@ -180,7 +181,6 @@ def lists_router(services: Services) -> APIRouter:
     """`GET` and `POST /v1/lists/{list}`."""
     allowed = require("read", services.settings.keys, services.metrics)
     router = APIRouter(tags=["lists"], dependencies=allowed, responses=PROBLEMS)
-    schema = ListRequest.model_json_schema()
 
     @router.get("/v1/lists/{list}", operation_id="get_list", summary="A named list", response_model=ListAnswer)
     async def get(
@@ -209,7 +209,7 @@ def lists_router(services: Services) -> APIRouter:
         summary="A named list, with filter, exclusions and context",
         response_model=ListAnswer,
         responses=WRITE_PROBLEMS,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        openapi_extra=json_body(ListRequest),
     )
     async def post(name: ListPath, request: Request) -> Response:
         """As the GET, and `filter` (closed grammar), `exclude`, `scenario` and `context` in the body."""

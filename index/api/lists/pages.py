@@ -19,7 +19,7 @@ from index.api.lists.requests import checked
 from index.api.loaded_model import Services
 from index.api.schemas.named_lists import OF_USER, ListRequest
 from index.api.schemas.pages import PageAnswer, PageList, PageRequest
-from index.api.schemas.shapes import WRITE_PROBLEMS
+from index.api.schemas.shapes import WRITE_PROBLEMS, json_body
 from index.query.lists.page import decode_token, encode_token, shown_last
 from index.query.recommend import Recommendations
 from index.query.rules.arrange import placed
@@ -128,16 +128,13 @@ def pages_router(services: Services) -> APIRouter:
     """`POST /v1/pages`."""
     allowed = require("read", services.settings.keys, services.metrics)
     router = APIRouter(tags=["lists"], dependencies=allowed, responses=WRITE_PROBLEMS)
-    schema = PageRequest.model_json_schema()
-    schema["properties"]["lists"]["items"] = PageList.model_json_schema()
-    del schema["$defs"]  # which nothing in the document would find
 
     @router.post(
         "/v1/pages",
         operation_id="post_page",
         summary="Several lists that share no item",
         response_model=PageAnswer,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        openapi_extra=json_body(PageRequest, lists=PageList),
     )
     async def post(request: Request) -> Response:
         """Each as a named list; `page_token` goes on with what was not shown yet."""

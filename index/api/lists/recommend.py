@@ -35,6 +35,7 @@ from index.api.schemas.shapes import (
     Location,
     Scenario,
     UserId,
+    json_body,
 )
 from index.items.filters import Filter
 from index.query.list_sample import ListSample, SampledFeatures
@@ -203,7 +204,6 @@ def recommend_router(services: Services) -> APIRouter:
     """`GET /v1/recommendations/{user_id}` and `POST /v1/recommendations`."""
     allowed = require("read", services.settings.keys, services.metrics)
     router = APIRouter(tags=["recommendations"], dependencies=allowed, responses=PROBLEMS)
-    request_schema = RecommendationsRequest.model_json_schema()
 
     @router.get(
         "/v1/recommendations/{user_id:path}",
@@ -232,7 +232,7 @@ def recommend_router(services: Services) -> APIRouter:
         summary="What to show a user now, with filter, exclusions and context",
         response_model=RecommendationsAnswer,
         responses=WRITE_PROBLEMS,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": request_schema}}}},
+        openapi_extra=json_body(RecommendationsRequest),
     )
     async def post(request: Request) -> Response:
         """As the GET, and `filter` (closed grammar), `exclude`, `scenario` and `context` in the body."""

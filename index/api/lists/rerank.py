@@ -18,7 +18,7 @@ from index.api.lists.answers import answered, count_order, reason_of, shown_item
 from index.api.lists.requests import checked, context_of, read_user, service_level, view_of
 from index.api.loaded_model import LoadedModel, Services
 from index.api.schemas.lists import ListedItem, RerankAnswer, RerankRequest
-from index.api.schemas.shapes import WRITE_PROBLEMS
+from index.api.schemas.shapes import WRITE_PROBLEMS, json_body
 from index.query.recommend import ContextView, Recommendations, UserView
 from index.query.rerank import known_labels, plan_list, rank_list
 from index.query.second_stage import GivenList
@@ -79,16 +79,13 @@ def rerank_router(services: Services) -> APIRouter:
     """`POST /v1/rerank`."""
     allowed = require("read", services.settings.keys, services.metrics)
     router = APIRouter(tags=["recommendations"], dependencies=allowed, responses=WRITE_PROBLEMS)
-    schema = RerankRequest.model_json_schema()
-    schema["properties"]["items"]["items"] = ListedItem.model_json_schema()
-    del schema["$defs"]  # which nothing in the document would find
 
     @router.post(
         "/v1/rerank",
         operation_id="post_rerank",
         summary="A list of the caller's, ordered for a user",
         response_model=RerankAnswer,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        openapi_extra=json_body(RerankRequest, items=ListedItem),
     )
     async def post(request: Request) -> Response:
         """Every item that has a vector, best first; the others are named in `unknown`."""

@@ -19,7 +19,7 @@ from index.api.lists.named import said_once
 from index.api.lists.requests import checked, read_filter
 from index.api.lists.ruled import under
 from index.api.loaded_model import Services
-from index.api.schemas.shapes import WRITE_PROBLEMS
+from index.api.schemas.shapes import WRITE_PROBLEMS, json_body
 from index.api.schemas.why import WhyAnswer, WhyRequest
 from index.items.search import ExactIndex
 from index.query.lists.why import Reason, Standing, listed_standing, off_list_standing, reasons, score_all, shut_out
@@ -121,14 +121,13 @@ def why_router(services: Services) -> APIRouter:
     """`POST /v1/recommendations/why`."""
     allowed = require("read", services.settings.keys, services.metrics)
     router = APIRouter(tags=["recommendations"], dependencies=allowed, responses=WRITE_PROBLEMS)
-    schema = WhyRequest.model_json_schema()
 
     @router.post(
         "/v1/recommendations/why",
         operation_id="post_why",
         summary="Why an item is not on a user's list",
         response_model=WhyAnswer,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        openapi_extra=json_body(WhyRequest),
     )
     async def post(request: Request) -> Response:
         """All rules that remove it; else its rank, the parts of its score, and what it lacks to the last place."""

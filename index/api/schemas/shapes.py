@@ -103,6 +103,18 @@ IncludeSeen = Annotated[bool, Query(description="also items the user has seen")]
 Explain = Annotated[bool, Query(description="show the parts of each score")]
 
 
+def json_body(shape: type[BaseModel], **entries: type[BaseModel]) -> dict[str, Any]:
+    """What a call that reads its body itself says of it in the OpenAPI document.
+
+    `entries` are the shapes of what the lists of these fields hold.
+    """
+    schema = shape.model_json_schema()
+    for field, entry in entries.items():
+        schema["properties"][field]["items"] = entry.model_json_schema()
+    schema.pop("$defs", None)  # which nothing in the document would find
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Responses that are problem documents, for the OpenAPI document."""
     return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
