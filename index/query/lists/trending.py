@@ -42,12 +42,13 @@ class Trends:
         self._version = -1
         self._rises: dict[str, Amounts] = {}  # location → by number of the item
         self._tops: dict[str, list[str]] = {}
+        self._whole = set[str]()  # locations whose top is all that rises
 
     def top(self, catalogue: Catalogue, allowed: Mask, count: int, location: str = "") -> list[tuple[str, float]]:
         """The `count` items that rise most, of those that do and that `allowed` [size] holds; ties by id."""
         rising = self._of(location)
         found = self._first(catalogue, allowed, count, location)
-        if len(found) < count:  # what is allowed is rare among what rises
+        if len(found) < count and location not in self._whole:  # what is allowed is rare among what rises
             labels = np.flatnonzero(allowed)
             numbers = self._popularity.numbers_of(catalogue, labels)
             numbers = numbers[(numbers >= 0) & (numbers < len(rising))]
@@ -60,18 +61,26 @@ class Trends:
     def _first(self, catalogue: Catalogue, allowed: Mask, count: int, location: str) -> list[str]:
         """Those of the items that rise most anywhere."""
         wanted, top = count + _MARGIN, self._tops.get(location, [])
-        if len(top) < wanted:
+        if len(top) < wanted and location not in self._whole:
             top = self._tops[location] = self._popularity.best(self._rises[location], 2 * wanted)
-        labels = catalogue.places(top)
-        known = (labels >= 0) & (labels < len(allowed))
-        passing = known & allowed[np.where(known, labels, 0)]
-        return [name for name, passes in zip(top, passing.tolist(), strict=True) if passes][:count]
+            if len(top) < 2 * wanted:
+                self._whole.add(location)
+        found: list[str] = []
+        for names in (top[: 2 * wanted], top):  # a rule may have asked for many more
+            labels = catalogue.places(names)
+            known = (labels >= 0) & (labels < len(allowed))
+            passing = known & allowed[np.where(known, labels, 0)]
+            found = [name for name, passes in zip(names, passing.tolist(), strict=True) if passes]
+            if len(found) >= count or len(names) == len(top):
+                break
+        return found[:count]
 
     def _of(self, location: str) -> Amounts:
         if self._version != self._popularity.version or len(self._rises) > _MOST_KEPT:
             self._version = self._popularity.version
             self._rises.clear()
             self._tops.clear()
+            self._whole.clear()
         if location not in self._rises:
             self._rises[location] = rises(*self._popularity.pace(LATELY_MS, location))
         return self._rises[location]

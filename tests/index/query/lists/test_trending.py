@@ -101,6 +101,13 @@ def test_only_what_is_allowed_is_there_also_where_that_is_rare() -> None:
     allowed[[5, 290, 295]] = True
     assert [name for name, _ in trends.top(catalogue, allowed, 3)] == ["i005", "i290", "i295"]
     assert [name for name, _ in trends.top(catalogue, allowed, 1)] == ["i005"]
+    every = np.ones(300, np.bool_)
+    order = [name for name, _ in Trends(popularity).top(catalogue, every, 300)]
+    assert len(order) > 250
+    for count in (50, 1, 3, 200, 2, 300):  # whatever was asked before
+        for mask in (every, allowed, np.arange(300) % 2 == 0, np.arange(300) > 240):
+            may = [name for name in order if mask[names.index(name)]]
+            assert [name for name, _ in trends.top(catalogue, mask, count)] == may[:count], count
 
 
 def test_half_lives_are_apart() -> None:
