@@ -197,6 +197,10 @@ class Exposure:
     served_by: str = ""
     experiment: str = ""
     arm: str = ""
+    scenario: str = ""
+    list: str = ""  # the named list; "" for a user's recommendations
+    ranker: str = ""  # what ordered it; "" for the first stage
+    slots: tuple[str, ...] = ()  # of `shown`, "" where an item's is not known
 
 
 Event = Click | Forget | Profile | CatalogueEntry | VectorEntry | ContextEntry | ScenarioEntry | Exposure

@@ -335,7 +335,17 @@ _PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
 
 
 _OF_CLICKS = ("location", "session_id", "recommendation_id", "page_id")  # which may be missing, in this order
-_OF_EXPOSURES = ("page_id", "location", "model", "served_by", "experiment", "arm")  # which may be missing
+_OF_EXPOSURES = (
+    "page_id",
+    "location",
+    "model",
+    "served_by",
+    "experiment",
+    "arm",
+    "scenario",
+    "list",
+    "ranker",
+)  # which may be missing
 
 
 def parse_exposure(record: Record) -> Exposure:
@@ -346,11 +356,13 @@ def parse_exposure(record: Record) -> Exposure:
     items = body.body.get("items")
     if not isinstance(items, list):
         raise MalformedError("items", f"expected a list of objects, got {json_word(items)}")
+    shown = [body.part(f"items[{n}]", _object(entry), _shown_item) for n, entry in enumerate(items)]
     return Exposure(
         recommendation_id=body.identifier("recommendation_id"),
         user_id=user_id,
         ts_ms=body.time()[0],
-        shown=tuple(body.part(f"items[{n}]", _object(entry), _shown_item) for n, entry in enumerate(items)),
+        shown=tuple(item_id for item_id, _ in shown),
+        slots=tuple(slot for _, slot in shown),
         **{name: body.optional_identifier(name) for name in _OF_EXPOSURES},
     )
 
@@ -359,8 +371,8 @@ def _object(entry: Any) -> Mapping[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _shown_item(entry: Body) -> str:
-    return entry.identifier("item_id")
+def _shown_item(entry: Body) -> tuple[str, str]:
+    return entry.identifier("item_id"), entry.optional_identifier("slot")
 
 
 _FOUND = re.compile(r"^-?[\d.]+(e[+-]?\d+)? |, got .*$", re.DOTALL)

@@ -20,6 +20,11 @@ def partition_tag(partition: int) -> str:
     return f"p{partition}"
 
 
+def attribution_tag(partition: int) -> str:
+    """Hash tag of what users of a partition did with the lists they were shown, e.g. `a17`."""
+    return f"a{partition}"
+
+
 def showings_tag(partition: int) -> str:
     """Hash tag of what a partition of shown lists adds up to, e.g. `x17`."""
     return f"x{partition}"
@@ -29,7 +34,7 @@ def showings_tag(partition: int) -> str:
 class Keys:
     """Builds the keys of one deployment (or one replay) below `prefix`.
 
-    A *tag* names a unit of atomic writing: `p<partition>`, `x<partition>`, `items`, `context` or
+    A *tag* names a unit of atomic writing: `p<partition>`, `x<partition>`, `a<partition>`, `items`, `context` or
     `rules`.
     """
 
@@ -98,6 +103,22 @@ class Keys:
     def shown_lists(self, tag: str) -> str:
         """Hash of the latest lists that were counted: hash of the recommendation id → its number."""
         return f"{self.prefix}:{{{tag}}}:lists"
+
+    def join(self, tag: str, user_id: str) -> str:
+        """Hash of one user's latest lists and actions, a field each (`streams.attribution.stored`)."""
+        return f"{self.prefix}:{{{tag}}}:j:{user_id}"
+
+    def joins(self, tag: str) -> str:
+        """Sorted set user → time of what was remembered of the user last."""
+        return f"{self.prefix}:{{{tag}}}:joins"
+
+    def results(self, tag: str, day: int) -> str:
+        """Hash `encode_field` → count of one day since 1970."""
+        return f"{self.prefix}:{{{tag}}}:results:{day}"
+
+    def result_days(self, tag: str) -> str:
+        """Hash day → number of increments, so that a reader re-reads only what changed."""
+        return f"{self.prefix}:{{{tag}}}:days"
 
     def item(self, item_id: str) -> str:
         """Hash of one item: catalogue record, text vector, tags, and one retrieval vector per model version."""

@@ -11,15 +11,16 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from faust.types import TP
 
 from index.state.store import ClaimRefusedError, LogIdentity, StoreUnavailableError
-from streams.events import Record, tag_of, topics_of
+from streams.events import Record
 from streams.kafka.consumer import StateConsumer
 from streams.kafka.lanes import Lane
 from streams.kafka.log_identity import LogLookup
-from streams.pipeline.engine import Engine
+from streams.pipeline.lease import LeasedEngine
 
 _CONFIRM_S = 0.5  # brokers agree on a recreated topic within this
 _RETRY_S = 0.25  # between attempts while the store or the broker is away
@@ -35,7 +36,7 @@ class PositionBeyondLogError(Exception):
 class Claims:
     """Keeps the engine's leases in line with the consumer's assignment; the consumer's `PartitionOwner`."""
 
-    def __init__(self, engine: Engine, lookup: LogLookup, group: str, lanes: Sequence[Lane]) -> None:
+    def __init__(self, engine: LeasedEngine[Any], lookup: LogLookup, group: str, lanes: Sequence[Lane]) -> None:
         self._engine, self._lookup, self._group, self._lanes = engine, lookup, group, lanes
         self._identities: dict[str, LogIdentity] = {}
         self.unsettled: set[str] = set()  # tags to claim or seek; nothing of them is read or applied meanwhile
@@ -53,14 +54,14 @@ class Claims:
         """
         self._assignment, self._generation = set(assigned), generation
         self._takes += 1
-        self.unsettled, self._seek_only = _tags(assigned), set()
+        self.unsettled, self._seek_only = self._tags(assigned), set()
         self._wake.set()
         self._taken.set()
 
     def wanted(self, assigned: set[TP]) -> set[TP]:
         """All partitions but those of full lanes and of tags that are not settled."""
         full = {topic for lane in self._lanes if lane.full for topic in lane.topics}
-        return {tp for tp in assigned if tp.topic not in full and tag_of(*tp) not in self.unsettled}
+        return {tp for tp in assigned if tp.topic not in full and self._engine.tag_of(*tp) not in self.unsettled}
 
     def deliver(self, records: Sequence[Record]) -> None:
         """Puts fetched records into their lanes."""
@@ -70,7 +71,7 @@ class Claims:
 
     def reclaim(self, tps: set[TP]) -> None:
         """Has the tags of these partitions claimed anew, which finds out where to read on, and why."""
-        for tag in _tags(tps):
+        for tag in self._tags(tps):
             self.request_reclaim(tag, claim=True)
 
     def request_reclaim(self, tag: str, *, claim: bool) -> None:
@@ -105,11 +106,11 @@ class Claims:
     async def _settle(self, consumer: StateConsumer) -> None:
         take, assignment, generation = self._takes, self._assignment, self._generation
         self._requested.clear()
-        gone = set(self._engine.leases) - _tags(assignment)
-        self.unsettled &= _tags(assignment)
+        gone = set(self._engine.leases) - self._tags(assignment)
+        self.unsettled &= self._tags(assignment)
         by_tag: dict[str, set[TP]] = defaultdict(set)
         for tp in assignment & consumer.assigned():  # the next assignment may be under way
-            by_tag[tag_of(tp.topic, tp.partition)].add(TP(*tp))
+            by_tag[self._engine.tag_of(tp.topic, tp.partition)].add(TP(*tp))
         wanted = {tag: by_tag[tag] for tag in self.unsettled if tag in by_tag}
         for lane in self._lanes:
             lane.forget(gone | set(wanted))
@@ -126,7 +127,7 @@ class Claims:
                 raise
             return
         # A tag of which only some topics are assigned (yet) is not: the others would be read from anywhere.
-        settled = {tag for tag in wanted if {tp.topic for tp in by_tag[tag] & set(positions)} == set(topics_of(tag))}
+        settled = {tag for tag in wanted if _named(by_tag[tag] & set(positions)) == {*self._engine.topics_of(tag)}}
         if positions:
             log.info(
                 "reading on at %s", " ".join(f"{tp.topic}[{tp.partition}]@{at}" for tp, at in sorted(positions.items()))
@@ -139,7 +140,7 @@ class Claims:
         """Whether the tags' topics are still those they were claimed with: one recreated since is claimed anew."""
         await asyncio.sleep(_CONFIRM_S)
         try:
-            now = await self._lookup.identities(sorted({topic for tag in tags for topic in topics_of(tag)}))
+            now = await self._lookup.identities(self._topics(tags))
         except (ConnectionError, TimeoutError):
             return False
         leases = [self._engine.leases[tag] for tag in tags if tag in self._engine.leases]
@@ -156,16 +157,17 @@ class Claims:
         for tag in claimed:
             leases[tag].fresh = set(leases[tag].positions)
         if others := sorted(set(wanted) - claimed):
-            self._identities = await self._lookup.identities(sorted({t for tag in others for t in topics_of(tag)}))
+            self._identities = await self._lookup.identities(self._topics(others))
             claimed |= {tag for tag in others if await self._claim(tag, generation)}
         tps = {tp for tag in claimed for tp in wanted[tag]}
         starts, ends = await consumer.log_starts(tps), await consumer.log_ends(tps)
         return {tp: self._checked(tp, starts[tp], ends[tp]) for tp in tps}
 
     async def _claim(self, tag: str, generation: int) -> bool:
-        identities = {topic: self._identities[topic] for topic in topics_of(tag) if topic in self._identities}
-        if len(identities) < len(topics_of(tag)):
-            log.warning("cannot claim %s: of %s only %s exist", tag, topics_of(tag), sorted(identities))
+        topics = self._engine.topics_of(tag)
+        identities = {topic: self._identities[topic] for topic in topics if topic in self._identities}
+        if len(identities) < len(topics):
+            log.warning("cannot claim %s: of %s only %s exist", tag, topics, sorted(identities))
             return False
         group = f"{self._group}@{next(iter(identities.values())).cluster_id}"
         try:
@@ -177,7 +179,7 @@ class Claims:
         return False
 
     def _checked(self, tp: TP, start: int, end: int) -> int:
-        lease = self._engine.leases[tag_of(tp.topic, tp.partition)]
+        lease = self._engine.leases[self._engine.tag_of(tp.topic, tp.partition)]
         position = lease.positions[tp.topic]
         if position > end:
             raise PositionBeyondLogError(
@@ -191,6 +193,12 @@ class Claims:
             return start
         return position
 
+    def _topics(self, tags: Iterable[str]) -> list[str]:
+        return sorted({topic for tag in tags for topic in self._engine.topics_of(tag)})
 
-def _tags(tps: Iterable[TP]) -> set[str]:
-    return {tag_of(tp.topic, tp.partition) for tp in tps}
+    def _tags(self, tps: Iterable[TP]) -> set[str]:
+        return {self._engine.tag_of(tp.topic, tp.partition) for tp in tps}
+
+
+def _named(tps: Iterable[TP]) -> set[str]:
+    return {tp.topic for tp in tps}

@@ -1,5 +1,4 @@
-"""Queues fetched records on their way to a serial agent, in a lane each for users, items, contexts, rules
-and showings.
+"""Queues fetched records on their way to a serial agent, in the lanes that an engine names.
 
 A flood of clicks thus does not delay a stock-out. Lanes are bounded in number and in bytes; a full one's partitions are
 not read, which is all the back pressure there is: Kafka keeps the rest.
@@ -10,25 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from streams.events import (
-    CATALOG,
-    CLICKSTREAM,
-    CONTEXT,
-    EXPOSURES,
-    ITEM_VECTORS,
-    SCENARIO_RULES,
-    USERS,
-    Record,
-    tag_of,
-)
+from streams.events import Record
 
-LANES = (
-    frozenset({USERS, CLICKSTREAM}),
-    frozenset({CATALOG, ITEM_VECTORS}),
-    frozenset({CONTEXT}),
-    frozenset({SCENARIO_RULES}),
-    frozenset({EXPOSURES}),
-)
 MAX_BYTES = 32 << 20  # of waiting records: some thousand usual ones, or some dozen of the largest
 USUAL_BATCH = 512  # records: a few hundred users for the encoder
 BATCH_S = 0.5  # a larger batch may take so long: what it delays would have waited for the backlog before it anyway
@@ -56,6 +38,7 @@ class Lane:
     topics: frozenset[str]
     wake: Callable[[], None]  # wakes the agent
     max_pending: int  # records
+    tag_of: Callable[[str, int], str]  # of a topic's partition
     pending: list[Record] = field(default_factory=list)
     working: list[Record] = field(default_factory=list)
     waiting_bytes: int = 0
@@ -83,11 +66,11 @@ class Lane:
 
     def forget(self, tags: set[str]) -> None:
         """Drops what waits of these tags, and wakes the agent for the rest: a rebalance may have taken its wake."""
-        self.pending = [record for record in self.pending if tag_of(record.topic, record.partition) not in tags]
+        self.pending = [record for record in self.pending if self.tag_of(record.topic, record.partition) not in tags]
         self.waiting_bytes = sum(record.size for record in self.pending)
         if self.pending:
             self.wake()
 
     def tags(self) -> set[str]:
         """Of which something waits or is being applied."""
-        return {tag_of(record.topic, record.partition) for record in (*self.pending, *self.working)}
+        return {self.tag_of(record.topic, record.partition) for record in (*self.pending, *self.working)}

@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import faust
 from faust.types import TP
 
 from context.counting import counted
 from index.state.store import FencedError, StoreUnavailableError
-from streams.events import CONSUMED, PARTITIONED, tag_of
+from streams.events import CONSUMED, PARTITIONED
 from streams.kafka.claims import Claims
 from streams.kafka.consumer import StateConsumer
 from streams.kafka.log_identity import LogLookup
-from streams.pipeline.engine import Engine
-from streams.pipeline.lease import PartitionLease
+from streams.pipeline.lease import LeasedEngine, PartitionLease
 
 _LOGS_S = 1.0  # between two looks at the topics: a recreated one is noticed this soon
 _REPORT_EVERY = 10  # beats between commits of offsets to Kafka, which are only a gauge
@@ -44,7 +44,7 @@ def partition_count_error(counts: Mapping[str, int], partitions: int, topics: It
 class LogMonitor:
     """Looks after the leases of one engine."""
 
-    def __init__(self, engine: Engine, claims: Claims, lookup: LogLookup) -> None:
+    def __init__(self, engine: LeasedEngine[Any], claims: Claims, lookup: LogLookup) -> None:
         self._engine, self._claims, self._lookup = engine, claims, lookup
         self._turn = 0
         self._behind: dict[TP, int] = {}  # positions that were not at their log's end in the last beat
@@ -75,20 +75,20 @@ class LogMonitor:
 
     async def _beat(self, consumer: StateConsumer) -> None:
         leases = self._settled()
-        tps = {tp for tp in consumer.assigned() if tag_of(*tp) in leases}
+        tps = {tp for tp in consumer.assigned() if self._tag(tp) in leases}
         await consumer.check_membership()
         ends = await consumer.log_ends(tps)
         await self._check_stored(leases)
-        behind = {tp: _position(leases, tp) for tp, end in ends.items() if _position(leases, tp) < end}
+        behind = {tp: self._position(leases, tp) for tp, end in ends.items() if self._position(leases, tp) < end}
         await self._pass_over(consumer, {tp for tp, at in behind.items() if self._behind.get(tp) == at})
         self._behind = behind
         by_tag: dict[str, dict[str, int]] = {}
         for tp, end in ends.items():
-            by_tag.setdefault(tag_of(*tp), {})[tp.topic] = end
+            by_tag.setdefault(self._tag(tp), {})[tp.topic] = end
         await asyncio.gather(*(self._confirm(leases[tag], mine) for tag, mine in by_tag.items()))
         self._turn += 1
         if self._turn % _REPORT_EVERY == 0:
-            await consumer.report_positions({tp: _position(leases, tp) for tp in tps})
+            await consumer.report_positions({tp: self._position(leases, tp) for tp in tps})
 
     async def _confirm(self, lease: PartitionLease, ends: Mapping[str, int]) -> None:
         """One tag's beat: the ends of its logs, and whether everything up to them is applied."""
@@ -124,17 +124,17 @@ class LogMonitor:
             return
         async with consumer.reading:
             for tp, reached in consumer.handed(self._idle(behind)).items():
-                if tag_of(*tp) not in self._claims.unsettled:
-                    await self._engine.pass_over(tp.topic, tag_of(*tp), reached)
+                if self._tag(tp) not in self._claims.unsettled:
+                    await self._engine.pass_over(tp.topic, self._tag(tp), reached)
 
     def _idle(self, tps: set[TP]) -> set[TP]:
         """Those of whose tag nothing is in the lanes."""
         busy = self._claims.busy_tags()
-        return {tp for tp in tps if tag_of(*tp) not in busy}
+        return {tp for tp in tps if self._tag(tp) not in busy}
 
     async def _look_at_logs(self) -> None:
         counts = await self._lookup.partition_counts()
-        topics = self._engine.rules.consumed
+        topics = self._engine.topics
         wrong = partition_count_error(counts, self._engine.partitions, topics)
         if wrong and all(topic in counts for topic in topics):
             raise ValueError(wrong)
@@ -147,6 +147,8 @@ class LogMonitor:
                 log.warning("%s of %s: another log than before, recreated or on another cluster", others, tag)
                 self._claims.request_reclaim(tag, claim=True)
 
+    def _position(self, leases: Mapping[str, PartitionLease], tp: TP) -> int:
+        return leases[self._tag(tp)].positions[tp.topic]
 
-def _position(leases: Mapping[str, PartitionLease], tp: TP) -> int:
-    return leases[tag_of(*tp)].positions[tp.topic]
+    def _tag(self, tp: TP) -> str:
+        return self._engine.tag_of(tp.topic, tp.partition)

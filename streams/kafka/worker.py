@@ -19,17 +19,15 @@ import faust
 from context.times import unit_of
 from index.state.store import FencedError, StoreUnavailableError
 from index.state.tasks import end_tasks
-from streams.events import CLICKSTREAM, SENT_MS, MalformedError, Record, is_showings, tag_of
+from streams.events import CLICKSTREAM, SENT_MS, MalformedError, Record
 from streams.kafka.claims import Claims
 from streams.kafka.config import KafkaConfig
 from streams.kafka.consumer import PatientAssignor, StateApp, StateConsumer, wake
-from streams.kafka.lanes import LANES, BatchSize, Lane
+from streams.kafka.lanes import BatchSize, Lane
 from streams.kafka.log_identity import LogLookup
 from streams.kafka.monitor import LogMonitor, partition_count_error
-from streams.pipeline.engine import Engine, GapError
 from streams.pipeline.filler import VectorFiller
-
-_IDLE_EVERY = 5  # beats between two looks for idle users, each at one partition
+from streams.pipeline.lease import GapError, LeasedEngine
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class StreamWorker:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: LeasedEngine[Any],
         settings: WorkerSettings,
         follow: Callable[[], Awaitable[None]] | None = None,
         filler: VectorFiller | None = None,
@@ -66,12 +64,11 @@ class StreamWorker:
         self.engine, self.settings, self._follow, self._filler = engine, settings, follow, filler
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
-        self._sweeps = 0
         self.app = self._build_app()
-        self.lanes = [self._build_lane(topics) for topics in LANES]
+        self.lanes = [self._build_lane(topics) for topics in engine.lanes]
         self._lookup = LogLookup(settings.access)
         self.claims = Claims(engine, self._lookup, settings.group, self.lanes)
-        self._topics = engine.rules.consumed
+        self._topics = engine.topics
         self.app.read_for(self.claims, settings.access, self._topics, settings.fetch_wait_ms)
         self._monitor = LogMonitor(engine, self.claims, self._lookup)
 
@@ -105,7 +102,7 @@ class StreamWorker:
         monitor, follow = self._monitor, [] if self._follow is None else [self._follow()]
         beats = monitor.beats(consumer, self.settings.beat_s)
         fill = [] if self._filler is None else [self._keep_up("complete vectors", self._filler.turn)]
-        sweep = self._keep_up("re-encode waiting users or remove idle ones", self._sweep)
+        sweep = self._keep_up("complete or remove users", self._sweep)
         return [self.claims.run(consumer), beats, monitor.logs(), sweep, *fill, *follow]
 
     async def _end(self, tasks: Sequence[asyncio.Future[None]]) -> None:
@@ -123,12 +120,9 @@ class StreamWorker:
 
     @property
     def ready(self) -> bool:
-        """Whether everything assigned is claimed, and applied up to the logs' ends as last seen.
-
-        Nobody waits for showings: a log of some weeks may have to be counted first.
-        """
+        """Whether everything assigned is claimed, and what is waited for applied up to the logs' ends as last seen."""
         leases = self.engine.leases.items()
-        return self.settled and all(lease.caught_up for tag, lease in leases if not is_showings(tag))
+        return self.settled and all(lease.caught_up for tag, lease in leases if self.engine.waits(tag))
 
     def _ended(self, task: asyncio.Future[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
@@ -158,7 +152,7 @@ class StreamWorker:
 
     def _build_lane(self, topics: frozenset[str]) -> Lane:
         channel = self.app.channel(maxsize=1)
-        lane = Lane(topics, partial(wake, channel), self.settings.max_pending)
+        lane = Lane(topics, partial(wake, channel), self.settings.max_pending, self.engine.tag_of)
 
         async def apply(wakes: faust.StreamT[Any]) -> None:
             size = BatchSize()
@@ -187,7 +181,7 @@ class StreamWorker:
                 return
             except GapError as gap:
                 log.info("%s", gap)
-                self.claims.request_reclaim(tag_of(gap.topic, gap.partition), claim=False)
+                self.claims.request_reclaim(self.engine.tag_of(gap.topic, gap.partition), claim=False)
             except FencedError as fenced:
                 log.warning("%s", fenced)
                 self.engine.counts.add("fenced")
@@ -230,18 +224,17 @@ class StreamWorker:
             await self.engine.skip(record, error)
         except (FencedError, StoreUnavailableError) as refused:
             log.warning("%s", refused)
-            self.claims.request_reclaim(tag_of(record.topic, record.partition), claim=True)
+            self.claims.request_reclaim(self._tag(record), claim=True)
 
     def _is_ours(self, record: Record) -> bool:
-        tag = tag_of(record.topic, record.partition)
+        tag = self._tag(record)
         return tag in self.engine.leases and tag not in self.claims.unsettled
 
+    def _tag(self, record: Record) -> str:
+        return self.engine.tag_of(record.topic, record.partition)
+
     async def _sweep(self) -> float:
-        """Re-encodes users whose items got their vectors after the click; now and then it removes idle users."""
-        self._sweeps += 1
-        await self.engine.sweep_waiting()
-        if self._sweeps % _IDLE_EVERY == 0:
-            await self.engine.sweep_idle()
+        await self.engine.sweep()
         return self.settings.beat_s
 
     async def _keep_up(self, what: str, turn: Callable[[], Awaitable[float]]) -> None:

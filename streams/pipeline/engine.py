@@ -7,8 +7,6 @@ Every batch ends in one atomic write per topic and partition; after an error the
 from __future__ import annotations
 
 import asyncio
-import logging
-import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -16,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from index.state.keys import ITEMS_TAG
 from index.state.records import MODELS
-from index.state.store import ClaimRefusedError, FencedError, LiveStore, LogIdentity, Op
+from index.state.store import Claim, LiveStore, Op
 from streams.events import (
     CATALOG,
     CLICKSTREAM,
@@ -25,37 +23,36 @@ from streams.events import (
     ITEM_VECTORS,
     SCENARIO_RULES,
     USER_TOPICS,
+    USERS,
     Exposure,
-    MalformedError,
     Record,
     Rules,
     is_showings,
     tag_of,
+    topics_of,
 )
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders
-from streams.pipeline.intake import DeadLetterSink, Intake
+from streams.pipeline.intake import DeadLetterSink
 from streams.pipeline.item_ops import Completed, complete_items, context_ops, item_ops, scenario_ops
-from streams.pipeline.lease import PartitionLease
-from streams.pipeline.metrics import PipelineCounters, WorkerMetrics
+from streams.pipeline.lease import LeasedEngine, PartitionLease
 from streams.pipeline.showings import ShowingsWriter
 from streams.pipeline.user_state import EngineSettings
 from streams.pipeline.user_writer import UserWriter
 from streams.pipeline.write_plan import UserPlan, UserPlanner
 
-log = logging.getLogger(__name__)
+_LANES = (
+    frozenset({USERS, CLICKSTREAM}),
+    frozenset({CATALOG, ITEM_VECTORS}),
+    frozenset({CONTEXT}),
+    frozenset({SCENARIO_RULES}),
+    frozenset({EXPOSURES}),
+)
+_IDLE_EVERY = 5  # sweeps between two looks for idle users, each at one partition
 
 
-class GapError(Exception):
-    """The first record after a claim or seek does not continue the position: it is to be read once more from there."""
-
-    def __init__(self, topic: str, partition: int, position: int, offset: int) -> None:
-        super().__init__(f"{topic}[{partition}] continues at {offset}, position is {position}: reading it once more")
-        self.topic, self.partition, self.position = topic, partition, position
-
-
-class Engine:
-    """Applies records to the live state; calls with different tags may be concurrent, those with the same one not."""
+class Engine(LeasedEngine[PartitionLease]):
+    """Applies records to the live state."""
 
     def __init__(
         self,
@@ -68,117 +65,83 @@ class Engine:
         announce: Callable[[], Awaitable[None]] | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
-        self.store, self.rules, self.partitions, self.sink = store, rules, partitions, sink
+        super().__init__(store, rules, partitions, sink, registry)
         self.encoders = encoders if encoders is not None else Encoders()
         self.item_encoders = Encoders(*self.encoders)  # these, and those of models that have too few items for users
         self._announce = announce  # writes the deployment's facts and model into a store that does not have them
         self._unannounced = False
-        self._swept = 0  # turns of the idle sweep
+        self._sweeps, self._swept = 0, 0  # turns of the sweep, and of its part that looks for idle users
         self.settings = settings or EngineSettings()
-        self.leases: dict[str, PartitionLease] = {}
-        self.counts = PipelineCounters()
-        self.metrics = WorkerMetrics(registry or CollectorRegistry(), self.counts)
-        self.intake = Intake(rules, partitions, sink, self.counts)
         planner = UserPlanner(store, rules, self.encoders, self.settings, self.counts, self.metrics)
         self._one_at_a_time: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # of items, contexts and rules, by tag
         self._users = UserWriter(store, planner, self.encoders, self.settings, self.counts)
         self._showings = ShowingsWriter(store, self.settings, self.counts)
 
-    async def claim(
-        self, tag: str, generation: int, logs: Mapping[str, LogIdentity], group: str = ""
-    ) -> PartitionLease:
-        """Takes a tag and reads its positions; caches survive when nobody else held it in between.
+    @property
+    def topics(self) -> Sequence[str]:
+        return self.rules.consumed
 
-        Raises ClaimRefusedError, StoreUnavailableError.
-        """
-        claim = await self.store.claim(tag, uuid.uuid4().hex, generation, logs, group)
-        self._unannounced |= not claim.previous_token  # a new store, or one that was emptied
+    @property
+    def lanes(self) -> Sequence[frozenset[str]]:
+        """A flood of clicks does not delay a stock-out."""
+        return [lane & set(self.topics) for lane in _LANES if lane & set(self.topics)]
+
+    def tag_of(self, topic: str, partition: int) -> str:
+        return tag_of(topic, partition)
+
+    def topics_of(self, tag: str) -> Sequence[str]:
+        return topics_of(tag)
+
+    def waits(self, tag: str) -> bool:
+        """Nobody waits for showings: a log of some weeks may have to be counted first."""
+        return not is_showings(tag)
+
+    async def after_claim(self, claim: Claim) -> None:
+        """A new store, or one that was emptied, gets the deployment's facts and model."""
+        self._unannounced |= not claim.previous_token
         if self._unannounced and self._announce is not None:
             await self._announce()
         self._unannounced = False
-        lease = self.leases.get(tag)
-        # What was written without moving a position, and whose answer was lost, may be there: the mark of models.
-        is_known = lease is not None and not lease.unsure and lease.positions == claim.positions
-        if lease is not None and is_known and claim.previous_token == lease.token:
-            lease.token = claim.token
-        else:
-            lease = PartitionLease(tag, claim.token, dict(claim.positions), self.settings.cached_users)
-            await (self._showings if is_showings(tag) else self._users).open(lease)
-            await self.release(tag)
-        lease.generation, lease.logs, lease.group = generation, logs, group
-        lease.fresh, lease.reread, lease.unsure = set(logs), set(), False
-        self.counts.add("claims")
-        self.counts.add("new_logs", len(claim.new_logs))
-        self.leases[tag] = lease
+
+    async def open_lease(self, claim: Claim) -> PartitionLease:
+        lease = PartitionLease(claim.tag, claim.token, dict(claim.positions), self.settings.cached_users)
+        await (self._showings if is_showings(claim.tag) else self._users).open(lease)
         return lease
 
     async def release(self, tag: str) -> None:
-        """Forgets a tag and everything cached for it."""
         if self.leases.pop(tag, None) is not None:
             await self.encoders.drop_tag(tag)
 
-    async def apply(self, records: Sequence[Record]) -> None:
-        """Applies a batch; within a topic and partition the records are in offset order.
-
-        Raises:
-            StoreUnavailableError: unsure whether it was written; call again with the same batch.
-            FencedError: somebody else owns a tag, or its position moved: claim it anew.
-            GapError: seek to the position and read on from there.
-            KeyError: a record belongs to a tag that was not claimed.
-        """
-        batches: dict[tuple[str, str], list[Record]] = defaultdict(list)
-        for record in records:
-            batches[record.topic, tag_of(record.topic, record.partition)].append(record)
-        for tag in dict.fromkeys(tag for _, tag in batches):
-            if self.leases[tag].unsure:
-                await self._renew(tag)
+    async def apply_parts(self, parts: Mapping[tuple[str, str], Sequence[Record]]) -> None:
+        """Users first, then items, contexts and rules, then showings."""
         for topic in USER_TOPICS:
-            await self._apply_users(topic, {tag: part for (name, tag), part in batches.items() if name == topic})
+            await self._apply_users(topic, {tag: part for (name, tag), part in parts.items() if name == topic})
         for topic in (CATALOG, ITEM_VECTORS, CONTEXT, SCENARIO_RULES):
             tag = tag_of(topic, 0)
-            if (topic, tag) in batches:
-                await self._apply_single(topic, tag, self._next(topic, tag, batches[topic, tag]))
-        for (topic, tag), part in batches.items():
+            if (topic, tag) in parts:
+                await self._apply_single(topic, tag, self.next_records(topic, tag, parts[topic, tag]))
+        for (topic, tag), part in parts.items():
             if topic == EXPOSURES:
-                await self._apply_showings(tag, self._next(topic, tag, part))
+                await self._apply_showings(tag, self.next_records(topic, tag, part))
 
     async def _apply_users(self, topic: str, parts: Mapping[str, Sequence[Record]]) -> None:
         """Clicks and profiles: validated, planned and written by partition, encoded in one batch."""
-        due = [(self.leases[tag], records) for tag in parts if (records := self._next(topic, tag, parts[tag]))]
+        due = [(self.leases[tag], records) for tag in parts if (records := self.next_records(topic, tag, parts[tag]))]
         plans = [UserPlan(lease, topic, records[-1].offset + 1) for lease, records in due]
         for plan, (_, records) in zip(plans, due, strict=True):
             plan.events = await self.intake.accept_users(records)
         if plans:
             await self._users.apply(plans)
 
-    async def _renew(self, tag: str) -> None:
-        """Claims anew after a write of unknown outcome: a late arrival of it is fenced, and how far it got is read."""
-        before = self.leases[tag]
-        positions = dict(before.positions)
-        first = next(iter(positions))
-        try:
-            lease = await self.claim(tag, before.generation, before.logs, before.group)
-        except ClaimRefusedError as error:
-            raise FencedError(tag, first, "token", positions[first]) from error
-        for topic, stored in lease.positions.items():
-            if stored < positions[topic]:  # the store lost writes that it had confirmed: read on from there
-                raise FencedError(tag, topic, "position", stored)
+    async def move(self, lease: PartitionLease, topic: str, offset: int) -> None:
+        await self._users.pass_over(lease, topic, offset)
 
-    async def skip(self, record: Record, error: MalformedError) -> None:
-        """Dead-letters a record that could not be applied because of a defect, and moves the position past it."""
-        await self.sink.dead_letter(record, error)
-        self.counts.add_malformed(record.topic, error.field)
-        lease = self.leases.get(tag_of(record.topic, record.partition))
-        if lease is not None and record.offset >= lease.positions[record.topic]:
-            await lease.commit(self.store, record.topic, record.offset + 1, [])
-
-    async def pass_over(self, topic: str, tag: str, offset: int) -> None:
-        """Moves a position past what holds nothing to apply. Raises FencedError, StoreUnavailableError."""
-        lease = self.leases.get(tag)
-        if lease is not None and not lease.unsure and offset > lease.positions[topic]:
-            log.info("%s: %s from %d to %d holds nothing to apply", tag, topic, lease.positions[topic], offset)
-            self.counts.add("passed_over", offset - lease.positions[topic])
-            await self._users.pass_over(lease, topic, offset)
+    async def sweep(self) -> None:
+        """Re-encodes users whose items got their vectors after the click; now and then it removes idle users."""
+        self._sweeps += 1
+        await self.sweep_waiting()
+        if self._sweeps % _IDLE_EVERY == 0:
+            await self.sweep_idle()
 
     async def sweep_waiting(self) -> int:
         """Re-encodes users that waited for the vector of an item that is known now; returns how many."""
@@ -239,23 +202,6 @@ class Engine:
 
     def _user_leases(self) -> list[PartitionLease]:
         return [lease for lease in self.leases.values() if CLICKSTREAM in lease.positions and not lease.unsure]
-
-    def _next(self, topic: str, tag: str, records: Sequence[Record]) -> list[Record]:
-        """The records at or after the position; a first one that does not continue it is not believed at once."""
-        lease = self.leases[tag]
-        position = lease.positions[topic]
-        due = [record for record in records if record.offset >= position]
-        self.counts.add("redelivered", len(records) - len(due))
-        if not due:
-            return due
-        if due[0].offset > position and topic in lease.fresh and topic not in lease.reread:
-            lease.reread.add(topic)
-            raise GapError(topic, due[0].partition, position, due[0].offset)
-        if due[0].offset > position:
-            self.counts.add("gaps")
-            log.info("%s: offsets %d to %d are not in the log", tag, position, due[0].offset)
-        lease.fresh.discard(topic)
-        return due
 
     async def _apply_single(self, topic: str, tag: str, records: Sequence[Record]) -> None:
         """Items, contexts and rules: last write wins by offset, one commit for the batch."""

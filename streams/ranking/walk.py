@@ -49,7 +49,8 @@ from index.state.store import LiveStore
 from index.state.stored_user import load_user
 from index.state.user_columns import UserState
 from streams.events import CATALOG, CONTEXT, EXPOSURES, ITEM_VECTORS, TOPIC_ORDER, Record, Rules
-from streams.pipeline.engine import Engine, GapError
+from streams.pipeline.engine import Engine
+from streams.pipeline.lease import GapError
 from streams.pipeline.user_state import BUCKET_MS
 from streams.ranking.pools import ListPool, PoolRecorder
 

@@ -38,7 +38,8 @@ from streams.parsing import note_reason, parse
 from streams.pipeline.digest import digest
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders
-from streams.pipeline.engine import Engine, GapError
+from streams.pipeline.engine import Engine
+from streams.pipeline.lease import GapError
 from streams.pipeline.user_state import EngineSettings
 from streams.replay.report import ReplayCounts, ReplayReport
 

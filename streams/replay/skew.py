@@ -27,7 +27,8 @@ from index.state.user_columns import UserState
 from streams.events import ITEM_VECTORS, PARTITIONED, MalformedError, Record, Rules, VectorEntry
 from streams.kafka.topic_merge import Place
 from streams.parsing import parse, parse_exposure
-from streams.pipeline.engine import Engine, GapError
+from streams.pipeline.engine import Engine
+from streams.pipeline.lease import GapError
 from streams.ranking.differences import OF_USER_VECTORS, differing
 from streams.ranking.walk import ListQuestion, RankingWalk
 from streams.replay.tape import LogTape

@@ -36,8 +36,9 @@ from index.state.store import LiveStore, LogIdentity
 from streams.events import CLICKSTREAM, CONSUMED, MalformedError, Record, Rules, topics_of
 from streams.pipeline.encoder_thread import EncoderThread
 from streams.pipeline.encoders import Encoders
-from streams.pipeline.engine import Engine, GapError
+from streams.pipeline.engine import Engine
 from streams.pipeline.intake import KafkaDeadLetterSink
+from streams.pipeline.lease import GapError
 from streams.pipeline.user_state import RULES_VERSION, EngineSettings, WindowLimits
 from tests.support.sent import Sending, SentRecord
 

@@ -71,7 +71,7 @@ def mutate_worker(mutation: str, worker: StreamWorker) -> None:
 
     StateConsumer._drain_messages = read  # type: ignore[method-assign, assignment]
     StateConsumer.reading = property(lambda self: _NoLock(), lambda self, lock: None)  # type: ignore[assignment]
-    Engine._next = _believe_every_gap  # type: ignore[method-assign, assignment]
+    Engine.next_records = _believe_every_gap  # type: ignore[method-assign, assignment]
 
 
 class _NoLock:

@@ -26,7 +26,8 @@ from index.state.memory_store import MemoryStore
 from streams.events import EXPOSURES, Record
 from streams.folder.reader import Folder
 from streams.folder.records import records
-from streams.pipeline.engine import Engine, GapError
+from streams.pipeline.engine import Engine
+from streams.pipeline.lease import GapError
 from streams.pipeline.user_state import EngineSettings, WindowLimits
 from streams.ranking.walk import RankingWalk
 from streams.replay.replay import SilentSink, folder_logs, numbered, open_engine

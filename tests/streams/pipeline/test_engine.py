@@ -27,7 +27,8 @@ from streams.events import (
     topics_of,
 )
 from streams.pipeline.digest import digest, digest_of, read_state
-from streams.pipeline.engine import Engine, GapError
+from streams.pipeline.engine import Engine
+from streams.pipeline.lease import GapError
 from tests.support.oracle import Oracle
 from tests.support.streams_world import NOW_MS, MemoryBroker, click, fill
 
