@@ -23,6 +23,7 @@ COMMANDS = {
     "embed": "deploy.commands.roles",
     "api": "deploy.commands.roles",
     "indexer": "deploy.commands.roles",
+    "attribution": "deploy.commands.roles",
     "console": "deploy.commands.roles",
     "traffic": "deploy.commands.roles",
     "produce": "deploy.commands.data",

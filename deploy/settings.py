@@ -117,6 +117,13 @@ class Settings(BaseModel):
         description="whether workers count how often items are shown, from `exposures`, as rankers may read it "
         "(worker, API, `replay`, `train-ranker`)",
     )
+    attribution_min: int = Field(
+        60,
+        description="minutes after a list was shown in which a click or purchase of its items belongs to it "
+        "(attribution); 0 = `perseid up` starts no such process",
+        ge=0,
+        le=7 * 24 * 60,
+    )
     model: Path = Field(
         Path(".perseid/model"),
         description="folder of a model artefact: what a live state without a model begins with, before the champion "

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.results.estimates import sample_ratio_p
 from index.state.trials import ARMS, Arm, Experiment
-from streams.evaluation.statistics import Estimate, ratio_of_sums, sample_ratio_p
+from streams.evaluation.statistics import Estimate, ratio_of_sums
 from streams.events import EXPOSURES, Click, Exposure, Forget, MalformedError, Record, Rules
 from streams.parsing import parse, parse_exposure
 

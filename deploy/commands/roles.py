@@ -1,6 +1,7 @@
 """Runs everything on this machine (`perseid up`), or one process of a role.
 
-The roles are `worker`, `embed`, `api`, `indexer`, `console` and `traffic`, configured by PERSEID_* variables.
+The roles are `worker`, `embed`, `api`, `indexer`, `attribution`, `console` and `traffic`, configured by PERSEID_*
+variables.
 """
 
 from __future__ import annotations
@@ -204,6 +205,18 @@ def indexer(state: Path | None) -> None:
     from deploy.roles.indexer import run_indexer
 
     run_indexer(attach(os.environ, state))
+
+
+@click.command()
+@state_option
+def attribution(state: Path | None) -> None:
+    """Join clicks and purchases to the lists they came from, for `/v1/results`. Start as many as there is load.
+
+    Example: PERSEID_KAFKA=kafka:9092 PERSEID_REDIS=redis://redis:6379/0 perseid attribution
+    """
+    from deploy.roles.attribution import run_attribution
+
+    run_attribution(attach(os.environ, state))
 
 
 @click.command()

@@ -32,6 +32,8 @@ def roles(
         yield role("indexer", "indexer")
     for number, port in enumerate(ports):
         yield role(_numbered("api", number), "api", **{f"{PREFIX}API_PORT": str(port)})
+    if settings.attribution_min:
+        yield role("attribution", "attribution")
     yield role("console", "console")
     yield role("traffic", "traffic", str(plan_file))
 

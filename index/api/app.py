@@ -43,6 +43,7 @@ from index.api.lookup import state_router
 from index.api.metrics import ApiMetrics
 from index.api.operations import UserCount, operations_router
 from index.api.rankers import Rankers
+from index.api.results.router import results_router
 from index.api.rules import rules_router
 from index.api.schemas.lists import RecommendationsRequest
 from index.api.schemas.named_lists import NAMED_LISTS, ListRequest, NamedList
@@ -118,7 +119,8 @@ def create_app(
     for router in (recommend_router, why_router, similar_router, lists_router, pages_router, rerank_router):
         app.include_router(router(services))
     app.include_router(ingest_router(ingest, settings.keys, metrics))
-    app.include_router(state_router(services))
+    for router in (state_router, results_router):
+        app.include_router(router(services))
     app.include_router(changes_router(services, ingest))
     app.include_router(rules_router(services, ingest))
     app.include_router(operations_router(services, users))

@@ -106,7 +106,9 @@ class Change:
         if sum(found.ts_ms >= since_ms for found in user.lists.values()) >= MAX_LISTS:
             return Outcome.CROWDED
         day = shown.ts_ms // DAY_MS
-        user.lists[list_id] = ShownList(shown.ts_ms, self._cell(day, shown), dict(zip(shown.shown, shown.slots, strict=True)))
+        user.lists[list_id] = ShownList(
+            shown.ts_ms, self._cell(day, shown), dict(zip(shown.shown, shown.slots, strict=True))
+        )
         return Outcome.APPLIED
 
     def _cell(self, day: int, shown: Exposure) -> Cell:

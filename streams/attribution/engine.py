@@ -188,13 +188,18 @@ class AttributionEngine(LeasedEngine[JoinLease]):
 
 def _expired(change: Change) -> list[int]:
     """Days that are no longer kept: seen from the newest of the partition that its clock has reached."""
-    today = change.clocks.shown.now_ms // DAY_MS
+    today: int = change.clocks.shown.now_ms // DAY_MS
     return sorted(day for day in change.cells if day <= today - DAYS) if today > 0 else []
 
 
 def _cents(record: Record) -> int:
     """What was paid for a purchase, in hundredths of the shop's currency; 0 where its `value` is no such number."""
-    value = orjson.loads(record.value or b"{}").get("value")
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value * 100 <= MAX_CENTS:
+    value: object = orjson.loads(record.value or b"{}").get("value")
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or not 0 < value * 100 <= MAX_CENTS
+    ):
         return 0
     return round(value * 100)

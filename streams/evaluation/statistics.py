@@ -121,14 +121,3 @@ def ratio_of_sums(numerators: NDArray[Any], denominators: NDArray[Any]) -> Estim
     value = float(numerators.sum() / denominators.sum())
     rest = numerators - value * denominators
     return Estimate(value, float(rest.std(ddof=1) / sqrt(len(rest)) / denominators.mean()))
-
-
-def sample_ratio_p(one: int, other: int, share: float) -> float:
-    """The p-value of Pearson's chi-square test that `one` of all are the `share` that they are to be.
-
-    >>> round(sample_ratio_p(60, 40, 0.5), 4)  # chi-square (10² + 10²) / 50 = 4
-    0.0455
-    """
-    total = one + other
-    expected = share * total
-    return erfc(sqrt((one - expected) ** 2 * (1 / expected + 1 / (total - expected)) / 2))

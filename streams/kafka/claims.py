@@ -180,7 +180,7 @@ class Claims:
 
     def _checked(self, tp: TP, start: int, end: int) -> int:
         lease = self._engine.leases[self._engine.tag_of(tp.topic, tp.partition)]
-        position = lease.positions[tp.topic]
+        position: int = lease.positions[tp.topic]
         if position > end:
             raise PositionBeyondLogError(
                 f"{tp.topic}[{tp.partition}]: stored position {position} is beyond the end {end} of the same log. "

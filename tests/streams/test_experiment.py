@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from index.results.estimates import sample_ratio_p
 from index.state.trials import ARMS, Experiment, in_share
-from streams.evaluation.statistics import Resamples, interval, ratio_of_sums, sample_ratio_p
+from streams.evaluation.statistics import Resamples, interval, ratio_of_sums
 from streams.events import CLICKSTREAM, EXPOSURES, Record, Rules
 from streams.experiment import ExperimentLog, differences, metrics_of, results_of, sample_ratio
 

@@ -165,7 +165,9 @@ def test_the_seeds_hold_what_they_are_to_try() -> None:
     for seed in range(150):
         joined = Joined(EagerClock).run(Logs.random(seed, late_ms=40 * MINUTE_MS), random.Random(seed))
         found.update(joined.outcomes)
-        let_go += sum(action.settled for fields in joined.stored.values() for action in decode_join(fields).actions.values())
+        let_go += sum(
+            action.settled for fields in joined.stored.values() for action in decode_join(fields).actions.values()
+        )
     assert min(found[Outcome.APPLIED], found[Outcome.DUPLICATE], found[Outcome.LATE]) > 100 and let_go > 10
 
 
@@ -177,7 +179,8 @@ def test_who_asks_to_be_forgotten_takes_lists_and_clicks_out_of_the_results(seed
     marks = oracle_of(logs).forgotten
     for user_id, fields in joined.stored.items():
         user = decode_join(fields)
-        assert all(one.ts_ms > marks.get(user_id, -1) for one in (*user.lists.values(), *user.actions.values()))
+        times = [shown.ts_ms for shown in user.lists.values()] + [done.ts_ms for done in user.actions.values()]
+        assert all(ts_ms > marks.get(user_id, -1) for ts_ms in times)
 
 
 def body_of(n: int, ts_ms: int = NOW_MS, **more: Any) -> dict[str, Any]:

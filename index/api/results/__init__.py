@@ -1,0 +1,1 @@
+"""What was clicked and bought of lists, over HTTP."""
