@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("streams", "encoder", "index", "context", "deploy")
 # Who may import whom inside a package: only what stands further left. Sub-packages of one set do not import each other.
 ORDER: dict[str, tuple[set[str], ...]] = {
-    "streams": ({"pipeline"}, {"folder"}, {"kafka"}, {"ranking"}, {"evaluation"}, {"replay"}),
+    "streams": ({"pipeline"}, {"attribution", "folder"}, {"kafka"}, {"ranking"}, {"evaluation"}, {"replay"}),
     "encoder": ({"model"}, {"inference"}, {"training"}, {"ranking", "baselines"}),  # `text` stands apart
-    "index": ({"state"}, {"items"}, {"ranking"}, {"query"}, {"elastic"}, {"api"}),
+    "index": ({"state"}, {"items", "results"}, {"ranking"}, {"query"}, {"elastic"}, {"api"}),
     "deploy": (
         {"runtime", "servers", "shop", "tables"},
         {"reports", "stack", "models"},

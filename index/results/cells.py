@@ -1,7 +1,7 @@
-"""Spells where results are counted: a cell for each kind of list, by day, and in groups of users for intervals.
+"""Spells where results are counted, which is a cell for each kind of list, by day, and in groups of users.
 
-A field of a day's hash is group, cell, slot and measure. Users are dealt into groups by hash, so that sums over
-any days and cells have a spread over users without a count for each of them.
+A field of a day's hash is group, cell, slot and measure. Users are dealt into groups by hash, so sums over any days
+and cells have a spread over users, for intervals, without a count for each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Cell(NamedTuple):
     arm: str = ""
 
 
-class Place(NamedTuple):
+class ResultPlace(NamedTuple):
     """Where something counts: day since 1970, cell, slot ("": the list as a whole) and one of `MEASURES`."""
 
     day: int
@@ -37,23 +37,23 @@ class Place(NamedTuple):
     measure: str
 
 
-Added = Counter[Place]
+Added = Counter[ResultPlace]
 
 
-def encode_field(group: int, place: Place) -> str:
+def encode_field(group: int, place: ResultPlace) -> str:
     """The field of a day's hash that counts a place for a group of users."""
     return _SEPARATOR.join((str(group), *place.cell, place.slot, place.measure))
 
 
-def decode_field(day: int, name: str) -> tuple[int, Place]:
+def decode_field(day: int, name: str) -> tuple[int, ResultPlace]:
     """Inverse of `encode_field`.
 
-    >>> place = Place(20_000, Cell("home", "trending"), "", "lists")
+    >>> place = ResultPlace(20_000, Cell("home", "trending"), "", "lists")
     >>> decode_field(20_000, encode_field(7, place)) == (7, place)
     True
     """
     group, *cell, slot, measure = name.split(_SEPARATOR)
-    return int(group), Place(day, Cell(*cell), slot, measure)
+    return int(group), ResultPlace(day, Cell(*cell), slot, measure)
 
 
 def group_of(user_id: str) -> int:

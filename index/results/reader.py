@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from index.results.cells import GROUPS, Place, decode_field
+from index.results.cells import GROUPS, ResultPlace, decode_field
 from index.state.keys import attribution_tag
 from index.state.store import LiveStore
 
-Counts = dict[Place, NDArray[np.int64]]  # [GROUPS] each
+Counts = dict[ResultPlace, NDArray[np.int64]]  # [GROUPS] each
 
 
 async def read_counts(store: LiveStore, partitions: int, days: Iterable[int] | None = None) -> Counts:

@@ -1,4 +1,4 @@
-"""Says what counts mean: rates by whatever is asked for, and how the arms of an experiment differ."""
+"""Says what counts mean, as rates by whatever is asked for, and how the arms of an experiment differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context.units import DAY_MS
-from index.results.cells import GROUPS, Place
+from index.results.cells import GROUPS, ResultPlace
 from index.results.estimates import Rate, rate, sample_ratio_p
 from index.results.reader import Counts
 from index.state.trials import ARMS, Experiment
@@ -65,7 +65,7 @@ def _nothing() -> dict[str, NDArray[np.int64]]:
     return defaultdict(lambda: np.zeros(GROUPS, np.int64))
 
 
-def _said(place: Place, name: Dimension) -> str:
+def _said(place: ResultPlace, name: Dimension) -> str:
     match name:
         case "day":
             return datetime.fromtimestamp(place.day * DAY_MS / 1000, UTC).date().isoformat()

@@ -1,8 +1,7 @@
 """Works out what a batch of one topic changes for a partition's users, and adds to the results.
 
-Two topics feed one partition, each with a clock of its own. What is late is judged by a topic's own clock, so that it
-is a function of that log alone; what is let go needs both clocks to be past it. So the results are a function of both
-logs, however they are interleaved.
+What is late is judged by a topic's own clock, so it is a function of that log; what is let go needs both clocks to be
+past it. So the results are a function of both logs, however interleaved.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from enum import StrEnum
 from context.units import DAY_MS
 from index.results.cells import Added, Cell, encode_field, group_of
 from index.state.user_columns import event_hash
-from streams.attribution.joining import MAX_ACTIONS, MAX_LISTS, Action, JoinRules, ShownList, UserJoin, difference
+from streams.attribution.joining import Action, JoinRules, ShownList, UserJoin, difference
 from streams.events import Exposure, Forget
 from streams.pipeline.partition_clock import PartitionClock
 
@@ -23,7 +22,7 @@ MAX_CELLS = 500  # of a day and partition; lists of further kinds count in one c
 OTHER = Cell(scenario="(other)")
 
 
-class Outcome(StrEnum):
+class JoinOutcome(StrEnum):
     """What became of a record. Everything but APPLIED leaves the results as they were."""
 
     APPLIED = "applied"
@@ -61,7 +60,7 @@ class Clocks:
 
 
 @dataclass(slots=True)
-class Change:
+class JoinChange:
     """What a batch of one partition changes: users, clocks, kinds of lists by day, and what it adds to the results."""
 
     rules: JoinRules
@@ -69,7 +68,7 @@ class Change:
     cells: dict[int, set[Cell]]
     users: dict[str, UserJoin]
     added: dict[int, Counter[str]] = field(default_factory=dict)  # by day: field → count
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    outcomes: Counter[JoinOutcome] = field(default_factory=Counter)
 
     def apply(self, facts: Sequence[Fact]) -> None:
         """Takes facts in the order of their log; `users` holds everybody whom they name."""
@@ -87,29 +86,29 @@ class Change:
         user.let_go(self.clocks.let_go_ms(self.rules), self.rules)
         return user
 
-    def _take(self, fact: Fact, before: dict[str, Added]) -> Outcome:
+    def _take(self, fact: Fact, before: dict[str, Added]) -> JoinOutcome:
         user = self.users[fact.user_id]
         if isinstance(fact, Forget):
             return self._forget(user, fact, before)
         return self._show(user, fact) if isinstance(fact, Exposure) else self._do(user, fact)
 
-    def _show(self, user: UserJoin, shown: Exposure) -> Outcome:
+    def _show(self, user: UserJoin, shown: Exposure) -> JoinOutcome:
         list_id = hashed(shown.recommendation_id)
         self.clocks.shown.observe(shown.ts_ms)  # a resend too: whether it is known depends on the other clock
         if shown.ts_ms < self.clocks.shown.before(self.rules.late_ms):
-            return Outcome.LATE
+            return JoinOutcome.LATE
         if shown.ts_ms <= user.forgotten_ms:
-            return Outcome.FORGOTTEN
+            return JoinOutcome.FORGOTTEN
         if list_id in user.lists:
-            return Outcome.DUPLICATE
+            return JoinOutcome.DUPLICATE
         since_ms = self.clocks.shown.before(self.rules.kept_ms)
-        if sum(found.ts_ms >= since_ms for found in user.lists.values()) >= MAX_LISTS:
-            return Outcome.CROWDED
+        if sum(found.ts_ms >= since_ms for found in user.lists.values()) >= self.rules.max_lists:
+            return JoinOutcome.CROWDED
         day = shown.ts_ms // DAY_MS
         user.lists[list_id] = ShownList(
             shown.ts_ms, self._cell(day, shown), dict(zip(shown.shown, shown.slots, strict=True))
         )
-        return Outcome.APPLIED
+        return JoinOutcome.APPLIED
 
     def _cell(self, day: int, shown: Exposure) -> Cell:
         cell = Cell(shown.scenario, shown.list, shown.ranker, shown.model, shown.experiment, shown.arm)
@@ -119,27 +118,27 @@ class Change:
         known.add(cell)
         return cell
 
-    def _do(self, user: UserJoin, done: Done) -> Outcome:
+    def _do(self, user: UserJoin, done: Done) -> JoinOutcome:
         self.clocks.done.observe(done.action.ts_ms)
         if done.action.ts_ms < self.clocks.done.before(self.rules.late_ms):
-            return Outcome.LATE
+            return JoinOutcome.LATE
         if done.action.ts_ms <= user.forgotten_ms:
-            return Outcome.FORGOTTEN
+            return JoinOutcome.FORGOTTEN
         if done.event in user.actions:
-            return Outcome.DUPLICATE
+            return JoinOutcome.DUPLICATE
         since_ms = self.clocks.done.before(self.rules.kept_ms)
-        if sum(action.ts_ms >= since_ms for action in user.actions.values()) >= MAX_ACTIONS:
-            return Outcome.CROWDED
+        if sum(action.ts_ms >= since_ms for action in user.actions.values()) >= self.rules.max_actions:
+            return JoinOutcome.CROWDED
         user.actions[done.event] = done.action
-        return Outcome.APPLIED
+        return JoinOutcome.APPLIED
 
-    def _forget(self, user: UserJoin, forget: Forget, before: dict[str, Added]) -> Outcome:
+    def _forget(self, user: UserJoin, forget: Forget, before: dict[str, Added]) -> JoinOutcome:
         """Takes back what may still come late as well; what is older than that stays counted, of nobody."""
         self._add(forget.user_id, difference(before[forget.user_id], user.adds(self.rules)))
         user.let_go(self.clocks.done.before(self.rules.kept_ms), self.rules)
         before[forget.user_id] = user.adds(self.rules)
         user.erase(forget.ts_ms)
-        return Outcome.APPLIED
+        return JoinOutcome.APPLIED
 
     def _add(self, user_id: str, added: Added) -> None:
         group = group_of(user_id)

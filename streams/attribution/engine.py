@@ -19,7 +19,7 @@ from context.units import DAY_MS
 from index.results.cells import Cell, decode_field
 from index.state.keys import attribution_tag, partition_of
 from index.state.store import Claim, LiveStore, Op
-from streams.attribution.changes import Change, Clocks, Done, Fact, Outcome, hashed
+from streams.attribution.changes import Clocks, Done, Fact, JoinChange, JoinOutcome, hashed
 from streams.attribution.joining import SKEW_MS, Action, JoinRules
 from streams.attribution.stored import decode_join, join_ops
 from streams.events import CLICKSTREAM, EXPOSURES, Click, Exposure, Forget, MalformedError, Record, Rules
@@ -29,7 +29,7 @@ from streams.pipeline.lease import LeasedEngine, PartitionLease
 from streams.pipeline.partition_clock import PartitionClock
 
 TOPICS = (EXPOSURES, CLICKSTREAM)
-DAYS = 100  # for which results are kept, by the newest day of a partition
+KEPT_DAYS = 100  # for which results are kept, by the newest day of a partition
 MAX_CENTS = 10**13  # of one purchase; more is a producer's mistake
 _SWEEP_USERS = 200  # users of whom nothing is left to remember, removed at a time
 
@@ -102,7 +102,7 @@ class AttributionEngine(LeasedEngine[JoinLease]):
             wanted = [(keys.join(lease.tag, user_id), None) for user_id in users]
             stored = (await self.store.read_at(lease.tag, wanted)).hashes
         before = dict(zip(users, stored, strict=True))
-        change = Change(
+        change = JoinChange(
             self.join,
             lease.clocks.copy(),
             {day: cells.copy() for day, cells in lease.cells.items()},
@@ -114,7 +114,7 @@ class AttributionEngine(LeasedEngine[JoinLease]):
         await self._commit(lease, topic, records[-1].offset + 1, ops)
         lease.clocks = change.clocks
         lease.cells = {day: cells for day, cells in change.cells.items() if day not in expired}
-        self.counts.add_applied(topic, change.outcomes.pop(Outcome.APPLIED, 0))
+        self.counts.add_applied(topic, change.outcomes.pop(JoinOutcome.APPLIED, 0))
         self.outcomes.update({f"{topic}:{outcome}": count for outcome, count in change.outcomes.items()})
 
     def _fact(self, record: Record) -> Fact | None:
@@ -138,7 +138,7 @@ class AttributionEngine(LeasedEngine[JoinLease]):
         return Done(event.user_id, hashed(event.event_id), action)
 
     def _ops(
-        self, tag: str, before: Mapping[str, Mapping[str, bytes]], change: Change, expired: Sequence[int]
+        self, tag: str, before: Mapping[str, Mapping[str, bytes]], change: JoinChange, expired: Sequence[int]
     ) -> list[Op]:
         keys, ops, times, gone = self.store.keys, list[Op](), dict[str, int](), list[str]()
         for user_id, user in change.users.items():
@@ -186,10 +186,10 @@ class AttributionEngine(LeasedEngine[JoinLease]):
             raise
 
 
-def _expired(change: Change) -> list[int]:
+def _expired(change: JoinChange) -> list[int]:
     """Days that are no longer kept: seen from the newest of the partition that its clock has reached."""
     today: int = change.clocks.shown.now_ms // DAY_MS
-    return sorted(day for day in change.cells if day <= today - DAYS) if today > 0 else []
+    return sorted(day for day in change.cells if day <= today - KEPT_DAYS) if today > 0 else []
 
 
 def _cents(record: Record) -> int:

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from context.units import DAY_MS, HOUR_MS, MINUTE_MS
-from index.results.cells import Added, Cell, Place
+from index.results.cells import Added, Cell, ResultPlace
 
 SKEW_MS = 5 * MINUTE_MS  # a client's clock may be so far behind that of the API, which says when a list was shown
-MAX_LISTS, MAX_ACTIONS = 256, 512  # remembered of a user; nobody looks at more lists within hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +23,8 @@ class JoinRules:
 
     window_ms: int = HOUR_MS
     late_ms: int = HOUR_MS
+    max_lists: int = 256  # remembered of a user: nobody looks at more within hours, …
+    max_actions: int = 512  # … nor does more
 
     @property
     def kept_ms(self) -> int:
@@ -99,9 +100,9 @@ class UserJoin:
         added: Added = Counter()
         for found in self.lists.values():
             day = found.ts_ms // DAY_MS
-            added[Place(day, found.cell, "", "lists")] += 1
+            added[ResultPlace(day, found.cell, "", "lists")] += 1
             for slot, items in Counter(found.slots.values()).items():
-                added[Place(day, found.cell, slot, "items")] += items
+                added[ResultPlace(day, found.cell, slot, "items")] += items
         clicked = set()
         for action in self.actions.values():
             if list_id := self.list_of(action, rules):
@@ -109,10 +110,10 @@ class UserJoin:
                 added.update(_of_action(action, self.lists[list_id]))
         for list_id in clicked:
             found = self.lists[list_id]
-            added[Place(found.ts_ms // DAY_MS, found.cell, "", "clicked")] += 1
+            added[ResultPlace(found.ts_ms // DAY_MS, found.cell, "", "clicked")] += 1
         for experiment, arm, day in self.counted | {_arm_of(found) for found in self.lists.values()}:
             if experiment:
-                added[Place(day, Cell(experiment=experiment, arm=arm), "", "users")] += 1
+                added[ResultPlace(day, Cell(experiment=experiment, arm=arm), "", "users")] += 1
         return added
 
     def let_go(self, before_ms: int, rules: JoinRules) -> None:
@@ -147,8 +148,8 @@ def _arm_of(found: ShownList) -> tuple[str, str, int]:
     return found.cell.experiment, found.cell.arm, found.ts_ms // DAY_MS
 
 
-def _of_action(action: Action, shown: ShownList) -> Mapping[Place, int]:
+def _of_action(action: Action, shown: ShownList) -> Mapping[ResultPlace, int]:
     day, what = shown.ts_ms // DAY_MS, "purchases" if action.bought else "clicks"
     slots = {"", shown.slots.get(action.item_id, "")}  # of the list as a whole, and of the item's slot
-    added = {Place(day, shown.cell, slot, what): 1 for slot in slots}
-    return added | {Place(day, shown.cell, slot, "cents"): action.cents for slot in slots if action.cents}
+    added = {ResultPlace(day, shown.cell, slot, what): 1 for slot in slots}
+    return added | {ResultPlace(day, shown.cell, slot, "cents"): action.cents for slot in slots if action.cents}

@@ -1,4 +1,4 @@
-"""Spells what is remembered of a user as a hash of the live state: a field each for a list and an action."""
+"""Spells what is remembered of a user as a hash of the live state, with a field each for a list and an action."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from index.api.metrics import ApiMetrics
 from index.api.schemas.shapes import ServedBy
 from index.api.settings import ApiSettings, KafkaSide
 from index.query.shadow import ShadowList, ShadowLists
-from index.state.keys import Keys, showings_tag
+from index.state.keys import Keys, attribution_tag, showings_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import (
     CATALOGUE,
@@ -137,6 +137,8 @@ def redis_keys() -> dict[str, Any]:
         "shown lists": keys.shown_lists(showings_tag(1)),
         "item": keys.item("tea"),
         "item index": keys.item_index(), "item log": keys.item_log(), "contexts": keys.contexts(),
+        "join": keys.join(attribution_tag(1), "u"), "joins": keys.joins(attribution_tag(1)),
+        "results": keys.results(attribution_tag(1), 7), "result days": keys.result_days(attribution_tag(1)),
         "scenario rules": keys.scenario_rules(),
         "user fields": [STATE, PROFILE, vector_field("m-1")],
         "item fields": [CATALOGUE, TEXT_VECTOR, TAGS, EMBEDDER, VECTOR_HASH, TEXT_HASH, POSITION],

@@ -17,7 +17,7 @@ ADDED_CALLS = (
     ("/v1/rules", "get"), ("/v1/rules", "post"), ("/v1/rules/{scenario}", "get"),
     ("/v1/rules/{scenario}", "delete"), ("/v1/rules/preview", "post"),
     ("/v1/lists/{list}", "get"), ("/v1/lists/{list}", "post"), ("/v1/recommendations/why", "post"),
-    ("/v1/pages", "post"),
+    ("/v1/pages", "post"), ("/v1/results", "get"),
 )  # fmt: skip
 ADDED_STATUSES = {  # that were answered before and not documented
     "get /healthz": ["400", "405"], "get /readyz": ["400", "405"], "get /metrics": ["400", "401", "403", "405"],
@@ -31,6 +31,7 @@ ADDED_SCHEMAS = (
     "ExperimentStatus", "LoadedStatus", "ModelsStatus", "Now", "MovedItem", "PreviewAnswer", "RerankAnswer",
     "RerankedItem", "RootAnswer", "RuleAnswer", "RuleVersion", "RulesAnswer", "ShadowStatus", "UserPreview",
     "LastPlace", "ListAnswer", "ListEntry", "ListOfPage", "PageAnswer", "WhyAnswer", "WhyReason",
+    "ExperimentResults", "RateShape", "ResultRow", "ResultShape", "ResultsAnswer", "SampleRatio",
 )  # fmt: skip
 ADDED_FIELDS = (
     ("StatusAnswer", "redis_writes"), ("StatusAnswer", "models"), ("StatusAnswer", "now"),
@@ -50,7 +51,7 @@ ADDED_API_COUNTERS = ("arm_challenger", "ranked_by_ranker")  # beside arm_champi
 _SAMPLES = {"gauge": ("",), "counter": ("_created", "_total"), "histogram": ("_bucket", "_count", "_created", "_sum")}
 ADDED_SETTINGS = (
     "`PERSEID_RELOAD_MINUTES`", "`PERSEID_NEGATIVE`", "`PERSEID_MODELS`", "`PERSEID_FILL_SHARE`", "`PERSEID_RANKER`",
-    "`PERSEID_SHOWINGS`", "`PERSEID_FEATURE_SHARE`",
+    "`PERSEID_SHOWINGS`", "`PERSEID_FEATURE_SHARE`", "`PERSEID_ATTRIBUTION_MIN`",
     "`PERSEID_CONSOLE_HOST`", "`PERSEID_CONSOLE_PORT`", "`PERSEID_CONSOLE_HOSTS`", "`PERSEID_CONSOLE_API`",
     "`PERSEID_CONSOLE_API_KEY`",
 )  # fmt: skip
@@ -60,9 +61,11 @@ ADDED_KEYS = {
     "scenario rules": "shop:{rules}:records",
     "kinds": "shop:{p1}:kinds:7",  # field: code of a kind, \x1f, item
     "pairs": "shop:{p1}:pairs:7", "pair buckets": "shop:{p1}:paired",
+    "join": "shop:{a1}:j:u", "joins": "shop:{a1}:joins",
+    "results": "shop:{a1}:results:7", "result days": "shop:{a1}:days",
     "showings": "shop:{x1}:shown:7", "showing buckets": "shop:{x1}:shows", "shown lists": "shop:{x1}:lists",
 }  # fmt: skip
-ADDED_COMMANDS = ("console", "models", "retrain", "skew", "train-ranker")
+ADDED_COMMANDS = ("attribution", "console", "models", "retrain", "skew", "train-ranker")
 CHANGED_COUNTS = {
     "applied", "encoded", "idle", "idle_swept", "late",  # a clock that few clicks do not move
     "malformed:context:promotions", "malformed:context:valid_until_ms", "malformed:context:weather",  # another reason

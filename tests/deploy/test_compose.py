@@ -47,7 +47,7 @@ def ours(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_every_role_has_a_service_and_every_command_exists(compose: dict[str, Any]) -> None:
     commands = {name: service["command"] for name, service in ours(compose).items()}
-    assert {"worker", "embed", "indexer", "api", "console"} <= set(commands)
+    assert {"worker", "embed", "indexer", "attribution", "api", "console"} <= set(commands)
     for name, command in commands.items():
         assert command[0] in COMMANDS, (name, command)
         done = subprocess.run(
@@ -110,7 +110,9 @@ def test_only_loopback_is_published_and_nothing_runs_with_more_rights_than_it_ne
     for name, service in ours(compose).items():
         assert service["read_only"] and service["cap_drop"] == ["ALL"], name
     asked = [name for name, service in compose["services"].items() if "healthcheck" not in service]
-    assert set(asked) <= {"topics", "worker", "embed", "indexer", "retrain"}, "servers and APIs have health checks"
+    assert set(asked) <= {"topics", "worker", "embed", "indexer", "attribution", "retrain"}, (
+        "servers and APIs have health checks"
+    )
 
 
 def test_redis_never_evicts_and_its_password_is_in_no_process_list(compose: dict[str, Any]) -> None:

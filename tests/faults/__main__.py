@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 
 from deploy.servers.elasticsearch import ElasticsearchServer
 from deploy.servers.kafka import KafkaServer
-from tests.faults.cases import CASES, MUTATED, STORM, Case
+from tests.faults.cases import ATTRIBUTED, CASES, MUTATED, STORM, Case
 from tests.faults.elastic import ElasticHost
 from tests.faults.models.cases import MODEL_CASES, MODEL_DEFECTS
 from tests.faults.runs import Result, play
@@ -25,7 +25,7 @@ from tests.faults.table import HEADER, line, markdown, name
 from tests.support.services import open_folder
 
 _MILLION = 1_000_000
-ALL, DEFECTS = (*CASES, *MODEL_CASES), (*MUTATED, *MODEL_DEFECTS)
+ALL, DEFECTS = (*CASES, *ATTRIBUTED, *MODEL_CASES), (*MUTATED, *MODEL_DEFECTS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tests.faults.api_faults import disk_full, killed_while_saving
+from tests.faults.attribution import with_results
 from tests.faults.mutations import (
     ANY_LOG,
     NO_DEDUPE,
@@ -52,6 +53,7 @@ class Case:
     share: float = 1.0
     append_only: bool = False
     encode: bool = False
+    attribution: bool = False  # the workers join clicks to lists, too
     durable: bool = False  # needs a broker that keeps its logs and can delete topics
     elastic: bool = False  # needs an Elasticsearch
     alone: bool = False  # kills a server that other runs use
@@ -72,6 +74,7 @@ class Case:
             limit=int(events * self.share) if self.share < 1 else None,
             append_only=self.append_only,
             encode=self.encode,
+            attribution=self.attribution,
             models=self.judge is not None,
             mutation=self.mutation,
             snapshot_ms=self.snapshot_ms,
@@ -131,6 +134,12 @@ CASES = (
     Case("api-killed", killed_while_saving, share=0.5, mix=_MANY_ITEMS, snapshot_ms=20.0),
     Case("disk-full", disk_full, drag_s=4.0, max_lag=_SHORT_LAG, mix=_MANY_ITEMS, snapshot_ms=50.0, disk_kb=8192),
     Case("encoded", two_workers, drag_s=12.0, max_lag=None, mix=Mix(steady=True), encode=True),
+)
+ATTRIBUTED = tuple(
+    replace(case, name=f"joined-{case.name}", attribution=True, records=with_results)
+    for case in CASES
+    if case.name
+    in ("worker-killed", "two-workers", "zombie", "redis-killed", "redis-set-back", "resends", "odd-events")
 )
 MUTATED = (
     Case("halves", lambda stage: dies_between_two_halves(stage, ""), mutation=POSITION_FIRST),

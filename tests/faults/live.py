@@ -6,7 +6,7 @@ Asks Redis itself and never a worker, so progress does not depend on a worker's 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,13 @@ class LiveState:
         for topic, partition in wanted:
             pipe.hget(self.keys.owner(tag_of(topic, partition)), f"pos:{topic}")
         return {key: int(value or 0) for key, value in zip(wanted, pipe.execute(), strict=True)}
+
+    def fields(self, tags: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], int]:
+        """Next offset to apply of topics' partitions, as stored under these tags."""
+        pipe = self._client.pipeline(transaction=False)
+        for (topic, _), tag in tags.items():
+            pipe.hget(self.keys.owner(tag), f"pos:{topic}")
+        return {place: int(value or 0) for place, value in zip(tags, pipe.execute(), strict=True)}
 
     def progress(self) -> int:
         """Records applied; the last known number while Redis is away."""

@@ -16,6 +16,7 @@ import orjson
 from index.state.keys import partition_of
 from streams.events import CLICKSTREAM
 from streams.pipeline.digest import digest_of
+from tests.faults.attribution import wrong_results
 from tests.faults.cases import Case
 from tests.faults.children import Api, Indexer
 from tests.faults.elastic import held_items, wanted_items
@@ -34,6 +35,7 @@ from tests.faults.truth import (
     missing_dead_letters,
     unlogged,
 )
+from tests.faults.worker_process import RULES
 
 _PROBES = 10
 _numbers = itertools.count(1)
@@ -46,7 +48,8 @@ class Result:
     `missing` counts acknowledged records that are in no log, misrouted ones without their copy at home, and poison
     without its dead letter; `wrong_dead` dead letters of good records, `wrong_items` items of API processes (and of
     Elasticsearch) that are not the oracle's, `harmed` users who are not as they would be without another producer's
-    burst. `wrong_models` says what is wrong with models and with the `answers` by them. `recoveries_s` are the times
+    burst. `wrong_models` says what is wrong with models and with the `answers` by them, `wrong_results` with what
+    was clicked and bought of lists. `recoveries_s` are the times
     from each fault, or from when the server was back, to the first write; `visible_ms` is the median from sending a
     lone click, after all is over, until it is applied.
     """
@@ -64,6 +67,7 @@ class Result:
     wrong_vectors: int
     harmed: int
     wrong_models: list[str] = field(default_factory=list)
+    wrong_results: list[str] = field(default_factory=list)
     answers: int = 0
     recoveries_s: list[float] = field(default_factory=list)
     visible_ms: float | None = None
@@ -72,7 +76,7 @@ class Result:
     @property
     def exact(self) -> bool:
         wrong = (self.lost, self.difference.twice, self.wrong_dead, self.wrong_items, self.wrong_vectors, self.harmed)
-        return self.same_digest and not any(wrong) and not self.wrong_models
+        return self.same_digest and not any(wrong) and not self.wrong_models and not self.wrong_results
 
     @property
     def lost(self) -> int:
@@ -162,6 +166,7 @@ def _judged(case: Case, seed: int, stage: Stage, visible_ms: float | None, start
         wrong_vectors=len(stage.wrong_vectors()) if case.encode else 0,
         harmed=harmed(logs, stage.options.partitions, state) if case.mix.burst else 0,
         wrong_models=case.judge(stage) if case.judge else [],
+        wrong_results=wrong_results(stage, logs, RULES) if case.attribution else [],
         answers=stage.answers,
         recoveries_s=stage.recoveries_s,
         visible_ms=visible_ms,

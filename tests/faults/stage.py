@@ -70,6 +70,7 @@ class StageOptions:
     limit: int | None = None  # records sent before the case says that there shall be more
     append_only: bool = False  # Redis keeps what it confirmed over a kill
     encode: bool = False  # the workers have an encoder
+    attribution: bool = False  # they join clicks to lists, too
     models: bool = False  # they have those of the registry, and API processes are asked all the time
     mutation: str = ""
     snapshot_ms: float = 0.0  # of the API processes
@@ -162,6 +163,7 @@ class Stage:
             session_s=options.session_s,
             mutation=options.mutation if mutation is None else mutation,
             encode=options.encode,
+            attribution=options.attribution,
             models=options.models,
             fill_share=_FILL_SHARE,
             **pace,

@@ -44,6 +44,9 @@ def _verdict(result: Result) -> str:
         verdict += f", {result.answers} answers"
     if result.wrong_models:
         verdict += f", {len(result.wrong_models)} wrong of models: {'; '.join(result.wrong_models[:_SHOWN])}"
+    if result.wrong_results:
+        wrong = "; ".join(result.wrong_results[:_SHOWN])
+        verdict += f", {len(result.wrong_results)} wrong of results: {wrong}"
     if result.case.mutation:
         return verdict + (": caught" if result.good else ": NOT CAUGHT")
     return verdict + (", TOO LATE" if result.late else "")

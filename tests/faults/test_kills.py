@@ -11,7 +11,7 @@ import pytest
 
 from deploy.servers.elasticsearch import ElasticsearchServer
 from deploy.servers.kafka import KafkaServer
-from tests.faults.cases import CASES, MUTATED
+from tests.faults.cases import ATTRIBUTED, CASES, MUTATED
 from tests.faults.elastic import ElasticHost
 from tests.faults.models.cases import MODEL_CASES, MODEL_DEFECTS
 from tests.faults.models.mutations import EARLY, LEAVES
@@ -29,7 +29,7 @@ SESSION_S, HASTE = 1.5, 2.0  # shorter than by hand: what is tested is the same,
 JOBS = 3  # most of a run is waiting
 TRIES = 3  # a defect shows only where a race is lost: in one of so many runs it must
 LIVES = ("model-fill-filler", "model-promote-redis", "model-retire-worker")  # of 25, each about 20 s
-RUNS = [Run(case, SEED) for case in (*CASES, *(case for case in MODEL_CASES if case.name in LIVES))]
+RUNS = [Run(case, SEED) for case in (*CASES, ATTRIBUTED[0], *(case for case in MODEL_CASES if case.name in LIVES))]
 DEFECTS = [
     Run(case, SEED) for case in (*MUTATED, *(case for case in MODEL_DEFECTS if case.mutation in (EARLY, LEAVES)))
 ]

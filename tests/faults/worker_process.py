@@ -18,6 +18,8 @@ from index.items.follower import ItemFollower
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from index.state.store import Commit
+from streams.attribution.engine import AttributionEngine
+from streams.attribution.joining import JoinRules
 from streams.events import Rules
 from streams.kafka.config import KafkaConfig
 from streams.kafka.worker import StreamWorker, WorkerSettings
@@ -30,6 +32,8 @@ from tests.faults.process_files import ProcessFiles, write_json
 from tests.faults.vectors import VERSION, new_encoder, publish
 
 RULES = Rules(embedders={"toy": 4}, showings=True)
+# A window of the traffic's time, in which a run takes days; a third of its events are one user's.
+JOIN = JoinRules(window_ms=6 * 3_600_000, max_lists=100_000, max_actions=100_000)
 _BATCH, _PENDING = 2048, 4096  # as in production, unless a run is dragged
 SELDOM_S = 0.1  # where more processes than usual share the cores
 STATUS_S = 0.02  # how often the status file is renewed; a case that waits for it polls at the same pace
@@ -48,6 +52,7 @@ class WorkerOptions:
     session_s: float
     mutation: str = ""
     encode: bool = False
+    attribution: bool = False  # it joins clicks to lists, too
     models: bool = False  # it follows the models' aliases; the registry lies beside its files
     fill_share: float = 0.0  # of its time for completing vectors
     max_batch: int = _BATCH
@@ -87,18 +92,34 @@ async def _serve(options: WorkerOptions) -> None:
     )
     worker = StreamWorker(engine, settings, None if follower is None else follower.run)
     mutate_worker(options.mutation, worker)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    joining = _joining(store, producer, options, settings) if options.attribution else None
+
+    def stop() -> None:
+        for running in (worker, joining):
+            if running is not None:
+                running.stop()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     telling = asyncio.create_task(tell(worker, options))
     try:
         if follower is not None:
             await follower.catch_up()
-        await worker.run()
+        await asyncio.gather(worker.run(), *([] if joining is None else [joining.run()]))
     finally:
         telling.cancel()
         if encoder is not None:
             encoder.close()
         await store.close()
         producer.close()
+
+
+def _joining(
+    store: RedisStore, producer: EventProducer, options: WorkerOptions, settings: WorkerSettings
+) -> StreamWorker:
+    """What an attribution process runs; here beside the worker, so that both die at once."""
+    sink = KafkaDeadLetterSink(producer.send)
+    engine = AttributionEngine(store, RULES, options.partitions, sink, JOIN)
+    return StreamWorker(engine, replace(settings, group=f"{options.group}-attribution"))
 
 
 def slow_down(store: RedisStore, options: WorkerOptions) -> None:

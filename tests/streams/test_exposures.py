@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -21,7 +22,10 @@ BODY = {
     "model": "m-1",
     "served_by": "personal",
     "location": None,
-    "scenario": "ignored",
+    "scenario": "home",
+    "list": "trending",
+    "ranker": "r-1",
+    "rules": "ignored",
 }
 
 
@@ -30,8 +34,12 @@ def record(body: Any, timestamp_ms: int = NOW_MS, key: bytes | None = b"u1") -> 
 
 
 def test_what_the_api_writes_is_understood() -> None:
-    assert parse_exposure(record(BODY)) == Exposure("r1", "u1", NOW_MS, ("a", "b"), "p1", "", "m-1", "personal")
-    tried = Exposure("r1", "u1", NOW_MS, ("a", "b"), "p1", "", "m-1", "personal", "x-1", "challenger")
+    plain = Exposure(
+        "r1", "u1", NOW_MS, ("a", "b"), "p1", "", "m-1", "personal",
+        scenario="home", list="trending", ranker="r-1", slots=("next", "general"),
+    )  # fmt: skip
+    assert parse_exposure(record(BODY)) == plain
+    tried = replace(plain, experiment="x-1", arm="challenger")
     assert parse_exposure(record({**BODY, "experiment": "x-1", "arm": "challenger"})) == tried
     least = {name: BODY[name] for name in ("recommendation_id", "user_id", "items", "ts_ms")}
     assert parse_exposure(record(least, key=None)).page_id == ""

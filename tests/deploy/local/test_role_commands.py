@@ -15,15 +15,18 @@ from tests.integration.live import free_ports
 def test_one_of_each_by_default_and_an_indexer_only_with_elasticsearch(tmp_path: Path) -> None:
     settings = load({}, state=tmp_path)
     names = [role.name for role in roles(settings, {}, tmp_path / "plan", 1, [8000])]
-    assert names == ["worker", "embed", "api", "console", "traffic"]
+    assert names == ["worker", "embed", "api", "attribution", "console", "traffic"]
     settings = load({"PERSEID_ELASTICSEARCH": "http://127.0.0.1:9200"}, state=tmp_path)
     assert "indexer" in [role.name for role in roles(settings, {}, tmp_path / "plan", 1, [8000])]
+    settings = load({"PERSEID_ATTRIBUTION_MIN": "0"}, state=tmp_path)
+    assert "attribution" not in [role.name for role in roles(settings, {}, tmp_path / "plan", 1, [8000])]
 
 
 def test_workers_and_apis_are_numbered_and_differ_in_log_and_port(tmp_path: Path) -> None:
     settings = load({}, state=tmp_path, api_port=8000)
     found = list(roles(settings, {"OMP_NUM_THREADS": "3"}, tmp_path / "plan", 2, [8000, 8001]))
-    assert [role.name for role in found] == ["worker", "worker-2", "embed", "api", "api-2", "console", "traffic"]
+    names = ["worker", "worker-2", "embed", "api", "api-2", "attribution", "console", "traffic"]
+    assert [role.name for role in found] == names
     assert len({role.log for role in found}) == len(found)
     ports = {role.name: role.env["PERSEID_API_PORT"] for role in found if role.env is not None}
     assert (ports["api"], ports["api-2"]) == ("8000", "8001")

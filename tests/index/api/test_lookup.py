@@ -11,7 +11,7 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from index.api.schemas import lists, named_lists, pages, rules, state, why
+from index.api.schemas import lists, named_lists, pages, results, rules, state, why
 from index.api.schemas import shapes as shapes_of_all
 from index.api.schemas import status as status_shapes
 from index.api.schemas.state import ItemAnswer, UserAnswer
@@ -190,7 +190,7 @@ def openapi(**settings: Any) -> dict[str, Any]:
     return World(MemoryStore(), **settings).app.openapi()
 
 
-OF_LISTS = (lists, named_lists, pages, rules, why)
+OF_LISTS = (lists, named_lists, pages, results, rules, why)
 OPERATIONS = {
     ("get", "/v1/recommendations/{user_id}"): "get_recommendations",
     ("post", "/v1/recommendations"): "post_recommendations",
@@ -198,6 +198,7 @@ OPERATIONS = {
     ("get", "/v1/lists/{list}"): "get_list",
     ("post", "/v1/lists/{list}"): "post_list",
     ("post", "/v1/pages"): "post_page",
+    ("get", "/v1/results"): "get_results",
     ("post", "/v1/rerank"): "post_rerank",
     ("get", "/v1/items/{item_id}/similar"): "get_similar_items",
     ("get", "/v1/items/{item_id}"): "get_item",
@@ -269,7 +270,7 @@ def test_every_json_answer_has_an_example_of_its_shape() -> None:
     answers = [value for name, value in shapes.items() if name.endswith(("Answer", "Request", "Problem"))]
     for part in (lists.UserRequest, lists.AnyListRequest):  # which no call takes as they are
         answers.remove(part)
-    assert len(answers) == 21
+    assert len(answers) == 22
     for model in answers:
         assert issubclass(model, BaseModel)
         (example,) = model.model_json_schema()["examples"]

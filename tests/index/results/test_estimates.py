@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from index.results.cells import GROUPS, Cell, Place
+from index.results.cells import GROUPS, Cell, ResultPlace
 from index.results.estimates import LEAST_GROUPS, Rate, rate
 from index.results.report import experiments_in, results_by
 from index.state.trials import Experiment
@@ -45,16 +45,16 @@ def test_intervals_hold_the_true_rate_in_about_95_of_100_draws_although_lists_of
     assert 0.92 <= held / draws <= 0.975
 
 
-def counts_of(users: dict[tuple[str, int], int]) -> dict[Place, np.ndarray]:
+def counts_of(users: dict[tuple[str, int], int]) -> dict[ResultPlace, np.ndarray]:
     found = {}
     for (arm, day), count in users.items():
         spread = np.zeros(GROUPS, np.int64)
         spread[: count % GROUPS] = 1
         spread += count // GROUPS
-        found[Place(day, Cell(experiment="e", arm=arm), "", "users")] = spread
+        found[ResultPlace(day, Cell(experiment="e", arm=arm), "", "users")] = spread
         for measure, share in (("lists", 10), ("clicked", 2 if arm == "champion" else 3)):
             cell = Cell("home", "", "", "m", "e", arm)
-            found[Place(day, cell, "", measure)] = spread * share
+            found[ResultPlace(day, cell, "", measure)] = spread * share
     return found
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from context.units import HOUR_MS, MINUTE_MS
 from index.results.cells import decode_field
-from streams.attribution.changes import MAX_CELLS, OTHER, Change, Clocks, Done, Fact, Outcome, hashed
-from streams.attribution.joining import MAX_ACTIONS, MAX_LISTS, Action, JoinRules, UserJoin
+from streams.attribution.changes import MAX_CELLS, OTHER, Clocks, Done, Fact, JoinChange, JoinOutcome, hashed
+from streams.attribution.joining import Action, JoinRules, UserJoin
 from streams.attribution.stored import decode_join, encode_join, join_ops
 from streams.events import Exposure, Forget
 from streams.pipeline.partition_clock import PartitionClock
@@ -100,12 +100,12 @@ class Joined:
     def __init__(self, clock: type[PartitionClock] = PartitionClock) -> None:
         self.clocks, self.cells, self.stored = Clocks(clock(), clock()), dict[int, Any](), dict[str, dict[str, bytes]]()
         self.total: Counter[tuple[int, str]] = Counter()
-        self.outcomes: Counter[Outcome] = Counter()
+        self.outcomes: Counter[JoinOutcome] = Counter()
 
     def apply(self, bodies: Sequence[dict[str, Any]]) -> None:
         facts = [fact for body in bodies if (fact := fact_of(body))]
         users = {fact.user_id: decode_join(self.stored.get(fact.user_id, {})) for fact in facts}
-        change = Change(RULES, self.clocks.copy(), {day: set(cells) for day, cells in self.cells.items()}, users)
+        change = JoinChange(RULES, self.clocks.copy(), {day: set(cells) for day, cells in self.cells.items()}, users)
         change.apply(facts)
         self.clocks, self.cells = change.clocks, change.cells
         self.stored |= {user_id: encode_join(user) for user_id, user in users.items()}
@@ -160,7 +160,7 @@ def test_any_interleaving_gives_what_the_whole_logs_say_also_after_much_was_let_
 
 
 def test_the_seeds_hold_what_they_are_to_try() -> None:
-    found: Counter[Outcome] = Counter()
+    found: Counter[JoinOutcome] = Counter()
     let_go = 0
     for seed in range(150):
         joined = Joined(EagerClock).run(Logs.random(seed, late_ms=40 * MINUTE_MS), random.Random(seed))
@@ -168,7 +168,7 @@ def test_the_seeds_hold_what_they_are_to_try() -> None:
         let_go += sum(
             action.settled for fields in joined.stored.values() for action in decode_join(fields).actions.values()
         )
-    assert min(found[Outcome.APPLIED], found[Outcome.DUPLICATE], found[Outcome.LATE]) > 100 and let_go > 10
+    assert min(found[JoinOutcome.APPLIED], found[JoinOutcome.DUPLICATE], found[JoinOutcome.LATE]) > 100 and let_go > 10
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -190,12 +190,12 @@ def body_of(n: int, ts_ms: int = NOW_MS, **more: Any) -> dict[str, Any]:
 
 def test_a_user_of_whom_too_much_comes_is_bounded() -> None:
     joined = Joined()
-    joined.apply([body_of(n) for n in range(MAX_LISTS + 9)])
+    joined.apply([body_of(n) for n in range(RULES.max_lists + 9)])
     click = {"user_id": "u0", "ts_ms": NOW_MS + 1, "kind": "view", "item_id": "i0"}
-    joined.apply([{**click, "event_id": f"e{n}"} for n in range(MAX_ACTIONS + 5)])
-    assert joined.outcomes[Outcome.CROWDED] == 14
+    joined.apply([{**click, "event_id": f"e{n}"} for n in range(RULES.max_actions + 5)])
+    assert joined.outcomes[JoinOutcome.CROWDED] == 14
     user = decode_join(joined.stored["u0"])
-    assert (len(user.lists), len(user.actions)) == (MAX_LISTS, MAX_ACTIONS)
+    assert (len(user.lists), len(user.actions)) == (RULES.max_lists, RULES.max_actions)
 
 
 def test_kinds_of_lists_without_end_count_in_one_cell() -> None:

@@ -1,0 +1,120 @@
+"""What was clicked and bought of lists, over HTTP: rows, days, experiments, and questions that are none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from context.units import DAY_MS
+from index.api.schemas.results import ResultsAnswer
+from index.results.cells import Cell, ResultPlace, encode_field
+from index.state.memory_store import MemoryStore
+from index.state.store import Commit, LogIdentity, Op
+from tests.support.index_api_world import NOW_MS, World
+
+TODAY = NOW_MS // DAY_MS
+COUNTS = {
+    (0, ResultPlace(TODAY, Cell("home", "trending", "r1", "m1"), "", "lists")): 8,
+    (1, ResultPlace(TODAY, Cell("home", "trending", "r1", "m1"), "", "clicked")): 2,
+    (1, ResultPlace(TODAY, Cell("home", "trending", "r1", "m1"), "", "clicks")): 5,
+    (1, ResultPlace(TODAY, Cell("home", "trending", "r1", "m1"), "next", "items")): 40,
+    (1, ResultPlace(TODAY, Cell("home", "trending", "r1", "m1"), "next", "clicks")): 5,
+    (2, ResultPlace(TODAY - 3, Cell("", "", "", "m1"), "", "lists")): 20,
+    (2, ResultPlace(TODAY - 3, Cell("", "", "", "m1"), "", "purchases")): 1,
+    (2, ResultPlace(TODAY - 3, Cell("", "", "", "m1"), "", "cents")): 1299,
+    (3, ResultPlace(TODAY - 30, Cell("", "", "", "m0"), "", "lists")): 100,
+    (4, ResultPlace(TODAY, Cell("", "", "", "m1", "e1", "challenger"), "", "lists")): 4,
+    (4, ResultPlace(TODAY, Cell(experiment="e1", arm="challenger"), "", "users")): 3,
+}
+Scene = Callable[[httpx.AsyncClient], Awaitable[None]]
+
+
+def play(scene: Scene, *, counted: bool = True, **settings: Any) -> None:
+    async def run() -> None:
+        store = MemoryStore()
+        world = await World(store, **settings).start()
+        if counted:
+            await count(store)
+        async with world.running() as client:
+            await scene(client)
+
+    asyncio.run(run())
+
+
+async def count(store: MemoryStore) -> None:
+    tag, logs = "a0", {topic: LogIdentity("c") for topic in ("exposures", "clickstream")}
+    await store.claim(tag, "token", 1, logs)
+    ops = [Op("hincr", store.keys.result_days(tag), {str(place.day): 1 for _, place in COUNTS})]
+    for (group, place), number in COUNTS.items():
+        ops.append(Op("hincr", store.keys.results(tag, place.day), {encode_field(group, place): number}))
+    await store.commit([Commit(tag, "token", "exposures", 0, 10, ops)])
+    await store.beat(tag, "token", {"exposures": 12, "clickstream": 5}, caught_up=False)
+
+
+def day(number: int) -> str:
+    return datetime.fromtimestamp(number * DAY_MS / 1000, UTC).date().isoformat()
+
+
+def test_rows_are_by_what_is_asked_and_of_the_days_that_are_asked() -> None:
+    async def scene(client: httpx.AsyncClient) -> None:
+        body = (await client.get("/v1/results")).json()
+        ResultsAnswer.model_validate(body)
+        assert (body["since"], body["until"], body["lag"]) == (day(TODAY - 6), day(TODAY), 7)
+        rows = [(row["scenario"], row["list"], row["lists"], row["clicked"], row["revenue"]) for row in body["rows"]]
+        assert rows == [("", "recommendations", 24, 0, 12.99), ("home", "trending", 8, 2, 0.0)]
+        assert body["rows"][1]["click_through"] == {"value": 0.25, "interval": None}
+        old = (await client.get("/v1/results", params={"since": day(TODAY - 40), "by": "model,stage"})).json()
+        assert [(row["model"], row["stage"], row["lists"]) for row in old["rows"]] == [
+            ("m0", "first stage", 100), ("m1", "first stage", 24), ("m1", "r1", 8)
+        ]  # fmt: skip
+        slots = (await client.get("/v1/results", params={"by": "slot"})).json()["rows"]
+        assert [(row["slot"], row["items"], row["clicks"], "lists" in row) for row in slots] == [("next", 40, 5, False)]
+        (whole,) = (await client.get("/v1/results", params={"by": ""})).json()["rows"]
+        assert (whole["lists"], whole["purchases"], whole["conversion"]["value"]) == (32, 1, 1 / 32)
+
+    play(scene)
+
+
+def test_by_arm_experiments_are_compared() -> None:
+    async def scene(client: httpx.AsyncClient) -> None:
+        body = (await client.get("/v1/results", params={"by": "arm"})).json()
+        ResultsAnswer.model_validate(body)
+        (found,) = body["experiments"]
+        assert found["experiment"] == "e1" and found["arms"]["challenger"]["lists"] == 4
+        assert found["arms"]["champion"]["click_through"] is None and found["differences"] == {}
+        assert found["sample_ratio"] == {"user_days": 3, "wanted": None, "found": 1.0, "p": None, "passed": True}
+        assert "e1:challenger" in [row["arm"] for row in body["rows"]]
+
+    play(scene)
+
+
+def test_without_an_attribution_process_there_is_nothing_and_no_lag() -> None:
+    async def scene(client: httpx.AsyncClient) -> None:
+        body = (await client.get("/v1/results")).json()
+        assert (body["rows"], body["lag"]) == ([], None)
+
+    play(scene, counted=False)
+
+
+@pytest.mark.parametrize(
+    ("params", "part"),
+    [
+        ({"by": "slot,colour"}, "colour"),
+        ({"since": "yesterday"}, "since"),
+        ({"since": "2026-06-02", "until": "2026-06-01"}, "since"),
+        ({"since": "2020-01-01", "until": "2026-06-01"}, "100 days"),
+        ({"by": "x" * 101}, "by"),
+        ({"sicne": "2026-06-01"}, "sicne"),
+    ],
+)
+def test_a_question_that_is_none_is_refused(params: dict[str, str], part: str) -> None:
+    async def scene(client: httpx.AsyncClient) -> None:
+        response = await client.get("/v1/results", params=params)
+        assert response.status_code == 400 and part in response.text
+
+    play(scene)
