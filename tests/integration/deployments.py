@@ -72,6 +72,8 @@ def deployment(
             shutil.copytree(path, state / path.name) if path.is_dir() else _copy(path, state / path.name)
     with ExitStack() as stack:
         variables = {} if name == EMBEDDED else _servers(name, folder, fixture, stack)
+        if name not in (EMBEDDED, REAL):
+            variables["PERSEID_ATTRIBUTION_MIN"] = "0"  # it reads Kafka and writes Redis alike wherever the items are
         variables |= more or {}
         options = ("--seed", str(SEED), "--days", str(source.days), "--model", str(source.model))
         live = Live(state, "--no-traffic", *options, *_OPTIONS.get(name, ()), variables=variables)

@@ -31,8 +31,13 @@ class AttributionOracle:
     def done(self, body: Mapping[str, Any]) -> None:
         user = body["user_id"]
         if body["kind"] == "forget":
-            self.forgotten[user] = max(self.forgotten.get(user, -1), body["ts_ms"])
+            mark = self.forgotten[user] = max(self.forgotten.get(user, -1), body["ts_ms"])
+            # Also as duplicates: one that is sent again with a later time is another one, as it is for the window.
+            known = self.actions.get(user, {})
+            self.actions[user] = {name: action for name, action in known.items() if action["ts_ms"] > mark}
         elif body["kind"] in COUNTED and not self.is_late("clickstream", body["ts_ms"]):
+            if body["ts_ms"] <= self.forgotten.get(user, -1):
+                return
             self.actions.setdefault(user, {}).setdefault(body["event_id"], body)
 
     def sums(self, users: Iterable[str] | None = None) -> Sums:

@@ -25,7 +25,7 @@ def test_known_answers() -> None:
     clicked[:] = 3
     assert rate(clicked, lists) == Rate(0.3, 0.0, GROUPS) and rate(clicked, lists).interval == (0.3, 0.3)  # type: ignore[union-attr]
     one, other = Rate(0.5, 0.03, 20), Rate(0.2, 0.04, 15)
-    assert one.minus(other) == (pytest.approx(0.3), pytest.approx(0.05), 15)
+    assert one.minus(other) == pytest.approx((0.3, 0.05, 15))
     assert one.minus(Rate(0.2, None, LEAST_GROUPS - 1)).interval is None
 
 
@@ -78,7 +78,7 @@ def test_an_arm_of_the_wrong_size_is_seen_and_a_right_one_is_not() -> None:
 def test_rows_add_up_whatever_they_are_by() -> None:
     counts = counts_of({("champion", DAY): 1000, ("challenger", DAY + 1): 500})
     for by in ((), ("day",), ("arm", "model"), ("scenario", "list", "stage")):
-        rows = results_by(counts, by)  # type: ignore[arg-type]
+        rows = results_by(counts, by)
         total: Counter[str] = Counter()
         for row in rows:
             total.update({name: row[name] for name in ("lists", "clicked", "clicks", "purchases")})
