@@ -68,7 +68,7 @@ async def _lag(store: LiveStore, partitions: int) -> int | None:
 
 def results_router(services: Services) -> APIRouter:
     """`GET /v1/results`."""
-    allowed = require("read", services.settings.keys, services.metrics)
+    allowed = require("admin", services.settings.keys, services.metrics)
     router = APIRouter(tags=["results"], dependencies=allowed, responses=PROBLEMS)
 
     @router.get(

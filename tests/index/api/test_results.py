@@ -118,3 +118,13 @@ def test_a_question_that_is_none_is_refused(params: dict[str, str], part: str) -
         assert response.status_code == 400 and part in response.text
 
     play(scene)
+
+
+def test_what_a_shop_earns_is_for_administrators() -> None:
+    keys = {"r" * 16: frozenset({"read", "write"}), "a" * 16: frozenset({"admin"})}
+
+    async def scene(client: httpx.AsyncClient) -> None:
+        answers = [await client.get("/v1/results", headers={"X-API-Key": key}) for key in keys]
+        assert [answer.status_code for answer in answers] == [403, 200]
+
+    play(scene, keys=keys)
