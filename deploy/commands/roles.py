@@ -212,7 +212,7 @@ def indexer(state: Path | None) -> None:
 def attribution(state: Path | None) -> None:
     """Join clicks and purchases to the lists they came from, for `/v1/results`. Start as many as there is load.
 
-    Example: PERSEID_KAFKA=kafka:9092 PERSEID_REDIS=redis://redis:6379/0 perseid attribution
+    Example: PERSEID_KAFKA=kafka:9092 perseid attribution
     """
     from deploy.roles.attribution import run_attribution
 

@@ -5,12 +5,14 @@ The counts are read anew for each call; the role `attribution` writes them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
+from pydantic import BeforeValidator
 
 from index.api.auth import require
 from index.api.errors import ProblemError, json_response
@@ -23,6 +25,15 @@ from index.state.keys import attribution_tag
 from index.state.store import LiveStore, positions_of
 
 DEFAULT_DAYS, MAX_DAYS = 7, 100
+
+
+def _written_as_day(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII):
+        raise ValueError("expected a day as 2026-06-01")  # else a number would be taken as seconds
+    return value
+
+
+Day = Annotated[date | None, BeforeValidator(_written_as_day)]
 _EPOCH = date(1970, 1, 1)
 
 
@@ -78,8 +89,8 @@ def results_router(services: Services) -> APIRouter:
         response_model=ResultsAnswer,
     )
     async def results(
-        since: Annotated[date | None, Query(description="first day (UTC); default: six days before `until`")] = None,
-        until: Annotated[date | None, Query(description="last day (UTC); default: today")] = None,
+        since: Annotated[Day, Query(description="first day (UTC); default: six days before `until`")] = None,
+        until: Annotated[Day, Query(description="last day (UTC); default: today")] = None,
         by: Annotated[
             str, Query(max_length=100, description=f"any of {', '.join(DIMENSIONS)}, joined by commas")
         ] = "scenario,list",

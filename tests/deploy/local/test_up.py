@@ -58,7 +58,7 @@ def test_a_data_folder_becomes_live_answers_and_everything_ends_with_the_command
             clock_ms = int(str(client.hget("perseid:cluster", "clock_ms"), "ascii"))
         assert START_S * 1000 < clock_ms < (START_S + 100_000) * 1000, "the timeline's clock, not the wall's"
         pids = [role["pid"] for role in status["roles"].values()]
-        assert len(pids) == 5
+        assert len(pids) == 6
     finally:
         live.stop()
     assert live.process.returncode == 0, live.output()

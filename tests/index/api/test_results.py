@@ -106,6 +106,8 @@ def test_without_an_attribution_process_there_is_nothing_and_no_lag() -> None:
     [
         ({"by": "slot,colour"}, "colour"),
         ({"since": "yesterday"}, "since"),
+        ({"until": "0"}, "until"),
+        ({"until": "2026-06-01T00:00"}, "until"),
         ({"since": "2026-06-02", "until": "2026-06-01"}, "since"),
         ({"since": "2020-01-01", "until": "2026-06-01"}, "100 days"),
         ({"by": "x" * 101}, "by"),
