@@ -335,17 +335,9 @@ _PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
 
 
 _OF_CLICKS = ("location", "session_id", "recommendation_id", "page_id")  # which may be missing, in this order
-_OF_EXPOSURES = (
-    "page_id",
-    "location",
-    "model",
-    "served_by",
-    "experiment",
-    "arm",
-    "scenario",
-    "list",
-    "ranker",
-)  # which may be missing
+_OF_EXPOSURES = (  # which may be missing
+    "page_id", "location", "model", "served_by", "experiment", "arm", "scenario", "list", "ranker",
+)  # fmt: skip
 
 
 def parse_exposure(record: Record) -> Exposure:
@@ -356,7 +348,9 @@ def parse_exposure(record: Record) -> Exposure:
     items = body.body.get("items")
     if not isinstance(items, list):
         raise MalformedError("items", f"expected a list of objects, got {json_word(items)}")
-    shown = [body.part(f"items[{n}]", _object(entry), _shown_item) for n, entry in enumerate(items)]
+    shown = [
+        _plain_item(entry) or body.part(f"items[{n}]", _object(entry), _shown_item) for n, entry in enumerate(items)
+    ]
     return Exposure(
         recommendation_id=body.identifier("recommendation_id"),
         user_id=user_id,
@@ -365,6 +359,17 @@ def parse_exposure(record: Record) -> Exposure:
         slots=tuple(slot for _, slot in shown),
         **{name: body.optional_identifier(name) for name in _OF_EXPOSURES},
     )
+
+
+def _plain_item(entry: Any) -> tuple[str, str] | None:
+    """What `_shown_item` gives of an entry that is plainly right; None for what has to be looked at more closely."""
+    if type(entry) is not dict:
+        return None
+    item_id, slot = entry.get("item_id"), entry.get("slot")
+    slot = "" if slot is None else slot
+    if type(item_id) is not str or type(slot) is not str or not _is_plain(item_id) or not (not slot or _is_plain(slot)):
+        return None
+    return item_id, slot
 
 
 def _object(entry: Any) -> Mapping[str, Any]:

@@ -82,3 +82,22 @@ def test_what_is_wrong_is_named(body: Any, field: str) -> None:
 def test_a_record_without_a_usable_kafka_time_is_refused(timestamp_ms: int) -> None:
     with pytest.raises(MalformedError, match=r"^timestamp: .* expected milliseconds since the epoch$"):
         parse_exposure(record(BODY, timestamp_ms))
+
+
+ODD = [None, "", "a", " ", "x y", "\u00a0", "é", "a\n", "i" * 256, "i" * 257, 0, 1, True, False, [], {}, 1.5]
+
+
+@pytest.mark.parametrize("item_id", ODD)
+@pytest.mark.parametrize("slot", ODD)
+def test_what_is_plainly_right_is_taken_as_by_a_closer_look(
+    item_id: Any, slot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = list[tuple[Any, Any]]()
+    for _ in range(2):
+        try:
+            exposure = parse_exposure(record({**BODY, "items": [{"item_id": item_id, "slot": slot}]}))
+            found.append((exposure.shown, exposure.slots))
+        except MalformedError as error:
+            found.append((error.field, error.reason))
+        monkeypatch.setattr("streams.parsing._plain_item", lambda entry: None)
+    assert found[0] == found[1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -25,6 +25,7 @@ from index.state.keys import attribution_tag
 from index.state.store import LiveStore, positions_of
 
 DEFAULT_DAYS, MAX_DAYS = 7, 100
+_EPOCH = date(1970, 1, 1)
 
 
 def _written_as_day(value: object) -> object:
@@ -34,13 +35,12 @@ def _written_as_day(value: object) -> object:
 
 
 Day = Annotated[date | None, BeforeValidator(_written_as_day)]
-_EPOCH = date(1970, 1, 1)
 
 
 async def describe_results(services: Services, since: date | None, until: date | None, by: str) -> dict[str, Any]:
     """Results of some days. Raises ProblemError 400 for days or words that are none, 503 without a state."""
     last = until or datetime.fromtimestamp(services.now_ms() / 1000, UTC).date()
-    first = since or last - timedelta(days=DEFAULT_DAYS - 1)
+    first = since or date.fromordinal(max(1, last.toordinal() - DEFAULT_DAYS + 1))
     if not 0 <= (last - first).days < MAX_DAYS:
         raise ProblemError(400, f"`since` is up to {MAX_DAYS} days before `until`, got {first} and {last}")
     wanted = _dimensions(by)

@@ -101,6 +101,15 @@ def test_without_an_attribution_process_there_is_nothing_and_no_lag() -> None:
     play(scene, counted=False)
 
 
+@pytest.mark.parametrize("day", ["0001-01-01", "0001-01-03", "1969-12-31", "9999-12-31"])
+def test_a_day_of_which_there_can_be_nothing_has_no_rows(day: str) -> None:
+    async def scene(client: httpx.AsyncClient) -> None:
+        response = await client.get("/v1/results", params={"until": day})
+        assert response.status_code == 200 and response.json()["rows"] == []
+
+    play(scene)
+
+
 @pytest.mark.parametrize(
     ("params", "part"),
     [
