@@ -84,7 +84,7 @@ def test_a_record_without_a_usable_kafka_time_is_refused(timestamp_ms: int) -> N
         parse_exposure(record(BODY, timestamp_ms))
 
 
-ODD = [None, "", "a", " ", "x y", "\u00a0", "é", "a\n", "i" * 256, "i" * 257, 0, 1, True, False, [], {}, 1.5]
+ODD: list[Any] = [None, "", "a", " ", "x y", "\u00a0", "é", "a\n", "i" * 256, "i" * 257, 0, 1, True, False, [], {}, 1.5]
 
 
 @pytest.mark.parametrize("item_id", ODD)
