@@ -26,6 +26,7 @@ from deploy.console.screens import (
     item,
     models,
     now,
+    results,
     rules,
     sign_in,
     start,
@@ -36,7 +37,7 @@ from deploy.console.security import HEALTH, GuardMiddleware
 from deploy.console.streams import StreamSlots
 from index.state.tasks import end_tasks
 
-_SCREENS = (start, now, events, ask, why, user, item, catalogue, context, rules, dead_letters, models, sign_in)
+_SCREENS = (start, now, events, ask, why, user, item, catalogue, context, rules, dead_letters, models, results, sign_in)
 
 
 def create_console(console: Console, hosts: Sequence[str] = ()) -> Starlette:

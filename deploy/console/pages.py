@@ -40,6 +40,7 @@ SCREENS = (
     ("/rules", "Rules"),
     ("/dead-letters", "Dead letters"),
     ("/models", "Models"),
+    ("/results", "Results"),
 )
 _MOST_FORM_BYTES = 2 << 20  # a dead letter of half a MiB, each byte of it as %XX
 _MOST_FIELDS = 50

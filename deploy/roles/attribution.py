@@ -6,12 +6,14 @@ no torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from context.units import MINUTE_MS
 from deploy.runtime import process
 from deploy.runtime.producer import EventProducer
 from deploy.settings import Settings
+from index.results.cells import RECOMMENDED
 
 _FETCH_WAIT_MS = 500  # nobody waits for a result within milliseconds, and an idle process costs next to nothing
 
@@ -22,6 +24,14 @@ def run_attribution(settings: Settings) -> None:
         raise ValueError("PERSEID_ATTRIBUTION_MIN is 0: set the minutes after a list in which a click belongs to it")
     process.log_to_stderr(settings)
     process.run_until_done(_attribution(settings))
+
+
+def _results(results: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    """By the name of a list, then by measure."""
+    named: dict[str, dict[str, int]] = {}
+    for (name, measure), count in results.items():
+        named.setdefault(name or RECOMMENDED, {})[measure] = count
+    return named
 
 
 async def _attribution(settings: Settings) -> None:
@@ -39,7 +49,8 @@ async def _attribution(settings: Settings) -> None:
 
     def report() -> dict[str, Any]:
         # Not as `counters`: those of all processes are added up, and workers apply the same records.
-        return {"attribution": {**engine.counts.as_dict(), **engine.outcomes}, "ready": worker.ready}
+        counts = {**engine.counts.as_dict(), **engine.outcomes}
+        return {"attribution": counts, "results": _results(engine.results), "ready": worker.ready}
 
     try:
         async with process.running(store, "attribution", report):

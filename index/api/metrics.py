@@ -204,5 +204,6 @@ _DEPLOYMENT: Mapping[str, tuple[str, list[str]]] = {
     "redis_up": ("Whether the live state answered last.", []),
     "redis_writes": ("Whether the live state took this process's last write.", []),
     "roles": ("Running processes by role.", ["role"]),
+    "results": ("What became of lists since the attribution processes started.", ["list", "measure"]),
     "role_counter": ("Counters of the running processes of a role, summed.", ["role", "counter"]),
 }

@@ -159,6 +159,15 @@ def total_counters(roles: Mapping[str, Mapping[str, Any]], own: Mapping[str, int
     return dict(total)
 
 
+def _results(roles: Mapping[str, Mapping[str, Any]]) -> Counter[tuple[str, str]]:
+    """What attribution processes have counted, by list and measure."""
+    total: Counter[tuple[str, str]] = Counter()
+    for heartbeat in roles.values():
+        for name, measures in (heartbeat.get("results") or {}).items():
+            total.update({(name, measure): count for measure, count in measures.items()})
+    return total
+
+
 def _seconds(milliseconds: float | None) -> float:
     return float("nan") if milliseconds is None else milliseconds / 1000
 
@@ -185,6 +194,8 @@ def show_deployment(services: Services, users: int | None) -> None:
         own = {key: heartbeat for key, heartbeat in roles.items() if heartbeat.get("role") == role}
         for counter, value in total_counters(own, {}).items():
             show("role_counter", value, role, counter)
+    for (name, measure), value in _results(roles).items():
+        show("results", value, name, measure)
     if (serving := services.keeper.current) is not None:
         state = serving.index_state()
         show("index_items", state["items"])

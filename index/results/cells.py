@@ -13,6 +13,7 @@ from index.state.keys import murmur2
 
 GROUPS = 20  # an interval of 19 degrees of freedom is 7 % wider than one of very many
 MEASURES = ("lists", "clicked", "items", "clicks", "purchases", "cents", "users")
+RECOMMENDED = "recommendations"  # how the list is named that is "" in a cell
 _SEPARATOR = "\x1f"  # ids never hold it
 _SALT = "results:"  # so that a group is not a part of one arm of an experiment, nor of one partition
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -21,8 +22,10 @@ async def read_counts(store: LiveStore, partitions: int, days: Iterable[int] | N
     found: Counts = defaultdict(lambda: np.zeros(GROUPS, np.int64))
     for tag in map(attribution_tag, range(partitions)):
         known = map(int, await store.read_all(store.keys.result_days(tag)))
-        for day in sorted(day for day in known if wanted is None or day in wanted):
-            for name, count in (await store.read_all(store.keys.results(tag, day))).items():
+        asked = sorted(day for day in known if wanted is None or day in wanted)
+        hashes = await asyncio.gather(*(store.read_all(store.keys.results(tag, day)) for day in asked))
+        for day, fields in zip(asked, hashes, strict=True):
+            for name, count in fields.items():
                 group, place = decode_field(day, name)
                 found[place][group] += int(count)
     return {place: counts for place, counts in found.items() if counts.any()}

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from context.units import DAY_MS
-from index.results.cells import GROUPS, ResultPlace
+from index.results.cells import GROUPS, RECOMMENDED, ResultPlace
 from index.results.estimates import Rate, rate, sample_ratio_p
 from index.results.reader import Counts
 from index.state.trials import ARMS, Experiment
 
 Dimension = Literal["scenario", "list", "slot", "stage", "model", "arm", "day"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
-FIRST_STAGE, RECOMMENDED = "first stage", "recommendations"  # what is called "" in a cell
+FIRST_STAGE = "first stage"  # what is called "" in a cell
 _LEAST_EXPECTED = 10  # users in the smaller arm: the chi-square test needs some
 _SURPRISING = 0.001
 Sums = Mapping[str, NDArray[np.int64]]  # by measure

@@ -351,6 +351,25 @@ def test_models_show_what_is_served_and_a_refused_step_says_why(page: Page, live
     expect(page.get_by_role("region", name="Registry")).to_be_visible()
 
 
+def test_results_show_what_was_clicked_of_a_list(page: Page, live: Live) -> None:
+    user, scenario = new_id("shopper"), new_id("surface")
+    shown = live.get(f"/v1/recommendations/{user}?count=5&scenario={scenario}")
+    body = {**click(user, shown["items"][0]["item_id"]), "recommendation_id": shown["recommendation_id"]}
+    live.call("POST", "/v1/events", body=body)
+    live.until(lambda: _is_clicked(live, scenario), 30, "the click is joined to its list")
+    visit(page, "/results")
+    expect(page.get_by_role("row").filter(has_text=scenario)).to_contain_text("100.00 %")
+    page.get_by_label("slot").check()
+    slots = page.get_by_role("region", name="Results by scenario, list, slot").get_by_role("row")
+    expect(slots.filter(has_text=scenario).first).to_be_visible(timeout=WAIT_MS)
+    assert "by=slot" in page.url
+
+
+def _is_clicked(live: Live, scenario: str) -> bool:
+    rows = live.get("/v1/results?by=scenario")["rows"]
+    return any(row["scenario"] == scenario and row["clicked"] for row in rows)
+
+
 def test_a_record_is_set_at_a_place(page: Page, live: Live) -> None:
     place = new_id("place")
     visit(page, "/context")

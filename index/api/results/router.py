@@ -5,6 +5,7 @@ The counts are read anew for each call; the role `attribution` writes them.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
@@ -70,8 +71,8 @@ def _dimensions(by: str) -> list[Dimension]:
 async def _lag(store: LiveStore, partitions: int) -> int | None:
     """Records behind, as the attribution processes saw the logs last; None where there never was one."""
     behind: list[int] = []
-    for tag in map(attribution_tag, range(partitions)):
-        owner = await store.read_all(store.keys.owner(tag))
+    owners = [store.keys.owner(attribution_tag(partition)) for partition in range(partitions)]
+    for owner in await asyncio.gather(*map(store.read_all, owners)):
         ends = {name.removeprefix("seen:"): int(end) for name, end in owner.items() if name.startswith("seen:")}
         behind += [max(0, end - positions_of(owner).get(topic, 0)) for topic, end in ends.items()]
     return sum(behind) if behind else None

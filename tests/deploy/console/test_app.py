@@ -28,6 +28,7 @@ from deploy.setting_values import kinds_text
 from deploy.settings import load
 from streams.events import CLICKSTREAM
 from tests.compatibility.world import PARTITIONS, RULES
+from tests.support.counted_results import TODAY, count, day
 from tests.support.running_api import PREFIX, RunningDeployment, running_deployment
 
 pytestmark = pytest.mark.servers
@@ -229,6 +230,7 @@ PAGES = [
     "/why?user=u0&item=i1",
     "/user?user=u0",
     "/item?item=i1",
+    "/results?by=slot&by=day",
     "/nowhere",
 ]
 
@@ -277,11 +279,34 @@ def test_what_others_wrote_is_shown_and_never_run(reader: Visitor, path: str) ->
 
 
 @pytest.mark.parametrize(
-    "path", ["/item?item=no-such-item", "/events/record?topic=nothing", "/events/change", "/ask?user=u0&count=x"]
+    "path",
+    ["/item?item=no-such-item", "/results?since=yesterday", "/events/record?topic=nothing", "/events/change", "/ask?user=u0&count=x"],
 )
 def test_what_is_wrong_is_said(reader: Visitor, path: str) -> None:
     answer = reader.get(path)
-    assert answer.status_code in (200, 404, 503) and 'role="alert"' in answer.text
+    assert answer.status_code in (200, 400, 404, 503) and 'role="alert"' in answer.text
+
+
+def test_results_stand_by_what_is_asked_with_the_arms_of_an_experiment(reader: Visitor, guarded: Deployment) -> None:
+    def shown(**query: Any) -> str:
+        text = reader.get("/results", params=query).text.partition('id="results"')[2]
+        return " ".join(re.sub("<[^>]+>", " ", text).split())
+
+    assert "No list of these days has been counted" in shown() and "perseid attribution" in shown()
+
+    async def write() -> None:
+        store = open_store(load({"PERSEID_REDIS": guarded.redis, "PERSEID_PREFIX": PREFIX}))
+        await count(store)
+        await store.close()
+
+    asyncio.run(write())
+    days = {"since": day(TODAY - 6), "until": day(TODAY)}
+    rows = shown(**days)
+    assert "7 records not in yet." in rows and "lists 32 clicked lists 6.25 %" in rows
+    assert "home trending 8 25.00 % 5 0 0.00 % 0.00" in rows and "– recommendations 24 0.00 % 0 1 4.17 % 12.99" in rows
+    assert "Experiment e1" in rows and "challenger 4" in rows and "3 user days" in rows
+    assert "next 40 12.50 % 5" in shown(**days, by="slot")
+    assert "r1 m1 8" in shown(**days, by=["model", "stage", "none"])
 
 
 def test_a_form_that_is_too_large_is_refused(reader: Visitor) -> None:
