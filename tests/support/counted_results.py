@@ -25,7 +25,7 @@ COUNTS = {
 }
 
 
-async def count(store: LiveStore) -> None:
+async def write_counts(store: LiveStore) -> None:
     """Writes `COUNTS` as an attribution process of partition 0 does, seven records behind."""
     tag, logs = "a0", {topic: LogIdentity("c") for topic in ("exposures", "clickstream")}
     await store.claim(tag, "token", 1, logs)

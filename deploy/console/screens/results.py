@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deploy.console.pages import console_of, page, reads
-from index.results.report import DIMENSIONS
+from index.results.report import DIMENSIONS, Dimension
 
-_BY = ("scenario", "list")
+_BY: tuple[Dimension, ...] = ("scenario", "list")
 _MOST_ROWS = 200
 Rate = Mapping[str, Any]  # `value`, and `interval` or None
 

@@ -28,7 +28,7 @@ from deploy.setting_values import kinds_text
 from deploy.settings import load
 from streams.events import CLICKSTREAM
 from tests.compatibility.world import PARTITIONS, RULES
-from tests.support.counted_results import TODAY, count, day
+from tests.support.counted_results import TODAY, day, write_counts
 from tests.support.running_api import PREFIX, RunningDeployment, running_deployment
 
 pytestmark = pytest.mark.servers
@@ -280,7 +280,13 @@ def test_what_others_wrote_is_shown_and_never_run(reader: Visitor, path: str) ->
 
 @pytest.mark.parametrize(
     "path",
-    ["/item?item=no-such-item", "/results?since=yesterday", "/events/record?topic=nothing", "/events/change", "/ask?user=u0&count=x"],
+    [
+        "/item?item=no-such-item",
+        "/results?since=yesterday",
+        "/events/record?topic=nothing",
+        "/events/change",
+        "/ask?user=u0&count=x",
+    ],
 )
 def test_what_is_wrong_is_said(reader: Visitor, path: str) -> None:
     answer = reader.get(path)
@@ -296,7 +302,7 @@ def test_results_stand_by_what_is_asked_with_the_arms_of_an_experiment(reader: V
 
     async def write() -> None:
         store = open_store(load({"PERSEID_REDIS": guarded.redis, "PERSEID_PREFIX": PREFIX}))
-        await count(store)
+        await write_counts(store)
         await store.close()
 
     asyncio.run(write())

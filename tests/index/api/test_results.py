@@ -11,7 +11,7 @@ import pytest
 
 from index.api.schemas.results import ResultsAnswer
 from index.state.memory_store import MemoryStore
-from tests.support.counted_results import TODAY, count, day
+from tests.support.counted_results import TODAY, day, write_counts
 from tests.support.index_api_world import World
 
 Scene = Callable[[httpx.AsyncClient], Awaitable[None]]
@@ -22,7 +22,7 @@ def play(scene: Scene, *, counted: bool = True, **settings: Any) -> None:
         store = MemoryStore()
         world = await World(store, **settings).start()
         if counted:
-            await count(store)
+            await write_counts(store)
         async with world.running() as client:
             await scene(client)
 
