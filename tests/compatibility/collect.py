@@ -162,7 +162,7 @@ def metric_names() -> dict[str, Any]:
         "lag_records": 1, "lag_seconds": 1, "partition_lag_records": 2, "partition_lag_seconds": 2,
         "applied_position": 1, "events_per_second": 0, "event_visible_seconds": 1, "index_items": 0,
         "index_position": 0, "index_age_seconds": 0, "users": 0, "exposures_lost": 0, "elasticsearch_up": 0,
-        "elasticsearch_position": 0, "redis_up": 0, "redis_writes": 0, "roles": 1, "role_counter": 2,
+        "elasticsearch_position": 0, "redis_up": 0, "redis_writes": 0, "roles": 1, "role_counter": 2, "results": 2,
     }.items():  # fmt: skip
         metrics.show(name, 1.0, *["x"] * labels)
     return {"api": families(registry), "api counters": sorted(metrics.counters())}

@@ -46,8 +46,8 @@ pytestmark = pytest.mark.servers
 T = TypeVar("T")
 _COUNT = "expected at least 1, got 0"
 _TYPO = (
-    "unknown field; known: after, context, count, exclude, explain, filter, include_seen, location, page_id, scenario, "
-    "slot, user_id"
+    "unknown field; known: after, context, count, exclude, explain, filter, include_seen, location, model, page_id, "
+    "scenario, slot, user_id"
 )
 REFUSED_IN_OTHER_WORDS = {  # since: our own words, and every field of a record that is wrong
     "GET /v1/recommendations/user-1?count=0": {

@@ -19,10 +19,10 @@ ADDED_CALLS = (
     ("/v1/lists/{list}", "get"), ("/v1/lists/{list}", "post"), ("/v1/recommendations/why", "post"),
     ("/v1/pages", "post"), ("/v1/results", "get"),
 )  # fmt: skip
-ADDED_STATUSES = {  # that were answered before and not documented
+ADDED_STATUSES = {  # answered before and not documented, but 409
     "get /healthz": ["400", "405"], "get /readyz": ["400", "405"], "get /metrics": ["400", "401", "403", "405"],
     "get /v1/status": ["405"], "post /v1/events": ["405"], "post /v1/items": ["405"], "post /v1/context": ["405"],
-    "post /v1/users": ["405"], "delete /v1/users/{user_id}": ["405"], "post /v1/recommendations": ["405"],
+    "post /v1/users": ["405"], "delete /v1/users/{user_id}": ["405"], "post /v1/recommendations": ["405", "409"],
     "get /v1/recommendations/{user_id}": ["405", "413"], "get /v1/items/{item_id}": ["405", "413"],
     "get /v1/items/{item_id}/similar": ["405", "413"], "get /v1/users/{user_id}": ["405", "413"],
 }  # fmt: skip
@@ -40,6 +40,7 @@ ADDED_FIELDS = (
 EMPTY_IS_NONE = ("session_id", "location", "recommendation_id", "page_id")  # of a click; "" was always taken
 ADDED_METRICS = {  # kind, and labels
     "perseid_redis_writes": ("gauge", ()),
+    "perseid_results": ("gauge", ("list", "measure")),
     "perseid_api_shadow": ("counter", ("outcome",)),
     "perseid_api_shadow_seconds": ("histogram", ("model",)),
     "perseid_api_shadow_overlap": ("histogram", ()),
@@ -56,6 +57,7 @@ ADDED_SETTINGS = (
     "`PERSEID_CONSOLE_API_KEY`",
 )  # fmt: skip
 ADDED_PARAMETERS = (("get /v1/recommendations/{user_id}", "scenario"),)
+ADDED_REQUEST_FIELDS = (("/v1/recommendations", "model"),)
 ADDED_RECORD_FIELDS = (("/v1/items", "group_id"),)  # of a body that is posted
 ADDED_KEYS = {
     "scenario rules": "shop:{rules}:records",
@@ -91,6 +93,9 @@ def test_the_openapi_document_is_the_same() -> None:
         body = found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
         for shape in (body[0], body[1]["items"]):
             assert shape["properties"].pop(field) and field not in shape["required"]
+    for path, field in ADDED_REQUEST_FIELDS:
+        shape = found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert shape["properties"].pop(field) and field not in shape["required"]
     for schema in ADDED_SCHEMAS:
         del found["components"]["schemas"][schema]
     for schema, field in ADDED_FIELDS:

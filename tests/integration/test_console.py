@@ -6,38 +6,32 @@ Each page test fails on an error in the browser's console, and on a request to a
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import orjson
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, Route, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
 from deploy.console.pages import SCREENS
+from tests.integration.browsing import DESKTOP, WAIT_MS, chromium, opened
 from tests.integration.live import Live, click, new_id
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
-DESKTOP: ViewportSize = {"width": 1280, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 SECOND_MS = 1_000
-WAIT_MS = 15_000  # for what has no promise: cores are shared with other tests
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium")
-    assert program is not None, "page tests need Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
@@ -47,31 +41,6 @@ def page(browser: Browser, live: Live) -> Iterator[Page]:
     yield next(with_checks)
     for _ in with_checks:
         pass
-
-
-def opened(browser: Browser, live: Live, **options: Any) -> Iterator[Page]:
-    """A page in a context of its own; afterwards nothing was wrong in it, and nothing outside was asked."""
-    errors: list[str] = []
-    outside: list[str] = []
-    context = browser.new_context(**{"viewport": DESKTOP, "base_url": live.console_url, **options})
-    context.set_default_timeout(WAIT_MS)
-
-    def only_ours(route: Route) -> None:
-        if urlsplit(route.request.url).netloc == urlsplit(live.console_url).netloc:
-            route.continue_()
-        else:
-            outside.append(route.request.url)
-            route.abort()
-
-    context.route("**/*", only_ours)
-    page = context.new_page()
-    page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    try:
-        yield page
-        assert errors == [] and outside == []
-    finally:
-        context.close()
 
 
 def address(path: str, **query: str) -> str:

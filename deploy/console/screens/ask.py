@@ -47,7 +47,11 @@ async def _ask(request: Request) -> Response:
     known = [place.location for place in await places(console)]
     values: dict[str, Any] = {"wanted": wanted, "places": known, "weathers": WEATHERS, "slots": SLOTS}
     values |= {
-        "beside": [*_BESIDE, *(f"place: {place}" for place in known)],
+        "beside": [
+            *_BESIDE,
+            *(f"model: {version}" for version in _other_models(console)),
+            *(f"place: {place}" for place in known),
+        ],
         "first": None,
         "second": None,
         "refused": "",
@@ -78,13 +82,28 @@ async def _lists(console: Console, key: str, wanted: Mapping[str, str]) -> dict[
         found["change"] = change(console, kept, ids_of(first))
     if wanted["beside"]:
         name = wanted["beside"]
-        other = {"location": name.removeprefix("place: ")} if name.startswith("place: ") else _BESIDE.get(name)
-        if other is None:
-            raise ValueError(f"nothing to compare with is called {name!r}")
-        second = await ask(console, key, wanted["user"], **request_of({**wanted, **other}))
+        second = await ask(console, key, wanted["user"], **request_of({**wanted, **_differing(name)}))
         found |= {"second": second, "second_shown": shown(console, second, ids_of(first))}
         found["change"] = change(console, ids_of(first), ids_of(second))
     return found
+
+
+def _other_models(console: Console) -> list[str]:
+    """The staged model and the one before, where there are."""
+    models = (console.history.status or {}).get("models", {})
+    return [version for alias in ("challenger", "previous") if (version := models.get(alias))]
+
+
+def _differing(name: str) -> Mapping[str, str]:
+    """The fields of the second list. Raises ValueError for a name that is none."""
+    what, _, value = name.partition(": ")
+    if what == "place":
+        return {"location": value}
+    if what == "model":
+        return {"model": value}
+    if name not in _BESIDE:
+        raise ValueError(f"nothing to compare with is called {name!r}")
+    return _BESIDE[name]
 
 
 def request_of(wanted: Mapping[str, str]) -> dict[str, Any]:
@@ -94,6 +113,7 @@ def request_of(wanted: Mapping[str, str]) -> dict[str, Any]:
         "slot": wanted["slot"] or None,
         "location": wanted["location"] or None,
         "include_seen": bool(wanted["include_seen"]),
+        "model": wanted.get("model"),
     }
     if wanted["weather"]:
         found["context"] = {"weather": WEATHERS.get(wanted["weather"], {})}

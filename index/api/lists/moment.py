@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from index.api.lists.requests import Scenarios, context_of, read_user, service_level, view_of
+from index.api.lists.requests import Scenarios, assigned, context_of, read_user, service_level, view_of
 from index.api.lists.ruled import Stored, rules_of, under
 from index.api.loaded_model import Assigned, LoadedModel, Services
 from index.api.schemas.lists import AnyListRequest, UserRequest
@@ -111,25 +111,29 @@ class ListMoment:
 
 
 async def read_moment(
-    services: Services, request: AnyListRequest, user_id: str | None, scenarios: Scenarios = ()
+    services: Services,
+    request: AnyListRequest,
+    user_id: str | None,
+    scenarios: Scenarios = (),
+    version: str | None = None,
 ) -> ListMoment:
-    """Who asks, read anew, with the rules of the scenarios. Raises ProblemError 503 without a usable index."""
+    """Who asks, read anew, with the rules of the scenarios. `version` and errors are as of `assigned`."""
     if user_id is None:
-        assigned, (record, stored) = Assigned(services.serving()), await _read_guest(services, request, scenarios)
+        answering, (record, stored) = Assigned(services.serving()), await _read_guest(services, request, scenarios)
         now_ms = services.now_ms()
-        context = ContextView.at(request.location or "", record, now_ms, assigned.loaded.model.offset)
+        context = ContextView.at(request.location or "", record, now_ms, answering.loaded.model.offset)
         rules = rules_of(services, scenarios, stored, now_ms)
-        return ListMoment(services, assigned, None, None, UserView(None), context, now_ms, rules=rules)
-    assigned = services.assigned(user_id)
+        return ListMoment(services, answering, None, None, UserView(None), context, now_ms, rules=rules)
+    answering = assigned(services, user_id, version)
     asked = UserRequest.model_construct(
         user_id=user_id, location=request.location, after=request.after, context=request.context
     )
-    user = await read_user(services, assigned.loaded, asked, scenarios=scenarios)
+    user = await read_user(services, answering.loaded, asked, scenarios=scenarios)
     now_ms = services.now_ms()
-    context = context_of(assigned.loaded, request, user, now_ms)
+    context = context_of(answering.loaded, request, user, now_ms)
     included = None if request.after is None else False
     rules = rules_of(services, scenarios, None if user is None else user.rules, now_ms)
-    return ListMoment(services, assigned, user_id, user, view_of(services, user), context, now_ms, included, rules)
+    return ListMoment(services, answering, user_id, user, view_of(services, user), context, now_ms, included, rules)
 
 
 async def _read_guest(

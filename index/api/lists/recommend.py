@@ -19,14 +19,14 @@ from fastapi.responses import Response
 from index.api.auth import require
 from index.api.errors import json_response, read_json
 from index.api.lists.answers import answered, count_order, reason_of, shown_item
-from index.api.lists.requests import checked_with_filter, context_of, read_user, service_level, view_of
+from index.api.lists.requests import assigned, checked_with_filter, context_of, read_user, service_level, view_of
 from index.api.lists.ruled import rule_of, under
 from index.api.loaded_model import Assigned, LoadedModel, Services
 from index.api.schemas.lists import RecommendationsAnswer, RecommendationsRequest
 from index.api.schemas.shapes import (
     DEFAULT_COUNT,
+    MODEL_PROBLEMS,
     PROBLEMS,
-    WRITE_PROBLEMS,
     After,
     Count,
     Explain,
@@ -50,8 +50,8 @@ EXPOSURES = "exposures"
 
 async def answer(services: Services, request: RecommendationsRequest, tree: Filter | None = None) -> dict[str, Any]:
     """One recommendation among what `tree` lets pass, exposed. Raises ProblemError 503 without a usable index."""
-    assigned, started = services.assigned(request.user_id), time.perf_counter()
-    serving = assigned.loaded
+    asked, started = assigned(services, request.user_id, request.model), time.perf_counter()
+    serving = asked.loaded
     sample = services.rankers.sample(serving)
     user = await read_user(services, serving, request, sample is not None, [request.scenario])
     read = time.perf_counter()
@@ -68,7 +68,7 @@ async def answer(services: Services, request: RecommendationsRequest, tree: Filt
     if rule is not None:
         body["rules"] = rule.said
     features = None if sample is None else sample.found(user, serving.catalogue.ids_of, request.context)
-    _expose(services, request, body, now_ms, assigned, features)
+    _expose(services, request, body, now_ms, asked, features)
     _shadow(services, request, tree, body["recommendation_id"])
     services.metrics.answer(served_by, read=read - started, rank=ranked - read, render=time.perf_counter() - ranked)
     return body
@@ -171,7 +171,7 @@ def _expose(
     request: RecommendationsRequest,
     body: Mapping[str, Any],
     now_ms: int,
-    assigned: Assigned,
+    asked: Assigned,
     features: SampledFeatures | None,
 ) -> None:
     """Sends what was shown to Kafka without waiting: negatives for training, attribution of later clicks."""
@@ -193,8 +193,8 @@ def _expose(
         record["ranker"] = body["ranked_by"]
         if features is not None:
             record["features"] = features.to_dict()
-    if assigned.experiment:
-        record |= {"experiment": assigned.experiment, "arm": assigned.arm}
+    if asked.experiment:
+        record |= {"experiment": asked.experiment, "arm": asked.arm}
     key, partition = request.user_id.encode(), body["as_of"]["partition"]
     services.kafka.expose(EXPOSURES, key, orjson.dumps(record), partition)
     services.metrics.exposure()
@@ -231,7 +231,7 @@ def recommend_router(services: Services) -> APIRouter:
         operation_id="post_recommendations",
         summary="What to show a user now, with filter, exclusions and context",
         response_model=RecommendationsAnswer,
-        responses=WRITE_PROBLEMS,
+        responses=MODEL_PROBLEMS,
         openapi_extra=json_body(RecommendationsRequest),
     )
     async def post(request: Request) -> Response:

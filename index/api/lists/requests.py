@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from context.json_words import json_word
 from context.units import MINUTE_MS
 from index.api.errors import InvalidRecordError, ProblemError, invalid_request
-from index.api.loaded_model import LoadedModel, Services
+from index.api.loaded_model import Assigned, LoadedModel, Services
 from index.api.schemas.lists import AnyListRequest, RecommendationsRequest, UserRequest
 from index.items.filters import Filter, parse_filter
 from index.query.live_user import LiveUser
@@ -50,6 +50,20 @@ def checked_with_filter(services: Services, body: Any) -> tuple[RecommendationsR
     """A request and its filter. Raises ProblemError 400 that names what is wrong."""
     request = checked(services, RecommendationsRequest, body)
     return request, read_filter(request.filter)
+
+
+def assigned(services: Services, user_id: str, version: str | None) -> Assigned:
+    """Who answers: a version that is asked for, else the user's. Raises ProblemError 409 for one that cannot here.
+
+    Raises ProblemError 503 without a usable index.
+    """
+    if version is None:
+        return services.assigned(user_id)
+    able = {services.serving().version: services.serving()}
+    able |= {found.version: found for found in services.keeper.loaded() if not found.missing(services.liveness)}
+    if version not in able:
+        raise ProblemError(409, f"the model {version!r} is not loaded here; loaded: {', '.join(able)}")
+    return Assigned(able[version])
 
 
 def read_filter(body: Any, place: str = "") -> Filter | None:

@@ -19,7 +19,7 @@ from index.api.lists.named import said_once
 from index.api.lists.requests import checked, read_filter
 from index.api.lists.ruled import under
 from index.api.loaded_model import Services
-from index.api.schemas.shapes import WRITE_PROBLEMS, json_body
+from index.api.schemas.shapes import MODEL_PROBLEMS, json_body
 from index.api.schemas.why import WhyAnswer, WhyRequest
 from index.items.search import ExactIndex
 from index.query.lists.why import Reason, Standing, listed_standing, off_list_standing, reasons, score_all, shut_out
@@ -33,7 +33,7 @@ _RANKED = 256  # places that a ranker orders, at most
 async def answer_why(services: Services, request: WhyRequest) -> dict[str, Any]:
     """Where the item stands and why. Raises ProblemError 400 for a bad filter, 503 without a usable index."""
     tree = read_filter(request.filter)
-    moment = await read_moment(services, request, request.user_id, [request.scenario])
+    moment = await read_moment(services, request, request.user_id, [request.scenario], request.model)
     rule = moment.rules.get(request.scenario or "")
     slot = request.slot or (rule and rule.slot) or moment.serving.model.slot
     query = Query(request.count, slot, tree, frozenset(request.exclude), request.include_seen)
@@ -120,7 +120,7 @@ def _shown(standing: Standing | None) -> Mapping[str, Any]:
 def why_router(services: Services) -> APIRouter:
     """`POST /v1/recommendations/why`."""
     allowed = require("read", services.settings.keys, services.metrics)
-    router = APIRouter(tags=["recommendations"], dependencies=allowed, responses=WRITE_PROBLEMS)
+    router = APIRouter(tags=["recommendations"], dependencies=allowed, responses=MODEL_PROBLEMS)
 
     @router.post(
         "/v1/recommendations/why",

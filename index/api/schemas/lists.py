@@ -120,6 +120,10 @@ class RecommendationsRequest(UserRequest):
         None, description="name of the surface that asks: its rule applies; travels with the exposure"
     )
     page_id: Identifier | None = Field(None, description="what was shown together; default: the recommendation id")
+    model: Identifier | None = Field(
+        None,
+        description="version to ask for comparison, if it is loaded: the served one, the staged one or the one before",
+    )
 
     model_config = example(
         user_id="u42",

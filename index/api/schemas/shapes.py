@@ -124,3 +124,4 @@ OPEN_PROBLEMS = problems(400, 405)  # of a call that needs no key and is always 
 KEY_PROBLEMS = problems(400, 401, 403, 405)  # of one that needs a key
 PROBLEMS = problems(400, 401, 403, 405, 413, 503)  # of one that is admitted or refused
 WRITE_PROBLEMS = PROBLEMS | problems(415)
+MODEL_PROBLEMS = WRITE_PROBLEMS | problems(409)  # of one that may name a model

@@ -165,7 +165,8 @@ def wanted(**fields: str) -> dict[str, str]:
 
 
 def test_a_form_becomes_a_request() -> None:
-    assert request_of(wanted()) == {"count": 10, "slot": None, "location": None, "include_seen": False}
+    usual = {"count": 10, "slot": None, "location": None, "include_seen": False, "model": None}
+    assert request_of(wanted()) == usual
     found = request_of(wanted(category="Fans", most="20", filter='{"field": "brand", "in": ["a"]}', weather="rain"))
     category, price, brand = found["filter"]["and"]
     assert category == {"field": "category", "in": ["Fans"]} and price == {"field": "price", "lte": 20.0}

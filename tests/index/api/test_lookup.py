@@ -156,6 +156,29 @@ def test_a_background_task_that_died_shows_in_health() -> None:
     play(scene)
 
 
+def test_metrics_say_what_became_of_lists() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        beats = (
+            ({"trending": {"lists": 5, "clicked": 2}}, 1),
+            ({"trending": {"lists": 3}, "similar": {"cents": 7}}, 2),
+        )
+        roles = {
+            f"attribution-{pid}": orjson.dumps({"role": "attribution", "pid": pid, "beat_ms": 1, "results": results})
+            for results, pid in beats
+        }
+        await world.store.write(world.store.keys.roles(), roles)
+
+        async def known() -> bool:
+            return len((await client.get("/v1/status")).json()["roles"]) == 2
+
+        await until(known, "roles are read")
+        text = (await client.get("/metrics")).text
+        for labels, value in (("trending", "lists"), 8), (("trending", "clicked"), 2), (("similar", "cents"), 7):
+            assert f'perseid_results{{list="{labels[0]}",measure="{labels[1]}"}} {value:.1f}' in text
+
+    play(scene)
+
+
 def test_metrics_cover_the_deployment_and_this_process() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         await world.put_user("u1", ["tea0"])

@@ -190,6 +190,29 @@ def test_each_user_of_an_experiment_is_answered_by_the_model_of_the_arm() -> Non
     play(scene)
 
 
+def test_a_model_that_is_asked_for_answers_whatever_arm_the_user_is_of() -> None:
+    async def scene(world: World, client: httpx.AsyncClient) -> None:
+        async def asked(**more: Any) -> httpx.Response:
+            return await client.post("/v1/recommendations", json={"user_id": USERS[0], **more})
+
+        await put_users(world, *USERS)
+        refused = await asked(model=OTHER)
+        assert refused.status_code == 409 and refused.json()["detail"].endswith(f"loaded: {MODEL}")
+        await staged(world, client, experiment=EXPERIMENT)
+        world.exposed.clear()
+        for model, first in ((OTHER, "fan0"), (MODEL, "tea0")):
+            body = (await asked(model=model)).json()
+            assert (body["model"], body["items"][0]["item_id"]) == (model, first)
+            shown = world.exposed[-1][2]
+            assert shown["model"] == model and "experiment" not in shown
+            why = {"user_id": USERS[0], "item_id": first, "model": model}
+            assert (await client.post("/v1/recommendations/why", json=why)).json()["rank"] == 1
+        assert (await asked(model="m-ffffffff")).status_code == 409
+        assert (await asked(model="")).status_code == (await asked(model=1)).status_code == 400
+
+    play(scene)
+
+
 def test_a_process_without_the_challenger_answers_by_the_champion_and_says_so() -> None:
     async def scene(world: World, client: httpx.AsyncClient) -> None:
         await put_users(world, *USERS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page, expect
 
+from tests.integration.browsing import chromium, opened
 from tests.integration.live import Live, click
 from tests.integration.models.asking import COUNT, WORDS, Asking, perseid_models, small_shop
 from tests.support.saved_models import varied
@@ -42,13 +43,16 @@ def test_a_to_b_to_a_and_again_without_an_empty_a_short_or_a_lost_list(tmp_path:
             perseid_models(live.state, "rollback")
             live.until(lambda: model_of(live) == second, 5, "and the second")
             perseid_models(live.state, "retire", first)
-            time.sleep(1.0)
+            with chromium() as browser:
+                for page in opened(browser, live):
+                    _there_and_back_by_hand(page, live, first, second)
         assert not asking.errors, asking.errors[:3]
         assert {len(answer["items"]) for answer in asking.answers} == {COUNT}
         assert {answer["model"] for answer in asking.answers} == {first, second}
         assert "popular" not in {answer["served_by"] for answer in asking.answers}, (
             "everybody has vectors of whatever serves"
         )
+        perseid_models(live.state, "retire", first)
         live.until(lambda: live.get("/v1/status")["models"]["previous"] is None, 5, "the first has no alias")
     finally:
         live.stop()
@@ -58,6 +62,25 @@ def test_a_to_b_to_a_and_again_without_an_empty_a_short_or_a_lost_list(tmp_path:
         assert again.get("/v1/status")["models"]["champion"] == second, "a start changes nothing"
     finally:
         again.stop()
+
+
+def _there_and_back_by_hand(page: Page, live: Live, first: str, second: str) -> None:
+    """A person stages the first model, compares both, serves it, and rolls back, on pages of the console."""
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto("/models")
+    page.get_by_role("button", name=f"Stage {first}").click()
+    serve = page.get_by_role("button", name=f"Serve it {first}")
+    expect(serve).to_be_enabled(timeout=60_000)
+    page.goto(f"/ask?user=u1&beside=model: {first}")
+    expect(page.get_by_role("region", name="List beside it")).to_contain_text(f"by {first}")
+    expect(page.get_by_role("region", name="List", exact=True)).to_contain_text(f"by {second}")
+    page.goto("/models")
+    serve.click()
+    expect(page.get_by_role("status")).to_contain_text(f"Done: promote {first}")
+    live.until(lambda: model_of(live) == first, 5, "both API processes serve the first model")
+    page.get_by_role("button", name=f"Roll back to {second}").click()
+    expect(page.get_by_role("status")).to_contain_text("Done: rollback")
+    live.until(lambda: model_of(live) == second, 5, "both API processes serve the second model again")
 
 
 def model_of(live: Live) -> Any:

@@ -117,6 +117,7 @@ def test_what_is_no_part_of_it_is_passed_over() -> None:
         for (_, _, slot, measure), count in (await sums(store)).items():
             measures[measure] += count if not slot else 0
         assert measures == {"lists": 1, "items": 1, "clicked": 1, "purchases": 8, "cents": 1550}
+        assert engine.results == {("", measure): count for measure, count in measures.items()}
         assert broker.dead == []  # its worker says so
 
     asyncio.run(scenario())
