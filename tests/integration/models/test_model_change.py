@@ -25,7 +25,8 @@ def test_a_to_b_to_a_and_again_without_an_empty_a_short_or_a_lost_list(tmp_path:
         first = str(live.get("/v1/status")["models"]["champion"])
         served = next(Path(live.settings()["PERSEID_MODEL"]).parent.glob(f"{first}"))
         second = perseid_models(live.state, "add", str(varied(served, tmp_path / "made"))).strip()
-        assert second != first and second in perseid_models(live.state, "list")
+        third = perseid_models(live.state, "add", str(varied(served, tmp_path / "made", seed=2))).strip()
+        assert len({first, second, third}) == 3 and second in perseid_models(live.state, "list")
         with Asking(lambda number: live.recommend(f"u{number % 30}", count=COUNT)) as asking:
             assert "is not staged" in perseid_models(live.state, "promote", second, code=1)
             perseid_models(live.state, "stage", second)
@@ -45,15 +46,15 @@ def test_a_to_b_to_a_and_again_without_an_empty_a_short_or_a_lost_list(tmp_path:
             perseid_models(live.state, "retire", first)
             with chromium() as browser:
                 for page in opened(browser, live):
-                    _there_and_back_by_hand(page, live, first, second)
+                    _there_and_back_by_hand(page, live, second, third)
         assert not asking.errors, asking.errors[:3]
         assert {len(answer["items"]) for answer in asking.answers} == {COUNT}
-        assert {answer["model"] for answer in asking.answers} == {first, second}
+        assert {answer["model"] for answer in asking.answers} == {first, second, third}
         assert "popular" not in {answer["served_by"] for answer in asking.answers}, (
             "everybody has vectors of whatever serves"
         )
-        perseid_models(live.state, "retire", first)
-        live.until(lambda: live.get("/v1/status")["models"]["previous"] is None, 5, "the first has no alias")
+        perseid_models(live.state, "retire", third)
+        live.until(lambda: live.get("/v1/status")["models"]["previous"] is None, 5, "the third has no alias")
     finally:
         live.stop()
     again = Live(live.state, *shop, "--no-traffic")
@@ -64,23 +65,23 @@ def test_a_to_b_to_a_and_again_without_an_empty_a_short_or_a_lost_list(tmp_path:
         again.stop()
 
 
-def _there_and_back_by_hand(page: Page, live: Live, first: str, second: str) -> None:
-    """A person stages the first model, compares both, serves it, and rolls back, on pages of the console."""
+def _there_and_back_by_hand(page: Page, live: Live, served: str, staged: str) -> None:
+    """A person stages a model, compares both, serves it, and rolls back, on pages of the console."""
     page.on("dialog", lambda dialog: dialog.accept())
     page.goto("/models")
-    page.get_by_role("button", name=f"Stage {first}").click()
-    serve = page.get_by_role("button", name=f"Serve it {first}")
+    page.get_by_role("button", name=f"Stage {staged}").click()
+    serve = page.get_by_role("button", name=f"Serve it {staged}")
     expect(serve).to_be_enabled(timeout=60_000)
-    page.goto(f"/ask?user=u1&beside=model: {first}")
-    expect(page.get_by_role("region", name="List beside it")).to_contain_text(f"by {first}")
-    expect(page.get_by_role("region", name="List", exact=True)).to_contain_text(f"by {second}")
+    page.goto(f"/ask?user=u1&beside=model: {staged}")
+    expect(page.get_by_role("region", name="List beside it")).to_contain_text(f"by {staged}")
+    expect(page.get_by_role("region", name="List", exact=True)).to_contain_text(f"by {served}")
     page.goto("/models")
     serve.click()
-    expect(page.get_by_role("status")).to_contain_text(f"Done: promote {first}")
-    live.until(lambda: model_of(live) == first, 5, "both API processes serve the first model")
-    page.get_by_role("button", name=f"Roll back to {second}").click()
+    expect(page.get_by_role("status")).to_contain_text(f"Done: promote {staged}")
+    live.until(lambda: model_of(live) == staged, 5, "both API processes serve the staged model")
+    page.get_by_role("button", name=f"Roll back to {served}").click()
     expect(page.get_by_role("status")).to_contain_text("Done: rollback")
-    live.until(lambda: model_of(live) == second, 5, "both API processes serve the second model again")
+    live.until(lambda: model_of(live) == served, 5, "both API processes serve the one before again")
 
 
 def model_of(live: Live) -> Any:
