@@ -104,9 +104,10 @@ def test_only_deploy_reads_the_environment_or_starts_processes(package: str) -> 
         ("deploy.roles.api", {"torch", "faust", "polars"}),
         ("deploy.console.server", {"torch", "faust", "polars"}),
         ("deploy.roles.traffic, deploy.texts.models, deploy.traffic.traffic", {"torch", "faust"}),
+        ("deploy.roles.attribution, streams.attribution.engine, streams.kafka.worker", {"torch", "polars"}),
     ],
 )
-def test_the_processes_of_api_and_traffic_do_not_load_what_takes_memory(modules: str, never: set[str]) -> None:
+def test_processes_that_encode_nothing_do_not_load_what_takes_memory(modules: str, never: set[str]) -> None:
     code = f"import sys, {modules}; print(sorted({never!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -73,7 +73,7 @@ async def _worker(settings: Settings) -> None:
         process.settle,
     )
     filler = VectorFiller(engine, settings.fill_share)
-    worker = StreamWorker(engine, options, written.run, filler)
+    worker = StreamWorker(engine, options, written.run, filler.turn)
 
     def report() -> dict[str, Any]:
         models = {"models": written.versions, "refused": written.refused, "filling": filler.report()}

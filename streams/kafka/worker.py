@@ -26,7 +26,6 @@ from streams.kafka.consumer import PatientAssignor, StateApp, StateConsumer, wak
 from streams.kafka.lanes import BatchSize, Lane
 from streams.kafka.log_identity import LogLookup
 from streams.kafka.monitor import LogMonitor, partition_count_error
-from streams.pipeline.filler import VectorFiller
 from streams.pipeline.lease import GapError, LeasedEngine
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ class StreamWorker:
     """Runs one engine, which nobody else uses, against Kafka until stopped.
 
     `follow` keeps the encoders' items in line with the item log and the models in line with their aliases; it runs
-    beside the agents, as does `filler`.
+    beside the agents, as does `fill`, which says after how many seconds to call it again.
     """
 
     def __init__(
@@ -59,9 +58,9 @@ class StreamWorker:
         engine: LeasedEngine[Any],
         settings: WorkerSettings,
         follow: Callable[[], Awaitable[None]] | None = None,
-        filler: VectorFiller | None = None,
+        fill: Callable[[], Awaitable[float]] | None = None,
     ) -> None:
-        self.engine, self.settings, self._follow, self._filler = engine, settings, follow, filler
+        self.engine, self.settings, self._follow, self._fill = engine, settings, follow, fill
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
         self.app = self._build_app()
@@ -101,7 +100,7 @@ class StreamWorker:
         """What runs beside the agents."""
         monitor, follow = self._monitor, [] if self._follow is None else [self._follow()]
         beats = monitor.beats(consumer, self.settings.beat_s)
-        fill = [] if self._filler is None else [self._keep_up("complete vectors", self._filler.turn)]
+        fill = [] if self._fill is None else [self._keep_up("complete vectors", self._fill)]
         sweep = self._keep_up("complete or remove users", self._sweep)
         return [self.claims.run(consumer), beats, monitor.logs(), sweep, *fill, *follow]
 

@@ -68,7 +68,7 @@ async def _serve(options: WorkerOptions) -> None:
         max_batch=options.max_batch,
         max_pending=options.max_pending,
     )
-    worker = StreamWorker(engine, reading, written.run, filler)
+    worker = StreamWorker(engine, reading, written.run, filler.turn)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
 
     def report() -> dict[str, Any]:
