@@ -102,6 +102,12 @@ class TrainingBounds(Running):
     lenient: bool = option(
         is_flag=True, help="End with 0 instead of 3 and 4: for schedulers that repeat whatever else a run ends with."
     )
+    ranker: bool | None = option(
+        "--ranker/--no-ranker",
+        default=None,
+        help="Also train a second stage for the new model, on the events that are kept out.  [default: where the "
+        "champion has one]",
+    )
     epochs: int | None = option(type=click.IntRange(min=1), help="[default: a third of what made the champion]")
     max_seconds: float | None = option(type=click.FloatRange(min=1), help="Bound of the training.")
     seed: int = option(type=int, default=0)
@@ -117,7 +123,8 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
     promote` serves it, or --promote. One process that ends, for any scheduler: with 0 when there is a new model that is
     good enough (and staged or served where that is asked for), 3 when there is one that is not, 4 when too little is
     new, 1 when something failed, 130 when it was stopped. Two never run at once with one state folder. Of the models
-    that retrainings made, the registry keeps the newest ten and those with an alias.
+    that retrainings made, the registry keeps the newest ten and those with an alias. Both models are judged by the
+    first stage alone; a ranker is trained afterwards on the events that are kept out, and is off where it is no better.
 
     Example: perseid retrain --stage --report retrain.html
     """
@@ -146,6 +153,7 @@ def retrain(model: Champion, source: LearnedData, judged: Judgement, training: T
         replace_other=judged.replace,
         promote=judged.promote,
         promote_within_s=judged.within_ms / 1000,
+        ranker=training.ranker,
         recipe={**recipe, "seed": training.seed, "device": training.device, "threads": threads},
         keep=source.keep,
         progress=True,
@@ -172,6 +180,9 @@ def lines_of(found: Mapping[str, Any]) -> Iterator[str]:
     asked = f"{counted(found['questions'], 'question')} of {counted(found['users'], 'user')}"
     yield f"{found['model']} made of {new}, asked {asked} from {moment(found['start_ms'])} on ({took})"
     yield found["verdict"]["said"]
+    if (ranker := found.get("ranker")) is not None and ranker["version"] is not None:
+        on = f"orders lists that were {' and '.join(ranker['on'])}" if ranker["on"] else "is off: it is no better"
+        yield f"its ranker {ranker['version']} {on}"
     version, registry = found["model"], found["registry"]
     yield {
         "promoted": f"{version} is served; `perseid models rollback` takes it back within 24 hours",

@@ -22,11 +22,12 @@ import orjson
 from context.counting import counted
 from context.units import DAY_MS
 from deploy.jobs.export import ExportPlan, export_topics, worth_knowing
+from deploy.jobs.ranking.train_ranker import RankerPlan, train_ranker
 from deploy.jobs.staleness import compare_models
 from deploy.jobs.train import TrainPlan, recipe_of, seen_until, train_folder
 from deploy.jobs.verdict import LEAST_USERS, MARGIN, METRIC, STATE_FILE, RetrainOutcome, Stretch, Verdict
 from deploy.models.placement import COMPARED, Placement
-from deploy.models.registry import artefact, first_champion, open_registry
+from deploy.models.registry import Registry, artefact, first_champion, open_registry
 from deploy.models.rollout import Rollout
 from deploy.progress import Show, show_progress
 from deploy.runtime.process import open_store
@@ -34,6 +35,7 @@ from deploy.settings import Settings
 from deploy.texts.item_vectors import Memory
 from deploy.texts.models import TextSource
 from encoder.model.document import read_document
+from encoder.ranking.training import RankerSettings
 from index.state.aliases import read_aliases
 from index.state.store import StoreUnavailableError
 from streams.evaluation.held_out import QuestionSettings
@@ -70,6 +72,7 @@ class RetrainPlan:
     replace_other: bool = False  # stage in place of a model that a person staged
     promote: bool = False  # what was staged, when it has passed its gates
     promote_within_s: float = WITHIN_S
+    ranker: bool | None = None  # train a second stage for the new model; None: where the champion has one
     recipe: Mapping[str, Any] = field(default_factory=dict)
     keep: bool = False  # the exported folder
     progress: bool = False
@@ -176,6 +179,7 @@ class _Retraining:
         registry, shown = open_registry(self.settings), asdict(verdict)
         until_ms = read_document(trained.folder)["metadata"]["until_ms"]
         registry.add(trained.folder, {"until_ms": until_ms, COMPARED: shown})
+        ranker = self._ranker(data, trained.folder, registry)
         shutil.rmtree(out, ignore_errors=True)
         outcome, refused = self._place(trained.version, verdict)
         return {
@@ -184,10 +188,33 @@ class _Retraining:
             "model": trained.version,
             "registry": registry.name,
             "training": trained.metrics,
+            "ranker": ranker,
             "verdict": shown,
             "outcome": outcome,
             "refused": refused,
         }
+
+    def _ranker(self, data: Path, model: Path, registry: Registry) -> dict[str, Any] | None:
+        """Puts a second stage beside the new model, of the events it has not learned; None where none is wanted."""
+        wanted = self.plan.ranker
+        if wanted is None:
+            wanted = registry.ranker(self.document["version"]) is not None
+        if not wanted:
+            return None
+        recipe = self.plan.recipe
+        training = RankerSettings(seed=recipe.get("seed", 0), threads=recipe.get("threads", 1))
+        out = self.folder / "rankers"
+        plan = RankerPlan(model, out, data, training=training, progress=self.plan.progress)
+        try:
+            found = train_ranker(plan, self.settings, self.memory)
+            registry.add_ranker(Path(found["ranker"]))
+        except ValueError as error:  # too few lists: the first stage orders them, and the next retraining has more
+            self.tell(f"no second stage is made for the new model: {error}")
+            return {"version": None, "refused": str(error)}
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+        self.seconds.note("ranker")
+        return {name: found[name] for name in ("version", "on", "lists")} | {"refused": None}
 
     def _compare(self, data: Path, model: Path, stretch: Stretch) -> dict[str, Any]:
         every = max(1, stretch.asked // MOST_QUESTIONS)

@@ -27,7 +27,7 @@ from deploy.cli import run as perseid
 from deploy.commands.retrain import lines_of
 from deploy.jobs.retrain import RetrainPlan, gaps, retrain
 from deploy.jobs.train import TrainPlan, train_folder
-from deploy.jobs.verdict import RetrainOutcome, Stretch, Verdict
+from deploy.jobs.verdict import STATE_FILE, RetrainOutcome, Stretch, Verdict
 from deploy.models.registry import Registry
 from deploy.models.rollout import Rollout
 from deploy.runtime.process import open_store
@@ -40,6 +40,7 @@ from encoder.model.document import DOCUMENT, read_document
 from encoder.text.cache import TextMemory
 from encoder.text.item_text import canonical_text, text_hash
 from encoder.training.options import TrainOptions
+from index.ranking.ranker import DOCUMENT as RANKER
 from index.state.aliases import Aliases, change_aliases, read_aliases
 from streams.events import CLICKSTREAM, Rules
 from streams.folder.reader import read_folder
@@ -219,6 +220,29 @@ def test_a_new_model_goes_on_from_a_retrained_one(
     metadata = read_document(Registry(settings.state / "registry").folder(found["model"]))["metadata"]
     assert metadata["parent"] == first["model"] and metadata["options"]["epochs"] == 1
     assert metadata["options"]["since_ms"] == first["start_ms"] < found["start_ms"]
+
+
+def test_a_champion_with_a_ranker_has_successors_with_one(
+    shop: Path, champion: Path, settings: Settings, texts: Path
+) -> None:
+    plan = replace(PLAN, champion=champion, data=shop)
+    first, registry = run(replace(plan, ranker=True), settings, texts), Registry(settings.state / "registry")
+    assert first["ranker"]["refused"] is None and "ranker" in first["seconds"]
+    assert any(first["ranker"]["version"] in line for line in lines_of(first))
+    files = registry.ranker(first["model"])
+    assert files is not None and orjson.loads(files[RANKER])["encoder"] == first["model"]
+    learned = orjson.loads(files[RANKER])["metadata"]["slice"]
+    assert learned["from_ms"] >= read_document(registry.folder(first["model"]))["metadata"]["until_ms"]
+    parent = replace(plan, champion=registry.folder(first["model"]), least_new=1)
+    second = run(parent, settings, texts)
+    assert second["ranker"]["version"] not in (None, first["ranker"]["version"])
+    (settings.state / "retrain" / STATE_FILE.name).unlink()  # so that the same events are new again
+    said: list[str] = []
+    few = replace(parent, newest_ms=1, recipe={**PLAN.recipe, "seed": 2})
+    third = retrain(few, settings, TextMemory(texts), said.append)
+    assert third["ranker"]["version"] is None and any("no second stage is made" in line for line in said)
+    assert registry.ranker(third["model"]) is None
+    assert not (settings.state / "retrain" / "rankers").exists()
 
 
 def test_a_model_that_may_be_worse_stays_in_the_registry(
