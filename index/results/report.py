@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from math import inf
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -92,13 +93,16 @@ def _row(sums: Sums, unit: str) -> dict[str, Any]:
         row["clicked"] = int(sums["clicked"].sum())
     row |= {name: int(sums[name].sum()) for name in ("clicks", "purchases")}
     row["revenue"] = int(sums["cents"].sum()) / 100
-    return row | {name: _shown(found) for name, found in _rates(sums, unit).items()}
+    most = {"click_through": 1.0 if unit == "lists" else inf, "conversion": inf}  # a list is clicked once, or not
+    return row | {name: _shown(found, 0.0, most[name]) for name, found in _rates(sums, unit).items()}
 
 
-def _shown(found: Rate | None) -> dict[str, Any] | None:
+def _shown(found: Rate | None, least: float = -inf, most: float = inf) -> dict[str, Any] | None:
+    """A rate with the part of its interval that can be true."""
     if found is None:
         return None
-    return {"value": found.value, "interval": list(found.interval) if found.interval else None}
+    interval = None if found.interval is None else [min(max(end, least), most) for end in found.interval]
+    return {"value": found.value, "interval": interval}
 
 
 def _differences(arms: Mapping[str, Sums]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _bar(rate: Rate | None, highest: float) -> dict[str, float] | None:
     low, high = rate["interval"] or (rate["value"], rate["value"])
     left = max(0.0, min(100 * low / highest, 100.0))
     right = max(left, min(100 * high / highest, 100.0))
-    return {"left": left, "width": right - left, "at": max(0.0, min(100 * rate["value"] / highest, 99.0))}
+    return {"left": left, "width": right - left, "at": max(0.0, min(100 * rate["value"] / highest, 98.0))}
 
 
 ROUTES = [Route("/results", _results)]

@@ -75,6 +75,22 @@ def test_an_arm_of_the_wrong_size_is_seen_and_a_right_one_is_not() -> None:
     assert unknown["wanted"] is None and unknown["p"] is None
 
 
+def test_no_interval_of_a_share_reaches_below_none_or_above_all_of_them() -> None:
+    lists, clicked, bought = (np.zeros(GROUPS, np.int64) for _ in range(3))
+    lists[:] = 1
+    clicked[0] = bought[0] = 1  # of one user alone
+    cell = Cell("few", "", "", "m")
+    made = {ResultPlace(DAY, cell, "", name): of for name, of in (("lists", lists), ("clicked", clicked))}
+    made[ResultPlace(DAY, cell, "", "purchases")] = bought
+    (row,) = results_by(made, ["scenario"])
+    assert row["click_through"]["interval"][0] == row["conversion"]["interval"][0] == 0.0
+    clicked[:] = 1
+    clicked[0] = 0
+    (row,) = results_by(made, ["scenario"])
+    low, high = row["click_through"]["interval"]
+    assert 0 < low < row["click_through"]["value"] == 0.95 < high == 1.0
+
+
 def test_rows_add_up_whatever_they_are_by() -> None:
     counts = counts_of({("champion", DAY): 1000, ("challenger", DAY + 1): 500})
     for by in ((), ("day",), ("arm", "model"), ("scenario", "list", "stage")):
