@@ -257,6 +257,10 @@ class Popularity:
         number, weights = self._items.get(item_id, -1), self._of(location)
         return float(weights[number]) if 0 <= number < len(weights) else 0.0
 
+    def weights(self, item_ids: Sequence[str], location: str = "") -> Amounts:
+        """`weight` of items [m]."""
+        return _at(self._of(location), self._numbers(item_ids))
+
     def shares(self, item_ids: Sequence[str], location: str = "") -> Amounts:
         """log(1 + weight) over that of the most popular item, in [0, 1], of items [m]; 0 for unknown ones."""
         return self.shares_at(self._numbers(item_ids), location)

@@ -6,11 +6,12 @@ no round trip, and none costs two.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from index.query.popularity import Popularity
 from index.state.keys import partition_tag
@@ -33,14 +34,17 @@ class Companions:
     def add(self, row: PairRow, weight: float) -> None:
         """The counts of a row of a bucket that weighs so much."""
         self.baskets += weight * row.baskets
+        others, known = self.others, self.others.get  # thousands of pairs
         for other, count in row.others.items():
-            self.others[other] = self.others.get(other, 0.0) + weight * count
+            others[other] = known(other, 0.0) + weight * count
 
     def prune(self) -> None:
         """Keeps the most frequent others; ties by id."""
         if len(self.others) > _MOST_OTHERS:
-            best = heapq.nsmallest(_MOST_OTHERS, self.others.items(), key=lambda entry: (-entry[1], entry[0]))
-            self.others = dict(best)
+            least = sorted(self.others.values(), reverse=True)[_MOST_OTHERS - 1]
+            kept = {other: count for other, count in self.others.items() if count > least}
+            level = sorted(other for other, count in self.others.items() if count == least)
+            self.others = kept | dict.fromkeys(level[: _MOST_OTHERS - len(kept)], least)
 
 
 class Together:
@@ -90,7 +94,9 @@ def together_scores(
     """
     found: dict[str, float] = {}
     for one in companions.values():
+        scale = math.sqrt(max(one.baskets, 1.0))
         for other, count in one.others.items():
             if other not in companions:
-                found[other] = found.get(other, 0.0) + count / math.sqrt(max(one.baskets, 1.0))
-    return {other: score / math.sqrt(popularity.weight(other, location) + 1) for other, score in found.items()}
+                found[other] = found.get(other, 0.0) + count / scale
+    scores = np.fromiter(found.values(), np.float64, len(found)) / np.sqrt(popularity.weights([*found], location) + 1)
+    return dict(zip(found, scores.tolist(), strict=True))
