@@ -27,7 +27,7 @@ from deploy.texts.models import TextSource
 from encoder.baselines.recipes import recipes
 from encoder.text.item_text import VocabularyTagger
 from index.query.model import own_list
-from index.query.recommend import Weights
+from index.query.question import Weights
 from streams.evaluation.baselines import (
     TrainedBaselines,
     Training,

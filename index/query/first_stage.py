@@ -22,7 +22,7 @@ from index.query.popularity import Popularity
 from index.state.records import Vector
 
 if TYPE_CHECKING:
-    from index.query.recommend import ContextView, Query, UserView, Weights
+    from index.query.question import ContextView, Query, UserView, Weights
 
 _MOST_PROMOTED = 20_000  # items that a promotion may push up: of more, a walk is faster than a scan
 

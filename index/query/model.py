@@ -15,7 +15,8 @@ import orjson
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
-from index.query.recommend import MOST_NEGATIVE, Weights
+from index.query.question import Weights
+from index.query.recommend import MOST_NEGATIVE
 from index.state.store import LiveStore
 
 _MOST = {"popularity": 1, "negative": MOST_NEGATIVE}  # weights that training chooses, and the highest that makes sense

@@ -18,7 +18,7 @@ from index.items.columns import FieldValue, count_classes, values_of
 from index.items.filters import LabelField
 from index.items.search import Labels
 from index.query.feedback import NegativeFeedback, rated
-from index.query.recommend import Weights
+from index.query.question import Weights
 from index.state.records import Vector
 from index.state.user_columns import UserState
 

@@ -20,7 +20,8 @@ from index.items.columns import ItemColumns
 from index.items.filters import Mask
 from index.query.feedback import NegativeFeedback, rated
 from index.query.model import RequestedList
-from index.query.recommend import Weights, seen_items
+from index.query.question import Weights
+from index.query.recommend import seen_items
 from index.state.user_columns import UserState
 from streams.evaluation.comparison import KS
 from streams.evaluation.feedback import ItemLabels

@@ -17,16 +17,8 @@ from index.items.follower import ItemFollower
 from index.query.live_user import LiveUser, UserReader
 from index.query.model import ServedModel
 from index.query.popularity import Popularity
-from index.query.recommend import (
-    ContextView,
-    Query,
-    UserView,
-    Weights,
-    answer_in_process,
-    plan_searches,
-    recommend,
-    seen_items,
-)
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import answer_in_process, plan_searches, recommend, seen_items
 from index.query.second_stage import SecondStage
 from index.ranking.features import event_classes
 from index.state.records import ItemRecord

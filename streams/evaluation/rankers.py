@@ -18,7 +18,7 @@ from encoder.inference.batching import EncodeRequest
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.training.holdout import in_turn
 from index.query.model import RequestedList
-from index.query.recommend import Weights
+from index.query.question import Weights
 from streams.item_vectors import ItemVectors
 
 _CHUNK = 4096  # items per call of the item tower

@@ -23,15 +23,8 @@ from index.query.feedback import NegativeFeedback, rated
 from index.query.live_user import profile_location
 from index.query.model import RequestedList
 from index.query.popularity import Popularity
-from index.query.recommend import (
-    ContextView,
-    Query,
-    UserView,
-    Weights,
-    answer_in_process,
-    plan_searches,
-    seen_items,
-)
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import answer_in_process, plan_searches, seen_items
 from index.query.rerank import known_labels, plan_list, rank_list
 from index.query.second_stage import Asker, GivenList, SecondStage
 from index.ranking.features import Floats, event_classes

@@ -16,7 +16,7 @@ import numpy as np
 from context.offsets import ContextOffset
 from encoder.inference.batching import EncodeRequest
 from encoder.inference.incremental import IncrementalEncoder
-from index.query.recommend import ContextView
+from index.query.question import ContextView
 from index.state.records import Vector, decode_vectors, encode_vectors
 from tests.support.oracle import Oracle
 

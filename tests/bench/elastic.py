@@ -30,7 +30,8 @@ from index.items.follower import ItemFollower
 from index.items.search import ExactIndex
 from index.query.plan import SearchPlan
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, Recommendations, UserView, answer_in_process, plan_searches
+from index.query.question import ContextView, Query, UserView
+from index.query.recommend import Recommendations, answer_in_process, plan_searches
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
 from tests.bench.report import result, show

@@ -36,7 +36,8 @@ from index.items.follower import ItemFollower
 from index.query.live_user import LiveUser, UserReader
 from index.query.model import ServedModel, load_model
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, recommend
+from index.query.question import ContextView, Query, UserView
+from index.query.recommend import recommend
 from index.state.keys import Keys
 from index.state.records import ItemRecord, Vector, decode_vectors, encode_vectors
 from index.state.redis_store import RedisStore

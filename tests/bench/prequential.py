@@ -24,7 +24,8 @@ from deploy.jobs.replay_checkpoint import ReplayPlan
 from deploy.settings import Settings, load
 from encoder.device import use_threads
 from encoder.text.cache import TextMemory
-from index.query.recommend import Query, Recommendations, recommend
+from index.query.question import Query
+from index.query.recommend import Recommendations, recommend
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.slices import Facts

@@ -24,7 +24,8 @@ from index.items.follower import ItemFollower
 from index.items.hnsw import HnswIndex
 from index.items.search import Labels
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import recommend
 from index.query.second_stage import Asker, ListRanker, Scores, SecondStage
 from index.ranking.features import FEATURES, GROUPS, Floats, event_classes
 from index.ranking.network import Network, Scaling

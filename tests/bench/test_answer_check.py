@@ -13,7 +13,8 @@ from context.features import ContextFeatures, Feature
 from context.offsets import ContextOffset
 from index.items.catalogue import Catalogue
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, recommend
+from index.query.question import ContextView, Query, UserView
+from index.query.recommend import recommend
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
 from tests.bench.answer_check import Answer, AnswerCheck, Newest, ScoringModel, Window, WindowHistory

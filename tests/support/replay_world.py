@@ -16,7 +16,7 @@ from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 from index.query.model import ServedModel
-from index.query.recommend import Weights
+from index.query.question import Weights
 from index.state.keys import partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.store import LogIdentity

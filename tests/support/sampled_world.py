@@ -18,7 +18,8 @@ from index.items.follower import ItemFollower
 from index.query.list_sample import ListSample, shared_parts
 from index.query.live_user import UserReader
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, recommend
+from index.query.question import ContextView, Query, UserView
+from index.query.recommend import recommend
 from index.query.second_stage import ListRanker, SecondStage
 from index.ranking.features import event_classes
 from index.state.keys import partition_of

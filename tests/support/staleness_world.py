@@ -23,7 +23,7 @@ from context.features import ContextFeatures
 from context.offsets import ContextOffset
 from encoder.inference.batching import EncodeRequest
 from encoder.training.popularity import HALF_LIFE_MS
-from index.query.recommend import Weights
+from index.query.question import Weights
 from index.state.user_columns import UserState
 from streams.evaluation.held_out import QuestionSettings
 from streams.evaluation.staleness.delays import Arm, Delay

@@ -8,7 +8,8 @@ from index.api.loaded_model import LoadedModel, Services
 from index.api.schemas.lists import UserRequest
 from index.query.live_user import LiveUser
 from index.query.pool import Ranked
-from index.query.recommend import ContextView, Recommendations
+from index.query.question import ContextView
+from index.query.recommend import Recommendations
 from index.query.served_ranker import FIRST_STAGE
 from index.ranking.ranker import ListSource
 from index.state.keys import partition_of

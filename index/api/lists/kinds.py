@@ -25,9 +25,11 @@ from index.query.lists.together import MOST_BASKET, Companions, together_scores
 from index.query.model import RequestedList
 from index.query.plan import Lead, boosts_of
 from index.query.pool import Ranked
-from index.query.recommend import ContextView, Query, Recommendations, seen_items
+from index.query.question import ContextView, Query
+from index.query.recommend import Recommendations, seen_items
 from index.query.rules.arrange import arranged_alone
-from index.query.rules.scenario import Arrangement, ScenarioRule
+from index.query.rules.arrangement import Arrangement
+from index.query.rules.scenario import ScenarioRule
 from index.state.records import Vector
 from index.state.store import StoreUnavailableError
 

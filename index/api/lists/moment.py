@@ -14,7 +14,8 @@ from index.api.lists.ruled import Stored, rules_of, under
 from index.api.loaded_model import Assigned, LoadedModel, Services
 from index.api.schemas.lists import AnyListRequest, UserRequest
 from index.query.live_user import LiveUser
-from index.query.recommend import ContextView, Query, Recommendations, UserView, Weights, plan_searches, recommend
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import Recommendations, plan_searches, recommend
 from index.query.rules.scenario import ScenarioRule
 from index.query.second_stage import ListOrder
 from index.state.keys import partition_of

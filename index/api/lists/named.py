@@ -44,7 +44,7 @@ from index.api.schemas.shapes import (
     json_body,
 )
 from index.items.filters import And, AnyOf, Filter
-from index.query.recommend import ContextView
+from index.query.question import ContextView
 from index.query.served_ranker import FIRST_STAGE
 
 EXPOSURES = "exposures"

@@ -40,7 +40,8 @@ from index.api.schemas.shapes import (
 from index.items.filters import Filter
 from index.query.list_sample import ListSample, SampledFeatures
 from index.query.live_user import LiveUser
-from index.query.recommend import ContextView, Query, Recommendations, plan_searches, recommend
+from index.query.question import ContextView, Query
+from index.query.recommend import Recommendations, plan_searches, recommend
 from index.query.rules.scenario import ScenarioRule
 from index.query.served_ranker import FIRST_STAGE
 from index.query.shadow import ShadowList, ShadowLists

@@ -20,7 +20,7 @@ from index.api.loaded_model import Assigned, LoadedModel, Services
 from index.api.schemas.lists import AnyListRequest, RecommendationsRequest, UserRequest
 from index.items.filters import Filter, parse_filter
 from index.query.live_user import LiveUser
-from index.query.recommend import ContextView, UserView
+from index.query.question import ContextView, UserView
 from index.state.keys import partition_of
 from index.state.store import StoreUnavailableError
 

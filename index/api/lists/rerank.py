@@ -19,7 +19,8 @@ from index.api.lists.requests import checked, context_of, read_user, service_lev
 from index.api.loaded_model import LoadedModel, Services
 from index.api.schemas.lists import ListedItem, RerankAnswer, RerankRequest
 from index.api.schemas.shapes import WRITE_PROBLEMS, json_body
-from index.query.recommend import ContextView, Recommendations, UserView
+from index.query.question import ContextView, UserView
+from index.query.recommend import Recommendations
 from index.query.rerank import known_labels, plan_list, rank_list
 from index.query.second_stage import GivenList
 from index.ranking.ranker import ListSource

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from index.api.loaded_model import LoadedModel, Services
 from index.query.live_user import LiveUser
-from index.query.recommend import ContextView, Query, UserView
+from index.query.question import ContextView, Query, UserView
 from index.query.rules.scenario import Kinds, ScenarioRule, load_rule, ruled
 
 Stored = Mapping[str, bytes | None]  # scenario → its rule

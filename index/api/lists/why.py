@@ -23,7 +23,8 @@ from index.api.schemas.shapes import MODEL_PROBLEMS, json_body
 from index.api.schemas.why import WhyAnswer, WhyRequest
 from index.items.search import ExactIndex
 from index.query.lists.why import Reason, Standing, listed_standing, off_list_standing, reasons, score_all, shut_out
-from index.query.recommend import Query, Recommendations, plan_searches
+from index.query.question import Query
+from index.query.recommend import Recommendations, plan_searches
 from index.query.rules.scenario import ScenarioRule
 from index.query.served_ranker import FIRST_STAGE
 

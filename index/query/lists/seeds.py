@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.query.pool import Ranked, products
-from index.query.recommend import UserView
+from index.query.question import UserView
 from index.state.records import Vector
 
 PERSONAL = 0.3  # length of what a user's own vector adds to named items, whose direction has length 1

@@ -19,8 +19,10 @@ from index.items.search import Labels
 from index.query.plan import ListKind, SearchPlan
 from index.query.pool import Ranked, in_turns
 from index.query.popularity import Amounts
-from index.query.recommend import UserView, Weights, first_stage_pool
-from index.query.rules.scenario import Arrangement, ScenarioRule
+from index.query.question import UserView, Weights
+from index.query.recommend import first_stage_pool
+from index.query.rules.arrangement import Arrangement
+from index.query.rules.scenario import ScenarioRule
 
 MOST_PLACES = 10_000  # that a rank is worked out for; nobody looks at a longer list
 _ROWS = 8192  # scored at once: some five milliseconds

@@ -22,7 +22,7 @@ from index.items.search import Labels
 from index.query.plan import Candidates, SearchPlan
 from index.query.pool import Pool, Ranked, products
 from index.query.popularity import Amounts
-from index.query.rules.scenario import Arrangement
+from index.query.rules.arrangement import Arrangement
 from index.state.records import Vector
 
 DIVERSE_AMONG = 50  # the best items of a slot that a place is chosen among where diversity counts

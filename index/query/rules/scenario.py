@@ -10,16 +10,15 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import orjson
 
 from context.units import DAY_MS
 from index.items.filters import And, Filter, parse_filter
-
-if TYPE_CHECKING:
-    from index.query.recommend import ContextView, Query, UserView
-    from index.state.user_columns import UserState
+from index.query.question import ContextView, Query, UserView
+from index.query.rules.arrangement import Arrangement
+from index.state.user_columns import UserState
 
 Slot = Literal["next", "general", "mixed"]
 SLOTS = ("next", "general", "mixed")
@@ -28,41 +27,9 @@ CAPPED = ("brand", "category", "subclass")
 ALLOWED, NEVER = "allowed", "never"
 MOST_PLACES = 200  # of a list
 MOST_DAYS = 3_650
-MOST_PROMOTIONS = 256  # read from one context record, as for its features
-MOST_BOOSTED = 200  # boosts and buries of one rule
 _MOST_KNOWN = 1_000  # rules that are remembered
 
 _log = logging.getLogger("perseid.api")
-
-
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """How places of a list are given away; `index.query.rules.arrange` says in which order.
-
-    `pins` are (place from 0, item id), `caps` (field, most items of one value), `diversity` is the weight of what a
-    list lacks against the score, and of a group (of variants) one item is shown where `group` is set. `beside` are
-    items that stand before the list and count for its caps and groups.
-    """
-
-    pins: tuple[tuple[int, str], ...] = ()
-    caps: tuple[tuple[str, int], ...] = ()
-    diversity: float = 0.0
-    group: bool = False
-    beside: tuple[str, ...] = ()
-
-    @property
-    def pinned(self) -> list[str]:
-        """Items that have a place."""
-        return [item_id for _, item_id in self.pins]
-
-    @property
-    def limits(self) -> bool:
-        """Whether it may leave out what may be listed."""
-        return bool(self.caps) or self.group
-
-    def after(self, listed: Sequence[str]) -> Arrangement:
-        """What it says of the rest of a list that begins with these items."""
-        return replace(self, pins=(), beside=(*self.beside, *listed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import orjson
 from encoder.inference.batching import EncodeRequest
 from index.query.feedback import rated
 from index.query.live_user import profile_location
-from index.query.recommend import ContextView, Query, UserView, answer_in_process, plan_searches
+from index.query.question import ContextView, Query, UserView
+from index.query.recommend import answer_in_process, plan_searches
 from index.query.second_stage import SecondStage
 from index.state.records import Vector
 from index.state.user_columns import UserState

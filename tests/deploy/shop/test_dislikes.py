@@ -27,7 +27,8 @@ from encoder.training.options import TrainOptions
 from index.items.catalogue import Catalogue
 from index.query.model import own_weights
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import recommend
 from index.query.second_stage import ListRanker, SecondStage
 from index.ranking.features import event_classes
 from index.state.keys import LOCATION_SEPARATOR, partition_tag

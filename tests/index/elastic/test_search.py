@@ -24,7 +24,8 @@ from index.items.follower import ItemFollower
 from index.items.search import ExactIndex, Labels
 from index.query.plan import SearchPlan
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, answer_in_process, plan_searches
+from index.query.question import ContextView, Query, UserView
+from index.query.recommend import answer_in_process, plan_searches
 from index.query.second_stage import ListRanker, SecondStage
 from index.ranking.features import event_classes
 from index.ranking.network import Network, Scaling

@@ -20,7 +20,8 @@ import pytest
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.items.snapshot import keep_snapshots, restore_snapshot, save_snapshot, snapshot_path, start_from_snapshot
-from index.query.recommend import ContextView, Query, UserView, recommend
+from index.query.question import ContextView, Query, UserView
+from index.query.recommend import recommend
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
 from tests.index.items.test_follower import MODEL, VECTOR, Owner

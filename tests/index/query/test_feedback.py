@@ -13,7 +13,8 @@ from index.items.catalogue import Catalogue
 from index.query.feedback import rated
 from index.query.pool import Ranked
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import recommend
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
 from index.state.user_columns import UserState

@@ -20,16 +20,8 @@ from index.items.catalogue import Catalogue
 from index.items.filters import parse_filter
 from index.items.hnsw import HnswIndex
 from index.query import first_stage
-from index.query.recommend import (
-    ContextView,
-    Query,
-    Recommendations,
-    UserView,
-    Weights,
-    answer_in_process,
-    plan_searches,
-    recommend,
-)
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import Recommendations, answer_in_process, plan_searches, recommend
 from index.state.records import ItemRecord, Vector
 from index.state.stored_user import StoredUser
 from index.state.user_columns import UserState, decode_state, encode_state, event_hash

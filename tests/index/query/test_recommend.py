@@ -17,7 +17,8 @@ from index.items.filters import parse_filter
 from index.items.hnsw import HnswIndex
 from index.query.feedback import Rated, rated
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend, seen_items
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import recommend, seen_items
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector

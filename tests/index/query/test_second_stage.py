@@ -12,7 +12,8 @@ import pytest
 from index.items.catalogue import Catalogue
 from index.query import recommend as recommending
 from index.query.popularity import Popularity
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import recommend
 from index.query.second_stage import ListRanker, SecondStage
 from index.ranking.features import FEATURES, event_classes
 from index.ranking.network import Network, Scaling

@@ -11,7 +11,7 @@ import pytest
 
 from context.features import ContextFeatures
 from context.offsets import ContextOffset
-from index.query.recommend import Weights
+from index.query.question import Weights
 from streams.evaluation.comparison import Comparison
 from streams.evaluation.held_out import HeldOut, QuestionSettings
 from streams.evaluation.rankers import OfflineModel

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from index.items.catalogue import Catalogue
-from index.query.recommend import ContextView, Query, UserView, Weights, answer_in_process, plan_searches, recommend
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import answer_in_process, plan_searches, recommend
 from index.query.rerank import known_labels, plan_list, rank_list
 from index.query.second_stage import GivenList, ListRanker, SecondStage
 from index.ranking.features import FEATURES

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import orjson
 import pytest
 
-from index.query.recommend import Weights
+from index.query.question import Weights
 from index.state.keys import Keys, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import STATE

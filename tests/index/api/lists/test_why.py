@@ -14,7 +14,7 @@ from index.api.schemas.shapes import Problem
 from index.api.schemas.why import WhyAnswer
 from index.items.catalogue import Catalogue
 from index.query.lists.why import reasons
-from index.query.recommend import UserView, Weights
+from index.query.question import UserView, Weights
 from index.ranking.ranker import Ranker
 from index.state.memory_store import MemoryStore
 from tests.index.query.test_recommend import record, unit

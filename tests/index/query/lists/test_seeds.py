@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from index.query.lists.seeds import PERSONAL, seeds_view, similar_view, split_parts
 from index.query.pool import Ranked
-from index.query.recommend import UserView
+from index.query.question import UserView
 
 NOBODY = UserView(None)
 TEA, FAN = np.eye(4, dtype=np.float32)[:2]

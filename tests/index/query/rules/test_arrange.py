@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from context.units import DAY_MS
 from index.items.catalogue import Catalogue
 from index.items.hnsw import HnswIndex
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import recommend
 from index.query.rules.arrange import DIVERSE_AMONG
-from index.query.rules.scenario import Arrangement, Kinds, ScenarioRule, Slot, load_rule, ruled
+from index.query.rules.arrangement import Arrangement
+from index.query.rules.scenario import Kinds, ScenarioRule, Slot, load_rule, ruled
 from index.state.records import canonical_json
 from index.state.user_columns import UserState
 from tests.index.query.test_recommend import DIM, NOBODY, NOW_MS, counted, record, unit

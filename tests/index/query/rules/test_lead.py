@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from index.items.catalogue import Catalogue
 from index.query.plan import Lead
-from index.query.recommend import ContextView, Query, UserView, Weights, recommend
+from index.query.question import ContextView, Query, UserView, Weights
+from index.query.recommend import recommend
 from index.query.rules.arrange import DIVERSE_AMONG, arranged_alone, placed
-from index.query.rules.scenario import Arrangement
+from index.query.rules.arrangement import Arrangement
 from tests.index.query.rules.test_arrange import ITEMS, NAMES, POPULAR, RULES, SHOP, VECTORS, greedy
 from tests.index.query.test_recommend import DIM, NOW_MS, counted, record, unit
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.jobs.ranking.folder_walk import memory_engine
-from index.query.recommend import Weights
+from index.query.question import Weights
 from index.ranking.ranker import ListScorer
 from streams.evaluation.held_out import HeldOut, QuestionSettings
 from streams.evaluation.outcomes import Outcomes

@@ -15,7 +15,7 @@ import pytest
 
 import streams.evaluation.staleness.delays
 from encoder.inference.batching import EncodeRequest
-from index.query.recommend import Weights
+from index.query.question import Weights
 from streams.evaluation.held_out import HeldOut, QuestionSettings
 from streams.evaluation.rankers import OfflineModel
 from streams.evaluation.staleness.delays import DELAYS, FRESH, NOW, PARTS, Arm, Delay, arms, parse_delay, parse_part
