@@ -284,7 +284,9 @@ def test_parameters_outside_their_limits_are_refused(path: str, detail: str) -> 
     play(scene)
 
 
-KNOWN = "after, context, count, exclude, explain, filter, include_seen, location, model, page_id, scenario, slot, user_id"
+KNOWN = (
+    "after, context, count, exclude, explain, filter, include_seen, location, model, page_id, scenario, slot, user_id"
+)
 
 
 @pytest.mark.parametrize(
