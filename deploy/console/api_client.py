@@ -22,6 +22,16 @@ class ApiRefusalError(Exception):
         super().__init__(detail)
         self.status, self.detail, self.errors = status, detail, errors or []
 
+    @property
+    def unsaid(self) -> list[dict[str, Any]]:
+        """Errors whose reasons the detail does not hold."""
+        return [error for error in self.errors if str(error.get("reason", "")) not in self.detail]
+
+    @property
+    def said(self) -> str:
+        """All of it as one line."""
+        return "; ".join([self.detail, *(str(error["reason"]) for error in self.unsaid)])
+
 
 class ApiClient:
     """Calls of one API address; `key` is used where a call brings none of its own."""
@@ -83,13 +93,21 @@ class ApiClient:
         headers = {"X-API-Key": key} if key else {}
         content = None
         if body is not None:
-            headers["Content-Type"], content = "application/json", orjson.dumps(body)
+            headers["Content-Type"], content = "application/json", _written(body)
         given = {name: value for name, value in (query or {}).items() if value is not None}
         try:
             return await self._client.request(method, path, params=given or None, headers=headers, content=content)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             what = str(error) or type(error).__name__
             raise ApiRefusalError(_AWAY, f"the API at {self.address} does not answer: {what}") from error
+
+
+def _written(body: Any) -> bytes:
+    """JSON. Raises ApiRefusalError for what is nested deeper than can be written."""
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:
+        raise ApiRefusalError(400, "this is nested too deep") from error
 
 
 def segment(name: str) -> str:

@@ -5,8 +5,9 @@ Values are escaped wherever they are shown, since titles, ids and reasons come f
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -84,6 +85,8 @@ class Console:
     sessions: VisitorSessions = field(default_factory=VisitorSessions)
     replaced: dict[str, dict[str, Any]] = field(default_factory=dict)  # location → its record before ours
     former_rules: dict[str, dict[str, Any] | None] = field(default_factory=dict)  # scenario → its rule before ours
+    # scenario → offset of our last record of it, and the record
+    published_rules: dict[str, tuple[int, dict[str, Any] | None]] = field(default_factory=dict)
     sent_again: dict[tuple[int, int], str] = field(default_factory=dict)  # place of a dead letter → where it went
 
     def visitor(self, request: Request) -> Visitor:
@@ -111,6 +114,19 @@ def asked(request: Request, name: str) -> str:
     if name not in request.query_params:
         raise ValueError(f"this address needs {name}")
     return request.query_params[name].strip()
+
+
+def whole_number(name: str, text: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    """A number of a form or an address. Raises ValueError that names it."""
+    if not re.fullmatch(r"-?[0-9]{1,19}", text, re.ASCII) or not least <= int(text) <= most:
+        raise ValueError(f"{name}: expected a whole number from {least} to {most:,}, got {text!r:.40}")
+    return int(text)
+
+
+def place_in(given: Mapping[str, str]) -> tuple[int, int]:
+    """Partition and offset of a record. Raises ValueError."""
+    partition, offset = (whole_number(name, given.get(name, "")) for name in ("partition", "offset"))
+    return partition, offset
 
 
 def is_partial(request: Request) -> bool:
@@ -178,14 +194,17 @@ def keep_session(request: Request, response: Response, session: str) -> None:
 
 
 def problem(request: Request, status: int, title: str, detail: str, **more: Any) -> Response:
-    """A page that says what went wrong."""
-    return page(request, "problem.html", status=status, title=title, detail=detail, errors=more.get("errors") or [])
+    """A page that says what went wrong; for a script it stands inside what was to be replaced, so that stays there."""
+    answer = page(request, "problem.html", status=status, title=title, detail=detail, errors=more.get("errors") or [])
+    if is_partial(request):
+        answer.headers.update({"HX-Reselect": ".alert", "HX-Reswap": "innerHTML", "HX-Push-Url": "false"})
+    return answer
 
 
 def refused(request: Request, error: ApiRefusalError) -> Response:
     """What the API said, as a page."""
-    titles = {401: "A key is needed", 403: "This key may not do that", 404: "Not found", 503: "Not now"}
-    return problem(request, error.status, titles.get(error.status, "Refused"), error.detail, errors=error.errors)
+    titles = {400: "Refused", 401: "A key is needed", 403: "This key may not do that", 404: "Not found", 503: "Not now"}
+    return problem(request, error.status, titles.get(error.status, "Refused"), error.detail, errors=error.unsaid)
 
 
 def reads(handler: Shown) -> Shown:
@@ -203,8 +222,10 @@ def reads(handler: Shown) -> Shown:
             return refused(request, error)
         except StoreUnavailableError as error:
             return problem(request, 503, "Not now", f"the live state does not answer: {error}")
-        except (ConnectionError, ValueError) as error:
+        except ConnectionError as error:
             return problem(request, 503, "Not now", str(error))
+        except ValueError as error:
+            return problem(request, 400, "Refused", str(error))
 
     return shown
 

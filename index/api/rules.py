@@ -22,6 +22,7 @@ from index.api.lists.requests import checked_shape, context_of, read_user, servi
 from index.api.lists.ruled import rule_of
 from index.api.loaded_model import LoadedModel, Services
 from index.api.schemas.lists import RecommendationsRequest
+from index.api.schemas.records import ignored_fields
 from index.api.schemas.rules import PreviewAnswer, PreviewRequest, RuleAnswer, RulesAnswer
 from index.api.schemas.shapes import PROBLEMS, WRITE_PROBLEMS, ScenarioName, json_body, problems
 from index.query.live_user import LiveUser
@@ -49,7 +50,9 @@ async def preview(services: Services, request: PreviewRequest) -> dict[str, Any]
         current = rule_of(services, draft.scenario, user, services.now_ms())
         before, after = [await _shown(services, serving, asked, user, rule) for rule in (current, draft)]
         users.append({"user_id": user_id, "served_by": service_level(services, user), **_change(before, after)})
-    return {"scenario": draft.scenario, "rules": None if current is None else current.said, "users": users}
+    ignored = ignored_fields(RULES, [request.rule])
+    said = {"scenario": draft.scenario, "rules": None if current is None else current.said, "users": users}
+    return said | ({"ignored": ignored} if ignored else {})
 
 
 def _draft(services: Services, body: Mapping[str, Any]) -> ScenarioRule:

@@ -332,6 +332,12 @@ def test_results_show_what_was_clicked_of_a_list(page: Page, live: Live) -> None
     slots = page.get_by_role("region", name="Results by scenario, list, slot").get_by_role("row")
     expect(slots.filter(has_text=scenario).first).to_be_visible(timeout=WAIT_MS)
     assert "by=slot" in page.url
+    day = page.get_by_label("from (UTC)")
+    first = day.input_value()
+    day.fill("2999-01-01")
+    expect(page.locator("#results").get_by_role("alert")).to_contain_text("query.since")
+    day.fill(first)
+    expect(slots.filter(has_text=scenario).first).to_be_visible(timeout=WAIT_MS)
 
 
 def _is_clicked(live: Live, scenario: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.routing import Route
 
 from deploy.console.api_client import ApiRefusalError
 from deploy.console.lists import ask, change, ids_of, shown
-from deploy.console.pages import Console, console_of, page, reads
+from deploy.console.pages import Console, console_of, page, reads, whole_number
 from deploy.console.people import active_users
 from deploy.console.places import WEATHERS, places
 
@@ -61,7 +62,7 @@ async def _ask(request: Request) -> Response:
         try:
             values |= await _lists(console, visitor.key, wanted)
         except ApiRefusalError as error:
-            values["refused"] = "; ".join([error.detail, *(str(found.get("reason", "")) for found in error.errors)])
+            values["refused"] = error.said
         except ValueError as error:
             values["refused"] = str(error)
     return page(request, "ask.html", **values)
@@ -109,7 +110,7 @@ def _differing(name: str) -> Mapping[str, str]:
 def request_of(wanted: Mapping[str, str]) -> dict[str, Any]:
     """The body of a request, from the fields of the form. Raises ValueError for what is no number or no JSON."""
     found: dict[str, Any] = {
-        "count": int(wanted["count"] or 10),
+        "count": whole_number("count", wanted["count"] or "10", 1, 200),
         "slot": wanted["slot"] or None,
         "location": wanted["location"] or None,
         "include_seen": bool(wanted["include_seen"]),
@@ -121,7 +122,7 @@ def request_of(wanted: Mapping[str, str]) -> dict[str, Any]:
     if wanted["category"]:
         conditions.append({"field": "category", "in": [wanted["category"]]})
     if wanted["most"]:
-        conditions.append({"field": "price", "lte": float(wanted["most"])})
+        conditions.append({"field": "price", "lte": _price(wanted["most"])})
     if wanted["filter"]:
         try:
             conditions.append(orjson.loads(wanted["filter"]))
@@ -129,6 +130,17 @@ def request_of(wanted: Mapping[str, str]) -> dict[str, Any]:
             raise ValueError(f"the filter is no JSON: {error}") from error
     if conditions:
         found["filter"] = conditions[0] if len(conditions) == 1 else {"and": conditions}
+    return found
+
+
+def _price(text: str) -> float:
+    """Raises ValueError that names it."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"price up to: expected a number, got {text!r:.40}")
     return found
 
 

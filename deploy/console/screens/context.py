@@ -11,12 +11,13 @@ from starlette.routing import Route
 
 from context.units import MINUTE_MS
 from deploy.console.feed import SeenRecord
-from deploy.console.pages import FormFields, console_of, page, reads, writes
+from deploy.console.pages import FormFields, console_of, page, reads, whole_number, writes
 from deploy.console.places import place_of, places
 from streams.events import CONTEXT
 
 _MOST_PLACES = 200
 _RECORDS = 20
+_MOST_MINUTES = 366 * 24 * 60
 _EMPTY = {"weather": {"temp_c": 20.0, "heat_wave": False}, "events": [], "promotions": []}
 
 
@@ -41,9 +42,9 @@ async def _set(request: Request, fields: FormFields) -> Response:
     console, key = console_of(request), console_of(request).visitor(request).key
     try:
         found = orjson.loads(fields["record"])
-        minutes = int(fields["minutes"])
-    except (orjson.JSONDecodeError, ValueError) as error:
-        raise ValueError(f"the record is no JSON object, or the minutes are no number: {error}") from error
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"the record is no JSON object: {error}") from error
+    minutes = whole_number("minutes", fields["minutes"], 1, _MOST_MINUTES)
     if not isinstance(found, dict):
         raise ValueError("the record is no JSON object")
     now_ms = console.now_ms()

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deploy.console.feed import SeenRecord
-from deploy.console.pages import Console, FormFields, asked, console_of, page, problem, reads, writes
+from deploy.console.pages import Console, FormFields, console_of, page, place_in, problem, reads, writes
 from streams.events import CATALOG, CLICKSTREAM, CONTEXT, DEAD_LETTERS, SCENARIO_RULES, USERS
 from streams.kafka.tail import records_between
 
@@ -77,7 +77,7 @@ async def _letters(request: Request) -> Response:
 async def _letter(request: Request) -> Response:
     """One letter, to be edited; a long one is read from Kafka again, as only its beginning is kept."""
     console = console_of(request)
-    place = int(asked(request, "partition")), int(asked(request, "offset"))
+    place = place_in(request.query_params)
     seen = await _whole(console, *place)
     if seen is None:
         return problem(request, 404, "Not there", "This dead letter is neither kept here nor in Kafka any more.")
@@ -101,7 +101,7 @@ async def _send(request: Request, fields: FormFields) -> Response:
     where = answer["records"][0]
     said = f"{where['topic']}[{where['partition']}] at offset {where['offset']}"
     if len(console.sent_again) < _MOST_REMEMBERED:
-        console.sent_again[int(fields["partition"]), int(fields["offset"])] = said
+        console.sent_again[place_in(fields)] = said
     return page(request, "dead_letter_sent.html", said=said, body=body, topic=topic)
 
 
@@ -141,12 +141,11 @@ def letter_of(console: Console, seen: SeenRecord) -> DeadLetter:
 
 
 def pretty(text: str) -> str:
-    """JSON over several lines; anything else as it is."""
+    """JSON over several lines; anything else as it is, and what is nested deeper than can be written."""
     try:
-        found: Any = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        return orjson.dumps(orjson.loads(text), option=orjson.OPT_INDENT_2).decode()
+    except (orjson.JSONDecodeError, TypeError):
         return text
-    return orjson.dumps(found, option=orjson.OPT_INDENT_2).decode()
 
 
 ROUTES = [

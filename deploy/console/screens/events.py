@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from deploy.console.feed import BACKS, SeenRecord
 from deploy.console.lists import ask, change, ids_of, shown
-from deploy.console.pages import Console, asked, console_of, fragment, page, reads
+from deploy.console.pages import Console, asked, console_of, fragment, page, place_in, reads
 from deploy.console.streams import StreamSlots, begin_after
 from streams.events import CLICKSTREAM, DEAD_LETTERS, EXPOSURES
 
@@ -60,8 +60,7 @@ async def _stream(request: Request) -> Response:
 async def _change(request: Request) -> Response:
     """The list of an event's user now, beside the last one that was shown before the event."""
     console, visitor = console_of(request), console_of(request).visitor(request)
-    place = int(asked(request, "partition")), int(asked(request, "offset"))
-    seen = console.feed.get(CLICKSTREAM, *place)
+    seen = console.feed.get(CLICKSTREAM, *place_in(request.query_params))
     if seen is None:
         return PlainTextResponse("This event is not kept any more.")
     body = seen.body
@@ -83,8 +82,7 @@ async def _change(request: Request) -> Response:
 async def _record(request: Request) -> Response:
     """All of a record that is kept."""
     console, topic = console_of(request), asked(request, "topic")
-    place = int(asked(request, "partition")), int(asked(request, "offset"))
-    seen = console.feed.get(topic, *place) if topic in BACKS else None
+    seen = console.feed.get(topic, *place_in(request.query_params)) if topic in BACKS else None
     return page(request, "events_record.html", seen=seen, text=text_of(seen) if seen else "")
 
 

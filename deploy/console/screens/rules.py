@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -19,6 +22,7 @@ _USERS = 5  # of a preview
 _LATEST = 20  # clicks, whose users are proposed
 _MOST_UNDONE = 200  # scenarios whose former rules are kept
 _SHOWN = 100  # rules of the table
+_APPLIED_S, _AGAIN_S = 1.0, 0.05  # what was published here is applied within milliseconds
 
 
 @reads
@@ -57,7 +61,7 @@ async def _preview(request: Request, fields: FormFields) -> Response:
         user["after"] = [{**item, "moved": places.get(item["item_id"], 0)} for item in user["after"]]
         for item in user["after"]:
             item["moved"] = None if item["item_id"] in user["entered"] else item["moved"]
-    return page(request, "rules_preview.html", found=found)
+    return page(request, "rules_preview.html", found=found, ignored=found.get("ignored"), left=users[_USERS:])
 
 
 @writes
@@ -68,6 +72,7 @@ async def _publish(request: Request, fields: FormFields) -> Response:
     former = await _present(console, scenario, key)
     answer = await console.api.call("POST", "/v1/rules", key=key, body=body)
     _keep(console, scenario, former)
+    _note(console, scenario, answer, body)
     said = f"Published: {scenario} is at version {answer['records'][0]['offset']}."
     if answer.get("ignored"):
         said += f" Unknown fields were left out: {', '.join(answer['ignored'])}."
@@ -80,7 +85,7 @@ async def _remove(request: Request, fields: FormFields) -> Response:
     key = console.visitor(request).key
     former = await _present(console, scenario, key)
     _keep(console, scenario, former)
-    await console.api.call("DELETE", f"/v1/rules/{segment(scenario)}", key=key)
+    _note(console, scenario, await console.api.call("DELETE", f"/v1/rules/{segment(scenario)}", key=key), None)
     return page(request, "rules_done.html", said=f"Removed: {scenario} has no rule any more.", scenario=scenario)
 
 
@@ -93,11 +98,12 @@ async def _undo(request: Request, fields: FormFields) -> Response:
         raise ValueError(f"nothing was published here for {scenario!r}")
     former, present = console.former_rules[scenario], await _present(console, scenario, key)
     if former is None:
-        await console.api.call("DELETE", f"/v1/rules/{segment(scenario)}", key=key)
+        _note(console, scenario, await console.api.call("DELETE", f"/v1/rules/{segment(scenario)}", key=key), None)
         said = f"Undone: {scenario} has no rule again."
     else:
         body = {**former, "ts_ms": console.now_ms()}
         answer = await console.api.call("POST", "/v1/rules", key=key, body=body)
+        _note(console, scenario, answer, body)
         said = f"Undone: {scenario} is as before, at version {answer['records'][0]['offset']}."
     console.former_rules[scenario] = present
     return page(request, "rules_done.html", said=said, scenario=scenario)
@@ -109,10 +115,24 @@ def _keep(console: Console, scenario: str, former: dict[str, Any] | None) -> Non
         console.former_rules[scenario] = former
 
 
+def _note(console: Console, scenario: str, answer: Mapping[str, Any], record: dict[str, Any] | None) -> None:
+    """Remembers what was published last, which may not be applied yet."""
+    if scenario in console.published_rules or len(console.published_rules) < _MOST_UNDONE:
+        console.published_rules[scenario] = int(answer["records"][0]["offset"]), record
+
+
 async def _present(console: Console, scenario: str, key: str) -> dict[str, Any] | None:
-    """The record of a scenario as it is applied now; None without one."""
-    found = (await console.api.call("GET", "/v1/rules", key=key))["rules"]
-    return next((each["rule"] for each in found if each["scenario"] == scenario), None)
+    """The newest record of a scenario, None without one: as it is applied, or as it was published here after that."""
+    offset, record = console.published_rules.get(scenario, (-1, None))
+    deadline = time.monotonic() + _APPLIED_S
+    while True:
+        found = (await console.api.call("GET", "/v1/rules", key=key))["rules"]
+        applied = next((each for each in found if each["scenario"] == scenario), None)
+        if offset < 0 or (applied is not None and applied["version"] >= offset) or (applied is None and record is None):
+            return None if applied is None else applied["rule"]
+        if time.monotonic() > deadline:
+            return record
+        await asyncio.sleep(_AGAIN_S)
 
 
 ROUTES = [

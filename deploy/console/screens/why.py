@@ -31,7 +31,7 @@ async def _why(request: Request) -> Response:
             path = "/v1/recommendations/why"
             values["answer"] = await console.api.call("POST", path, key=visitor.key, body=asked)
         except ApiRefusalError as error:
-            values["refused"] = "; ".join([error.detail, *(str(found.get("reason", "")) for found in error.errors)])
+            values["refused"] = error.said
         except ValueError as error:
             values["refused"] = str(error)
     return page(request, "why.html", **values)

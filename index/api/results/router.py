@@ -30,9 +30,13 @@ _EPOCH = date(1970, 1, 1)
 
 
 def _written_as_day(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII):
-        raise ValueError("expected a day as 2026-06-01")  # else a number would be taken as seconds
-    return value
+    """A number would be taken as seconds."""
+    try:
+        if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII):
+            return date.fromisoformat(value)
+    except ValueError:
+        pass
+    raise ValueError(f"expected a day as 2026-06-01, got {value!r:.40}")
 
 
 Day = Annotated[date | None, BeforeValidator(_written_as_day)]
@@ -43,7 +47,7 @@ async def describe_results(services: Services, since: date | None, until: date |
     last = until or datetime.fromtimestamp(services.now_ms() / 1000, UTC).date()
     first = since or date.fromordinal(max(1, last.toordinal() - DEFAULT_DAYS + 1))
     if not 0 <= (last - first).days < MAX_DAYS:
-        raise ProblemError(400, f"`since` is up to {MAX_DAYS} days before `until`, got {first} and {last}")
+        raise _wrong("since", f"expected a day within the {MAX_DAYS} days up to `until`, {last}, got {first}")
     wanted = _dimensions(by)
     partitions = services.liveness.partitions
     if partitions is None:
@@ -64,8 +68,13 @@ def _dimensions(by: str) -> list[Dimension]:
     words = list(dict.fromkeys(word.strip() for word in by.split(",") if word.strip()))
     known: Mapping[str, Dimension] = {name: name for name in DIMENSIONS}
     if unknown := [word for word in words if word not in known]:
-        raise ProblemError(400, f"`by` names {', '.join(DIMENSIONS)}, joined by commas; got {unknown[0]!r:.80}")
+        raise _wrong("by", f"expected any of {', '.join(DIMENSIONS)}, joined by commas, got {unknown[0]!r:.80}")
     return [known[word] for word in words]
+
+
+def _wrong(parameter: str, reason: str) -> ProblemError:
+    field = f"query.{parameter}"
+    return ProblemError(400, f"{field}: {reason}", members={"errors": [{"field": field, "reason": reason}]})
 
 
 async def _lag(store: LiveStore, partitions: int) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field
 
 from index.api.schemas.records import ContextBody
 from index.api.schemas.shapes import (
@@ -16,6 +16,7 @@ from index.api.schemas.shapes import (
     Identifier,
     IndexState,
     RuleVersion,
+    ScenarioText,
     ServedBy,
     example,
 )
@@ -116,7 +117,7 @@ class RecommendationsRequest(UserRequest):
     filter: dict[str, Any] | None = Field(None, description="closed grammar: field conditions, `and`, `or`, `not`")
     exclude: list[Identifier] = Field(default_factory=list, max_length=1_000, description="items never to show")
     include_seen: bool = Field(False, description="also items of the user's window and recent purchases")
-    scenario: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+    scenario: ScenarioText | None = Field(
         None, description="name of the surface that asks: its rule applies; travels with the exposure"
     )
     page_id: Identifier | None = Field(None, description="what was shown together; default: the recommendation id")

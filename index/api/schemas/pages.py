@@ -17,6 +17,7 @@ from index.api.schemas.shapes import (
     Identifier,
     IndexState,
     RuleVersion,
+    ScenarioText,
     example,
 )
 from index.query.lists.page import MOST_CHARACTERS
@@ -24,7 +25,6 @@ from index.query.model import RequestedList
 
 MAX_LISTS = 12
 MAX_VISITS = 20
-ScenarioOfList = Annotated[str, StringConstraints(max_length=64)]
 Token = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
 
 
@@ -36,7 +36,7 @@ class PageList(ApiShape):
     filter: dict[str, Any] | None = Field(None, description="closed grammar: field conditions, `and`, `or`, `not`")
     slot: RequestedList | None = Field(None, description="of `similar` and `recommended`")
     include_seen: bool = Field(False, description="also items of the user's window and recent purchases")
-    scenario: ScenarioOfList | None = Field(None, description="default: the page's")
+    scenario: ScenarioText | None = Field(None, description="default: the page's")
 
 
 class PageRequest(AnyListRequest):
@@ -45,7 +45,7 @@ class PageRequest(AnyListRequest):
         min_length=1, max_length=MAX_LISTS, description="in the order in which they choose their items"
     )
     exclude: list[Identifier] = Field(default_factory=list, max_length=1_000, description="items never to show")
-    scenario: ScenarioOfList | None = Field(
+    scenario: ScenarioText | None = Field(
         None, description="name of the surface that asks: its rule applies to each list; travels with the exposures"
     )
     page_token: Token | None = Field(None, description="of the page before: its items are not shown again")

@@ -70,6 +70,7 @@ class PreviewAnswer(ApiShape):
     scenario: str
     rules: RuleVersion | None = Field(description="what is in force now; null: nothing")
     users: list[UserPreview]
+    ignored: list[str] | None = Field(None, description="unknown fields of the rule, at most 20; absent without any")
 
     model_config = example(
         scenario="home",

@@ -23,8 +23,14 @@ def _possible_id(value: str) -> str:
     return value
 
 
+def _possible_scenario(value: str) -> str:
+    return value and _possible_id(value)  # "" stands for none
+
+
 # An id that no record could carry is refused at the door, so nothing behind it meets one.
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BYTES), AfterValidator(_possible_id)]
+# As an exposure carries it, which results are counted from.
+ScenarioText = Annotated[str, StringConstraints(max_length=64), AfterValidator(_possible_scenario)]
 Source = Literal["elasticsearch", "in process"]
 ServedBy = Literal["personal", "stale", "popular"]
 
@@ -96,7 +102,7 @@ ListName = Annotated[
     ),
 ]
 Scenario = Annotated[
-    str | None, Query(max_length=64, description="name of the surface that asks; the rule of that name applies")
+    ScenarioText | None, Query(description="name of the surface that asks; the rule of that name applies")
 ]
 ScenarioName = Annotated[Identifier, Path(max_length=64, description="the scenario's name", examples=["home"])]
 IncludeSeen = Annotated[bool, Query(description="also items the user has seen")]

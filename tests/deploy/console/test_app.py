@@ -247,7 +247,7 @@ def test_why_not_names_the_rule_or_the_place(reader: Visitor) -> None:
     lacking = asked(item="i9", count="1")
     assert "Nothing removes it. It is at place" in lacking or "It is on the list" in lacking
     assert "the filter is no JSON" in asked(item="i1", filter="{")
-    assert "expected at most 200" in asked(item="i1", count="201")
+    assert "a whole number from 1 to 200" in asked(item="i1", count="201")
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -425,7 +425,8 @@ def test_a_rule_is_previewed_published_undone_and_removed(reader: Visitor) -> No
         row = rf'{scenario}</a></td><td>yes</td><td class="n">([0-9]+)'
         return [int(found) for found in re.findall(row, page)]
 
-    preview = reader.post("/rules/preview", data=fields).text
+    preview = reader.post("/rules/preview", data={**fields, "users": "u0 x a b c d"}).text
+    assert "Unknown fields are left out: other" in preview and "at most: d not" in preview
     assert "Preview for u0" in preview and "Preview for x" in preview and "no rule is in force" in preview
     assert versions() == []
     said = reader.post("/rules/publish", data=fields).text
@@ -439,6 +440,76 @@ def test_a_rule_is_previewed_published_undone_and_removed(reader: Visitor) -> No
     for wrong in ({**fields, "rule": "[]"}, {**fields, "rule": "{"}, {**fields, "scenario": ""}):
         assert reader.post("/rules/publish", data=wrong).status_code == 400
     assert reader.post("/rules/undo", data={**fields, "scenario": "nobody's"}).status_code == 400
+
+
+def test_undo_knows_what_was_published_a_moment_ago(reader: Visitor) -> None:
+    scenario = a_user()
+    fields = {"csrf": token(reader, "/rules"), "scenario": scenario}
+    for diversity in (0.1, 0.2, 0.3):
+        rule = orjson.dumps({"diversity": diversity}).decode()
+        assert reader.post("/rules/publish", data={**fields, "rule": rule}).status_code == 200
+    assert reader.post("/rules/undo", data=fields).status_code == 200
+    until(lambda: "&#34;diversity&#34;: 0.2" in reader.get("/rules", params={"scenario": scenario}).text)
+
+
+DEEP = '{"and":[' * 150 + "]}" * 150
+NESTED = '{"a":' * 400 + "1" + "}" * 400
+
+
+def test_what_is_nested_too_deep_is_refused_and_shown(reader: Visitor, guarded: Deployment) -> None:
+    fields = {"csrf": token(reader, "/"), "scenario": "s", "users": "u0", "location": "x", "minutes": "1"}
+    for path in ("/ask", "/why"):
+        asked = {"user": "u0", "item": "i1", "filter": DEEP}
+        assert "nested" in reader.get(path, params=asked).text.partition('role="alert"')[2]
+    for path, name in (("/rules/preview", "rule"), ("/rules/publish", "rule"), ("/context/set", "record")):
+        assert reader.post(path, data={**fields, name: NESTED}).status_code == 400, path
+    key = a_user()
+    send(guarded, CLICKSTREAM, key, NESTED.encode())
+    until(lambda: reader.console.feed.newest("dead-letters", 1, lambda seen: seen.key == key))
+    (seen,) = reader.console.feed.newest("dead-letters", 1, lambda seen: seen.key == key)
+    place = {"partition": str(seen.record.partition), "offset": str(seen.record.offset)}
+    shown = reader.get("/dead-letters/one", params=place)
+    assert shown.status_code == 200 and "&#34;a&#34;:" in shown.text
+    sent = {**fields, **place, "topic": CLICKSTREAM, "value": NESTED}
+    assert reader.post("/dead-letters/send", data=sent).status_code == 400
+    letters = reader.get("/dead-letters").text
+    assert f'<a href="/dead-letters/one?partition={place["partition"]}' in letters  # for those without scripts
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/ask?user=u0&count=abc", "count: expected a whole number from 1 to 200, got &#39;abc&#39;"),
+        ("/ask?user=u0&count=0", "count: expected a whole number from 1 to 200"),
+        ("/ask?user=u0&most=abc", "price up to: expected a number"),
+        ("/why?user=u0&item=i1&most=nan", "price up to: expected a number"),
+        ("/ask?user=u0&slot=none", "slot"),
+        ("/dead-letters/one?partition=a&offset=1", "partition: expected a whole number"),
+        ("/events/record?topic=clickstream", "partition: expected a whole number"),
+    ],
+)
+def test_what_is_no_number_is_said_in_our_words_and_once(reader: Visitor, path: str, said: str) -> None:
+    text = reader.get(path).text.partition("<main")[2]
+    alert = re.sub(r"\s+", " ", text[text.index('role="alert"') :])
+    assert said in alert and alert.partition("</p>")[0].count("expected") <= 1
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "999999999999", "x", ""])
+def test_a_record_holds_for_some_minutes(reader: Visitor, minutes: str) -> None:
+    fields = {"csrf": token(reader, "/"), "location": "x", "record": "{}", "minutes": minutes}
+    answer = reader.post("/context/set", data=fields)
+    assert answer.status_code == 400 and "minutes: expected a whole number from 1" in answer.text
+
+
+def test_a_refusal_for_a_script_stands_inside_what_was_to_be_replaced(reader: Visitor) -> None:
+    asked = {"since": "2026-06-02", "until": "2026-06-01"}
+    answer = reader.get("/results", params=asked, headers={"HX-Request": "true"})
+    assert (answer.status_code, answer.headers["hx-reselect"], answer.headers["hx-reswap"]) == (
+        200, ".alert", "innerHTML"
+    )  # fmt: skip
+    assert answer.headers["hx-push-url"] == "false" and 'class="alert"' in answer.text
+    assert reader.get("/results", params=asked).status_code == 400
+    assert "hx-reselect" not in reader.get("/results", headers={"HX-Request": "true"}).headers
 
 
 def test_models_say_what_is_refused(reader: Visitor) -> None:

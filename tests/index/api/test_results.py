@@ -80,22 +80,24 @@ def test_a_day_of_which_there_can_be_nothing_has_no_rows(day: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "part"),
+    ("params", "wrong", "part"),
     [
-        ({"by": "slot,colour"}, "colour"),
-        ({"since": "yesterday"}, "since"),
-        ({"until": "0"}, "until"),
-        ({"until": "2026-06-01T00:00"}, "until"),
-        ({"since": "2026-06-02", "until": "2026-06-01"}, "since"),
-        ({"since": "2020-01-01", "until": "2026-06-01"}, "100 days"),
-        ({"by": "x" * 101}, "by"),
-        ({"sicne": "2026-06-01"}, "sicne"),
+        ({"by": "slot,colour"}, "by", "colour"),
+        ({"since": "yesterday"}, "since", "a day as 2026-06-01, got 'yesterday'"),
+        ({"since": "2026-13-01"}, "since", "a day as 2026-06-01"),
+        ({"until": "0"}, "until", "a day as 2026-06-01"),
+        ({"until": "2026-06-01T00:00"}, "until", "a day as 2026-06-01"),
+        ({"since": "2026-06-02", "until": "2026-06-01"}, "since", "100 days"),
+        ({"since": "2020-01-01", "until": "2026-06-01"}, "since", "100 days"),
+        ({"by": "x" * 101}, "by", "100"),
+        ({"sicne": "2026-06-01"}, "sicne", "since"),
     ],
 )
-def test_a_question_that_is_none_is_refused(params: dict[str, str], part: str) -> None:
+def test_a_question_that_is_none_is_refused(params: dict[str, str], wrong: str, part: str) -> None:
     async def scene(client: httpx.AsyncClient) -> None:
         response = await client.get("/v1/results", params=params)
         assert response.status_code == 400 and part in response.text
+        assert [error["field"] for error in response.json()["errors"]] == [f"query.{wrong}"]
 
     play(scene)
 

@@ -313,6 +313,7 @@ KNOWN = (
             ["context: expected an object, got true or false", "filter: expected an object, got a list"],
         ),
         ({"user_id": "u1", "slot": {}}, [f"slot: expected {SLOTS}, got an object"]),
+        ({"user_id": "u1", "scenario": "a\nb"}, [f"scenario: {ID_RULE}"]),
         ({"user_id": "u1", "scenario": "x" * 65}, ["scenario: has 65 characters, expected at most 64"]),
         ([], [": expected an object, got a list"]),
     ],
