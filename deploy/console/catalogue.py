@@ -5,6 +5,7 @@ Follows the item log as API processes do, without vectors, so a search costs the
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
@@ -34,12 +35,15 @@ class MirroredItem:
     words: str  # all of it that can be searched, folded
 
     def is_of(self, state: ItemsOfState) -> bool:
-        return {
-            "any": True,
-            "listed": self.available and not self.waits,
-            "unavailable": not self.available,
-            "waiting": self.waits,
-        }[state]
+        match state:
+            case "any":
+                return True
+            case "listed":
+                return self.available and not self.waits
+            case "unavailable":
+                return not self.available
+            case "waiting":
+                return self.waits
 
 
 class ItemMirror:
@@ -92,11 +96,13 @@ class ItemMirror:
 
     def counts(self) -> dict[ItemsOfState, int]:
         """How many there are in each state."""
-        found: dict[ItemsOfState, int] = {"any": 0, "listed": 0, "unavailable": 0, "waiting": 0}
-        for item in list(self._items.values()):
-            for state in found:
-                found[state] += item.is_of(state)
-        return found
+        items = list(self._items.values())
+        return {
+            "any": len(items),
+            "listed": sum(item.available and not item.waits for item in items),
+            "unavailable": sum(not item.available for item in items),
+            "waiting": sum(item.waits for item in items),
+        }
 
     def search(self, text: str, state: ItemsOfState, most: int) -> tuple[list[MirroredItem], int]:
         """Items that hold all words of `text`, those whose title begins with it first; and how many there are."""
@@ -107,8 +113,8 @@ class ItemMirror:
             if item.is_of(state) and all(word in item.words for word in words)
         ]
         start = " ".join(words)
-        found.sort(key=lambda item: (not item.words.startswith(start), item.title, item.item_id))
-        return found[:most], len(found)
+        first = heapq.nsmallest(most, found, lambda item: (not item.words.startswith(start), item.title, item.item_id))
+        return first, len(found)
 
 
 def mirrored(record: ItemRecord) -> MirroredItem:

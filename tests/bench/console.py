@@ -14,7 +14,10 @@ cores that a visitor brings along. An event of a user whom a stream follows is t
 from __future__ import annotations
 
 import asyncio
+import math
+import queue
 import signal
+import sys
 import threading
 import time
 import urllib.request
@@ -45,14 +48,16 @@ BUSY = 0.8  # of the machine, without the console
 VISITORS, FOLLOWED = 3, "followed-by-the-bench"
 GOAL_ROW_MS, GOAL_PAGE_MS = 1000.0, 1000.0
 _TRY_S, _SETTLE_S, _LOAD_S = 8.0, 3.0, 600.0
-_PAUSE_S = 0.25  # between two pages
+_CATCH_UP_S = 60.0  # after the console goes on: it reads what came meanwhile, or skips it
+_PAUSE_S = 1.0  # between two pages: three people who look for three seconds at each
+LATE_S = 10.0
 
 
 @dataclass
 class Seen:
     """What visitors saw, in milliseconds."""
 
-    pages_ms: list[float] = field(default_factory=list)
+    pages: list[tuple[str, float]] = field(default_factory=list)
     rows_ms: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -99,11 +104,13 @@ class Visitors:
 
     def __init__(self, live: Live, user: str, item: str) -> None:
         self.seen, self.looking = Seen(), threading.Event()
+        self.is_measuring, self.sees = threading.Event(), threading.Event()  # `sees`: a row came since it was cleared
         self._live = live
         self._paths = [path for path, _ in SCREENS] + [f"/ask?user={user}", f"/user?user={user}", f"/item?item={item}"]
-        self._ends = threading.Event()
+        self._ends, self._rows = threading.Event(), queue.SimpleQueue[float]()
         streams = [lambda path=path: self._follow(path) for path in ("/pulse", "/events/stream") * VISITORS]
-        self._threads = [threading.Thread(target=each, daemon=True) for each in (*streams, self._load, self._time_rows)]
+        work = (*streams, self._load, self._note_rows, self._time_rows)
+        self._threads = [threading.Thread(target=each, daemon=True) for each in work]
 
     def __enter__(self) -> Visitors:
         for thread in self._threads:
@@ -111,6 +118,7 @@ class Visitors:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.is_measuring.clear()
         self._ends.set()
         self.looking.set()
         for thread in self._threads:
@@ -137,23 +145,33 @@ class Visitors:
                     answer.read()
             except OSError as error:
                 self.seen.failed.append(f"{path}: {error}")
-            if self.looking.is_set() and not self._ends.is_set():
-                self.seen.pages_ms.append((time.perf_counter() - began) * 1000)
+            if self.is_measuring.is_set():
+                self.seen.pages.append((path, (time.perf_counter() - began) * 1000))
             at += 1
             time.sleep(_PAUSE_S)
 
+    def _note_rows(self) -> None:
+        for line in self._lines(f"/events/stream?user={FOLLOWED}&topic=clickstream"):
+            if line == "event: rows":
+                self._rows.put(time.perf_counter())
+
     def _time_rows(self) -> None:
-        probe, lines = Probe(self._live), self._lines(f"/events/stream?user={FOLLOWED}&topic=clickstream")
-        next(lines)
+        probe, item = Probe(self._live), self._paths[-1].partition("=")[2]
         while not self._ends.is_set():
             self.looking.wait()
-            body = click(FOLLOWED, self._paths[-1].partition("=")[2])
-            sent = probe.send("clickstream", FOLLOWED, body)
-            for line in lines:
-                if line == "event: rows":
-                    break
-            if self.looking.is_set() and not self._ends.is_set():
-                self.seen.rows_ms.append((time.perf_counter() - sent.at_s) * 1000)
+            while not self._rows.empty():  # late ones
+                self._rows.get()
+            sent = probe.send("clickstream", FOLLOWED, click(FOLLOWED, item))
+            try:
+                took_ms = (self._rows.get(timeout=LATE_S) - sent.at_s) * 1000
+            except queue.Empty:
+                if not self.is_measuring.is_set():
+                    continue
+                took_ms = math.inf
+            if self.is_measuring.is_set():
+                self.seen.rows_ms.append(took_ms)
+            else:
+                self.sees.set()
             time.sleep(_PAUSE_S)
 
 
@@ -187,11 +205,14 @@ def bench(live: Live, items: int, queries: float, seconds: float, rounds: int) -
             with stopped(console):
                 time.sleep(_SETTLE_S)
                 latencies["stopped"].append(begin(QueryLoad("127.0.0.1", ports, asked, queries, seconds))().latency_ms)
-            time.sleep(_SETTLE_S)
+            visitors.sees.clear()
             visitors.looking.set()
+            assert visitors.sees.wait(_CATCH_UP_S), "the console does not catch up"
+            visitors.is_measuring.set()
             before = console.cpu_times()
             latencies["open"].append(begin(QueryLoad("127.0.0.1", ports, asked, queries, seconds))().latency_ms)
             after = console.cpu_times()
+            visitors.is_measuring.clear()
             visitors.looking.clear()
             used_s += after.user + after.system - before.user - before.system
             memory.append(resident_bytes(console.pid))
@@ -220,12 +241,18 @@ def _latency_rows(latencies: dict[str, list[np.ndarray]]) -> Iterator[Row]:
 
 
 def _seen_rows(seen: Seen) -> Iterator[Row]:
-    for name, found, goal in (("page", seen.pages_ms, GOAL_PAGE_MS), ("row", seen.rows_ms, GOAL_ROW_MS)):
+    for name, found, goal in (
+        ("page", [took_ms for _, took_ms in seen.pages], GOAL_PAGE_MS),
+        ("row", seen.rows_ms, GOAL_ROW_MS),
+    ):
         yield result(f"{name}_samples", len(found), "")
         yield result(f"{name}_p50", _percentile(found, 50), "ms")
         yield result(f"{name}_p99", _percentile(found, 99), "ms", goal, at_most=True)
         yield result(f"{name}_worst", max(found, default=float("nan")), "ms")
     yield result("pages_failed", len(seen.failed), "pages", 0, at_most=True)
+    slowest = sorted(seen.pages, key=lambda page: -page[1])[:10]
+    for line in (*seen.failed, *(f"{path}: {took_ms:.0f} ms" for path, took_ms in slowest)):
+        print(line, file=sys.stderr)
 
 
 def _percentile(found: Sequence[float], share: float) -> float:
