@@ -51,6 +51,7 @@ _TRY_S, _SETTLE_S, _LOAD_S = 8.0, 3.0, 600.0
 _CATCH_UP_S = 60.0  # after the console goes on: it reads what came meanwhile, or skips it
 _PAUSE_S = 1.0  # between two pages: three people who look for three seconds at each
 LATE_S = 10.0
+CURRENT_MS = 400.0  # a row that came so soon: what came while the console was stopped has been read
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Visitors:
 
     def __init__(self, live: Live, user: str, item: str) -> None:
         self.seen, self.looking = Seen(), threading.Event()
-        self.is_measuring, self.sees = threading.Event(), threading.Event()  # `sees`: a row came since it was cleared
+        self.is_measuring, self.sees = threading.Event(), threading.Event()  # `sees`: a row came at once
         self._live = live
         self._paths = [path for path, _ in SCREENS] + [f"/ask?user={user}", f"/user?user={user}", f"/item?item={item}"]
         self._ends, self._rows = threading.Event(), queue.SimpleQueue[float]()
@@ -170,7 +171,7 @@ class Visitors:
                 took_ms = math.inf
             if self.is_measuring.is_set():
                 self.seen.rows_ms.append(took_ms)
-            else:
+            elif took_ms < CURRENT_MS:
                 self.sees.set()
             time.sleep(_PAUSE_S)
 
