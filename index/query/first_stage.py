@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,8 @@ from index.items.masks import Allowed
 from index.items.search import ExactIndex, Labels
 from index.query.plan import Group, boosts_of, first_depth, groups_of, is_deepest, next_depth, popular_depth
 from index.query.popularity import Popularity
+from index.query.question import ContextView, Query, UserView, Weights
 from index.state.records import Vector
-
-if TYPE_CHECKING:
-    from index.query.question import ContextView, Query, UserView, Weights
 
 _MOST_PROMOTED = 20_000  # items that a promotion may push up: of more, a walk is faster than a scan
 

@@ -68,6 +68,7 @@ class JoinChange:
     cells: dict[int, set[Cell]]
     users: dict[str, UserJoin]
     added: dict[int, Counter[str]] = field(default_factory=dict)  # by day: field → count
+    came: Counter[tuple[str, str]] = field(default_factory=Counter)  # the same of lists as a whole, by list and measure
     outcomes: Counter[JoinOutcome] = field(default_factory=Counter)
 
     def apply(self, facts: Sequence[Fact]) -> None:
@@ -144,6 +145,8 @@ class JoinChange:
         group = group_of(user_id)
         for place, count in added.items():
             self.added.setdefault(place.day, Counter())[encode_field(group, place)] += count
+            if not place.slot and place.measure != "users":
+                self.came[place.cell.list, place.measure] += count
 
 
 def hashed(name: str) -> str:

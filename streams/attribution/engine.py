@@ -115,7 +115,7 @@ class AttributionEngine(LeasedEngine[JoinLease]):
         await self._commit(lease, topic, records[-1].offset + 1, ops)
         lease.clocks = change.clocks
         lease.cells = {day: cells for day, cells in change.cells.items() if day not in expired}
-        self.results.update(_came(change))
+        self.results.update(+change.came)  # without what was taken back, as of a user who is forgotten
         self.counts.add_applied(topic, change.outcomes.pop(JoinOutcome.APPLIED, 0))
         self.outcomes.update({f"{topic}:{outcome}": count for outcome, count in change.outcomes.items()})
 
@@ -192,17 +192,6 @@ def _expired(change: JoinChange) -> list[int]:
     """Days that are no longer kept: seen from the newest of the partition that its clock has reached."""
     today: int = change.clocks.shown.now_ms // DAY_MS
     return sorted(day for day in change.cells if day <= today - KEPT_DAYS) if today > 0 else []
-
-
-def _came(change: JoinChange) -> Counter[tuple[str, str]]:
-    """By list and measure; what a batch takes back, as of a user who is forgotten, is left out."""
-    came: Counter[tuple[str, str]] = Counter()
-    for day, added in change.added.items():
-        for name, count in added.items():
-            _, place = decode_field(day, name)
-            if not place.slot and place.measure != "users":
-                came[place.cell.list, place.measure] += count
-    return +came
 
 
 def _cents(record: Record) -> int:

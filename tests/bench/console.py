@@ -13,7 +13,6 @@ cores that a visitor brings along. An event of a user whom a stream follows is t
 
 from __future__ import annotations
 
-import asyncio
 import math
 import queue
 import signal
@@ -32,9 +31,7 @@ import psutil
 from confluent_kafka import Producer
 
 from deploy.console.pages import SCREENS
-from index.state.keys import Keys
-from index.state.redis_store import RedisStore
-from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
+from tests.bench.deployed import WARM_UP_S, Load, all_users, parser, setting, started
 from tests.bench.open_loop import Load as QueryLoad
 from tests.bench.open_loop import generator, get_request
 from tests.bench.probe import Probe
@@ -178,16 +175,7 @@ class Visitors:
 
 def bench(live: Live, items: int, queries: float, seconds: float, rounds: int) -> list[Row]:
     """Latencies of queries by kind of window, and what visitors saw."""
-    settings = live.settings()
-
-    async def users_of() -> list[str]:
-        store = RedisStore(settings["PERSEID_REDIS"], Keys(settings["PERSEID_PREFIX"]))
-        try:
-            return await known_users(store, int(settings["PERSEID_PARTITIONS"]))
-        finally:
-            await store.close()
-
-    users, roles = asyncio.run(users_of()), processes()
+    users, roles = all_users(live), processes()
     shown = [item["item_id"] for item in live.recommend("nobody", count=200)["items"]]
     fill(live, items)
     console = roles["console"]

@@ -6,6 +6,7 @@ Assumes that the deployment's processes and the bench are on one machine. It mea
 from __future__ import annotations
 
 import argparse
+import asyncio
 import random
 import signal
 import tempfile
@@ -20,7 +21,8 @@ import orjson
 from confluent_kafka import Producer
 
 from deploy.local.up import HISTORY_DAYS
-from index.state.keys import partition_tag
+from index.state.keys import Keys, partition_tag
+from index.state.redis_store import RedisStore
 from index.state.store import LiveStore
 from tests.integration.deployments import EMBEDDED, REAL, TWO_BY_TWO, deployment, prepared
 from tests.integration.live import Live, click
@@ -71,6 +73,20 @@ class Load:
 async def known_users(store: LiveStore, partitions: int) -> list[str]:
     """All users of the live state, in order."""
     return sorted({user for p in range(partitions) for user in await store.scores(store.keys.users(partition_tag(p)))})
+
+
+def all_users(live: Live) -> list[str]:
+    """All users of a deployment, in order."""
+    settings = live.settings()
+
+    async def found() -> list[str]:
+        store = RedisStore(settings["PERSEID_REDIS"], Keys(settings["PERSEID_PREFIX"]))
+        try:
+            return await known_users(store, int(settings["PERSEID_PARTITIONS"]))
+        finally:
+            await store.close()
+
+    return asyncio.run(found())
 
 
 @contextmanager

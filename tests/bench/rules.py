@@ -9,16 +9,13 @@ an answer that names a version and does not obey it counts as wrong. Clicks of o
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from typing import Any
 
 import numpy as np
 
-from index.state.keys import Keys
-from index.state.redis_store import RedisStore
-from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
+from tests.bench.deployed import WARM_UP_S, Load, all_users, parser, setting, started
 from tests.bench.probe import Probe
 from tests.bench.report import Row, result, show
 from tests.integration.live import Live
@@ -31,16 +28,7 @@ _REPEAT = dict.fromkeys(("view", "cart", "purchase", "like", "dislike", "remove"
 
 def bench(live: Live, rate: float, probes: int) -> list[Row]:
     """Percentiles over the probes, of rules that are set and of such that are removed."""
-    settings = live.settings()
-
-    async def users_of() -> list[str]:
-        store = RedisStore(settings["PERSEID_REDIS"], Keys(settings["PERSEID_PREFIX"]))
-        try:
-            return await known_users(store, int(settings["PERSEID_PARTITIONS"]))
-        finally:
-            await store.close()
-
-    users, probe, rng, wrong = asyncio.run(users_of()), Probe(live), random.Random(0), 0
+    users, probe, rng, wrong = all_users(live), Probe(live), random.Random(0), 0
     items = [item["item_id"] for item in probe.get("/v1/recommendations/nobody?count=200")["items"]]
     set_ms, removed_ms = list[float](), list[float]()
     with Load(live, users, items, rate):

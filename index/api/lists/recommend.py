@@ -51,8 +51,8 @@ EXPOSURES = "exposures"
 
 async def answer(services: Services, request: RecommendationsRequest, tree: Filter | None = None) -> dict[str, Any]:
     """One recommendation among what `tree` lets pass, exposed. Raises ProblemError 503 without a usable index."""
-    asked, started = assigned(services, request.user_id, request.model), time.perf_counter()
-    serving = asked.loaded
+    answering, started = assigned(services, request.user_id, request.model), time.perf_counter()
+    serving = answering.loaded
     sample = services.rankers.sample(serving)
     user = await read_user(services, serving, request, sample is not None, [request.scenario])
     read = time.perf_counter()
@@ -69,7 +69,7 @@ async def answer(services: Services, request: RecommendationsRequest, tree: Filt
     if rule is not None:
         body["rules"] = rule.said
     features = None if sample is None else sample.found(user, serving.catalogue.ids_of, request.context)
-    _expose(services, request, body, now_ms, asked, features)
+    _expose(services, request, body, now_ms, answering, features)
     _shadow(services, request, tree, body["recommendation_id"])
     services.metrics.answer(served_by, read=read - started, rank=ranked - read, render=time.perf_counter() - ranked)
     return body
@@ -172,7 +172,7 @@ def _expose(
     request: RecommendationsRequest,
     body: Mapping[str, Any],
     now_ms: int,
-    asked: Assigned,
+    answering: Assigned,
     features: SampledFeatures | None,
 ) -> None:
     """Sends what was shown to Kafka without waiting: negatives for training, attribution of later clicks."""
@@ -194,8 +194,8 @@ def _expose(
         record["ranker"] = body["ranked_by"]
         if features is not None:
             record["features"] = features.to_dict()
-    if asked.experiment:
-        record |= {"experiment": asked.experiment, "arm": asked.arm}
+    if answering.experiment:
+        record |= {"experiment": answering.experiment, "arm": answering.arm}
     key, partition = request.user_id.encode(), body["as_of"]["partition"]
     services.kafka.expose(EXPOSURES, key, orjson.dumps(record), partition)
     services.metrics.exposure()
