@@ -52,12 +52,16 @@ def visit(page: Page, path: str, **query: str) -> None:
 
 
 def titles(items: Locator) -> list[str]:
+    """What the items of a list are called, once it is there."""
+    expect(items.locator(".what > a").first).to_be_visible(timeout=WAIT_MS)
     return [text.strip() for text in items.locator(".what > a").all_inner_texts()]
 
 
 def links(items: Locator) -> list[str]:
-    """The items of a list, by their pages: titles are not unique."""
-    return [link.get_attribute("href") or "" for link in items.locator(".what > a").all()]
+    """The items of a list, once it is there, by their pages: titles are not unique."""
+    found = items.locator(".what > a")
+    expect(found.first).to_be_visible(timeout=WAIT_MS)
+    return [str(link) for link in found.evaluate_all("found => found.map(link => link.getAttribute('href'))")]
 
 
 def milliseconds(took: Locator) -> float:
@@ -86,6 +90,7 @@ def user_of_all(live: Live) -> str:
 def test_a_click_as_a_user_changes_the_list_within_a_second(page: Page, live: Live) -> None:
     visit(page, "/")
     page.locator("button.chip").first.click()
+    expect(page.locator("button.chip[aria-pressed=true]")).to_be_visible(timeout=WAIT_MS)
     panel = page.locator("#visit-list")
     took = []
     for _ in range(3):
