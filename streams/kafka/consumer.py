@@ -65,6 +65,14 @@ class StateApp(faust.App):
         physical = [access.topic(name) for name in topics]
         self.topics.add(self.topic(*physical, key_type=bytes, value_type=bytes, value_serializer="raw"))
 
+    def hold_whole_fetches(self, wait_ms: int) -> None:
+        """Before the start: a fetch of all partitions may wait so long for records, on brokers that answer with them.
+
+        Such a fetch delays no record, only what partitions read that are given a new position meanwhile.
+        """
+        assert isinstance(self.transport, StateTransport)
+        self.transport.whole_wait_ms = wait_ms
+
     @property
     def state_consumer(self) -> StateConsumer:
         """The app's consumer, which Faust makes of the transport when it is first asked for."""
@@ -113,11 +121,14 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
     """
 
     Worker = LeavableThread
+    _whole_wait_ms: int
 
     async def on_start(self) -> None:
         await super().on_start()
         # faust-streaming 0.15.3: the client that `on_start` has made; aiokafka 0.14.0: made by the client's `start`.
-        pace(self._ensure_consumer()._fetcher, _FETCH_EVERY_S)
+        fetcher = self._ensure_consumer()._fetcher
+        hold(fetcher, self._whole_wait_ms)
+        pace(fetcher, _FETCH_EVERY_S)
 
     async def on_thread_stop(self) -> None:
         try:
@@ -131,6 +142,7 @@ class StateConsumerThread(driver.AIOKafkaConsumerThread):
         # faust-streaming 0.15.3: called by `on_start` in the consumer's thread; `_assignor` is read in its callbacks.
         conf = self.app.conf
         self._assignor = self.app.assignor
+        self._whole_wait_ms = transport.whole_wait_ms
         return aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
@@ -326,6 +338,25 @@ class StateTransport(driver.Transport):
         super().__init__(app.conf.broker_consumer, app)
         self.owner, self.access = owner, access
         self.fetch_wait_ms = fetch_wait_ms  # how long the broker may hold an empty fetch
+        self.whole_wait_ms = fetch_wait_ms  # the same for a fetch of all partitions
+
+
+def hold(fetcher: Any, wait_ms: int) -> None:
+    """Makes an aiokafka `Fetcher` let brokers hold an empty fetch for up to `wait_ms`, longer than its own wait.
+
+    Only while it can ask for every partition: one that is left out would have to wait for the fetch to end.
+    """
+    # aiokafka 0.14.0: `_get_actions_per_node` leaves out what was fetched and not taken, or has no position, or pauses.
+    ask, short_ms = fetcher._get_actions_per_node, fetcher._fetch_max_wait_ms
+
+    def actions(assignment: Any) -> Any:
+        """As aiokafka's."""
+        states = map(assignment.state_value, assignment.tps)
+        whole = not fetcher._records and all(state.has_valid_position and not state.paused for state in states)
+        fetcher._fetch_max_wait_ms = max(wait_ms, short_ms) if whole else short_ms
+        return ask(assignment)
+
+    fetcher._get_actions_per_node = actions
 
 
 def pace(fetcher: Any, every_s: float) -> None:

@@ -24,9 +24,11 @@ from streams.kafka.claims import Claims
 from streams.kafka.config import KafkaConfig
 from streams.kafka.consumer import PatientAssignor, StateApp, StateConsumer, wake
 from streams.kafka.lanes import BatchSize, Lane
-from streams.kafka.log_identity import LogLookup
+from streams.kafka.log_identity import LogLookup, is_embedded
 from streams.kafka.monitor import LogMonitor, partition_count_error
 from streams.pipeline.lease import GapError, LeasedEngine
+
+_WHOLE_WAIT_MS = 100  # 10 fetches a second where nothing comes, not 100
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class WorkerSettings:
     max_batch: int = 2048  # records applied in one write at most; see `BatchSize`
     max_pending: int = 4096  # fetched records that may wait per lane before its partitions are no longer read
     session_s: float = 6.0  # a killed worker's partitions are free after this long
-    fetch_wait_ms: int = 10
+    fetch_wait_ms: int = 10  # so long the broker may hold an empty fetch, during which others may have to wait
     beat_s: float = 0.2  # how often "caught up" is confirmed to the API; it calls answers stale after 1 s
     stop_s: float = 8.0  # Faust usually stops within a second
     retry_s: float = 0.1  # first pause when the store is away; doubles up to two seconds
@@ -78,6 +80,8 @@ class StreamWorker:
         """
         if wrong := partition_count_error(await self._lookup.partition_counts(), self.engine.partitions, self._topics):
             raise ValueError(wrong)
+        if not is_embedded(await self._lookup.identities(self._topics)):  # which holds a fetch whatever arrives
+            self.app.hold_whole_fetches(max(_WHOLE_WAIT_MS, self.settings.fetch_wait_ms))
         consumer = self.app.state_consumer
         # Not simply awaited: a broker that is silent must not keep a worker from ending that is asked to stop.
         starting, stopping = asyncio.ensure_future(self.app.start()), asyncio.ensure_future(self._stop.wait())
