@@ -25,8 +25,7 @@ KEPT_BYTES = 32 * 1024  # of a value; a list of 200 items is shorter
 _MOST_RECORDS = 1_000  # of a topic
 _MOST_BYTES = 8 * 1024 * 1024  # of a topic
 _BATCH, _WAIT_S = 250, 0.1  # so at most 2,500 records are looked at in a second, a twentieth of a core
-_FULL_BATCHES = 10  # a second in which more came than that: what is left is skipped,
-_SKIPPED = (CLICKSTREAM, EXPOSURES, USERS)  # of these topics; of the others everything is shown
+_FULL_BATCHES = 10  # a second in which more came than that: what is further back than `BACKS` is skipped
 _AGAIN_S = 2.0  # after a broker that did not answer
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class RecordFeed:
         self._rings = {topic: RecordRing() for topic in BACKS}
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self.number = 0  # of the newest record
-        self.skipped = 0  # times that reading went on at the ends
+        self.skipped = 0  # times that reading went on near the ends
         self.trouble = "not connected yet"  # why nothing comes; "" while Kafka answers
 
     def start(self) -> None:
@@ -189,6 +188,6 @@ class RecordFeed:
                 continue
             full += caught_up
             if full > _FULL_BATCHES:
-                tail.skip(_SKIPPED)
+                tail.skip()
                 self.skipped, full = self.skipped + 1, 0
             self._stop.wait(_WAIT_S)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streams.events import Record
 from streams.kafka.config import KafkaConfig, Reasons, message_to_record
@@ -18,6 +18,7 @@ from streams.kafka.config import KafkaConfig, Reasons, message_to_record
 _TIMEOUT_S = 5.0  # of a look-up; a broker that is up answers in milliseconds
 _POLL_S = 0.1
 _TAIL_BASE = -2000  # librdkafka's logical offset "n before the end" is this less n
+_TOGETHER = 64 * 1024  # bytes; under load a broker sends what came in `fetch.wait.max.ms`, not each record alone
 _CONFIG = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -39,16 +40,17 @@ class TopicTail:
     """
 
     def __init__(self, kafka: KafkaConfig, backs: Mapping[str, int]) -> None:
-        self._consumer, self._reasons = _open(kafka)
+        self._consumer, self._reasons = _open(kafka, **{"fetch.min.bytes": _TOGETHER})
         self._kafka = kafka
+        self._next: dict[tuple[str, int], int] = {}  # by physical topic and partition, of those that anything came of
         try:
             existing = self._consumer.list_topics(timeout=_TIMEOUT_S).topics
             self.topics = tuple(topic for topic in backs if kafka.topic(topic) in existing)
             self._places = [
                 (kafka.topic(t), number) for t in self.topics for number in existing[kafka.topic(t)].partitions
             ]
-            self._begins = {kafka.topic(topic): _TAIL_BASE - back for topic, back in backs.items()}
-            self._consumer.assign([TopicPartition(t, n, self._begins[t]) for t, n in self._places])
+            self._backs = {kafka.topic(topic): back for topic, back in backs.items()}
+            self._consumer.assign([TopicPartition(t, n, _TAIL_BASE - self._backs[t]) for t, n in self._places])
         except KafkaException as error:
             self._consumer.close()
             raise ConnectionError(self._reasons.explain("Kafka does not answer")) from error
@@ -63,18 +65,24 @@ class TopicTail:
         found = []
         for message in self._consumer.consume(most, timeout_s):
             if message.error() is None:
-                found.append(message_to_record(message, self._kafka.name(message.topic() or "")))
+                record = message_to_record(message, self._kafka.name(message.topic() or ""))
+                self._next[message.topic() or "", record.partition] = record.offset + 1
+                found.append(record)
         return found
 
-    def skip(self, topics: Collection[str]) -> None:
-        """Goes on at the ends of some topics: what is between here and there is left out."""
-        left_out = set(map(self._kafka.topic, topics))
-        places = self._consumer.position([TopicPartition(topic, number) for topic, number in self._places])
-        for place in places:
-            if place.topic in left_out:
-                place.offset = OFFSET_END
-            elif place.offset < 0:  # nothing of it has been read yet
-                place.offset = self._begins[place.topic]
+    def skip(self) -> None:
+        """Goes on at the last `backs[topic]` records of each partition where reading is further behind.
+
+        What lies between is left out. As the ends are known, those of the last answer of the broker are taken.
+        """
+        places = []
+        for topic, number in self._places:
+            place, begin = TopicPartition(topic, number), _TAIL_BASE - self._backs[topic]
+            if (next_offset := self._next.get((topic, number))) is not None:
+                _, end = self._consumer.get_watermark_offsets(place, cached=True) or (0, -1)
+                begin = self._next[topic, number] = max(next_offset, end - self._backs[topic])
+            place.offset = begin
+            places.append(place)
         self._consumer.assign(places)
 
     def close(self) -> None:

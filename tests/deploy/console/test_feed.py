@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from deploy.console.feed import BACKS, KEPT_BYTES, RecordFeed, RecordRing, SeenRecord
 from deploy.runtime.producer import EventProducer
 from deploy.servers.mock_kafka import Broker
-from streams.events import CLICKSTREAM, DEAD_LETTERS, EXPOSURES, Record
+from deploy.servers.topics import create_topics
+from streams.events import CATALOG, CLICKSTREAM, DEAD_LETTERS, EXPOSURES, Record
 from streams.kafka.config import KafkaConfig
 
 NOWHERE = KafkaConfig("127.0.0.1:1")
@@ -102,6 +104,38 @@ def test_records_of_a_broker_are_seen_within_a_second_whatever_came_before(tmp_p
         assert feed.trouble == ""
         feed.stop()
         producer.close()
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("topic", [CATALOG, CLICKSTREAM])
+def test_a_flood_of_one_topic_does_not_hide_the_others(topic: str, kafka_config: KafkaConfig) -> None:
+    flood = 30_000  # what is looked at in twelve seconds
+    create_topics(kafka_config, 1)
+    producer, feed = EventProducer(kafka_config), RecordFeed(kafka_config)
+
+    def until(found: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 60
+        while not found():
+            assert time.monotonic() < deadline, (feed.trouble, feed.skipped, feed.number)
+            time.sleep(0.02)
+
+    def shown(topic: str, body: dict[str, int]) -> list[SeenRecord]:
+        return feed.newest(topic, 1, lambda seen: seen.body == body)
+
+    asyncio.run(_send(producer, 0))
+    feed.start()
+    until(lambda: shown(DEAD_LETTERS, {"letter": 0}))
+    for number in range(flood):
+        while producer.enqueue(topic, b"k", orjson.dumps({"number": number}), 0) is None:
+            time.sleep(0.01)
+    asyncio.run(_send(producer, 1))
+    until(lambda: feed.skipped and shown(topic, {"number": flood - 1}))
+    assert feed.number < flood / 2  # the rest was skipped
+    places = [seen.record.offset for seen in feed.newest(topic, flood)]
+    assert places == sorted(set(places), reverse=True) and len(places) >= BACKS[topic]
+    until(lambda: shown(DEAD_LETTERS, {"letter": 1}))
+    feed.stop()
+    producer.close()
 
 
 async def _send(producer: EventProducer, number: int) -> None:
