@@ -6,9 +6,11 @@ Follows the item log as API processes do, without vectors, so a search costs the
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
+from typing import Literal, get_args
 
 from context.labels import folded_or_same
 from index.items.follower import ItemFollower
@@ -16,6 +18,7 @@ from index.state.records import ItemRecord
 from index.state.store import LiveStore
 
 ItemsOfState = Literal["any", "listed", "unavailable", "waiting"]
+STATES: tuple[ItemsOfState, ...] = get_args(ItemsOfState)
 MOST_ITEMS = 200_000  # some 150 MB; of more, those that come later are counted
 _NO_MODEL = "-"  # a version that no model has: no vectors are read
 
@@ -47,10 +50,11 @@ class MirroredItem:
 
 
 class ItemMirror:
-    """The items of a live state; `run` keeps them current. Searches take some 20 ms of 100,000 items."""
+    """The items of a live state; `run` keeps them current. A search by words takes some 20 ms of 100,000 items."""
 
     def __init__(self, store: LiveStore) -> None:
-        self._items: dict[str, MirroredItem] = {}
+        self._items: dict[str, MirroredItem] = {}  # in the order of their last changes
+        self._counts = Counter[ItemsOfState]()
         self._over: set[str] = set()
         self._follower = ItemFollower(store, _NO_MODEL, self)
 
@@ -74,15 +78,16 @@ class ItemMirror:
     def apply(self, records: Sequence[ItemRecord]) -> None:
         for record in records:
             if record.catalogue is None:
-                self._items.pop(record.item_id, None)
+                self._remove(record.item_id)
                 self._over.discard(record.item_id)
             elif record.item_id in self._items or len(self._items) < MOST_ITEMS:
-                self._items[record.item_id] = mirrored(record)
+                self._put(mirrored(record))
             else:
                 self._over.add(record.item_id)
 
     def reset(self, item_ids: Set[str]) -> None:
-        self._items = {item_id: item for item_id, item in self._items.items() if item_id in item_ids}
+        for item_id in self._items.keys() - item_ids:
+            self._remove(item_id)
         self._over &= set(item_ids)
 
     def get(self, item_id: str) -> MirroredItem | None:
@@ -96,25 +101,35 @@ class ItemMirror:
 
     def counts(self) -> dict[ItemsOfState, int]:
         """How many there are in each state."""
-        items = list(self._items.values())
-        return {
-            "any": len(items),
-            "listed": sum(item.available and not item.waits for item in items),
-            "unavailable": sum(not item.available for item in items),
-            "waiting": sum(item.waits for item in items),
-        }
+        return {state: self._counts[state] for state in STATES}
 
     def search(self, text: str, state: ItemsOfState, most: int) -> tuple[list[MirroredItem], int]:
-        """Items that hold all words of `text`, those whose title begins with it first; and how many there are."""
+        """Items that hold all words of `text`, those whose title begins with it first; and how many there are.
+
+        Without words, those that changed last.
+        """
         words = folded_or_same(text).casefold().split()
-        found = [
-            item
-            for item in list(self._items.values())
-            if item.is_of(state) and all(word in item.words for word in words)
-        ]
+        of_state = (item for item in reversed(list(self._items.values())) if item.is_of(state))
+        if not words:
+            return list(islice(of_state, most)), self._counts[state]
+        found = [item for item in of_state if all(word in item.words for word in words)]
         start = " ".join(words)
         first = heapq.nsmallest(most, found, lambda item: (not item.words.startswith(start), item.title, item.item_id))
         return first, len(found)
+
+    def _put(self, item: MirroredItem) -> None:
+        """As the one that changed last."""
+        self._remove(item.item_id)
+        self._items[item.item_id] = item
+        self._counts.update(_states_of(item))
+
+    def _remove(self, item_id: str) -> None:
+        if (known := self._items.pop(item_id, None)) is not None:
+            self._counts.subtract(_states_of(known))
+
+
+def _states_of(item: MirroredItem) -> list[ItemsOfState]:
+    return [state for state in STATES if item.is_of(state)]
 
 
 def mirrored(record: ItemRecord) -> MirroredItem:

@@ -13,7 +13,7 @@ from deploy.console.api_client import segment
 from deploy.console.catalogue import ItemsOfState
 from deploy.console.pages import FormFields, console_of, page, reads, writes
 
-STATES = {"any": "all", "listed": "can be listed", "unavailable": "hidden or sold out", "waiting": "wait for a vector"}
+_SAID = {"any": "all", "listed": "can be listed", "unavailable": "hidden or sold out", "waiting": "wait for a vector"}
 _SHOWN = 50
 _APPLIED_S, _LOOK_S = 3.0, 0.02  # a change is applied within some 10 ms
 
@@ -22,16 +22,15 @@ _APPLIED_S, _LOOK_S = 3.0, 0.02  # a change is applied within some 10 ms
 async def _catalogue(request: Request) -> Response:
     console = console_of(request)
     text, state = request.query_params.get("text", ""), request.query_params.get("state", "any")
-    state = state if state in STATES else "any"
+    state = state if state in _SAID else "any"
     found, total = await asyncio.to_thread(console.items.search, text, cast(ItemsOfState, state), _SHOWN)
-    counts = await asyncio.to_thread(console.items.counts)
     values: dict[str, Any] = {
         "text": text,
         "state": state,
-        "states": STATES,
+        "states": _SAID,
         "found": found,
         "total": total,
-        "counts": counts,
+        "counts": console.items.counts(),
     }
     return page(request, "catalogue.html", **values)
 

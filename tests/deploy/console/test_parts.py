@@ -68,6 +68,33 @@ def test_items_have_states_and_withdrawn_ones_are_forgotten() -> None:
     assert len(mirror) == 1
 
 
+CHANGE = st.tuples(st.sampled_from("abcde"), st.sampled_from(["listed", "unavailable", "waiting", "withdrawn"]))
+
+
+@given(st.lists(st.one_of(CHANGE, st.frozensets(st.sampled_from("abcde"))), max_size=30))
+def test_counts_and_the_latest_changes_are_those_of_a_look_at_every_item(
+    steps: list[tuple[str, str] | frozenset[str]],
+) -> None:
+    mirror, states = ItemMirror(MemoryStore()), dict[str, str]()
+    for step in steps:
+        if isinstance(step, frozenset):
+            mirror.reset(step)
+            states = {item_id: state for item_id, state in states.items() if item_id in step}
+            continue
+        item_id, state = step
+        states.pop(item_id, None)
+        if state == "withdrawn":
+            mirror.apply([ItemRecord(item_id, 2, None, None, (), "e", None, None, None)])
+            continue
+        states[item_id] = state  # at the end: it changed last
+        embedder = None if state == "waiting" else "e"
+        mirror.apply([item(item_id, "", embedder=embedder, available=state != "unavailable")])
+    for state, count in mirror.counts().items():
+        expected = [item_id for item_id, own in states.items() if state in ("any", own)][::-1]
+        found, total = mirror.search("", state, 3)
+        assert ([each.item_id for each in found], total, count) == (expected[:3], len(expected), len(expected))
+
+
 # --- the status ---------------------------------------------------------------------------------------------------
 
 
