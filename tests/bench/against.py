@@ -6,14 +6,17 @@ adds, and beyond 5 % the run says that it was too noisy.
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench.report import Row, result
+from tests.bench.report import Row, result, show
 
 REF = "9afcd80"  # the commit that DESIGN's goals are compared with
 OURS, THEIRS, AGAIN = "ours", "theirs", "theirs again"
@@ -75,3 +78,38 @@ def noisy(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row["name"].endswith("_ratio_of_itself") and abs(row["value"] - 1) > _QUIET
     ]
+
+
+def option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--against [REF]`."""
+    parser.add_argument("--against", metavar="REF", nargs="?", const=REF, help=f"compare with a commit: {REF}")
+
+
+def compare_runs(
+    bench: str,
+    ref: str,
+    turns: int,
+    goals: Mapping[str, float | None],
+    arguments: Callable[[str], Sequence[str]] = lambda _: (),
+    rates: Collection[str] = (),
+) -> None:
+    """Runs the bench of both commits in turn, each with its own driver, and prints how rows of their results differ.
+
+    `arguments` are those of a run, given what the commit is called. Of `rates` the time of one is compared.
+    """
+    with tempfile.TemporaryDirectory(prefix="perseid-bench-") as folder, worktree(ref, Path(folder)) as tree:
+
+        def window(side: str) -> Figures:
+            place, name = (Path(__file__).parents[2], OURS) if side == OURS else (tree, THEIRS)
+            command = python_in(place, "-m", f"tests.bench.{bench}", *arguments(name))
+            last = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+            values = {row["name"]: float(row["value"]) for row in json.loads(last)["results"]}
+            print(f"{side}: {last}", file=sys.stderr)
+            return {name: 1 / values[name] if name in rates else values[name] for name in goals}
+
+        rows = compared(rounds(turns, window), goals)
+    for row in rows:
+        print(f"{row['name']:44} {row['value']:12.5g} {row['unit']}", file=sys.stderr)
+    if names := noisy(rows):
+        print(f"the machine was too noisy for: {', '.join(names)}", file=sys.stderr)
+    show(bench, rows, f"against {ref}")

@@ -4,7 +4,7 @@ Both sides run on one thread, warm, for windows of L = 200, item row and [GEN] r
 one batch of equal lengths, so it wastes nothing on padding. CPU time of the process, not wall time, is reported as
 the median of several rounds. It measures the encoder alone: no Kafka, no Redis, no Python objects of the stream.
 
-    python -m tests.bench.append
+    python -m tests.bench.append [--block paper|gated] [--against [REF]] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -23,19 +23,27 @@ from encoder.inference.batching import EncodeRequest
 from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.config import ModelConfig, preset
 from encoder.model.encoder import StarsEncoder
+from tests.bench import against
 from tests.bench.report import result, show
 
 LENGTH = 200
 ITEMS = 2000
 APPENDS = 40  # one-event steps per user, from LENGTH - 20 to LENGTH + 20: on average LENGTH
 SHAPES = {256: preset("base", d_ff=1024, block="paper"), 768: preset("paper")}
+AGAINST = {"d256_batch64_append": 1 / 2.5, "d256_batch1_append": 1 / 4, "d768_batch64_append": None}
 GOALS = {(256, 64): (60.0, 0.3), (256, 1): (15.0, None), (768, 64): (40.0, None)}  # ratio, ms per user
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--block", choices=("paper", "gated"), default="paper")
-    block = parser.parse_args(arguments).block
+    against.option(parser)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each, with --against")
+    given = parser.parse_args(arguments)
+    block = given.block
+    if given.against:
+        against.compare_runs("append", given.against, given.rounds, AGAINST, lambda _: ("--block", block))
+        return
     torch.set_num_threads(1)
     results: list[dict[str, Any]] = []
     for (width, batch), (ratio_goal, time_goal) in GOALS.items():

@@ -9,7 +9,7 @@ agent. With `--second` there is only the worker with an encoder, and takes turns
 too, and with one that also gives all users that one's vectors beside the stream.
 
     python -m tests.bench.ingest [--users 100000] [--events 400000] [--encoded 30000] [--cache-mb 4096] [--data FOLDER]
-        [--second] [--rounds 1]
+        [--second] [--rounds 1] [--against [REF]]
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from index.state.redis_store import RedisStore
 from streams.events import CLICKSTREAM, DEFAULT_KINDS
 from streams.folder.reader import read_folder
 from streams.kafka.config import KafkaConfig
+from tests.bench import against
 from tests.bench.process_usage import cpu_seconds
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import DIM, PARTITIONS, TEXT_DIM, Synthetic, Writer, clicks
@@ -62,6 +63,7 @@ from tests.faults.worker_process import WorkerOptions
 from tests.support import services
 from tests.support.saved_models import varied
 
+AGAINST = {"plain": 1 / 2.5, "plain_2_workers": None, "encoded": None}
 GOAL_PLAIN, GOAL_ENCODED = 20_000.0, 1_500.0
 ITEMS, WINDOW = 20_000, 200
 _EDGE = 0.1  # of the backlog at both ends, where the worker starts and idles
@@ -78,8 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", type=Path, help="data folder whose users' lengths are taken")
     parser.add_argument("--second", action="store_true", help="measure only what a second model costs")
-    parser.add_argument("--rounds", type=int, default=1, help="turns of each, with --second")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of each, with --second or --against")
+    against.option(parser)
     given = parser.parse_args(arguments)
+    if given.against:
+        sizes = ("users", "events", "encoded", "cache_mb", "threads")
+        options = [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in sizes]
+        against.compare_runs("ingest", given.against, given.rounds, AGAINST, lambda _: options, rates=AGAINST)
+        return
     lengths = window_lengths(given.users, given.data)
     world = Synthetic(ITEMS, given.users)
     with services.kafka() as address, tempfile.TemporaryDirectory(prefix="perseid-bench-") as name:

@@ -40,7 +40,7 @@ from deploy.servers.supervisor import Role, Supervisor
 from deploy.settings import load as load_settings
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
-from tests.bench.against import AGAIN, OURS, REF, THEIRS, compared, noisy, python_in, rounds, worktree
+from tests.bench.against import AGAIN, OURS, THEIRS, compared, noisy, option, python_in, rounds, worktree
 from tests.bench.open_loop import Load, Report, generator, get_request, post_request, run
 from tests.bench.process_usage import cpu_seconds, resident_bytes
 from tests.bench.report import Row, result, show
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--rate", type=float, help=f"requests a second; {GOAL_RATE:g}, or {BUSY_RATE:g} to compare")
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--against", metavar="REF", nargs="?", const=REF)
+    option(parser)
     parser.add_argument("--rounds", type=int, default=6)
     given = parser.parse_args(arguments)
     world = Synthetic(given.items, given.users)
