@@ -23,7 +23,7 @@ from encoder.inference.batching import Embedded, EncodeRequest, EncodeResult, Ro
 from encoder.inference.cuda_append import AppendStep, AttendInPlace
 from encoder.inference.item_table import ItemTable
 from encoder.inference.kv_cache import PAGE, CachedWindow, KVCache
-from encoder.inference.native_forward import native_forward
+from encoder.inference.native_forward import compiled_for, native_forward
 from encoder.model.attention_bias import Relations
 from encoder.model.blocks import Block
 from encoder.model.encoder import StarsEncoder
@@ -63,8 +63,9 @@ class IncrementalEncoder:
 
     Its weights must not change any more: the compiled blocks (`native_forward`) have a copy of them.
 
-    Keys and values are kept in `cache_dtype`; None: in float32 on a CPU, which would have to convert them, and for
-    "hstu", whose sums no softmax bounds, else in float16. `cache_bytes` and `page` are those of `KVCache`.
+    Keys and values are kept in `cache_dtype`; None: in float16 where they are read as they are, by a GPU or what is
+    compiled, but not for "hstu", whose sums no softmax bounds; else in float32. `cache_bytes` and `page` are those of
+    `KVCache`.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class IncrementalEncoder:
         on_cpu = self.device.type == "cpu"
         if not on_cpu:  # it plans anew for every length of a window, 50 ms each time
             torch.backends.cuda.enable_cudnn_sdp(False)
-        halves = not on_cpu and model.config.block != "hstu"
+        halves = model.config.block != "hstu" if not on_cpu else compiled_for(model.config, page) is not None
         dtype = cache_dtype or (torch.float16 if halves else torch.float32)
         self._cache = KVCache(model.config, cache_bytes, self.device, dtype, page)
         layer_bytes = self._cache.page_bytes // model.config.n_layers

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encoder.model.blocks import Block, GatedBlock, PaperBlock
+from encoder.model.config import ModelConfig
 from encoder.model.encoder import StarsEncoder
 
 
@@ -34,15 +35,19 @@ COMPILED = _compiled()
 Affine = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def native_forward(model: StarsEncoder, storage: Tensor) -> Any | None:
-    """What runs the model's blocks over pages of `storage`, or None where torch has to."""
-    config, page = model.config, storage.shape[2]
-    known = config.block in ("paper", "gated") and config.bias == "none" and storage.device.type == "cpu"
-    if not known or storage.dtype not in (torch.float32, torch.float16):
+def compiled_for(config: ModelConfig, page: int) -> ModuleType | None:
+    """What is compiled for such models and pages of so many positions, in either precision; None where nothing is."""
+    if config.block not in ("paper", "gated") or config.bias != "none":
         return None
     fitting = (of for of in COMPILED if of.fits(config.d_model, config.n_heads) and page <= of.MOST_PAGE)
-    compiled = next(fitting, None)
-    if compiled is None:
+    return next(fitting, None)
+
+
+def native_forward(model: StarsEncoder, storage: Tensor) -> Any | None:
+    """What runs the model's blocks over pages of `storage`, or None where torch has to."""
+    config = model.config
+    compiled = compiled_for(config, storage.shape[2]) if storage.device.type == "cpu" else None
+    if compiled is None or storage.dtype not in (torch.float32, torch.float16):
         return None
     gated = config.block == "gated"
     return compiled.Forward(

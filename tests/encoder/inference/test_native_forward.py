@@ -66,13 +66,30 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("d_model", "heads"), [(32, 2), (64, 4), (64, 1), (128, 1), (256, 2)])
 @pytest.mark.parametrize("block", ["paper", "gated"])
-def test_heads_of_any_width_that_is_taken(compiled: ModuleType, block: str, d_model: int, heads: int) -> None:
-    made = IncrementalEncoder(model(block, d_model=d_model, heads=heads), cache_bytes=10**7)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, TOLERANCE), (torch.float16, HALF_TOLERANCE)])
+def test_heads_of_any_width_that_is_taken(
+    compiled: ModuleType, dtype: torch.dtype, most: float, block: str, d_model: int, heads: int
+) -> None:
+    made = IncrementalEncoder(model(block, d_model=d_model, heads=heads), cache_bytes=10**7, cache_dtype=dtype)
     assert (made._native is not None) == compiled.fits(d_model, heads)
     for length in (0, 1, 40):
         asked = [request(user, history(length + user, user)[:length]) for user in range(8)]
         found, expected = made.encode(asked).vectors, made.encode_whole(asked).vectors
-        np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+        np.testing.assert_allclose(found, expected, atol=most)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "halves"), [({}, True), ({"block": "paper"}, True), ({"block": "hstu"}, False), ({"bias": "time"}, False)]
+)
+def test_a_cache_is_in_halves_where_they_are_read_as_they_are(
+    sizes: dict[str, Any], halves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dtype() -> torch.dtype:
+        return IncrementalEncoder(model(**sizes), cache_bytes=10**6, device="cpu")._cache.storage.dtype
+
+    assert dtype() == (torch.float16 if halves and COMPILED else torch.float32)
+    monkeypatch.setattr("encoder.inference.native_forward.COMPILED", [])
+    assert dtype() == torch.float32
 
 
 @pytest.mark.parametrize("path", ["compiled", "wide"])
