@@ -56,8 +56,10 @@ class OpenedModel:
         return EncoderThread(self.encoder, self.version, self.metadata.get("embedder"))
 
 
-def open_model(folder: Path, settings: Settings) -> OpenedModel:
+def open_model(folder: Path, settings: Settings, *, live: bool = False) -> OpenedModel:
     """The model of an artefact, on the device and with the cache that the settings say; it knows tags folded.
+
+    `live`: as many users as possible are to be cached, else vectors are to be as exact as possible.
 
     Raises:
         ValueError: the folder holds no artefact, one of another format, or a damaged one.
@@ -66,7 +68,7 @@ def open_model(folder: Path, settings: Settings) -> OpenedModel:
     _check_text(model, metadata, settings)
     model.tower.tag_row = folded_rows(model.config.tags, f"model {metadata['version']}", first=1)  # row 0 is padding
     cache_bytes = settings.cache_mb * 1024 * 1024
-    encoder = IncrementalEncoder(model, cache_bytes=cache_bytes, device=settings.device)
+    encoder = IncrementalEncoder(model, cache_bytes=cache_bytes, device=settings.device, compact=live)
     return OpenedModel(encoder, metadata, settings.negative_weight())
 
 

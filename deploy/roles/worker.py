@@ -66,7 +66,7 @@ async def _worker(settings: Settings) -> None:
     written = WrittenModels(
         store,
         engine,
-        lambda version: open_model(artefact(settings, version), settings).thread(),
+        lambda version: open_model(artefact(settings, version), settings, live=True).thread(),
         settings.cache_mb * 1024 * 1024,
         options.max_batch,
         lambda version: settle_document(store, open_registry(settings), version),

@@ -63,9 +63,9 @@ class IncrementalEncoder:
 
     Its weights must not change any more: the compiled blocks (`native_forward`) have a copy of them.
 
-    Keys and values are kept in `cache_dtype`; None: in float16 where they are read as they are, by a GPU or what is
-    compiled, but not for "hstu", whose sums no softmax bounds; else in float32. `cache_bytes` and `page` are those of
-    `KVCache`.
+    Keys and values are kept in `cache_dtype`; None: on a GPU in float16, but for "hstu", whose sums no softmax bounds;
+    on a CPU in float32, or with `compact` in float16 where compiled code reads them as they are: twice the users, and
+    vectors differ by up to some 1e-4. `cache_bytes` and `page` are those of `KVCache`.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class IncrementalEncoder:
         cache_bytes: int,
         device: str = "auto",
         cache_dtype: torch.dtype | None = None,
+        compact: bool = False,
         page: int = PAGE,
     ) -> None:
         self.device = torch.device(resolve_device(device))
@@ -85,7 +86,8 @@ class IncrementalEncoder:
         on_cpu = self.device.type == "cpu"
         if not on_cpu:  # it plans anew for every length of a window, 50 ms each time
             torch.backends.cuda.enable_cudnn_sdp(False)
-        halves = model.config.block != "hstu" if not on_cpu else compiled_for(model.config, page) is not None
+        read_as_they_are = compact and compiled_for(model.config, page) is not None
+        halves = read_as_they_are if on_cpu else model.config.block != "hstu"
         dtype = cache_dtype or (torch.float16 if halves else torch.float32)
         self._cache = KVCache(model.config, cache_bytes, self.device, dtype, page)
         layer_bytes = self._cache.page_bytes // model.config.n_layers

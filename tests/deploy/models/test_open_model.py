@@ -13,6 +13,7 @@ from context.features import ContextFeatures
 from deploy.models.open_model import open_model, served_model
 from deploy.settings import load
 from encoder.inference.batching import EncodeRequest
+from encoder.inference.native_forward import COMPILED
 from encoder.model.artefact import save
 from encoder.model.encoder import StarsEncoder
 from tests.support.replay_world import CONFIG, shop
@@ -49,6 +50,17 @@ def test_the_thread_reads_the_embedder_of_the_training_only(folder: Path) -> Non
     request = EncodeRequest("u", ["i1"], [0], [1_600_000_000_000], None, 0)
     assert opened.encoder.encode([request]).vectors.shape == (1, 2, CONFIG.d_model)
     thread.close()
+
+
+def test_a_worker_caches_twice_the_users_and_a_replay_is_exact(tmp_path: Path) -> None:
+    save(StarsEncoder(replace(CONFIG, d_model=32, n_heads=2, bias="none")).eval(), tmp_path, {"context_features": []})
+    live, exact = open_model(tmp_path, SETTINGS, live=True).encoder, open_model(tmp_path, SETTINGS).encoder
+    requests = [EncodeRequest("u", ["i1"], [0], [1_600_000_000_000], None, 0)]
+    found, expected = live.encode(requests).vectors, exact.encode(requests).vectors
+    assert exact._cache.storage.dtype == torch.float32
+    if COMPILED:
+        assert live._cache.count == 2 * exact._cache.count
+    np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 def test_tags_of_an_older_vocabulary_are_known_folded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -81,15 +81,17 @@ def test_heads_of_any_width_that_is_taken(
 @pytest.mark.parametrize(
     ("sizes", "halves"), [({}, True), ({"block": "paper"}, True), ({"block": "hstu"}, False), ({"bias": "time"}, False)]
 )
-def test_a_cache_is_in_halves_where_they_are_read_as_they_are(
+def test_a_compact_cache_is_in_halves_where_they_are_read_as_they_are(
     sizes: dict[str, Any], halves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dtype() -> torch.dtype:
-        return IncrementalEncoder(model(**sizes), cache_bytes=10**6, device="cpu")._cache.storage.dtype
+    def dtype(*, compact: bool) -> torch.dtype:
+        made = IncrementalEncoder(model(**sizes), cache_bytes=10**6, device="cpu", compact=compact)
+        return made._cache.storage.dtype
 
-    assert dtype() == (torch.float16 if halves and COMPILED else torch.float32)
+    assert dtype(compact=True) == (torch.float16 if halves and COMPILED else torch.float32)
+    assert dtype(compact=False) == torch.float32
     monkeypatch.setattr("encoder.inference.native_forward.COMPILED", [])
-    assert dtype() == torch.float32
+    assert dtype(compact=True) == torch.float32
 
 
 @pytest.mark.parametrize("path", ["compiled", "wide"])
