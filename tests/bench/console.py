@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import math
 import queue
-import signal
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import httpx
@@ -31,7 +30,7 @@ import psutil
 from confluent_kafka import Producer
 
 from deploy.console.pages import SCREENS
-from tests.bench.deployed import WARM_UP_S, Load, all_users, parser, setting, started
+from tests.bench.deployed import WARM_UP_S, Load, all_users, parser, setting, started, stopped
 from tests.bench.open_loop import Load as QueryLoad
 from tests.bench.open_loop import generator, get_request
 from tests.bench.probe import Probe
@@ -73,16 +72,6 @@ def fill(live: Live, items: int) -> None:
             producer.flush(60)
     producer.flush(60)
     live.until(lambda: live.get("/v1/status")["topics"]["catalog"]["lag"] == 0, _LOAD_S, "all items are applied")
-
-
-@contextmanager
-def stopped(process: psutil.Process) -> Iterator[None]:
-    """A process that does nothing for as long as the block lasts."""
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
 
 
 def highest_rate(load: Load) -> tuple[float, float]:

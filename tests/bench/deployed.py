@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 from confluent_kafka import Producer
 
 from deploy.local.up import HISTORY_DAYS
@@ -105,6 +106,16 @@ def started(
         source = prepared(state or folder / "prepared", HISTORY_DAYS, HISTORY_DAYS)
         live = deployment(name, source, folder / "live", fixtures.__getitem__, variables)
         yield stack.enter_context(live)
+
+
+@contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    """A process that does nothing for as long as the block lasts."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ Kafka a bare consumer is measured first. At 500 events/s a burst of ten times th
 as fast as 95 % of those before it, and whether every event was taken.
 
     python -m tests.bench.freshness [--on kafka|embedded] [--state DIR] [--rates 100,500,1000] [--probes 100]
-        [--against [REF]] [--rounds 3]
+        [--stop console,attribution] [--against [REF]] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import asyncio
 import random
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ from index.state.keys import Keys
 from index.state.records import ItemRecord, Vector, decode_vectors, encode_vectors
 from index.state.redis_store import RedisStore
 from tests.bench import against, bare_kafka, burst
-from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started
+from tests.bench.deployed import WARM_UP_S, Load, known_users, parser, setting, started, stopped
 from tests.bench.probe import Probe
 from tests.bench.report import result, show
+from tests.bench.soak import processes
 from tests.integration.live import Live, click
 
 GOALS = {"p50": 10.0, "p99": 40.0}  # ms, at GOAL_RATE events/s
@@ -202,19 +204,27 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--rates", default="100,500,1000", help="events per second, separated by commas")
     options.add_argument("--probes", type=int, default=100, help="probes per rate")
+    options.add_argument("--stop", default="", help="roles that are stopped meanwhile, separated by commas")
     options.add_argument("--rounds", type=int, default=3, help="turns of each, with --against")
     against.option(options)
     given = options.parse_args()
     if given.against:
         state = given.state or options.error("--against needs --state: each commit keeps a shop and a model there")
         asked = ("--on", given.on, "--rates", given.rates, "--probes", str(given.probes))
+        asides = {against.OURS: ("--stop", "console,attribution")}  # the other commit may have neither
         goals = {f"{rate}_per_s_{name}": 0.5 for rate in given.rates.split(",") for name in ("p50", "p99")}
         against.compare_runs(
-            "freshness", given.against, given.rounds, goals, lambda side: (*asked, "--state", str(state / side))
+            "freshness",
+            given.against,
+            given.rounds,
+            goals,
+            lambda side: (*asked, *asides.get(side, ()), "--state", str(state / side)),
         )
         return
     use_threads(1)
-    with started(given.on, given.state) as live:
+    with started(given.on, given.state) as live, ExitStack() as stack:
+        for role in filter(None, given.stop.split(",")):
+            stack.enter_context(stopped(processes()[role]))
         results = asyncio.run(
             bench(live, [int(rate) for rate in given.rates.split(",")], given.probes, given.on == "kafka")
         )
