@@ -55,7 +55,7 @@ async def _serve(options: WorkerOptions) -> None:
     written = WrittenModels(
         store,
         engine,
-        lambda version: open_model(artefact(settings, version), settings).thread(),
+        lambda version: open_model(artefact(settings, version), settings, live=True).thread(),
         settings.cache_mb << 20,
         options.max_batch,
         lambda version: settle_document(store, open_registry(settings), version),
