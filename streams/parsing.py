@@ -178,18 +178,21 @@ def _plain_click(record: Record, rules: Rules) -> Click | None:
     if type(body) is not dict:
         return None
     get = body.get
-    ids: list[Any] = [get("event_id"), get("user_id"), get("item_id")]
-    optional = ["" if (value := get(field)) is None else value for field in _OF_CLICKS]
-    for value in (*ids, *(value for value in optional if value != "")):
+    event_id, user_id, item_id, name, ts_ms = get("event_id"), get("user_id"), get("item_id"), get("kind"), get("ts_ms")
+    for value in (event_id, user_id, item_id):
         if type(value) is not str or not _is_plain(value):
             return None
-    name, ts_ms = get("kind"), get("ts_ms")
     kind = rules.codes.get(name) if type(name) is str and name != FORGET else None
-    if kind is None or type(ts_ms) is not int or not YEAR_2000_MS <= ts_ms <= min(latest_ms, YEAR_2100_MS):
+    if kind is None or type(ts_ms) is not int or not YEAR_2000_MS <= ts_ms <= latest_ms or ts_ms > YEAR_2100_MS:
         return None
-    event_id, user_id, item_id = ids
     if record.key is not None and record.key != user_id.encode():
         return None
+    if len(body) == _PLAIN_FIELDS:
+        return Click(event_id, user_id, item_id, kind, ts_ms, ts_ms)
+    optional = ["" if (value := get(field)) is None else value for field in _OF_CLICKS]
+    for value in optional:
+        if value != "" and (type(value) is not str or not _is_plain(value)):
+            return None
     return Click(event_id, user_id, item_id, kind, ts_ms, ts_ms, *optional)
 
 
@@ -334,6 +337,7 @@ _PARSERS: Mapping[str, Callable[[Body, Rules], Event]] = {
 }
 
 
+_PLAIN_FIELDS = 5  # that every click has
 _OF_CLICKS = ("location", "session_id", "recommendation_id", "page_id")  # which may be missing, in this order
 _OF_EXPOSURES = (  # which may be missing
     "page_id", "location", "model", "served_by", "experiment", "arm", "scenario", "list", "ranker",

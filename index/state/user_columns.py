@@ -268,27 +268,38 @@ class UserState:
             folded, folded_ms = _FOLDED.unpack_from(data, at)
             at += _FOLDED.size
 
-        def take(size: int) -> bytearray:
-            nonlocal at
-            at += size
-            if at > len(data):
-                raise ValueError(f"user state of {len(data)} bytes is cut off")
-            return bytearray(data[at - size : at])
-
-        found = cls(evicted_ms=evicted_ms, folded_ms=folded_ms, forgotten_ms=forgotten_ms)
-        found._width = 8 if flags & _U64_GAPS else 4
-        found._gaps = take(found._width * max(0, count - 1))
-        found._keys, found._evicted, found._folded = (take(_KEY_BYTES * size) for size in (count, evicted, folded))
-        found._kinds = take(count)
-        bought_ms = array("q", bytes(take(8 * bought)))
-        sizes = take(1) * (count + bought) if flags & _ONE_LENGTH else take(count + bought)
-        found._sizes, ids = sizes[:count], take(sum(sizes) + len(sizes))
-        end = sum(found._sizes) + count
-        found._ids = ids[:end]
-        found.purchases = dict(zip(_names(ids[end:], sizes[count:]), bought_ms, strict=True))
+        width = 8 if flags & _U64_GAPS else 4
+        gaps_end = at + width * max(0, count - 1)
+        keys_end = gaps_end + _KEY_BYTES * count
+        evicted_end = keys_end + _KEY_BYTES * evicted
+        folded_end = evicted_end + _KEY_BYTES * folded
+        kinds_end = folded_end + count
+        bought_end = kinds_end + 8 * bought
+        written = (count + bought > 0) if flags & _ONE_LENGTH else count + bought
+        sizes_end = bought_end + written
+        sizes = data[bought_end:sizes_end] * (count + bought if flags & _ONE_LENGTH else 1)
+        ids_end = sizes_end + sum(sizes[:count]) + count
+        end = ids_end + sum(sizes[count:]) + bought
+        if end > len(data):
+            raise ValueError(f"user state of {len(data)} bytes is cut off")
+        found = cls.__new__(cls)  # what `__init__` would make of lists is there already
+        found._gaps, found._width = bytearray(data[at:gaps_end]), width
+        found._keys, found._evicted = bytearray(data[gaps_end:keys_end]), bytearray(data[keys_end:evicted_end])
+        found._folded, found._kinds = bytearray(data[evicted_end:folded_end]), bytearray(data[folded_end:kinds_end])
+        found._sizes, found._ids = bytearray(sizes[:count]), bytearray(data[sizes_end:ids_end])
+        found.purchases = {}
+        if bought:
+            names = _names(bytearray(data[ids_end:end]), bytearray(sizes[count:]))
+            found.purchases = dict(zip(names, array("q", data[kinds_end:bought_end]), strict=True))
+        found.evicted_ms, found.folded_ms, found.forgotten_ms = evicted_ms, folded_ms, forgotten_ms
+        found.profile, found.profile_ms = None, -1
+        found._items = found._recent = None
+        found._recent_ms = 0
         if count:
-            gaps = np.frombuffer(found._gaps, f"<u{found._width}")
-            found.first_ms, found.last_ms, found._times = first_ms, first_ms + int(gaps.sum()), None
+            found._times, found.first_ms = None, first_ms
+            found.last_ms = first_ms + sum(memoryview(found._gaps).cast(_CODES[width]))
+        else:
+            found._times, found.first_ms, found.last_ms = [], 0, -1
         return found
 
     def stored(self) -> bytes:

@@ -297,7 +297,7 @@ class StateConsumer(driver.Consumer):
             self.owner.reclaim(wanted)
             raise
         if self.flow_active:
-            self.owner.deliver([self._record(raw) for raws in found.values() for raw in raws])
+            self.owner.deliver([record for raws in found.values() if raws for record in self._records(raws)])
             self._handed |= self._reached(physical)
         else:
             self.owner.reclaim(self._logical(found))  # a rebalance began: these records are to be read again
@@ -321,9 +321,10 @@ class StateConsumer(driver.Consumer):
     def _physical(self, positions: Positions) -> dict[TP, int]:
         return {TP(self._access.topic(tp.topic), tp.partition): offset for tp, offset in positions.items()}
 
-    def _record(self, raw: Any) -> Record:
-        topic = self._access.name(raw.topic)
-        return Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, raw.headers)
+    def _records(self, raws: Sequence[Any]) -> list[Record]:
+        """Of one partition."""
+        topic, partition = self._access.name(raws[0].topic), raws[0].partition
+        return [Record(topic, partition, raw.offset, raw.timestamp, raw.key, raw.value, raw.headers) for raw in raws]
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's livelock detector watches per-event streams, which are not used; the worker's beat stands for it."""

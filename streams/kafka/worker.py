@@ -177,7 +177,7 @@ class StreamWorker:
         """Applies a batch whatever happens: retries, and leaves out what is no longer ours."""
         pause, attempts = self.settings.retry_s, 0
         while batch and not self._stop.is_set():
-            batch = [record for record in batch if self._is_ours(record)]
+            batch = self._ours(batch)
             try:
                 await self.engine.apply(batch)
                 self._observe(batch)
@@ -228,6 +228,12 @@ class StreamWorker:
         except (FencedError, StoreUnavailableError) as refused:
             log.warning("%s", refused)
             self.claims.request_reclaim(self._tag(record), claim=True)
+
+    def _ours(self, batch: list[Record]) -> list[Record]:
+        """What is still ours of a batch."""
+        firsts = {(record.topic, record.partition): record for record in batch}
+        lost = {place for place, record in firsts.items() if not self._is_ours(record)}
+        return [record for record in batch if (record.topic, record.partition) not in lost] if lost else batch
 
     def _is_ours(self, record: Record) -> bool:
         tag = self._tag(record)

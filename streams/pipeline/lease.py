@@ -164,9 +164,12 @@ class LeasedEngine(ABC, Generic[Lease]):
             GapError: seek to the position and read on from there.
             KeyError: a record belongs to a tag that was not claimed.
         """
-        parts: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        read: dict[tuple[str, int], list[Record]] = defaultdict(list)
         for record in records:
-            parts[record.topic, self.tag_of(record.topic, record.partition)].append(record)
+            read[record.topic, record.partition].append(record)
+        parts: dict[tuple[str, str], list[Record]] = {}
+        for (topic, partition), part in read.items():
+            parts.setdefault((topic, self.tag_of(topic, partition)), []).extend(part)
         for tag in dict.fromkeys(tag for _, tag in parts):
             if self.leases[tag].unsure:
                 await self._renew(tag)

@@ -89,7 +89,7 @@ async def _deliver_whatever_comes(worker: StreamWorker, consumer: StateConsumer,
         try:
             found = {} if full else await consumer._thread.getmany(set(consumer.assignment()), timeout=0.2)
             await asyncio.sleep(_IN_HAND_S)
-            consumer.owner.deliver([consumer._record(raw) for raws in found.values() for raw in raws])
+            consumer.owner.deliver([record for raws in found.values() if raws for record in consumer._records(raws)])
         except (KafkaError, IllegalStateError):
             await asyncio.sleep(_IN_HAND_S)  # a rebalance is under way
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deploy.runtime import process
 from deploy.runtime.producer import EventProducer
 from index.items.follower import ItemFollower
 from index.state.keys import Keys
@@ -104,6 +105,7 @@ async def _serve(options: WorkerOptions) -> None:
     try:
         if follower is not None:
             await follower.catch_up()
+        process.freeze_gc()  # as the role
         await asyncio.gather(worker.run(), *([] if joining is None else [joining.run()]))
     finally:
         telling.cancel()
