@@ -76,12 +76,15 @@ class ItemTable:
                 self._free.append(row)
 
     def retrieval(self, ids: Sequence[str]) -> NDArray[np.float32]:
-        """L2-normalised retrieval vectors, float32 [n, d]. Raises ValueError for an item without a vector."""
+        """L2-normalised retrieval vectors, float32 [n, d], rounded to halves, as an index keeps them.
+
+        Raises ValueError for an item without a vector.
+        """
         unknown = [item_id for item_id in ids if item_id not in self._row_of]
         if unknown:
             raise ValueError(f"item {unknown[0]!r} has no vector; put it into the table first")
         index = torch.tensor([self._row_of[item_id] for item_id in ids], dtype=torch.int64, device=self.rows.device)
-        out: NDArray[np.float32] = self.rows[index].cpu().numpy()
+        out: NDArray[np.float32] = self.rows[index].half().float().cpu().numpy()
         return out
 
     def _store(self, ids: Sequence[str], unit: torch.Tensor) -> None:

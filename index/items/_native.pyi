@@ -10,7 +10,7 @@ class Names:
 
 class Graph:
     def __init__(self, built: Mapping[str, Any], halves: NDArray[np.uint16], capacity: int, /) -> None: ...
-    def add(self, vectors: NDArray[np.float32], halves: NDArray[np.uint16], /) -> int: ...
+    def add(self, halves: NDArray[np.uint16], /) -> int: ...
     def nearest(
         self,
         queries: NDArray[np.float32],
@@ -20,7 +20,6 @@ class Graph:
         usable: NDArray[np.bool_],
         labels: NDArray[np.int64],
         node: NDArray[np.int32],
-        vectors: NDArray[np.float32],
         /,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None: ...
 
@@ -29,7 +28,7 @@ class List:
         self,
         allowed: NDArray[np.bool_],
         live: NDArray[np.bool_],
-        vectors: NDArray[np.float32],
+        halves: NDArray[np.uint16],
         end: int,
         ids: list[str],
         targets: NDArray[np.float32],

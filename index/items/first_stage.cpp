@@ -15,6 +15,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -54,7 +55,6 @@ template <typename A> void shaped(const A& array, py::ssize_t dimensions, const 
 typedef uint16_t Half;  // a float of 16 bits as stored
 typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-inline float one(const float* from) { return *from; }
 inline float one(const Half* from) {
     _Float16 value;
     std::memcpy(&value, from, sizeof value);
@@ -70,20 +70,39 @@ inline Vector load(const Half* from) {
 }
 #endif
 
-// Always in the same order, so that equal vectors have equal products; what is no number counts as least.
-template <typename T> float product(const float* a, const T* b, size_t dim) {
-    Vector sums[4] = {};
+// Products of one vector with `N` others. Always in the same order, so that equal vectors have equal products; what is no
+// number counts as least.
+template <size_t N> std::array<float, N> products(const std::array<const float*, N>& others, const Half* own, size_t dim) {
+    Vector sums[N][4] = {};
     size_t at = 0;
     for (; at + 32 <= dim; at += 32)
-        for (size_t part = 0; part < 4; part++) sums[part] += load(a + at + 8 * part) * load(b + at + 8 * part);
-    const Vector all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    float found = ((all[0] + all[4]) + (all[1] + all[5])) + ((all[2] + all[6]) + (all[3] + all[7]));
-    for (; at < dim; at++) found += a[at] * one(b + at);
-    return std::isnan(found) ? static_cast<float>(LOWEST) : found;
+        for (size_t part = 0; part < 4; part++) {
+            const Vector numbers = load(own + at + 8 * part);  // converted once for all
+            for (size_t n = 0; n < N; n++) sums[n][part] += load(others[n] + at + 8 * part) * numbers;
+        }
+    std::array<float, N> found;
+    for (size_t n = 0; n < N; n++) {
+        const Vector all = (sums[n][0] + sums[n][1]) + (sums[n][2] + sums[n][3]);
+        found[n] = ((all[0] + all[4]) + (all[1] + all[5])) + ((all[2] + all[6]) + (all[3] + all[7]));
+        for (size_t left = at; left < dim; left++) found[n] += others[n][left] * one(own + left);
+        if (std::isnan(found[n])) found[n] = static_cast<float>(LOWEST);
+    }
+    return found;
+}
+inline float product(const float* a, const Half* b, size_t dim) { return products<1>({a}, b, dim)[0]; }
+
+// Products of one vector with all of others [n, d].
+inline void multiply(const float* others, size_t count, const Half* own, size_t dim, float* found) {
+    size_t at = 0;
+    for (; at + 2 <= count; at += 2) {
+        const auto both = products<2>({others + at * dim, others + (at + 1) * dim}, own, dim);
+        found[at] = both[0], found[at + 1] = both[1];
+    }
+    if (at < count) found[at] = product(others + at * dim, own, dim);
 }
 
-template <typename T> void fetch(const T* row, size_t dim) {
-    for (size_t at = 0; at < dim; at += LINE / sizeof(T)) __builtin_prefetch(row + at);
+inline void fetch(const Half* row, size_t dim) {
+    for (size_t at = 0; at < dim; at += LINE / sizeof(Half)) __builtin_prefetch(row + at);
     __builtin_prefetch(row + dim - 1);  // a row need not begin with a line
 }
 
@@ -284,17 +303,15 @@ class Graph {
         if (height(entry_) < top_) throw py::value_error("an entry that is too low");
     }
 
-    // Inserts vectors [n, d]; returns the first one's node.
-    size_t add(const Array<float>& vectors, const Array<Half>& halves) {
-        shaped(vectors, 2, "vectors"), shaped(halves, 2, "halves");
-        if (size_t(vectors.shape(1)) != dim_ || halves.shape(1) != vectors.shape(1) || halves.shape(0) != vectors.shape(0))
-            throw py::value_error("vectors are not as wide as the graph's");
-        const float* rows = vectors.data();
-        const size_t count = vectors.shape(0), first = used_;
+    // Inserts vectors [n, d] in halves; returns the first one's node.
+    size_t add(const Array<Half>& halves) {
+        shaped(halves, 2, "halves");
+        if (size_t(halves.shape(1)) != dim_) throw py::value_error("vectors are not as wide as the graph's");
+        const size_t count = halves.shape(0), first = used_;
         if (used_ + count > capacity_) throw py::value_error("no room for so many nodes");
         std::copy(halves.data(), halves.data() + halves.size(), halves_.get() + used_ * dim_);
         const py::gil_scoped_release others_may_run;
-        for (size_t at = 0; at < count; at++) insert(rows + at * dim_);
+        for (size_t at = 0; at < count; at++) insert();
         return first;
     }
 
@@ -398,9 +415,10 @@ class Graph {
         return room.data();
     }
 
-    // Links the last vector, which is already there.
-    void insert(const float* query) {
+    // Links the next vector, which is already there.
+    void insert() {
         const uint32_t node = static_cast<uint32_t>(used_);
+        const float* query = floats(node, own_);
         const double drawn = std::uniform_real_distribution<double>(1e-12, 1.0)(random_);
         const int level = links_ < 2 ? 0 : static_cast<int>(-std::log(drawn) / std::log(double(links_)));
         upper_.emplace_back(level * (links_ + 1));
@@ -447,7 +465,7 @@ class Graph {
     uint16_t tag_ = 0;
     Nearest open_, around_, back_;
     std::vector<uint32_t> next_;
-    std::vector<float> middle_, other_;
+    std::vector<float> own_, middle_, other_;
     std::mt19937_64 random_{1};
 };
 
@@ -470,23 +488,20 @@ class Places {
     size_t size_;
 };
 
-// Nodes that were found become labels, with products in full precision; the nearest first, `most` at most.
-void settle(Nearest& found, const Places& places, const float* query, const float* vectors, size_t dim, size_t most) {
+// Nodes that were found become labels; the nearest first, `most` at most.
+void settle(Nearest& found, const Places& places, size_t most) {
     for (Near& one : found) one.label = static_cast<int32_t>(places.label(one.label));
-    for (const Near& one : found) fetch(vectors + size_t(one.label) * dim, dim);
-    for (Near& one : found) one.product = product(query, vectors + size_t(one.label) * dim, dim);
     std::sort(found.begin(), found.end(), nearer);
     if (found.size() > most) found.resize(most);
 }
 
-// The `k` nearest of usable labels [size] to queries [q, d]; None where some query has not found so many. Vectors
-// [at least size, d] are by label; `wide` nodes are kept on the way, and `steps` are gone at most.
+// The `k` nearest of usable labels [size] to queries [q, d]; None where some query has not found so many. `wide` nodes
+// are kept on the way, and `steps` are gone at most.
 py::object nearest(Graph& graph, const Array<float>& queries, size_t k, size_t wide, size_t steps, const Mask& usable,
-                   const Array<int64_t>& labels, const Array<int32_t>& node, const Array<float>& vectors) {
-    shaped(queries, 2, "queries"), shaped(usable, 1, "usable"), shaped(vectors, 2, "vectors");
+                   const Array<int64_t>& labels, const Array<int32_t>& node) {
+    shaped(queries, 2, "queries"), shaped(usable, 1, "usable");
     const size_t dim = graph.dim(), count = queries.shape(0);
-    if (size_t(queries.shape(1)) != dim || size_t(vectors.shape(1)) != dim || vectors.shape(0) < usable.size())
-        throw py::value_error("queries, vectors and graph do not fit each other");
+    if (size_t(queries.shape(1)) != dim) throw py::value_error("queries are not as wide as the graph's vectors");
     const Places places(graph, labels, node);
     py::array_t<int64_t> found({count, k});
     py::array_t<float> products({count, k});
@@ -498,7 +513,7 @@ py::object nearest(Graph& graph, const Array<float>& queries, size_t k, size_t w
             return label >= 0 && label < usable.size() && usable.data()[label];
         };
         if (!graph.walk(query, std::max(k, wide), steps, may, near) || near.size() < k) return py::none();
-        settle(near, places, query, vectors.data(), dim, k);
+        settle(near, places, k);
         for (size_t n = 0; n < k; n++) {
             found.mutable_data()[at * k + n] = near[n].label;
             products.mutable_data()[at * k + n] = near[n].product;
@@ -510,14 +525,14 @@ py::object nearest(Graph& graph, const Array<float>& queries, size_t k, size_t w
 // One list while it is made. Holds the arrays that it reads.
 class List {
   public:
-    // Items [size] that may be listed and those of the index with a vector [at least end], vectors [at least end, d] by
+    // Items [size] that may be listed and those of the index with a vector [at least end], halves [at least end, d] by
     // label, the catalogue's ids by label, and the vectors [q, d] to search near to.
-    List(Mask allowed, Mask live, Array<float> matrix, size_t end, py::list ids, Array<float> targets)
-        : allowed_(std::move(allowed)), live_(std::move(live)), matrix_(std::move(matrix)), targets_(std::move(targets)),
+    List(Mask allowed, Mask live, Array<Half> halves, size_t end, py::list ids, Array<float> targets)
+        : allowed_(std::move(allowed)), live_(std::move(live)), halves_(std::move(halves)), targets_(std::move(targets)),
           ids_(std::move(ids)) {
-        shaped(allowed_, 1, "allowed"), shaped(live_, 1, "live"), shaped(matrix_, 2, "vectors"), shaped(targets_, 2, "targets");
-        dim_ = matrix_.shape(1);
-        end_ = std::min({end, size_t(allowed_.size()), size_t(live_.size()), size_t(matrix_.shape(0)), ids_.size()});
+        shaped(allowed_, 1, "allowed"), shaped(live_, 1, "live"), shaped(halves_, 2, "halves"), shaped(targets_, 2, "targets");
+        dim_ = halves_.shape(1);
+        end_ = std::min({end, size_t(allowed_.size()), size_t(live_.size()), size_t(halves_.shape(0)), ids_.size()});
         if (size_t(targets_.shape(1)) != dim_) throw py::value_error("targets are not as wide as vectors");
         near_.resize(targets_.shape(0));
     }
@@ -565,7 +580,7 @@ class List {
         for (size_t slot = 0; slot < near_.size(); slot++) {
             auto& near = near_[slot];
             if (!graph_->walk(target(slot), std::max(wide, depth), steps, found, near) || near.size() < wanted) return false;
-            settle(near, *places_, target(slot), matrix_.data(), dim_, depth);
+            settle(near, *places_, depth);
             for (const int32_t label : others) near.push_back({product(target(slot), row(label), dim_), label});
             if (others.empty()) continue;
             std::sort(near.begin(), near.end(), nearer);
@@ -612,16 +627,17 @@ class List {
             pool_.push_back(static_cast<int32_t>(popular.at(at)));
             popular_++;
         }
-        for (const auto& near : near_)
-            for (const Near& one : near) pool_.push_back(one.label);
+        for (const auto& of : near_)
+            for (const Near& one : of) pool_.push_back(one.label);
         std::sort(pool_.begin(), pool_.end());
         pool_.erase(std::unique(pool_.begin(), pool_.end()), pool_.end());
         for (const int32_t label : pool_) fetch(row(label), dim_);
         const double highest = std::log1p(most);
+        std::vector<float> near(slots_);
         cosines_.clear(), context_.clear(), popularity_.clear(), promotion_.clear();
         for (const int32_t label : pool_) {
-            for (size_t slot = 0; slot < slots_; slot++)
-                cosines_.push_back(product(users.data() + slot * dim_, row(label), dim_));
+            multiply(users.data(), slots_, row(label), dim_, near.data());
+            cosines_.insert(cosines_.end(), near.begin(), near.end());
             if (delta) context_.push_back(product(delta->data(), row(label), dim_));
             if (boosts) promotion_.push_back(boosts->data()[label]);
             int64_t& number = numbers.mutable_data()[label];
@@ -709,7 +725,7 @@ class List {
         return label >= 0 && label < int64_t(end_) && allowed_.data()[label] && live_.data()[label] &&
                !seen_.has(static_cast<int32_t>(label));
     }
-    const float* row(int32_t label) const { return matrix_.data() + size_t(label) * dim_; }
+    const Half* row(int32_t label) const { return halves_.data() + size_t(label) * dim_; }
     const float* target(size_t slot) const { return targets_.data() + slot * dim_; }
 
     static double edge(const Nearest& near, size_t depth) {
@@ -721,14 +737,15 @@ class List {
         const size_t count = rows ? rows->size() : end_;
         const int32_t* given = rows ? rows->data() : nullptr;
         for (auto& near : found) near.clear();
+        std::vector<float> products(found.size());
         for (size_t at = 0; at < count && depth; at++) {
             const int64_t label = given ? given[at] : int64_t(at);
             if (given && at + AHEAD < count && given[at + AHEAD] >= 0 && given[at + AHEAD] < int64_t(end_))
                 fetch(row(given[at + AHEAD]), dim_);
             if (label < 0 || label >= int64_t(end_) || !allowed_.data()[label] || !live_.data()[label]) continue;
+            multiply(targets_.data(), found.size(), row(static_cast<int32_t>(label)), dim_, products.data());
             for (size_t slot = 0; slot < found.size(); slot++) {
-                const float* own = row(static_cast<int32_t>(label));
-                const Near one{product(target(slot), own, dim_), static_cast<int32_t>(label)};
+                const Near one{products[slot], static_cast<int32_t>(label)};
                 if (found[slot].size() == depth && !nearer(one, found[slot].front())) continue;
                 if (seen_.has(one.label)) break;
                 keep(found[slot], one, depth);
@@ -760,7 +777,8 @@ class List {
     }
 
     Mask allowed_, live_;
-    Array<float> matrix_, targets_;
+    Array<Half> halves_;
+    Array<float> targets_;
     py::list ids_;
     Graph* graph_ = nullptr;
     Array<int64_t> labels_;
@@ -792,7 +810,7 @@ PYBIND11_MODULE(_native, module) {
         .def("add", &Graph::add)
         .def("nearest", &nearest);
     py::class_<List>(module, "List")
-        .def(py::init<Mask, Mask, Array<float>, size_t, py::list, Array<float>>())
+        .def(py::init<Mask, Mask, Array<Half>, size_t, py::list, Array<float>>())
         .def("see", &List::see)
         .def("leave_out", &List::leave_out)
         .def("placed", &List::placed, py::keep_alive<1, 2>())

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from index.items import native
 from index.items.filters import Mask, fitted
-from index.items.search import ExactIndex, HeldRows, Labels, Walk, best, checked_queries
+from index.items.search import ExactIndex, Halves, HeldRows, Labels, Walk, best, checked_queries
 from index.state.records import Vector
 
-EXACT_BYTES = 10_000_000  # vectors that a scan reads in about half a millisecond: below, it is as fast as the graph
+EXACT_BYTES = 5_000_000  # vectors that a scan reads in about half a millisecond: below, it is as fast as the graph
 _INSERT_NODES = 4  # nodes inserted per lock, about a millisecond at d=128: how long a search may have to wait
 _BUILD_NODES = 128  # nodes added between two looks at whether to stop; nobody waits for these
 _DELTA_ROWS = 256  # rows outside the graph before the keeper inserts them: scanning so few costs microseconds
@@ -59,7 +59,7 @@ class HnswIndex(ExactIndex):
         if ef < 1 or links < 2 or ef_construction < 1:
             raise ValueError(f"ef {ef}, links {links}, ef_construction {ef_construction}: at least 1, 2, 1 are needed")
         self._ef, self._links, self._ef_construction = ef, links, ef_construction
-        self._exact_rows = exact_bytes // (4 * dim)
+        self._exact_rows = exact_bytes // (2 * dim)
         self._min_recall = min_recall
         self.graph: _Graph | None = None  # what searches without a filter walk
         self._node: NDArray[np.int32] = np.zeros(0, np.int32)  # [capacity] node with the label's present vector, or −1
@@ -95,7 +95,7 @@ class HnswIndex(ExactIndex):
         with self._lock:
             graph = self.graph
             compiled = None if graph is None or graph.compiled is None else (graph.compiled, graph.labels, self._node)
-            yield HeldRows(self._live, self._matrix, self._end, compiled)
+            yield HeldRows(self._live, self._halves, self._end, compiled)
 
     def walk(self, queries: Vector, k: int, count: int) -> Walk | None:
         graph = self.graph
@@ -173,7 +173,7 @@ class HnswIndex(ExactIndex):
         if found is None or not len(rows):
             return found
         labels, similar = found
-        beside = self._matrix[rows] @ queries.T  # [delta, q]
+        beside = self._halves[rows].astype(np.float32) @ queries.T  # [delta, q]
         labels = np.concatenate((labels, np.broadcast_to(rows, (len(queries), len(rows)))), axis=1)
         column, scores = best(np.concatenate((similar, beside.T), axis=1), k)
         return np.take_along_axis(labels, column, 1), scores
@@ -183,7 +183,7 @@ class HnswIndex(ExactIndex):
     ) -> tuple[Labels, Vector] | None:
         """The nearest of `inside` usable labels that the graph has."""
         if graph.compiled is not None:
-            about = usable, graph.labels, self._node, self._matrix
+            about = usable, graph.labels, self._node
             walked: tuple[Labels, Vector] | None = graph.compiled.nearest(
                 queries, min(k, inside), graph.wide(k), _steps(inside), *about
             )
@@ -206,11 +206,11 @@ class HnswIndex(ExactIndex):
             labels, similar = labels[row, first], similar[row, first]
         return labels[:, :wanted], similar[:, :wanted]
 
-    def _set(self, rows: Labels, values: Vector) -> None:
+    def _set(self, rows: Labels, values: Halves) -> None:
         end = min(self._end, int(rows.max()) + 1)
         known = rows < end
         same = np.zeros(len(rows), np.bool_)
-        same[known] = self._live[rows[known]] & (self._matrix[rows[known]] == values[known]).all(axis=1)
+        same[known] = self._live[rows[known]] & (self._halves[rows[known]] == values[known]).all(axis=1)
         rows, values = rows[~same], values[~same]  # an unchanged vector must not cost a node
         if not len(rows):
             return
@@ -236,6 +236,10 @@ class HnswIndex(ExactIndex):
         if self._changed is not None:
             self._changed[rows] = True
 
+    def _halves_of(self, rows: Labels) -> Halves:
+        with self._lock:
+            return np.asarray(self._halves[rows])
+
     def _must_build(self) -> bool:
         graph = self.graph
         if graph is None:
@@ -249,7 +253,7 @@ class HnswIndex(ExactIndex):
             room = min(_INSERT_NODES, graph.capacity - graph.used)  # the delta may have grown meanwhile
             rows = np.flatnonzero(self._outside[: self._end])[:room]
             if len(rows):
-                self._node[rows] = graph.add(rows, self._matrix[rows])
+                self._node[rows] = graph.add(rows, self._halves[rows])
                 self._outside[rows] = False
                 self.delta -= len(rows)
 
@@ -266,7 +270,7 @@ class HnswIndex(ExactIndex):
             if self._closed.is_set():
                 return
             part = rows[at : at + _BUILD_NODES]
-            nodes[at : at + _BUILD_NODES] = graph.add(part, self.vectors(part))
+            nodes[at : at + _BUILD_NODES] = graph.add(part, self._halves_of(part))
             graph.compile()  # at once: hnswlib hands a graph over under Python's lock, half a second for 50,000 nodes
         with self._lock:
             kept = ~self._changed[rows]  # the others were written or removed meanwhile: their nodes are dead
@@ -307,13 +311,13 @@ class _Graph:
         """How many nodes to keep on the way to k."""
         return max(self._ef, math.ceil(_EF_SHARE * k))
 
-    def add(self, labels: Labels, vectors: Vector) -> NDArray[np.int32]:
+    def add(self, labels: Labels, halves: Halves) -> NDArray[np.int32]:
         """Inserts vectors [n, d]; returns their nodes [n]."""
         nodes = np.arange(self.used, self.used + len(labels))
         if self.compiled is not None:
-            self.compiled.add(vectors, vectors.astype(np.float16).view(np.uint16))
+            self.compiled.add(halves.view(np.uint16))
         else:  # by one thread: the other cores belong to the queries
-            self._index.add_items(vectors, nodes, num_threads=1)
+            self._index.add_items(halves.astype(np.float32), nodes, num_threads=1)
         self.labels[nodes] = labels
         self.used += len(labels)
         return nodes.astype(np.int32)

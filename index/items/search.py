@@ -1,8 +1,8 @@
 """Finds the nearest items to a vector by inner product, exactly; also the interface of every search backend.
 
-Assumes L2-normalised item vectors, so that inner product is cosine; queries may have any length. What is allowed
-arrives as a mask over labels, the catalogue's small integers. A list is as long as asked while enough items are
-allowed.
+Assumes L2-normalised item vectors, so that inner product is cosine; queries may have any length. Vectors are kept in
+halves, to which the encoder rounds them. What is allowed arrives as a mask over labels, the catalogue's small integers.
+A list is as long as asked while enough items are allowed.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from index.items.filters import Mask, fitted
 from index.state.records import Vector
 
 Labels = NDArray[np.int64]  # [m]
+Halves = NDArray[np.float16]  # [n, d]
 
 _GROWTH = 1.5  # room beyond what is needed now, so that growing stays rare; untouched pages cost no memory
 _UPSERT_ROWS = 2048  # rows written per lock: under a millisecond, which is how long a search may have to wait
-_BLOCK_BYTES = 1 << 19  # of vectors that stay in a core's own cache while all queries use them
+_BLOCK_BYTES = 1 << 19  # of vectors in fp32 that stay in a core's own cache while all queries use them
 _SCAN_SHARE = 0.4  # of all rows: to scan more than this, reading everything is cheaper than gathering
 
 
 class HeldRows(NamedTuple):
-    """What an index has by label: which labels have a vector [capacity], and vectors [capacity, d]; all below `end`.
+    """What an index has by label: which labels have a vector [capacity], and halves [capacity, d]; all below `end`.
 
     `graph` is a compiled one with its labels by node and its nodes by label, None where there is none.
     """
 
     live: Mask
-    vectors: Vector
+    halves: Halves
     end: int
     graph: tuple[Any, Labels, NDArray[np.int32]] | None = None
 
@@ -50,7 +51,7 @@ class SearchIndex(Protocol):
     """What both backends do. All methods may be called from any thread."""
 
     def upsert(self, labels: Sequence[int] | Labels, vectors: Vector) -> None:
-        """Sets vectors [n, d] of distinct labels [n]; visible to the next search."""
+        """Sets vectors [n, d] of distinct labels [n], rounded to halves; visible to the next search."""
 
     def remove(self, labels: Sequence[int] | Labels) -> None:
         """Forgets labels; unknown ones are ignored."""
@@ -62,7 +63,7 @@ class SearchIndex(Protocol):
         """
 
     def vectors(self, labels: Sequence[int] | Labels) -> Vector:
-        """Stored vectors [n, d] of known labels [n]."""
+        """Stored vectors [n, d] of known labels [n], in fp32."""
 
     def __len__(self) -> int:
         """Number of labels with a vector."""
@@ -72,14 +73,14 @@ class SearchIndex(Protocol):
 
 
 class ExactIndex:
-    """Brute force over a contiguous fp32 matrix: the oracle, and the backend of small catalogues."""
+    """Brute force over a contiguous matrix of halves: the oracle, and the backend of small catalogues."""
 
     def __init__(self, dim: int) -> None:
         if dim < 1:
             raise ValueError(f"dim {dim} must be at least 1")
         self.dim = dim
         self._lock = threading.Lock()
-        self._matrix: Vector = np.zeros((0, dim), np.float32)  # [capacity, d]
+        self._halves: Halves = np.zeros((0, dim), np.float16)  # [capacity, d]
         self._live: Mask = np.zeros(0, np.bool_)  # [capacity]
         self._end = 0  # labels in use lie below
         self._count = 0
@@ -109,13 +110,14 @@ class ExactIndex:
     def vectors(self, labels: Sequence[int] | Labels) -> Vector:
         rows = np.asarray(labels, np.int64)
         with self._lock:
-            return np.asarray(self._matrix[rows])
+            found = self._halves[rows]
+        return found.astype(np.float32)
 
     @contextmanager
     def held(self) -> Iterator[HeldRows]:
         """Its rows, which do not change meanwhile."""
         with self._lock:
-            yield HeldRows(self._live, self._matrix, self._end)
+            yield HeldRows(self._live, self._halves, self._end)
 
     def walk(self, queries: Vector, k: int, count: int) -> Walk | None:
         """How to walk for k of `count` allowed labels; None where a scan does as well. For use while `held`."""
@@ -124,19 +126,19 @@ class ExactIndex:
     def close(self) -> None:
         return None
 
-    def _set(self, rows: Labels, values: Vector) -> None:
+    def _set(self, rows: Labels, values: Halves) -> None:
         end = max(self._end, int(rows.max()) + 1)
-        if end > len(self._matrix):
+        if end > len(self._halves):
             self._grow(int(end * _GROWTH) + 1024)
-        self._matrix[rows] = values
+        self._halves[rows] = values
         self._count += int(np.count_nonzero(~self._live[rows]))
         self._live[rows] = True
         self._end = end
 
     def _grow(self, capacity: int) -> None:
-        matrix = np.zeros((capacity, self.dim), np.float32)
-        matrix[: self._end] = self._matrix[: self._end]
-        self._matrix, self._live = matrix, fitted(self._live, capacity)
+        halves = np.zeros((capacity, self.dim), np.float16)
+        halves[: self._end] = self._halves[: self._end]
+        self._halves, self._live = halves, fitted(self._live, capacity)
 
     def _usable(self, allowed: Mask | None) -> Mask:
         """[end] labels that have a vector and are allowed."""
@@ -159,16 +161,18 @@ class ExactIndex:
         products = np.empty((len(queries), count), np.float32)
         for at in range(0, count, step):
             part = slice(at, min(at + step, count))
-            block = self._matrix[part] if rows is None else self._matrix[rows[part]]
+            block = (self._halves[part] if rows is None else self._halves[rows[part]]).astype(np.float32)
             # One product per query is faster than one for all: OpenBLAS has no good path for so flat a matrix.
             for query, found in zip(queries, products, strict=True):
                 np.dot(block, query, out=found[part])
         return products
 
 
-def checked(labels: Sequence[int] | Labels, vectors: Vector, dim: int) -> tuple[Labels, Vector]:
+def checked(labels: Sequence[int] | Labels, vectors: Vector, dim: int) -> tuple[Labels, Halves]:
     """Labels [n] and vectors [n, d] as arrays; ValueError for what no index can hold."""
-    rows, values = np.asarray(labels, np.int64), np.asarray(vectors, np.float32)
+    rows = np.asarray(labels, np.int64)
+    with np.errstate(over="ignore"):  # what no half can hold is not finite
+        values = np.asarray(vectors, np.float32).astype(np.float16)
     if values.shape != (len(rows), dim):
         raise ValueError(f"vectors {values.shape} do not fit {len(rows)} labels of an index with d={dim}")
     if len(rows) and rows.min() < 0:
@@ -176,7 +180,7 @@ def checked(labels: Sequence[int] | Labels, vectors: Vector, dim: int) -> tuple[
     if len(np.unique(rows)) != len(rows):
         raise ValueError(f"{len(rows)} labels hold {len(np.unique(rows))} different ones; give each once")
     if not np.isfinite(values).all():
-        raise ValueError("a vector has a number that is not finite; refuse it where it comes in")
+        raise ValueError("a vector has a number that is not finite in halves; refuse it where it comes in")
     return rows, values
 
 

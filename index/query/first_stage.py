@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from index.items import native
 from index.items.catalogue import Catalogue
 from index.items.masks import Allowed
-from index.items.search import ExactIndex, Labels
+from index.items.search import ExactIndex, Halves, Labels
 from index.query.plan import Group, boosts_of, first_depth, groups_of, is_deepest, next_depth, popular_depth
 from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
@@ -68,7 +68,9 @@ def find(
     numbers, items, amounts, most = popularity.columns(catalogue, context.location)
     depth = first_depth(query.count, ranked)
     with search.held() as rows:
-        one = native.COMPILED.List(allowed.mask, rows.live, rows.vectors, rows.end, catalogue.ids, targets)
+        one = native.COMPILED.List(
+            allowed.mask, rows.live, rows.halves.view(np.uint16), rows.end, catalogue.ids, targets
+        )
         if rows.graph is not None:
             one.placed(*rows.graph)
         removed = dict(allowed.removed)
@@ -90,7 +92,7 @@ def find(
             share = weights.popularity
             one.gather(top, users, context.delta, numbers, items, amounts, most, share, boosts)
             if ranked:
-                return _candidates(one, rows.vectors, removed)
+                return _candidates(one, rows.halves, removed)
             chosen = one.choose(query.count, share * next_share, is_deepest(depth))
             if chosen is not None:
                 parts = {"context": context.delta, "popularity": share, "promotion": boosts}
@@ -99,10 +101,11 @@ def find(
             depth = next_depth(depth)
 
 
-def _candidates(one: Any, vectors: Vector, removed: Mapping[str, int]) -> Found:
+def _candidates(one: Any, halves: Halves, removed: Mapping[str, int]) -> Found:
     labels, cosines, context, popularity, promotion = one.parts()
     parts = {"cosine": cosines, "context": context, "popularity": popularity, "promotion": promotion}
-    return Found(removed, one.retrieved(), [*parts], labels=labels, vectors=vectors[labels], parts=parts)
+    vectors = halves[labels].astype(np.float32)
+    return Found(removed, one.retrieved(), [*parts], labels=labels, vectors=vectors, parts=parts)
 
 
 def _promoted(

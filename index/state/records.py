@@ -116,7 +116,7 @@ def load_item(item_id: str, fields: Sequence[bytes | None], embedder: str = "") 
         embedder=newest.decode() if newest else None,
         vector_hash=vector_hash.decode() if vector_hash else None,
         text_hash=hashes[0] if hashes else None,
-        # Always stored in fp32: the search index must equal the tower's output.
+        # In fp32, rounded to halves by the tower: an index, which keeps halves, equals its output.
         retrieval=np.frombuffer(retrieval, np.float32) if retrieval else None,
         folded_hash=hashes[1] if len(hashes) > 1 else None,
     )

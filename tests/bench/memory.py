@@ -33,7 +33,7 @@ from tests.bench.process_usage import memory_bytes, resident_bytes
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import DIM, MODEL, PARTITIONS, Synthetic, Writer, user_id
 
-GOAL_USER, GOAL_ITEM = 7.0, 2.0  # KB
+GOAL_USER, GOAL_ITEM = 6.0, 1.4  # KB
 GOAL_ROLE = {"worker": 450, "embed": 500, "traffic": 200, "api": 120}  # MB
 _TAKE = 500
 _REST_S = REST_BEATS + 10  # all have come to rest by then
@@ -96,7 +96,7 @@ def items(count: int) -> tuple[float, int]:
             part = []
     catalogue.apply(part)
     search.maintain()
-    return (resident_bytes() - before) / count, 4 * DIM
+    return (resident_bytes() - before) / count, 2 * DIM
 
 
 def roles(state: Path | None) -> list[Row]:

@@ -9,9 +9,9 @@ under the same server and load, and Redis' own benchmark.
     python -m tests.bench.query [--items 50000] [--users 20000] [--rate 250] [--seconds 20]
 
 With `--against` one API process of this commit and two of another one answer the same requests over the same data in
-turn, without a ranker; only ratios are of use then.
+turn; only ratios are of use then. With `--ranker` this commit's lists are ordered by a ranker of random numbers.
 
-    python -m tests.bench.query --against [REF] [--rounds 6] [--rate 60] [--seconds 20]
+    python -m tests.bench.query --against [REF] [--rounds 6] [--rate 60] [--seconds 20] [--ranker]
 """
 
 from __future__ import annotations
@@ -34,18 +34,22 @@ import orjson
 
 from deploy.local.role_commands import command, environment
 from deploy.local.status_line import fetch, is_ok
+from deploy.models.documents import write_ranker
 from deploy.servers.mock_kafka import Broker, topic_partitions
 from deploy.servers.redis import RedisServer
 from deploy.servers.supervisor import Role, Supervisor
 from deploy.settings import load as load_settings
+from index.query.served_ranker import FIRST_STAGE
+from index.ranking.ranker import Ranker
 from index.state.keys import Keys
 from index.state.redis_store import RedisStore
 from tests.bench.against import AGAIN, OURS, THEIRS, compared, noisy, option, python_in, rounds, worktree
 from tests.bench.open_loop import Load, Report, generator, get_request, post_request, run
 from tests.bench.process_usage import cpu_seconds, resident_bytes
 from tests.bench.report import Row, result, show
-from tests.bench.synthetic import PARTITIONS, Synthetic, Writer, user_id
+from tests.bench.synthetic import MODEL, PARTITIONS, Synthetic, Writer, user_id
 from tests.integration.live import free_ports
+from tests.support.simple_rankers import random_scorer
 
 HOST, PREFIX = "127.0.0.1", "bench"
 GOAL_RATE, GOALS = 250.0, {50: 4.0, 99: 15.0}  # ms for one API process
@@ -53,7 +57,7 @@ OVERLOAD_SHARE, OVERLOAD_P99 = 0.8, 3 * 15.0
 _READY_S = 240.0
 _RISE, _FIRST = 1.5, 200.0  # rates tried for capacity: 200/s, 300/s, …
 _REQUESTS = 2000
-GOAL_CPU = 0.25  # of 9afcd80's CPU time per query
+GOAL_CPU, GOAL_CPU_RANKED = 1 / 4, 1 / 2.5  # of 9afcd80's CPU time per query
 BUSY_RATE = 60.0  # of a comparison: three API processes and what else runs must not keep anybody waiting
 _COMPARED = 100  # lists
 _IDLE_S = 10.0  # CPU time is counted in hundredths of a second
@@ -74,13 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     option(parser)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--ranker", action="store_true", help="lists are ordered by a ranker")
     given = parser.parse_args(arguments)
-    world = Synthetic(given.items, given.users)
+    world, ranker = Synthetic(given.items, given.users), random_ranker() if given.ranker else None
     if given.against:
-        compare(world, given.against, given.rounds, given.rate or BUSY_RATE, given.seconds)
+        compare(world, ranker, given.against, given.rounds, given.rate or BUSY_RATE, given.seconds)
         return
     rate = given.rate or GOAL_RATE
-    with tempfile.TemporaryDirectory(prefix="perseid-bench-") as folder, deployment(Path(folder), world) as ports:
+    with (
+        tempfile.TemporaryDirectory(prefix="perseid-bench-") as folder,
+        deployment(Path(folder), world, ranker) as ports,
+    ):
         requests = asked(world)
         results = latency(ports, requests, rate, given.seconds)
         results += capacity(ports, requests, given.seconds)
@@ -90,14 +98,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show("query", results, "generator, Redis, broker and API processes share these cores")
 
 
-def compare(world: Synthetic, ref: str, count: int, rate: float, seconds: float) -> None:
+def random_ranker() -> Ranker:
+    """As large as training makes them, over what every deployment counts."""
+    return Ranker({"retrieved": random_scorer("position", "showings")}, MODEL)
+
+
+def compare(world: Synthetic, ranker: Ranker | None, ref: str, count: int, rate: float, seconds: float) -> None:
     """Prints what this commit's API takes beside that of `ref`, and whether the machine let it be told.
 
     CPU time of a query is what an idle process does not take; at a low rate that would be a good part of it.
     """
-    with against(world, ref) as ports, generator() as begin:
+    with against(world, ranker, ref) as ports, generator() as begin:
         processes, requests = dict(ports.values()), asked(world)
         wait_for_graphs(processes)
+        check(ports[OURS][0], ranker)
         different, idle = differing(ports, world), idle_cpu(ports)
 
         def window(side: str) -> dict[str, float]:
@@ -110,20 +124,21 @@ def compare(world: Synthetic, ref: str, count: int, rate: float, seconds: float)
             return {"cpu_ms": spent / max(1, answered) * 1e3, **found, "refused": float(report.sent - answered)}
 
         found = rounds(count, window)
-    rows = compared(found, {"cpu_ms": GOAL_CPU, "p50": None, "p99": None})
+    rows = compared(found, {"cpu_ms": GOAL_CPU if ranker is None else GOAL_CPU_RANKED, "p50": None, "p99": None})
     rows += [result(f"idle_{side}", idle[side] * 1e3, "ms a second") for side in found]
     rows += [result(f"not_200_{side}", sum(one["refused"] for one in found[side]), "answers") for side in found]
-    rows += [result("lists_differ", different, f"of {_COMPARED}", 0, at_most=True)]
+    rows += [result("lists_differ", different, f"of {_COMPARED}", 0 if ranker is None else None, at_most=True)]
     for row in rows:
         print(f"{row['name']:34} {row['value']:10.3f} {row['unit']}", file=sys.stderr)
     names = noisy(rows) + ["all, as it is too busy"] * any(row["value"] for row in rows if "not_200" in row["name"])
     if names:
         print(f"the machine was too noisy for: {', '.join(names)}", file=sys.stderr)
-    show("query", rows, f"against {ref}; generator, Redis, broker and three API processes share these cores")
+    about = f"against {ref}{'' if ranker is None else ', which has no ranker'}"
+    show("query", rows, f"{about}; generator, Redis, broker and three API processes share these cores")
 
 
 @contextmanager
-def against(world: Synthetic, ref: str) -> Iterator[dict[str, tuple[int, int]]]:
+def against(world: Synthetic, ranker: Ranker | None, ref: str) -> Iterator[dict[str, tuple[int, int]]]:
     """One API process of this commit and two of `ref` over data that `ref` has written: side → port, process id."""
     with (
         tempfile.TemporaryDirectory(prefix="perseid-bench-") as name,
@@ -133,6 +148,8 @@ def against(world: Synthetic, ref: str) -> Iterator[dict[str, tuple[int, int]]]:
         Supervisor() as supervisor,
     ):
         subprocess.run(python_in(tree, "-c", _FILL, redis.url, str(world.items), str(world.users)), check=True)
+        if ranker is not None:
+            asyncio.run(_put_ranker(redis.url, ranker))
         first, found = free_ports(3), dict[str, tuple[int, int]]()
         for port, side in enumerate((OURS, THEIRS, AGAIN), first):
             at = broker.address, redis.url, port
@@ -164,7 +181,7 @@ def differing(ports: Mapping[str, tuple[int, int]], world: Synthetic) -> int:
 
 
 @contextmanager
-def deployment(folder: Path, world: Synthetic) -> Iterator[dict[int, int]]:
+def deployment(folder: Path, world: Synthetic, ranker: Ranker | None = None) -> Iterator[dict[int, int]]:
     """Two API processes over a filled Redis, with a beating worker in their place: port → process id."""
     with (
         Broker(topic_partitions(PARTITIONS), folder / "broker.log") as broker,
@@ -172,6 +189,8 @@ def deployment(folder: Path, world: Synthetic) -> Iterator[dict[int, int]]:
         Supervisor() as supervisor,
     ):
         asyncio.run(_fill(redis.url, world))
+        if ranker is not None:
+            asyncio.run(_put_ranker(redis.url, ranker))
         first = free_ports(2)
         found = {}
         for port in (first, first + 1):
@@ -180,9 +199,15 @@ def deployment(folder: Path, world: Synthetic) -> Iterator[dict[int, int]]:
         for port in found:
             _await_ready(supervisor, port)
         wait_for_graphs(found)
-        answer = fetch(f"http://{HOST}:{first}/v1/recommendations/{user_id(0)}?count=10")
-        assert answer and answer["served_by"] == "personal" and len(answer["items"]) == 10, answer
+        check(first, ranker)
         yield found
+
+
+def check(port: int, ranker: Ranker | None) -> None:
+    """That a process answers as it is to. Raises AssertionError."""
+    answer = fetch(f"http://{HOST}:{port}/v1/recommendations/{user_id(0)}?count=10")
+    assert answer and answer["served_by"] == "personal" and len(answer["items"]) == 10, answer
+    assert answer["ranked_by"] == (FIRST_STAGE if ranker is None else ranker.version), answer["ranked_by"]
 
 
 def _redis(folder: Path) -> RedisServer:
@@ -232,6 +257,12 @@ async def _fill(url: str, world: Synthetic) -> None:
     await writer.open(world.dim)
     await writer.put_items(world.records(world.item_vectors()))
     await writer.put_users(world, range(world.users), int(time.time() * 1000))
+    await store.close()
+
+
+async def _put_ranker(url: str, ranker: Ranker) -> None:
+    store = RedisStore(url, Keys(PREFIX))
+    await write_ranker(store, MODEL, ranker.dump())
     await store.close()
 
 

@@ -27,17 +27,15 @@ from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.recommend import recommend
 from index.query.second_stage import Asker, ListRanker, Scores, SecondStage
-from index.ranking.features import FEATURES, GROUPS, Floats, event_classes
-from index.ranking.network import Network, Scaling
-from index.ranking.ranker import ListScorer
+from index.ranking.features import event_classes
 from index.state.memory_store import MemoryStore
 from index.state.records import Vector
 from streams.events import DEFAULT_KINDS
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import BUCKET_MS, MODEL, PARTITIONS, Synthetic, Writer
+from tests.support.simple_rankers import random_scorer
 
 GOAL_MS = 0.8  # that a ranker may add to the median
-_HIDDEN = (64, 32)
 _WEIGHTS = [kind.weight for kind in DEFAULT_KINDS]
 
 
@@ -92,7 +90,7 @@ async def measure(world: Synthetic, count: int) -> list[Row]:
     await popularity.refresh(PARTITIONS, BUCKET_MS, now_ms)
     _settle(catalogue, world.items)
     stage = SecondStage(catalogue, popularity, event_classes(_WEIGHTS, [kind.remembered for kind in DEFAULT_KINDS]))
-    ranker = ListRanker(stage, _scorer(), "r-00000000")
+    ranker = ListRanker(stage, random_scorer("position"), "r-00000000")
     timed, pooled = Timed(ranker), Timed(ranker, silent=True)
     states = [world.state(number, now_ms) for number in range(world.users)]
     users = [UserView.of(v, s, _WEIGHTS) for v, s in zip(world.user_vectors(world.users), states, strict=True)]
@@ -132,18 +130,6 @@ def _in_turns(
             if at >= warm:
                 taken[name].append((time.perf_counter() - began) * 1e3)
     return taken
-
-
-def _scorer() -> ListScorer:
-    rng = np.random.default_rng(0)
-    names = tuple(name for name in FEATURES if name not in GROUPS["position"])
-    rows: Floats = rng.normal(size=(1000, len(names))).astype(np.float32)
-    sizes = [3 * len(names), *_HIDDEN, 1]
-    layers = [
-        ((rng.normal(size=pair) / pair[0] ** 0.5).astype(np.float32), np.zeros(pair[1], np.float32))
-        for pair in itertools.pairwise(sizes)
-    ]
-    return ListScorer(Network(Scaling.of(rows), layers), names)
 
 
 def _settle(catalogue: Catalogue, items: int) -> None:

@@ -41,6 +41,7 @@ from index.state.store import Commit, LiveStore, LogIdentity, Op
 from index.state.stored_user import encode_profile
 from index.state.user_columns import UserState, encode_state, event_hash
 from streams.events import Rules
+from tests.support.halves import unit_in_halves
 
 PARTITIONS, DIM, MODEL = 4, 4, "m-00000001"
 KINDS = ("view", "cart", "purchase")
@@ -53,8 +54,7 @@ FEATURES = [
 
 
 def unit(vector: Sequence[float]) -> Vector:
-    found = np.asarray(vector, np.float32)
-    return np.asarray(found / np.linalg.norm(found), np.float32)
+    return unit_in_halves(vector)
 
 
 TASTES = {"tea": unit([1, 0.1, 0, 0]), "fan": unit([0.1, 1, 0, 0])}

@@ -208,7 +208,7 @@ class ModelWorld:
             for thread in threads if has_text else ():
                 row = np.frombuffer(found[vector_field(thread.version)], np.float32)
                 whole = thread.encoder.items.retrieval([item_id])[0]  # of another batch, so rounded otherwise
-                np.testing.assert_allclose(row, whole, atol=1e-6, err_msg=item_id)
+                np.testing.assert_allclose(row, whole, rtol=2**-10, atol=1e-6, err_msg=item_id)
 
     def _append(self, topic: str, partition: int, key: str, body: Mapping[str, Any] | None) -> Record:
         value = None if body is None else orjson.dumps(body)

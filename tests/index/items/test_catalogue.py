@@ -17,13 +17,13 @@ from index.items.filters import parse_filter
 from index.items.hnsw import HnswIndex
 from index.items.search import ExactIndex
 from index.state.records import ItemRecord, Vector
+from tests.support.halves import unit_in_halves
 
 DIM, NOW_MS = 3, 1_000
 
 
 def unit(*values: float) -> Vector:
-    found = np.array(values, np.float32)
-    return np.asarray(found / np.linalg.norm(found), np.float32)
+    return unit_in_halves(values)
 
 
 EAST = unit(1, 0, 0)

@@ -25,10 +25,11 @@ from index.state.records import (
 )
 from index.state.redis_store import RedisStore
 from index.state.store import Commit, LiveStore, LogIdentity, LogPage, Op, StoreUnavailableError
+from tests.support.halves import in_halves
 from tests.support.store_scenarios import Scenario, runner
 
 MODEL, TOPIC = "m-00000001", "catalog"
-VECTOR = np.array([0.6, 0.8], np.float32)
+VECTOR = in_halves([0.6, 0.8])
 
 
 class Owner:

@@ -34,7 +34,7 @@ def built(count: int) -> tuple[dict[str, Any], Any]:
 
 def found(graph: Any, vectors: Vector, query: Vector, k: int) -> list[int] | None:
     places = np.arange(len(vectors)), np.arange(len(vectors), dtype=np.int32)
-    answer = graph.nearest(query[None], k, 200, 10**6, np.ones(len(vectors), np.bool_), *places, vectors)
+    answer = graph.nearest(query[None], k, 200, 10**6, np.ones(len(vectors), np.bool_), *places)
     return None if answer is None else answer[0][0].tolist()
 
 
@@ -43,7 +43,7 @@ def test_nodes_of_hnswlib_and_later_ones_are_found() -> None:
     vectors = np.concatenate([unit(400, 0), unit(400, 1)])
     graph = NATIVE.Graph(parameters, halves, 800)
     for at in range(400, 800, 4):
-        assert graph.add(vectors[at : at + 4], vectors[at : at + 4].astype(np.float16).view(np.uint16)) == at
+        assert graph.add(vectors[at : at + 4].astype(np.float16).view(np.uint16)) == at
     hits = 0
     for query in unit(50, 2):
         answer = found(graph, vectors, query, 10)
@@ -51,7 +51,7 @@ def test_nodes_of_hnswlib_and_later_ones_are_found() -> None:
         hits += len({*answer} & {*np.argsort(-(vectors @ query))[:10].tolist()})
     assert hits > 0.98 * 500
     with pytest.raises(ValueError, match="no room"):
-        graph.add(vectors[:1], halves[:1])
+        graph.add(halves[:1])
 
 
 def test_a_walk_that_finds_too_few_or_goes_too_far_says_so() -> None:
@@ -60,9 +60,9 @@ def test_a_walk_that_finds_too_few_or_goes_too_far_says_so() -> None:
     places = np.arange(300), np.arange(300, dtype=np.int32)
     few = np.zeros(300, np.bool_)
     few[:5] = True
-    assert graph.nearest(vectors[:1], 6, 50, 10**6, few, *places, vectors) is None
-    assert graph.nearest(vectors[:1], 5, 50, 10, few, *places, vectors) is None
-    assert sorted(graph.nearest(vectors[:1], 5, 50, 10**6, few, *places, vectors)[0][0].tolist()) == [*range(5)]
+    assert graph.nearest(vectors[:1], 6, 50, 10**6, few, *places) is None
+    assert graph.nearest(vectors[:1], 5, 50, 10, few, *places) is None
+    assert sorted(graph.nearest(vectors[:1], 5, 50, 10**6, few, *places)[0][0].tolist()) == [*range(5)]
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -19,19 +19,19 @@ from index.items.hnsw import HnswIndex
 from index.items.search import ExactIndex, SearchIndex
 from index.state.records import Vector
 from tests.conftest import eventually
+from tests.support.halves import in_halves, unit_in_halves
 
 DIM = 16
 MAKERS: dict[str, Callable[[], SearchIndex]] = {
     "exact": lambda: ExactIndex(DIM),
     "hnsw": lambda: HnswIndex(DIM, exact_bytes=0, background=False),
     "hnsw, not compiled": lambda: HnswIndex(DIM, exact_bytes=0, background=False),
-    "hnsw over some rows": lambda: HnswIndex(DIM, exact_bytes=50 * DIM * 4, background=False),
+    "hnsw over some rows": lambda: HnswIndex(DIM, exact_bytes=50 * DIM * 2, background=False),
 }
 
 
 def unit(rows: int, seed: int = 0, dim: int = DIM) -> Vector:
-    found = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
-    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+    return unit_in_halves(np.random.default_rng(seed).standard_normal((rows, dim)))
 
 
 @pytest.fixture(params=MAKERS)
@@ -60,7 +60,7 @@ def agree(index: SearchIndex, vectors: dict[int, Vector], k: int, allowed: Mask 
     for row, query in enumerate(queries):
         assert labels[row].tolist() == brute(vectors, query, k, allowed)
         wanted = [float(vectors[label] @ query) for label in labels[row].tolist()]
-        np.testing.assert_allclose(scores[row], wanted, atol=1e-5)
+        np.testing.assert_allclose(scores[row], wanted, atol=1e-4)  # halves are not quite of length 1
 
 
 def test_it_finds_the_nearest(index: SearchIndex) -> None:
@@ -85,7 +85,7 @@ def test_an_upsert_is_seen_by_the_next_search_and_replaces_the_vector(index: Sea
     query = unit(1, seed=5)
     index.upsert([41], query)
     labels, scores = index.search(query, 1)
-    assert labels.tolist() == [[41]] and scores[0, 0] == pytest.approx(1.0, abs=1e-5)
+    assert labels.tolist() == [[41]] and scores[0, 0] == pytest.approx(1.0, abs=1e-3)
     assert len(index) == 100
     settle(index)
     agree(index, {**dict(enumerate(vectors)), 41: query[0]}, 100)
@@ -190,7 +190,7 @@ def test_an_unchanged_vector_costs_no_node() -> None:
 
 
 def test_the_graph_appears_above_a_size_and_grows_ahead() -> None:
-    index = HnswIndex(DIM, exact_bytes=100 * DIM * 4, background=False)
+    index = HnswIndex(DIM, exact_bytes=100 * DIM * 2, background=False)
     vectors, seen = unit(3000, seed=2), []
     for rows in (100, 200):
         index.upsert(range(rows), vectors[:rows])
@@ -210,7 +210,7 @@ def test_recall_stays_after_everything_was_replaced_under_a_filter() -> None:
     centres = unit(40, seed=4, dim=dim)
     for seed in range(3):
         vectors = centres[np.arange(rows) % 40] + 0.7 * unit(rows, seed, dim)
-        vectors = np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+        vectors = unit_in_halves(vectors)
         for at in range(0, rows, 500):
             index.upsert(range(at, at + 500), vectors[at : at + 500])
             index.maintain()
@@ -298,7 +298,7 @@ def test_a_process_that_ends_during_a_build_ends_well() -> None:
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.3, 0.05])
 def test_a_walk_misses_hardly_any_of_the_last_places_under_a_filter(share: float) -> None:
     random = np.random.default_rng(3)
-    vectors = random.standard_normal((4000, 16)).astype(np.float32)
+    vectors = in_halves(random.standard_normal((4000, 16)))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     graph, scan = HnswIndex(16, ef=60, exact_bytes=0, background=False), ExactIndex(16)
     for index in (graph, scan):

@@ -26,6 +26,7 @@ from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
 from tests.index.items.test_follower import MODEL, VECTOR, Owner
 from tests.index.query.test_recommend import NOBODY
+from tests.support.halves import in_halves
 
 DIM = 2
 
@@ -34,7 +35,7 @@ def filled(count: int = 300) -> Catalogue:
     catalogue = Catalogue(MODEL, DIM)
     random = np.random.default_rng(0)
     for number in range(count):
-        vector: Vector | None = random.standard_normal(DIM).astype(np.float32) if number % 5 else None
+        vector: Vector | None = in_halves(random.standard_normal(DIM)) if number % 5 else None
         fields = {"title": f"Tea №{number}", "price": float(number)} if number % 7 else None
         catalogue.apply([ItemRecord(f"i{number}", number + 1, fields, None, ("hot",), "e", "a", "b", vector)])
     return catalogue

@@ -61,7 +61,7 @@ def _reaches_all(search: HnswIndex, vectors: Vector) -> bool:
         graph, *places = rows.graph
         size = len(vectors)
         asked = vectors[:1], size, size, 99 * size, np.ones(size, np.bool_)
-        return graph.nearest(*asked, *places, vectors) is not None
+        return graph.nearest(*asked, *places) is not None
 
 
 def world(kind: str, items: int = ITEMS) -> Catalogue:
@@ -275,8 +275,8 @@ def _sees(names: Any, name: str, label: int) -> bool:
 
 def _list(allowed: Any) -> Any:
     size = len(allowed)
-    vectors = np.ones((size, 2), np.float32)
-    return NATIVE.List(allowed, np.ones(size, np.bool_), vectors, size, [str(n) for n in range(size)], vectors[:1])
+    halves, target = np.ones((size, 2), np.float16).view(np.uint16), np.ones((1, 2), np.float32)
+    return NATIVE.List(allowed, np.ones(size, np.bool_), halves, size, [str(n) for n in range(size)], target)
 
 
 def test_thousands_of_names_are_found() -> None:
@@ -322,7 +322,7 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
     allowed, rows = np.ones(5, np.bool_), np.ones((5, 2), np.float32)
     one = _list(allowed)
     with pytest.raises(ValueError):
-        NATIVE.List(allowed, allowed, rows, 5, [""] * 5, np.ones((1, 3), np.float32))
+        NATIVE.List(allowed, allowed, rows.astype(np.float16).view(np.uint16), 5, [""] * 5, np.ones((1, 3), np.float32))
     none = np.zeros(0, np.int64)
     assert not one.walk(2, 5, 9, 9, none)
     one.scan(3, np.array([-4, 2, 99, 1], np.int32))

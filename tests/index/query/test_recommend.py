@@ -24,14 +24,14 @@ from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
 from index.state.user_columns import UserState
 from tests.support.feedback_oracle import taken_off
+from tests.support.halves import unit_in_halves
 
 NOW_MS, DIM = 1_000_000, 4
 PLAIN = Weights(popularity=0.0)
 
 
 def unit(*values: float) -> Vector:
-    found = np.array(values, np.float32)
-    return np.asarray(found / np.linalg.norm(found), np.float32)
+    return unit_in_halves(values)
 
 
 def record(item_id: str, vector: Vector | None, **fields: Any) -> ItemRecord:
@@ -228,8 +228,7 @@ def test_a_catalogue_without_items_gives_an_empty_list() -> None:
     assert ids(empty, Query(5)) == [] == ids(empty, Query(5), UserView(None))
 
 
-VECTORS = np.random.default_rng(0).standard_normal((40, DIM)).astype(np.float32)
-VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+VECTORS = unit_in_halves(np.random.default_rng(0).standard_normal((40, DIM)))
 CLICKS = {f"i{n:02d}": n % 7 for n in range(0, 40, 3) if n % 7}
 POPULAR = counted(CLICKS)
 

@@ -22,6 +22,7 @@ from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord, Vector
 from index.state.user_columns import UserState
+from tests.support.halves import unit_in_halves
 
 NOW_MS, DIM, ITEMS = 1_000_000_000, 4, 60
 KIND_WEIGHTS = [1, 3, 5, 2, -2, -1]
@@ -29,8 +30,7 @@ CLASSES = event_classes(KIND_WEIGHTS, [False, False, True, False, False, False])
 
 
 def unit(values: Any) -> Vector:
-    found = np.asarray(values, np.float32)
-    return np.asarray(found / np.linalg.norm(found), np.float32)
+    return unit_in_halves(values)
 
 
 @pytest.fixture

@@ -24,12 +24,12 @@ from index.state.records import canonical_json
 from index.state.user_columns import UserState
 from tests.index.query.test_recommend import DIM, NOBODY, NOW_MS, counted, record, unit
 from tests.index.query.test_second_stage import by, on
+from tests.support.halves import unit_in_halves
 
 ITEMS = 240
 NAMES = [f"i{n:03d}" for n in range(ITEMS)]
 KINDS = Kinds(("view", "cart", "purchase", "like"), (False, False, True, False))
-_ROWS = np.random.default_rng(1).standard_normal((ITEMS, DIM)).astype(np.float32)
-VECTORS = {name: row / np.linalg.norm(row) for name, row in zip(NAMES, _ROWS, strict=True)}
+VECTORS = dict(zip(NAMES, unit_in_halves(np.random.default_rng(1).standard_normal((ITEMS, DIM))), strict=True))
 FIELDS: dict[str, dict[str, Any]] = {
     name: {
         "price": float(n),
