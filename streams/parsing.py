@@ -177,7 +177,7 @@ def _plain_click(record: Record, rules: Rules) -> Click | None:
         return None
     if type(body) is not dict:
         return None
-    get = body.get
+    get: Callable[[str], Any] = body.get
     event_id, user_id, item_id, name, ts_ms = get("event_id"), get("user_id"), get("item_id"), get("kind"), get("ts_ms")
     for value in (event_id, user_id, item_id):
         if type(value) is not str or not _is_plain(value):

@@ -43,7 +43,7 @@ class HeldVectors:
         self.changes += 1
         self._make_labels(int(rows.max(initial=-1)) + 1)
         self._has[rows] = True
-        self.keep(rows, values)
+        self.keep(rows, values.astype(np.float32))
 
     def remove(self, labels: Sequence[int] | Labels) -> None:
         self.changes += 1

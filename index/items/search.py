@@ -1,8 +1,7 @@
 """Finds the nearest items to a vector by inner product, exactly; also the interface of every search backend.
 
-Assumes L2-normalised item vectors, so that inner product is cosine; queries may have any length. Vectors are kept in
-halves, to which the encoder rounds them. What is allowed arrives as a mask over labels, the catalogue's small integers.
-A list is as long as asked while enough items are allowed.
+Assumes L2-normalised item vectors, which are kept in halves; queries may have any length. What is allowed arrives as a
+mask over labels, the catalogue's small integers. A list is as long as asked while enough items are allowed.
 """
 
 from __future__ import annotations

@@ -297,7 +297,7 @@ class UserState:
         found._recent_ms = 0
         if count:
             found._times, found.first_ms = None, first_ms
-            found.last_ms = first_ms + sum(memoryview(found._gaps).cast(_CODES[width]))
+            found.last_ms = first_ms + sum(array(_CODES[width], data[at:gaps_end]))
         else:
             found._times, found.first_ms, found.last_ms = [], 0, -1
         return found
