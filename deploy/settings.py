@@ -160,7 +160,7 @@ class Settings(BaseModel):
     api_keys: SecretStr = Field(
         SecretStr(""), description="API keys with scopes read, write, admin: `key:read+write,…`; empty = open"
     )
-    api_answers: int = Field(10, description="answers in work before 503, half of it in a standing queue (API)", ge=1)
+    api_answers: int = Field(16, description="answers in work before 503, half of it in a standing queue (API)", ge=1)
     api_in_flight: int = Field(64, description="writes, or answers that wait for an event, before 503 (API)", ge=1)
     console_host: str = Field("127.0.0.1", description="address the console listens on")
     console_port: int = Field(8600, description="port the console listens on; 0 takes a free one", ge=0, le=65535)

@@ -57,7 +57,7 @@ class ApiSettings:
     elastic: ElasticSettings | None = None  # for filters, or for filters and the search
     snapshots: Path | None = None  # folder of index snapshots, which shorten the start
     in_flight: int = 64  # writes, and answers that wait for an event included
-    answers: int = 10  # in work, each some 3 ms of the event loop: beyond, the client had better try another process
+    answers: int = 16  # in work, each some 1.3 ms of the event loop: beyond, the client had better try another process
     after_wait_ms: float = 100.0  # an event is visible after some 10 ms, unless the worker is behind
     vectors_wait_ms: float = 100.0  # of a user whom no worker has encoded by the served model yet
     stale_ms: float = 1_000.0  # a confirmation older than this is no promise any more
