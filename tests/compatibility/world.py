@@ -244,17 +244,17 @@ def masked(value: Any) -> Any:
     return [masked(part) for part in value] if isinstance(value, list) else value
 
 
-def assert_same(found: Any, wanted: Any, where: str = "") -> None:
+def assert_same(found: Any, wanted: Any, where: str = "", within: float = 1e-4) -> None:
     """Equal values with equally ordered names; floats may differ in the fifth digit, as processors do."""
     if isinstance(wanted, dict):
         assert isinstance(found, dict) and list(found) == list(wanted), f"{where}: {found}, not {wanted}"
         for name, part in wanted.items():
-            assert_same(found[name], part, f"{where}.{name}")
+            assert_same(found[name], part, f"{where}.{name}", within)
     elif isinstance(wanted, list):
         assert isinstance(found, list) and len(found) == len(wanted), f"{where}: {found}, not {wanted}"
         for at, part in enumerate(wanted):
-            assert_same(found[at], part, f"{where}[{at}]")
+            assert_same(found[at], part, f"{where}[{at}]", within)
     elif isinstance(wanted, float):
-        assert isinstance(found, float) and abs(found - wanted) < 1e-4, f"{where}: {found}, not {wanted}"
+        assert isinstance(found, float) and abs(found - wanted) < within, f"{where}: {found}, not {wanted}"
     else:
         assert found == wanted and type(found) is type(wanted), f"{where}: {found!r}, not {wanted!r}"
