@@ -166,6 +166,8 @@ def test_now_shows_charts_that_go_on_and_every_role(page: Page, live: Live) -> N
 def test_an_event_appears_within_a_second_and_shows_what_it_changed(page: Page, live: Live) -> None:
     user = known_user(live)
     live.recommend(user)  # what was shown before the event
+    visit(page, "/events", user=user, topic="exposures")  # which may reach Kafka a second later
+    expect(page.locator("tbody tr").first).to_be_visible(timeout=WAIT_MS)
     visit(page, "/events", user=user)
     expect(page.locator("tbody tr")).to_have_count(3, timeout=WAIT_MS)
     took = []
