@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.integration.browsing import chromium, opened
 from tests.integration.live import Live, click
@@ -76,8 +76,17 @@ def _there_and_back_by_hand(page: Page, live: Live, served: str, staged: str) ->
     expect(page.get_by_role("region", name="List beside it")).to_contain_text(f"by {staged}")
     expect(page.get_by_role("region", name="List", exact=True)).to_contain_text(f"by {served}")
     page.goto("/models")
+
+    def late(route: Route) -> None:
+        """Holds an answer back for longer than the page waits before it asks how far a staged model is."""
+        answer = route.fetch()
+        page.wait_for_timeout(3_500)
+        route.fulfill(response=answer)
+
+    page.route("**/models/change", late)
     serve.click()
     expect(page.get_by_role("status")).to_contain_text(f"Done: promote {staged}")
+    page.unroute("**/models/change")
     live.until(lambda: model_of(live) == staged, 5, "both API processes serve the staged model")
     page.get_by_role("button", name=f"Roll back to {served}").click()
     expect(page.get_by_role("status")).to_contain_text("Done: rollback")
