@@ -12,7 +12,13 @@ FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast"]
 def native(name: str, source: str, *macros: tuple[str, str]) -> Pybind11Extension:
     """A module that may be missing."""
     return Pybind11Extension(
-        name, [source], cxx_std=17, extra_compile_args=FLAGS, define_macros=[*macros], optional=True
+        name,
+        [source],
+        cxx_std=17,
+        extra_compile_args=FLAGS,
+        define_macros=[*macros],
+        depends=["index/items/products.hpp"],
+        optional=True,
     )
 
 
