@@ -285,6 +285,16 @@ class Catalogue:
         with self._lock:
             return self._columns.facts(labels)
 
+    def fact_columns(self) -> tuple[NDArray[Any], ...]:
+        """What `facts` is made from, by label, and by code of a subclass `ItemColumns.usual`; to be read only."""
+        columns = self._columns
+        return columns.brand, columns.subclass, columns.category, columns.price, columns.usual
+
+    def events_of(self, stored: bytes) -> tuple[Labels, NDArray[np.uint8], NDArray[np.int64]]:
+        """`places`, kinds and times [n] of the events of a user's stored state; only where there are `names`."""
+        found: tuple[Labels, NDArray[np.uint8], NDArray[np.int64]] = self.names.events(stored, self._columns.vector)
+        return found
+
     def regionless(self) -> Mask:
         """[size] items without regions."""
         return self._columns.regionless[: self.size]

@@ -6,7 +6,7 @@ time window, from `starts_ms` to just before `ends_ms`; a missing bound is infin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class ItemColumns:
         # Codes of labels, 0: none; of a category the first of its path.
         self.brand, self.subclass, self.category, self.group = np.zeros((4, capacity), np.int32)
         self._codes: dict[str, int] = {"": 0}  # of brands, subclasses, categories and groups alike
-        self._usual: dict[int, float] = {}  # code of a subclass → median of its log prices, until one of them changes
+        self._usual = _Medians()
         self.listed, self.stock, self.vector, self.regionless, self.window = np.zeros((5, capacity), np.bool_)
 
     def make_room(self, size: int) -> None:
@@ -73,13 +73,13 @@ class ItemColumns:
         self.listed[label] = catalogue is not None
         self.stock[label] = catalogue is not None and fields.get("available") is not False
         self.regionless[label] = catalogue is not None and not fields.get("regions")
-        self._usual.pop(int(self.subclass[label]), None)
+        self._usual.forget(int(self.subclass[label]))
         named = fields.get("brand"), fields.get("subclass"), next(iter(fields.get("category") or ()), None)
         codes = [self._codes.setdefault(name or "", len(self._codes)) for name in named]
         self.brand[label], self.subclass[label], self.category[label] = codes
         group = str(fields.get("group_id") or "")
         self.group[label] = self._codes.setdefault(group, len(self._codes))
-        self._usual.pop(codes[1], None)
+        self._usual.forget(codes[1])
 
     def facts(self, labels: Labels) -> ItemFacts:
         """What is known of items [n], nothing of label −1."""
@@ -89,22 +89,28 @@ class ItemColumns:
         )
         prices = self.price[labels]
         price = np.log(np.where(known & (prices > 0), prices, np.nan)).astype(np.float32)
-        codes, places = np.unique(subclass, return_inverse=True)
-        usual = np.array(self._usual_prices(codes.tolist()), np.float32)
-        return ItemFacts(brand, subclass, category, price, price - usual[places])
+        self._find_medians(subclass)
+        return ItemFacts(brand, subclass, category, price, price - self._usual.of[subclass])
 
-    def _usual_prices(self, subclasses: Sequence[int]) -> list[float]:
-        """Medians of the log prices of subclasses, by code; NaN of none, or without a price."""
-        lacking = [code for code in subclasses if code not in self._usual]
-        if lacking:  # one look at all items, however many subclasses
-            rows = np.flatnonzero(np.isin(self.subclass, [code for code in lacking if code]))
-            rows = rows[self.listed[rows] & (self.price[rows] > 0)]
-            rows = rows[np.argsort(self.subclass[rows], kind="stable")]
-            codes, starts = np.unique(self.subclass[rows], return_index=True)
-            groups = np.split(np.log(self.price[rows]), starts[1:])
-            self._usual |= dict.fromkeys(lacking, np.nan)
-            self._usual |= {code: float(np.median(group)) for code, group in zip(codes.tolist(), groups, strict=False)}
-        return [self._usual[code] for code in subclasses]
+    @property
+    def usual(self) -> NDArray[np.float32]:
+        """[codes] median of the log prices of a subclass; NaN of none, infinite where `facts` has to be asked first."""
+        return self._usual.of
+
+    def _find_medians(self, subclasses: NDArray[np.int32]) -> None:
+        """Of subclasses by code; NaN of none, or without a price."""
+        self._usual.make_room(len(self._codes))
+        lacking = np.unique(subclasses[np.isinf(self._usual.of[subclasses])])
+        if not len(lacking):
+            return
+        rows = np.flatnonzero(np.isin(self.subclass, lacking))  # one look at all items, however many subclasses
+        rows = rows[self.listed[rows] & (self.price[rows] > 0)]
+        rows = rows[np.argsort(self.subclass[rows], kind="stable")]
+        codes, starts = np.unique(self.subclass[rows], return_index=True)
+        groups = np.split(np.log(self.price[rows]), starts[1:])
+        self._usual.of[lacking] = np.nan
+        for code, group in zip(codes.tolist(), groups, strict=False):
+            self._usual.of[code] = np.median(group)
 
     def may_show(self, size: int, now_ms: int) -> Mask:
         """[size] labels that the hard rules let pass: in stock, hence listed, and inside the time window."""
@@ -129,6 +135,21 @@ class ItemColumns:
     def timed(self, size: int) -> Labels:
         """Labels below `size` whose window has a start or an end."""
         return np.flatnonzero(self.window[:size])
+
+
+class _Medians:
+    """Of the log prices of subclasses, by code: `of` is infinite until somebody asks, and again when one changes."""
+
+    def __init__(self) -> None:
+        self.of = np.array([np.nan], np.float32)  # code 0 is no subclass
+
+    def make_room(self, codes: int) -> None:
+        if codes > len(self.of):
+            self.of = np.concatenate((self.of, np.full(codes * 5 // 4 - len(self.of) + 1, np.inf, np.float32)))
+
+    def forget(self, code: int) -> None:
+        if 0 < code < len(self.of):
+            self.of[code] = np.inf
 
 
 class Posting:

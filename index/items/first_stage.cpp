@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
@@ -69,10 +70,12 @@ class Window {
         if (version != 2 && version != 3) throw py::value_error("a state of an unknown version");
         events = number<uint16_t>(head + 2);
         const size_t evicted = number<uint16_t>(head + 4), bought = number<uint16_t>(head + 6);
+        first_ms_ = number<int64_t>(head + 24);
         const size_t folded = version == 3 ? number<uint16_t>(take(2 + 8)) : 0;
-        take((flags & WIDE_GAPS ? 8 : 4) * (events ? events - 1 : 0));
+        wide_ = flags & WIDE_GAPS;
+        gaps_ = take((wide_ ? 8 : 4) * (events ? events - 1 : 0));
         take(HASH * (events + evicted + folded));
-        take(events);
+        kinds = reinterpret_cast<const uint8_t*>(take(events));
         const char* times = take(8 * bought);
         for (size_t at = 0; at < bought; at++) bought_ms.push_back(number<int64_t>(times + 8 * at));
         const size_t count = events + bought;
@@ -82,7 +85,16 @@ class Window {
             ids.emplace_back(take(size), size);
         }
     }
+    // Times [events] of the events.
+    void times(int64_t* to) const {
+        uint64_t at_ms = first_ms_;  // unsigned: what damaged bytes add up to may overflow
+        for (size_t at = 0; at < events; at++) {
+            if (at) at_ms += wide_ ? number<uint64_t>(gaps_ + 8 * (at - 1)) : number<uint32_t>(gaps_ + 4 * (at - 1));
+            to[at] = static_cast<int64_t>(at_ms);
+        }
+    }
     size_t events;
+    const uint8_t* kinds;  // [events]
     std::vector<int64_t> bought_ms;
     std::vector<std::string_view> ids;  // of the events, then of what was bought before
 
@@ -101,6 +113,9 @@ class Window {
         return found;
     }
     std::string_view left_;
+    bool wide_;
+    const char* gaps_;
+    int64_t first_ms_;
 };
 
 // Labels of items by id. An id is known by 64 bits of a hash that begins anew in each process: of a million items two
@@ -133,6 +148,20 @@ class Names {
         found.reserve(ids.size());
         for (const uint64_t one : hashes) found.push_back(std::max(GONE, slots_[place(one)].label));
         return found;
+    }
+    // Labels of a stored state's events, −1 of items that are not known or that `has` [size] does not name, with the
+    // events' kinds and times.
+    py::tuple events(std::string_view stored, const Mask& has) const {
+        shaped(has, 1, "has");
+        if (stored.empty()) return py::make_tuple(Array<int64_t>(0), Array<uint8_t>(0), Array<int64_t>(0));
+        const Window window(stored);
+        Array<int64_t> found(window.events), times(window.events);
+        Array<uint8_t> kinds(window.events, window.kinds);
+        window.times(times.mutable_data());
+        const std::vector<int32_t> known = labels({window.ids.begin(), window.ids.begin() + window.events});
+        for (size_t at = 0; at < window.events; at++)
+            found.mutable_data()[at] = known[at] >= 0 && known[at] < has.size() && has.data()[known[at]] ? known[at] : -1;
+        return py::make_tuple(found, kinds, times);
     }
 
   private:
@@ -575,7 +604,7 @@ class List {
         for (const int32_t label : pool_) fetch(row(label), dim_);
         const double highest = std::log1p(most);
         std::vector<float> near(slots_);
-        cosines_.clear(), context_.clear(), popularity_.clear(), promotion_.clear();
+        cosines_.clear(), context_.clear(), popularity_.clear(), promotion_.clear(), ranker_.clear();
         for (const int32_t label : pool_) {
             multiply(users.data(), slots_, row(label), dim_, near.data());
             cosines_.insert(cosines_.end(), near.begin(), near.end());
@@ -588,16 +617,35 @@ class List {
         }
     }
 
-    // Labels [m] of the candidates, products [m, q] with users, and the parts [m] of offset, popularity and promotions;
-    // None for what there is not.
-    py::tuple parts() const {
-        const auto column = [](const std::vector<double>& of) -> py::object {
-            return of.empty() ? py::object(py::none()) : py::object(py::array_t<double>(of.size(), of.data()));
-        };
-        py::array_t<int64_t> labels(pool_.size());
+    // Keeps the `most` best candidates of each slot: their labels [m], and what products, offset and popularity of each add
+    // up to [m, q].
+    py::tuple best(size_t most) {
+        const size_t size = pool_.size();
+        if (size > most && most) {
+            std::vector<bool> kept(size);
+            std::vector<double> scores(size), order;
+            for (size_t slot = 0; slot < slots_; slot++) {
+                for (size_t at = 0; at < size; at++) scores[at] = score(at, slot);
+                order = scores;
+                std::nth_element(order.begin(), order.begin() + (most - 1), order.end(), std::greater<>());
+                for (size_t at = 0; at < size; at++) kept[at] = kept[at] || scores[at] >= order[most - 1];
+            }
+            reduce(kept);
+        }
+        Array<int64_t> labels(pool_.size());
         std::copy(pool_.begin(), pool_.end(), labels.mutable_data());
-        py::array_t<double> products({pool_.size(), slots_}, cosines_.data());
-        return py::make_tuple(labels, products, column(context_), column(popularity_), column(promotion_));
+        Array<double> first({pool_.size(), slots_});
+        for (size_t at = 0; at < pool_.size(); at++)
+            for (size_t slot = 0; slot < slots_; slot++)
+                first.mutable_data()[at * slots_ + slot] =
+                    cosines_[at * slots_ + slot] + (context_.empty() ? 0.0 : context_[at]) + popularity_[at];
+        return py::make_tuple(labels, first);
+    }
+    // What a ranker adds to the scores of the candidates [m, q].
+    void add(const Array<double>& part) {
+        if (part.ndim() != 2 || size_t(part.shape(0)) != pool_.size() || size_t(part.shape(1)) != slots_)
+            throw py::value_error("a part is not of the candidates");
+        ranker_.assign(part.data(), part.data() + part.size());
     }
 
     // How many candidates each target, promotions and popularity brought.
@@ -646,6 +694,7 @@ class List {
             if (!context_.empty()) parts.append(context_[place]);
             parts.append(popularity_[place]);
             if (!promotion_.empty()) parts.append(promotion_[place]);
+            if (!ranker_.empty()) parts.append(ranker_[place * slots_ + slot]);
             found.append(py::make_tuple(id(pool_[place]), slot, parts));
         }
         return found;
@@ -700,7 +749,20 @@ class List {
         if (!context_.empty()) found += context_[at];
         found += popularity_[at];
         if (!promotion_.empty()) found += promotion_[at];
+        if (!ranker_.empty()) found += ranker_[at * slots_ + slot];
         return std::isnan(found) ? LOWEST : found;
+    }
+
+    // Drops the candidates that are not kept.
+    void reduce(const std::vector<bool>& kept) {
+        const auto shrink = [&](auto& column, size_t width) {
+            if (column.empty()) return;
+            size_t to = 0;
+            for (size_t at = 0; at < kept.size(); at++)
+                for (size_t n = 0; kept[at] && n < width; n++) column[to++] = column[at * width + n];
+            column.resize(to);
+        };
+        shrink(cosines_, slots_), shrink(context_, 1), shrink(popularity_, 1), shrink(promotion_, 1), shrink(pool_, 1);
     }
 
     py::handle id(int32_t label) const {
@@ -730,7 +792,7 @@ class List {
     std::vector<Nearest> near_;  // by target
     std::vector<double> edges_;  // of promoted items, by target
     std::vector<int32_t> promoted_, pool_;
-    std::vector<double> cosines_, context_, popularity_, promotion_;  // of the pool; [m, q], then [m] or none
+    std::vector<double> cosines_, context_, popularity_, promotion_, ranker_;  // of the pool; [m], first and last [m, q]
 };
 
 }  // namespace
@@ -738,12 +800,10 @@ class List {
 PRODUCTS_END
 
 PYBIND11_MODULE(_native, module) {
-#ifdef INTEL
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
-        throw py::import_error("this processor lacks AVX2, FMA or F16C");
-#endif
+    if (!CAN_MULTIPLY) throw py::import_error("this processor lacks AVX2, FMA or F16C");
     module.doc() = "The first stage of one list, as index.query.recommend and index.query.plan, and what it walks.";
-    py::class_<Names>(module, "Names").def(py::init<>()).def("set", &Names::set).def("drop", &Names::drop);
+    py::class_<Names>(module, "Names").def(py::init<>()).def("set", &Names::set).def("drop", &Names::drop).def(
+        "events", &Names::events);
     py::class_<Graph>(module, "Graph")
         .def(py::init<const py::dict&, const Array<Half>&, size_t>())
         .def("add", &Graph::add)
@@ -757,7 +817,8 @@ PYBIND11_MODULE(_native, module) {
         .def("scan", py::overload_cast<size_t, const std::optional<Array<int32_t>>&>(&List::scan))
         .def("promote", &List::promote)
         .def("gather", &List::gather)
-        .def("parts", &List::parts)
+        .def("best", &List::best)
+        .def("add", &List::add)
         .def("retrieved", &List::retrieved)
         .def("choose", &List::choose);
 }

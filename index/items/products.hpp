@@ -1,5 +1,6 @@
 // Inner products of vectors with vectors in halves, by what AVX2, FMA and F16C do at once where there are those. Included
-// behind all other headers; the code between is for that processor, until PRODUCTS_END.
+// behind all other headers; the code between is for that processor, until PRODUCTS_END. A module looks at CAN_MULTIPLY when
+// it is loaded.
 
 #pragma once
 
@@ -15,8 +16,10 @@
 #pragma GCC target("avx2,fma,f16c")
 #define INTEL 1
 #define PRODUCTS_END _Pragma("GCC pop_options")
+#define CAN_MULTIPLY (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
 #else
 #define PRODUCTS_END
+#define CAN_MULTIPLY true
 #endif
 
 namespace {

@@ -6,9 +6,8 @@ list is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from index.items import native
 from index.items.catalogue import Catalogue
 from index.items.masks import Allowed
-from index.items.search import ExactIndex, Halves, Labels
+from index.items.search import ExactIndex, Labels
 from index.query.plan import Group, boosts_of, first_depth, groups_of, is_deepest, next_depth, popular_depth
-from index.query.popularity import Popularity
+from index.query.popularity import Amounts, Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.state.records import Vector
 
@@ -27,7 +26,7 @@ _MOST_PROMOTED = 20_000  # items that a promotion may push up: of more, a walk i
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The list as (id, place of the slot, parts by `names`), or a ranker's candidates: labels [m], vectors, parts.
+    """The list as (id, place of the slot, parts by `names`).
 
     `removed` and `retrieved` are counts, the latter of each slot, promotions and popularity.
     """
@@ -35,10 +34,7 @@ class Found:
     removed: Mapping[str, int]
     retrieved: Sequence[int]
     names: Sequence[str]
-    chosen: Sequence[tuple[str, int, Sequence[float]]] = ()
-    labels: Labels = field(default_factory=lambda: np.zeros(0, np.int64))
-    vectors: Vector = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    parts: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Sequence[tuple[str, int, Sequence[float]]]
 
 
 def find(
@@ -51,11 +47,13 @@ def find(
     now_ms: int,
     weights: Weights,
     seen: Iterable[str],
-    ranked: bool,
+    order: Callable[[Labels, Amounts], Amounts | None] | None = None,
+    wide: int = 0,
 ) -> Found | None:
-    """The list of a user with vectors [slots, d], or with `ranked` its candidates; None where Python has to.
+    """The list of a user with vectors [slots, d]; None where Python has to.
 
-    `seen` is what counts as such where the user's stored state does not say it.
+    `order` says what a ranker adds to first-stage scores [m, slots] of items [m], the `wide` best of each slot; None
+    for nothing. `seen` is what counts as such where the user's stored state does not say it.
     """
     search = catalogue.search
     if native.COMPILED is None or catalogue.names is None or not isinstance(search, ExactIndex):
@@ -66,7 +64,10 @@ def find(
         return None
     targets = users if context.delta is None else users + context.delta
     numbers, items, amounts, most = popularity.columns(catalogue, context.location)
-    depth = first_depth(query.count, ranked)
+    depth = first_depth(query.count, order is not None)
+    share = weights.popularity
+    parts = {"context": context.delta, "popularity": share, "promotion": boosts, "ranker": order}
+    named = ["cosine", *(name for name, part in parts.items() if part is not None)]
     with search.held() as rows:
         one = native.COMPILED.List(
             allowed.mask, rows.live, rows.halves.view(np.uint16), rows.end, catalogue.ids, targets
@@ -88,24 +89,19 @@ def find(
                 one.scan(depth, allowed.rows)
             for labels, boost in promoted:
                 one.promote(depth, labels, boost)
-            top, next_share = popularity.top_of(catalogue, context.location, popular_depth(depth, ranked))
-            share = weights.popularity
+            top, next_share = popularity.top_of(catalogue, context.location, popular_depth(depth, order is not None))
             one.gather(top, users, context.delta, numbers, items, amounts, most, share, boosts)
-            if ranked:
-                return _candidates(one, rows.halves, removed)
+            if order is not None:
+                break
             chosen = one.choose(query.count, share * next_share, is_deepest(depth))
             if chosen is not None:
-                parts = {"context": context.delta, "popularity": share, "promotion": boosts}
-                named = ["cosine", *(name for name, part in parts.items() if part is not None)]
                 return Found(removed, one.retrieved(), named, chosen)
             depth = next_depth(depth)
-
-
-def _candidates(one: Any, halves: Halves, removed: Mapping[str, int]) -> Found:
-    labels, cosines, context, popularity, promotion = one.parts()
-    parts = {"cosine": cosines, "context": context, "popularity": popularity, "promotion": promotion}
-    vectors = halves[labels].astype(np.float32)
-    return Found(removed, one.retrieved(), [*parts], labels=labels, vectors=vectors, parts=parts)
+    part = order(*one.best(wide))  # which looks at the rows itself
+    if part is None:
+        return None
+    one.add(part)
+    return Found(removed, one.retrieved(), named, one.choose(query.count, 0.0, True))
 
 
 def _promoted(

@@ -70,6 +70,15 @@ class WeightColumns(NamedTuple):
     most: float
 
 
+class CountColumns(NamedTuple):
+    """Numbers as of `WeightColumns`, weights and the highest, at all and at a location, and counts by class."""
+
+    numbers: NDArray[np.int64]
+    popular: tuple[Amounts, float]
+    here: tuple[Amounts, float]
+    by_class: list[list[Amounts]]  # several of one class count together
+
+
 class Popularity:
     """Decayed counts by location and overall.
 
@@ -230,6 +239,13 @@ class Popularity:
         where = location if location in self._counted else ""
         weights = self._of(where)
         return WeightColumns(self._numbers_by_label(catalogue), self._items, weights, self._highest(where))
+
+    def count_columns(self, catalogue: Catalogue, location: str, classes: Sequence[Sequence[int]]) -> CountColumns:
+        """What `shares_at` and `kind_counts_at` are made from, kinds by class."""
+        where = location if location in self._counted else ""
+        counts = [[self._by_kind[kind] for kind in kinds if kind in self._by_kind] for kinds in classes]
+        popular, here = ((self._of(place), self._highest(place)) for place in ("", where))
+        return CountColumns(self._numbers_by_label(catalogue), popular, here, counts)
 
     def _numbers_by_label(self, catalogue: Catalogue) -> NDArray[np.int64]:
         """Numbers by label, one more than there are labels: label −1 is looked up like the others."""

@@ -16,6 +16,7 @@ from index.items.filters import Filter
 from index.query.feedback import Rated, has_negative, rated
 from index.query.plan import Lead
 from index.query.rules.arrangement import MOST_PROMOTIONS, Arrangement
+from index.query.second_stage import Asker
 from index.state.records import Vector
 from index.state.stored_user import StoredUser
 from index.state.user_columns import UserState
@@ -62,6 +63,11 @@ class UserView:
             return self
         state = self.stored.state
         return UserView(self.vectors, state.items, state.purchases, None, state)
+
+    def asker(self, context: ContextView, now_ms: int) -> Asker:
+        """For whom a ranker orders a list."""
+        state, data = (self.state, b"") if self.stored is None else (self.stored.state, self.stored.data)
+        return Asker(state, self.vectors, context.location, context.delta, now_ms, data)
 
     @classmethod
     def of(cls, vectors: Vector | None, state: UserState, kind_weights: Sequence[int]) -> UserView:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -19,7 +20,7 @@ from index.query import first_stage
 from index.query.feedback import NegativeFeedback
 from index.query.plan import Candidates, Lead, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.pool import Pool, Ranked, in_turns, last, products
-from index.query.popularity import Popularity
+from index.query.popularity import Amounts, Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.rules.arrange import arranged
 from index.query.rules.arrangement import Arrangement
@@ -82,24 +83,18 @@ def _compiled(
     slots, users = _users(query, user, catalogue.dim)
     seen = chain(user.window, _bought(user.purchases, now_ms, weights))
     about = catalogue, context, popularity, now_ms, weights
-    found = first_stage.find(query, user, users, *about, seen, ranked=ranker is not None)
-    if found is None:
+    order = None if ranker is None else partial(_part, ranker, user.asker(context, now_ms))
+    found = first_stage.find(query, user, users, *about, seen, order, max(_MOST_RANKED, query.count))
+    if found is None:  # also where a ranker says nothing: the first stage then orders the list, and may look deeper
         return None
     retrieved = dict(zip((*slots, "promoted", "popular"), found.retrieved, strict=True))
-    if ranker is None:
-        names = found.names
-        items = [Ranked(item, sum(of), slots[at], dict(zip(names, of, strict=True))) for item, at, of in found.chosen]
-        return Recommendations(items, found.removed, retrieved)
-    pool = Pool(found.labels, catalogue)
-    for name, part in found.parts.items():
-        pool.add(name, part)
-    asker = Asker(user.decoded().state, user.vectors, context.location, context.delta, now_ms)
-    ranked = _ranked(pool, found.vectors, query.count, slots, ranker, asker)
-    if ranked is None:  # the first stage orders the list after all, which may look deeper
-        return None
-    pool, version = ranked
-    scores = np.stack([pool.sums(at) for at in range(len(slots))], axis=1)
-    return Recommendations(pool.entries(in_turns(scores, pool, query.count), slots), found.removed, retrieved, version)
+    names = found.names
+    items = [Ranked(item, sum(of), slots[at], dict(zip(names, of, strict=True))) for item, at, of in found.chosen]
+    return Recommendations(items, found.removed, retrieved, None if ranker is None else ranker.version)
+
+
+def _part(ranker: ListOrder, asker: Asker, labels: Labels, first: Amounts) -> Amounts | None:
+    return ranker.part(first, labels, None, asker)
 
 
 def answer_in_process(plan: SearchPlan) -> Recommendations:
@@ -149,7 +144,7 @@ def plan_searches(
         depth=first_depth(query.count if query.arrangement is None else 2 * query.count, ranker is not None),
         negative=negative,
         ranker=ranker,
-        asker=None if ranker is None else Asker(user.state, user.vectors, context.location, context.delta, now_ms),
+        asker=None if ranker is None else user.asker(context, now_ms),
         arrangement=query.arrangement,
         lead=query.lead,
     )

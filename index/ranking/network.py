@@ -27,12 +27,12 @@ class Scaling:
 
     edges: Floats
     _places: list[tuple[Floats, Grid] | None] = field(init=False, repr=False, compare=False)  # None: always the same
-    _compiled: Any = field(init=False, repr=False, compare=False)  # the same, where there is a compiler
+    compiled: Any = field(init=False, repr=False, compare=False)  # the same, where there is a compiler
 
     def __post_init__(self) -> None:
         places = [_places_of(edges) for edges in self.edges]
         object.__setattr__(self, "_places", places)
-        object.__setattr__(self, "_compiled", native.scaling(places))
+        object.__setattr__(self, "compiled", native.scaling(places))
 
     @classmethod
     def of(cls, features: Floats) -> Scaling:
@@ -47,8 +47,8 @@ class Scaling:
 
     def inputs(self, features: Floats, ends: Sequence[int]) -> Floats:
         """What the network sees of lists that end at rows `ends` [n, 3 F]; within a list, means are over its rows."""
-        if self._compiled is not None and len(ends) == 1:
-            seen: Floats = self._compiled.inputs(features)
+        if self.compiled is not None and len(ends) == 1:
+            seen: Floats = self.compiled.inputs(features)
             return seen
         count = features.shape[1]
         missing = np.isnan(features)
@@ -92,6 +92,17 @@ class Network:
 
     scaling: Scaling
     layers: Sequence[tuple[Floats, Floats]]
+    _compiled: Any = field(init=False, repr=False, compare=False)  # the same, where there is a compiler
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_compiled", native.network(self.scaling.compiled, self.layers))
+
+    def list_scores(self, features: Floats, columns: Sequence[int]) -> Floats:
+        """`scores` [m] of one list by some columns of features [m, more]; compiled, the last digits differ."""
+        if self._compiled is None:
+            return self.scores(features[:, columns])
+        found: Floats = self._compiled.scores(features, columns)
+        return found
 
     def scores(self, features: Floats, ends: Sequence[int] | None = None) -> Floats:
         """Of the items of one list [m, F], or of several that end at rows `ends`, [m]; higher is better."""

@@ -46,7 +46,7 @@ class ListScorer:
 
     def scores(self, features: Floats) -> Floats | None:
         """Of the items of one list with all features [m, len(FEATURES)]; None when one of them is no number."""
-        found = self.network.scores(features[:, self.columns])
+        found = self.network.list_scores(features, self.columns)
         return found if np.isfinite(found).all() else None
 
 

@@ -1,7 +1,8 @@
 // The features and the network's inputs of one list, as `features.py` and `network.py` compute them: same formulas, same
 // meaning of NaN. Both of those stay, as the oracle of the tests and for machines without a compiler.
 //
-// Every array is checked for its shape before it is read. No pointer outlives a call, and nothing is kept between calls.
+// Every array is checked for its shape before it is read, and every label and code before it is used. No pointer outlives
+// a call, and nothing is kept between calls.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -11,10 +12,13 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "../items/products.hpp"
 
 namespace py = pybind11;
 
@@ -23,6 +27,7 @@ namespace {
 constexpr float NaN = std::numeric_limits<float>::quiet_NaN();
 
 template <typename T> using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+template <typename T> using Column = py::array_t<T, py::array::c_style>;  // never a copy: another type is refused
 template <typename T> using Strided = py::array_t<T, py::array::forcecast>;
 using Optional = std::optional<Array<float>>;
 
@@ -354,15 +359,13 @@ void positions(Table& table, const int64_t* labels, const Optional& given, const
     }
 }
 
-py::array_t<float> features(
-    const Array<int64_t>& labels, const std::vector<std::pair<std::string, Optional>>& given_products,
-    const py::tuple& item_facts, const std::vector<Optional>& amounts, const Optional& places,
-    const Array<int64_t>& history_labels, const Array<uint8_t>& classes, const Array<int64_t>& ts_ms,
-    const py::tuple& event_facts, const std::vector<std::pair<std::string, Strided<float>>>& near, int64_t now_ms,
-    int64_t session_gap_ms, size_t recent, const py::tuple& priors) {
-    if (labels.ndim() != 1 || history_labels.ndim() != 1) throw py::value_error("labels are one row");
-    const History history(history_labels, classes, ts_ms, now_ms, session_gap_ms);
-    const Facts items = facts_of(item_facts), events = facts_of(event_facts);
+using Products = std::vector<std::pair<std::string, Optional>>;
+using Cosines = std::vector<std::pair<std::string, Strided<float>>>;
+
+py::array_t<float> table_of(
+    const Array<int64_t>& labels, const Products& given_products, const Facts& items, const std::vector<Optional>& amounts,
+    const Optional& places, const History& history, const Facts& events, const Cosines& near, int64_t now_ms, size_t recent,
+    const py::tuple& priors) {
     Table table(labels.shape(0));
     sized(items, table.items());
     sized(events, history.size());
@@ -375,6 +378,224 @@ py::array_t<float> features(
     list_shares(table, items);
     positions(table, labels.data(), places, history);
     return table.take();
+}
+
+py::array_t<float> features(
+    const Array<int64_t>& labels, const Products& given_products, const py::tuple& item_facts,
+    const std::vector<Optional>& amounts, const Optional& places, const Array<int64_t>& history_labels,
+    const Array<uint8_t>& classes, const Array<int64_t>& ts_ms, const py::tuple& event_facts, const Cosines& near,
+    int64_t now_ms, int64_t session_gap_ms, size_t recent, const py::tuple& priors) {
+    if (labels.ndim() != 1 || history_labels.ndim() != 1) throw py::value_error("labels are one row");
+    const History history(history_labels, classes, ts_ms, now_ms, session_gap_ms);
+    return table_of(labels, given_products, facts_of(item_facts), amounts, places, history, facts_of(event_facts), near, now_ms,
+                    recent, priors);
+}
+
+// What a catalogue knows of all items, by label: codes, prices, and by code the median of the log prices of a subclass.
+struct Catalogue {
+    Column<int32_t> codes[3];
+    Column<double> price;
+    Column<float> usual;
+
+    explicit Catalogue(const py::tuple& columns) {
+        if (columns.size() != 5) throw py::value_error("a catalogue has five columns");
+        for (int which = 0; which < 3; which++) codes[which] = columns[which].cast<Column<int32_t>>();
+        price = columns[3].cast<Column<double>>(), usual = columns[4].cast<Column<float>>();
+        size_t size = price.size();
+        for (const auto& of : codes) size = std::min<size_t>(size, of.size());
+        size_ = size;
+    }
+    // Of labels [n]; none where a median is not known yet: infinite, or not there.
+    std::optional<Facts> facts(const int64_t* labels, size_t count) const {
+        Facts found{Array<int32_t>(count), Array<int32_t>(count), Array<int32_t>(count), Array<float>(count), Array<float>(count)};
+        int32_t* to[] = {found.brand.mutable_data(), found.subclass.mutable_data(), found.category.mutable_data()};
+        float *log_price = found.price.mutable_data(), *level = found.level.mutable_data();
+        for (size_t at = 0; at < count; at++) {  // all of them are on their way before the first is read
+            for (const auto& of : codes) __builtin_prefetch(of.data() + labels[at]);
+            __builtin_prefetch(price.data() + labels[at]);
+        }
+        for (size_t at = 0; at < count; at++) {
+            const int64_t label = labels[at];
+            if (label >= int64_t(size_)) throw py::value_error("a label beyond the catalogue");
+            for (int which = 0; which < 3; which++) to[which][at] = label < 0 ? 0 : codes[which].data()[label];
+            const double paid = label < 0 ? NaN : price.data()[label];
+            log_price[at] = paid > 0 ? static_cast<float>(std::log(paid)) : NaN;
+            const int32_t code = to[1][at];
+            if (code < 0) throw py::value_error("codes begin at 0");
+            if (code >= usual.size() || std::isinf(usual.data()[code])) return std::nullopt;
+            level[at] = log_price[at] - usual.data()[code];
+        }
+        return found;
+    }
+
+  private:
+    size_t size_;
+};
+
+// Weights by number of an item, and the highest.
+using Given = std::pair<Column<double>, double>;
+class Weights {
+  public:
+    explicit Weights(const Given& given) : by_number_(given.first), highest_(given.second > 0 ? std::log1p(given.second) : 0) {}
+    float share(int64_t number) const {
+        const double own = number >= 0 && number < by_number_.size() ? by_number_.data()[number] : 0.0;
+        return static_cast<float>(highest_ > 0 ? std::log1p(own) / highest_ : own);
+    }
+    void fetch(int64_t number) const { __builtin_prefetch(by_number_.data() + number); }
+
+  private:
+    Column<double> by_number_;
+    double highest_;
+};
+
+// Products of a row in halves with all of others [n, d], four at a time; not in the order of `multiply`.
+void multiply_many(const float* others, size_t count, const Half* own, size_t dim, float* found) {
+    size_t at = 0;
+    for (; at + 4 <= count; at += 4) {
+        const float* first = others + at * dim;
+        Vector sums[4][2] = {};
+        size_t n = 0;
+        for (; n + 16 <= dim; n += 16)
+            for (size_t half = 0; half < 2; half++) {
+                const Vector numbers = load(own + n + 8 * half);  // converted once for all
+                for (size_t of = 0; of < 4; of++) sums[of][half] += load(first + of * dim + n + 8 * half) * numbers;
+            }
+        for (size_t of = 0; of < 4; of++) {
+            const Vector all = sums[of][0] + sums[of][1];
+            found[at + of] = ((all[0] + all[4]) + (all[1] + all[5])) + ((all[2] + all[6]) + (all[3] + all[7]));
+            for (size_t left = n; left < dim; left++) found[at + of] += first[of * dim + left] * one(own + left);
+        }
+    }
+    multiply(others + at * dim, count - at, own, dim, found + at);
+}
+
+// The last distinct labels of those events, newest first.
+template <typename F> std::vector<int64_t> newest(const History& history, size_t most, F wanted) {
+    std::vector<int64_t> found;
+    for (size_t at = history.size(); at-- > 0 && found.size() < most;) {
+        const int64_t label = history.labels.data()[at];
+        if (label < 0 || !wanted(at) || std::find(found.begin(), found.end(), label) != found.end()) continue;
+        found.push_back(label);
+    }
+    return found;
+}
+
+// As `features`, gathered from columns by label and number: vectors in halves, what popularity counts at all and at the
+// location, and by kind for each class. None where something has to be looked up first.
+py::object live_features(
+    const Array<int64_t>& labels, const Column<uint16_t>& halves, const Optional& users, const Optional& delta,
+    const Optional& negative, const py::tuple& columns, const Column<int64_t>& numbers, const Given& popular, const Given& here,
+    const std::vector<std::vector<Column<double>>>& by_class, const Optional& shown, const Array<int64_t>& history_labels,
+    const Array<uint8_t>& classes, const Array<int64_t>& ts_ms, int64_t now_ms, int64_t session_gap_ms, size_t recent,
+    const py::tuple& priors) {
+    if (labels.ndim() != 1 || history_labels.ndim() != 1 || numbers.ndim() != 1) throw py::value_error("labels are one row");
+    if (halves.ndim() != 2 || by_class.size() != 3) throw py::value_error("vectors are a table, and classes three");
+    const size_t count = labels.size(), dim = halves.shape(1), size = std::min(halves.shape(0), numbers.shape(0));
+    if ((users && (users->ndim() != 2 || users->shape(0) != 2 || size_t(users->shape(1)) != dim)) ||
+        (delta && (delta->ndim() != 1 || size_t(delta->size()) != dim)))
+        throw py::value_error("users are not as wide as vectors");
+    const auto within = [size](const Array<int64_t>& of, int64_t least) {
+        for (py::ssize_t at = 0; at < of.size(); at++)
+            if (of.data()[at] < least || of.data()[at] >= int64_t(size)) throw py::value_error("a label beyond the vectors");
+    };
+    within(labels, 0), within(history_labels, -1);
+    for (size_t item = 0; item < count; item++) __builtin_prefetch(numbers.data() + labels.data()[item]);
+    const History history(history_labels, classes, ts_ms, now_ms, session_gap_ms);
+    const Catalogue catalogue(columns);
+    const auto items = catalogue.facts(labels.data(), count);
+    const auto events = catalogue.facts(history_labels.data(), history.size());
+    if (!items || !events) return py::none();
+
+    std::vector<Optional> amounts(5);
+    float* amount[5];
+    for (size_t at = 0; at < 5; at++) amounts[at] = Array<float>(count), amount[at] = amounts[at]->mutable_data();
+    const Weights everywhere(popular), there(here);
+    for (size_t item = 0; item < count; item++) {
+        const int64_t number = numbers.data()[labels.data()[item]];
+        if (number < -1) return py::none();
+        everywhere.fetch(number), there.fetch(number);
+        for (const auto& of : by_class)
+            for (const auto& counts : of) __builtin_prefetch(counts.data() + number);
+    }
+    for (size_t item = 0; item < count; item++) {
+        const int64_t number = numbers.data()[labels.data()[item]];
+        amount[0][item] = everywhere.share(number), amount[1][item] = there.share(number);
+        for (size_t of = 0; of < 3; of++) {
+            double sum = 0;
+            for (const auto& counts : by_class[of]) sum += number >= 0 && number < counts.size() ? counts.data()[number] : 0.0;
+            amount[2 + of][item] = static_cast<float>(sum);
+        }
+    }
+    amounts.push_back(shown);
+
+    const uint8_t* of = classes.data();
+    const auto looked = newest(history, recent, [of](size_t at) { return of[at] != NEGATIVE; });
+    const auto liked = newest(history, recent, [of](size_t at) { return acted(of[at]); });
+    const size_t session =
+        newest(history, recent, [&](size_t at) { return of[at] != NEGATIVE && history.session[at]; }).size();
+    std::vector<float> others;  // what candidates are multiplied with: the user, the offset, and items of the window
+    if (users) others.insert(others.end(), users->data(), users->data() + 2 * dim);
+    if (delta) others.insert(others.end(), delta->data(), delta->data() + dim);
+    const auto row = [&](int64_t label) { return halves.data() + label * dim; };
+    for (const auto& labels_of : {looked, liked})
+        for (const int64_t label : labels_of)
+            for (size_t at = 0; at < dim; at++) others.push_back(one(row(label) + at));
+    const size_t width = dim ? others.size() / dim : 0, near_at = (users ? 2 : 0) + (delta ? 1 : 0);
+    Column<float> found({count, width});
+    float* cells = found.mutable_data();
+    for (size_t item = 0; item < count; item++) {
+        if (item + 1 < count) fetch(row(labels.data()[item + 1]), dim);
+        multiply_many(others.data(), width, row(labels.data()[item]), dim, cells + item * width);
+    }
+    Products products;
+    const auto product = [&](const char* name, size_t at) {
+        Array<float> own(count);
+        for (size_t item = 0; item < count; item++) own.mutable_data()[item] = cells[item * width + at];
+        products.emplace_back(name, own);
+    };
+    if (users) product("next", 0), product("general", 1);
+    if (delta) product("context", users ? 2 : 0);
+    Array<float> none(count);
+    std::fill(none.mutable_data(), none.mutable_data() + count, 0.0f);
+    products.emplace_back("negative", negative ? *negative : none);
+    Cosines near;
+    const auto part = [&](const char* name, size_t from, size_t many) {
+        const std::vector<py::ssize_t> shape{py::ssize_t(count), py::ssize_t(many)};
+        const std::vector<py::ssize_t> strides{py::ssize_t(width * sizeof(float)), py::ssize_t(sizeof(float))};
+        if (many) near.emplace_back(name, Strided<float>(shape, strides, cells + from, found));
+    };
+    part("last", near_at, std::min<size_t>(1, looked.size()));
+    part("recent", near_at, looked.size());
+    part("session", near_at, session);
+    part("acted", near_at + looked.size(), liked.size());
+    return table_of(labels, products, *items, amounts, std::nullopt, history, *events, near, now_ms, recent, priors);
+}
+
+// What a ranker's scores [m] add to first-stage scores [m, q], as `second_stage.part_of`; None where they are no numbers or
+// all alike.
+py::object part(const Array<float>& scores, const Array<double>& first, double least) {
+    if (first.ndim() != 2) throw py::value_error("first-stage scores are a table");
+    sized(scores, first.shape(0), "scores");
+    const size_t count = first.shape(0), slots = first.shape(1);
+    const float* of = scores.data();
+    if (!std::all_of(of, of + count, [](float score) { return std::isfinite(score); })) return py::none();
+    if (std::all_of(of, of + count, [of](float score) { return score == of[0]; })) return py::none();
+    const auto spread = [count](const auto& value) {
+        double mean = 0, square = 0;
+        for (size_t at = 0; at < count; at++) mean += value(at) / count;
+        for (size_t at = 0; at < count; at++) square += (value(at) - mean) * (value(at) - mean) / count;
+        return std::pair{mean, std::sqrt(square)};
+    };
+    const auto [mean, deviation] = spread([of](size_t at) { return double(of[at]); });
+    py::array_t<double> found({count, slots});
+    for (size_t slot = 0; slot < slots; slot++) {
+        const double* own = first.data() + slot;
+        const auto [middle, width] = spread([=](size_t at) { return own[at * slots]; });
+        for (size_t at = 0; at < count; at++)
+            found.mutable_data()[at * slots + slot] =
+                (of[at] - mean) / deviation * std::max(width, least) + middle - own[at * slots];
+    }
+    return std::move(found);
 }
 
 // As `network.Scaling`: the places of values among those of training, and what the network sees of them.
@@ -393,37 +614,47 @@ class Scaling {
         }
     }
 
+    size_t size() const { return columns_.size(); }
+
     // Of one list [items, F]: places, the same less the list's mean, and what is missing [items, 3 F].
     py::array_t<float> inputs(const Array<float>& features) const {
-        const size_t count = columns_.size();
-        if (features.ndim() != 2 || static_cast<size_t>(features.shape(1)) != count)
+        if (features.ndim() != 2 || static_cast<size_t>(features.shape(1)) != size())
             throw py::value_error("features are not those of the scaling");
-        const size_t items = features.shape(0);
+        py::array_t<float> found({static_cast<size_t>(features.shape(0)), 3 * size()});
+        std::vector<size_t> columns(size());
+        std::iota(columns.begin(), columns.end(), 0);
+        fill(features, columns, found.mutable_data());
+        return found;
+    }
+    // The same of some columns of features [items, more].
+    void fill(const Array<float>& features, const std::vector<size_t>& columns, float* found) const {
+        const size_t count = size(), items = features.shape(0), width = features.shape(1);
         const float* cells = features.data();
-        py::array_t<float> found({items, 3 * count});
-        float* row = found.mutable_data();
-        std::fill(row, row + items * 3 * count, 0.0f);
+        std::vector<float> places(count * items);  // [F, items]
+        std::vector<double> means(count);
         for (size_t at = 0; at < count; at++) {
             float sum = 0;
             size_t known = 0;
+            float* to = &places[at * items];
             for (size_t item = 0; item < items; item++) {
-                const float value = cells[item * count + at];
-                float* to = row + item * 3 * count + at;
-                if (std::isnan(value)) {
-                    to[2 * count] = 1;
-                    continue;
-                }
+                const float value = cells[item * width + columns[at]];
+                to[item] = std::isnan(value) ? NaN : columns_[at].place(value);
+                if (std::isnan(value)) continue;
                 known++;
-                *to = columns_[at].place(value);
-                sum += *to;
+                sum += to[item];
             }
-            const double mean = static_cast<double>(sum) / std::max<size_t>(1, known);
-            for (size_t item = 0; item < items; item++) {
-                float* to = row + item * 3 * count + at;
-                if (!to[2 * count]) to[count] = static_cast<float>(*to - mean);
+            means[at] = static_cast<double>(sum) / std::max<size_t>(1, known);
+        }
+        for (size_t item = 0; item < items; item++) {
+            float* row = found + item * 3 * count;
+            for (size_t at = 0; at < count; at++) {
+                const float place = places[at * items + item];
+                const bool missing = std::isnan(place);
+                row[at] = missing ? 0.0f : place;
+                row[count + at] = missing ? 0.0f : static_cast<float>(place - means[at]);
+                row[2 * count + at] = missing;
             }
         }
-        return found;
     }
 
   private:
@@ -433,6 +664,8 @@ class Scaling {
         Column(const float* values, const double* places, size_t size)
             : values_(values, values + size), places_(places, places + size) {
             if (!size) return;
+            for (size_t at = 0; at + 1 < size; at++)
+                slopes_.push_back((places_[at + 1] - places_[at]) / (values_[at + 1] - double(values_[at])));
             cells_ = CELLS / (static_cast<double>(values_.back()) - values_.front());
             size_t at = 0;
             for (size_t cell = 0; cell < CELLS; cell++) {
@@ -446,8 +679,7 @@ class Scaling {
             if (value >= values_.back()) return static_cast<float>(places_.back());
             size_t at = first_[cell_of(value)];
             while (values_[at + 1] <= value) at++;
-            const double low = values_[at], slope = (places_[at + 1] - places_[at]) / (values_[at + 1] - low);
-            return static_cast<float>(slope * (value - low) + places_[at]);
+            return static_cast<float>(slopes_[at] * (value - double(values_[at])) + places_[at]);
         }
 
       private:
@@ -456,7 +688,7 @@ class Scaling {
             return std::min<size_t>(CELLS - 1, static_cast<size_t>((static_cast<double>(value) - values_.front()) * cells_));
         }
         std::vector<float> values_;
-        std::vector<double> places_;
+        std::vector<double> places_, slopes_;
         double cells_ = 0;
         std::vector<uint16_t> first_;
     };
@@ -464,13 +696,120 @@ class Scaling {
     std::vector<Column> columns_;
 };
 
+typedef int32_t Ints __attribute__((vector_size(32)));
+
+// e^x, to about the last digit, of numbers from −87 to 88; beyond them it is that of the bound (Cody and Waite, 1980).
+inline Vector exponential(Vector x) {
+    const Vector least = Vector{} - 87.0f, most = Vector{} + 88.0f, shift = Vector{} + 12582912.0f;  // 1.5 · 2^23 rounds
+    x = x > most ? most : x < least ? least : x;
+    const Vector whole = (x * 1.44269504f + shift) - shift, rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Vector found = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    for (const float term : {8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) found = found * rest + term;
+    found = found * rest * rest + rest + 1.0f;
+    const Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
+    return found * reinterpret_cast<const Vector&>(power);
+}
+
+// As `network.Network`, of one list.
+class Network {
+  public:
+    Network(const Scaling& scaling, const std::vector<std::pair<Array<float>, Array<float>>>& layers) : scaling_(scaling) {
+        size_t in = 3 * scaling.size();
+        for (const auto& [weights, bias] : layers) {
+            if (weights.ndim() != 2 || size_t(weights.shape(0)) != in) throw py::value_error("layers do not fit each other");
+            const size_t out = weights.shape(1), padded = (out + LANES - 1) / LANES * LANES;
+            sized(bias, out, "bias");
+            Layer& layer = layers_.emplace_back(Layer{in, out, padded, {}, {}});
+            layer.weights.assign(in * padded, 0.0f), layer.bias.assign(padded, 0.0f);
+            for (size_t at = 0; at < in; at++)
+                std::copy_n(weights.data() + at * out, out, layer.weights.begin() + at * padded);
+            std::copy_n(bias.data(), out, layer.bias.begin());
+            in = out;
+        }
+        if (layers.empty() || in != 1) throw py::value_error("a network gives one score");
+    }
+
+    // Of items with features [m, more], of which it sees some columns: [m].
+    py::array_t<float> scores(const Array<float>& features, const std::vector<size_t>& columns) const {
+        if (features.ndim() != 2 || columns.size() != scaling_.size()) throw py::value_error("features are not the network's");
+        for (const size_t at : columns)
+            if (at >= size_t(features.shape(1))) throw py::value_error("a column that is not there");
+        const size_t items = features.shape(0), width = 3 * scaling_.size();
+        std::vector<float> rows(items * width), after;
+        scaling_.fill(features, columns, rows.data());
+        size_t stride = width;
+        for (size_t at = 0; at < layers_.size(); at++) {
+            after.resize(items * layers_[at].padded);
+            layers_[at].apply(rows.data(), items, stride, after.data());
+            if (at + 1 < layers_.size()) gelu(after);
+            rows.swap(after);
+            stride = layers_[at].padded;
+        }
+        py::array_t<float> found(items);
+        for (size_t item = 0; item < items; item++) found.mutable_data()[item] = rows[item * stride];
+        return found;
+    }
+
+  private:
+    static constexpr size_t LANES = 8;
+    struct Layer {
+        size_t in, out, padded;
+        std::vector<float> weights, bias;  // [in, padded], [padded]
+
+        // Of rows [n, in], which lie `stride` apart: [n, padded].
+        void apply(const float* rows, size_t count, size_t stride, float* found) const {
+            size_t at = 0;
+            for (; at + 4 <= count; at += 4) some<4>(rows + at * stride, stride, found + at * padded);
+            for (; at < count; at++) some<1>(rows + at * stride, stride, found + at * padded);
+        }
+        template <size_t ROWS> void some(const float* rows, size_t stride, float* found) const {
+            size_t from = 0;
+            for (; from + 2 * LANES <= padded; from += 2 * LANES) part<ROWS, 2>(rows, stride, from, found);
+            for (; from < padded; from += LANES) part<ROWS, 1>(rows, stride, from, found);
+        }
+        // So many rows and lanes at once as there are registers for: a weight is loaded once for all of the rows.
+        template <size_t ROWS, size_t N> void part(const float* rows, size_t stride, size_t from, float* found) const {
+            Vector sums[ROWS][N];
+            for (auto& row : sums)
+                for (size_t n = 0; n < N; n++) row[n] = load(&bias[from + n * LANES]);
+            for (size_t at = 0; at < in; at++) {
+                Vector numbers[N];
+                for (size_t n = 0; n < N; n++) numbers[n] = load(&weights[at * padded + from + n * LANES]);
+                for (size_t row = 0; row < ROWS; row++)
+                    for (size_t n = 0; n < N; n++) sums[row][n] += numbers[n] * rows[row * stride + at];
+            }
+            for (size_t row = 0; row < ROWS; row++)
+                for (size_t n = 0; n < N; n++)
+                    reinterpret_cast<Vector&>(found[row * padded + from + n * LANES]) = sums[row][n];
+        }
+    };
+    // x / (1 + e^(−2 √(2/π) (x + 0.044715 x³))), which is 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))).
+    static void gelu(std::vector<float>& rows) {
+        for (size_t at = 0; at < rows.size(); at += LANES) {
+            Vector& x = reinterpret_cast<Vector&>(rows[at]);
+            x = x / (1.0f + exponential(x * (x * x * 0.044715f + 1.0f) * -1.5957691216f));
+        }
+    }
+
+    Scaling scaling_;
+    std::vector<Layer> layers_;
+};
+
 }  // namespace
 
+PRODUCTS_END
+
 PYBIND11_MODULE(_native, module) {
+    if (!CAN_MULTIPLY) throw py::import_error("this processor lacks AVX2, FMA or F16C");
     module.doc() = "The second stage's features and inputs, as index.ranking.features and index.ranking.network.";
     module.attr("NAMES") = py::tuple(py::cast(NAMES));
     module.def("features", &features);
+    module.def("live_features", &live_features);
+    module.def("part", &part);
     py::class_<Scaling>(module, "Scaling")
         .def(py::init<const Array<float>&, const Array<double>&, const Array<int64_t>&>())
         .def("inputs", &Scaling::inputs);
+    py::class_<Network>(module, "Network")
+        .def(py::init<const Scaling&, const std::vector<std::pair<Array<float>, Array<float>>>&>())
+        .def("scores", &Network::scores);
 }

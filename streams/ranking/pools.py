@@ -49,7 +49,7 @@ class PoolRecorder:
         self._found: tuple[Labels, Floats, Scores, Scores] | None = None
 
     def part(
-        self, first: Scores, labels: Labels, vectors: Vector, asker: Asker, negative: Scores | None = None
+        self, first: Scores, labels: Labels, vectors: Vector | None, asker: Asker, negative: Scores | None = None
     ) -> Scores:
         """Notes what there is to order, and adds nothing."""
         taken_off = None if negative is None else negative.astype(np.float32)

@@ -30,6 +30,8 @@ from index.query.second_stage import Asker, ListRanker, Scores, SecondStage
 from index.ranking.features import event_classes
 from index.state.memory_store import MemoryStore
 from index.state.records import Vector
+from index.state.stored_user import StoredUser
+from index.state.user_columns import encode_state
 from streams.events import DEFAULT_KINDS
 from tests.bench.report import Row, result, show
 from tests.bench.synthetic import BUCKET_MS, MODEL, PARTITIONS, Synthetic, Writer
@@ -63,7 +65,7 @@ class Timed:
         self.candidates: list[int] = []
 
     def part(
-        self, first: Scores, labels: Labels, vectors: Vector, asker: Asker, negative: Scores | None = None
+        self, first: Scores, labels: Labels, vectors: Vector | None, asker: Asker, negative: Scores | None = None
     ) -> Scores | None:
         """As of the ranker."""
         if self._silent:
@@ -92,8 +94,8 @@ async def measure(world: Synthetic, count: int) -> list[Row]:
     stage = SecondStage(catalogue, popularity, event_classes(_WEIGHTS, [kind.remembered for kind in DEFAULT_KINDS]))
     ranker = ListRanker(stage, random_scorer("position"), "r-00000000")
     timed, pooled = Timed(ranker), Timed(ranker, silent=True)
-    states = [world.state(number, now_ms) for number in range(world.users)]
-    users = [UserView.of(v, s, _WEIGHTS) for v, s in zip(world.user_vectors(world.users), states, strict=True)]
+    states = [StoredUser(encode_state(world.state(number, now_ms))) for number in range(world.users)]
+    users = [UserView.of_stored(v, s, _WEIGHTS) for v, s in zip(world.user_vectors(world.users), states, strict=True)]
     query, nowhere = Query(count), ContextView()
 
     def list_by(order: ListRanker | Timed | None) -> Callable[[UserView], object]:

@@ -136,9 +136,7 @@ def test_counts_by_kind_reach_the_ranker(shop: Catalogue) -> None:
 
 
 def test_a_ranker_that_says_nothing_leaves_the_order_to_the_first_stage(shop: Catalogue) -> None:
-    broken = by("price")
-    broken.network.layers[0][0][:] = np.inf
-    constant = by("price", 0.0)
+    broken, constant = by("price", np.inf), by("price", 0.0)
     first = recommend(Query(10), view(), shop, ContextView(), NOBODY, NOW_MS)
     for ranker in (broken, constant):
         found = recommend(Query(10), view(), shop, ContextView(), NOBODY, NOW_MS, ranker=on(shop, ranker))
@@ -152,8 +150,7 @@ def test_where_a_ranker_says_nothing_the_first_stage_searches_as_deep_as_it_need
     large.apply([ItemRecord(f"i{n:04d}", n + 1, {}, None, (), "e", None, None, vectors[n]) for n in range(size)])
     far = [1 - float(vector @ unit([1, 0.6, 0.1, 0])) for vector in vectors]  # what is popular is not what is near
     popularity = counted({f"i{n:04d}": 1 + int(200 * far[n]) for n in range(size)})
-    broken, weights = by("price"), Weights(popularity=1.0)
-    broken.network.layers[0][0][:] = np.inf
+    broken, weights = by("price", np.inf), Weights(popularity=1.0)
     found = recommend(
         Query(20), view(), large, ContextView(), popularity, NOW_MS, weights, on(large, broken, popularity)
     )

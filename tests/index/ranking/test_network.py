@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +106,9 @@ def test_other_numbers_or_words_have_another_version() -> None:
 
 def test_a_score_that_is_no_number_gives_none() -> None:
     made = scorer_of(ranker())
-    made.network.layers[0][0][:] = np.inf
-    assert made.scores(np.ones((2, len(FEATURES)), np.float32)) is None
+    (weights, bias), *others = made.network.layers
+    endless = Network(made.network.scaling, [(np.full_like(weights, np.inf), bias), *others])
+    assert replace(made, network=endless).scores(np.ones((2, len(FEATURES)), np.float32)) is None
 
 
 ONE = {"features": list(FEATURES[:3]), "better": True}
