@@ -287,8 +287,9 @@ class Catalogue:
 
     def fact_columns(self) -> tuple[NDArray[Any], ...]:
         """What `facts` is made from, by label, and by code of a subclass `ItemColumns.usual`; to be read only."""
-        columns = self._columns
-        return columns.brand, columns.subclass, columns.category, columns.price, columns.usual
+        with self._lock:
+            columns = self._columns
+            return columns.brand, columns.subclass, columns.category, columns.price, columns.usual
 
     def events_of(self, stored: bytes) -> tuple[Labels, NDArray[np.uint8], NDArray[np.int64]]:
         """`places`, kinds and times [n] of the events of a user's stored state; only where there are `names`."""

@@ -494,16 +494,21 @@ py::object live_features(
     if ((users && (users->ndim() != 2 || users->shape(0) != 2 || size_t(users->shape(1)) != dim)) ||
         (delta && (delta->ndim() != 1 || size_t(delta->size()) != dim)))
         throw py::value_error("users are not as wide as vectors");
-    const auto within = [size](const Array<int64_t>& of, int64_t least) {
-        for (py::ssize_t at = 0; at < of.size(); at++)
-            if (of.data()[at] < least || of.data()[at] >= int64_t(size)) throw py::value_error("a label beyond the vectors");
-    };
-    within(labels, 0), within(history_labels, -1);
-    for (size_t item = 0; item < count; item++) __builtin_prefetch(numbers.data() + labels.data()[item]);
-    const History history(history_labels, classes, ts_ms, now_ms, session_gap_ms);
+    Array<int64_t> events_of(history_labels.size());
+    for (py::ssize_t at = 0; at < history_labels.size(); at++) {  // an item that came this moment has no row yet
+        const int64_t label = history_labels.data()[at];
+        if (label < -1) throw py::value_error("labels begin at 0, and -1 is none");
+        events_of.mutable_data()[at] = label < int64_t(size) ? label : -1;
+    }
+    for (size_t item = 0; item < count; item++) {
+        const int64_t label = labels.data()[item];
+        if (label < 0 || label >= int64_t(size)) throw py::value_error("a label beyond the vectors");
+        __builtin_prefetch(numbers.data() + label);
+    }
+    const History history(events_of, classes, ts_ms, now_ms, session_gap_ms);
     const Catalogue catalogue(columns);
     const auto items = catalogue.facts(labels.data(), count);
-    const auto events = catalogue.facts(history_labels.data(), history.size());
+    const auto events = catalogue.facts(events_of.data(), history.size());
     if (!items || !events) return py::none();
 
     std::vector<Optional> amounts(5);

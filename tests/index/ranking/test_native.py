@@ -194,7 +194,6 @@ NOT_LIVE: list[tuple[str, Any]] = [
     ("by_class", [[], []]),
     ("shown", np.zeros(4, np.float32)),
     ("history_labels", np.array([-2, 3])),
-    ("history_labels", np.array([1, 4])),
     ("classes", np.zeros(3, np.uint8)),
     ("ts_ms", np.zeros(1, np.int64)),
     ("priors", (1.0,)),
@@ -208,6 +207,15 @@ def test_columns_that_do_not_belong_together_are_refused(name: str, value: Any) 
     assert native.COMPILED.live_features(*LIVE.values()).shape == (3, len(FEATURES))
     with pytest.raises(ValueError):
         native.COMPILED.live_features(*(LIVE | {name: value}).values())
+
+
+@COMPILED
+def test_an_event_on_an_item_that_has_no_row_yet_is_one_on_no_item() -> None:
+    assert native.COMPILED is not None
+    found, expected = (
+        native.COMPILED.live_features(*(LIVE | {"history_labels": np.array([1, label])}).values()) for label in (4, -1)
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 @COMPILED
