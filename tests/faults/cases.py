@@ -104,7 +104,7 @@ _RECREATED = Case(
 )
 _TWO = Case("two-workers", two_workers, drag_s=12.0, max_lag=None)
 _ZOMBIE = Case("zombie", zombie, drag_s=8.0, max_lag=None)
-_RESENDS = Case("resends", replaced, drag_s=8.0, mix=Mix(resends=0.4))
+_RESENDS = Case("resends", replaced, drag_s=4.0, mix=Mix(resends=0.4))
 CASES = (
     killed_times(3),
     _TWO,
@@ -133,7 +133,7 @@ CASES = (
     Case("one-producer", lambda stage: killed(stage, 1), drag_s=3.0, mix=Mix(burst=10_000)),
     Case("api-killed", killed_while_saving, share=0.5, mix=_MANY_ITEMS, snapshot_ms=20.0),
     Case("disk-full", disk_full, drag_s=4.0, max_lag=_SHORT_LAG, mix=_MANY_ITEMS, snapshot_ms=50.0, disk_kb=8192),
-    Case("encoded", two_workers, drag_s=12.0, max_lag=None, mix=Mix(steady=True), encode=True, patience_s=150.0),
+    Case("encoded", two_workers, drag_s=12.0, max_lag=None, mix=Mix(steady=True), encode=True),
 )
 ATTRIBUTED = tuple(
     replace(case, name=f"joined-{case.name}", attribution=True, records=with_results)

@@ -249,6 +249,14 @@ class Stage:
         before = self.live.progress()
         self.recoveries_s.append(self.wait(lambda: self.live.progress() > before or self.settled(), "a first write"))
 
+    def hold_back(self, shares: int, of: int) -> None:
+        """Keeps so many shares of the records from being sent until they are released, so that there is work later."""
+        self.traffic.limit = len(self.records) * (of - shares) // of
+
+    def release(self, share: int) -> None:
+        """Lets one of so many shares of the records be sent beside what is."""
+        self.traffic.limit = min(len(self.records), self.traffic.limit + -(-len(self.records) // share))
+
     def must_have_work(self) -> None:
         """Raises AssertionError when all is applied: a fault would show nothing."""
         assert not self.settled(), "nothing was left to apply: the fault missed"

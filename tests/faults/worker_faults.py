@@ -33,6 +33,7 @@ def killed(stage: Stage, kills: int) -> None:
 
 def two_workers(stage: Stage) -> None:
     """A second worker joins under a backlog, the first leaves by SIGTERM, a third joins, the second is SIGKILLed."""
+    stage.hold_back(2, of=5)
     first = stage.start()
     stage.wait_applied(len(stage.records) // 20)
     second = stage.start()
@@ -51,11 +52,13 @@ def _wait_for_all(stage: Stage, worker: Worker) -> float:
 
 
 def _wait_for_both(stage: Stage, old: Worker, new: Worker) -> None:
-    """Waits until both apply records."""
+    """Waits until both apply records, of which some are kept until both can: a process may start slowly."""
 
     def applying() -> bool:
         return all(worker.tags and worker.count("applied") for worker in (old, new))
 
+    stage.wait(lambda: bool(old.tags and new.tags), "both workers hold tags")
+    stage.release(5)
     stage.wait(applying, "both workers apply records")
     stage.must_have_work()
     moment(stage, 0.2)
@@ -90,9 +93,11 @@ def _must_be_refused(stage: Stage, woken: Worker) -> None:
 
 def replaced(stage: Stage) -> None:
     """Nothing breaks but the producers; the worker is replaced in peace, three times with work in hand."""
+    stage.hold_back(3, of=5)
     worker = stage.start()
     for _ in range(3):
         stage.wait_applied(len(stage.records) // 5)
+        stage.release(5)
         stage.must_have_work()
         worker.terminate()
         worker = stage.start()
