@@ -749,7 +749,7 @@ class List {
         if (!context_.empty()) found += context_[at];
         found += popularity_[at];
         if (!promotion_.empty()) found += promotion_[at];
-        if (!ranker_.empty()) found += ranker_[at * slots_ + slot];
+        if (!ranker_.empty()) found = static_cast<float>(found + ranker_[at * slots_ + slot]);  // as `pool.compared`
         return std::isnan(found) ? LOWEST : found;
     }
 

@@ -34,6 +34,15 @@ def products(vectors: Vector, users: Vector) -> Amounts:
     return np.asarray(np.einsum("md,qd->mq", vectors, users), np.float64)
 
 
+def compared(scores: Amounts) -> Amounts:
+    """Scores of a ranker's order as they are compared.
+
+    In single precision, so that items which the ranker finds alike are ordered by their ids: its part takes
+    first-stage scores off again, which leaves their rounding.
+    """
+    return scores.astype(np.float32).astype(np.float64)
+
+
 class Pool:
     """All candidates of one query with the parts of their scores, for every slot."""
 
@@ -71,7 +80,7 @@ class Pool:
         for name, part in self._parts.items():
             if names is None or name in names:
                 found += part[:, min(slot, part.shape[1] - 1)]
-        return found
+        return compared(found) if names is None and "ranker" in self._parts else found
 
     def entries(self, chosen: Sequence[tuple[int, int]], slots: Sequence[ListKind]) -> list[Ranked]:
         """Candidates (place, slot) as entries of the list."""

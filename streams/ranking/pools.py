@@ -13,7 +13,7 @@ import numpy as np
 
 from index.items.search import Labels
 from index.query.plan import SearchPlan
-from index.query.pool import in_turns
+from index.query.pool import compared, in_turns
 from index.query.second_stage import Asker, GivenList, Scores, SecondStage, part_of
 from index.ranking.features import FEATURES, Floats
 from index.state.records import Vector
@@ -36,6 +36,7 @@ class ListPool:
         """Places of the first `count` of the list that is served with a ranker's scores [m]; None: without one."""
         part = None if scores is None else part_of(scores, self.first)
         total = (self.first if part is None else self.first + part) + self.beside[:, None]
+        total = total if part is None else compared(total)
         return [place for place, _ in in_turns(total, self.item_ids, count)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index.items import native
 from index.items.catalogue import Catalogue
 from index.query import recommend as recommending
 from index.query.popularity import Popularity
@@ -133,6 +134,19 @@ def test_counts_by_kind_reach_the_ranker(shop: Catalogue) -> None:
     ranker = on(shop, by("purchases"), popularity)
     found = recommend(Query(3), view(), shop, ContextView(), popularity, NOW_MS, ranker=ranker)
     assert found.items[0].item_id == "i50"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("slot", ["next", "general", "mixed"])
+def test_what_a_ranker_finds_alike_is_ordered_by_id(
+    shop: Catalogue, slot: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popularity = counted({"i50": 9}, {f"2{LOCATION_SEPARATOR}i50": 7})
+    if not compiled:
+        monkeypatch.setattr(native, "COMPILED", None)
+    ranker = on(shop, by("purchases"), popularity)
+    found = recommend(Query(12, slot), view(), shop, ContextView(), popularity, NOW_MS, ranker=ranker)
+    assert [entry.item_id for entry in found.items] == ["i50", *(f"i{number:02d}" for number in range(11))]
 
 
 def test_a_ranker_that_says_nothing_leaves_the_order_to_the_first_stage(shop: Catalogue) -> None:

@@ -80,8 +80,7 @@ def test_replay_and_offline_evaluation_order_alike(
     assert report.answers is not None and found["questions"] == report.answers["questions"] > 40
     for metric in ("hr@1", "hr@10", "ndcg@10"):
         ours, theirs = found["lists"]["two-stage"][metric], report.answers["lists"]["two-stage"][metric]
-        # Rounding orders what the rule finds alike: of 95 questions up to three have another first ten.
-        assert ours == pytest.approx(theirs, abs=4.5 / found["questions"]), metric
+        assert ours == pytest.approx(theirs, abs=2.5 / found["questions"]), metric
     assert found["lists"]["two-stage"] != found["lists"]["mixed"]
     for each in (found, report.answers):
         assert each["two_stage"].keys() == {orjson.loads((ranker / "ranker.json").read_bytes())["version"]}
