@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,15 +75,9 @@ def find(
         )
         if rows.graph is not None:
             one.placed(*rows.graph)
-        removed = dict(allowed.removed)
-        if not query.include_seen:
-            if user.stored is None:
-                removed["seen"] = one.leave_out(catalogue.labels_of(seen))
-            else:
-                removed["seen"] = one.see(catalogue.names, user.stored.data, now_ms - weights.purchase_ms)
-        if query.exclude:
-            removed["excluded"] = one.leave_out(catalogue.labels_of(query.exclude))
-        left = allowed.count - removed.get("seen", 0) - removed.get("excluded", 0)
+        left_out = _leave_out(one, query, user, catalogue, now_ms - weights.purchase_ms, seen)
+        removed = {**allowed.removed, **left_out}
+        left = allowed.count - sum(left_out.values())
         while True:
             walk = search.walk(targets, depth, left)
             if walk is None or not one.walk(depth, left, *walk):
@@ -102,6 +97,20 @@ def find(
         return None
     one.add(part)
     return Found(removed, one.retrieved(), named, one.choose(query.count, 0.0, True))
+
+
+def _leave_out(
+    one: Any, query: Query, user: UserView, catalogue: Catalogue, since_ms: int, seen: Iterable[str]
+) -> dict[str, int]:
+    """Takes out what was seen, purchases since a time, and what the query excludes; how many items each rule took."""
+    found: dict[str, int] = {}
+    if not query.include_seen and user.stored is None:
+        found["seen"] = one.leave_out(catalogue.labels_of(seen))
+    elif not query.include_seen and user.stored is not None:
+        found["seen"] = one.see(catalogue.names, user.stored.data, since_ms)
+    if query.exclude:
+        found["excluded"] = one.leave_out(catalogue.labels_of(query.exclude))
+    return found
 
 
 def _promoted(

@@ -26,7 +26,6 @@ from index.ranking.features import (
     UserEvidence,
     cosines,
 )
-from index.ranking.native import features_of, live_features
 from index.ranking.ranker import ListScorer
 from index.state.records import Vector
 from index.state.user_columns import UserState
@@ -107,7 +106,9 @@ class SecondStage:
             self._amounts(labels, asker.location),
             given.positions,
         )
-        return features_of(items, UserEvidence(history, self.catalogue.facts(history.labels), near), asker.now_ms)
+        return native.features_of(
+            items, UserEvidence(history, self.catalogue.facts(history.labels), near), asker.now_ms
+        )
 
     def _live(self, labels: Labels, asker: Asker, history: History, negative: Floats | None) -> Floats | None:
         """As `features`, by what is compiled; None where Python has to."""
@@ -120,7 +121,9 @@ class SecondStage:
             columns = self.catalogue.fact_columns()
             with self.catalogue.search.held() as rows:
                 of_user = asker.vectors, asker.delta, negative
-                found = live_features(labels, rows.halves, *of_user, columns, counts, shown, history, asker.now_ms)
+                found = native.live_features(
+                    labels, rows.halves, *of_user, columns, counts, shown, history, asker.now_ms
+                )
             if found is not None:
                 return found
             # Medians of prices and numbers of items are found when they are first asked for.

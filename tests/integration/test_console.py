@@ -145,7 +145,7 @@ def test_weather_changes_the_list_and_is_put_back(page: Page, live: Live) -> Non
     is_cold = any("cold_snap=true" in feature for feature in known)
     expect(page.locator("#visit-weather").get_by_text("cold_snap=true")).to_have_count(int(is_cold))
     live.until(
-        lambda: _of_the_record(live.recommend(user, location=place)["context"]) == pytest.approx(known, abs=0.01),
+        lambda: _of_the_record(live.recommend(user, location=place)["context"]) == pytest.approx(known, abs=0.001),
         5.0,
         "it is as it was",
     )
