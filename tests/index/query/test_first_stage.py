@@ -172,6 +172,10 @@ def assert_order(found: Recommendations, expected: Recommendations) -> None:
 @settings(max_examples=200, deadline=None)
 @given(kind=st.sampled_from([*WORLDS]), seed=st.integers(0, 1 << 30), heavy=st.booleans())
 def test_any_query_is_answered_as_in_python(kind: str, seed: int, heavy: bool) -> None:
+    assert_alike(kind, seed, heavy)
+
+
+def assert_alike(kind: str, seed: int, heavy: bool) -> None:
     found, expected = both(WORLDS[kind], seed, Weights(popularity=0.3) if heavy else Weights())
     assert_same(found, expected, exact=kind == "scan")
     assert_order(found, expected)
