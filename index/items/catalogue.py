@@ -118,7 +118,7 @@ class Catalogue:
         for at in range(0, self.size, _APPLY_RECORDS):
             with self._lock:
                 labels = [label for label in range(at, min(at + _APPLY_RECORDS, self.size)) if self._ids[label]]
-                items = [self._stored(label) for label in labels]
+                items = self._stored(labels)
             yield items
 
     def restore(self, items: Sequence[StoredItem]) -> None:
@@ -327,9 +327,13 @@ class Catalogue:
                     f"({self.dim},): read the vectors of this model version"
                 )
 
-    def _stored(self, label: int) -> StoredItem:
-        vector = np.array(self.search.vectors([label])[0]) if self._columns.vector[label] else None
-        return StoredItem(self._ids[label], int(self._columns.position[label]), self._bodies[label], vector)
+    def _stored(self, labels: Sequence[int]) -> list[StoredItem]:
+        has, positions = self._columns.vector[labels].tolist(), self._columns.position[labels].tolist()
+        vectors = iter(self.search.vectors([label for label, there in zip(labels, has, strict=True) if there]))
+        return [
+            StoredItem(self._ids[label], position, self._bodies[label], next(vectors) if there else None)
+            for label, position, there in zip(labels, positions, has, strict=True)
+        ]
 
     def _take(self, items: Sequence[StoredItem]) -> None:
         labels = [self._replace(item) for item in items]

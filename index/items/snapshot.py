@@ -11,12 +11,13 @@ import logging
 import mmap
 import os
 import struct
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -31,8 +32,16 @@ _DIGEST_BYTES = 32
 _READ_BYTES = 1 << 20
 _ABANDONED_S = 3600.0  # a file that was begun this long ago is not being written any more
 _OTHER_MODELS = 2  # whose snapshots are kept: a challenger, and the one to roll back to
+_SHARE = 0.1  # of a processor that saving beside answers takes: they cannot go on while Python code of its runs
+
+T = TypeVar("T")
+Pause = Callable[[float], object]
 
 log = logging.getLogger(__name__)
+
+
+def _no_pause(_: float) -> None:
+    """For what runs alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +54,12 @@ class SnapshotHeader:
     position: int
 
 
-def save_snapshot(path: Path, catalogue: Catalogue, follower: ItemFollower) -> int:
+def save_snapshot(path: Path, catalogue: Catalogue, follower: ItemFollower, pause: Pause = _no_pause) -> int:
     """Writes the catalogue with the follower's position; returns the number of items.
 
     May run in a thread beside the follower: items that change meanwhile are ahead of the noted position, which is
-    harmless, because following from there brings them again. After OSError nothing was replaced.
+    harmless, because following from there brings them again. `pause` is called between pieces of a millisecond or less
+    with the seconds that would leave this thread a tenth of a processor. After OSError nothing was replaced.
     """
     header = SnapshotHeader(catalogue.model, catalogue.dim, follower.generation, follower.position)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -60,7 +70,7 @@ def save_snapshot(path: Path, catalogue: Catalogue, follower: ItemFollower) -> i
             begin, count = _MAGIC + _framed(orjson.dumps(asdict(header))), 0
             digest = blake2b(begin, digest_size=_DIGEST_BYTES)
             file.write(begin)
-            for items in catalogue.stored():
+            for items in paced(catalogue.stored(), pause):
                 count += len(items)
                 frame = _framed(_packed(items))
                 file.write(frame)
@@ -120,16 +130,29 @@ async def keep_snapshots(
     A full disk is reported and tried again.
     """
     saved: tuple[str, int] | None = None
-    while True:
-        await asyncio.sleep(every_s)
-        at = follower.generation, follower.position
-        if at == saved or not follower.generation or not may_save():
-            continue  # nothing new, or nothing that a position stands for
-        try:
-            await asyncio.to_thread(save_snapshot, snapshot_path(folder, catalogue.model), catalogue, follower)
-            saved = at
-        except OSError as error:
-            log.warning("no snapshot of the items is kept: %s", error)
+    path, ended = snapshot_path(folder, catalogue.model), threading.Event()
+    try:
+        while True:
+            await asyncio.sleep(every_s)
+            at = follower.generation, follower.position
+            if at == saved or not follower.generation or not may_save():
+                continue  # nothing new, or nothing that a position stands for
+            try:
+                await asyncio.to_thread(save_snapshot, path, catalogue, follower, ended.wait)
+                saved = at
+            except OSError as error:
+                log.warning("no snapshot of the items is kept: %s", error)
+    finally:
+        ended.set()  # the process waits for the thread, which pauses no more
+
+
+def paced(pieces: Iterable[T], pause: Pause, spent_s: Callable[[], float] = time.thread_time) -> Iterator[T]:
+    """The pieces, and after each a pause of so many seconds as leave this thread its share of a processor."""
+    before_s = spent_s()
+    for piece in pieces:
+        yield piece
+        pause((spent_s() - before_s) * (1 / _SHARE - 1))
+        before_s = spent_s()
 
 
 def snapshot_path(folder: Path, model: str) -> Path:

@@ -17,9 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from index.items import snapshot
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
-from index.items.snapshot import keep_snapshots, restore_snapshot, save_snapshot, snapshot_path, start_from_snapshot
+from index.items.snapshot import (
+    keep_snapshots,
+    paced,
+    restore_snapshot,
+    save_snapshot,
+    snapshot_path,
+    start_from_snapshot,
+)
 from index.query.question import ContextView, Query, UserView
 from index.query.recommend import recommend
 from index.state.memory_store import MemoryStore
@@ -197,6 +205,32 @@ def test_snapshots_are_kept_while_items_change_and_a_disk_that_fails_is_tried_ag
         keeping.cancel()
 
     asyncio.run(scenario())
+
+
+def test_saving_beside_answers_leaves_them_the_processor() -> None:
+    clock, pauses = [0.0], list[float]()
+    done = list[int]()
+    for piece in paced(range(3), pauses.append, lambda: clock[0]):
+        clock[0] += 0.002 * (piece + 1)
+        done.append(piece)
+    assert done == [0, 1, 2]
+    assert pauses == pytest.approx([0.018, 0.036, 0.054])
+
+
+def test_a_process_that_ends_does_not_wait_for_the_pauses_of_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "_SHARE", 1e-6)  # all of its pauses would be hours
+
+    async def scenario() -> None:
+        catalogue = filled(2_000)
+        follower = follower_at(catalogue, "log", 42)
+        keeping = asyncio.create_task(keep_snapshots(tmp_path, catalogue, follower, 0.001, lambda: True))
+        await until(lambda: any(tmp_path.glob("*.part")))
+        keeping.cancel()
+
+    asyncio.run(scenario())  # which ends with its threads
+    assert restored(tmp_path) == sorted(filled(2_000).item_ids()) and not [*tmp_path.glob("*.part")]
 
 
 def restored(folder: Path) -> list[str]:
