@@ -1,6 +1,6 @@
 """`DecayedCounts` counts how popular items are as time goes by, overall and by place, halving with age.
 
-It serves those who go through events in order; the live counterpart is `index.query.popularity`.
+It serves those who go through events in order; the live counterpart is `index.query.counts.popularity`.
 """
 
 from __future__ import annotations

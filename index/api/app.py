@@ -51,9 +51,9 @@ from index.api.schemas.plain import plain_list_request, plain_request
 from index.api.schemas.shapes import OPEN_PROBLEMS
 from index.api.schemas.state import RootAnswer
 from index.api.settings import ApiSettings, KafkaSide
+from index.query.counts.popularity import Popularity
 from index.query.lists.together import Together
 from index.query.lists.trending import Trends
-from index.query.popularity import Popularity
 from index.query.shadow import ShadowRanking
 from index.state.store import LiveStore, StoreUnavailableError
 

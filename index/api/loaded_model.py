@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,11 @@ from index.api.settings import ApiSettings, KafkaSide
 from index.items.catalogue import Catalogue
 from index.items.follower import SHARE_BESIDE, ItemFollower
 from index.items.snapshot import keep_snapshots, start_from_snapshot
+from index.query.counts.popularity import Popularity
 from index.query.lists.together import Together
 from index.query.lists.trending import Trends
 from index.query.live_user import UserReader
 from index.query.model import ServedModel, load_model
-from index.query.popularity import Popularity
 from index.query.rules.scenario import KnownRules
 from index.query.served_ranker import ServedRanker
 from index.query.shadow import ShadowRanking
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package 
 _log = logging.getLogger("perseid.api")
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
 _LOG_ENDS_S = 1.0  # one request to Kafka each, and only while no worker confirms
+_POPULARITY_SHARE = 10  # reading the counts of a large shop takes longer: at most a tenth of the time or so
 _LATE = "this process has not seen item changes for too long"
 _STALE_INDEX_RETRY_S = 5  # Redis has been away for a minute; it will not be back at once
 
@@ -386,11 +388,12 @@ async def follow_log_ends(services: Services) -> None:
 
 async def follow_popularity(services: Services) -> None:
     """Keeps the popularity counts current, for ever. A store that is away keeps the last ones."""
-    liveness = services.liveness
+    liveness, every_s = services.liveness, services.settings.popularity_ms / 1000
     while True:
+        began = time.monotonic()
         if liveness.partitions is not None and liveness.bucket_ms is not None and liveness.reachable:
             try:
                 await services.popularity.refresh(liveness.partitions, liveness.bucket_ms, services.now_ms())
             except StoreUnavailableError as error:
                 _log.warning("popularity is not refreshed: %s", error)
-        await asyncio.sleep(services.settings.popularity_ms / 1000)
+        await asyncio.sleep(max(every_s, _POPULARITY_SHARE * (time.monotonic() - began)))

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from index.api.settings import ApiSettings
+from index.query.counts.popularity import Popularity
 from index.query.list_sample import ListSample, shared_parts
-from index.query.popularity import Popularity
 from index.query.second_stage import GivenList, ListRanker, SecondStage
 from index.query.served_ranker import ServedRanker, load_served_ranker, no_ranker
 from index.ranking.features import event_classes

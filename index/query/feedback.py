@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from index.items.columns import FieldValue
 from index.items.filters import LabelField
 from index.items.search import Labels
-from index.query.popularity import Amounts
+from index.query.counts.fields import Amounts
 from index.state.records import Vector
 from index.state.user_columns import UserState
 

@@ -17,8 +17,9 @@ from index.items import native
 from index.items.catalogue import Catalogue
 from index.items.masks import Allowed
 from index.items.search import ExactIndex, Labels
+from index.query.counts.fields import Amounts
+from index.query.counts.popularity import Popularity
 from index.query.plan import Group, boosts_of, first_depth, groups_of, is_deepest, next_depth, popular_depth
-from index.query.popularity import Amounts, Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.state.records import Vector
 

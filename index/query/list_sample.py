@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from index.items.search import Labels
+from index.query.counts.popularity import CountsRead
 from index.query.live_user import CONTEXT_PART, USER_PART, LiveUser
-from index.query.popularity import CountsRead
 from index.ranking.features import FEATURES, VERSION, Floats
 
 ITEMS_PART, POPULARITY_PART = "items", "popularity"

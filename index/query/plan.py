@@ -18,8 +18,9 @@ import numpy as np
 from index.items.catalogue import Catalogue
 from index.items.filters import LabelField, Mask
 from index.items.search import Labels
+from index.query.counts.fields import Amounts
+from index.query.counts.popularity import Popularity
 from index.query.feedback import NegativeFeedback
-from index.query.popularity import Amounts, Popularity
 from index.query.rules.arrangement import MOST_BOOSTED, MOST_PROMOTIONS, Arrangement
 from index.query.second_stage import Asker, ListOrder
 from index.state.records import Vector

@@ -12,8 +12,8 @@ import numpy as np
 
 from index.items.catalogue import Catalogue
 from index.items.search import Labels
+from index.query.counts.fields import Amounts
 from index.query.plan import ListKind
-from index.query.popularity import Amounts
 from index.state.records import Vector
 
 

@@ -17,10 +17,11 @@ from index.items.catalogue import Catalogue
 from index.items.filters import Mask, fitted
 from index.items.search import Labels
 from index.query import first_stage
+from index.query.counts.fields import Amounts
+from index.query.counts.popularity import Popularity
 from index.query.feedback import NegativeFeedback
 from index.query.plan import Candidates, Lead, ListKind, SearchPlan, boosts_of, first_depth, groups_of
 from index.query.pool import Pool, Ranked, in_turns, last, products
-from index.query.popularity import Amounts, Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.rules.arrange import arranged
 from index.query.rules.arrangement import Arrangement

@@ -12,9 +12,9 @@ import numpy as np
 
 from index.items.catalogue import Catalogue
 from index.items.search import Labels
+from index.query.counts.popularity import Popularity
 from index.query.model import RequestedList
 from index.query.plan import Candidates, SearchPlan
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.recommend import Recommendations, plan_searches, score
 from index.query.second_stage import ListOrder

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from index.items.catalogue import Catalogue
 from index.items.columns import ItemFacts
 from index.items.search import ExactIndex, Labels
-from index.query.popularity import Popularity
+from index.query.counts.popularity import Popularity
 from index.ranking import native
 from index.ranking.features import (
     Amounts,

@@ -14,9 +14,9 @@ from typing import Any
 from context.features import is_active
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
+from index.query.counts.popularity import Popularity
 from index.query.live_user import LiveUser, UserReader
 from index.query.model import ServedModel
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.recommend import answer_in_process, plan_searches, recommend, seen_items
 from index.query.second_stage import SecondStage

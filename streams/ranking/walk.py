@@ -19,10 +19,10 @@ from encoder.inference.incremental import IncrementalEncoder
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.items.search import Labels
+from index.query.counts.popularity import Popularity
 from index.query.feedback import NegativeFeedback, rated
 from index.query.live_user import profile_location
 from index.query.model import RequestedList
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.recommend import answer_in_process, plan_searches, seen_items
 from index.query.rerank import known_labels, plan_list, rank_list

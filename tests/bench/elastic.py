@@ -28,8 +28,8 @@ from index.items.catalogue import Catalogue
 from index.items.filters import Filter, parse_filter
 from index.items.follower import ItemFollower
 from index.items.search import ExactIndex
+from index.query.counts.popularity import Popularity
 from index.query.plan import SearchPlan
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView
 from index.query.recommend import Recommendations, answer_in_process, plan_searches
 from index.state.memory_store import MemoryStore

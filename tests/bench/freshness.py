@@ -35,9 +35,9 @@ from encoder.inference.incremental import IncrementalEncoder
 from encoder.model.artefact import load
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
+from index.query.counts.popularity import Popularity
 from index.query.live_user import LiveUser, UserReader
 from index.query.model import ServedModel, load_model
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView
 from index.query.recommend import recommend
 from index.state.keys import Keys

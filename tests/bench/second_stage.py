@@ -23,7 +23,7 @@ from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
 from index.items.hnsw import HnswIndex
 from index.items.search import Labels
-from index.query.popularity import Popularity
+from index.query.counts.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.recommend import recommend
 from index.query.second_stage import Asker, ListRanker, Scores, SecondStage

@@ -12,7 +12,7 @@ import pytest
 from context.features import ContextFeatures, Feature
 from context.offsets import ContextOffset
 from index.items.catalogue import Catalogue
-from index.query.popularity import Popularity
+from index.query.counts.popularity import Popularity
 from index.query.question import ContextView, Query, UserView
 from index.query.recommend import recommend
 from index.state.memory_store import MemoryStore

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from encoder.baselines.sequences import Sequences
+from index.query.counts.popularity import Popularity
 from index.query.lists.together import MOST_BASKET, Companions, together_scores
-from index.query.popularity import Popularity
 from index.state.keys import LOCATION_SEPARATOR, partition_of, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.pair_rows import PAIR_BUCKET_MS, PAIR_BUCKETS, PairRow

@@ -15,9 +15,9 @@ import orjson
 
 from index.items.catalogue import Catalogue
 from index.items.follower import ItemFollower
+from index.query.counts.popularity import Popularity
 from index.query.list_sample import ListSample, shared_parts
 from index.query.live_user import UserReader
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView
 from index.query.recommend import recommend
 from index.query.second_stage import ListRanker, SecondStage

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from context.units import DAY_MS
 from index.items.catalogue import Catalogue
 from index.items.search import Labels
-from index.query.showings import Showings
-from index.state.keys import LOCATION_SEPARATOR, partition_tag
+from index.query.counts.fields import Amounts, CountedFields, Counts, summed
+from index.query.counts.showings import Showings
+from index.state.keys import partition_tag
 from index.state.store import LiveStore
 
 HALF_LIFE_MS = 3.0 * DAY_MS
 
-Amounts = NDArray[np.float64]
-_Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
 _LOOKS = 3  # at a partition whose counts grow while they are read, until none has: each takes a millisecond or two
 _FIRST = 256  # items ordered at first
 _MOST_TOPS = 64  # kept as labels, of locations and lengths of lists
@@ -47,8 +46,8 @@ class _Look:
     """Of one partition the totals of its buckets, and the counts of those that grew."""
 
     totals: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    counts: dict[tuple[int, int], _Counts] = field(default_factory=dict)
-    by_kind: dict[tuple[int, int], Mapping[int, _Counts]] = field(default_factory=dict)
+    counts: dict[tuple[int, int], Counts] = field(default_factory=dict)
+    by_kind: dict[tuple[int, int], Counts] = field(default_factory=dict)
     positions: Mapping[str, int] | None = None
 
 
@@ -101,14 +100,10 @@ class Popularity:
         self._store, self._half_life_ms = store, half_life_ms
         self.showings = Showings(store, half_life_ms) if showings else None  # read as counts by kind are
         self._totals: dict[tuple[int, int], bytes] = {}  # (partition, bucket) → increments when it was read
-        self._counts: dict[tuple[int, int], _Counts] = {}
-        self._fields: dict[str, int] = {}  # "location \x1f item" → number of the field
+        self._counts: dict[tuple[int, int], Counts] = {}
         self._items: dict[str, int] = {}  # item → number of the item
         self._names: list[str] = []  # item by number
-        self._places: dict[str, list[tuple[int, int]]] = {}  # location → its (field, item) pairs
-        self._item_of: list[int] = []  # item by field
-        self._place_of: list[int] = []  # number of the location by field
-        self._place_numbers: dict[str, int] = {"": 0}
+        self._fields, self._kind_fields = CountedFields(self._item), CountedFields(self._item)
         self._counted: frozenset[str] = frozenset()  # locations where anything has weight now, in all processes alike
         self._by_field: Amounts = np.zeros(0)  # [fields] decayed weights
         self._weights: dict[str, Amounts] = {"": np.zeros(0)}  # location → [items], made when asked for
@@ -120,7 +115,7 @@ class Popularity:
         self.kinds = kinds  # whether counts by kind are read as well, from the next look on
         self._placed = placed  # whether `read` is to be known where counts by kind are read: one more look at what grew
         self.read: CountsRead | None = None  # where these counts come from, if that is one position of each partition
-        self._kind_counts: dict[tuple[int, int], Mapping[int, _Counts]] = {}  # by (partition, bucket), then by kind
+        self._kind_counts: dict[tuple[int, int], Counts] = {}
         self._by_kind: dict[int, Amounts] = {}  # kind → [items] decayed counts
 
     @property
@@ -164,9 +159,11 @@ class Popularity:
             if not changed:
                 return look
             for where in sorted(grown):
-                look.counts[where] = self._numbered(await self._store.read_all(keys.popularity(tag, where[1])))
+                found = await self._store.read_all(keys.popularity(tag, where[1]))
+                look.counts[where] = await self._fields.counted(found)
             for where in sorted(changed if kinds else ()):
-                look.by_kind[where] = self._numbered_by_kind(await self._store.read_all(keys.kinds(tag, where[1])))
+                found = await self._store.read_all(keys.kinds(tag, where[1]))
+                look.by_kind[where] = await self._kind_fields.counted(found)
         if placed:
             await self._settle(partition, look, sorted(changed))
         return look
@@ -179,8 +176,9 @@ class Popularity:
         found = await self._store.read_at(tag, [(keys.popularity_buckets(tag), None), *counts, *by_kind])
         before, (totals, *hashes) = look.totals, found.hashes
         look.totals = {(partition, int(bucket)): total for bucket, total in totals.items()}
-        look.counts.update(zip(growing, map(self._numbered, hashes[: len(counts)]), strict=True))
-        look.by_kind.update(zip(growing, map(self._numbered_by_kind, hashes[len(counts) :]), strict=True))
+        for where, of, of_kinds in zip(growing, hashes[: len(counts)], hashes[len(counts) :], strict=True):
+            look.counts[where] = await self._fields.counted(of)
+            look.by_kind[where] = await self._kind_fields.counted(of_kinds)
         settled = all(where in growing or before.get(where) == total for where, total in look.totals.items())
         look.positions = found.positions if settled else None
 
@@ -297,16 +295,16 @@ class Popularity:
             decay = 2.0 ** (-max(0, age) * bucket_ms / half_life_ms)
             if age >= _NEXT and decay >= _NEGLIGIBLE:
                 by_field[fields] += decay * counts
-        where, items = location if location in self._counted else "", np.array(self._item_of, np.int64)
-        found = np.zeros((2, len(self._weights[""])))
-        for counts, decayed in zip(found, (by_field, self._by_field), strict=True):
-            if not where:
-                np.add.at(counts, items[: len(decayed)], decayed)
-                continue
-            fields, places = np.array(self._places[where], np.int64).T
-            known = fields < len(decayed)
-            counts[places[known]] += decayed[fields[known]]
-        return found[0], found[1]
+        where = location if location in self._counted else ""
+        return self._by_item(by_field, where), self._by_item(self._by_field, where)
+
+    def _by_item(self, by_field: Amounts, where: str) -> Amounts:
+        """Sums of fields [fields] by item [items], of all or of those at a location; of those that are weighed now."""
+        items, size = self._fields.items[: len(by_field)], len(self._weights[""])
+        if not where:
+            return summed(items, by_field, size)
+        there = self._fields.at(where)[: len(by_field)]
+        return summed(items[there], by_field[there], size)
 
     def _highest(self, where: str) -> float:
         """The highest weight at a location that counts."""
@@ -334,27 +332,8 @@ class Popularity:
         where = location if location in self._counted else ""
         if where not in self._weights:
             overall = self._weights[""]
-            local = overall / max(1.0, float(overall.sum()))
-            fields, items = np.array(self._places[where], np.int64).T
-            known = fields < len(self._by_field)
-            local[items[known]] += self._by_field[fields[known]]
-            self._weights[where] = local
+            self._weights[where] = overall / max(1.0, float(overall.sum())) + self._by_item(self._by_field, where)
         return self._weights[where]
-
-    def _numbered(self, counts: Mapping[str, bytes]) -> _Counts:
-        numbers = [self._field(name) for name in counts]
-        return np.array(numbers, np.int64), np.array([int(count) for count in counts.values()], np.float64)
-
-    def _numbered_by_kind(self, counts: Mapping[str, bytes]) -> Mapping[int, _Counts]:
-        found: dict[int, tuple[list[int], list[int]]] = {}
-        for name, count in counts.items():
-            kind, _, item_id = name.partition(LOCATION_SEPARATOR)
-            items, amounts = found.setdefault(int(kind), ([], []))
-            items.append(self._item(item_id))
-            amounts.append(int(count))
-        return {
-            kind: (np.array(items, np.int64), np.array(amounts, np.float64)) for kind, (items, amounts) in found.items()
-        }
 
     def _item(self, item_id: str) -> int:
         item = self._items.setdefault(item_id, len(self._items))
@@ -362,33 +341,25 @@ class Popularity:
             self._names.append(item_id)
         return item
 
-    def _field(self, name: str) -> int:
-        number = self._fields.get(name)
-        if number is None:
-            location, _, item_id = name.partition(LOCATION_SEPARATOR)
-            item = self._item(item_id)
-            number = self._fields[name] = len(self._item_of)
-            self._item_of.append(item)
-            if location:
-                self._places.setdefault(location, []).append((number, item))
-            self._place_of.append(self._place_numbers.setdefault(location, len(self._place_numbers)))
-        return number
-
     def _decay(self, bucket_ms: int, now_ms: int) -> None:
-        by_field, by_kind = np.zeros(len(self._item_of)), dict[int, Amounts]()
+        by_field, by_kind = np.zeros(len(self._fields)), np.zeros(len(self._kind_fields))
         for where, (fields, counts) in self._counts.items():
             age = now_ms // bucket_ms - where[1] - 1
             decay = 2.0 ** (-max(0, age) * bucket_ms / self._half_life_ms)
             if age >= _NEXT and decay >= _NEGLIGIBLE:
                 by_field[fields] += decay * counts
-                for kind, (items, amounts) in self._kind_counts.get(where, {}).items():
-                    by_kind.setdefault(kind, np.zeros(len(self._names)))[items] += decay * amounts
-        names, weighty = list(self._place_numbers), np.array(self._place_of, np.int64)[by_field > 0]
-        self._counted = frozenset(names[number] for number in np.unique(weighty).tolist()) - {""}
-        overall: Amounts = np.zeros(len(self._names))
-        np.add.at(overall, np.array(self._item_of, np.int64), by_field)
-        self._by_field, self._by_kind, self._weights, self._tops = by_field, by_kind, {"": overall}, {}
-        self._most = {}
+                if where in self._kind_counts:
+                    fields, counts = self._kind_counts[where]
+                    by_kind[fields] += decay * counts
+        self._counted = frozenset(self._fields.places_of(by_field)) - {""}
+        size, items = len(self._names), self._kind_fields.items
+        overall = summed(self._fields.items, by_field, size)
+        self._by_field, self._weights, self._tops, self._most = by_field, {"": overall}, {}, {}
+        self._by_kind = {
+            int(kind): summed(items[of], by_kind[of], size)
+            for kind in self._kind_fields.places_of(by_kind)
+            for of in (self._kind_fields.at(kind),)
+        }
         self._version += 1
 
 

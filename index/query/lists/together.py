@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from index.query.popularity import Popularity
+from index.query.counts.popularity import Popularity
 from index.state.keys import partition_tag
 from index.state.pair_rows import PAIR_BUCKET_MS, PAIR_BUCKETS, PairRow
 from index.state.store import LiveStore

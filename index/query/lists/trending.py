@@ -11,7 +11,8 @@ import numpy as np
 from context.units import HOUR_MS
 from index.items.catalogue import Catalogue
 from index.items.filters import Mask
-from index.query.popularity import Amounts, Popularity
+from index.query.counts.fields import Amounts
+from index.query.counts.popularity import Popularity
 
 LATELY_MS = 6 * HOUR_MS  # half-life of what counts as now
 _SMOOTHING = 10.0  # events that an item is expected to have beside its own: a few clicks are no trend

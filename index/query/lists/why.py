@@ -16,9 +16,9 @@ from index.items.catalogue import Catalogue, Item
 from index.items.columns import ALWAYS_MS, NEVER_MS, ClassField
 from index.items.filters import fitted, mask, parse_filter
 from index.items.search import Labels
+from index.query.counts.fields import Amounts
 from index.query.plan import ListKind, SearchPlan
 from index.query.pool import Ranked, in_turns
-from index.query.popularity import Amounts
 from index.query.question import UserView, Weights
 from index.query.recommend import first_stage_pool
 from index.query.rules.arrangement import Arrangement

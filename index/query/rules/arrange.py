@@ -19,9 +19,9 @@ from index.items.catalogue import Catalogue
 from index.items.columns import ClassField
 from index.items.filters import Mask
 from index.items.search import Labels
+from index.query.counts.fields import Amounts
 from index.query.plan import Candidates, SearchPlan
 from index.query.pool import Pool, Ranked, products
-from index.query.popularity import Amounts
 from index.query.rules.arrangement import Arrangement
 from index.state.records import Vector
 

@@ -25,8 +25,8 @@ from encoder.training.holdout import LEAST_ASKED, NEGATIVE
 from encoder.training.loop import train
 from encoder.training.options import TrainOptions
 from index.items.catalogue import Catalogue
+from index.query.counts.popularity import Popularity
 from index.query.model import own_weights
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.recommend import recommend
 from index.query.second_stage import ListRanker, SecondStage

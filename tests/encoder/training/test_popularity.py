@@ -12,7 +12,7 @@ import pytest
 from encoder.training.popularity import HALF_LIFE_MS, DecayedCounts
 from index.query import popularity as live
 from index.state.memory_store import MemoryStore
-from tests.index.query.test_popularity import put
+from tests.index.query.counts.test_popularity import put
 
 DAY_MS = 86_400_000
 ITEMS, PLACES = 7, ("", "rome", "oslo")

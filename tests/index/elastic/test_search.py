@@ -22,8 +22,8 @@ from index.items.catalogue import Catalogue
 from index.items.filters import Mask, parse_filter
 from index.items.follower import ItemFollower
 from index.items.search import ExactIndex, Labels
+from index.query.counts.popularity import Popularity
 from index.query.plan import SearchPlan
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView
 from index.query.recommend import answer_in_process, plan_searches
 from index.query.second_stage import ListRanker, SecondStage

@@ -10,9 +10,9 @@ import pytest
 
 from context.units import DAY_MS
 from index.items.catalogue import Catalogue
+from index.query.counts.popularity import Popularity
 from index.query.feedback import rated
 from index.query.pool import Ranked
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.recommend import recommend
 from index.state.memory_store import MemoryStore

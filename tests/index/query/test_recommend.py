@@ -15,8 +15,8 @@ from context.units import DAY_MS
 from index.items.catalogue import Catalogue
 from index.items.filters import parse_filter
 from index.items.hnsw import HnswIndex
+from index.query.counts.popularity import Popularity
 from index.query.feedback import Rated, rated
-from index.query.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.recommend import recommend, seen_items
 from index.state.keys import LOCATION_SEPARATOR, partition_tag

@@ -12,7 +12,7 @@ import pytest
 from index.items import native
 from index.items.catalogue import Catalogue
 from index.query import recommend as recommending
-from index.query.popularity import Popularity
+from index.query.counts.popularity import Popularity
 from index.query.question import ContextView, Query, UserView, Weights
 from index.query.recommend import recommend
 from index.query.second_stage import ListRanker, SecondStage

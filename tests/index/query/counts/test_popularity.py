@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from index.items.catalogue import Catalogue
 from index.items.search import ExactIndex
-from index.query.popularity import CountsRead, Popularity
+from index.query.counts.popularity import CountsRead, Popularity
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord
@@ -186,7 +186,7 @@ def test_counts_by_kind_are_as_of_the_last_look_that_succeeded() -> None:
             await found.refresh(1, HOUR_MS, HOUR_MS)
         store.away = ""
         assert found.kind_counts([0], ["a", "b"]).tolist() == [[1, 1]]
-        assert found._kind_counts[0, 0][0][1].tolist() == [1]
+        assert found._kind_counts[0, 0][1].tolist() == [1]
         assert await found.refresh(1, HOUR_MS, HOUR_MS) == 2
         assert found.kind_counts([0], ["a", "b"]).tolist() == [[2, 2]]
         store._hashes[store.keys.popularity_buckets("p0")].pop("0")

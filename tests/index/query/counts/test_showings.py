@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from index.query.popularity import Popularity
-from index.query.showings import LOOK_MS, Showings
+from index.query.counts.popularity import Popularity
+from index.query.counts.showings import LOOK_MS, Showings
 from index.state.keys import showings_tag
 from index.state.store import StoreUnavailableError
-from tests.index.query.test_popularity import HOUR_MS, CountingStore
+from tests.index.query.counts.test_popularity import HOUR_MS, CountingStore
 
 Lists = Mapping[tuple[int, int], Mapping[str, int]]  # (partition, bucket) → item → thousandths
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.query.counts.popularity import Popularity
 from index.query.lists.together import KEPT_MS, Companions, Together, together_scores
-from index.query.popularity import Popularity
 from index.state.keys import partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.pair_rows import PAIR_BUCKET_MS, PairRow

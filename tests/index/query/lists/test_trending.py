@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from context.units import DAY_MS, HOUR_MS
 from index.items.catalogue import Catalogue
 from index.items.search import ExactIndex
+from index.query.counts.popularity import HALF_LIFE_MS, Popularity
 from index.query.lists.trending import LATELY_MS, Trends, rises
-from index.query.popularity import HALF_LIFE_MS, Popularity
 from index.state.keys import LOCATION_SEPARATOR, partition_tag
 from index.state.memory_store import MemoryStore
 from index.state.records import ItemRecord
