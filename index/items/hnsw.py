@@ -38,7 +38,9 @@ _SCANNED = 2  # times `exact_bytes` of allowed vectors are scanned at most
 _EF_SHARE = 1.5  # candidates kept while walking, per node wanted: the last of so many would be missed with fewer
 _CANARY_QUERIES = 32  # remembered to measure recall with
 _NONE: Labels = np.zeros(0, np.int64)
-_CANARY_S = 60.0  # a scan per remembered query a minute is less than a thousandth of one core
+_CANARY_S = 60.0  # between two measurements
+_CANARY_ROWS = 1024  # copied per lock and multiplied with all remembered queries, about a millisecond at d=256 …
+_CANARY_PAUSE_S = 0.01  # … and then a pause, so that a measurement takes a tenth of a processor
 
 
 class HnswIndex(ExactIndex):
@@ -66,6 +68,7 @@ class HnswIndex(ExactIndex):
         self._outside: Mask = np.zeros(0, np.bool_)  # [capacity] the delta: live labels without a node
         self.delta = 0  # how many these are
         self._changed: Mask | None = None  # [capacity] labels written since the build under way began
+        self._written: Mask | None = None  # [capacity] labels written since the measurement under way began
         self._recent: deque[Vector] = deque(maxlen=_CANARY_QUERIES)
         self._rebuild = False
         self.recall: float | None = None  # of the last canary
@@ -118,20 +121,50 @@ class HnswIndex(ExactIndex):
                 return
 
     def canary(self, k: int = 100) -> float | None:
-        """Measures recall@k on recent queries against a scan, and has the graph built anew where it is too low."""
-        queries = list(self._recent)
-        found = []
-        for query in queries:
+        """Measures recall@k on recent queries against a scan, and has the graph built anew where it is too low.
+
+        Searches wait for a copy of a few rows, or for one walk. What is written meanwhile is left out.
+        """
+        queries, found = list(self._recent), list[float]()
+        if self.graph is not None and queries:
             with self._lock:
-                live = self._live[: self._end]
-                walked = self._walk(self.graph, query[None], k, live, self._count) if self.graph else None
-                truth = self._scan(query[None], k, live, self._count)[0]
-            if walked is not None:
-                found.append(len(np.intersect1d(walked[0], truth)) / truth.shape[1])
+                self._written, end = np.zeros(len(self._live), np.bool_), self._end
+            nearest = self._nearest(np.stack(queries), k, end)
+            for query, labels in zip(queries, nearest, strict=True):
+                with self._lock:
+                    found += self._share_found(query, labels, k)
+                self._closed.wait(_CANARY_PAUSE_S)
+            with self._lock:
+                self._written = None
         self.recall = float(np.mean(found)) if found else None
         if self.recall is not None and self.recall < self._min_recall:
             self.rebuild()
         return self.recall
+
+    def _nearest(self, queries: Vector, k: int, end: int) -> Labels:
+        """Of rows below `end` the k nearest of each query [q, k], by a scan of a part after the other."""
+        labels, scores = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32)
+        for at in range(0, end, _CANARY_ROWS):
+            with self._lock:
+                rows = at + np.flatnonzero(self._live[at : min(at + _CANARY_ROWS, end)])
+                halves = self._halves[rows]
+            scores = np.concatenate((scores, queries @ halves.astype(np.float32).T), axis=1)
+            labels = np.concatenate((labels, np.broadcast_to(rows, (len(queries), len(rows)))), axis=1)
+            column, scores = best(scores, k)
+            labels = np.take_along_axis(labels, column, axis=1)
+            self._closed.wait(_CANARY_PAUSE_S)
+        return labels
+
+    def _share_found(self, query: Vector, nearest: Labels, k: int) -> list[float]:
+        """The share of the nearest that a walk finds; nothing where there is no walk to that many."""
+        usable = self._live[: self._end].copy()
+        if self._written is not None:
+            usable &= ~self._written[: self._end]
+        nearest = nearest[usable[nearest]]
+        walked = self._walk(self.graph, query[None], k, usable, int(usable.sum())) if self.graph else None
+        if walked is None or not len(nearest):
+            return []
+        return [len(np.intersect1d(walked[0][0, : len(nearest)], nearest)) / len(nearest)]
 
     def rebuild(self) -> None:
         """Asks the keeper to build the graph anew."""
@@ -227,6 +260,8 @@ class HnswIndex(ExactIndex):
         self._outside = fitted(self._outside, capacity)
         if self._changed is not None:
             self._changed = fitted(self._changed, capacity)
+        if self._written is not None:
+            self._written = fitted(self._written, capacity)
 
     def _forget(self, rows: Labels) -> None:
         """Takes rows out of the graph and the delta."""
@@ -235,6 +270,8 @@ class HnswIndex(ExactIndex):
         self._outside[rows] = False
         if self._changed is not None:
             self._changed[rows] = True
+        if self._written is not None:
+            self._written[rows] = True
 
     def _halves_of(self, rows: Labels) -> Halves:
         with self._lock:

@@ -237,6 +237,51 @@ def test_a_graph_that_finds_too_little_is_built_anew() -> None:
     agree(index, dict(enumerate(unit(100))), 5)
 
 
+class Meanwhile(threading.Event):
+    """Of an index; does something in the first pause of what it does in the background."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._acts, self.pauses = [act], 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses += 1
+        for act in self._acts[:1]:
+            self._acts.clear()
+            act()
+        return False
+
+
+@pytest.mark.parametrize("rows", [3000, 900])
+def test_recall_is_measured_in_parts_and_of_what_nobody_writes_meanwhile(rows: int) -> None:
+    index, vectors = HnswIndex(DIM, exact_bytes=0, background=False, ef=rows), unit(rows)
+    index.upsert(range(rows), vectors)
+    index.maintain()
+    query, new = unit(1, 7), unit(1, 7)[0]
+    before = index.search(query, 60)[0][0]
+
+    def change() -> None:
+        """The nearest are gone or are the farthest now, and what was far away or is new is the nearest."""
+        index.remove(before[:20])
+        index.upsert(before[20:40], np.tile(-new, (20, 1)))
+        index.upsert([*range(rows, rows + 40)], np.tile(new, (40, 1)))
+
+    index._closed = meanwhile = Meanwhile(change)
+    assert index.canary(k=60) == 1.0
+    assert meanwhile.pauses == -(-rows // 1024) + len(index._recent)
+    labels = index.search(query, 60)[0][0]
+    assert {*range(rows, rows + 40)} <= {*labels.tolist()} and not {*before[:40].tolist()} & {*labels.tolist()}
+
+
+def test_a_measurement_finds_what_a_graph_has_lost() -> None:
+    index = HnswIndex(DIM, exact_bytes=0, background=False, ef=2000)
+    index.upsert(range(2000), unit(2000))
+    index.maintain()
+    nearest = index.search(unit(1, 7), 40)[0][0]
+    index._node[nearest[:10]] = -1  # as if their nodes were dead
+    assert index.canary(k=40) == pytest.approx(0.75)
+
+
 def test_without_queries_or_graph_there_is_no_recall_to_report() -> None:
     assert HnswIndex(DIM, background=False).canary() is None
 
