@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from index.state.keys import LOCATION_SEPARATOR
 
 Amounts = NDArray[np.float64]
-Counts = tuple[NDArray[np.int64], Amounts]  # fields [m] of one bucket and their counts [m]
+Counts = tuple[NDArray[np.int64], Amounts]  # numbers [m] of fields, or of items, of one bucket and their counts [m]
 _PIECE = 2_000  # fields that are taken in at a time, a millisecond or less: queries are answered in between
 
 
@@ -48,11 +48,10 @@ class CountedFields:
 
     async def counted(self, counts: Mapping[str, bytes]) -> Counts:
         """Numbers and counts of fields as stored."""
-        names, values, numbers, found = [*counts], [*counts.values()], list[int](), list[int]()
-        for at in range(0, len(names), _PIECE):
-            numbers += map(self._number, names[at : at + _PIECE])
-            found += map(int, values[at : at + _PIECE])
-            await asyncio.sleep(0)
+        numbers, found = list[int](), list[int]()
+        async for part in in_pieces(counts):
+            numbers += [self._number(name) for name, _ in part]
+            found += [int(count) for _, count in part]
         return np.array(numbers, np.int64), np.array(found, np.float64)
 
     def _number(self, name: str) -> int:
@@ -63,6 +62,14 @@ class CountedFields:
             self._items.append(self._item(item_id))
             self._places.append(self._place_numbers.setdefault(place, len(self._place_numbers)))
         return number
+
+
+async def in_pieces(counts: Mapping[str, bytes]) -> AsyncIterator[Sequence[tuple[str, bytes]]]:
+    """Fields with their counts, some at a time."""
+    fields = [*counts.items()]
+    for at in range(0, len(fields), _PIECE):
+        yield fields[at : at + _PIECE]
+        await asyncio.sleep(0)
 
 
 def summed(items: NDArray[np.int64], amounts: Amounts, size: int) -> Amounts:

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from index.query.counts.fields import Counts, in_pieces
 from index.state.keys import showings_tag
 from index.state.store import LiveStore
 
 LOOK_MS = 60_000  # between two looks within a bucket, for lists that come late
-
-_Counts = tuple[NDArray[np.int64], NDArray[np.float64]]  # numbers of items [m] and their counts [m]
 
 
 class Showings:
@@ -25,7 +24,7 @@ class Showings:
     def __init__(self, store: LiveStore, half_life_ms: float) -> None:
         self._store, self._half_life_ms = store, half_life_ms
         self._totals: dict[tuple[int, int], bytes] = {}  # (partition, bucket) → lists when it was read
-        self._counts: dict[tuple[int, int], _Counts] = {}
+        self._counts: dict[tuple[int, int], Counts] = {}
         self._items: dict[str, int] = {}  # item → number of the item
         self._seen = np.zeros(0)  # [items]
         self._began, self._looked_ms = -1, -1  # bucket that had begun at the last look, and when that was
@@ -40,7 +39,7 @@ class Showings:
             lists = await self._store.read_all(keys.showing_buckets(showings_tag(partition)))
             present |= {(partition, int(bucket)): count for bucket, count in lists.items() if int(bucket) < began}
         read = {
-            where: self._numbered(await self._store.read_all(keys.showings(showings_tag(where[0]), where[1])))
+            where: await self._numbered(await self._store.read_all(keys.showings(showings_tag(where[0]), where[1])))
             for where, count in present.items()
             if self._totals.get(where) != count
         }
@@ -58,9 +57,12 @@ class Showings:
         found[known] = self._seen[numbers[known]]
         return found
 
-    def _numbered(self, counts: Mapping[str, bytes]) -> _Counts:
-        numbers = [self._items.setdefault(item_id, len(self._items)) for item_id in counts]
-        return np.array(numbers, np.int64), np.array([int(count) for count in counts.values()], np.float64) / 1000
+    async def _numbered(self, counts: Mapping[str, bytes]) -> Counts:
+        numbers, found = list[int](), list[int]()
+        async for part in in_pieces(counts):
+            numbers += [self._items.setdefault(item_id, len(self._items)) for item_id, _ in part]
+            found += [int(count) for _, count in part]
+        return np.array(numbers, np.int64), np.array(found, np.float64) / 1000
 
     def _decay(self, bucket_ms: int, began: int) -> None:
         seen = np.zeros(len(self._items))
