@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from encoder.training.popularity import HALF_LIFE_MS, DecayedCounts
-from index.query import popularity as live
+from index.query.counts import popularity as live
 from index.state.memory_store import MemoryStore
 from tests.index.query.counts.test_popularity import put
 
