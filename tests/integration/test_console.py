@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import orjson
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, Error, Locator, Page, ViewportSize, expect
 
 from context.features import CYCLES
 from deploy.console.pages import SCREENS
@@ -406,7 +406,28 @@ def test_a_rule_is_previewed_published_and_undone(page: Page, live: Live) -> Non
     visit(page, "/rules", scenario=scenario)
     expect(page.get_by_role("row").filter(has_text=scenario)).to_contain_text("pins")
     page.get_by_role("button", name="Remove").click()
+    expect(page.locator(".done")).to_contain_text("has no rule any more")
     live.until(lambda: first() is None, 10, "the rule is removed")
+
+
+# --- what a page asks for -----------------------------------------------------------------------------------------
+
+
+def test_what_a_page_asks_for_does_not_wait_for_the_test(page: Page) -> None:
+    visit(page, "/rules")
+    page.evaluate("() => { setTimeout(() => fetch('/rules?late').then((one) => one.text()), 200) }")
+    time.sleep(2)  # in no call of Playwright
+    assert page.evaluate("performance.getEntriesByType('resource').filter((one) => one.name.endsWith('?late')).length")
+
+
+def test_a_page_that_asks_elsewhere_is_found_out(browser: Browser, live: Live) -> None:
+    with_checks = opened(browser, live)
+    page = next(with_checks)
+    visit(page, "/rules")
+    with pytest.raises(Error):
+        page.goto("http://elsewhere.test/")
+    with pytest.raises(AssertionError, match=r"http://elsewhere\.test/'\]"):
+        next(with_checks)
 
 
 # --- every screen -------------------------------------------------------------------------------------------------
