@@ -42,7 +42,8 @@ if TYPE_CHECKING:  # loaded by `_open` where there is one: the client's package 
 _log = logging.getLogger("perseid.api")
 _NOT_READY_RETRY_S = 2  # loading takes a second for every some ten thousand items
 _LOG_ENDS_S = 1.0  # one request to Kafka each, and only while no worker confirms
-_POPULARITY_SHARE = 10  # reading the counts of a large shop takes longer: at most a tenth of the time or so
+_POPULARITY_SHARE = 10  # reading the counts of a large shop takes longer: at most a tenth of the time or so, …
+_POPULARITY_MOST_S = 60.0  # … and once a minute however slow it is
 _LATE = "this process has not seen item changes for too long"
 _STALE_INDEX_RETRY_S = 5  # Redis has been away for a minute; it will not be back at once
 
@@ -396,4 +397,4 @@ async def follow_popularity(services: Services) -> None:
                 await services.popularity.refresh(liveness.partitions, liveness.bucket_ms, services.now_ms())
             except StoreUnavailableError as error:
                 _log.warning("popularity is not refreshed: %s", error)
-        await asyncio.sleep(max(every_s, _POPULARITY_SHARE * (time.monotonic() - began)))
+        await asyncio.sleep(max(every_s, min(_POPULARITY_MOST_S, _POPULARITY_SHARE * (time.monotonic() - began))))

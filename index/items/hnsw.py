@@ -131,9 +131,10 @@ class HnswIndex(ExactIndex):
                 self._written, end = np.zeros(len(self._live), np.bool_), self._end
             nearest = self._nearest(np.stack(queries), k, end)
             for query, labels in zip(queries, nearest, strict=True):
+                if self._closed.wait(_CANARY_PAUSE_S):
+                    return self.recall
                 with self._lock:
                     found += self._share_found(query, labels, k)
-                self._closed.wait(_CANARY_PAUSE_S)
             with self._lock:
                 self._written = None
         self.recall = float(np.mean(found)) if found else None
@@ -142,7 +143,7 @@ class HnswIndex(ExactIndex):
         return self.recall
 
     def _nearest(self, queries: Vector, k: int, end: int) -> Labels:
-        """Of rows below `end` the k nearest of each query [q, k], by a scan of a part after the other."""
+        """Of rows below `end` the k nearest of each query [q, k], by a scan of a part after the other until closed."""
         labels, scores = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32)
         for at in range(0, end, _CANARY_ROWS):
             with self._lock:
@@ -152,7 +153,8 @@ class HnswIndex(ExactIndex):
             labels = np.concatenate((labels, np.broadcast_to(rows, (len(queries), len(rows)))), axis=1)
             column, scores = best(scores, k)
             labels = np.take_along_axis(labels, column, axis=1)
-            self._closed.wait(_CANARY_PAUSE_S)
+            if self._closed.wait(_CANARY_PAUSE_S):
+                break
         return labels
 
     def _share_found(self, query: Vector, nearest: Labels, k: int) -> list[float]:

@@ -249,7 +249,7 @@ class Meanwhile(threading.Event):
         for act in self._acts[:1]:
             self._acts.clear()
             act()
-        return False
+        return self.is_set()
 
 
 @pytest.mark.parametrize("rows", [3000, 900])
@@ -271,6 +271,16 @@ def test_recall_is_measured_in_parts_and_of_what_nobody_writes_meanwhile(rows: i
     assert meanwhile.pauses == -(-rows // 1024) + len(index._recent)
     labels = index.search(query, 60)[0][0]
     assert {*range(rows, rows + 40)} <= {*labels.tolist()} and not {*before[:40].tolist()} & {*labels.tolist()}
+
+
+def test_an_index_that_is_closed_ends_its_measurement() -> None:
+    index = HnswIndex(DIM, exact_bytes=0, background=False)
+    index.upsert(range(5000), unit(5000))
+    index.maintain()
+    index.search(unit(1), 5)
+    index._closed = closed = Meanwhile(lambda: index._closed.set())
+    assert index.canary() is None
+    assert closed.pauses <= 2 and not index._must_build()
 
 
 def test_a_measurement_finds_what_a_graph_has_lost() -> None:
